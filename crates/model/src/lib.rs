@@ -1,0 +1,91 @@
+//! What things are called: the compact, plain-data picture of Services, EndpointSlices and Nodes
+//! that every other crate shares.
+//!
+//! No I/O, no async, no Kubernetes types: [`Object`]s are made by a *source* (`sluice-kubeapi`) from
+//! whatever the apiserver or a file says, already validated, and consumed by `sluice-table`.
+
+mod frontend;
+mod ip;
+mod name;
+mod node;
+mod service;
+mod slice;
+
+use std::fmt;
+
+pub use frontend::{Family, Frontend, FrontendKind, Protocol};
+pub use ip::{InvalidIp, parse_cidr, parse_ip};
+pub use name::{ObjectName, ServicePortName};
+pub use node::Node;
+pub use service::{AffinityTimeout, Service, ServicePort, TrafficPolicy};
+pub use slice::{Endpoint, EndpointSlice, SlicePort};
+
+/// One object as a source hands it over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// A Service that a proxy has to serve.
+    Service(Service),
+    /// A slice of the endpoints of one Service.
+    EndpointSlice(EndpointSlice),
+    /// A node of the cluster; only the agent's own one matters.
+    Node(Node),
+}
+
+impl Object {
+    /// What identifies this object within its source.
+    pub fn reference(&self) -> ObjectRef {
+        match self {
+            Self::Service(service) => ObjectRef::Service(service.name.clone()),
+            Self::EndpointSlice(slice) => ObjectRef::EndpointSlice(slice.name.clone()),
+            Self::Node(node) => ObjectRef::Node(node.name.clone()),
+        }
+    }
+}
+
+impl From<Service> for Object {
+    fn from(service: Service) -> Self {
+        Self::Service(service)
+    }
+}
+
+impl From<EndpointSlice> for Object {
+    fn from(slice: EndpointSlice) -> Self {
+        Self::EndpointSlice(slice)
+    }
+}
+
+impl From<Node> for Object {
+    fn from(node: Node) -> Self {
+        Self::Node(node)
+    }
+}
+
+/// The identity of an [`Object`]: its kind and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ObjectRef {
+    /// A Service, by namespace and name.
+    Service(ObjectName),
+    /// An EndpointSlice, by namespace and name.
+    EndpointSlice(ObjectName),
+    /// A Node, by name.
+    Node(std::sync::Arc<str>),
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
+            Self::Node(name) => write!(f, "Node {name}"),
+        }
+    }
+}
+
+/// What a source tells the table, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The object exists and looks like this now.
+    Apply(Object),
+    /// The object is gone.
+    Delete(ObjectRef),
+}

@@ -1,0 +1,67 @@
+//! A Service, reduced to what decides who gets what connection.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::{ObjectName, Protocol};
+
+/// A Service that is to be proxied: it has at least one cluster IP (kube-proxy `ShouldSkipService`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// `metadata.creationTimestamp` in seconds since the Unix epoch; `i64::MAX` where it is absent,
+    /// so that an object without a birthday never takes an address from one that has it.
+    pub created: i64,
+    /// `spec.clusterIPs`, at most one per family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode` absent or `VIP`.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, valid ones only. `None`: no restriction (none given, or one
+    /// of them is a `/0`).
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// `spec.internalTrafficPolicy`: for cluster IPs.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`: for every other address.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP` with its timeout.
+    pub affinity: Option<AffinityTimeout>,
+    /// `spec.healthCheckNodePort`, for type LoadBalancer with policy Local only.
+    pub health_check_node_port: Option<u16>,
+    /// `spec.ports` with a protocol that Sluice carries.
+    pub ports: Vec<ServicePort>,
+    /// Annotations under `sluice.dev/`, without that prefix.
+    pub annotations: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// One port of a [`Service`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The name that joins it to ports of EndpointSlices; `""` is valid.
+    pub name: Arc<str>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port on cluster IPs, external IPs and load-balancer addresses.
+    pub port: u16,
+    /// The port on the node's own addresses; counts whenever it is set, whatever the Service's type.
+    pub node_port: Option<u16>,
+}
+
+/// `internalTrafficPolicy` / `externalTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TrafficPolicy {
+    /// Any endpoint of the cluster.
+    #[default]
+    Cluster,
+    /// Endpoints on this node only.
+    Local,
+}
+
+/// How long a client that is idle stays with its endpoint.
+pub type AffinityTimeout = Duration;

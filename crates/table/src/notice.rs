@@ -1,0 +1,44 @@
+//! What the table has to say to a person about objects that do not fit together.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use sluice_model::{Frontend, ServicePortName};
+
+/// A part of an object that has no effect, and why. Reported once, when it comes to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Notice {
+    /// Two Services name the same frontend.
+    Conflict {
+        /// The frontend.
+        frontend: Frontend,
+        /// The service port that it leads to.
+        holder: ServicePortName,
+        /// The service port that does not get it.
+        claimant: ServicePortName,
+    },
+    /// An endpoint is an address of its own Service.
+    Loop {
+        /// The service port.
+        port: ServicePortName,
+        /// The endpoint, which is left out.
+        endpoint: SocketAddr,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict { frontend, holder, claimant } => write!(
+                f,
+                "Service {claimant}: {frontend} belongs to the older Service {holder} and stays with it; \
+                 give one of them another address or port"
+            ),
+            Self::Loop { port, endpoint } => write!(
+                f,
+                "Service {port}: endpoint {endpoint} is an address of the Service itself and is left out; \
+                 connections to it would go round in circles"
+            ),
+        }
+    }
+}

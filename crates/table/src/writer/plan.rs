@@ -1,0 +1,142 @@
+//! From changed claims and verdicts to what the capture and the table have to do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use sluice_model::{Frontend, FrontendKind, ServicePortName};
+
+use super::{PortState, Writer};
+use crate::selection::Origin;
+use crate::{FrontendKey, Notice, Route, Verdict};
+
+/// A frontend as the capture is told about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrontendState {
+    /// The frontend.
+    pub frontend: Frontend,
+    /// Which field of the Service it comes from.
+    pub kind: FrontendKind,
+    /// The service port it leads to.
+    pub port: ServicePortName,
+    /// What happens to connections of this node's pods and processes.
+    pub inside: Verdict,
+    /// What happens to everybody else's.
+    pub outside: Verdict,
+}
+
+impl FrontendState {
+    /// Whether any client is relayed.
+    pub fn is_relayed(&self) -> bool {
+        self.inside == Verdict::Relay || self.outside == Verdict::Relay
+    }
+}
+
+/// One coalesced step of the table. See [`Writer`] for the order of things.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Frontends that no longer exist: to be withdrawn before the table forgets them.
+    pub withdraw: Vec<FrontendState>,
+    /// Frontends that are new or whose verdicts changed: to be offered once the table knows them.
+    pub offer: Vec<FrontendState>,
+    /// What there is to tell a person, each once.
+    pub notices: Vec<Notice>,
+    routes: Vec<(Frontend, Option<Route>)>,
+    retiring: Vec<PortState>,
+}
+
+impl Plan {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.withdraw.is_empty()
+            && self.offer.is_empty()
+            && self.notices.is_empty()
+            && self.routes.is_empty()
+            && self.retiring.is_empty()
+    }
+}
+
+impl Writer {
+    /// What has to be done about all changes since the last plan.
+    pub fn plan(&mut self) -> Plan {
+        let mut plan = Plan {
+            retiring: std::mem::take(&mut self.retiring),
+            notices: std::mem::take(&mut self.notices),
+            ..Plan::default()
+        };
+        let current = self.table.load();
+        for frontend in std::mem::take(&mut self.dirty) {
+            plan.notices.extend(self.new_conflicts(frontend));
+            let Some((port, kind)) = self.holder_of(&frontend) else {
+                plan.withdraw.extend(self.offered.remove(&frontend));
+                plan.routes.push((frontend, None));
+                continue;
+            };
+            let backends = port.backends();
+            let state = FrontendState {
+                frontend,
+                kind,
+                port: port.name().clone(),
+                inside: backends.verdict(kind, Origin::Node),
+                outside: backends.verdict(kind, Origin::Outside),
+            };
+            let is_current = current
+                .get(&FrontendKey::from(frontend))
+                .is_some_and(|route| Arc::ptr_eq(route.service_port(), &port) && route.kind() == kind);
+            if !is_current {
+                plan.routes.push((frontend, Some(Route::new(frontend, kind, port))));
+            }
+            if self.offered.get(&frontend) != Some(&state) {
+                self.offered.insert(frontend, state.clone());
+                plan.offer.push(state);
+            }
+        }
+        plan
+    }
+
+    /// Makes the plan's routes the table's. Readers see all of them or none.
+    pub fn publish(&mut self, plan: &mut Plan) {
+        if !plan.routes.is_empty() {
+            let mut map = (*self.table.load()).clone();
+            let mut replaced = Vec::new();
+            for (frontend, route) in plan.routes.drain(..) {
+                replaced.extend(match route {
+                    Some(route) => map.insert(frontend.into(), Arc::new(route)),
+                    None => map.remove(&FrontendKey::from(frontend)),
+                });
+            }
+            self.table.swap(map);
+            replaced.iter().for_each(|route| route.retire());
+        }
+        plan.retiring.drain(..).for_each(PortState::retire);
+    }
+
+    /// The service port that a frontend leads to.
+    fn holder_of(&self, frontend: &Frontend) -> Option<(Arc<crate::ServicePort>, FrontendKind)> {
+        let claim = self.claims.holder(frontend)?;
+        let port = self.services.get(&claim.port.service)?.port_of(frontend, claim)?;
+        Some((Arc::clone(port), claim.kind))
+    }
+
+    /// Conflicts about a frontend that were not reported before.
+    fn new_conflicts(&mut self, frontend: Frontend) -> Vec<Notice> {
+        let now: Vec<Notice> = match self.claims.holder(&frontend) {
+            None => Vec::new(),
+            Some(holder) => {
+                let losers: BTreeSet<_> = self.claims.losers(&frontend).map(|claim| &claim.port).collect();
+                let conflict = |claimant: &ServicePortName| Notice::Conflict {
+                    frontend,
+                    holder: holder.port.clone(),
+                    claimant: claimant.clone(),
+                };
+                losers.into_iter().map(conflict).collect()
+            }
+        };
+        let before = if now.is_empty() {
+            self.conflicts.remove(&frontend)
+        } else {
+            self.conflicts.insert(frontend, now.clone())
+        };
+        let before = before.unwrap_or_default();
+        now.into_iter().filter(|notice| !before.contains(notice)).collect()
+    }
+}

@@ -1,0 +1,300 @@
+use std::time::Instant;
+
+use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, TrafficPolicy};
+
+use super::*;
+use crate::{Client, FrontendKey, Origin, Reader, Reason, Verdict};
+
+fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
+    Service {
+        name: ObjectName::new("default", name),
+        created,
+        cluster_ips: vec![ip.into()],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        health_check_node_port: None,
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        annotations: Default::default(),
+    }
+}
+
+fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
+    EndpointSlice {
+        name: ObjectName::new("default", name),
+        service: ObjectName::new("default", service),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, number: 8080 }],
+        endpoints: endpoints.iter().map(|&n| Endpoint::ready([10, 0, 0, n].into())).collect(),
+    }
+}
+
+fn writer() -> Writer {
+    Writer::new(WriterConfig { node: "here".into(), node_port_addresses: NodePortAddresses::Primary })
+}
+
+/// Applies, plans and publishes; returns the plan's lists.
+fn step(writer: &mut Writer, changes: impl IntoIterator<Item = Change>) -> Plan {
+    changes.into_iter().for_each(|change| writer.apply(change));
+    let mut plan = writer.plan();
+    writer.publish(&mut plan);
+    plan
+}
+
+fn apply(object: impl Into<Object>) -> Change {
+    Change::Apply(object.into())
+}
+
+fn client() -> Client {
+    Client { ip: [10, 1, 0, 1].into(), origin: Origin::Outside }
+}
+
+fn key(ip: [u8; 4]) -> FrontendKey {
+    FrontendKey::new(ip.into(), 80, Protocol::Tcp)
+}
+
+/// The last octets of the endpoints that `times` connections go to; nothing if there is no route or
+/// no endpoint.
+fn picks(reader: &mut Reader, key: FrontendKey, times: usize) -> Vec<u8> {
+    let Some(route) = reader.lookup(key) else { return Vec::new() };
+    (0..times)
+        .filter_map(|_| route.select(client(), Instant::now()).ok()?.next(Instant::now()))
+        .map(|upstream| match upstream.address().ip() {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(_) => panic!("no IPv6 here"),
+        })
+        .collect()
+}
+
+const WEB: [u8; 4] = [10, 96, 0, 1];
+
+#[test]
+fn a_service_is_served_when_it_and_its_slice_are_known_in_either_order() {
+    let service = || apply(service("web", 1, WEB));
+    let slice = || apply(slice("web-a", "web", &[1, 2]));
+    for changes in [[service(), slice()], [slice(), service()]] {
+        let mut writer = writer();
+        let mut reader = writer.table().reader();
+        let plan = step(&mut writer, changes);
+        assert_eq!(plan.offer.len(), 1);
+        assert_eq!(plan.offer[0].outside, Verdict::Relay);
+        assert_eq!(picks(&mut reader, key(WEB), 5), [1, 2, 1, 2, 1]);
+    }
+}
+
+#[test]
+fn an_endpoint_change_is_live_before_any_plan_and_keeps_the_position() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1, 2, 3]))]);
+    assert_eq!(picks(&mut reader, key(WEB), 4), [1, 2, 3, 1]);
+    writer.apply(apply(slice("web-a", "web", &[1, 2, 3, 4])));
+    assert_eq!(picks(&mut reader, key(WEB), 4), [2, 3, 4, 1]);
+    writer.apply(apply(slice("web-a", "web", &[1, 4])));
+    assert_eq!(picks(&mut reader, key(WEB), 3), [4, 1, 4]);
+    let plan = writer.plan();
+    assert!(plan.is_empty(), "endpoint changes touch no frontend: {plan:?}");
+}
+
+#[test]
+fn no_endpoints_is_refused_and_local_policy_without_local_ones_is_dropped() {
+    let mut writer = writer();
+    let mut web = service("web", 1, WEB);
+    let plan = step(&mut writer, [apply(web.clone())]);
+    assert_eq!(plan.offer[0].outside, Verdict::Refuse(Reason::NoEndpoints));
+
+    let plan = step(&mut writer, [apply(slice("web-a", "web", &[1]))]);
+    assert_eq!(plan.offer[0].outside, Verdict::Relay);
+
+    web.internal_policy = TrafficPolicy::Local;
+    let plan = step(&mut writer, [apply(web)]);
+    assert_eq!(plan.offer[0].outside, Verdict::Drop(Reason::NoLocalEndpoints));
+
+    let plan =
+        step(&mut writer, [Change::Delete(ObjectRef::EndpointSlice(ObjectName::new("default", "web-a")))]);
+    assert_eq!(plan.offer[0].outside, Verdict::Refuse(Reason::NoEndpoints));
+}
+
+#[test]
+fn external_policy_local_short_circuits_inside_the_node() {
+    let mut writer = writer();
+    let mut web = service("web", 1, WEB);
+    web.external_ips = vec![[192, 168, 0, 1].into()];
+    web.external_policy = TrafficPolicy::Local;
+    let plan = step(&mut writer, [apply(web), apply(slice("web-a", "web", &[1]))]);
+    let external = plan.offer.iter().find(|state| state.kind == FrontendKind::ExternalIp).unwrap();
+    assert_eq!(external.inside, Verdict::Relay);
+    assert_eq!(external.outside, Verdict::Drop(Reason::NoLocalEndpoints));
+}
+
+#[test]
+fn a_deleted_service_is_withdrawn_and_its_flows_end() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1]))]);
+    let route = Arc::clone(reader.lookup(key(WEB)).unwrap());
+    let upstream = route.select(client(), Instant::now()).unwrap().next(Instant::now()).unwrap();
+
+    writer.apply(Change::Delete(ObjectRef::Service(ObjectName::new("default", "web"))));
+    let mut plan = writer.plan();
+    assert_eq!(plan.withdraw.len(), 1);
+    assert!(route.is_live() && upstream.is_serving(), "served until the capture has withdrawn it");
+    writer.publish(&mut plan);
+    assert!(!route.is_live() && !upstream.is_serving());
+    assert!(reader.lookup(key(WEB)).is_none());
+}
+
+#[test]
+fn everything_deleted_leaves_nothing() {
+    let mut writer = writer();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1]))]);
+    step(
+        &mut writer,
+        [
+            Change::Delete(ObjectRef::EndpointSlice(ObjectName::new("default", "web-a"))),
+            Change::Delete(ObjectRef::Service(ObjectName::new("default", "web"))),
+        ],
+    );
+    assert!(writer.services.is_empty() && writer.slice_owners.is_empty() && writer.offered.is_empty());
+    assert!(writer.conflicts.is_empty() && writer.table().routes().is_empty());
+}
+
+#[test]
+fn the_older_service_keeps_a_contested_address_and_the_other_inherits_it() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let plan = step(
+        &mut writer,
+        [
+            apply(service("young", 2, WEB)),
+            apply(slice("young-a", "young", &[2])),
+            apply(service("old", 1, WEB)),
+            apply(slice("old-a", "old", &[1])),
+        ],
+    );
+    assert_eq!(picks(&mut reader, key(WEB), 1), [1]);
+    let [Notice::Conflict { holder, claimant, .. }] = &plan.notices[..] else { panic!("{:?}", plan.notices) };
+    assert_eq!((&*holder.service.name, &*claimant.service.name), ("old", "young"));
+
+    let plan = step(&mut writer, [apply(slice("old-a", "old", &[]))]);
+    assert!(plan.notices.is_empty(), "said once: {:?}", plan.notices);
+
+    step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "old")))]);
+    assert_eq!(picks(&mut reader, key(WEB), 1), [2]);
+}
+
+#[test]
+fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let mut looping = slice("web-a", "web", &[1]);
+    looping.ports[0].number = 80;
+    looping.endpoints.push(Endpoint::ready(WEB.into()));
+    let plan = step(&mut writer, [apply(service("web", 1, WEB)), apply(looping)]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [1, 1]);
+    assert!(
+        matches!(&plan.notices[..], [Notice::Loop { endpoint, .. }] if endpoint.ip() == IpAddr::from(WEB))
+    );
+}
+
+#[test]
+fn a_slice_whose_label_changes_moves_to_the_other_service() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let other = [10, 96, 0, 2];
+    step(
+        &mut writer,
+        [apply(service("web", 1, WEB)), apply(service("api", 1, other)), apply(slice("s", "web", &[1]))],
+    );
+    step(&mut writer, [apply(slice("s", "api", &[1]))]);
+    assert_eq!(picks(&mut reader, key(WEB), 1), []);
+    assert_eq!(picks(&mut reader, key(other), 1), [1]);
+}
+
+#[test]
+fn node_ports_are_served_on_the_primary_address_of_the_node() {
+    let mut writer = writer();
+    let mut web = service("web", 1, WEB);
+    web.ports[0].node_port = Some(30080);
+    let node = Node {
+        name: "here".into(),
+        zone: None,
+        addresses: vec![[192, 168, 0, 7].into(), [192, 168, 0, 8].into()],
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    step(&mut writer, [apply(web)]);
+    let plan = step(&mut writer, [Change::Apply(Object::Node(node.clone()))]);
+    let offered: Vec<_> = plan.offer.iter().map(|state| state.frontend.to_string()).collect();
+    assert_eq!(offered, ["192.168.0.7:30080/TCP"]);
+    let elsewhere = Node { name: "there".into(), addresses: vec![[192, 168, 0, 9].into()], ..node };
+    assert!(step(&mut writer, [Change::Apply(Object::Node(elsewhere))]).is_empty());
+}
+
+#[test]
+fn a_zone_change_of_the_node_is_live() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let mut hinted = slice("web-a", "web", &[1, 2]);
+    hinted.endpoints[0].zone_hints = Box::from(["z1".into()]);
+    hinted.endpoints[1].zone_hints = Box::from(["z2".into()]);
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(hinted)]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [1, 2]);
+    let node = Node {
+        name: "here".into(),
+        zone: Some("z2".into()),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    step(&mut writer, [Change::Apply(Object::Node(node))]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [2, 2]);
+}
+
+#[test]
+fn failed_endpoints_are_named_once_and_their_load_spreads_evenly() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1, 2, 3]))]);
+    let route = reader.lookup(key(WEB)).unwrap();
+    let mut counts = [0; 4];
+    for _ in 0..300 {
+        let mut selection = route.select(client(), Instant::now()).unwrap();
+        let mut upstream = selection.next(Instant::now()).unwrap();
+        if upstream.address().ip() == IpAddr::from([10, 0, 0, 2]) {
+            selection.fail(&upstream, Instant::now());
+            upstream = selection.next(Instant::now()).unwrap();
+        }
+        let IpAddr::V4(ip) = upstream.address().ip() else { panic!() };
+        counts[usize::from(ip.octets()[3])] += 1;
+    }
+    assert_eq!(counts, [0, 150, 0, 150]);
+
+    let mut selection = route.select(client(), Instant::now()).unwrap();
+    while let Some(upstream) = selection.next(Instant::now()) {
+        selection.fail(&upstream, Instant::now());
+    }
+}
+
+#[test]
+fn turns_are_exactly_even_across_threads() {
+    let mut writer = writer();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1, 2, 3, 4, 5]))]);
+    let counts = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let mut reader = writer.table().reader();
+                scope.spawn(move || picks(&mut reader, key(WEB), 5_000))
+            })
+            .collect();
+        let mut counts = [0; 6];
+        for picked in workers.into_iter().flat_map(|worker| worker.join().unwrap()) {
+            counts[usize::from(picked)] += 1;
+        }
+        counts
+    });
+    assert_eq!(counts, [0, 4_000, 4_000, 4_000, 4_000, 4_000]);
+}
