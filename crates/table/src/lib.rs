@@ -21,6 +21,7 @@ pub mod slices;
 pub mod topology;
 
 mod key;
+mod lease;
 mod lookup;
 mod notice;
 mod rotation;
@@ -30,6 +31,7 @@ mod upstream;
 mod writer;
 
 pub use key::FrontendKey;
+pub use lease::Lease;
 pub use lookup::{Reader, Route, Table};
 pub use notice::Notice;
 pub use selection::{Client, Origin, Rejection, Selection};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::service_port::{Backends, ServicePort, SetName, Verdict};
-use crate::{EndpointSet, Upstream};
+use crate::{EndpointSet, Lease, Upstream};
 
 /// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,8 +85,9 @@ impl Selection {
         self.failed.push(Arc::clone(upstream));
     }
 
-    /// Notes that the connection is established (TCP) or the flow opened (UDP).
-    pub fn connected(&self, upstream: &Arc<Upstream>, _now: Instant) {
-        upstream.stats().connections.fetch_add(1, Ordering::Relaxed);
+    /// Notes that the connection is established (TCP) or the flow opened (UDP). The lease counts it
+    /// as active until it is dropped.
+    pub fn connected(&self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
+        Lease::new(upstream)
     }
 }
