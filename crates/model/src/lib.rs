@@ -9,6 +9,7 @@ mod ip;
 mod name;
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub use ip::{InvalidIp, parse_cidr, parse_ip};
 pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
 pub use service::{AffinityTimeout, Service, ServicePort, TrafficPolicy};
+pub use service_cidr::ServiceCidr;
 pub use slice::{Endpoint, EndpointSlice, SlicePort};
 
 /// One object as a source hands it over.
@@ -29,6 +31,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A node of the cluster; only the agent's own one matters.
     Node(Node),
+    /// Ranges that cluster IPs come from.
+    ServiceCidr(ServiceCidr),
 }
 
 impl Object {
@@ -38,6 +42,7 @@ impl Object {
             Self::Service(service) => ObjectRef::Service(service.name.clone()),
             Self::EndpointSlice(slice) => ObjectRef::EndpointSlice(slice.name.clone()),
             Self::Node(node) => ObjectRef::Node(node.name.clone()),
+            Self::ServiceCidr(cidr) => ObjectRef::ServiceCidr(cidr.name.clone()),
         }
     }
 }
@@ -60,6 +65,12 @@ impl From<Node> for Object {
     }
 }
 
+impl From<ServiceCidr> for Object {
+    fn from(cidr: ServiceCidr) -> Self {
+        Self::ServiceCidr(cidr)
+    }
+}
+
 /// The identity of an [`Object`]: its kind and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ObjectRef {
@@ -69,6 +80,8 @@ pub enum ObjectRef {
     EndpointSlice(ObjectName),
     /// A Node, by name.
     Node(std::sync::Arc<str>),
+    /// A ServiceCIDR, by name.
+    ServiceCidr(std::sync::Arc<str>),
 }
 
 impl fmt::Display for ObjectRef {
@@ -77,6 +90,7 @@ impl fmt::Display for ObjectRef {
             Self::Service(name) => write!(f, "Service {name}"),
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
             Self::Node(name) => write!(f, "Node {name}"),
+            Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
         }
     }
 }

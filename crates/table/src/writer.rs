@@ -8,6 +8,7 @@
 //!
 //! So a client never reaches a worker that has no route for it.
 
+mod config;
 mod plan;
 mod service_state;
 
@@ -17,30 +18,13 @@ use std::sync::Arc;
 
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
+pub use config::{NodePortAddresses, WriterConfig};
 pub use plan::{FrontendState, Plan};
 use service_state::{PortState, ServiceState};
 
 use crate::claims::Claims;
 use crate::topology::Locality;
 use crate::{Notice, Table};
-
-/// What the writer has to know besides the objects.
-#[derive(Debug, Clone)]
-pub struct WriterConfig {
-    /// Name of the node this runs on, as `nodeName` of endpoints and node hints spell it.
-    pub node: Arc<str>,
-    /// Where nodePorts are served.
-    pub node_port_addresses: NodePortAddresses,
-}
-
-/// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// On the primary address of each family of the Node object.
-    Primary,
-    /// On these addresses of the node.
-    Listed(Vec<IpAddr>),
-}
 
 /// Owns the objects; the only one who changes the [`Table`].
 #[derive(Debug)]
@@ -92,11 +76,11 @@ impl Writer {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
             Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
             Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(Some(node)),
-            Change::Apply(Object::Node(_)) => {}
+            Change::Apply(Object::Node(_) | Object::ServiceCidr(_)) => {}
             Change::Delete(ObjectRef::Service(name)) => self.delete_service(&name),
             Change::Delete(ObjectRef::EndpointSlice(name)) => self.delete_slice(&name),
             Change::Delete(ObjectRef::Node(name)) if name == self.config.node => self.set_node(None),
-            Change::Delete(ObjectRef::Node(_)) => {}
+            Change::Delete(ObjectRef::Node(_) | ObjectRef::ServiceCidr(_)) => {}
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
 use super::{PortState, Writer};
@@ -22,6 +23,9 @@ pub struct FrontendState {
     pub inside: Verdict,
     /// What happens to everybody else's.
     pub outside: Verdict,
+    /// The only sources whose connections get that far; all others are dropped in silence. `None`
+    /// for any source. (`loadBalancerSourceRanges`: load-balancer addresses only.)
+    pub allowed_sources: Option<Arc<[IpNet]>>,
 }
 
 impl FrontendState {
@@ -78,6 +82,7 @@ impl Writer {
                 port: port.name().clone(),
                 inside: backends.verdict(kind, Origin::Node),
                 outside: backends.verdict(kind, Origin::Outside),
+                allowed_sources: None,
             };
             let is_current = current
                 .get(&FrontendKey::from(frontend))

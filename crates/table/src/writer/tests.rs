@@ -33,7 +33,7 @@ fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
 }
 
 fn writer() -> Writer {
-    Writer::new(WriterConfig { node: "here".into(), node_port_addresses: NodePortAddresses::Primary })
+    Writer::new(WriterConfig::new("here"))
 }
 
 /// Applies, plans and publishes; returns the plan's lists.
