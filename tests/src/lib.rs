@@ -1,1 +1,113 @@
-//! Stub.
+//! What the end-to-end tests share: a proxy with Services on loopback addresses, and backends.
+//!
+//! Every test has a loopback address of its own, and ports that the kernel picks on it, so that tests
+//! run side by side.
+
+#![expect(clippy::expect_used, reason = "a test that cannot be set up has failed")]
+
+pub mod backend;
+pub mod wait;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sluice::proxy::{Proxy, ProxyConfig};
+use sluice_model::{
+    Change, Endpoint, EndpointSlice, Family, ObjectName, ObjectRef, Protocol, Service, ServicePort,
+    SlicePort, TrafficPolicy,
+};
+use sluice_table::WriterConfig;
+
+/// A loopback address that no other test of this or another process uses.
+pub fn loopback_address() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) % 255;
+    let [.., number] = number.to_be_bytes();
+    Ipv4Addr::new(127, 64 | high & 63, low, number)
+}
+
+/// A port that is free on an address at the moment.
+pub fn free_port(ip: Ipv4Addr) -> u16 {
+    let listener = TcpListener::bind((ip, 0)).expect("a loopback address can be bound");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A proxy with one Service.
+pub struct World {
+    /// The proxy under test.
+    pub proxy: Proxy,
+    /// The Service's address.
+    pub frontend: SocketAddr,
+    protocol: Protocol,
+}
+
+impl World {
+    /// Two workers, and a Service of `protocol` with these endpoints.
+    pub fn new(protocol: Protocol, endpoints: &[SocketAddr]) -> Self {
+        Self::with_limits(protocol, endpoints, 2, 4_096)
+    }
+
+    /// The same with a choice of workers and of file descriptors.
+    pub fn with_limits(
+        protocol: Protocol,
+        endpoints: &[SocketAddr],
+        workers: usize,
+        descriptors: usize,
+    ) -> Self {
+        let config = ProxyConfig { table: WriterConfig::new("here"), workers, descriptors };
+        let proxy = Proxy::start(config).expect("workers start");
+        let ip = loopback_address();
+        let frontend = SocketAddr::from((ip, free_port(ip)));
+        let mut world = Self { proxy, frontend, protocol };
+        let service = Service {
+            name: ObjectName::new("default", "web"),
+            created: 1,
+            cluster_ips: vec![ip.into()],
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
+            annotations: Default::default(),
+        };
+        world.proxy.apply([Change::Apply(service.into())]);
+        world.set_endpoints(endpoints);
+        world
+    }
+
+    /// Gives the Service these endpoints, all ready. Each has a slice of its own, since slices have one
+    /// port number for all of their endpoints.
+    pub fn set_endpoints(&mut self, endpoints: &[SocketAddr]) {
+        const SLICES: usize = 64;
+        let slice_name = |n: usize| ObjectName::new("default", format!("web-{n}"));
+        assert!(endpoints.len() <= SLICES, "more slices than are deleted again");
+        let mut changes = Vec::new();
+        for (n, endpoint) in endpoints.iter().enumerate() {
+            let slice = EndpointSlice {
+                name: slice_name(n),
+                service: ObjectName::new("default", "web"),
+                family: Family::of(endpoint.ip()),
+                ports: vec![SlicePort { name: "".into(), protocol: self.protocol, number: endpoint.port() }],
+                endpoints: vec![Endpoint::ready(endpoint.ip())],
+            };
+            changes.push(Change::Apply(slice.into()));
+        }
+        changes.extend(
+            (endpoints.len()..SLICES).map(|n| Change::Delete(ObjectRef::EndpointSlice(slice_name(n)))),
+        );
+        self.proxy.apply(changes);
+    }
+
+    /// Takes the Service itself away.
+    pub fn delete_service(&mut self) {
+        self.proxy.apply([Change::Delete(ObjectRef::Service(ObjectName::new("default", "web")))]);
+    }
+}
+
+/// How long a test waits for what must happen, before it calls it a failure.
+pub const PATIENCE: Duration = Duration::from_secs(30);

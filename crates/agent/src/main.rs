@@ -1,2 +1,3 @@
-//! Stub.
+//! `sluice`: the command line.
+
 fn main() {}

@@ -1,1 +1,168 @@
-//! Stub.
+//! The data plane: carries TCP connections and UDP flows from frontends to endpoints.
+//!
+//! N worker threads, one event loop each (mio, edge-triggered epoll). A session lives on the worker
+//! that accepted it; workers share nothing but the table (lock-free), their counters (atomics, summed
+//! when read) and the budget of file descriptors. Each has a queue of commands with a waker.
+//!
+//! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
+
+mod descriptors;
+mod stats;
+mod tcp;
+#[cfg(test)]
+mod test_table;
+mod timers;
+mod token;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Poll, Waker};
+use sluice_model::Frontend;
+use sluice_table::Table;
+
+pub use descriptors::raise_descriptor_limit;
+pub use stats::Stats;
+
+use descriptors::Descriptors;
+use stats::WorkerStats;
+use tcp::socket::listen;
+use token::Source;
+use worker::{Command, Worker};
+
+/// How the data plane is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Worker threads; at least one.
+    pub workers: usize,
+    /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
+    pub descriptors: usize,
+}
+
+/// The running workers. Dropping it stops them.
+#[derive(Debug)]
+pub struct Dataplane {
+    workers: Vec<WorkerHandle>,
+}
+
+#[derive(Debug)]
+struct WorkerHandle {
+    commands: Sender<Command>,
+    waker: Waker,
+    stats: Arc<WorkerStats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Dataplane {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// The system refuses a thread or an epoll instance.
+    pub fn start(config: Config, table: &Table) -> io::Result<Self> {
+        let descriptors = Descriptors::new(config.descriptors);
+        let workers = (0..config.workers.max(1)).map(|number| {
+            let poll = Poll::new()?;
+            let waker = Waker::new(poll.registry(), Source::Waker.token())?;
+            let (commands, receiver) = mpsc::channel();
+            let stats = Arc::<WorkerStats>::default();
+            let worker =
+                Worker::new(poll, table.reader(), Arc::clone(&stats), Arc::clone(&descriptors), receiver)?;
+            let thread =
+                std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
+            Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
+        });
+        Ok(Self { workers: workers.collect::<io::Result<_>>()? })
+    }
+
+    /// How many workers there are: a frontend needs a socket for each.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Starts to serve a frontend on its own address, with a socket for each worker. The kernel
+    /// spreads connections over them.
+    ///
+    /// # Errors
+    /// The address is taken, privileged, or not one of this machine's. Nothing is left behind.
+    pub fn open(&self, frontend: Frontend) -> io::Result<()> {
+        let sockets =
+            self.workers.iter().map(|_| listen(frontend.address)).collect::<io::Result<Vec<_>>>()?;
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            worker.tell(Command::ListenTcp(socket));
+        }
+        Ok(())
+    }
+
+    /// Stops serving a frontend; returns when no worker does any more.
+    pub fn close(&self, frontend: Frontend) {
+        self.ask(|done| Command::CloseTcp(frontend.address, done));
+    }
+
+    /// The sum of all counters now.
+    pub fn stats(&self) -> Stats {
+        Stats::sum(self.workers.iter().map(|worker| &*worker.stats))
+    }
+
+    /// Whether every worker is still there. One that is not has lost its share of all connections.
+    pub fn is_alive(&self) -> bool {
+        !self.workers.iter().any(WorkerHandle::is_finished)
+    }
+
+    /// Accepts nothing new and lets what runs finish, for no longer than `grace`; then the workers end.
+    /// Returns how many TCP sessions were cut off.
+    pub fn drain(&self, grace: Duration) -> u64 {
+        let deadline = Instant::now() + grace;
+        self.tell_all(|| Command::Drain);
+        while Instant::now() < deadline && !self.workers.iter().all(WorkerHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let left = self.stats().tcp_active;
+        self.tell_all(|| Command::Stop);
+        left
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        self.workers.iter().for_each(|worker| worker.tell(command()));
+    }
+
+    /// Sends every worker a command that it answers, and waits for the answers.
+    fn ask(&self, command: impl Fn(Sender<()>) -> Command) {
+        let (done, answers) = mpsc::channel();
+        self.tell_all(|| command(done.clone()));
+        drop(done);
+        // Ends when every worker has answered, or is gone and its sender with it.
+        while answers.recv().is_ok() {}
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.tell_all(|| Command::Stop);
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take()
+                && thread.join().is_err()
+            {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+impl WorkerHandle {
+    fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// A worker that has ended takes no commands: then there is nothing to do.
+    fn tell(&self, command: Command) {
+        if self.commands.send(command).is_ok()
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "cannot wake a worker");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Bind mode: a listening socket on each frontend's own address and port.
+//!
+//! For loopback addresses, a laptop, the demo, or a balancer on addresses that the machine has anyway.
+//! A frontend that nobody is to be relayed from has no socket, so that the kernel refuses for us: a
+//! TCP reset, an ICMP port unreachable. (What the rules say is to be dropped is refused as well: only
+//! the kernel can stay silent.)
+//!
+//! A frontend that cannot be bound is reported, stops no other one, and is tried again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use sluice_model::Frontend;
+use sluice_table::FrontendState;
+use tracing::{debug, info, warn};
+
+use crate::Capture;
+
+/// Pause before the first retry; doubles up to [`RETRY_MAX`]. What is in the way is mostly another
+/// process, or an address that somebody is about to add: people wait for that.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(8);
+
+/// Who has the sockets.
+pub trait Listeners {
+    /// Opens sockets for a frontend and serves it.
+    ///
+    /// # Errors
+    /// Whatever bind(2) and listen(2) say.
+    fn open(&self, frontend: Frontend) -> io::Result<()>;
+
+    /// Closes them; once it returns the kernel refuses new connections.
+    fn close(&self, frontend: Frontend);
+}
+
+/// The bind mode.
+#[derive(Debug)]
+pub struct Bind<L> {
+    listeners: L,
+    frontends: BTreeMap<Frontend, State>,
+}
+
+/// A frontend that is to be relayed.
+#[derive(Debug)]
+enum State {
+    Open,
+    Failed { reason: Option<i32>, retry_at: Instant, pause: Duration },
+}
+
+impl<L: Listeners> Bind<L> {
+    /// A bind mode with no frontends.
+    pub fn new(listeners: L) -> Self {
+        Self { listeners, frontends: BTreeMap::new() }
+    }
+
+    fn close(&mut self, frontend: Frontend) {
+        if let Some(State::Open) = self.frontends.remove(&frontend) {
+            self.listeners.close(frontend);
+            debug!(%frontend, "closed");
+        }
+    }
+
+    fn open(&mut self, frontend: Frontend, now: Instant) {
+        let failed_before = match self.frontends.get(&frontend) {
+            Some(State::Open) => return,
+            Some(State::Failed { reason, pause, .. }) => Some((*reason, *pause)),
+            None => None,
+        };
+        let state = match self.listeners.open(frontend) {
+            Ok(()) => {
+                match failed_before {
+                    Some(_) => info!(%frontend, "can be bound now and is served"),
+                    None => debug!(%frontend, "opened"),
+                }
+                State::Open
+            }
+            Err(error) => {
+                let reason = error.raw_os_error();
+                if failed_before.is_none_or(|(before, _)| before != reason) {
+                    warn!("cannot listen on {frontend}: {}", explain(&error));
+                }
+                let pause = failed_before.map_or(RETRY_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
+                State::Failed { reason, retry_at: now + pause, pause }
+            }
+        };
+        self.frontends.insert(frontend, state);
+    }
+}
+
+impl<L: Listeners> Capture for Bind<L> {
+    fn withdraw(&mut self, frontends: &[FrontendState]) {
+        for state in frontends {
+            self.close(state.frontend);
+        }
+    }
+
+    fn offer(&mut self, frontends: &[FrontendState], now: Instant) {
+        for state in frontends {
+            if state.is_relayed() {
+                self.open(state.frontend, now);
+            } else {
+                self.close(state.frontend);
+            }
+        }
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let is_due = |state: &State| matches!(state, State::Failed { retry_at, .. } if *retry_at <= now);
+        let due: Vec<Frontend> = self.frontends.iter().filter(|(_, s)| is_due(s)).map(|(f, _)| *f).collect();
+        for frontend in due {
+            self.open(frontend, now);
+        }
+    }
+}
+
+/// The error in words, with the mend.
+fn explain(error: &io::Error) -> String {
+    let mend = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => "another process listens there; stop it or give the Service another port",
+        Some(Errno::ACCESS) => {
+            "the port is privileged; run with CAP_NET_BIND_SERVICE, lower \
+             net.ipv4.ip_unprivileged_port_start, or give the Service a port from 1024 on"
+        }
+        Some(Errno::ADDRNOTAVAIL) => {
+            "the address is not one of this machine's; add it to an interface (ip address add), or use one \
+             of 127.0.0.0/8"
+        }
+        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
+        _ => "it is tried again",
+    };
+    format!("{error}: {mend}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use sluice_model::{FrontendKind, ObjectName, Protocol, ServicePortName};
+    use sluice_table::{Reason, Verdict};
+
+    use super::*;
+
+    /// Listeners that do as they are told and remember what they were asked.
+    #[derive(Debug, Default)]
+    struct Fake {
+        fails: Option<i32>,
+        calls: Vec<String>,
+    }
+
+    impl Listeners for Rc<RefCell<Fake>> {
+        fn open(&self, frontend: Frontend) -> io::Result<()> {
+            let mut fake = self.borrow_mut();
+            fake.calls.push(format!("open {frontend}"));
+            fake.fails.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+        }
+
+        fn close(&self, frontend: Frontend) {
+            self.borrow_mut().calls.push(format!("close {frontend}"));
+        }
+    }
+
+    fn state(verdict: Verdict) -> FrontendState {
+        let frontend = Frontend::new([127, 0, 0, 1].into(), 8080, Protocol::Tcp);
+        let service = ObjectName::new("default", "web");
+        let port = ServicePortName { service, port: "".into(), protocol: Protocol::Tcp };
+        FrontendState {
+            frontend,
+            kind: FrontendKind::ClusterIp,
+            port,
+            inside: verdict,
+            outside: verdict,
+            allowed_sources: None,
+        }
+    }
+
+    fn bind() -> (Bind<Rc<RefCell<Fake>>>, Rc<RefCell<Fake>>) {
+        let fake = Rc::<RefCell<Fake>>::default();
+        (Bind::new(Rc::clone(&fake)), fake)
+    }
+
+    #[test]
+    fn sockets_exist_only_while_somebody_is_relayed() {
+        let (mut bind, fake) = bind();
+        let now = Instant::now();
+        let refused = state(Verdict::Refuse(Reason::NoEndpoints));
+        bind.offer(std::slice::from_ref(&refused), now);
+        bind.offer(&[state(Verdict::Relay)], now);
+        bind.offer(&[state(Verdict::Relay)], now);
+        bind.offer(std::slice::from_ref(&refused), now);
+        bind.withdraw(&[refused]);
+        assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP", "close 127.0.0.1:8080/TCP"]);
+    }
+
+    #[test]
+    fn what_cannot_be_bound_is_tried_again_with_growing_pauses() {
+        let (mut bind, fake) = bind();
+        let start = Instant::now();
+        fake.borrow_mut().fails = Some(Errno::ADDRINUSE.raw_os_error());
+        bind.offer(&[state(Verdict::Relay)], start);
+        for second in 1..=31 {
+            bind.retry(start + Duration::from_secs(second));
+        }
+        assert_eq!(fake.borrow().calls.len(), 1 + 6, "after 1, 3, 7, 15, 23 and 31 seconds");
+
+        fake.borrow_mut().fails = None;
+        bind.retry(start + Duration::from_secs(60));
+        bind.retry(start + Duration::from_secs(120));
+        assert_eq!(fake.borrow().calls.len(), 1 + 6 + 1, "open: nothing left to retry");
+    }
+
+    #[test]
+    fn a_withdrawn_frontend_is_not_retried_and_nothing_is_closed_that_was_not_open() {
+        let (mut bind, fake) = bind();
+        let start = Instant::now();
+        fake.borrow_mut().fails = Some(Errno::ACCESS.raw_os_error());
+        bind.offer(&[state(Verdict::Relay)], start);
+        bind.withdraw(&[state(Verdict::Relay)]);
+        bind.retry(start + RETRY_MAX);
+        assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP"]);
+    }
+}

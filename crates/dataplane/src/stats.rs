@@ -1,0 +1,108 @@
+//! What the workers have done: counters that workers add to and anyone sums.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)+) => {
+        /// One worker's counters. Aligned so that workers do not share cache lines.
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub(crate) struct WorkerStats {
+            $(pub(crate) $name: Counter,)+
+        }
+
+        /// The sum over all workers at one moment.
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        impl Stats {
+            pub(crate) fn sum<'a>(workers: impl IntoIterator<Item = &'a WorkerStats>) -> Self {
+                let mut total = Self::default();
+                for worker in workers {
+                    $(total.$name += worker.$name.get();)+
+                }
+                total
+            }
+
+            /// Every counter with its name, in a fixed order.
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// TCP connections accepted.
+    tcp_accepted,
+    /// TCP sessions established with an endpoint.
+    tcp_established,
+    /// TCP sessions, connecting or established, that have not ended.
+    tcp_active,
+    /// TCP connections reset because their frontend or its endpoints were gone.
+    tcp_unroutable,
+    /// TCP connections reset because every endpoint failed.
+    tcp_all_endpoints_failed,
+    /// TCP connections reset because a limit on sessions or file descriptors was reached.
+    tcp_over_limit,
+    /// Attempts to connect that failed and were followed by another one.
+    tcp_retries,
+    /// TCP clients that went away before an endpoint was connected.
+    tcp_client_gone,
+    /// TCP sessions that one side reset, passed on as a reset.
+    tcp_resets,
+    /// Half-closed TCP sessions ended because nothing moved for too long.
+    tcp_half_closed_timeouts,
+    /// Endpoints passed over because they are themselves a frontend of this table.
+    endpoint_loops,
+    /// Times that a listener had to pause because file descriptors had run out.
+    accept_paused,
+    /// Bytes moved by splice(2), not through user memory.
+    bytes_spliced,
+    /// Bytes moved through a worker's buffer.
+    bytes_copied,
+    /// Times that a bulk transfer was copied because no pipe could be had.
+    pipe_fallbacks,
+    /// UDP datagrams received from clients.
+    udp_datagrams_in,
+    /// UDP datagrams delivered to endpoints.
+    udp_datagrams_forwarded,
+    /// UDP datagrams delivered back to clients.
+    udp_datagrams_returned,
+    /// UDP flows opened.
+    udp_flows_opened,
+    /// UDP flows that have not ended.
+    udp_flows_active,
+    /// UDP flows ended because nothing moved for too long.
+    udp_flows_expired,
+    /// UDP flows ended early to make room for new ones.
+    udp_flows_evicted,
+    /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
+    udp_flows_ended,
+    /// UDP datagrams lost because there was no endpoint for them.
+    udp_unroutable,
+    /// UDP datagrams lost because a socket's buffer was full.
+    udp_dropped_full,
+    /// UDP datagrams lost to an error of a socket.
+    udp_dropped_error,
+}
+
+/// A counter with one adding thread and any number of readers.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n: u64) {
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

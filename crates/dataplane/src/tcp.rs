@@ -1,0 +1,15 @@
+//! TCP: from an accepted connection to bytes moving both ways.
+//!
+//! ```text
+//! listener ─accept─► session: Connecting ─► Relaying ─► ended
+//!                      │ connect: which endpoint next, and for how long
+//!                      └ direction x 2: buffer or pipe, one way
+//! ```
+
+pub(crate) mod connect;
+pub(crate) mod direction;
+pub(crate) mod listener;
+pub(crate) mod pipe;
+pub(crate) mod relay;
+pub(crate) mod session;
+pub(crate) mod socket;

@@ -1,0 +1,305 @@
+//! One direction of a session: bytes from one socket to the other, in order, each exactly once.
+//!
+//! Small exchanges go through the worker's buffer, two system calls a piece. When reads keep filling
+//! the buffer the direction moves to splice(2): bytes go from socket to pipe to socket and never see
+//! user memory. A direction holds a pipe only while there are bytes in it.
+//!
+//! A pipe is filled only when it is empty. That settles what splice leaves open: EAGAIN on a fill
+//! means that the socket is empty (never that the pipe's slots are used up), and 0 means EOF.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use rustix::pipe::{SpliceFlags, splice};
+
+use super::pipe::{Pipe, PipePool};
+use crate::stats::WorkerStats;
+
+/// The worker's copy buffer. As large as a TCP segment gets on loopback.
+pub(crate) const BUFFER_SIZE: usize = 64 << 10;
+
+/// Full reads in a row that make a direction bulk.
+const FULL_READS_TO_BULK: u8 = 2;
+
+/// A fill of less than this does not pay for the pipe's two extra system calls...
+const SMALL_FILL: usize = 16 << 10;
+
+/// ...and this many of them in a row end bulk mode.
+const SMALL_FILLS_TO_COPY: u8 = 4;
+
+/// One of a session's two sockets, and what the last events said of it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) stream: TcpStream,
+    /// It may have bytes, an EOF or an error for us.
+    pub(crate) readable: bool,
+    /// It may take bytes.
+    pub(crate) writable: bool,
+    /// Its FIN or an error has arrived: there is an end to be read behind the bytes.
+    ending: bool,
+}
+
+impl Peer {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, readable: true, writable: true, ending: false }
+    }
+
+    /// Takes in an event. Edge-triggered: what is said here is not said again.
+    pub(crate) fn note(&mut self, event: &Event) {
+        let ending = event.is_read_closed() || event.is_error();
+        self.ending |= ending;
+        self.readable |= event.is_readable() || ending;
+        self.writable |= event.is_writable() || event.is_error();
+    }
+}
+
+/// What a worker lends to every direction while it pumps.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    pub(crate) buffer: Box<[u8]>,
+    pub(crate) pipes: PipePool,
+}
+
+/// Where a direction stands after a pump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// Nothing more to do before an event.
+    Waiting,
+    /// There is more to do, but it is others' turn.
+    Yielded,
+    /// The source ended; everything, and the FIN, was passed on.
+    Finished,
+    /// The source was reset; everything before that was passed on.
+    SourceReset,
+    /// The target takes nothing any more.
+    TargetReset,
+}
+
+/// How the source ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Eof,
+    Reset,
+}
+
+/// Bytes that were read and not written yet.
+#[derive(Debug, Default)]
+enum Pending {
+    #[default]
+    Nothing,
+    Bytes {
+        bytes: Box<[u8]>,
+        start: usize,
+    },
+    Piped {
+        pipe: Pipe,
+        bytes: usize,
+    },
+}
+
+/// One way of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Direction {
+    pending: Pending,
+    end: Option<End>,
+    finished: bool,
+    bulk: bool,
+    /// Reads in a row that speak for changing over.
+    streak: u8,
+}
+
+/// Why bytes could not be moved on.
+enum Blocked {
+    Source(io::Error),
+    Target,
+}
+
+impl Direction {
+    /// Whether everything, and the FIN, was passed on.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Moves bytes until there is nothing to move, or `budget` of them were moved. Returns how many
+    /// were delivered to the target's socket.
+    ///
+    /// `reset` says that the source is known to have been reset: what is left in it is still passed
+    /// on, but its end is no EOF. (The kernel reports a reset once, to whoever asks first; after that
+    /// a read returns 0 as for a FIN.)
+    pub(crate) fn pump(
+        &mut self,
+        from: &mut Peer,
+        to: &mut Peer,
+        tools: &mut Tools,
+        stats: &WorkerStats,
+        budget: usize,
+        reset: bool,
+    ) -> (Pumped, usize) {
+        let mut delivered = 0;
+        let mut moved = 0;
+        let pumped = loop {
+            match self.drain(to, &mut tools.pipes, stats, &mut delivered) {
+                Ok(true) => {}
+                Ok(false) => break Pumped::Waiting,
+                Err(_) => break Pumped::TargetReset,
+            }
+            match self.end {
+                Some(End::Reset) => break Pumped::SourceReset,
+                Some(End::Eof) => break self.finish(to),
+                None if !from.readable => break Pumped::Waiting,
+                None if moved >= budget => break Pumped::Yielded,
+                None => {}
+            }
+            match self.fill(from, to, tools, stats, &mut delivered) {
+                Ok(0) => self.end = Some(if reset { End::Reset } else { End::Eof }),
+                Ok(bytes) => moved += bytes,
+                Err(Blocked::Target) => break Pumped::TargetReset,
+                Err(Blocked::Source(error)) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock => from.readable = false,
+                    _ => self.end = Some(End::Reset),
+                },
+            }
+        };
+        (pumped, delivered)
+    }
+
+    /// Passes the FIN on, once.
+    fn finish(&mut self, to: &Peer) -> Pumped {
+        if !self.finished {
+            self.finished = true;
+            if to.stream.shutdown(Shutdown::Write).is_err() {
+                return Pumped::TargetReset;
+            }
+        }
+        Pumped::Finished
+    }
+
+    /// Writes what is pending. `false`: the target is full.
+    fn drain(
+        &mut self,
+        to: &mut Peer,
+        pipes: &mut PipePool,
+        stats: &WorkerStats,
+        delivered: &mut usize,
+    ) -> io::Result<bool> {
+        loop {
+            let result = match &mut self.pending {
+                Pending::Nothing => return Ok(true),
+                _ if !to.writable => return Ok(false),
+                Pending::Bytes { bytes, start } => {
+                    let rest = bytes.get(*start..).unwrap_or_default();
+                    (&to.stream).write(rest).inspect(|written| {
+                        *start += written;
+                        stats.bytes_copied.add(*written as u64);
+                    })
+                }
+                Pending::Piped { pipe, bytes } => {
+                    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+                    let written = splice(&pipe.read, None, &to.stream, None, *bytes, flags);
+                    written.map_err(Into::into).inspect(|written| {
+                        *bytes = bytes.saturating_sub(*written);
+                        stats.bytes_spliced.add(*written as u64);
+                    })
+                }
+            };
+            match result {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => *delivered += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            let is_empty = match &self.pending {
+                Pending::Nothing => true,
+                Pending::Bytes { bytes, start } => *start == bytes.len(),
+                Pending::Piped { bytes, .. } => *bytes == 0,
+            };
+            if is_empty && let Pending::Piped { pipe, .. } = std::mem::take(&mut self.pending) {
+                pipes.put(pipe);
+            }
+        }
+    }
+
+    /// Reads once, by way of a pipe or of the buffer.
+    fn fill(
+        &mut self,
+        from: &mut Peer,
+        to: &mut Peer,
+        tools: &mut Tools,
+        stats: &WorkerStats,
+        delivered: &mut usize,
+    ) -> Result<usize, Blocked> {
+        if self.bulk {
+            match tools.pipes.take() {
+                Some(pipe) => return self.fill_pipe(from, pipe, &mut tools.pipes),
+                None => stats.pipe_fallbacks.add(1),
+            }
+        }
+        self.copy(from, to, &mut tools.buffer, stats, delivered)
+    }
+
+    fn fill_pipe(&mut self, from: &Peer, pipe: Pipe, pipes: &mut PipePool) -> Result<usize, Blocked> {
+        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+        match splice(&from.stream, None, &pipe.write, None, pipe.capacity, flags) {
+            Ok(0) => {
+                pipes.put(pipe);
+                Ok(0)
+            }
+            Ok(bytes) => {
+                self.streak = if bytes < SMALL_FILL { self.streak + 1 } else { 0 };
+                if self.streak == SMALL_FILLS_TO_COPY {
+                    (self.bulk, self.streak) = (false, 0);
+                }
+                self.pending = Pending::Piped { pipe, bytes };
+                Ok(bytes)
+            }
+            Err(error) => {
+                pipes.put(pipe);
+                Err(Blocked::Source(error.into()))
+            }
+        }
+    }
+
+    /// Reads into the buffer and writes at once; keeps what the target does not take.
+    fn copy(
+        &mut self,
+        from: &mut Peer,
+        to: &mut Peer,
+        buffer: &mut [u8],
+        stats: &WorkerStats,
+        delivered: &mut usize,
+    ) -> Result<usize, Blocked> {
+        let read = (&from.stream).read(buffer).map_err(Blocked::Source)?;
+        if read < buffer.len() {
+            self.streak = 0;
+            // A short read has emptied the socket (epoll(7)), unless there is an end behind it.
+            from.readable = from.ending;
+        } else {
+            self.streak += 1;
+            if self.streak == FULL_READS_TO_BULK {
+                (self.bulk, self.streak) = (true, 0);
+            }
+        }
+        let bytes = buffer.get(..read).unwrap_or_default();
+        let written = if bytes.is_empty() || !to.writable {
+            0
+        } else {
+            match (&to.stream).write(bytes) {
+                Ok(written) => written,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+                Err(_) => return Err(Blocked::Target),
+            }
+        };
+        stats.bytes_copied.add(written as u64);
+        *delivered += written;
+        if written < read {
+            // Whether the socket is full or a signal came in between: the next drain finds out.
+            let rest = bytes.get(written..).unwrap_or_default();
+            self.pending = Pending::Bytes { bytes: rest.into(), start: 0 };
+        }
+        Ok(read)
+    }
+}

@@ -1,0 +1,216 @@
+//! The TCP side of a worker: its listeners, its sessions, and whose turn it is.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use mio::Interest;
+use mio::event::Event;
+use mio::net::TcpStream;
+use sluice_model::Protocol;
+use sluice_table::{Client, FrontendKey, Origin};
+
+use super::direction::{BUFFER_SIZE, Peer, Tools};
+use super::listener::{Accepted, Listener};
+use super::pipe::PipePool;
+use super::session::{Context, Session, Side, Step};
+use super::socket::{self, Ending};
+use crate::token::{SlotId, Slots, Source};
+use crate::worker::{Core, TimerOwner};
+
+/// Connections that are accepted before established ones get their turn again.
+const ACCEPT_BATCH: usize = 64;
+
+/// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
+/// before: descriptors may become free elsewhere.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Descriptors of a session: one socket each side.
+const DESCRIPTORS: usize = 2;
+
+/// All TCP of one worker.
+#[derive(Debug)]
+pub(crate) struct TcpRelay {
+    listeners: Slots<Listener>,
+    sessions: Slots<Session>,
+    tools: Tools,
+    /// Who has more to do, in the order of their turns.
+    ready: VecDeque<Ready>,
+    /// Listeners that wait for descriptors.
+    paused: Vec<SlotId>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ready {
+    Listener(SlotId),
+    Session(SlotId),
+}
+
+impl TcpRelay {
+    pub(crate) fn new(core: &Core) -> Self {
+        let pipes = PipePool::new(core.descriptors.clone());
+        Self {
+            listeners: Slots::default(),
+            sessions: Slots::default(),
+            tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
+            ready: VecDeque::new(),
+            paused: Vec::new(),
+        }
+    }
+
+    /// Starts to accept on a socket.
+    pub(crate) fn listen(&mut self, socket: TcpListener, core: &mut Core) -> io::Result<()> {
+        let listener = Listener::new(socket)?;
+        let id = self.listeners.insert_with(|_| listener);
+        let Some(listener) = self.listeners.get_mut(id) else { return Ok(()) };
+        let registered =
+            core.registry.register(listener.source(), Source::Listener(id).token(), Interest::READABLE);
+        if registered.is_err() {
+            self.listeners.remove(id);
+        }
+        registered
+    }
+
+    /// Stops accepting on an address. Connections in the kernel's queue are reset by the kernel.
+    pub(crate) fn close_listener(&mut self, address: SocketAddr) {
+        for id in self.listeners.ids() {
+            if self.listeners.get_mut(id).is_some_and(|listener| listener.address() == address) {
+                self.listeners.remove(id);
+            }
+        }
+    }
+
+    /// Accepts what is in the kernel's queues, then stops accepting altogether.
+    pub(crate) fn close_all_listeners(&mut self, core: &mut Core) {
+        for id in self.listeners.ids() {
+            while self.accept(id, core) {}
+            self.listeners.remove(id);
+        }
+    }
+
+    /// Sessions that have not ended.
+    pub(crate) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether somebody waits for a turn.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// A connection waits on a listener.
+    pub(crate) fn on_listener(&mut self, id: SlotId, core: &mut Core) {
+        if self.accept(id, core) {
+            self.ready.push_back(Ready::Listener(id));
+        }
+    }
+
+    /// An event of a session's socket.
+    pub(crate) fn on_session(&mut self, id: SlotId, side: Side, event: &Event, core: &mut Core) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let step = session.on_event(side, event, &mut Context { core, tools: &mut self.tools });
+        self.settle(id, step, core);
+    }
+
+    /// A session's deadline.
+    pub(crate) fn on_session_timer(&mut self, id: SlotId, at: Instant, core: &mut Core) {
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let step = session.on_timer(at, &mut Context { core, tools: &mut self.tools });
+        self.settle(id, step, core);
+    }
+
+    /// Gives everybody who waits for a turn one turn.
+    pub(crate) fn run_ready(&mut self, core: &mut Core) {
+        for _ in 0..self.ready.len() {
+            match self.ready.pop_front() {
+                Some(Ready::Listener(id)) => self.on_listener(id, core),
+                Some(Ready::Session(id)) => {
+                    let Some(session) = self.sessions.get_mut(id) else { continue };
+                    session.is_queued = false;
+                    let step = session.turn(&mut Context { core, tools: &mut self.tools });
+                    self.settle(id, step, core);
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// Lets listeners that ran out of descriptors look again.
+    pub(crate) fn resume_accepting(&mut self) {
+        self.ready.extend(self.paused.drain(..).map(Ready::Listener));
+    }
+
+    /// Accepts a batch; whether there may be more.
+    fn accept(&mut self, id: SlotId, core: &mut Core) -> bool {
+        for _ in 0..ACCEPT_BATCH {
+            let Some(listener) = self.listeners.get_mut(id) else { return false };
+            match listener.accept() {
+                Accepted::Connection(stream, client) => {
+                    let frontend = listener.address();
+                    self.start(stream, client, frontend, core);
+                }
+                Accepted::Aborted => {}
+                Accepted::Drained => return false,
+                Accepted::Exhausted => {
+                    core.stats.accept_paused.add(1);
+                    if self.paused.is_empty() {
+                        core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
+                    }
+                    self.paused.push(id);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Decides about an accepted connection.
+    fn start(&mut self, stream: TcpStream, client: SocketAddr, frontend: SocketAddr, core: &mut Core) {
+        core.stats.tcp_accepted.add(1);
+        let Some(permit) = core.descriptors.take(DESCRIPTORS) else {
+            core.stats.tcp_over_limit.add(1);
+            return socket::close(stream, Ending::Reset);
+        };
+        let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
+        let client = Client { ip: client.ip(), origin: origin_of(client.ip(), frontend.ip()) };
+        let selection = core.reader.lookup(key).map(|route| route.select(client, core.now));
+        let Some(Ok(selection)) = selection else {
+            core.stats.tcp_unroutable.add(1);
+            return socket::close(stream, Ending::Reset);
+        };
+        let id = self.sessions.insert_with(|id| Session::new(id, Peer::new(stream), selection, permit));
+        core.stats.tcp_active.add(1);
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        let step = session.begin(&mut Context { core, tools: &mut self.tools });
+        self.settle(id, step, core);
+    }
+
+    /// Does what a session's step asks for.
+    fn settle(&mut self, id: SlotId, step: Step, core: &mut Core) {
+        match step {
+            Step::Wait => {}
+            Step::Again => {
+                if let Some(session) = self.sessions.get_mut(id)
+                    && !session.is_queued
+                {
+                    session.is_queued = true;
+                    self.ready.push_back(Ready::Session(id));
+                }
+            }
+            Step::End(ending) => {
+                if let Some(session) = self.sessions.remove(id) {
+                    session.end(ending);
+                    core.stats.tcp_active.sub(1);
+                    self.resume_accepting();
+                }
+            }
+        }
+    }
+}
+
+/// Where a client is, as far as its address tells: a process of this node uses a loopback address, or
+/// the very address it connects to.
+fn origin_of(client: IpAddr, frontend: IpAddr) -> Origin {
+    if client.is_loopback() || client == frontend { Origin::Node } else { Origin::Outside }
+}

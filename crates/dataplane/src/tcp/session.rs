@@ -1,0 +1,375 @@
+//! A session: one client connection, from accept until both sides have ended.
+//!
+//! ```text
+//!            ┌─ next attempt ─┐
+//!            ▼                │            both FINs passed on
+//!        Connecting ──► Relaying ───────────────────────────────► ended, clean
+//!            │              │ one side was reset
+//!            │              ▼
+//!            │          Draining: what that side sent before still goes to the other,
+//!            ▼              │     then that one is reset too
+//!   ended, client reset ◄───┘
+//! ```
+//!
+//! Runs on the worker that accepted the connection, for all of its life.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use mio::Interest;
+use mio::event::Event;
+use sluice_model::Protocol;
+use sluice_table::{FrontendKey, Lease, Selection, Upstream};
+
+use super::connect::{Attempts, Failure};
+use super::direction::{Direction, Peer, Pumped, Tools};
+use super::socket::{self, Ending};
+use crate::descriptors::Permit;
+use crate::token::{SlotId, Source};
+use crate::worker::{Core, TimerOwner};
+
+/// Bytes that one direction may move before others get their turn.
+const TURN_BUDGET: usize = 1 << 20;
+
+/// How long a half-closed session may stand still. kube-proxy sets the kernel's
+/// `nf_conntrack_tcp_timeout_close_wait` to the same hour for the same reason: clients that close
+/// their side early and wait for a long answer.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3_600);
+
+/// How long what was sent before a reset may take to reach the other side before that one is reset
+/// too; a reset makes the kernel throw away what is still on its way.
+const RESET_GRACE: Duration = Duration::from_secs(1);
+const RESET_POLL: Duration = Duration::from_millis(5);
+
+/// What a session needs of its worker.
+pub(crate) struct Context<'a> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) tools: &'a mut Tools,
+}
+
+/// What is to become of a session after it was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It waits for events.
+    Wait,
+    /// It has more to do and wants another turn.
+    Again,
+    /// It is over.
+    End(Ending),
+}
+
+/// The two ends of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The client's.
+    Downstream,
+    /// The endpoint's.
+    Upstream,
+}
+
+/// A client connection and what has become of it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    id: SlotId,
+    downstream: Peer,
+    state: State,
+    /// The one deadline that counts; others that come up are stale.
+    deadline: Option<Instant>,
+    /// It waits for a turn; an event in the meantime needs none of its own.
+    pub(crate) is_queued: bool,
+    _permit: Permit,
+}
+
+#[derive(Debug)]
+enum State {
+    Connecting(Connecting),
+    Relaying(Relaying),
+}
+
+#[derive(Debug)]
+struct Connecting {
+    attempts: Attempts,
+    current: Option<(Peer, Arc<Upstream>)>,
+}
+
+#[derive(Debug)]
+struct Relaying {
+    upstream: Peer,
+    to_upstream: Direction,
+    to_downstream: Direction,
+    lease: Lease,
+    /// Who was reset first, if anyone, and when that was noticed.
+    reset: Option<(Side, Instant)>,
+    last_moved: Instant,
+}
+
+impl Session {
+    /// A session for an accepted connection. [`Session::begin`] starts it.
+    pub(crate) fn new(id: SlotId, downstream: Peer, selection: Selection, permit: Permit) -> Self {
+        let state = State::Connecting(Connecting { attempts: Attempts::new(selection), current: None });
+        Self { id, downstream, state, deadline: None, is_queued: false, _permit: permit }
+    }
+
+    /// Registers the client's socket and starts the first attempt to connect.
+    pub(crate) fn begin(&mut self, context: &mut Context<'_>) -> Step {
+        let token = Source::Downstream(self.id).token();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match context.core.registry.register(&mut self.downstream.stream, token, interest) {
+            Ok(()) => self.attempt(context),
+            Err(error) => {
+                tracing::warn!(%error, "cannot register a connection with epoll");
+                context.core.stats.tcp_over_limit.add(1);
+                Step::End(Ending::Reset)
+            }
+        }
+    }
+
+    /// An event of one of the two sockets.
+    pub(crate) fn on_event(&mut self, side: Side, event: &Event, context: &mut Context<'_>) -> Step {
+        match (&mut self.state, side) {
+            (_, Side::Downstream) => self.downstream.note(event),
+            (State::Connecting(Connecting { current: Some((peer, _)), .. }), _) => peer.note(event),
+            (State::Connecting(_), _) => {}
+            (State::Relaying(relaying), _) => relaying.upstream.note(event),
+        }
+        match (&self.state, side) {
+            (State::Connecting(_), Side::Downstream) if event.is_error() || event.is_write_closed() => {
+                context.core.stats.tcp_client_gone.add(1);
+                Step::End(Ending::Reset)
+            }
+            (State::Connecting(_), Side::Downstream) => Step::Wait,
+            (State::Connecting(_), Side::Upstream) => self.check_connect(context),
+            (State::Relaying(_), _) if self.is_queued => Step::Wait,
+            (State::Relaying(_), _) => self.turn(context),
+        }
+    }
+
+    /// A deadline has come up.
+    pub(crate) fn on_timer(&mut self, at: Instant, context: &mut Context<'_>) -> Step {
+        if self.deadline != Some(at) {
+            return Step::Wait;
+        }
+        self.deadline = None;
+        match &self.state {
+            State::Connecting(_) => self.attempt_failed(Failure::TimedOut, context),
+            State::Relaying(relaying) if relaying.reset.is_some() => self.turn(context),
+            State::Relaying(relaying) => {
+                let idle_until = relaying.last_moved + HALF_CLOSED_IDLE;
+                if idle_until <= context.core.now {
+                    context.core.stats.tcp_half_closed_timeouts.add(1);
+                    return Step::End(Ending::Reset);
+                }
+                self.set_deadline(idle_until, context);
+                Step::Wait
+            }
+        }
+    }
+
+    /// Moves what can be moved, both ways.
+    pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Step {
+        let State::Relaying(relaying) = &mut self.state else { return Step::Wait };
+        let step = relaying.pump(&mut self.downstream, context);
+        match step {
+            Step::Wait if relaying.reset.is_some() => {
+                self.set_deadline(context.core.now + RESET_POLL, context)
+            }
+            Step::Wait if relaying.is_half_closed() && self.deadline.is_none() => {
+                self.set_deadline(context.core.now + HALF_CLOSED_IDLE, context);
+            }
+            _ => {}
+        }
+        step
+    }
+
+    /// Closes both sockets.
+    pub(crate) fn end(self, ending: Ending) {
+        socket::close(self.downstream.stream, ending);
+        match self.state {
+            State::Connecting(Connecting { current: Some((peer, _)), .. }) => {
+                socket::close(peer.stream, Ending::Reset);
+            }
+            State::Connecting(_) => {}
+            State::Relaying(relaying) => socket::close(relaying.upstream.stream, ending),
+        }
+    }
+
+    fn set_deadline(&mut self, at: Instant, context: &mut Context<'_>) {
+        self.deadline = Some(at);
+        context.core.timers.set(at, TimerOwner::Session(self.id));
+    }
+
+    /// Starts attempts until one is under way, or none is left.
+    fn attempt(&mut self, context: &mut Context<'_>) -> Step {
+        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
+            let failure = match start_connect(self.id, &upstream, context) {
+                Ok(peer) => {
+                    connecting.current = Some((peer, upstream));
+                    self.set_deadline(context.core.now + timeout, context);
+                    return Step::Wait;
+                }
+                Err(failure) => failure,
+            };
+            if failure == Failure::Exhausted {
+                context.core.stats.tcp_over_limit.add(1);
+                return Step::End(Ending::Reset);
+            }
+            connecting.attempts.fail(&upstream, failure, context.core.now);
+            context.core.stats.tcp_retries.add(1);
+        }
+        context.core.stats.tcp_all_endpoints_failed.add(1);
+        tracing::debug!(service = %connecting.attempts.selection().service_port().name(), "no endpoint answers");
+        Step::End(Ending::Reset)
+    }
+
+    /// The socket under way has something to say: connected, or failed.
+    fn check_connect(&mut self, context: &mut Context<'_>) -> Step {
+        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        let Some((peer, _)) = &connecting.current else { return Step::Wait };
+        let failure = match peer.stream.take_error() {
+            Ok(Some(error)) | Err(error) => Failure::of(&error),
+            Ok(None) if !peer.writable => return Step::Wait,
+            Ok(None) if socket::is_self_connected(&peer.stream) => Failure::Refused,
+            Ok(None) => return self.connected(context),
+        };
+        self.attempt_failed(failure, context)
+    }
+
+    fn attempt_failed(&mut self, failure: Failure, context: &mut Context<'_>) -> Step {
+        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        if let Some((peer, upstream)) = connecting.current.take() {
+            socket::close(peer.stream, Ending::Reset);
+            connecting.attempts.fail(&upstream, failure, context.core.now);
+            context.core.stats.tcp_retries.add(1);
+        }
+        self.attempt(context)
+    }
+
+    fn connected(&mut self, context: &mut Context<'_>) -> Step {
+        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
+        let lease = connecting.attempts.selection().connected(&endpoint, context.core.now);
+        context.core.stats.tcp_established.add(1);
+        self.deadline = None;
+        self.state = State::Relaying(Relaying {
+            upstream,
+            to_upstream: Direction::default(),
+            to_downstream: Direction::default(),
+            lease,
+            reset: None,
+            last_moved: context.core.now,
+        });
+        self.turn(context)
+    }
+}
+
+/// Starts to connect to an endpoint and registers the socket.
+fn start_connect(id: SlotId, upstream: &Upstream, context: &mut Context<'_>) -> Result<Peer, Failure> {
+    let address = upstream.address();
+    // An endpoint that is a Service address would come back to us: round and round until nothing is left.
+    let key = FrontendKey::new(address.ip(), address.port(), Protocol::Tcp);
+    if context.core.reader.lookup(key).is_some() {
+        context.core.stats.endpoint_loops.add(1);
+        return Err(Failure::Refused);
+    }
+    let mut stream = socket::connect(address).map_err(|error| Failure::of(&error))?;
+    let token = Source::Upstream(id).token();
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    context.core.registry.register(&mut stream, token, interest).map_err(|error| Failure::of(&error))?;
+    let mut peer = Peer::new(stream);
+    peer.writable = false;
+    Ok(peer)
+}
+
+impl Relaying {
+    fn is_half_closed(&self) -> bool {
+        self.to_upstream.is_finished() != self.to_downstream.is_finished()
+    }
+
+    fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
+        let mut pumped = [Pumped::Waiting; 2];
+        // Twice at most: what is found out about one direction may change what the other is to do.
+        for _ in 0..2 {
+            let reset_before = self.reset;
+            pumped = self.pump_both(downstream, context);
+            if self.reset == reset_before {
+                break;
+            }
+        }
+        let [to_upstream, to_downstream] = pumped;
+        if let Some((side, since)) = self.reset {
+            let (direction, other) = match side {
+                Side::Downstream => (to_upstream, &self.upstream),
+                Side::Upstream => (to_downstream, &*downstream),
+            };
+            let is_over = match direction {
+                Pumped::Waiting => false,
+                Pumped::Yielded => return Step::Again,
+                Pumped::TargetReset => true,
+                Pumped::SourceReset | Pumped::Finished => socket::is_delivered(&other.stream),
+            };
+            return if is_over || context.core.now >= since + RESET_GRACE {
+                context.core.stats.tcp_resets.add(1);
+                Step::End(Ending::Reset)
+            } else {
+                Step::Wait
+            };
+        }
+        match pumped {
+            [Pumped::Finished, Pumped::Finished] => Step::End(Ending::Clean),
+            [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,
+            _ => Step::Wait,
+        }
+    }
+
+    /// Pumps the directions that are alive and notes which side was reset.
+    fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
+        let (stats, now, tools) = (&*context.core.stats, context.core.now, &mut *context.tools);
+        let reset_side = self.reset.map(|(side, _)| side);
+        let mut pumped = [Pumped::Waiting; 2];
+        // The direction towards a side that was reset is dead.
+        if reset_side != Some(Side::Upstream) {
+            let reset = reset_side == Some(Side::Downstream);
+            let (outcome, bytes) =
+                self.to_upstream.pump(downstream, &mut self.upstream, tools, stats, TURN_BUDGET, reset);
+            self.note(Side::Downstream, outcome, bytes, downstream, now);
+            pumped[0] = outcome;
+        }
+        if self.reset.map(|(side, _)| side) != Some(Side::Downstream) {
+            let reset = reset_side == Some(Side::Upstream);
+            let (outcome, bytes) =
+                self.to_downstream.pump(&mut self.upstream, downstream, tools, stats, TURN_BUDGET, reset);
+            self.note(Side::Upstream, outcome, bytes, downstream, now);
+            pumped[1] = outcome;
+        }
+        pumped
+    }
+
+    /// Takes in the outcome of the direction that comes from `source`.
+    fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
+        if bytes > 0 {
+            self.last_moved = now;
+            let stats = self.lease.upstream().stats();
+            let counter = match source {
+                Side::Downstream => &stats.bytes_to_endpoint,
+                Side::Upstream => &stats.bytes_from_endpoint,
+            };
+            counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        let culprit = match (outcome, source) {
+            (Pumped::SourceReset, side) => side,
+            (Pumped::TargetReset, Side::Downstream) => Side::Upstream,
+            (Pumped::TargetReset, Side::Upstream) => Side::Downstream,
+            _ => return,
+        };
+        if self.reset.is_none() {
+            self.reset = Some((culprit, now));
+            // Whatever it sent before is there to be read, whether or not an event says so.
+            match culprit {
+                Side::Downstream => downstream.readable = true,
+                Side::Upstream => self.upstream.readable = true,
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Socket options and the ends of a connection.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+/// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
+/// two minutes. kube-proxy leaves this to the kernel's conntrack, which needs five days
+/// (`nf_conntrack_tcp_timeout_established`); a relay holds two descriptors all that time.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(75);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Connections that the kernel may hold for us between two looks at a listener. The kernel cuts it
+/// down to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// How a connection is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Everything was delivered: FINs have been exchanged.
+    Clean,
+    /// The peer is to see a reset.
+    Reset,
+}
+
+/// Ends a connection.
+pub(crate) fn close(stream: TcpStream, ending: Ending) {
+    if ending == Ending::Reset {
+        // Failing means that the connection is gone already.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+    drop(stream);
+}
+
+/// Opens a listener that other workers' sockets can share the address with (`SO_REUSEPORT`).
+///
+/// Its options are inherited by the connections it accepts (tcp(7)), which saves setting them on each.
+///
+/// # Errors
+/// The address is taken, privileged, or not one of this machine's.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    set_stream_options(&socket)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Starts to connect; success and failure show as the stream becoming writable.
+///
+/// # Errors
+/// It failed at once: no route, no descriptor, no local port.
+pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
+    set_stream_options(&socket)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(TcpStream::from_std(socket.into()))
+}
+
+/// Whether the kernel connected a socket to itself: it can when the destination is a local port that
+/// nobody listens on and that is the very one it picked as the source.
+pub(crate) fn is_self_connected(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(local), Ok(peer)) if local == peer)
+}
+
+/// Whether everything that was written has reached the peer's kernel.
+pub(crate) fn is_delivered(stream: &TcpStream) -> bool {
+    // A socket that cannot say will not deliver anything either.
+    sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).map_or(true, |bytes| bytes == 0)
+}
+
+fn set_stream_options(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}

@@ -1,0 +1,60 @@
+//! A table with one Service, for tests of this crate.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use sluice_model::{
+    Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, SlicePort,
+    TrafficPolicy,
+};
+use sluice_table::{Client, FrontendKey, Origin, Selection, Writer, WriterConfig};
+
+/// A writer with one Service at `frontend` and these endpoints.
+pub(crate) fn writer(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Writer {
+    let config = WriterConfig::new("here");
+    let mut writer = Writer::new(config);
+    writer.apply(Change::Apply(
+        Service {
+            name: ObjectName::new("default", "web"),
+            created: 1,
+            cluster_ips: vec![frontend.ip()],
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
+            annotations: Default::default(),
+        }
+        .into(),
+    ));
+    for (n, endpoint) in endpoints.iter().enumerate() {
+        writer.apply(Change::Apply(
+            EndpointSlice {
+                name: ObjectName::new("default", format!("web-{n}")),
+                service: ObjectName::new("default", "web"),
+                family: Family::of(endpoint.ip()),
+                ports: vec![SlicePort { name: "".into(), protocol, number: endpoint.port() }],
+                endpoints: vec![Endpoint::ready(endpoint.ip())],
+            }
+            .into(),
+        ));
+    }
+    let mut plan = writer.plan();
+    writer.publish(&mut plan);
+    writer
+}
+
+/// A selection among the endpoints `10.0.0.1` to `10.0.0.N`.
+pub(crate) fn selection(endpoints: u8) -> Selection {
+    let frontend = SocketAddr::from(([10, 96, 0, 1], 80));
+    let endpoints: Vec<_> = (1..=endpoints).map(|n| SocketAddr::from(([10, 0, 0, n], 8080))).collect();
+    let writer = writer(frontend, Protocol::Tcp, &endpoints);
+    let mut reader = writer.table().reader();
+    let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
+    let route = reader.lookup(key).expect("the route was just published");
+    let client = Client { ip: [10, 1, 0, 1].into(), origin: Origin::Outside };
+    route.select(client, Instant::now()).expect("it has endpoints")
+}
