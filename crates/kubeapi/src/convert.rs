@@ -1,0 +1,159 @@
+//! Kubernetes API objects to the model: what of an object counts for a proxy.
+//!
+//! Pure functions, one module per kind, by the rules of kube-proxy 1.36. Nothing here fails: an
+//! element that is wrong is left out and described by a [`Problem`], the rest of the object counts.
+//! Only an object without anything to go by is skipped whole ([`Skip`]).
+
+mod address;
+mod node;
+mod service;
+mod slice;
+
+use std::fmt;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use sluice_model::{ObjectName, Protocol};
+
+pub use node::node;
+pub use service::service;
+pub use slice::slice;
+
+/// What became of one API object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted<T> {
+    /// The model's object, or why there is none.
+    pub result: Result<T, Skip>,
+    /// Elements that were left out.
+    pub problems: Vec<Problem>,
+}
+
+/// Why an object does not count at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Skip {
+    /// `spec.type: ExternalName`: a DNS alias, even with a stray cluster IP.
+    ExternalName,
+    /// `spec.clusterIP: None`, or an EndpointSlice labelled as that of such a Service: clients connect
+    /// to the endpoints directly.
+    Headless,
+    /// Label `service.kubernetes.io/service-proxy-name`: another proxy serves it.
+    OtherProxy,
+    /// `addressType: FQDN`: nothing that packets could be sent to.
+    Fqdn,
+    /// No cluster IP. An apiserver will allocate one; in a file nobody does.
+    NoClusterIp,
+    /// What identifies it or makes it useful is missing or wrong: see the problems.
+    Broken,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ExternalName => "an ExternalName Service is served by DNS",
+            Self::Headless => "headless: clients connect to the endpoints directly",
+            Self::OtherProxy => "label service.kubernetes.io/service-proxy-name: another proxy serves it",
+            Self::Fqdn => "addressType FQDN: not a thing to send packets to",
+            Self::NoClusterIp => "no clusterIP: nothing to listen on",
+            Self::Broken => "unusable",
+        })
+    }
+}
+
+/// One thing that is wrong in an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// Where, as `kubectl` writes it: `endpoints[3].addresses[0]`.
+    pub field: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.field, self.what, self.mend)
+    }
+}
+
+/// The problems found so far.
+#[derive(Debug, Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn note(&mut self, field: impl Into<String>, what: impl Into<String>, mend: impl Into<String>) {
+        self.0.push(Problem { field: field.into(), what: what.into(), mend: mend.into() });
+    }
+
+    fn skip<T>(self, skip: Skip) -> Converted<T> {
+        Converted { result: Err(skip), problems: self.0 }
+    }
+
+    fn object<T>(self, object: T) -> Converted<T> {
+        Converted { result: Ok(object), problems: self.0 }
+    }
+
+    /// A port number that has to be there.
+    fn port(&mut self, field: impl Into<String>, number: i32) -> Option<u16> {
+        let port = u16::try_from(number).ok().filter(|port| *port != 0);
+        if port.is_none() {
+            let what = if number == 0 {
+                "missing or 0, which is no port".to_owned()
+            } else {
+                format!("{number} is not a port")
+            };
+            self.note(field, what, "write a number from 1 to 65535");
+        }
+        port
+    }
+
+    /// A protocol; absent means TCP, as the apiserver's default is.
+    fn protocol(&mut self, field: impl Into<String>, protocol: Option<&str>) -> Option<Protocol> {
+        match protocol {
+            None | Some("" | "TCP") => return Some(Protocol::Tcp),
+            Some("UDP") => return Some(Protocol::Udp),
+            Some("SCTP") => self.note(field, "SCTP is not carried", "use TCP or UDP; this port is left out"),
+            Some(other) => self.note(field, format!("{other:?} is not a protocol"), "write TCP or UDP"),
+        }
+        None
+    }
+
+    /// Namespace and name. An absent namespace is `default`, as it is to kubectl; an apiserver never
+    /// leaves it out.
+    fn object_name(&mut self, metadata: &ObjectMeta) -> Option<ObjectName> {
+        let namespace = metadata.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default");
+        let namespace = self.name("metadata.namespace", namespace, MAX_LABEL);
+        let name = self.name("metadata.name", metadata.name.as_deref().unwrap_or_default(), MAX_SUBDOMAIN);
+        Some(ObjectName::new(namespace?, name?))
+    }
+
+    /// A DNS name as object names are (RFC 1123). Loosely checked: enough for it to be one word in a
+    /// log line and a metric.
+    fn name<'a>(&mut self, field: &str, text: &'a str, max: usize) -> Option<&'a str> {
+        let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+        if text.is_empty() {
+            self.note(field, "missing", "give the object a name");
+        } else if text.len() > max {
+            self.note(field, format!("longer than {max} characters"), "shorten it");
+        } else if !text.bytes().all(is_name_byte) {
+            self.note(field, format!("{text:?} is not a name"), "use a-z, 0-9, '-' and '.' only");
+        } else {
+            return Some(text);
+        }
+        None
+    }
+}
+
+/// RFC 1123 label: namespaces, Services.
+const MAX_LABEL: usize = 63;
+/// RFC 1123 subdomain: every other name.
+const MAX_SUBDOMAIN: usize = 253;
+
+/// Whether the object carries the label, whatever its value: the opposite of the selector `!key`.
+fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(key))
+}
+
+/// A list that may be absent.
+fn each<T>(list: &Option<Vec<T>>) -> impl Iterator<Item = (usize, &T)> {
+    list.iter().flatten().enumerate()
+}

@@ -1,0 +1,277 @@
+//! Service to [`Service`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as api;
+use sluice_model::{Family, Service, ServicePort, TrafficPolicy};
+
+use super::{Converted, Problems, Skip, each, has_label};
+
+const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const ANNOTATIONS: &str = "sluice.dev/";
+
+/// The apiserver's default for `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours.
+const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
+/// The apiserver's upper limit for it: a day.
+const MAX_AFFINITY_SECONDS: u64 = 86_400;
+
+/// Converts a Service.
+pub fn service(service: &api::Service) -> Converted<Service> {
+    let mut problems = Problems::default();
+    if has_label(&service.metadata, LABEL_PROXY_NAME) {
+        return problems.skip(Skip::OtherProxy);
+    }
+    let empty = api::ServiceSpec::default();
+    let spec = service.spec.as_ref().unwrap_or(&empty);
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return problems.skip(Skip::ExternalName);
+    }
+    let name = problems.object_name(&service.metadata);
+    let cluster_ips = match cluster_ips(spec, &mut problems) {
+        Ok(cluster_ips) => cluster_ips,
+        Err(skip) => return problems.skip(skip),
+    };
+    let Some(name) = name else { return problems.skip(Skip::Broken) };
+
+    let families: Vec<Family> = cluster_ips.iter().copied().map(Family::of).collect();
+    let load_balancer_ips = load_balancer_ips(service, &families, &mut problems);
+    let external_policy = policy("externalTrafficPolicy", &spec.external_traffic_policy, &mut problems);
+    let object = Service {
+        name,
+        created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+        external_ips: external_ips(spec, &families, &mut problems),
+        source_ranges: source_ranges(spec, &load_balancer_ips, &mut problems),
+        internal_policy: policy("internalTrafficPolicy", &spec.internal_traffic_policy, &mut problems),
+        external_policy,
+        affinity: affinity(spec, &mut problems),
+        health_check_node_port: health_check_node_port(spec, external_policy, &mut problems),
+        ports: ports(spec, &mut problems),
+        annotations: annotations(service),
+        cluster_ips,
+        load_balancer_ips,
+    };
+    problems.object(object)
+}
+
+/// One cluster IP per family. With `ipFamilies`, the address in the same place of `clusterIPs`
+/// counts for a family (`GetClusterIPByFamily`); without, each address speaks for itself.
+fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Problems) -> Result<Vec<IpAddr>, Skip> {
+    let single = spec.cluster_ip.as_deref().unwrap_or_default();
+    let list: Vec<&str> = match each(&spec.cluster_ips).next() {
+        Some(_) => each(&spec.cluster_ips).map(|(_, text)| text.as_str()).collect(),
+        None if single.is_empty() => Vec::new(),
+        None => vec![single],
+    };
+    if single == "None" || list.first() == Some(&"None") {
+        return Err(Skip::Headless);
+    }
+    if list.iter().all(|text| text.is_empty()) {
+        return Err(Skip::NoClusterIp);
+    }
+    let field = |i: usize| match each(&spec.cluster_ips).next() {
+        Some(_) => format!("spec.clusterIPs[{i}]"),
+        None => "spec.clusterIP".to_owned(),
+    };
+    if !single.is_empty() && list.first() != Some(&single) {
+        let what = format!("differs from spec.clusterIP, which is {single:?}");
+        problems.note(field(0), what, "write the same address in both");
+    }
+    let families: Option<Vec<&str>> = each(&spec.ip_families)
+        .next()
+        .is_some()
+        .then(|| each(&spec.ip_families).map(|(_, family)| family.as_str()).collect());
+    let mut found: Vec<IpAddr> = Vec::new();
+    for (i, text) in list.into_iter().enumerate() {
+        let address = match &families {
+            None => problems.address(field(i), text),
+            Some(families) => match families.get(i) {
+                Some(&"IPv4") => problems.address_of(field(i), text, Family::V4, "spec.ipFamilies says"),
+                Some(&"IPv6") => problems.address_of(field(i), text, Family::V6, "spec.ipFamilies says"),
+                Some(other) => {
+                    let what = format!("{other:?} is not a family");
+                    problems.note(format!("spec.ipFamilies[{i}]"), what, "write IPv4 or IPv6");
+                    None
+                }
+                // Left over from dual-stack: the Service has been made single-stack since.
+                None => None,
+            },
+        };
+        let Some(address) = address else { continue };
+        if found.iter().any(|other| Family::of(*other) == Family::of(address)) {
+            let what = format!("{address} is a second {} cluster IP", Family::of(address));
+            problems.note(field(i), what, "leave one per family; other addresses belong in spec.externalIPs");
+        } else {
+            found.push(address);
+        }
+    }
+    if found.is_empty() { Err(Skip::Broken) } else { Ok(found) }
+}
+
+/// External IPs of families that the Service has a cluster IP in: kube-proxy serves no other.
+fn external_ips(spec: &api::ServiceSpec, families: &[Family], problems: &mut Problems) -> Vec<IpAddr> {
+    each(&spec.external_ips)
+        .filter_map(|(i, text)| served_address(format!("spec.externalIPs[{i}]"), text, families, problems))
+        .collect()
+}
+
+/// Load-balancer addresses that packets still carry when they reach the node (`ipMode: VIP`).
+fn load_balancer_ips(service: &api::Service, families: &[Family], problems: &mut Problems) -> Vec<IpAddr> {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let mut found = Vec::new();
+    for (i, ingress) in balancer.into_iter().flat_map(|balancer| each(&balancer.ingress)) {
+        let field = format!("status.loadBalancer.ingress[{i}]");
+        let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
+        match ingress.ip_mode.as_deref() {
+            None | Some("" | "VIP") => {
+                found.extend(served_address(field + ".ip", text, families, problems));
+            }
+            Some("Proxy") => {}
+            Some(other) => {
+                let what = format!("{other:?} is not a mode");
+                problems.note(field + ".ipMode", what, "write VIP or Proxy; this address is left out");
+            }
+        }
+    }
+    found
+}
+
+fn served_address(
+    field: String,
+    text: &str,
+    families: &[Family],
+    problems: &mut Problems,
+) -> Option<IpAddr> {
+    let address = problems.address(field.clone(), text)?;
+    let family = Family::of(address);
+    if families.contains(&family) {
+        return Some(address);
+    }
+    let what = format!("the Service has no {family} cluster IP, so that {address} is not served");
+    problems.note(field, what, format!("give it an {family} address in spec.clusterIPs"));
+    None
+}
+
+/// The ranges that may use load-balancer addresses; `None` if everybody may.
+///
+/// kube-proxy looks at each family by itself: one without any valid range, or with a `/0`, is open.
+/// That an invalid range alone leaves the door open is its behaviour, too (`MapCIDRsByIPFamily`).
+/// Where only one of two families is open, the result says so by that family's `/0`: a client is
+/// let in if any range contains it.
+fn source_ranges(
+    spec: &api::ServiceSpec,
+    load_balancer_ips: &[IpAddr],
+    problems: &mut Problems,
+) -> Option<Vec<IpNet>> {
+    let field = "spec.loadBalancerSourceRanges";
+    let ranges: Vec<IpNet> = each(&spec.load_balancer_source_ranges)
+        .filter_map(|(i, text)| problems.cidr(format!("{field}[{i}]"), text))
+        .collect();
+    if ranges.is_empty() && each(&spec.load_balancer_source_ranges).next().is_some() {
+        problems.note(field, "none is valid: load-balancer addresses are open to everybody", "mend the ranges");
+    }
+    let is_v4 = |range: &IpNet| matches!(range, IpNet::V4(_));
+    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = ranges.into_iter().partition(is_v4);
+    let is_open = |ranges: &[IpNet]| ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0);
+    if is_open(&v4) && is_open(&v6) {
+        return None;
+    }
+    let mut closed = Vec::new();
+    for (ranges, all) in [(v4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)), (v6, IpAddr::V6(Ipv6Addr::UNSPECIFIED))] {
+        let has_address = load_balancer_ips.iter().any(|ip| ip.is_ipv4() == all.is_ipv4());
+        if !is_open(&ranges) {
+            closed.extend(ranges);
+        } else if has_address {
+            closed.extend(IpNet::new(all, 0));
+        }
+    }
+    Some(closed)
+}
+
+fn policy(field: &str, policy: &Option<String>, problems: &mut Problems) -> TrafficPolicy {
+    match policy.as_deref() {
+        None | Some("" | "Cluster") => TrafficPolicy::Cluster,
+        Some("Local") => TrafficPolicy::Local,
+        Some(other) => {
+            let mend = "write Cluster or Local; Cluster is assumed";
+            problems.note(format!("spec.{field}"), format!("{other:?} is not a policy"), mend);
+            TrafficPolicy::Cluster
+        }
+    }
+}
+
+fn affinity(spec: &api::ServiceSpec, problems: &mut Problems) -> Option<Duration> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            let mend = "write ClientIP or None; None is assumed";
+            problems.note("spec.sessionAffinity", format!("{other:?} is not one"), mend);
+            return None;
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = config.and_then(|client_ip| client_ip.timeout_seconds) else {
+        return Some(DEFAULT_AFFINITY);
+    };
+    let valid = u64::try_from(seconds).ok().filter(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(seconds));
+    if valid.is_none() {
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        let mend = "write 1 to 86400 seconds; 10800 is assumed";
+        problems.note(field, format!("{seconds} is out of range"), mend);
+    }
+    Some(valid.map_or(DEFAULT_AFFINITY, Duration::from_secs))
+}
+
+/// Only a load balancer asks, and only policy Local gives nodes different answers (`NeedsHealthCheck`).
+fn health_check_node_port(
+    spec: &api::ServiceSpec,
+    policy: TrafficPolicy,
+    problems: &mut Problems,
+) -> Option<u16> {
+    if spec.type_.as_deref() != Some("LoadBalancer") || policy != TrafficPolicy::Local {
+        return None;
+    }
+    optional_port("spec.healthCheckNodePort", spec.health_check_node_port, problems)
+}
+
+fn optional_port(field: impl Into<String>, number: Option<i32>, problems: &mut Problems) -> Option<u16> {
+    let number = number.filter(|number| *number != 0)?;
+    problems.port(field, number)
+}
+
+fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
+    if each(&spec.ports).next().is_none() {
+        problems.note("spec.ports", "none: nothing to serve", "write at least one port");
+    }
+    let mut found: Vec<ServicePort> = Vec::new();
+    for (i, port) in each(&spec.ports) {
+        let field = |name: &str| format!("spec.ports[{i}].{name}");
+        let Some(protocol) = problems.protocol(field("protocol"), port.protocol.as_deref()) else { continue };
+        let Some(number) = problems.port(field("port"), port.port) else { continue };
+        let name = port.name.as_deref().unwrap_or_default();
+        if found.iter().any(|other| &*other.name == name && other.protocol == protocol) {
+            let what = format!("a port before it has the same name {name:?} and protocol");
+            problems.note(field("name"), what, "give every port a name of its own");
+            continue;
+        }
+        if found.iter().any(|other| other.port == number && other.protocol == protocol) {
+            problems.note(field("port"), format!("{number}/{protocol} is there twice"), "leave one of them");
+            continue;
+        }
+        let node_port = optional_port(field("nodePort"), port.node_port, problems);
+        found.push(ServicePort { name: name.into(), protocol, port: number, node_port });
+    }
+    found
+}
+
+fn annotations(service: &api::Service) -> BTreeMap<Arc<str>, Arc<str>> {
+    let all = service.metadata.annotations.iter().flatten();
+    all.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATIONS)?.into(), value.as_str().into()))).collect()
+}
+
+#[cfg(test)]
+mod tests;
