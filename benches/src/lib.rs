@@ -1,1 +1,1 @@
-//! Stub.
+//! Benchmarks, each beside a direct-connection baseline: see `benches/`.
