@@ -13,6 +13,7 @@ mod tcp;
 mod test_table;
 mod timers;
 mod token;
+mod udp;
 mod worker;
 
 use std::io;

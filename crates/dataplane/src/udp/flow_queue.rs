@@ -1,0 +1,115 @@
+//! A queue of slots in the order of their use, linked through the slots themselves: to move one to
+//! the end, or take it out of the middle, costs the same however many there are.
+//!
+//! Our own rather than a crate's (`lru`, `hashlink`): those keep keys and values in nodes that
+//! nothing but the key finds, where poll events find a flow by its slot, and one flow moves between
+//! two queues.
+
+use crate::token::{SlotId, Slots};
+
+/// The neighbours of a slot in its queue.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    older: Option<SlotId>,
+    newer: Option<SlotId>,
+}
+
+/// What can be queued.
+pub(super) trait Linked {
+    fn links(&mut self) -> &mut Links;
+}
+
+/// The two ends of a queue and its length. A slot is in one queue at most.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    oldest: Option<SlotId>,
+    newest: Option<SlotId>,
+    len: usize,
+}
+
+impl Queue {
+    /// The slot that has waited longest.
+    pub(super) fn oldest(&self) -> Option<SlotId> {
+        self.oldest
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Puts a slot that is in no queue at the end of this one.
+    pub(super) fn push<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
+        let Some(slot) = slots.get_mut(id) else { return };
+        *slot.links() = Links { older: self.newest, newer: None };
+        match self.newest.and_then(|newest| slots.get_mut(newest)) {
+            Some(newest) => newest.links().newer = Some(id),
+            None => self.oldest = Some(id),
+        }
+        self.newest = Some(id);
+        self.len += 1;
+    }
+
+    /// Takes a slot out of this queue, which it is in.
+    pub(super) fn remove<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
+        let Some(slot) = slots.get_mut(id) else { return };
+        let Links { older, newer } = std::mem::take(slot.links());
+        match older.and_then(|older| slots.get_mut(older)) {
+            Some(slot) => slot.links().newer = newer,
+            None => self.oldest = newer,
+        }
+        match newer.and_then(|newer| slots.get_mut(newer)) {
+            Some(slot) => slot.links().older = older,
+            None => self.newest = older,
+        }
+        self.len -= 1;
+    }
+
+    /// The slots from the oldest to the newest; for checks. Stops where the links do not agree.
+    pub(super) fn walk<T: Linked>(&self, slots: &mut Slots<T>) -> Vec<SlotId> {
+        let (mut walked, mut next) = (Vec::new(), self.oldest);
+        while let Some(id) = next.filter(|_| walked.len() <= self.len) {
+            let Some(slot) = slots.get_mut(id) else { break };
+            if slot.links().older != walked.last().copied() {
+                break;
+            }
+            next = slot.links().newer;
+            walked.push(id);
+        }
+        walked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Linked for Links {
+        fn links(&mut self) -> &mut Links {
+            self
+        }
+    }
+
+    #[test]
+    fn slots_leave_from_anywhere_and_the_order_of_the_others_stays() {
+        for taken in 0..4 {
+            let mut slots = Slots::default();
+            let mut queue = Queue::default();
+            let mut ids: Vec<_> = (0..4).map(|_| slots.insert_with(|_| Links::default())).collect();
+            ids.iter().for_each(|&id| queue.push(&mut slots, id));
+            assert_eq!(queue.walk(&mut slots), ids);
+
+            let moved = ids.remove(taken);
+            queue.remove(&mut slots, moved);
+            assert_eq!(queue.walk(&mut slots), ids);
+            queue.push(&mut slots, moved);
+            ids.push(moved);
+            assert_eq!(queue.walk(&mut slots), ids);
+
+            for id in ids.clone() {
+                assert_eq!(queue.oldest(), Some(id));
+                queue.remove(&mut slots, id);
+            }
+            assert_eq!((queue.oldest, queue.newest, queue.len), (None, None, 0));
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! The flow table against a model that is too simple to be wrong, over random histories.
+//!
+//! A history follows from its seed. A failure prints the seed; `SLUICE_FLOW_SEED=<seed>` runs that
+//! history alone and prints each step.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::flow_table::{Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable};
+
+const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
+const SEEDS: u64 = 600;
+const STEPS: usize = 500;
+
+/// What the table keeps for us: which endpoint, and which opening of all.
+type Upstream = (usize, u64);
+
+/// A flow as the model sees it.
+#[derive(Debug, Clone)]
+struct ModelFlow {
+    id: FlowId,
+    upstream: Upstream,
+    last_used: Instant,
+    datagrams: u64,
+    replies: u64,
+}
+
+struct Simulation {
+    rng: StdRng,
+    verbose: bool,
+    limits: FlowLimits,
+    table: FlowTable<Upstream>,
+    now: Instant,
+
+    flows: HashMap<FlowKey, ModelFlow>,
+    /// The keys of `flows`, least recently used first.
+    order: Vec<FlowKey>,
+    counters: FlowCounters,
+    /// Every id there ever was, with the key and the opening that it stood for.
+    ids: Vec<(FlowId, FlowKey, u64)>,
+    openings: u64,
+    serving: Vec<bool>,
+    /// Flows that were there when a sweep was last requested, and have not been looked at.
+    unswept: usize,
+}
+
+/// Prints the seed when the thread panics.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "seed {seed} failed; replay: {SEED_VARIABLE}={seed} cargo test -p sluice-dataplane flow_sim -- --nocapture",
+                seed = self.0
+            );
+        }
+    }
+}
+
+#[test]
+fn every_history_agrees_with_the_model() {
+    let one = std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse().unwrap());
+    let mut seen = FlowCounters::default();
+    for seed in one.map_or(0..SEEDS, |seed| seed..seed + 1) {
+        let _replay = Replay(seed);
+        let counters = Simulation::new(seed, one.is_some()).run();
+        seen.opened += counters.opened;
+        seen.idle += counters.idle;
+        seen.evicted += counters.evicted;
+        seen.gone += counters.gone;
+        seen.closed += counters.closed;
+        seen.replaced += counters.replaced;
+    }
+    if one.is_none() {
+        let rarest = [seen.idle, seen.evicted, seen.gone, seen.closed, seen.replaced].into_iter().min();
+        assert!(rarest >= Some(SEEDS), "histories in which nothing happens prove nothing: {seen:?}");
+    }
+}
+
+impl Simulation {
+    fn new(seed: u64, verbose: bool) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let limits = FlowLimits {
+            capacity: NonZeroUsize::new(rng.random_range(1..=16)).unwrap(),
+            idle: Duration::from_secs(30),
+            exchange_idle: Duration::from_secs(if rng.random_bool(0.9) { 5 } else { 40 }),
+        };
+        Self {
+            serving: vec![true; rng.random_range(1..=5)],
+            rng,
+            verbose,
+            limits,
+            table: FlowTable::new(limits),
+            now: Instant::now(),
+            flows: HashMap::new(),
+            order: Vec::new(),
+            counters: FlowCounters::default(),
+            ids: Vec::new(),
+            openings: 0,
+            unswept: 0,
+        }
+    }
+
+    fn run(mut self) -> FlowCounters {
+        for _ in 0..STEPS {
+            match self.rng.random_range(0..100) {
+                0..40 => self.client_sends(),
+                40..62 => self.upstream_replies(),
+                62..66 => self.endpoint_changes(),
+                66..82 => self.time_passes(),
+                82..90 => self.expiry_runs(),
+                90..95 => self.sweep_runs(),
+                95..97 => self.worker_closes(),
+                97..98 => self.worker_evicts(),
+                _ => self.client_is_opened_twice(),
+            }
+            self.compare();
+        }
+        // In the end everybody falls silent, and nothing is left.
+        self.pass(self.limits.idle);
+        while !self.flows.is_empty() {
+            self.expiry_runs();
+            self.compare();
+        }
+        assert_eq!(self.counters.opened, self.counters.ended());
+        self.counters
+    }
+
+    fn log(&self, step: std::fmt::Arguments<'_>) {
+        if self.verbose {
+            println!("{step}");
+        }
+    }
+
+    /// What must hold between steps.
+    fn compare(&mut self) {
+        assert!(self.table.len() <= self.limits.capacity.get(), "never more flows than the bound");
+        assert_eq!(self.table.len(), self.flows.len());
+        assert_eq!(self.table.counters(), self.counters);
+        assert_eq!(self.table.next_deadline(), self.next_deadline());
+    }
+
+    // The rules, in the words of the model.
+
+    fn is_answered_exchange(flow: &ModelFlow) -> bool {
+        flow.datagrams == 1 && flow.replies == 1
+    }
+
+    fn is_pressed(&self) -> bool {
+        self.flows.len() > self.limits.capacity.get() / 2
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let pressed = self.is_pressed();
+        let timeout = |flow| match pressed && Self::is_answered_exchange(flow) {
+            true => self.limits.exchange_idle.min(self.limits.idle),
+            false => self.limits.idle,
+        };
+        self.flows.values().map(|flow| flow.last_used + timeout(flow)).min()
+    }
+
+    /// The flow that expiry has to end next.
+    fn next_to_expire(&self) -> Option<FlowKey> {
+        let silent = |key: &&FlowKey, timeout| self.flows[*key].last_used + timeout <= self.now;
+        let idle = self.order.iter().find(|key| silent(key, self.limits.idle));
+        let hurried = || {
+            let mut exchanges = self.order.iter().filter(|key| Self::is_answered_exchange(&self.flows[*key]));
+            exchanges.find(|key| silent(key, self.limits.exchange_idle) && self.is_pressed())
+        };
+        idle.or_else(hurried).copied()
+    }
+
+    fn touch(&mut self, key: FlowKey) -> &mut ModelFlow {
+        self.order.retain(|other| *other != key);
+        self.order.push(key);
+        let flow = self.flows.get_mut(&key).unwrap();
+        flow.last_used = self.now;
+        flow
+    }
+
+    /// The table ended a flow: the one that the model expects, with everything in it.
+    fn ended(&mut self, ended: Ended<Upstream>, expected: FlowKey, cause: Cause) {
+        self.log(format_args!("    ended {:?}: {:?}", ended.cause, ended.id));
+        assert_eq!((ended.flow.key(), ended.cause), (expected, cause));
+        let flow = self.flows.remove(&expected).expect("a flow ends once");
+        self.order.retain(|key| *key != expected);
+        assert_eq!((ended.id, ended.flow.upstream), (flow.id, flow.upstream));
+        *match cause {
+            Cause::Idle => &mut self.counters.idle,
+            Cause::Evicted => &mut self.counters.evicted,
+            Cause::Gone => &mut self.counters.gone,
+            Cause::Closed => &mut self.counters.closed,
+            Cause::Replaced => &mut self.counters.replaced,
+        } += 1;
+    }
+
+    // The steps.
+
+    fn random_key(&mut self) -> FlowKey {
+        let client = match self.rng.random_range(0..12u8) {
+            n @ 0..6 => SocketAddr::from(([10, 1, 0, 1], 1000 + u16::from(n))),
+            n @ 6..9 => SocketAddr::from(([10, 1, 0, n], 1000)),
+            n => SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)], 1000)),
+        };
+        let service = self.rng.random_range(0..3u8);
+        let destination = match client {
+            SocketAddr::V4(_) => SocketAddr::from(([10, 96, 0, service], 53)),
+            SocketAddr::V6(_) => SocketAddr::from(([0xfd96, 0, 0, 0, 0, 0, 0, u16::from(service)], 53)),
+        };
+        FlowKey { client, destination }
+    }
+
+    fn random_count(&mut self) -> u64 {
+        if self.rng.random_bool(0.9) { 1 } else { self.rng.random_range(2..64) }
+    }
+
+    /// Any id of the past: of a flow that lives, or of one that does not.
+    fn random_id(&mut self) -> Option<(FlowId, FlowKey, u64)> {
+        let recent = self.ids.len().saturating_sub(20);
+        let from = if self.rng.random_bool(0.9) { recent } else { 0 };
+        (!self.ids.is_empty()).then(|| self.ids[self.rng.random_range(from..self.ids.len())])
+    }
+
+    fn client_sends(&mut self) {
+        let (key, count) = (self.random_key(), self.random_count());
+        self.log(format_args!("{key:?} sends {count}"));
+        let serving = &self.serving;
+        let valid = |flow: &Flow<Upstream>| {
+            assert_eq!(flow.key(), key, "asked about the client's own flow");
+            serving[flow.upstream.0]
+        };
+        let action = self.table.on_client_datagrams(key, count, self.now, valid);
+        let known = self.flows.get(&key).cloned();
+        match (action, known) {
+            (Action::Forward(id), Some(flow)) => {
+                assert!(self.serving[flow.upstream.0], "a flow ends when it is not valid");
+                assert_eq!(id, flow.id, "a flow sticks to its endpoint while it is");
+                self.touch(key).datagrams += count;
+                assert_eq!(self.table.flow(id).unwrap().upstream, flow.upstream);
+            }
+            (Action::Open(Some(ended)), Some(flow)) => {
+                assert!(!self.serving[flow.upstream.0]);
+                self.ended(ended, key, Cause::Gone);
+                self.open(key, count);
+            }
+            (Action::Open(None), None) => self.open(key, count),
+            (action, flow) => panic!("{action:?} for {flow:?}"),
+        }
+    }
+
+    /// Opens a flow if any endpoint serves.
+    fn open(&mut self, key: FlowKey, count: u64) {
+        let candidates: Vec<_> = (0..self.serving.len()).filter(|&endpoint| self.serving[endpoint]).collect();
+        if candidates.is_empty() {
+            return;
+        }
+        let endpoint = candidates[self.rng.random_range(0..candidates.len())];
+        self.openings += 1;
+        let upstream = (endpoint, self.openings);
+        let displaced_key = match self.flows.contains_key(&key) {
+            true => Some((key, Cause::Replaced)),
+            false if self.flows.len() == self.limits.capacity.get() => Some((self.order[0], Cause::Evicted)),
+            false => None,
+        };
+        let (id, displaced) = self.table.opened(key, upstream, count, self.now);
+        self.log(format_args!("    opened {id:?} to {upstream:?}"));
+        match (displaced, displaced_key) {
+            (Some(displaced), Some((expected, cause))) => self.ended(displaced, expected, cause),
+            (None, None) => {}
+            (displaced, expected) => panic!("displaced {displaced:?}, expected {expected:?}"),
+        }
+        let flow = ModelFlow { id, upstream, last_used: self.now, datagrams: count, replies: 0 };
+        assert!(self.ids.iter().all(|&(former, ..)| former != id), "a name stands for one flow");
+        self.ids.push((id, key, self.openings));
+        self.flows.insert(key, flow);
+        self.order.push(key);
+        self.counters.opened += 1;
+    }
+
+    fn client_is_opened_twice(&mut self) {
+        let key = self.random_key();
+        self.log(format_args!("{key:?} is opened, whether it is open or not"));
+        self.open(key, 1);
+    }
+
+    fn upstream_replies(&mut self) {
+        let (Some((id, key, opening)), count) = (self.random_id(), self.random_count()) else { return };
+        self.log(format_args!("{id:?} replies {count}"));
+        let lives = self.flows.get(&key).is_some_and(|flow| flow.upstream.1 == opening);
+        let to = self.table.on_replies(id, count, self.now).map(|flow| (flow.key(), flow.upstream));
+        match to {
+            Some((to, upstream)) => {
+                assert!(lives, "nobody hears from a flow that has ended");
+                assert_eq!(to, key, "no reply to a wrong client");
+                let flow = self.touch(key);
+                assert_eq!(flow.upstream, upstream);
+                flow.replies += count;
+            }
+            None => assert!(!lives, "a flow that lives gets its replies"),
+        }
+    }
+
+    fn endpoint_changes(&mut self) {
+        let endpoint = self.rng.random_range(0..self.serving.len());
+        self.serving[endpoint] = !self.serving[endpoint];
+        self.log(format_args!("endpoint {endpoint} serves: {}", self.serving[endpoint]));
+        if self.rng.random_bool(0.7) {
+            self.table.request_sweep();
+            self.unswept = self.flows.len();
+        }
+    }
+
+    fn time_passes(&mut self) {
+        let millis = match self.rng.random_range(0..20) {
+            0..10 => self.rng.random_range(0..100),
+            10..17 => self.rng.random_range(0..6_000),
+            17..19 => self.rng.random_range(0..40_000),
+            // To the very moment, or the last one before it.
+            _ => {
+                if let Some(deadline) = self.next_deadline() {
+                    let before = Duration::from_nanos(self.rng.random_range(0..2));
+                    self.pass(deadline.saturating_duration_since(self.now).saturating_sub(before));
+                }
+                return;
+            }
+        };
+        self.pass(Duration::from_millis(millis));
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.log(format_args!("{time:?} pass"));
+        self.now += time;
+    }
+
+    fn expiry_runs(&mut self) {
+        let limit = self.rng.random_range(0..10);
+        self.log(format_args!("up to {limit} expire"));
+        let mut expired = Vec::new();
+        let count = self.table.expire(self.now, limit, &mut |flow| expired.push(flow));
+        assert_eq!(count, expired.len());
+        assert!(count <= limit);
+        for flow in expired {
+            let expected = self.next_to_expire().expect("none ends before its time");
+            self.ended(flow, expected, Cause::Idle);
+        }
+        if count < limit {
+            assert_eq!(self.next_to_expire(), None, "none outlives its time");
+        }
+    }
+
+    fn sweep_runs(&mut self) {
+        let limit = self.rng.random_range(1..8);
+        self.log(format_args!("up to {limit} are swept"));
+        assert_eq!(self.table.sweep_pending(), self.unswept > 0);
+        let serving = &self.serving;
+        let mut swept = Vec::new();
+        self.table.sweep(limit, |flow| serving[flow.upstream.0], &mut |flow| swept.push(flow));
+        assert!(swept.len() <= limit);
+        for flow in swept {
+            assert!(!self.serving[flow.flow.upstream.0], "only what is not valid is swept away");
+            let key = flow.flow.key();
+            self.ended(flow, key, Cause::Gone);
+        }
+        self.unswept = self.unswept.saturating_sub(limit);
+        if self.rng.random_bool(0.3) {
+            // A whole sweep leaves nothing behind that is not valid.
+            self.table.request_sweep();
+            let (table, serving) = (&mut self.table, &self.serving);
+            let mut swept = Vec::new();
+            while table.sweep_pending() {
+                table.sweep(limit, |flow| serving[flow.upstream.0], &mut |flow| swept.push(flow));
+            }
+            for flow in swept {
+                let key = flow.flow.key();
+                self.ended(flow, key, Cause::Gone);
+            }
+            self.unswept = 0;
+            assert!(self.flows.values().all(|flow| self.serving[flow.upstream.0]));
+        }
+    }
+
+    fn worker_closes(&mut self) {
+        let Some((id, key, opening)) = self.random_id() else { return };
+        self.log(format_args!("{id:?} is closed"));
+        let lives = self.flows.get(&key).is_some_and(|flow| flow.upstream.1 == opening);
+        let closed = self.table.close(id);
+        assert_eq!(closed.is_some(), lives);
+        if let Some(closed) = closed {
+            self.ended(closed, key, Cause::Closed);
+        }
+    }
+
+    fn worker_evicts(&mut self) {
+        self.log(format_args!("the least recently used is evicted"));
+        match (self.table.evict(), self.order.first().copied()) {
+            (Some(evicted), Some(expected)) => self.ended(evicted, expected, Cause::Evicted),
+            (None, None) => {}
+            (evicted, expected) => panic!("evicted {evicted:?}, expected {expected:?}"),
+        }
+    }
+}

@@ -1,0 +1,665 @@
+//! Which flows there are, and which of them must end: all that a worker decides about UDP without
+//! looking at a socket or a clock.
+//!
+//! A flow is one client talking to one service address ([`FlowKey`]); it sticks to the upstream that
+//! it was opened with for as long as that is valid. The worker tells what happened and when; the
+//! table answers what to do, and hands every flow that ends back, once, with the reason
+//! ([`Ended`]): whoever owns sockets closes them by dropping it.
+//!
+//! * Bounded: at [`FlowLimits::capacity`], a new flow takes the place of the least recently used.
+//! * A flow that nobody used for [`FlowLimits::idle`] ends. While the table is more than half full,
+//!   an answered one-shot (one datagram each way: most of DNS) ends after
+//!   [`FlowLimits::exchange_idle`] already.
+//! * A flow ends at once when its endpoint stops serving or its route is gone: seen at the client's
+//!   next datagram, or by a [sweep](FlowTable::request_sweep).
+//!
+//! Every datagram costs one or two look-ups and a few writes, however many flows there are.
+//! Everything about one flow happens on its worker's thread.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use super::flow_queue::{Linked, Links, Queue};
+use crate::token::{SlotId, Slots};
+
+/// Names a flow for as long as it lives, and nothing afterwards. Fits the worker's tokens.
+pub(crate) type FlowId = SlotId;
+
+/// Who talks to which service address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FlowKey {
+    /// Where the client sends from, and where replies go.
+    pub(crate) client: SocketAddr,
+    /// Where the client sends to, and where replies must seem to come from.
+    pub(crate) destination: SocketAddr,
+}
+
+/// Bounds of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlowLimits {
+    /// Most flows at a time.
+    pub(crate) capacity: NonZeroUsize,
+    /// How long a flow may be silent, in both directions.
+    pub(crate) idle: Duration,
+    /// The same for an answered one-shot while the table is more than half full.
+    pub(crate) exchange_idle: Duration,
+}
+
+/// A flow, with whatever the worker keeps for it.
+#[derive(Debug)]
+pub(crate) struct Flow<U> {
+    key: FlowKey,
+    last_used: Instant,
+    datagrams: u64,
+    replies: u64,
+    /// Where it leads: endpoint, route, socket.
+    pub(crate) upstream: U,
+}
+
+/// What to do with a client's datagram.
+#[derive(Debug)]
+pub(crate) enum Action<U> {
+    /// Send it to this flow's upstream.
+    Forward(FlowId),
+    /// Decide where it leads, and call [`FlowTable::opened`] if it leads anywhere. A flow that it
+    /// would have belonged to has just ended, its upstream being no longer valid.
+    Open(Option<Ended<U>>),
+}
+
+/// A flow that is no longer in the table.
+#[derive(Debug)]
+pub(crate) struct Ended<U> {
+    pub(crate) id: FlowId,
+    pub(crate) flow: Flow<U>,
+    pub(crate) cause: Cause,
+}
+
+/// Why a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Cause {
+    /// Nobody used it for as long as is allowed.
+    Idle,
+    /// Another flow needed its place, or its file descriptor.
+    Evicted,
+    /// Its endpoint stopped serving, or its route is gone.
+    Gone,
+    /// The worker closed it: its socket failed.
+    Closed,
+    /// The same client opened it again.
+    Replaced,
+}
+
+/// How many flows there have been, and why they ended. Those that live are the difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct FlowCounters {
+    pub(crate) opened: u64,
+    pub(crate) idle: u64,
+    pub(crate) evicted: u64,
+    pub(crate) gone: u64,
+    pub(crate) closed: u64,
+    pub(crate) replaced: u64,
+}
+
+/// The flows of one worker. See the [module](self).
+#[derive(Debug)]
+pub(crate) struct FlowTable<U> {
+    limits: FlowLimits,
+    ids: HashMap<FlowKey, FlowId, foldhash::fast::RandomState>,
+    flows: Slots<Entry<U>>,
+    queues: Queues,
+    /// Uses so far; numbers them, since two may happen at the same instant.
+    uses: u64,
+    /// The latest time heard of. Time does not go back.
+    latest: Option<Instant>,
+    /// Flows that the sweep under way has yet to look at.
+    unswept: Vec<FlowId>,
+    counters: FlowCounters,
+}
+
+/// Answered one-shots, and all others, each in the order of their last use: as both kinds have one
+/// timeout each, the first of a queue is the first to expire.
+#[derive(Debug, Default)]
+struct Queues {
+    exchanges: Queue,
+    others: Queue,
+}
+
+#[derive(Debug)]
+struct Entry<U> {
+    flow: Flow<U>,
+    /// Number of its last use.
+    used: u64,
+    /// Which queue it is in: that of answered one-shots, or the other.
+    exchange: bool,
+    links: Links,
+}
+
+impl<U> FlowTable<U> {
+    pub(crate) fn new(limits: FlowLimits) -> Self {
+        Self {
+            limits,
+            ids: HashMap::default(),
+            flows: Slots::default(),
+            queues: Queues::default(),
+            uses: 0,
+            latest: None,
+            unswept: Vec::new(),
+            counters: FlowCounters::default(),
+        }
+    }
+
+    /// A client sent `count` datagrams, at least one. `valid` says of their flow, if there is one,
+    /// whether its upstream still serves and its route is still there.
+    pub(crate) fn on_client_datagrams(
+        &mut self,
+        key: FlowKey,
+        count: u64,
+        now: Instant,
+        valid: impl Fn(&Flow<U>) -> bool,
+    ) -> Action<U> {
+        let now = self.observe(now);
+        let Some(&id) = self.ids.get(&key) else { return Action::Open(None) };
+        let action = match self.flows.get_mut(id) {
+            Some(entry) if valid(&entry.flow) => {
+                entry.flow.datagrams += count;
+                self.used(id, now);
+                Action::Forward(id)
+            }
+            _ => Action::Open(self.end(id, Cause::Gone)),
+        };
+        self.check();
+        action
+    }
+
+    /// A flow was opened for `count` datagrams of a client. The flow whose place it takes is to be
+    /// closed: at capacity the least recently used, and one with the same key if there is one.
+    pub(crate) fn opened(
+        &mut self,
+        key: FlowKey,
+        upstream: U,
+        count: u64,
+        now: Instant,
+    ) -> (FlowId, Option<Ended<U>>) {
+        let now = self.observe(now);
+        let displaced = match self.ids.get(&key) {
+            Some(&id) => self.end(id, Cause::Replaced),
+            None if self.len() >= self.capacity() => self.evict(),
+            None => None,
+        };
+        let flow = Flow { key, last_used: now, datagrams: count, replies: 0, upstream };
+        let entry = Entry { flow, used: self.next_use(), exchange: false, links: Links::default() };
+        let id = self.flows.insert_with(|_| entry);
+        self.queues.others.push(&mut self.flows, id);
+        self.ids.insert(key, id);
+        self.counters.opened += 1;
+        self.check();
+        (id, displaced)
+    }
+
+    /// A flow's upstream sent `count` datagrams, at least one; they go to the client of the flow
+    /// returned. None: the flow has ended, and they go nowhere.
+    pub(crate) fn on_replies(&mut self, id: FlowId, count: u64, now: Instant) -> Option<&mut Flow<U>> {
+        let now = self.observe(now);
+        self.flows.get_mut(id)?.flow.replies += count;
+        self.used(id, now);
+        self.check();
+        self.flow(id)
+    }
+
+    /// The worker ends a flow.
+    pub(crate) fn close(&mut self, id: FlowId) -> Option<Ended<U>> {
+        let ended = self.end(id, Cause::Closed);
+        self.check();
+        ended
+    }
+
+    /// Ends the least recently used flow, for its place or its file descriptor.
+    pub(crate) fn evict(&mut self) -> Option<Ended<U>> {
+        let ended = self.least_recently_used().and_then(|id| self.end(id, Cause::Evicted));
+        self.check();
+        ended
+    }
+
+    /// Ends flows whose time is over, `limit` at most; returns how many. If it returns `limit`, there
+    /// may be more, and [`next_deadline`](Self::next_deadline) is in the past.
+    ///
+    /// The general timeout goes first: flows that it ends may relieve the table so far that the short
+    /// one for answered one-shots no longer applies.
+    pub(crate) fn expire(&mut self, now: Instant, limit: usize, ended: &mut impl FnMut(Ended<U>)) -> usize {
+        let now = self.observe(now);
+        let mut count = 0;
+        while count < limit {
+            let Some(flow) = self.overdue(now).and_then(|id| self.end(id, Cause::Idle)) else { break };
+            ended(flow);
+            count += 1;
+        }
+        self.check();
+        count
+    }
+
+    /// When the next flow expires if nothing happens until then.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        let idle = self.limits.idle;
+        let oldest = self.least_recently_used().and_then(|id| self.deadline(id, idle));
+        let exchange = self.hurried().and_then(|id| self.deadline(id, self.limits.exchange_idle));
+        // None is later than any deadline: there is no flow, or its end is beyond the clock's.
+        [oldest, exchange].into_iter().flatten().min()
+    }
+
+    /// Endpoints or routes have changed: all flows there are must be looked at once. A sweep under way
+    /// starts again.
+    pub(crate) fn request_sweep(&mut self) {
+        self.unswept = self.flows.ids();
+    }
+
+    /// Whether a sweep has flows left to look at.
+    pub(crate) fn sweep_pending(&self) -> bool {
+        !self.unswept.is_empty()
+    }
+
+    /// Looks at up to `limit` flows and ends those that are no longer valid.
+    pub(crate) fn sweep(
+        &mut self,
+        limit: usize,
+        valid: impl Fn(&Flow<U>) -> bool,
+        ended: &mut impl FnMut(Ended<U>),
+    ) {
+        for _ in 0..limit {
+            let Some(id) = self.unswept.pop() else { break };
+            if self.flow(id).is_some_and(|flow| !valid(flow))
+                && let Some(flow) = self.end(id, Cause::Gone)
+            {
+                ended(flow);
+            }
+        }
+        self.check();
+    }
+
+    /// The flow of this name, if it lives.
+    pub(crate) fn flow(&mut self, id: FlowId) -> Option<&mut Flow<U>> {
+        self.flows.get_mut(id).map(|entry| &mut entry.flow)
+    }
+
+    /// How many flows there are.
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// How many flows there may be.
+    pub(crate) fn capacity(&self) -> usize {
+        self.limits.capacity.get()
+    }
+
+    pub(crate) fn counters(&self) -> FlowCounters {
+        self.counters
+    }
+
+    /// The time to go by: that of the caller, unless it was told a later one before.
+    fn observe(&mut self, now: Instant) -> Instant {
+        let now = self.latest.map_or(now, |latest| latest.max(now));
+        self.latest = Some(now);
+        now
+    }
+
+    fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+
+    /// Makes a flow the most recently used, in the queue that it belongs to by now.
+    fn used(&mut self, id: FlowId, now: Instant) {
+        let number = self.next_use();
+        let Some(entry) = self.flows.get_mut(id) else { return };
+        let before = entry.exchange;
+        let after = entry.flow.is_answered_exchange();
+        entry.flow.last_used = now;
+        entry.used = number;
+        entry.exchange = after;
+        self.queues.of(before).remove(&mut self.flows, id);
+        self.queues.of(after).push(&mut self.flows, id);
+    }
+
+    /// Takes a flow out.
+    fn end(&mut self, id: FlowId, cause: Cause) -> Option<Ended<U>> {
+        let exchange = self.flows.get_mut(id)?.exchange;
+        self.queues.of(exchange).remove(&mut self.flows, id);
+        let flow = self.flows.remove(id)?.flow;
+        self.ids.remove(&flow.key);
+        let counter = match cause {
+            Cause::Idle => &mut self.counters.idle,
+            Cause::Evicted => &mut self.counters.evicted,
+            Cause::Gone => &mut self.counters.gone,
+            Cause::Closed => &mut self.counters.closed,
+            Cause::Replaced => &mut self.counters.replaced,
+        };
+        *counter += 1;
+        Some(Ended { id, flow, cause })
+    }
+
+    fn least_recently_used(&mut self) -> Option<FlowId> {
+        let heads = [self.queues.exchanges.oldest(), self.queues.others.oldest()];
+        heads.into_iter().flatten().min_by_key(|&id| self.flows.get_mut(id).map(|entry| entry.used))
+    }
+
+    /// The flow whose time is over by `now`, if there is one.
+    fn overdue(&mut self, now: Instant) -> Option<FlowId> {
+        let idle = self.limits.idle;
+        let oldest = self.least_recently_used()?;
+        if self.deadline(oldest, idle).is_some_and(|deadline| deadline <= now) {
+            return Some(oldest);
+        }
+        let exchange = self.hurried()?;
+        let deadline = self.deadline(exchange, self.limits.exchange_idle)?;
+        (deadline <= now).then_some(exchange)
+    }
+
+    /// The first flow to which the short timeout applies: none unless the table is more than half
+    /// full.
+    fn hurried(&self) -> Option<FlowId> {
+        let pressed = self.len() > self.capacity() / 2;
+        self.queues.exchanges.oldest().filter(|_| pressed)
+    }
+
+    fn deadline(&mut self, id: FlowId, timeout: Duration) -> Option<Instant> {
+        self.flow(id)?.last_used.checked_add(timeout)
+    }
+
+    /// Panics in debug builds if the table contradicts itself. Sizes after every transition; every
+    /// link as well while there are few flows, so that a debug build can still carry many.
+    fn check(&mut self) {
+        const EVERY_LINK_UP_TO: usize = 64;
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        let (len, queues) = (self.len(), &self.queues);
+        assert!(len <= self.capacity(), "{len} flows, {} allowed", self.capacity());
+        assert_eq!(len, self.ids.len(), "every flow has a key and every key a flow");
+        assert_eq!(len, queues.exchanges.len() + queues.others.len(), "every flow is in one queue");
+        assert_eq!(len as u64, self.counters.opened - self.counters.ended(), "what opened lives or ended");
+        if len > EVERY_LINK_UP_TO {
+            return;
+        }
+        for exchange in [true, false] {
+            let walked = self.queues.of(exchange).walk(&mut self.flows);
+            assert_eq!(walked.len(), self.queues.of(exchange).len(), "links agree in both directions");
+            let mut before = None;
+            for id in walked {
+                let Some(entry) = self.flows.get_mut(id) else { unreachable!("a walk yields slots in use") };
+                assert_eq!(self.ids.get(&entry.flow.key), Some(&id), "a key leads to its flow");
+                assert_eq!(entry.exchange, exchange, "a flow is in its queue");
+                assert_eq!(exchange, entry.flow.is_answered_exchange(), "its queue is up to date");
+                let order = Some((entry.used, entry.flow.last_used));
+                assert!(before < order, "a queue is in the order of use");
+                assert!(Some(entry.flow.last_used) <= self.latest, "no flow was used in the future");
+                before = order;
+            }
+        }
+    }
+}
+
+impl<U> Flow<U> {
+    pub(crate) fn key(&self) -> FlowKey {
+        self.key
+    }
+
+    /// One datagram each way, and nothing else.
+    fn is_answered_exchange(&self) -> bool {
+        self.datagrams == 1 && self.replies == 1
+    }
+}
+
+impl FlowCounters {
+    /// Flows that are no more.
+    pub(crate) fn ended(self) -> u64 {
+        self.idle + self.evicted + self.gone + self.closed + self.replaced
+    }
+}
+
+impl Queues {
+    fn of(&mut self, exchange: bool) -> &mut Queue {
+        if exchange { &mut self.exchanges } else { &mut self.others }
+    }
+}
+
+impl<U> Linked for Entry<U> {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// Three words into the hasher. Not folded into fewer beforehand: clients choose their addresses and
+/// ports, and must not be able to choose them so that all land in one place.
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let bits = |ip| match ip {
+            IpAddr::V4(ip) => u128::from(Ipv4Addr::to_bits(ip)),
+            IpAddr::V6(ip) => Ipv6Addr::to_bits(ip),
+        };
+        state.write_u128(bits(self.client.ip()));
+        state.write_u128(bits(self.destination.ip()));
+        state.write_u32(u32::from(self.client.port()) << 16 | u32::from(self.destination.port()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(30);
+    const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
+    const ALL: usize = usize::MAX;
+
+    struct Fixture {
+        table: FlowTable<&'static str>,
+        start: Instant,
+    }
+
+    fn fixture(capacity: usize) -> Fixture {
+        let capacity = NonZeroUsize::new(capacity).unwrap();
+        let limits = FlowLimits { capacity, idle: IDLE, exchange_idle: EXCHANGE_IDLE };
+        Fixture { table: FlowTable::new(limits), start: Instant::now() }
+    }
+
+    fn key(client: u16) -> FlowKey {
+        FlowKey { client: ([10, 1, 0, 1], client).into(), destination: "10.96.0.10:53".parse().unwrap() }
+    }
+
+    impl Fixture {
+        fn at(&self, millis: u64) -> Instant {
+            self.start + Duration::from_millis(millis)
+        }
+
+        fn open(&mut self, client: u16, at: u64) -> FlowId {
+            let (id, displaced) = self.table.opened(key(client), "here", 1, self.at(at));
+            assert!(displaced.is_none());
+            id
+        }
+
+        fn forwards(&mut self, client: u16, at: u64) -> Option<FlowId> {
+            match self.table.on_client_datagrams(key(client), 1, self.at(at), |_| true) {
+                Action::Forward(id) => Some(id),
+                Action::Open(ended) => {
+                    assert!(ended.is_none());
+                    None
+                }
+            }
+        }
+
+        /// The clients of the flows that are idle by then.
+        fn expired(&mut self, at: u64, limit: usize) -> Vec<u16> {
+            let mut clients = Vec::new();
+            let now = self.at(at);
+            self.table.expire(now, limit, &mut |ended| {
+                assert_eq!(ended.cause, Cause::Idle);
+                clients.push(ended.flow.key().client.port());
+            });
+            clients
+        }
+
+        fn deadline(&mut self) -> Option<u64> {
+            let deadline = self.table.next_deadline()?;
+            Some(u64::try_from((deadline - self.start).as_millis()).unwrap())
+        }
+    }
+
+    #[test]
+    fn a_flow_is_found_by_client_and_destination_both() {
+        let mut f = fixture(10);
+        assert_eq!(f.forwards(1, 0), None);
+        let id = f.open(1, 0);
+        assert_eq!(f.forwards(1, 1), Some(id));
+        assert_eq!(f.forwards(2, 1), None);
+        let elsewhere = FlowKey { destination: "10.96.0.11:53".parse().unwrap(), ..key(1) };
+        let action = f.table.on_client_datagrams(elsewhere, 1, f.start, |_| true);
+        assert!(matches!(action, Action::Open(None)));
+    }
+
+    #[test]
+    fn a_flow_expires_when_it_was_idle_in_both_directions_and_not_a_moment_sooner() {
+        let mut f = fixture(10);
+        let id = f.open(1, 0);
+        f.open(2, 10_000);
+        assert_eq!(f.deadline(), Some(30_000));
+        assert!(f.table.on_replies(id, 2, f.at(20_000)).is_some());
+        assert_eq!(f.deadline(), Some(40_000));
+        assert_eq!(f.expired(39_999, ALL), []);
+        assert_eq!(f.expired(40_000, ALL), [2]);
+        assert!(f.forwards(1, 49_000).is_some());
+        assert_eq!(f.expired(78_999, ALL), []);
+        assert_eq!(f.expired(79_000, ALL), [1]);
+        assert_eq!((f.deadline(), f.table.len()), (None, 0));
+    }
+
+    #[test]
+    fn answered_one_shots_end_sooner_while_more_than_half_of_the_table_is_taken() {
+        let mut f = fixture(4);
+        let exchanges = [1, 2].map(|client| f.open(client, 0));
+        for id in exchanges {
+            f.table.on_replies(id, 1, f.at(0));
+        }
+        assert_eq!(f.deadline(), Some(30_000), "half full is not more than half");
+        assert_eq!(f.expired(6_000, ALL), []);
+        f.open(3, 6_000);
+        assert_eq!(f.deadline(), Some(5_000));
+        assert_eq!(f.expired(6_000, ALL), [1], "then the table is half full again");
+        assert_eq!(f.deadline(), Some(30_000));
+    }
+
+    #[test]
+    fn what_is_no_answered_one_shot_has_the_whole_time_even_under_pressure() {
+        let mut f = fixture(4);
+        let [_unanswered, twice_asked, twice_answered, _] = [1, 2, 3, 4].map(|client| f.open(client, 0));
+        f.table.on_replies(twice_asked, 1, f.at(0));
+        assert_eq!(f.deadline(), Some(5_000));
+        f.forwards(2, 0);
+        assert_eq!(f.deadline(), Some(30_000));
+        f.table.on_replies(twice_answered, 2, f.at(0));
+        assert_eq!(f.expired(29_999, ALL), []);
+        assert_eq!(f.expired(30_000, ALL), [1, 4, 2, 3]);
+    }
+
+    #[test]
+    fn expiry_does_no_more_at_a_time_than_it_may() {
+        let mut f = fixture(10);
+        for client in 0..10 {
+            f.open(client, u64::from(client));
+        }
+        assert_eq!(f.expired(60_000, 4), [0, 1, 2, 3]);
+        assert_eq!(f.deadline(), Some(30_004));
+        assert_eq!(f.expired(60_000, 4), [4, 5, 6, 7]);
+        assert_eq!(f.expired(60_000, 4), [8, 9]);
+    }
+
+    #[test]
+    fn at_capacity_a_new_flow_takes_the_place_of_the_least_recently_used() {
+        let mut f = fixture(3);
+        let ids = [1, 2, 3].map(|client| f.open(client, 0));
+        assert!(f.forwards(1, 1).is_some());
+        f.table.on_replies(ids[1], 1, f.at(1));
+        let (id, displaced) = f.table.opened(key(4), "here", 1, f.at(2));
+        let displaced = displaced.unwrap();
+        assert_eq!((displaced.id, displaced.cause), (ids[2], Cause::Evicted));
+        assert_eq!(f.table.len(), 3);
+        assert_eq!(f.table.counters().evicted, 1);
+        assert_ne!(id, ids[2], "the slot is the same, the flow is not");
+        assert_eq!(id.index, ids[2].index);
+        assert!(f.table.on_replies(ids[2], 1, f.at(2)).is_none());
+        assert!(f.table.close(ids[2]).is_none());
+    }
+
+    #[test]
+    fn a_client_turned_away_costs_nobody_a_flow() {
+        let mut f = fixture(1);
+        let id = f.open(1, 0);
+        assert_eq!(f.forwards(2, 1), None);
+        assert_eq!(f.forwards(1, 2), Some(id));
+    }
+
+    #[test]
+    fn a_flow_whose_upstream_is_not_valid_ends_at_the_next_datagram() {
+        let mut f = fixture(3);
+        let id = f.open(1, 0);
+        let action = f.table.on_client_datagrams(key(1), 1, f.start, |flow| flow.upstream != "here");
+        let Action::Open(Some(ended)) = action else { panic!("{action:?}") };
+        assert_eq!((ended.id, ended.cause, ended.flow.upstream), (id, Cause::Gone, "here"));
+        assert_eq!(f.forwards(1, 0), None);
+        assert_eq!(f.table.counters(), FlowCounters { opened: 1, gone: 1, ..Default::default() });
+    }
+
+    #[test]
+    fn opening_a_flow_again_hands_back_the_one_before() {
+        let mut f = fixture(1);
+        let first = f.open(1, 0);
+        let (second, displaced) = f.table.opened(key(1), "there", 1, f.at(1));
+        let displaced = displaced.unwrap();
+        assert_eq!((displaced.id, displaced.cause), (first, Cause::Replaced));
+        assert_eq!(f.forwards(1, 2), Some(second));
+    }
+
+    #[test]
+    fn a_sweep_ends_what_is_not_valid_in_bounded_steps() {
+        let mut f = fixture(100);
+        for client in 0..10 {
+            let upstream = if client % 2 == 0 { "going" } else { "staying" };
+            f.table.opened(key(client), upstream, 1, f.start);
+        }
+        f.table.request_sweep();
+        f.open(99, 0);
+        let (mut steps, mut gone) = (0, Vec::new());
+        while f.table.sweep_pending() {
+            let before = gone.len();
+            f.table.sweep(3, |flow| flow.upstream != "going", &mut |ended| {
+                assert_eq!(ended.cause, Cause::Gone);
+                gone.push(ended.flow.key().client.port());
+            });
+            assert!(gone.len() - before <= 3);
+            steps += 1;
+        }
+        gone.sort_unstable();
+        assert_eq!((steps, &gone[..]), (4, &[0, 2, 4, 6, 8][..]));
+        assert_eq!(f.table.len(), 6);
+    }
+
+    #[test]
+    fn time_that_goes_back_is_taken_for_the_latest() {
+        let mut f = fixture(3);
+        f.open(1, 10_000);
+        f.open(2, 0);
+        assert_eq!(f.expired(39_999, ALL), []);
+        assert_eq!(f.expired(40_000, ALL), [1, 2]);
+    }
+
+    #[test]
+    fn a_timeout_without_end_has_no_deadline() {
+        let limits =
+            FlowLimits { capacity: NonZeroUsize::MIN, idle: Duration::MAX, exchange_idle: Duration::MAX };
+        let mut table = FlowTable::new(limits);
+        let now = Instant::now();
+        table.opened(key(1), (), 1, now);
+        assert_eq!(table.next_deadline(), None);
+        assert_eq!(table.expire(now + IDLE * 1000, ALL, &mut |_| panic!("it never ends")), 0);
+    }
+}
