@@ -1,0 +1,67 @@
+//! Socket options of UDP sockets that socket2 does not know.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::net::{AddressFamily, sockopt};
+
+/// Has the address that each datagram was sent to delivered with it: on a transparent socket, the
+/// Service's. See [`Datagram::original_destination`](super::Datagram::original_destination).
+///
+/// # Errors
+/// The descriptor is not an IPv4 or IPv6 socket.
+pub fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    match family(socket)? {
+        Family::V4 => set_flag(socket, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+        Family::V6 => set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    }
+}
+
+/// Sends without the don't-fragment bit (`IP_PMTUDISC_DONT`), so that a datagram larger than some link
+/// on its way arrives in fragments. Linux sets the bit by default and loses what does not fit until
+/// an ICMP message has told it the path's size: a loss that the client's own socket would have learned
+/// from, but that the relay would learn of in its stead.
+///
+/// # Errors
+/// The descriptor is not an IPv4 or IPv6 socket.
+pub fn allow_fragmentation(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    match family(socket)? {
+        Family::V4 => sockopt::set_ip_mtu_discover(socket, sockopt::Ipv4PathMtuDiscovery::DONT)?,
+        Family::V6 => sockopt::set_ipv6_mtu_discover(socket, sockopt::Ipv6PathMtuDiscovery::DONT)?,
+    }
+    Ok(())
+}
+
+enum Family {
+    V4,
+    V6,
+}
+
+/// The socket's family, asked of the socket: a level of the wrong family is either refused or, on an
+/// IPv6 socket, quietly about something else.
+fn family(socket: BorrowedFd<'_>) -> io::Result<Family> {
+    match sockopt::socket_domain(socket)? {
+        AddressFamily::INET => Ok(Family::V4),
+        AddressFamily::INET6 => Ok(Family::V6),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not an IPv4 or IPv6 socket")),
+    }
+}
+
+fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the kernel reads `size_of::<c_int>()` bytes from the pointer, during the call only, and
+    // `on` is that large and lives until after it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const on).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

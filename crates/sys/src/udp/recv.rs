@@ -1,0 +1,236 @@
+//! Receiving: `recvmmsg` into memory that is allocated once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+
+use super::BATCH;
+use super::address::{self, Name};
+
+/// Room for the ancillary data of one datagram: a header (16 bytes) and a `sockaddr_in6` (28), each
+/// padded to 8, with some to spare for an option that somebody else has set on the socket.
+const CONTROL: usize = 96;
+
+/// Bytes of a datagram kept: no UDP payload is larger, so that none is cut. (Jumbograms, RFC 2675,
+/// would be; no Linux device carries them.)
+const PAYLOAD: usize = 65_536;
+
+/// Up to [`BATCH`] received datagrams. A worker owns one and uses it for all of its sockets: 2 MiB,
+/// of which only those pages are ever touched that a datagram was written to.
+#[derive(Debug)]
+pub struct RecvBatch {
+    /// As many pieces of `payload_size` bytes as there are slots.
+    payloads: Box<[u8]>,
+    payload_size: usize,
+    slots: Box<[Slot]>,
+    /// How many slots the last call filled.
+    filled: usize,
+}
+
+/// What the kernel said about one datagram.
+#[derive(Debug, Clone)]
+struct Slot {
+    source: Name,
+    control: [u8; CONTROL],
+    control_len: usize,
+    payload_len: usize,
+    truncated: bool,
+}
+
+/// A received datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// What it carries; nothing is a valid payload.
+    pub payload: &'a [u8],
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// Where it was sent to, if the socket was told to say so by
+    /// [`receive_original_destination`](super::receive_original_destination).
+    pub original_destination: Option<SocketAddr>,
+    /// The end of the payload is missing: it was larger than the buffer.
+    pub truncated: bool,
+}
+
+impl Default for RecvBatch {
+    fn default() -> Self {
+        Self::with_payload_size(PAYLOAD)
+    }
+}
+
+impl RecvBatch {
+    /// Room for [`BATCH`] datagrams of any size.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Room for [`BATCH`] datagrams of up to `payload_size` bytes; the rest of larger ones is lost
+    /// and [`Datagram::truncated`] says so.
+    pub fn with_payload_size(payload_size: usize) -> Self {
+        let slot = Slot {
+            source: Name::NONE,
+            control: [0; CONTROL],
+            control_len: 0,
+            payload_len: 0,
+            truncated: false,
+        };
+        let payload_size = payload_size.max(1);
+        Self {
+            // From the allocator's zeroed pages, which exist once they are written to.
+            payloads: vec![0; payload_size.saturating_mul(BATCH)].into(),
+            payload_size,
+            slots: vec![slot; BATCH].into(),
+            filled: 0,
+        }
+    }
+
+    /// Receives what is there, without waiting; returns how many datagrams, at least one. They
+    /// replace those of the call before.
+    ///
+    /// A short batch does not mean that the socket is empty: the kernel also ends a batch at an error
+    /// (an ICMP message about something sent earlier) and reports that at the next call. Whoever
+    /// waits for edges calls until `WouldBlock`.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing is there. `ConnectionRefused` and other errors of the network: an earlier
+    /// datagram sent on this connected socket did not arrive; the socket goes on working. After any
+    /// error the batch is empty.
+    pub fn recv(&mut self, socket: impl AsFd) -> io::Result<usize> {
+        self.filled = 0;
+        let socket = socket.as_fd().as_raw_fd();
+        let mut vectors = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
+        // SAFETY: `mmsghdr` is plain data of integers and pointers, for which zero is a value.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+
+        let buffers = self.slots.iter_mut().zip(self.payloads.chunks_exact_mut(self.payload_size));
+        for ((header, vector), (slot, payload)) in headers.iter_mut().zip(&mut vectors).zip(buffers) {
+            vector.iov_base = payload.as_mut_ptr().cast();
+            vector.iov_len = payload.len();
+            let message = &mut header.msg_hdr;
+            message.msg_name = slot.source.bytes_mut().as_mut_ptr().cast();
+            message.msg_namelen = Name::ROOM;
+            message.msg_iov = vector;
+            message.msg_iovlen = 1;
+            message.msg_control = slot.control.as_mut_ptr().cast();
+            message.msg_controllen = CONTROL as _;
+        }
+
+        let received = retry(|| {
+            // SAFETY: `headers` has BATCH elements. Each points to one element of `vectors` and
+            // through it to one piece of `payloads`, and to the name and the control bytes of one
+            // slot, with their true sizes: memory of this function or borrowed mutably by it, no two
+            // alike, not touched otherwise until the call has returned. All of it was initialised,
+            // so whatever part the kernel writes, it stays so. No timeout is passed.
+            unsafe {
+                libc::recvmmsg(
+                    socket,
+                    headers.as_mut_ptr(),
+                    BATCH as libc::c_uint,
+                    libc::MSG_DONTWAIT as _,
+                    ptr::null_mut(),
+                )
+            }
+        })?;
+
+        for (header, slot) in headers.iter().zip(&mut self.slots).take(received) {
+            slot.source.set_len(header.msg_hdr.msg_namelen);
+            slot.control_len = header.msg_hdr.msg_controllen as _;
+            slot.payload_len = header.msg_len as usize;
+            slot.truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        }
+        self.filled = received.min(BATCH);
+        Ok(self.filled)
+    }
+
+    /// The datagrams of the last call to [`recv`](Self::recv), in the order of their arrival.
+    ///
+    /// Every datagram from an IPv4 or IPv6 socket has a source; what comes from a socket of another
+    /// kind has none that could be named here, and is left out.
+    pub fn iter(&self) -> impl Iterator<Item = Datagram<'_>> {
+        let payloads = self.payloads.chunks_exact(self.payload_size);
+        self.slots.iter().zip(payloads).take(self.filled).filter_map(|(slot, payload)| {
+            Some(Datagram {
+                payload: payload.get(..slot.payload_len).unwrap_or(payload),
+                source: slot.source.decode()?,
+                original_destination: original_destination(slot.control.get(..slot.control_len)?),
+                truncated: slot.truncated,
+            })
+        })
+    }
+}
+
+/// Makes the call until no signal interrupts it, and turns -1 into the error.
+pub(super) fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+}
+
+/// Finds `IP_ORIGDSTADDR` or `IPV6_ORIGDSTADDR` in ancillary data (`cmsg(3)`): messages of a length
+/// (the header's included), a level, a type and data, each aligned to a word.
+fn original_destination(mut control: &[u8]) -> Option<SocketAddr> {
+    const WORD: usize = size_of::<usize>();
+    const INT: usize = size_of::<libc::c_int>();
+    const HEADER: usize = (WORD + 2 * INT).next_multiple_of(WORD);
+    loop {
+        let len = usize::from_ne_bytes(address::array(control, 0)?);
+        let level = libc::c_int::from_ne_bytes(address::array(control, WORD)?);
+        let kind = libc::c_int::from_ne_bytes(address::array(control, WORD + INT)?);
+        let data = control.get(HEADER..len)?;
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
+                return address::decode(data);
+            }
+            _ => control = control.get(len.checked_next_multiple_of(WORD)?..)?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ancillary data of one message, as the kernel lays it out.
+    fn message(level: libc::c_int, kind: libc::c_int, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + data.len()).to_ne_bytes().to_vec();
+        bytes.extend(level.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn the_original_destination_is_found_behind_other_messages() {
+        let address: SocketAddr = "10.96.0.10:53".parse().unwrap();
+        let mut name = Name::from(address);
+        let name = &name.bytes_mut()[..16];
+        let other = message(libc::SOL_SOCKET, libc::SO_TIMESTAMP, &[1; 13]);
+        let wanted = message(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, name);
+        assert_eq!(original_destination(&[other.clone(), wanted.clone()].concat()), Some(address));
+        assert_eq!(original_destination(&other), None);
+        assert_eq!(original_destination(&[]), None);
+    }
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn malformed_ancillary_data_is_none_and_ends_the_search() {
+        let mut name = Name::from("10.96.0.10:53".parse::<SocketAddr>().unwrap());
+        let wanted = message(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, &name.bytes_mut()[..16]);
+        for cut in 0..16 + 8 {
+            assert_eq!(original_destination(&wanted[..cut]), None, "{cut} bytes");
+        }
+        for len in [0, 1, 15, 33, 4096, usize::MAX - 3, usize::MAX] {
+            let mut lying = wanted.clone();
+            lying[..8].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(original_destination(&lying), None, "length {len}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Both batches over real sockets, on loopback, IPv4 and IPv6.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::*;
+
+/// How long a test waits for what must happen, before it fails.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
+
+/// An owned copy of a [`Datagram`], to outlive the batch.
+#[derive(Debug, Clone, PartialEq)]
+struct Received {
+    payload: Vec<u8>,
+    source: SocketAddr,
+    original_destination: Option<SocketAddr>,
+    truncated: bool,
+}
+
+fn socket(address: &str) -> UdpSocket {
+    UdpSocket::bind(address).unwrap()
+}
+
+fn address(socket: &UdpSocket) -> SocketAddr {
+    socket.local_addr().unwrap()
+}
+
+fn connected(from: &str, to: &UdpSocket) -> UdpSocket {
+    let socket = socket(from);
+    socket.connect(address(to)).unwrap();
+    socket
+}
+
+/// A socket that holds on to its port, yet takes nothing: it is connected to somebody else, so what
+/// is sent to it is answered with port unreachable.
+fn refusing(on: &str) -> UdpSocket {
+    let peer = socket(on);
+    connected(on, &peer)
+}
+
+fn wait_for(socket: impl AsFd, what: PollFlags) {
+    let socket = socket.as_fd();
+    let mut fds = [PollFd::new(&socket, what)];
+    let timeout = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "nothing within {DEADLINE:?}");
+}
+
+/// Receives until there are `count` datagrams.
+fn receive(batch: &mut RecvBatch, socket: impl AsFd, count: usize) -> Vec<Received> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        wait_for(&socket, PollFlags::IN);
+        match batch.recv(&socket) {
+            Ok(received) => assert_eq!(received, batch.iter().count()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => panic!("{error}"),
+        }
+        all.extend(batch.iter().map(|datagram| Received {
+            payload: datagram.payload.to_vec(),
+            source: datagram.source,
+            original_destination: datagram.original_destination,
+            truncated: datagram.truncated,
+        }));
+    }
+    all
+}
+
+/// Sends a batch in which nothing is expected to fail.
+fn send_all<'a>(socket: impl AsFd, payloads: impl IntoIterator<Item = &'a [u8]>, to: Option<SocketAddr>) {
+    let mut batch = SendBatch::new();
+    for payload in payloads {
+        batch.push(payload, to).unwrap();
+    }
+    let count = batch.len();
+    let sent = batch.send(socket, |index, error| panic!("datagram {index}: {error}"));
+    assert_eq!((sent.datagrams, sent.failed, sent.left), (count, 0, 0));
+    assert!(batch.is_empty());
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| ((at * 31 + seed * 7) % 251) as u8).collect()
+}
+
+#[test]
+fn the_largest_datagram_passes_whole() {
+    let mut batch = RecvBatch::new();
+    for (loopback, largest) in LOOPBACKS.into_iter().zip([MAX_PAYLOAD_V4, 65_527]) {
+        let receiver = socket(loopback);
+        let sender = connected(loopback, &receiver);
+        for len in [MAX_PAYLOAD_V4, largest] {
+            let payload = pattern(len, 1);
+            send_all(&sender, [&payload[..]], None);
+            let [datagram] = &receive(&mut batch, &receiver, 1)[..] else { panic!("one was sent") };
+            assert!(datagram.payload == payload, "{len} bytes sent, {} received", datagram.payload.len());
+            assert!(!datagram.truncated);
+            assert_eq!(datagram.source, address(&sender));
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_all_sizes_arrives_in_order_and_empty_datagrams_with_it() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        let receiver = socket(loopback);
+        let sender = socket(loopback);
+        let sizes = [0, 1, 512, 0, 1472, 1473, 9000, 2, 0, 20_000];
+        let payloads: Vec<_> = sizes.iter().enumerate().map(|(seed, &len)| pattern(len, seed)).collect();
+        // More in total than one batch holds.
+        for round in 0..4 {
+            send_all(&sender, payloads.iter().map(|p| &p[..]), Some(address(&receiver)));
+            let received = receive(&mut batch, &receiver, sizes.len());
+            let bytes: Vec<_> = received.iter().map(|datagram| datagram.payload.clone()).collect();
+            assert!(bytes == payloads, "round {round}");
+            assert!(received.iter().all(|datagram| !datagram.truncated));
+            assert!(received.iter().all(|datagram| datagram.source == address(&sender)));
+        }
+    }
+}
+
+#[test]
+fn a_batch_receives_no_more_than_it_holds_and_the_rest_next_time() {
+    let receiver = socket("127.0.0.1:0");
+    let sender = connected("127.0.0.1:0", &receiver);
+    let payloads: Vec<_> = (0..BATCH + 5).map(|seed| pattern(10, seed)).collect();
+    let (first, second) = payloads.split_at(BATCH);
+    send_all(&sender, first.iter().map(|p| &p[..]), None);
+    send_all(&sender, second.iter().map(|p| &p[..]), None);
+    let mut batch = RecvBatch::new();
+    let received = receive(&mut batch, &receiver, payloads.len());
+    assert!(received.iter().map(|datagram| &datagram.payload).eq(&payloads));
+    assert_eq!(batch.recv(&receiver).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_datagram_larger_than_the_buffer_is_marked_and_its_neighbours_are_not() {
+    let mut batch = RecvBatch::with_payload_size(100);
+    for loopback in LOOPBACKS {
+        let receiver = socket(loopback);
+        let sender = connected(loopback, &receiver);
+        let payloads = [pattern(100, 0), pattern(101, 1), pattern(0, 2), pattern(5000, 3), pattern(99, 4)];
+        send_all(&sender, payloads.iter().map(|p| &p[..]), None);
+        let received = receive(&mut batch, &receiver, payloads.len());
+        let marks: Vec<_> = received.iter().map(|datagram| datagram.truncated).collect();
+        assert_eq!(marks, [false, true, false, true, false]);
+        for (datagram, payload) in received.iter().zip(&payloads) {
+            assert_eq!(datagram.payload, payload[..payload.len().min(100)]);
+        }
+    }
+}
+
+#[test]
+fn an_empty_socket_would_block_and_leaves_nothing_of_the_batch_before() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        // Blocking sockets: it is the call that does not wait.
+        let receiver = socket(loopback);
+        let sender = connected(loopback, &receiver);
+        assert_eq!(batch.recv(&receiver).unwrap_err().kind(), ErrorKind::WouldBlock);
+        send_all(&sender, [&b"something"[..]], None);
+        assert_eq!(receive(&mut batch, &receiver, 1).len(), 1);
+        assert_eq!(batch.recv(&receiver).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(batch.iter().count(), 0);
+    }
+}
+
+#[test]
+fn the_original_destination_is_the_address_that_the_client_used() {
+    let mut batch = RecvBatch::new();
+    for (any, used) in [("0.0.0.0:0", "127.0.0.77"), ("[::]:0", "::1")] {
+        let receiver = socket(any);
+        let to = SocketAddr::new(used.parse().unwrap(), address(&receiver).port());
+        let sender = socket(if to.is_ipv4() { LOOPBACKS[0] } else { LOOPBACKS[1] });
+        send_all(&sender, [&b"a"[..]], Some(to));
+        assert_eq!(receive(&mut batch, &receiver, 1)[0].original_destination, None, "not asked for");
+
+        receive_original_destination(&receiver).unwrap();
+        send_all(&sender, [&b"b"[..], b"", b"c"], Some(to));
+        for datagram in receive(&mut batch, &receiver, 3) {
+            assert_eq!(datagram.original_destination, Some(to));
+            assert_eq!(datagram.source, address(&sender));
+        }
+    }
+}
+
+#[test]
+fn one_socket_sends_to_many_destinations_in_one_batch() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        let receivers: Vec<_> = (0..BATCH).map(|_| socket(loopback)).collect();
+        let sender = socket(loopback);
+        let payloads: Vec<_> = (0..BATCH).map(|seed| pattern(seed, seed)).collect();
+        let mut sends = SendBatch::new();
+        for (receiver, payload) in receivers.iter().zip(&payloads) {
+            sends.push(payload, Some(address(receiver))).unwrap();
+        }
+        assert!(sends.is_full());
+        assert_eq!(sends.push(b"one too many", None), Err(BatchFull));
+        let sent = sends.send(&sender, |index, error| panic!("datagram {index}: {error}"));
+        let bytes = payloads.iter().map(Vec::len).sum();
+        assert_eq!(sent, Sent { datagrams: BATCH, bytes, failed: 0, left: 0 });
+        for (receiver, payload) in receivers.iter().zip(&payloads) {
+            assert_eq!(receive(&mut batch, receiver, 1)[0].payload, *payload);
+        }
+    }
+}
+
+#[test]
+fn datagrams_that_cannot_be_sent_do_not_keep_back_the_others() {
+    let mut batch = RecvBatch::new();
+    for (loopback, too_large) in LOOPBACKS.into_iter().zip([MAX_PAYLOAD_V4 + 1, 65_528]) {
+        let receiver = socket(loopback);
+        let sender = socket(loopback);
+        let good = Some(address(&receiver));
+        let nowhere = Some(SocketAddr::new(address(&receiver).ip(), 0));
+        let too_large = vec![0; too_large];
+        for bad_at in [&[0][..], &[3], &[9], &[0, 1, 2], &[4, 5, 9], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]] {
+            let payloads: Vec<_> = (0..10).map(|seed| pattern(20, seed)).collect();
+            let mut sends = SendBatch::new();
+            for (at, payload) in payloads.iter().enumerate() {
+                let pushed = match bad_at.contains(&at) {
+                    false => sends.push(payload, good),
+                    true if at % 2 == 0 => sends.push(&too_large, good),
+                    true => sends.push(payload, nowhere),
+                };
+                pushed.unwrap();
+            }
+            let mut errors = Vec::new();
+            let sent = sends.send(&sender, |index, error| errors.push((index, error.raw_os_error())));
+            let expected: Vec<_> = bad_at
+                .iter()
+                .map(|&at| (at, Some(if at % 2 == 0 { libc::EMSGSIZE } else { libc::EINVAL })))
+                .collect();
+            assert_eq!(errors, expected);
+            let datagrams = 10 - bad_at.len();
+            assert_eq!(sent, Sent { datagrams, bytes: datagrams * 20, failed: bad_at.len(), left: 0 });
+            let received = receive(&mut batch, &receiver, datagrams);
+            let good = payloads.iter().enumerate().filter(|(at, _)| !bad_at.contains(at));
+            assert!(received.iter().map(|datagram| &datagram.payload).eq(good.map(|(_, payload)| payload)));
+        }
+    }
+}
+
+#[test]
+fn a_refusal_is_told_to_a_connected_socket_that_receives() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        let refusing = refusing(loopback);
+        let sender = connected(loopback, &refusing);
+        send_all(&sender, [&b"anyone?"[..]], None);
+        wait_for(&sender, PollFlags::ERR);
+        assert_eq!(batch.recv(&sender).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(batch.iter().count(), 0);
+        assert_eq!(batch.recv(&sender).unwrap_err().kind(), ErrorKind::WouldBlock, "told once");
+    }
+}
+
+#[test]
+fn a_refusal_costs_the_next_datagram_sent_and_no_other() {
+    for loopback in LOOPBACKS {
+        let refusing = refusing(loopback);
+        let sender = connected(loopback, &refusing);
+        send_all(&sender, [&b"anyone?"[..]], None);
+        wait_for(&sender, PollFlags::ERR);
+
+        // From here on, somebody listens.
+        let receiver = socket(loopback);
+        sender.connect(address(&receiver)).unwrap();
+        let mut sends = SendBatch::new();
+        for payload in [&b"lost"[..], b"second", b"third"] {
+            sends.push(payload, None).unwrap();
+        }
+        let mut errors = Vec::new();
+        let sent = sends.send(&sender, |index, error| errors.push((index, error.kind())));
+        assert_eq!(errors, [(0, ErrorKind::ConnectionRefused)]);
+        assert_eq!(sent, Sent { datagrams: 2, bytes: 11, failed: 1, left: 0 });
+        let received = receive(&mut RecvBatch::new(), &receiver, 2);
+        assert_eq!(received[0].payload, b"second");
+        assert_eq!(received[1].payload, b"third");
+    }
+}
+
+#[test]
+fn what_finds_no_room_stays_in_the_batch_and_goes_out_later() {
+    // A socket pair, because over loopback a datagram leaves its sender's buffer at once.
+    let (sender, receiver) = UnixDatagram::pair().unwrap();
+    let payloads: Vec<_> = (0..BATCH).map(|seed| pattern(50_000, seed)).collect();
+    let mut sends = SendBatch::new();
+    for payload in &payloads {
+        sends.push(payload, None).unwrap();
+    }
+    let (mut arrived, mut stopped) = (0, 0);
+    let mut buffer = vec![0; 65_536];
+    while !sends.is_empty() {
+        let before = sends.len();
+        let sent = sends.send(&sender, |index, error| panic!("datagram {index}: {error}"));
+        assert_eq!((sent.datagrams + sent.left, sent.failed), (before, 0));
+        assert_eq!((sends.len(), sent.bytes), (sent.left, sent.datagrams * 50_000));
+        assert!(sent.datagrams > 0);
+        stopped += usize::from(sent.left > 0);
+        for _ in 0..sent.datagrams {
+            let len = receiver.recv(&mut buffer).unwrap();
+            assert!(buffer[..len] == payloads[arrived], "datagram {arrived}");
+            arrived += 1;
+        }
+    }
+    assert_eq!(arrived, BATCH);
+    assert!(stopped > 0, "the buffer took it all at once; the test is about when it does not");
+}
+
+#[test]
+fn a_full_socket_takes_nothing_and_says_how_many_are_left() {
+    let (sender, _receiver) = UnixDatagram::pair().unwrap();
+    let fill = [0; 1000];
+    let mut left = 0;
+    while left == 0 {
+        let mut sends = SendBatch::new();
+        while sends.push(&fill, None).is_ok() {}
+        left = sends.send(&sender, |_, error| panic!("{error}")).left;
+    }
+    let mut sends = SendBatch::new();
+    sends.push(b"a", None).unwrap();
+    sends.push(b"b", None).unwrap();
+    let sent = sends.send(&sender, |_, error| panic!("{error}"));
+    assert_eq!(sent, Sent { left: 2, ..Sent::default() });
+    sends.clear();
+    assert_eq!(sends.send(&sender, |_, error| panic!("{error}")), Sent::default());
+}
+
+#[test]
+fn sockets_are_told_to_let_datagrams_be_fragmented() {
+    use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+
+    let v4 = socket(LOOPBACKS[0]);
+    allow_fragmentation(&v4).unwrap();
+    assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::DONT);
+    let v6 = socket(LOOPBACKS[1]);
+    allow_fragmentation(&v6).unwrap();
+    assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::DONT);
+}
+
+#[test]
+fn options_are_for_ip_sockets() {
+    let (unix, _) = UnixDatagram::pair().unwrap();
+    let refused = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
+    refused(allow_fragmentation(&unix));
+    refused(receive_original_destination(&unix));
+}
+
+#[test]
+fn batches_go_where_their_worker_goes() {
+    fn sendable<T: Send>() {}
+    sendable::<RecvBatch>();
+    sendable::<SendBatch<'_>>();
+}
