@@ -1,0 +1,114 @@
+//! The address that an endpoint sees as the client's.
+
+use std::net::IpAddr;
+
+use sluice_model::{FrontendKind, TrafficPolicy};
+
+use crate::Origin;
+
+/// Where the connection to the endpoint comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceAddress {
+    /// The client's own address.
+    Client,
+    /// An address of the node, as the kernel chooses it (kube-proxy: masquerade).
+    Node,
+}
+
+/// What the node's settings say of source addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Masquerade {
+    /// `--masquerade-all`: concerns cluster IPs only.
+    pub(crate) all: bool,
+    /// A local detector is implemented.
+    pub(crate) detects_local_pods: bool,
+}
+
+/// The source address for a client at a kind of frontend, before it is known which endpoint it gets
+/// (see [`SourceAddress::towards`]).
+///
+/// * Cluster IPs: the client's own, unless it is known to be no pod of this node: replies might then
+///   not come back through here.
+/// * External addresses, policy Cluster: the node's, as the endpoint may be on another node.
+/// * External addresses, policy Local: the client's own; for a process of the node the node's,
+///   since its source may be the load balancer's address.
+pub(crate) fn source_address(
+    kind: FrontendKind,
+    origin: Origin,
+    external_policy: TrafficPolicy,
+    masquerade: Masquerade,
+) -> SourceAddress {
+    let rewritten = match (kind, external_policy) {
+        (FrontendKind::ClusterIp, _) => {
+            masquerade.all || (masquerade.detects_local_pods && origin != Origin::LocalPod)
+        }
+        (_, TrafficPolicy::Cluster) => true,
+        (_, TrafficPolicy::Local) => origin == Origin::Node,
+    };
+    if rewritten { SourceAddress::Node } else { SourceAddress::Client }
+}
+
+impl SourceAddress {
+    /// The source address towards one endpoint: the node's where the endpoint is the client itself,
+    /// which would not answer a connection from its own address (hairpin).
+    pub fn towards(self, client: IpAddr, endpoint: IpAddr) -> Self {
+        if client == endpoint { Self::Node } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
+    use Origin::{LocalPod, Node, Outside};
+    use SourceAddress as Source;
+    use TrafficPolicy::{Cluster, Local};
+
+    use super::*;
+
+    /// Name of the case, settings, kind of frontend, external policy, client, whether the endpoint
+    /// is the client itself (`self`), the source address.
+    type Case =
+        (&'static str, &'static str, FrontendKind, TrafficPolicy, Origin, &'static str, SourceAddress);
+
+    #[rustfmt::skip]
+    const CASES: &[Case] = &[
+        ("cluster IP: a local pod keeps its address",        "detector", ClusterIp, Cluster, LocalPod, "other", Source::Client),
+        ("cluster IP: the node's processes get the node's",  "detector", ClusterIp, Cluster, Node, "other", Source::Node),
+        ("cluster IP: outside clients get the node's",       "detector", ClusterIp, Cluster, Outside, "other", Source::Node),
+        ("cluster IP: the external policy plays no part",    "detector", ClusterIp, Local, LocalPod, "other", Source::Client),
+        ("cluster IP: masquerade-all covers local pods",     "detector masquerade-all", ClusterIp, Cluster, LocalPod, "other", Source::Node),
+        ("cluster IP: masquerade-all without a detector",    "masquerade-all", ClusterIp, Cluster, Outside, "other", Source::Node),
+        ("cluster IP without detector: outside keeps its",   "", ClusterIp, Cluster, Outside, "other", Source::Client),
+        ("cluster IP without detector: the node keeps its",  "", ClusterIp, Cluster, Node, "other", Source::Client),
+        ("cluster IP: hairpin of a local pod",               "detector", ClusterIp, Cluster, LocalPod, "self", Source::Node),
+        ("cluster IP: hairpin without a detector",           "", ClusterIp, Cluster, Outside, "self", Source::Node),
+        ("external Cluster: outside (nodePort)",             "detector", NodePort, Cluster, Outside, "other", Source::Node),
+        ("external Cluster: outside (externalIP)",           "detector", ExternalIp, Cluster, Outside, "other", Source::Node),
+        ("external Cluster: outside (loadBalancer)",         "detector", LoadBalancer, Cluster, Outside, "other", Source::Node),
+        ("external Cluster: a local pod gets the node's too","detector", LoadBalancer, Cluster, LocalPod, "other", Source::Node),
+        ("external Cluster: the node's processes",           "detector", NodePort, Cluster, Node, "other", Source::Node),
+        ("external Cluster without detector",                "", NodePort, Cluster, Outside, "other", Source::Node),
+        ("external Local: outside keeps its (nodePort)",     "detector", NodePort, Local, Outside, "other", Source::Client),
+        ("external Local: outside keeps its (externalIP)",   "detector", ExternalIp, Local, Outside, "other", Source::Client),
+        ("external Local: outside keeps its (loadBalancer)", "detector", LoadBalancer, Local, Outside, "other", Source::Client),
+        ("external Local: a local pod keeps its",            "detector", LoadBalancer, Local, LocalPod, "other", Source::Client),
+        ("external Local: the node's processes get the node's", "detector", LoadBalancer, Local, Node, "other", Source::Node),
+        ("external Local: masquerade-all plays no part",     "detector masquerade-all", NodePort, Local, Outside, "other", Source::Client),
+        ("external Local: hairpin of a short-circuited pod", "detector", LoadBalancer, Local, LocalPod, "self", Source::Node),
+        ("external Local without detector: outside keeps its", "", NodePort, Local, Outside, "other", Source::Client),
+    ];
+
+    #[test]
+    fn cases() {
+        for (name, settings, kind, policy, origin, endpoint, wanted) in CASES {
+            let masquerade = Masquerade {
+                all: settings.contains("masquerade-all"),
+                detects_local_pods: settings.contains("detector"),
+            };
+            let client = IpAddr::from([10, 1, 0, 1]);
+            let endpoint = if *endpoint == "self" { client } else { [10, 1, 0, 2].into() };
+            let source = source_address(*kind, *origin, *policy, masquerade).towards(client, endpoint);
+            assert_eq!(source, *wanted, "{name}");
+        }
+    }
+}
