@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::passive_health::PassiveHealth;
 
 /// One endpoint of one service port. The same value lives for as long as the address stays in the
 /// service port, whatever happens to its conditions, so its numbers do not restart.
@@ -9,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub struct Upstream {
     address: SocketAddr,
     serving: AtomicBool,
+    health: PassiveHealth,
     stats: UpstreamStats,
 }
 
@@ -20,8 +24,12 @@ pub struct UpstreamStats {
     pub connections: AtomicU64,
     /// Of those, the ones that have not ended.
     pub active: AtomicU64,
+    /// Connections being established; counted with `least-connections` only, which needs it.
+    pub connecting: AtomicU64,
     /// Attempts to connect that failed: refused, unreachable, timed out.
     pub connect_failures: AtomicU64,
+    /// How often it came to be passed over after several failures in a row.
+    pub passed_over: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
     pub bytes_to_endpoint: AtomicU64,
     /// Bytes of payload from the endpoint to clients.
@@ -30,7 +38,12 @@ pub struct UpstreamStats {
 
 impl Upstream {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, serving: AtomicBool::new(true), stats: UpstreamStats::default() }
+        Self {
+            address,
+            serving: AtomicBool::new(true),
+            health: PassiveHealth::default(),
+            stats: UpstreamStats::default(),
+        }
     }
 
     /// Address and port to connect to.
@@ -45,7 +58,32 @@ impl Upstream {
     }
 
     pub(crate) fn set_serving(&self, serving: bool) {
-        self.serving.store(serving, Ordering::Relaxed);
+        if self.is_serving() != serving {
+            self.serving.store(serving, Ordering::Relaxed);
+        }
+    }
+
+    /// For how long new connections still pass the endpoint over, because several connects in a row
+    /// failed. They do not where no other endpoint is left.
+    pub fn passed_over_for(&self, now: Instant) -> Option<Duration> {
+        self.health.remaining(now)
+    }
+
+    /// Failed connects since the last one that succeeded.
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.health.failures()
+    }
+
+    /// Takes note of a failed connect; `counts` is whether it can lead to being passed over.
+    pub(crate) fn note_failure(&self, counts: bool, now: Instant) {
+        self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
+        if counts && self.health.failed(now) {
+            self.stats.passed_over.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn note_success(&self) {
+        self.health.succeeded();
     }
 
     /// The endpoint's numbers.
