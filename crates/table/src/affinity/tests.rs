@@ -1,0 +1,153 @@
+use std::cell::Cell;
+
+use super::*;
+use crate::endpoint_set::tests::upstreams;
+
+const TIMEOUT: Duration = Duration::from_secs(100);
+
+/// A map with a clock, and a round robin over endpoints with the ports 1 to 3.
+struct Scene {
+    affinity: Affinity,
+    upstreams: Vec<Arc<Upstream>>,
+    start: Instant,
+    turn: Cell<usize>,
+    unusable: Cell<u16>,
+}
+
+impl Scene {
+    fn new(capacity: usize) -> Self {
+        Self {
+            affinity: Affinity::new(capacity),
+            upstreams: upstreams(3),
+            start: Instant::now(),
+            turn: Cell::new(0),
+            unusable: Cell::new(0),
+        }
+    }
+
+    /// The endpoint of a new connection of client `n` after `at` seconds.
+    fn connect(&self, n: u8, at: u64) -> u16 {
+        let is_usable = |upstream: &Arc<Upstream>| upstream.address().port() != self.unusable.get();
+        let choose = || {
+            (0..3)
+                .map(|_| Arc::clone(&self.upstreams[self.turn.replace(self.turn.get() + 1) % 3]))
+                .find(is_usable)
+        };
+        let now = self.start + Duration::from_secs(at);
+        self.affinity.pick([10, 1, 0, n].into(), TIMEOUT, now, is_usable, choose).unwrap().address().port()
+    }
+}
+
+/// Steps: `CLIENT@SECOND=ENDPOINT` connects and expects an endpoint; `down=N` makes one unusable.
+type Case = (&'static str, &'static str);
+
+const CASES: &[Case] = &[
+    ("a client keeps its endpoint", "1@0=1 1@1=1 1@2=1"),
+    ("clients choose by the policy", "1@0=1 2@0=2 3@0=3 4@0=1"),
+    ("an idle client is forgotten", "1@0=1 1@100=2"),
+    ("just before the timeout it is not", "1@0=1 1@99=1"),
+    ("a new connection renews", "1@0=1 1@90=1 1@180=1 1@270=1 1@370=2"),
+    ("a client whose endpoint cannot be used moves", "1@0=1 down=1 1@1=2"),
+    ("and stays where it moved", "1@0=1 down=1 1@1=2 down=0 1@2=2"),
+    ("other clients stay", "1@0=1 2@0=2 down=1 1@1=3 2@1=2"),
+    ("moving renews", "1@0=1 down=1 1@90=2 1@180=2"),
+];
+
+#[test]
+fn cases() {
+    for (name, steps) in CASES {
+        let scene = Scene::new(100);
+        for step in steps.split_whitespace() {
+            let (what, value) = step.split_once('=').unwrap();
+            match what.split_once('@') {
+                None => scene.unusable.set(value.parse().unwrap()),
+                Some((client, at)) => {
+                    let endpoint = scene.connect(client.parse().unwrap(), at.parse().unwrap());
+                    assert_eq!(endpoint.to_string(), value, "{name}: {step}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_clients_of_an_endpoint_go_with_it() {
+    let scene = Scene::new(100);
+    assert_eq!([scene.connect(1, 0), scene.connect(2, 0), scene.connect(3, 0)], [1, 2, 3]);
+    scene.affinity.retain(|upstream| upstream.address().port() != 2);
+    assert_eq!(scene.affinity.len(), 2);
+    assert_eq!(scene.affinity.queue().len(), 2);
+    assert_eq!([scene.connect(1, 1), scene.connect(2, 1), scene.connect(3, 1)], [1, 1, 3]);
+}
+
+#[test]
+fn at_the_bound_the_client_unseen_for_longest_is_evicted_and_counted() {
+    let scene = Scene::new(3);
+    assert_eq!([1, 2, 3].map(|client| scene.connect(client, 0)), [1, 2, 3]);
+    scene.connect(1, 1);
+    scene.connect(4, 2);
+    assert_eq!((scene.affinity.len(), scene.affinity.evicted()), (3, 1));
+    assert_eq!((scene.connect(1, 3), scene.connect(3, 3), scene.connect(4, 3)), (1, 3, 1));
+    assert_eq!(scene.connect(2, 3), 2, "client 2 was forgotten: the next turn is its endpoint now");
+    assert_eq!(scene.affinity.evicted(), 2);
+}
+
+#[test]
+fn the_bound_holds_when_every_client_is_busy() {
+    let scene = Scene::new(50);
+    for round in 0..4 {
+        for client in 0..200 {
+            scene.connect(client, round);
+            scene.connect(client, round);
+            assert!(scene.affinity.len() <= 50 && scene.affinity.queue().len() <= 50);
+        }
+    }
+    assert_eq!(scene.affinity.evicted(), 4 * 200 - 50);
+}
+
+#[test]
+fn expired_clients_are_cleared_away_by_new_ones_and_are_no_evictions() {
+    let scene = Scene::new(100);
+    (0..20).for_each(|client| _ = scene.connect(client, 0));
+    (100..110).for_each(|client| _ = scene.connect(client, 200));
+    assert_eq!((scene.affinity.len(), scene.affinity.evicted()), (10, 0));
+    scene.affinity.expire(TIMEOUT, scene.start + Duration::from_secs(299));
+    assert_eq!(scene.affinity.len(), 10);
+    scene.affinity.expire(TIMEOUT, scene.start + Duration::from_secs(300));
+    assert!(scene.affinity.is_empty() && scene.affinity.queue().is_empty());
+}
+
+#[test]
+fn nothing_is_remembered_where_there_is_no_endpoint() {
+    let affinity = Affinity::new(10);
+    let pick = affinity.pick([10, 1, 0, 1].into(), TIMEOUT, Instant::now(), |_| true, || None);
+    assert!(pick.is_none() && affinity.is_empty());
+}
+
+#[test]
+fn connections_of_one_client_at_the_same_time_share_an_endpoint() {
+    let (affinity, upstreams) = (Affinity::new(1_000), upstreams(8));
+    let now = Instant::now();
+    let turn = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    (0..250_u8)
+                        .map(|client| {
+                            let choose = || {
+                                let turn = turn.fetch_add(1, Ordering::Relaxed) % 8;
+                                upstreams.get(usize::try_from(turn).unwrap()).cloned()
+                            };
+                            let client = [10, 1, 0, client].into();
+                            affinity.pick(client, TIMEOUT, now, |_| true, choose).unwrap().address()
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let seen: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+    });
+    assert_eq!(turn.into_inner(), 250, "each client chose once");
+}
