@@ -1,0 +1,48 @@
+//! `healthCheckNodePort`: what load balancers are told about the local endpoints of a Service.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use sluice_model::{Family, ObjectName};
+
+/// The state of one Service's health check port. Shared: counts change under whoever serves it.
+#[derive(Debug)]
+pub struct HealthCheck {
+    service: ObjectName,
+    port: u16,
+    v4: AtomicUsize,
+    v6: AtomicUsize,
+}
+
+impl HealthCheck {
+    pub(crate) fn new(service: ObjectName, port: u16) -> Self {
+        Self { service, port, v4: AtomicUsize::new(0), v6: AtomicUsize::new(0) }
+    }
+
+    /// The Service.
+    pub fn service(&self) -> &ObjectName {
+        &self.service
+    }
+
+    /// The port to answer on (`healthCheckNodePort`).
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How many *ready* endpoints of one family are on this node, each address counted once
+    /// however many ports it has. Terminating endpoints do not count, even where they serve: the
+    /// load balancer is to go elsewhere.
+    pub fn local_endpoints(&self, family: Family) -> usize {
+        self.count(family).load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, family: Family, endpoints: usize) {
+        self.count(family).store(endpoints, Ordering::Relaxed);
+    }
+
+    fn count(&self, family: Family) -> &AtomicUsize {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
