@@ -20,7 +20,7 @@ pub struct Claim {
 
 /// All claims to all frontends.
 #[derive(Debug, Default)]
-pub struct Claims(HashMap<Frontend, BTreeSet<Claim>>);
+pub struct Claims(HashMap<Frontend, BTreeSet<Claim>, foldhash::fast::RandomState>);
 
 impl Claims {
     /// Adds a claim.

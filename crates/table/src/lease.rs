@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::Upstream;
 
@@ -14,18 +15,29 @@ use crate::Upstream;
 #[must_use = "dropping it says that the connection has ended"]
 pub struct Lease {
     upstream: Arc<Upstream>,
+    passive_health: bool,
 }
 
 impl Lease {
-    pub(crate) fn new(upstream: &Arc<Upstream>) -> Self {
+    pub(crate) fn new(upstream: &Arc<Upstream>, passive_health: bool) -> Self {
         upstream.stats().connections.fetch_add(1, Ordering::Relaxed);
         upstream.stats().active.fetch_add(1, Ordering::Relaxed);
-        Self { upstream: Arc::clone(upstream) }
+        Self { upstream: Arc::clone(upstream), passive_health }
     }
 
     /// The endpoint.
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
+    }
+
+    /// Notes that the endpoint of a UDP flow answered.
+    pub fn answered(&self) {
+        self.upstream.note_success();
+    }
+
+    /// Notes that the endpoint of a UDP flow refused a datagram: a failed connect, in effect.
+    pub fn refused(&self, now: Instant) {
+        self.upstream.note_failure(self.passive_health, now);
     }
 }
 
@@ -54,7 +66,7 @@ mod tests {
             let stats = upstream.stats();
             (stats.connections.load(Ordering::Relaxed), stats.active.load(Ordering::Relaxed))
         };
-        let (first, second) = (Lease::new(&upstream), Lease::new(&upstream));
+        let (first, second) = (Lease::new(&upstream, true), Lease::new(&upstream, true));
         assert_eq!(numbers(), (2, 2));
         assert_eq!(first.address(), upstream.address());
         drop(first);

@@ -6,35 +6,76 @@
 //!            (one)     └─ outer swap: which frontends exist ─────────────────► Table ─────────────►  (one a worker)
 //! ```
 //!
-//! * The **writer** ([`Writer`]) owns the objects and all rules that look at several of them: slice
-//!   merging ([`slices`]), topology ([`topology`]), conflicts between Services ([`claims`]).
+//! * The **writer** ([`Writer`]) owns the objects and all rules that look at several of them.
 //! * A **reader** ([`Reader`]) looks a frontend up (one atomic load, one hash) and gets a [`Route`];
 //!   [`Route::select`] answers what happens to this client's connection and [`Selection::next`]
-//!   names the endpoints to try, in order.
+//!   names the endpoints to try, in order. [`Route::answer`] says the same to people, with the
+//!   reason.
+//!
+//! One rule, one file, with its cases beside it:
+//!
+//! | Rule | File |
+//! |---|---|
+//! | which frontends a Service has, in which families | `writer/frontends.rs` |
+//! | where nodePorts are served | `node_ports.rs` |
+//! | two Services, one frontend | `claims.rs` |
+//! | ports and addresses that no frontend matches | `cluster_addresses.rs` |
+//! | slices to endpoints | `slices.rs` |
+//! | readiness, draining, node and zone hints | `topology.rs` |
+//! | traffic policies, short circuit, verdicts | `policy.rs`, `verdict.rs` |
+//! | `loadBalancerSourceRanges` | `source_ranges.rs` |
+//! | the source address that endpoints see | `source_address.rs` |
+//! | session affinity | `affinity.rs` |
+//! | which endpoint is next | `balance.rs` and `balance/` |
+//! | endpoints that keep failing | `passive_health.rs` |
+//! | `healthCheckNodePort` | `health_check.rs` |
+//! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
 //! Pure: no sockets, no async, no clock.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 pub mod claims;
+pub mod passive_health;
 pub mod slices;
 pub mod topology;
 
+mod affinity;
+mod answer;
+mod backends;
+mod balance;
+mod cluster_addresses;
+mod endpoint_set;
+mod health_check;
 mod key;
 mod lease;
 mod lookup;
+mod node_ports;
 mod notice;
-mod rotation;
+mod policy;
 mod selection;
 mod service_port;
+mod source_address;
+mod source_ranges;
 mod upstream;
+mod verdict;
 mod writer;
 
+pub use affinity::Affinity;
+pub use answer::{Answer, Why};
+pub use backends::Backends;
+pub use balance::Balance;
+pub use cluster_addresses::ClusterAddressChange;
+pub use endpoint_set::EndpointSet;
+pub use health_check::HealthCheck;
 pub use key::FrontendKey;
 pub use lease::Lease;
 pub use lookup::{Reader, Route, Table};
+pub use node_ports::NodePortAddresses;
 pub use notice::Notice;
 pub use selection::{Client, Origin, Rejection, Selection};
-pub use service_port::{Backends, EndpointSet, Reason, ServicePort, Verdict};
+pub use service_port::ServicePort;
+pub use source_address::SourceAddress;
 pub use upstream::{Upstream, UpstreamStats};
-pub use writer::{FrontendState, NodePortAddresses, Plan, Writer, WriterConfig};
+pub use verdict::{Reason, Verdict};
+pub use writer::{FrontendState, Plan, Work, Writer, WriterConfig};

@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Cache};
 use sluice_model::{Frontend, FrontendKind};
 
-use crate::{Client, FrontendKey, Rejection, Selection, ServicePort};
+use crate::{Answer, Client, FrontendKey, HealthCheck, Rejection, Selection, ServicePort, Upstream};
 
 /// Every frontend and where it leads.
 pub(crate) type RouteMap = HashMap<FrontendKey, Arc<Route>, foldhash::fast::RandomState>;
@@ -17,6 +17,7 @@ pub(crate) type RouteMap = HashMap<FrontendKey, Arc<Route>, foldhash::fast::Rand
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     routes: Arc<ArcSwap<RouteMap>>,
+    health_checks: Arc<ArcSwap<Vec<Arc<HealthCheck>>>>,
 }
 
 impl Table {
@@ -28,6 +29,22 @@ impl Table {
     /// Every route there is, in no order. For status and statistics.
     pub fn routes(&self) -> Vec<Arc<Route>> {
         self.routes.load().values().cloned().collect()
+    }
+
+    /// The health check ports that there are to be, sorted by Service. Taken anew, the list shows
+    /// Services that came and went; the counts in it are live.
+    pub fn health_checks(&self) -> Arc<Vec<Arc<HealthCheck>>> {
+        self.health_checks.load_full()
+    }
+
+    /// Forgets clients that were idle for longer than session affinity lasts. What is forgotten
+    /// would not have counted any more; this frees the memory where no new clients come.
+    pub fn expire_affinity(&self, now: Instant) {
+        self.routes.load_full().values().for_each(|route| route.port.expire_affinity(now));
+    }
+
+    pub(crate) fn set_health_checks(&self, checks: Vec<Arc<HealthCheck>>) {
+        self.health_checks.store(Arc::new(checks));
     }
 
     pub(crate) fn swap(&self, routes: RouteMap) {
@@ -56,9 +73,9 @@ impl Reader {
 /// A frontend of a Service that is being served.
 #[derive(Debug)]
 pub struct Route {
+    port: Arc<ServicePort>,
     frontend: Frontend,
     kind: FrontendKind,
-    port: Arc<ServicePort>,
     live: AtomicBool,
 }
 
@@ -92,15 +109,23 @@ impl Route {
         self.live.store(false, Ordering::Relaxed);
     }
 
-    /// Decides about a new connection or flow of a client. `now` is the caller's clock.
+    /// Whether a UDP flow over this route to this endpoint goes on. It ends when the endpoint stops
+    /// serving, or the Service or the frontend goes away; its next datagram is decided afresh.
+    pub fn keeps_flow(&self, upstream: &Upstream) -> bool {
+        self.is_live() && upstream.is_serving()
+    }
+
+    /// Decides about a new connection or flow of a client, and takes its turn if it is to be
+    /// relayed; [`Route::answer`] only asks. `now` is the caller's clock.
     ///
     /// # Errors
     /// It is to be refused or dropped.
-    pub fn select(&self, client: Client, _now: Instant) -> Result<Selection, Rejection> {
-        let backends = self.port.backends();
-        match backends.choose(self.kind, client.origin) {
-            Ok(set) => Ok(Selection::new(Arc::clone(&self.port), backends, set)),
-            Err(verdict) => Err(Rejection { verdict }),
-        }
+    pub fn select(&self, client: Client, now: Instant) -> Result<Selection, Rejection> {
+        Selection::new(&self.port, self.kind, client, now)
+    }
+
+    /// What happens to connections of a client like this, and why.
+    pub fn answer(&self, client: Client) -> Answer {
+        Answer::new(self.frontend, self.kind, &self.port, client)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use sluice_model::{Frontend, ServicePortName};
+use sluice_model::{Frontend, ObjectName, ServicePortName};
 
 /// A part of an object that has no effect, and why. Reported once, when it comes to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +25,13 @@ pub enum Notice {
         /// The endpoint, which is left out.
         endpoint: SocketAddr,
     },
+    /// The annotation `sluice.dev/balance` names no balancing policy.
+    UnknownBalance {
+        /// The Service.
+        service: ObjectName,
+        /// What the annotation says.
+        value: Arc<str>,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -38,6 +46,11 @@ impl fmt::Display for Notice {
                 f,
                 "Service {port}: endpoint {endpoint} is an address of the Service itself and is left out; \
                  connections to it would go round in circles"
+            ),
+            Self::UnknownBalance { service, value } => write!(
+                f,
+                "Service {service}: annotation sluice.dev/balance: {value:?} is no policy; round-robin is used; \
+                 there are round-robin, least-connections, random and source-hash"
             ),
         }
     }

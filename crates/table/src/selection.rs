@@ -2,20 +2,23 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::service_port::{Backends, ServicePort, SetName, Verdict};
-use crate::{EndpointSet, Lease, Upstream};
+use sluice_model::{FrontendKind, Protocol};
 
-/// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local`.
+use crate::balance::Connecting;
+use crate::service_port::ServicePort;
+use crate::{Balance, Lease, SourceAddress, Upstream, Verdict};
+
+/// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
+/// the source address that endpoints see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// A pod of this node.
+    /// A pod of this node, as the local detector tells (`--detect-local-mode`).
     LocalPod,
     /// A process in the node's own network namespace.
     Node,
-    /// Anywhere else.
+    /// Anywhere else, and every pod where there is no local detector.
     Outside,
 }
 
@@ -42,23 +45,44 @@ pub struct Rejection {
     pub verdict: Verdict,
 }
 
-/// Names the endpoints to try for one connection: first the one whose turn it is, and after each
-/// failure the next turn, until every endpoint of the set was tried.
+/// Names the endpoints to try for one connection: first the one that the rules choose, and after
+/// each failure another one, until every endpoint of the set was tried.
 ///
-/// A retry takes a turn of its own from the shared rotation, so the load of a dead endpoint spreads
-/// over all others instead of doubling that of its neighbour.
+/// Each is chosen from the endpoints as they are at that moment: one that went away while another
+/// was tried is not named any more. Dropping the selection says that the attempt is over.
 #[derive(Debug)]
 pub struct Selection {
     port: Arc<ServicePort>,
-    backends: Arc<Backends>,
-    set: SetName,
+    client: Client,
+    kind: FrontendKind,
+    /// Before it is known whether the endpoint is the client itself.
+    source: SourceAddress,
+    /// The endpoint that was chosen together with the verdict.
+    first: Option<Arc<Upstream>>,
     /// Endpoints that failed; allocates only once one did.
     failed: Vec<Arc<Upstream>>,
+    connecting: Option<Connecting>,
+    /// Whether failures can lead to an endpoint being passed over.
+    passive_health: bool,
 }
 
 impl Selection {
-    pub(crate) fn new(port: Arc<ServicePort>, backends: Arc<Backends>, set: SetName) -> Self {
-        Self { port, backends, set, failed: Vec::new() }
+    /// Decides about a new connection or flow.
+    pub(crate) fn new(
+        port: &Arc<ServicePort>,
+        kind: FrontendKind,
+        client: Client,
+        now: Instant,
+    ) -> Result<Self, Rejection> {
+        let client = client.canonical();
+        let backends = port.load();
+        let (set, source) = backends.decide(kind, client).map_err(|verdict| Rejection { verdict })?;
+        let first = port.pick(&backends, set, client.ip, &[], now);
+        let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
+        let connecting = connecting.map(Connecting::new);
+        let passive_health = backends.rules.passive_health;
+        let port = Arc::clone(port);
+        Ok(Self { port, client, kind, source, first, failed: Vec::new(), connecting, passive_health })
     }
 
     /// The service port that the connection is for.
@@ -67,27 +91,43 @@ impl Selection {
     }
 
     /// The next endpoint to try, one that has not [`fail`](Self::fail)ed; none if all have.
-    pub fn next(&mut self, _now: Instant) -> Option<Arc<Upstream>> {
-        let is_untried = |upstream: &Arc<Upstream>| !self.failed.iter().any(|f| Arc::ptr_eq(f, upstream));
-        let set: &EndpointSet = self.backends.set(self.set);
-        // As many turns as there are endpoints: alone, that meets each of them; other threads may
-        // take turns in between, so what it missed is looked for without one.
-        set.upstreams()
-            .iter()
-            .find_map(|_| self.port.turn(&self.backends, self.set).filter(|u| is_untried(u)))
-            .or_else(|| set.upstreams().iter().find(|u| is_untried(u)))
-            .cloned()
+    pub fn next(&mut self, now: Instant) -> Option<Arc<Upstream>> {
+        self.first.take().or_else(|| self.another(now))
+    }
+
+    fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
+        self.connecting = None;
+        let backends = self.port.load();
+        let (set, source) = backends.decide(self.kind, self.client).ok()?;
+        let upstream = self.port.pick(&backends, set, self.client.ip, &self.failed, now)?;
+        self.source = source;
+        if backends.balance() == Balance::LeastConnections {
+            self.connecting = Some(Connecting::new(&upstream));
+        }
+        Some(upstream)
+    }
+
+    /// The address from which to connect to the endpoint that was named last.
+    pub fn source_address(&self, upstream: &Upstream) -> SourceAddress {
+        self.source.towards(self.client.ip, upstream.address().ip())
     }
 
     /// Notes that connecting to an endpoint failed: it is not named again, and counted.
-    pub fn fail(&mut self, upstream: &Arc<Upstream>, _now: Instant) {
-        upstream.stats().connect_failures.fetch_add(1, Ordering::Relaxed);
+    pub fn fail(&mut self, upstream: &Arc<Upstream>, now: Instant) {
+        self.connecting = None;
+        upstream.note_failure(self.passive_health, now);
         self.failed.push(Arc::clone(upstream));
     }
 
     /// Notes that the connection is established (TCP) or the flow opened (UDP). The lease counts it
     /// as active until it is dropped.
+    ///
+    /// An established connection is an answer from the endpoint; an opened flow is not: see
+    /// [`Lease::answered`] and [`Lease::refused`].
     pub fn connected(&self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
-        Lease::new(upstream)
+        if self.port.name().protocol == Protocol::Tcp {
+            upstream.note_success();
+        }
+        Lease::new(upstream, self.passive_health)
     }
 }

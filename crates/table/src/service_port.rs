@@ -1,133 +1,44 @@
-//! A service port as readers see it: who it is, and the current version of its endpoints.
+//! A service port as readers see it: who it is, the current version of its endpoints and rules, and
+//! what outlives every version.
 
-use std::fmt;
-use std::sync::Arc;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use sluice_model::{Family, FrontendKind, ServicePortName, TrafficPolicy};
+use arc_swap::{ArcSwap, Guard};
+use sluice_model::{Family, ServicePortName};
 
 use crate::Upstream;
-use crate::rotation::{self, Rotation};
-use crate::selection::Origin;
+use crate::affinity::Affinity;
+use crate::backends::{Backends, Facts, PortRules};
+use crate::balance::Balancer;
+use crate::policy::SetName;
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
 #[derive(Debug)]
 pub struct ServicePort {
+    backends: ArcSwap<Backends>,
+    balancers: [Balancer; 2],
+    /// Made when the Service first asks for it.
+    affinity: OnceLock<Affinity>,
+    affinity_clients: usize,
     name: ServicePortName,
     family: Family,
-    backends: ArcSwap<Backends>,
-    rotations: [Rotation; 2],
-}
-
-/// One version of a service port's endpoints and of the policies that choose among them.
-#[derive(Debug, Default)]
-pub struct Backends {
-    pub(crate) cluster: EndpointSet,
-    pub(crate) local: EndpointSet,
-    pub(crate) internal_policy: TrafficPolicy,
-    pub(crate) external_policy: TrafficPolicy,
-}
-
-/// Endpoints in the order of their turns.
-#[derive(Debug, Default)]
-pub struct EndpointSet {
-    upstreams: Box<[Arc<Upstream>]>,
-    offset: u64,
-}
-
-/// Which of the two sets of [`Backends`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SetName {
-    Cluster,
-    Local,
-}
-
-/// What happens to a new connection or flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// It is carried to an endpoint.
-    Relay,
-    /// It is refused: TCP reset, UDP port unreachable.
-    Refuse(Reason),
-    /// It is ignored: the client hears nothing.
-    Drop(Reason),
-}
-
-/// Why a connection is not relayed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// No endpoint of the Service is usable anywhere in the cluster.
-    NoEndpoints,
-    /// The traffic policy is Local and the usable endpoints are all on other nodes.
-    NoLocalEndpoints,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoEndpoints => "no usable endpoint in the cluster",
-            Self::NoLocalEndpoints => "policy Local, and no usable endpoint on this node",
-        })
-    }
-}
-
-impl EndpointSet {
-    /// The endpoints, in the order of their turns.
-    pub fn upstreams(&self) -> &[Arc<Upstream>] {
-        &self.upstreams
-    }
-}
-
-impl Backends {
-    /// Endpoints for traffic policy Cluster.
-    pub fn cluster(&self) -> &EndpointSet {
-        &self.cluster
-    }
-
-    /// Endpoints for traffic policy Local.
-    pub fn local(&self) -> &EndpointSet {
-        &self.local
-    }
-
-    /// What happens to connections to this kind of frontend from this kind of client.
-    pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict {
-        self.choose(kind, origin).err().unwrap_or(Verdict::Relay)
-    }
-
-    /// The set that serves this kind of client, never an empty one, or the verdict instead.
-    ///
-    /// Clients inside the node are not bound by `externalTrafficPolicy: Local`: their connections
-    /// short-circuit to all endpoints (kube-proxy: `externalPolicyLocal` chains for local traffic).
-    pub(crate) fn choose(&self, kind: FrontendKind, origin: Origin) -> Result<SetName, Verdict> {
-        let policy = if !kind.is_external() {
-            self.internal_policy
-        } else if origin.is_inside() {
-            TrafficPolicy::Cluster
-        } else {
-            self.external_policy
-        };
-        match policy {
-            _ if self.cluster.upstreams.is_empty() => Err(Verdict::Refuse(Reason::NoEndpoints)),
-            TrafficPolicy::Cluster => Ok(SetName::Cluster),
-            TrafficPolicy::Local if self.local.upstreams.is_empty() => {
-                Err(Verdict::Drop(Reason::NoLocalEndpoints))
-            }
-            TrafficPolicy::Local => Ok(SetName::Local),
-        }
-    }
-
-    pub(crate) fn set(&self, name: SetName) -> &EndpointSet {
-        match name {
-            SetName::Cluster => &self.cluster,
-            SetName::Local => &self.local,
-        }
-    }
 }
 
 impl ServicePort {
-    pub(crate) fn new(name: ServicePortName, family: Family) -> Self {
-        Self { name, family, backends: ArcSwap::default(), rotations: Default::default() }
+    pub(crate) fn new(name: ServicePortName, family: Family, affinity_clients: usize) -> Self {
+        let random = foldhash::fast::RandomState::default();
+        Self {
+            backends: ArcSwap::default(),
+            balancers: [0, 1].map(|set: u64| Balancer::new(random.hash_one(set))),
+            affinity: OnceLock::new(),
+            affinity_clients,
+            name,
+            family,
+        }
     }
 
     /// Namespace, Service, port and protocol.
@@ -145,44 +56,99 @@ impl ServicePort {
         self.backends.load_full()
     }
 
-    /// Takes the next turn in a set of `backends`, which may be an older version.
-    pub(crate) fn turn<'a>(&self, backends: &'a Backends, name: SetName) -> Option<&'a Arc<Upstream>> {
-        let set = backends.set(name);
-        let turn = self.rotation(name).next();
-        set.upstreams.get(rotation::position(turn, set.offset, set.upstreams.len()))
+    /// The clients that keep their endpoints, if the Service ever asked for that.
+    pub fn affinity(&self) -> Option<&Affinity> {
+        self.affinity.get()
     }
 
-    /// Swaps in new sets, each going on where its rotation stands, and marks who no longer serves.
+    /// Forgets clients that were idle for longer than the Service allows.
+    pub fn expire_affinity(&self, now: Instant) {
+        if let (Some(affinity), Some(timeout)) = (self.affinity.get(), self.load().rules.affinity) {
+            affinity.expire(timeout, now);
+        }
+    }
+
+    /// The current version, for a moment: a guard that is held for long slows the writer down.
+    pub(crate) fn load(&self) -> Guard<Arc<Backends>> {
+        self.backends.load()
+    }
+
+    /// The endpoint for a client's new connection, other than those that `failed` it: the one that
+    /// it keeps, else the one that the balancing policy names.
+    pub(crate) fn pick(
+        &self,
+        backends: &Backends,
+        set_name: SetName,
+        client: IpAddr,
+        failed: &[Arc<Upstream>],
+        now: Instant,
+    ) -> Option<Arc<Upstream>> {
+        let (set, rules) = (backends.set(set_name), &backends.rules);
+        let balancer = self.balancer(set_name);
+        let is_untried = |upstream: &Arc<Upstream>| !failed.iter().any(|f| Arc::ptr_eq(f, upstream));
+        let is_usable = |upstream: &Arc<Upstream>| {
+            is_untried(upstream) && !(rules.passive_health && upstream.passed_over_for(now).is_some())
+        };
+        let choose = || {
+            balancer
+                .choose(rules.balance, set, client, is_usable)
+                .or_else(|| balancer.choose(rules.balance, set, client, is_untried))
+                .cloned()
+        };
+        match (rules.affinity, self.affinity.get()) {
+            (Some(timeout), Some(affinity)) => affinity.pick(
+                client,
+                timeout,
+                now,
+                |upstream| set.contains(upstream) && is_usable(upstream),
+                choose,
+            ),
+            _ => choose(),
+        }
+    }
+
+    /// Swaps in new sets and rules; whether anything differs from before. Turns go on where they
+    /// are; clients of endpoints that are gone from both sets lose them.
     pub(crate) fn publish(
         &self,
         cluster: Vec<Arc<Upstream>>,
         local: Vec<Arc<Upstream>>,
-        internal_policy: TrafficPolicy,
-        external_policy: TrafficPolicy,
-    ) {
+        facts: Facts,
+        rules: PortRules,
+    ) -> bool {
         let old = self.backends.load();
-        let set = |name: SetName, upstreams: Vec<Arc<Upstream>>| {
-            let old = old.set(name);
-            let addresses = |set: &[Arc<Upstream>]| set.iter().map(|u| u.address()).collect::<Vec<_>>();
-            let offset = if addresses(&old.upstreams) == addresses(&upstreams) {
-                old.offset
-            } else {
-                rotation::continue_from(
-                    self.rotation(name).peek(),
-                    &addresses(&old.upstreams),
-                    old.offset,
-                    &addresses(&upstreams),
-                )
-            };
-            EndpointSet { upstreams: upstreams.into(), offset }
-        };
-        let cluster = set(SetName::Cluster, cluster);
-        let local = set(SetName::Local, local);
-        self.backends.store(Arc::new(Backends { cluster, local, internal_policy, external_policy }));
+        if old.cluster.is(&cluster) && old.local.is(&local) && old.facts == facts && old.rules == rules {
+            return false;
+        }
+        let [for_cluster, for_local] = &self.balancers;
+        let new = Arc::new(Backends {
+            cluster: old.cluster.next_version(cluster, &for_cluster.rotation, rules.balance),
+            local: old.local.next_version(local, &for_local.rotation, rules.balance),
+            facts,
+            rules,
+        });
+        if new.rules.affinity.is_some() {
+            self.affinity.get_or_init(|| Affinity::new(self.affinity_clients));
+        }
+        self.backends.store(Arc::clone(&new));
+        if let Some(affinity) = self.affinity.get()
+            && !affinity.is_empty()
+        {
+            let stays =
+                |upstream: &Arc<Upstream>| new.cluster.contains(upstream) || new.local.contains(upstream);
+            let someone_left =
+                old.cluster.upstreams().iter().chain(old.local.upstreams()).any(|upstream| !stays(upstream));
+            if new.rules.affinity.is_none() {
+                affinity.retain(|_| false);
+            } else if someone_left {
+                affinity.retain(stays);
+            }
+        }
+        true
     }
 
-    fn rotation(&self, name: SetName) -> &Rotation {
-        let [cluster, local] = &self.rotations;
+    fn balancer(&self, name: SetName) -> &Balancer {
+        let [cluster, local] = &self.balancers;
         match name {
             SetName::Cluster => cluster,
             SetName::Local => local,

@@ -12,7 +12,7 @@ pub struct Locality<'a> {
 }
 
 impl Locality<'_> {
-    fn is_local(&self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn is_local(&self, endpoint: &Endpoint) -> bool {
         endpoint.node.as_deref() == Some(self.node)
     }
 
@@ -32,14 +32,39 @@ pub struct Categorized<T> {
     pub cluster: Vec<T>,
     /// For policy `Local`.
     pub local: Vec<T>,
+    /// Which endpoints the cluster set consists of.
+    pub cluster_basis: Basis,
+    /// Which endpoints the local set consists of.
+    pub local_basis: Basis,
+    /// How many of what there are.
+    pub tally: Tally,
 }
 
-/// How ready endpoints are narrowed down for the cluster set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Topology {
-    Everywhere,
-    PreferSameNode,
-    PreferSameZone,
+/// Which endpoints a set consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Basis {
+    /// The ready ones.
+    #[default]
+    Ready,
+    /// The ready ones that are hinted to this node (`PreferSameNode`).
+    SameNode,
+    /// The ready ones that are hinted to this node's zone (`PreferSameZone`).
+    SameZone,
+    /// None is ready: the terminating ones that still serve.
+    Draining,
+}
+
+/// How many endpoints of each condition a service port has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Tally {
+    /// All.
+    pub known: usize,
+    /// Ready.
+    pub ready: usize,
+    /// Not ready, but terminating and still serving.
+    pub draining: usize,
+    /// Ready or draining, on other nodes.
+    pub elsewhere: usize,
 }
 
 /// Sorts the endpoints of one service port into the cluster set and the local set.
@@ -59,28 +84,44 @@ pub fn categorize_endpoints<T: Clone>(
         items.iter().filter(|item| wanted(view(item))).cloned().collect()
     };
     let is_draining = |endpoint: &Endpoint| endpoint.serving && endpoint.terminating;
+    let (mut cluster_basis, mut local_basis) = (topology, Basis::Ready);
 
     let mut cluster = select(&|endpoint| {
         endpoint.ready
             && match topology {
-                Topology::Everywhere => true,
-                Topology::PreferSameNode => here.is_hinted_here(endpoint),
-                Topology::PreferSameZone => here.is_hinted_to_zone(endpoint),
+                Basis::SameNode => here.is_hinted_here(endpoint),
+                Basis::SameZone => here.is_hinted_to_zone(endpoint),
+                Basis::Ready | Basis::Draining => true,
             }
     });
     if cluster.is_empty() {
         cluster = select(&is_draining);
+        cluster_basis = Basis::Draining;
     }
     let mut local = select(&|endpoint| endpoint.ready && here.is_local(endpoint));
     if local.is_empty() {
         local = select(&|endpoint| is_draining(endpoint) && here.is_local(endpoint));
+        local_basis = Basis::Draining;
     }
-    Categorized { cluster, local }
+    let tally = tally(items.iter().map(&view), here);
+    Categorized { cluster, local, cluster_basis, local_basis, tally }
+}
+
+fn tally<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, here: Locality<'_>) -> Tally {
+    let mut tally = Tally::default();
+    for endpoint in endpoints {
+        let is_draining = !endpoint.ready && endpoint.serving && endpoint.terminating;
+        tally.known += 1;
+        tally.ready += usize::from(endpoint.ready);
+        tally.draining += usize::from(is_draining);
+        tally.elsewhere += usize::from((endpoint.ready || is_draining) && !here.is_local(endpoint));
+    }
+    tally
 }
 
 /// kube-proxy's `topologyModeFromHints`: hints count only when every ready endpoint has one and at
 /// least one of them names this node or zone.
-fn topology_from_hints<'a>(ready: impl Iterator<Item = &'a Endpoint>, here: Locality<'_>) -> Topology {
+fn topology_from_hints<'a>(ready: impl Iterator<Item = &'a Endpoint>, here: Locality<'_>) -> Basis {
     let (mut all_have_node, mut one_is_here) = (true, false);
     let (mut all_have_zone, mut one_is_in_zone) = (true, false);
     for endpoint in ready {
@@ -90,11 +131,11 @@ fn topology_from_hints<'a>(ready: impl Iterator<Item = &'a Endpoint>, here: Loca
         one_is_in_zone |= here.is_hinted_to_zone(endpoint);
     }
     if all_have_node && one_is_here {
-        Topology::PreferSameNode
+        Basis::SameNode
     } else if all_have_zone && one_is_in_zone {
-        Topology::PreferSameZone
+        Basis::SameZone
     } else {
-        Topology::Everywhere
+        Basis::Ready
     }
 }
 

@@ -9,8 +9,12 @@
 //! So a client never reaches a worker that has no route for it.
 
 mod config;
+mod frontends;
 mod plan;
+mod port_state;
+mod rules;
 mod service_state;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,13 +22,19 @@ use std::sync::Arc;
 
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
-pub use config::{NodePortAddresses, WriterConfig};
+pub use config::WriterConfig;
 pub use plan::{FrontendState, Plan};
-use service_state::{PortState, ServiceState};
+pub use work::Work;
 
 use crate::claims::Claims;
-use crate::topology::Locality;
-use crate::{Notice, Table};
+use crate::cluster_addresses::ClusterAddresses;
+use crate::{HealthCheck, NodePortAddresses, Notice, Table, Verdict, node_ports};
+use port_state::PortState;
+use rules::Surroundings;
+use service_state::ServiceState;
+
+/// Keys come from the apiserver and not from clients: a fast hash does.
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// Owns the objects; the only one who changes the [`Table`].
 #[derive(Debug)]
@@ -32,18 +42,21 @@ pub struct Writer {
     config: WriterConfig,
     table: Table,
     node: Option<Node>,
-    services: HashMap<ObjectName, ServiceState>,
+    services: Map<ObjectName, ServiceState>,
     /// Which Service each slice was last seen with: its label may change.
-    slice_owners: HashMap<ObjectName, ObjectName>,
+    slice_owners: Map<ObjectName, ObjectName>,
     claims: Claims,
+    cluster_addresses: ClusterAddresses,
+    health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,
     /// Frontends whose route, verdict or claims may have changed since the last plan.
     dirty: BTreeSet<Frontend>,
     /// Service ports that are gone from the objects but still in the table.
     retiring: Vec<PortState>,
     /// What the capture was last told.
-    offered: HashMap<Frontend, FrontendState>,
+    offered: Map<Frontend, FrontendState>,
     conflicts: BTreeMap<Frontend, Vec<Notice>>,
     notices: Vec<Notice>,
+    work: Work,
 }
 
 impl Writer {
@@ -53,14 +66,17 @@ impl Writer {
             config,
             table: Table::default(),
             node: None,
-            services: HashMap::new(),
-            slice_owners: HashMap::new(),
+            services: Map::default(),
+            slice_owners: Map::default(),
             claims: Claims::default(),
+            cluster_addresses: ClusterAddresses::default(),
+            health_checks: BTreeMap::new(),
             dirty: BTreeSet::new(),
             retiring: Vec::new(),
-            offered: HashMap::new(),
+            offered: Map::default(),
             conflicts: BTreeMap::new(),
             notices: Vec::new(),
+            work: Work::default(),
         }
     }
 
@@ -76,27 +92,52 @@ impl Writer {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
             Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
             Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(Some(node)),
-            Change::Apply(Object::Node(_) | Object::ServiceCidr(_)) => {}
+            Change::Apply(Object::Node(_)) => {}
+            Change::Apply(Object::ServiceCidr(cidr)) => self.cluster_addresses.set_cidr(cidr),
             Change::Delete(ObjectRef::Service(name)) => self.delete_service(&name),
             Change::Delete(ObjectRef::EndpointSlice(name)) => self.delete_slice(&name),
             Change::Delete(ObjectRef::Node(name)) if name == self.config.node => self.set_node(None),
-            Change::Delete(ObjectRef::Node(_) | ObjectRef::ServiceCidr(_)) => {}
+            Change::Delete(ObjectRef::Node(_)) => {}
+            Change::Delete(ObjectRef::ServiceCidr(name)) => self.cluster_addresses.remove_cidr(&name),
         }
+    }
+
+    /// What happens to a connection to an address where no frontend matches: refused where a Service
+    /// has the address, dropped where none has but one could. `None`: it is none of the cluster's.
+    pub fn verdict_without_frontend(&self, ip: IpAddr) -> Option<Verdict> {
+        self.cluster_addresses.verdict(ip)
+    }
+
+    /// Serves nodePorts elsewhere: the addresses of the node's interfaces changed.
+    pub fn set_node_port_addresses(&mut self, addresses: NodePortAddresses) {
+        let before = self.node_port_addresses();
+        self.config.node_port_addresses = addresses;
+        if self.node_port_addresses() != before {
+            self.refresh_all(Self::refresh_frontends);
+        }
+    }
+
+    /// How much was done so far.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     fn apply_service(&mut self, service: Service) {
         let name = service.name.clone();
         let state = self.services.entry(name.clone()).or_default();
         if state.service.as_ref() != Some(&service) {
-            state.service = Some(service);
+            service.cluster_ips.iter().for_each(|ip| self.cluster_addresses.add(*ip));
+            let before = state.service.replace(service);
+            before.iter().flat_map(|s| &s.cluster_ips).for_each(|ip| self.cluster_addresses.remove(*ip));
             self.refresh_frontends(&name);
         }
     }
 
     fn delete_service(&mut self, name: &ObjectName) {
         if let Some(state) = self.services.get_mut(name)
-            && state.service.take().is_some()
+            && let Some(service) = state.service.take()
         {
+            service.cluster_ips.iter().for_each(|ip| self.cluster_addresses.remove(*ip));
             self.refresh_frontends(name);
             self.forget_if_empty(name);
         }
@@ -129,34 +170,37 @@ impl Writer {
             return;
         }
         let ports_before = self.node_port_addresses();
-        let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
-        let zone_changed = zone(&self.node) != zone(&node);
+        // What the rules of connections look at.
+        let seen = |node: &Option<Node>| {
+            let node = node.as_ref();
+            let primary = [Family::V4, Family::V6].map(|family| node_ports::primary(node?, family));
+            (node.and_then(|node| node.zone.clone()), primary)
+        };
+        let rules_changed = seen(&self.node) != seen(&node);
         self.node = node;
-        let names: Vec<ObjectName> = self.services.keys().cloned().collect();
         if self.node_port_addresses() != ports_before {
-            names.iter().for_each(|name| self.refresh_frontends(name));
-        } else if zone_changed {
-            names.iter().for_each(|name| self.refresh_endpoints(name));
+            self.refresh_all(Self::refresh_frontends);
+        } else if rules_changed {
+            self.refresh_all(Self::refresh_endpoints);
         }
     }
 
     /// The addresses that nodePorts are served on.
     fn node_port_addresses(&self) -> Vec<IpAddr> {
-        match (&self.config.node_port_addresses, &self.node) {
-            (NodePortAddresses::Listed(addresses), _) => addresses.clone(),
-            (NodePortAddresses::Primary, None) => Vec::new(),
-            (NodePortAddresses::Primary, Some(node)) => [Family::V4, Family::V6]
-                .into_iter()
-                .filter_map(|family| node.addresses.iter().find(|ip| Family::of(**ip) == family).copied())
-                .collect(),
-        }
+        self.config.node_port_addresses.addresses(self.node.as_ref())
+    }
+
+    fn refresh_all(&mut self, refresh: impl Fn(&mut Self, &ObjectName)) {
+        let names: Vec<ObjectName> = self.services.keys().cloned().collect();
+        names.iter().for_each(|name| refresh(self, name));
     }
 
     /// Works out a Service's frontends anew, then its endpoints.
     fn refresh_frontends(&mut self, name: &ObjectName) {
         let node_addresses = self.node_port_addresses();
         let Some(state) = self.services.get_mut(name) else { return };
-        let change = state.update_frontends(&node_addresses);
+        let around = Surroundings { config: &self.config, node: self.node.as_ref() };
+        let change = state.update_frontends(&node_addresses, around);
         for (frontend, claim) in change.dropped {
             self.claims.remove(&frontend, &claim);
             self.dirty.insert(frontend);
@@ -166,17 +210,29 @@ impl Writer {
             self.dirty.insert(frontend);
         }
         self.retiring.extend(change.retired);
+        if change.health_check {
+            match &state.health_check {
+                Some(check) => self.health_checks.insert(name.clone(), Arc::clone(check)),
+                None => self.health_checks.remove(name),
+            };
+        }
+        self.work.frontend_runs += 1;
         self.refresh_endpoints(name);
+        if change.health_check {
+            self.table.set_health_checks(self.health_checks.values().cloned().collect());
+        }
     }
 
     /// Works out a Service's endpoints anew and swaps them in.
     fn refresh_endpoints(&mut self, name: &ObjectName) {
-        let zone = self.node.as_ref().and_then(|node| node.zone.clone());
-        let here = Locality { node: &self.config.node, zone: zone.as_deref() };
         let Some(state) = self.services.get_mut(name) else { return };
-        let change = state.update_endpoints(here);
+        let around = Surroundings { config: &self.config, node: self.node.as_ref() };
+        let change = state.update_endpoints(around);
         self.dirty.extend(change.verdict_changed);
         self.notices.extend(change.notices);
+        self.work.endpoint_runs += 1;
+        self.work.endpoints += change.examined as u64;
+        self.work.swaps += change.swaps;
     }
 
     fn forget_if_empty(&mut self, name: &ObjectName) {

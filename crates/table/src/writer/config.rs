@@ -1,7 +1,8 @@
 //! What the rules need to know besides the objects.
 
-use std::net::IpAddr;
 use std::sync::Arc;
+
+use crate::NodePortAddresses;
 
 /// Settings of the [`Writer`](crate::Writer).
 #[derive(Debug, Clone)]
@@ -37,13 +38,4 @@ impl WriterConfig {
             affinity_clients: 65_536,
         }
     }
-}
-
-/// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// On the primary address of each family of the Node object.
-    Primary,
-    /// On these addresses of the node.
-    Listed(Vec<IpAddr>),
 }

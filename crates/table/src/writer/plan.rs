@@ -6,9 +6,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
-use super::{PortState, Writer};
-use crate::selection::Origin;
-use crate::{FrontendKey, Notice, Route, Verdict};
+use super::Writer;
+use super::port_state::PortState;
+use crate::{ClusterAddressChange, FrontendKey, Notice, Origin, Route, Verdict};
 
 /// A frontend as the capture is told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,9 @@ pub struct Plan {
     pub withdraw: Vec<FrontendState>,
     /// Frontends that are new or whose verdicts changed: to be offered once the table knows them.
     pub offer: Vec<FrontendState>,
+    /// Cluster IPs that came or went and ranges that they come from: for connections that no
+    /// frontend matches.
+    pub cluster_addresses: ClusterAddressChange,
     /// What there is to tell a person, each once.
     pub notices: Vec<Notice>,
     routes: Vec<(Frontend, Option<Route>)>,
@@ -53,6 +56,7 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.withdraw.is_empty()
             && self.offer.is_empty()
+            && self.cluster_addresses.is_empty()
             && self.notices.is_empty()
             && self.routes.is_empty()
             && self.retiring.is_empty()
@@ -65,24 +69,26 @@ impl Writer {
         let mut plan = Plan {
             retiring: std::mem::take(&mut self.retiring),
             notices: std::mem::take(&mut self.notices),
+            cluster_addresses: self.cluster_addresses.take_change(),
             ..Plan::default()
         };
         let current = self.table.load();
         for frontend in std::mem::take(&mut self.dirty) {
+            self.work.planned += 1;
             plan.notices.extend(self.new_conflicts(frontend));
             let Some((port, kind)) = self.holder_of(&frontend) else {
                 plan.withdraw.extend(self.offered.remove(&frontend));
                 plan.routes.push((frontend, None));
                 continue;
             };
-            let backends = port.backends();
+            let backends = port.load();
             let state = FrontendState {
                 frontend,
                 kind,
                 port: port.name().clone(),
                 inside: backends.verdict(kind, Origin::Node),
                 outside: backends.verdict(kind, Origin::Outside),
-                allowed_sources: None,
+                allowed_sources: backends.allowed_sources(kind).cloned(),
             };
             let is_current = current
                 .get(&FrontendKey::from(frontend))
@@ -101,6 +107,8 @@ impl Writer {
     /// Makes the plan's routes the table's. Readers see all of them or none.
     pub fn publish(&mut self, plan: &mut Plan) {
         if !plan.routes.is_empty() {
+            self.work.maps += 1;
+            self.work.routes += plan.routes.len() as u64;
             let mut map = (*self.table.load()).clone();
             let mut replaced = Vec::new();
             for (frontend, route) in plan.routes.drain(..) {

@@ -1,16 +1,17 @@
 //! What the writer keeps of one Service: the object, its slices, and the service ports made of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_model::{Family, Frontend, FrontendKind, Protocol, Service, ServicePortName, TrafficPolicy};
+use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
 
+use super::frontends::frontends_of;
+use super::port_state::PortState;
+use super::rules::{self, Surroundings};
 use crate::claims::Claim;
-use crate::selection::Origin;
-use crate::slices::{self, Candidate, Slices};
-use crate::topology::{Locality, categorize_endpoints};
-use crate::{Notice, ServicePort, Upstream};
+use crate::slices::{self, Slices};
+use crate::{HealthCheck, Notice, ServicePort};
 
 /// A port of a Service in one family.
 type PortKey = (Arc<str>, Protocol, Family);
@@ -21,15 +22,9 @@ pub(super) struct ServiceState {
     pub(super) service: Option<Service>,
     pub(super) slices: Slices,
     pub(super) ports: BTreeMap<PortKey, PortState>,
+    pub(super) health_check: Option<Arc<HealthCheck>>,
     frontends: BTreeMap<Frontend, Claim>,
     notices: BTreeSet<Notice>,
-}
-
-/// One service port and its endpoints' long-lived halves.
-#[derive(Debug)]
-pub(super) struct PortState {
-    pub(super) port: Arc<ServicePort>,
-    upstreams: HashMap<SocketAddr, Arc<Upstream>>,
 }
 
 /// What [`ServiceState::update_frontends`] changed.
@@ -38,15 +33,21 @@ pub(super) struct FrontendChange {
     pub(super) added: Vec<(Frontend, Claim)>,
     pub(super) dropped: Vec<(Frontend, Claim)>,
     pub(super) retired: Vec<PortState>,
+    /// Whether the health check came, went or moved.
+    pub(super) health_check: bool,
 }
 
 /// What [`ServiceState::update_endpoints`] changed, beyond the endpoints themselves.
 #[derive(Debug, Default)]
 pub(super) struct EndpointChange {
-    /// Frontends that may be relayed now and were not, or the other way round.
+    /// Frontends that may be relayed now and were not, or the other way round, or for others.
     pub(super) verdict_changed: Vec<Frontend>,
     /// Notices that did not hold before.
     pub(super) notices: Vec<Notice>,
+    /// How many endpoints were looked at.
+    pub(super) examined: usize,
+    /// How many service ports changed.
+    pub(super) swaps: u64,
 }
 
 impl ServiceState {
@@ -60,8 +61,12 @@ impl ServiceState {
         self.ports.get(&key).map(|state| &state.port)
     }
 
-    /// Brings frontends and service ports in line with the Service object.
-    pub(super) fn update_frontends(&mut self, node_addresses: &[IpAddr]) -> FrontendChange {
+    /// Brings frontends, service ports and the health check in line with the Service object.
+    pub(super) fn update_frontends(
+        &mut self,
+        node_addresses: &[IpAddr],
+        around: Surroundings<'_>,
+    ) -> FrontendChange {
         let wanted = match &self.service {
             Some(service) => frontends_of(service, node_addresses),
             None => BTreeMap::new(),
@@ -88,22 +93,42 @@ impl ServiceState {
             self.ports.extract_if(.., |key, _| !keys.contains_key(key)).map(|(_, p)| p).collect();
         for (key, name) in keys {
             let family = key.2;
-            self.ports.entry(key).or_insert_with(|| PortState {
-                port: Arc::new(ServicePort::new(name.clone(), family)),
-                upstreams: HashMap::new(),
-            });
+            let clients = around.config.affinity_clients;
+            let port = || PortState::new(ServicePort::new(name.clone(), family, clients));
+            self.ports.entry(key).or_insert_with(port);
         }
         self.frontends = wanted;
+        change.health_check = self.update_health_check();
         change
     }
 
-    /// Brings every service port's endpoints in line with the slices.
-    pub(super) fn update_endpoints(&mut self, here: Locality<'_>) -> EndpointChange {
+    /// Whether the health check came, went or moved to another port.
+    fn update_health_check(&mut self) -> bool {
+        let wanted = self.service.as_ref().and_then(|service| service.health_check_node_port);
+        let changed = wanted != self.health_check.as_ref().map(|check| check.port());
+        if changed {
+            self.health_check = self
+                .service
+                .as_ref()
+                .zip(wanted)
+                .map(|(service, port)| Arc::new(HealthCheck::new(service.name.clone(), port)));
+        }
+        changed
+    }
+
+    /// Brings every service port's endpoints and rules in line with the objects.
+    pub(super) fn update_endpoints(&mut self, around: Surroundings<'_>) -> EndpointChange {
         let Some(service) = &self.service else { return EndpointChange::default() };
         let mut change = EndpointChange::default();
         let mut notices = BTreeSet::new();
+        if let Err(value) = rules::balance(service) {
+            notices.insert(Notice::UnknownBalance { service: service.name.clone(), value: value.into() });
+        }
+        let here = around.locality();
+        let mut local_ready = BTreeSet::new();
         for ((name, protocol, family), state) in &mut self.ports {
             let mut candidates = slices::merge(&self.slices, name, *protocol, *family, here.node);
+            change.examined += candidates.len();
             candidates.retain(|candidate| {
                 let frontend = Frontend { address: candidate.address, protocol: *protocol };
                 let is_loop = self.frontends.contains_key(&frontend);
@@ -113,93 +138,27 @@ impl ServiceState {
                 }
                 !is_loop
             });
-            let verdicts = |port: &ServicePort| {
-                let backends = port.backends();
-                [(FrontendKind::ClusterIp, Origin::Outside), (FrontendKind::ExternalIp, Origin::Node)]
-                    .map(|(kind, origin)| backends.verdict(kind, origin))
-                    .into_iter()
-                    .chain([backends.verdict(FrontendKind::ExternalIp, Origin::Outside)])
-                    .collect::<Vec<_>>()
-            };
-            let before = verdicts(&state.port);
-            state.publish(&candidates, here, service.internal_policy, service.external_policy);
-            if verdicts(&state.port) != before {
-                let is_ours = |claim: &Claim| claim.port == *state.port.name();
-                let is_family = |frontend: &Frontend| Family::of(frontend.address.ip()) == *family;
-                change.verdict_changed.extend(
-                    self.frontends.iter().filter(|(f, c)| is_family(f) && is_ours(c)).map(|(f, _)| *f),
-                );
+            if self.health_check.is_some() {
+                let is_counted = |c: &&slices::Candidate<'_>| c.endpoint.ready && here.is_local(c.endpoint);
+                local_ready.extend(candidates.iter().filter(is_counted).map(|c| c.address.ip()));
+            }
+            let before = state.verdicts();
+            change.swaps += u64::from(state.publish(&candidates, here, around.rules(service, *family)));
+            if state.verdicts() != before {
+                let is_ours = |(frontend, claim): &(&Frontend, &Claim)| {
+                    Family::of(frontend.address.ip()) == *family && claim.port == *state.port.name()
+                };
+                let ours = self.frontends.iter().filter(is_ours);
+                change.verdict_changed.extend(ours.map(|(frontend, _)| *frontend));
+            }
+        }
+        if let Some(check) = &self.health_check {
+            for family in [Family::V4, Family::V6] {
+                check.set(family, local_ready.iter().filter(|ip| Family::of(**ip) == family).count());
             }
         }
         change.notices = notices.difference(&self.notices).cloned().collect();
         self.notices = notices;
         change
     }
-}
-
-impl PortState {
-    /// Swaps in the endpoints that the rules choose, keeping the long-lived half of those that stay.
-    fn publish(
-        &mut self,
-        candidates: &[Candidate<'_>],
-        here: Locality<'_>,
-        internal_policy: TrafficPolicy,
-        external_policy: TrafficPolicy,
-    ) {
-        let chosen = categorize_endpoints(candidates, |candidate| candidate.endpoint, here);
-        let mut upstreams = |set: &[Candidate<'_>]| -> Vec<Arc<Upstream>> {
-            set.iter()
-                .map(|candidate| {
-                    let entry = self.upstreams.entry(candidate.address);
-                    Arc::clone(entry.or_insert_with(|| Arc::new(Upstream::new(candidate.address))))
-                })
-                .collect()
-        };
-        let (cluster, local) = (upstreams(&chosen.cluster), upstreams(&chosen.local));
-        for candidate in candidates {
-            if let Some(upstream) = self.upstreams.get(&candidate.address) {
-                upstream.set_serving(candidate.endpoint.ready || candidate.endpoint.serving);
-            }
-        }
-        self.port.publish(cluster, local, internal_policy, external_policy);
-        self.upstreams.retain(|address, upstream| {
-            let stays = candidates.binary_search_by_key(address, |candidate| candidate.address).is_ok();
-            if !stays {
-                upstream.set_serving(false);
-            }
-            stays
-        });
-    }
-
-    /// Takes every endpoint away: the service port is gone.
-    pub(super) fn retire(mut self) {
-        let here = Locality { node: "", zone: None };
-        self.publish(&[], here, TrafficPolicy::default(), TrafficPolicy::default());
-    }
-}
-
-/// Every frontend that a Service names. Where it names one twice, the kind that comes first counts.
-fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTreeMap<Frontend, Claim> {
-    let mut frontends = BTreeMap::new();
-    for port in &service.ports {
-        let name = ServicePortName {
-            service: service.name.clone(),
-            port: Arc::clone(&port.name),
-            protocol: port.protocol,
-        };
-        let mut add = |kind, addresses: &[IpAddr], number| {
-            for ip in addresses {
-                let frontend = Frontend::new(*ip, number, port.protocol);
-                let claim = Claim { created: service.created, port: name.clone(), kind };
-                frontends.entry(frontend).or_insert(claim);
-            }
-        };
-        add(FrontendKind::ClusterIp, &service.cluster_ips, port.port);
-        add(FrontendKind::ExternalIp, &service.external_ips, port.port);
-        add(FrontendKind::LoadBalancer, &service.load_balancer_ips, port.port);
-        if let Some(number) = port.node_port {
-            add(FrontendKind::NodePort, node_addresses, number);
-        }
-    }
-    frontends
 }

@@ -1,0 +1,130 @@
+//! One version of everything that decides about the connections of a service port.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sluice_model::FrontendKind;
+
+use crate::policy::{Policies, SetName, Usable};
+use crate::source_address::{Masquerade, SourceAddress, source_address};
+use crate::topology::{Basis, Tally};
+use crate::{Balance, Client, EndpointSet, Origin, Reason, Verdict, source_ranges};
+
+/// One version of a service port's endpoints and of the rules that choose among them. They are
+/// swapped together: no connection ever meets new endpoints under old rules.
+#[derive(Debug, Default)]
+pub struct Backends {
+    pub(crate) cluster: EndpointSet,
+    pub(crate) local: EndpointSet,
+    pub(crate) facts: Facts,
+    pub(crate) rules: PortRules,
+}
+
+/// What is known of the endpoints beyond the sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Facts {
+    pub(crate) cluster_basis: Basis,
+    pub(crate) local_basis: Basis,
+    pub(crate) tally: Tally,
+}
+
+/// What the Service and the settings say of the connections of one service port in one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortRules {
+    pub(crate) policies: Policies,
+    pub(crate) balance: Balance,
+    pub(crate) affinity: Option<Duration>,
+    pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
+    pub(crate) masquerade: Masquerade,
+    pub(crate) passive_health: bool,
+}
+
+impl Default for PortRules {
+    fn default() -> Self {
+        Self {
+            policies: Policies::default(),
+            balance: Balance::default(),
+            affinity: None,
+            allowed_sources: None,
+            masquerade: Masquerade { all: false, detects_local_pods: false },
+            passive_health: false,
+        }
+    }
+}
+
+impl Backends {
+    /// Endpoints for traffic policy Cluster.
+    pub fn cluster(&self) -> &EndpointSet {
+        &self.cluster
+    }
+
+    /// Endpoints for traffic policy Local.
+    pub fn local(&self) -> &EndpointSet {
+        &self.local
+    }
+
+    /// How many endpoints there are, of which condition.
+    pub fn tally(&self) -> Tally {
+        self.facts.tally
+    }
+
+    /// The balancing policy.
+    pub fn balance(&self) -> Balance {
+        self.rules.balance
+    }
+
+    /// For how long an idle client keeps its endpoint, if it does.
+    pub fn affinity(&self) -> Option<Duration> {
+        self.rules.affinity
+    }
+
+    /// What happens to connections to this kind of frontend from this kind of client, wherever it
+    /// is allowed to connect.
+    pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict {
+        self.rules.policies.choose(kind, origin, self.usable()).err().unwrap_or(Verdict::Relay)
+    }
+
+    /// The sources that may connect to this kind of frontend; `None` for any.
+    pub(crate) fn allowed_sources(&self, kind: FrontendKind) -> Option<&Arc<[IpNet]>> {
+        self.rules.allowed_sources.as_ref().filter(|_| kind == FrontendKind::LoadBalancer)
+    }
+
+    /// Which set serves this client, never an empty one, and the source address that endpoints see
+    /// unless one is the client itself; or the verdict instead.
+    ///
+    /// A client that is not allowed hears nothing even where others are refused: the firewall comes
+    /// first (kube-proxy: `firewall-check` before `service-endpoints-check`).
+    pub(crate) fn decide(
+        &self,
+        kind: FrontendKind,
+        client: Client,
+    ) -> Result<(SetName, SourceAddress), Verdict> {
+        if !source_ranges::admits(self.rules.allowed_sources.as_deref(), kind, client.ip) {
+            return Err(Verdict::Drop(Reason::SourceNotAllowed));
+        }
+        let set = self.rules.policies.choose(kind, client.origin, self.usable())?;
+        let external = self.rules.policies.external;
+        Ok((set, source_address(kind, client.origin, external, self.rules.masquerade)))
+    }
+
+    pub(crate) fn set(&self, name: SetName) -> &EndpointSet {
+        match name {
+            SetName::Cluster => &self.cluster,
+            SetName::Local => &self.local,
+        }
+    }
+
+    fn usable(&self) -> Usable {
+        Usable { cluster: !self.cluster.upstreams().is_empty(), local: !self.local.upstreams().is_empty() }
+    }
+}
+
+impl Client {
+    /// The same client with an IPv4 address written as one, as a dual-stack socket does not.
+    pub(crate) fn canonical(self) -> Self {
+        let ip: IpAddr = self.ip.to_canonical();
+        Self { ip, ..self }
+    }
+}

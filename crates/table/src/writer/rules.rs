@@ -1,0 +1,54 @@
+//! From a Service and the node's settings to the rules of its connections.
+
+use sluice_model::{Family, Node, Service};
+
+use super::WriterConfig;
+use crate::backends::PortRules;
+use crate::policy::Policies;
+use crate::source_address::Masquerade;
+use crate::topology::Locality;
+use crate::{Balance, node_ports, source_ranges};
+
+/// The node as the rules see it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) config: &'a WriterConfig,
+    pub(super) node: Option<&'a Node>,
+}
+
+impl<'a> Surroundings<'a> {
+    pub(super) fn locality(self) -> Locality<'a> {
+        Locality { node: &self.config.node, zone: self.node.and_then(|node| node.zone.as_deref()) }
+    }
+
+    /// The rules for the connections of a Service in one family.
+    pub(super) fn rules(self, service: &Service, family: Family) -> PortRules {
+        PortRules {
+            policies: Policies { internal: service.internal_policy, external: service.external_policy },
+            balance: balance(service).unwrap_or_default(),
+            affinity: service.affinity,
+            allowed_sources: source_ranges::allowed_sources(
+                service.source_ranges.as_deref(),
+                family,
+                self.node.and_then(|node| node_ports::primary(node, family)),
+                &service.load_balancer_ips,
+            ),
+            masquerade: Masquerade {
+                all: self.config.masquerade_all,
+                detects_local_pods: self.config.detects_local_pods,
+            },
+            passive_health: self.config.passive_health,
+        }
+    }
+}
+
+/// The balancing policy that the Service asks for: the default one if it does not.
+///
+/// # Errors
+/// It asks for one that does not exist.
+pub(super) fn balance(service: &Service) -> Result<Balance, &str> {
+    match service.annotations.get(Balance::ANNOTATION) {
+        None => Ok(Balance::default()),
+        Some(name) => Balance::parse(name).ok_or(name),
+    }
+}
