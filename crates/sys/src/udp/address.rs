@@ -20,18 +20,15 @@ const INET6: [u8; 2] = (libc::AF_INET6 as libc::sa_family_t).to_ne_bytes();
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name {
     bytes: [u8; V6_LEN],
-    len: u8,
+    len: usize,
 }
 
 impl Name {
     /// What a connected socket needs: no address.
     pub(super) const NONE: Self = Self { bytes: [0; V6_LEN], len: 0 };
 
-    /// How many bytes an address may take.
-    pub(super) const ROOM: libc::socklen_t = V6_LEN as libc::socklen_t;
-
     pub(super) fn len(&self) -> usize {
-        usize::from(self.len)
+        self.len
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8; V6_LEN] {
@@ -40,7 +37,7 @@ impl Name {
 
     /// Takes note of how much the kernel wrote.
     pub(super) fn set_len(&mut self, len: libc::socklen_t) {
-        self.len = u8::try_from(len).unwrap_or(u8::MAX).min(V6_LEN as u8);
+        self.len = (len as usize).min(V6_LEN);
     }
 
     /// The address, if it is one of IPv4 or IPv6.
@@ -58,14 +55,14 @@ impl From<SocketAddr> for Name {
             SocketAddr::V4(v4) => {
                 bytes[0..2].copy_from_slice(&INET);
                 bytes[4..8].copy_from_slice(&v4.ip().octets());
-                name.len = V4_LEN as u8;
+                name.len = V4_LEN;
             }
             SocketAddr::V6(v6) => {
                 bytes[0..2].copy_from_slice(&INET6);
                 bytes[4..8].copy_from_slice(&v6.flowinfo().to_ne_bytes());
                 bytes[8..24].copy_from_slice(&v6.ip().octets());
                 bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
-                name.len = V6_LEN as u8;
+                name.len = V6_LEN;
             }
         }
         name

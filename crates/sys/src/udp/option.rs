@@ -35,6 +35,14 @@ pub fn allow_fragmentation(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Has datagrams that arrive as a train (`UDP_GRO`) delivered as one. See the [module](super).
+///
+/// # Errors
+/// The descriptor is not a UDP socket.
+pub fn receive_trains(socket: impl AsFd) -> io::Result<()> {
+    set_flag(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
+}
+
 enum Family {
     V4,
     V6,
@@ -50,6 +58,7 @@ fn family(socket: BorrowedFd<'_>) -> io::Result<Family> {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
 fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
     let on: c_int = 1;
     // SAFETY: the kernel reads `size_of::<c_int>()` bytes from the pointer, during the call only, and

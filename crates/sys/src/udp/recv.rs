@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
 use super::BATCH;
-use super::address::{self, Name};
+use super::Payload;
+use super::address::Name;
+use super::ancillary::Received;
 
-/// Room for the ancillary data of one datagram: a header (16 bytes) and a `sockaddr_in6` (28), each
-/// padded to 8, with some to spare for an option that somebody else has set on the socket.
+/// Room for the ancillary data of one datagram: a header (16 bytes) and a `sockaddr_in6` (28), another
+/// header and an int, each padded to 8, with some to spare for an option that somebody else has set on
+/// the socket.
 const CONTROL: usize = 96;
 
 /// Bytes of a datagram kept: no UDP payload is larger, so that none is cut. (Jumbograms, RFC 2675,
@@ -38,11 +41,12 @@ struct Slot {
     truncated: bool,
 }
 
-/// A received datagram.
+/// A received datagram, or a train of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Datagram<'a> {
-    /// What it carries; nothing is a valid payload.
-    pub payload: &'a [u8],
+    /// What it carries; nothing is a valid payload. Several datagrams only if the socket was told so
+    /// by [`receive_trains`](super::receive_trains).
+    pub payload: Payload<'a>,
     /// Who sent it.
     pub source: SocketAddr,
     /// Where it was sent to, if the socket was told to say so by
@@ -95,6 +99,7 @@ impl RecvBatch {
     /// `WouldBlock`: nothing is there. `ConnectionRefused` and other errors of the network: an earlier
     /// datagram sent on this connected socket did not arrive; the socket goes on working. After any
     /// error the batch is empty.
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, and BATCH")]
     pub fn recv(&mut self, socket: impl AsFd) -> io::Result<usize> {
         self.filled = 0;
         let socket = socket.as_fd().as_raw_fd();
@@ -107,8 +112,9 @@ impl RecvBatch {
             vector.iov_base = payload.as_mut_ptr().cast();
             vector.iov_len = payload.len();
             let message = &mut header.msg_hdr;
-            message.msg_name = slot.source.bytes_mut().as_mut_ptr().cast();
-            message.msg_namelen = Name::ROOM;
+            let name = slot.source.bytes_mut();
+            message.msg_name = name.as_mut_ptr().cast();
+            message.msg_namelen = name.len() as _;
             message.msg_iov = vector;
             message.msg_iovlen = 1;
             message.msg_control = slot.control.as_mut_ptr().cast();
@@ -149,10 +155,12 @@ impl RecvBatch {
     pub fn iter(&self) -> impl Iterator<Item = Datagram<'_>> {
         let payloads = self.payloads.chunks_exact(self.payload_size);
         self.slots.iter().zip(payloads).take(self.filled).filter_map(|(slot, payload)| {
+            let payload = payload.get(..slot.payload_len).unwrap_or(payload);
+            let ancillary = Received::parse(slot.control.get(..slot.control_len).unwrap_or_default());
             Some(Datagram {
-                payload: payload.get(..slot.payload_len).unwrap_or(payload),
+                payload: ancillary.segment_size.map_or(payload.into(), |size| Payload::train(payload, size)),
                 source: slot.source.decode()?,
-                original_destination: original_destination(slot.control.get(..slot.control_len)?),
+                original_destination: ancillary.original_destination,
                 truncated: slot.truncated,
             })
         })
@@ -168,69 +176,6 @@ pub(super) fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<usize> 
                 error if error.kind() == io::ErrorKind::Interrupted => {}
                 error => return Err(error),
             },
-        }
-    }
-}
-
-/// Finds `IP_ORIGDSTADDR` or `IPV6_ORIGDSTADDR` in ancillary data (`cmsg(3)`): messages of a length
-/// (the header's included), a level, a type and data, each aligned to a word.
-fn original_destination(mut control: &[u8]) -> Option<SocketAddr> {
-    const WORD: usize = size_of::<usize>();
-    const INT: usize = size_of::<libc::c_int>();
-    const HEADER: usize = (WORD + 2 * INT).next_multiple_of(WORD);
-    loop {
-        let len = usize::from_ne_bytes(address::array(control, 0)?);
-        let level = libc::c_int::from_ne_bytes(address::array(control, WORD)?);
-        let kind = libc::c_int::from_ne_bytes(address::array(control, WORD + INT)?);
-        let data = control.get(HEADER..len)?;
-        match (level, kind) {
-            (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
-                return address::decode(data);
-            }
-            _ => control = control.get(len.checked_next_multiple_of(WORD)?..)?,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Ancillary data of one message, as the kernel lays it out.
-    fn message(level: libc::c_int, kind: libc::c_int, data: &[u8]) -> Vec<u8> {
-        let mut bytes = (16 + data.len()).to_ne_bytes().to_vec();
-        bytes.extend(level.to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(data);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        bytes
-    }
-
-    #[test]
-    #[cfg(target_pointer_width = "64")]
-    fn the_original_destination_is_found_behind_other_messages() {
-        let address: SocketAddr = "10.96.0.10:53".parse().unwrap();
-        let mut name = Name::from(address);
-        let name = &name.bytes_mut()[..16];
-        let other = message(libc::SOL_SOCKET, libc::SO_TIMESTAMP, &[1; 13]);
-        let wanted = message(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, name);
-        assert_eq!(original_destination(&[other.clone(), wanted.clone()].concat()), Some(address));
-        assert_eq!(original_destination(&other), None);
-        assert_eq!(original_destination(&[]), None);
-    }
-
-    #[test]
-    #[cfg(target_pointer_width = "64")]
-    fn malformed_ancillary_data_is_none_and_ends_the_search() {
-        let mut name = Name::from("10.96.0.10:53".parse::<SocketAddr>().unwrap());
-        let wanted = message(libc::IPPROTO_IP, libc::IP_ORIGDSTADDR, &name.bytes_mut()[..16]);
-        for cut in 0..16 + 8 {
-            assert_eq!(original_destination(&wanted[..cut]), None, "{cut} bytes");
-        }
-        for len in [0, 1, 15, 33, 4096, usize::MAX - 3, usize::MAX] {
-            let mut lying = wanted.clone();
-            lying[..8].copy_from_slice(&len.to_ne_bytes());
-            assert_eq!(original_destination(&lying), None, "length {len}");
         }
     }
 }

@@ -63,7 +63,7 @@ fn receive(batch: &mut RecvBatch, socket: impl AsFd, count: usize) -> Vec<Receiv
             Err(error) => panic!("{error}"),
         }
         all.extend(batch.iter().map(|datagram| Received {
-            payload: datagram.payload.to_vec(),
+            payload: datagram.payload.bytes().to_vec(),
             source: datagram.source,
             original_destination: datagram.original_destination,
             truncated: datagram.truncated,
@@ -86,7 +86,7 @@ fn send_all<'a>(socket: impl AsFd, payloads: impl IntoIterator<Item = &'a [u8]>,
 
 /// Bytes that differ from place to place and from seed to seed.
 fn pattern(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|at| ((at * 31 + seed * 7) % 251) as u8).collect()
+    (0..=250).cycle().skip(seed * 7 % 251).step_by(31).take(len).collect()
 }
 
 #[test]
@@ -200,10 +200,10 @@ fn one_socket_sends_to_many_destinations_in_one_batch() {
         let payloads: Vec<_> = (0..BATCH).map(|seed| pattern(seed, seed)).collect();
         let mut sends = SendBatch::new();
         for (receiver, payload) in receivers.iter().zip(&payloads) {
-            sends.push(payload, Some(address(receiver))).unwrap();
+            sends.push(&payload[..], Some(address(receiver))).unwrap();
         }
         assert!(sends.is_full());
-        assert_eq!(sends.push(b"one too many", None), Err(BatchFull));
+        assert_eq!(sends.push(&b"one too many"[..], None), Err(BatchFull));
         let sent = sends.send(&sender, |index, error| panic!("datagram {index}: {error}"));
         let bytes = payloads.iter().map(Vec::len).sum();
         assert_eq!(sent, Sent { datagrams: BATCH, bytes, failed: 0, left: 0 });
@@ -227,9 +227,9 @@ fn datagrams_that_cannot_be_sent_do_not_keep_back_the_others() {
             let mut sends = SendBatch::new();
             for (at, payload) in payloads.iter().enumerate() {
                 let pushed = match bad_at.contains(&at) {
-                    false => sends.push(payload, good),
-                    true if at % 2 == 0 => sends.push(&too_large, good),
-                    true => sends.push(payload, nowhere),
+                    false => sends.push(&payload[..], good),
+                    true if at % 2 == 0 => sends.push(&too_large[..], good),
+                    true => sends.push(&payload[..], nowhere),
                 };
                 pushed.unwrap();
             }
@@ -295,7 +295,7 @@ fn what_finds_no_room_stays_in_the_batch_and_goes_out_later() {
     let payloads: Vec<_> = (0..BATCH).map(|seed| pattern(50_000, seed)).collect();
     let mut sends = SendBatch::new();
     for payload in &payloads {
-        sends.push(payload, None).unwrap();
+        sends.push(&payload[..], None).unwrap();
     }
     let (mut arrived, mut stopped) = (0, 0);
     let mut buffer = vec![0; 65_536];
@@ -323,16 +323,79 @@ fn a_full_socket_takes_nothing_and_says_how_many_are_left() {
     let mut left = 0;
     while left == 0 {
         let mut sends = SendBatch::new();
-        while sends.push(&fill, None).is_ok() {}
+        while sends.push(&fill[..], None).is_ok() {}
         left = sends.send(&sender, |_, error| panic!("{error}")).left;
     }
     let mut sends = SendBatch::new();
-    sends.push(b"a", None).unwrap();
-    sends.push(b"b", None).unwrap();
+    sends.push(&b"a"[..], None).unwrap();
+    sends.push(&b"b"[..], None).unwrap();
     let sent = sends.send(&sender, |_, error| panic!("{error}"));
     assert_eq!(sent, Sent { left: 2, ..Sent::default() });
     sends.clear();
     assert_eq!(sends.send(&sender, |_, error| panic!("{error}")), Sent::default());
+}
+
+#[test]
+fn a_train_arrives_as_its_datagrams_where_trains_are_not_asked_for() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        let receiver = socket(loopback);
+        let sender = connected(loopback, &receiver);
+        // The last is more than the kernel sends as one (128).
+        for (size, count) in [(1000u16, 2), (1200, 50), (1, 64), (5, 150)] {
+            let payload_size = usize::from(size);
+            let bytes = pattern(payload_size * count - payload_size / 2, count);
+            let mut sends = SendBatch::new();
+            sends.push(Payload::train(&bytes, size), None).unwrap();
+            let sent = sends.send(&sender, |index, error| panic!("train {index}: {error}"));
+            assert_eq!(sent, Sent { datagrams: count, bytes: bytes.len(), failed: 0, left: 0 });
+            let received = receive(&mut batch, &receiver, count);
+            assert!(received.iter().map(|datagram| &datagram.payload[..]).eq(bytes.chunks(payload_size)));
+        }
+    }
+}
+
+#[test]
+fn a_train_is_received_as_one_where_trains_are_asked_for() {
+    let mut batch = RecvBatch::new();
+    for loopback in LOOPBACKS {
+        let receiver = socket(loopback);
+        receive_trains(&receiver).unwrap();
+        receive_original_destination(&receiver).unwrap();
+        let sender = connected(loopback, &receiver);
+        let bytes = pattern(1200 * 30 + 1, 1);
+        let payloads = [Payload::from(&b"before"[..]), Payload::train(&bytes, 1200), Payload::from(&b""[..])];
+        let mut sends = SendBatch::new();
+        payloads.iter().for_each(|&payload| sends.push(payload, None).unwrap());
+        let sent = sends.send(&sender, |index, error| panic!("{index}: {error}"));
+        assert_eq!((sent.datagrams, sent.failed, sent.left), (33, 0, 0));
+        let mut received = 0;
+        while received < payloads.len() {
+            wait_for(&receiver, PollFlags::IN);
+            batch.recv(&receiver).unwrap();
+            for datagram in batch.iter() {
+                assert_eq!(datagram.payload, payloads[received]);
+                assert_eq!(datagram.original_destination, Some(address(&receiver)));
+                assert_eq!(datagram.source, address(&sender));
+                received += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_train_that_fails_is_counted_by_its_datagrams() {
+    let sender = socket(LOOPBACKS[0]);
+    let nowhere = Some(SocketAddr::new(address(&sender).ip(), 0));
+    let bytes = pattern(100, 0);
+    let mut sends = SendBatch::new();
+    sends.push(&b"a"[..], Some(address(&sender))).unwrap();
+    sends.push(Payload::train(&bytes, 30), nowhere).unwrap();
+    sends.push(&b"b"[..], Some(address(&sender))).unwrap();
+    let mut errors = Vec::new();
+    let sent = sends.send(&sender, |index, error| errors.push((index, error.raw_os_error())));
+    assert_eq!(errors, [(1, Some(libc::EINVAL)); 4]);
+    assert_eq!(sent, Sent { datagrams: 2, bytes: 2, failed: 4, left: 0 });
 }
 
 #[test]
@@ -353,6 +416,7 @@ fn options_are_for_ip_sockets() {
     let refused = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
     refused(allow_fragmentation(&unix));
     refused(receive_original_destination(&unix));
+    assert!(receive_trains(&unix).is_err());
 }
 
 #[test]
