@@ -18,8 +18,9 @@ use crate::{Balance, Client, EndpointSet, Origin, Reason, Verdict, source_ranges
 pub struct Backends {
     pub(crate) cluster: EndpointSet,
     pub(crate) local: EndpointSet,
-    pub(crate) facts: Facts,
     pub(crate) rules: PortRules,
+    /// Apart: no pick looks at it.
+    pub(crate) facts: Box<Facts>,
 }
 
 /// What is known of the endpoints beyond the sets.

@@ -65,6 +65,7 @@ pub struct Reader {
 
 impl Reader {
     /// Where this frontend leads now.
+    #[inline]
     pub fn lookup(&mut self, key: FrontendKey) -> Option<&Arc<Route>> {
         self.cache.load().get(&key)
     }
@@ -120,6 +121,7 @@ impl Route {
     ///
     /// # Errors
     /// It is to be refused or dropped.
+    #[inline]
     pub fn select(&self, client: Client, now: Instant) -> Result<Selection, Rejection> {
         Selection::new(&self.port, self.kind, client, now)
     }

@@ -20,13 +20,15 @@ pub const LONGEST: Duration = Duration::from_secs(30);
 
 /// The state of one endpoint. All zero while it answers.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct PassiveHealth {
+    /// When it is tried again, in nanoseconds after `epoch`; 0 if it was not passed over. First:
+    /// every pick looks at it.
+    until: AtomicU64,
     /// Failures since the last success.
     failures: AtomicU32,
     /// How often in a row it was passed over.
     rounds: AtomicU32,
-    /// When it is tried again, in nanoseconds after `epoch`; 0 if it was not passed over.
-    until: AtomicU64,
     /// The time of the first failure.
     epoch: OnceLock<Instant>,
 }
@@ -59,6 +61,12 @@ impl PassiveHealth {
             self.rounds.store(0, Ordering::Relaxed);
             self.until.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it was passed over since the last success: a look that needs no clock.
+    #[inline]
+    pub(crate) fn was_passed_over(&self) -> bool {
+        self.until.load(Ordering::Relaxed) != 0
     }
 
     /// For how long it is still passed over.

@@ -68,6 +68,7 @@ pub struct Selection {
 
 impl Selection {
     /// Decides about a new connection or flow.
+    #[inline]
     pub(crate) fn new(
         port: &Arc<ServicePort>,
         kind: FrontendKind,
@@ -77,7 +78,7 @@ impl Selection {
         let client = client.canonical();
         let backends = port.load();
         let (set, source) = backends.decide(kind, client).map_err(|verdict| Rejection { verdict })?;
-        let first = port.pick(&backends, set, client.ip, &[], now);
+        let first = port.pick(&backends, set, client.ip, now);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
         let connecting = connecting.map(Connecting::new);
         let passive_health = backends.rules.passive_health;
@@ -91,15 +92,17 @@ impl Selection {
     }
 
     /// The next endpoint to try, one that has not [`fail`](Self::fail)ed; none if all have.
+    #[inline]
     pub fn next(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.first.take().or_else(|| self.another(now))
     }
 
+    #[inline(never)]
     fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.connecting = None;
         let backends = self.port.load();
         let (set, source) = backends.decide(self.kind, self.client).ok()?;
-        let upstream = self.port.pick(&backends, set, self.client.ip, &self.failed, now)?;
+        let upstream = self.port.pick_other(&backends, set, self.client.ip, &self.failed, now)?;
         self.source = source;
         if backends.balance() == Balance::LeastConnections {
             self.connecting = Some(Connecting::new(&upstream));

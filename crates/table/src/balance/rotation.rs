@@ -23,10 +23,12 @@ impl Rotation {
     }
 }
 
-/// The position in a set of `len` endpoints that turn `turn` points to.
+/// The position in a set of `len` endpoints that turn `turn` points to; `offset` is below `len`.
 pub(crate) fn position(turn: u64, offset: u64, len: usize) -> usize {
     let len = len.max(1) as u64;
-    usize::try_from((turn % len + offset) % len).unwrap_or(0)
+    // One division: it is the slowest instruction of a pick.
+    let position = turn % len + offset;
+    usize::try_from(if position < len { position } else { position - len }).unwrap_or(0)
 }
 
 /// The offset for a new version of a set such that `turn` points to the endpoint that was due in the
