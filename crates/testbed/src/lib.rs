@@ -1,1 +1,3 @@
-//! Stub.
+//! Stand-ins for what surrounds Sluice: for the demo, the tests and the benchmarks.
+
+pub mod apiserver;

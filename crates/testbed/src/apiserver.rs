@@ -1,0 +1,106 @@
+//! An apiserver in memory, over real HTTP: what the agent is tested against, and what the demo runs on.
+//!
+//! It serves Services, EndpointSlices, Nodes, ServiceCIDRs and Namespaces as a real one does, as far
+//! as a watching client and `kubectl` can tell: lists in pages as of one revision, watches with
+//! bookmarks and a bounded history, selectors, optimistic locking, Tables, TLS, tokens and client
+//! certificates. And it fails on demand ([`Faults`]).
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use serde_json::json;
+//! use sluice_testbed::apiserver::{Apiserver, Resource};
+//!
+//! let server = Apiserver::builder().token("secret").start().await?;
+//! std::fs::write("kubeconfig", server.kubeconfig()?)?;
+//! server.create(Resource::Services, json!({
+//!     "metadata": { "name": "web" },
+//!     "spec": { "ports": [{ "port": 80 }] },
+//! }))?;
+//! server.faults().cut_watches();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Not served: other resources, server-side apply, dry runs, protobuf, authorisation.
+//!
+//! It runs on the caller's tokio runtime: a task accepts, each connection and each watch is a task.
+//! One lock guards the objects and is never held across a wait.
+
+mod allocator;
+mod auth;
+mod body;
+mod builder;
+mod counters;
+mod discovery;
+mod faults;
+mod listener;
+mod negotiate;
+mod object;
+mod patch;
+mod path;
+mod query;
+mod reads;
+mod registry;
+mod resource;
+mod router;
+mod selector;
+mod server;
+mod service;
+mod status;
+mod store;
+mod table;
+mod tls;
+mod validation;
+mod watch;
+mod writes;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use builder::Builder;
+pub use counters::{Counters, Verb};
+pub use faults::{Expiry, Failure, Faults, Target};
+pub use resource::Resource;
+pub use server::Apiserver;
+pub use status::Status;
+pub use tls::{Authority, Identity, Validity};
+
+use auth::Authentication;
+use registry::Registry;
+use tls::Certificates;
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    address: SocketAddr,
+    config: Config,
+    registry: Mutex<Registry>,
+    faults: Arc<Faults>,
+    counters: Arc<tokio::sync::watch::Sender<Counters>>,
+    authentication: Authentication,
+    /// `None` without TLS.
+    certificates: Option<Arc<Certificates>>,
+    /// Changes when all connections are to be dropped.
+    connection_drops: tokio::sync::watch::Sender<()>,
+}
+
+/// What does not change while the server runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Config {
+    bookmark_interval: Duration,
+    watch_timeout: Duration,
+}
+
+impl Shared {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes, and lets the watches know.
+    fn write<T>(&self, write: impl FnOnce(&mut Registry) -> T) -> T {
+        let written = write(&mut self.registry());
+        self.faults.wake();
+        written
+    }
+}

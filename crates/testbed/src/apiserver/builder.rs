@@ -1,0 +1,172 @@
+//! What a server can be told before it starts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::auth::{Authentication, Credential};
+use super::listener::{self, Running};
+use super::registry::Registry;
+use super::server::Apiserver;
+use super::tls::Certificates;
+use super::{Config, Shared};
+
+/// Changes that the history holds, unless told otherwise: a load of 10,000 Services with a slice
+/// each fits, so that watches live through it.
+const HISTORY: usize = 32_768;
+
+/// Settings of an [`Apiserver`]. The default is TLS on a free port of 127.0.0.1, open to everybody.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    address: SocketAddr,
+    names: Vec<String>,
+    tls: bool,
+    http2: bool,
+    credentials: Vec<Credential>,
+    client_certificates: bool,
+    service_cidrs: Vec<IpNet>,
+    node_ports: RangeInclusive<u16>,
+    history: usize,
+    bookmark_interval: Duration,
+    watch_timeout: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            names: Vec::new(),
+            tls: true,
+            http2: true,
+            credentials: Vec::new(),
+            client_certificates: false,
+            service_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12))],
+            node_ports: 30000..=32767,
+            history: HISTORY,
+            bookmark_interval: Duration::from_secs(60),
+            watch_timeout: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+impl Builder {
+    /// Where to listen; port 0 is any free one.
+    #[must_use]
+    pub fn bind(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// Another name or address that the certificate is for, besides the usual ones, loopback and
+    /// the address that it listens on.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.names.push(name.to_owned());
+        self
+    }
+
+    /// Plain HTTP, as from `kubectl proxy`. HTTP/2 by prior knowledge works, too.
+    #[must_use]
+    pub fn plain_http(mut self) -> Self {
+        self.tls = false;
+        self
+    }
+
+    /// Over TLS, HTTP/1.1 only: every watch is a connection of its own.
+    #[must_use]
+    pub fn http1_only(mut self) -> Self {
+        self.http2 = false;
+        self
+    }
+
+    /// A bearer token that clients need. May be given several times.
+    #[must_use]
+    pub fn token(mut self, token: &str) -> Self {
+        self.credentials.push(Credential::Token(token.to_owned()));
+        self
+    }
+
+    /// A user and password that clients need.
+    #[must_use]
+    pub fn password(mut self, user: &str, password: &str) -> Self {
+        let (user, password) = (user.to_owned(), password.to_owned());
+        self.credentials.push(Credential::Password { user, password });
+        self
+    }
+
+    /// Clients need a client certificate; where there are tokens too, one of both.
+    #[must_use]
+    pub fn client_certificates(mut self) -> Self {
+        self.client_certificates = true;
+        self
+    }
+
+    /// The ranges of the ServiceCIDR `kubernetes`. Default: 10.96.0.0/12.
+    #[must_use]
+    pub fn service_cidrs(mut self, cidrs: &[IpNet]) -> Self {
+        self.service_cidrs = cidrs.to_vec();
+        self
+    }
+
+    /// The range of node ports. Default: 30000 to 32767.
+    #[must_use]
+    pub fn node_ports(mut self, range: RangeInclusive<u16>) -> Self {
+        self.node_ports = range;
+        self
+    }
+
+    /// How many changes, to all resources together, watches and continued lists can reach back.
+    /// Default: 32768.
+    #[must_use]
+    pub fn history(mut self, changes: usize) -> Self {
+        self.history = changes;
+        self
+    }
+
+    /// How often watches that want bookmarks get one. Default: every minute.
+    #[must_use]
+    pub fn bookmark_interval(mut self, interval: Duration) -> Self {
+        self.bookmark_interval = interval;
+        self
+    }
+
+    /// How long a watch lasts that does not say so itself. Default: half an hour.
+    #[must_use]
+    pub fn watch_timeout(mut self, timeout: Duration) -> Self {
+        self.watch_timeout = timeout;
+        self
+    }
+
+    /// Starts the server on the current tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be listened on, or a name is not valid for a certificate.
+    pub async fn start(self) -> Result<Apiserver> {
+        let context = || format!("listening on {}: choose another address", self.address);
+        let socket = listener::reserve(self.address).with_context(context)?;
+        let address = socket.local_addr().with_context(context)?;
+        let certificates =
+            self.tls.then(|| Certificates::new(&self.names, address.ip())).transpose()?.map(Arc::new);
+        let tls = certificates
+            .as_ref()
+            .map(|certificates| certificates.server_config(self.http2))
+            .transpose()?
+            .map(Arc::new);
+        let shared = Arc::new(Shared {
+            address,
+            config: Config { bookmark_interval: self.bookmark_interval, watch_timeout: self.watch_timeout },
+            registry: Mutex::new(Registry::new(self.history, &self.service_cidrs, self.node_ports.clone())),
+            faults: Arc::default(),
+            counters: Arc::default(),
+            authentication: Authentication::new(self.credentials.clone(), self.client_certificates),
+            certificates,
+            connection_drops: tokio::sync::watch::Sender::default(),
+        });
+        let running = Running::start(socket, &shared, tls.clone()).with_context(context)?;
+        Ok(Apiserver::new(shared, tls, running))
+    }
+}
