@@ -7,6 +7,7 @@
 mod address;
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use sluice_model::{ObjectName, Protocol};
 
 pub use node::node;
 pub use service::service;
+pub use service_cidr::service_cidr;
 pub use slice::slice;
 
 /// What became of one API object.

@@ -139,7 +139,9 @@ mod tests {
             assert_eq!(problems.cidr("f", text).map(|cidr| cidr.to_string()).as_deref(), Some(expected));
         }
         assert_eq!(problems.0, []);
-        for (text, hint) in [("10.0.0.1", "/32"), ("fd00::1", "/128"), ("10.0.0.0/33", "prefix"), ("", "prefix")] {
+        for (text, hint) in
+            [("10.0.0.1", "/32"), ("fd00::1", "/128"), ("10.0.0.0/33", "prefix"), ("", "prefix")]
+        {
             assert_eq!(problems.cidr("f", text), None);
             assert!(problems.0.pop().unwrap().mend.contains(hint), "{text}");
         }

@@ -1,7 +1,7 @@
 //! Service to [`Service`].
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub fn service(service: &api::Service) -> Converted<Service> {
         name,
         created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
         external_ips: external_ips(spec, &families, &mut problems),
-        source_ranges: source_ranges(spec, &load_balancer_ips, &mut problems),
+        source_ranges: source_ranges(spec, &mut problems),
         internal_policy: policy("internalTrafficPolicy", &spec.internal_traffic_policy, &mut problems),
         external_policy,
         affinity: affinity(spec, &mut problems),
@@ -139,12 +139,7 @@ fn load_balancer_ips(service: &api::Service, families: &[Family], problems: &mut
     found
 }
 
-fn served_address(
-    field: String,
-    text: &str,
-    families: &[Family],
-    problems: &mut Problems,
-) -> Option<IpAddr> {
+fn served_address(field: String, text: &str, families: &[Family], problems: &mut Problems) -> Option<IpAddr> {
     let address = problems.address(field.clone(), text)?;
     let family = Family::of(address);
     if families.contains(&family) {
@@ -157,38 +152,27 @@ fn served_address(
 
 /// The ranges that may use load-balancer addresses; `None` if everybody may.
 ///
-/// kube-proxy looks at each family by itself: one without any valid range, or with a `/0`, is open.
-/// That an invalid range alone leaves the door open is its behaviour, too (`MapCIDRsByIPFamily`).
-/// Where only one of two families is open, the result says so by that family's `/0`: a client is
-/// let in if any range contains it.
-fn source_ranges(
-    spec: &api::ServiceSpec,
-    load_balancer_ips: &[IpAddr],
-    problems: &mut Problems,
-) -> Option<Vec<IpNet>> {
+/// kube-proxy looks at each family by itself: one without any valid range, or with a `/0`, is open. That
+/// a Service with nothing but invalid ranges is open is its behaviour, too (`MapCIDRsByIPFamily` leaves
+/// them out, and no firewall chain is made for an empty list).
+fn source_ranges(spec: &api::ServiceSpec, problems: &mut Problems) -> Option<Vec<IpNet>> {
     let field = "spec.loadBalancerSourceRanges";
     let ranges: Vec<IpNet> = each(&spec.load_balancer_source_ranges)
         .filter_map(|(i, text)| problems.cidr(format!("{field}[{i}]"), text))
         .collect();
     if ranges.is_empty() && each(&spec.load_balancer_source_ranges).next().is_some() {
-        problems.note(field, "none is valid: load-balancer addresses are open to everybody", "mend the ranges");
+        problems.note(
+            field,
+            "none is valid: load-balancer addresses are open to everybody",
+            "mend the ranges",
+        );
     }
-    let is_v4 = |range: &IpNet| matches!(range, IpNet::V4(_));
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = ranges.into_iter().partition(is_v4);
-    let is_open = |ranges: &[IpNet]| ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0);
-    if is_open(&v4) && is_open(&v6) {
-        return None;
-    }
-    let mut closed = Vec::new();
-    for (ranges, all) in [(v4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)), (v6, IpAddr::V6(Ipv6Addr::UNSPECIFIED))] {
-        let has_address = load_balancer_ips.iter().any(|ip| ip.is_ipv4() == all.is_ipv4());
-        if !is_open(&ranges) {
-            closed.extend(ranges);
-        } else if has_address {
-            closed.extend(IpNet::new(all, 0));
-        }
-    }
-    Some(closed)
+    let is_open = |family: Family| {
+        let mut prefixes = ranges.iter().filter(|range| Family::of(range.addr()) == family).peekable();
+        prefixes.peek().is_none() || prefixes.any(|range| range.prefix_len() == 0)
+    };
+    let is_restricted = !is_open(Family::V4) || !is_open(Family::V6);
+    is_restricted.then_some(ranges)
 }
 
 fn policy(field: &str, policy: &Option<String>, problems: &mut Problems) -> TrafficPolicy {
@@ -270,7 +254,8 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
 
 fn annotations(service: &api::Service) -> BTreeMap<Arc<str>, Arc<str>> {
     let all = service.metadata.annotations.iter().flatten();
-    all.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATIONS)?.into(), value.as_str().into()))).collect()
+    all.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATIONS)?.into(), value.as_str().into())))
+        .collect()
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ fn service_name(slice: &api::EndpointSlice, problems: &mut Problems) -> Option<A
 fn ports(slice: &api::EndpointSlice, problems: &mut Problems) -> Vec<SlicePort> {
     let is_without_ports = slice.ports.as_ref().is_none_or(Vec::is_empty);
     if is_without_ports && slice.endpoints.as_ref().is_some_and(|endpoints| !endpoints.is_empty()) {
-        problems.note("ports", "none, so that these endpoints serve nothing", "write name, port and protocol");
+        problems.note(
+            "ports",
+            "none, so that these endpoints serve nothing",
+            "write name, port and protocol",
+        );
     }
     each(&slice.ports).filter_map(|(i, port)| convert_port(i, port, problems)).collect()
 }
@@ -173,7 +177,9 @@ mod tests {
 
     #[test]
     fn absent_conditions_mean_ready_and_serving_and_not_terminating() {
-        for conditions in [json!(null), json!({}), json!({"ready": null, "serving": null, "terminating": null})] {
+        for conditions in
+            [json!(null), json!({}), json!({"ready": null, "serving": null, "terminating": null})]
+        {
             let endpoint = json!([{"addresses": ["10.0.0.1"], "conditions": conditions, "nodeName": ""}]);
             let converted = convert(json!({"endpoints": endpoint}));
             assert_eq!(converted.result.unwrap().endpoints, [Endpoint::ready([10, 0, 0, 1].into())]);
@@ -190,8 +196,16 @@ mod tests {
             (json!({"addressType": "ipv4"}), Skip::Broken, vec!["addressType"]),
             (meta(json!({LABEL_SERVICE_NAME: "web", LABEL_HEADLESS: ""})), Skip::Headless, vec![]),
             (meta(json!({})), Skip::Broken, vec!["metadata.labels[kubernetes.io/service-name]"]),
-            (meta(json!({LABEL_SERVICE_NAME: ""})), Skip::Broken, vec!["metadata.labels[kubernetes.io/service-name]"]),
-            (json!({"metadata": {"labels": {LABEL_SERVICE_NAME: "web"}}}), Skip::Broken, vec!["metadata.name"]),
+            (
+                meta(json!({LABEL_SERVICE_NAME: ""})),
+                Skip::Broken,
+                vec!["metadata.labels[kubernetes.io/service-name]"],
+            ),
+            (
+                json!({"metadata": {"labels": {LABEL_SERVICE_NAME: "web"}}}),
+                Skip::Broken,
+                vec!["metadata.name"],
+            ),
             (
                 json!({"metadata": {"name": "a\nb", "namespace": "UP", "labels": {LABEL_SERVICE_NAME: "web"}}}),
                 Skip::Broken,
@@ -209,13 +223,28 @@ mod tests {
     #[test]
     fn a_wrong_element_is_left_out_and_the_rest_counts() {
         let cases = [
-            (json!({"ports": [{"name": null, "port": 1}, {"name": "b", "port": 2}]}), 1, 1, vec!["ports[0].name"]),
+            (
+                json!({"ports": [{"name": null, "port": 1}, {"name": "b", "port": 2}]}),
+                1,
+                1,
+                vec!["ports[0].name"],
+            ),
             (json!({"ports": [{"name": "a", "port": null}]}), 0, 1, vec!["ports[0].port"]),
             (json!({"ports": [{"name": "a", "port": 0}]}), 0, 1, vec!["ports[0].port"]),
             (json!({"ports": [{"name": "a", "port": 65536}]}), 0, 1, vec!["ports[0].port"]),
             (json!({"ports": [{"name": "a", "port": -1}]}), 0, 1, vec!["ports[0].port"]),
-            (json!({"ports": [{"name": "a", "port": 1, "protocol": "SCTP"}]}), 0, 1, vec!["ports[0].protocol"]),
-            (json!({"ports": [{"name": "a", "port": 1, "protocol": "tcp"}]}), 0, 1, vec!["ports[0].protocol"]),
+            (
+                json!({"ports": [{"name": "a", "port": 1, "protocol": "SCTP"}]}),
+                0,
+                1,
+                vec!["ports[0].protocol"],
+            ),
+            (
+                json!({"ports": [{"name": "a", "port": 1, "protocol": "tcp"}]}),
+                0,
+                1,
+                vec!["ports[0].protocol"],
+            ),
             (json!({"ports": null}), 0, 1, vec!["ports"]),
             (json!({"ports": null, "endpoints": null}), 0, 0, vec![]),
             (json!({"endpoints": []}), 1, 0, vec![]),

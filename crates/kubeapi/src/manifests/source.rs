@@ -1,0 +1,177 @@
+//! The files on disk, followed: which are looked at, and when one is read.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::{self, Contents, Sight};
+use super::state::{FileKey, State};
+use super::{Batch, ManifestError, parse};
+
+/// Files that are followed at a time: each costs a `stat` per poll.
+const MAX_FILES: usize = 4096;
+
+/// Attempts at the first load to read a file that is being written.
+const LOAD_ATTEMPTS: usize = 3;
+
+/// Objects from files and directories, and what has changed in them.
+///
+/// Does blocking file work; not for async threads. [`ManifestSource::watch`] runs it on its own.
+#[derive(Debug)]
+pub struct ManifestSource {
+    roots: Vec<Root>,
+    files: BTreeMap<FileKey, Followed>,
+    state: State,
+}
+
+/// A path that was given.
+#[derive(Debug)]
+struct Root {
+    path: Arc<Path>,
+    is_directory: bool,
+}
+
+/// A file that is followed.
+#[derive(Debug)]
+struct Followed {
+    /// What the last poll saw; nothing yet for a file that is new.
+    seen: Option<Sight>,
+    /// What has been dealt with.
+    done: Option<Sight>,
+}
+
+impl ManifestSource {
+    /// Follows files and directories, in order of precedence. Nothing is read yet.
+    ///
+    /// # Errors
+    /// There is no path, or one does not exist.
+    pub fn new(paths: Vec<PathBuf>) -> Result<Self, ManifestError> {
+        if paths.is_empty() {
+            return Err(ManifestError::NoPath);
+        }
+        let roots = paths.into_iter().map(|path| match fs::metadata(&path) {
+            Ok(metadata) => Ok(Root { path: path.into(), is_directory: metadata.is_dir() }),
+            Err(source) => Err(ManifestError::Path { path, source }),
+        });
+        let roots = roots.collect::<Result<_, _>>()?;
+        Ok(Self { roots, files: BTreeMap::new(), state: State::default() })
+    }
+
+    /// Reads everything as it is now. To be called once, first.
+    pub fn load(&mut self) -> Batch {
+        for (key, seen) in self.look() {
+            for _ in 0..LOAD_ATTEMPTS {
+                if self.read(&key, &seen) {
+                    break;
+                }
+            }
+        }
+        self.state.take()
+    }
+
+    /// Looks for changes; cheap when there are none. A file is read when two polls in a row saw the same
+    /// of it and that differs from what was read before. To be called every
+    /// [`POLL_INTERVAL`](super::POLL_INTERVAL).
+    ///
+    /// What is wrong in a file, cannot be read or is half-written takes nothing away:
+    /// * An object that is broken or missing in a file with an error keeps its last good version. What is
+    ///   good in the file counts. So does the whole of it, removals included, when it has no errors.
+    /// * An empty file keeps what it held. Only deleting the file removes all of its objects.
+    /// * A file or directory that cannot be read, and a directory that is gone, keep theirs.
+    pub fn poll(&mut self) -> Option<Batch> {
+        for (key, seen) in self.look() {
+            let Some(followed) = self.files.get_mut(&key) else { continue };
+            let is_stable = followed.seen.replace(seen.clone()).as_ref() == Some(&seen);
+            if is_stable && followed.done.as_ref() != Some(&seen) {
+                self.read(&key, &seen);
+            }
+        }
+        Some(self.state.take()).filter(|batch| !batch.is_empty())
+    }
+
+    /// Sees what is there, and starts to follow files that are new.
+    fn look(&mut self) -> Vec<(FileKey, Sight)> {
+        let mut sights: BTreeMap<FileKey, Sight> = BTreeMap::new();
+        for (root, Root { path, is_directory }) in self.roots.iter().enumerate() {
+            let key = FileKey { root, path: Arc::clone(path) };
+            if !is_directory {
+                let sight = disk::look(path);
+                sights.insert(key, sight);
+                continue;
+            }
+            let listed = match disk::list(path) {
+                Ok(listed) => listed,
+                Err(error) => {
+                    let what = format!("{error}: all it held stays as it was");
+                    self.state.unreadable(&key, what, "make it a directory that can be read");
+                    continue;
+                }
+            };
+            for key in self.files.keys().filter(|key| key.root == root) {
+                sights.insert(key.clone(), Sight::Absent);
+            }
+            let mut surplus = 0;
+            for path in listed {
+                let key = FileKey { root, path: path.into() };
+                if !self.files.contains_key(&key) && sights.len() >= MAX_FILES {
+                    surplus += 1;
+                    continue;
+                }
+                let sight = disk::look(&key.path);
+                sights.insert(key, sight);
+            }
+            if surplus == 0 {
+                self.state.readable(&key);
+            } else {
+                let what = format!("more than {MAX_FILES} files; {surplus} of them are not looked at");
+                self.state.unreadable(&key, what, "join some of them into one");
+            }
+        }
+        remove_repeated(&mut sights);
+        for key in sights.keys() {
+            self.files.entry(key.clone()).or_insert(Followed { seen: None, done: None });
+        }
+        sights.into_iter().collect()
+    }
+
+    /// Deals with what was seen of a file; false if it has to be looked at again.
+    fn read(&mut self, key: &FileKey, seen: &Sight) -> bool {
+        let mut is_done = true;
+        match seen {
+            Sight::Absent => {
+                self.state.remove(key);
+                let is_listed = self.roots.get(key.root).is_some_and(|root| root.is_directory);
+                if is_listed {
+                    self.files.remove(key);
+                }
+            }
+            Sight::Other(what, mend) => self.state.unreadable(key, what.as_str(), mend),
+            Sight::File(_) => match disk::read(&key.path) {
+                Contents::Read(bytes, signature) => {
+                    self.state.update(key, parse::parse(&key.path, &bytes));
+                    is_done = !signature.is_recent() && Sight::File(signature) == *seen;
+                }
+                Contents::Changing => return false,
+                Contents::TooLarge => {
+                    let what = format!("larger than {} MiB", disk::MAX_FILE_BYTES >> 20);
+                    self.state.unreadable(key, what, "spread it over several files");
+                }
+                Contents::Failed(error) => {
+                    self.state.unreadable(key, error.to_string(), "make the file readable");
+                    is_done = false;
+                }
+            },
+        }
+        if let Some(followed) = self.files.get_mut(key).filter(|_| is_done) {
+            followed.done = Some(seen.clone());
+        }
+        true
+    }
+}
+
+/// A file that is reached by several paths that were given is read once, for the first of them.
+fn remove_repeated(sights: &mut BTreeMap<FileKey, Sight>) {
+    let mut paths = std::collections::HashSet::new();
+    sights.retain(|key, _| paths.insert(Arc::clone(&key.path)));
+}
