@@ -42,6 +42,8 @@ pub(super) struct State {
     givers: HashMap<ObjectRef, FileKey>,
     /// Objects that a file gives anew, differently or no longer since the last [`State::take`].
     touched: BTreeMap<ObjectRef, BTreeSet<FileKey>>,
+    /// Something went in since then: polls without news must cost nothing.
+    is_stirred: bool,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +68,7 @@ struct Held {
 impl State {
     /// A file has been read.
     pub(super) fn update(&mut self, key: &FileKey, parsed: Parsed) {
+        self.is_stirred = true;
         let file = self.files.entry(key.clone()).or_default();
         let mut complaints = parsed.broken;
         let mut is_sound = complaints.is_empty();
@@ -132,6 +135,7 @@ impl State {
 
     /// A file or directory is there and cannot be read: what it gave stays.
     pub(super) fn unreadable(&mut self, key: &FileKey, what: impl Into<String>, mend: &str) {
+        self.is_stirred = true;
         let file = self.files.entry(key.clone()).or_default();
         file.complaints = vec![Report::new(Severity::Error, &key.path, what, mend)];
         let held: BTreeSet<ObjectRef> = file.held.keys().cloned().collect();
@@ -140,13 +144,15 @@ impl State {
 
     /// A directory can be read, or a file that gives nothing is as it should be.
     pub(super) fn readable(&mut self, key: &FileKey) {
-        if let Some(file) = self.files.get_mut(key) {
+        if let Some(file) = self.files.get_mut(key).filter(|file| !file.complaints.is_empty()) {
+            self.is_stirred = true;
             file.complaints.clear();
         }
     }
 
     /// A file is gone, and what it gave with it.
     pub(super) fn remove(&mut self, key: &FileKey) {
+        self.is_stirred = true;
         for reference in self.files.remove(key).into_iter().flat_map(|file| file.held.into_keys()) {
             self.touched.entry(reference).or_default().insert(key.clone());
         }
@@ -155,6 +161,9 @@ impl State {
     /// What is new since the last time. Deletions come first, Services last:
     /// whoever applies one by one never shows a Service before its endpoints.
     pub(super) fn take(&mut self) -> Batch {
+        if !std::mem::take(&mut self.is_stirred) {
+            return Batch::default();
+        }
         let mut deleted = Vec::new();
         let mut applied = Vec::new();
         for (reference, touched_by) in std::mem::take(&mut self.touched).into_iter().rev() {
