@@ -68,10 +68,7 @@ pub enum Why {
         known: usize,
     },
     /// The client is not in the source ranges.
-    SourceNotAllowed {
-        /// How many ranges there are.
-        ranges: usize,
-    },
+    SourceNotAllowed,
 }
 
 impl Answer {
@@ -113,9 +110,7 @@ fn why(backends: &Backends, kind: FrontendKind, origin: Origin, decision: Result
             chosen: backends.local.upstreams().len(),
             elsewhere: tally.elsewhere,
         },
-        Err(Verdict::Drop(Reason::SourceNotAllowed)) => {
-            Why::SourceNotAllowed { ranges: backends.allowed_sources(kind).map_or(0, |ranges| ranges.len()) }
-        }
+        Err(Verdict::Drop(Reason::SourceNotAllowed)) => Why::SourceNotAllowed,
         Err(Verdict::Drop(_)) => Why::NoneHere { elsewhere: tally.elsewhere },
         Err(_) => Why::None { known: tally.known },
     }
@@ -146,8 +141,7 @@ impl fmt::Display for Why {
             Self::NoneHere { elsewhere } => write!(f, "policy Local, {} elsewhere", endpoints(elsewhere)),
             Self::None { known: 0 } => f.write_str("no endpoints"),
             Self::None { known } => write!(f, "{}, none ready or serving", endpoints(known)),
-            Self::SourceNotAllowed { ranges: 1 } => f.write_str("client outside the source range"),
-            Self::SourceNotAllowed { ranges } => write!(f, "client outside all {ranges} source ranges"),
+            Self::SourceNotAllowed => Reason::SourceNotAllowed.fmt(f),
         }
     }
 }

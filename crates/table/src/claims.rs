@@ -43,6 +43,12 @@ impl Claims {
         self.0.get(frontend)?.first()
     }
 
+    /// No Service claims any frontend.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The claims of other Services than the holder's, which are not honoured.
     pub fn losers(&self, frontend: &Frontend) -> impl Iterator<Item = &Claim> {
         let claims = self.0.get(frontend);

@@ -89,7 +89,8 @@ impl ServicePort {
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
             let upstream = backends.set(set_name).turn(&self.balancer(set_name).rotation)?;
-            if !upstream.was_passed_over() || !rules.passive_health {
+            if !upstream.was_passed_over() || !rules.passive_health || upstream.passed_over_for(now).is_none()
+            {
                 return Some(Arc::clone(upstream));
             }
         }

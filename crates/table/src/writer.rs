@@ -235,6 +235,22 @@ impl Writer {
         self.work.swaps += change.swaps;
     }
 
+    /// Whether nothing is kept of any object.
+    #[cfg(test)]
+    fn is_forgetful(&self) -> bool {
+        self.node.is_none()
+            && self.services.is_empty()
+            && self.slice_owners.is_empty()
+            && self.claims.is_empty()
+            && self.cluster_addresses.is_empty()
+            && self.health_checks.is_empty()
+            && self.dirty.is_empty()
+            && self.retiring.is_empty()
+            && self.offered.is_empty()
+            && self.conflicts.is_empty()
+            && self.notices.is_empty()
+    }
+
     fn forget_if_empty(&mut self, name: &ObjectName) {
         if self.services.get(name).is_some_and(ServiceState::is_empty) {
             self.services.remove(name);

@@ -1,3 +1,12 @@
+//! The writer as its caller sees it: objects in, plans and answers out.
+
+mod answers;
+mod any_order;
+mod connections;
+mod flows;
+mod health_checks;
+mod work;
+
 use std::time::Instant;
 
 use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, TrafficPolicy};
@@ -5,7 +14,7 @@ use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, Tra
 use super::*;
 use crate::{Client, FrontendKey, Origin, Reader, Reason, Verdict};
 
-fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
+pub(super) fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
     Service {
         name: ObjectName::new("default", name),
         created,
@@ -22,7 +31,7 @@ fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
     }
 }
 
-fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
+pub(super) fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
     EndpointSlice {
         name: ObjectName::new("default", name),
         service: ObjectName::new("default", service),
@@ -32,33 +41,33 @@ fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
     }
 }
 
-fn writer() -> Writer {
+pub(super) fn writer() -> Writer {
     Writer::new(WriterConfig::new("here"))
 }
 
 /// Applies, plans and publishes; returns the plan's lists.
-fn step(writer: &mut Writer, changes: impl IntoIterator<Item = Change>) -> Plan {
+pub(super) fn step(writer: &mut Writer, changes: impl IntoIterator<Item = Change>) -> Plan {
     changes.into_iter().for_each(|change| writer.apply(change));
     let mut plan = writer.plan();
     writer.publish(&mut plan);
     plan
 }
 
-fn apply(object: impl Into<Object>) -> Change {
+pub(super) fn apply(object: impl Into<Object>) -> Change {
     Change::Apply(object.into())
 }
 
-fn client() -> Client {
+pub(super) fn client() -> Client {
     Client { ip: [10, 1, 0, 1].into(), origin: Origin::Outside }
 }
 
-fn key(ip: [u8; 4]) -> FrontendKey {
+pub(super) fn key(ip: [u8; 4]) -> FrontendKey {
     FrontendKey::new(ip.into(), 80, Protocol::Tcp)
 }
 
 /// The last octets of the endpoints that `times` connections go to; nothing if there is no route or
 /// no endpoint.
-fn picks(reader: &mut Reader, key: FrontendKey, times: usize) -> Vec<u8> {
+pub(super) fn picks(reader: &mut Reader, key: FrontendKey, times: usize) -> Vec<u8> {
     let Some(route) = reader.lookup(key) else { return Vec::new() };
     (0..times)
         .filter_map(|_| route.select(client(), Instant::now()).ok()?.next(Instant::now()))
@@ -69,7 +78,7 @@ fn picks(reader: &mut Reader, key: FrontendKey, times: usize) -> Vec<u8> {
         .collect()
 }
 
-const WEB: [u8; 4] = [10, 96, 0, 1];
+pub(super) const WEB: [u8; 4] = [10, 96, 0, 1];
 
 #[test]
 fn a_service_is_served_when_it_and_its_slice_are_known_in_either_order() {

@@ -1,0 +1,286 @@
+//! Connections of clients across changes: affinity, balancing and passive health as a whole.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::*;
+use crate::{Selection, SourceAddress, Upstream};
+
+fn from(n: u8) -> Client {
+    Client { ip: [10, 1, 0, n].into(), origin: Origin::LocalPod }
+}
+
+/// The last octet of an endpoint.
+fn octet(upstream: &Upstream) -> u8 {
+    match upstream.address().ip() {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(_) => panic!("no IPv6 here"),
+    }
+}
+
+/// A writer with `web` on a cluster IP and a nodePort, endpoints 1 to 3, changed by `edit`.
+fn scene(edit: impl FnOnce(&mut Service)) -> (Writer, Reader) {
+    let mut web = service("web", 1, WEB);
+    web.external_ips = vec![[198, 51, 100, 1].into()];
+    edit(&mut web);
+    let mut writer = writer();
+    step(&mut writer, [apply(web), apply(slice("web-a", "web", &[1, 2, 3]))]);
+    let reader = writer.table().reader();
+    (writer, reader)
+}
+
+fn select(reader: &mut Reader, key: FrontendKey, client: Client, now: Instant) -> (Selection, Arc<Upstream>) {
+    let mut selection = reader.lookup(key).unwrap().select(client, now).unwrap();
+    let upstream = selection.next(now).unwrap();
+    (selection, upstream)
+}
+
+const EXTERNAL: [u8; 4] = [198, 51, 100, 1];
+
+#[test]
+fn affinity_is_shared_by_all_addresses_and_survives_changes_of_others() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let mut pick = |key, n, now| octet(&select(&mut reader, key, from(n), now).1);
+    assert_eq!([1, 2, 3, 1].map(|n| pick(key(WEB), n, now)), [1, 2, 3, 1]);
+    assert_eq!([1, 2, 3].map(|n| pick(key(EXTERNAL), n, now)), [1, 2, 3]);
+    writer.apply(apply(slice("web-a", "web", &[2, 3, 4, 5])));
+    assert_eq!([2, 3].map(|n| pick(key(WEB), n, now)), [2, 3]);
+    assert_eq!(pick(key(EXTERNAL), 1, now), pick(key(WEB), 1, now), "moved, and stays there");
+}
+
+#[test]
+fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    assert_eq!(port.affinity().unwrap().len(), 1);
+    let mut unready = slice("web-a", "web", &[1, 2, 3]);
+    (unready.endpoints[0].ready, unready.endpoints[0].serving) = (false, false);
+    writer.apply(apply(unready));
+    assert_eq!(port.affinity().unwrap().len(), 0);
+    writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
+    assert_ne!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
+}
+
+#[test]
+fn affinity_that_is_switched_off_is_forgotten() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    select(&mut reader, key(WEB), from(1), now);
+    writer.apply(apply(service("web", 1, WEB)));
+    assert_eq!(port.affinity().unwrap().len(), 0);
+    let picks = [0; 4].map(|_| octet(&select(&mut reader, key(WEB), from(1), now).1));
+    assert_eq!(picks, [2, 3, 1, 2]);
+}
+
+#[test]
+fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
+    selection.fail(&first, now);
+    let second = selection.next(now).unwrap();
+    let _lease = selection.connected(&second, now);
+    assert_ne!(octet(&first), octet(&second));
+    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), from(1), now).1), octet(&second));
+}
+
+#[test]
+fn the_table_forgets_idle_clients() {
+    let now = Instant::now();
+    let (writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    (1..=20).for_each(|n| _ = select(&mut reader, key(WEB), from(n), now));
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    writer.table().expire_affinity(now + Duration::from_secs(99));
+    assert_eq!(port.affinity().unwrap().len(), 20);
+    writer.table().expire_affinity(now + Duration::from_secs(100));
+    assert_eq!(port.affinity().unwrap().len(), 0);
+}
+
+#[test]
+fn a_hairpin_gets_the_nodes_address_and_only_towards_itself() {
+    let (_writer, mut reader) = scene(|_| {});
+    let client = Client { ip: [10, 0, 0, 2].into(), origin: Origin::LocalPod };
+    let sources: Vec<_> = (0..3)
+        .map(|_| {
+            let (selection, upstream) = select(&mut reader, key(WEB), client, Instant::now());
+            (octet(&upstream), selection.source_address(&upstream))
+        })
+        .collect();
+    assert_eq!(sources, [(1, SourceAddress::Client), (2, SourceAddress::Node), (3, SourceAddress::Client)]);
+}
+
+#[test]
+fn an_ipv4_client_of_a_dual_stack_socket_is_the_same_client() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let mapped = Client { ip: "::ffff:10.1.0.1".parse().unwrap(), origin: Origin::LocalPod };
+    let first = octet(&select(&mut reader, key(WEB), mapped, now).1);
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), first);
+}
+
+#[test]
+fn least_connections_counts_those_under_way() {
+    let now = Instant::now();
+    let (_writer, mut reader) =
+        scene(|web| _ = web.annotations.insert("balance".into(), "least-connections".into()));
+    let mut open: Vec<_> = (0..6).map(|_| select(&mut reader, key(WEB), from(1), now)).collect();
+    let octets = |open: &[(Selection, Arc<Upstream>)]| open.iter().map(|(_, u)| octet(u)).collect::<Vec<_>>();
+    assert_eq!(octets(&open), [1, 2, 3, 1, 2, 3], "none is established yet");
+    open.retain(|(_, upstream)| octet(upstream) != 3);
+    let picks: Vec<_> = (0..2).map(|_| select(&mut reader, key(WEB), from(1), now)).collect();
+    assert_eq!(octets(&picks), [3, 3]);
+    let leases: Vec<_> = open.into_iter().chain(picks).map(|(s, u)| s.connected(&u, now)).collect();
+    assert!(leases.iter().all(|lease| lease.stats().connecting.load(Ordering::Relaxed) == 0));
+    assert!(leases.iter().all(|lease| lease.stats().active.load(Ordering::Relaxed) == 2));
+}
+
+#[test]
+fn a_random_service_meets_every_endpoint() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| _ = web.annotations.insert("balance".into(), "random".into()));
+    let mut counts = [0; 4];
+    (0..3_000).for_each(|_| counts[usize::from(octet(&select(&mut reader, key(WEB), from(1), now).1))] += 1);
+    assert!(counts[1..].iter().all(|count| (850..1_150).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn source_hash_sends_a_client_to_one_endpoint_on_every_node() {
+    let now = Instant::now();
+    let hashed = |web: &mut Service| _ = web.annotations.insert("balance".into(), "source-hash".into());
+    let ((_here, mut reader), (_there, mut other)) = (scene(hashed), scene(hashed));
+    let mut seen = BTreeSet::new();
+    for n in 0..100 {
+        let endpoint = octet(&select(&mut reader, key(WEB), from(n), now).1);
+        assert_eq!(octet(&select(&mut reader, key(EXTERNAL), from(n), now).1), endpoint);
+        assert_eq!(octet(&select(&mut other, key(WEB), from(n), now).1), endpoint);
+        seen.insert(endpoint);
+    }
+    assert_eq!(seen.len(), 3);
+}
+
+/// Lets three connects to endpoint 2 fail.
+fn fail_endpoint_2(reader: &mut Reader, now: Instant) -> Arc<Upstream> {
+    let mut failed = None;
+    while failed.as_ref().is_none_or(|upstream: &Arc<Upstream>| upstream.failures_in_a_row() < 3) {
+        let (mut selection, upstream) = select(reader, key(WEB), from(1), now);
+        if octet(&upstream) == 2 {
+            selection.fail(&upstream, now);
+            failed = Some(upstream);
+        }
+    }
+    failed.unwrap()
+}
+
+#[test]
+fn an_endpoint_that_keeps_failing_is_passed_over_and_its_share_spreads_evenly() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|_| {});
+    let upstream = fail_endpoint_2(&mut reader, now);
+    assert_eq!(upstream.passed_over_for(now), Some(Duration::from_secs(1)));
+    assert_eq!(upstream.stats().passed_over.load(Ordering::Relaxed), 1);
+    let mut counts = [0; 4];
+    (0..100).for_each(|_| counts[usize::from(octet(&select(&mut reader, key(WEB), from(1), now).1))] += 1);
+    assert_eq!(counts, [0, 50, 0, 50]);
+    let later = now + Duration::from_secs(1);
+    let picks: BTreeSet<_> =
+        (0..3).map(|_| octet(&select(&mut reader, key(WEB), from(1), later).1)).collect();
+    assert_eq!(picks, BTreeSet::from([1, 2, 3]), "tried again");
+    let (selection, _) = select(&mut reader, key(WEB), from(1), later);
+    let _lease = selection.connected(&upstream, later);
+    assert_eq!((upstream.passed_over_for(now), upstream.failures_in_a_row()), (None, 0));
+}
+
+#[test]
+fn where_all_would_be_passed_over_none_is() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|_| {});
+    let route = Arc::clone(reader.lookup(key(WEB)).unwrap());
+    for _ in 0..3 {
+        let mut selection = route.select(from(1), now).unwrap();
+        while let Some(upstream) = selection.next(now) {
+            selection.fail(&upstream, now);
+        }
+    }
+    let backends = route.service_port().backends();
+    assert!(backends.cluster().upstreams().iter().all(|upstream| upstream.passed_over_for(now).is_some()));
+    let mut selection = route.select(from(1), now).unwrap();
+    let mut tried = BTreeSet::new();
+    while let Some(upstream) = selection.next(now) {
+        assert!(tried.insert(octet(&upstream)));
+        selection.fail(&upstream, now);
+    }
+    assert_eq!(tried, BTreeSet::from([1, 2, 3]));
+}
+
+#[test]
+fn endpoints_that_are_passed_over_are_the_last_resort_of_a_retry() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|_| {});
+    fail_endpoint_2(&mut reader, now);
+    let (mut selection, mut upstream) = select(&mut reader, key(WEB), from(1), now);
+    let mut order = vec![octet(&upstream)];
+    loop {
+        selection.fail(&upstream, now);
+        match selection.next(now) {
+            None => break,
+            Some(next) => upstream = next,
+        }
+        order.push(octet(&upstream));
+    }
+    assert!(order == [1, 3, 2] || order == [3, 1, 2], "{order:?}");
+}
+
+#[test]
+fn passive_health_can_be_switched_off() {
+    let now = Instant::now();
+    let mut writer = Writer::new(WriterConfig { passive_health: false, ..WriterConfig::new("here") });
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1]))]);
+    let mut reader = writer.table().reader();
+    for _ in 0..5 {
+        let (mut selection, upstream) = select(&mut reader, key(WEB), from(1), now);
+        selection.fail(&upstream, now);
+        assert_eq!(upstream.passed_over_for(now), None);
+    }
+    let upstream = select(&mut reader, key(WEB), from(1), now).1;
+    assert_eq!(upstream.stats().connect_failures.load(Ordering::Relaxed), 5);
+}
+
+#[test]
+fn opening_a_udp_flow_proves_nothing_but_its_answer_does() {
+    let now = Instant::now();
+    let mut web = service("web", 1, WEB);
+    web.ports[0].protocol = Protocol::Udp;
+    let mut web_slice = slice("web-a", "web", &[1]);
+    web_slice.ports[0].protocol = Protocol::Udp;
+    let mut writer = writer();
+    step(&mut writer, [apply(web), apply(web_slice)]);
+    let mut reader = writer.table().reader();
+    let key = FrontendKey::new(WEB.into(), 80, Protocol::Udp);
+    let leases: Vec<_> = (0..3)
+        .map(|_| {
+            let (selection, upstream) = select(&mut reader, key, from(1), now);
+            let lease = selection.connected(&upstream, now);
+            lease.refused(now);
+            lease
+        })
+        .collect();
+    assert!(leases[0].passed_over_for(now).is_some());
+    leases[0].answered();
+    assert!(leases[0].passed_over_for(now).is_none());
+}
+
+#[test]
+fn a_retry_sees_the_endpoints_as_they_are_by_then() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|_| {});
+    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
+    writer.apply(apply(slice("web-a", "web", &[1, 9])));
+    selection.fail(&first, now);
+    assert_eq!(selection.next(now).map(|upstream| octet(&upstream)), Some(9));
+    writer.apply(apply(slice("web-a", "web", &[])));
+    assert!(selection.next(now).is_none());
+}
