@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice::proxy::{Proxy, ProxyConfig};
+use sluice_dataplane::Config;
 use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, ObjectName, ObjectRef, Protocol, Service, ServicePort,
     SlicePort, TrafficPolicy,
@@ -41,26 +42,25 @@ pub struct World {
     /// The Service's address.
     pub frontend: SocketAddr,
     protocol: Protocol,
+    endpoints: Vec<SocketAddr>,
 }
 
 impl World {
     /// Two workers, and a Service of `protocol` with these endpoints.
     pub fn new(protocol: Protocol, endpoints: &[SocketAddr]) -> Self {
-        Self::with_limits(protocol, endpoints, 2, 4_096)
+        Self::with_config(protocol, endpoints, Self::CONFIG)
     }
 
-    /// The same with a choice of workers and of file descriptors.
-    pub fn with_limits(
-        protocol: Protocol,
-        endpoints: &[SocketAddr],
-        workers: usize,
-        descriptors: usize,
-    ) -> Self {
-        let config = ProxyConfig { table: WriterConfig::new("here"), workers, descriptors };
+    /// What [`World::new`] uses.
+    pub const CONFIG: Config = Config { workers: 2, descriptors: 4_096, udp_idle: Config::UDP_IDLE };
+
+    /// The same with another data plane.
+    pub fn with_config(protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
+        let config = ProxyConfig { table: WriterConfig::new("here"), dataplane };
         let proxy = Proxy::start(config).expect("workers start");
         let ip = loopback_address();
         let frontend = SocketAddr::from((ip, free_port(ip)));
-        let mut world = Self { proxy, frontend, protocol };
+        let mut world = Self { proxy, frontend, protocol, endpoints: Vec::new() };
         let service = Service {
             name: ObjectName::new("default", "web"),
             created: 1,
@@ -83,24 +83,21 @@ impl World {
     /// Gives the Service these endpoints, all ready. Each has a slice of its own, since slices have one
     /// port number for all of their endpoints.
     pub fn set_endpoints(&mut self, endpoints: &[SocketAddr]) {
-        const SLICES: usize = 64;
-        let slice_name = |n: usize| ObjectName::new("default", format!("web-{n}"));
-        assert!(endpoints.len() <= SLICES, "more slices than are deleted again");
-        let mut changes = Vec::new();
-        for (n, endpoint) in endpoints.iter().enumerate() {
-            let slice = EndpointSlice {
-                name: slice_name(n),
-                service: ObjectName::new("default", "web"),
-                family: Family::of(endpoint.ip()),
-                ports: vec![SlicePort { name: "".into(), protocol: self.protocol, number: endpoint.port() }],
-                endpoints: vec![Endpoint::ready(endpoint.ip())],
-            };
-            changes.push(Change::Apply(slice.into()));
-        }
-        changes.extend(
-            (endpoints.len()..SLICES).map(|n| Change::Delete(ObjectRef::EndpointSlice(slice_name(n)))),
-        );
+        let slice_name = |endpoint: &SocketAddr| ObjectName::new("default", format!("web-{endpoint}"));
+        let slice = |endpoint: &SocketAddr| EndpointSlice {
+            name: slice_name(endpoint),
+            service: ObjectName::new("default", "web"),
+            family: Family::of(endpoint.ip()),
+            ports: vec![SlicePort { name: "".into(), protocol: self.protocol, number: endpoint.port() }],
+            endpoints: vec![Endpoint::ready(endpoint.ip())],
+        };
+        let gone = self.endpoints.iter().filter(|endpoint| !endpoints.contains(endpoint));
+        let changes: Vec<Change> = gone
+            .map(|endpoint| Change::Delete(ObjectRef::EndpointSlice(slice_name(endpoint))))
+            .chain(endpoints.iter().map(|endpoint| Change::Apply(slice(endpoint).into())))
+            .collect();
         self.proxy.apply(changes);
+        self.endpoints = endpoints.to_vec();
     }
 
     /// Takes the Service itself away.

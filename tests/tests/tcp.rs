@@ -1,5 +1,7 @@
 //! TCP through the proxy, from real clients to real servers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use sha2::{Digest, Sha256};
+use sluice_dataplane::Config;
 use sluice_model::Protocol;
 use sluice_tests::backend::Backend;
 use sluice_tests::{PATIENCE, World, wait};
@@ -457,7 +460,8 @@ fn an_endpoint_that_is_another_service_of_ours_does_not_go_round_in_circles() {
 #[test]
 fn over_the_limit_new_connections_are_reset_and_old_ones_go_on() {
     let backend = Backend::echo();
-    let world = World::with_limits(Protocol::Tcp, &[backend.address], 2, 20);
+    let world =
+        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 20, ..World::CONFIG });
     let mut old: Vec<TcpStream> = (0..10).map(|_| connect(&world)).collect();
     for stream in &mut old {
         stream.write_all(b"x").unwrap();

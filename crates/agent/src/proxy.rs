@@ -3,6 +3,7 @@
 //!
 //! Belongs to one thread, the controller; nothing here waits for the network.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use sluice_capture::Capture;
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_dataplane::{Config, Dataplane, Stats};
-use sluice_model::{Change, Frontend};
-use sluice_table::{Table, Writer, WriterConfig};
+use sluice_model::{Change, Frontend, ServicePortName};
+use sluice_table::{Table, Upstream, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
 /// How the proxy is to run.
@@ -19,10 +20,8 @@ use tracing::{debug, info, warn};
 pub struct ProxyConfig {
     /// What the rules need to know.
     pub table: WriterConfig,
-    /// Worker threads of the data plane.
-    pub workers: usize,
-    /// File descriptors for connections and flows.
-    pub descriptors: usize,
+    /// The workers.
+    pub dataplane: Config,
 }
 
 /// A running proxy. Dropping it cuts every connection off; see [`Proxy::shut_down`].
@@ -30,6 +29,40 @@ pub struct Proxy {
     writer: Writer,
     capture: Box<dyn Capture + Send + Sync>,
     dataplane: Arc<Dataplane>,
+}
+
+/// A view of a running proxy.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    table: Table,
+    dataplane: Arc<Dataplane>,
+}
+
+impl Observer {
+    /// What the workers have done so far.
+    pub fn stats(&self) -> Stats {
+        self.dataplane.stats()
+    }
+
+    /// How many frontends there are.
+    pub fn frontends(&self) -> usize {
+        self.table.routes().len()
+    }
+
+    /// Every endpoint that can serve, with its service port, in order and each once.
+    pub fn endpoints(&self) -> Vec<(ServicePortName, Arc<Upstream>)> {
+        let endpoints: BTreeMap<_, _> = self
+            .table
+            .routes()
+            .iter()
+            .flat_map(|route| {
+                let backends = route.service_port().backends();
+                let sets = [backends.cluster().upstreams(), backends.local().upstreams()].concat();
+                sets.into_iter().map(|u| ((route.service_port().name().clone(), u.address()), u))
+            })
+            .collect();
+        endpoints.into_iter().map(|((name, _), upstream)| (name, upstream)).collect()
+    }
 }
 
 /// The data plane's sockets, as bind mode wants them.
@@ -52,8 +85,7 @@ impl Proxy {
     /// The system refuses threads or epoll instances.
     pub fn start(config: ProxyConfig) -> io::Result<Self> {
         let writer = Writer::new(config.table);
-        let dataplane = Config { workers: config.workers, descriptors: config.descriptors };
-        let dataplane = Arc::new(Dataplane::start(dataplane, writer.table())?);
+        let dataplane = Arc::new(Dataplane::start(config.dataplane, writer.table())?);
         let capture = Box::new(Bind::new(Workers(Arc::clone(&dataplane))));
         Ok(Self { writer, capture, dataplane })
     }
@@ -90,9 +122,9 @@ impl Proxy {
         self.capture.retry(Instant::now());
     }
 
-    /// The table, for readers of its statistics.
-    pub fn table(&self) -> &Table {
-        self.writer.table()
+    /// What others may look at while the proxy runs.
+    pub fn observer(&self) -> Observer {
+        Observer { table: self.writer.table().clone(), dataplane: Arc::clone(&self.dataplane) }
     }
 
     /// What the workers have done so far.

@@ -6,6 +6,7 @@
 //!
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
+mod client;
 mod descriptors;
 mod stats;
 mod tcp;
@@ -17,13 +18,14 @@ mod udp;
 mod worker;
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Poll, Waker};
-use sluice_model::Frontend;
+use sluice_model::{Frontend, Protocol};
 use sluice_table::Table;
 
 pub use descriptors::raise_descriptor_limit;
@@ -31,9 +33,12 @@ pub use stats::Stats;
 
 use descriptors::Descriptors;
 use stats::WorkerStats;
-use tcp::socket::listen;
 use token::Source;
+use udp::flow_table::FlowLimits;
 use worker::{Command, Worker};
+
+/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
+const FLOW_SHARE: usize = 2;
 
 /// How the data plane is to run.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +47,13 @@ pub struct Config {
     pub workers: usize,
     /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
     pub descriptors: usize,
+    /// How long a UDP flow may be silent, both ways, before it ends.
+    pub udp_idle: Duration,
+}
+
+impl Config {
+    /// The kernel's `nf_conntrack_udp_timeout`, which UDP applications are used to.
+    pub const UDP_IDLE: Duration = Duration::from_secs(30);
 }
 
 /// The running workers. Dropping it stops them.
@@ -65,13 +77,23 @@ impl Dataplane {
     /// The system refuses a thread or an epoll instance.
     pub fn start(config: Config, table: &Table) -> io::Result<Self> {
         let descriptors = Descriptors::new(config.descriptors);
-        let workers = (0..config.workers.max(1)).map(|number| {
+        let workers = config.workers.max(1);
+        let capacity =
+            NonZeroUsize::new(config.descriptors / FLOW_SHARE / workers).unwrap_or(NonZeroUsize::MIN);
+        let limits = FlowLimits::new(capacity, config.udp_idle);
+        let workers = (0..workers).map(|number| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
             let (commands, receiver) = mpsc::channel();
             let stats = Arc::<WorkerStats>::default();
-            let worker =
-                Worker::new(poll, table.reader(), Arc::clone(&stats), Arc::clone(&descriptors), receiver)?;
+            let worker = Worker::new(
+                poll,
+                limits,
+                table.reader(),
+                Arc::clone(&stats),
+                Arc::clone(&descriptors),
+                receiver,
+            )?;
             let thread =
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
@@ -90,17 +112,28 @@ impl Dataplane {
     /// # Errors
     /// The address is taken, privileged, or not one of this machine's. Nothing is left behind.
     pub fn open(&self, frontend: Frontend) -> io::Result<()> {
-        let sockets =
-            self.workers.iter().map(|_| listen(frontend.address)).collect::<io::Result<Vec<_>>>()?;
+        match frontend.protocol {
+            Protocol::Tcp => self.hand_out(|| tcp::socket::listen(frontend.address), Command::ListenTcp),
+            Protocol::Udp => self.hand_out(|| udp::socket::listen(frontend.address), Command::ListenUdp),
+        }
+    }
+
+    /// Opens a socket for each worker, and hands them out if all could be opened.
+    fn hand_out<S>(
+        &self,
+        open: impl Fn() -> io::Result<S>,
+        command: impl Fn(S) -> Command,
+    ) -> io::Result<()> {
+        let sockets = self.workers.iter().map(|_| open()).collect::<io::Result<Vec<_>>>()?;
         for (worker, socket) in self.workers.iter().zip(sockets) {
-            worker.tell(Command::ListenTcp(socket));
+            worker.tell(command(socket));
         }
         Ok(())
     }
 
     /// Stops serving a frontend; returns when no worker does any more.
     pub fn close(&self, frontend: Frontend) {
-        self.ask(|done| Command::CloseTcp(frontend.address, done));
+        self.ask(|done| Command::Close(frontend, done));
     }
 
     /// The sum of all counters now.

@@ -1,7 +1,11 @@
 //! UDP: flows from clients to endpoints.
+//!
+//! A flow is one client talking to one service address. [`flow_table`] decides which flows there are,
+//! without sockets or a clock; [`relay`] has the sockets.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the worker does not carry datagrams yet"))]
 pub(crate) mod flow_table;
+pub(crate) mod relay;
+pub(crate) mod socket;
 
 mod flow_queue;
 #[cfg(test)]

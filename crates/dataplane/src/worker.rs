@@ -4,12 +4,14 @@
 //! more to do, deadlines, commands.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{TcpListener, UdpSocket};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Registry};
+use sluice_model::{Frontend, Protocol};
 use sluice_table::Reader;
 
 use crate::descriptors::Descriptors;
@@ -18,6 +20,8 @@ use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
 use crate::timers::Timers;
 use crate::token::{SlotId, Source};
+use crate::udp::flow_table::FlowLimits;
+use crate::udp::relay::UdpRelay;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
@@ -27,8 +31,10 @@ const EVENTS: usize = 1024;
 pub(crate) enum Command {
     /// Accept connections on a socket.
     ListenTcp(TcpListener),
-    /// Stop accepting on an address, and say so when it is done.
-    CloseTcp(SocketAddr, Sender<()>),
+    /// Carry datagrams of a socket.
+    ListenUdp(UdpSocket),
+    /// Stop serving a frontend, and say so when it is done.
+    Close(Frontend, Sender<()>),
     /// Accept nothing new; end when the last session has.
     Drain,
     /// End now.
@@ -40,6 +46,7 @@ pub(crate) enum Command {
 pub(crate) enum TimerOwner {
     Session(SlotId),
     AcceptRetry,
+    UdpHousekeeping,
 }
 
 /// What every part of a worker uses.
@@ -60,14 +67,16 @@ pub(crate) struct Worker {
     poll: Poll,
     core: Core,
     tcp: TcpRelay,
+    udp: UdpRelay,
     commands: Receiver<Command>,
     is_draining: bool,
 }
 
 impl Worker {
-    /// `poll` has the waker registered already.
+    /// `poll` has the waker registered already. `limits` are those of UDP.
     pub(crate) fn new(
         poll: Poll,
+        limits: FlowLimits,
         reader: Reader,
         stats: Arc<WorkerStats>,
         descriptors: Arc<Descriptors>,
@@ -76,15 +85,16 @@ impl Worker {
         let registry = poll.registry().try_clone()?;
         let core =
             Core { registry, timers: Timers::default(), reader, stats, descriptors, now: Instant::now() };
-        Ok(Self { poll, tcp: TcpRelay::new(&core), core, commands, is_draining: false })
+        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
+        Ok(Self { poll, tcp, udp, core, commands, is_draining: false })
     }
 
     /// Runs until it is told to stop, or was told to drain and is done.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            let wait = if self.tcp.has_ready() {
-                Some(std::time::Duration::ZERO)
+            let wait = if self.tcp.has_ready() || self.udp.has_ready() {
+                Some(Duration::ZERO)
             } else {
                 self.core.timers.wait(self.core.now)
             };
@@ -107,10 +117,13 @@ impl Worker {
                     Some(Source::Upstream(id)) => {
                         self.tcp.on_session(id, Side::Upstream, event, &mut self.core);
                     }
-                    Some(Source::UdpSocket(_) | Source::Flow(_)) | None => {}
+                    Some(Source::UdpSocket(id)) => self.udp.on_frontend(id, &mut self.core),
+                    Some(Source::Flow(id)) => self.udp.on_flow(id, &mut self.core),
+                    None => {}
                 }
             }
             self.tcp.run_ready(&mut self.core);
+            self.udp.run_ready(&mut self.core);
             self.run_timers();
             if is_woken && self.obey().is_break() {
                 return;
@@ -126,31 +139,39 @@ impl Worker {
             match owner {
                 TimerOwner::Session(id) => self.tcp.on_session_timer(id, at, &mut self.core),
                 TimerOwner::AcceptRetry => self.tcp.resume_accepting(),
+                TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
             }
         }
     }
 
     /// Carries out the commands that wait.
-    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+    fn obey(&mut self) -> ControlFlow<()> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::ListenTcp(socket) => {
-                    if let Err(error) = self.tcp.listen(socket, &mut self.core) {
-                        tracing::error!(%error, "a worker cannot listen; its share of connections is refused");
+                Command::ListenTcp(socket) => report(self.tcp.listen(socket, &mut self.core)),
+                Command::ListenUdp(socket) => report(self.udp.listen(socket, &mut self.core)),
+                Command::Close(frontend, done) => {
+                    match frontend.protocol {
+                        Protocol::Tcp => self.tcp.close_listener(frontend.address),
+                        Protocol::Udp => self.udp.close_frontend(frontend.address),
                     }
-                }
-                Command::CloseTcp(address, done) => {
-                    self.tcp.close_listener(address);
                     // Nobody waiting any more is fine.
                     let _ = done.send(());
                 }
                 Command::Drain => {
                     self.tcp.close_all_listeners(&mut self.core);
+                    self.udp.close_all_frontends();
                     self.is_draining = true;
                 }
-                Command::Stop => return std::ops::ControlFlow::Break(()),
+                Command::Stop => return ControlFlow::Break(()),
             }
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
+    }
+}
+
+fn report(listening: io::Result<()>) {
+    if let Err(error) = listening {
+        tracing::error!(%error, "a worker cannot serve a frontend; its share of new clients is not served");
     }
 }

@@ -1,3 +1,4 @@
 //! Stand-ins for what surrounds Sluice: for the demo, the tests and the benchmarks.
 
 pub mod apiserver;
+pub mod samples;

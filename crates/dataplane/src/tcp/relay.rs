@@ -2,20 +2,21 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
 use mio::event::Event;
 use mio::net::TcpStream;
 use sluice_model::Protocol;
-use sluice_table::{Client, FrontendKey, Origin};
+use sluice_table::FrontendKey;
 
 use super::direction::{BUFFER_SIZE, Peer, Tools};
 use super::listener::{Accepted, Listener};
 use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
+use crate::client::client_at;
 use crate::token::{SlotId, Slots, Source};
 use crate::worker::{Core, TimerOwner};
 
@@ -173,7 +174,7 @@ impl TcpRelay {
             return socket::close(stream, Ending::Reset);
         };
         let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
-        let client = Client { ip: client.ip(), origin: origin_of(client.ip(), frontend.ip()) };
+        let client = client_at(client.ip(), frontend.ip());
         let selection = core.reader.lookup(key).map(|route| route.select(client, core.now));
         let Some(Ok(selection)) = selection else {
             core.stats.tcp_unroutable.add(1);
@@ -207,10 +208,4 @@ impl TcpRelay {
             }
         }
     }
-}
-
-/// Where a client is, as far as its address tells: a process of this node uses a loopback address, or
-/// the very address it connects to.
-fn origin_of(client: IpAddr, frontend: IpAddr) -> Origin {
-    if client.is_loopback() || client == frontend { Origin::Node } else { Origin::Outside }
 }

@@ -48,6 +48,16 @@ pub(crate) struct FlowLimits {
     pub(crate) exchange_idle: Duration,
 }
 
+/// How long an answered question may be silent under pressure, at most: time enough for a second answer
+/// to the same question.
+const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
+
+impl FlowLimits {
+    pub(crate) fn new(capacity: NonZeroUsize, idle: Duration) -> Self {
+        Self { capacity, idle, exchange_idle: idle.min(EXCHANGE_IDLE) }
+    }
+}
+
 /// A flow, with whatever the worker keeps for it.
 #[derive(Debug)]
 pub(crate) struct Flow<U> {
@@ -69,8 +79,9 @@ pub(crate) enum Action<U> {
     Open(Option<Ended<U>>),
 }
 
-/// A flow that is no longer in the table.
+/// A flow that is no longer in the table. Dropping it drops what the worker kept for it.
 #[derive(Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped: that closes the flow's socket"))]
 pub(crate) struct Ended<U> {
     pub(crate) id: FlowId,
     pub(crate) flow: Flow<U>,
@@ -241,6 +252,7 @@ impl<U> FlowTable<U> {
     }
 
     /// When the next flow expires if nothing happens until then.
+    #[cfg(test)]
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         let idle = self.limits.idle;
         let oldest = self.least_recently_used().and_then(|id| self.deadline(id, idle));
@@ -293,6 +305,8 @@ impl<U> FlowTable<U> {
         self.limits.capacity.get()
     }
 
+    /// What has been opened and ended so far.
+    #[cfg(test)]
     pub(crate) fn counters(&self) -> FlowCounters {
         self.counters
     }

@@ -1,0 +1,149 @@
+//! `sluice demo`: the whole way from manifests to bytes, on one machine, without privileges.
+//!
+//! Sample backends, manifests of two Services on loopback addresses, the proxy in this process, and
+//! clients that drive it. Then an endpoint is added and another one stops, under load.
+
+mod load;
+mod report;
+mod scene;
+
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use sluice_table::WriterConfig;
+
+use crate::cli::DemoArgs;
+use crate::controller::Controller;
+use crate::proxy::{Proxy, ProxyConfig};
+use load::Load;
+use report::Report;
+use scene::Scene;
+
+/// Requests of HTTP for one exchange of UDP.
+const HTTP_PER_UDP: usize = 3;
+
+/// How long the demo waits for something that takes milliseconds before it calls it broken.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs the demo.
+///
+/// # Errors
+/// The machine cannot run it, or a request failed: then the demo has shown the opposite of its purpose.
+pub async fn run(args: &DemoArgs) -> Result<()> {
+    let mut out = io::stdout();
+    let mut scene = Scene::set_up().await?;
+    let dataplane = args.dataplane.config();
+    let config = ProxyConfig { table: WriterConfig::new("demo"), dataplane };
+    let proxy = Proxy::start(config).context("cannot start the data plane")?;
+    let observer = proxy.observer();
+    let mut report = Report::default();
+    let controller = Controller::start(proxy, scene.source()?).context("cannot start the controller")?;
+
+    writeln!(out, "Sluice is serving two Services from manifests in {}", scene.directory().display())?;
+    writeln!(out, "with {} workers. Try it from another terminal:\n", dataplane.workers)?;
+    for command in scene.commands() {
+        writeln!(out, "    {command}")?;
+    }
+
+    let requests = args.requests.get();
+    writeln!(out, "\n1. Traffic to both Services")?;
+    let http = round(Load::http(scene.http_frontend()), requests, "HTTP requests").await?;
+    let udp =
+        round(Load::udp(scene.udp_frontend()), requests.div_ceil(HTTP_PER_UDP), "UDP exchanges").await?;
+    report.meet(&observer, &scene);
+    writeln!(out, "{}", report.table(&[&http, &udp]))?;
+
+    writeln!(out, "2. The same HTTP traffic while an endpoint joins and another one dies")?;
+    let retries_before = observer.stats().tcp_retries;
+    let load = Load::http(scene.http_frontend());
+    let bar = progress_bar(requests, "HTTP requests");
+    load.start();
+    wait_for(&load, &bar, requests / 3).await?;
+    let joined = scene.add_http_backend().await?;
+    bar.println(format!("   {joined} has joined: its EndpointSlice is on disk"));
+    let served = || load.answers_of(&joined) > 0;
+    wait_until(served, "the new endpoint gets connections").await?;
+    wait_for(&load, &bar, requests * 2 / 3).await?;
+    report.meet(&observer, &scene);
+    let died = scene.stop_http_backend().await;
+    bar.println(format!(
+        "   {} has stopped: its EndpointSlice still lists it, connecting to it is refused",
+        died.name
+    ));
+    let retried = || observer.stats().tcp_retries > retries_before;
+    wait_until(retried, "a connection is retried on another endpoint").await?;
+    scene.forget_stopped_backends()?;
+    let is_listed = || observer.endpoints().iter().any(|(_, upstream)| upstream.address() == died.address);
+    wait_until(|| !is_listed(), "the endpoint is gone from the table").await?;
+    bar.println(format!("   {} is gone from its EndpointSlice too", died.name));
+    wait_for(&load, &bar, requests).await?;
+    let live = load.finish().await;
+    bar.finish_and_clear();
+    let retried = observer.stats().tcp_retries - retries_before;
+    writeln!(out, "{}", report.table(&[&live, &udp]))?;
+
+    let failed = http.failures.len() + udp.failures.len() + live.failures.len();
+    let total = http.total() + udp.total() + live.total();
+    writeln!(
+        out,
+        "{failed} of {total} requests failed; {retried} connects were retried on another endpoint."
+    )?;
+    for failure in http.failures.iter().chain(&udp.failures).chain(&live.failures).take(5) {
+        writeln!(out, "   {failure}")?;
+    }
+    ensure!(failed == 0, "{failed} requests failed");
+
+    if !args.once {
+        writeln!(out, "\nStill serving: the commands above work, and so does editing the manifests in")?;
+        writeln!(out, "{}. Ctrl-C ends it.", scene.directory().display())?;
+        tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
+    }
+    controller.stop(Duration::from_secs(1));
+    Ok(())
+}
+
+/// Sends a number of requests and says how it went.
+async fn round(load: Load, requests: usize, what: &'static str) -> Result<load::Outcome> {
+    let bar = progress_bar(requests, what);
+    load.start();
+    wait_for(&load, &bar, requests).await?;
+    let outcome = load.finish().await;
+    bar.finish_and_clear();
+    Ok(outcome)
+}
+
+fn progress_bar(requests: usize, what: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("   {msg} [{bar:40}] {pos}/{len} {per_sec}");
+    let bar = ProgressBar::new(requests as u64).with_message(what);
+    // The template is a constant; without it the bar only looks plainer.
+    if let Ok(style) = style { bar.with_style(style) } else { bar }
+}
+
+/// Waits until a number of requests was answered.
+async fn wait_for(load: &Load, bar: &ProgressBar, requests: usize) -> Result<()> {
+    let mut last = (0, Instant::now());
+    loop {
+        let done = load.done.load(Ordering::Relaxed);
+        bar.set_position(done as u64);
+        if done >= requests {
+            return Ok(());
+        }
+        if done > last.0 {
+            last = (done, Instant::now());
+        }
+        ensure!(last.1.elapsed() < PATIENCE, "no request has been answered for {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn wait_until(condition: impl Fn() -> bool, what: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        ensure!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}

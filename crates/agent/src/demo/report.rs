@@ -1,0 +1,77 @@
+//! The demo's figures as a table.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use hdrhistogram::Histogram;
+use indicatif::HumanBytes;
+use sluice_model::ServicePortName;
+use sluice_table::Upstream;
+
+use super::load::Outcome;
+use super::scene::Scene;
+use crate::proxy::Observer;
+
+/// The endpoints that the demo has met; they stay in its tables when they are gone from the proxy's.
+#[derive(Default)]
+pub(super) struct Report(BTreeMap<(ServicePortName, SocketAddr), Met>);
+
+struct Met {
+    name: String,
+    upstream: Arc<Upstream>,
+}
+
+impl Report {
+    /// Takes note of the endpoints that there are now.
+    pub(super) fn meet(&mut self, observer: &Observer, scene: &Scene) {
+        for (service, upstream) in observer.endpoints() {
+            let name = scene.name_of(upstream.address()).unwrap_or_default().to_owned();
+            self.0.entry((service, upstream.address())).or_insert(Met { name, upstream });
+        }
+    }
+
+    /// A row for each endpoint: what the proxy has counted since it started, and how long the answers of
+    /// `outcomes` took.
+    pub(super) fn table(&self, outcomes: &[&Outcome]) -> Table {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_header([
+            "Service",
+            "Endpoint",
+            "Address",
+            "Connections",
+            "Sent to",
+            "Received",
+            "p50",
+            "p99",
+        ]);
+        for ((service, address), Met { name, upstream }) in &self.0 {
+            let latencies = outcomes.iter().find_map(|outcome| outcome.latencies.get(name));
+            let quantile = |q: f64| latencies.map_or_else(|| "-".to_owned(), |h| milliseconds(h, q));
+            let stats = upstream.stats();
+            table.add_row([
+                service.to_string(),
+                name.clone(),
+                address.to_string(),
+                stats.connections.load(Ordering::Relaxed).to_string(),
+                HumanBytes(stats.bytes_to_endpoint.load(Ordering::Relaxed)).to_string(),
+                HumanBytes(stats.bytes_from_endpoint.load(Ordering::Relaxed)).to_string(),
+                quantile(0.50),
+                quantile(0.99),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(3) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+}
+
+fn milliseconds(histogram: &Histogram<u64>, quantile: f64) -> String {
+    let micros = u32::try_from(histogram.value_at_quantile(quantile)).unwrap_or(u32::MAX);
+    format!("{:.2} ms", f64::from(micros) / 1_000.0)
+}

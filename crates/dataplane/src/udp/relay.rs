@@ -1,0 +1,348 @@
+//! The UDP side of a worker: sockets around the [flow table](super::flow_table).
+//!
+//! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
+//! an endpoint's replies.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mio::Interest;
+use sluice_model::Protocol;
+use sluice_sys::udp::{RecvBatch, SendBatch};
+use sluice_table::{FrontendKey, Lease, Route, Upstream};
+
+use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::socket;
+use crate::client::client_at;
+use crate::descriptors::Permit;
+use crate::token::{SlotId, Slots, Source};
+use crate::worker::{Core, TimerOwner};
+
+/// How often idle and invalid flows are looked for, and how many of either at a time.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+const HOUSEKEEPING_LIMIT: usize = 4_096;
+
+/// Batches taken from one socket before others get their turn.
+const BATCHES_PER_TURN: usize = 8;
+
+/// All UDP of one worker.
+#[derive(Debug)]
+pub(crate) struct UdpRelay {
+    received: RecvBatch,
+    state: State,
+    ready: VecDeque<Ready>,
+    is_housekeeping_due: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Ready {
+    Frontend(SlotId),
+    Flow(FlowId),
+}
+
+#[derive(Debug)]
+struct State {
+    frontends: Slots<Frontend>,
+    flows: FlowTable<Link>,
+}
+
+/// A socket that clients send to.
+#[derive(Debug)]
+struct Frontend {
+    socket: mio::net::UdpSocket,
+    address: SocketAddr,
+}
+
+/// Where a flow leads.
+#[derive(Debug)]
+struct Link {
+    socket: mio::net::UdpSocket,
+    lease: Lease,
+    route: Arc<Route>,
+    /// The socket that its client sends to, and that replies go out of.
+    frontend: SlotId,
+    _permit: Permit,
+}
+
+impl Link {
+    fn is_valid(flow: &Flow<Self>) -> bool {
+        flow.upstream.lease.is_serving() && flow.upstream.route.is_live()
+    }
+}
+
+impl UdpRelay {
+    pub(crate) fn new(limits: FlowLimits) -> Self {
+        Self {
+            received: RecvBatch::new(),
+            state: State { frontends: Slots::default(), flows: FlowTable::new(limits) },
+            ready: VecDeque::new(),
+            is_housekeeping_due: false,
+        }
+    }
+
+    /// Starts to serve a socket.
+    pub(crate) fn listen(&mut self, socket: UdpSocket, core: &mut Core) -> io::Result<()> {
+        let address = socket.local_addr()?;
+        let socket = mio::net::UdpSocket::from_std(socket);
+        let id = self.state.frontends.insert_with(|_| Frontend { socket, address });
+        let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
+        let token = Source::UdpSocket(id).token();
+        let registered = core.registry.register(&mut frontend.socket, token, Interest::READABLE);
+        if registered.is_err() {
+            self.state.frontends.remove(id);
+        }
+        registered
+    }
+
+    /// Stops serving an address.
+    pub(crate) fn close_frontend(&mut self, address: SocketAddr) {
+        for id in self.state.frontends.ids() {
+            if self.state.frontends.get_mut(id).is_some_and(|frontend| frontend.address == address) {
+                self.state.frontends.remove(id);
+            }
+        }
+    }
+
+    /// Stops serving altogether.
+    pub(crate) fn close_all_frontends(&mut self) {
+        self.state.frontends = Slots::default();
+    }
+
+    /// Whether somebody waits for a turn.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives everybody who waits for a turn one turn.
+    pub(crate) fn run_ready(&mut self, core: &mut Core) {
+        for _ in 0..self.ready.len() {
+            match self.ready.pop_front() {
+                Some(Ready::Frontend(id)) => self.on_frontend(id, core),
+                Some(Ready::Flow(id)) => self.on_flow(id, core),
+                None => return,
+            }
+        }
+    }
+
+    /// Clients have sent something.
+    pub(crate) fn on_frontend(&mut self, id: SlotId, core: &mut Core) {
+        for _ in 0..BATCHES_PER_TURN {
+            let Some(frontend) = self.state.frontends.get_mut(id) else { return };
+            match self.received.recv(&frontend.socket) {
+                Ok(_) => self.state.forward(id, &self.received, core),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.keep_house(core),
+                // Of no datagram in particular; reported once, and gone.
+                Err(_) => core.stats.udp_dropped_error.add(1),
+            }
+        }
+        self.keep_house(core);
+        self.ready.push_back(Ready::Frontend(id));
+    }
+
+    /// A flow's endpoint has sent something, or cannot be reached.
+    pub(crate) fn on_flow(&mut self, id: FlowId, core: &mut Core) {
+        for _ in 0..BATCHES_PER_TURN {
+            let Some(flow) = self.state.flows.flow(id) else { return };
+            match self.received.recv(&flow.upstream.socket) {
+                Ok(_) => self.state.return_replies(id, &self.received, core),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
+                Err(_) => return self.state.end(id, core),
+            }
+        }
+        self.ready.push_back(Ready::Flow(id));
+    }
+
+    /// Ends flows that are idle or lead nowhere any more.
+    pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
+        self.is_housekeeping_due = false;
+        let flows = &mut self.state.flows;
+        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| count_end(&ended, core));
+        if !flows.sweep_pending() {
+            flows.request_sweep();
+        }
+        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| count_end(&ended, core));
+        self.keep_house(core);
+    }
+
+    /// Sees to it that there is a housekeeping while there are flows.
+    fn keep_house(&mut self, core: &mut Core) {
+        if !self.is_housekeeping_due && self.state.flows.len() > 0 {
+            core.timers.set(core.now + HOUSEKEEPING, TimerOwner::UdpHousekeeping);
+            self.is_housekeeping_due = true;
+        }
+    }
+}
+
+impl State {
+    /// Sends what clients have sent to their flows' endpoints.
+    fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
+        let Some(address) = self.frontends.get_mut(frontend).map(|frontend| frontend.address) else { return };
+        let mut start = 0;
+        let mut datagrams = received.iter().peekable();
+        while let Some(first) = datagrams.peek().copied() {
+            let key =
+                FlowKey { client: first.source, destination: first.original_destination.unwrap_or(address) };
+            let mut run = SendBatch::new();
+            let (mut length, mut count) = (0, 0);
+            while let Some(datagram) = datagrams.next_if(|next| {
+                (next.source, next.original_destination) == (first.source, first.original_destination)
+            }) {
+                length += 1;
+                if datagram.truncated || run.push(datagram.payload, None).is_err() {
+                    core.stats.udp_dropped_error.add(1);
+                } else {
+                    count += datagram.payload.datagrams() as u64;
+                }
+            }
+            core.stats.udp_datagrams_in.add(count);
+            let refused = self.forward_run(key, frontend, run, count, core);
+            if !refused.is_empty() {
+                // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
+                let mut rest = SendBatch::new();
+                let mut count = 0;
+                for datagram in received.iter().skip(start).take(length).filter(|d| !d.truncated).enumerate()
+                {
+                    let (index, datagram) = datagram;
+                    if refused.contains(&index) && rest.push(datagram.payload, None).is_ok() {
+                        count += datagram.payload.datagrams() as u64;
+                    }
+                }
+                let lost = self.forward_run(key, frontend, rest, count, core);
+                core.stats.udp_dropped_error.add(lost.len() as u64);
+            }
+            start += length;
+        }
+    }
+
+    /// Sends a client's datagrams to its flow's endpoint. Returns which of them were not sent because the
+    /// endpoint refuses; the flow has ended then.
+    fn forward_run(
+        &mut self,
+        key: FlowKey,
+        frontend: SlotId,
+        mut run: SendBatch<'_>,
+        count: u64,
+        core: &mut Core,
+    ) -> Vec<usize> {
+        if run.is_empty() {
+            return Vec::new();
+        }
+        let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
+            Action::Forward(id) => Some(id),
+            Action::Open(ended) => {
+                ended.iter().for_each(|ended| count_end(ended, core));
+                self.open(key, frontend, count, core)
+            }
+        };
+        let Some((id, flow)) = id.and_then(|id| self.flows.flow(id).map(|flow| (id, flow))) else {
+            core.stats.udp_unroutable.add(count);
+            return Vec::new();
+        };
+        let link = &mut flow.upstream;
+        link.frontend = frontend;
+        let mut refused = Vec::new();
+        let mut failed = 0;
+        let sent = run.send(&link.socket, |index, error| match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                refused.push(index);
+            }
+            _ => failed += 1,
+        });
+        link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
+        core.stats.udp_dropped_full.add(sent.left as u64);
+        core.stats.udp_dropped_error.add(failed);
+        if !refused.is_empty() {
+            self.end(id, core);
+        }
+        refused
+    }
+
+    /// Opens a flow to the endpoint that the rules choose.
+    fn open(&mut self, key: FlowKey, frontend: SlotId, count: u64, core: &mut Core) -> Option<FlowId> {
+        let destination = key.destination;
+        let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
+        let route = Arc::clone(core.reader.lookup(lookup)?);
+        let mut selection = route.select(client_at(key.client.ip(), destination.ip()), core.now).ok()?;
+        let permit = core.descriptors.take(1).or_else(|| {
+            // Nobody's connection is broken for a new flow, but an older flow of this worker makes room.
+            self.flows.evict().iter().for_each(|ended| count_end(ended, core));
+            core.descriptors.take(1)
+        })?;
+        loop {
+            let upstream = selection.next(core.now)?;
+            let Some(socket) = connect(&upstream, core) else {
+                selection.fail(&upstream, core.now);
+                continue;
+            };
+            let lease = selection.connected(&upstream, core.now);
+            let link = Link { socket, lease, route, frontend, _permit: permit };
+            let (id, displaced) = self.flows.opened(key, link, count, core.now);
+            core.stats.udp_flows_opened.add(1);
+            core.stats.udp_flows_active.add(1);
+            displaced.iter().for_each(|ended| count_end(ended, core));
+            let flow = self.flows.flow(id)?;
+            let token = Source::Flow(id).token();
+            if core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err() {
+                self.end(id, core);
+                return None;
+            }
+            return Some(id);
+        }
+    }
+
+    /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
+    fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
+        let mut replies = SendBatch::new();
+        let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
+        let mut count = 0;
+        for reply in received.iter() {
+            if reply.truncated || replies.push(reply.payload, Some(client)).is_err() {
+                core.stats.udp_dropped_error.add(1);
+            } else {
+                count += reply.payload.datagrams() as u64;
+            }
+        }
+        if replies.is_empty() {
+            return;
+        }
+        let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
+        let frontend = self.frontends.get_mut(flow.upstream.frontend);
+        let Some(frontend) = frontend.filter(|_| Link::is_valid(flow)) else { return self.end(id, core) };
+        let mut failed = 0;
+        let sent = replies.send(&frontend.socket, |_, _| failed += 1);
+        flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
+        core.stats.udp_dropped_full.add(sent.left as u64);
+        core.stats.udp_dropped_error.add(failed);
+    }
+
+    fn end(&mut self, id: FlowId, core: &Core) {
+        self.flows.close(id).iter().for_each(|ended| count_end(ended, core));
+    }
+}
+
+/// Opens a flow's socket, unless the endpoint would lead back here.
+fn connect(upstream: &Upstream, core: &mut Core) -> Option<mio::net::UdpSocket> {
+    let address = upstream.address();
+    let key = FrontendKey::new(address.ip(), address.port(), Protocol::Udp);
+    if core.reader.lookup(key).is_some() {
+        core.stats.endpoint_loops.add(1);
+        return None;
+    }
+    socket::connect(address).ok().map(mio::net::UdpSocket::from_std)
+}
+
+fn count_end(ended: &Ended<Link>, core: &Core) {
+    core.stats.udp_flows_active.sub(1);
+    match ended.cause {
+        Cause::Idle => core.stats.udp_flows_expired.add(1),
+        Cause::Evicted => core.stats.udp_flows_evicted.add(1),
+        Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
+    }
+}

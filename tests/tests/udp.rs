@@ -1,0 +1,203 @@
+//! UDP through the proxy, from real clients to real servers.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use sluice_dataplane::Config;
+use sluice_model::Protocol;
+use sluice_tests::backend::Backend;
+use sluice_tests::{PATIENCE, World, wait};
+
+/// A client, connected: it receives only what comes from the address that it sends to.
+fn client(world: &World) -> UdpSocket {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    socket.connect(world.frontend).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Sends a datagram and returns the answer.
+fn ask(client: &UdpSocket, question: &[u8]) -> Vec<u8> {
+    let mut answer = vec![0; 65_536];
+    client.send(question).unwrap();
+    let length = client.recv(&mut answer).unwrap();
+    answer.truncate(length);
+    answer
+}
+
+/// Backends that answer with their own number.
+fn numbered(count: u8) -> Vec<Backend> {
+    (0..count).map(|number| Backend::udp(move |_| vec![number])).collect()
+}
+
+fn addresses(backends: &[Backend]) -> Vec<SocketAddr> {
+    backends.iter().map(|backend| backend.address).collect()
+}
+
+#[test]
+fn fifty_thousand_exchanges_lose_nothing() {
+    const CLIENTS: u64 = 8;
+    const EACH: u64 = 6_250;
+    let backends: Vec<Backend> = (0..4).map(|_| Backend::udp(<[u8]>::to_vec)).collect();
+    let world = World::new(Protocol::Udp, &addresses(&backends));
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let client = client(&world);
+            scope.spawn(move || {
+                for n in 0..EACH {
+                    let question = (number * EACH + n).to_be_bytes();
+                    assert_eq!(ask(&client, &question), question);
+                }
+            });
+        }
+    });
+    let stats = world.proxy.stats();
+    let total = CLIENTS * EACH;
+    assert_eq!(stats.udp_datagrams_in, total);
+    assert_eq!((stats.udp_datagrams_forwarded, stats.udp_datagrams_returned), (total, total));
+    assert_eq!((stats.udp_dropped_full, stats.udp_dropped_error, stats.udp_unroutable), (0, 0, 0));
+    assert_eq!(stats.udp_flows_opened, CLIENTS);
+}
+
+#[test]
+fn clients_are_spread_exactly_evenly_and_each_stays_with_its_endpoint() {
+    let backends = numbered(5);
+    let world = World::new(Protocol::Udp, &addresses(&backends));
+    let mut clients_of = BTreeMap::new();
+    // All at once: a port that is used again within the idle time is the same client to anybody.
+    let clients: Vec<UdpSocket> = (0..100).map(|_| client(&world)).collect();
+    for client in &clients {
+        let endpoint = ask(client, b"?");
+        assert!((0..5).all(|_| ask(client, b"?") == endpoint));
+        *clients_of.entry(endpoint).or_insert(0) += 1;
+    }
+    assert_eq!(clients_of.into_values().collect::<Vec<_>>(), [20; 5]);
+}
+
+#[test]
+fn datagrams_of_every_size_pass_whole() {
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let world = World::new(Protocol::Udp, &[backend.address]);
+    let client = client(&world);
+    let mut random = SmallRng::seed_from_u64(1);
+    for size in [0, 1, 511, 512, 1_472, 1_473, 2_000, 9_000, 60_000, 65_506, 65_507] {
+        let mut question = vec![0; size];
+        random.fill(&mut question[..]);
+        assert!(ask(&client, &question) == question, "{size} bytes");
+    }
+    assert_eq!(world.proxy.stats().udp_dropped_error, 0);
+}
+
+#[test]
+fn flows_of_a_removed_endpoint_move_at_once_and_others_stay() {
+    let backends = numbered(2);
+    let mut world = World::new(Protocol::Udp, &addresses(&backends));
+    let clients: Vec<UdpSocket> = (0..10).map(|_| client(&world)).collect();
+    let before: Vec<Vec<u8>> = clients.iter().map(|client| ask(client, b"?")).collect();
+    assert!(before.contains(&vec![0]) && before.contains(&vec![1]));
+
+    world.set_endpoints(&[backends[1].address]);
+    assert!(clients.iter().all(|client| ask(client, b"?") == [1]));
+    assert_eq!(world.proxy.stats().udp_flows_ended, 5);
+
+    // Back again: those that moved stay where they are.
+    world.set_endpoints(&addresses(&backends));
+    assert!(clients.iter().all(|client| ask(client, b"?") == [1]));
+}
+
+#[test]
+fn a_client_moves_on_when_its_endpoint_refuses() {
+    let alive = Backend::udp(|_| vec![1]);
+    let dead = Backend::udp(|_| vec![0]).address;
+    let world = World::new(Protocol::Udp, &[dead, alive.address]);
+    for _ in 0..10 {
+        let client = client(&world);
+        client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        // The first datagram may be lost to the dead endpoint: nobody can know before.
+        wait::until("the client is answered", || {
+            client.send(b"?").unwrap();
+            client.recv(&mut [0]).is_ok()
+        });
+    }
+    assert!(world.proxy.stats().udp_flows_ended > 0);
+}
+
+#[test]
+fn without_endpoints_datagrams_are_refused_and_with_one_again_answered() {
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let mut world = World::new(Protocol::Udp, &[backend.address]);
+    let client = client(&world);
+    assert_eq!(ask(&client, b"?"), b"?");
+
+    world.set_endpoints(&[]);
+    client.send(b"?").unwrap();
+    assert_eq!(client.recv(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    wait::until("the flow has ended", || world.proxy.stats().udp_flows_active == 0);
+
+    world.set_endpoints(&[backend.address]);
+    assert_eq!(ask(&client, b"?"), b"?");
+    world.delete_service();
+    client.send(b"?").unwrap();
+    assert_eq!(client.recv(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn idle_flows_expire_and_used_ones_do_not() {
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let config = Config { udp_idle: Duration::from_millis(700), ..World::CONFIG };
+    let world = World::with_config(Protocol::Udp, &[backend.address], config);
+    let (idle, used) = (client(&world), client(&world));
+    ask(&idle, b"?");
+    wait::until("the idle flow has expired", || {
+        ask(&used, b"?");
+        world.proxy.stats().udp_flows_expired == 1
+    });
+    assert_eq!(world.proxy.stats().udp_flows_active, 1);
+    assert_eq!(world.proxy.stats().udp_flows_opened, 2, "the used flow is the first one still");
+    wait::until("both have expired", || world.proxy.stats().udp_flows_active == 0);
+    assert_eq!(ask(&idle, b"?"), b"?", "an expired flow is opened again");
+}
+
+#[test]
+fn the_table_is_bounded_and_the_least_recently_used_make_room() {
+    // One worker with 32 descriptors: half of them for flows.
+    const BOUND: u64 = 16;
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let config = Config { workers: 1, descriptors: 32, ..World::CONFIG };
+    let world = World::with_config(Protocol::Udp, &[backend.address], config);
+    let favourite = client(&world);
+    for n in 0..100_u64 {
+        assert_eq!(ask(&client(&world), b"?"), b"?");
+        assert_eq!(ask(&favourite, b"?"), b"?");
+        let stats = world.proxy.stats();
+        assert!(stats.udp_flows_active <= BOUND, "{stats:?}");
+        assert_eq!(stats.udp_flows_evicted, (n + 2).saturating_sub(BOUND));
+    }
+    assert_eq!(world.proxy.stats().udp_flows_opened, 101, "the one in use was never evicted");
+}
+
+#[test]
+fn a_burst_from_one_client_arrives_in_order() {
+    const BURST: u32 = 200;
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let world = World::new(Protocol::Udp, &[backend.address]);
+    let client = client(&world);
+    socket2::SockRef::from(&client).set_recv_buffer_size(4 << 20).unwrap();
+    let start = Instant::now();
+    for round in 0..50 {
+        for n in 0..BURST {
+            client.send(&(round * BURST + n).to_be_bytes()).unwrap();
+        }
+        for n in 0..BURST {
+            let mut answer = [0; 4];
+            client.recv(&mut answer).unwrap();
+            assert_eq!(u32::from_be_bytes(answer), round * BURST + n, "after {:?}", start.elapsed());
+        }
+    }
+}
