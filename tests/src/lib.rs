@@ -35,11 +35,17 @@ pub fn free_port(ip: Ipv4Addr) -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// A proxy with one Service.
+/// An address for a Service, which nobody listens on.
+fn free_frontend() -> SocketAddr {
+    let ip = loopback_address();
+    (ip, free_port(ip)).into()
+}
+
+/// A proxy with a Service, and maybe more of them.
 pub struct World {
     /// The proxy under test.
     pub proxy: Proxy,
-    /// The Service's address.
+    /// The first Service's address.
     pub frontend: SocketAddr,
     protocol: Protocol,
     endpoints: Vec<SocketAddr>,
@@ -58,52 +64,69 @@ impl World {
     pub fn with_config(protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
         let config = ProxyConfig { table: WriterConfig::new("here"), dataplane };
         let proxy = Proxy::start(config).expect("workers start");
-        let ip = loopback_address();
-        let frontend = SocketAddr::from((ip, free_port(ip)));
+        let frontend = free_frontend();
         let mut world = Self { proxy, frontend, protocol, endpoints: Vec::new() };
-        let service = Service {
-            name: ObjectName::new("default", "web"),
-            created: 1,
-            cluster_ips: vec![ip.into()],
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            source_ranges: None,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            affinity: None,
-            health_check_node_port: None,
-            ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
-            annotations: Default::default(),
-        };
-        world.proxy.apply([Change::Apply(service.into())]);
+        world.proxy.apply([Change::Apply(service("web", frontend, protocol).into())]);
         world.set_endpoints(endpoints);
         world
     }
 
-    /// Gives the Service these endpoints, all ready. Each has a slice of its own, since slices have one
-    /// port number for all of their endpoints.
+    /// Adds another Service with these endpoints; returns its address.
+    pub fn add_service(&mut self, name: &str, endpoints: &[SocketAddr]) -> SocketAddr {
+        let frontend = free_frontend();
+        let slices = endpoints.iter().map(|endpoint| slice(name, *endpoint, self.protocol).into());
+        let service = service(name, frontend, self.protocol).into();
+        self.proxy.apply(std::iter::once(service).chain(slices).map(Change::Apply));
+        frontend
+    }
+
+    /// Gives the first Service these endpoints, all ready.
     pub fn set_endpoints(&mut self, endpoints: &[SocketAddr]) {
-        let slice_name = |endpoint: &SocketAddr| ObjectName::new("default", format!("web-{endpoint}"));
-        let slice = |endpoint: &SocketAddr| EndpointSlice {
-            name: slice_name(endpoint),
-            service: ObjectName::new("default", "web"),
-            family: Family::of(endpoint.ip()),
-            ports: vec![SlicePort { name: "".into(), protocol: self.protocol, number: endpoint.port() }],
-            endpoints: vec![Endpoint::ready(endpoint.ip())],
-        };
         let gone = self.endpoints.iter().filter(|endpoint| !endpoints.contains(endpoint));
         let changes: Vec<Change> = gone
-            .map(|endpoint| Change::Delete(ObjectRef::EndpointSlice(slice_name(endpoint))))
-            .chain(endpoints.iter().map(|endpoint| Change::Apply(slice(endpoint).into())))
+            .map(|endpoint| Change::Delete(ObjectRef::EndpointSlice(slice_name("web", *endpoint))))
+            .chain(endpoints.iter().map(|at| Change::Apply(slice("web", *at, self.protocol).into())))
             .collect();
         self.proxy.apply(changes);
         self.endpoints = endpoints.to_vec();
     }
 
-    /// Takes the Service itself away.
+    /// Takes the first Service away.
     pub fn delete_service(&mut self) {
         self.proxy.apply([Change::Delete(ObjectRef::Service(ObjectName::new("default", "web")))]);
     }
+}
+
+fn service(name: &str, frontend: SocketAddr, protocol: Protocol) -> Service {
+    Service {
+        name: ObjectName::new("default", name),
+        created: 1,
+        cluster_ips: vec![frontend.ip()],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        health_check_node_port: None,
+        ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
+        annotations: Default::default(),
+    }
+}
+
+/// A slice for a single endpoint: endpoints here have ports of their own, and a slice has one for all.
+fn slice(service: &str, endpoint: SocketAddr, protocol: Protocol) -> EndpointSlice {
+    EndpointSlice {
+        name: slice_name(service, endpoint),
+        service: ObjectName::new("default", service),
+        family: Family::of(endpoint.ip()),
+        ports: vec![SlicePort { name: "".into(), protocol, number: endpoint.port() }],
+        endpoints: vec![Endpoint::ready(endpoint.ip())],
+    }
+}
+
+fn slice_name(service: &str, endpoint: SocketAddr) -> ObjectName {
+    ObjectName::new("default", format!("{service}-{endpoint}"))
 }
 
 /// How long a test waits for what must happen, before it calls it a failure.

@@ -447,14 +447,17 @@ fn a_taken_port_stops_nobody_else_and_is_served_once_it_is_free() {
 }
 
 #[test]
-fn an_endpoint_that_is_another_service_of_ours_does_not_go_round_in_circles() {
-    let first = Backend::echo();
-    let mut world = World::new(Protocol::Tcp, &[first.address]);
-    // The Service's own address in a slice is left out by the table; here is one it cannot know of
-    // beforehand: the endpoint becomes a frontend later. Either way the client is not left hanging.
-    world.set_endpoints(&[world.frontend]);
-    let result = TcpStream::connect(world.frontend);
-    assert_eq!(result.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+fn two_services_that_are_each_other_s_endpoints_do_not_go_round_in_circles() {
+    let mut world = World::new(Protocol::Tcp, &[]);
+    let other = world.add_service("other", &[world.frontend]);
+    world.set_endpoints(&[other]);
+    for frontend in [world.frontend, other] {
+        let mut stream = TcpStream::connect(frontend).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    assert_eq!(world.proxy.stats().endpoint_loops, 2);
+    assert_eq!(world.proxy.stats().tcp_accepted, 2);
 }
 
 #[test]
