@@ -1,1 +1,3 @@
 //! Benchmarks, each beside a direct-connection baseline: see `benches/`.
+
+pub mod cluster;

@@ -1,0 +1,109 @@
+//! Looking a frontend up and picking an endpoint, while a writer makes 1,000 endpoint changes a
+//! second: what every new connection costs before its first system call.
+//!
+//! * `zipf`: clients prefer some Services to others (the n-th most popular one gets 1/n of the
+//!   connections of the first), as they do; most of what is read is in the cache.
+//! * `uniform`: every Service is as likely as every other, so what is read is hardly ever in the
+//!   cache: the worst case.
+//!
+//! Times are per pick and reader, on all readers at once.
+
+#![expect(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use sluice_benches::cluster::{self, Cluster};
+use sluice_model::Protocol;
+use sluice_table::{Client, FrontendKey, Origin, Table};
+
+/// Endpoint changes a second while the readers read.
+const CHANGES_PER_SECOND: u32 = 1_000;
+
+/// How often a reader goes through its sequence of frontends before it starts over.
+const SEQUENCE: usize = 1 << 14;
+
+/// A repeatable sequence of numbers from 0 to 1 (SplitMix64).
+fn fractions() -> impl Iterator<Item = f64> {
+    (1_u64..).map(|n| {
+        let bits = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        f64::from(u32::try_from((bits ^ (bits >> 31)) >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+    })
+}
+
+/// Services in the order in which clients ask for them.
+fn sequence(services: u32, is_zipf: bool) -> Vec<u32> {
+    // Popular Services lie anywhere in the table: a step that is coprime to their number.
+    let place = |rank: u32| u32::try_from(u64::from(rank) * 7_919 % u64::from(services)).unwrap_or(0);
+    let highest = f64::from(services);
+    let rank = |fraction: f64| {
+        // The inverse of the distribution: P(rank < x) = ln(x + 1) / ln(n + 1).
+        let rank = if is_zipf { (highest + 1.0).powf(fraction) - 1.0 } else { highest * fraction };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to `services`")]
+        let rank = rank as u32;
+        rank.min(services - 1)
+    };
+    fractions().take(SEQUENCE).map(|fraction| place(rank(fraction))).collect()
+}
+
+/// The time that `readers` readers take for `picks` picks each.
+fn measure(table: &Table, sequence: &[u32], readers: u32, picks: u64) -> Duration {
+    let now = Instant::now();
+    let read = || {
+        let mut reader = table.reader();
+        let client = Client { ip: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1)), origin: Origin::LocalPod };
+        let start = Instant::now();
+        for service in sequence.iter().cycle().take(usize::try_from(picks).unwrap_or(usize::MAX)) {
+            let key = FrontendKey::new(cluster::cluster_ip(*service), cluster::PORT, Protocol::Tcp);
+            let route = reader.lookup(key).expect("every Service is served");
+            let mut selection = route.select(client, now).expect("it has endpoints");
+            black_box(selection.next(now));
+        }
+        start.elapsed()
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..readers).map(|_| scope.spawn(read)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it reads")).max().unwrap_or_default()
+    })
+}
+
+fn picks(criterion: &mut Criterion) {
+    for services in [10_000, 100_000] {
+        let mut group = criterion.benchmark_group(format!("table_pick/{services}"));
+        let mut cluster = Cluster::new(services, 10);
+        let table = cluster.writer.table().clone();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let start = Instant::now();
+                for change in 0.. {
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    cluster.change_an_endpoint(change);
+                    let due = start + Duration::from_secs(1) / CHANGES_PER_SECOND * (change + 1);
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                }
+            });
+            for (name, is_zipf) in [("zipf", true), ("uniform", false)] {
+                let sequence = sequence(services, is_zipf);
+                for readers in [1, 2] {
+                    let id = BenchmarkId::new(name, format!("{readers}_readers"));
+                    group.bench_function(id, |bencher| {
+                        bencher.iter_custom(|picks| measure(&table, &sequence, readers, picks));
+                    });
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+criterion_group!(benches, picks);
+criterion_main!(benches);

@@ -1,0 +1,89 @@
+//! A cluster of many Services as the table sees it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use sluice_model::{
+    Change, Endpoint, EndpointSlice, Family, Object, ObjectName, Protocol, Service, ServicePort, SlicePort,
+    TrafficPolicy,
+};
+use sluice_table::{Writer, WriterConfig};
+
+/// The port of every Service.
+pub const PORT: u16 = 80;
+
+/// A table with many Services.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its writer; everything is published.
+    pub writer: Writer,
+    services: u32,
+    endpoints: u32,
+}
+
+impl Cluster {
+    /// A number of Services with one port and a number of endpoints each.
+    pub fn new(services: u32, endpoints: u32) -> Self {
+        Self { writer: Self::of(objects(services, endpoints)), services, endpoints }
+    }
+
+    /// A writer of these objects; everything is published.
+    pub fn of(objects: Vec<Object>) -> Writer {
+        let mut writer = Writer::new(WriterConfig::new("here"));
+        objects.into_iter().for_each(|object| writer.apply(Change::Apply(object)));
+        let mut plan = writer.plan();
+        writer.publish(&mut plan);
+        writer
+    }
+
+    /// Makes endpoint change number `n`.
+    pub fn change_an_endpoint(&mut self, n: u32) {
+        self.writer.apply(endpoint_change(n, self.services, self.endpoints));
+    }
+}
+
+/// Every object of the cluster.
+pub fn objects(services: u32, endpoints: u32) -> Vec<Object> {
+    (0..services).flat_map(|n| [service(n).into(), slice(n, 0..endpoints).into()]).collect()
+}
+
+/// Endpoint change number `n`: somewhere in the cluster an endpoint goes, or comes back.
+pub fn endpoint_change(n: u32, services: u32, endpoints: u32) -> Change {
+    // In pairs of the same Service; then somewhere else.
+    let service = u32::try_from(u64::from(n / 2) * 7_919 % u64::from(services)).unwrap_or(0);
+    Change::Apply(slice(service, n % 2..endpoints).into())
+}
+
+/// The cluster IP of Service `n`.
+pub fn cluster_ip(n: u32) -> IpAddr {
+    Ipv4Addr::from(0x0a60_0000 + n).into()
+}
+
+/// Service `n`.
+pub fn service(n: u32) -> Service {
+    Service {
+        name: ObjectName::new("default", format!("service-{n}")),
+        created: 1,
+        cluster_ips: vec![cluster_ip(n)],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        source_ranges: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        health_check_node_port: None,
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }],
+        annotations: Default::default(),
+    }
+}
+
+fn slice(n: u32, endpoints: std::ops::Range<u32>) -> EndpointSlice {
+    EndpointSlice {
+        name: ObjectName::new("default", format!("service-{n}-a")),
+        service: ObjectName::new("default", format!("service-{n}")),
+        family: Family::V4,
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, number: 8_080 }],
+        endpoints: endpoints
+            .map(|endpoint| Endpoint::ready(Ipv4Addr::from(0x1000_0000 + n * 256 + endpoint).into()))
+            .collect(),
+    }
+}
