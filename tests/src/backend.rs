@@ -9,36 +9,52 @@ use std::time::Duration;
 
 use crate::loopback_address;
 
-/// How often a server looks whether it is to stop.
+/// How often a UDP server looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A TCP server that gives each connection to a function, or a UDP server that gives it each datagram.
-#[derive(Debug)]
 pub struct Backend {
     /// Where it listens.
     pub address: SocketAddr,
     served: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
+    /// Wakes the thread, if it does not wake by itself.
+    close: Box<dyn Fn() + Send + Sync>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Backend {
-    /// A TCP server. `serve` runs on a thread of its own; its error ends only that connection.
+    /// A TCP server. `serve` runs on a thread of its own for each connection; its error ends only that.
     pub fn tcp(serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        let serve = Arc::new(serve);
+        Self::accepting(move |stream| {
+            let serve = Arc::clone(&serve);
+            std::thread::spawn(move || {
+                // What a peer does to its connection is the test's business, not the server's.
+                let _ = serve(stream);
+            });
+        })
+    }
+
+    /// A TCP server that gives one connection after the other to `serve`, all on one thread.
+    pub fn accepting(serve: impl Fn(TcpStream) + Send + 'static) -> Self {
         let listener = TcpListener::bind((loopback_address(), 0)).expect("a loopback port is free");
         let address = listener.local_addr().expect("a bound socket has an address");
-        listener.set_nonblocking(true).expect("sockets can be non-blocking");
-        let serve = Arc::new(serve);
-        Self::run(address, move |served| match listener.accept() {
-            Ok((stream, _)) => {
-                served.fetch_add(1, Ordering::Relaxed);
-                let serve = Arc::clone(&serve);
-                std::thread::spawn(move || {
-                    // What a peer does to its connection is the test's business, not the server's.
-                    let _ = stream.set_nonblocking(false).and_then(|()| serve(stream));
-                });
+        let closer = listener.try_clone().expect("a descriptor is left");
+        // Closing a listener does not wake who waits for it; shutting it down does.
+        let close = move || {
+            let _ = rustix::net::shutdown(&closer, rustix::net::Shutdown::Both);
+        };
+        Self::run(address, close, move |served, stop| {
+            for stream in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Ok(stream) = stream {
+                    served.fetch_add(1, Ordering::Relaxed);
+                    serve(stream);
+                }
             }
-            Err(_) => wait_readable(&listener),
         })
     }
 
@@ -61,25 +77,32 @@ impl Backend {
         socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("a size within reason");
         let address = socket.local_addr().expect("a bound socket has an address");
         socket.set_read_timeout(Some(POLL)).expect("a timeout that is not zero");
-        let mut buffer = vec![0; 65_536];
-        Self::run(address, move |served| {
-            if let Ok((n, client)) = socket.recv_from(&mut buffer) {
-                served.fetch_add(1, Ordering::Relaxed);
-                let _ = socket.send_to(&answer(&buffer[..n]), client);
-            }
-        })
+        Self::run(
+            address,
+            || {},
+            move |served, stop| {
+                let mut buffer = vec![0; 65_536];
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok((length, client)) = socket.recv_from(&mut buffer) {
+                        served.fetch_add(1, Ordering::Relaxed);
+                        // A client that is gone gets no answer.
+                        let _ = socket.send_to(&answer(&buffer[..length]), client);
+                    }
+                }
+            },
+        )
     }
 
-    fn run(address: SocketAddr, mut step: impl FnMut(&AtomicUsize) + Send + 'static) -> Self {
+    fn run(
+        address: SocketAddr,
+        close: impl Fn() + Send + Sync + 'static,
+        serve: impl FnOnce(&AtomicUsize, &AtomicBool) + Send + 'static,
+    ) -> Self {
         let served = Arc::<AtomicUsize>::default();
         let stop = Arc::<AtomicBool>::default();
         let (thread_served, thread_stop) = (Arc::clone(&served), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            while !thread_stop.load(Ordering::Relaxed) {
-                step(&thread_served);
-            }
-        });
-        Self { address, served, stop, thread: Some(thread) }
+        let thread = std::thread::spawn(move || serve(&thread_served, &thread_stop));
+        Self { address, served, stop, close: Box::new(close), thread: Some(thread) }
     }
 
     /// Connections accepted, or datagrams received, so far.
@@ -92,14 +115,9 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        (self.close)();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
-}
-
-fn wait_readable(listener: &TcpListener) {
-    let mut fds = [rustix::event::PollFd::new(listener, rustix::event::PollFlags::IN)];
-    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(POLL.subsec_nanos()) };
-    let _ = rustix::event::poll(&mut fds, Some(&timeout));
 }
