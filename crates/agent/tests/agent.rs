@@ -104,13 +104,11 @@ impl Agent {
     }
 
     fn spawn(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
-            .arg("agent")
-            .args(arguments)
-            .env_remove("RUST_LOG")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::run(Command::new(env!("CARGO_BIN_EXE_sluice")).arg("agent").args(arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -270,6 +268,32 @@ fn what_cannot_work_ends_at_once_and_says_why() {
     let usage = Command::new(env!("CARGO_BIN_EXE_sluice")).arg("agent").output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&usage.stderr).contains("--manifests"));
+}
+
+#[test]
+fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
+    let directory = TempDir::new().unwrap();
+    let frontend = free_port(address());
+    let backend = backend(7);
+    fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
+        .unwrap();
+    let mut agent = Agent::run(Command::new("bash").args([
+        "-c",
+        "ulimit -n 48 && exec \"$0\" agent --manifests \"$1\" --workers 1",
+        env!("CARGO_BIN_EXE_sluice"),
+        directory.path().to_str().unwrap(),
+    ]));
+    agent.wait_for("ready");
+    let mut first = TcpStream::connect(frontend).unwrap();
+    first.read_exact(&mut [0]).unwrap();
+    for _ in 0..3 {
+        // More than there are descriptors for; the kernel takes them all.
+        let flood: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+        first.set_nonblocking(true).unwrap();
+        assert_eq!(first.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "still open");
+        drop(flood);
+        until("new connections are served again", || ask(frontend).is_ok());
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Kept for everything else in the process: listeners, the apiserver's connections, files, logs.
+/// Kept for everything else in the process: listeners, the apiserver's connections, files, logs; but no
+/// more than half of what there is.
 const RESERVE: u64 = 256;
 
 /// The data plane's share of the process's file descriptors.
@@ -49,7 +50,7 @@ pub fn raise_descriptor_limit() -> usize {
     // Failing is no error: the limit that holds is what is read back.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     let granted = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(granted.saturating_sub(RESERVE)).unwrap_or(usize::MAX)
+    usize::try_from(granted - RESERVE.min(granted / 2)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
