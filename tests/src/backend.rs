@@ -1,7 +1,7 @@
 //! Backends: real servers on loopback, a thread a connection.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -38,7 +38,12 @@ impl Backend {
 
     /// A TCP server that gives one connection after the other to `serve`, all on one thread.
     pub fn accepting(serve: impl Fn(TcpStream) + Send + 'static) -> Self {
-        let listener = TcpListener::bind((loopback_address(), 0)).expect("a loopback port is free");
+        Self::accepting_at(loopback_address().into(), serve)
+    }
+
+    /// The same on an address of choice.
+    pub fn accepting_at(ip: IpAddr, serve: impl Fn(TcpStream) + Send + 'static) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("a loopback port is free");
         let address = listener.local_addr().expect("a bound socket has an address");
         let closer = listener.try_clone().expect("a descriptor is left");
         // Closing a listener does not wake who waits for it; shutting it down does.
@@ -73,7 +78,12 @@ impl Backend {
 
     /// A UDP server that answers each datagram with what `answer` makes of it.
     pub fn udp(answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> Self {
-        let socket = UdpSocket::bind((loopback_address(), 0)).expect("a loopback port is free");
+        Self::udp_at(loopback_address().into(), answer)
+    }
+
+    /// The same on an address of choice.
+    pub fn udp_at(ip: IpAddr, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) -> Self {
+        let socket = UdpSocket::bind((ip, 0)).expect("a loopback port is free");
         socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("a size within reason");
         let address = socket.local_addr().expect("a bound socket has an address");
         socket.set_read_timeout(Some(POLL)).expect("a timeout that is not zero");

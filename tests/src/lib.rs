@@ -8,7 +8,7 @@
 pub mod backend;
 pub mod wait;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ pub fn loopback_address() -> Ipv4Addr {
 }
 
 /// A port that is free on an address at the moment.
-pub fn free_port(ip: Ipv4Addr) -> u16 {
+pub fn free_port(ip: IpAddr) -> u16 {
     let listener = TcpListener::bind((ip, 0)).expect("a loopback address can be bound");
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
 /// An address for a Service, which nobody listens on.
 fn free_frontend() -> SocketAddr {
-    let ip = loopback_address();
+    let ip = loopback_address().into();
     (ip, free_port(ip)).into()
 }
 
@@ -58,13 +58,22 @@ impl World {
     }
 
     /// What [`World::new`] uses.
-    pub const CONFIG: Config = Config { workers: 2, descriptors: 4_096, udp_idle: Config::UDP_IDLE };
+    pub const CONFIG: Config = Config {
+        workers: 2,
+        descriptors: 4_096,
+        udp_idle: Config::UDP_IDLE,
+        half_closed_idle: Config::HALF_CLOSED_IDLE,
+    };
 
     /// The same with another data plane.
     pub fn with_config(protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
+        Self::at(free_frontend(), protocol, endpoints, dataplane)
+    }
+
+    /// The same at a given address.
+    pub fn at(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
         let config = ProxyConfig { table: WriterConfig::new("here"), dataplane };
         let proxy = Proxy::start(config).expect("workers start");
-        let frontend = free_frontend();
         let mut world = Self { proxy, frontend, protocol, endpoints: Vec::new() };
         world.proxy.apply([Change::Apply(service("web", frontend, protocol).into())]);
         world.set_endpoints(endpoints);

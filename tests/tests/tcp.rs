@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -145,6 +145,47 @@ fn a_half_closed_connection_still_carries_the_answer() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!(answer, b"cba");
+}
+
+#[test]
+fn a_half_closed_connection_that_stands_still_is_cut_off_and_a_moving_one_is_not() {
+    const IDLE: Duration = Duration::from_millis(500);
+    let talking = Backend::tcp(|mut stream| {
+        loop {
+            stream.write_all(b".")?;
+            std::thread::park_timeout(IDLE / 10);
+        }
+    });
+    let silent = Backend::tcp(|mut stream| {
+        stream.read_to_end(&mut Vec::new())?;
+        loop {
+            std::thread::park();
+        }
+    });
+    let config = Config { half_closed_idle: IDLE, ..World::CONFIG };
+    let mut world = World::with_config(Protocol::Tcp, &[talking.address], config);
+    let silent = world.add_service("silent", &[silent.address]);
+
+    let mut moving = connect(&world);
+    moving.shutdown(Shutdown::Write).unwrap();
+    let mut standing = TcpStream::connect(silent).unwrap();
+    standing.set_read_timeout(Some(PATIENCE)).unwrap();
+    standing.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(standing.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(world.proxy.stats().tcp_half_closed_timeouts, 1);
+    moving.read_exact(&mut [0; 30]).unwrap();
+    assert_eq!(world.proxy.stats().tcp_half_closed_timeouts, 1);
+}
+
+#[test]
+fn ipv6_is_served_like_ipv4() {
+    let ip = IpAddr::from(Ipv6Addr::LOCALHOST);
+    let backend = Backend::accepting_at(ip, |mut stream| stream.write_all(b"6").unwrap());
+    let frontend = (ip, sluice_tests::free_port(ip)).into();
+    let world = World::at(frontend, Protocol::Tcp, &[backend.address], World::CONFIG);
+    let mut answer = String::new();
+    connect(&world).read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "6");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
@@ -93,6 +93,21 @@ fn datagrams_of_every_size_pass_whole() {
         assert!(ask(&client, &question) == question, "{size} bytes");
     }
     assert_eq!(world.proxy.stats().udp_dropped_error, 0);
+}
+
+#[test]
+fn ipv6_is_served_like_ipv4() {
+    let ip = IpAddr::from(Ipv6Addr::LOCALHOST);
+    let backend = Backend::udp_at(ip, <[u8]>::to_vec);
+    let frontend = (ip, sluice_tests::free_port(ip)).into();
+    let world = World::at(frontend, Protocol::Udp, &[backend.address], World::CONFIG);
+    let client = UdpSocket::bind((ip, 0)).unwrap();
+    client.connect(world.frontend).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The largest datagram of IPv6.
+    for question in [vec![6; 3], vec![6; 65_527]] {
+        assert!(ask(&client, &question) == question);
+    }
 }
 
 #[test]

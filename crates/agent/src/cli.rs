@@ -73,6 +73,10 @@ pub struct DataplaneArgs {
     /// seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub udp_idle_timeout: Duration,
+    /// How long a TCP connection of which one side has closed may stand still before it is cut off, in
+    /// seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_seconds)]
+    pub tcp_half_closed_timeout: Duration,
 }
 
 /// How connections get to the workers.
@@ -91,6 +95,7 @@ impl DataplaneArgs {
             workers: self.workers.or_else(cpus).map_or(1, NonZeroUsize::get),
             descriptors: raise_descriptor_limit(),
             udp_idle: self.udp_idle_timeout,
+            half_closed_idle: self.tcp_half_closed_timeout,
         }
     }
 }

@@ -103,18 +103,16 @@ impl Proxy {
         self.capture.withdraw(&plan.withdraw);
         self.writer.publish(&mut plan);
         self.capture.offer(&plan.offer, Instant::now());
-        for state in &plan.offer {
-            info!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "frontend");
-        }
         for state in &plan.withdraw {
-            info!(frontend = %state.frontend, service = %state.port, "frontend withdrawn");
+            debug!(frontend = %state.frontend, service = %state.port, "withdrawn");
         }
-        debug!(
-            offered = plan.offer.len(),
-            withdrawn = plan.withdraw.len(),
-            took = ?start.elapsed(),
-            "frontends programmed"
-        );
+        for state in &plan.offer {
+            debug!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "offered");
+        }
+        if !(plan.withdraw.is_empty() && plan.offer.is_empty()) {
+            let (withdrawn, offered) = (plan.withdraw.len(), plan.offer.len());
+            info!(withdrawn, offered, took = ?start.elapsed(), "frontends changed");
+        }
     }
 
     /// Does what is due from time to time: call it about once a second.

@@ -18,7 +18,6 @@ mod udp;
 mod worker;
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
@@ -34,11 +33,7 @@ pub use stats::Stats;
 use descriptors::Descriptors;
 use stats::WorkerStats;
 use token::Source;
-use udp::flow_table::FlowLimits;
 use worker::{Command, Worker};
-
-/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
-const FLOW_SHARE: usize = 2;
 
 /// How the data plane is to run.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +44,17 @@ pub struct Config {
     pub descriptors: usize,
     /// How long a UDP flow may be silent, both ways, before it ends.
     pub udp_idle: Duration,
+    /// How long a TCP session of which one side has closed may stand still before it is cut off.
+    pub half_closed_idle: Duration,
 }
 
 impl Config {
     /// The kernel's `nf_conntrack_udp_timeout`, which UDP applications are used to.
     pub const UDP_IDLE: Duration = Duration::from_secs(30);
+
+    /// What kube-proxy sets the kernel's `nf_conntrack_tcp_timeout_close_wait` to, for the same reason:
+    /// clients that close their side early and wait for a long answer.
+    pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3_600);
 }
 
 /// The running workers. Dropping it stops them.
@@ -77,23 +78,13 @@ impl Dataplane {
     /// The system refuses a thread or an epoll instance.
     pub fn start(config: Config, table: &Table) -> io::Result<Self> {
         let descriptors = Descriptors::new(config.descriptors);
-        let workers = config.workers.max(1);
-        let capacity =
-            NonZeroUsize::new(config.descriptors / FLOW_SHARE / workers).unwrap_or(NonZeroUsize::MIN);
-        let limits = FlowLimits::new(capacity, config.udp_idle);
-        let workers = (0..workers).map(|number| {
+        let workers = (0..config.workers.max(1)).map(|number| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
             let (commands, receiver) = mpsc::channel();
             let stats = Arc::<WorkerStats>::default();
-            let worker = Worker::new(
-                poll,
-                limits,
-                table.reader(),
-                Arc::clone(&stats),
-                Arc::clone(&descriptors),
-                receiver,
-            )?;
+            let (reader, descriptors) = (table.reader(), Arc::clone(&descriptors));
+            let worker = Worker::new(&config, poll, reader, Arc::clone(&stats), descriptors, receiver)?;
             let thread =
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })

@@ -47,7 +47,7 @@ counters! {
     tcp_all_endpoints_failed,
     /// TCP connections reset because a limit on sessions or file descriptors was reached.
     tcp_over_limit,
-    /// Attempts to connect that failed and were followed by another one.
+    /// Attempts to connect after another one had failed.
     tcp_retries,
     /// TCP clients that went away before an endpoint was connected.
     tcp_client_gone,

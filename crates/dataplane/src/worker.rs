@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{TcpListener, UdpSocket};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -14,6 +15,7 @@ use mio::{Events, Poll, Registry};
 use sluice_model::{Frontend, Protocol};
 use sluice_table::Reader;
 
+use crate::Config;
 use crate::descriptors::Descriptors;
 use crate::stats::WorkerStats;
 use crate::tcp::relay::TcpRelay;
@@ -22,6 +24,9 @@ use crate::timers::Timers;
 use crate::token::{SlotId, Source};
 use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
+
+/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
+const FLOW_SHARE: usize = 2;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
@@ -57,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
+    /// How long a half-closed TCP session may stand still.
+    pub(crate) half_closed_idle: Duration,
     /// The time at which the current turn of the loop began.
     pub(crate) now: Instant,
 }
@@ -73,18 +80,26 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// `poll` has the waker registered already. `limits` are those of UDP.
+    /// `poll` has the waker registered already.
     pub(crate) fn new(
+        config: &Config,
         poll: Poll,
-        limits: FlowLimits,
         reader: Reader,
         stats: Arc<WorkerStats>,
         descriptors: Arc<Descriptors>,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let registry = poll.registry().try_clone()?;
-        let core =
-            Core { registry, timers: Timers::default(), reader, stats, descriptors, now: Instant::now() };
+        let core = Core {
+            registry: poll.registry().try_clone()?,
+            timers: Timers::default(),
+            reader,
+            stats,
+            descriptors,
+            half_closed_idle: config.half_closed_idle,
+            now: Instant::now(),
+        };
+        let flows = config.descriptors / FLOW_SHARE / config.workers.max(1);
+        let limits = FlowLimits::new(NonZeroUsize::new(flows).unwrap_or(NonZeroUsize::MIN), config.udp_idle);
         let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
         Ok(Self { poll, tcp, udp, core, commands, is_draining: false })
     }

@@ -44,11 +44,17 @@ pub(crate) struct Attempts {
     selection: Selection,
     timed_out: VecDeque<Arc<Upstream>>,
     timeouts: usize,
+    has_failed: bool,
 }
 
 impl Attempts {
     pub(crate) fn new(selection: Selection) -> Self {
-        Self { selection, timed_out: VecDeque::new(), timeouts: 0 }
+        Self { selection, timed_out: VecDeque::new(), timeouts: 0, has_failed: false }
+    }
+
+    /// Whether an attempt has failed, so that the next one is a retry.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed
     }
 
     pub(crate) fn selection(&self) -> &Selection {
@@ -65,6 +71,7 @@ impl Attempts {
     /// Notes that an attempt failed.
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
         self.selection.fail(upstream, now);
+        self.has_failed = true;
         if failure == Failure::TimedOut {
             self.timeouts += 1;
             self.timed_out.push_back(Arc::clone(upstream));

@@ -32,11 +32,6 @@ use crate::worker::{Core, TimerOwner};
 /// Bytes that one direction may move before others get their turn.
 const TURN_BUDGET: usize = 1 << 20;
 
-/// How long a half-closed session may stand still. kube-proxy sets the kernel's
-/// `nf_conntrack_tcp_timeout_close_wait` to the same hour for the same reason: clients that close
-/// their side early and wait for a long answer.
-const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3_600);
-
 /// How long what was sent before a reset may take to reach the other side before that one is reset
 /// too; a reset makes the kernel throw away what is still on its way.
 const RESET_GRACE: Duration = Duration::from_secs(1);
@@ -155,7 +150,7 @@ impl Session {
             State::Connecting(_) => self.attempt_failed(Failure::TimedOut, context),
             State::Relaying(relaying) if relaying.reset.is_some() => self.turn(context),
             State::Relaying(relaying) => {
-                let idle_until = relaying.last_moved + HALF_CLOSED_IDLE;
+                let idle_until = relaying.last_moved + context.core.half_closed_idle;
                 if idle_until <= context.core.now {
                     context.core.stats.tcp_half_closed_timeouts.add(1);
                     return Step::End(Ending::Reset);
@@ -175,7 +170,7 @@ impl Session {
                 self.set_deadline(context.core.now + RESET_POLL, context)
             }
             Step::Wait if relaying.is_half_closed() && self.deadline.is_none() => {
-                self.set_deadline(context.core.now + HALF_CLOSED_IDLE, context);
+                self.set_deadline(context.core.now + context.core.half_closed_idle, context);
             }
             _ => {}
         }
@@ -205,6 +200,7 @@ impl Session {
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let failure = match start_connect(self.id, &upstream, context) {
                 Ok(peer) => {
+                    context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
                     self.set_deadline(context.core.now + timeout, context);
                     return Step::Wait;
@@ -216,7 +212,6 @@ impl Session {
                 return Step::End(Ending::Reset);
             }
             connecting.attempts.fail(&upstream, failure, context.core.now);
-            context.core.stats.tcp_retries.add(1);
         }
         context.core.stats.tcp_all_endpoints_failed.add(1);
         tracing::debug!(service = %connecting.attempts.selection().service_port().name(), "no endpoint answers");
@@ -241,7 +236,6 @@ impl Session {
         if let Some((peer, upstream)) = connecting.current.take() {
             socket::close(peer.stream, Ending::Reset);
             connecting.attempts.fail(&upstream, failure, context.core.now);
-            context.core.stats.tcp_retries.add(1);
         }
         self.attempt(context)
     }
