@@ -54,52 +54,93 @@ mod tests {
 
     use super::*;
 
-    fn slice(name: &str, port: u16, endpoints: Vec<Endpoint>) -> (Arc<str>, EndpointSlice) {
-        let slice = EndpointSlice {
+    /// Slices separated by `|`, each `[family] port-name:number[/UDP] endpoint...`; endpoint
+    /// `ADDRESS[!][-][@node]` where `!` is terminating and `-` not ready.
+    fn parse(text: &str) -> Slices {
+        let slices = text.split('|').filter(|slice| !slice.trim().is_empty());
+        (0..).zip(slices).map(|(n, slice): (u32, _)| parse_slice(&format!("web-{n}"), slice)).collect()
+    }
+
+    fn parse_slice(name: &str, text: &str) -> (Arc<str>, EndpointSlice) {
+        let mut slice = EndpointSlice {
             name: ObjectName::new("default", name),
             service: ObjectName::new("default", "web"),
             family: Family::V4,
-            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, number: port }],
-            endpoints,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
         };
+        for word in text.split_whitespace() {
+            if word == "IPv6" {
+                slice.family = Family::V6;
+            } else if let Some((name, number)) = word.split_once('=') {
+                let (number, protocol) = match number.strip_suffix("/UDP") {
+                    Some(number) => (number, Protocol::Udp),
+                    None => (number, Protocol::Tcp),
+                };
+                let number = number.parse().unwrap();
+                slice.ports.push(SlicePort { name: name.into(), protocol, number });
+            } else {
+                let (word, node) =
+                    word.split_once('@').map_or((word, None), |(word, node)| (word, Some(node)));
+                slice.endpoints.push(Endpoint {
+                    ready: !word.contains('-'),
+                    terminating: word.contains('!'),
+                    node: node.map(Into::into),
+                    ..Endpoint::ready(word.trim_end_matches(['!', '-']).parse().unwrap())
+                });
+            }
+        }
         (name.into(), slice)
     }
 
-    fn ready(n: u8) -> Endpoint {
-        Endpoint::ready([10, 0, 0, n].into())
-    }
-
-    fn addresses(slices: &Slices) -> Vec<String> {
-        let merged = merge(slices, "http", Protocol::Tcp, Family::V4, "here");
-        merged
-            .iter()
-            .map(|c| format!("{}{}", c.address, if c.endpoint.terminating { "!" } else { "" }))
-            .collect()
-    }
+    /// Name of the case, slices, endpoints of port `http` over TCP and IPv4, seen from `here`.
+    #[rustfmt::skip]
+    const CASES: &[(&str, &str, &[&str])] = &[
+        ("no slices",                                  "", &[]),
+        ("one slice",                                  "http=80 10.0.0.1 10.0.0.2", &["10.0.0.1:80", "10.0.0.2:80"]),
+        ("sorted by address",                          "http=80 10.0.0.2 10.0.0.1", &["10.0.0.1:80", "10.0.0.2:80"]),
+        ("two slices",                                 "http=80 10.0.0.1 | http=80 10.0.0.2", &["10.0.0.1:80", "10.0.0.2:80"]),
+        ("slices may have different port numbers",     "http=80 10.0.0.1 | http=8080 10.0.0.2", &["10.0.0.1:80", "10.0.0.2:8080"]),
+        ("one address with two numbers is two",        "http=80 10.0.0.1 | http=8080 10.0.0.1", &["10.0.0.1:80", "10.0.0.1:8080"]),
+        ("a port twice in one slice",                  "http=80 http=81 10.0.0.1", &["10.0.0.1:80", "10.0.0.1:81"]),
+        ("other port names do not join",               "https=80 10.0.0.1 | =80 10.0.0.2", &[]),
+        ("other protocols do not join",                "http=80/UDP 10.0.0.1", &[]),
+        ("other families do not join",                 "IPv6 http=80 fd00::1", &[]),
+        ("a slice without ports adds none",            "10.0.0.1", &[]),
+        ("the same twice in one slice is one",         "http=80 10.0.0.1 10.0.0.1", &["10.0.0.1:80"]),
+        ("the same in two slices is one",              "http=80 10.0.0.1 | http=80 10.0.0.1", &["10.0.0.1:80"]),
+        ("moving: the non-terminating one wins",       "http=80 10.0.0.1!- | http=80 10.0.0.1", &["10.0.0.1:80"]),
+        ("moving, the other way round",                "http=80 10.0.0.1 | http=80 10.0.0.1!-", &["10.0.0.1:80"]),
+        ("moving within a slice",                      "http=80 10.0.0.1!- 10.0.0.1", &["10.0.0.1:80"]),
+        ("non-terminating wins though it is not ready","http=80 10.0.0.1! | http=80 10.0.0.1-", &["10.0.0.1:80 not ready"]),
+        ("the ready one wins",                         "http=80 10.0.0.1- | http=80 10.0.0.1", &["10.0.0.1:80"]),
+        ("the local one wins",                         "http=80 10.0.0.1@there | http=80 10.0.0.1@here", &["10.0.0.1:80 on here"]),
+        ("the local one wins, the other way round",    "http=80 10.0.0.1@here | http=80 10.0.0.1", &["10.0.0.1:80 on here"]),
+        ("ready elsewhere wins over not ready here",   "http=80 10.0.0.1-@here | http=80 10.0.0.1@there", &["10.0.0.1:80 on there"]),
+    ];
 
     #[test]
-    fn slices_may_have_different_port_numbers() {
-        let slices = Slices::from([slice("a", 80, vec![ready(1)]), slice("b", 8080, vec![ready(2)])]);
-        assert_eq!(addresses(&slices), ["10.0.0.1:80", "10.0.0.2:8080"]);
-    }
-
-    #[test]
-    fn a_moving_endpoint_is_present_once_and_the_non_terminating_one_wins() {
-        let leaving = Endpoint { ready: false, terminating: true, ..ready(1) };
-        for slices in [
-            Slices::from([slice("a", 80, vec![leaving.clone()]), slice("b", 80, vec![ready(1)])]),
-            Slices::from([slice("a", 80, vec![ready(1)]), slice("b", 80, vec![leaving.clone()])]),
-            Slices::from([slice("a", 80, vec![leaving, ready(1), ready(1)])]),
-        ] {
-            assert_eq!(addresses(&slices), ["10.0.0.1:80"]);
+    fn cases() {
+        for (name, slices, wanted) in CASES {
+            let slices = parse(slices);
+            let got: Vec<String> = merge(&slices, "http", Protocol::Tcp, Family::V4, "here")
+                .iter()
+                .map(|candidate| {
+                    let Endpoint { ready, terminating, node, .. } = candidate.endpoint;
+                    let ready = if *ready { "" } else { " not ready" };
+                    let terminating = if *terminating { " terminating" } else { "" };
+                    let node = node.as_ref().map_or(String::new(), |node| format!(" on {node}"));
+                    format!("{}{ready}{terminating}{node}", candidate.address)
+                })
+                .collect();
+            assert_eq!(got, *wanted, "{name}");
         }
     }
 
     #[test]
-    fn other_names_protocols_and_families_do_not_join() {
-        let slices = Slices::from([slice("a", 80, vec![ready(1)])]);
-        assert!(merge(&slices, "", Protocol::Tcp, Family::V4, "here").is_empty());
-        assert!(merge(&slices, "http", Protocol::Udp, Family::V4, "here").is_empty());
-        assert!(merge(&slices, "http", Protocol::Tcp, Family::V6, "here").is_empty());
+    fn the_unnamed_port_joins_the_unnamed_port() {
+        let slices = parse("=80 10.0.0.1 | http=80 10.0.0.2");
+        let merged = merge(&slices, "", Protocol::Tcp, Family::V4, "here");
+        assert_eq!(merged.iter().map(|c| c.address.to_string()).collect::<Vec<_>>(), ["10.0.0.1:80"]);
     }
 }

@@ -153,6 +153,43 @@ fn the_capture_is_told_the_sources_that_a_load_balancer_address_admits_and_when_
 }
 
 #[test]
+fn source_ranges_follow_the_nodes_address_wherever_node_ports_are_served() {
+    let listed = NodePortAddresses::Listed(vec![[192, 0, 2, 1].into()]);
+    let mut writer = Writer::new(WriterConfig { node_port_addresses: listed, ..WriterConfig::new("here") });
+    let mut web = service("web", 1, WEB);
+    web.load_balancer_ips = vec![[203, 0, 113, 1].into()];
+    web.source_ranges = Some(vec!["192.0.2.0/24".parse().unwrap()]);
+    let node = |ip: [u8; 4]| Node {
+        name: "here".into(),
+        zone: None,
+        addresses: vec![ip.into()],
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    step(&mut writer, [apply(web), apply(node([192, 0, 2, 1]))]);
+    let plan = step(&mut writer, [apply(node([192, 0, 3, 1]))]);
+    let sources = plan.offer[0].allowed_sources.as_ref().unwrap();
+    assert_eq!(sources.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.0/24"]);
+}
+
+#[test]
+fn node_ports_move_with_the_addresses_of_the_node() {
+    let mut writer = writer();
+    let mut web = service("web", 1, WEB);
+    web.ports[0].node_port = Some(30_080);
+    step(&mut writer, [apply(web)]);
+    let listed = |ip: [u8; 4]| NodePortAddresses::Listed(vec![ip.into(), [127, 0, 0, 1].into()]);
+    let addresses =
+        |states: &[FrontendState]| states.iter().map(|s| s.frontend.to_string()).collect::<Vec<_>>();
+    writer.set_node_port_addresses(listed([192, 0, 2, 1]));
+    assert_eq!(addresses(&step(&mut writer, []).offer), ["192.0.2.1:30080/TCP"]);
+    writer.set_node_port_addresses(listed([192, 0, 2, 2]));
+    let plan = step(&mut writer, []);
+    assert_eq!(addresses(&plan.withdraw), ["192.0.2.1:30080/TCP"]);
+    assert_eq!(addresses(&plan.offer), ["192.0.2.2:30080/TCP"]);
+}
+
+#[test]
 fn the_halves_of_a_dual_stack_service_are_served_apart() {
     let mut writer = writer();
     let mut web = service("web", 1, WEB);

@@ -65,6 +65,22 @@ fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
 }
 
 #[test]
+fn affinity_does_not_carry_a_client_past_the_policy() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| {
+        web.affinity = Some(Duration::from_secs(100));
+        web.external_policy = TrafficPolicy::Local;
+    });
+    let mut mixed = slice("web-a", "web", &[1, 2, 3]);
+    mixed.endpoints[2].node = Some("here".into());
+    writer.apply(apply(mixed));
+    let client = Client { origin: Origin::Outside, ..from(1) };
+    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 1, "policy Cluster");
+    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), client, now).1), 3, "policy Local");
+    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 3, "and stays where it moved");
+}
+
+#[test]
 fn affinity_that_is_switched_off_is_forgotten() {
     let now = Instant::now();
     let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
@@ -136,6 +152,22 @@ fn least_connections_counts_those_under_way() {
     let leases: Vec<_> = open.into_iter().chain(picks).map(|(s, u)| s.connected(&u, now)).collect();
     assert!(leases.iter().all(|lease| lease.stats().connecting.load(Ordering::Relaxed) == 0));
     assert!(leases.iter().all(|lease| lease.stats().active.load(Ordering::Relaxed) == 2));
+}
+
+#[test]
+fn an_attempt_that_failed_is_under_way_no_more() {
+    let now = Instant::now();
+    let (_writer, mut reader) =
+        scene(|web| _ = web.annotations.insert("balance".into(), "least-connections".into()));
+    let connecting = |upstream: &Upstream| upstream.stats().connecting.load(Ordering::Relaxed);
+    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
+    assert_eq!(connecting(&first), 1);
+    selection.fail(&first, now);
+    assert_eq!(connecting(&first), 0);
+    let second = selection.next(now).unwrap();
+    assert_eq!((connecting(&first), connecting(&second)), (0, 1));
+    drop(selection);
+    assert_eq!(connecting(&second), 0);
 }
 
 #[test]
