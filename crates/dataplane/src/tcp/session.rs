@@ -221,11 +221,11 @@ impl Session {
     /// The socket under way has something to say: connected, or failed.
     fn check_connect(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
-        let Some((peer, _)) = &connecting.current else { return Step::Wait };
+        let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
         let failure = match peer.stream.take_error() {
             Ok(Some(error)) | Err(error) => Failure::of(&error),
             Ok(None) if !peer.writable => return Step::Wait,
-            Ok(None) if socket::is_self_connected(&peer.stream) => Failure::Refused,
+            Ok(None) if socket::is_self_connected(&peer.stream, upstream.address()) => Failure::Refused,
             Ok(None) => return self.connected(context),
         };
         self.attempt_failed(failure, context)

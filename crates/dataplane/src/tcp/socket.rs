@@ -73,8 +73,8 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// Whether the kernel connected a socket to itself: it can when the destination is a local port that
 /// nobody listens on and that is the very one it picked as the source.
-pub(crate) fn is_self_connected(stream: &TcpStream) -> bool {
-    matches!((stream.local_addr(), stream.peer_addr()), (Ok(local), Ok(peer)) if local == peer)
+pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr) -> bool {
+    stream.local_addr().is_ok_and(|local| local == destination)
 }
 
 /// Whether everything that was written has reached the peer's kernel.
