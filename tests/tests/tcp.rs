@@ -119,6 +119,52 @@ fn ten_thousand_short_connections_are_exactly_even_and_without_an_error() {
 }
 
 #[test]
+fn without_a_pipe_to_be_had_bulk_is_copied_and_arrives_all_the_same() {
+    const BYTES: usize = 32 << 20;
+    let backend = Backend::echo();
+    // Enough descriptors for the session alone.
+    let config = Config { workers: 1, descriptors: 2, ..World::CONFIG };
+    let world = World::with_config(Protocol::Tcp, &[backend.address], config);
+    let client = connect(&world);
+    let (sent, received) = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| send_random(&client, 4, BYTES));
+        let received = receive_all(&client);
+        (sender.join().unwrap(), received)
+    });
+    assert_eq!(received, (BYTES, sent));
+    let stats = world.proxy.stats();
+    assert_eq!((stats.bytes_spliced, stats.bytes_copied), (0, 2 * BYTES as u64));
+    assert!(stats.pipe_fallbacks > 0);
+}
+
+#[test]
+fn bulk_does_not_starve_small_exchanges_of_the_same_worker() {
+    let bulk = Backend::tcp(|mut stream| {
+        let chunk = vec![0; 1 << 20];
+        loop {
+            stream.write_all(&chunk)?;
+        }
+    });
+    let echo = Backend::echo();
+    let config = Config { workers: 1, ..World::CONFIG };
+    let mut world = World::with_config(Protocol::Tcp, &[bulk.address], config);
+    let echo = world.add_service("echo", &[echo.address]);
+    let mut bulk = connect(&world);
+    let reader = std::thread::spawn(move || while bulk.read(&mut vec![0; 1 << 20]).is_ok_and(|n| n > 0) {});
+    wait::until("bulk is under way", || world.proxy.stats().bytes_spliced > 100 << 20);
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(echo).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    let before = world.proxy.stats().bytes_spliced;
+    wait::until("bulk still is under way", || world.proxy.stats().bytes_spliced > before + (10 << 20));
+    drop(world);
+    reader.join().unwrap();
+}
+
+#[test]
 fn small_exchanges_are_copied_and_use_no_pipe() {
     let backend = Backend::echo();
     let world = World::new(Protocol::Tcp, &[backend.address]);

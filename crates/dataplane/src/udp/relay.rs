@@ -70,7 +70,7 @@ struct Link {
 
 impl Link {
     fn is_valid(flow: &Flow<Self>) -> bool {
-        flow.upstream.lease.is_serving() && flow.upstream.route.is_live()
+        flow.upstream.route.keeps_flow(&flow.upstream.lease)
     }
 }
 
@@ -151,7 +151,7 @@ impl UdpRelay {
                 Ok(_) => self.state.return_replies(id, &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
-                Err(_) => return self.state.end(id, core),
+                Err(_) => return self.state.refused(id, core),
             }
         }
         self.ready.push_back(Ready::Flow(id));
@@ -258,7 +258,7 @@ impl State {
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
         if !refused.is_empty() {
-            self.end(id, core);
+            self.refused(id, core);
         }
         refused
     }
@@ -316,10 +316,19 @@ impl State {
         let Some(frontend) = frontend.filter(|_| Link::is_valid(flow)) else { return self.end(id, core) };
         let mut failed = 0;
         let sent = replies.send(&frontend.socket, |_, _| failed += 1);
+        flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
+    }
+
+    /// Ends a flow whose endpoint cannot be reached.
+    fn refused(&mut self, id: FlowId, core: &Core) {
+        if let Some(flow) = self.flows.flow(id) {
+            flow.upstream.lease.refused(core.now);
+        }
+        self.end(id, core);
     }
 
     fn end(&mut self, id: FlowId, core: &Core) {
