@@ -21,7 +21,10 @@
 //! # }
 //! ```
 //!
-//! Not served: other resources, server-side apply, dry runs, protobuf, authorisation.
+//! `kubectl` can `get` (with `-w`), `create -f`, `replace`, `patch`, `apply`, `label`, `describe` and
+//! `delete` without extra flags: the OpenAPI documents are empty, so it leaves validation to the
+//! server. Not served: other resources, server-side apply, dry runs, authorisation, and protobuf,
+//! which newer versions send for `kubectl create service`.
 //!
 //! It runs on the caller's tokio runtime: a task accepts, each connection and each watch is a task.
 //! One lock guards the objects and is never held across a wait.
@@ -31,6 +34,7 @@ mod auth;
 mod body;
 mod builder;
 mod counters;
+mod decode;
 mod discovery;
 mod faults;
 mod listener;
@@ -51,12 +55,14 @@ mod store;
 mod table;
 mod tls;
 mod validation;
-mod watch;
+mod watching;
 mod writes;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 pub use builder::Builder;
 pub use counters::{Counters, Verb};
@@ -70,19 +76,27 @@ use auth::Authentication;
 use registry::Registry;
 use tls::Certificates;
 
-/// What all connections share.
+/// What all connections to one server share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     address: SocketAddr,
     config: Config,
-    registry: Mutex<Registry>,
+    cluster: Arc<Cluster>,
     faults: Arc<Faults>,
-    counters: Arc<tokio::sync::watch::Sender<Counters>>,
+    counters: Arc<watch::Sender<Counters>>,
+    /// Changes when all connections are to be dropped.
+    connection_drops: watch::Sender<()>,
+}
+
+/// What all servers of one cluster share.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    registry: Mutex<Registry>,
     authentication: Authentication,
     /// `None` without TLS.
     certificates: Option<Arc<Certificates>>,
-    /// Changes when all connections are to be dropped.
-    connection_drops: tokio::sync::watch::Sender<()>,
+    /// Changes whenever a watch should look again.
+    tick: Arc<watch::Sender<()>>,
 }
 
 /// What does not change while the server runs.
@@ -93,14 +107,20 @@ pub(crate) struct Config {
 }
 
 impl Shared {
+    fn new(address: SocketAddr, config: Config, cluster: Arc<Cluster>) -> Arc<Self> {
+        let faults = Arc::new(Faults::new(Arc::clone(&cluster.tick)));
+        let (counters, connection_drops) = Default::default();
+        Arc::new(Self { address, config, cluster, faults, counters, connection_drops })
+    }
+
     fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cluster.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes, and lets the watches know.
     fn write<T>(&self, write: impl FnOnce(&mut Registry) -> T) -> T {
         let written = write(&mut self.registry());
-        self.faults.wake();
+        self.cluster.tick.send_modify(|()| {});
         written
     }
 }

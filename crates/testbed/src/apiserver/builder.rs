@@ -13,7 +13,7 @@ use super::listener::{self, Running};
 use super::registry::Registry;
 use super::server::Apiserver;
 use super::tls::Certificates;
-use super::{Config, Shared};
+use super::{Cluster, Config, Shared};
 
 /// Changes that the history holds, unless told otherwise: a load of 10,000 Services with a slice
 /// each fits, so that watches live through it.
@@ -156,16 +156,14 @@ impl Builder {
             .map(|certificates| certificates.server_config(self.http2))
             .transpose()?
             .map(Arc::new);
-        let shared = Arc::new(Shared {
-            address,
-            config: Config { bookmark_interval: self.bookmark_interval, watch_timeout: self.watch_timeout },
+        let config = Config { bookmark_interval: self.bookmark_interval, watch_timeout: self.watch_timeout };
+        let cluster = Cluster {
             registry: Mutex::new(Registry::new(self.history, &self.service_cidrs, self.node_ports.clone())),
-            faults: Arc::default(),
-            counters: Arc::default(),
             authentication: Authentication::new(self.credentials.clone(), self.client_certificates),
             certificates,
-            connection_drops: tokio::sync::watch::Sender::default(),
-        });
+            tick: Arc::default(),
+        };
+        let shared = Shared::new(address, config, Arc::new(cluster));
         let running = Running::start(socket, &shared, tls.clone()).with_context(context)?;
         Ok(Apiserver::new(shared, tls, running))
     }

@@ -2,7 +2,7 @@
 //! or taken back.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -91,7 +91,7 @@ pub(crate) struct Throttle {
 pub struct Faults {
     plan: Mutex<Plan>,
     /// Changes whenever a watch should look again: a fault, or a write.
-    tick: watch::Sender<()>,
+    tick: Arc<watch::Sender<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -124,6 +124,11 @@ pub(crate) struct WatchFaults {
 }
 
 impl Faults {
+    /// Wakes watches through `tick`.
+    pub(crate) fn new(tick: Arc<watch::Sender<()>>) -> Self {
+        Self { plan: Mutex::default(), tick }
+    }
+
     /// The next `times` requests that match fail. Failures for the same requests are used up one
     /// after the other.
     pub fn fail(&self, target: Target, failure: Failure, times: usize) {
@@ -140,7 +145,8 @@ impl Faults {
         self.change(|plan| plan.orders.close += 1);
     }
 
-    /// Cuts the watch that sends the next event for a target after so many bytes of that event.
+    /// Cuts the watch that sends the next event for a target after so many bytes of that event. Over
+    /// HTTP/1.1 they arrive; over HTTP/2 the reset of the stream may overtake them.
     pub fn cut_next_event(&self, target: Target, after_bytes: usize) {
         self.change(|plan| plan.cut_events.push((target, after_bytes)));
     }
@@ -175,7 +181,7 @@ impl Faults {
         self.change(|plan| plan.throttle = None);
     }
 
-    /// Ends [`Faults::hold`].
+    /// Ends [`Apiserver::hold`](super::Apiserver::hold).
     pub fn release(&self, resource: Resource) {
         self.change(|plan| {
             plan.held.remove(&resource);
@@ -196,11 +202,6 @@ impl Faults {
 
     pub(crate) fn order_bookmarks(&self) {
         self.change(|plan| plan.orders.bookmark += 1);
-    }
-
-    /// Wakes all watches.
-    pub(crate) fn wake(&self) {
-        self.tick.send_modify(|()| {});
     }
 
     pub(crate) fn ticks(&self) -> watch::Receiver<()> {
@@ -260,7 +261,7 @@ impl Faults {
 
     fn change(&self, change: impl FnOnce(&mut Plan)) {
         change(&mut self.lock());
-        self.wake();
+        self.tick.send_modify(|()| {});
     }
 
     fn lock(&self) -> MutexGuard<'_, Plan> {

@@ -94,7 +94,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, tls: Option<Arc<ServerCon
         Ok(stream) => {
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let certificate =
-                shared.certificates.as_ref().is_some_and(|certificates| certificates.accepts(chain));
+                shared.cluster.certificates.as_ref().is_some_and(|certificates| certificates.accepts(chain));
             serve_http(stream, shared, certificate).await;
         }
         Err(error) => debug!(%error, "no TLS with this client"),

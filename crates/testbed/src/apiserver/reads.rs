@@ -16,7 +16,7 @@ use super::selector::Scope;
 use super::status::Status;
 use super::store::{Page, Store};
 use super::table::{Include, table};
-use super::watch::Watch;
+use super::watching::Watch;
 
 /// One object.
 pub(crate) fn get(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {

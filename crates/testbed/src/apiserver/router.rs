@@ -44,7 +44,7 @@ pub(crate) async fn handle(
         return fail(&shared, failure, of, path.as_ref()).await;
     }
     let authorization = header(&parts, &AUTHORIZATION);
-    if !is_public(parts.uri.path()) && !shared.authentication.accepts(authorization, certificate) {
+    if !is_public(parts.uri.path()) && !shared.cluster.authentication.accepts(authorization, certificate) {
         return Ok(refuse(&shared, &Status::unauthorized()));
     }
     let answer = match (path, verb) {

@@ -50,6 +50,20 @@ impl Apiserver {
         Self { shared, tls, state: Mutex::new(State::Up(running)) }
     }
 
+    /// Another server of the same cluster, as in a control plane of several: the same objects,
+    /// certificates and credentials, on a free port of the same address. It has faults and counters
+    /// of its own.
+    ///
+    /// # Errors
+    /// There is no free port.
+    pub fn replica(&self) -> Result<Self> {
+        let socket = reserve((self.shared.address.ip(), 0).into()).context("finding a free port")?;
+        let address = socket.local_addr().context("finding a free port")?;
+        let shared = Shared::new(address, self.shared.config, Arc::clone(&self.shared.cluster));
+        let running = Running::start(socket, &shared, self.tls.clone()).context("listening")?;
+        Ok(Self::new(shared, self.tls.clone(), running))
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
@@ -63,7 +77,12 @@ impl Apiserver {
 
     /// The certificate of the authority that clients are to trust now; empty without TLS.
     pub fn ca_pem(&self) -> String {
-        self.shared.certificates.as_ref().map(|certificates| certificates.ca_pem()).unwrap_or_default()
+        self.shared
+            .cluster
+            .certificates
+            .as_ref()
+            .map(|certificates| certificates.ca_pem())
+            .unwrap_or_default()
     }
 
     /// A certificate for a client, signed by the authority that the server trusts.
@@ -85,17 +104,18 @@ impl Apiserver {
             cluster["certificate-authority-data"] = BASE64_STANDARD.encode(self.ca_pem()).into();
         }
         let mut user = json!({});
-        match self.shared.authentication.credential() {
+        match self.shared.cluster.authentication.credential() {
             Some(Credential::Token(token)) => user["token"] = token.into(),
             Some(Credential::Password { user: name, password }) => {
                 user = json!({ "username": name, "password": password });
             }
-            None if self.shared.authentication.asks_for_certificates() => {
+            None if self.shared.cluster.authentication.asks_for_certificates() => {
                 let identity = self.client_identity(Validity::Valid)?;
                 user["client-certificate-data"] = BASE64_STANDARD.encode(identity.certificate_pem).into();
                 user["client-key-data"] = BASE64_STANDARD.encode(identity.key_pem).into();
             }
-            None => {}
+            // Without anything, kubectl asks for a user name on its standard input.
+            None => user["token"] = "not-needed".into(),
         }
         let context = json!({ "cluster": "testbed", "user": "testbed", "namespace": "default" });
         let config = json!({
@@ -207,7 +227,7 @@ impl Apiserver {
 
     /// The only tokens that are accepted from now on, of a server that asks for tokens.
     pub fn replace_tokens(&self, tokens: &[&str]) {
-        self.shared.authentication.replace_tokens(tokens);
+        self.shared.cluster.authentication.replace_tokens(tokens);
     }
 
     /// Serves a new certificate of the same authority to new connections.
@@ -270,7 +290,7 @@ impl Apiserver {
     }
 
     fn certificates(&self) -> Result<&Arc<Certificates>> {
-        self.shared.certificates.as_ref().context("this server has no TLS: leave plain_http() out")
+        self.shared.cluster.certificates.as_ref().context("this server has no TLS: leave plain_http() out")
     }
 }
 

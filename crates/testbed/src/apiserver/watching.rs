@@ -65,9 +65,6 @@ enum Step {
 
 impl Watch {
     /// Starts at what `query` says. The objects are looked at now, sent later.
-    ///
-    /// # Errors
-    /// 410, if that is how it is to be told.
     pub(crate) fn start(
         shared: &Arc<Shared>,
         resource: Resource,
