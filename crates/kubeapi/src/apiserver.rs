@@ -1,0 +1,124 @@
+//! Services, EndpointSlices, this Node and ServiceCIDRs as an apiserver has them, followed.
+//!
+//! ```text
+//!  config ─► access ─► transport ─► follow ─┐
+//!  (flags,   (files     (servers,   (list,  ├─► collect ─► batches of changes
+//!   files)    read)      401, TLS)   watch) ┘
+//! ```
+//!
+//! * [`Config`]: where the apiserver is and how to talk to it. [`ApiserverSource::start`] says what is wrong
+//!   with it; everything that may pass by itself is retried, and reported by [`Health`].
+//! * One task per resource lists and watches it; each object becomes the compact model at once, and only
+//!   names are kept, to know after another list what is gone.
+//! * Nothing is handed over before Services and EndpointSlices are listed in full.
+//!
+//! The requests are few and plain (list, watch), so they are made with reqwest directly: a kube client and
+//! watcher on top of it would have to be wrapped for each of 410 at the start of a watch, `Retry-After`,
+//! silence, several apiservers, one bad object in a list, and credentials that change.
+//!
+//! Runs on the caller's tokio runtime; nothing in it blocks but reading small files, which has threads of
+//! its own.
+
+mod access;
+mod backoff;
+mod client;
+mod collect;
+mod config;
+mod decode;
+mod exec;
+mod follow;
+mod health;
+mod kubeconfig;
+mod lines;
+mod reason;
+mod resource;
+mod transport;
+
+use std::sync::Arc;
+
+use reqwest::Url;
+use sluice_model::{Change, Object};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+pub use config::{Config, ConfigError, Environment, Timing};
+pub use health::{Health, ResourceHealth};
+pub use reason::Reason;
+pub use resource::Resource;
+
+use collect::collect;
+use follow::Follower;
+use transport::Transport;
+
+/// News of all resources that wait for the collector.
+const NEWS_IN_FLIGHT: usize = 16;
+/// Batches that wait for the receiver: the next one gathers meanwhile.
+const BATCHES_IN_FLIGHT: usize = 1;
+
+/// A running source; dropping it ends it.
+#[derive(Debug)]
+pub struct ApiserverSource {
+    health: Arc<Health>,
+    _tasks: JoinSet<()>,
+}
+
+impl ApiserverSource {
+    /// Starts to follow the cluster, on the current tokio runtime. Reads the files that `config` names,
+    /// and nothing else before it returns.
+    ///
+    /// The first batch is the whole cluster, as soon as it is known; it may be empty. All others are
+    /// changes, in order. A receiver that is slow gets larger batches.
+    ///
+    /// # Errors
+    /// The configuration cannot be used, whatever the apiserver may do.
+    pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Vec<Change>>), ConfigError> {
+        let transport = Arc::new(Transport::new(config.clone())?);
+        let health = Arc::new(Health::new());
+        let (news, receiver) = mpsc::channel(NEWS_IN_FLIGHT);
+        let (batches, output) = mpsc::channel(BATCHES_IN_FLIGHT);
+        let mut tasks = JoinSet::new();
+        for resource in Resource::ALL {
+            let follower = Follower::new(
+                resource,
+                config.node.clone(),
+                config.timing.clone(),
+                Arc::clone(&transport),
+                Arc::clone(&health),
+                news.clone(),
+            );
+            tasks.spawn(follower.run());
+        }
+        let synced = Arc::clone(&health);
+        tasks.spawn(async move {
+            let servers = transport.servers().await;
+            let on_first = |changes: &[Change]| {
+                synced.set_synced();
+                warn_of_circle(&servers, changes);
+            };
+            collect(receiver, batches, on_first).await;
+        });
+        Ok((Self { health, _tasks: tasks }, output))
+    }
+
+    /// How it is doing.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+}
+
+/// Warns if the apiserver's address is one that only works while somebody serves it.
+fn warn_of_circle(servers: &[Url], changes: &[Change]) {
+    let cluster_ips = changes.iter().filter_map(|change| match change {
+        Change::Apply(Object::Service(service)) => Some(&service.cluster_ips),
+        _ => None,
+    });
+    let hosts: Vec<_> =
+        servers.iter().filter_map(Url::host_str).map(|host| host.trim_matches(['[', ']'])).collect();
+    let circle = cluster_ips.flatten().find(|address| hosts.iter().any(|host| host.parse() == Ok(**address)));
+    if let Some(address) = circle {
+        tracing::warn!(
+            "the apiserver's address {address} is that of a Service, which this agent is to provide: after a \
+             restart of the node there may be nobody else to do so; give the apiserver's own address with --master"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! The HTTP client: which certificates it trusts, and which it shows.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Certificate, Client, Identity as ClientIdentity, Proxy, Url};
+
+use super::access::{Access, Identity, Secret, Trust};
+use super::config::ConfigError;
+
+const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
+
+/// How long a connection may take, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that is gone without a word is noticed within 45 s, as client-go does it: HTTP/2 pings,
+/// and the same by TCP for HTTP/1.1.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// An apiserver, and the client that reaches it.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    /// As it is configured.
+    pub(super) url: Url,
+    /// As it is in requests: with the name that the certificate is for.
+    pub(super) base: Url,
+    pub(super) http: Client,
+}
+
+/// Clients for all apiservers, in their order. `identity` wins over the configured one.
+pub(super) fn build(access: &Access, identity: Option<&Identity>) -> Result<Vec<Server>, ConfigError> {
+    access.servers.iter().map(|url| build_one(access, identity, url)).collect()
+}
+
+fn build_one(access: &Access, identity: Option<&Identity>, url: &Url) -> Result<Server, ConfigError> {
+    let tls = &access.tls;
+    let mut builder = Client::builder()
+        .user_agent(USER_AGENT)
+        // A redirect would take the credentials elsewhere; an apiserver sends none for what we ask.
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(KEEP_ALIVE)
+        .tcp_user_timeout(KEEP_ALIVE + KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_while_idle(true);
+    let mut base = url.clone();
+    if let (Some(name), "https") = (&tls.server_name, url.scheme()) {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        base.set_host(Some(name)).map_err(|error| {
+            let what = format!("{name:?} is not a host name ({error})");
+            ConfigError::value("TLS", "tls-server-name", what, "write the DNS name in the certificate")
+        })?;
+        builder = builder.dns_resolver(Arc::new(Elsewhere { host }));
+    }
+    builder = match &tls.trust {
+        Trust::System => builder,
+        Trust::Authorities(pem) => builder.tls_certs_only(authorities(pem)?),
+        Trust::Anything => builder.tls_danger_accept_invalid_certs(true),
+    };
+    builder = match &tls.proxy {
+        // The proxies of the environment are for the internet.
+        None => builder.no_proxy(),
+        Some(proxy) => {
+            let proxy = Proxy::all(proxy.clone()).map_err(|error| wrong("proxy-url", &error))?;
+            builder.proxy(proxy)
+        }
+    };
+    if let Some(Identity { certificate, key: Secret(key) }) = identity.or(tls.identity.as_ref()) {
+        let pem = [certificate.as_slice(), b"\n", key].concat();
+        let identity = ClientIdentity::from_pem(&pem).map_err(|error| wrong("client certificate", &error))?;
+        builder = builder.identity(identity);
+    }
+    let http = builder.build().map_err(|error| wrong("client certificate and CA", &error))?;
+    Ok(Server { url: url.clone(), base, http })
+}
+
+fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, ConfigError> {
+    let certificates =
+        Certificate::from_pem_bundle(pem).map_err(|error| wrong("certificate authority", &error))?;
+    if certificates.is_empty() {
+        let (field, mend) = ("certificate authority", "write certificates in the PEM format");
+        return Err(ConfigError::value("TLS", field, "it holds no certificate", mend));
+    }
+    Ok(certificates)
+}
+
+fn wrong(field: &str, error: &reqwest::Error) -> ConfigError {
+    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    ConfigError::value(
+        "TLS",
+        field,
+        cause,
+        "check that certificate and key are whole, PEM, and belong together",
+    )
+}
+
+/// Finds every name at one host: the apiserver's, whatever its certificate calls it.
+#[derive(Debug)]
+struct Elsewhere {
+    host: String,
+}
+
+impl Resolve for Elsewhere {
+    fn resolve(&self, _: Name) -> Resolving {
+        let host = self.host.clone();
+        Box::pin(async move {
+            // The port comes from the URL.
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
+            let found: Addrs = Box::new(found.into_iter());
+            Ok(found)
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! How the apiserver is to be reached: what the command line and the environment say.
+//!
+//! Which of them counts:
+//! 1. `--kubeconfig FILE`, or else the files of `KUBECONFIG`; of each name the first file's entry.
+//! 2. Otherwise the service account of the pod that the agent runs in.
+//! 3. `--master URL`, which may be given several times, replaces the address in either of these, and
+//!    is enough alone where the apiserver asks for no credentials.
+//!
+//! In a pod the address is `KUBERNETES_SERVICE_HOST`, which kubelet sets to the cluster IP of the Service
+//! `kubernetes`: an address that it takes a node proxy to reach. An agent that provides that address must
+//! not need it, so give it a direct one: `--master https://10.0.0.2:6443`, a kubeconfig, or
+//! `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` set in the pod's manifest.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::access::{Access, Auth, Secret, Tls, Trust};
+use super::kubeconfig;
+
+/// Where kubelet puts a pod's credentials.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// What to watch and how to get there.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node's name, as the cluster has it.
+    pub node: String,
+    /// `--kubeconfig`.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--context`: instead of the kubeconfig's `current-context`.
+    pub context: Option<String>,
+    /// `--master`: addresses of apiservers of one cluster, in order of preference.
+    pub masters: Vec<String>,
+    /// What the process was started with.
+    pub environment: Environment,
+    /// Intervals and limits.
+    pub timing: Timing,
+}
+
+impl Config {
+    /// With nothing but the environment to go by.
+    pub fn new(node: impl Into<String>, environment: Environment) -> Self {
+        Self {
+            node: node.into(),
+            kubeconfig: None,
+            context: None,
+            masters: Vec::new(),
+            environment,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// What of the process's environment counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// The files of `KUBECONFIG`.
+    pub kubeconfig: Vec<PathBuf>,
+    /// `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
+    pub service: Option<(String, String)>,
+    /// The directory with `token` and `ca.crt`, if there is one.
+    pub service_account: Option<PathBuf>,
+}
+
+impl Environment {
+    /// That of this process.
+    pub fn of_process() -> Self {
+        let files = std::env::var_os("KUBECONFIG").unwrap_or_default();
+        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        let account = PathBuf::from(SERVICE_ACCOUNT);
+        Self {
+            kubeconfig: std::env::split_paths(&files).filter(|path| !path.as_os_str().is_empty()).collect(),
+            service: variable("KUBERNETES_SERVICE_HOST").zip(variable("KUBERNETES_SERVICE_PORT")),
+            service_account: account.is_dir().then_some(account),
+        }
+    }
+}
+
+/// Intervals and limits, with the values that suit a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// The shortest delay after a failure; it doubles with every failure in a row. 0.8 s, as client-go has.
+    pub backoff_min: Duration,
+    /// The longest delay. 30 s.
+    pub backoff_max: Duration,
+    /// How long to wait for an apiserver to answer, and for the next bytes of a list. 30 s.
+    pub answer: Duration,
+    /// A watch that says nothing for this long is started again. An apiserver sends a bookmark about every
+    /// minute on each watch that asks for them; 150 s are two that are missing, and some patience.
+    pub idle: Duration,
+    /// How long a watch is asked to last, and up to twice as long: 5 minutes, as client-go does, so that
+    /// watches spread over the apiservers again after one was down.
+    pub watch: Duration,
+    /// How often files with credentials and certificates are looked at, at most. 60 s; at once after a
+    /// 401 or a failed TLS handshake.
+    pub reload: Duration,
+    /// How long another apiserver than the first is used before the first is tried again. 5 minutes.
+    pub fail_back: Duration,
+    /// How often a resource that the cluster does not serve is looked for. 10 minutes.
+    pub absent: Duration,
+    /// Objects per page of a list. 500, as client-go has.
+    pub page: usize,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            backoff_min: Duration::from_millis(800),
+            backoff_max: Duration::from_secs(30),
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(150),
+            watch: Duration::from_secs(300),
+            reload: Duration::from_secs(60),
+            fail_back: Duration::from_secs(300),
+            absent: Duration::from_secs(600),
+            page: 500,
+        }
+    }
+}
+
+/// Why the apiserver cannot be reached as it is configured. No retry helps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing says where it is.
+    #[error(
+        "no apiserver to watch: give --kubeconfig FILE or --master URL, set KUBECONFIG, \
+         or run in a pod with a service account"
+    )]
+    Nothing,
+    /// A file cannot be read.
+    #[error("{}: {what}: {error}: name a file that exists and can be read", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it is for.
+        what: &'static str,
+        /// What the system says.
+        error: String,
+    },
+    /// A kubeconfig is not what one has to be.
+    #[error("kubeconfig {}{}: {what}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, where the parser knows it.
+        line: Option<u64>,
+        /// The field and what is wrong with it.
+        what: String,
+    },
+    /// The context does not exist.
+    #[error("{origin}: no context {context:?}: choose one with --context; there {known}")]
+    UnknownContext {
+        /// The files that were looked at.
+        origin: String,
+        /// The context that was asked for; empty for none.
+        context: String,
+        /// Which there are.
+        known: String,
+    },
+    /// A value is wrong.
+    #[error("{origin}: {field}: {what}: {mend}")]
+    Value {
+        /// The file, flag or variable.
+        origin: String,
+        /// The field in it.
+        field: String,
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        mend: String,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn value(origin: impl ToString, field: &str, what: impl ToString, mend: &str) -> Self {
+        let (origin, what) = (origin.to_string(), what.to_string());
+        Self::Value { origin, field: field.to_owned(), what, mend: mend.to_owned() }
+    }
+
+    pub(super) fn file(path: &Path, what: &'static str, error: &io::Error) -> Self {
+        Self::File { path: path.to_owned(), what, error: error.to_string() }
+    }
+}
+
+/// Reads all there is to read. Blocks on files.
+pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
+    let masters = config.masters.iter().map(|text| server("--master", "URL", text));
+    let masters = masters.collect::<Result<Vec<_>, _>>()?;
+    let files = match &config.kubeconfig {
+        Some(file) => std::slice::from_ref(file),
+        None => &config.environment.kubeconfig[..],
+    };
+    if !files.is_empty() {
+        // Of the files that KUBECONFIG lists not all have to exist, as to kubectl.
+        let must_exist = config.kubeconfig.is_some();
+        return kubeconfig::load(files, must_exist, config.context.as_deref(), masters);
+    }
+    if config.context.is_some() {
+        let mend = "give --kubeconfig FILE, too";
+        return Err(ConfigError::value("--context", "NAME", "there is no kubeconfig to choose from", mend));
+    }
+    match (&config.environment.service_account, &config.environment.service) {
+        // An unencrypted connection is one to something local, and no place for a token.
+        (Some(_), _) if masters.iter().any(|url| url.scheme() == "http") => Ok(anonymous(masters)),
+        (Some(account), _) if !masters.is_empty() => in_pod(account, masters),
+        (None, _) if !masters.is_empty() => Ok(anonymous(masters)),
+        (Some(account), Some((host, port))) => {
+            let host = match host.parse() {
+                Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
+                _ => host.clone(),
+            };
+            let url = server("KUBERNETES_SERVICE_HOST", "address", &format!("https://{host}:{port}"))?;
+            in_pod(account, vec![url])
+        }
+        _ => Err(ConfigError::Nothing),
+    }
+}
+
+fn anonymous(servers: Vec<Url>) -> Access {
+    Access { servers, tls: Tls::default(), auth: Auth::None }
+}
+
+fn in_pod(account: &Path, servers: Vec<Url>) -> Result<Access, ConfigError> {
+    let authorities = read(&account.join("ca.crt"), "the service account's certificate authority")?;
+    let token = token_file(&account.join("token"))?;
+    let tls = Tls { trust: Trust::Authorities(authorities), ..Tls::default() };
+    Ok(Access { servers, tls, auth: Auth::Token(token) })
+}
+
+pub(super) fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, ConfigError> {
+    fs::read(path).map_err(|error| ConfigError::file(path, what, &error))
+}
+
+/// A token, without the line end that editors add.
+pub(super) fn token_file(path: &Path) -> Result<Secret<String>, ConfigError> {
+    let bytes = read(path, "the token")?;
+    let token = String::from_utf8_lossy(&bytes).trim().to_owned();
+    if token.is_empty() || token.chars().any(|c| !c.is_ascii_graphic()) {
+        let mend = "write the bearer token into it and nothing else";
+        return Err(ConfigError::value(path.display(), "token", "the file holds none", mend));
+    }
+    Ok(Secret(token))
+}
+
+/// The base URL of an apiserver; its path ends in a slash.
+pub(super) fn server(origin: impl ToString, field: &str, text: &str) -> Result<Url, ConfigError> {
+    let wrong = |what: String| {
+        Err(ConfigError::value(origin.to_string(), field, what, "write one such as https://10.0.0.2:6443"))
+    };
+    // As kubectl reads an address without a scheme.
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let mut url = match Url::parse(&full) {
+        Ok(url) => url,
+        Err(error) => return wrong(format!("{text:?} is not a URL ({error})")),
+    };
+    if !matches!(url.scheme(), "https" | "http") {
+        return wrong(format!("{text:?} is neither https nor http"));
+    }
+    if url.host_str().is_none_or(str::is_empty) || url.query().is_some() || url.fragment().is_some() {
+        return wrong(format!("{text:?} is not the address of a server"));
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(masters: &[&str], environment: Environment) -> Config {
+        let masters = masters.iter().map(|&text| text.to_owned()).collect();
+        Config { masters, ..Config::new("node-1", environment) }
+    }
+
+    fn account() -> tempfile::TempDir {
+        let account = tempfile::tempdir().unwrap();
+        fs::write(account.path().join("token"), "secret\n").unwrap();
+        fs::write(account.path().join("ca.crt"), "PEM").unwrap();
+        account
+    }
+
+    fn servers(access: &Access) -> Vec<&str> {
+        access.servers.iter().map(Url::as_str).collect()
+    }
+
+    #[test]
+    fn nothing_to_go_by() {
+        let error = load(&config(&[], Environment::default())).unwrap_err();
+        assert!(error.to_string().contains("--kubeconfig FILE or --master URL"), "{error}");
+        let context = Config { context: Some("a".to_owned()), ..config(&[], Environment::default()) };
+        assert!(load(&context).unwrap_err().to_string().starts_with("--context"));
+    }
+
+    #[test]
+    fn in_a_pod_the_service_account_counts_and_a_direct_address_wins() {
+        let account = account();
+        let environment = Environment {
+            service: Some(("10.96.0.1".to_owned(), "443".to_owned())),
+            service_account: Some(account.path().to_owned()),
+            ..Environment::default()
+        };
+        let access = load(&config(&[], environment.clone())).unwrap();
+        assert_eq!(servers(&access), ["https://10.96.0.1/"]);
+        assert_eq!(access.auth, Auth::Token(Secret("secret".to_owned())));
+        assert_eq!(access.tls.trust, Trust::Authorities(b"PEM".to_vec()));
+        let direct = ["https://10.0.0.2:6443", "https://10.0.0.3:6443"];
+        let access = load(&config(&direct, environment.clone())).unwrap();
+        assert_eq!(servers(&access), ["https://10.0.0.2:6443/", "https://10.0.0.3:6443/"]);
+        assert_eq!(access.auth, Auth::Token(Secret("secret".to_owned())));
+        let local = load(&config(&["http://127.0.0.1:8080"], environment.clone())).unwrap();
+        assert_eq!(local.auth, Auth::None, "no token over an unencrypted connection");
+        let six = Some(("fd00::1".to_owned(), "443".to_owned()));
+        let access = load(&config(&[], Environment { service: six, ..environment })).unwrap();
+        assert_eq!(servers(&access), ["https://[fd00::1]/"]);
+    }
+
+    #[test]
+    fn an_incomplete_service_account_is_named_by_its_file() {
+        let account = account();
+        let environment =
+            Environment { service_account: Some(account.path().to_owned()), ..Environment::default() };
+        let config = config(&["https://10.0.0.2"], environment);
+        fs::write(account.path().join("token"), " \n").unwrap();
+        let error = load(&config).unwrap_err().to_string();
+        assert!(error.contains("token: the file holds none"), "{error}");
+        fs::remove_file(account.path().join("ca.crt")).unwrap();
+        let error = load(&config).unwrap_err().to_string();
+        assert!(error.contains("ca.crt: the service account's certificate authority"), "{error}");
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, expected) in [
+            ("https://10.0.0.2:6443", "https://10.0.0.2:6443/"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8080/"),
+            ("localhost:8080", "http://localhost:8080/"),
+            ("https://proxy/k8s/clusters/a", "https://proxy/k8s/clusters/a/"),
+        ] {
+            assert_eq!(server("--master", "URL", text).unwrap().as_str(), expected);
+        }
+        for text in ["", "https://", "ftp://a", "https://a?b", "https://a b", "http://[::1"] {
+            let error = server("--master", "URL", text).unwrap_err().to_string();
+            assert!(error.starts_with("--master: URL: ") && error.contains("such as https://"), "{error}");
+        }
+    }
+}

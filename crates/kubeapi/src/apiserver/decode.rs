@@ -1,0 +1,257 @@
+//! Bytes of the API to the model: pages of lists, events of watches, single objects. Pure.
+//!
+//! Each object is decoded by itself and turned into the model at once, so that a broken one costs
+//! nothing but itself and no second copy of the cluster is ever held.
+
+use k8s_openapi::Metadata;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use sluice_model::{Object, ObjectRef};
+
+use super::resource::Resource;
+use crate::convert::{self, Converted, Problem, Skip};
+
+/// Larger objects are not looked at. An apiserver takes requests of up to 3 MiB, and etcd keeps half
+/// of that.
+pub(super) const MAX_OBJECT_BYTES: usize = 4 << 20;
+
+/// One page of a list.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page<'a> {
+    #[serde(default)]
+    pub(super) metadata: ListMeta,
+    #[serde(borrow)]
+    pub(super) items: Option<Vec<&'a RawValue>>,
+}
+
+/// What a page says about the list.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ListMeta {
+    /// Where a watch goes on from.
+    #[serde(rename = "resourceVersion", default)]
+    pub(super) version: String,
+    /// Asks for the next page; empty after the last.
+    #[serde(rename = "continue", default)]
+    pub(super) next: String,
+}
+
+/// One event of a watch.
+#[derive(Debug, Deserialize)]
+pub(super) struct Event<'a> {
+    #[serde(rename = "type")]
+    pub(super) kind: EventKind,
+    #[serde(borrow)]
+    pub(super) object: &'a RawValue,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum EventKind {
+    #[serde(rename = "ADDED", alias = "MODIFIED")]
+    Applied,
+    #[serde(rename = "DELETED")]
+    Deleted,
+    #[serde(rename = "BOOKMARK")]
+    Bookmark,
+    #[serde(rename = "ERROR")]
+    Error,
+    #[serde(other)]
+    Unknown,
+}
+
+/// The error of the API.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Status {
+    #[serde(default)]
+    pub(super) code: u16,
+    #[serde(default)]
+    pub(super) message: String,
+    #[serde(default)]
+    pub(super) details: Option<StatusDetails>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StatusDetails {
+    #[serde(rename = "retryAfterSeconds", default)]
+    pub(super) retry_after: Option<u32>,
+}
+
+/// What of an object could be understood.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    /// `None` when not even its name could be read.
+    pub(super) reference: Option<ObjectRef>,
+    /// Its `resourceVersion`.
+    pub(super) version: Option<String>,
+    pub(super) meaning: Meaning,
+}
+
+/// What an object is to a proxy.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none lives long")]
+pub(super) enum Meaning {
+    /// It counts, but for these elements.
+    Counts(Object, Vec<Problem>),
+    /// It is well formed, and not for a proxy to serve: as good as gone.
+    Ignored(Skip),
+    /// It cannot be understood. What was known of it stays.
+    Broken(String),
+}
+
+/// Reads one object.
+pub(super) fn object(resource: Resource, json: &str) -> Decoded {
+    let decoded = if json.len() > MAX_OBJECT_BYTES {
+        Err(format!("{} bytes, more than any apiserver accepts", json.len()))
+    } else {
+        let typed = match resource {
+            Resource::Services => typed::<core::Service, _>(json, convert::service),
+            Resource::EndpointSlices => typed::<discovery::EndpointSlice, _>(json, convert::slice),
+            Resource::Node => typed::<core::Node, _>(json, convert::node),
+            Resource::ServiceCidrs => typed::<networking::ServiceCIDR, _>(json, convert::service_cidr),
+        };
+        typed.map_err(|error| error.to_string())
+    };
+    match decoded {
+        Ok((metadata, converted)) => Decoded {
+            reference: reference(resource, metadata.namespace.as_deref(), metadata.name.as_deref()),
+            version: metadata.resource_version,
+            meaning: meaning(converted),
+        },
+        Err(why) => {
+            let Identity { metadata } = identity(json);
+            Decoded {
+                reference: reference(resource, metadata.namespace.as_deref(), metadata.name.as_deref()),
+                version: metadata.version,
+                meaning: Meaning::Broken(why),
+            }
+        }
+    }
+}
+
+/// What identifies an object, whatever else is in it. Nothing of something that is no object.
+pub(super) fn identity(json: &str) -> Identity {
+    serde_json::from_str(json).unwrap_or_default()
+}
+
+/// The part of any object that names it.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Identity {
+    #[serde(default)]
+    pub(super) metadata: IdentityMeta,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct IdentityMeta {
+    #[serde(default)]
+    pub(super) namespace: Option<String>,
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(rename = "resourceVersion", default)]
+    pub(super) version: Option<String>,
+}
+
+fn typed<K, T>(
+    json: &str,
+    convert: fn(&K) -> Converted<T>,
+) -> Result<(ObjectMeta, Converted<Object>), serde_json::Error>
+where
+    K: DeserializeOwned + Metadata<Ty = ObjectMeta>,
+    T: Into<Object>,
+{
+    let mut object: K = serde_json::from_str(json)?;
+    let Converted { result, problems } = convert(&object);
+    let metadata = std::mem::take(object.metadata_mut());
+    Ok((metadata, Converted { result: result.map(Into::into), problems }))
+}
+
+fn meaning(converted: Converted<Object>) -> Meaning {
+    match converted.result {
+        Ok(object) => Meaning::Counts(object, converted.problems),
+        Err(Skip::Broken) => {
+            let problems: Vec<_> = converted.problems.iter().map(ToString::to_string).collect();
+            Meaning::Broken(problems.join("; "))
+        }
+        Err(skip) => Meaning::Ignored(skip),
+    }
+}
+
+fn reference(resource: Resource, namespace: Option<&str>, name: Option<&str>) -> Option<ObjectRef> {
+    name.filter(|name| !name.is_empty()).map(|name| resource.reference(namespace, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(spec: serde_json::Value) -> Decoded {
+        let metadata = json!({ "name": "a", "namespace": "b", "resourceVersion": "7" });
+        object(Resource::Services, &json!({ "metadata": metadata, "spec": spec }).to_string())
+    }
+
+    #[test]
+    fn an_object_counts_is_ignored_or_broken_and_has_its_name_in_every_case() {
+        let cluster_ip = json!({ "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }], "unknown": [1] });
+        let counts = service(cluster_ip);
+        assert!(matches!(&counts.meaning, Meaning::Counts(_, problems) if problems.is_empty()));
+        let ignored = service(json!({ "type": "ExternalName" }));
+        assert!(matches!(ignored.meaning, Meaning::Ignored(Skip::ExternalName)));
+        let broken = service(json!({ "ports": "many" }));
+        assert!(matches!(&broken.meaning, Meaning::Broken(why) if why.contains("many")), "{broken:?}");
+        for decoded in [counts, ignored, broken] {
+            assert_eq!(decoded.reference.unwrap().to_string(), "Service b/a");
+            assert_eq!(decoded.version.unwrap(), "7");
+        }
+    }
+
+    #[test]
+    fn an_absurdly_large_object_is_broken() {
+        let annotations = json!({ "a": "x".repeat(MAX_OBJECT_BYTES) });
+        let json = json!({ "metadata": { "name": "n", "annotations": annotations } }).to_string();
+        let decoded = object(Resource::Node, &json);
+        assert!(matches!(decoded.meaning, Meaning::Broken(_)));
+        assert_eq!(decoded.reference, Some(ObjectRef::Node("n".into())));
+    }
+
+    #[test]
+    fn what_is_no_object_at_all_has_no_name() {
+        for json in ["1", "null", "[]", r#"{"metadata": 3}"#, r#"{"metadata": {"name": {}}}"#] {
+            for resource in Resource::ALL {
+                let decoded = object(resource, json);
+                assert!(decoded.reference.is_none(), "{json}");
+                assert!(matches!(decoded.meaning, Meaning::Broken(_) | Meaning::Ignored(_)), "{json}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_bad_item_does_not_spoil_a_page() {
+        let page = r#"{"metadata": {"resourceVersion": "5"}, "items": [{"metadata": {}}, 7, null]}"#;
+        let page: Page<'_> = serde_json::from_str(page).unwrap();
+        assert_eq!((page.metadata.version.as_str(), page.metadata.next.as_str()), ("5", ""));
+        assert_eq!(page.items.unwrap().len(), 3);
+        let empty: Page<'_> =
+            serde_json::from_str(r#"{"metadata": {"resourceVersion": "5"}, "items": null}"#).unwrap();
+        assert!(empty.items.is_none());
+    }
+
+    #[test]
+    fn kinds_of_events() {
+        let kind = |text: &str| {
+            let json = format!(r#"{{"type": "{text}", "object": {{}}}}"#);
+            serde_json::from_str::<Event<'_>>(&json).unwrap().kind
+        };
+        assert_eq!(kind("ADDED"), EventKind::Applied);
+        assert_eq!(kind("MODIFIED"), EventKind::Applied);
+        assert_eq!(kind("DELETED"), EventKind::Deleted);
+        assert_eq!(kind("BOOKMARK"), EventKind::Bookmark);
+        assert_eq!(kind("ERROR"), EventKind::Error);
+        assert_eq!(kind("LATER"), EventKind::Unknown);
+    }
+}

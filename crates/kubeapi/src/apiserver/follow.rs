@@ -1,0 +1,423 @@
+//! Following one resource: list, watch, and what to do when either fails. One task per resource.
+//!
+//! ```text
+//!           complete                  410, or an error that a list may mend
+//!   List ───────────► Watch(version) ───────────► List
+//!    ▲ │                 ▲ │
+//!    └─┘ failed: wait    └─┘ ended, cut, silent: wait unless it had lived, go on from the last version
+//! ```
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::{Change, ObjectRef};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::backoff::Backoff;
+use super::config::Timing;
+use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
+use super::health::{Health, ResourceHealth};
+use super::lines::{Line, Lines};
+use super::reason::{self, Failure, Reason};
+use super::resource::Resource;
+use super::transport::{self, Answer, Transport};
+
+/// A page of a list that is larger is asked for again with half as many objects. 500 of the largest
+/// EndpointSlices (1000 endpoints) have about that.
+const MAX_PAGE_BYTES: usize = 256 << 20;
+
+/// What a follower says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Changes, in order.
+    Changes(Vec<Change>),
+    /// All objects of the resource have been said at least once.
+    Listed(Resource),
+    /// The first attempt to list the resource has failed.
+    Failed(Resource),
+}
+
+/// Follows one resource.
+#[derive(Debug)]
+pub(super) struct Follower {
+    resource: Resource,
+    node: String,
+    timing: Timing,
+    transport: Arc<Transport>,
+    health: Arc<Health>,
+    news: mpsc::Sender<News>,
+    backoff: Backoff,
+    /// What has been applied and not deleted: names only.
+    known: HashSet<ObjectRef>,
+    /// Objects per page; 0 is all of them in one.
+    page: usize,
+    /// Something was wrong, and has not been seen to work since.
+    troubled: bool,
+}
+
+/// Where it stands.
+#[derive(Debug)]
+enum State {
+    /// Everything is to be read.
+    List,
+    /// All changes up to this version are known.
+    Watch(String),
+    /// The cluster does not have this resource.
+    Absent,
+}
+
+/// What becomes of a version that a watch could not go on from, or could not go on from yet.
+#[derive(Debug, PartialEq, Eq)]
+enum Resume {
+    Watch,
+    List,
+}
+
+impl Follower {
+    pub(super) fn new(
+        resource: Resource,
+        node: String,
+        timing: Timing,
+        transport: Arc<Transport>,
+        health: Arc<Health>,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        Self {
+            backoff: Backoff::new(timing.backoff_min, timing.backoff_max),
+            page: timing.page,
+            known: HashSet::new(),
+            troubled: false,
+            resource,
+            node,
+            timing,
+            transport,
+            health,
+            news,
+        }
+    }
+
+    /// Follows it until nobody listens any more.
+    pub(super) async fn run(mut self) {
+        let mut state = State::List;
+        while !self.news.is_closed() {
+            state = match state {
+                State::List => self.list().await,
+                State::Watch(version) => self.watch(version).await,
+                State::Absent => {
+                    sleep(self.timing.absent.mul_f64(1.0 + rand::random::<f64>())).await;
+                    State::List
+                }
+            };
+        }
+    }
+
+    async fn list(&mut self) -> State {
+        match self.read_list().await {
+            Ok(version) => {
+                self.page = self.timing.page;
+                self.health().was_listed();
+                self.well();
+                self.say(News::Listed(self.resource)).await;
+                State::Watch(version)
+            }
+            Err(Failure { reason: Reason::Status(404, _), .. }) if self.resource.may_be_absent() => {
+                tracing::debug!(resource = %self.resource, "the cluster has none of these");
+                self.health().is_absent();
+                self.say(News::Listed(self.resource)).await;
+                State::Absent
+            }
+            Err(failure) => {
+                if failure.reason == Reason::Expired {
+                    // Too many changes between two pages: everything at once, then.
+                    self.page = 0;
+                }
+                let delay = self.delay(&failure);
+                self.say(News::Failed(self.resource)).await;
+                sleep(delay).await;
+                State::List
+            }
+        }
+    }
+
+    /// Reads all pages. What is gone is said to be deleted after the last one.
+    async fn read_list(&mut self) -> Result<String, Failure> {
+        let mut seen = HashSet::new();
+        let mut next = String::new();
+        loop {
+            let mut query = self.resource.selectors(&self.node);
+            if self.page > 0 {
+                query.push(("limit", self.page.to_string()));
+            }
+            if !next.is_empty() {
+                query.push(("continue", next.clone()));
+            }
+            let mut answer = self.get(&query).await?;
+            let Some(body) = self.body(&mut answer).await? else {
+                self.page = (self.page / 2).max(1);
+                continue;
+            };
+            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| {
+                answer.failure(Reason::NotUnderstood(reason::one_line(&error.to_string())))
+            })?;
+            if page.metadata.version.is_empty() {
+                let what = "a list without a resourceVersion".to_owned();
+                return Err(answer.failure(Reason::NotUnderstood(what)));
+            }
+            let mut changes = Vec::new();
+            for item in page.items.iter().flatten() {
+                let object = decode::object(self.resource, item.get());
+                seen.extend(self.apply(object, &mut changes).filter(|name| self.known.contains(name)));
+            }
+            self.health.contact(self.resource);
+            self.say(News::Changes(changes)).await;
+            next = page.metadata.next;
+            if next.is_empty() {
+                let version = page.metadata.version;
+                let gone = self.known.difference(&seen).cloned().map(Change::Delete).collect();
+                self.known = seen;
+                self.say(News::Changes(gone)).await;
+                return Ok(version);
+            }
+        }
+    }
+
+    /// The whole body of a page; `None` if it is too large to take and a smaller page can be had.
+    async fn body(&self, answer: &mut Answer) -> Result<Option<Vec<u8>>, Failure> {
+        let mut body = Vec::new();
+        while let Some(bytes) = answer.chunk(self.timing.answer).await? {
+            if body.len() + bytes.len() > MAX_PAGE_BYTES {
+                if self.page > 1 {
+                    return Ok(None);
+                }
+                let what = format!("a list of more than {} MiB", MAX_PAGE_BYTES >> 20);
+                return Err(answer.failure(Reason::NotUnderstood(what)));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        Ok(Some(body))
+    }
+
+    /// One watch, from its start to its end.
+    async fn watch(&mut self, mut version: String) -> State {
+        let started = Instant::now();
+        let end = self.read_events(&mut version).await;
+        self.health().restarted();
+        match end {
+            Ok(()) => {
+                // It is over, as every watch is in the end. One that is over at once is not to be
+                // started over and over.
+                if started.elapsed() < self.timing.backoff_min {
+                    sleep(self.backoff.failed(rand::random())).await;
+                }
+                State::Watch(version)
+            }
+            Err(failure) => {
+                let delay = self.delay(&failure);
+                sleep(delay).await;
+                match resume(&failure.reason) {
+                    Resume::Watch => State::Watch(version),
+                    Resume::List => State::List,
+                }
+            }
+        }
+    }
+
+    /// Takes events until the watch ends. `version` goes along.
+    async fn read_events(&mut self, version: &mut String) -> Result<(), Failure> {
+        let mut query = self.resource.selectors(&self.node);
+        // Between one and two times as long, so that not all watches end at once.
+        let seconds = self.timing.watch.mul_f64(1.0 + rand::random::<f64>()).as_secs().max(1);
+        query.extend([
+            ("watch", "true".to_owned()),
+            ("allowWatchBookmarks", "true".to_owned()),
+            ("resourceVersion", version.clone()),
+            ("timeoutSeconds", seconds.to_string()),
+        ]);
+        let mut answer = self.get(&query).await?;
+        let mut lines = Lines::new(MAX_OBJECT_BYTES + MAX_EVENT_OVERHEAD);
+        loop {
+            let bytes = match answer.chunk(self.timing.idle).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Ok(()),
+                Err(failure) => {
+                    self.transport.give_up(answer.index(), &failure.reason).await;
+                    return Err(failure);
+                }
+            };
+            lines.push(&bytes);
+            let mut changes = Vec::new();
+            let mut failed = None;
+            while let Some(line) = lines.next() {
+                if let Err(reason) = self.event(line, version, &mut changes) {
+                    failed = Some(reason);
+                    break;
+                }
+            }
+            // What came before an error counts.
+            self.say(News::Changes(changes)).await;
+            if let Some((reason, retry_after)) = failed {
+                return Err(Failure { retry_after, ..answer.failure(reason) });
+            }
+            self.backoff.reset();
+            self.well();
+        }
+    }
+
+    fn event(
+        &mut self,
+        line: Line<'_>,
+        version: &mut String,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), (Reason, Option<Duration>)> {
+        let bytes = match line {
+            Line::Whole([]) => return Ok(()),
+            Line::Whole(bytes) => bytes,
+            Line::TooLong => {
+                self.skip(None, "an event of a size that no apiserver sends");
+                return Ok(());
+            }
+        };
+        let event: Event<'_> = serde_json::from_slice(bytes)
+            .map_err(|error| (Reason::NotUnderstood(reason::one_line(&error.to_string())), None))?;
+        let seen = match event.kind {
+            EventKind::Applied => {
+                let object = decode::object(self.resource, event.object.get());
+                let seen = object.version.clone();
+                self.apply(object, changes);
+                seen
+            }
+            EventKind::Deleted => {
+                let object = decode::identity(event.object.get()).metadata;
+                let namespace = object.namespace.as_deref();
+                if let Some(name) = object.name.map(|name| self.resource.reference(namespace, &name)) {
+                    self.forget(&name, changes);
+                }
+                object.version
+            }
+            EventKind::Bookmark => decode::identity(event.object.get()).metadata.version,
+            EventKind::Error => {
+                let status: decode::Status = serde_json::from_str(event.object.get()).unwrap_or_default();
+                let retry_after = status.details.and_then(|details| details.retry_after);
+                let reason = transport::of_status(self.resource, status.code, &status.message);
+                return Err((reason, transport::seconds(retry_after)));
+            }
+            EventKind::Unknown => None,
+        };
+        if let Some(seen) = seen.filter(|seen| !seen.is_empty()) {
+            *version = seen;
+        }
+        Ok(())
+    }
+
+    /// Turns an object into a change. Returns its name, if that is known.
+    fn apply(&mut self, object: Decoded, changes: &mut Vec<Change>) -> Option<ObjectRef> {
+        match object.meaning {
+            Meaning::Counts(object, problems) => {
+                let name = object.reference();
+                for problem in problems {
+                    tracing::warn!(object = %name, "{problem}");
+                }
+                self.known.insert(name.clone());
+                changes.push(Change::Apply(object));
+                Some(name)
+            }
+            Meaning::Ignored(skip) => {
+                let name = object.reference?;
+                tracing::debug!(object = %name, reason = %skip, "not served");
+                self.forget(&name, changes);
+                Some(name)
+            }
+            Meaning::Broken(why) => {
+                self.skip(object.reference.as_ref(), &why);
+                object.reference
+            }
+        }
+    }
+
+    fn forget(&mut self, name: &ObjectRef, changes: &mut Vec<Change>) {
+        if self.known.remove(name) {
+            changes.push(Change::Delete(name.clone()));
+        }
+    }
+
+    fn skip(&self, name: Option<&ObjectRef>, why: &str) {
+        self.health().skip();
+        let name = name.map_or_else(|| format!("one of the {}", self.resource), ToString::to_string);
+        let why = reason::one_line(why);
+        tracing::warn!("{name} cannot be used, and stays as it was, if it was: {why}: correct the object");
+    }
+
+    async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {
+        self.transport.get(self.resource, query, || self.health().requested()).await
+    }
+
+    /// Notes a failure. Returns how long to leave the apiserver alone.
+    fn delay(&mut self, failure: &Failure) -> Duration {
+        self.troubled = true;
+        self.health.failed(self.resource, failure);
+        let delay = self.backoff.failed(rand::random());
+        delay.max(failure.retry_after.unwrap_or_default())
+    }
+
+    fn well(&mut self) {
+        match std::mem::take(&mut self.troubled) {
+            true => self.health.well(self.resource),
+            false => self.health.contact(self.resource),
+        }
+    }
+
+    fn health(&self) -> &ResourceHealth {
+        self.health.of(self.resource)
+    }
+
+    /// If nobody listens, `run` ends before the next step.
+    async fn say(&self, news: News) {
+        if news != News::Changes(Vec::new()) {
+            let _ = self.news.send(news).await;
+        }
+    }
+}
+
+/// What an event has around its object.
+const MAX_EVENT_OVERHEAD: usize = 1024;
+
+/// Whether a watch may go on from the same version after this.
+fn resume(reason: &Reason) -> Resume {
+    match reason {
+        // The version is too old, or of another time (400, 504), or what happened just after it cannot
+        // be read (500): only a list goes past that.
+        Reason::Expired | Reason::Status(400 | 500 | 504, _) => Resume::List,
+        // An event that is no event: the same again is as likely as not.
+        Reason::NotUnderstood(_) => Resume::List,
+        _ => Resume::Watch,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_and_what_starts_over() {
+        for reason in [
+            Reason::Unreachable(String::new()),
+            Reason::Silent(Duration::ZERO),
+            Reason::Unauthorized,
+            Reason::Forbidden(Resource::Services),
+            Reason::Busy,
+            Reason::Status(503, String::new()),
+        ] {
+            assert_eq!(resume(&reason), Resume::Watch, "{reason}");
+        }
+        for reason in [
+            Reason::Expired,
+            Reason::Status(504, String::new()),
+            Reason::Status(500, String::new()),
+            Reason::NotUnderstood(String::new()),
+        ] {
+            assert_eq!(resume(&reason), Resume::List, "{reason}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What there is to know about the source while it runs: atomics that anyone may read, and the log of
+//! what is wrong.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::reason::{Failure, Reason};
+use super::resource::Resource;
+
+/// The state of the source. Numbers only grow.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    synced: AtomicBool,
+    resources: [ResourceHealth; Resource::ALL.len()],
+    reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
+}
+
+/// The state of one resource.
+#[derive(Debug, Default)]
+pub struct ResourceHealth {
+    listed: AtomicBool,
+    /// Milliseconds from the start, plus one; 0 for never.
+    contact: AtomicU64,
+    contacts: AtomicU64,
+    requests: AtomicU64,
+    lists: AtomicU64,
+    restarts: AtomicU64,
+    errors: AtomicU64,
+    skipped: AtomicU64,
+}
+
+impl Health {
+    pub(super) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            synced: AtomicBool::new(false),
+            resources: Default::default(),
+            reasons: Mutex::default(),
+        }
+    }
+
+    /// The first full lists are complete and handed over.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Relaxed)
+    }
+
+    /// One resource.
+    pub fn of(&self, resource: Resource) -> &ResourceHealth {
+        // Indexes come from the enum that the array is as long as.
+        self.resources.get(resource.index()).unwrap_or(&self.resources[0])
+    }
+
+    /// How long ago the apiserver last said something good about a resource; `None` if it never has.
+    /// A watch in good health says something every minute or so.
+    pub fn age(&self, resource: Resource) -> Option<Duration> {
+        let contact = self.of(resource).contact.load(Relaxed);
+        let at = Duration::from_millis(contact.checked_sub(1)?);
+        Some(self.started.elapsed().saturating_sub(at))
+    }
+
+    /// The age of what is served: the larger one of Services and EndpointSlices. `None` before both have
+    /// been heard of.
+    pub fn last_contact(&self) -> Option<Duration> {
+        Some(self.age(Resource::Services)?.max(self.age(Resource::EndpointSlices)?))
+    }
+
+    /// What is wrong now, by resource: one line each.
+    pub fn reasons(&self) -> Vec<(Resource, String)> {
+        let reasons = self.lock();
+        reasons.iter().map(|(resource, (reason, server))| (*resource, line(server, reason))).collect()
+    }
+
+    pub(super) fn contact(&self, resource: Resource) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.of(resource).contact.store(now + 1, Relaxed);
+        self.of(resource).contacts.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn set_synced(&self) {
+        self.synced.store(true, Relaxed);
+    }
+
+    /// Notes a failure. It is logged if it is news: another one than before, and no other resource has it.
+    pub(super) fn failed(&self, resource: Resource, failure: &Failure) {
+        self.of(resource).errors.fetch_add(1, Relaxed);
+        let Failure { reason, server, .. } = failure;
+        let mut reasons = self.lock();
+        let is_known = reasons.values().any(|(known, _)| known == reason);
+        reasons.insert(resource, (reason.clone(), server.clone()));
+        if is_known {
+            tracing::debug!(%resource, "{}", line(server, reason));
+        } else if *reason == Reason::Expired {
+            // What happens to a watch now and then, and has no need of mending.
+            tracing::info!(%resource, "{}", line(server, reason));
+        } else {
+            tracing::warn!(%resource, "{}", line(server, reason));
+        }
+    }
+
+    /// Notes that all is well.
+    pub(super) fn well(&self, resource: Resource) {
+        self.contact(resource);
+        let mut reasons = self.lock();
+        if reasons.remove(&resource).is_some_and(|(reason, _)| reason != Reason::Expired) {
+            tracing::info!(%resource, "followed again");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Resource, (Reason, String)>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn line(server: &str, reason: &Reason) -> String {
+    format!("apiserver {server}: {reason}")
+}
+
+impl ResourceHealth {
+    /// A full list of it is complete, or the cluster does not have it.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Relaxed)
+    }
+
+    /// How often the apiserver has said something good: pages of lists, events, bookmarks.
+    pub fn contacts(&self) -> u64 {
+        self.contacts.load(Relaxed)
+    }
+
+    /// Requests that were made, those that failed too.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Full lists that were completed; all but the first are relists.
+    pub fn lists(&self) -> u64 {
+        self.lists.load(Relaxed)
+    }
+
+    /// Watches that were started again where the one before had ended.
+    pub fn watch_restarts(&self) -> u64 {
+        self.restarts.load(Relaxed)
+    }
+
+    /// Failures of any kind.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Relaxed)
+    }
+
+    /// Objects that could not be understood, each time they arrived.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.load(Relaxed)
+    }
+
+    pub(super) fn requested(&self) {
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn was_listed(&self) {
+        self.lists.fetch_add(1, Relaxed);
+        self.listed.store(true, Relaxed);
+    }
+
+    pub(super) fn is_absent(&self) {
+        self.listed.store(true, Relaxed);
+    }
+
+    pub(super) fn restarted(&self) {
+        self.restarts.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn skip(&self) {
+        self.skipped.fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,188 @@
+//! Why the apiserver cannot be followed right now, and what to do about it: one line each.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use rustls::{AlertDescription, CertificateError};
+
+use super::resource::Resource;
+
+/// What is the matter. Every one is retried: it may be mended where it is broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// No connection, or it broke.
+    Unreachable(String),
+    /// It did not answer, or a watch said nothing, for this long.
+    Silent(Duration),
+    /// Its certificate is of an authority that is not trusted.
+    UntrustedServer,
+    /// Its certificate has expired, or is not valid yet.
+    ExpiredServer,
+    /// Its certificate is for other names.
+    OtherServer(String),
+    /// It does not accept the client certificate, or wants one.
+    ClientCertificate(String),
+    /// Another failure of TLS.
+    Tls(String),
+    /// 401.
+    Unauthorized,
+    /// 403.
+    Forbidden(Resource),
+    /// 410: the version to go on from is forgotten. The resource is listed again.
+    Expired,
+    /// 429.
+    Busy,
+    /// Another status.
+    Status(u16, String),
+    /// What it sends is not what an apiserver sends.
+    NotUnderstood(String),
+    /// The exec plugin gives no credentials.
+    ExecPlugin(String),
+    /// The configuration has changed to something that cannot be used.
+    Config(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(what) => {
+                write!(f, "cannot be reached: {what}: check the address, the network and that it runs")
+            }
+            Self::Silent(time) => {
+                write!(f, "has said nothing for {time:?}: check the network and its load")
+            }
+            Self::UntrustedServer => f.write_str(
+                "its certificate is signed by an unknown authority: configure the cluster's CA \
+                 (certificate-authority in the kubeconfig, ca.crt of the service account)",
+            ),
+            Self::ExpiredServer => f.write_str(
+                "its certificate has expired or is not valid yet: renew it, and check this node's clock",
+            ),
+            Self::OtherServer(what) => write!(
+                f,
+                "its certificate is for another name ({what}): use a name that it is for, \
+                 or set tls-server-name in the kubeconfig"
+            ),
+            Self::ClientCertificate(what) => write!(
+                f,
+                "it does not accept the client certificate, or wants one ({what}): renew client-certificate \
+                 and client-key"
+            ),
+            Self::Tls(what) => {
+                write!(f, "TLS failed: {what}: check that this is the apiserver's secure port")
+            }
+            Self::Unauthorized => {
+                f.write_str("401: it does not accept the credentials: renew the token or client certificate")
+            }
+            Self::Forbidden(resource) => write!(
+                f,
+                "403: this account may not read {resource}: apply deploy/rbac.yaml; its ClusterRole lacks \
+                 apiGroups: [{:?}], resources: [{:?}], verbs: [\"list\", \"watch\"]",
+                resource.group(),
+                resource.plural()
+            ),
+            Self::Expired => f.write_str("410: it has forgotten where the watch was: listing again"),
+            Self::Busy => f.write_str("429: it has too much to do: waiting as it asks to"),
+            Self::Status(code, message) => {
+                write!(f, "{code}: {message}: see the apiserver's log")
+            }
+            Self::NotUnderstood(what) => {
+                write!(
+                    f,
+                    "this is no apiserver, or something in between garbles it: {what}: check the address"
+                )
+            }
+            Self::ExecPlugin(what) => write!(f, "no credentials from the exec plugin: {what}"),
+            Self::Config(what) => write!(f, "{what}; going on with what was there before"),
+        }
+    }
+}
+
+/// One failure.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    /// Which apiserver it was.
+    pub(super) server: String,
+    /// When the apiserver wants to be asked again.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What made a request fail before there was an answer, or a body before its end.
+pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
+    match find(error, |cause| cause.downcast_ref::<rustls::Error>()) {
+        Some(error) => return of_tls(error),
+        None if error.is_timeout() => return Reason::Unreachable("no connection in time".to_owned()),
+        None => {}
+    }
+    let system =
+        find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| error.raw_os_error().is_some()));
+    let what = match system {
+        Some(system) => system.to_string(),
+        None => innermost(error).to_string(),
+    };
+    Reason::Unreachable(one_line(&what))
+}
+
+fn of_tls(error: &rustls::Error) -> Reason {
+    use AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(error) => match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Reason::UntrustedServer,
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. } => Reason::ExpiredServer,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Reason::OtherServer(one_line(&error.to_string()))
+            }
+            other => Reason::Tls(one_line(&other.to_string())),
+        },
+        rustls::Error::AlertReceived(
+            alert @ (Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied),
+        ) => Reason::ClientCertificate(format!("{alert:?}")),
+        other => Reason::Tls(one_line(&other.to_string())),
+    }
+}
+
+/// The first in the chain of causes that is one. What an `io::Error` wraps is a cause, too, though
+/// `source` passes it over.
+fn find<'a, T>(
+    error: &'a (dyn Error + 'static),
+    is: impl Fn(&'a (dyn Error + 'static)) -> Option<&'a T>,
+) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(found) = is(cause) {
+            return Some(found);
+        }
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        };
+    }
+    None
+}
+
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error
+}
+
+/// What a stranger says, as part of one line of bounded length.
+pub(super) fn one_line(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}

@@ -1,0 +1,96 @@
+//! What is watched: paths and selectors.
+
+use std::fmt;
+
+use sluice_model::{ObjectName, ObjectRef};
+
+/// A resource of the API that is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    /// `v1` Services, but for headless ones and those of another proxy.
+    Services,
+    /// `discovery.k8s.io/v1` EndpointSlices, but for those of headless Services.
+    EndpointSlices,
+    /// The `v1` Node that the agent runs on.
+    Node,
+    /// `networking.k8s.io/v1` ServiceCIDRs. Clusters before Kubernetes 1.33 may have none.
+    ServiceCidrs,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+
+    /// The API group as RBAC rules have it; "" is the core.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Services | Self::Node => "",
+            Self::EndpointSlices => "discovery.k8s.io",
+            Self::ServiceCidrs => "networking.k8s.io",
+        }
+    }
+
+    /// The name in paths and RBAC rules.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::Node => "nodes",
+            Self::ServiceCidrs => "servicecidrs",
+        }
+    }
+
+    /// Nothing may be programmed before it has been listed in full.
+    pub(super) fn is_required(self) -> bool {
+        matches!(self, Self::Services | Self::EndpointSlices)
+    }
+
+    /// A cluster that does not serve it (404) is a cluster of an older version, not an error.
+    pub(super) fn may_be_absent(self) -> bool {
+        self == Self::ServiceCidrs
+    }
+
+    pub(super) fn path(self) -> String {
+        match self.group() {
+            "" => format!("/api/v1/{}", self.plural()),
+            group => format!("/apis/{group}/v1/{}", self.plural()),
+        }
+    }
+
+    /// Query parameters that leave out what this node has no use for. A live object that stops to match
+    /// arrives as deleted.
+    pub(super) fn selectors(self, node: &str) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Services => vec![
+                ("labelSelector", "!service.kubernetes.io/service-proxy-name".to_owned()),
+                ("fieldSelector", "spec.clusterIP!=None".to_owned()),
+            ],
+            Self::EndpointSlices => {
+                vec![("labelSelector", "!service.kubernetes.io/headless".to_owned())]
+            }
+            Self::Node => vec![("fieldSelector", format!("metadata.name={node}"))],
+            Self::ServiceCidrs => Vec::new(),
+        }
+    }
+
+    pub(super) fn reference(self, namespace: Option<&str>, name: &str) -> ObjectRef {
+        let qualified =
+            || ObjectName::new(namespace.filter(|text| !text.is_empty()).unwrap_or("default"), name);
+        match self {
+            Self::Services => ObjectRef::Service(qualified()),
+            Self::EndpointSlices => ObjectRef::EndpointSlice(qualified()),
+            Self::Node => ObjectRef::Node(name.into()),
+            Self::ServiceCidrs => ObjectRef::ServiceCidr(name.into()),
+        }
+    }
+
+    pub(super) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.plural())
+    }
+}

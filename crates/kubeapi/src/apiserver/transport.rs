@@ -1,0 +1,365 @@
+//! Requests to whichever apiserver is there, with the credentials of the moment.
+//!
+//! reqwest does HTTP/1.1 and HTTP/2, rustls with ring does TLS. What this adds: several apiservers, one
+//! after the other; files with credentials and certificates that are read again; exec plugins.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Response, StatusCode, Url};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::access::{Access, Auth, Secret};
+use super::client::{self, Server};
+use super::config::{self, Config, ConfigError, Timing};
+use super::decode;
+use super::exec::{self, Credential};
+use super::reason::{self, Failure, Reason};
+use super::resource::Resource;
+
+/// What of an answer that is an error is read.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+
+/// An apiserver that asks to be left alone for longer is asked again after this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// Makes requests. Shared by all watches.
+#[derive(Debug)]
+pub(super) struct Transport {
+    config: Config,
+    session: Mutex<Session>,
+}
+
+/// The apiserver in use, and what it takes to talk to it.
+#[derive(Debug)]
+struct Session {
+    access: Access,
+    /// A client for each of the access's servers.
+    servers: Vec<Server>,
+    /// What the exec plugin said last.
+    credential: Option<Credential>,
+    /// When the files were read.
+    loaded: Instant,
+    /// They are to be read again before the next request.
+    stale: bool,
+    /// Grows whenever something is different from before.
+    generation: u64,
+    /// Index of the apiserver in use.
+    active: usize,
+    /// When the first one was given up.
+    left_first: Option<Instant>,
+    /// What was wrong with the files when they were last read again.
+    problem: Option<ConfigError>,
+}
+
+/// A request that is ready to go.
+struct Ready {
+    server: Server,
+    index: usize,
+    servers: usize,
+    authorization: Option<HeaderValue>,
+    generation: u64,
+}
+
+impl Transport {
+    /// Reads the configuration, and makes sure that it can be used. Blocks on files. Sends nothing.
+    pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
+        // Another part of the process may have installed one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let access = config::load(&config)?;
+        let session = Session {
+            servers: client::build(&access, None)?,
+            access,
+            credential: None,
+            loaded: Instant::now(),
+            stale: false,
+            generation: 0,
+            active: 0,
+            left_first: None,
+            problem: None,
+        };
+        Ok(Self { config, session: Mutex::new(session) })
+    }
+
+    /// The addresses of the apiservers.
+    pub(super) async fn servers(&self) -> Vec<Url> {
+        self.session.lock().await.access.servers.clone()
+    }
+
+    /// Sends a GET. Every apiserver is tried once, and other credentials if there are any, before this
+    /// fails.
+    ///
+    /// # Errors
+    /// There is no answer with status 200.
+    pub(super) async fn get(
+        &self,
+        resource: Resource,
+        query: &[(&str, String)],
+        on_request: impl Fn(),
+    ) -> Result<Answer, Failure> {
+        let mut tried = 0;
+        let mut refreshed = false;
+        loop {
+            let ready = self.prepare().await?;
+            on_request();
+            let failure = match self.send(&ready, resource, query).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            if failure.reason == Reason::Unauthorized {
+                if !std::mem::replace(&mut refreshed, true) && self.refresh(ready.generation).await {
+                    continue;
+                }
+                return Err(failure);
+            }
+            tried += 1;
+            if !self.give_up(ready.index, &failure.reason).await || tried >= ready.servers {
+                return Err(failure);
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        ready: &Ready,
+        resource: Resource,
+        query: &[(&str, String)],
+    ) -> Result<Answer, Failure> {
+        let server = name(&ready.server.url);
+        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
+        let mut url = ready.server.base.clone();
+        url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), resource.path()));
+        url.query_pairs_mut().extend_pairs(query);
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
+        let request = ready.server.http.get(url).headers(headers);
+        let limit = self.config.timing.answer;
+        let response = match timeout(limit, request.send()).await {
+            Err(_) => return Err(failed(Reason::Silent(limit))),
+            Ok(Err(error)) => return Err(failed(reason::of_transport(&error))),
+            Ok(Ok(response)) => response,
+        };
+        let answer = Answer { response, server, index: ready.index };
+        if answer.response.status() == StatusCode::OK {
+            return Ok(answer);
+        }
+        Err(answer.into_failure(resource, limit).await)
+    }
+
+    /// Another apiserver may do better than this one. Returns whether there is one.
+    pub(super) async fn give_up(&self, index: usize, reason: &Reason) -> bool {
+        let mut session = self.session.lock().await;
+        // Certificates may have been replaced on either side.
+        session.stale |= is_tls(reason);
+        let servers = session.servers.len();
+        if servers < 2 || !is_of_server(reason) {
+            return false;
+        }
+        if session.active == index {
+            session.active = (index + 1) % servers;
+            session.left_first = (session.active != 0).then(Instant::now);
+        }
+        true
+    }
+
+    /// Looks for other credentials than those of a generation. Returns whether there are some.
+    async fn refresh(&self, generation: u64) -> bool {
+        let mut session = self.session.lock().await;
+        if session.generation != generation {
+            return true;
+        }
+        if session.credential.take().is_some() {
+            session.generation += 1;
+            return true;
+        }
+        self.reload(&mut session).await;
+        session.generation != generation
+    }
+
+    async fn prepare(&self) -> Result<Ready, Failure> {
+        let Timing { reload, fail_back, .. } = self.config.timing;
+        let mut session = self.session.lock().await;
+        if session.stale || session.loaded.elapsed() >= reload {
+            self.reload(&mut session).await;
+        }
+        if session.left_first.is_some_and(|at| at.elapsed() >= fail_back) {
+            (session.active, session.left_first) = (0, None);
+        }
+        let index = session.active;
+        let server = session.servers.get(index).map(|server| name(&server.url)).unwrap_or_default();
+        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
+        if let Auth::Exec(exec) = session.access.auth.clone()
+            && !session.credential.as_ref().is_some_and(|held| held.is_fresh(Timestamp::now()))
+        {
+            let credential = exec::run(&exec).await.map_err(|what| failed(Reason::ExecPlugin(what)))?;
+            let identity = |held: &Option<Credential>| held.as_ref().and_then(|held| held.identity.clone());
+            let credential = Some(credential);
+            if identity(&credential) != identity(&session.credential) {
+                session.servers = client::build(&session.access, identity(&credential).as_ref())
+                    .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
+            }
+            session.credential = credential;
+            session.generation += 1;
+        }
+        let authorization = authorization(&session).map_err(|what| failed(Reason::Config(what)))?;
+        let Some(server) = session.servers.get(index).cloned() else {
+            return Err(failed(Reason::Config("no apiserver is configured".to_owned())));
+        };
+        Ok(Ready {
+            server,
+            index,
+            servers: session.servers.len(),
+            authorization,
+            generation: session.generation,
+        })
+    }
+
+    /// Reads all files again. What cannot be used leaves everything as it was.
+    async fn reload(&self, session: &mut Session) {
+        (session.loaded, session.stale) = (Instant::now(), false);
+        let config = self.config.clone();
+        let Ok(loaded) = tokio::task::spawn_blocking(move || config::load(&config)).await else { return };
+        let renewed = loaded.and_then(|access| {
+            if access == session.access {
+                return Ok(None);
+            }
+            let identity = session.credential.as_ref().and_then(|held| held.identity.clone());
+            let is_same_client = access.tls == session.access.tls && access.servers == session.access.servers;
+            let servers = match is_same_client {
+                true => session.servers.clone(),
+                false => client::build(&access, identity.as_ref())?,
+            };
+            Ok(Some((access, servers)))
+        });
+        match renewed {
+            Ok(renewed) => {
+                session.problem = None;
+                if let Some((access, servers)) = renewed {
+                    tracing::info!("the apiserver's address, credentials or certificates have changed");
+                    if access.servers != session.access.servers {
+                        (session.active, session.left_first) = (0, None);
+                    }
+                    (session.access, session.servers) = (access, servers);
+                    session.generation += 1;
+                }
+            }
+            Err(problem) => {
+                if session.problem.as_ref() != Some(&problem) {
+                    tracing::warn!("{problem}; what was read before counts until then");
+                }
+                session.problem = Some(problem);
+            }
+        }
+    }
+}
+
+/// Whether another apiserver of the same cluster may answer differently.
+fn is_of_server(reason: &Reason) -> bool {
+    is_tls(reason)
+        || matches!(
+            reason,
+            Reason::Unreachable(_) | Reason::Silent(_) | Reason::NotUnderstood(_) | Reason::Status(500.., _)
+        )
+}
+
+fn is_tls(reason: &Reason) -> bool {
+    matches!(
+        reason,
+        Reason::UntrustedServer
+            | Reason::ExpiredServer
+            | Reason::OtherServer(_)
+            | Reason::ClientCertificate(_)
+            | Reason::Tls(_)
+    )
+}
+
+/// An apiserver as it is named in reports.
+fn name(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn authorization(session: &Session) -> Result<Option<HeaderValue>, String> {
+    let value = match &session.access.auth {
+        Auth::None => return Ok(None),
+        Auth::Token(Secret(token)) => format!("Bearer {token}"),
+        Auth::Basic { user, password: Secret(password) } => {
+            format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+        }
+        Auth::Exec(_) => match session.credential.as_ref().and_then(|held| held.token.as_ref()) {
+            Some(Secret(token)) => format!("Bearer {token}"),
+            None => return Ok(None),
+        },
+    };
+    let mut value = HeaderValue::try_from(value)
+        .map_err(|_| "the token has characters in it that no token has: write it anew".to_owned())?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// A body that arrives.
+#[derive(Debug)]
+pub(super) struct Answer {
+    response: Response,
+    server: String,
+    index: usize,
+}
+
+impl Answer {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn chunk(&mut self, limit: Duration) -> Result<Option<Bytes>, Failure> {
+        match timeout(limit, self.response.chunk()).await {
+            Err(_) => Err(self.failure(Reason::Silent(limit))),
+            Ok(Err(error)) => Err(self.failure(reason::of_transport(&error))),
+            Ok(Ok(bytes)) => Ok(bytes),
+        }
+    }
+
+    pub(super) fn failure(&self, reason: Reason) -> Failure {
+        Failure { reason, server: self.server.clone(), retry_after: None }
+    }
+
+    /// Which apiserver sends it: for [`Transport::give_up`].
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What an answer with another status than 200 means.
+    async fn into_failure(mut self, resource: Resource, limit: Duration) -> Failure {
+        let status = self.response.status();
+        let header = self.response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        // The other form, a date, is not what apiservers send.
+        let header = header.and_then(|text| text.trim().parse::<u32>().ok());
+        let mut body = Vec::new();
+        while body.len() < MAX_ERROR_BYTES
+            && let Ok(Some(bytes)) = self.chunk(limit).await
+        {
+            body.extend_from_slice(&bytes);
+        }
+        let said: decode::Status = serde_json::from_slice(&body).unwrap_or_default();
+        let retry_after = header.or_else(|| said.details.as_ref().and_then(|details| details.retry_after));
+        let mut failure = self.failure(of_status(resource, status.as_u16(), &said.message));
+        failure.retry_after = seconds(retry_after);
+        failure
+    }
+}
+
+pub(super) fn seconds(retry_after: Option<u32>) -> Option<Duration> {
+    retry_after.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER))
+}
+
+/// What a status code means, of an answer or of an event.
+pub(super) fn of_status(resource: Resource, code: u16, message: &str) -> Reason {
+    match code {
+        401 => Reason::Unauthorized,
+        403 => Reason::Forbidden(resource),
+        410 => Reason::Expired,
+        429 => Reason::Busy,
+        _ => Reason::Status(code, reason::one_line(message)),
+    }
+}

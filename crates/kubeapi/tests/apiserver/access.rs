@@ -1,0 +1,1 @@
+//! Every way to reach an apiserver, for real.

@@ -1,0 +1,243 @@
+//! One fault at a time, and how many requests it costs.
+
+use std::time::{Duration, Instant};
+
+use sluice_kubeapi::apiserver::{Config, Environment, Resource as Watched, Timing};
+use sluice_testbed::apiserver::{Apiserver, Expiry, Failure, Resource, Target, Verb};
+
+use crate::canned::{Canned, EMPTY, QUIET};
+use crate::cluster::{Followed, NODE, config, plain, service, soon, start, timing, until};
+
+/// Followed, with its watch on Services open.
+async fn watched(server: &Apiserver, timing: Timing) -> Followed {
+    let mut followed = Followed::new(Config { timing, ..config(server) });
+    followed.next().await;
+    until(server, |counters| counters.open_watches(Resource::Services) == 1).await;
+    followed
+}
+
+fn lists(server: &Apiserver) -> u64 {
+    server.counters().borrow().requests(Verb::List, Resource::Services)
+}
+
+#[tokio::test]
+async fn a_watch_that_is_cut_or_closed_goes_on_where_it_was() {
+    for http2 in [true, false] {
+        let builder = Apiserver::builder().token("t");
+        let server = start(if http2 { builder } else { builder.http1_only() }).await;
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
+        let config =
+            Config { kubeconfig: Some(kubeconfig.path().to_owned()), masters: Vec::new(), ..config(&server) };
+        let mut followed = Followed::new(config);
+        followed.next().await;
+        for (i, fault) in (0..).zip(["cut", "close", "mid-event", "connections"]) {
+            until(&server, |counters| counters.open_watches(Resource::Services) == 1).await;
+            match fault {
+                "cut" => server.faults().cut_watches(),
+                "close" => server.faults().close_watches(),
+                "mid-event" => server.faults().cut_next_event(Target::resource(Resource::Services), 30),
+                _ => server.drop_connections(),
+            }
+            server.create(Resource::Services, service(&format!("s{i}"))).unwrap();
+            assert_eq!(followed.next().await, [format!("+Service default/s{i}")], "{fault}");
+        }
+        assert_eq!(lists(&server), 1);
+    }
+}
+
+#[tokio::test]
+async fn after_410_in_either_form_it_lists_and_finds_what_is_gone() {
+    for expiry in [Expiry::Event, Expiry::Status] {
+        let server = plain().await;
+        server.create(Resource::Services, service("a")).unwrap();
+        let mut followed = watched(&server, timing()).await;
+        server.faults().expire_as(expiry);
+        server.stop().await.unwrap();
+        server.delete(Resource::Services, "default", "a").unwrap();
+        server.create(Resource::Services, service("b")).unwrap();
+        server.compact();
+        server.start_again().unwrap();
+        followed.until_like(&server).await;
+        assert_eq!(lists(&server), 2);
+        assert_eq!(followed.health().of(Watched::Services).lists(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_silent_watch_is_started_again() {
+    let server = plain().await;
+    let mut followed = watched(&server, Timing { idle: Duration::from_millis(50), ..timing() }).await;
+    server.faults().silence_watches();
+    server.create(Resource::Services, service("a")).unwrap();
+    until(&server, |counters| counters.requests(Verb::Watch, Resource::Services) > 2).await;
+    server.faults().end_silence();
+    followed.until_like(&server).await;
+    assert!(followed.health().of(Watched::Services).watch_restarts() > 1);
+}
+
+#[tokio::test]
+async fn bookmarks_keep_a_quiet_watch_from_expiring() {
+    let server = start(Apiserver::builder().plain_http().history(4)).await;
+    let mut followed = watched(&server, timing()).await;
+    let health = std::sync::Arc::clone(followed.health());
+    for i in 0..20 {
+        let namespace = serde_json::json!({ "metadata": { "name": format!("n{i}") } });
+        server.create(Resource::Namespaces, namespace).unwrap();
+        if i % 3 == 0 {
+            let contacts = || health.of(Watched::Services).contacts();
+            let before = contacts();
+            server.send_bookmarks();
+            soon(async {
+                while contacts() == before {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+    }
+    server.faults().close_watches();
+    until(&server, |counters| counters.requests(Verb::Watch, Resource::Services) > 1).await;
+    server.create(Resource::Services, service("a")).unwrap();
+    followed.until_like(&server).await;
+    assert_eq!(lists(&server), 1);
+}
+
+/// The shortest time that so many attempts in a row can take.
+fn shortest(timing: &Timing, attempts: u64) -> Duration {
+    let mut delay = timing.backoff_min;
+    let mut total = Duration::ZERO;
+    for _ in 1..attempts {
+        total += delay;
+        delay = (delay * 2).min(timing.backoff_max);
+    }
+    total
+}
+
+#[tokio::test]
+async fn attempts_are_bounded_while_the_server_is_down_or_broken() {
+    let timing =
+        Timing { backoff_min: Duration::from_millis(10), backoff_max: Duration::from_millis(80), ..timing() };
+    for fault in ["down", "503", "429", "garbage", "disconnect", "forbidden", "expires"] {
+        let server = plain().await;
+        let began = Instant::now();
+        let failing = |failure| server.faults().fail(Target::ANY, failure, usize::MAX);
+        match fault {
+            "down" => server.stop().await.unwrap(),
+            "503" => failing(Failure::Unavailable),
+            "429" => failing(Failure::TooManyRequests { retry_after: 0 }),
+            "garbage" => failing(Failure::Garbage),
+            "disconnect" => failing(Failure::Disconnect),
+            "forbidden" => failing(Failure::Forbidden),
+            _ => server.faults().expire_next_watches(usize::MAX),
+        }
+        let followed = Followed::new(Config { timing: timing.clone(), ..config(&server) });
+        let requests = || followed.health().of(Watched::Services).requests();
+        soon(async {
+            while requests() < 20 {
+                tokio::time::sleep(timing.backoff_min).await;
+            }
+        })
+        .await;
+        // An expired watch costs two requests: the watch and a list.
+        let attempts = if fault == "expires" { requests() / 2 } else { requests() };
+        let took = began.elapsed();
+        assert!(took >= shortest(&timing, attempts), "{fault}: {attempts} attempts in {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_at_once_is_not_started_over_and_over() {
+    let timing =
+        Timing { backoff_min: Duration::from_millis(10), backoff_max: Duration::from_millis(80), ..timing() };
+    let canned = Canned::start(|request| {
+        if request.contains("watch=true") {
+            return "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned();
+        }
+        EMPTY.to_owned()
+    })
+    .await;
+    let began = Instant::now();
+    let masters = vec![format!("http://{}", canned.address)];
+    let mut followed = Followed::new(Config {
+        masters,
+        timing: timing.clone(),
+        ..Config::new(NODE, Environment::default())
+    });
+    assert_eq!(followed.next().await, [""; 0]);
+    let restarts = || followed.health().of(Watched::Services).watch_restarts();
+    soon(async {
+        while restarts() < 12 {
+            tokio::time::sleep(timing.backoff_min).await;
+        }
+    })
+    .await;
+    assert!(began.elapsed() >= shortest(&timing, restarts()));
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured() {
+    let server = plain().await;
+    let began = Instant::now();
+    let services = Target::verb(Verb::List).of(Resource::Services);
+    server.faults().fail(services, Failure::TooManyRequests { retry_after: 1 }, 1);
+    let mut followed = Followed::new(config(&server));
+    followed.next().await;
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert_eq!(lists(&server), 2);
+}
+
+#[tokio::test]
+async fn a_cluster_without_service_cidrs_is_one_of_an_older_version() {
+    let canned = Canned::start(|request| {
+        if request.contains("servicecidrs") {
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned()
+        } else if request.contains("watch=true") {
+            QUIET.to_owned()
+        } else {
+            EMPTY.to_owned()
+        }
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
+    let mut followed = Followed::new(config);
+    assert_eq!(followed.next().await, [""; 0]);
+    assert_eq!(followed.health().reasons(), []);
+    let asked = |part: &str| canned.requests().iter().filter(|request| request.contains(part)).count();
+    assert_eq!(asked("servicecidrs"), 1);
+}
+
+#[tokio::test]
+async fn requests_have_the_selectors_of_a_proxy_and_ask_for_pages_and_bookmarks() {
+    let canned =
+        Canned::start(
+            |request| {
+                if request.contains("watch=true") { QUIET.to_owned() } else { EMPTY.to_owned() }
+            },
+        )
+        .await;
+    let masters = vec![format!("http://{}/base", canned.address)];
+    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
+    let mut followed = Followed::new(config);
+    followed.next().await;
+    soon(async {
+        while canned.requests().len() < 8 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let requests = canned.requests();
+    let services = "/base/api/v1/services?labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
+                    &fieldSelector=spec.clusterIP%21%3DNone";
+    let slices =
+        "/base/apis/discovery.k8s.io/v1/endpointslices?labelSelector=%21service.kubernetes.io%2Fheadless";
+    let node = "/base/api/v1/nodes?fieldSelector=metadata.name%3Dnode-1";
+    let cidrs = "/base/apis/networking.k8s.io/v1/servicecidrs?";
+    for path in [services, slices, node, cidrs] {
+        let of =
+            |rest: &str| requests.iter().filter(|line| line.contains(path) && line.contains(rest)).count();
+        assert_eq!((of("limit=500 HTTP"), of("watch=true")), (1, 1), "{path} in {requests:#?}");
+        assert_eq!(of("&allowWatchBookmarks=true&resourceVersion=1&timeoutSeconds="), 1);
+    }
+}

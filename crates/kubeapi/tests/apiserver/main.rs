@@ -1,0 +1,12 @@
+//! The source against an apiserver in memory, over real HTTP and TLS.
+
+// All of it is test code, helpers too, where clippy does not see that by itself.
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
+
+mod access;
+mod canned;
+mod cluster;
+mod faults;
+mod health;
+mod sequences;
+mod watching;
