@@ -94,7 +94,7 @@ impl Proxy {
     /// by the new state.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         let start = Instant::now();
-        changes.into_iter().for_each(|change| self.writer.apply(change));
+        self.writer.apply_all(changes);
         let mut plan = self.writer.plan();
         if plan.is_empty() {
             return;
@@ -117,7 +117,9 @@ impl Proxy {
 
     /// Does what is due from time to time: call it about once a second.
     pub fn tick(&mut self) {
-        self.capture.retry(Instant::now());
+        let now = Instant::now();
+        self.capture.retry(now);
+        self.writer.table().expire_affinity(now);
     }
 
     /// What others may look at while the proxy runs.

@@ -48,6 +48,8 @@ pub struct Writer {
     claims: Claims,
     cluster_addresses: ClusterAddresses,
     health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,
+    /// Services whose endpoints have to be worked out anew before changes have been taken in.
+    stale: BTreeSet<ObjectName>,
     /// Frontends whose route, verdict or claims may have changed since the last plan.
     dirty: BTreeSet<Frontend>,
     /// Service ports that are gone from the objects but still in the table.
@@ -71,6 +73,7 @@ impl Writer {
             claims: Claims::default(),
             cluster_addresses: ClusterAddresses::default(),
             health_checks: BTreeMap::new(),
+            stale: BTreeSet::new(),
             dirty: BTreeSet::new(),
             retiring: Vec::new(),
             offered: Map::default(),
@@ -88,6 +91,18 @@ impl Writer {
     /// Takes a change in. Endpoints of frontends that are already offered change at once; anything
     /// about the frontends themselves waits for [`plan`](Self::plan).
     pub fn apply(&mut self, change: Change) {
+        self.apply_all([change]);
+    }
+
+    /// Takes changes in that came together. Endpoints change once, to what they are after the last of
+    /// them: one that moves from a slice to another is never missing in between.
+    pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) {
+        changes.into_iter().for_each(|change| self.note(change));
+        self.settle();
+    }
+
+    /// Takes a change into the objects, and remembers whose endpoints it may change.
+    fn note(&mut self, change: Change) {
         match change {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
             Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
@@ -113,7 +128,8 @@ impl Writer {
         let before = self.node_port_addresses();
         self.config.node_port_addresses = addresses;
         if self.node_port_addresses() != before {
-            self.refresh_all(Self::refresh_frontends);
+            self.refresh_all_frontends();
+            self.settle();
         }
     }
 
@@ -139,7 +155,6 @@ impl Writer {
         {
             service.cluster_ips.iter().for_each(|ip| self.cluster_addresses.remove(*ip));
             self.refresh_frontends(name);
-            self.forget_if_empty(name);
         }
     }
 
@@ -152,7 +167,7 @@ impl Writer {
         if slices.get(&name.name) != Some(&slice) {
             slices.insert(Arc::clone(&name.name), slice);
             self.slice_owners.insert(name, owner.clone());
-            self.refresh_endpoints(&owner);
+            self.stale.insert(owner);
         }
     }
 
@@ -160,8 +175,7 @@ impl Writer {
         let Some(owner) = self.slice_owners.remove(name) else { return };
         if let Some(state) = self.services.get_mut(&owner) {
             state.slices.remove(&name.name);
-            self.refresh_endpoints(&owner);
-            self.forget_if_empty(&owner);
+            self.stale.insert(owner);
         }
     }
 
@@ -179,9 +193,9 @@ impl Writer {
         let rules_changed = seen(&self.node) != seen(&node);
         self.node = node;
         if self.node_port_addresses() != ports_before {
-            self.refresh_all(Self::refresh_frontends);
+            self.refresh_all_frontends();
         } else if rules_changed {
-            self.refresh_all(Self::refresh_endpoints);
+            self.stale.extend(self.services.keys().cloned());
         }
     }
 
@@ -190,12 +204,20 @@ impl Writer {
         self.config.node_port_addresses.addresses(self.node.as_ref())
     }
 
-    fn refresh_all(&mut self, refresh: impl Fn(&mut Self, &ObjectName)) {
+    fn refresh_all_frontends(&mut self) {
         let names: Vec<ObjectName> = self.services.keys().cloned().collect();
-        names.iter().for_each(|name| refresh(self, name));
+        names.iter().for_each(|name| self.refresh_frontends(name));
     }
 
-    /// Works out a Service's frontends anew, then its endpoints.
+    /// Brings the endpoints of all Services that changes have touched up to date.
+    fn settle(&mut self) {
+        for name in std::mem::take(&mut self.stale) {
+            self.refresh_endpoints(&name);
+            self.forget_if_empty(&name);
+        }
+    }
+
+    /// Works out a Service's frontends anew; its endpoints are to follow.
     fn refresh_frontends(&mut self, name: &ObjectName) {
         let node_addresses = self.node_port_addresses();
         let Some(state) = self.services.get_mut(name) else { return };
@@ -217,7 +239,7 @@ impl Writer {
             };
         }
         self.work.frontend_runs += 1;
-        self.refresh_endpoints(name);
+        self.stale.insert(name.clone());
         if change.health_check {
             self.table.set_health_checks(self.health_checks.values().cloned().collect());
         }
@@ -244,6 +266,7 @@ impl Writer {
             && self.claims.is_empty()
             && self.cluster_addresses.is_empty()
             && self.health_checks.is_empty()
+            && self.stale.is_empty()
             && self.dirty.is_empty()
             && self.retiring.is_empty()
             && self.offered.is_empty()

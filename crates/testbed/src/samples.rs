@@ -21,10 +21,20 @@ use tokio::task::{JoinHandle, JoinSet};
 pub const BACKEND_HEADER: &str = "x-backend";
 
 /// How long a stopping HTTP backend waits for connections that were under way.
-const LAST_CONNECTIONS: Duration = Duration::from_millis(2);
+const LAST_CONNECTIONS: Duration = Duration::from_millis(5);
 
-/// `BPF_RET | BPF_K` with 0: the packet is dropped (bpf(4)).
-const BPF_RETURN_CONSTANT: u16 = 0x06;
+/// A filter for a listening socket (socket(7), `SO_ATTACH_FILTER`) that drops every SYN and lets
+/// handshakes that have begun be finished. It sees packets from their TCP header on.
+const NO_NEW_CONNECTIONS: [SockFilter; 4] = [
+    // The byte with the flags...
+    SockFilter::new(0x30, 0, 0, 13),
+    // ...and if SYN is set the next instruction, else the one after it.
+    SockFilter::new(0x45, 0, 1, 0x02),
+    // Pass nothing.
+    SockFilter::new(0x06, 0, 0, 0),
+    // Pass all of it.
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 
 /// A running backend. Dropping it does not stop it.
 #[derive(Debug)]
@@ -82,10 +92,9 @@ async fn serve_http(listener: TcpListener, name: Arc<str>, mut stopped: oneshot:
             Some(_) = connections.join_next() => continue,
         };
     }
-    // Closing a listener resets what is in its queue. So first nothing new gets in: a filter that passes
-    // no packet (socket(7), SO_ATTACH_FILTER), and then the queue is emptied.
-    let pass_nothing = [SockFilter::new(BPF_RETURN_CONSTANT, 0, 0, 0)];
-    if let Err(error) = SockRef::from(&listener).attach_filter(&pass_nothing) {
+    // Closing a listener resets what is in its queue. So first nothing new gets in, and then the queue is
+    // emptied.
+    if let Err(error) = SockRef::from(&listener).attach_filter(&NO_NEW_CONNECTIONS) {
         tracing::warn!(%error, "stopping without a filter: a connection may be lost");
     }
     while let Ok(Ok((stream, _))) = tokio::time::timeout(LAST_CONNECTIONS, listener.accept()).await {

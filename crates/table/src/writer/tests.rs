@@ -210,6 +210,22 @@ fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
 }
 
 #[test]
+fn an_endpoint_that_moves_between_slices_in_one_step_is_never_missing() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let (one, two) = (|n: &[u8]| apply(slice("web-a", "web", n)), |n: &[u8]| apply(slice("web-b", "web", n)));
+    step(&mut writer, [apply(service("web", 1, WEB)), one(&[1]), two(&[2])]);
+    let route = Arc::clone(reader.lookup(key(WEB)).unwrap());
+    let upstreams: Vec<_> = (0..2)
+        .map(|_| route.select(client(), Instant::now()).unwrap().next(Instant::now()).unwrap())
+        .collect();
+    // Whichever of the two comes first.
+    writer.apply_all([one(&[2]), two(&[1])]);
+    writer.apply_all([two(&[2]), one(&[1])]);
+    assert!(upstreams.iter().all(|upstream| route.keeps_flow(upstream)));
+}
+
+#[test]
 fn a_slice_whose_label_changes_moves_to_the_other_service() {
     let mut writer = writer();
     let mut reader = writer.table().reader();
