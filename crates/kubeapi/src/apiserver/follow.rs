@@ -236,16 +236,33 @@ impl Follower {
             ("timeoutSeconds", seconds.to_string()),
         ]);
         let mut answer = self.get(&query).await?;
+        self.health.contact(self.resource);
         let mut lines = Lines::new(MAX_OBJECT_BYTES + MAX_EVENT_OVERHEAD);
+        // A watch is in health when it has said something, or has lived for a moment.
+        let moment = self.timing.backoff_min.min(self.timing.idle);
+        let mut limit = moment;
         loop {
-            let bytes = match answer.chunk(self.timing.idle).await {
+            let bytes = match answer.chunk(limit).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) => return Ok(()),
+                Ok(None) if lines.is_empty() => return Ok(()),
+                Ok(None) => {
+                    let what = "it ended in the middle of an event".to_owned();
+                    return Err(answer.failure(Reason::Unreachable(what)));
+                }
+                Err(Failure { reason: Reason::Silent(_), .. })
+                    if limit == moment && moment < self.timing.idle =>
+                {
+                    self.backoff.reset();
+                    self.well();
+                    limit = self.timing.idle;
+                    continue;
+                }
                 Err(failure) => {
                     self.transport.give_up(answer.index(), &failure.reason).await;
                     return Err(failure);
                 }
             };
+            limit = self.timing.idle;
             lines.push(&bytes);
             let mut changes = Vec::new();
             let mut failed = None;

@@ -35,6 +35,11 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Nothing is left of a line that has no end yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.buffer.len() && !self.skipping
+    }
+
     /// The next line that is complete.
     pub(super) fn next(&mut self) -> Option<Line<'_>> {
         let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
@@ -93,5 +98,15 @@ mod tests {
     fn a_line_that_is_too_long_is_dropped_and_the_next_one_read() {
         assert_eq!(read(&["123456\nb\n"]), ["TOO LONG", "b"]);
         assert_eq!(read(&["1234", "567", "89", "0\nb", "\n"]), ["TOO LONG", "b"]);
+    }
+
+    #[test]
+    fn what_has_no_end_yet_is_not_nothing() {
+        let mut lines = Lines::new(5);
+        for (piece, expected) in [("", true), ("a", false), ("b\n", true), ("123456", false), ("7\n", true)] {
+            lines.push(piece.as_bytes());
+            while lines.next().is_some() {}
+            assert_eq!(lines.is_empty(), expected, "{piece:?}");
+        }
     }
 }

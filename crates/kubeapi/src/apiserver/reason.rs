@@ -119,11 +119,14 @@ pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
     }
     let system =
         find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| error.raw_os_error().is_some()));
-    let what = match system {
-        Some(system) => system.to_string(),
-        None => innermost(error).to_string(),
-    };
-    Reason::Unreachable(one_line(&what))
+    if let Some(system) = system {
+        return Reason::Unreachable(system.to_string());
+    }
+    let is_cut = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    let cut = find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| is_cut(error)));
+    let what =
+        cut.map_or_else(|| one_line(&innermost(error).to_string()), |_| "the connection broke".to_owned());
+    Reason::Unreachable(what)
 }
 
 fn of_tls(error: &rustls::Error) -> Reason {

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -147,7 +147,10 @@ impl Transport {
         };
         let answer = Answer { response, server, index: ready.index };
         if answer.response.status() == StatusCode::OK {
-            return Ok(answer);
+            return match answer.foreign_type() {
+                None => Ok(answer),
+                Some(what) => Err(answer.failure(Reason::NotUnderstood(what))),
+            };
         }
         Err(answer.into_failure(resource, limit).await)
     }
@@ -322,6 +325,13 @@ impl Answer {
 
     pub(super) fn failure(&self, reason: Reason) -> Failure {
         Failure { reason, server: self.server.clone(), retry_after: None }
+    }
+
+    /// What it says it is, where that is nothing an apiserver sends: proxies answer with a page of their own.
+    fn foreign_type(&self) -> Option<String> {
+        let said = self.response.headers().get(CONTENT_TYPE)?.to_str().unwrap_or_default();
+        (!said.starts_with("application/json"))
+            .then(|| format!("an answer of type {}", reason::one_line(said)))
     }
 
     /// Which apiserver sends it: for [`Transport::give_up`].

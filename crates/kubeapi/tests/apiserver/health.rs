@@ -1,1 +1,148 @@
 //! What is said about what is wrong.
+
+use std::sync::{Arc, Mutex};
+
+use sluice_kubeapi::apiserver::{Config, Resource as Watched};
+use sluice_testbed::apiserver::{Apiserver, Failure, Resource, Target, Validity};
+use tracing::field::{Field, Visit};
+use tracing::span;
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use crate::access::{all_well, reason};
+use crate::cluster::{Followed, config, plain, service, soon, start, until};
+
+#[tokio::test]
+async fn reasons_say_what_is_wrong_and_what_to_do() {
+    let server = start(Apiserver::builder().token("secret")).await;
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let write = || std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
+    write();
+    let config =
+        Config { kubeconfig: Some(kubeconfig.path().to_owned()), masters: Vec::new(), ..config(&server) };
+    server.stop().await.unwrap();
+    let mut followed = Followed::new(config);
+    let url = server.url();
+    reason(&followed, &format!("apiserver {url}: cannot be reached: Connection refused")).await;
+    server.start_again().unwrap();
+    followed.until_like(&server).await;
+
+    server.replace_certificate(Validity::Expired).unwrap();
+    server.drop_connections();
+    reason(&followed, "its certificate has expired or is not valid yet: renew it").await;
+    server.replace_authority().unwrap();
+    server.drop_connections();
+    reason(&followed, "signed by an unknown authority: configure the cluster's CA").await;
+    write();
+    followed.until_like(&server).await;
+
+    server.replace_tokens(&["another"]);
+    server.drop_connections();
+    reason(&followed, "401: it does not accept the credentials: renew the token").await;
+    write();
+    server.create(Resource::Services, service("a")).unwrap();
+    followed.until_like(&server).await;
+
+    let slices = Target::resource(Resource::EndpointSlices);
+    server.faults().fail(slices, Failure::Forbidden, usize::MAX);
+    server.drop_connections();
+    let rule = r#"apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]"#;
+    reason(&followed, rule).await;
+    reason(&followed, "403: this account may not read endpointslices: apply deploy/rbac.yaml").await;
+    server.faults().clear();
+    all_well(&followed).await;
+
+    server.faults().fail(Target::ANY, Failure::Garbage, usize::MAX);
+    server.drop_connections();
+    reason(&followed, "this is no apiserver, or something in between garbles it").await;
+}
+
+#[tokio::test]
+async fn plain_http_on_a_tls_port_and_tls_on_a_plain_one() {
+    let tls = start(Apiserver::builder()).await;
+    let plain = plain().await;
+    let follow = |url: String| Followed::new(Config { masters: vec![url], ..config(&plain) });
+    let to_plain = follow(plain.url().replace("http:", "https:"));
+    reason(&to_plain, "TLS failed: ").await;
+    let to_tls = follow(tls.url().replace("https:", "http:"));
+    reason(&to_tls, ": check ").await;
+}
+
+#[tokio::test]
+async fn the_age_of_the_last_contact_grows_while_the_server_is_away() {
+    let server = plain().await;
+    let followed = Followed::synced(&server).await;
+    let health = followed.health();
+    for resource in Watched::ALL {
+        assert!(health.age(resource).is_some() && health.of(resource).is_listed());
+    }
+    server.stop().await.unwrap();
+    reason(&followed, "cannot be reached").await;
+    let before = health.last_contact().unwrap();
+    soon(async {
+        while health.last_contact().unwrap() <= before {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(health.is_synced(), "what was read still counts");
+    assert!(health.of(Watched::Services).errors() > 0);
+}
+
+/// Lines that were logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO && metadata.target().starts_with("sluice")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        struct Message(String);
+        impl Visit for Message {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(event.metadata().level().to_string());
+        event.record(&mut message);
+        self.0.lock().unwrap().push(format!("{} {}", event.metadata().level(), message.0));
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// On one thread, so that everything the source does is under this subscriber.
+#[tokio::test]
+async fn a_reason_is_logged_once_and_not_for_every_attempt() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let lines = |part: &str| log.0.lock().unwrap().iter().filter(|line| line.contains(part)).count();
+    let server = plain().await;
+    server.faults().fail(Target::ANY, Failure::Unauthorized, usize::MAX);
+    let mut followed = Followed::new(config(&server));
+    until(&server, |counters| counters.all_requests > 20).await;
+    assert_eq!(lines("401"), 1, "{:#?}", log.0);
+    server.faults().clear();
+    followed.until_like(&server).await;
+    soon(async {
+        while lines("followed again") < 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    server.faults().fail(Target::ANY, Failure::Unauthorized, usize::MAX);
+    server.drop_connections();
+    reason(&followed, "401").await;
+    assert!(lines("401") >= 2);
+    assert!(lines("WARN") <= 4, "{:#?}", log.0);
+}
