@@ -1,21 +1,29 @@
 //! `sluice agent`: serves the Services of this node until it is told to stop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::system::uname;
 use sluice_dataplane::Config;
-use sluice_kubeapi::manifests::ManifestSource;
+use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
+use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::cli::{AgentArgs, CaptureMode};
-use crate::controller::Controller;
-use crate::proxy::{Proxy, ProxyConfig};
+use crate::cli::{AgentArgs, CaptureMode, SourceArgs};
+use crate::controller::{Controller, Feed};
+use crate::metrics;
+use crate::proxy::{Observer, Proxy, ProxyConfig};
 
-/// How often the agent looks whether its threads are alive.
+/// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
+
+/// How old the served state may be before it is said: an apiserver in good health says something about
+/// every minute.
+const STALE: Duration = Duration::from_secs(180);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -23,8 +31,8 @@ const CHECK: Duration = Duration::from_millis(500);
 /// It cannot start, or its data plane broke down.
 pub async fn run(args: &AgentArgs) -> Result<()> {
     let CaptureMode::Bind = args.capture;
-    let source = ManifestSource::new(args.manifests.clone())?;
     let node = node_name(args.hostname_override.as_deref())?;
+    let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
@@ -34,19 +42,23 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let config = ProxyConfig { table: WriterConfig::new(node), dataplane };
     let proxy = Proxy::start(config).context("cannot start the data plane")?;
     let observer = proxy.observer();
-    let controller = Controller::start(proxy, source).context("cannot start the controller")?;
-    let frontends = observer.frontends();
-    if frontends == 0 {
-        warn!("no manifest names a Service with an address: nothing to serve so far");
+    let controller = Controller::start(proxy).context("cannot start the controller")?;
+    let mut following = source.follow(controller.feed(), observer.clone()).await?;
+    if let Some(address) = args.metrics_bind_address.0 {
+        metrics::serve(address, observer.clone(), following.health().cloned()).await;
     }
-    info!(frontends, "ready");
 
     let mut check = tokio::time::interval(CHECK);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = check.tick() => if !controller.is_alive() { bail!("the data plane has broken down") },
+            _ = check.tick() => {
+                following.check_age();
+                if !controller.is_alive() {
+                    bail!("the data plane has broken down");
+                }
+            }
         }
     }
     info!(connections = observer.stats().tcp_active, grace = ?args.grace_period, "stopping");
@@ -58,6 +70,85 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         _ = interrupt.recv() => std::process::exit(1),
     }
     Ok(())
+}
+
+/// Where objects come from, checked as far as that needs nobody else.
+enum Source {
+    Manifests(ManifestSource),
+    Apiserver(apiserver::Config),
+}
+
+/// A source that is being followed.
+enum Following {
+    Manifests { _watch: Watch },
+    Apiserver { source: ApiserverSource, _task: JoinHandle<()>, is_stale: bool },
+}
+
+impl Source {
+    fn new(args: &SourceArgs, node: &str) -> Result<Self> {
+        if !args.manifests.is_empty() {
+            return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
+        }
+        let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
+        config.kubeconfig.clone_from(&args.kubeconfig);
+        config.context.clone_from(&args.context);
+        config.masters.clone_from(&args.master);
+        Ok(Self::Apiserver(config))
+    }
+
+    /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
+    async fn follow(self, feed: &Feed, observer: Observer) -> Result<Following> {
+        match self {
+            Self::Manifests(source) => {
+                let watch = feed.follow(source).await.context("cannot follow the manifests")?;
+                if observer.frontends() == 0 {
+                    warn!("no manifest names a Service with an address: nothing to serve so far");
+                }
+                info!(frontends = observer.frontends(), "ready");
+                Ok(Following::Manifests { _watch: watch })
+            }
+            Self::Apiserver(config) => {
+                let (source, mut batches) = ApiserverSource::start(config)
+                    .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+                let feed = feed.clone();
+                let task = tokio::spawn(async move {
+                    let mut is_ready = false;
+                    while let Some(changes) = batches.recv().await {
+                        if feed.apply(changes).await.is_err() {
+                            return;
+                        }
+                        if !std::mem::replace(&mut is_ready, true) {
+                            info!(frontends = observer.frontends(), "ready");
+                        }
+                    }
+                });
+                Ok(Following::Apiserver { source, _task: task, is_stale: false })
+            }
+        }
+    }
+}
+
+impl Following {
+    fn health(&self) -> Option<&Arc<Health>> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Apiserver { source, .. } => Some(source.health()),
+        }
+    }
+
+    /// Says, once, that what is served has become old, and that it is not any more.
+    fn check_age(&mut self) {
+        let Self::Apiserver { source, is_stale, .. } = self else { return };
+        let Some(age) = source.health().last_contact() else { return };
+        match (age > STALE, *is_stale) {
+            (true, false) => {
+                warn!(?age, "nothing heard of the apiserver: what is served may have changed since")
+            }
+            (false, true) => info!("heard of the apiserver again"),
+            _ => {}
+        }
+        *is_stale = age > STALE;
+    }
 }
 
 /// The name of this node: as given, or the host's, in the form that kube-proxy and kubelet use

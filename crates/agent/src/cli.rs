@@ -1,5 +1,6 @@
 //! The command line: what a person can say, and the checks that need nothing else.
 
+use std::net::{AddrParseError, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,22 +32,46 @@ pub enum Command {
 /// Arguments of `sluice agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// Kubernetes manifests with Services and EndpointSlices: a YAML or JSON file, or a directory of
-    /// them. May be given several times. Changes on disk take effect within a second.
-    #[arg(long, value_name = "PATH", required = true)]
-    pub manifests: Vec<PathBuf>,
+    /// Where the Services and endpoints come from.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// How connections to Service addresses get here.
     #[arg(long, value_enum, default_value_t = CaptureMode::Bind)]
     pub capture: CaptureMode,
     /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Where metrics are served, as `/metrics`, and `/healthz`. `0` for nowhere.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = parse_address)]
+    pub metrics_bind_address: BindAddress,
     /// How long connections may take to finish after SIGTERM, in seconds. A second signal ends at once.
     #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = parse_seconds)]
     pub grace_period: Duration,
     /// Settings of the data plane.
     #[command(flatten)]
     pub dataplane: DataplaneArgs,
+}
+
+/// Where Services and endpoints come from: an apiserver, found as kubectl finds it, or files.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Kubernetes manifests with Services and EndpointSlices instead of an apiserver: a YAML or JSON
+    /// file, or a directory of them. May be given several times. Changes on disk take effect within a
+    /// second.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "master"])]
+    pub manifests: Vec<PathBuf>,
+    /// The kubeconfig to reach the apiserver with [default: the files of KUBECONFIG; without them, the
+    /// pod's service account].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context to use instead of its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// An apiserver's own address, such as https://10.0.0.2:6443: instead of the kubeconfig's or the
+    /// `kubernetes` Service's, which this agent is to provide and must not need. May be given several
+    /// times: the next one is used while one does not answer.
+    #[arg(long, value_name = "URL")]
+    pub master: Vec<String>,
 }
 
 /// Arguments of `sluice demo`.
@@ -100,6 +125,14 @@ impl DataplaneArgs {
     }
 }
 
+/// An address to listen on, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+fn parse_address(text: &str) -> Result<BindAddress, AddrParseError> {
+    if text == "0" { Ok(BindAddress(None)) } else { text.parse().map(|address| BindAddress(Some(address))) }
+}
+
 fn parse_seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     text.parse().map(Duration::from_secs)
 }
@@ -116,11 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn manifests_may_be_repeated_and_are_required() {
-        let cli = Cli::try_parse_from(["sluice", "agent", "--manifests", "a", "--manifests", "b"]).unwrap();
+    fn manifests_may_be_repeated_and_exclude_an_apiserver() {
+        let parse = |arguments: &str| Cli::try_parse_from(arguments.split(' '));
+        let cli = parse("sluice agent --manifests a --manifests b").unwrap();
         let Command::Agent(args) = cli.command else { panic!("{cli:?}") };
-        assert_eq!(args.manifests, [PathBuf::from("a"), PathBuf::from("b")]);
-        assert!(Cli::try_parse_from(["sluice", "agent"]).is_err());
-        assert!(Cli::try_parse_from(["sluice", "agent", "--manifests", "a", "--workers", "0"]).is_err());
+        assert_eq!(args.source.manifests, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert!(parse("sluice agent --manifests a --kubeconfig b").is_err());
+        assert!(parse("sluice agent --manifests a --master http://127.0.0.1:8080").is_err());
+        assert!(parse("sluice agent --manifests a --workers 0").is_err());
+        assert!(parse("sluice agent --master http://a --master http://b").is_ok());
     }
 }

@@ -18,46 +18,47 @@ const TICK: Duration = Duration::from_secs(1);
 /// A running controller.
 #[derive(Debug)]
 pub struct Controller {
-    messages: Sender<Message>,
+    feed: Feed,
     thread: JoinHandle<u64>,
-    _watch: Watch,
 }
+
+/// Where changes go in.
+#[derive(Debug, Clone)]
+pub struct Feed(Sender<Message>);
+
+/// The controller has ended and takes no changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended;
 
 #[derive(Debug)]
 enum Message {
-    Changes(Vec<Change>),
+    /// Apply these; then answer, if anybody waits for it.
+    Changes(Vec<Change>, Option<tokio::sync::oneshot::Sender<()>>),
     /// Shut down within this time.
     Stop(Duration),
 }
 
 impl Controller {
-    /// Loads the manifests, serves what they say, and follows them from then on.
+    /// Starts the thread, with nothing to serve yet.
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(mut proxy: Proxy, mut source: ManifestSource) -> io::Result<Self> {
-        let first = source.load();
-        log(&first);
-        proxy.apply(first.changes);
+    pub fn start(proxy: Proxy) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("controller".to_owned())
-            .spawn(move || control(proxy, &receiver))?;
-        let sender = messages.clone();
-        let watch = source.watch(POLL_INTERVAL, move |batch| {
-            log(&batch);
-            match sender.send(Message::Changes(batch.changes)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        })?;
-        Ok(Self { messages, thread, _watch: watch })
+        let builder = std::thread::Builder::new().name("controller".to_owned());
+        let thread = builder.spawn(move || control(proxy, &receiver))?;
+        Ok(Self { feed: Feed(messages), thread })
+    }
+
+    /// Where changes go in.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// Stops accepting and lets connections finish for up to `grace`. Returns how many were cut off.
     pub fn stop(self, grace: Duration) -> u64 {
         // A controller that has ended has nothing left to stop.
-        let _ = self.messages.send(Message::Stop(grace));
+        let _ = self.feed.0.send(Message::Stop(grace));
         self.thread.join().unwrap_or(0)
     }
 
@@ -67,24 +68,59 @@ impl Controller {
     }
 }
 
+impl Feed {
+    /// Hands changes over; returns when they have taken effect.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Ended> {
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        self.0.send(Message::Changes(changes, Some(done))).map_err(|_| Ended)?;
+        is_done.await.map_err(|_| Ended)
+    }
+
+    /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub async fn follow(&self, mut source: ManifestSource) -> io::Result<Watch> {
+        let first = source.load();
+        log(&first);
+        // A controller that has ended is noticed by whoever holds it.
+        let _ = self.apply(first.changes).await;
+        let feed = self.0.clone();
+        source.watch(POLL_INTERVAL, move |batch| {
+            log(&batch);
+            match feed.send(Message::Changes(batch.changes, None)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })
+    }
+}
+
 fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
     loop {
         match messages.recv_timeout(TICK) {
-            Ok(Message::Changes(mut changes)) => {
+            Ok(first) => {
                 // Whatever has come in since is applied in the same step.
-                let mut stop = None;
-                for message in messages.try_iter() {
+                let mut changes = Vec::new();
+                let mut waiting = Vec::new();
+                for message in std::iter::once(first).chain(messages.try_iter()) {
                     match message {
-                        Message::Changes(more) => changes.extend(more),
-                        Message::Stop(grace) => stop = Some(grace),
+                        Message::Changes(more, done) => {
+                            changes.extend(more);
+                            waiting.extend(done);
+                        }
+                        Message::Stop(grace) => return proxy.shut_down(grace),
                     }
                 }
-                if let Some(grace) = stop {
-                    return proxy.shut_down(grace);
-                }
                 proxy.apply(changes);
+                for done in waiting {
+                    // Nobody waiting any more is fine.
+                    let _ = done.send(());
+                }
             }
-            Ok(Message::Stop(grace)) => return proxy.shut_down(grace),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return proxy.shut_down(Duration::ZERO),
         }

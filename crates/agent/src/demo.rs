@@ -1,7 +1,7 @@
 //! `sluice demo`: the whole way from manifests to bytes, on one machine, without privileges.
 //!
-//! Sample backends, manifests of two Services on loopback addresses, the proxy in this process, and
-//! clients that drive it. Then an endpoint is added and another one stops, under load.
+//! Sample backends, manifests of two Services on loopback addresses, an apiserver in memory that has
+//! them, the agent's parts in this process following it over HTTP, and clients that drive the Services. Then an endpoint is added and another one stops, under load.
 
 mod load;
 mod report;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use sluice_kubeapi::apiserver::ApiserverSource;
 use sluice_table::WriterConfig;
 
 use crate::cli::DemoArgs;
@@ -25,6 +26,9 @@ use scene::Scene;
 /// Requests of HTTP for one exchange of UDP.
 const HTTP_PER_UDP: usize = 3;
 
+/// The name of the node that the demo plays.
+const NODE: &str = "demo";
+
 /// How long the demo waits for something that takes milliseconds before it calls it broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -36,14 +40,23 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let mut out = io::stdout();
     let mut scene = Scene::set_up().await?;
     let dataplane = args.dataplane.config();
-    let config = ProxyConfig { table: WriterConfig::new("demo"), dataplane };
+    let config = ProxyConfig { table: WriterConfig::new(NODE), dataplane };
     let proxy = Proxy::start(config).context("cannot start the data plane")?;
     let observer = proxy.observer();
     let mut report = Report::default();
-    let controller = Controller::start(proxy, scene.source()?).context("cannot start the controller")?;
+    let controller = Controller::start(proxy).context("cannot start the controller")?;
+    let (_source, mut batches) = ApiserverSource::start(scene.source(NODE))?;
+    let feed = controller.feed().clone();
+    tokio::spawn(async move {
+        while let Some(changes) = batches.recv().await {
+            // Only ends with the demo.
+            let _ = feed.apply(changes).await;
+        }
+    });
+    wait_until(|| observer.frontends() == 2, "both Services are served").await?;
 
-    writeln!(out, "Sluice is serving two Services from manifests in {}", scene.directory().display())?;
-    writeln!(out, "with {} workers. Try it from another terminal:\n", dataplane.workers)?;
+    writeln!(out, "Sluice is following an apiserver and serving two Services. Their manifests are in")?;
+    writeln!(out, "{}. Try it from another terminal:\n", scene.directory().display())?;
     for command in scene.commands() {
         writeln!(out, "    {command}")?;
     }
@@ -63,7 +76,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     load.start();
     wait_for(&load, &bar, requests / 3).await?;
     let joined = scene.add_http_backend().await?;
-    bar.println(format!("   {joined} has joined: its EndpointSlice is on disk"));
+    bar.println(format!("   {joined} has joined: the apiserver has its EndpointSlice"));
     let served = || load.answers_of(&joined) > 0;
     wait_until(served, "the new endpoint gets connections").await?;
     wait_for(&load, &bar, requests * 2 / 3).await?;
@@ -75,7 +88,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     ));
     let retried = || observer.stats().tcp_retries > retries_before;
     wait_until(retried, "a connection is retried on another endpoint").await?;
-    scene.forget_stopped_backends()?;
+    scene.forget(&died)?;
     let is_listed = || observer.endpoints().iter().any(|(_, upstream)| upstream.address() == died.address);
     wait_until(|| !is_listed(), "the endpoint is gone from the table").await?;
     bar.println(format!("   {} is gone from its EndpointSlice too", died.name));
@@ -97,8 +110,8 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     ensure!(failed == 0, "{failed} requests failed");
 
     if !args.once {
-        writeln!(out, "\nStill serving: the commands above work, and so does editing the manifests in")?;
-        writeln!(out, "{}. Ctrl-C ends it.", scene.directory().display())?;
+        writeln!(out, "\nStill serving: the commands above work, and kubectl can create, edit and delete.")?;
+        writeln!(out, "Ctrl-C ends it.")?;
         tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
     }
     controller.stop(Duration::from_secs(1));

@@ -10,4 +10,5 @@ pub mod cli;
 pub mod controller;
 pub mod demo;
 pub mod logging;
+pub mod metrics;
 pub mod proxy;

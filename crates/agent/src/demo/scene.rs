@@ -1,22 +1,27 @@
-//! What the demo plays on: backends, loopback addresses, and the manifests that tie them together.
+//! What the demo plays on: backends, loopback addresses, the manifests that tie them together, and an
+//! apiserver that has them.
 
-use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use sluice_kubeapi::manifests::ManifestSource;
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::Value;
+use sluice_kubeapi::apiserver::{Config, Environment};
+use sluice_testbed::apiserver::{Apiserver, Resource};
 use sluice_testbed::samples::Sample;
 use tempfile::TempDir;
+
+/// The namespace of everything here.
+const NAMESPACE: &str = "demo";
 
 /// The Services' ports: unprivileged, and the ones a reader would expect.
 const HTTP_PORT: u16 = 8080;
 const UDP_PORT: u16 = 5300;
 
-/// Backends, Services and manifests.
-#[derive(Debug)]
+/// Backends, Services, manifests and the apiserver.
 pub(super) struct Scene {
     directory: TempDir,
+    apiserver: Apiserver,
     network: Network,
     http: Vec<Sample>,
     udp: Vec<Sample>,
@@ -67,15 +72,23 @@ impl Scene {
         let network = Network::find()?;
         let directory = tempfile::Builder::new().prefix("sluice-demo-").tempdir();
         let directory = directory.context("cannot make a directory for the manifests")?;
-        let mut scene = Self { directory, network, http: Vec::new(), udp: Vec::new(), http_names: 0 };
+        let apiserver = Apiserver::builder().token("demo").service_cidrs(&["127.96.0.0/16".parse()?]);
+        let apiserver = apiserver.start().await.context("cannot start the apiserver")?;
+        let http_names = 0;
+        let mut scene = Self { directory, apiserver, network, http: Vec::new(), udp: Vec::new(), http_names };
+        scene.write("kubeconfig", &scene.apiserver.kubeconfig()?)?;
+        scene.create(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n"))?;
+        let services = services(network);
+        scene.write("services.yaml", &services)?;
+        scene.create(&services)?;
         for number in 1..=3 {
-            let sample = scene.next_http().await?;
-            scene.http.push(sample);
+            scene.add_http_backend().await?;
             let name = format!("dns-{}", letter(number));
-            let udp = Sample::udp(&name, network.pod(100 + number).into()).await;
-            scene.udp.push(udp.context("cannot start a UDP backend")?);
+            let sample = Sample::udp(&name, network.pod(100 + number).into()).await;
+            let sample = sample.context("cannot start a UDP backend")?;
+            scene.create(&slice(&sample, "dns", "dns", "UDP"))?;
+            scene.udp.push(sample);
         }
-        scene.write("services.yaml", &services(network))?;
         scene.write_slices()?;
         Ok(scene)
     }
@@ -85,9 +98,15 @@ impl Scene {
         self.directory.path()
     }
 
-    /// A source of the manifests.
-    pub(super) fn source(&self) -> Result<ManifestSource> {
-        Ok(ManifestSource::new(vec![self.directory.path().to_owned()])?)
+    /// How to follow the apiserver.
+    pub(super) fn source(&self, node: &str) -> Config {
+        let mut config = Config::new(node, Environment::default());
+        config.kubeconfig = Some(self.kubeconfig());
+        config
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.directory.path().join("kubeconfig")
     }
 
     pub(super) fn http_frontend(&self) -> SocketAddr {
@@ -104,7 +123,10 @@ impl Scene {
         [
             format!("curl http://{http}/"),
             format!("bash -c 'exec 3<>/dev/udp/{}/{}; echo hello >&3; head -1 <&3'", udp.ip(), udp.port()),
-            format!("cat {}", self.directory.path().join("*.yaml").display()),
+            format!(
+                "kubectl --kubeconfig {} -n {NAMESPACE} get services,endpointslices",
+                self.kubeconfig().display()
+            ),
         ]
     }
 
@@ -115,8 +137,11 @@ impl Scene {
 
     /// Starts another HTTP backend and adds it to the Service; returns its name.
     pub(super) async fn add_http_backend(&mut self) -> Result<String> {
-        let sample = self.next_http().await?;
-        let name = sample.name.clone();
+        self.http_names += 1;
+        let name = format!("web-{}", letter(self.http_names));
+        let sample = Sample::http(&name, self.network.pod(self.http_names).into()).await;
+        let sample = sample.context("cannot start an HTTP backend")?;
+        self.create(&slice(&sample, "web", "http", "TCP"))?;
         self.http.push(sample);
         self.write_slices()?;
         Ok(name)
@@ -130,43 +155,34 @@ impl Scene {
         stopped
     }
 
-    /// Writes the manifests without the backends that have stopped.
-    pub(super) fn forget_stopped_backends(&self) -> Result<()> {
+    /// Takes a backend that has stopped out of the Service.
+    pub(super) fn forget(&self, stopped: &Stopped) -> Result<()> {
+        self.apiserver
+            .delete(Resource::EndpointSlices, NAMESPACE, &stopped.name)
+            .map_err(|status| anyhow!("cannot delete EndpointSlice {}: {status:?}", stopped.name))?;
         self.write_slices()
     }
 
-    async fn next_http(&mut self) -> Result<Sample> {
-        self.http_names += 1;
-        let name = format!("web-{}", letter(self.http_names));
-        let sample = Sample::http(&name, self.network.pod(self.http_names).into()).await;
-        sample.context("cannot start an HTTP backend")
+    /// Creates the objects of a manifest.
+    fn create(&self, manifest: &str) -> Result<()> {
+        for object in serde_saphyr::from_multiple::<Value>(manifest)? {
+            let resource = match object.get("kind").and_then(Value::as_str) {
+                Some("Namespace") => Resource::Namespaces,
+                Some("Service") => Resource::Services,
+                Some("EndpointSlice") => Resource::EndpointSlices,
+                kind => bail!("no such kind here: {kind:?}"),
+            };
+            let created = self.apiserver.create(resource, object);
+            created.map_err(|status| anyhow!("the apiserver refuses an object of the demo: {status:?}"))?;
+        }
+        Ok(())
     }
 
+    /// Writes all slices down, for a person to read.
     fn write_slices(&self) -> Result<()> {
-        self.write("endpoints.yaml", &self.slices())
-    }
-
-    /// One EndpointSlice a backend: each has a port of its own, and a slice has one for all.
-    fn slices(&self) -> String {
-        let http = self.http.iter().map(|sample| (sample, "web", "http", "TCP"));
-        let udp = self.udp.iter().map(|sample| (sample, "dns", "dns", "UDP"));
-        http.chain(udp).fold(String::new(), |mut text, (sample, service, port, protocol)| {
-            // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "---\n\
-                 apiVersion: discovery.k8s.io/v1\n\
-                 kind: EndpointSlice\n\
-                 metadata:\n  name: {name}\n  namespace: demo\n  labels:\n    kubernetes.io/service-name: {service}\n\
-                 addressType: IPv4\n\
-                 ports:\n- name: {port}\n  protocol: {protocol}\n  port: {number}\n\
-                 endpoints:\n- addresses: [{ip}]\n  conditions:\n    ready: true\n",
-                name = sample.name,
-                number = sample.address.port(),
-                ip = sample.address.ip(),
-            );
-            text
-        })
+        let http = self.http.iter().map(|sample| slice(sample, "web", "http", "TCP"));
+        let udp = self.udp.iter().map(|sample| slice(sample, "dns", "dns", "UDP"));
+        self.write("endpoints.yaml", &http.chain(udp).collect::<String>())
     }
 
     /// Replaces a file in one step, as every program that writes manifests should.
@@ -185,12 +201,28 @@ fn services(network: Network) -> String {
             "---\n\
              apiVersion: v1\n\
              kind: Service\n\
-             metadata:\n  name: {name}\n  namespace: demo\n\
+             metadata:\n  name: {name}\n  namespace: {NAMESPACE}\n\
              spec:\n  clusterIP: {ip}\n  ports:\n  - name: {port}\n    protocol: {protocol}\n    port: {number}\n"
         )
     };
     service("web", network.http().ip(), "http", "TCP", HTTP_PORT)
         + &service("dns", network.udp().ip(), "dns", "UDP", UDP_PORT)
+}
+
+/// The EndpointSlice of one backend: each has a port of its own, and a slice has one for all.
+fn slice(sample: &Sample, service: &str, port: &str, protocol: &str) -> String {
+    let Sample { name, address, .. } = sample;
+    format!(
+        "---\n\
+         apiVersion: discovery.k8s.io/v1\n\
+         kind: EndpointSlice\n\
+         metadata:\n  name: {name}\n  namespace: {NAMESPACE}\n  labels:\n    kubernetes.io/service-name: {service}\n\
+         addressType: IPv4\n\
+         ports:\n- name: {port}\n  protocol: {protocol}\n  port: {}\n\
+         endpoints:\n- addresses: [{}]\n  conditions:\n    ready: true\n",
+        address.port(),
+        address.ip(),
+    )
 }
 
 /// 1 is a, 2 is b, and so on.

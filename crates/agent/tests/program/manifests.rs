@@ -1,155 +1,18 @@
-//! `sluice agent` as a person runs it: the program, manifests on disk, signals, and what it says.
+//! `sluice agent` on manifests, as a person runs it: the program, files on disk, signals, and what it says.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-#![expect(clippy::panic, reason = "how a test fails")]
-
-use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice, until};
 
-/// A loopback address of this test alone.
-fn address() -> Ipv4Addr {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, 128 | high & 63, low, NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn free_port(ip: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap()
-}
-
-/// A server that answers every connection with one byte, its own.
-fn backend(byte: u8) -> SocketAddr {
-    let listener = TcpListener::bind((address(), 0)).unwrap();
-    let backend = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                let _ = stream.write_all(&[byte]);
-                // Open until the client closes.
-                let _ = stream.read(&mut [0]);
-            });
-        }
-    });
-    backend
-}
-
-fn service(name: &str, frontend: SocketAddr) -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  clusterIP: {}\n  ports:\n  - port: {}\n---\n",
-        frontend.ip(),
-        frontend.port()
-    )
-}
-
-/// One slice, so all endpoints must have the same port.
-fn slice(service: &str, endpoints: &[SocketAddr]) -> String {
-    let mut text = String::new();
-    for (n, endpoint) in endpoints.iter().enumerate() {
-        write!(
-            text,
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-{n}\n  labels:\n    \
-             kubernetes.io/service-name: {service}\naddressType: IPv4\nports:\n- name: \"\"\n  port: {}\n\
-             endpoints:\n- addresses:\n  - {}\n---\n",
-            endpoint.port(),
-            endpoint.ip()
-        )
-        .unwrap();
-    }
-    text
-}
-
-/// The byte that a connection is answered with.
-fn ask(frontend: SocketAddr) -> std::io::Result<u8> {
-    let mut stream = TcpStream::connect(frontend)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut byte = [0];
-    stream.read_exact(&mut byte)?;
-    Ok(byte[0])
-}
-
-/// Waits for a condition.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A running agent and what it says.
-struct Agent {
-    child: Child,
-    lines: Receiver<String>,
-    heard: Vec<String>,
-}
-
-impl Agent {
-    /// Starts the agent on manifests and waits until it is ready.
-    fn start(manifests: &Path, more: &[&str]) -> Self {
-        let mut agent = Self::spawn(&[&["--manifests", manifests.to_str().unwrap()], more].concat());
-        agent.wait_for("ready");
-        agent
-    }
-
-    fn spawn(arguments: &[&str]) -> Self {
-        Self::run(Command::new(env!("CARGO_BIN_EXE_sluice")).arg("agent").args(arguments))
-    }
-
-    fn run(command: &mut Command) -> Self {
-        let mut child = command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
-        });
-        Self { child, lines, heard: Vec::new() }
-    }
-
-    /// Waits for a line that contains `text`, which may have come already, and returns it.
-    fn wait_for(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(line) = self.heard.iter().find(|line| line.contains(text)) {
-                return line.clone();
-            }
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => self.heard.push(line),
-                Err(_) => panic!("never said {text:?}; said:\n{}", self.heard.join("\n")),
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("the agent ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// An agent on the manifests of a directory, ready.
+fn start(directory: &TempDir) -> Agent {
+    Agent::start(&["--manifests", directory.path().to_str().unwrap()])
 }
 
 #[test]
@@ -159,7 +22,7 @@ fn manifests_on_disk_are_served_and_followed() {
     let (one, two) = (backend(1), backend(2));
     let path = directory.path().join("web.yaml");
     fs::write(&path, service("web", frontend) + &slice("web", &[one])).unwrap();
-    let _agent = Agent::start(directory.path(), &["--workers", "2"]);
+    let _agent = start(&directory);
     assert_eq!(ask(frontend).unwrap(), 1);
 
     fs::write(&path, service("web", frontend) + &slice("web", &[two])).unwrap();
@@ -179,7 +42,7 @@ fn a_half_written_file_takes_nothing_down_and_is_named() {
     let path = directory.path().join("web.yaml");
     let text = service("web", frontend) + &slice("web", &[backend]);
     fs::write(&path, &text).unwrap();
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     // In the middle of a document, in the middle of a word.
     fs::write(&path, &text[..text.find("addressType").unwrap() + 5]).unwrap();
     let line = agent.wait_for("ERROR");
@@ -208,7 +71,7 @@ fn bad_input_is_named_and_disturbs_nobody_else() {
     // The older of two keeps an address; those without a birthday are as young as can be.
     write("second.yaml", &service("second", good));
     write("loop.yaml", &(service("loop", looping) + &slice("loop", &[looping])));
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     for (text, also) in [
         ("broken.yaml", "line"),
         ("old.yaml", "discovery.k8s.io/v1"),
@@ -234,7 +97,7 @@ fn a_taken_port_is_reported_with_its_mend_and_served_once_it_is_free() {
         + &service("other", other)
         + &slice("other", &[backend]);
     fs::write(directory.path().join("web.yaml"), text).unwrap();
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     let line = agent.wait_for(&frontend.to_string());
     assert!(line.contains("another process listens there"), "{line}");
     assert_eq!(ask(other).unwrap(), 1);
@@ -250,7 +113,7 @@ fn addresses_of_other_machines_are_reported_with_the_mend() {
     let elsewhere = SocketAddr::from(([192, 0, 2, 1], 8080));
     let text = service("web", elsewhere) + &slice("web", &[backend]);
     fs::write(directory.path().join("web.yaml"), text).unwrap();
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     let line = agent.wait_for("192.0.2.1:8080/TCP");
     assert!(line.contains("not one of this machine's"), "{line}");
 }
@@ -260,14 +123,17 @@ fn what_cannot_work_ends_at_once_and_says_why() {
     for (arguments, said) in [
         (&["--manifests", "/nonexistent/manifests"][..], "/nonexistent/manifests"),
         (&["--manifests", "/tmp", "--hostname-override", " "], "--hostname-override"),
+        (&["--kubeconfig", "/nonexistent/kubeconfig"], "/nonexistent/kubeconfig"),
+        (&["--master", "not a URL"], "not a URL"),
     ] {
         let mut agent = Agent::spawn(arguments);
         agent.wait_for(said);
         assert_eq!(agent.wait().code(), Some(1));
     }
-    let usage = Command::new(env!("CARGO_BIN_EXE_sluice")).arg("agent").output().unwrap();
+    let usage =
+        Command::new(env!("CARGO_BIN_EXE_sluice")).args(["agent", "--workers", "0"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&usage.stderr).contains("--manifests"));
+    assert!(String::from_utf8_lossy(&usage.stderr).contains("--workers"));
 }
 
 #[test]
@@ -279,7 +145,7 @@ fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
         .unwrap();
     let mut agent = Agent::run(Command::new("bash").args([
         "-c",
-        "ulimit -n 48 && exec \"$0\" agent --manifests \"$1\" --workers 1",
+        "ulimit -n 48 && exec \"$0\" agent --metrics-bind-address 0 --manifests \"$1\" --workers 1",
         env!("CARGO_BIN_EXE_sluice"),
         directory.path().to_str().unwrap(),
     ]));
@@ -303,7 +169,7 @@ fn sigterm_refuses_new_connections_and_lets_old_ones_finish() {
     let backend = backend(7);
     fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
         .unwrap();
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     let mut stream = TcpStream::connect(frontend).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     agent.signal(Signal::TERM);
@@ -324,7 +190,7 @@ fn a_second_signal_ends_at_once() {
     let backend = backend(7);
     fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
         .unwrap();
-    let mut agent = Agent::start(directory.path(), &[]);
+    let mut agent = start(&directory);
     let mut stream = TcpStream::connect(frontend).unwrap();
     stream.read_exact(&mut [0]).unwrap();
     agent.signal(Signal::TERM);

@@ -1,0 +1,166 @@
+//! `/metrics` and `/healthz` over HTTP: every counter of the data plane, and how the source is doing.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use sluice_kubeapi::apiserver::{Health, Resource};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::proxy::Observer;
+
+/// What prometheus-client writes.
+const OPENMETRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// How long a client may take to send its request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything that can be asked for.
+#[derive(Debug, Clone)]
+struct Metrics {
+    observer: Observer,
+    health: Option<Arc<Health>>,
+}
+
+/// Serves on an address from a task of its own. An address that cannot be had is reported, and the agent
+/// does without: traffic matters more.
+pub async fn serve(address: SocketAddr, observer: Observer, health: Option<Arc<Health>>) {
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!("no metrics on {address}: {error}: choose another address with --metrics-bind-address");
+            return;
+        }
+    };
+    info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
+    let metrics = Metrics { observer, health };
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, mostly: there is nothing to do but wait.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            };
+            let metrics = metrics.clone();
+            tokio::spawn(async move {
+                let answer = service_fn(move |request| {
+                    std::future::ready(Ok::<_, Infallible>(metrics.answer(&request)))
+                });
+                // What the client does to its connection is its own business.
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(PATIENCE)
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await;
+            });
+        }
+    });
+}
+
+impl Metrics {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match (request.method(), request.uri().path()) {
+            (&Method::GET | &Method::HEAD, "/metrics") => return self.metrics(),
+            (&Method::GET | &Method::HEAD, "/healthz") if self.is_synced() => (StatusCode::OK, "ok\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the apiserver has not told everything so far\n")
+            }
+            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n"),
+            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+        };
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = status;
+        response
+    }
+
+    fn is_synced(&self) -> bool {
+        self.health.as_ref().is_none_or(|health| health.is_synced())
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut registry = Registry::with_prefix("sluice");
+        registry.register_collector(Box::new(self.clone()));
+        let mut text = String::new();
+        let status = match text::encode(&mut text, &registry) {
+            Ok(()) => StatusCode::OK,
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
+        response
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for (name, value) in self.observer.stats().named() {
+            // What is there now, rather than what has been so far.
+            if name.ends_with("_active") {
+                gauge(&mut encoder, name, "Now, over all workers", value as f64)?;
+            } else {
+                counter(&mut encoder, name, "Since the start, over all workers", value)?;
+            }
+        }
+        gauge(
+            &mut encoder,
+            "frontends",
+            "Addresses and ports that are served",
+            self.observer.frontends() as f64,
+        )?;
+        let Some(health) = &self.health else { return Ok(()) };
+        gauge(
+            &mut encoder,
+            "apiserver_synced",
+            "1 once everything was listed",
+            f64::from(health.is_synced()),
+        )?;
+        if let Some(age) = health.last_contact() {
+            let help = "Seconds since the apiserver last said something good: the age of what is served";
+            gauge(&mut encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
+        }
+        let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
+            Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
+        };
+        counter(&mut encoder, "apiserver_requests", "Lists and watches asked for", total(|h| h.requests()))?;
+        counter(&mut encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
+        counter(
+            &mut encoder,
+            "apiserver_watch_restarts",
+            "Watches started again",
+            total(|h| h.watch_restarts()),
+        )?;
+        counter(&mut encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
+        counter(
+            &mut encoder,
+            "apiserver_skipped_objects",
+            "Objects that do not count",
+            total(|h| h.skipped()),
+        )
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+}

@@ -1,0 +1,121 @@
+//! `sluice agent` on an apiserver, driven by the real kubectl: from `kubectl create` to bytes.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+
+use sluice_testbed::apiserver::{Apiserver, Builder};
+use tempfile::TempDir;
+
+use crate::common::{Agent, address, ask, backend, free_port, service, slice, until};
+
+/// An apiserver for Services on loopback, and the kubeconfig to reach it.
+struct Cluster {
+    apiserver: Apiserver,
+    directory: TempDir,
+}
+
+impl Cluster {
+    async fn start(builder: Builder) -> Self {
+        let apiserver = builder.service_cidrs(&["127.0.0.0/8".parse().unwrap()]).start().await.unwrap();
+        let directory = TempDir::new().unwrap();
+        fs::write(directory.path().join("kubeconfig"), apiserver.kubeconfig().unwrap()).unwrap();
+        Self { apiserver, directory }
+    }
+
+    fn kubeconfig(&self) -> String {
+        self.directory.path().join("kubeconfig").to_str().unwrap().to_owned()
+    }
+
+    /// Runs kubectl with a manifest on its standard input.
+    fn kubectl(&self, arguments: &str, manifest: &str) {
+        let mut child = Command::new("kubectl")
+            .args(["--kubeconfig", &self.kubeconfig()])
+            .args(["--cache-dir", self.directory.path().join("cache").to_str().unwrap()])
+            .args(arguments.split(' '))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("kubectl: {error}: apt-get install kubernetes-client"));
+        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl {arguments}: {said}");
+    }
+}
+
+fn is_refused(frontend: SocketAddr) -> bool {
+    ask(frontend).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kubectl_creates_is_served_and_what_it_deletes_is_refused() {
+    let cluster = Cluster::start(Apiserver::builder().token("secret")).await;
+    let frontend = free_port(address());
+    let (one, two) = (backend(1), backend(2));
+    let _agent = Agent::start(&["--kubeconfig", &cluster.kubeconfig()]);
+
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[one])));
+    until("the Service is served", || ask(frontend).is_ok_and(|byte| byte == 1));
+
+    cluster.kubectl("replace -f -", &slice("web", &[two]));
+    until("the change is served", || ask(frontend).is_ok_and(|byte| byte == 2));
+
+    let unready = r#"{"endpoints":[{"addresses":["192.0.2.1"],"conditions":{"ready":false}}]}"#;
+    cluster.kubectl(&format!("patch endpointslice web-0 --type merge -p {unready}"), "");
+    until("nothing is ready", || is_refused(frontend));
+
+    cluster.kubectl("replace -f -", &slice("web", &[one]));
+    until("it is served again", || ask(frontend).is_ok_and(|byte| byte == 1));
+    cluster.kubectl("delete service web", "");
+    until("the deletion is served", || is_refused(frontend));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_apiserver_what_was_last_known_is_served_and_caught_up_on_later() {
+    let cluster = Cluster::start(Apiserver::builder().client_certificates()).await;
+    let (frontend, other) = (free_port(address()), free_port(address()));
+    let one = backend(1);
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[one])));
+    let mut agent = Agent::start(&["--kubeconfig", &cluster.kubeconfig()]);
+    assert_eq!(ask(frontend).unwrap(), 1);
+
+    cluster.apiserver.stop().await.unwrap();
+    agent.wait_for("WARN");
+    assert_eq!(ask(frontend).unwrap(), 1);
+
+    cluster.apiserver.start_again().unwrap();
+    cluster.kubectl("create -f -", &(service("other", other) + &slice("other", &[one])));
+    cluster.kubectl("delete service web", "");
+    until("the news is served", || ask(other).is_ok() && is_refused(frontend));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
+    let cluster = Cluster::start(Apiserver::builder()).await;
+    let frontend = free_port(address());
+    let one = backend(1);
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[one])));
+    let arguments = ["--kubeconfig", &cluster.kubeconfig(), "--metrics-bind-address", "127.0.0.1:0"];
+    let mut agent = Agent::start(&arguments);
+    assert_eq!(ask(frontend).unwrap(), 1);
+
+    let line = agent.wait_for("serving metrics");
+    let metrics: SocketAddr = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(metrics).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let text = get("/metrics");
+    for line in ["sluice_tcp_established_total 1\n", "sluice_apiserver_synced 1", "sluice_frontends 1"] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+    assert!(text.contains("\nsluice_apiserver_last_contact_seconds "), "{text}");
+    assert!(get("/healthz").starts_with("HTTP/1.1 200"));
+    assert!(get("/").starts_with("HTTP/1.1 404"));
+}

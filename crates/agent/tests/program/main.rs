@@ -1,0 +1,8 @@
+//! The program `sluice` as a person runs it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+#![expect(clippy::panic, reason = "how a test fails")]
+
+mod apiserver;
+mod common;
+mod manifests;
