@@ -93,7 +93,7 @@ impl Agent {
     /// Starts the agent and waits until it is ready.
     pub(crate) fn start(source: &[&str]) -> Self {
         let mut agent = Self::spawn(source);
-        agent.wait_for("ready");
+        agent.wait_for("ready frontends");
         agent
     }
 

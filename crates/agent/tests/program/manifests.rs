@@ -149,7 +149,7 @@ fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
         env!("CARGO_BIN_EXE_sluice"),
         directory.path().to_str().unwrap(),
     ]));
-    agent.wait_for("ready");
+    agent.wait_for("ready frontends");
     let mut first = TcpStream::connect(frontend).unwrap();
     first.read_exact(&mut [0]).unwrap();
     for _ in 0..3 {
