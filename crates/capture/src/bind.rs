@@ -23,6 +23,9 @@ use crate::Capture;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(8);
 
+/// Frontends that one round of retries tries, so that thousands that fail do not hold up changes.
+const RETRIES_AT_ONCE: usize = 256;
+
 /// Who has the sockets.
 pub trait Listeners {
     /// Opens sockets for a frontend and serves it.
@@ -107,9 +110,14 @@ impl<L: Listeners> Capture for Bind<L> {
     }
 
     fn retry(&mut self, now: Instant) {
-        let is_due = |state: &State| matches!(state, State::Failed { retry_at, .. } if *retry_at <= now);
-        let due: Vec<Frontend> = self.frontends.iter().filter(|(_, s)| is_due(s)).map(|(f, _)| *f).collect();
-        for frontend in due {
+        let due = |(frontend, state): (&Frontend, &State)| match state {
+            State::Failed { retry_at, .. } if *retry_at <= now => Some((*retry_at, *frontend)),
+            _ => None,
+        };
+        let mut due: Vec<(Instant, Frontend)> = self.frontends.iter().filter_map(due).collect();
+        // Those that have waited for longest.
+        due.sort_unstable();
+        for (_, frontend) in due.into_iter().take(RETRIES_AT_ONCE) {
             self.open(frontend, now);
         }
     }
@@ -209,6 +217,30 @@ mod tests {
         bind.retry(start + Duration::from_secs(60));
         bind.retry(start + Duration::from_secs(120));
         assert_eq!(fake.borrow().calls.len(), 1 + 6 + 1, "open: nothing left to retry");
+    }
+
+    #[test]
+    fn one_round_of_retries_is_bounded_and_everybody_gets_a_turn() {
+        const FRONTENDS: u16 = 1_000;
+        let (mut bind, fake) = bind();
+        let start = Instant::now();
+        fake.borrow_mut().fails = Some(Errno::ADDRNOTAVAIL.raw_os_error());
+        let states: Vec<FrontendState> = (1..=FRONTENDS)
+            .map(|port| FrontendState {
+                frontend: Frontend::new([192, 0, 2, 1].into(), port, Protocol::Tcp),
+                ..state(Verdict::Relay)
+            })
+            .collect();
+        bind.offer(&states, start);
+        fake.borrow_mut().calls.clear();
+        let mut tried = std::collections::BTreeSet::new();
+        for second in 1..=4 {
+            bind.retry(start + Duration::from_secs(second));
+            let calls = std::mem::take(&mut fake.borrow_mut().calls);
+            assert!(calls.len() <= RETRIES_AT_ONCE);
+            tried.extend(calls);
+        }
+        assert_eq!(tried.len(), usize::from(FRONTENDS));
     }
 
     #[test]
