@@ -34,6 +34,7 @@ mod reason;
 mod resource;
 mod transport;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use reqwest::Url;
@@ -108,17 +109,44 @@ impl ApiserverSource {
 
 /// Warns if the apiserver's address is one that only works while somebody serves it.
 fn warn_of_circle(servers: &[Url], changes: &[Change]) {
-    let cluster_ips = changes.iter().filter_map(|change| match change {
-        Change::Apply(Object::Service(service)) => Some(&service.cluster_ips),
-        _ => None,
-    });
-    let hosts: Vec<_> =
-        servers.iter().filter_map(Url::host_str).map(|host| host.trim_matches(['[', ']'])).collect();
-    let circle = cluster_ips.flatten().find(|address| hosts.iter().any(|host| host.parse() == Ok(**address)));
-    if let Some(address) = circle {
+    if let Some(address) = circle(servers, changes) {
         tracing::warn!(
             "the apiserver's address {address} is that of a Service, which this agent is to provide: after a \
              restart of the node there may be nobody else to do so; give the apiserver's own address with --master"
         );
+    }
+}
+
+/// An apiserver's address that is the cluster IP of a Service.
+fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
+    let hosts = servers.iter().filter_map(Url::host_str);
+    let hosts: Vec<IpAddr> = hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();
+    let services = changes.iter().filter_map(|change| match change {
+        Change::Apply(Object::Service(service)) => Some(service),
+        _ => None,
+    });
+    services.flat_map(|service| &service.cluster_ips).copied().find(|address| hosts.contains(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::convert;
+
+    #[test]
+    fn an_apiserver_behind_a_service_is_noticed() {
+        let service = json!({
+            "metadata": { "name": "kubernetes", "namespace": "default" },
+            "spec": { "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [{ "port": 443 }] },
+        });
+        let service = convert::service(&serde_json::from_value(service).unwrap()).result.unwrap();
+        let changes = [Change::Apply(service.into())];
+        let of = |url: &str| circle(&[Url::parse(url).unwrap()], &changes);
+        assert_eq!(of("https://10.96.0.1"), Some("10.96.0.1".parse().unwrap()));
+        assert_eq!(of("https://[fd00::1]:443"), Some("fd00::1".parse().unwrap()));
+        assert_eq!(of("https://10.0.0.2:6443"), None);
+        assert_eq!(of("https://kubernetes.default"), None);
     }
 }

@@ -115,3 +115,97 @@ pub(super) async fn collect(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sluice_model::{Node, ServiceCidr};
+
+    use super::*;
+
+    fn node(name: &str) -> Object {
+        let name = name.into();
+        Node { name, zone: None, addresses: Vec::new(), pod_cidrs: Vec::new(), eligible: true }.into()
+    }
+
+    fn cidr() -> Object {
+        ServiceCidr { name: "c".into(), cidrs: Vec::new() }.into()
+    }
+
+    fn changes(objects: &[Object]) -> News {
+        News::Changes(objects.iter().cloned().map(Change::Apply).collect())
+    }
+
+    #[test]
+    fn nothing_is_due_before_all_is_listed_and_then_the_latest_state_is() {
+        let mut pending = Pending::new();
+        pending.add(changes(&[node("a"), node("b"), cidr()]));
+        pending.add(News::Changes(vec![Change::Delete(node("a").reference())]));
+        for resource in [Resource::Services, Resource::EndpointSlices, Resource::Node] {
+            pending.add(News::Failed(Resource::Services));
+            pending.add(News::Listed(resource));
+            assert!(!pending.is_due());
+        }
+        pending.add(News::Listed(Resource::ServiceCidrs));
+        assert!(pending.is_due());
+        let mut taken = pending.take();
+        taken.sort_by_key(|change| format!("{change:?}"));
+        assert_eq!(taken, [Change::Apply(node("b")), Change::Apply(cidr())]);
+        assert!(!pending.is_due());
+        pending.add(News::Listed(Resource::Services));
+        assert!(!pending.is_due(), "another list without changes is no news");
+        let gone = Change::Delete(node("b").reference());
+        pending.add(News::Changes(vec![gone.clone()]));
+        assert_eq!(pending.take(), [gone]);
+    }
+
+    #[test]
+    fn only_services_and_slices_are_waited_for_when_they_fail() {
+        let mut pending = Pending::new();
+        for resource in Resource::ALL {
+            pending.add(News::Failed(resource));
+        }
+        pending.add(News::Listed(Resource::Services));
+        assert!(!pending.is_due());
+        pending.add(News::Listed(Resource::EndpointSlices));
+        assert!(pending.is_due(), "an empty cluster is news");
+        assert_eq!(pending.take(), []);
+    }
+
+    #[tokio::test]
+    async fn what_gathers_for_a_slow_receiver_is_bounded_and_complete() {
+        let (news, receiver) = mpsc::channel(1);
+        let (batches, mut output) = mpsc::channel(1);
+        let collecting = tokio::spawn(collect(receiver, batches, |_| {}));
+        for resource in Resource::ALL {
+            news.send(News::Listed(resource)).await.unwrap();
+        }
+        let some = changes(&vec![cidr(); 100]);
+        let News::Changes(some) = some else { unreachable!() };
+        let mut sent = 0;
+        // Until nobody takes any more.
+        while !is_stuck(&news).await {
+            news.send(News::Changes(some.clone())).await.unwrap();
+            sent += some.len();
+            assert!(sent < 3 * MAX_BATCH);
+        }
+        let mut received = 0;
+        while received < sent {
+            let batch = output.recv().await.unwrap();
+            assert!(batch.len() <= MAX_BATCH + some.len());
+            received += batch.len();
+        }
+        drop(output);
+        collecting.await.unwrap();
+    }
+
+    /// Whether the other side does not take anything, however often it gets to run.
+    async fn is_stuck(news: &mpsc::Sender<News>) -> bool {
+        for _ in 0..1000 {
+            if news.capacity() > 0 {
+                return false;
+            }
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+}

@@ -7,7 +7,7 @@
 //!    └─┘ failed: wait    └─┘ ended, cut, silent: wait unless it had lived, go on from the last version
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ pub(super) struct Follower {
     backoff: Backoff,
     /// What has been applied and not deleted: names only.
     known: HashSet<ObjectRef>,
+    /// What was wrong with objects, when they were last seen.
+    warned: HashMap<Option<ObjectRef>, String>,
     /// Objects per page; 0 is all of them in one.
     page: usize,
     /// Something was wrong, and has not been seen to work since.
@@ -88,6 +90,7 @@ impl Follower {
             backoff: Backoff::new(timing.backoff_min, timing.backoff_max),
             page: timing.page,
             known: HashSet::new(),
+            warned: HashMap::new(),
             troubled: false,
             resource,
             node,
@@ -333,9 +336,8 @@ impl Follower {
         match object.meaning {
             Meaning::Counts(object, problems) => {
                 let name = object.reference();
-                for problem in problems {
-                    tracing::warn!(object = %name, "{problem}");
-                }
+                let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                self.warn_once(Some(&name), &problems.join("; "));
                 self.known.insert(name.clone());
                 changes.push(Change::Apply(object));
                 Some(name)
@@ -354,16 +356,32 @@ impl Follower {
     }
 
     fn forget(&mut self, name: &ObjectRef, changes: &mut Vec<Change>) {
+        self.warn_once(Some(name), "");
         if self.known.remove(name) {
             changes.push(Change::Delete(name.clone()));
         }
     }
 
-    fn skip(&self, name: Option<&ObjectRef>, why: &str) {
+    fn skip(&mut self, name: Option<&ObjectRef>, why: &str) {
         self.health().skip();
-        let name = name.map_or_else(|| format!("one of the {}", self.resource), ToString::to_string);
-        let why = reason::one_line(why);
-        tracing::warn!("{name} cannot be used, and stays as it was, if it was: {why}: correct the object");
+        let why = format!("cannot be used, and stays as it was, if it was: {why}: correct the object");
+        self.warn_once(name, &why);
+    }
+
+    /// Warns, unless the same was the last thing said of the object. Nothing is wrong when `what` is empty.
+    fn warn_once(&mut self, name: Option<&ObjectRef>, what: &str) {
+        if what.is_empty() {
+            if !self.warned.is_empty() {
+                self.warned.remove(&name.cloned());
+            }
+            return;
+        }
+        let what = reason::one_line(what);
+        if self.warned.get(&name.cloned()) != Some(&what) {
+            let subject = name.map_or_else(|| format!("one of the {}", self.resource), ToString::to_string);
+            tracing::warn!("{subject}: {what}");
+            self.warned.insert(name.cloned(), what);
+        }
     }
 
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {

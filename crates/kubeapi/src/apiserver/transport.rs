@@ -3,6 +3,7 @@
 //! reqwest does HTTP/1.1 and HTTP/2, rustls with ring does TLS. What this adds: several apiservers, one
 //! after the other; files with credentials and certificates that are read again; exec plugins.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -32,7 +33,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(super) struct Transport {
     config: Config,
-    session: Mutex<Session>,
+    session: Arc<Mutex<Session>>,
 }
 
 /// The apiserver in use, and what it takes to talk to it.
@@ -83,7 +84,7 @@ impl Transport {
             left_first: None,
             problem: None,
         };
-        Ok(Self { config, session: Mutex::new(session) })
+        Ok(Self { config, session: Arc::new(Mutex::new(session)) })
     }
 
     /// The addresses of the apiservers.
@@ -171,6 +172,23 @@ impl Transport {
         true
     }
 
+    /// Goes back to the first apiserver if that is ready again. On the side: one that does not answer is
+    /// not to hold up a watch.
+    fn try_first(&self, session: &Session) {
+        let Some(first) = session.servers.first().cloned() else { return };
+        let (limit, session) = (self.config.timing.answer, Arc::clone(&self.session));
+        tokio::spawn(async move {
+            let mut url = first.base;
+            url.set_path(&format!("{}readyz", url.path()));
+            // One that asks who wants to know is there, too.
+            let answer = timeout(limit, first.http.get(url).send()).await;
+            if answer.is_ok_and(|answer| answer.is_ok_and(|answer| !answer.status().is_server_error())) {
+                let mut session = session.lock().await;
+                (session.active, session.left_first) = (0, None);
+            }
+        });
+    }
+
     /// Looks for other credentials than those of a generation. Returns whether there are some.
     async fn refresh(&self, generation: u64) -> bool {
         let mut session = self.session.lock().await;
@@ -192,7 +210,8 @@ impl Transport {
             self.reload(&mut session).await;
         }
         if session.left_first.is_some_and(|at| at.elapsed() >= fail_back) {
-            (session.active, session.left_first) = (0, None);
+            session.left_first = Some(Instant::now());
+            self.try_first(&session);
         }
         let index = session.active;
         let server = session.servers.get(index).map(|server| name(&server.url)).unwrap_or_default();
