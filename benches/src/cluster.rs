@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, Object, ObjectName, Protocol, Service, ServicePort, SlicePort,
-    TrafficPolicy,
 };
 use sluice_table::{Writer, WriterConfig};
 
@@ -60,20 +59,8 @@ pub fn cluster_ip(n: u32) -> IpAddr {
 
 /// Service `n`.
 pub fn service(n: u32) -> Service {
-    Service {
-        name: ObjectName::new("default", format!("service-{n}")),
-        created: 1,
-        cluster_ips: vec![cluster_ip(n)],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: PORT, node_port: None }],
-        annotations: Default::default(),
-    }
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: PORT, node_port: None };
+    Service::new(ObjectName::new("default", format!("service-{n}")), vec![cluster_ip(n)], vec![port])
 }
 
 fn slice(n: u32, endpoints: std::ops::Range<u32>) -> EndpointSlice {

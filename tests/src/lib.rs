@@ -15,8 +15,7 @@ use std::time::Duration;
 use sluice::proxy::{Proxy, ProxyConfig};
 use sluice_dataplane::Config;
 use sluice_model::{
-    Change, Endpoint, EndpointSlice, Family, ObjectName, ObjectRef, Protocol, Service, ServicePort,
-    SlicePort, TrafficPolicy,
+    Change, Endpoint, EndpointSlice, Family, ObjectName, ObjectRef, Protocol, Service, ServicePort, SlicePort,
 };
 use sluice_table::WriterConfig;
 
@@ -107,20 +106,8 @@ impl World {
 }
 
 fn service(name: &str, frontend: SocketAddr, protocol: Protocol) -> Service {
-    Service {
-        name: ObjectName::new("default", name),
-        created: 1,
-        cluster_ips: vec![frontend.ip()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
-        annotations: Default::default(),
-    }
+    let port = ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None };
+    Service::new(ObjectName::new("default", name), vec![frontend.ip()], vec![port])
 }
 
 /// A slice for a single endpoint: endpoints here have ports of their own, and a slice has one for all.

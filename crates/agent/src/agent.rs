@@ -39,7 +39,8 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let config = ProxyConfig { table: WriterConfig::new(node), dataplane };
+    let table = WriterConfig { passive_health: args.passive_health, ..WriterConfig::new(node) };
+    let config = ProxyConfig { table, dataplane };
     let proxy = Proxy::start(config).context("cannot start the data plane")?;
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;

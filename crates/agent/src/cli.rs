@@ -41,6 +41,10 @@ pub struct AgentArgs {
     /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Whether endpoints that failed several connects in a row are passed over for a while (1 s growing to
+    /// 30 s), unless all of a Service would be.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub passive_health: bool,
     /// Where metrics are served, as `/metrics`, and `/healthz`. `0` for nowhere.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = parse_address)]
     pub metrics_bind_address: BindAddress,

@@ -7,6 +7,7 @@
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
 mod client;
+mod core;
 mod descriptors;
 mod stats;
 mod tcp;

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, SlicePort,
-    TrafficPolicy,
 };
 use sluice_table::{Client, FrontendKey, Origin, Selection, Writer, WriterConfig};
 
@@ -13,23 +12,9 @@ use sluice_table::{Client, FrontendKey, Origin, Selection, Writer, WriterConfig}
 pub(crate) fn writer(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Writer {
     let config = WriterConfig::new("here");
     let mut writer = Writer::new(config);
-    writer.apply(Change::Apply(
-        Service {
-            name: ObjectName::new("default", "web"),
-            created: 1,
-            cluster_ips: vec![frontend.ip()],
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            source_ranges: None,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            affinity: None,
-            health_check_node_port: None,
-            ports: vec![ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None }],
-            annotations: Default::default(),
-        }
-        .into(),
-    ));
+    let port = ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None };
+    let service = Service::new(ObjectName::new("default", "web"), vec![frontend.ip()], vec![port]);
+    writer.apply(Change::Apply(service.into()));
     for (n, endpoint) in endpoints.iter().enumerate() {
         writer.apply(Change::Apply(
             EndpointSlice {

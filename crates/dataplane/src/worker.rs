@@ -11,17 +11,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Registry};
+use mio::{Events, Poll};
 use sluice_model::{Frontend, Protocol};
 use sluice_table::Reader;
 
 use crate::Config;
+use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::stats::WorkerStats;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
 use crate::timers::Timers;
-use crate::token::{SlotId, Source};
+use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
 
@@ -44,28 +45,6 @@ pub(crate) enum Command {
     Drain,
     /// End now.
     Stop,
-}
-
-/// Whose deadline it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum TimerOwner {
-    Session(SlotId),
-    AcceptRetry,
-    UdpHousekeeping,
-}
-
-/// What every part of a worker uses.
-#[derive(Debug)]
-pub(crate) struct Core {
-    pub(crate) registry: Registry,
-    pub(crate) timers: Timers<TimerOwner>,
-    pub(crate) reader: Reader,
-    pub(crate) stats: Arc<WorkerStats>,
-    pub(crate) descriptors: Arc<Descriptors>,
-    /// How long a half-closed TCP session may stand still.
-    pub(crate) half_closed_idle: Duration,
-    /// The time at which the current turn of the loop began.
-    pub(crate) now: Instant,
 }
 
 /// A worker before and while it runs.

@@ -40,6 +40,27 @@ pub struct Service {
     pub annotations: BTreeMap<Arc<str>, Arc<str>>,
 }
 
+impl Service {
+    /// A Service of which nothing else is said: no other addresses, policy Cluster, no affinity, no
+    /// birthday.
+    pub fn new(name: ObjectName, cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Self {
+        Self {
+            name,
+            created: i64::MAX,
+            cluster_ips,
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            ports,
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
 /// One port of a [`Service`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {

@@ -29,23 +29,17 @@ const CLUSTER_IP: [u8; 4] = [10, 96, 0, 1];
 fn service(n: u16) -> Service {
     let [high, low] = n.to_be_bytes();
     let is_even = n.is_multiple_of(2);
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
     Service {
-        name: ObjectName::new("default", "web"),
-        created: 1,
-        cluster_ips: vec![CLUSTER_IP.into()],
         external_ips: vec![[198, 51, high, low].into(), [198, 52, high, low].into()],
-        load_balancer_ips: Vec::new(),
-        source_ranges: None,
-        internal_policy: TrafficPolicy::Cluster,
         external_policy: if is_even { TrafficPolicy::Cluster } else { TrafficPolicy::Local },
         affinity: is_even.then_some(Duration::from_secs(10)),
-        health_check_node_port: None,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         annotations: if is_even {
             Default::default()
         } else {
             [("balance".into(), "random".into())].into_iter().collect()
         },
+        ..Service::new(ObjectName::new("default", "web"), vec![CLUSTER_IP.into()], vec![port])
     }
 }
 

@@ -17,8 +17,8 @@ use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
 use crate::client::client_at;
+use crate::core::{Core, TimerOwner};
 use crate::token::{SlotId, Slots, Source};
-use crate::worker::{Core, TimerOwner};
 
 /// Connections that are accepted before established ones get their turn again.
 const ACCEPT_BATCH: usize = 64;

@@ -25,9 +25,9 @@ use sluice_table::{FrontendKey, Lease, Selection, Upstream};
 use super::connect::{Attempts, Failure};
 use super::direction::{Direction, Peer, Pumped, Tools};
 use super::socket::{self, Ending};
+use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::token::{SlotId, Source};
-use crate::worker::{Core, TimerOwner};
 
 /// Bytes that one direction may move before others get their turn.
 const TURN_BUDGET: usize = 1 << 20;

@@ -18,9 +18,9 @@ use sluice_table::{FrontendKey, Lease, Route, Upstream};
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
 use super::socket;
 use crate::client::client_at;
+use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::token::{SlotId, Slots, Source};
-use crate::worker::{Core, TimerOwner};
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);

@@ -107,19 +107,11 @@ mod tests {
         let parse =
             |text: &str| -> Vec<IpAddr> { text.split_whitespace().map(|ip| ip.parse().unwrap()).collect() };
         for case in CASES {
+            let ports = case.ports.split_whitespace().map(port).collect();
             let service = Service {
-                name: ObjectName::new("default", "web"),
-                created: 1,
-                cluster_ips: parse(case.cluster),
                 external_ips: parse(case.external),
                 load_balancer_ips: parse(case.load_balancer),
-                source_ranges: None,
-                internal_policy: TrafficPolicy::Cluster,
-                external_policy: TrafficPolicy::Cluster,
-                affinity: None,
-                health_check_node_port: None,
-                ports: case.ports.split_whitespace().map(port).collect(),
-                annotations: BTreeMap::new(),
+                ..Service::new(ObjectName::new("default", "web"), parse(case.cluster), ports)
             };
             let got: Vec<String> = frontends_of(&service, &parse("192.0.2.1 2001:db8::1"))
                 .iter()

@@ -15,20 +15,9 @@ use super::*;
 use crate::{Client, FrontendKey, Origin, Reader, Reason, Verdict};
 
 pub(super) fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
-    Service {
-        name: ObjectName::new("default", name),
-        created,
-        cluster_ips: vec![ip.into()],
-        external_ips: Vec::new(),
-        load_balancer_ips: Vec::new(),
-        source_ranges: None,
-        internal_policy: TrafficPolicy::Cluster,
-        external_policy: TrafficPolicy::Cluster,
-        affinity: None,
-        health_check_node_port: None,
-        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
-        annotations: Default::default(),
-    }
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+    let name = ObjectName::new("default", name);
+    Service { created, ..Service::new(name, vec![ip.into()], vec![port]) }
 }
 
 pub(super) fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
