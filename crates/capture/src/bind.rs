@@ -26,6 +26,10 @@ const RETRY_MAX: Duration = Duration::from_secs(8);
 /// Frontends that one round of retries tries, so that thousands that fail do not hold up changes.
 const RETRIES_AT_ONCE: usize = 256;
 
+/// Failures that are said one by one when many come at once: with an apiserver as the source, every address
+/// of the cluster may be one that is not this machine's.
+const COMPLAINTS_AT_ONCE: usize = 20;
+
 /// Who has the sockets.
 pub trait Listeners {
     /// Opens sockets for a frontend and serves it.
@@ -43,6 +47,8 @@ pub trait Listeners {
 pub struct Bind<L> {
     listeners: L,
     frontends: BTreeMap<Frontend, State>,
+    /// Failures that were news since the last [`Bind::sum_up`].
+    complaints: usize,
 }
 
 /// A frontend that is to be relayed.
@@ -55,7 +61,15 @@ enum State {
 impl<L: Listeners> Bind<L> {
     /// A bind mode with no frontends.
     pub fn new(listeners: L) -> Self {
-        Self { listeners, frontends: BTreeMap::new() }
+        Self { listeners, frontends: BTreeMap::new(), complaints: 0 }
+    }
+
+    /// Says how many failures were not said one by one.
+    fn sum_up(&mut self) {
+        let complaints = std::mem::take(&mut self.complaints);
+        if let Some(unsaid) = complaints.checked_sub(COMPLAINTS_AT_ONCE).filter(|unsaid| *unsaid > 0) {
+            warn!("{unsaid} more frontends cannot be listened on; -v names them");
+        }
     }
 
     fn close(&mut self, frontend: Frontend) {
@@ -82,7 +96,12 @@ impl<L: Listeners> Bind<L> {
             Err(error) => {
                 let reason = error.raw_os_error();
                 if failed_before.is_none_or(|(before, _)| before != reason) {
-                    warn!("cannot listen on {frontend}: {}", explain(&error));
+                    self.complaints += 1;
+                    if self.complaints <= COMPLAINTS_AT_ONCE {
+                        warn!("cannot listen on {frontend}: {}", explain(&error));
+                    } else {
+                        debug!("cannot listen on {frontend}: {}", explain(&error));
+                    }
                 }
                 let pause = failed_before.map_or(RETRY_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
                 State::Failed { reason, retry_at: now + pause, pause }
@@ -107,6 +126,7 @@ impl<L: Listeners> Capture for Bind<L> {
                 self.close(state.frontend);
             }
         }
+        self.sum_up();
     }
 
     fn retry(&mut self, now: Instant) {
@@ -120,6 +140,7 @@ impl<L: Listeners> Capture for Bind<L> {
         for (_, frontend) in due.into_iter().take(RETRIES_AT_ONCE) {
             self.open(frontend, now);
         }
+        self.sum_up();
     }
 }
 
