@@ -47,6 +47,7 @@ pub struct World {
     /// The first Service's address.
     pub frontend: SocketAddr,
     protocol: Protocol,
+    service: Service,
     endpoints: Vec<SocketAddr>,
 }
 
@@ -73,8 +74,9 @@ impl World {
     pub fn at(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
         let config = ProxyConfig { table: WriterConfig::new("here"), dataplane };
         let proxy = Proxy::start(config).expect("workers start");
-        let mut world = Self { proxy, frontend, protocol, endpoints: Vec::new() };
-        world.proxy.apply([Change::Apply(service("web", frontend, protocol).into())]);
+        let service = service("web", frontend, protocol);
+        let mut world = Self { proxy, frontend, protocol, service, endpoints: Vec::new() };
+        world.edit(|_| {});
         world.set_endpoints(endpoints);
         world
     }
@@ -97,6 +99,12 @@ impl World {
             .collect();
         self.proxy.apply(changes);
         self.endpoints = endpoints.to_vec();
+    }
+
+    /// Changes the first Service.
+    pub fn edit(&mut self, change: impl FnOnce(&mut Service)) {
+        change(&mut self.service);
+        self.proxy.apply([Change::Apply(self.service.clone().into())]);
     }
 
     /// Takes the first Service away.
