@@ -30,6 +30,7 @@ mod follow;
 mod health;
 mod kubeconfig;
 mod lines;
+mod names;
 mod reason;
 mod resource;
 mod transport;

@@ -20,6 +20,7 @@ use super::config::Timing;
 use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
 use super::health::{Health, ResourceHealth};
 use super::lines::{Line, Lines};
+use super::names::Names;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 use super::transport::{self, Answer, Transport};
@@ -51,6 +52,8 @@ pub(super) struct Follower {
     backoff: Backoff,
     /// What has been applied and not deleted: names only.
     known: HashSet<ObjectRef>,
+    /// Names that many objects have in common.
+    names: Names,
     /// What was wrong with objects, when they were last seen.
     warned: HashMap<Option<ObjectRef>, String>,
     /// Objects per page; 0 is all of them in one.
@@ -90,6 +93,7 @@ impl Follower {
             backoff: Backoff::new(timing.backoff_min, timing.backoff_max),
             page: timing.page,
             known: HashSet::new(),
+            names: Names::default(),
             warned: HashMap::new(),
             troubled: false,
             resource,
@@ -334,7 +338,8 @@ impl Follower {
     /// Turns an object into a change. Returns its name, if that is known.
     fn apply(&mut self, object: Decoded, changes: &mut Vec<Change>) -> Option<ObjectRef> {
         match object.meaning {
-            Meaning::Counts(object, problems) => {
+            Meaning::Counts(mut object, problems) => {
+                self.names.share(&mut object);
                 let name = object.reference();
                 let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 self.warn_once(Some(&name), &problems.join("; "));
@@ -397,9 +402,10 @@ impl Follower {
     }
 
     fn well(&mut self) {
-        match std::mem::take(&mut self.troubled) {
-            true => self.health.well(self.resource),
-            false => self.health.contact(self.resource),
+        if std::mem::take(&mut self.troubled) {
+            self.health.well(self.resource);
+        } else {
+            self.health.contact(self.resource);
         }
     }
 

@@ -83,14 +83,15 @@ impl Health {
         self.synced.store(true, Relaxed);
     }
 
-    /// Notes a failure. It is logged if it is news: another one than before, and no other resource has it.
-    pub(super) fn failed(&self, resource: Resource, failure: &Failure) {
+    /// Notes a failure. Returns whether it is news, and was logged: another one than before, and no other
+    /// resource has it.
+    pub(super) fn failed(&self, resource: Resource, failure: &Failure) -> bool {
         self.of(resource).errors.fetch_add(1, Relaxed);
         let Failure { reason, server, .. } = failure;
         let mut reasons = self.lock();
-        let is_known = reasons.values().any(|(known, _)| known == reason);
+        let is_news = reasons.values().all(|(known, _)| known != reason);
         reasons.insert(resource, (reason.clone(), server.clone()));
-        if is_known {
+        if !is_news {
             tracing::debug!(%resource, "{}", line(server, reason));
         } else if *reason == Reason::Expired {
             // What happens to a watch now and then, and has no need of mending.
@@ -98,15 +99,18 @@ impl Health {
         } else {
             tracing::warn!(%resource, "{}", line(server, reason));
         }
+        is_news
     }
 
-    /// Notes that all is well.
-    pub(super) fn well(&self, resource: Resource) {
+    /// Notes that all is well. Returns whether that is news, and was logged.
+    pub(super) fn well(&self, resource: Resource) -> bool {
         self.contact(resource);
-        let mut reasons = self.lock();
-        if reasons.remove(&resource).is_some_and(|(reason, _)| reason != Reason::Expired) {
+        let was = self.lock().remove(&resource);
+        let is_news = was.is_some_and(|(reason, _)| reason != Reason::Expired);
+        if is_news {
             tracing::info!(%resource, "followed again");
         }
+        is_news
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Resource, (Reason, String)>> {
@@ -173,5 +177,41 @@ impl ResourceHealth {
 
     pub(super) fn skip(&self) {
         self.skipped.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(reason: Reason) -> Failure {
+        Failure { reason, server: "https://a".to_owned(), retry_after: None }
+    }
+
+    #[test]
+    fn a_reason_is_logged_when_it_changes_and_not_for_every_attempt() {
+        let health = Health::new();
+        let down = || failure(Reason::Unreachable("refused".to_owned()));
+        assert!(health.failed(Resource::Services, &down()));
+        for resource in Resource::ALL {
+            assert!(!health.failed(resource, &down()), "the same for all resources");
+        }
+        assert!(health.failed(Resource::Node, &failure(Reason::Unauthorized)));
+        assert_eq!(health.reasons().len(), 4);
+        assert!(Resource::ALL.iter().all(|resource| health.well(*resource)));
+        assert_eq!(health.reasons(), []);
+        assert!(!health.well(Resource::Services), "it was well already");
+        assert!(health.failed(Resource::Services, &down()), "it was well in between");
+        assert_eq!(health.of(Resource::Services).errors(), 3);
+    }
+
+    #[test]
+    fn contact_has_an_age_once_there_was_one() {
+        let health = Health::new();
+        health.contact(Resource::Services);
+        assert!(health.age(Resource::Services).is_some());
+        assert_eq!((health.age(Resource::Node), health.last_contact()), (None, None));
+        health.contact(Resource::EndpointSlices);
+        assert!(health.last_contact().is_some());
     }
 }

@@ -1,15 +1,10 @@
 //! What is said about what is wrong.
 
-use std::sync::{Arc, Mutex};
-
 use sluice_kubeapi::apiserver::{Config, Resource as Watched};
 use sluice_testbed::apiserver::{Apiserver, Failure, Resource, Target, Validity};
-use tracing::field::{Field, Visit};
-use tracing::span;
-use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::access::{all_well, reason};
-use crate::cluster::{Followed, config, plain, service, soon, start, until};
+use crate::cluster::{Followed, config, plain, service, soon, start};
 
 #[tokio::test]
 async fn reasons_say_what_is_wrong_and_what_to_do() {
@@ -86,63 +81,4 @@ async fn the_age_of_the_last_contact_grows_while_the_server_is_away() {
     .await;
     assert!(health.is_synced(), "what was read still counts");
     assert!(health.of(Watched::Services).errors() > 0);
-}
-
-/// Lines that were logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
-
-impl Subscriber for Log {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.target().starts_with("sluice")
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        struct Message(String);
-        impl Visit for Message {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                if field.name() == "message" {
-                    self.0 = format!("{value:?}");
-                }
-            }
-        }
-        let mut message = Message(event.metadata().level().to_string());
-        event.record(&mut message);
-        self.0.lock().unwrap().push(format!("{} {}", event.metadata().level(), message.0));
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
-}
-
-/// On one thread, so that everything the source does is under this subscriber.
-#[tokio::test]
-async fn a_reason_is_logged_once_and_not_for_every_attempt() {
-    let log = Log::default();
-    let _guard = tracing::subscriber::set_default(log.clone());
-    let lines = |part: &str| log.0.lock().unwrap().iter().filter(|line| line.contains(part)).count();
-    let server = plain().await;
-    server.faults().fail(Target::ANY, Failure::Unauthorized, usize::MAX);
-    let mut followed = Followed::new(config(&server));
-    until(&server, |counters| counters.all_requests > 20).await;
-    assert_eq!(lines("401"), 1, "{:#?}", log.0);
-    server.faults().clear();
-    followed.until_like(&server).await;
-    soon(async {
-        while lines("followed again") < 1 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    server.faults().fail(Target::ANY, Failure::Unauthorized, usize::MAX);
-    server.drop_connections();
-    reason(&followed, "401").await;
-    assert!(lines("401") >= 2);
-    assert!(lines("WARN") <= 4, "{:#?}", log.0);
 }
