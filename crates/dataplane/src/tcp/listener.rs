@@ -12,6 +12,8 @@ pub(crate) struct Listener {
     socket: mio::net::TcpListener,
     /// The frontend it listens on.
     address: SocketAddr,
+    /// It waits for a turn; an event in the meantime needs none of its own.
+    pub(crate) is_queued: bool,
 }
 
 /// The outcome of one accept.
@@ -31,7 +33,7 @@ pub(crate) enum Accepted {
 impl Listener {
     pub(crate) fn new(socket: TcpListener) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        Ok(Self { socket: mio::net::TcpListener::from_std(socket), address })
+        Ok(Self { socket: mio::net::TcpListener::from_std(socket), address, is_queued: false })
     }
 
     pub(crate) fn source(&mut self) -> &mut mio::net::TcpListener {

@@ -102,7 +102,17 @@ impl TcpRelay {
 
     /// A connection waits on a listener.
     pub(crate) fn on_listener(&mut self, id: SlotId, core: &mut Core) {
-        if self.accept(id, core) {
+        let is_queued = self.listeners.get_mut(id).is_none_or(|listener| listener.is_queued);
+        if !is_queued && self.accept(id, core) {
+            self.queue_listener(id);
+        }
+    }
+
+    fn queue_listener(&mut self, id: SlotId) {
+        if let Some(listener) = self.listeners.get_mut(id)
+            && !listener.is_queued
+        {
+            listener.is_queued = true;
             self.ready.push_back(Ready::Listener(id));
         }
     }
@@ -125,7 +135,12 @@ impl TcpRelay {
     pub(crate) fn run_ready(&mut self, core: &mut Core) {
         for _ in 0..self.ready.len() {
             match self.ready.pop_front() {
-                Some(Ready::Listener(id)) => self.on_listener(id, core),
+                Some(Ready::Listener(id)) => {
+                    if let Some(listener) = self.listeners.get_mut(id) {
+                        listener.is_queued = false;
+                        self.on_listener(id, core);
+                    }
+                }
                 Some(Ready::Session(id)) => {
                     let Some(session) = self.sessions.get_mut(id) else { continue };
                     session.is_queued = false;
@@ -139,7 +154,7 @@ impl TcpRelay {
 
     /// Lets listeners that ran out of descriptors look again.
     pub(crate) fn resume_accepting(&mut self) {
-        self.ready.extend(self.paused.drain(..).map(Ready::Listener));
+        std::mem::take(&mut self.paused).into_iter().for_each(|id| self.queue_listener(id));
     }
 
     /// Accepts a batch; whether there may be more.
@@ -158,7 +173,9 @@ impl TcpRelay {
                     if self.paused.is_empty() {
                         core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
                     }
-                    self.paused.push(id);
+                    if !self.paused.contains(&id) {
+                        self.paused.push(id);
+                    }
                     return false;
                 }
             }

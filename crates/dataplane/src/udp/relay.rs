@@ -55,6 +55,8 @@ struct State {
 struct Frontend {
     socket: mio::net::UdpSocket,
     address: SocketAddr,
+    /// It waits for a turn; an event in the meantime needs none of its own.
+    is_queued: bool,
 }
 
 /// Where a flow leads.
@@ -65,6 +67,8 @@ struct Link {
     route: Arc<Route>,
     /// The socket that its client sends to, and that replies go out of.
     frontend: SlotId,
+    /// It waits for a turn; an event in the meantime needs none of its own.
+    is_queued: bool,
     _permit: Permit,
 }
 
@@ -88,7 +92,7 @@ impl UdpRelay {
     pub(crate) fn listen(&mut self, socket: UdpSocket, core: &mut Core) -> io::Result<()> {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
-        let id = self.state.frontends.insert_with(|_| Frontend { socket, address });
+        let id = self.state.frontends.insert_with(|_| Frontend { socket, address, is_queued: false });
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
         let registered = core.registry.register(&mut frontend.socket, token, Interest::READABLE);
@@ -121,8 +125,18 @@ impl UdpRelay {
     pub(crate) fn run_ready(&mut self, core: &mut Core) {
         for _ in 0..self.ready.len() {
             match self.ready.pop_front() {
-                Some(Ready::Frontend(id)) => self.on_frontend(id, core),
-                Some(Ready::Flow(id)) => self.on_flow(id, core),
+                Some(Ready::Frontend(id)) => {
+                    if let Some(frontend) = self.state.frontends.get_mut(id) {
+                        frontend.is_queued = false;
+                        self.on_frontend(id, core);
+                    }
+                }
+                Some(Ready::Flow(id)) => {
+                    if let Some(flow) = self.state.flows.flow(id) {
+                        flow.upstream.is_queued = false;
+                        self.on_flow(id, core);
+                    }
+                }
                 None => return,
             }
         }
@@ -132,6 +146,9 @@ impl UdpRelay {
     pub(crate) fn on_frontend(&mut self, id: SlotId, core: &mut Core) {
         for _ in 0..BATCHES_PER_TURN {
             let Some(frontend) = self.state.frontends.get_mut(id) else { return };
+            if frontend.is_queued {
+                return;
+            }
             match self.received.recv(&frontend.socket) {
                 Ok(_) => self.state.forward(id, &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return self.keep_house(core),
@@ -140,13 +157,19 @@ impl UdpRelay {
             }
         }
         self.keep_house(core);
-        self.ready.push_back(Ready::Frontend(id));
+        if let Some(frontend) = self.state.frontends.get_mut(id) {
+            frontend.is_queued = true;
+            self.ready.push_back(Ready::Frontend(id));
+        }
     }
 
     /// A flow's endpoint has sent something, or cannot be reached.
     pub(crate) fn on_flow(&mut self, id: FlowId, core: &mut Core) {
         for _ in 0..BATCHES_PER_TURN {
             let Some(flow) = self.state.flows.flow(id) else { return };
+            if flow.upstream.is_queued {
+                return;
+            }
             match self.received.recv(&flow.upstream.socket) {
                 Ok(_) => self.state.return_replies(id, &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -154,7 +177,10 @@ impl UdpRelay {
                 Err(_) => return self.state.refused(id, core),
             }
         }
-        self.ready.push_back(Ready::Flow(id));
+        if let Some(flow) = self.state.flows.flow(id) {
+            flow.upstream.is_queued = true;
+            self.ready.push_back(Ready::Flow(id));
+        }
     }
 
     /// Ends flows that are idle or lead nowhere any more.
@@ -281,7 +307,7 @@ impl State {
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, frontend, _permit: permit };
+            let link = Link { socket, lease, route, frontend, is_queued: false, _permit: permit };
             let (id, displaced) = self.flows.opened(key, link, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
