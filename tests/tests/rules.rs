@@ -1,8 +1,6 @@
 //! Rules of Services that show in who answers: a few of each kind, with real connections. All cases of all
 //! rules are in `crates/table`.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};

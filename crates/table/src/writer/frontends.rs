@@ -41,7 +41,7 @@ pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTre
 
 #[cfg(test)]
 mod tests {
-    use sluice_model::{ObjectName, Protocol, ServicePort, TrafficPolicy};
+    use sluice_model::{ObjectName, Protocol, ServicePort};
 
     use super::*;
 
