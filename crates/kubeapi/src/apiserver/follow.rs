@@ -132,6 +132,8 @@ impl Follower {
             Err(Failure { reason: Reason::Status(404, _), .. }) if self.resource.may_be_absent() => {
                 tracing::debug!(resource = %self.resource, "the cluster has none of these");
                 self.health().is_absent();
+                let gone = self.known.drain().map(Change::Delete).collect();
+                self.say(News::Changes(gone)).await;
                 self.say(News::Listed(self.resource)).await;
                 State::Absent
             }
@@ -427,9 +429,10 @@ const MAX_EVENT_OVERHEAD: usize = 1024;
 /// Whether a watch may go on from the same version after this.
 fn resume(reason: &Reason) -> Resume {
     match reason {
-        // The version is too old, or of another time (400, 504), or what happened just after it cannot
+        Reason::Status(502 | 503, _) => Resume::Watch,
+        // The version is too old (410), or of another time (400, 504), or what happened just after it cannot
         // be read (500): only a list goes past that.
-        Reason::Expired | Reason::Status(400 | 500 | 504, _) => Resume::List,
+        Reason::Expired | Reason::Status(..) => Resume::List,
         // An event that is no event: the same again is as likely as not.
         Reason::NotUnderstood(_) => Resume::List,
         _ => Resume::Watch,

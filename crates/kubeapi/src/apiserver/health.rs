@@ -143,7 +143,7 @@ impl ResourceHealth {
         self.lists.load(Relaxed)
     }
 
-    /// Watches that were started again where the one before had ended.
+    /// Watches that have ended, or could not be started; another one or a list came after each.
     pub fn watch_restarts(&self) -> u64 {
         self.restarts.load(Relaxed)
     }

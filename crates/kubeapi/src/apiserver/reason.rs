@@ -85,6 +85,12 @@ impl fmt::Display for Reason {
             ),
             Self::Expired => f.write_str("410: it has forgotten where the watch was: listing again"),
             Self::Busy => f.write_str("429: it has too much to do: waiting as it asks to"),
+            Self::Status(404, _) => {
+                f.write_str("404: nothing is served there: check the address and its path")
+            }
+            Self::Status(code, message) if message.is_empty() => {
+                write!(f, "{code}, and not a word: see its log, and that of what is in between")
+            }
             Self::Status(code, message) => {
                 write!(f, "{code}: {message}: see the apiserver's log")
             }

@@ -94,3 +94,32 @@ impl fmt::Display for Resource {
         f.write_str(self.plural())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use k8s_openapi::api::rbac::v1::ClusterRole;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_rules_in_deploy_allow_what_is_asked_for_and_little_more() {
+        let yaml = include_str!("../../../../deploy/rbac.yaml");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
+        let role = documents.into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
+        let role: ClusterRole = serde_json::from_value(role).unwrap();
+        let mut allowed = BTreeSet::new();
+        for rule in role.rules.unwrap() {
+            for (group, resource) in rule.api_groups.iter().flatten().zip(rule.resources.iter().flatten()) {
+                allowed.extend(rule.verbs.iter().map(|verb| format!("{verb} {group}/{resource}")));
+            }
+        }
+        let asked = Resource::ALL.iter().flat_map(|resource| {
+            ["list", "watch"].map(|verb| format!("{verb} {}/{}", resource.group(), resource.plural()))
+        });
+        let expected = asked.chain(["get /nodes".to_owned()]).collect();
+        assert_eq!(allowed, expected);
+    }
+}
