@@ -1,9 +1,9 @@
 //! Bringing the news of all resources together: nothing before the first full lists, then everything
 //! that has come in, in batches.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
-use sluice_model::{Change, Object, ObjectRef};
+use sluice_model::Change;
 use tokio::sync::mpsc;
 
 use super::follow::News;
@@ -15,9 +15,12 @@ const MAX_BATCH: usize = 10_000;
 /// What has not been handed over yet.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// Not all that is needed is there: the latest state of each object.
+    /// Not all that is needed is there.
     Waiting {
-        objects: HashMap<ObjectRef, Object>,
+        /// All changes so far, but for those that were found to be outdated.
+        changes: Vec<Change>,
+        /// How many there were after these had last been looked for.
+        compacted: usize,
         /// By resource: whether there is nothing to wait for any more.
         settled: [bool; Resource::ALL.len()],
     },
@@ -27,7 +30,7 @@ pub(super) enum Pending {
 
 impl Pending {
     pub(super) fn new() -> Self {
-        Self::Waiting { objects: HashMap::new(), settled: [false; Resource::ALL.len()] }
+        Self::Waiting { changes: Vec::new(), compacted: 0, settled: [false; Resource::ALL.len()] }
     }
 
     /// Takes in news.
@@ -38,15 +41,14 @@ impl Pending {
                 changes.extend(more);
             }
             (Self::Open { .. }, _) => {}
-            (Self::Waiting { objects, .. }, News::Changes(changes)) => {
-                for change in changes {
-                    match change {
-                        Change::Apply(object) => objects.insert(object.reference(), object),
-                        Change::Delete(name) => objects.remove(&name),
-                    };
+            (Self::Waiting { changes, compacted, .. }, News::Changes(more)) => {
+                changes.extend(more);
+                if changes.len() > MAX_BATCH + 2 * *compacted {
+                    compact(changes);
+                    *compacted = changes.len();
                 }
             }
-            (Self::Waiting { objects, settled }, news) => {
+            (Self::Waiting { changes, settled, .. }, news) => {
                 let resource = match news {
                     News::Listed(resource) => resource,
                     // The node and the ranges are waited for as long as there is hope that they come with
@@ -58,8 +60,9 @@ impl Pending {
                     *settled = true;
                 }
                 if settled.iter().all(|settled| *settled) {
-                    let objects = std::mem::take(objects);
-                    let changes = objects.into_values().map(Change::Apply).collect();
+                    let mut changes = std::mem::take(changes);
+                    compact(&mut changes);
+                    changes.shrink_to_fit();
                     *self = Self::Open { changes, is_due: true };
                 }
             }
@@ -83,6 +86,20 @@ impl Pending {
             Self::Waiting { .. } => Vec::new(),
         }
     }
+}
+
+/// Keeps only the last state of each object, and none of those that are gone.
+fn compact(changes: &mut Vec<Change>) {
+    let mut seen = HashSet::new();
+    changes.reverse();
+    changes.retain(|change| match change {
+        Change::Apply(object) => seen.insert(object.reference()),
+        Change::Delete(name) => {
+            seen.insert(name.clone());
+            false
+        }
+    });
+    changes.reverse();
 }
 
 /// Passes news on in batches until one side is gone. `on_first` is called when the first batch is.
@@ -118,7 +135,7 @@ pub(super) async fn collect(
 
 #[cfg(test)]
 mod tests {
-    use sluice_model::{Node, ServiceCidr};
+    use sluice_model::{Node, Object, ServiceCidr};
 
     use super::*;
 
@@ -147,15 +164,30 @@ mod tests {
         }
         pending.add(News::Listed(Resource::ServiceCidrs));
         assert!(pending.is_due());
-        let mut taken = pending.take();
-        taken.sort_by_key(|change| format!("{change:?}"));
-        assert_eq!(taken, [Change::Apply(node("b")), Change::Apply(cidr())]);
+        assert_eq!(pending.take(), [Change::Apply(node("b")), Change::Apply(cidr())]);
         assert!(!pending.is_due());
         pending.add(News::Listed(Resource::Services));
         assert!(!pending.is_due(), "another list without changes is no news");
         let gone = Change::Delete(node("b").reference());
         pending.add(News::Changes(vec![gone.clone()]));
         assert_eq!(pending.take(), [gone]);
+    }
+
+    #[test]
+    fn what_gathers_before_all_is_listed_is_bounded_by_what_there_is() {
+        let mut pending = Pending::new();
+        let zoned = |zone: usize| match node("a") {
+            Object::Node(node) => Object::from(Node { zone: Some(zone.to_string().into()), ..node }),
+            other => other,
+        };
+        for zone in 0..3 * MAX_BATCH {
+            pending.add(changes(&[zoned(zone), node(&format!("b{}", zone % 10))]));
+            assert!(matches!(&pending, Pending::Waiting { changes, .. } if changes.len() < 2 * MAX_BATCH));
+        }
+        Resource::ALL.into_iter().for_each(|resource| pending.add(News::Listed(resource)));
+        let taken = pending.take();
+        assert_eq!(taken.len(), 11);
+        assert!(taken.contains(&Change::Apply(zoned(3 * MAX_BATCH - 1))));
     }
 
     #[test]
