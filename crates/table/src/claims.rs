@@ -3,7 +3,7 @@
 //! The older Service keeps it, the alphabetically first one among those of the same second. The
 //! others get it, in that order, when it becomes free.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
@@ -18,20 +18,24 @@ pub struct Claim {
     pub kind: FrontendKind,
 }
 
-/// All claims to all frontends.
+/// All claims to all frontends; those to one frontend in order. Mostly there is one: a set with nodes
+/// would be ten times its size.
 #[derive(Debug, Default)]
-pub struct Claims(HashMap<Frontend, BTreeSet<Claim>, foldhash::fast::RandomState>);
+pub struct Claims(HashMap<Frontend, Vec<Claim>, foldhash::fast::RandomState>);
 
 impl Claims {
     /// Adds a claim.
     pub fn add(&mut self, frontend: Frontend, claim: Claim) {
-        self.0.entry(frontend).or_default().insert(claim);
+        let claims = self.0.entry(frontend).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(position) = claims.binary_search(&claim) {
+            claims.insert(position, claim);
+        }
     }
 
     /// Takes a claim back.
     pub fn remove(&mut self, frontend: &Frontend, claim: &Claim) {
         if let Some(claims) = self.0.get_mut(frontend) {
-            claims.remove(claim);
+            claims.retain(|other| other != claim);
             if claims.is_empty() {
                 self.0.remove(frontend);
             }
@@ -52,7 +56,7 @@ impl Claims {
     /// The claims of other Services than the holder's, which are not honoured.
     pub fn losers(&self, frontend: &Frontend) -> impl Iterator<Item = &Claim> {
         let claims = self.0.get(frontend);
-        let holder = claims.and_then(BTreeSet::first);
+        let holder = claims.and_then(|claims| claims.first());
         claims
             .into_iter()
             .flatten()

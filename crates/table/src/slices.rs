@@ -1,14 +1,14 @@
 //! The slices of one Service merged into the endpoints of one service port
 //! (kube-proxy: `EndpointSliceCache`).
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use sluice_model::{Endpoint, EndpointSlice, Family, Protocol};
 
-/// The slices of one Service, by name.
-pub type Slices = BTreeMap<Arc<str>, EndpointSlice>;
+/// The slices of one Service, by name. Mostly there is one.
+pub type Slices = LiteMap<Arc<str>, EndpointSlice>;
 
 /// An endpoint with the port that one service port has on it.
 #[derive(Debug, Clone, Copy)]

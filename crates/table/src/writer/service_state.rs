@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use litemap::LiteMap;
 use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
 
 use super::frontends::frontends_of;
@@ -16,14 +17,14 @@ use crate::{HealthCheck, Notice, ServicePort};
 /// A port of a Service in one family.
 type PortKey = (Arc<str>, Protocol, Family);
 
-/// One Service.
+/// One Service. Its maps are sorted lists: most have one entry, and there are as many as there are Services.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
     pub(super) service: Option<Service>,
     pub(super) slices: Slices,
-    pub(super) ports: BTreeMap<PortKey, PortState>,
+    pub(super) ports: LiteMap<PortKey, PortState>,
     pub(super) health_check: Option<Arc<HealthCheck>>,
-    frontends: BTreeMap<Frontend, Claim>,
+    frontends: LiteMap<Frontend, Claim>,
     notices: BTreeSet<Notice>,
 }
 
@@ -67,9 +68,9 @@ impl ServiceState {
         node_addresses: &[IpAddr],
         around: Surroundings<'_>,
     ) -> FrontendChange {
-        let wanted = match &self.service {
-            Some(service) => frontends_of(service, node_addresses),
-            None => BTreeMap::new(),
+        let wanted: LiteMap<Frontend, Claim> = match &self.service {
+            Some(service) => frontends_of(service, node_addresses).into_iter().collect(),
+            None => LiteMap::new(),
         };
         let mut change = FrontendChange::default();
         for (frontend, claim) in &self.frontends {
@@ -89,13 +90,14 @@ impl ServiceState {
                 ((Arc::clone(&claim.port.port), claim.port.protocol, family), &claim.port)
             })
             .collect();
-        change.retired =
-            self.ports.extract_if(.., |key, _| !keys.contains_key(key)).map(|(_, p)| p).collect();
+        let gone: Vec<PortKey> = self.ports.keys().filter(|key| !keys.contains_key(*key)).cloned().collect();
+        change.retired = gone.iter().filter_map(|key| self.ports.remove(key)).collect();
         for (key, name) in keys {
             let family = key.2;
             let clients = around.config.affinity_clients;
-            let port = || PortState::new(ServicePort::new(name.clone(), family, clients));
-            self.ports.entry(key).or_insert_with(port);
+            if !self.ports.contains_key(&key) {
+                self.ports.insert(key, PortState::new(ServicePort::new(name.clone(), family, clients)));
+            }
         }
         self.frontends = wanted;
         change.health_check = self.update_health_check();
