@@ -29,15 +29,15 @@ struct Load {
 
 /// Under `cargo bench`.
 const FULL: Load = Load { services: 10_000, rounds: 5, changes: 2_000 };
-/// Under `cargo test`: only that it works.
+/// With `--test`: only that it works.
 const SMALL: Load = Load { services: 50, rounds: 1, changes: 10 };
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("--agent") => agent(arguments.get(1).expect("the path of a kubeconfig")),
-        _ if arguments.iter().any(|argument| argument == "--bench") => measure(&FULL),
-        _ => measure(&SMALL),
+        _ if arguments.iter().any(|argument| argument == "--test") => measure(&SMALL),
+        _ => measure(&FULL),
     }
 }
 
