@@ -10,6 +10,15 @@ use tempfile::TempDir;
 
 use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice, until};
 
+/// A directory with a Service whose only endpoint answers with a byte, and its address.
+fn one_service(byte: u8) -> (TempDir, SocketAddr) {
+    let directory = TempDir::new().unwrap();
+    let frontend = free_port(address());
+    let manifest = service("web", frontend) + &slice("web", &[backend(byte)]);
+    fs::write(directory.path().join("web.yaml"), manifest).unwrap();
+    (directory, frontend)
+}
+
 /// An agent on the manifests of a directory, ready.
 fn start(directory: &TempDir) -> Agent {
     Agent::start(&["--manifests", directory.path().to_str().unwrap()])
@@ -138,11 +147,7 @@ fn what_cannot_work_ends_at_once_and_says_why() {
 
 #[test]
 fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
-    let directory = TempDir::new().unwrap();
-    let frontend = free_port(address());
-    let backend = backend(7);
-    fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
-        .unwrap();
+    let (directory, frontend) = one_service(7);
     let mut agent = Agent::run(Command::new("bash").args([
         "-c",
         "ulimit -n 48 && exec \"$0\" agent --metrics-bind-address 0 --manifests \"$1\" --workers 1",
@@ -164,11 +169,7 @@ fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
 
 #[test]
 fn sigterm_refuses_new_connections_and_lets_old_ones_finish() {
-    let directory = TempDir::new().unwrap();
-    let frontend = free_port(address());
-    let backend = backend(7);
-    fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
-        .unwrap();
+    let (directory, frontend) = one_service(7);
     let mut agent = start(&directory);
     let mut stream = TcpStream::connect(frontend).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -185,11 +186,7 @@ fn sigterm_refuses_new_connections_and_lets_old_ones_finish() {
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let directory = TempDir::new().unwrap();
-    let frontend = free_port(address());
-    let backend = backend(7);
-    fs::write(directory.path().join("web.yaml"), service("web", frontend) + &slice("web", &[backend]))
-        .unwrap();
+    let (directory, frontend) = one_service(7);
     let mut agent = start(&directory);
     let mut stream = TcpStream::connect(frontend).unwrap();
     stream.read_exact(&mut [0]).unwrap();
