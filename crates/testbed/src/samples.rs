@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stopping_backend_answers_what_it_has_accepted_and_refuses_the_rest() {
-        for _ in 0..20 {
+        for _ in 0..5 {
             let http = Sample::http("web-a", [127, 0, 0, 1].into()).await.unwrap();
             let address = http.address;
             let client = tokio::spawn(async move {
