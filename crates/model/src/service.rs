@@ -23,8 +23,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with `ipMode` absent or `VIP`.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`, valid ones only. `None`: no restriction (none given, or one
-    /// of them is a `/0`).
+    /// `spec.loadBalancerSourceRanges`, valid ones only; each restricts its own family. `None`: no
+    /// restriction in either (none given, or a `/0` in every family that has any).
     pub source_ranges: Option<Vec<IpNet>>,
     /// `spec.internalTrafficPolicy`: for cluster IPs.
     pub internal_policy: TrafficPolicy,
