@@ -78,4 +78,4 @@ pub use service_port::ServicePort;
 pub use source_address::SourceAddress;
 pub use upstream::{Upstream, UpstreamStats};
 pub use verdict::{Reason, Verdict};
-pub use writer::{FrontendState, Plan, Work, Writer, WriterConfig};
+pub use writer::{FrontendState, LocalPods, Plan, Work, Writer, WriterConfig};

@@ -1,10 +1,11 @@
 //! The one writer of the table: keeps the objects, works out what a change touches, publishes it.
 //!
 //! Endpoints take effect at once ([`Writer::apply`] swaps them inside their service port). Frontends
-//! need the kernel's help, so they go in two steps that the caller interleaves with its capture:
+//! need the kernel's help, so they go in steps that the caller interleaves with its capture:
 //!
 //! 1. [`Writer::plan`] says which frontends are to be withdrawn and which to be offered;
-//! 2. the capture withdraws, [`Writer::publish`] swaps the map, the capture offers.
+//! 2. [`Writer::publish`] adds what is new to the table, the capture offers and withdraws in one step,
+//!    [`Writer::finish`] takes out of the table what was withdrawn.
 //!
 //! So a client never reaches a worker that has no route for it.
 
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
-pub use config::WriterConfig;
+pub use config::{LocalPods, WriterConfig};
 pub use plan::{FrontendState, Plan};
 pub use work::Work;
 
@@ -188,7 +189,9 @@ impl Writer {
         let seen = |node: &Option<Node>| {
             let node = node.as_ref();
             let primary = [Family::V4, Family::V6].map(|family| node_ports::primary(node?, family));
-            (node.and_then(|node| node.zone.clone()), primary)
+            let detected =
+                [Family::V4, Family::V6].map(|family| self.config.local_pods.are_detected(family, node));
+            (node.and_then(|node| node.zone.clone()), primary, detected)
         };
         let rules_changed = seen(&self.node) != seen(&node);
         self.node = node;
@@ -200,7 +203,7 @@ impl Writer {
     }
 
     /// The addresses that nodePorts are served on.
-    fn node_port_addresses(&self) -> Vec<IpAddr> {
+    pub fn node_port_addresses(&self) -> Vec<IpAddr> {
         self.config.node_port_addresses.addresses(self.node.as_ref())
     }
 

@@ -70,6 +70,7 @@ fn write(writer: &mut Writer, generations: std::ops::Range<u16>) {
         writer.apply(Change::Apply(Object::EndpointSlice(slice(n))));
         let mut plan = writer.plan();
         writer.publish(&mut plan);
+        writer.finish(&mut plan);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sluice_model::{Family, Node};
+
 use crate::NodePortAddresses;
 
 /// Settings of the [`Writer`](crate::Writer).
@@ -14,16 +16,42 @@ pub struct WriterConfig {
     /// Endpoints see the node's address on every connection to a cluster IP (kube-proxy:
     /// `--masquerade-all`).
     pub masquerade_all: bool,
-    /// Whether there is a way to tell pods of this node from other clients (kube-proxy: a local
-    /// detector is implemented, `--detect-local-mode` and what it needs). Without one no client is
-    /// ever [`Origin::LocalPod`](crate::Origin::LocalPod), and connections to cluster IPs keep
-    /// their source address.
-    pub detects_local_pods: bool,
+    /// Whether pods of this node can be told from other clients.
+    pub local_pods: LocalPods,
+    /// Whether what we send to a frontend comes back to us: so it is where frontends are listened on, and
+    /// not where the capture knows our packets. If so, an endpoint that is a frontend of its own
+    /// Service is left out.
+    pub frontends_lead_back: bool,
     /// Whether endpoints that failed several connects in a row are passed over for a while.
     pub passive_health: bool,
     /// How many clients one service port remembers for session affinity before it forgets the one
     /// unseen for longest. About 100 bytes each.
     pub affinity_clients: usize,
+}
+
+/// Whether there is a way to tell pods of this node from other clients (kube-proxy: whether a local detector
+/// is implemented, `--detect-local-mode` and what it needs). Where there is none no client is ever
+/// [`Origin::LocalPod`](crate::Origin::LocalPod), and connections to cluster IPs keep their source address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalPods {
+    /// There is one for both families.
+    Detected,
+    /// There is one for these families: those that CIDRs are given of.
+    DetectedIn(Vec<Family>),
+    /// There is one for the families that the Node has pod CIDRs of.
+    DetectedByNodeCidrs,
+}
+
+impl LocalPods {
+    pub(super) fn are_detected(&self, family: Family, node: Option<&Node>) -> bool {
+        match self {
+            Self::Detected => true,
+            Self::DetectedIn(families) => families.contains(&family),
+            Self::DetectedByNodeCidrs => {
+                node.is_some_and(|node| node.pod_cidrs.iter().any(|cidr| Family::of(cidr.addr()) == family))
+            }
+        }
+    }
 }
 
 impl WriterConfig {
@@ -33,9 +61,39 @@ impl WriterConfig {
             node: node.into(),
             node_port_addresses: NodePortAddresses::Primary,
             masquerade_all: false,
-            detects_local_pods: true,
+            local_pods: LocalPods::Detected,
+            frontends_lead_back: true,
             passive_health: true,
             affinity_clients: 65_536,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_family_has_its_own_detector() {
+        let node = |cidrs: &[&str]| Node {
+            name: "here".into(),
+            zone: None,
+            addresses: Vec::new(),
+            pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            eligible: true,
+        };
+        let (v4, none) = (node(&["10.244.1.0/24"]), node(&[]));
+        #[rustfmt::skip]
+        let cases = [
+            ("by interface: both",                    LocalPods::Detected, Some(&none), [true, true]),
+            ("by CIDR: the families given",           LocalPods::DetectedIn(vec![Family::V6]), Some(&v4), [false, true]),
+            ("no CIDR at all: neither",               LocalPods::DetectedIn(vec![]), Some(&v4), [false, false]),
+            ("by the Node: what it has",              LocalPods::DetectedByNodeCidrs, Some(&v4), [true, false]),
+            ("by the Node, before it is known",       LocalPods::DetectedByNodeCidrs, None, [false, false]),
+        ];
+        for (name, local_pods, node, wanted) in cases {
+            let found = [Family::V4, Family::V6].map(|family| local_pods.are_detected(family, node));
+            assert_eq!(found, wanted, "{name}");
         }
     }
 }

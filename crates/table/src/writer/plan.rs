@@ -8,6 +8,7 @@ use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
 use super::Writer;
 use super::port_state::PortState;
+use crate::lookup::RouteMap;
 use crate::{ClusterAddressChange, FrontendKey, Notice, Origin, Route, Verdict};
 
 /// A frontend as the capture is told about it.
@@ -47,7 +48,8 @@ pub struct Plan {
     pub cluster_addresses: ClusterAddressChange,
     /// What there is to tell a person, each once.
     pub notices: Vec<Notice>,
-    routes: Vec<(Frontend, Option<Route>)>,
+    added: Vec<Route>,
+    removed: Vec<Frontend>,
     retiring: Vec<PortState>,
 }
 
@@ -58,7 +60,8 @@ impl Plan {
             && self.offer.is_empty()
             && self.cluster_addresses.is_empty()
             && self.notices.is_empty()
-            && self.routes.is_empty()
+            && self.added.is_empty()
+            && self.removed.is_empty()
             && self.retiring.is_empty()
     }
 }
@@ -78,7 +81,7 @@ impl Writer {
             plan.notices.extend(self.new_conflicts(frontend));
             let Some((port, kind)) = self.holder_of(&frontend) else {
                 plan.withdraw.extend(self.offered.remove(&frontend));
-                plan.routes.push((frontend, None));
+                plan.removed.push(frontend);
                 continue;
             };
             let backends = port.load();
@@ -94,7 +97,7 @@ impl Writer {
                 .get(&FrontendKey::from(frontend))
                 .is_some_and(|route| Arc::ptr_eq(route.service_port(), &port) && route.kind() == kind);
             if !is_current {
-                plan.routes.push((frontend, Some(Route::new(frontend, kind, port))));
+                plan.added.push(Route::new(frontend, kind, port));
             }
             if self.offered.get(&frontend) != Some(&state) {
                 self.offered.insert(frontend, state.clone());
@@ -104,23 +107,38 @@ impl Writer {
         plan
     }
 
-    /// Makes the plan's routes the table's. Readers see all of them or none.
+    /// Makes the plan's new routes the table's. Readers see all of them or none.
     pub fn publish(&mut self, plan: &mut Plan) {
-        if !plan.routes.is_empty() {
-            self.work.maps += 1;
-            self.work.routes += plan.routes.len() as u64;
-            let mut map = (*self.table.load()).clone();
-            let mut replaced = Vec::new();
-            for (frontend, route) in plan.routes.drain(..) {
-                replaced.extend(match route {
-                    Some(route) => map.insert(frontend.into(), Arc::new(route)),
-                    None => map.remove(&FrontendKey::from(frontend)),
-                });
-            }
-            self.table.swap(map);
-            replaced.iter().for_each(|route| route.retire());
-        }
+        let added = std::mem::take(&mut plan.added);
+        self.swap_routes(added.len(), |map| {
+            added
+                .into_iter()
+                .filter_map(|route| map.insert(route.frontend().into(), Arc::new(route)))
+                .collect()
+        });
+    }
+
+    /// Takes the plan's withdrawn frontends out of the table, all at once, and lets go of what only
+    /// they needed.
+    pub fn finish(&mut self, plan: &mut Plan) {
+        let removed = std::mem::take(&mut plan.removed);
+        self.swap_routes(removed.len(), |map| {
+            removed.iter().filter_map(|frontend| map.remove(&FrontendKey::from(*frontend))).collect()
+        });
         plan.retiring.drain(..).for_each(PortState::retire);
+    }
+
+    /// Swaps the map for one with so many changes, and retires the routes that were taken out of it.
+    fn swap_routes(&mut self, changes: usize, change: impl FnOnce(&mut RouteMap) -> Vec<Arc<Route>>) {
+        if changes == 0 {
+            return;
+        }
+        self.work.maps += 1;
+        self.work.routes += changes as u64;
+        let mut map = (*self.table.load()).clone();
+        let replaced = change(&mut map);
+        self.table.swap(map);
+        replaced.iter().for_each(|route| route.retire());
     }
 
     /// The service port that a frontend leads to.

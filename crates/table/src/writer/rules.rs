@@ -35,7 +35,7 @@ impl<'a> Surroundings<'a> {
             ),
             masquerade: Masquerade {
                 all: self.config.masquerade_all,
-                detects_local_pods: self.config.detects_local_pods,
+                detects_local_pods: self.config.local_pods.are_detected(family, self.node),
             },
             passive_health: self.config.passive_health,
         }

@@ -133,7 +133,7 @@ impl ServiceState {
             change.examined += candidates.len();
             candidates.retain(|candidate| {
                 let frontend = Frontend { address: candidate.address, protocol: *protocol };
-                let is_loop = self.frontends.contains_key(&frontend);
+                let is_loop = around.config.frontends_lead_back && self.frontends.contains_key(&frontend);
                 if is_loop {
                     let port = state.port.name().clone();
                     notices.insert(Notice::Loop { port, endpoint: candidate.address });

@@ -39,6 +39,7 @@ pub(super) fn step(writer: &mut Writer, changes: impl IntoIterator<Item = Change
     changes.into_iter().for_each(|change| writer.apply(change));
     let mut plan = writer.plan();
     writer.publish(&mut plan);
+    writer.finish(&mut plan);
     plan
 }
 
@@ -141,6 +142,8 @@ fn a_deleted_service_is_withdrawn_and_its_flows_end() {
     assert_eq!(plan.withdraw.len(), 1);
     assert!(route.is_live() && upstream.is_serving(), "served until the capture has withdrawn it");
     writer.publish(&mut plan);
+    assert!(route.is_live() && reader.lookup(key(WEB)).is_some(), "and while it withdraws");
+    writer.finish(&mut plan);
     assert!(!route.is_live() && !upstream.is_serving());
     assert!(reader.lookup(key(WEB)).is_none());
 }
@@ -196,6 +199,20 @@ fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
     assert!(
         matches!(&plan.notices[..], [Notice::Loop { endpoint, .. }] if endpoint.ip() == IpAddr::from(WEB))
     );
+}
+
+#[test]
+fn an_endpoint_that_is_the_service_itself_serves_where_our_own_packets_are_known() {
+    let config = WriterConfig { frontends_lead_back: false, ..WriterConfig::new("here") };
+    let mut writer = Writer::new(config);
+    let mut reader = writer.table().reader();
+    let mut endpoints = slice("web-a", "web", &[]);
+    endpoints.ports[0].number = 80;
+    endpoints.endpoints.push(Endpoint::ready(WEB.into()));
+    let plan = step(&mut writer, [apply(service("web", 1, WEB)), apply(endpoints)]);
+    assert!(plan.notices.is_empty(), "a pod in the node's network behind the node's address as externalIP");
+    let route = reader.lookup(key(WEB)).unwrap();
+    assert!(route.select(client(), Instant::now()).is_ok());
 }
 
 #[test]
