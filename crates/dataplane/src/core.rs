@@ -1,15 +1,18 @@
 //! What every part of a worker uses: one value, owned by the worker and lent to its TCP and UDP sides.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
-use sluice_table::Reader;
+use sluice_model::Protocol;
+use sluice_table::{FrontendKey, Reader};
 
 use crate::descriptors::Descriptors;
 use crate::stats::WorkerStats;
 use crate::timers::Timers;
 use crate::token::SlotId;
+use crate::transparent::Marks;
 
 /// Whose deadline it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,8 +30,21 @@ pub(crate) struct Core {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
+    /// The marks of our sockets, where traffic is captured.
+    pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.
     pub(crate) half_closed_idle: Duration,
     /// The time at which the current turn of the loop began.
     pub(crate) now: Instant,
+}
+
+impl Core {
+    /// Whether a connection to an endpoint would come back to us as a new one, round and round until
+    /// nothing is left: the endpoint is a frontend, and our own packets cannot be told from others.
+    pub(crate) fn leads_back(&mut self, endpoint: SocketAddr, protocol: Protocol) -> bool {
+        let key = FrontendKey::new(endpoint.ip(), endpoint.port(), protocol);
+        let leads_back = self.marks.is_none() && self.reader.lookup(key).is_some();
+        self.stats.endpoint_loops.add(leads_back.into());
+        leads_back
+    }
 }

@@ -15,10 +15,12 @@ mod tcp;
 mod test_table;
 mod timers;
 mod token;
+mod transparent;
 mod udp;
 mod worker;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
@@ -26,11 +28,13 @@ use std::time::{Duration, Instant};
 
 use mio::{Poll, Waker};
 use sluice_model::{Frontend, Protocol};
-use sluice_table::Table;
+use sluice_table::{Origin, Table};
 
 pub use descriptors::raise_descriptor_limit;
 pub use stats::Stats;
+pub use transparent::Marks;
 
+use client::Door;
 use descriptors::Descriptors;
 use stats::WorkerStats;
 use token::Source;
@@ -47,6 +51,9 @@ pub struct Config {
     pub udp_idle: Duration,
     /// How long a TCP session of which one side has closed may stand still before it is cut off.
     pub half_closed_idle: Duration,
+    /// The marks of sockets, where a capture hands over packets (see [`Dataplane::open_captured`]);
+    /// endpoints may then see clients' own addresses. Needs CAP_NET_ADMIN.
+    pub marks: Option<Marks>,
 }
 
 impl Config {
@@ -62,6 +69,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Dataplane {
     workers: Vec<WorkerHandle>,
+    marks: Option<Marks>,
 }
 
 #[derive(Debug)]
@@ -90,7 +98,7 @@ impl Dataplane {
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
         });
-        Ok(Self { workers: workers.collect::<io::Result<_>>()? })
+        Ok(Self { workers: workers.collect::<io::Result<_>>()?, marks: config.marks })
     }
 
     /// How many workers there are: a frontend needs a socket for each.
@@ -105,9 +113,38 @@ impl Dataplane {
     /// The address is taken, privileged, or not one of this machine's. Nothing is left behind.
     pub fn open(&self, frontend: Frontend) -> io::Result<()> {
         match frontend.protocol {
-            Protocol::Tcp => self.hand_out(|| tcp::socket::listen(frontend.address), Command::ListenTcp),
-            Protocol::Udp => self.hand_out(|| udp::socket::listen(frontend.address), Command::ListenUdp),
+            Protocol::Tcp => self.hand_out(
+                || tcp::socket::listen(frontend.address, None),
+                |socket| Command::ListenTcp(socket, Door::Bound),
+            ),
+            Protocol::Udp => self.hand_out(
+                || udp::socket::listen(frontend.address, None),
+                |socket| Command::ListenUdp(socket, Door::Bound),
+            ),
         }
+    }
+
+    /// Starts to serve what TPROXY hands over at `address`, TCP and UDP, to any frontend, from clients
+    /// of this origin; with two sockets for each worker. [`Config::marks`] must be set.
+    ///
+    /// # Errors
+    /// The address is taken by another program, CAP_NET_ADMIN is missing, or there are no marks. Nothing
+    /// is left behind.
+    pub fn open_captured(&self, address: SocketAddr, origin: Origin) -> io::Result<()> {
+        let Some(marks) = self.marks else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no marks are configured"));
+        };
+        let door = Door::Captured(origin);
+        let open = || {
+            let tcp = tcp::socket::listen(address, Some(marks))?;
+            Ok((tcp, udp::socket::listen(address, Some(marks))?))
+        };
+        let sockets = self.workers.iter().map(|_| open()).collect::<io::Result<Vec<_>>>()?;
+        for (worker, (tcp, udp)) in self.workers.iter().zip(sockets) {
+            worker.tell(Command::ListenTcp(tcp, door));
+            worker.tell(Command::ListenUdp(udp, door));
+        }
+        Ok(())
     }
 
     /// Opens a socket for each worker, and hands them out if all could be opened.
@@ -126,6 +163,13 @@ impl Dataplane {
     /// Stops serving a frontend; returns when no worker does any more.
     pub fn close(&self, frontend: Frontend) {
         self.ask(|done| Command::Close(frontend, done));
+    }
+
+    /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would
+    /// end by themselves within a second, but a socket with an address of this machine keeps the kernel from
+    /// refusing what is sent there.
+    pub fn end_flows(&self) {
+        self.ask(Command::EndFlows);
     }
 
     /// The sum of all counters now.

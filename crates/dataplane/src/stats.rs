@@ -43,6 +43,8 @@ counters! {
     tcp_active,
     /// TCP connections reset because their frontend or its endpoints were gone.
     tcp_unroutable,
+    /// TCP connections reset because they came to the socket itself that only the capture may lead to.
+    tcp_not_captured,
     /// TCP connections reset because every endpoint failed.
     tcp_all_endpoints_failed,
     /// TCP connections reset because a limit on sessions or file descriptors was reached.
@@ -83,6 +85,8 @@ counters! {
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
     udp_unroutable,
+    /// UDP datagrams dropped because they came to the socket itself that only the capture may lead to.
+    udp_not_captured,
     /// UDP datagrams lost because a socket's buffer was full.
     udp_dropped_full,
     /// UDP datagrams lost to an error of a socket.

@@ -29,6 +29,7 @@ pub(crate) fn writer(frontend: SocketAddr, protocol: Protocol, endpoints: &[Sock
     }
     let mut plan = writer.plan();
     writer.publish(&mut plan);
+    writer.finish(&mut plan);
     writer
 }
 

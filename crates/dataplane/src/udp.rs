@@ -1,10 +1,12 @@
 //! UDP: flows from clients to endpoints.
 //!
 //! A flow is one client talking to one service address. [`flow_table`] decides which flows there are,
-//! without sockets or a clock; [`relay`] has the sockets.
+//! without sockets or a clock; [`relay`] has the sockets, and [`replies`] those that replies to captured
+//! datagrams leave by.
 
 pub(crate) mod flow_table;
 pub(crate) mod relay;
+pub(crate) mod replies;
 pub(crate) mod socket;
 
 mod flow_queue;

@@ -16,6 +16,7 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::Reader;
 
 use crate::Config;
+use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::stats::WorkerStats;
@@ -36,11 +37,13 @@ const EVENTS: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Accept connections on a socket.
-    ListenTcp(TcpListener),
+    ListenTcp(TcpListener, Door),
     /// Carry datagrams of a socket.
-    ListenUdp(UdpSocket),
+    ListenUdp(UdpSocket, Door),
     /// Stop serving a frontend, and say so when it is done.
     Close(Frontend, Sender<()>),
+    /// End flows that lead nowhere any more, and say so when it is done.
+    EndFlows(Sender<()>),
     /// Accept nothing new; end when the last session has.
     Drain,
     /// End now.
@@ -74,6 +77,7 @@ impl Worker {
             reader,
             stats,
             descriptors,
+            marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             now: Instant::now(),
         };
@@ -142,14 +146,18 @@ impl Worker {
     fn obey(&mut self) -> ControlFlow<()> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::ListenTcp(socket) => report(self.tcp.listen(socket, &mut self.core)),
-                Command::ListenUdp(socket) => report(self.udp.listen(socket, &mut self.core)),
+                Command::ListenTcp(socket, door) => report(self.tcp.listen(socket, door, &mut self.core)),
+                Command::ListenUdp(socket, door) => report(self.udp.listen(socket, door, &mut self.core)),
                 Command::Close(frontend, done) => {
                     match frontend.protocol {
                         Protocol::Tcp => self.tcp.close_listener(frontend.address),
                         Protocol::Udp => self.udp.close_frontend(frontend.address),
                     }
                     // Nobody waiting any more is fine.
+                    let _ = done.send(());
+                }
+                Command::EndFlows(done) => {
+                    self.udp.end_invalid(&mut self.core);
                     let _ = done.send(());
                 }
                 Command::Drain => {

@@ -6,12 +6,15 @@ use std::net::{SocketAddr, TcpListener};
 use mio::net::TcpStream;
 use rustix::io::Errno;
 
+use crate::client::Door;
+
 /// A listening socket of one worker.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: mio::net::TcpListener,
-    /// The frontend it listens on.
+    /// The address it listens on.
     address: SocketAddr,
+    door: Door,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
 }
@@ -31,18 +34,32 @@ pub(crate) enum Accepted {
 }
 
 impl Listener {
-    pub(crate) fn new(socket: TcpListener) -> io::Result<Self> {
+    pub(crate) fn new(socket: TcpListener, door: Door) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        Ok(Self { socket: mio::net::TcpListener::from_std(socket), address, is_queued: false })
+        Ok(Self { socket: mio::net::TcpListener::from_std(socket), address, door, is_queued: false })
     }
 
     pub(crate) fn source(&mut self) -> &mut mio::net::TcpListener {
         &mut self.socket
     }
 
-    /// The address that clients of this listener connect to.
+    /// The address it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How its clients get here.
+    pub(crate) fn door(&self) -> Door {
+        self.door
+    }
+
+    /// The address that the client of an accepted connection connects to: a captured connection has it
+    /// as its local address.
+    pub(crate) fn frontend_of(&self, stream: &TcpStream) -> io::Result<SocketAddr> {
+        match self.door {
+            Door::Bound => Ok(self.address),
+            Door::Captured(_) => stream.local_addr(),
+        }
     }
 
     pub(crate) fn accept(&self) -> Accepted {

@@ -16,7 +16,7 @@ use super::listener::{Accepted, Listener};
 use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
-use crate::client::client_at;
+use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::token::{SlotId, Slots, Source};
 
@@ -61,8 +61,8 @@ impl TcpRelay {
     }
 
     /// Starts to accept on a socket.
-    pub(crate) fn listen(&mut self, socket: TcpListener, core: &mut Core) -> io::Result<()> {
-        let listener = Listener::new(socket)?;
+    pub(crate) fn listen(&mut self, socket: TcpListener, door: Door, core: &mut Core) -> io::Result<()> {
+        let listener = Listener::new(socket, door)?;
         let id = self.listeners.insert_with(|_| listener);
         let Some(listener) = self.listeners.get_mut(id) else { return Ok(()) };
         let registered =
@@ -163,8 +163,10 @@ impl TcpRelay {
             let Some(listener) = self.listeners.get_mut(id) else { return false };
             match listener.accept() {
                 Accepted::Connection(stream, client) => {
-                    let frontend = listener.address();
-                    self.start(stream, client, frontend, core);
+                    let (door, own) = (listener.door(), listener.address());
+                    let frontend = listener.frontend_of(&stream).ok();
+                    let frontend = frontend.filter(|frontend| !door.is_bypassed(own, *frontend));
+                    self.start(stream, client, frontend, door, core);
                 }
                 Accepted::Aborted => {}
                 Accepted::Drained => return false,
@@ -184,20 +186,32 @@ impl TcpRelay {
     }
 
     /// Decides about an accepted connection.
-    fn start(&mut self, stream: TcpStream, client: SocketAddr, frontend: SocketAddr, core: &mut Core) {
+    fn start(
+        &mut self,
+        stream: TcpStream,
+        address: SocketAddr,
+        frontend: Option<SocketAddr>,
+        door: Door,
+        core: &mut Core,
+    ) {
         core.stats.tcp_accepted.add(1);
+        let Some(frontend) = frontend else {
+            core.stats.tcp_not_captured.add(1);
+            return socket::close(stream, Ending::Reset);
+        };
         let Some(permit) = core.descriptors.take(DESCRIPTORS) else {
             core.stats.tcp_over_limit.add(1);
             return socket::close(stream, Ending::Reset);
         };
         let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
-        let client = client_at(client.ip(), frontend.ip());
+        let client = door.client(address.ip(), frontend.ip());
         let selection = core.reader.lookup(key).map(|route| route.select(client, core.now));
         let Some(Ok(selection)) = selection else {
             core.stats.tcp_unroutable.add(1);
             return socket::close(stream, Ending::Reset);
         };
-        let id = self.sessions.insert_with(|id| Session::new(id, Peer::new(stream), selection, permit));
+        let client = Peer::new(stream);
+        let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit));
         core.stats.tcp_active.add(1);
         let Some(session) = self.sessions.get_mut(id) else { return };
         let step = session.begin(&mut Context { core, tools: &mut self.tools });

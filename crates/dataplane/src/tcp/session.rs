@@ -13,6 +13,7 @@
 //!
 //! Runs on the worker that accepted the connection, for all of its life.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 use mio::Interest;
 use mio::event::Event;
 use sluice_model::Protocol;
-use sluice_table::{FrontendKey, Lease, Selection, Upstream};
+use sluice_table::{Lease, Selection, Upstream};
 
 use super::connect::{Attempts, Failure};
 use super::direction::{Direction, Peer, Pumped, Tools};
@@ -28,6 +29,7 @@ use super::socket::{self, Ending};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::token::{SlotId, Source};
+use crate::transparent::Local;
 
 /// Bytes that one direction may move before others get their turn.
 const TURN_BUDGET: usize = 1 << 20;
@@ -68,6 +70,8 @@ pub(crate) enum Side {
 pub(crate) struct Session {
     id: SlotId,
     downstream: Peer,
+    /// The client's address.
+    client: SocketAddr,
     state: State,
     /// The one deadline that counts; others that come up are stale.
     deadline: Option<Instant>,
@@ -101,9 +105,15 @@ struct Relaying {
 
 impl Session {
     /// A session for an accepted connection. [`Session::begin`] starts it.
-    pub(crate) fn new(id: SlotId, downstream: Peer, selection: Selection, permit: Permit) -> Self {
+    pub(crate) fn new(
+        id: SlotId,
+        downstream: Peer,
+        client: SocketAddr,
+        selection: Selection,
+        permit: Permit,
+    ) -> Self {
         let state = State::Connecting(Connecting { attempts: Attempts::new(selection), current: None });
-        Self { id, downstream, state, deadline: None, is_queued: false, _permit: permit }
+        Self { id, downstream, client, state, deadline: None, is_queued: false, _permit: permit }
     }
 
     /// Registers the client's socket and starts the first attempt to connect.
@@ -198,7 +208,9 @@ impl Session {
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
-            let failure = match start_connect(self.id, &upstream, context) {
+            let source = connecting.attempts.selection().source_address(&upstream);
+            let local = Local::new(context.core.marks, self.client, source);
+            let failure = match start_connect(self.id, &upstream, local, context) {
                 Ok(peer) => {
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
@@ -259,15 +271,16 @@ impl Session {
 }
 
 /// Starts to connect to an endpoint and registers the socket.
-fn start_connect(id: SlotId, upstream: &Upstream, context: &mut Context<'_>) -> Result<Peer, Failure> {
-    let address = upstream.address();
-    // An endpoint that is a Service address would come back to us: round and round until nothing is left.
-    let key = FrontendKey::new(address.ip(), address.port(), Protocol::Tcp);
-    if context.core.reader.lookup(key).is_some() {
-        context.core.stats.endpoint_loops.add(1);
+fn start_connect(
+    id: SlotId,
+    upstream: &Upstream,
+    local: Local,
+    context: &mut Context<'_>,
+) -> Result<Peer, Failure> {
+    if context.core.leads_back(upstream.address(), Protocol::Tcp) {
         return Err(Failure::Refused);
     }
-    let mut stream = socket::connect(address).map_err(|error| Failure::of(&error))?;
+    let mut stream = socket::connect(upstream.address(), local).map_err(|error| Failure::of(&error))?;
     let token = Source::Upstream(id).token();
     let interest = Interest::READABLE | Interest::WRITABLE;
     context.core.registry.register(&mut stream, token, interest).map_err(|error| Failure::of(&error))?;

@@ -1,12 +1,15 @@
 //! Socket options and the ends of a connection.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mio::net::TcpStream;
+use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::transparent::{Local, Marks, make_transparent};
 
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
 /// two minutes. kube-proxy leaves this to the kernel's conntrack, which needs five days
@@ -37,19 +40,24 @@ pub(crate) fn close(stream: TcpStream, ending: Ending) {
     drop(stream);
 }
 
-/// Opens a listener that other workers' sockets can share the address with (`SO_REUSEPORT`).
+/// Opens a listener that other workers' sockets can share the address with (`SO_REUSEPORT`). With marks it
+/// takes what TPROXY hands over, whatever address that is for.
 ///
 /// Its options are inherited by the connections it accepts (tcp(7)), which saves setting them on each.
 ///
 /// # Errors
-/// The address is taken, privileged, or not one of this machine's.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// The address is taken, privileged, or not one of this machine's; CAP_NET_ADMIN is missing for a mark.
+pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    if let Some(marks) = marks {
+        make_transparent(&socket, address.ip())?;
+        socket.set_mark(marks.downstream)?;
+    }
     socket.bind(&address.into())?;
     set_stream_options(&socket)?;
     socket.listen(BACKLOG)?;
@@ -58,11 +66,40 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
+/// A client's address is used with the client's port, as kube-proxy leaves it, unless that is taken: by
+/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint.
+///
 /// # Errors
 /// It failed at once: no route, no descriptor, no local port.
-pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<TcpStream> {
+    let Some(client) = local.client else { return start_connect(address, local, |_| Ok(())) };
+    let with_port = start_connect(address, local, |socket| {
+        make_transparent(socket, client.ip())?;
+        // The client's earlier connections to other endpoints, and its own sockets, have the port too.
+        socket.set_reuse_address(true)?;
+        socket.bind(&client.into())
+    });
+    match with_port {
+        Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {
+            start_connect(address, local, |socket| {
+                make_transparent(socket, client.ip())?;
+                local_port::choose_at_connect(socket)?;
+                socket.bind(&SocketAddr::new(client.ip(), 0).into())
+            })
+        }
+        done => done,
+    }
+}
+
+fn start_connect(
+    address: SocketAddr,
+    local: Local,
+    bind: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     set_stream_options(&socket)?;
+    local.prepare(&socket)?;
+    bind(&socket)?;
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,14 +14,16 @@ use std::time::Duration;
 use mio::Interest;
 use sluice_model::Protocol;
 use sluice_sys::udp::{RecvBatch, SendBatch};
-use sluice_table::{FrontendKey, Lease, Route, Upstream};
+use sluice_table::{FrontendKey, Lease, Route};
 
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
-use crate::client::client_at;
+use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::token::{SlotId, Slots, Source};
+use crate::transparent::Local;
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -48,6 +51,7 @@ enum Ready {
 struct State {
     frontends: Slots<Frontend>,
     flows: FlowTable<Link>,
+    replies: ReplySockets,
 }
 
 /// A socket that clients send to.
@@ -55,6 +59,7 @@ struct State {
 struct Frontend {
     socket: mio::net::UdpSocket,
     address: SocketAddr,
+    door: Door,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
 }
@@ -65,11 +70,19 @@ struct Link {
     socket: mio::net::UdpSocket,
     lease: Lease,
     route: Arc<Route>,
-    /// The socket that its client sends to, and that replies go out of.
-    frontend: SlotId,
+    reply: Reply,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
+}
+
+/// What a flow's replies leave by.
+#[derive(Debug)]
+enum Reply {
+    /// The socket that its client sends to.
+    Bound(SlotId),
+    /// A socket with the address that its client sends to.
+    Captured(Arc<ReplySocket>),
 }
 
 impl Link {
@@ -82,17 +95,21 @@ impl UdpRelay {
     pub(crate) fn new(limits: FlowLimits) -> Self {
         Self {
             received: RecvBatch::new(),
-            state: State { frontends: Slots::default(), flows: FlowTable::new(limits) },
+            state: State {
+                frontends: Slots::default(),
+                flows: FlowTable::new(limits),
+                replies: ReplySockets::default(),
+            },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
         }
     }
 
     /// Starts to serve a socket.
-    pub(crate) fn listen(&mut self, socket: UdpSocket, core: &mut Core) -> io::Result<()> {
+    pub(crate) fn listen(&mut self, socket: UdpSocket, door: Door, core: &mut Core) -> io::Result<()> {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
-        let id = self.state.frontends.insert_with(|_| Frontend { socket, address, is_queued: false });
+        let id = self.state.frontends.insert_with(|_| Frontend { socket, address, door, is_queued: false });
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
         let registered = core.registry.register(&mut frontend.socket, token, Interest::READABLE);
@@ -183,6 +200,14 @@ impl UdpRelay {
         }
     }
 
+    /// Ends all flows that lead nowhere any more.
+    pub(crate) fn end_invalid(&mut self, core: &mut Core) {
+        let flows = &mut self.state.flows;
+        flows.request_sweep();
+        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| count_end(&ended, core));
+        self.state.replies.tidy();
+    }
+
     /// Ends flows that are idle or lead nowhere any more.
     pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
         self.is_housekeeping_due = false;
@@ -192,6 +217,7 @@ impl UdpRelay {
             flows.request_sweep();
         }
         flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| count_end(&ended, core));
+        self.state.replies.tidy();
         self.keep_house(core);
     }
 
@@ -207,7 +233,9 @@ impl UdpRelay {
 impl State {
     /// Sends what clients have sent to their flows' endpoints.
     fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
-        let Some(address) = self.frontends.get_mut(frontend).map(|frontend| frontend.address) else { return };
+        let Some((address, door)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.door)) else {
+            return;
+        };
         let mut start = 0;
         let mut datagrams = received.iter().peekable();
         while let Some(first) = datagrams.peek().copied() {
@@ -226,7 +254,12 @@ impl State {
                 }
             }
             core.stats.udp_datagrams_in.add(count);
-            let refused = self.forward_run(key, frontend, run, count, core);
+            if door.is_bypassed(address, key.destination) {
+                core.stats.udp_not_captured.add(count);
+                start += length;
+                continue;
+            }
+            let refused = self.forward_run(key, (frontend, door), run, count, core);
             if !refused.is_empty() {
                 // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
                 let mut rest = SendBatch::new();
@@ -238,7 +271,7 @@ impl State {
                         count += datagram.payload.datagrams() as u64;
                     }
                 }
-                let lost = self.forward_run(key, frontend, rest, count, core);
+                let lost = self.forward_run(key, (frontend, door), rest, count, core);
                 core.stats.udp_dropped_error.add(lost.len() as u64);
             }
             start += length;
@@ -250,7 +283,7 @@ impl State {
     fn forward_run(
         &mut self,
         key: FlowKey,
-        frontend: SlotId,
+        (frontend, door): (SlotId, Door),
         mut run: SendBatch<'_>,
         count: u64,
         core: &mut Core,
@@ -262,7 +295,7 @@ impl State {
             Action::Forward(id) => Some(id),
             Action::Open(ended) => {
                 ended.iter().for_each(|ended| count_end(ended, core));
-                self.open(key, frontend, count, core)
+                self.open(key, (frontend, door), count, core)
             }
         };
         let Some((id, flow)) = id.and_then(|id| self.flows.flow(id).map(|flow| (id, flow))) else {
@@ -270,7 +303,9 @@ impl State {
             return Vec::new();
         };
         let link = &mut flow.upstream;
-        link.frontend = frontend;
+        if let Reply::Bound(at) = &mut link.reply {
+            *at = frontend;
+        }
         let mut refused = Vec::new();
         let mut failed = 0;
         let sent = run.send(&link.socket, |index, error| match error.kind() {
@@ -290,24 +325,37 @@ impl State {
     }
 
     /// Opens a flow to the endpoint that the rules choose.
-    fn open(&mut self, key: FlowKey, frontend: SlotId, count: u64, core: &mut Core) -> Option<FlowId> {
+    fn open(
+        &mut self,
+        key: FlowKey,
+        (frontend, door): (SlotId, Door),
+        count: u64,
+        core: &mut Core,
+    ) -> Option<FlowId> {
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
         let route = Arc::clone(core.reader.lookup(lookup)?);
-        let mut selection = route.select(client_at(key.client.ip(), destination.ip()), core.now).ok()?;
+        let mut selection = route.select(door.client(key.client.ip(), destination.ip()), core.now).ok()?;
         let permit = core.descriptors.take(1).or_else(|| {
             // Nobody's connection is broken for a new flow, but an older flow of this worker makes room.
             self.flows.evict().iter().for_each(|ended| count_end(ended, core));
             core.descriptors.take(1)
         })?;
+        let reply = match (door, core.marks) {
+            (Door::Captured(_), Some(marks)) => {
+                Reply::Captured(self.replies.get(destination, marks, &core.descriptors)?)
+            }
+            _ => Reply::Bound(frontend),
+        };
         loop {
             let upstream = selection.next(core.now)?;
-            let Some(socket) = connect(&upstream, core) else {
+            let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
+            let Some(socket) = connect(upstream.address(), local, core) else {
                 selection.fail(&upstream, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, frontend, is_queued: false, _permit: permit };
+            let link = Link { socket, lease, route, reply, is_queued: false, _permit: permit };
             let (id, displaced) = self.flows.opened(key, link, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
@@ -338,10 +386,13 @@ impl State {
             return;
         }
         let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
-        let frontend = self.frontends.get_mut(flow.upstream.frontend);
-        let Some(frontend) = frontend.filter(|_| Link::is_valid(flow)) else { return self.end(id, core) };
+        let socket = match &flow.upstream.reply {
+            Reply::Bound(at) => self.frontends.get_mut(*at).map(|frontend| frontend.socket.as_fd()),
+            Reply::Captured(reply) => Some(reply.socket.as_fd()),
+        };
+        let Some(socket) = socket.filter(|_| Link::is_valid(flow)) else { return self.end(id, core) };
         let mut failed = 0;
-        let sent = replies.send(&frontend.socket, |_, _| failed += 1);
+        let sent = replies.send(socket, |_, _| failed += 1);
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
@@ -363,14 +414,11 @@ impl State {
 }
 
 /// Opens a flow's socket, unless the endpoint would lead back here.
-fn connect(upstream: &Upstream, core: &mut Core) -> Option<mio::net::UdpSocket> {
-    let address = upstream.address();
-    let key = FrontendKey::new(address.ip(), address.port(), Protocol::Udp);
-    if core.reader.lookup(key).is_some() {
-        core.stats.endpoint_loops.add(1);
+fn connect(endpoint: SocketAddr, local: Local, core: &mut Core) -> Option<mio::net::UdpSocket> {
+    if core.leads_back(endpoint, Protocol::Udp) {
         return None;
     }
-    socket::connect(address).ok().map(mio::net::UdpSocket::from_std)
+    socket::connect(endpoint, local).ok().map(mio::net::UdpSocket::from_std)
 }
 
 fn count_end(ended: &Ended<Link>, core: &Core) {

@@ -1,21 +1,25 @@
-//! The two kinds of UDP sockets: the one that clients send to, and a flow's own one to its endpoint.
+//! The kinds of UDP sockets: the one that clients send to, the one that replies to captured datagrams leave
+//! by, and a flow's own one to its endpoint.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 
-use sluice_sys::udp::{allow_fragmentation, receive_trains};
+use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
 use socket2::{Domain, Socket, Type};
+
+use crate::transparent::{Local, Marks, make_transparent};
 
 /// What the kernel may hold for us between two looks at a frontend's socket. It cuts this down to
 /// `net.core.rmem_max`; every client of the frontend shares it.
 const FRONTEND_BUFFER: usize = 4 << 20;
 
 /// Opens a socket that other workers' sockets can share the address with; the kernel gives each client
-/// to always the same one.
+/// to always the same one. With marks it takes what TPROXY hands over, whatever address that is for, and
+/// says which.
 ///
 /// # Errors
-/// The address is taken, privileged, or not one of this machine's.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<UdpSocket> {
+/// The address is taken, privileged, or not one of this machine's; CAP_NET_ADMIN is missing for a mark.
+pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<UdpSocket> {
     let socket = open(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -23,16 +27,53 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<UdpSocket> {
     socket.set_reuse_port(true)?;
     socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
     socket.set_send_buffer_size(FRONTEND_BUFFER)?;
+    if let Some(marks) = marks {
+        make_transparent(&socket, address.ip())?;
+        socket.set_mark(marks.downstream)?;
+        receive_original_destination(&socket)?;
+    }
     socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
+/// clients send goes to the one that TPROXY hands over to.
+///
+/// # Errors
+/// Another program of this machine has the address without sharing it; there is no descriptor.
+pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSocket> {
+    let socket = open(frontend)?;
+    if frontend.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.set_recv_buffer_size(0)?;
+    socket.set_send_buffer_size(FRONTEND_BUFFER)?;
+    make_transparent(&socket, frontend.ip())?;
+    socket.set_mark(marks.downstream)?;
+    socket.bind(&frontend.into())?;
     Ok(socket.into())
 }
 
 /// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
 ///
+/// A client's address is used with the client's port, as kube-proxy leaves it, unless another flow of the
+/// client has that: two sockets that share address and port would get each other's replies.
+///
 /// # Errors
 /// There is no route, no port, or no descriptor.
-pub(crate) fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<UdpSocket> {
     let socket = open(address)?;
+    local.prepare(&socket)?;
+    if let Some(client) = local.client {
+        make_transparent(&socket, client.ip())?;
+        match socket.bind(&client.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
+            }
+            bound => bound?,
+        }
+    }
     socket.connect(&address.into())?;
     Ok(socket.into())
 }

@@ -1,0 +1,66 @@
+//! The sockets that replies to captured datagrams leave by: one for each frontend that has flows, shared
+//! by them.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Weak};
+
+use super::socket;
+use crate::descriptors::{Descriptors, Permit};
+use crate::transparent::Marks;
+
+/// A socket with a frontend's address. Closed with the last flow that replies by it.
+#[derive(Debug)]
+pub(crate) struct ReplySocket {
+    pub(crate) socket: UdpSocket,
+    _permit: Permit,
+}
+
+/// All of them of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct ReplySockets {
+    by_frontend: HashMap<SocketAddr, Weak<ReplySocket>>,
+    has_complained: bool,
+}
+
+impl ReplySockets {
+    /// The frontend's socket; none if it cannot be had.
+    pub(crate) fn get(
+        &mut self,
+        frontend: SocketAddr,
+        marks: Marks,
+        descriptors: &Arc<Descriptors>,
+    ) -> Option<Arc<ReplySocket>> {
+        if let Some(socket) = self.by_frontend.get(&frontend).and_then(Weak::upgrade) {
+            return Some(socket);
+        }
+        let permit = descriptors.take(1)?;
+        let socket = match socket::reply_from(frontend, marks) {
+            Ok(socket) => Arc::new(ReplySocket { socket, _permit: permit }),
+            Err(error) => {
+                self.complain(frontend, &error);
+                return None;
+            }
+        };
+        self.by_frontend.insert(frontend, Arc::downgrade(&socket));
+        Some(socket)
+    }
+
+    /// Once: what clients send comes often.
+    fn complain(&mut self, frontend: SocketAddr, error: &io::Error) {
+        if std::mem::replace(&mut self.has_complained, true) {
+            tracing::debug!(%frontend, %error, "no socket to reply by");
+        } else {
+            tracing::warn!(
+                "what clients send to {frontend}/UDP is lost, as there can be no socket to reply by: {error}: \
+                 if a program of this node has the port on that address, give one of them another (said once)"
+            );
+        }
+    }
+
+    /// Forgets frontends that have no flows any more.
+    pub(crate) fn tidy(&mut self) {
+        self.by_frontend.retain(|_, socket| socket.strong_count() > 0);
+    }
+}
