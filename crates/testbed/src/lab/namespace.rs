@@ -1,0 +1,239 @@
+//! A network namespace without a name, and code, settings and programs that run in it.
+//!
+//! It lives as long as somebody has it: this handle, a socket, a thread or a process. So the kernel
+//! takes it away when this process ends, however that happens.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::Ipv6Addr;
+use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use super::LabError;
+
+/// The namespace of whoever opens it.
+const OWN_LINK: &str = "/proc/thread-self/ns/net";
+
+/// A network namespace. Clones are the same namespace.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    name: Arc<str>,
+    link: Arc<File>,
+}
+
+impl Namespace {
+    /// A new one, with nothing but a loopback interface that is down. The name is for messages only.
+    ///
+    /// # Errors
+    /// [`LabError::NotPermitted`] where the kernel refuses.
+    pub fn new(name: &str) -> Result<Self, LabError> {
+        let make = || -> io::Result<File> {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open(OWN_LINK)
+        };
+        // A thread of its own: whoever calls this stays where it is.
+        let made = thread::scope(|scope| scope.spawn(make).join());
+        match made.unwrap_or_else(|panic| resume_unwind(panic)) {
+            Ok(link) => Ok(Self { name: name.into(), link: Arc::new(link) }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(LabError::NotPermitted(error.to_string()))
+            }
+            Err(source) => Err(LabError::Io { what: format!("making the namespace {name}"), source }),
+        }
+    }
+
+    /// The one that the calling thread is in.
+    pub(crate) fn current() -> io::Result<Self> {
+        Ok(Self { name: "current".into(), link: Arc::new(File::open(OWN_LINK)?) })
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where other processes of the same user find it: for `ip link set ... netns PATH` and
+    /// `nsenter --net=PATH`.
+    pub fn path(&self) -> PathBuf {
+        // As /proc counts, which may belong to an outer process namespace.
+        let process =
+            std::fs::read_link("/proc/self").unwrap_or_else(|_| std::process::id().to_string().into());
+        Path::new("/proc").join(process).join("fd").join(self.link.as_raw_fd().to_string())
+    }
+
+    /// Runs a closure on a thread in the namespace and returns what it returns; if it panics this panics.
+    /// A socket that it makes belongs to the namespace for good, wherever it is used afterwards.
+    ///
+    /// # Panics
+    /// The namespace cannot be entered, which a lab that could be set up does not see.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let result = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    self.enter()?;
+                    Ok::<_, io::Error>(work())
+                })
+                .join()
+        });
+        #[expect(clippy::expect_used, reason = "whoever made the namespace may enter it")]
+        result.unwrap_or_else(|panic| resume_unwind(panic)).expect("a namespace of ours can be entered")
+    }
+
+    /// Moves the calling thread into the namespace; processes that it starts are born there.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        Ok(setns(&*self.link, CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Writes a kernel setting: a path below `/proc/sys` such as `net/ipv4/ip_forward`.
+    ///
+    /// # Errors
+    /// There is no such setting, or it may not be written.
+    pub fn set(&self, setting: &str, value: &str) -> Result<(), LabError> {
+        self.set_all(&[(setting, value)])
+    }
+
+    /// Writes kernel settings, one after the other.
+    ///
+    /// # Errors
+    /// Like [`Namespace::set`], at the first that fails.
+    pub fn set_all(&self, settings: &[(&str, &str)]) -> Result<(), LabError> {
+        // /proc/sys/net shows the namespace of the thread that opens a file.
+        self.run(|| {
+            for (setting, value) in settings {
+                std::fs::write(Path::new("/proc/sys").join(setting), value).map_err(|source| {
+                    LabError::Setting { setting: (*setting).into(), namespace: self.name.to_string(), source }
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads a file below `/proc/sys` or `/proc/net` as it looks in the namespace, without white space at
+    /// its ends.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn read(&self, path: &str) -> io::Result<String> {
+        let path = match path.strip_prefix("/proc/net/") {
+            // /proc/net is that of the process's first thread.
+            Some(rest) => Path::new("/proc/thread-self/net").join(rest),
+            None => path.into(),
+        };
+        self.run(|| std::fs::read_to_string(path)).map(|text| text.trim().to_owned())
+    }
+
+    /// Runs a program to its end and returns what it wrote to standard output.
+    ///
+    /// # Errors
+    /// It cannot be started, or says by its exit status that it failed.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String, LabError> {
+        self.output_with_input(program, arguments, "")
+    }
+
+    /// The same for a program that reads `input`.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn output_with_input(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<String, LabError> {
+        let run = || -> io::Result<_> {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            // The programs used here read everything before they answer. One that ends early says why itself.
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+            child.wait_with_output()
+        };
+        let output = self.run(run).map_err(|source| LabError::Program { program: program.into(), source })?;
+        if !output.status.success() {
+            return Err(LabError::Command {
+                command: format!("{program} {}", arguments.join(" ")),
+                namespace: self.name.to_string(),
+                stderr: format!("{} ({})", String::from_utf8_lossy(&output.stderr).trim(), output.status),
+            });
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `ip ARGUMENTS`: what it printed.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn ip(&self, arguments: &str) -> Result<String, LabError> {
+        self.output("ip", &arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Commands for `ip -batch`, one a line. Stops at the first that fails.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn ip_batch(&self, commands: &str) -> Result<(), LabError> {
+        self.output_with_input("ip", &["-batch", "-"], commands).map(drop)
+    }
+
+    /// `nft ARGUMENTS`: what it printed.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn nft(&self, arguments: &str) -> Result<String, LabError> {
+        self.output("nft", &arguments.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// `nft -f -` with a ruleset in nft's language: one transaction.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn nft_file(&self, ruleset: &str) -> Result<(), LabError> {
+        self.output_with_input("nft", &["-f", "-"], ruleset).map(drop)
+    }
+
+    /// The number of nftables rules, of all tables.
+    ///
+    /// # Errors
+    /// Like [`Namespace::output`].
+    pub fn rules(&self) -> Result<usize, LabError> {
+        let listing = self.output("nft", &["--json", "list", "ruleset"])?;
+        let listing: serde_json::Value = serde_json::from_str(&listing)
+            .map_err(|error| LabError::Io { what: "reading nft's JSON".into(), source: error.into() })?;
+        let objects = listing.get("nftables").and_then(serde_json::Value::as_array);
+        Ok(objects.into_iter().flatten().filter(|object| object.get("rule").is_some()).count())
+    }
+
+    /// The number of connections that the kernel tracks, of all protocols.
+    ///
+    /// # Errors
+    /// The kernel has no connection tracking.
+    pub fn conntrack_entries(&self) -> Result<u64, LabError> {
+        let setting = "/proc/sys/net/netfilter/nf_conntrack_count";
+        let count = self.read(setting).map_err(LabError::io(setting))?;
+        count.parse().map_err(|error| LabError::io(setting)(io::Error::other(error)))
+    }
+
+    /// Interfaces that IPv6 has seen come up: those with a link-local address that is fit for use.
+    pub(crate) fn links_up(&self) -> io::Result<Vec<String>> {
+        const TENTATIVE: u8 = 0x40;
+        // Address, index, prefix length, scope, flags, name; numbers in hexadecimal.
+        let table = self.read("/proc/net/if_inet6")?;
+        let links = table.lines().filter_map(|line| {
+            let [address, _, _, _, flags, name] =
+                line.split_whitespace().collect::<Vec<_>>().try_into().ok()?;
+            let address = Ipv6Addr::from(u128::from_str_radix(address, 16).ok()?);
+            let usable = u8::from_str_radix(flags, 16).ok()? & TENTATIVE == 0;
+            (usable && address.is_unicast_link_local()).then(|| name.to_owned())
+        });
+        Ok(links.collect())
+    }
+}

@@ -1,0 +1,36 @@
+//! Who talks to whom in a lab: servers that say who they are and whom they see, clients that say what
+//! became of them, and clients that never stop.
+
+mod client;
+mod load;
+mod server;
+
+use std::net::{IpAddr, SocketAddr};
+
+pub use client::{Outcome, ask_on};
+pub use load::{Load, Report};
+pub use server::Server;
+
+/// The datagram that is answered by who the server is; any other comes back as it is.
+pub const WHO: &[u8] = b"who";
+
+/// Who answered, and whom it saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    by: String,
+    source: SocketAddr,
+}
+
+impl Answer {
+    /// `NAME ADDRESS PORT\n`.
+    fn to_line(&self) -> String {
+        format!("{} {} {}\n", self.by, self.source.ip(), self.source.port())
+    }
+
+    fn from_line(line: &str) -> Option<Self> {
+        let mut words = line.strip_suffix('\n')?.split(' ');
+        let (by, ip, port) = (words.next()?, words.next()?, words.next()?);
+        let source = SocketAddr::new(ip.parse::<IpAddr>().ok()?, port.parse().ok()?);
+        words.next().is_none().then(|| Self { by: by.into(), source })
+    }
+}

@@ -1,0 +1,227 @@
+//! Clients: one question and what became of it.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use sluice_model::Protocol;
+
+use super::{Answer, WHO};
+use crate::lab::Host;
+
+/// What became of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A server answered.
+    Answered {
+        /// Its name.
+        by: String,
+        /// The client's address, as the server saw it.
+        source: IpAddr,
+        /// The client's port, as the server saw it.
+        source_port: u16,
+    },
+    /// Nobody listens there: a reset in place of a handshake, or an ICMP message.
+    Refused,
+    /// Nothing came back: no handshake, or no datagram.
+    Silent,
+    /// A connection was made, and then reset.
+    Reset,
+    /// A connection was made, and then closed without an answer.
+    Closed,
+    /// A connection was made, and then nothing came.
+    Stalled,
+    /// There is no way to the address: no route, or, to TCP, a router says so.
+    Unreachable,
+    /// A filter of the client's own host forbids it, or a router says that one does.
+    Forbidden,
+    /// Something else: an error's text, or an answer that is none.
+    Odd(String),
+}
+
+impl Outcome {
+    /// Who answered.
+    pub fn by(&self) -> Option<&str> {
+        match self {
+            Self::Answered { by, .. } => Some(by),
+            _ => None,
+        }
+    }
+
+    /// The client's address, as the server saw it.
+    pub fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Answered { source, .. } => Some(*source),
+            _ => None,
+        }
+    }
+
+    fn of_line(line: &str) -> Self {
+        match Answer::from_line(line) {
+            Some(Answer { by, source }) => {
+                Self::Answered { by, source: source.ip(), source_port: source.port() }
+            }
+            None => Self::Odd(format!("not an answer: {line:?}")),
+        }
+    }
+
+    /// Errors that mean the same before and after a connection is made.
+    fn of_error(error: &io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::ConnectionReset => Self::Reset,
+            // A read past its time says WouldBlock, a connect TimedOut.
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::Silent,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable,
+            ErrorKind::PermissionDenied => Self::Forbidden,
+            _ => Self::Odd(error.to_string()),
+        }
+    }
+}
+
+impl Host {
+    /// Asks who is there, from this host, and waits for as long as `patience` for the answer.
+    pub fn ask(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Outcome {
+        match protocol {
+            Protocol::Tcp => self.ns.run(|| ask_tcp(to, patience)),
+            Protocol::Udp => match self.udp_socket(to) {
+                Ok(socket) => ask_on(&socket, patience),
+                Err(error) => Outcome::of_error(&error),
+            },
+        }
+    }
+
+    /// Connects from this host. What comes first is the server's line; see [`Server`](super::Server).
+    ///
+    /// # Errors
+    /// Like those of [`TcpStream::connect_timeout`].
+    pub fn tcp_stream(&self, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+        self.ns.run(|| connect(to, patience))
+    }
+
+    /// A socket of this host on a free port, connected to `to`: for several datagrams of one flow; see
+    /// [`ask_on`].
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn udp_socket(&self, to: SocketAddr) -> io::Result<UdpSocket> {
+        let any: IpAddr =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.ns.run(|| {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(to)?;
+            Ok(socket)
+        })
+    }
+
+    /// Sends `length` bytes over TCP to a [`Server`](super::Server) and compares what comes back.
+    ///
+    /// # Errors
+    /// The connection's, no progress for as long as `patience`, or [`ErrorKind::InvalidData`] for other
+    /// bytes than those sent.
+    pub fn echo_tcp(&self, to: SocketAddr, length: usize, patience: Duration) -> io::Result<()> {
+        let mut stream = self.tcp_stream(to, patience)?;
+        stream.set_write_timeout(Some(patience))?;
+        let mut line = String::new();
+        let mut answers = BufReader::new(stream.try_clone()?);
+        answers.read_line(&mut line)?;
+        let sent = pattern(length);
+        let mut received = Vec::with_capacity(length);
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                stream.write_all(&sent)?;
+                stream.shutdown(std::net::Shutdown::Write)
+            });
+            let read = answers.read_to_end(&mut received);
+            // Nobody would take what is still to be sent.
+            if read.is_err() {
+                let _ = answers.get_ref().shutdown(std::net::Shutdown::Both);
+            }
+            let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            read.and(sent)
+        })?;
+        same(&sent, &received)
+    }
+
+    /// Sends one datagram of `length` bytes to a [`Server`](super::Server) and compares what comes back.
+    ///
+    /// # Errors
+    /// The socket's, nothing within `patience` ([`ErrorKind::WouldBlock`]), or [`ErrorKind::InvalidData`]
+    /// for other bytes than those sent.
+    pub fn echo_udp(&self, to: SocketAddr, length: usize, patience: Duration) -> io::Result<()> {
+        let socket = self.udp_socket(to)?;
+        socket.set_read_timeout(Some(patience))?;
+        let sent = pattern(length);
+        socket.send(&sent)?;
+        let mut received = vec![0; length + 1];
+        let count = receive(&socket, &mut received)?;
+        received.truncate(count);
+        same(&sent, &received)
+    }
+}
+
+/// Asks who is there with one datagram of a connected socket; the answer to an earlier one counts too.
+pub fn ask_on(socket: &UdpSocket, patience: Duration) -> Outcome {
+    let exchange = || {
+        socket.set_read_timeout(Some(patience))?;
+        socket.send(WHO)?;
+        let mut answer = [0; 1024];
+        let length = receive(socket, &mut answer)?;
+        Ok(Outcome::of_line(&String::from_utf8_lossy(answer.get(..length).unwrap_or_default())))
+    };
+    exchange().unwrap_or_else(|error| Outcome::of_error(&error))
+}
+
+/// A receive with a time-out is not taken up again by the kernel after a signal or a stop of the machine.
+fn receive(socket: &UdpSocket, datagram: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(datagram) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&to, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn ask_tcp(to: SocketAddr, patience: Duration) -> Outcome {
+    let deadline = Instant::now() + patience;
+    let stream = match TcpStream::connect_timeout(&to, patience) {
+        Ok(stream) => stream,
+        Err(error) => return Outcome::of_error(&error),
+    };
+    let mut line = String::new();
+    // Zero would mean for ever.
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let read = stream.set_read_timeout(Some(left)).and_then(|()| BufReader::new(stream).read_line(&mut line));
+    match read {
+        Ok(0) => Outcome::Closed,
+        Ok(_) => Outcome::of_line(&line),
+        Err(error) => match Outcome::of_error(&error) {
+            Outcome::Silent => Outcome::Stalled,
+            outcome => outcome,
+        },
+    }
+}
+
+/// Bytes in which a piece that is lost, doubled or misplaced shows: their period is prime.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..251).cycle().take(length).collect()
+}
+
+fn same(sent: &[u8], received: &[u8]) -> io::Result<()> {
+    if sent == received {
+        return Ok(());
+    }
+    let first = sent.iter().zip(received).position(|(sent, received)| sent != received);
+    let message = match first {
+        Some(position) => format!("byte {position} is another one"),
+        None => format!("sent {} bytes, received {}", sent.len(), received.len()),
+    };
+    Err(io::Error::new(ErrorKind::InvalidData, message))
+}

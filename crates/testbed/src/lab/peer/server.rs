@@ -1,0 +1,169 @@
+//! Servers: TCP and UDP on the same port of all of a host's addresses, on a thread of their own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::{Answer, WHO};
+use crate::lab::{Host, LabError};
+
+/// The longest datagram that UDP carries over IPv4, and some more.
+const DATAGRAM: usize = 65_536;
+
+/// A running server. Dropping it closes all of its sockets: connecting to it is refused from then on.
+///
+/// A TCP client is told at once `NAME ADDRESS PORT\n`: who this is and where the client seems to be; after
+/// that everything it sends comes back. A datagram [`WHO`] is answered by the same line, any other by itself.
+#[derive(Debug)]
+pub struct Server {
+    /// Its port.
+    pub port: u16,
+    seen: Arc<Seen>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    connections: AtomicU64,
+    datagrams: AtomicU64,
+}
+
+impl Host {
+    /// Starts a server on a port of both of its addresses.
+    ///
+    /// # Errors
+    /// Somebody has the port already.
+    pub fn serve(&self, port: u16) -> Result<Server, LabError> {
+        self.serve_at(&[(self.v4, port).into(), (self.v6, port).into()])
+    }
+
+    /// Starts a server on these addresses of the host, with the same port in all.
+    ///
+    /// # Errors
+    /// One of them is not the host's, or is taken.
+    pub fn serve_at(&self, addresses: &[SocketAddr]) -> Result<Server, LabError> {
+        let failed =
+            |source| LabError::Io { what: format!("a server on {addresses:?} of {}", self.name), source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+        let (tcp, udp) = self.ns.run(|| bind(addresses)).map_err(failed)?;
+        let seen = Arc::new(Seen::default());
+        let (stop, stopped) = oneshot::channel();
+        let (name, counters) = (self.name.clone(), Arc::clone(&seen));
+        let serve = move || runtime.block_on(serve(name, tcp, udp, counters, stopped));
+        let thread = std::thread::Builder::new().name(format!("{} server", self.name)).spawn(serve);
+        let port = addresses.first().map_or(0, SocketAddr::port);
+        Ok(Server { port, seen, stop: Some(stop), thread: Some(thread.map_err(failed)?) })
+    }
+}
+
+impl Server {
+    /// How many connections it has accepted.
+    pub fn connections(&self) -> u64 {
+        self.seen.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many datagrams it has received.
+    pub fn datagrams(&self) -> u64 {
+        self.seen.datagrams.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It ends well, or it has panicked and said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
+
+/// One socket an address, so that answers leave from the address that was asked.
+fn bind(addresses: &[SocketAddr]) -> io::Result<Sockets> {
+    let (mut listeners, mut sockets) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let (listener, socket) = (std::net::TcpListener::bind(address)?, std::net::UdpSocket::bind(address)?);
+        listener.set_nonblocking(true)?;
+        socket.set_nonblocking(true)?;
+        listeners.push(listener);
+        sockets.push(socket);
+    }
+    Ok((listeners, sockets))
+}
+
+async fn serve(
+    name: String,
+    tcp: Vec<std::net::TcpListener>,
+    udp: Vec<std::net::UdpSocket>,
+    seen: Arc<Seen>,
+    stopped: oneshot::Receiver<()>,
+) {
+    // What is in here ends with it.
+    let mut tasks = JoinSet::new();
+    for listener in tcp {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => drop(tasks.spawn(accept(listener, name.clone(), Arc::clone(&seen)))),
+            Err(error) => tracing::error!(%error, "a server has no listener"),
+        }
+    }
+    for socket in udp {
+        match UdpSocket::from_std(socket) {
+            Ok(socket) => drop(tasks.spawn(answer_datagrams(socket, name.clone(), Arc::clone(&seen)))),
+            Err(error) => tracing::error!(%error, "a server has no socket"),
+        }
+    }
+    // An error means that the handle was dropped.
+    let _ = stopped.await;
+}
+
+async fn accept(listener: TcpListener, name: String, seen: Arc<Seen>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                seen.connections.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(answer_connection(stream, name.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// What the client does to its connection is the client's business.
+async fn answer_connection(mut stream: TcpStream, by: String) {
+    let Ok(source) = stream.peer_addr() else { return };
+    let _ = stream.set_nodelay(true);
+    if stream.write_all(Answer { by, source }.to_line().as_bytes()).await.is_err() {
+        return;
+    }
+    let (mut from, mut to) = stream.split();
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+}
+
+async fn answer_datagrams(socket: UdpSocket, name: String, seen: Arc<Seen>) {
+    let mut datagram = vec![0; DATAGRAM];
+    loop {
+        // An error is the ICMP message of a client that is gone.
+        let Ok((length, source)) = socket.recv_from(&mut datagram).await else { continue };
+        seen.datagrams.fetch_add(1, Ordering::Relaxed);
+        let payload = datagram.get(..length).unwrap_or_default();
+        let line;
+        let answer = if payload == WHO {
+            line = Answer { by: name.clone(), source }.to_line();
+            line.as_bytes()
+        } else {
+            payload
+        };
+        let _ = socket.send_to(answer, source).await;
+    }
+}

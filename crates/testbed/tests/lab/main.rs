@@ -1,0 +1,64 @@
+//! The lab itself, without Sluice in it.
+//!
+//! These tests need root, or a kernel that lets users have namespaces of their own. Where there is neither
+//! they fail and say so.
+
+// All of it is test code, helpers too, where clippy does not see that by itself.
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
+
+mod leftovers;
+mod look;
+mod outcomes;
+mod peers;
+mod privilege;
+mod processes;
+mod reach;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use sluice_model::{Family, Protocol};
+use sluice_testbed::lab::{Lab, LabError, PATIENCE};
+
+pub(crate) const PORT: u16 = 8080;
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
+pub(crate) fn families_and_protocols() -> impl Iterator<Item = (Family, Protocol)> {
+    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
+}
+
+pub(crate) fn lab() -> Lab {
+    well(Lab::new())
+}
+
+/// An error as a person is to read it.
+#[track_caller]
+pub(crate) fn well<T>(result: Result<T, LabError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Waits for a condition.
+#[track_caller]
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// This program, to run one of its tests and nothing else: `arguments` say what runs it.
+pub(crate) fn this_test(arguments: &[&str], name: &str) -> Command {
+    let program = std::env::current_exe().unwrap();
+    let mut command = match arguments {
+        [] => Command::new(program),
+        [runner, rest @ ..] => {
+            let mut command = Command::new(runner);
+            command.args(rest).arg(program);
+            command
+        }
+    };
+    command.args(["--exact", name, "--nocapture"]);
+    command
+}
