@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use sluice_model::Frontend;
-use sluice_table::FrontendState;
 use tracing::{debug, info, warn};
 
-use crate::Capture;
+use crate::{Capture, Change};
 
 /// Pause before the first retry; doubles up to [`RETRY_MAX`]. What is in the way is mostly another
 /// process, or an address that somebody is about to add: people wait for that.
@@ -112,14 +111,11 @@ impl<L: Listeners> Bind<L> {
 }
 
 impl<L: Listeners> Capture for Bind<L> {
-    fn withdraw(&mut self, frontends: &[FrontendState]) {
-        for state in frontends {
+    fn change(&mut self, change: Change<'_>, now: Instant) {
+        for state in change.withdraw {
             self.close(state.frontend);
         }
-    }
-
-    fn offer(&mut self, frontends: &[FrontendState], now: Instant) {
-        for state in frontends {
+        for state in change.offer {
             if state.is_relayed() {
                 self.open(state.frontend, now);
             } else {
@@ -129,7 +125,7 @@ impl<L: Listeners> Capture for Bind<L> {
         self.sum_up();
     }
 
-    fn retry(&mut self, now: Instant) {
+    fn keep(&mut self, now: Instant) {
         let due = |(frontend, state): (&Frontend, &State)| match state {
             State::Failed { retry_at, .. } if *retry_at <= now => Some((*retry_at, *frontend)),
             _ => None,
@@ -168,7 +164,7 @@ mod tests {
     use std::rc::Rc;
 
     use sluice_model::{FrontendKind, ObjectName, Protocol, ServicePortName};
-    use sluice_table::{Reason, Verdict};
+    use sluice_table::{ClusterAddressChange, FrontendState, Reason, Verdict};
 
     use super::*;
 
@@ -205,6 +201,16 @@ mod tests {
         }
     }
 
+    fn change(
+        bind: &mut Bind<Rc<RefCell<Fake>>>,
+        withdraw: &[FrontendState],
+        offer: &[FrontendState],
+        now: Instant,
+    ) {
+        let cluster_addresses = &ClusterAddressChange::default();
+        bind.change(Change { withdraw, offer, cluster_addresses }, now);
+    }
+
     fn bind() -> (Bind<Rc<RefCell<Fake>>>, Rc<RefCell<Fake>>) {
         let fake = Rc::<RefCell<Fake>>::default();
         (Bind::new(Rc::clone(&fake)), fake)
@@ -215,11 +221,11 @@ mod tests {
         let (mut bind, fake) = bind();
         let now = Instant::now();
         let refused = state(Verdict::Refuse(Reason::NoEndpoints));
-        bind.offer(std::slice::from_ref(&refused), now);
-        bind.offer(&[state(Verdict::Relay)], now);
-        bind.offer(&[state(Verdict::Relay)], now);
-        bind.offer(std::slice::from_ref(&refused), now);
-        bind.withdraw(&[refused]);
+        change(&mut bind, &[], std::slice::from_ref(&refused), now);
+        change(&mut bind, &[], &[state(Verdict::Relay)], now);
+        change(&mut bind, &[], &[state(Verdict::Relay)], now);
+        change(&mut bind, &[], std::slice::from_ref(&refused), now);
+        change(&mut bind, &[refused], &[], Instant::now());
         assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP", "close 127.0.0.1:8080/TCP"]);
     }
 
@@ -228,15 +234,15 @@ mod tests {
         let (mut bind, fake) = bind();
         let start = Instant::now();
         fake.borrow_mut().fails = Some(Errno::ADDRINUSE.raw_os_error());
-        bind.offer(&[state(Verdict::Relay)], start);
+        change(&mut bind, &[], &[state(Verdict::Relay)], start);
         for second in 1..=31 {
-            bind.retry(start + Duration::from_secs(second));
+            bind.keep(start + Duration::from_secs(second));
         }
         assert_eq!(fake.borrow().calls.len(), 1 + 6, "after 1, 3, 7, 15, 23 and 31 seconds");
 
         fake.borrow_mut().fails = None;
-        bind.retry(start + Duration::from_secs(60));
-        bind.retry(start + Duration::from_secs(120));
+        bind.keep(start + Duration::from_secs(60));
+        bind.keep(start + Duration::from_secs(120));
         assert_eq!(fake.borrow().calls.len(), 1 + 6 + 1, "open: nothing left to retry");
     }
 
@@ -252,11 +258,11 @@ mod tests {
                 ..state(Verdict::Relay)
             })
             .collect();
-        bind.offer(&states, start);
+        change(&mut bind, &[], &states, start);
         fake.borrow_mut().calls.clear();
         let mut tried = std::collections::BTreeSet::new();
         for second in 1..=4 {
-            bind.retry(start + Duration::from_secs(second));
+            bind.keep(start + Duration::from_secs(second));
             let calls = std::mem::take(&mut fake.borrow_mut().calls);
             assert!(calls.len() <= RETRIES_AT_ONCE);
             tried.extend(calls);
@@ -269,9 +275,9 @@ mod tests {
         let (mut bind, fake) = bind();
         let start = Instant::now();
         fake.borrow_mut().fails = Some(Errno::ACCESS.raw_os_error());
-        bind.offer(&[state(Verdict::Relay)], start);
-        bind.withdraw(&[state(Verdict::Relay)]);
-        bind.retry(start + RETRY_MAX);
+        change(&mut bind, &[], &[state(Verdict::Relay)], start);
+        change(&mut bind, &[state(Verdict::Relay)], &[], Instant::now());
+        bind.keep(start + RETRY_MAX);
         assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP"]);
     }
 }

@@ -4,24 +4,41 @@
 //! its own about who serves what, and does not assume that bytes pass through this process.
 //!
 //! * [`bind`]: listens on the frontends' own addresses. Needs no privileges.
+//! * [`tproxy`]: nftables and policy routing, for all of a node's traffic. Needs CAP_NET_ADMIN.
+//!
+//! [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that.
 
 pub mod bind;
+pub mod kube_proxy;
+pub mod tproxy;
 
 use std::time::Instant;
 
-use sluice_table::FrontendState;
+use ipnet::IpNet;
+use sluice_table::{ClusterAddressChange, FrontendState};
 
 /// A way of capturing.
-///
-/// The order of calls is that of [`Plan`](sluice_table::Plan): withdraw, then the table forgets and
-/// learns, then offer.
 pub trait Capture {
-    /// These frontends no longer exist. Once this returns no new connection arrives through them.
-    fn withdraw(&mut self, frontends: &[FrontendState]);
+    /// Makes a change true: the table knows already what is offered, and still knows what is withdrawn.
+    /// Once this returns, no new connection arrives through what was withdrawn.
+    fn change(&mut self, change: Change<'_>, now: Instant);
 
-    /// These frontends are new, or their verdicts changed.
-    fn offer(&mut self, frontends: &[FrontendState], now: Instant);
+    /// Looks whether what was made true still is, and tries again what did not work, as far as either
+    /// is due. To be called several times a second.
+    fn keep(&mut self, now: Instant);
 
-    /// Tries again what did not work, as far as it is due.
-    fn retry(&mut self, now: Instant);
+    /// Learns what this node's pod networks are (`spec.podCIDRs` of its Node), which is only known once
+    /// the apiserver has told.
+    fn set_node_pod_cidrs(&mut self, _cidrs: &[IpNet]) {}
+}
+
+/// What changes about the frontends in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// Frontends that are to go.
+    pub withdraw: &'a [FrontendState],
+    /// Frontends that are new, or whose verdicts changed.
+    pub offer: &'a [FrontendState],
+    /// Cluster IPs that came or went, and ranges that they come from.
+    pub cluster_addresses: &'a ClusterAddressChange,
 }

@@ -1,0 +1,249 @@
+//! TPROXY mode: nftables and policy routing bring all of a node's traffic for Services to the workers.
+//!
+//! One nftables table, `inet sluice`, whose rules are the same whatever Services there are: frontends are
+//! elements of its maps, changed by difference, one transaction a step. Captured packets are marked, and a
+//! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
+//! dropped never gets as far as a worker.
+//!
+//! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
+//!   reads and what it prints. None of these does I/O.
+//! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
+//! * `table`: keeps the table. `routing`: keeps policy rules and routes.
+//! * `addresses`: the node's addresses. `cleanup`: removes everything.
+//!
+//! All of it blocks, and belongs on one thread.
+
+mod addresses;
+mod changes;
+mod cleanup;
+mod counters;
+mod elements;
+mod error;
+mod generation;
+mod listing;
+pub mod marks;
+mod netlink;
+mod nft;
+mod retry;
+mod routing;
+mod ruleset;
+mod script;
+mod table;
+mod wanted;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use tracing::{debug, info, warn};
+
+pub use addresses::NodeAddresses;
+pub use cleanup::{Cleaned, cleanup};
+pub use counters::{Counters, Stats};
+pub use error::Error;
+use retry::Retry;
+use routing::Routing;
+pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
+use ruleset::{Ruleset, TABLE};
+use table::{Outcome, Table};
+use wanted::Wanted;
+
+use crate::{Capture, Change};
+
+/// How to capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where workers listen.
+    pub ports: Ports,
+    /// How this node's pods are told from other clients.
+    pub local_pods: LocalPods,
+    /// Where pods have their addresses: connections to endpoints there are not tracked.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Let the kernel's connection tracking see captured traffic.
+    pub track: bool,
+}
+
+/// The ports on 127.0.0.1 and ::1 that captured packets are handed over at, by the client's origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// For clients that are none of the following.
+    pub outside: u16,
+    /// For this node's pods.
+    pub local_pod: u16,
+    /// For this node's processes.
+    pub node: u16,
+}
+
+impl Ports {
+    /// Three ports in a row.
+    pub fn from_first(first: u16) -> Self {
+        Self { outside: first, local_pod: first.saturating_add(1), node: first.saturating_add(2) }
+    }
+}
+
+/// How this node's pods are told from other clients (kube-proxy: `--detect-local-mode`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalPods {
+    /// They are not.
+    None,
+    /// By address.
+    Cidrs(Vec<IpNet>),
+    /// By address, in the CIDRs that [`Capture::set_node_pod_cidrs`] tells.
+    NodeCidrs,
+    /// By the interface that their packets come in through.
+    Interface {
+        /// Its name, or how it begins: `cni0`, `veth*`.
+        pattern: String,
+    },
+}
+
+/// The TPROXY mode. Dropping it leaves everything in the kernel as it is; see [`cleanup()`].
+#[derive(Debug)]
+pub struct Tproxy {
+    config: Config,
+    wanted: Wanted,
+    table: Table,
+    table_retry: Retry,
+    routing: Routing,
+    routing_retry: Retry,
+    /// Whether it is known what there is to be.
+    has_begun: bool,
+    counters: Arc<Counters>,
+}
+
+impl Tproxy {
+    /// Gets ready: captured packets are delivered from now on, but none are captured. What an earlier run
+    /// left stays as it is until the first [`Capture::change`].
+    ///
+    /// # Errors
+    /// The kernel or nft cannot do it, or not for us.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        check_interface(&config.local_pods)?;
+        let version = nft::run(&["--version"], "")?;
+        debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
+        let counters = Arc::<Counters>::default();
+        let table = Table::open(Ruleset::new(&config), Arc::clone(&counters))?;
+        let mut routing = Routing::open()?;
+        routing.ensure()?;
+        let mut wanted = Wanted::default();
+        wanted.set_untracked(&config.cluster_cidrs);
+        if let LocalPods::Cidrs(cidrs) = &config.local_pods {
+            wanted.set_local_pods(cidrs);
+        }
+        let (table_retry, routing_retry) = (Retry::default(), Retry::default());
+        Ok(Self { config, wanted, table, table_retry, routing, routing_retry, has_begun: false, counters })
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> Stats {
+        self.counters.stats()
+    }
+
+    /// The same, to be looked at from elsewhere.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Makes what is wanted true, unless that has failed and its time has not come.
+    fn apply(&mut self, now: Instant) {
+        if self.has_begun && self.table_retry.is_due(now) {
+            let outcome = self.table.apply(&mut self.wanted);
+            self.note_table(outcome, now);
+        }
+    }
+
+    fn note_table(&mut self, outcome: Result<Outcome, Error>, now: Instant) {
+        match outcome {
+            Ok(outcome) => {
+                match outcome {
+                    Outcome::Nothing => {}
+                    Outcome::Edited(elements) => debug!(elements, "nftables changed"),
+                    Outcome::Written(why) => info!("the nftables table inet {TABLE} is written: {why}"),
+                    Outcome::Repaired(damage) => {
+                        self.counters.repair();
+                        warn!("the nftables table inet {TABLE} is repaired: {damage}");
+                    }
+                }
+                if self.table_retry.succeeded() {
+                    info!("nftables is as it is to be again");
+                }
+            }
+            Err(error) => {
+                self.counters.failure();
+                if self.table_retry.failed(now, &error) {
+                    warn!("changes of Services wait: {error}");
+                }
+            }
+        }
+    }
+
+    fn keep_routing(&mut self, now: Instant) {
+        if !(self.routing.has_changed() || self.routing_retry.is_pending()) || !self.routing_retry.is_due(now)
+        {
+            return;
+        }
+        match self.routing.ensure() {
+            Ok(added) => {
+                for item in &added {
+                    warn!("the {item} for captured packets was gone, and is back");
+                }
+                if !added.is_empty() {
+                    self.counters.repair();
+                }
+                self.routing_retry.succeeded();
+            }
+            Err(error) => {
+                self.counters.failure();
+                if self.routing_retry.failed(now, &error) {
+                    warn!("captured packets are lost: {error}");
+                }
+            }
+        }
+    }
+}
+
+impl Capture for Tproxy {
+    fn change(&mut self, change: Change<'_>, now: Instant) {
+        for state in change.withdraw {
+            self.wanted.withdraw(state.frontend);
+        }
+        for state in change.offer {
+            self.wanted.offer(state);
+        }
+        self.wanted.change_cluster_addresses(change.cluster_addresses);
+        self.has_begun = true;
+        self.apply(now);
+    }
+
+    fn keep(&mut self, now: Instant) {
+        self.keep_routing(now);
+        if self.table_retry.is_pending() {
+            self.apply(now);
+        } else if self.has_begun {
+            let outcome = self.table.check(&mut self.wanted, now);
+            self.note_table(outcome, now);
+        }
+    }
+
+    fn set_node_pod_cidrs(&mut self, cidrs: &[IpNet]) {
+        let pod_networks: Vec<IpNet> = self.config.cluster_cidrs.iter().chain(cidrs).copied().collect();
+        self.wanted.set_untracked(&pod_networks);
+        if self.config.local_pods == LocalPods::NodeCidrs {
+            self.wanted.set_local_pods(cidrs);
+        }
+        self.apply(Instant::now());
+    }
+}
+
+/// Whether a pattern can be written in a rule as it is.
+fn check_interface(local_pods: &LocalPods) -> Result<(), Error> {
+    let LocalPods::Interface { pattern } = local_pods else { return Ok(()) };
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    let is_allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '*' | '\\' | '/' | '$');
+    // IFNAMSIZ, with its final zero.
+    if (1..16).contains(&name.len()) && name.chars().all(is_allowed) {
+        Ok(())
+    } else {
+        Err(Error::Interface(pattern.clone()))
+    }
+}

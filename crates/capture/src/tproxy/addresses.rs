@@ -1,0 +1,85 @@
+//! The addresses of the node's interfaces.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+
+use super::Error;
+use super::netlink::{Netlink, groups};
+
+/// Follows the addresses.
+#[derive(Debug)]
+pub struct NodeAddresses {
+    kernel: Netlink,
+    notices: Netlink,
+    is_stale: bool,
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// Begins to follow them.
+    ///
+    /// # Errors
+    /// The system has no sockets to give.
+    pub fn watch() -> Result<Self, Error> {
+        let notices = Netlink::notices(groups::ADDRESS).map_err(Error::Netlink)?;
+        let kernel = Netlink::route().map_err(Error::Netlink)?;
+        Ok(Self { kernel, notices, is_stale: true, addresses: BTreeSet::new() })
+    }
+
+    /// All addresses, sorted, if they are not those of the last call. Cheap where there is no news.
+    ///
+    /// Of every scope and on every interface, as kube-proxy has it, loopback included; but without
+    /// IPv6 link-local addresses: they mean nothing without their interface, and come and go with each pod.
+    pub fn changed(&mut self) -> Option<Vec<IpAddr>> {
+        self.is_stale |= self.notices.has_notices();
+        if !self.is_stale {
+            return None;
+        }
+        match self.list() {
+            Ok(addresses) => {
+                self.is_stale = false;
+                if addresses == self.addresses {
+                    return None;
+                }
+                self.addresses = addresses;
+                Some(self.addresses.iter().copied().collect())
+            }
+            Err(error) => {
+                tracing::warn!("{error}; it is tried again");
+                None
+            }
+        }
+    }
+
+    fn list(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+        let mut addresses = BTreeSet::new();
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let listed = self.kernel.request(request, NLM_F_DUMP, |message| {
+            if let RouteNetlinkMessage::NewAddress(message) = message {
+                addresses.extend(address(&message));
+            }
+        });
+        listed.map_err(Error::Addresses)?;
+        Ok(addresses)
+    }
+}
+
+/// The address of the node itself: on a point-to-point interface there is the peer's as well.
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => {
+                address = Some(*ip);
+                break;
+            }
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    address.filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+}

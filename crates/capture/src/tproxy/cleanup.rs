@@ -1,0 +1,29 @@
+//! Removing from the kernel what is ours, and nothing else.
+
+use super::generation::Generations;
+use super::ruleset::TABLE;
+use super::{Error, nft, routing, table};
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Each thing in words: `the nftables table inet sluice`.
+    pub removed: Vec<String>,
+}
+
+/// Removes the table, the policy rules and the routes. Where there are none, nothing is done. An agent that
+/// still runs makes all of it again.
+///
+/// # Errors
+/// Something could not be removed; what was removed before is gone.
+pub fn cleanup() -> Result<Cleaned, Error> {
+    // Says what is missing, where that is a capability, better than nft does.
+    Generations::open()?.current()?;
+    let mut removed = Vec::new();
+    if table::structure()?.is_some() {
+        nft::execute(&format!("delete table inet {TABLE}\n"))?;
+        removed.push(format!("the nftables table inet {TABLE}"));
+    }
+    removed.extend(routing::remove()?.into_iter().map(|item| format!("the {item} for captured packets")));
+    Ok(Cleaned { removed })
+}

@@ -1,0 +1,387 @@
+//! Keeps the table in the kernel as it is wanted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use super::changes::Changes;
+use super::counters::Counters;
+use super::elements::{Delta, difference};
+use super::generation::{Generation, Generations};
+use super::listing::Listing;
+use super::ruleset::{Ruleset, TABLE};
+use super::wanted::Wanted;
+use super::{Error, nft, script};
+
+/// Where somebody changes our table all the time, or so much of others that changes are missed, elements are
+/// compared no more often than this, and for no more than a share of the time: to compare 40,000 takes half a
+/// second.
+const COMPARISON_PAUSE: Duration = Duration::from_secs(2);
+const COMPARISON_SHARE: u32 = 20;
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Table {
+    ruleset: Ruleset,
+    generations: Generations,
+    changes: Changes,
+    known: Option<Known>,
+    /// This process has written the table, or adopted it.
+    is_ours: bool,
+    listing: Trust,
+    comparison_due: Option<Instant>,
+    counters: Arc<Counters>,
+}
+
+/// What is known of the table in the kernel.
+#[derive(Debug)]
+struct Known {
+    /// The structure as nft lists it.
+    structure: String,
+    /// When it was last seen to be so; `None` after changes that may not all have been ours.
+    structure_at: Option<Generation>,
+    /// When the elements were last seen to be as they are wanted.
+    elements_at: Option<Generation>,
+}
+
+/// Whether what nft lists can be compared with what was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    Yes,
+    /// It was strange, and the table was written anew. If that does not help it is not the table.
+    OnProbation,
+    /// This version of nft lists things in a way that is not understood.
+    No,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing: all is as it is wanted.
+    Nothing,
+    /// So many elements were changed.
+    Edited(usize),
+    /// The whole table was written.
+    Written(Why),
+    /// Somebody else's change was undone.
+    Repaired(Damage),
+}
+
+/// What somebody else had done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// So many elements were added, changed or removed.
+    Elements(usize),
+    /// The table had to be written anew.
+    Structure(Why),
+}
+
+/// Why a table is written anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// There is none.
+    Missing,
+    /// It has another structure: another version's, or another configuration's.
+    Other,
+    /// It says that it has this structure, and has not.
+    Damaged,
+    /// Its elements cannot be read, or not be changed one by one.
+    Unwilling,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "it was not there",
+            Self::Other => "it was of another version or configuration",
+            Self::Damaged => "chains, rules or sets were missing or strange",
+            Self::Unwilling => "its elements could not be read, or not be changed one by one",
+        })
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elements(1) => f.write_str("one of its elements was not as it was left"),
+            Self::Elements(number) => write!(f, "{number} of its elements were not as they were left"),
+            Self::Structure(why) => why.fmt(f),
+        }
+    }
+}
+
+/// What a look at the table in the kernel shows.
+enum Sight {
+    /// Its structure is the one that is wanted. What is to be changed about its elements.
+    Same(Generation, Delta),
+    /// It is to be written anew.
+    Different(Why),
+}
+
+impl Table {
+    /// Gets ready; changes nothing yet.
+    ///
+    /// # Errors
+    /// The kernel has no nftables, or not for us.
+    pub(super) fn open(ruleset: Ruleset, counters: Arc<Counters>) -> Result<Self, Error> {
+        let mut generations = Generations::open()?;
+        generations.current()?;
+        Ok(Self {
+            ruleset,
+            generations,
+            changes: Changes::default(),
+            known: None,
+            is_ours: false,
+            listing: Trust::Yes,
+            comparison_due: None,
+            counters,
+        })
+    }
+
+    /// Makes what changed about the elements true, in one transaction. Where the table is not known: makes
+    /// all of it true. No transaction where there is nothing to change.
+    ///
+    /// # Errors
+    /// It did not work. The table is looked at anew when this is tried again.
+    pub(super) fn apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        let outcome = self.try_apply(wanted);
+        self.forget_after(&outcome);
+        outcome
+    }
+
+    /// Looks whether all is as it was left, as far as that is due, and mends it. Cheap as long as nobody
+    /// changes anything about nftables.
+    ///
+    /// # Errors
+    /// It could not be looked at, or not be mended. [`Table::apply`] tries it again.
+    pub(super) fn check(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+        let outcome = match self.try_check(wanted, now) {
+            Ok(Outcome::Edited(elements)) => Ok(Outcome::Repaired(Damage::Elements(elements))),
+            outcome => outcome,
+        };
+        self.forget_after(&outcome);
+        outcome
+    }
+
+    fn forget_after(&mut self, outcome: &Result<Outcome, Error>) {
+        if outcome.is_err() {
+            self.known = None;
+        }
+    }
+
+    fn try_apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        if self.known.is_none() {
+            return self.reconcile(wanted);
+        }
+        let delta = wanted.delta();
+        if delta.is_empty() {
+            wanted.settle();
+            return Ok(Outcome::Nothing);
+        }
+        let before = self.current()?;
+        match self.edit(wanted, &delta, before) {
+            Err(Error::NftFailed(message)) => {
+                // Mostly the elements are not those that were left.
+                debug!("elements cannot be changed, so all of them are compared: {message}");
+                let outcome = self.reconcile(wanted)?;
+                Ok(match outcome {
+                    Outcome::Edited(elements) if elements != delta.len() => {
+                        Outcome::Repaired(Damage::Elements(elements))
+                    }
+                    outcome => outcome,
+                })
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_check(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+        let current = self.current()?;
+        let Some(known) = &mut self.known else { return self.reconcile(wanted) };
+        if known.elements_at == Some(current) {
+            return Ok(Outcome::Nothing);
+        }
+        if known.structure_at != Some(current) {
+            if structure()?.as_ref() != Some(&known.structure) {
+                return self.reconcile(wanted);
+            }
+            known.structure_at = Some(current);
+        }
+        if self.listing == Trust::No {
+            known.elements_at = Some(current);
+        }
+        if self.listing == Trust::No || self.comparison_due.is_some_and(|due| now < due) {
+            return Ok(Outcome::Nothing);
+        }
+        let start = Instant::now();
+        let outcome = self.reconcile(wanted);
+        self.comparison_due = Some(now + COMPARISON_PAUSE.max(start.elapsed() * COMPARISON_SHARE));
+        outcome
+    }
+
+    /// The generation of now, of which is known what was known before if nobody has touched the table since.
+    fn current(&mut self) -> Result<Generation, Error> {
+        let current = self.generations.current()?;
+        if let Some(known) = &mut self.known
+            && known.elements_at != Some(current)
+            && self.changes.until() == Some(current)
+        {
+            (known.structure_at, known.elements_at) = (Some(current), Some(current));
+        }
+        Ok(current)
+    }
+
+    /// Looks at the whole table. Changes the elements that are not as they are wanted; writes all of it where
+    /// the structure is not, or where that is the only way.
+    fn reconcile(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        match self.look(wanted)? {
+            Sight::Same(_, delta) if delta.is_empty() => {
+                wanted.settle();
+                self.counters.elements(wanted.elements().len());
+                Ok(Outcome::Nothing)
+            }
+            Sight::Same(at, delta) => match self.edit(wanted, &delta, at) {
+                Err(Error::NftFailed(message)) => {
+                    debug!("elements cannot be changed: {message}");
+                    self.write(wanted, Why::Unwilling)
+                }
+                outcome => outcome,
+            },
+            Sight::Different(why) => self.write(wanted, why),
+        }
+    }
+
+    fn look(&mut self, wanted: &Wanted) -> Result<Sight, Error> {
+        self.changes.listen();
+        let at = self.generations.current()?;
+        let Some(structure) = structure()? else { return Ok(Sight::Different(Why::Missing)) };
+        if !structure.contains(self.ruleset.comment()) {
+            return Ok(Sight::Different(Why::Other));
+        }
+        let listed = nft::run(&["--json", "list", "table", "inet", TABLE], "")?;
+        let why = match Listing::parse(&listed) {
+            Ok(listing) if listing.strangers == 0 && listing.shape == *self.ruleset.shape() => {
+                self.listing = Trust::Yes;
+                self.is_ours = true;
+                self.known = Some(Known { structure, structure_at: Some(at), elements_at: Some(at) });
+                self.changes.begin(at);
+                return Ok(Sight::Same(at, difference(&listing.elements, wanted.elements())));
+            }
+            Ok(_) => Why::Damaged,
+            Err(error) => {
+                debug!(%error, "what nft lists is not understood");
+                Why::Unwilling
+            }
+        };
+        let is_as_written = self.known.as_ref().is_some_and(|known| known.structure == structure);
+        self.listing = match self.listing {
+            Trust::Yes => Trust::OnProbation,
+            Trust::OnProbation if is_as_written => {
+                warn!(
+                    "what nft lists is not understood: changes that others make to elements of the table \
+                     inet {TABLE} go unnoticed; install another version of nft"
+                );
+                Trust::No
+            }
+            other => other,
+        };
+        Ok(Sight::Different(why))
+    }
+
+    /// Changes elements of the table as it was at a time.
+    fn edit(&mut self, wanted: &mut Wanted, delta: &Delta, at: Generation) -> Result<Outcome, Error> {
+        let after = self.execute(&script::edits(delta), wanted)?;
+        if let Some(known) = &mut self.known {
+            // What was known then is known now, if there was no other change in between.
+            let follow =
+                |known: Option<Generation>| (known == Some(at) && after == at.next()).then_some(after);
+            known.structure_at = follow(known.structure_at);
+            known.elements_at = follow(known.elements_at);
+            if known.elements_at.is_some() {
+                self.changes.begin(after);
+            }
+        }
+        Ok(Outcome::Edited(delta.len()))
+    }
+
+    /// Writes the whole table, in one transaction: what was there serves until what is new does.
+    fn write(&mut self, wanted: &mut Wanted, why: Why) -> Result<Outcome, Error> {
+        self.known = None;
+        let before = self.generations.current()?;
+        self.execute(&script::replacement(&self.ruleset, wanted.elements()), wanted)?;
+        let structure = structure()?;
+        let after = self.generations.current()?;
+        // Otherwise somebody has changed something meanwhile, and all of it is looked at again.
+        if let Some(structure) = structure
+            && after == before.next()
+        {
+            self.known = Some(Known { structure, structure_at: Some(after), elements_at: Some(after) });
+            self.changes.begin(after);
+        }
+        let was_ours = std::mem::replace(&mut self.is_ours, true);
+        Ok(if was_ours { Outcome::Repaired(Damage::Structure(why)) } else { Outcome::Written(why) })
+    }
+
+    /// Makes what is wanted true. Returns the generation after that.
+    fn execute(&mut self, script: &str, wanted: &mut Wanted) -> Result<Generation, Error> {
+        self.changes.pause();
+        nft::execute(script)?;
+        self.counters.transaction(wanted.elements().len());
+        wanted.settle();
+        self.changes.listen();
+        self.generations.current()
+    }
+}
+
+/// The table as nft lists it, without elements and counters; `None` where there is none.
+///
+/// nft 1.0 fetches all elements to list one table without them, but not to list all tables: that takes a
+/// tenth of the time. Should it stumble over somebody else's table, ours is listed alone.
+///
+/// # Errors
+/// nft fails.
+pub(super) fn structure() -> Result<Option<String>, Error> {
+    let list = |what: &[&str]| {
+        let listed = nft::run(&[&["--stateless", "--terse", "list"], what].concat(), "")?;
+        Ok(find_table(&String::from_utf8_lossy(&listed)))
+    };
+    list(&["ruleset", "inet"]).or_else(|error: Error| {
+        debug!("cannot list all tables: {error}");
+        let names = nft::run(&["list", "tables", "inet"], "")?;
+        let name = format!("table inet {TABLE}");
+        if String::from_utf8_lossy(&names).lines().any(|line| line == name) {
+            list(&["table", "inet", TABLE])
+        } else {
+            Ok(None)
+        }
+    })
+}
+
+/// The part of a listing that is our table.
+fn find_table(listing: &str) -> Option<String> {
+    let first = format!("table inet {TABLE} {{");
+    let mut lines = listing.lines().skip_while(|line| *line != first).peekable();
+    lines.peek()?;
+    let mut table = String::new();
+    for line in lines.take_while(|line| *line != "}") {
+        table.push_str(line);
+        table.push('\n');
+    }
+    Some(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_table_among_others() {
+        let listing = "table inet filter {\n\tchain a {\n\t}\n}\ntable inet sluice {\n\tmap b {\n\t}\n}\n\
+                       table inet sluice2 {\n\tset c {\n\t}\n}\n";
+        assert_eq!(find_table(listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
+        assert_eq!(find_table("table inet sluice2 {\n}\n"), None);
+        assert_eq!(find_table(""), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! From the table's frontends and addresses to the elements that there are to be. No I/O.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice_model::{Family, Frontend, FrontendKind, Protocol};
+use sluice_table::{ClusterAddressChange, FrontendState, Verdict};
+
+use super::elements::{Chain, Delta, Elements, Key, Value, edit};
+
+/// What there is to be, and how that differs from what was last made true.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    elements: Elements,
+    /// Elements that have changed since [`Wanted::settle`], with what they were then.
+    touched: BTreeMap<Key, Option<Value>>,
+    frontends: BTreeMap<Frontend, Placed>,
+    /// The addresses that each nodePort is served on.
+    node_ports: BTreeMap<NodePort, BTreeMap<IpAddr, Chain>>,
+    /// How many nodePorts are served on each address.
+    node_ips: BTreeMap<IpAddr, usize>,
+    service_cidrs: Vec<IpNet>,
+    local_pods: Vec<IpNet>,
+    untracked: Vec<IpNet>,
+}
+
+type NodePort = (Family, Protocol, u16);
+
+/// A frontend that has its elements.
+#[derive(Debug)]
+struct Placed {
+    is_node_port: bool,
+    allowed_sources: Vec<IpNet>,
+}
+
+impl Wanted {
+    /// All elements.
+    pub(super) fn elements(&self) -> &Elements {
+        &self.elements
+    }
+
+    /// What changed since the last [`Wanted::settle`].
+    pub(super) fn delta(&self) -> Delta {
+        let edits = self.touched.iter();
+        edits.filter_map(|(key, old)| Some((*key, edit(*old, self.elements.get(key).copied())?))).collect()
+    }
+
+    /// All elements are as they are wanted.
+    pub(super) fn settle(&mut self) {
+        self.touched.clear();
+    }
+
+    pub(super) fn withdraw(&mut self, frontend: Frontend) {
+        let Some(placed) = self.frontends.remove(&frontend) else { return };
+        for source in placed.allowed_sources {
+            self.put(Key::AllowedSource(frontend, source), None);
+        }
+        if placed.is_node_port {
+            self.withdraw_node_port(frontend);
+        } else {
+            self.put(Key::Frontend(frontend), None);
+        }
+    }
+
+    pub(super) fn offer(&mut self, state: &FrontendState) {
+        let frontend = state.frontend;
+        self.withdraw(frontend);
+        let is_node_port = state.kind == FrontendKind::NodePort;
+        let chain = chain(state);
+        let allowed_sources = match &state.allowed_sources {
+            Some(sources) if chain != Chain::Discard => merged(sources, Family::of(frontend.address.ip())),
+            _ => Vec::new(),
+        };
+        for source in &allowed_sources {
+            self.put(Key::AllowedSource(frontend, *source), Some(Value::Member));
+        }
+        if is_node_port {
+            self.offer_node_port(frontend, chain);
+        } else {
+            self.put(Key::Frontend(frontend), Some(Value::Goto(chain)));
+        }
+        self.frontends.insert(frontend, Placed { is_node_port, allowed_sources });
+    }
+
+    pub(super) fn change_cluster_addresses(&mut self, change: &ClusterAddressChange) {
+        for ip in &change.removed {
+            self.put(Key::ClusterIp(*ip), None);
+        }
+        for ip in &change.added {
+            self.put(Key::ClusterIp(*ip), Some(Value::Member));
+        }
+        if let Some(ranges) = &change.ranges {
+            let before = std::mem::replace(&mut self.service_cidrs, IpNet::aggregate(ranges));
+            self.replace(&before, &self.service_cidrs.clone(), Key::ServiceCidr);
+        }
+    }
+
+    pub(super) fn set_local_pods(&mut self, cidrs: &[IpNet]) {
+        let before = std::mem::replace(&mut self.local_pods, IpNet::aggregate(&cidrs.to_vec()));
+        self.replace(&before, &self.local_pods.clone(), Key::LocalPods);
+    }
+
+    pub(super) fn set_untracked(&mut self, cidrs: &[IpNet]) {
+        let before = std::mem::replace(&mut self.untracked, IpNet::aggregate(&cidrs.to_vec()));
+        self.replace(&before, &self.untracked.clone(), Key::Untracked);
+    }
+
+    fn replace(&mut self, before: &[IpNet], after: &[IpNet], key: impl Fn(IpNet) -> Key) {
+        for cidr in before {
+            self.put(key(*cidr), None);
+        }
+        for cidr in after {
+            self.put(key(*cidr), Some(Value::Member));
+        }
+    }
+
+    fn offer_node_port(&mut self, frontend: Frontend, chain: Chain) {
+        let ip = frontend.address.ip();
+        let users = self.node_ips.entry(ip).or_default();
+        *users += 1;
+        if *users == 1 {
+            self.put(Key::NodeIp(ip), Some(Value::Member));
+        }
+        self.node_ports.entry(node_port(frontend)).or_default().insert(ip, chain);
+        self.refresh_node_port(frontend);
+    }
+
+    fn withdraw_node_port(&mut self, frontend: Frontend) {
+        let ip = frontend.address.ip();
+        if let Some(users) = self.node_ips.get_mut(&ip) {
+            *users -= 1;
+            if *users == 0 {
+                self.node_ips.remove(&ip);
+                self.put(Key::NodeIp(ip), None);
+            }
+        }
+        // A detour of its own, if it had one.
+        self.put(Key::Frontend(frontend), None);
+        let port = node_port(frontend);
+        if let Some(chains) = self.node_ports.get_mut(&port) {
+            chains.remove(&ip);
+            if chains.is_empty() {
+                self.node_ports.remove(&port);
+            }
+        }
+        self.refresh_node_port(frontend);
+    }
+
+    /// Brings the element of a nodePort in line with its addresses.
+    ///
+    /// One element says the same for all addresses, as the rules do: policies and endpoints belong to the
+    /// service port, not to an address. Should addresses differ all the same, the first one's verdict goes
+    /// for the nodePort, and those that differ become frontends, which are looked up first.
+    fn refresh_node_port(&mut self, frontend: Frontend) {
+        let port = node_port(frontend);
+        let (family, protocol, number) = port;
+        let chains = self.node_ports.get(&port).cloned().unwrap_or_default();
+        let common = chains.values().next().copied();
+        self.put(Key::NodePort(family, protocol, number), common.map(Value::Goto));
+        for (ip, chain) in chains {
+            let own = (Some(chain) != common).then_some(Value::Goto(chain));
+            self.put(Key::Frontend(Frontend::new(ip, number, protocol)), own);
+        }
+    }
+
+    fn put(&mut self, key: Key, value: Option<Value>) {
+        let old = match value {
+            Some(value) => self.elements.insert(key, value),
+            None => self.elements.remove(&key),
+        };
+        if old != value {
+            self.touched.entry(key).or_insert(old);
+        }
+    }
+}
+
+fn node_port(frontend: Frontend) -> NodePort {
+    (Family::of(frontend.address.ip()), frontend.protocol, frontend.address.port())
+}
+
+/// The chain for a frontend's verdicts.
+///
+/// Clients inside the node and outside differ in one case only: policy Local without a local endpoint, where
+/// those inside are relayed and those outside hear nothing. Of what else could be said, a worker decides
+/// where clients outside are to be relayed: it knows the client and refuses those inside.
+fn chain(state: &FrontendState) -> Chain {
+    use Verdict::{Drop, Refuse, Relay};
+    let chain = match (state.inside, state.outside) {
+        (_, Relay) => Chain::Relay,
+        (Relay, Refuse(_) | Drop(_)) => Chain::InsideOnly,
+        (_, Refuse(_)) => Chain::Refuse,
+        (_, Drop(_)) => Chain::Discard,
+    };
+    match chain {
+        _ if state.allowed_sources.is_none() => chain,
+        Chain::Relay => Chain::GuardedRelay,
+        Chain::Refuse => Chain::GuardedRefuse,
+        Chain::InsideOnly => Chain::GuardedInsideOnly,
+        silent => silent,
+    }
+}
+
+/// The ranges of one family, without overlaps: the kernel refuses those.
+fn merged(ranges: &[IpNet], family: Family) -> Vec<IpNet> {
+    let own = ranges.iter().filter(|range| Family::of(range.addr()) == family).copied();
+    IpNet::aggregate(&own.collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! What an earlier run left is taken over without a gap.
+
+use sluice_capture::tproxy::{Config, Tproxy};
+use sluice_model::FrontendKind;
+use sluice_table::Verdict;
+
+use crate::namespace::{Monitor, in_namespace, kernel_state, run, table};
+use crate::services::{config, guarded, offer, serving, state};
+
+#[test]
+fn the_same_again_changes_nothing() {
+    in_namespace(|| {
+        let mut tproxy = serving(config(), 50);
+        offer(
+            &mut tproxy,
+            &[guarded("203.0.113.5", "192.0.2.0/24 10.0.0.0/8"), guarded("fd00:cb::5", "fd00::/8")],
+        );
+        drop(tproxy);
+        let before = kernel_state();
+        let mut monitor = Monitor::new();
+        let mut tproxy = Tproxy::start(config()).unwrap();
+        let (states, addresses) = crate::services::services(50);
+        let states = [
+            states,
+            vec![guarded("203.0.113.5", "10.0.0.0/8 192.0.2.0/24"), guarded("fd00:cb::5", "fd00::/8")],
+        ]
+        .concat();
+        let change = sluice_capture::Change { withdraw: &[], offer: &states, cluster_addresses: &addresses };
+        sluice_capture::Capture::change(&mut tproxy, change, std::time::Instant::now());
+        assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (0, 0));
+        assert!(monitor.transactions().is_empty());
+        assert_eq!(kernel_state(), before);
+
+        offer(
+            &mut tproxy,
+            &[state(FrontendKind::ClusterIp, "10.96.0.1".parse().unwrap(), 81, Verdict::Relay)],
+        );
+        let added = ["add element inet sluice frontends4 { 10.96.0.1 . tcp . 81 : goto relay }"];
+        assert_eq!(monitor.transactions(), [added], "and it goes on by difference");
+    });
+}
+
+#[test]
+fn of_another_state_the_difference_is_changed() {
+    in_namespace(|| {
+        let mut tproxy = serving(config(), 3);
+        offer(
+            &mut tproxy,
+            &[state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)],
+        );
+        drop(tproxy);
+        let mut monitor = Monitor::new();
+        let tproxy = serving(config(), 3);
+        let gone = ["delete element inet sluice frontends4 { 203.0.113.5 . tcp . 80 : goto relay }"];
+        assert_eq!(monitor.transactions(), [gone]);
+        assert_eq!(tproxy.stats().repairs, 0, "nobody has changed anything");
+    });
+}
+
+#[test]
+fn another_structure_is_replaced_in_one_transaction() {
+    in_namespace(|| {
+        drop(serving(Config { track: true, ..config() }, 3));
+        let mut monitor = Monitor::new();
+        let mut tproxy = serving(config(), 3);
+        let transactions = monitor.transactions();
+        assert_eq!(transactions.len(), 1);
+        assert!(transactions.concat().contains(&"delete table inet sluice".to_owned()), "{transactions:?}");
+        let fresh = table();
+        assert_eq!(tproxy.stats().repairs, 0);
+        offer(&mut tproxy, &[]);
+        run("nft delete table inet sluice");
+        drop(serving(config(), 3));
+        assert_eq!(table(), fresh, "the same as without an earlier run");
+    });
+}
+
+#[test]
+fn a_table_that_only_says_it_is_ours_is_replaced() {
+    in_namespace(|| {
+        drop(serving(config(), 3));
+        let whole = table();
+        for damage in [
+            "nft flush chain inet sluice relay",
+            "nft add rule inet sluice prerouting accept",
+            "nft insert rule inet sluice services drop",
+            "nft add chain inet sluice more",
+            "nft add set inet sluice more { type ipv4_addr; }",
+            "nft add element inet sluice service_cidrs4 { 192.0.2.1-192.0.2.7 }",
+            "nft add element inet sluice frontends4 { 192.0.2.1 . sctp . 7 : goto relay }",
+        ] {
+            run(damage);
+            assert_ne!(table(), whole, "{damage}");
+            let tproxy = serving(config(), 3);
+            assert_eq!(table(), whole, "{damage}");
+            assert_eq!(tproxy.stats().transactions, 1, "{damage}");
+        }
+    });
+}
