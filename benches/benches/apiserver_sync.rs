@@ -76,6 +76,7 @@ fn apply(writer: &mut Writer, changes: Vec<Change>) {
     writer.apply_all(changes);
     let mut plan = writer.plan();
     writer.publish(&mut plan);
+    writer.finish(&mut plan);
 }
 
 fn slice_of(change: &Change) -> Option<String> {

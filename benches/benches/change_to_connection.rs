@@ -63,7 +63,7 @@ async fn main() {
     let mut config = Config::new(NODE, Environment::default());
     config.kubeconfig = Some(kubeconfig);
 
-    let proxy = ProxyConfig { table: WriterConfig::new(NODE), dataplane: World::CONFIG };
+    let proxy = ProxyConfig::bind(WriterConfig::new(NODE), World::CONFIG);
     let controller = Controller::start(Proxy::start(proxy).expect("workers")).expect("a thread");
     let (_source, mut batches) = ApiserverSource::start(config).expect("a configuration that can be used");
     let feed = controller.feed().clone();

@@ -42,6 +42,7 @@ fn service_change(criterion: &mut Criterion) {
                 cluster.writer.apply(change);
                 let mut plan = cluster.writer.plan();
                 cluster.writer.publish(&mut plan);
+                cluster.writer.finish(&mut plan);
             },
             BatchSize::SmallInput,
         );

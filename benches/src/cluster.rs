@@ -31,6 +31,7 @@ impl Cluster {
         objects.into_iter().for_each(|object| writer.apply(Change::Apply(object)));
         let mut plan = writer.plan();
         writer.publish(&mut plan);
+        writer.finish(&mut plan);
         writer
     }
 

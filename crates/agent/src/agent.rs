@@ -13,8 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::cli::{AgentArgs, CaptureMode, SourceArgs};
+use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
+use crate::health_checks::HealthChecks;
 use crate::metrics;
 use crate::proxy::{Observer, Proxy, ProxyConfig};
 
@@ -30,7 +31,6 @@ const STALE: Duration = Duration::from_secs(180);
 /// # Errors
 /// It cannot start, or its data plane broke down.
 pub async fn run(args: &AgentArgs) -> Result<()> {
-    let CaptureMode::Bind = args.capture;
     let node = node_name(args.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
@@ -39,15 +39,26 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let table = WriterConfig { passive_health: args.passive_health, ..WriterConfig::new(node) };
-    let config = ProxyConfig { table, dataplane };
-    let proxy = Proxy::start(config).context("cannot start the data plane")?;
+    let table = WriterConfig {
+        passive_health: args.passive_health,
+        masquerade_all: args.capture.masquerade_all,
+        local_pods: args.capture.local_pods(),
+        ..WriterConfig::new(node)
+    };
+    let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
+    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
     if let Some(address) = args.metrics_bind_address.0 {
         metrics::serve(address, observer.clone(), following.health().cloned()).await;
     }
+
+    let health_checks = {
+        let health = following.health().cloned();
+        let is_healthy = move || health.as_ref().is_none_or(|health| health.is_synced());
+        HealthChecks::start(observer.table().clone(), is_healthy)
+    };
 
     let mut check = tokio::time::interval(CHECK);
     loop {
@@ -56,6 +67,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
             _ = interrupt.recv() => break,
             _ = check.tick() => {
                 following.check_age();
+                health_checks.update(observer.node_port_addresses().to_vec());
                 if !controller.is_alive() {
                     bail!("the data plane has broken down");
                 }

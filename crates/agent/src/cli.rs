@@ -5,8 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
+
+use crate::capture_args::CaptureArgs;
+use crate::check::CheckArgs;
+use crate::cleanup::CleanupArgs;
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
 #[derive(Debug, Parser)]
@@ -24,9 +28,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
     Demo(DemoArgs),
+    /// Say what is in the way of `sluice agent --capture tproxy` on this node.
+    Check(CheckArgs),
+    /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
+    Cleanup(CleanupArgs),
 }
 
 /// Arguments of `sluice agent`.
@@ -35,9 +43,9 @@ pub struct AgentArgs {
     /// Where the Services and endpoints come from.
     #[command(flatten)]
     pub source: SourceArgs,
-    /// How connections to Service addresses get here.
-    #[arg(long, value_enum, default_value_t = CaptureMode::Bind)]
-    pub capture: CaptureMode,
+    /// Whose packets are captured, and how.
+    #[command(flatten)]
+    pub capture: CaptureArgs,
     /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -108,13 +116,6 @@ pub struct DataplaneArgs {
     pub tcp_half_closed_timeout: Duration,
 }
 
-/// How connections get to the workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CaptureMode {
-    /// Listen on the Services' own addresses; they must be this machine's. Needs no privileges.
-    Bind,
-}
-
 impl DataplaneArgs {
     /// What the data plane is to be like on this machine: one worker for each CPU that this process may
     /// use unless another number was asked for, and all the file descriptors that can be had.
@@ -125,6 +126,7 @@ impl DataplaneArgs {
             descriptors: raise_descriptor_limit(),
             udp_idle: self.udp_idle_timeout,
             half_closed_idle: self.tcp_half_closed_timeout,
+            marks: None,
         }
     }
 }

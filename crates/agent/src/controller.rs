@@ -12,8 +12,9 @@ use tracing::{error, info, warn};
 
 use crate::proxy::Proxy;
 
-/// How often the proxy does what is due from time to time.
-const TICK: Duration = Duration::from_secs(1);
+/// How often the proxy does what is due from time to time: noticing that somebody has taken our rules away,
+/// for one.
+const TICK: Duration = Duration::from_millis(250);
 
 /// A running controller.
 #[derive(Debug)]

@@ -40,7 +40,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let mut out = io::stdout();
     let mut scene = Scene::set_up().await?;
     let dataplane = args.dataplane.config();
-    let config = ProxyConfig { table: WriterConfig::new(NODE), dataplane };
+    let config = ProxyConfig::bind(WriterConfig::new(NODE), dataplane);
     let proxy = Proxy::start(config).context("cannot start the data plane")?;
     let observer = proxy.observer();
     let mut report = Report::default();

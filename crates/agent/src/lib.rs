@@ -6,9 +6,17 @@
 //! ```
 
 pub mod agent;
+pub mod capture_args;
+pub mod check;
+pub mod cleanup;
 pub mod cli;
 pub mod controller;
 pub mod demo;
+mod doors;
+pub mod health_checks;
 pub mod logging;
 pub mod metrics;
 pub mod proxy;
+
+mod http_server;
+mod running;

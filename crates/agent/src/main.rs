@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sluice::cli::{Cli, Command};
-use sluice::{agent, demo, logging};
+use sluice::{agent, check, cleanup, demo, logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,15 +12,23 @@ async fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Agent(args) => {
             logging::start(cli.verbose, "info");
-            agent::run(args).await
+            agent::run(args).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Demo(args) => {
             logging::start(cli.verbose, "warn");
-            demo::run(args).await
+            demo::run(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Check(args) => {
+            logging::start(cli.verbose, "warn");
+            check::run(args)
+        }
+        Command::Cleanup(args) => {
+            logging::start(cli.verbose, "warn");
+            cleanup::run(args).map(|()| ExitCode::SUCCESS)
         }
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE

@@ -1,6 +1,5 @@
 //! `/metrics` and `/healthz` over HTTP: every counter of the data plane, and how the source is doing.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,9 +8,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -21,14 +18,18 @@ use sluice_kubeapi::apiserver::{Health, Resource};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use crate::http_server::{self, Connections, Settings};
 use crate::proxy::Observer;
 
 /// What prometheus-client writes.
 const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// How long a client may take to send its request.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A scraper may keep its connection.
+const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
+
+/// Connections at a time: a few scrapers, and a person.
+const CONNECTIONS: usize = 64;
 
 /// Everything that can be asked for.
 #[derive(Debug, Clone)]
@@ -49,27 +50,8 @@ pub async fn serve(address: SocketAddr, observer: Observer, health: Option<Arc<H
     };
     info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
     let metrics = Metrics { observer, health };
-    tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of descriptors, mostly: there is nothing to do but wait.
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            };
-            let metrics = metrics.clone();
-            tokio::spawn(async move {
-                let answer = service_fn(move |request| {
-                    std::future::ready(Ok::<_, Infallible>(metrics.answer(&request)))
-                });
-                // What the client does to its connection is its own business.
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await;
-            });
-        }
-    });
+    let answer = move |request: &_| metrics.answer(request);
+    tokio::spawn(http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer));
 }
 
 impl Metrics {

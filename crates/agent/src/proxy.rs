@@ -5,15 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use sluice_capture::Capture;
 use sluice_capture::bind::{Bind, Listeners};
+use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
-use sluice_model::{Change, Frontend, ServicePortName};
-use sluice_table::{Table, Upstream, Writer, WriterConfig};
+use sluice_model::{Change, Frontend, Object, Protocol, ServicePortName};
+use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfig};
 use tracing::{debug, info, warn};
+
+use crate::doors::{self, Doors};
+
+/// How often clients that session affinity has forgotten are looked for.
+const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
 
 /// How the proxy is to run.
 #[derive(Debug, Clone)]
@@ -22,13 +32,51 @@ pub struct ProxyConfig {
     pub table: WriterConfig,
     /// The workers.
     pub dataplane: Config,
+    /// How connections get to them.
+    pub capture: CaptureConfig,
+    /// Where nodePorts are served.
+    pub node_ports: NodePorts,
+}
+
+impl ProxyConfig {
+    /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
+    pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
+        Self { table, dataplane, capture: CaptureConfig::Bind, node_ports: NodePorts::Primary }
+    }
+}
+
+/// How connections get to the workers.
+#[derive(Debug, Clone)]
+pub enum CaptureConfig {
+    /// Listen on the frontends' own addresses.
+    Bind,
+    /// Have the kernel hand over what is sent to them.
+    Tproxy(tproxy::Config),
+}
+
+/// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
+#[derive(Debug, Clone)]
+pub enum NodePorts {
+    /// On the addresses of the Node object.
+    Primary,
+    /// On the addresses of interfaces that are in these CIDRs; a family without one: on all.
+    Inside(Vec<IpNet>),
 }
 
 /// A running proxy. Dropping it cuts every connection off; see [`Proxy::shut_down`].
 pub struct Proxy {
     writer: Writer,
+    node: Arc<str>,
     capture: Box<dyn Capture + Send + Sync>,
     dataplane: Arc<Dataplane>,
+    /// Where captured packets are handed over; none where frontends are listened on.
+    doors: Option<Doors>,
+    /// The node's addresses and those to serve nodePorts on, unless the Node object says.
+    interfaces: Option<(NodeAddresses, Vec<IpNet>)>,
+    node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    /// Whether there were changes: from then on it is known what there is to be.
+    has_begun: bool,
+    affinity_expired: Instant,
 }
 
 /// A view of a running proxy.
@@ -36,12 +84,23 @@ pub struct Proxy {
 pub struct Observer {
     table: Table,
     dataplane: Arc<Dataplane>,
+    node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
 }
 
 impl Observer {
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    /// The addresses that nodePorts are served on now.
+    pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.node_port_addresses.load_full()
     }
 
     /// How many frontends there are.
@@ -79,52 +138,130 @@ impl Listeners for Workers {
 }
 
 impl Proxy {
-    /// Starts the workers, with nothing to serve yet. Frontends are bound on their own addresses.
+    /// Starts the workers, with nothing to serve yet. What an earlier run left in the kernel stays as it is
+    /// until the first changes say what there is to be.
     ///
     /// # Errors
-    /// The system refuses threads or epoll instances.
-    pub fn start(config: ProxyConfig) -> io::Result<Self> {
+    /// The system refuses threads or epoll instances; the capture cannot be had.
+    pub fn start(mut config: ProxyConfig) -> Result<Self> {
+        if let CaptureConfig::Tproxy(_) = config.capture {
+            config.dataplane.marks = Some(doors::MARKS);
+            config.table.frontends_lead_back = false;
+        }
+        let node = Arc::clone(&config.table.node);
         let writer = Writer::new(config.table);
-        let dataplane = Arc::new(Dataplane::start(config.dataplane, writer.table())?);
-        let capture = Box::new(Bind::new(Workers(Arc::clone(&dataplane))));
-        Ok(Self { writer, capture, dataplane })
+        let dataplane = Dataplane::start(config.dataplane, writer.table());
+        let dataplane = Arc::new(dataplane.context("cannot start the data plane")?);
+        let (capture, doors): (Box<dyn Capture + Send + Sync>, _) = match config.capture {
+            CaptureConfig::Bind => (Box::new(Bind::new(Workers(Arc::clone(&dataplane)))), None),
+            CaptureConfig::Tproxy(config) => {
+                let doors = Doors::new(config.ports);
+                (Box::new(Tproxy::start(config).context("cannot capture")?), Some(doors))
+            }
+        };
+        let interfaces = match config.node_ports {
+            NodePorts::Primary => None,
+            NodePorts::Inside(cidrs) => {
+                let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
+                Some((addresses, cidrs))
+            }
+        };
+        let mut proxy = Self {
+            writer,
+            node,
+            capture,
+            dataplane,
+            doors,
+            interfaces,
+            node_port_addresses: Arc::default(),
+            has_begun: false,
+            affinity_expired: Instant::now(),
+        };
+        proxy.follow_interfaces();
+        Ok(proxy)
     }
 
     /// Makes changes take effect, all of them in one step. When it returns new connections are decided
     /// by the new state.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        let start = Instant::now();
+        let changes = changes.into_iter().inspect(|change| {
+            if let Change::Apply(Object::Node(node)) = change
+                && node.name == self.node
+            {
+                self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+            }
+        });
         self.writer.apply_all(changes);
+        self.take_effect();
+    }
+
+    /// Brings table, workers and kernel in line with what the writer knows.
+    fn take_effect(&mut self) {
+        let start = Instant::now();
+        let node_port_addresses = self.writer.node_port_addresses();
+        if **self.node_port_addresses.load() != node_port_addresses {
+            self.node_port_addresses.store(Arc::new(node_port_addresses));
+        }
         let mut plan = self.writer.plan();
-        if plan.is_empty() {
+        // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        if plan.is_empty() && !is_first {
             return;
         }
         plan.notices.iter().for_each(|notice| warn!("{notice}"));
-        self.capture.withdraw(&plan.withdraw);
         self.writer.publish(&mut plan);
-        self.capture.offer(&plan.offer, Instant::now());
-        for state in &plan.withdraw {
-            debug!(frontend = %state.frontend, service = %state.port, "withdrawn");
+        self.open_doors();
+        let change = sluice_capture::Change {
+            withdraw: &plan.withdraw,
+            offer: &plan.offer,
+            cluster_addresses: &plan.cluster_addresses,
+        };
+        self.capture.change(change, Instant::now());
+        self.writer.finish(&mut plan);
+        if plan.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
+            self.dataplane.end_flows();
         }
-        for state in &plan.offer {
-            debug!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "offered");
-        }
-        if !(plan.withdraw.is_empty() && plan.offer.is_empty()) {
-            let (withdrawn, offered) = (plan.withdraw.len(), plan.offer.len());
-            info!(withdrawn, offered, took = ?start.elapsed(), "frontends changed");
+        report(&plan, start.elapsed());
+    }
+
+    /// Has the workers take what the kernel hands over: once they know what to do with it.
+    fn open_doors(&mut self) {
+        if let Some(doors) = &mut self.doors {
+            doors.open(&self.dataplane);
         }
     }
 
-    /// Does what is due from time to time: call it about once a second.
+    /// Serves nodePorts on the addresses that the node has now.
+    fn follow_interfaces(&mut self) {
+        if let Some((addresses, cidrs)) = &mut self.interfaces
+            && let Some(addresses) = addresses.changed()
+        {
+            self.writer.set_node_port_addresses(NodePortAddresses::matching(cidrs, &addresses));
+        }
+    }
+
+    /// Does what is due from time to time: call it several times a second. Nothing before the first changes.
     pub fn tick(&mut self) {
         let now = Instant::now();
-        self.capture.retry(now);
-        self.writer.table().expire_affinity(now);
+        if self.has_begun {
+            self.follow_interfaces();
+            self.open_doors();
+            self.take_effect();
+            self.capture.keep(now);
+        }
+        if now >= self.affinity_expired + AFFINITY_EXPIRY {
+            self.affinity_expired = now;
+            self.writer.table().expire_affinity(now);
+        }
     }
 
     /// What others may look at while the proxy runs.
     pub fn observer(&self) -> Observer {
-        Observer { table: self.writer.table().clone(), dataplane: Arc::clone(&self.dataplane) }
+        Observer {
+            table: self.writer.table().clone(),
+            dataplane: Arc::clone(&self.dataplane),
+            node_port_addresses: Arc::clone(&self.node_port_addresses),
+        }
     }
 
     /// What the workers have done so far.
@@ -140,5 +277,19 @@ impl Proxy {
     /// Accepts nothing new, lets connections finish for up to `grace`, and returns how many were cut off.
     pub fn shut_down(self, grace: Duration) -> u64 {
         self.dataplane.drain(grace)
+    }
+}
+
+/// Says what has changed about the frontends.
+fn report(plan: &Plan, took: Duration) {
+    for state in &plan.withdraw {
+        debug!(frontend = %state.frontend, service = %state.port, "withdrawn");
+    }
+    for state in &plan.offer {
+        debug!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "offered");
+    }
+    let (withdrawn, offered) = (plan.withdraw.len(), plan.offer.len());
+    if withdrawn + offered > 0 {
+        info!(withdrawn, offered, ?took, "frontends changed");
     }
 }

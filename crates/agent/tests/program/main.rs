@@ -6,3 +6,4 @@
 mod apiserver;
 mod common;
 mod manifests;
+mod taking_over;

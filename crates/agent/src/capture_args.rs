@@ -1,0 +1,230 @@
+//! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
+//! follows from it for the table and the capture.
+
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
+use sluice_capture::tproxy;
+use sluice_model::Family;
+use sluice_table::LocalPods;
+
+use crate::proxy::{CaptureConfig, NodePorts};
+
+/// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Capturing")]
+pub struct CaptureArgs {
+    /// How connections to Service addresses get here.
+    #[arg(long, value_enum, default_value_t = CaptureMode::Bind)]
+    pub capture: CaptureMode,
+    /// How pods of this node are told from other clients: they keep their address at cluster IPs, and
+    /// externalTrafficPolicy Local does not bind them.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = DetectLocalMode::ClusterCidr)]
+    pub detect_local_mode: DetectLocalMode,
+    /// Where pods have their addresses, for one or both families: 10.244.0.0/16,fd00:244::/48. Without one no
+    /// client's address is rewritten at cluster IPs.
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// The bridge that pods of this node are on, for BridgeInterface.
+    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    pub pod_bridge_interface: Option<String>,
+    /// What the names of interfaces to pods of this node begin with, for InterfaceNamePrefix.
+    #[arg(long, value_name = "PREFIX", value_parser = interface_name)]
+    pub pod_interface_name_prefix: Option<String>,
+    /// Let endpoints see the node's address on every connection to a cluster IP.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub masquerade_all: bool,
+    /// Addresses of the node that nodePorts are served on: `primary` for those of its Node object, or those
+    /// that are in these CIDRs (a family without one: all).
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', default_value = "primary")]
+    pub nodeport_addresses: Vec<NodePortAddress>,
+    /// The first of three ports on loopback addresses that captured packets are handed over at.
+    #[arg(long, value_name = "PORT", default_value_t = 10_265, value_parser = clap::value_parser!(u16).range(1..=65_533))]
+    pub tproxy_port: u16,
+    /// Let the kernel's connection tracking see captured traffic, for firewalls and network policies that
+    /// go by the state of connections.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub track_connections: bool,
+}
+
+/// How connections get to the workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CaptureMode {
+    /// Listen on the Services' own addresses; they must be this machine's. Needs no privileges.
+    Bind,
+    /// Take the place of kube-proxy: packets of pods, of this node and from outside, to all Service
+    /// addresses, by nftables. Needs CAP_NET_ADMIN.
+    Tproxy,
+}
+
+/// kube-proxy's `--detect-local-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DetectLocalMode {
+    /// By address: inside --cluster-cidr.
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// By address: inside spec.podCIDRs of this Node.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// By interface: --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// By interface: names that begin with --pod-interface-name-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+/// One element of `--nodeport-addresses`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodePortAddress {
+    /// The addresses of the Node object.
+    Primary,
+    /// Those inside a CIDR.
+    Inside(IpNet),
+}
+
+impl FromStr for NodePortAddress {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "primary" { Ok(Self::Primary) } else { text.parse().map(Self::Inside) }
+    }
+}
+
+/// The kernel's IFNAMSIZ less the final zero.
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// A name, or the beginning of one, that an interface can have.
+fn interface_name(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '*' | '\\');
+    if (1..=INTERFACE_NAME_MAX).contains(&text.len()) && text.chars().all(is_allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("not a name of an interface: 1 to {INTERFACE_NAME_MAX} letters, digits and signs"))
+    }
+}
+
+impl CaptureArgs {
+    /// How pods of this node are told, as the table wants it.
+    pub fn local_pods(&self) -> LocalPods {
+        match (self.capture, self.detect_local_mode) {
+            // Nothing is known of clients there but their addresses, and endpoints see the node's anyway.
+            (CaptureMode::Bind, _) => LocalPods::DetectedIn(Vec::new()),
+            (_, DetectLocalMode::ClusterCidr) => {
+                let families = self.cluster_cidr.iter().map(|cidr| Family::of(cidr.addr()));
+                LocalPods::DetectedIn(families.collect())
+            }
+            (_, DetectLocalMode::NodeCidr) => LocalPods::DetectedByNodeCidrs,
+            (_, DetectLocalMode::BridgeInterface | DetectLocalMode::InterfaceNamePrefix) => {
+                LocalPods::Detected
+            }
+        }
+    }
+
+    /// Where nodePorts are served.
+    ///
+    /// # Errors
+    /// `primary` does not go together with CIDRs.
+    pub fn node_ports(&self) -> Result<NodePorts> {
+        if self.nodeport_addresses == [NodePortAddress::Primary] {
+            return Ok(NodePorts::Primary);
+        }
+        let cidrs = self.nodeport_addresses.iter().map(|address| match address {
+            NodePortAddress::Inside(cidr) => Ok(*cidr),
+            NodePortAddress::Primary => {
+                bail!("--nodeport-addresses: give either primary or CIDRs, not both")
+            }
+        });
+        Ok(NodePorts::Inside(cidrs.collect::<Result<_>>()?))
+    }
+
+    /// How to capture.
+    ///
+    /// # Errors
+    /// The way to detect local pods needs another flag.
+    pub fn capture(&self) -> Result<CaptureConfig> {
+        let CaptureMode::Tproxy = self.capture else { return Ok(CaptureConfig::Bind) };
+        let local_pods = match self.detect_local_mode {
+            DetectLocalMode::ClusterCidr => tproxy::LocalPods::Cidrs(self.cluster_cidr.clone()),
+            DetectLocalMode::NodeCidr => tproxy::LocalPods::NodeCidrs,
+            DetectLocalMode::BridgeInterface => match &self.pod_bridge_interface {
+                Some(name) => tproxy::LocalPods::Interface { pattern: name.clone() },
+                None => bail!("--detect-local-mode=BridgeInterface needs --pod-bridge-interface"),
+            },
+            DetectLocalMode::InterfaceNamePrefix => match &self.pod_interface_name_prefix {
+                Some(prefix) => tproxy::LocalPods::Interface { pattern: format!("{prefix}*") },
+                None => bail!("--detect-local-mode=InterfaceNamePrefix needs --pod-interface-name-prefix"),
+            },
+        };
+        Ok(CaptureConfig::Tproxy(tproxy::Config {
+            ports: tproxy::Ports::from_first(self.tproxy_port),
+            local_pods,
+            cluster_cidrs: self.cluster_cidr.clone(),
+            track: self.track_connections,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        capture: CaptureArgs,
+    }
+
+    fn parse(arguments: &str) -> Result<CaptureArgs, clap::Error> {
+        let words = std::iter::once("sluice").chain(arguments.split_whitespace());
+        Program::try_parse_from(words).map(|program| program.capture)
+    }
+
+    #[test]
+    fn flags_are_spelled_as_kube_proxy_spells_them() {
+        let args = parse(
+            "--capture tproxy --cluster-cidr=10.244.0.0/16,fd00:244::/48 --masquerade-all=true \
+             --nodeport-addresses=192.0.2.0/24,2001:db8::/32 --detect-local-mode=ClusterCIDR",
+        )
+        .unwrap();
+        assert_eq!(args.local_pods(), LocalPods::DetectedIn(vec![Family::V4, Family::V6]));
+        assert!(args.masquerade_all);
+        assert!(matches!(args.node_ports().unwrap(), NodePorts::Inside(cidrs) if cidrs.len() == 2));
+        assert!(parse("--masquerade-all").unwrap().masquerade_all);
+        assert!(matches!(parse("").unwrap().node_ports().unwrap(), NodePorts::Primary));
+    }
+
+    #[test]
+    fn modes_by_interface_need_its_name() {
+        let capture = |arguments: &str| parse(&format!("--capture tproxy {arguments}")).unwrap().capture();
+        assert!(capture("--detect-local-mode BridgeInterface").is_err());
+        assert!(capture("--detect-local-mode BridgeInterface --pod-bridge-interface cni0").is_ok());
+        assert!(capture("--detect-local-mode InterfaceNamePrefix").is_err());
+        let by_prefix = capture("--detect-local-mode InterfaceNamePrefix --pod-interface-name-prefix veth");
+        let CaptureConfig::Tproxy(config) = by_prefix.unwrap() else { panic!("not bind mode") };
+        assert!(matches!(config.local_pods, tproxy::LocalPods::Interface { pattern } if pattern == "veth*"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for arguments in [
+            "--cluster-cidr 10.244.0.0",
+            "--cluster-cidr pods",
+            "--nodeport-addresses everywhere",
+            "--detect-local-mode clustercidr-ish",
+            "--tproxy-port 65535",
+            "--tproxy-port 0",
+            "--pod-bridge-interface a/b",
+            "--pod-interface-name-prefix a-name-that-is-too-long",
+        ] {
+            assert!(parse(arguments).is_err(), "{arguments}");
+        }
+        assert!(parse("--nodeport-addresses primary,10.0.0.0/8").unwrap().node_ports().is_err());
+    }
+}

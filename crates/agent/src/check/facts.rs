@@ -1,0 +1,94 @@
+//! What is so on this node, as far as it matters for capturing.
+
+use sluice_capture::kube_proxy::Found;
+use sluice_model::Family;
+
+use crate::running::Sign;
+
+/// Everything that is judged.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub capabilities: Capabilities,
+    /// The first port that anybody may bind (`net.ipv4.ip_unprivileged_port_start`).
+    pub first_free_port: Option<u64>,
+    /// The kernel's release, as uname says it.
+    pub kernel: String,
+    /// The version of nft, or why there is none.
+    pub nft: Result<String, String>,
+    /// What the kernel was asked for through nft, and what it said. Empty where it could not be asked.
+    pub features: Vec<(Feature, Result<(), String>)>,
+    /// Whether sockets can be made transparent, in the families that the kernel has.
+    pub transparent: Vec<(Family, Result<(), String>)>,
+    /// Signs of a kube-proxy that runs.
+    pub kube_proxy: Vec<Sign>,
+    /// Whether processes outside of this container can be seen.
+    pub sees_all_processes: bool,
+    /// What kube-proxy has made; or why that cannot be said.
+    pub leftovers: Result<Found, String>,
+    /// What is to be so on `all` interfaces, and each interface.
+    pub interfaces: Vec<Interface>,
+    /// Whether packets are forwarded, in the families that the kernel has.
+    pub forwarding: Vec<(Family, bool)>,
+    /// Entries of the connection tracking, and how many there may be.
+    pub conntrack: Option<(u64, u64)>,
+    /// The limit on open files that can be had; none for no limit.
+    pub descriptors: Option<u64>,
+    /// How long queues of connections to be accepted may be (`net.core.somaxconn`).
+    pub backlog: Option<u64>,
+    /// The ports that the kernel gives to connections, first and last.
+    pub local_ports: Option<(u16, u16)>,
+    /// Ports that it does not (`net.ipv4.ip_local_reserved_ports`), first and last of each range.
+    pub reserved_ports: Vec<(u16, u16)>,
+    pub bridges: Vec<Bridge>,
+    /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
+    /// known (`net.bridge.bridge-nf-call-iptables`).
+    pub bridge_rules: Vec<(Family, bool)>,
+    /// Chains that decide about packets to this node and refuse those that nothing allows.
+    pub closed_chains: Vec<ClosedChain>,
+}
+
+/// What this process may do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capabilities {
+    /// CAP_NET_ADMIN.
+    pub net_admin: bool,
+    /// CAP_NET_BIND_SERVICE.
+    pub net_bind_service: bool,
+}
+
+/// Something that the rules need of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Feature {
+    pub name: &'static str,
+    /// The kernel's name for it.
+    pub option: &'static str,
+    /// A ruleset that needs it. Is only checked, never committed.
+    pub ruleset: &'static str,
+}
+
+/// Settings of one interface, or of `all`.
+#[derive(Debug, Clone)]
+pub(super) struct Interface {
+    pub name: String,
+    /// Whether the mark counts when it is looked whether a packet came from the right side.
+    pub src_valid_mark: bool,
+    /// Whether addresses of 127.0.0.0/8 may come in.
+    pub route_localnet: bool,
+}
+
+/// A bridge that pods may be on.
+#[derive(Debug, Clone)]
+pub(super) struct Bridge {
+    pub name: String,
+    /// How many interfaces of pods, or others whose other end is elsewhere, it has.
+    pub ports: usize,
+}
+
+/// A chain at the input hook that drops what it does not accept.
+#[derive(Debug, Clone)]
+pub(super) struct ClosedChain {
+    /// Family, table and name, as nft spells them.
+    pub name: String,
+    /// Whether a rule of it looks at the packet's mark.
+    pub looks_at_mark: bool,
+}

@@ -1,0 +1,198 @@
+//! What nft says: about itself, the kernel, and other people's chains.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use sluice_model::Family;
+
+use super::super::facts::{ClosedChain, Feature};
+
+/// What the rules need of the kernel.
+const FEATURES: [Feature; 11] = [
+    Feature {
+        name: "tables for both families",
+        option: "CONFIG_NF_TABLES_INET",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0; }; }",
+    },
+    Feature {
+        name: "TPROXY",
+        option: "CONFIG_NFT_TPROXY",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0;
+            meta l4proto tcp tproxy ip to 127.0.0.1:1; meta l4proto udp tproxy ip to 127.0.0.1:1; }; }",
+    },
+    TPROXY_V6,
+    Feature {
+        name: "matching of sockets",
+        option: "CONFIG_NFT_SOCKET",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0;
+            socket transparent 1 meta mark set 0x10; socket mark & 0x30 == 0x20 accept; }; }",
+    },
+    Feature {
+        name: "looking up of addresses",
+        option: "CONFIG_NFT_FIB_INET",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0;
+            fib saddr type local accept; }; }",
+    },
+    Feature {
+        name: "notrack",
+        option: "CONFIG_NFT_CT",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0; notrack; }; }",
+    },
+    Feature {
+        name: "reject",
+        option: "CONFIG_NFT_REJECT_INET",
+        ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0;
+            meta l4proto tcp reject with tcp reset; reject with icmpx port-unreachable; }; }",
+    },
+    Feature {
+        name: "maps of several fields",
+        option: "CONFIG_NF_TABLES",
+        ruleset: "table inet sluice-check {
+            map m { type ipv4_addr . inet_proto . inet_service : verdict; };
+            chain c { type filter hook prerouting priority 0; ip daddr . meta l4proto . th dport vmap @m; }; }",
+    },
+    Feature {
+        name: "sets of ranges of several fields",
+        option: "CONFIG_NF_TABLES, 5.6 or later",
+        ruleset: "table inet sluice-check {
+            set s { type ipv4_addr . inet_service . ipv4_addr; flags interval;
+                elements = { 192.0.2.1 . 80 . 198.51.100.0/24 }; }; }",
+    },
+    Feature {
+        name: "sets that packets fill",
+        option: "CONFIG_NF_TABLES",
+        ruleset: "table inet sluice-check {
+            set s { type ipv4_addr . inet_service; flags dynamic,timeout; timeout 5m; size 65536; };
+            chain c { type filter hook prerouting priority 0; update @s { ip saddr . th sport } accept; }; }",
+    },
+    Feature {
+        name: "routing again at output",
+        option: "CONFIG_NF_TABLES_INET, 5.2 or later",
+        ruleset: "table inet sluice-check { chain c { type route hook output priority 0; meta mark set 0x10; }; }",
+    },
+];
+
+const TPROXY_V6: Feature = Feature {
+    name: "TPROXY for IPv6",
+    option: "CONFIG_NFT_TPROXY and CONFIG_NF_TPROXY_IPV6",
+    ruleset: "table inet sluice-check { chain c { type filter hook prerouting priority 0;
+        meta l4proto tcp tproxy ip6 to [::1]:1; meta l4proto udp tproxy ip6 to [::1]:1; }; }",
+};
+
+/// The table of an agent's.
+const OWN_TABLE: &str = "sluice";
+
+/// firewalld refuses by a rule, not by policy.
+const FIREWALLD: &str = "firewalld";
+
+/// The line that nft says its version with, or why it does not.
+pub(super) fn version() -> Result<String, String> {
+    nft(&["--version"], "").map(|line| line.trim().to_owned())
+}
+
+/// Has the kernel look at rulesets: `nft --check` sends them, and takes back everything before it counts. What
+/// the kernel does not have it refuses then as it would in earnest.
+pub(super) fn features(families: &[Family]) -> Vec<(Feature, Result<(), String>)> {
+    let needed =
+        FEATURES.into_iter().filter(|feature| *feature != TPROXY_V6 || families.contains(&Family::V6));
+    needed.map(|feature| (feature, nft(&["--check", "-f", "-"], feature.ruleset).map(drop))).collect()
+}
+
+/// Chains of others at the input hook that drop what they do not accept.
+pub(super) fn closed_chains() -> Vec<ClosedChain> {
+    let listing = nft(&["--json", "list", "chains"], "").unwrap_or_default();
+    let closed = closed(&listing).into_iter().map(|[family, table, chain]| {
+        let rules = nft(&["--json", "list", "chain", &family, &table, &chain], "").unwrap_or_default();
+        ClosedChain { name: format!("{family} {table} {chain}"), looks_at_mark: looks_at_mark(&rules) }
+    });
+    closed.collect()
+}
+
+/// Family, table and name of them.
+fn closed(listing: &str) -> Vec<[String; 3]> {
+    let listing: Value = serde_json::from_str(listing).unwrap_or_default();
+    let items = listing["nftables"].as_array().into_iter().flatten();
+    let chains = items.map(|item| &item["chain"]).filter(|chain| {
+        let table = chain["table"].as_str().unwrap_or_default();
+        chain["hook"] == "input" && table != OWN_TABLE && (chain["policy"] == "drop" || table == FIREWALLD)
+    });
+    let word = |chain: &Value, key: &str| Some(chain[key].as_str()?.to_owned());
+    chains
+        .filter_map(|chain| Some([word(chain, "family")?, word(chain, "table")?, word(chain, "name")?]))
+        .collect()
+}
+
+/// Whether a rule of a listing matches the packet's mark.
+fn looks_at_mark(listing: &str) -> bool {
+    fn is_mark(value: &Value) -> bool {
+        match value {
+            Value::Array(values) => values.iter().any(is_mark),
+            Value::Object(map) => {
+                map.get("meta").is_some_and(|meta| meta["key"] == "mark") || map.values().any(is_mark)
+            }
+            _ => false,
+        }
+    }
+    let listing: Value = serde_json::from_str(listing).unwrap_or_default();
+    let items = listing["nftables"].as_array().into_iter().flatten();
+    let mut expressions = items.filter_map(|item| item["rule"]["expr"].as_array()).flatten();
+    expressions.any(|expression| is_mark(&expression["match"]))
+}
+
+/// Runs nft; what it prints, or the first line of why it does not.
+fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
+    let run = || {
+        let mut process = Command::new("nft")
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // Who stops reading early says why, and that is better to know.
+        let _ = process.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+        process.wait_with_output()
+    };
+    let output = run().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.lines().next().unwrap_or("it says nothing");
+    // Where it was in the input means nothing to anybody.
+    Err(line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_chains_are_closed() {
+        let listing = r#"{"nftables": [{"metainfo": {}},
+            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "ip6", "table": "filter", "name": "INPUT", "hook": "input", "policy": "accept"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "sluice", "name": "guard", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "hook": "input", "policy": "accept"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "DOCKER"}}]}"#;
+        let wanted = [["ip", "filter", "INPUT"], ["inet", "firewalld", "filter_INPUT"]];
+        assert_eq!(closed(listing), wanted);
+        assert_eq!(closed("nothing"), [[""; 3]; 0]);
+    }
+
+    #[test]
+    fn which_rules_look_at_the_mark() {
+        let rule =
+            |expressions: &str| format!(r#"{{"nftables": [{{"rule": {{"expr": [{expressions}]}}}}]}}"#);
+        let by_mark =
+            r#"{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 48]}, "right": 16}}"#;
+        let by_port = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp"}}, "right": 22}}"#;
+        let sets_mark = r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}"#;
+        assert!(looks_at_mark(&rule(&format!("{by_port}, {by_mark}"))));
+        assert!(!looks_at_mark(&rule(by_port)));
+        assert!(!looks_at_mark(&rule(sets_mark)));
+        assert!(!looks_at_mark(""));
+    }
+}

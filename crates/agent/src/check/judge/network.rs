@@ -1,0 +1,143 @@
+//! Settings of the network and rules of others that packets meet on their way to the agent.
+
+use sluice_capture::tproxy::marks;
+use sluice_model::Family;
+
+use super::super::facts::Facts;
+use super::super::finding::Finding;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![reverse_path(facts)];
+    findings.extend(bridges(facts));
+    findings.push(forwarding(facts));
+    findings.push(firewalls(facts));
+    findings.extend(localnet(facts));
+    findings
+}
+
+pub(super) fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// With the mark the way back of a captured packet would be looked up in our own routing table, where every
+/// address is local: a packet from a local address is a martian, in every mode of `rp_filter`, off too
+/// (`__fib_validate_source`). Without it, no mode is in the way.
+fn reverse_path(facts: &Facts) -> Finding {
+    const ABOUT: &str = "reverse path";
+    let marked = names(facts.interfaces.iter().filter(|i| i.src_valid_mark).map(|i| i.name.as_str()));
+    if marked.is_empty() {
+        return Finding::ok(ABOUT, "is looked up without the packet's mark");
+    }
+    Finding::problem(
+        ABOUT,
+        format!("is looked up with the packet's mark on {marked}: the kernel drops every captured packet"),
+        "set net.ipv4.conf.INTERFACE.src_valid_mark=0 on each of these (WireGuard's wg-quick sets it)",
+    )
+}
+
+/// What br_netfilter has put through the rules of the IP layer on the bridge does not pass them again above
+/// it, and by then it has lost the socket that TPROXY gave it.
+fn bridges(facts: &Facts) -> Vec<Finding> {
+    const ABOUT: &str = "bridges";
+    let with_pods: Vec<_> = facts.bridges.iter().filter(|bridge| bridge.ports > 0).collect();
+    if with_pods.is_empty() {
+        return vec![Finding::ok(ABOUT, "none with pods")];
+    }
+    let bridges = names(with_pods.iter().map(|bridge| bridge.name.as_str()));
+    let caught = |(family, is_on): &(Family, bool)| {
+        let setting = match family {
+            Family::V4 => "net.bridge.bridge-nf-call-iptables",
+            Family::V6 => "net.bridge.bridge-nf-call-ip6tables",
+        };
+        is_on.then(|| {
+            Finding::problem(
+                ABOUT,
+                format!(
+                    "{setting}=1: {} packets of pods on {bridges} pass the rules before they reach the node's \
+                     IP layer, and Services do not work for these pods",
+                    family_name(*family)
+                ),
+                format!("set {setting}=0"),
+            )
+        })
+    };
+    let mut findings: Vec<Finding> = facts.bridge_rules.iter().filter_map(caught).collect();
+    if with_pods.iter().any(|bridge| bridge.ports > 1) {
+        findings.push(Finding::warning(
+            ABOUT,
+            format!(
+                "pods on {bridges} answer each other directly: where one is the client and another the endpoint \
+                 and sees the client's address, its replies miss the agent"
+            ),
+            "have pods on interfaces of their own, or run the agent with --masquerade-all",
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(ABOUT, format!("packets of pods on {bridges} reach the IP layer first")));
+    }
+    findings
+}
+
+fn forwarding(facts: &Facts) -> Finding {
+    const ABOUT: &str = "forwarding";
+    let off: Vec<Family> =
+        facts.forwarding.iter().filter(|(_, is_on)| !is_on).map(|(family, _)| *family).collect();
+    if off.is_empty() {
+        return Finding::ok(ABOUT, "is on");
+    }
+    let families = names(off.iter().map(|family| family_name(*family)));
+    let settings = names(off.iter().map(|family| match family {
+        Family::V4 => "net.ipv4.ip_forward=1",
+        Family::V6 => "net.ipv6.conf.all.forwarding=1",
+    }));
+    Finding::warning(
+        ABOUT,
+        format!("is off for {families}: pods of this node reach nothing outside of it, and are not reached"),
+        format!("set {settings} where pods have addresses of that family"),
+    )
+}
+
+/// Captured packets are delivered to the agent, so they come to the input hook and not, as under kube-proxy, to
+/// the forward hook.
+fn firewalls(facts: &Facts) -> Finding {
+    const ABOUT: &str = "firewall";
+    let closed = names(facts.closed_chains.iter().filter(|c| !c.looks_at_mark).map(|c| c.name.as_str()));
+    if closed.is_empty() {
+        return Finding::ok(ABOUT, "nothing refuses packets to this node by default");
+    }
+    Finding::warning(
+        ABOUT,
+        format!(
+            "packets to this node that nothing allows are refused by {closed}; those to Services are among them"
+        ),
+        format!(
+            "allow the mark {captured:#x}/{mask:#x}, and untracked packets for the replies of endpoints: iptables -I \
+             INPUT -m mark --mark {captured:#x}/{mask:#x} -j ACCEPT and iptables -I INPUT -m conntrack --ctstate \
+             UNTRACKED -j ACCEPT, ip6tables likewise; in nft: meta mark & {mask:#x} == {captured:#x} accept and ct \
+             state untracked accept",
+            captured = marks::CAPTURED,
+            mask = marks::MASK,
+        ),
+    )
+}
+
+/// Left by kube-proxy's iptables mode, which serves nodePorts on 127.0.0.1 by it. (CVE-2020-8558.)
+fn localnet(facts: &Facts) -> Option<Finding> {
+    let open = names(facts.interfaces.iter().filter(|i| i.route_localnet).map(|i| i.name.as_str()));
+    (!open.is_empty()).then(|| {
+        Finding::warning(
+            "localnet",
+            format!(
+                "route_localnet=1 on {open}: neighbours can reach what listens on 127.0.0.1 (CVE-2020-8558)"
+            ),
+            "set net.ipv4.conf.INTERFACE.route_localnet=0 on each of these; only kube-proxy needs it",
+        )
+    })
+}

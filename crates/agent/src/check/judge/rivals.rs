@@ -1,0 +1,62 @@
+//! kube-proxy: whether it runs, and what it has made.
+
+use super::super::facts::Facts;
+use super::super::finding::Finding;
+use crate::running::Sign;
+
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = running(facts);
+    findings.extend(leftovers(facts));
+    findings
+}
+
+fn running(facts: &Facts) -> Vec<Finding> {
+    const ABOUT: &str = "kube-proxy";
+    if facts.kube_proxy.is_empty() {
+        return vec![if facts.sees_all_processes {
+            Finding::ok(ABOUT, "does not run")
+        } else {
+            Finding::warning(
+                ABOUT,
+                "does not answer on its port, but its process could not be seen from in here",
+                "run this with hostPID, or see that kube-proxy is stopped",
+            )
+        }];
+    }
+    let found = |sign: &Sign| match sign {
+        Sign::Inside(process) => Finding::warning(
+            ABOUT,
+            format!(
+                "{} (process {}) may have one inside, which would catch the same packets",
+                process.name, process.id
+            ),
+            "start it with --disable-kube-proxy",
+        ),
+        Sign::Process(_) | Sign::Answers { .. } => Finding::problem(
+            ABOUT,
+            format!("it runs ({sign}) and catches the same packets"),
+            "stop it: kubectl --namespace kube-system delete daemonset kube-proxy, or keep it off this node",
+        ),
+    };
+    facts.kube_proxy.iter().map(found).collect()
+}
+
+fn leftovers(facts: &Facts) -> Vec<Finding> {
+    const ABOUT: &str = "rules of kube-proxy";
+    let found = match &facts.leftovers {
+        Ok(found) => found,
+        Err(_) if !facts.capabilities.net_admin => return Vec::new(),
+        Err(error) => {
+            let what = format!("could not be looked for: {error}");
+            return vec![Finding::warning(ABOUT, what, "see that nft works: nft list ruleset")];
+        }
+    };
+    let traces = found.traces.iter().map(|trace| {
+        let mend = "sluice cleanup --kube-proxy, once kube-proxy is stopped";
+        Finding::problem(ABOUT, format!("{trace}, which go on catching packets"), mend)
+    });
+    let unseen =
+        found.unseen.iter().map(|unseen| Finding::warning(ABOUT, unseen, "see that there is nothing of it"));
+    let findings: Vec<Finding> = traces.chain(unseen).collect();
+    if findings.is_empty() { vec![Finding::ok(ABOUT, "none")] } else { findings }
+}

@@ -1,0 +1,166 @@
+//! Each case changes one thing on a node where all is well.
+
+use sluice_capture::kube_proxy::{Found, Trace};
+use sluice_model::Family;
+
+use super::super::facts::{Bridge, Capabilities, ClosedChain, Feature, Interface};
+use super::super::finding::Level;
+use super::*;
+use crate::running::{Process, Sign};
+
+const TPROXY: Feature = Feature { name: "TPROXY", option: "CONFIG_NFT_TPROXY", ruleset: "" };
+
+/// A node where all is well.
+fn good() -> Facts {
+    let interface =
+        |name: &str| Interface { name: name.to_owned(), src_valid_mark: false, route_localnet: false };
+    Facts {
+        capabilities: Capabilities { net_admin: true, net_bind_service: true },
+        first_free_port: Some(1024),
+        kernel: "6.1.0-28-amd64".to_owned(),
+        nft: Ok("nftables v1.0.6 (Lester Gooch #5)".to_owned()),
+        features: vec![(TPROXY, Ok(()))],
+        transparent: vec![(Family::V4, Ok(())), (Family::V6, Ok(()))],
+        kube_proxy: Vec::new(),
+        sees_all_processes: true,
+        leftovers: Ok(Found::default()),
+        interfaces: vec![interface("all"), interface("eth0")],
+        forwarding: vec![(Family::V4, true), (Family::V6, true)],
+        conntrack: Some((100, 262_144)),
+        descriptors: Some(1_048_576),
+        backlog: Some(4096),
+        local_ports: Some((32_768, 60_999)),
+        reserved_ports: Vec::new(),
+        bridges: Vec::new(),
+        bridge_rules: Vec::new(),
+        closed_chains: Vec::new(),
+    }
+}
+
+/// Name; what is different; what is said other than that all is well: level, about, part of what.
+type Case = (&'static str, fn(&mut Facts), &'static [(Level, &'static str, &'static str)]);
+
+use Level::{Problem, Warning};
+
+#[rustfmt::skip]
+const CASES: &[Case] = &[
+    ("all is well", |_| {}, &[]),
+
+    ("no CAP_NET_ADMIN: nothing could be looked at", |f| {
+        f.capabilities.net_admin = false;
+        f.features.clear();
+        f.leftovers = Err("not permitted".to_owned());
+    }, &[(Problem, "capabilities", "CAP_NET_ADMIN")]),
+    ("no CAP_NET_BIND_SERVICE", |f| f.capabilities.net_bind_service = false,
+        &[(Problem, "capabilities", "below 1024")]),
+    ("anybody may bind any port", |f| {
+        f.capabilities.net_bind_service = false;
+        f.first_free_port = Some(0);
+    }, &[]),
+    ("an old kernel", |f| f.kernel = "4.19.0-27-amd64".to_owned(), &[(Problem, "kernel", "4.19.0")]),
+    ("the oldest kernel that does", |f| f.kernel = "5.9.0".to_owned(), &[]),
+    ("no nft", |f| f.nft = Err("not found".to_owned()), &[(Problem, "nft", "not found")]),
+    ("an old nft", |f| f.nft = Ok("nftables v0.9.8 (E.D.S.)".to_owned()), &[(Problem, "nft", "too old")]),
+    ("the kernel lacks something", |f| f.features[0].1 = Err("No such file or directory".to_owned()),
+        &[(Problem, "nftables", "no TPROXY: No such file")]),
+    ("no transparent sockets for IPv6", |f| f.transparent[1].1 = Err("not permitted".to_owned()),
+        &[(Problem, "sockets", "IPv6: not permitted")]),
+    ("a kernel without IPv6", |f| { f.transparent.pop(); f.forwarding.pop(); }, &[]),
+
+    ("kube-proxy runs", |f| f.kube_proxy = vec![Sign::Process(42)], &[(Problem, "kube-proxy", "process 42")]),
+    ("kube-proxy answers", |f| f.kube_proxy = vec![Sign::Answers { mode: "ipvs".to_owned() }],
+        &[(Problem, "kube-proxy", "mode ipvs")]),
+    ("kube-proxy may be inside of k3s", |f| {
+        let process = Process { id: 7, name: "k3s-agent".to_owned(), arguments: Vec::new() };
+        f.kube_proxy = vec![Sign::Inside(process)];
+    }, &[(Warning, "kube-proxy", "k3s-agent (process 7)")]),
+    ("in a container that cannot see", |f| f.sees_all_processes = false, &[(Warning, "kube-proxy", "could not be seen")]),
+    ("kube-proxy's table is there", |f| {
+        f.leftovers = Ok(Found { traces: vec![Trace::NftTable(Family::V4)], unseen: Vec::new() });
+    }, &[(Problem, "rules of kube-proxy", "nftables table ip kube-proxy")]),
+    ("something could not be looked at", |f| {
+        f.leftovers = Ok(Found { traces: Vec::new(), unseen: vec!["the tables of iptables-legacy".to_owned()] });
+    }, &[(Warning, "rules of kube-proxy", "iptables-legacy")]),
+    ("nothing could be looked at", |f| f.leftovers = Err("nft failed".to_owned()),
+        &[(Warning, "rules of kube-proxy", "nft failed")]),
+
+    ("the mark counts on one interface", |f| f.interfaces[1].src_valid_mark = true,
+        &[(Problem, "reverse path", "on eth0")]),
+    ("the mark counts on all", |f| f.interfaces[0].src_valid_mark = true, &[(Problem, "reverse path", "on all")]),
+    ("a bridge without pods", |f| {
+        f.bridges = vec![Bridge { name: "docker0".to_owned(), ports: 0 }];
+        f.bridge_rules = vec![(Family::V4, true)];
+    }, &[]),
+    ("a pod on a bridge", |f| {
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridge_rules = vec![(Family::V4, false), (Family::V6, false)];
+    }, &[]),
+    ("a pod on a bridge whose packets pass the rules too early", |f| {
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridge_rules = vec![(Family::V4, true), (Family::V6, false)];
+    }, &[(Problem, "bridges", "net.bridge.bridge-nf-call-iptables=1: IPv4")]),
+    ("the same for IPv6", |f| {
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridge_rules = vec![(Family::V4, false), (Family::V6, true)];
+    }, &[(Problem, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
+    ("pods beside each other on a bridge", |f| {
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 2 }];
+    }, &[(Warning, "bridges", "answer each other directly")]),
+    ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
+    ("a firewall", |f| {
+        f.closed_chains = vec![ClosedChain { name: "ip filter INPUT".to_owned(), looks_at_mark: false }];
+    }, &[(Warning, "firewall", "ip filter INPUT")]),
+    ("a firewall that knows the mark", |f| {
+        f.closed_chains = vec![ClosedChain { name: "ip filter INPUT".to_owned(), looks_at_mark: true }];
+    }, &[]),
+    ("kube-proxy has left route_localnet", |f| f.interfaces[0].route_localnet = true,
+        &[(Warning, "localnet", "CVE-2020-8558")]),
+
+    ("few descriptors", |f| f.descriptors = Some(65_535), &[(Warning, "open files", "at most 65535")]),
+    ("just enough descriptors", |f| f.descriptors = Some(65_536), &[]),
+    ("no limit on descriptors", |f| f.descriptors = None, &[]),
+    ("short queues", |f| f.backlog = Some(128), &[(Warning, "backlog", "128")]),
+    ("few ports", |f| f.local_ports = Some((50_000, 59_999)), &[(Warning, "local ports", "only 10000")]),
+    ("one port", |f| f.local_ports = Some((50_000, 50_000)), &[(Warning, "local ports", "only 1:")]),
+    ("ports that are nodePorts too", |f| f.local_ports = Some((1_024, 65_535)),
+        &[(Warning, "local ports", "overlap the nodePorts")]),
+    ("one port that is a nodePort too", |f| f.local_ports = Some((32_767, 60_999)),
+        &[(Warning, "local ports", "overlap the nodePorts")]),
+    ("nodePorts are reserved", |f| {
+        f.local_ports = Some((1_024, 65_535));
+        f.reserved_ports = vec![(8_080, 8_080), (30_000, 31_000), (31_001, 32_767)];
+    }, &[]),
+    ("nodePorts are reserved in part", |f| {
+        f.local_ports = Some((1_024, 65_535));
+        f.reserved_ports = vec![(30_000, 32_000)];
+    }, &[(Warning, "local ports", "overlap the nodePorts")]),
+    ("connection tracking is nearly full", |f| f.conntrack = Some((9_000, 10_000)),
+        &[(Warning, "conntrack", "9000 of 10000")]),
+    ("connection tracking is nearly nearly full", |f| f.conntrack = Some((8_999, 10_000)), &[]),
+    ("no connection tracking", |f| f.conntrack = None, &[]),
+];
+
+#[test]
+fn cases() {
+    for (name, change, wanted) in CASES {
+        let mut facts = good();
+        change(&mut facts);
+        let findings = judge(&facts);
+        let bad: Vec<_> = findings.iter().filter(|finding| finding.level > Level::Ok).collect();
+        assert_eq!(bad.len(), wanted.len(), "{name}: {bad:#?}");
+        for (finding, (level, about, part)) in bad.iter().zip(*wanted) {
+            assert_eq!((finding.level, finding.about), (*level, *about), "{name}");
+            assert!(finding.what.contains(part), "{name}: {}", finding.what);
+            assert!(!finding.mend.is_empty(), "{name}: no mend");
+        }
+    }
+}
+
+#[test]
+fn where_all_is_well_everything_is_said_once() {
+    let mut about: Vec<&str> = judge(&good()).iter().map(|finding| finding.about).collect();
+    let number = about.len();
+    about.sort_unstable();
+    about.dedup();
+    assert_eq!((about.len(), number), (14, 14), "{about:?}");
+}

@@ -1,0 +1,77 @@
+//! `sluice cleanup`: removes from this node what an agent has made in the kernel, or what kube-proxy has.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use sluice_capture::{kube_proxy, tproxy};
+
+use crate::running;
+
+/// Arguments of `sluice cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove what kube-proxy has left, of all of its modes, instead of what an agent has. Stop kube-proxy
+    /// before.
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Remove it although its owner runs and may make all of it again.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Removes, and says what. Nothing is there: nothing is done, and that is fine.
+///
+/// # Errors
+/// The owner runs, or something could not be removed.
+pub fn run(args: &CleanupArgs) -> Result<()> {
+    let mut out = io::stdout().lock();
+    if args.kube_proxy { remove_kube_proxy(args.force, &mut out) } else { remove_own(args.force, &mut out) }
+}
+
+fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
+    let signs = running::kube_proxy(&running::processes());
+    if !signs.is_empty() && !force {
+        bail!(
+            "kube-proxy runs here ({}) and would make all of it again: stop it first (kubectl --namespace \
+             kube-system delete daemonset kube-proxy, or keep it off this node), or give --force",
+            listed(&signs)
+        );
+    }
+    let kube_proxy::Removed { removed, kept, failed } =
+        kube_proxy::remove().context("cannot look at what kube-proxy has left")?;
+    say(out, "removed", &removed)?;
+    say(out, "kept", &kept)?;
+    if !failed.is_empty() {
+        bail!("not all could be removed:\n{}", failed.join("\n"));
+    }
+    if removed.is_empty() && kept.is_empty() {
+        writeln!(out, "nothing of kube-proxy's is here")?;
+    }
+    Ok(())
+}
+
+fn remove_own(force: bool, out: &mut impl Write) -> Result<()> {
+    let agents = running::agents(&running::processes());
+    if !agents.is_empty() && !force {
+        bail!(
+            "an agent runs here (process {}) and would make all of it again: stop it first, or give --force",
+            listed(&agents)
+        );
+    }
+    let tproxy::Cleaned { removed } = tproxy::cleanup().context("cannot remove everything")?;
+    say(out, "removed", &removed)?;
+    if removed.is_empty() {
+        writeln!(out, "nothing of an agent's is here")?;
+    }
+    Ok(())
+}
+
+fn listed<T: Display>(things: impl IntoIterator<Item = T>) -> String {
+    things.into_iter().map(|thing| thing.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn say<T: Display>(out: &mut impl Write, what: &str, things: &[T]) -> io::Result<()> {
+    things.iter().try_for_each(|thing| writeln!(out, "{what}: {thing}"))
+}

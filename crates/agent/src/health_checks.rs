@@ -1,0 +1,120 @@
+//! The `healthCheckNodePort` servers: load balancers ask them which nodes have endpoints of a Service.
+//!
+//! One tokio task owns the ports and makes the difference true when Services or addresses come and go; the
+//! numbers that are answered are read at each request. (kube-proxy: `healthcheck/service_health.go`.)
+
+mod answer;
+mod ports;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sluice_table::Table;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::http_server::Connections;
+use ports::Ports;
+
+/// How often the list of Services is looked at.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Connections over all ports together. A probe takes milliseconds and is then over, so this is far more
+/// than load balancers need, and half of what the data plane leaves to others.
+const CONNECTIONS: usize = 128;
+
+/// The servers. Dropping it closes all ports.
+#[derive(Debug)]
+pub struct HealthChecks {
+    addresses: watch::Sender<Vec<IpAddr>>,
+    stats: Stats,
+    task: JoinHandle<()>,
+}
+
+/// How the servers are doing. Cloning it shares it.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    ports: Arc<Counts>,
+    connections: Connections,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    open: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl HealthChecks {
+    /// Starts, on no address so far. `healthy` is asked at each request whether the proxy as a whole is.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn start(table: Table, healthy: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        let (addresses, changes) = watch::channel(Vec::new());
+        let connections = Connections::new(CONNECTIONS);
+        let stats = Stats { ports: Arc::default(), connections: connections.clone() };
+        let ports = Ports::new(connections, Arc::new(healthy));
+        let task = tokio::spawn(follow(table, changes, ports, Arc::clone(&stats.ports)));
+        Self { addresses, stats, task }
+    }
+
+    /// Where to serve from now on: the addresses that nodePorts are served on.
+    pub fn update(&self, addresses: Vec<IpAddr>) {
+        self.addresses.send_if_modified(|current| {
+            let is_news = *current != addresses;
+            *current = addresses;
+            is_news
+        });
+    }
+
+    /// How the servers are doing.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+}
+
+impl Drop for HealthChecks {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Stats {
+    /// Addresses and ports that answer.
+    pub fn open(&self) -> usize {
+        self.ports.open.load(Ordering::Relaxed)
+    }
+
+    /// Addresses and ports that should answer and cannot be listened on.
+    pub fn failed(&self) -> usize {
+        self.ports.failed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were cut off because others came while as many were open as there may be.
+    pub fn cut_off(&self) -> u64 {
+        self.connections.cut_off()
+    }
+}
+
+async fn follow(
+    table: Table,
+    mut addresses: watch::Receiver<Vec<IpAddr>>,
+    mut ports: Ports,
+    counts: Arc<Counts>,
+) {
+    let mut poll = tokio::time::interval(POLL);
+    loop {
+        tokio::select! {
+            changed = addresses.changed() => if changed.is_err() { return },
+            _ = poll.tick() => {}
+        }
+        let current = addresses.borrow_and_update().clone();
+        ports.reconcile(&table.health_checks(), &current, Instant::now());
+        counts.open.store(ports.open(), Ordering::Relaxed);
+        counts.failed.store(ports.failed(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! The ports that are served: which there are to be, opening and closing the difference, trying again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use sluice_model::{Family, ObjectName};
+use sluice_table::HealthCheck;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use super::answer::answer;
+use crate::http_server::{self, Connections, Settings};
+
+/// Pause before a port that could not be had is tried again: people wait for what is in the way to go.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Failures that are said one by one when many come at once, as where kube-proxy still has all ports.
+const COMPLAINTS_AT_ONCE: usize = 20;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// A connection is for one request: load balancers need no more, and a connection that is over at once
+/// takes no room from others.
+const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: false };
+
+/// Whether the proxy as a whole is healthy.
+pub(super) type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// The ports.
+pub(super) struct Ports {
+    connections: Connections,
+    healthy: Healthy,
+    ports: BTreeMap<SocketAddr, Port>,
+    /// The list that [`Ports::ports`] was made from: another one is another allocation.
+    checks: Arc<Vec<Arc<HealthCheck>>>,
+    addresses: Vec<IpAddr>,
+    /// Services whose port is another one's, and which.
+    conflicts: BTreeSet<Conflict>,
+    /// Failures that were news since the last [`Ports::sum_up`].
+    complaints: usize,
+}
+
+/// A Service, its port, and the Service that has it.
+type Conflict = (ObjectName, u16, ObjectName);
+
+struct Port {
+    check: Arc<HealthCheck>,
+    state: State,
+}
+
+enum State {
+    Open { _server: Server },
+    Failed { reason: Option<i32>, retry_at: Instant },
+}
+
+/// The task that serves a port; ends with it.
+struct Server(JoinHandle<()>);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Ports {
+    /// None so far.
+    pub(super) fn new(connections: Connections, healthy: Healthy) -> Self {
+        Self {
+            connections,
+            healthy,
+            ports: BTreeMap::new(),
+            checks: Arc::default(),
+            addresses: Vec::new(),
+            conflicts: BTreeSet::new(),
+            complaints: 0,
+        }
+    }
+
+    /// How many answer.
+    pub(super) fn open(&self) -> usize {
+        self.ports.values().filter(|port| matches!(port.state, State::Open { .. })).count()
+    }
+
+    /// How many cannot be had.
+    pub(super) fn failed(&self) -> usize {
+        self.ports.len() - self.open()
+    }
+
+    /// Serves these checks on these addresses and nothing else; tries again what failed, as far as it is
+    /// due. What is served already is left alone.
+    pub(super) fn reconcile(
+        &mut self,
+        checks: &Arc<Vec<Arc<HealthCheck>>>,
+        addresses: &[IpAddr],
+        now: Instant,
+    ) {
+        if !Arc::ptr_eq(checks, &self.checks) || addresses != self.addresses {
+            self.checks = Arc::clone(checks);
+            self.addresses = addresses.to_vec();
+            let (wanted, conflicts) = wanted(checks, addresses);
+            for (service, port, owner) in conflicts.difference(&self.conflicts) {
+                warn!("no health check of {service}: its port {port} is that of {owner}; give it another");
+            }
+            self.conflicts = conflicts;
+            self.ports.retain(|address, port| {
+                let stays = wanted.get(address).is_some_and(|check| Arc::ptr_eq(check, &port.check));
+                if !stays {
+                    debug!(%address, service = %port.check.service(), "health check port closed");
+                }
+                stays
+            });
+            for (address, check) in wanted {
+                if !self.ports.contains_key(&address) {
+                    let state = self.open_port(address, &check, None, now);
+                    self.ports.insert(address, Port { check, state });
+                }
+            }
+        }
+        let due = |(address, port): (&SocketAddr, &Port)| match port.state {
+            State::Failed { reason, retry_at } if retry_at <= now => {
+                Some((*address, Arc::clone(&port.check), reason))
+            }
+            _ => None,
+        };
+        let due: Vec<_> = self.ports.iter().filter_map(due).collect();
+        for (address, check, reason) in due {
+            let state = self.open_port(address, &check, Some(reason), now);
+            self.ports.insert(address, Port { check, state });
+        }
+        self.sum_up();
+    }
+
+    /// Says how many failures were not said one by one.
+    fn sum_up(&mut self) {
+        let complaints = std::mem::take(&mut self.complaints);
+        if let Some(unsaid) = complaints.checked_sub(COMPLAINTS_AT_ONCE).filter(|unsaid| *unsaid > 0) {
+            warn!("{unsaid} more health check ports cannot be listened on; -v names them");
+        }
+    }
+
+    /// Opens a port and serves it. `failed_before`: why it could not be had the last time.
+    fn open_port(
+        &mut self,
+        address: SocketAddr,
+        check: &Arc<HealthCheck>,
+        failed_before: Option<Option<i32>>,
+        now: Instant,
+    ) -> State {
+        let service = check.service();
+        match listen(address) {
+            Ok(listener) => {
+                match failed_before {
+                    Some(_) => {
+                        info!(%address, %service, "the health check port can be had now and is served")
+                    }
+                    None => debug!(%address, %service, "health check port opened"),
+                }
+                State::Open { _server: self.serve(listener, Family::of(address.ip()), Arc::clone(check)) }
+            }
+            Err(error) => {
+                let reason = error.raw_os_error();
+                if failed_before != Some(reason) {
+                    self.complaints += 1;
+                    let mend = mend(reason);
+                    if self.complaints <= COMPLAINTS_AT_ONCE {
+                        warn!("no health check of {service} on {address}: {error}: {mend}");
+                    } else {
+                        debug!("no health check of {service} on {address}: {error}: {mend}");
+                    }
+                }
+                State::Failed { reason, retry_at: now + RETRY }
+            }
+        }
+    }
+
+    fn serve(&self, listener: TcpListener, family: Family, check: Arc<HealthCheck>) -> Server {
+        let healthy = Arc::clone(&self.healthy);
+        let connections = self.connections.clone();
+        Server(tokio::spawn(async move {
+            let answer = move |_: &_| answer(check.service(), check.local_endpoints(family), healthy());
+            match http_server::serve(listener, connections, SETTINGS, answer).await {}
+        }))
+    }
+}
+
+/// Who answers where. A port that two Services claim (an apiserver gives it to one) is the first one's by
+/// name.
+fn wanted(
+    checks: &[Arc<HealthCheck>],
+    addresses: &[IpAddr],
+) -> (BTreeMap<SocketAddr, Arc<HealthCheck>>, BTreeSet<Conflict>) {
+    let mut owners: BTreeMap<u16, &Arc<HealthCheck>> = BTreeMap::new();
+    let mut conflicts = BTreeSet::new();
+    for check in checks {
+        let owner = owners.entry(check.port()).or_insert(check);
+        if !Arc::ptr_eq(owner, check) {
+            conflicts.insert((check.service().clone(), check.port(), owner.service().clone()));
+        }
+    }
+    let addresses: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_link_local(*ip)).collect();
+    let all = owners.into_values().flat_map(|check| addresses.iter().map(move |ip| (*ip, check)));
+    (all.map(|(ip, check)| (SocketAddr::new(ip, check.port()), Arc::clone(check))).collect(), conflicts)
+}
+
+/// An address that means nothing without an interface, so that no load balancer can ask there.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// The port is shared with another agent of the same user, so that in a rolling update no load balancer
+/// misses an answer between the old one and the new.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn mend(reason: Option<i32>) -> &'static str {
+    match reason.map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => "another process listens there (kube-proxy?); stop it. It is tried again",
+        Some(Errno::ADDRNOTAVAIL) => "the address is not on an interface of this node. It is tried again",
+        Some(Errno::ACCESS) => "the port is privileged; run with CAP_NET_BIND_SERVICE. It is tried again",
+        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
+        _ => "it is tried again",
+    }
+}

@@ -1,0 +1,212 @@
+//! Serving HTTP, as the agent's own ports need it: accepting, a time limit for each request, and a bound
+//! on connections, so that nobody can use up the descriptors that traffic needs. Runs as tokio tasks; what
+//! is answered is the caller's.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// Pause after a failed accept: out of descriptors, mostly, and there is nothing to do but wait.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How connections are treated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// How long a client may take to send a request, and to begin one on a connection that is kept.
+    pub patience: Duration,
+    /// Whether a connection is kept for more than one request.
+    pub keep_alive: bool,
+}
+
+/// The connections of any number of listeners, bounded together. Cloning it shares it.
+///
+/// Over the bound the oldest is cut off for the newest: whoever asks and goes is answered however many
+/// connections others hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    limit: usize,
+    cut_off: AtomicU64,
+    /// The oldest first; some may have ended.
+    open: Mutex<VecDeque<AbortHandle>>,
+}
+
+impl Connections {
+    /// At most this many.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self(Arc::new(Pool { limit, cut_off: AtomicU64::new(0), open: Mutex::default() }))
+    }
+
+    /// How many were cut off for newer ones.
+    pub(crate) fn cut_off(&self) -> u64 {
+        self.0.cut_off.load(Ordering::Relaxed)
+    }
+
+    fn admit(&self, connection: AbortHandle) {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|connection| !connection.is_finished());
+        open.push_back(connection);
+        if open.len() > self.0.limit
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+            self.0.cut_off.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Accepts and answers until the future is dropped, which closes the listener and its connections.
+pub(crate) async fn serve<A>(
+    listener: TcpListener,
+    connections: Connections,
+    settings: Settings,
+    answer: A,
+) -> Infallible
+where
+    A: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + 'static,
+{
+    let mut own = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(_) => {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            Some(_) = own.join_next() => continue,
+        };
+        let answer = answer.clone();
+        connections.admit(own.spawn(async move {
+            let answer = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request))));
+            // What the client does to its connection is its own business.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(settings.patience)
+                .keep_alive(settings.keep_alive)
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// How long a test waits for what must happen.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A server that answers `hello` and keeps connections.
+    async fn server(connections: &Connections, patience: Duration) -> (SocketAddr, JoinSet<Infallible>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings = Settings { patience, keep_alive: true };
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, connections.clone(), settings, |_| Response::new(Full::from("hello"))));
+        (address, task)
+    }
+
+    /// Asks and reads to the end of the answer, which is `hello`.
+    async fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            if stream.read_buf(&mut answer).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the other side ends the connection, in time.
+    async fn is_ended(stream: &mut TcpStream) -> bool {
+        let ended = timeout(DEADLINE, stream.read(&mut [0; 1])).await.expect("the connection is still open");
+        matches!(ended, Ok(0) | Err(_))
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_asks_is_cut_off() {
+        let (address, _task) = server(&Connections::new(8), Duration::from_millis(50)).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        assert!(is_ended(&mut silent).await);
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nx-never: ends").await.unwrap();
+        while !is_ended(&mut slow).await {}
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        ask(&mut idle).await.unwrap();
+        assert!(is_ended(&mut idle).await, "nothing asked after the first answer");
+    }
+
+    #[tokio::test]
+    async fn over_the_bound_the_oldest_goes_and_the_newest_is_answered() {
+        const LIMIT: usize = 4;
+        let connections = Connections::new(LIMIT);
+        let (first_address, _first) = server(&connections, DEADLINE).await;
+        let (second_address, _second) = server(&connections, DEADLINE).await;
+        let mut held = Vec::new();
+        for _ in 0..LIMIT {
+            let mut stream = TcpStream::connect(first_address).await.unwrap();
+            ask(&mut stream).await.unwrap();
+            held.push(stream);
+        }
+        assert_eq!(connections.cut_off(), 0, "at the bound, not over it");
+        let mut newest = TcpStream::connect(second_address).await.unwrap();
+        ask(&mut newest).await.unwrap();
+        assert!(is_ended(&mut held[0]).await);
+        assert_eq!(connections.cut_off(), 1);
+        for stream in &mut held[1..] {
+            ask(stream).await.expect("all others are kept");
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_that_ended_do_not_count() {
+        let connections = Connections::new(1);
+        let (address, _task) = server(&connections, DEADLINE).await;
+        for _ in 0..8 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("hello"), "{answer}");
+            // The task ends a moment after the client has seen the end.
+            let ended = async {
+                while connections.0.open.lock().unwrap().iter().any(|open| !open.is_finished()) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(DEADLINE, ended).await.expect("the connection ends");
+        }
+        assert_eq!(connections.cut_off(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_goes_takes_its_connections_along() {
+        let (address, mut task) = server(&Connections::new(8), DEADLINE).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        ask(&mut stream).await.unwrap();
+        task.shutdown().await;
+        assert!(is_ended(&mut stream).await);
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! `sluice check` and `sluice cleanup` in network namespaces that are a node each.
+
+use std::process::{Command, Output};
+
+/// Runs a shell script in a network namespace of its own, which is gone afterwards. `$sluice` is the program.
+fn on_a_node(script: &str) -> Output {
+    let is_root = rustix::process::geteuid().is_root();
+    let as_root: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
+    // With a /sys of its own, which shows the namespace's interfaces.
+    Command::new("unshare")
+        .args(as_root)
+        .args(["--net", "--mount", "--", "sh", "-euc"])
+        .arg(format!("mount -t sysfs sysfs /sys\n{script}"))
+        .env("sluice", env!("CARGO_BIN_EXE_sluice"))
+        .output()
+        .unwrap_or_else(|error| panic!("unshare (of util-linux): {error}"))
+}
+
+/// Exit status, and everything that was said.
+fn outcome(output: &Output) -> (Option<i32>, String) {
+    let said = [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat();
+    (output.status.code(), said)
+}
+
+/// What kube-proxy leaves: a table, and iptables chains as nft shows them.
+const KUBE_PROXY: &str = "
+nft -f - <<END
+table ip kube-proxy { chain services { }; }
+table ip nat {
+  chain KUBE-SERVICES { }
+  chain OUTPUT { type nat hook output priority -100; jump KUBE-SERVICES; }
+}
+END
+";
+
+/// A process with kube-proxy's name, for as long as the script runs.
+const RUNNING: &str = "
+directory=$(mktemp -d)
+cp \"$(command -v sleep)\" \"$directory/kube-proxy\"
+\"$directory/kube-proxy\" 60 & process=$!
+trap 'kill $process; rm -r \"$directory\"' EXIT
+until [ \"$(cat /proc/$process/comm)\" = kube-proxy ]; do :; done
+";
+
+#[test]
+fn a_plain_node_is_ready() {
+    let (status, said) = outcome(&on_a_node("\"$sluice\" check"));
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("ok") && line.contains("nftables v")), "{said}");
+    assert!(!said.contains("problem"), "{said}");
+}
+
+#[test]
+fn checking_changes_nothing() {
+    let script = "nft list ruleset; ip rule; ip route show table all; \"$sluice\" check >/dev/null; echo ===; \
+                  nft list ruleset; ip rule; ip route show table all";
+    let (status, said) = outcome(&on_a_node(script));
+    let (before, after) = said.split_once("===\n").unwrap_or_else(|| panic!("the script did not end: {said}"));
+    assert_eq!((status, before), (Some(0), after));
+}
+
+#[test]
+fn what_is_in_the_way_is_said_with_the_mend() {
+    let script = format!(
+        "{KUBE_PROXY}{RUNNING}
+        ip link add cni0 type bridge
+        ip link add veth0 type veth peer name eth0 && ip link set veth0 master cni0
+        sysctl -qw net.ipv4.conf.eth0.src_valid_mark=1
+        nft 'table ip filter {{ chain INPUT {{ type filter hook input priority 0; policy drop; }}; }}'
+        \"$sluice\" check"
+    );
+    let (status, said) = outcome(&on_a_node(&script));
+    assert_eq!(status, Some(1), "{said}");
+    for (level, part) in [
+        ("problem", "kube-proxy it runs (process"),
+        ("problem", "nftables table ip kube-proxy, which"),
+        ("problem", "1 chain of iptables-nft in table nat, 1 rule leading to them"),
+        ("problem", "on eth0: the kernel drops every captured packet"),
+        ("warning", "refused by ip filter INPUT"),
+    ] {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = said.lines().find(|line| words(line).contains(part));
+        let line = line.unwrap_or_else(|| panic!("{part} is not in\n{said}"));
+        assert!(line.starts_with(level) && line.contains("To mend it: "), "{line}");
+    }
+    assert!(said.lines().any(|line| line.contains("bridges") && line.contains("cni0")), "{said}");
+}
+
+#[test]
+fn programs_read_json() {
+    let output = on_a_node(&format!("{KUBE_PROXY}\"$sluice\" check --output json"));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &json["ready"]), (Some(1), &serde_json::Value::from(false)));
+    let findings = json["findings"].as_array().unwrap();
+    let is_table = |finding: &&serde_json::Value| {
+        finding["level"] == "problem"
+            && finding["mend"].as_str().unwrap().contains("sluice cleanup --kube-proxy")
+    };
+    assert_eq!(findings.iter().filter(is_table).count(), 2, "{json:#}");
+}
+
+#[test]
+fn without_privileges_that_is_what_is_said() {
+    let script = "setpriv --reuid 65534 --clear-groups --inh-caps=-all --bounding-set=-all \"$sluice\" check";
+    let (status, said) = outcome(&on_a_node(script));
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("CAP_NET_ADMIN") && said.contains("CAP_NET_BIND_SERVICE"), "{said}");
+    assert!(!said.contains("the kernel has no"), "what could not be asked for is not missing: {said}");
+}
+
+#[test]
+fn kube_proxys_rules_are_removed_and_a_second_time_there_are_none() {
+    let script = format!(
+        "{KUBE_PROXY}
+        \"$sluice\" cleanup --kube-proxy; \"$sluice\" cleanup --kube-proxy; echo ===; nft list ruleset"
+    );
+    let (status, said) = outcome(&on_a_node(&script));
+    let (said, ruleset) = said.split_once("===\n").unwrap_or_else(|| panic!("one failed: {said}"));
+    assert_eq!(status, Some(0));
+    let wanted = "removed: nftables table ip kube-proxy\n\
+                  removed: 1 chain of iptables-nft in table nat, 1 rule leading to them\n\
+                  nothing of kube-proxy's is here\n";
+    assert_eq!(said, wanted);
+    assert!(ruleset.contains("chain OUTPUT") && !ruleset.contains("KUBE") && !ruleset.contains("kube-proxy"));
+}
+
+#[test]
+fn nothing_is_removed_while_kube_proxy_runs_unless_it_is_insisted_on() {
+    let script = format!(
+        "{KUBE_PROXY}{RUNNING}
+        \"$sluice\" cleanup --kube-proxy && exit 7
+        nft list table ip kube-proxy; echo ===
+        \"$sluice\" cleanup --kube-proxy --force"
+    );
+    let output = on_a_node(&script);
+    let (status, said) = outcome(&output);
+    assert_eq!(status, Some(0), "{said}");
+    let (before, after) = said.split_once("===\n").unwrap_or_else(|| panic!("the table is gone: {said}"));
+    assert!(
+        before.contains("chain services") && after.contains("removed: nftables table ip kube-proxy"),
+        "{said}"
+    );
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        complaint.contains("kube-proxy runs here (process") && complaint.contains("--force"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn what_an_agent_has_made_is_removed_and_kube_proxys_is_not() {
+    let script = format!(
+        "{KUBE_PROXY}
+        \"$sluice\" cleanup
+        nft add table inet sluice
+        \"$sluice\" cleanup; echo ===; nft list tables"
+    );
+    let (status, said) = outcome(&on_a_node(&script));
+    assert_eq!(status, Some(0), "{said}");
+    let wanted = "nothing of an agent's is here\nremoved: the nftables table inet sluice\n===\n\
+                  table ip kube-proxy\ntable ip nat\n";
+    assert_eq!(said, wanted);
+}
