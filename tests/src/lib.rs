@@ -63,6 +63,7 @@ impl World {
         descriptors: 4_096,
         udp_idle: Config::UDP_IDLE,
         half_closed_idle: Config::HALF_CLOSED_IDLE,
+        marks: None,
     };
 
     /// The same with another data plane.
@@ -72,7 +73,7 @@ impl World {
 
     /// The same at a given address.
     pub fn at(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr], dataplane: Config) -> Self {
-        let config = ProxyConfig { table: WriterConfig::new("here"), dataplane };
+        let config = ProxyConfig::bind(WriterConfig::new("here"), dataplane);
         let proxy = Proxy::start(config).expect("workers start");
         let service = service("web", frontend, protocol);
         let mut world = Self { proxy, frontend, protocol, service, endpoints: Vec::new() };

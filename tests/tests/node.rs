@@ -1,0 +1,18 @@
+//! End to end on a node: a proxy that captures, in a cluster made of network namespaces.
+//!
+//! Needs root, or a kernel that lets users have namespaces; fails where there is neither.
+
+// All of it is test code, helpers too, where clippy does not see that by itself.
+#![allow(unreachable_pub, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+#[path = "node/rules.rs"]
+mod rules;
+#[path = "node/world.rs"]
+mod world;
+
+#[path = "node/changes.rs"]
+mod changes;
+#[path = "node/matrix.rs"]
+mod matrix;
+#[path = "node/traffic.rs"]
+mod traffic;

@@ -1,0 +1,150 @@
+//! Every kind of address, client, protocol, policy and place of endpoints, over IPv4 and IPv6.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE};
+
+use super::rules::{CLIENTS, Client, Fate, KINDS, Kind, PLACES, POLICIES, Place, Policy, Source, Who, fate};
+use super::world::{BACKEND, FAMILIES, PROTOCOLS, World, name, names, service, slices};
+
+/// How often each question is asked: often enough for two endpoints to have their turn.
+const QUESTIONS: usize = 2;
+
+/// One cell of the matrix.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    kind: Kind,
+    client: Client,
+    policy: Policy,
+    place: Place,
+    protocol: Protocol,
+    family: Family,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for kind in KINDS {
+        for client in CLIENTS {
+            for policy in POLICIES {
+                for place in PLACES {
+                    for protocol in PROTOCOLS {
+                        for family in FAMILIES {
+                            cases.push(Case { kind, client, policy, place, protocol, family });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// Which Service has this policy, and endpoints in this place.
+fn number(policy: Policy, place: Place) -> u8 {
+    let place = match place {
+        Place::Here => 1,
+        Place::ElsewhereOnly => 2,
+        Place::Nowhere => 3,
+    };
+    if policy == Policy::Local { place + 10 } else { place }
+}
+
+impl Case {
+    fn host(self, lab: &Lab) -> &Host {
+        match self.client {
+            Client::Pod => lab.pod(0),
+            Client::Node => lab.node(),
+            Client::Outside => lab.outside(),
+        }
+    }
+
+    /// What is wrong, if something is.
+    fn check(self, world: &World) -> Result<(), String> {
+        let fate = fate(self.kind, self.client, self.policy, self.place);
+        let host = self.host(&world.lab);
+        let patience = if fate == Fate::Dropped { SILENCE } else { PATIENCE };
+        let to = world.address(self.kind, number(self.policy, self.place), self.family);
+        let questions = if matches!(fate, Fate::Answered(..)) { QUESTIONS } else { 1 };
+        let outcomes: Vec<_> = (0..questions).map(|_| host.ask(self.protocol, to, patience)).collect();
+        let wrong = |what: &str| Err(format!("{self:?}: {what}; wanted {fate:?}: {outcomes:?}"));
+        match fate {
+            Fate::Refused if outcomes != [self.refusal()] => wrong("not refused"),
+            Fate::Dropped if outcomes != [Outcome::Silent] => wrong("not silent"),
+            Fate::Refused | Fate::Dropped => Ok(()),
+            Fate::Answered(who, source) => {
+                let answered: BTreeSet<_> =
+                    outcomes.iter().filter_map(Outcome::by).map(str::to_owned).collect();
+                if answered != self.endpoints(who, &world.lab) {
+                    return wrong("not these endpoints, all of them");
+                }
+                let is_right = |outcome: &Outcome| match (source, outcome.source()) {
+                    (Source::Client, Some(seen)) => seen == host.ip(self.family),
+                    (Source::Node, Some(seen)) => world.is_nodes(seen),
+                    (_, None) => false,
+                };
+                if outcomes.iter().all(is_right) { Ok(()) } else { wrong("not this source address") }
+            }
+        }
+    }
+
+    /// A refused datagram of the node's own processes does not even leave: sendto(2) says EPERM, as it
+    /// does with kube-proxy.
+    fn refusal(self) -> Outcome {
+        match (self.client, self.protocol) {
+            (Client::Node, Protocol::Udp) => Outcome::Forbidden,
+            _ => Outcome::Refused,
+        }
+    }
+
+    fn endpoints(self, who: Who, lab: &Lab) -> BTreeSet<String> {
+        match (who, self.place) {
+            (Who::Local, _) => names([lab.pod(1)]),
+            (Who::All, Place::Here) => names([lab.pod(1), lab.other_pod(0)]),
+            (Who::All, _) => names([lab.other_pod(0)]),
+        }
+    }
+}
+
+#[test]
+fn who_answers_what_it_sees_who_is_refused_and_who_hears_nothing() {
+    let lab = Lab::new().unwrap_or_else(|error| panic!("{error}"));
+    // The kernel sends one host no more than about one ICMP error a second.
+    for setting in ["net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"] {
+        lab.node().ns.set(setting, "0").expect("the limit can be lifted");
+    }
+    let _servers = [lab.pod(1), lab.other_pod(0)].map(|host| host.serve(BACKEND).expect("the port is free"));
+    let mut world = World::new(lab, |_| {});
+    let mut changes = Vec::new();
+    for policy in POLICIES {
+        let model = if policy == Policy::Local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
+        for place in PLACES {
+            let (here, there) = (world.lab.pod(1), world.lab.other_pod(0));
+            let endpoints: &[(&Host, &str)] = match place {
+                Place::Here => &[(here, "node"), (there, "other")],
+                Place::ElsewhereOnly => &[(there, "other")],
+                Place::Nowhere => &[],
+            };
+            let number = number(policy, place);
+            changes.push(Change::Apply(service(number, model).into()));
+            changes.extend(slices(number, endpoints));
+        }
+    }
+    assert_eq!(changes.len(), 6 * 3, "{:?}", name(1));
+    world.apply(changes);
+
+    // One Service at a time, so that nobody else takes its endpoints' turns; the silent ones side by side.
+    let (silent, others): (Vec<_>, Vec<_>) = cases()
+        .into_iter()
+        .partition(|case| fate(case.kind, case.client, case.policy, case.place) == Fate::Dropped);
+    assert_eq!((silent.len(), others.len()), (24, 264));
+    let mut wrong: Vec<String> = others.iter().filter_map(|case| case.check(&world).err()).collect();
+    let world = &world;
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            silent.iter().map(|case| scope.spawn(move || case.check(world).err())).collect();
+        wrong.extend(threads.into_iter().filter_map(|thread| thread.join().expect("it does not panic")));
+    });
+    assert!(wrong.is_empty(), "{} of 288 are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}

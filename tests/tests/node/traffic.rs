@@ -1,0 +1,366 @@
+//! What else there is to traffic: source ranges, ports that no Service has, hairpins, endpoints in the node's
+//! own network, large datagrams, bulk, who is a local pod, connection tracking.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr};
+
+use sluice::proxy::{CaptureConfig, NodePorts};
+use sluice_capture::tproxy;
+use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_table::LocalPods;
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring};
+
+use super::rules::{KINDS, Kind};
+use super::world::{BACKEND, FAMILIES, PORT, PROTOCOLS, World, service, slices};
+
+fn lab() -> Lab {
+    Lab::new().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn serve(host: &Host) -> Server {
+    host.serve(BACKEND).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A lab, and Service 1 with this policy and these endpoints.
+fn world(policy: TrafficPolicy, endpoints: &[(&str, &str)]) -> (World, Vec<Server>) {
+    let mut world = World::new(lab(), |_| {});
+    let servers = add_service(&mut world, 1, policy, endpoints);
+    (world, servers)
+}
+
+/// Adds a Service whose endpoints are hosts of the lab, by name.
+fn add_service(
+    world: &mut World,
+    number: u8,
+    policy: TrafficPolicy,
+    endpoints: &[(&str, &str)],
+) -> Vec<Server> {
+    let hosts: Vec<(Host, &str)> =
+        endpoints.iter().map(|(host, node)| (host_named(&world.lab, host).clone(), *node)).collect();
+    let servers = hosts.iter().map(|(host, _)| serve(host)).collect();
+    let mut changes = vec![Change::Apply(service(number, policy).into())];
+    let endpoints: Vec<(&Host, &str)> = hosts.iter().map(|(host, node)| (host, *node)).collect();
+    changes.extend(slices(number, &endpoints));
+    world.apply(changes);
+    servers
+}
+
+fn host_named<'a>(lab: &'a Lab, name: &str) -> &'a Host {
+    let hosts =
+        [lab.node(), lab.pod(0), lab.pod(1), lab.other(), lab.other_pod(0), lab.other_pod(1), lab.outside()];
+    hosts.into_iter().find(|host| host.name == name).unwrap()
+}
+
+fn families_and_protocols() -> impl Iterator<Item = (Family, Protocol)> {
+    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (family, protocol)))
+}
+
+#[test]
+fn source_ranges_guard_load_balancer_addresses_and_nothing_else() {
+    let mut world = World::new(lab(), |_| {});
+    let _server = serve(world.lab.pod(1));
+    // Outside is in, pods and the node are not.
+    let mut guarded = service(1, TrafficPolicy::Cluster);
+    let ranges = ["192.168.20.0/24", "192.168.20.20/32", "fd00:20::/64"];
+    guarded.source_ranges = Some(ranges.map(|range| range.parse().unwrap()).into());
+    // The node is in, outside is not. The node's address is in the range: so are its own processes.
+    let mut reversed = service(2, TrafficPolicy::Cluster);
+    reversed.source_ranges =
+        Some(["192.168.10.0/24", "fd00:10::/64"].map(|range| range.parse().unwrap()).into());
+    // Nobody answers, and who is not in the ranges must not even know that.
+    let mut empty = service(3, TrafficPolicy::Cluster);
+    empty.source_ranges = guarded.source_ranges.clone();
+    let endpoint = world.lab.pod(1).clone();
+    let mut changes: Vec<Change> =
+        [guarded, reversed, empty].map(|service| Change::Apply(service.into())).into();
+    changes.extend((1..=2).flat_map(|number| slices(number, &[(&endpoint, "node")])));
+    world.apply(changes);
+
+    let ask = |host: &Host, kind, number, family, protocol, patience| {
+        host.ask(protocol, world.address(kind, number, family), patience)
+    };
+    let [outside, pod, node] = [world.lab.outside(), world.lab.pod(0), world.lab.node()];
+    for (family, protocol) in families_and_protocols() {
+        let context = format!("{family} {protocol}");
+        let answered = |host, kind, number| {
+            let outcome = ask(host, kind, number, family, protocol, PATIENCE);
+            assert_eq!(outcome.by(), Some("pod-1"), "{context} {} {kind:?}: {outcome:?}", host.name);
+        };
+        let silent = |host: &Host, number| {
+            let outcome = ask(host, Kind::LoadBalancer, number, family, protocol, SILENCE);
+            assert_eq!(outcome, Outcome::Silent, "{context} {} {number}", host.name);
+        };
+        answered(outside, Kind::LoadBalancer, 1);
+        silent(pod, 1);
+        silent(node, 1);
+        answered(node, Kind::LoadBalancer, 2);
+        silent(outside, 2);
+        silent(pod, 3);
+        let refused = ask(outside, Kind::LoadBalancer, 3, family, protocol, PATIENCE);
+        assert_eq!(refused, Outcome::Refused, "{context}");
+        for kind in [Kind::ClusterIp, Kind::ExternalIp, Kind::NodePort] {
+            answered(pod, kind, 1);
+        }
+    }
+}
+
+#[test]
+fn ports_that_a_service_does_not_have_are_refused_and_addresses_that_none_has_are_silent() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    for (family, protocol) in families_and_protocols() {
+        let of_service = SocketAddr::new(world.address(Kind::ClusterIp, 1, family).ip(), 81);
+        let of_nobody = SocketAddr::new(world.address(Kind::ClusterIp, 99, family).ip(), PORT);
+        for host in [world.lab.pod(0), world.lab.node(), world.lab.outside()] {
+            let outcome = host.ask(protocol, of_service, PATIENCE);
+            let is_refused = match (protocol, host.name.as_str()) {
+                (Protocol::Udp, "node") => outcome == Outcome::Forbidden,
+                _ => outcome == Outcome::Refused,
+            };
+            assert!(is_refused, "{family} {protocol} {}: {outcome:?}", host.name);
+            let outcome = host.ask(protocol, of_nobody, SILENCE);
+            assert_eq!(outcome, Outcome::Silent, "{family} {protocol} {}", host.name);
+        }
+        // nodePorts are not served on loopback.
+        let loopback: IpAddr =
+            if family == Family::V4 { [127, 0, 0, 1].into() } else { "::1".parse().unwrap() };
+        let outcome = world.lab.node().ask(protocol, (loopback, 30_001).into(), PATIENCE);
+        assert_eq!(outcome, Outcome::Refused, "{family} {protocol}");
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("pod-0", "node")]);
+    for (family, protocol) in families_and_protocols() {
+        for kind in KINDS {
+            let outcome = world.lab.pod(0).ask(protocol, world.address(kind, 1, family), PATIENCE);
+            let context = format!("{family} {protocol} {kind:?}: {outcome:?}");
+            assert_eq!(outcome.by(), Some("pod-0"), "{context}");
+            assert!(outcome.source().is_some_and(|seen| world.is_nodes(seen)), "{context}");
+        }
+    }
+}
+
+#[test]
+fn endpoints_in_the_networks_of_nodes_see_a_pods_own_address_too() {
+    let (mut world, _here) = world(TrafficPolicy::Cluster, &[("node", "node")]);
+    let _there = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other", "other")]);
+    let pod = world.lab.pod(0);
+    for (family, protocol) in families_and_protocols() {
+        for (number, name) in [(1, "node"), (2, "other")] {
+            let to = world.address(Kind::ClusterIp, number, family);
+            let outcome = pod.ask(protocol, to, PATIENCE);
+            let context = format!("{family} {protocol} {name}: {outcome:?}");
+            assert_eq!(outcome.by(), Some(name), "{context}");
+            assert_eq!(outcome.source(), Some(pod.ip(family)), "{context}");
+            // The same endpoint, directly: nobody is taken for somebody else.
+            let direct =
+                pod.ask(protocol, (host_named(&world.lab, name).ip(family), BACKEND).into(), PATIENCE);
+            assert_eq!((direct.by(), direct.source()), (Some(name), Some(pod.ip(family))));
+        }
+        // Of the node's own processes, through an external address: an endpoint that is a frontend's node.
+        let outcome = world.lab.node().ask(protocol, world.address(Kind::NodePort, 1, family), PATIENCE);
+        assert_eq!(outcome.by(), Some("node"), "{outcome:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_at_an_external_address_of_its_own_service_serves() {
+    let mut world = World::new(lab(), |_| {});
+    let _server = serve(world.lab.node());
+    let node = world.lab.node().clone();
+    let mut service = service(1, TrafficPolicy::Cluster);
+    service.external_ips = FAMILIES.map(|family| node.ip(family)).into();
+    service.ports.iter_mut().for_each(|port| port.port = BACKEND);
+    let changes = [Change::Apply(service.into())].into_iter().chain(slices(1, &[(&node, "node")]));
+    world.apply(changes.collect::<Vec<_>>());
+    // TCP alone: replies to datagrams would need a socket with the very address that the endpoint's has.
+    for family in FAMILIES {
+        for host in [world.lab.pod(0), world.lab.outside(), world.lab.node()] {
+            let outcome = host.ask(Protocol::Tcp, (node.ip(family), BACKEND).into(), PATIENCE);
+            assert_eq!(outcome.by(), Some("node"), "{family} {}: {outcome:?}", host.name);
+        }
+    }
+    assert_eq!(world.proxy().stats().endpoint_loops, 0);
+}
+
+#[test]
+fn datagrams_of_any_size_and_bulk_pass_whole() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        for (host, kind) in [
+            (world.lab.pod(0), Kind::ClusterIp),
+            (world.lab.node(), Kind::ClusterIp),
+            (world.lab.outside(), Kind::NodePort),
+            (world.lab.outside(), Kind::LoadBalancer),
+        ] {
+            let to = world.address(kind, 1, family);
+            let context = format!("{family} {} {kind:?}", host.name);
+            // What a node sends itself over lo in IPv6 fragments, the kernel puts together only so far.
+            let longest = if (family, host.name.as_str()) == (Family::V6, "node") { 65_000 } else { 65_507 };
+            for length in [0, 2_000, 60_000, longest] {
+                let echoed = host.echo_udp(to, length, PATIENCE);
+                assert!(echoed.is_ok(), "{context}, {length} bytes: {echoed:?}");
+            }
+            let echoed = host.echo_tcp(to, 20_000_000, PATIENCE);
+            assert!(echoed.is_ok(), "{context}: {echoed:?}");
+        }
+    }
+    let stats = world.proxy().stats();
+    assert_eq!((stats.udp_dropped_error, stats.udp_unroutable, stats.tcp_unroutable), (0, 0, 0), "{stats:?}");
+}
+
+#[test]
+fn the_clients_port_is_kept_with_its_address() {
+    let (mut world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let _same = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other-pod-1", "other")]);
+    let pod = world.lab.pod(0);
+    for family in FAMILIES {
+        // One socket, two Services, then the same endpoint by two addresses: the second needs another port.
+        let socket = pod.udp_socket(world.address(Kind::ClusterIp, 1, family)).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let Outcome::Answered { source_port, .. } = sluice_testbed::lab::ask_on(&socket, PATIENCE) else {
+            panic!("no answer")
+        };
+        assert_eq!(source_port, port);
+        socket.connect(world.address(Kind::ClusterIp, 2, family)).unwrap();
+        let outcome = sluice_testbed::lab::ask_on(&socket, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-1"), "the first flow has the port: {outcome:?}");
+
+        let stream = pod.tcp_stream(world.address(Kind::ClusterIp, 1, family), PATIENCE).unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(line.trim_end().ends_with(&port.to_string()), "{line} has port {port}");
+        (&stream).write_all(b"bye").unwrap();
+    }
+}
+
+#[test]
+fn nothing_captured_is_tracked_unless_asked_for() {
+    for track in [false, true] {
+        let mut world = World::new(lab(), |config| {
+            let CaptureConfig::Tproxy(config) = &mut config.capture else { panic!("not capturing") };
+            config.track = track;
+        });
+        let _servers = add_service(
+            &mut world,
+            1,
+            TrafficPolicy::Cluster,
+            &[("pod-1", "node"), ("other-pod-0", "other")],
+        );
+        // Somebody has to want connection tracking, or there is none.
+        let firewall = "table inet firewall { chain forward { type filter hook forward priority 0; ct state invalid drop; }; \
+                        chain input { type filter hook input priority 0; ct state invalid drop; }; \
+                        chain output { type filter hook output priority 0; ct state invalid drop; }; }";
+        world.lab.node().ns.nft_file(firewall).unwrap();
+        for (family, protocol) in families_and_protocols() {
+            for host in [world.lab.pod(0), world.lab.node(), world.lab.outside()] {
+                for _ in 0..2 {
+                    let outcome = host.ask(protocol, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+                    assert!(outcome.by().is_some(), "{track} {family} {protocol} {}: {outcome:?}", host.name);
+                }
+            }
+        }
+        let entries = world.lab.node().ns.conntrack_entries().unwrap();
+        assert_eq!(entries > 0, track, "{entries} entries");
+    }
+}
+
+#[test]
+fn local_pods_are_told_by_interface_and_by_node_too() {
+    type Detector = (&'static str, LocalPods, tproxy::LocalPods);
+    let detectors: [Detector; 3] = [
+        ("by prefix", LocalPods::Detected, tproxy::LocalPods::Interface { pattern: "veth*".into() }),
+        ("by the Node's CIDRs", LocalPods::DetectedByNodeCidrs, tproxy::LocalPods::NodeCidrs),
+        ("by nothing", LocalPods::DetectedIn(Vec::new()), tproxy::LocalPods::None),
+    ];
+    for (name, table, capture) in detectors {
+        let mut world = World::new(lab(), |config| {
+            config.table.local_pods = table;
+            let CaptureConfig::Tproxy(config) = &mut config.capture else { panic!("not capturing") };
+            config.local_pods = capture.clone();
+            config.cluster_cidrs = Vec::new();
+        });
+        let _servers = add_service(&mut world, 1, TrafficPolicy::Local, &[("pod-1", "node")]);
+        let _elsewhere = add_service(&mut world, 2, TrafficPolicy::Local, &[("other-pod-0", "other")]);
+        let is_detected = capture != tproxy::LocalPods::None;
+        for (family, protocol) in families_and_protocols() {
+            let ask = |host: &Host, kind, number| {
+                host.ask(
+                    protocol,
+                    world.address(kind, number, family),
+                    if is_detected { PATIENCE } else { SILENCE },
+                )
+            };
+            let context = format!("{name} {family} {protocol}");
+            let [pod, outside] = [world.lab.pod(0), world.lab.outside()];
+            // A pod keeps its address; others do only where no pod can be told.
+            assert_eq!(ask(pod, Kind::ClusterIp, 1).source(), Some(pod.ip(family)), "{context}");
+            let seen = ask(outside, Kind::ClusterIp, 1).source().unwrap();
+            assert_eq!(world.is_nodes(seen), is_detected, "{context}");
+            // Only a local pod is not bound by policy Local.
+            let outcome = ask(pod, Kind::NodePort, 2);
+            assert_eq!(outcome.by().is_some(), is_detected, "{context}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn masquerade_all_hides_pods_at_cluster_ips() {
+    let mut world = World::new(lab(), |config| config.table.masquerade_all = true);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    for (family, protocol) in families_and_protocols() {
+        let outcome = world.lab.pod(0).ask(protocol, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+        assert!(outcome.source().is_some_and(|seen| world.is_nodes(seen)), "{outcome:?}");
+    }
+}
+
+#[test]
+fn node_ports_are_served_on_the_addresses_in_the_cidrs_as_they_come_and_go() {
+    let mut world = World::new(lab(), |config| {
+        config.node_ports = NodePorts::Inside(vec!["198.51.100.0/24".parse().unwrap()]);
+    });
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let at: SocketAddr = ([198, 51, 100, 7], 30_001).into();
+    let router = &world.lab.router().ns;
+    router.ip("route add 198.51.100.0/24 via 192.168.10.10").unwrap();
+    let ask = |world: &World, to| world.lab.outside().ask(Protocol::Tcp, to, SILENCE);
+    assert_eq!(ask(&world, ([192, 168, 10, 10], 30_001).into()), Outcome::Refused, "not in the CIDR");
+    // IPv6 has no CIDR in the list: all of its addresses.
+    let outcome =
+        world.lab.outside().ask(Protocol::Tcp, world.address(Kind::NodePort, 1, Family::V6), PATIENCE);
+    assert_eq!(outcome.by(), Some("pod-1"));
+
+    world.lab.node().ns.ip("address add 198.51.100.7/32 dev eth0").unwrap();
+    world.tick();
+    assert_eq!(ask(&world, at).by(), Some("pod-1"));
+    world.lab.node().ns.ip("address del 198.51.100.7/32 dev eth0").unwrap();
+    world.tick();
+    assert_eq!(ask(&world, at).by(), None);
+}
+
+#[test]
+fn pods_on_a_bridge_are_served_where_bridged_packets_are_not_filtered() {
+    let lab = Lab::builder().wiring(Wiring::Bridged).build().unwrap_or_else(|error| panic!("{error}"));
+    for setting in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        // Not there, not on.
+        let _ = lab.node().ns.set(setting, "0");
+    }
+    let mut world = World::new(lab, |_| {});
+    let _servers =
+        add_service(&mut world, 1, TrafficPolicy::Cluster, &[("pod-1", "node"), ("other-pod-0", "other")]);
+    let pod = world.lab.pod(0);
+    for (family, protocol) in families_and_protocols() {
+        for kind in KINDS {
+            let outcomes = [(); 2].map(|()| pod.ask(protocol, world.address(kind, 1, family), PATIENCE));
+            let context = format!("{family} {protocol} {kind:?}: {outcomes:?}");
+            let mut answered: Vec<_> = outcomes.iter().filter_map(Outcome::by).collect();
+            answered.sort_unstable();
+            assert_eq!(answered, ["other-pod-0", "pod-1"], "{context}");
+            let keeps_address = kind == Kind::ClusterIp;
+            let is_kept = |outcome: &Outcome| outcome.source() == Some(pod.ip(family));
+            assert!(outcomes.iter().all(|outcome| is_kept(outcome) == keeps_address), "{context}");
+        }
+    }
+}

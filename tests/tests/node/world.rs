@@ -1,0 +1,160 @@
+//! A node with a proxy that captures, in a lab, and Services on it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use sluice::proxy::{CaptureConfig, NodePorts, Proxy, ProxyConfig};
+use sluice_capture::tproxy;
+use sluice_dataplane::Config;
+use sluice_model::{
+    Change, Endpoint, EndpointSlice, Family, Node, Object, ObjectName, Protocol, Service, ServicePort,
+    SlicePort, TrafficPolicy,
+};
+use sluice_table::{LocalPods, WriterConfig};
+use sluice_testbed::lab::{Host, Lab};
+
+/// The port that all backends listen on.
+pub const BACKEND: u16 = 8080;
+
+/// The port that all Services have.
+pub const PORT: u16 = 80;
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
+/// A lab whose node has a proxy.
+pub struct World {
+    pub lab: Lab,
+    proxy: Option<Proxy>,
+}
+
+impl World {
+    /// With `--cluster-cidr`, and whatever else is changed about it.
+    pub fn new(lab: Lab, change: impl FnOnce(&mut ProxyConfig)) -> Self {
+        let cluster: Vec<IpNet> = ["10.244.0.0/16", "fd00:244::/32"].map(|cidr| cidr.parse().unwrap()).into();
+        let table =
+            WriterConfig { local_pods: LocalPods::DetectedIn(FAMILIES.into()), ..WriterConfig::new("node") };
+        let dataplane = Config {
+            workers: 2,
+            descriptors: 4_096,
+            udp_idle: Config::UDP_IDLE,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            marks: None,
+        };
+        let capture = CaptureConfig::Tproxy(tproxy::Config {
+            ports: tproxy::Ports::from_first(10_265),
+            local_pods: tproxy::LocalPods::Cidrs(cluster.clone()),
+            cluster_cidrs: cluster,
+            track: false,
+        });
+        let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePorts::Primary };
+        change(&mut config);
+        // Threads and programs that are started there stay there.
+        let proxy = lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");
+        let mut world = Self { lab, proxy: Some(proxy) };
+        let node = Node {
+            name: "node".into(),
+            zone: None,
+            addresses: vec![world.lab.node().v4.into(), world.lab.node().v6.into()],
+            pod_cidrs: ["10.244.1.0/24", "fd00:244:1::/64"].map(|cidr| cidr.parse().unwrap()).into(),
+            eligible: true,
+        };
+        let cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap()).into();
+        let range = sluice_model::ServiceCidr { name: "kubernetes".into(), cidrs };
+        world.apply([Change::Apply(Object::Node(node)), Change::Apply(range.into())]);
+        world
+    }
+
+    /// Makes changes take effect.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change> + Send) {
+        let (node, proxy) = (&self.lab.node().ns, self.proxy.as_mut().expect("it runs"));
+        node.run(|| proxy.apply(changes));
+    }
+
+    /// Lets the proxy do what is due.
+    pub fn tick(&mut self) {
+        let (node, proxy) = (&self.lab.node().ns, self.proxy.as_mut().expect("it runs"));
+        node.run(|| proxy.tick());
+    }
+
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("it runs")
+    }
+
+    /// Whether an address is one of the node's own.
+    pub fn is_nodes(&self, address: IpAddr) -> bool {
+        let found =
+            self.lab.node().ns.ip(&format!("-o address show to {address}")).expect("the node can be asked");
+        !found.trim().is_empty()
+    }
+
+    /// The Service's address of a kind.
+    pub fn address(&self, kind: super::rules::Kind, number: u8, family: Family) -> SocketAddr {
+        use super::rules::Kind;
+        match kind {
+            Kind::ClusterIp => (ip("10.96.0", "fd00:96::", number, family), PORT).into(),
+            Kind::ExternalIp => (ip("203.0.113", "fd00:cb::", number, family), PORT).into(),
+            Kind::LoadBalancer => (ip("203.0.113", "fd00:cb::", number + 100, family), PORT).into(),
+            Kind::NodePort => (self.lab.node().ip(family), node_port(number)).into(),
+        }
+    }
+}
+
+fn ip(v4: &str, v6: &str, number: u8, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => format!("{v4}.{number}"),
+        Family::V6 => format!("{v6}{number:x}"),
+    }
+    .parse()
+    .expect("an address")
+}
+
+fn node_port(number: u8) -> u16 {
+    30_000 + u16::from(number)
+}
+
+/// A Service with addresses of all kinds, both families and both protocols, told by its number.
+pub fn service(number: u8, policy: TrafficPolicy) -> Service {
+    let both = |v4, v6, number| FAMILIES.map(|family| ip(v4, v6, number, family)).to_vec();
+    let port = |name: &str, protocol| ServicePort {
+        name: name.into(),
+        protocol,
+        port: PORT,
+        node_port: Some(node_port(number)),
+    };
+    let ports = vec![port("tcp", Protocol::Tcp), port("udp", Protocol::Udp)];
+    let mut service = Service::new(name(number), both("10.96.0", "fd00:96::", number), ports);
+    service.external_ips = both("203.0.113", "fd00:cb::", number);
+    service.load_balancer_ips = both("203.0.113", "fd00:cb::", number + 100);
+    service.internal_policy = policy;
+    service.external_policy = policy;
+    service
+}
+
+/// Ready endpoints of a Service: pods with the nodes that they are on; one slice a family.
+pub fn slices(number: u8, endpoints: &[(&Host, &str)]) -> Vec<Change> {
+    let slice = |family| EndpointSlice {
+        name: ObjectName::new("default", format!("s{number}-{family}")),
+        service: name(number),
+        family,
+        ports: vec![
+            SlicePort { name: "tcp".into(), protocol: Protocol::Tcp, number: BACKEND },
+            SlicePort { name: "udp".into(), protocol: Protocol::Udp, number: BACKEND },
+        ],
+        endpoints: endpoints
+            .iter()
+            .map(|(host, node)| Endpoint { node: Some((*node).into()), ..Endpoint::ready(host.ip(family)) })
+            .collect(),
+    };
+    FAMILIES.map(|family| Change::Apply(slice(family).into())).into()
+}
+
+pub fn name(number: u8) -> ObjectName {
+    ObjectName::new("default", format!("s{number}"))
+}
+
+/// Names of hosts.
+pub fn names<'a>(hosts: impl IntoIterator<Item = &'a Host>) -> BTreeSet<String> {
+    hosts.into_iter().map(|host| host.name.clone()).collect()
+}
