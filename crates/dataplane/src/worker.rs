@@ -30,6 +30,9 @@ use crate::udp::relay::UdpRelay;
 /// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
 const FLOW_SHARE: usize = 2;
 
+/// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
+const ANSWERS: Duration = Duration::from_secs(1);
+
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
 
@@ -44,7 +47,7 @@ pub(crate) enum Command {
     Close(Frontend, Sender<()>),
     /// End flows that lead nowhere any more, and say so when it is done.
     EndFlows(Sender<()>),
-    /// Accept nothing new; end when the last session has.
+    /// Accept nothing new; end when the last session has, and endpoints have had time to answer datagrams.
     Drain,
     /// End now.
     Stop,
@@ -58,7 +61,8 @@ pub(crate) struct Worker {
     tcp: TcpRelay,
     udp: UdpRelay,
     commands: Receiver<Command>,
-    is_draining: bool,
+    /// Of a worker that drains: until when endpoints may answer the last datagrams.
+    draining: Option<Instant>,
 }
 
 impl Worker {
@@ -84,7 +88,7 @@ impl Worker {
         let flows = config.descriptors / FLOW_SHARE / config.workers.max(1);
         let limits = FlowLimits::new(NonZeroUsize::new(flows).unwrap_or(NonZeroUsize::MIN), config.udp_idle);
         let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
-        Ok(Self { poll, tcp, udp, core, commands, is_draining: false })
+        Ok(Self { poll, tcp, udp, core, commands, draining: None })
     }
 
     /// Runs until it is told to stop, or was told to drain and is done.
@@ -126,10 +130,17 @@ impl Worker {
             if is_woken && self.obey().is_break() {
                 return;
             }
-            if self.is_draining && self.tcp.sessions() == 0 {
+            if self.is_drained() {
                 return;
             }
         }
+    }
+
+    /// Looked at twice a second at the least while there are flows: that is how often they are kept in order.
+    fn is_drained(&self) -> bool {
+        let Some(answers_until) = self.draining else { return false };
+        let is_answered = self.udp.flows() == 0 || self.core.now >= answers_until;
+        is_answered && self.tcp.sessions() == 0 && !self.udp.has_ready()
     }
 
     fn run_timers(&mut self) {
@@ -162,8 +173,8 @@ impl Worker {
                 }
                 Command::Drain => {
                     self.tcp.close_all_listeners(&mut self.core);
-                    self.udp.close_all_frontends();
-                    self.is_draining = true;
+                    self.udp.drain(&mut self.core);
+                    self.draining = Some(self.core.now + ANSWERS);
                 }
                 Command::Stop => return ControlFlow::Break(()),
             }

@@ -128,9 +128,21 @@ impl UdpRelay {
         }
     }
 
-    /// Stops serving altogether.
-    pub(crate) fn close_all_frontends(&mut self) {
-        self.state.frontends = Slots::default();
+    /// Takes nothing new: what clients have sent so far goes on to endpoints, and what they answer goes back.
+    pub(crate) fn drain(&mut self, core: &mut Core) {
+        for id in self.state.frontends.ids() {
+            if let Some(frontend) = self.state.frontends.get_mut(id)
+                && let Err(error) = socket::turn_away(&frontend.socket)
+            {
+                tracing::debug!(%error, "what clients send until a UDP socket is closed may be lost");
+            }
+            self.on_frontend(id, core);
+        }
+    }
+
+    /// How many flows there are.
+    pub(crate) fn flows(&self) -> usize {
+        self.state.flows.len()
     }
 
     /// Whether somebody waits for a turn.

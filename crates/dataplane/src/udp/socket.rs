@@ -36,6 +36,16 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
     Ok(socket.into())
 }
 
+/// From now on the kernel gives what clients send to other sockets with this address, which another agent may
+/// have; what this one has got already can still be received. It does so with a socket that has a peer, here itself:
+/// a socket that is closed instead loses what it has not yet received.
+///
+/// # Errors
+/// None is known for a socket that [`listen`] has opened.
+pub(crate) fn turn_away(socket: &mio::net::UdpSocket) -> io::Result<()> {
+    socket.connect(socket.local_addr()?)
+}
+
 /// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
 /// clients send goes to the one that TPROXY hands over to.
 ///
@@ -83,4 +93,33 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     allow_fragmentation(&socket)?;
     receive_trains(&socket)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_turns_clients_away_keeps_what_it_has_and_another_one_gets_the_rest() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let ending = listen(loopback.parse().unwrap(), None).unwrap();
+            let address = ending.local_addr().unwrap();
+            let clients: Vec<_> = (0..64).map(|_| open(address).unwrap()).collect();
+            let send = || {
+                clients
+                    .iter()
+                    .for_each(|client| assert_eq!(client.send_to(b"x", &address.into()).unwrap(), 1))
+            };
+            let received = |socket: &UdpSocket| {
+                std::iter::from_fn(|| socket.recv(&mut [0; 8]).ok()).filter(|&length| length == 1).count()
+            };
+            send();
+            let staying = listen(address, None).unwrap();
+            let ending = mio::net::UdpSocket::from_std(ending);
+            turn_away(&ending).unwrap();
+            send();
+            assert_eq!(received(&staying), 64, "{loopback}: all that came since");
+            assert_eq!(received(&ending.into()), 64, "{loopback}: all that came before");
+        }
+    }
 }
