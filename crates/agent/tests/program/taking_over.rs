@@ -55,7 +55,8 @@ fn checking_changes_nothing() {
     let script = "nft list ruleset; ip rule; ip route show table all; \"$sluice\" check >/dev/null; echo ===; \
                   nft list ruleset; ip rule; ip route show table all";
     let (status, said) = outcome(&on_a_node(script));
-    let (before, after) = said.split_once("===\n").unwrap_or_else(|| panic!("the script did not end: {said}"));
+    let (before, after) =
+        said.split_once("===\n").unwrap_or_else(|| panic!("the script did not end: {said}"));
     assert_eq!((status, before), (Some(0), after));
 }
 

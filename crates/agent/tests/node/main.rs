@@ -1,0 +1,21 @@
+//! The program `sluice agent --capture tproxy` on a node of a lab: its restarts, what others do to its rules, and
+//! how it gets on with their rules.
+//!
+//! Needs root, or a kernel that lets users have namespaces; fails where there is neither. Making a lab may start
+//! this whole program anew, so nothing else is in it.
+
+// All of it is test code, helpers too, where clippy does not see that by itself.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod manifests;
+mod scene;
+
+mod apiserver;
+mod changes;
+mod closed_doors;
+mod firewalls;
+mod health_checks;
+mod leftovers;
+mod repairs;
+mod restarts;
+mod wrong_use;

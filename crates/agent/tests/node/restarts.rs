@@ -1,0 +1,135 @@
+//! Agents that end, one way or another, and those that come after them.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+
+use rustix::process::Signal;
+use sluice_model::Protocol;
+use sluice_testbed::lab::{Host, Outcome, PATIENCE, Process, SILENCE};
+
+use crate::scene::{Conversation, Scene, until, well};
+
+#[test]
+fn after_kill_9_the_next_agent_answers_the_first_question_and_those_asked_before_it_came() {
+    let scene = Scene::new();
+    let mut agent = scene.start();
+    let conversations: Vec<_> =
+        scene.questions(1).into_iter().map(|(host, to)| Conversation::begin(host, to)).collect();
+    agent.kill();
+    conversations.into_iter().for_each(Conversation::assert_ends);
+
+    let questions = scene.questions(2);
+    thread::scope(|scope| {
+        let ask = |protocol, patience| {
+            let ask = move |(host, to): &(&Host, SocketAddr)| host.ask(protocol, *to, patience);
+            questions.iter().map(|question| scope.spawn(move || ask(question))).collect::<Vec<_>>()
+        };
+        let meanwhile = ask(Protocol::Tcp, PATIENCE);
+        for datagram in ask(Protocol::Udp, SILENCE) {
+            assert_eq!(datagram.join().unwrap(), Outcome::Silent);
+        }
+        until("all are connecting", || questions.iter().all(|(host, to)| is_connecting(host, *to)));
+        let _agent = scene.start();
+        scene.assert_served(1);
+        for (question, outcome) in questions.iter().zip(meanwhile) {
+            let outcome = outcome.join().unwrap();
+            assert!(outcome.by().is_some(), "{} from {}: {outcome:?}", question.1, question.0.name);
+        }
+    });
+}
+
+#[test]
+fn a_restart_with_unchanged_services_changes_nothing_in_the_kernel() {
+    let scene = Scene::new();
+    let mut agent = scene.start();
+    let before = kernel(&scene);
+    let monitor = well(scene.lab.node().spawn(Command::new("nft").arg("monitor")));
+    mark(&scene, &monitor, "begin");
+    agent.kill();
+    assert_eq!(kernel(&scene), before);
+    let killed_before = scene.start();
+    scene.assert_served(1);
+    killed_before.signal(Signal::TERM).unwrap();
+    let _agent = scene.start();
+    scene.assert_served(1);
+    mark(&scene, &monitor, "end");
+
+    let said = monitor.lines();
+    let begin = said.iter().rposition(|line| line.contains("begin")).unwrap();
+    let end = said.iter().position(|line| line.contains("end")).unwrap();
+    // What begins like this says which program made the change before it.
+    let changes: Vec<_> = said[begin + 1..end].iter().filter(|line| !line.starts_with('#')).collect();
+    assert!(changes.is_empty(), "{changes:#?}");
+    assert_eq!(kernel(&scene), before);
+}
+
+#[test]
+fn after_sigterm_sessions_finish_and_the_rules_stay() {
+    let scene = Scene::new();
+    let mut first = scene.start();
+    let before = kernel(&scene);
+    let mut conversations: Vec<_> =
+        scene.questions(1).into_iter().map(|(host, to)| Conversation::begin(host, to)).collect();
+    let mut all_say = |line| conversations.iter_mut().for_each(|conversation| conversation.say(line));
+    first.signal(Signal::TERM).unwrap();
+    well(first.wait_for("stopping", PATIENCE));
+    all_say("nobody new is served");
+    assert_eq!(kernel(&scene), before);
+    let mut second = scene.start();
+    scene.assert_served(1);
+    all_say("another agent is here");
+    drop(conversations);
+    assert!(well(first.wait(PATIENCE)).success());
+
+    second.signal(Signal::TERM).unwrap();
+    assert!(well(second.wait(PATIENCE)).success());
+    assert_eq!(kernel(&scene), before);
+    let _third = scene.start();
+    scene.assert_served(1);
+}
+
+#[test]
+fn a_new_agent_takes_over_from_an_old_one_without_a_failed_question() {
+    let scene = Scene::new();
+    let mut agent = scene.start();
+    let loads = scene.load();
+    for _ in 0..3 {
+        let next = scene.start();
+        loads.assert_answered();
+        agent.signal(Signal::TERM).unwrap();
+        assert!(well(agent.wait(PATIENCE)).success());
+        loads.assert_answered();
+        agent = next;
+    }
+    loads.assert_unharmed();
+}
+
+/// Everything that an agent makes in the kernel.
+fn kernel(scene: &Scene) -> String {
+    let ns = &scene.lab.node().ns;
+    let ip = ["rule", "-6 rule", "route show table 7583", "-6 route show table 7583"]
+        .map(|what| well(ns.ip(what)));
+    scene.nft("ruleset") + &ip.concat()
+}
+
+/// Whether a host has sent a SYN there, and waits for an answer.
+fn is_connecting(host: &Host, to: SocketAddr) -> bool {
+    const SYN_SENT: &str = "02";
+    let table = host.ns.read(if to.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" }).unwrap();
+    let port = format!(":{:04X}", to.port());
+    table.lines().any(|line| {
+        let [_, _, remote, state] = line.split_whitespace().take(4).collect::<Vec<_>>()[..] else {
+            return false;
+        };
+        remote.ends_with(&port) && state == SYN_SENT
+    })
+}
+
+/// Adds and deletes a table until the monitor has seen it: it needs some time to begin.
+fn mark(scene: &Scene, monitor: &Process, name: &str) {
+    until("the monitor sees a change", || {
+        well(scene.lab.node().ns.nft_file(&format!("add table ip {name}\ndelete table ip {name}\n")));
+        monitor.wait_for(name, SILENCE).is_ok()
+    });
+}

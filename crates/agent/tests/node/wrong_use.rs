@@ -1,0 +1,35 @@
+//! Where the program cannot work it ends, and says why and what helps.
+
+use std::process::Command;
+
+use sluice_testbed::lab::PATIENCE;
+
+use crate::scene::{AGENT, Scene, well};
+
+/// The program fails on the node, and says all of this in one line.
+#[track_caller]
+fn assert_ends_and_says(scene: &Scene, runner: &[&str], said: &[&str]) {
+    let mut command = Command::new(runner[0]);
+    command.args(&runner[1..]).arg(env!("CARGO_BIN_EXE_sluice"));
+    command.args(AGENT).arg("--manifests").arg(scene.manifests()).env_remove("RUST_LOG");
+    let mut agent = well(scene.lab.node().spawn(&command));
+    let line = well(agent.wait_for("ERROR", PATIENCE));
+    assert!(said.iter().all(|part| line.contains(part)), "{line}");
+    assert_eq!(well(agent.wait(PATIENCE)).code(), Some(1));
+    assert_eq!(well(scene.lab.node().ns.nft("list ruleset")), "");
+}
+
+#[test]
+fn without_cap_net_admin() {
+    let without = ["setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"];
+    assert_ends_and_says(&Scene::new(), &without, &["cannot capture", "run with CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn without_nft() {
+    assert_ends_and_says(
+        &Scene::new(),
+        &["env", "PATH=/nonexistent"],
+        &["program nft is not here", "install it"],
+    );
+}
