@@ -3,17 +3,18 @@
 //! One nftables table, `inet sluice`, whose rules are the same whatever Services there are: frontends are
 //! elements of its maps, changed by difference, one transaction a step. Captured packets are marked, and a
 //! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
-//! dropped never gets as far as a worker.
+//! dropped never gets as far as a worker. A second table, `bridge sluice`, has no elements of ours.
 //!
 //! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`: keeps the table. `routing`: keeps policy rules and routes.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
 
 mod addresses;
+mod bridge;
 mod changes;
 mod cleanup;
 mod counters;
@@ -44,7 +45,7 @@ pub use error::Error;
 use retry::Retry;
 use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
-use ruleset::{Ruleset, TABLE};
+use ruleset::TABLE;
 use table::{Outcome, Table};
 use wanted::Wanted;
 
@@ -122,7 +123,7 @@ impl Tproxy {
         let version = nft::run(&["--version"], "")?;
         debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
         let counters = Arc::<Counters>::default();
-        let table = Table::open(Ruleset::new(&config), Arc::clone(&counters))?;
+        let table = Table::open(&config, Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
         routing.ensure()?;
         let mut wanted = Wanted::default();

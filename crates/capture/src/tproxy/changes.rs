@@ -9,8 +9,8 @@ use super::ruleset::TABLE;
 /// NFNL_SUBSYS_NFTABLES and, in it, NFT_MSG_NEWGEN, which comes last of each transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
-/// NFPROTO_INET.
-const INET: u8 = 1;
+/// NFPROTO_INET and NFPROTO_BRIDGE: the families of our tables.
+const FAMILIES: [u8; 2] = [1, 7];
 
 /// The table's name, in the messages about tables, chains, rules, sets, elements, objects and flow tables alike
 /// (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, ...).
@@ -78,11 +78,11 @@ impl Followed {
 }
 
 fn concerns_us(payload: &[u8]) -> bool {
-    let family = payload.first().copied();
+    let is_family = payload.first().is_some_and(|family| FAMILIES.contains(family));
     let mut attributes = NlasIterator::new(payload.get(NFGENMSG..).unwrap_or_default()).map_while(Result::ok);
     let table = attributes.find(|attribute| attribute.kind() == TABLE_NAME);
     // What cannot be read may concern us.
-    table.is_none_or(|name| family == Some(INET) && name.value().strip_suffix(&[0]) == Some(TABLE.as_bytes()))
+    table.is_none_or(|name| is_family && name.value().strip_suffix(&[0]) == Some(TABLE.as_bytes()))
 }
 
 #[cfg(test)]
@@ -120,6 +120,7 @@ mod tests {
         ("our table",                          &[Err((1, "filter\0")), Err((1, "sluice\0")), Ok(8)], None),
         ("our table, and then others'",        &[Err((1, "sluice\0")), Ok(8), Ok(9)], None),
         ("our name in another family",         &[Err((2, "sluice\0")), Ok(8)], Some(8)),
+        ("our table for bridges",              &[Err((7, "sluice\0")), Ok(8)], None),
         ("a name that begins like ours",       &[Err((1, "sluice2\0")), Err((1, "slu\0")), Ok(8)], Some(8)),
         ("a name without its end",             &[Err((1, "sluice")), Ok(8)], Some(8)),
         ("a transaction was missed",           &[Ok(9)], None),

@@ -1,7 +1,7 @@
 //! Removing from the kernel what is ours, and nothing else.
 
 use super::generation::Generations;
-use super::ruleset::TABLE;
+use super::ruleset::{BRIDGE, INET, TABLE};
 use super::{Error, nft, routing, table};
 
 /// What was removed.
@@ -11,7 +11,7 @@ pub struct Cleaned {
     pub removed: Vec<String>,
 }
 
-/// Removes the table, the policy rules and the routes. Where there are none, nothing is done. An agent that
+/// Removes the tables, the policy rules and the routes. Where there are none, nothing is done. An agent that
 /// still runs makes all of it again.
 ///
 /// # Errors
@@ -20,9 +20,11 @@ pub fn cleanup() -> Result<Cleaned, Error> {
     // Says what is missing, where that is a capability, better than nft does.
     Generations::open()?.current()?;
     let mut removed = Vec::new();
-    if table::structure()?.is_some() {
-        nft::execute(&format!("delete table inet {TABLE}\n"))?;
-        removed.push(format!("the nftables table inet {TABLE}"));
+    for family in [INET, BRIDGE] {
+        if table::structure(family)?.is_some() {
+            nft::execute(&format!("delete table {family} {TABLE}\n"))?;
+            removed.push(format!("the nftables table {family} {TABLE}"));
+        }
     }
     removed.extend(routing::remove()?.into_iter().map(|item| format!("the {item} for captured packets")));
     Ok(Cleaned { removed })

@@ -1,4 +1,4 @@
-//! The table's structure: its sets, maps, chains and rules. It depends on the configuration only, never on
+//! The tables' structure: their sets, maps, chains and rules. It depends on the configuration only, never on
 //! Services, which are elements. No I/O.
 //!
 //! `ruleset.nft` has the rules and the reasons for them. A packet's way, in short: `prerouting` looks its
@@ -14,14 +14,19 @@ use std::fmt::Write;
 use super::marks::{CAPTURED, DOWNSTREAM, MASK, UPSTREAM};
 use super::{Config, LocalPods};
 
-/// The table's name; its family is inet.
+/// The tables' name.
 pub(super) const TABLE: &str = "sluice";
 
-const TEMPLATE: &str = include_str!("ruleset.nft");
+/// The family of the table that captures.
+pub(super) const INET: &str = "inet";
+
+/// The family of the one that turns answers on bridges to us.
+pub(super) const BRIDGE: &str = "bridge";
 
 /// The structure.
 #[derive(Debug)]
 pub(super) struct Ruleset {
+    family: &'static str,
     text: String,
     comment: String,
     shape: Shape,
@@ -46,10 +51,19 @@ pub(super) struct ChainShape {
 }
 
 impl Ruleset {
-    /// The structure for a configuration.
-    pub(super) fn new(config: &Config) -> Self {
+    /// The table that captures, for a configuration.
+    pub(super) fn inet(config: &Config) -> Self {
+        Self::new(INET, include_str!("ruleset.nft"), config)
+    }
+
+    /// The table that turns answers on bridges to us, for a configuration.
+    pub(super) fn bridge(config: &Config) -> Self {
+        Self::new(BRIDGE, include_str!("bridge.nft"), config)
+    }
+
+    fn new(family: &'static str, template: &str, config: &Config) -> Self {
         let mut text = String::new();
-        for line in TEMPLATE.lines() {
+        for line in template.lines() {
             if !matches!(line.trim_start().as_bytes(), [] | [b'#', ..]) {
                 fill_in(line, config, &mut text);
             }
@@ -60,17 +74,22 @@ impl Ruleset {
             fnv1a(&text)
         );
         let shape = Shape::of(&text);
-        Self { text, comment, shape }
+        Self { family, text, comment, shape }
     }
 
     /// The commands that put the table, without elements, in the place of whatever is there.
     pub(super) fn definition(&self) -> String {
-        let Self { text, comment, .. } = self;
+        let Self { family, text, comment, .. } = self;
         // Deleting what does not exist is an error, adding what exists is not.
         format!(
-            "add table inet {TABLE}\ndelete table inet {TABLE}\n\
-             table inet {TABLE} {{\n\tcomment \"{comment}\"\n{text}}}\n"
+            "add table {family} {TABLE}\ndelete table {family} {TABLE}\n\
+             table {family} {TABLE} {{\n\tcomment \"{comment}\"\n{text}}}\n"
         )
+    }
+
+    /// The table's family.
+    pub(super) fn family(&self) -> &'static str {
+        self.family
     }
 
     /// The table's comment: another one for each structure.
@@ -209,7 +228,7 @@ mod tests {
 
     #[test]
     fn everything_that_elements_name_is_there() {
-        let ruleset = Ruleset::new(&config());
+        let ruleset = Ruleset::inet(&config());
         for chain in Chain::ALL {
             assert!(ruleset.shape.chains.contains_key(chain.name()), "{}", chain.name());
         }
@@ -225,7 +244,7 @@ mod tests {
         let interface = LocalPods::Interface { pattern: "veth*".to_owned() };
         for local_pods in [LocalPods::None, LocalPods::NodeCidrs, interface] {
             for track in [false, true] {
-                let ruleset = Ruleset::new(&Config { local_pods: local_pods.clone(), track, ..config() });
+                let ruleset = Ruleset::inet(&Config { local_pods: local_pods.clone(), track, ..config() });
                 assert!(!ruleset.text.contains('$'), "{}", ruleset.text);
                 for line in ruleset.definition().lines() {
                     assert!(comment(line).unwrap_or_default().len() < COMMENT_MAX, "{line}");
@@ -237,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_way_to_tell_pods_is_in_the_rules() {
-        let rules = |local_pods: LocalPods| Ruleset::new(&Config { local_pods, ..config() }).text;
+        let rules = |local_pods: LocalPods| Ruleset::inet(&Config { local_pods, ..config() }).text;
         let by_address = rules(LocalPods::Cidrs(Vec::new()));
         assert!(by_address.contains("ip6 saddr @local_pods6 goto deliver_pod"), "{by_address}");
         assert_eq!(by_address, rules(LocalPods::NodeCidrs), "which addresses is a matter of elements");
@@ -256,10 +275,10 @@ mod tests {
             Config { local_pods: LocalPods::None, ..config() },
         ]
         .iter()
-        .map(|config| Ruleset::new(config).comment)
+        .map(|config| Ruleset::inet(config).comment)
         .collect();
         assert_eq!(comments.len(), 4);
-        assert_eq!(Ruleset::new(&config()).comment, Ruleset::new(&config()).comment);
+        assert_eq!(Ruleset::inet(&config()).comment, Ruleset::inet(&config()).comment);
     }
 
     #[test]

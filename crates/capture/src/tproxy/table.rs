@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
+use super::bridge::Bridge;
 use super::changes::Changes;
 use super::counters::Counters;
 use super::elements::{Delta, difference};
 use super::generation::{Generation, Generations};
 use super::listing::Listing;
-use super::ruleset::{Ruleset, TABLE};
+use super::ruleset::{INET, Ruleset, TABLE};
 use super::wanted::Wanted;
-use super::{Error, nft, script};
+use super::{Config, Error, nft, script};
 
 /// Where somebody changes our table all the time, or so much of others that changes are missed, elements are
 /// compared no more often than this, and for no more than a share of the time: to compare 40,000 takes half a
@@ -25,6 +26,7 @@ const COMPARISON_SHARE: u32 = 20;
 #[derive(Debug)]
 pub(super) struct Table {
     ruleset: Ruleset,
+    bridge: Bridge,
     generations: Generations,
     changes: Changes,
     known: Option<Known>,
@@ -76,6 +78,8 @@ pub(super) enum Damage {
     Elements(usize),
     /// The table had to be written anew.
     Structure(Why),
+    /// The table for bridges had to be.
+    Bridge,
 }
 
 /// Why a table is written anew.
@@ -108,6 +112,7 @@ impl fmt::Display for Damage {
             Self::Elements(1) => f.write_str("one of its elements was not as it was left"),
             Self::Elements(number) => write!(f, "{number} of its elements were not as they were left"),
             Self::Structure(why) => why.fmt(f),
+            Self::Bridge => write!(f, "its companion, the table bridge {TABLE}, was not as it was left"),
         }
     }
 }
@@ -125,11 +130,12 @@ impl Table {
     ///
     /// # Errors
     /// The kernel has no nftables, or not for us.
-    pub(super) fn open(ruleset: Ruleset, counters: Arc<Counters>) -> Result<Self, Error> {
+    pub(super) fn open(config: &Config, counters: Arc<Counters>) -> Result<Self, Error> {
         let mut generations = Generations::open()?;
         generations.current()?;
         Ok(Self {
-            ruleset,
+            ruleset: Ruleset::inet(config),
+            bridge: Bridge::new(config),
             generations,
             changes: Changes::default(),
             known: None,
@@ -204,7 +210,7 @@ impl Table {
             return Ok(Outcome::Nothing);
         }
         if known.structure_at != Some(current) {
-            if structure()?.as_ref() != Some(&known.structure) {
+            if structure(INET)?.as_ref() != Some(&known.structure) {
                 return self.reconcile(wanted);
             }
             known.structure_at = Some(current);
@@ -233,9 +239,18 @@ impl Table {
         Ok(current)
     }
 
-    /// Looks at the whole table. Changes the elements that are not as they are wanted; writes all of it where
+    /// Looks at the tables, all of them. Changes the elements that are not as they are wanted; writes all of it where
     /// the structure is not, or where that is the only way.
     fn reconcile(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        let is_bridge_repaired = self.bridge.keep();
+        let outcome = self.reconcile_inet(wanted)?;
+        Ok(match outcome {
+            Outcome::Nothing if is_bridge_repaired => Outcome::Repaired(Damage::Bridge),
+            outcome => outcome,
+        })
+    }
+
+    fn reconcile_inet(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
         match self.look(wanted)? {
             Sight::Same(_, delta) if delta.is_empty() => {
                 wanted.settle();
@@ -256,7 +271,7 @@ impl Table {
     fn look(&mut self, wanted: &Wanted) -> Result<Sight, Error> {
         self.changes.listen();
         let at = self.generations.current()?;
-        let Some(structure) = structure()? else { return Ok(Sight::Different(Why::Missing)) };
+        let Some(structure) = structure(INET)? else { return Ok(Sight::Different(Why::Missing)) };
         if !structure.contains(self.ruleset.comment()) {
             return Ok(Sight::Different(Why::Other));
         }
@@ -311,7 +326,7 @@ impl Table {
         self.known = None;
         let before = self.generations.current()?;
         self.execute(&script::replacement(&self.ruleset, wanted.elements()), wanted)?;
-        let structure = structure()?;
+        let structure = structure(INET)?;
         let after = self.generations.current()?;
         // Otherwise somebody has changed something meanwhile, and all of it is looked at again.
         if let Some(structure) = structure
@@ -335,24 +350,24 @@ impl Table {
     }
 }
 
-/// The table as nft lists it, without elements and counters; `None` where there is none.
+/// Our table of a family as nft lists it, without elements and counters; `None` where there is none.
 ///
 /// nft 1.0 fetches all elements to list one table without them, but not to list all tables: that takes a
 /// tenth of the time. Should it stumble over somebody else's table, ours is listed alone.
 ///
 /// # Errors
 /// nft fails.
-pub(super) fn structure() -> Result<Option<String>, Error> {
+pub(super) fn structure(family: &str) -> Result<Option<String>, Error> {
     let list = |what: &[&str]| {
         let listed = nft::run(&[&["--stateless", "--terse", "list"], what].concat(), "")?;
-        Ok(find_table(&String::from_utf8_lossy(&listed)))
+        Ok(find_table(family, &String::from_utf8_lossy(&listed)))
     };
-    list(&["ruleset", "inet"]).or_else(|error: Error| {
+    list(&["ruleset", family]).or_else(|error: Error| {
         debug!("cannot list all tables: {error}");
-        let names = nft::run(&["list", "tables", "inet"], "")?;
-        let name = format!("table inet {TABLE}");
+        let names = nft::run(&["list", "tables", family], "")?;
+        let name = format!("table {family} {TABLE}");
         if String::from_utf8_lossy(&names).lines().any(|line| line == name) {
-            list(&["table", "inet", TABLE])
+            list(&["table", family, TABLE])
         } else {
             Ok(None)
         }
@@ -360,8 +375,8 @@ pub(super) fn structure() -> Result<Option<String>, Error> {
 }
 
 /// The part of a listing that is our table.
-fn find_table(listing: &str) -> Option<String> {
-    let first = format!("table inet {TABLE} {{");
+fn find_table(family: &str, listing: &str) -> Option<String> {
+    let first = format!("table {family} {TABLE} {{");
     let mut lines = listing.lines().skip_while(|line| *line != first).peekable();
     lines.peek()?;
     let mut table = String::new();
@@ -380,8 +395,8 @@ mod tests {
     fn our_table_among_others() {
         let listing = "table inet filter {\n\tchain a {\n\t}\n}\ntable inet sluice {\n\tmap b {\n\t}\n}\n\
                        table inet sluice2 {\n\tset c {\n\t}\n}\n";
-        assert_eq!(find_table(listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
-        assert_eq!(find_table("table inet sluice2 {\n}\n"), None);
-        assert_eq!(find_table(""), None);
+        assert_eq!(find_table(INET, listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
+        assert_eq!(find_table(INET, "table inet sluice2 {\n}\n"), None);
+        assert_eq!(find_table(INET, ""), None);
     }
 }

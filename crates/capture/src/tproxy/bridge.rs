@@ -1,0 +1,64 @@
+//! Keeps the table `bridge sluice`, by which answers reach us from endpoints that share a Linux bridge with the
+//! client. `bridge.nft` has its rules; none of them depends on Services.
+
+use tracing::{debug, info, warn};
+
+use super::ruleset::{Ruleset, TABLE};
+use super::{Config, Error, nft, table};
+
+/// The table.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    ruleset: Ruleset,
+    /// As nft lists it, once it was seen to be as it is wanted.
+    known: Option<String>,
+    has_complained: bool,
+}
+
+impl Bridge {
+    /// Gets ready; changes nothing yet.
+    pub(super) fn new(config: &Config) -> Self {
+        Self { ruleset: Ruleset::bridge(config), known: None, has_complained: false }
+    }
+
+    /// Sees to it that it is there; returns whether somebody else had changed it. A kernel that cannot have it serves
+    /// all endpoints but those on bridges: that is said once.
+    pub(super) fn keep(&mut self) -> bool {
+        match self.try_keep() {
+            Ok(is_repaired) => {
+                self.has_complained = false;
+                return is_repaired;
+            }
+            Err(error) if self.has_complained => debug!(%error, "no table bridge {TABLE}"),
+            Err(error) => {
+                self.has_complained = true;
+                warn!(
+                    "pods on a Linux bridge do not reach endpoints on the same bridge: no nftables table bridge \
+                     {TABLE}: {error}; it needs a kernel with CONFIG_NF_TABLES_BRIDGE"
+                );
+            }
+        }
+        false
+    }
+
+    fn try_keep(&mut self) -> Result<bool, Error> {
+        let listed = self.listed()?;
+        if let Some(listed) = listed
+            && self.known.as_ref().map_or_else(|| listed.contains(self.ruleset.comment()), |known| *known == listed)
+        {
+            self.known = Some(listed);
+            return Ok(false);
+        }
+        nft::execute(&self.ruleset.definition())?;
+        let was_ours = self.known.is_some();
+        self.known = self.listed()?;
+        if !was_ours {
+            info!("the nftables table bridge {TABLE} is written");
+        }
+        Ok(was_ours)
+    }
+
+    fn listed(&self) -> Result<Option<String>, Error> {
+        table::structure(self.ruleset.family())
+    }
+}
