@@ -49,6 +49,11 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set)]
     pub track_connections: bool,
+    /// Keep net.bridge.bridge-nf-call-iptables and -ip6tables at 0: otherwise pods on a Linux bridge have no
+    /// Services.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
+          default_missing_value = "true", action = ArgAction::Set)]
+    pub disable_bridge_netfilter: bool,
 }
 
 /// How connections get to the workers.
@@ -165,6 +170,7 @@ impl CaptureArgs {
             local_pods,
             cluster_cidrs: self.cluster_cidr.clone(),
             track: self.track_connections,
+            bridge_netfilter_off: self.disable_bridge_netfilter,
         }))
     }
 }

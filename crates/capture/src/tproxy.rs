@@ -8,13 +8,14 @@
 //! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `bridge_netfilter`: a setting.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
 
 mod addresses;
 mod bridge;
+mod bridge_netfilter;
 mod changes;
 mod cleanup;
 mod counters;
@@ -39,6 +40,7 @@ use ipnet::IpNet;
 use tracing::{debug, info, warn};
 
 pub use addresses::NodeAddresses;
+use bridge_netfilter::BridgeNetfilter;
 pub use cleanup::{Cleaned, cleanup};
 pub use counters::{Counters, Stats};
 pub use error::Error;
@@ -62,6 +64,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Let the kernel's connection tracking see captured traffic.
     pub track: bool,
+    /// Keep `net.bridge.bridge-nf-call-iptables` and `-ip6tables` at 0, for pods on Linux bridges.
+    pub bridge_netfilter_off: bool,
 }
 
 /// The ports on 127.0.0.1 and ::1 that captured packets are handed over at, by the client's origin.
@@ -109,6 +113,7 @@ pub struct Tproxy {
     routing_retry: Retry,
     /// Whether it is known what there is to be.
     has_begun: bool,
+    bridge_netfilter: Option<BridgeNetfilter>,
     counters: Arc<Counters>,
 }
 
@@ -132,7 +137,18 @@ impl Tproxy {
             wanted.set_local_pods(cidrs);
         }
         let (table_retry, routing_retry) = (Retry::default(), Retry::default());
-        Ok(Self { config, wanted, table, table_retry, routing, routing_retry, has_begun: false, counters })
+        let bridge_netfilter = config.bridge_netfilter_off.then(BridgeNetfilter::default);
+        Ok(Self {
+            config,
+            wanted,
+            table,
+            table_retry,
+            routing,
+            routing_retry,
+            has_begun: false,
+            bridge_netfilter,
+            counters,
+        })
     }
 
     /// What it has done so far.
@@ -178,6 +194,14 @@ impl Tproxy {
         }
     }
 
+    fn keep_bridges(&mut self, now: Instant) {
+        if self.has_begun
+            && let Some(bridge_netfilter) = &mut self.bridge_netfilter
+        {
+            bridge_netfilter.keep_off(now);
+        }
+    }
+
     fn keep_routing(&mut self, now: Instant) {
         if !(self.routing.has_changed() || self.routing_retry.is_pending()) || !self.routing_retry.is_due(now)
         {
@@ -213,11 +237,13 @@ impl Capture for Tproxy {
         }
         self.wanted.change_cluster_addresses(change.cluster_addresses);
         self.has_begun = true;
+        self.keep_bridges(now);
         self.apply(now);
     }
 
     fn keep(&mut self, now: Instant) {
         self.keep_routing(now);
+        self.keep_bridges(now);
         if self.table_retry.is_pending() {
             self.apply(now);
         } else if self.has_begun {

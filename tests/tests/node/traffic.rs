@@ -341,11 +341,11 @@ fn node_ports_are_served_on_the_addresses_in_the_cidrs_as_they_come_and_go() {
 }
 
 #[test]
-fn pods_on_a_bridge_are_served_where_bridged_packets_are_not_filtered() {
+fn pods_on_a_bridge_are_served() {
     let lab = Lab::builder().wiring(Wiring::Bridged).build().unwrap_or_else(|error| panic!("{error}"));
     for setting in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
-        // Not there, not on.
-        let _ = lab.node().ns.set(setting, "0");
+        // As kube-proxy needs it. Not there without br_netfilter.
+        let _ = lab.node().ns.set(setting, "1");
     }
     let mut world = World::new(lab, |_| {});
     let _servers =

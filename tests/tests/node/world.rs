@@ -47,6 +47,7 @@ impl World {
             local_pods: tproxy::LocalPods::Cidrs(cluster.clone()),
             cluster_cidrs: cluster,
             track: false,
+            bridge_netfilter_off: true,
         });
         let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePorts::Primary };
         change(&mut config);

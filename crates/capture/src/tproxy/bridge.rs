@@ -44,7 +44,10 @@ impl Bridge {
     fn try_keep(&mut self) -> Result<bool, Error> {
         let listed = self.listed()?;
         if let Some(listed) = listed
-            && self.known.as_ref().map_or_else(|| listed.contains(self.ruleset.comment()), |known| *known == listed)
+            && self
+                .known
+                .as_ref()
+                .map_or_else(|| listed.contains(self.ruleset.comment()), |known| *known == listed)
         {
             self.known = Some(listed);
             return Ok(false);

@@ -223,6 +223,7 @@ mod tests {
             local_pods: LocalPods::NodeCidrs,
             cluster_cidrs: Vec::new(),
             track: false,
+            bridge_netfilter_off: false,
         }
     }
 

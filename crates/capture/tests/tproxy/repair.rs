@@ -27,6 +27,8 @@ fn damage_of_every_kind_is_repaired_at_the_next_look() {
             "nft delete table inet sluice",
             "nft flush table inet sluice",
             "nft flush chain inet sluice prerouting",
+            "nft flush chain bridge sluice output",
+            "nft delete table bridge sluice",
             "nft insert rule inet sluice prerouting accept",
             "nft flush set inet sluice cluster_ips4",
             "nft flush map inet sluice frontends6",

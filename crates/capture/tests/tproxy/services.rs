@@ -16,6 +16,7 @@ pub(crate) fn config() -> Config {
         local_pods: LocalPods::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()],
         track: false,
+        bridge_netfilter_off: true,
     }
 }
 

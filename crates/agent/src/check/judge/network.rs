@@ -57,28 +57,18 @@ fn bridges(facts: &Facts) -> Vec<Finding> {
             Family::V6 => "net.bridge.bridge-nf-call-ip6tables",
         };
         is_on.then(|| {
-            Finding::problem(
+            Finding::warning(
                 ABOUT,
                 format!(
                     "{setting}=1: {} packets of pods on {bridges} pass the rules before they reach the node's \
-                     IP layer, and Services do not work for these pods",
+                     IP layer, and Services do not work for these pods; the agent sets it to 0 where it may",
                     family_name(*family)
                 ),
-                format!("set {setting}=0"),
+                format!("set {setting}=0 for good"),
             )
         })
     };
     let mut findings: Vec<Finding> = facts.bridge_rules.iter().filter_map(caught).collect();
-    if with_pods.iter().any(|bridge| bridge.ports > 1) {
-        findings.push(Finding::warning(
-            ABOUT,
-            format!(
-                "pods on {bridges} answer each other directly: where one is the client and another the endpoint \
-                 and sees the client's address, its replies miss the agent"
-            ),
-            "have pods on interfaces of their own, or run the agent with --masquerade-all",
-        ));
-    }
     if findings.is_empty() {
         findings.push(Finding::ok(ABOUT, format!("packets of pods on {bridges} reach the IP layer first")));
     }

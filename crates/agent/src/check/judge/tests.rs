@@ -98,14 +98,11 @@ const CASES: &[Case] = &[
     ("a pod on a bridge whose packets pass the rules too early", |f| {
         f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
         f.bridge_rules = vec![(Family::V4, true), (Family::V6, false)];
-    }, &[(Problem, "bridges", "net.bridge.bridge-nf-call-iptables=1: IPv4")]),
+    }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-iptables=1: IPv4")]),
     ("the same for IPv6", |f| {
         f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
         f.bridge_rules = vec![(Family::V4, false), (Family::V6, true)];
-    }, &[(Problem, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
-    ("pods beside each other on a bridge", |f| {
-        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 2 }];
-    }, &[(Warning, "bridges", "answer each other directly")]),
+    }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
     ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
     ("a firewall", |f| {
         f.closed_chains = vec![ClosedChain { name: "ip filter INPUT".to_owned(), looks_at_mark: false }];
