@@ -105,35 +105,35 @@ impl Collector for Metrics {
             "Addresses and ports that are served",
             self.observer.frontends() as f64,
         )?;
+        self.encode_capture(&mut encoder)?;
+        self.encode_apiserver(&mut encoder)
+    }
+}
+
+impl Metrics {
+    fn encode_capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(stats) = self.observer.capture_stats() else { return Ok(()) };
+        gauge(encoder, "nftables_elements", "Elements in sets and maps", stats.elements as f64)?;
+        counter(encoder, "nftables_transactions", "Transactions that took effect", stats.transactions)?;
+        counter(encoder, "nftables_failures", "Attempts to look or to change that failed", stats.failures)?;
+        counter(encoder, "nftables_repairs", "Times that others' changes were undone", stats.repairs)
+    }
+
+    fn encode_apiserver(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(health) = &self.health else { return Ok(()) };
-        gauge(
-            &mut encoder,
-            "apiserver_synced",
-            "1 once everything was listed",
-            f64::from(health.is_synced()),
-        )?;
+        gauge(encoder, "apiserver_synced", "1 once everything was listed", f64::from(health.is_synced()))?;
         if let Some(age) = health.last_contact() {
             let help = "Seconds since the apiserver last said something good: the age of what is served";
-            gauge(&mut encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
+            gauge(encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
         }
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
             Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
         };
-        counter(&mut encoder, "apiserver_requests", "Lists and watches asked for", total(|h| h.requests()))?;
-        counter(&mut encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
-        counter(
-            &mut encoder,
-            "apiserver_watch_restarts",
-            "Watches started again",
-            total(|h| h.watch_restarts()),
-        )?;
-        counter(&mut encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
-        counter(
-            &mut encoder,
-            "apiserver_skipped_objects",
-            "Objects that do not count",
-            total(|h| h.skipped()),
-        )
+        counter(encoder, "apiserver_requests", "Lists and watches asked for", total(|h| h.requests()))?;
+        counter(encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
+        counter(encoder, "apiserver_watch_restarts", "Watches started again", total(|h| h.watch_restarts()))?;
+        counter(encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
+        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))
     }
 }
 

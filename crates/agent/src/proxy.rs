@@ -71,6 +71,8 @@ pub struct Proxy {
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
     doors: Option<Doors>,
+    /// What the capture has done; bind mode has nothing to do with the kernel's rules.
+    captured: Option<Arc<tproxy::Counters>>,
     /// The node's addresses and those to serve nodePorts on, unless the Node object says.
     interfaces: Option<(NodeAddresses, Vec<IpNet>)>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
@@ -84,10 +86,16 @@ pub struct Proxy {
 pub struct Observer {
     table: Table,
     dataplane: Arc<Dataplane>,
+    captured: Option<Arc<tproxy::Counters>>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
 }
 
 impl Observer {
+    /// What the capture has done to the kernel's rules so far, where it goes by them.
+    pub fn capture_stats(&self) -> Option<tproxy::Stats> {
+        self.captured.as_ref().map(|counters| counters.stats())
+    }
+
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()
@@ -152,11 +160,13 @@ impl Proxy {
         let writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
         let dataplane = Arc::new(dataplane.context("cannot start the data plane")?);
-        let (capture, doors): (Box<dyn Capture + Send + Sync>, _) = match config.capture {
-            CaptureConfig::Bind => (Box::new(Bind::new(Workers(Arc::clone(&dataplane)))), None),
+        let (capture, doors, captured): (Box<dyn Capture + Send + Sync>, _, _) = match config.capture {
+            CaptureConfig::Bind => (Box::new(Bind::new(Workers(Arc::clone(&dataplane)))), None, None),
             CaptureConfig::Tproxy(config) => {
                 let doors = Doors::new(config.ports);
-                (Box::new(Tproxy::start(config).context("cannot capture")?), Some(doors))
+                let tproxy = Tproxy::start(config).context("cannot capture")?;
+                let counters = tproxy.counters();
+                (Box::new(tproxy), Some(doors), Some(counters))
             }
         };
         let interfaces = match config.node_ports {
@@ -172,6 +182,7 @@ impl Proxy {
             capture,
             dataplane,
             doors,
+            captured,
             interfaces,
             node_port_addresses: Arc::default(),
             has_begun: false,
@@ -260,6 +271,7 @@ impl Proxy {
         Observer {
             table: self.writer.table().clone(),
             dataplane: Arc::clone(&self.dataplane),
+            captured: self.captured.clone(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
         }
     }
