@@ -19,6 +19,17 @@ table inet firewall {
         tcp dport 22 accept
         meta mark & 0x30 == 0x10 accept
     }
+    # As firewalld and Calico have it: no packet whose answer would take another way.
+    chain reverse_path {
+        type filter hook prerouting priority -299;
+        meta l4proto { icmp, icmpv6 } accept
+        fib saddr . mark . iif oif missing drop
+    }
+    chain reverse_path_later {
+        type filter hook prerouting priority 10;
+        meta l4proto { icmp, icmpv6 } accept
+        fib saddr . mark . iif oif missing drop
+    }
 }
 "#;
 

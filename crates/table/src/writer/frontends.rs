@@ -30,8 +30,10 @@ pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTre
             }
         };
         add(FrontendKind::ClusterIp, &service.cluster_ips, port.port);
-        add(FrontendKind::ExternalIp, &service.external_ips, port.port);
+        // Before external IPs: source ranges guard an address of the load balancer whatever else it is
+        // (kube-proxy: the map firewall-ips).
         add(FrontendKind::LoadBalancer, &service.load_balancer_ips, port.port);
+        add(FrontendKind::ExternalIp, &service.external_ips, port.port);
         if let Some(number) = port.node_port {
             add(FrontendKind::NodePort, node_addresses, number);
         }
@@ -80,8 +82,8 @@ mod tests {
             frontends: &["10.96.0.1:80/TCP clusterIP http"] },
         Case { name: "a load-balancer address of a family without cluster IP", ports: "http:80", cluster: "fd00::1", external: "", load_balancer: "203.0.113.1 2001:db8:9::1",
             frontends: &["[2001:db8:9::1]:80/TCP loadBalancer http", "[fd00::1]:80/TCP clusterIP http"] },
-        Case { name: "an address as external IP and load balancer: the first counts", ports: "http:80", cluster: "10.96.0.1", external: "203.0.113.1", load_balancer: "203.0.113.1",
-            frontends: &["10.96.0.1:80/TCP clusterIP http", "203.0.113.1:80/TCP externalIP http"] },
+        Case { name: "an address as external IP and load balancer: the load balancer's counts, it may have source ranges", ports: "http:80", cluster: "10.96.0.1", external: "203.0.113.1", load_balancer: "203.0.113.1",
+            frontends: &["10.96.0.1:80/TCP clusterIP http", "203.0.113.1:80/TCP loadBalancer http"] },
         Case { name: "two ports with the same number and protocol: the first counts", ports: "a:80 b:80", cluster: "10.96.0.1", external: "", load_balancer: "",
             frontends: &["10.96.0.1:80/TCP clusterIP a"] },
         Case { name: "a nodePort that is also a port of the node's external IP", ports: "http:80@80", cluster: "10.96.0.1", external: "192.0.2.1", load_balancer: "",
