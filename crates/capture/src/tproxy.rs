@@ -164,7 +164,7 @@ impl Tproxy {
     /// Makes what is wanted true, unless that has failed and its time has not come.
     fn apply(&mut self, now: Instant) {
         if self.has_begun && self.table_retry.is_due(now) {
-            let outcome = self.table.apply(&mut self.wanted);
+            let outcome = self.table.apply(&mut self.wanted, now);
             self.note_table(outcome, now);
         }
     }

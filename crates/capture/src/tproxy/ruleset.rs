@@ -23,6 +23,9 @@ pub(super) const INET: &str = "inet";
 /// The family of the one that turns answers on bridges to us.
 pub(super) const BRIDGE: &str = "bridge";
 
+/// How the comment of each table of an agent begins.
+pub(super) const SIGNATURE: &str = "Kubernetes Services. Sluice ";
+
 /// The structure.
 #[derive(Debug)]
 pub(super) struct Ruleset {
@@ -69,7 +72,7 @@ impl Ruleset {
             }
         }
         let comment = format!(
-            "Kubernetes Services. Sluice {} keeps it: edits are undone. Structure {:016x}",
+            "{SIGNATURE}{} keeps it: edits are undone. Structure {:016x}",
             env!("CARGO_PKG_VERSION"),
             fnv1a(&text)
         );

@@ -12,7 +12,7 @@ use super::counters::Counters;
 use super::elements::{Delta, difference};
 use super::generation::{Generation, Generations};
 use super::listing::Listing;
-use super::ruleset::{INET, Ruleset, TABLE};
+use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
 use super::wanted::Wanted;
 use super::{Config, Error, nft, script};
 
@@ -21,6 +21,10 @@ use super::{Config, Error, nft, script};
 /// second.
 const COMPARISON_PAUSE: Duration = Duration::from_secs(2);
 const COMPARISON_SHARE: u32 = 20;
+
+/// For so long an agent leaves the table to another agent, of another version or configuration, that has written it
+/// anew: mostly it is about to take this one's place. Two that never end take turns.
+const GIVING_WAY: Duration = Duration::from_secs(60);
 
 /// The table.
 #[derive(Debug)]
@@ -32,6 +36,7 @@ pub(super) struct Table {
     known: Option<Known>,
     /// This process has written the table, or adopted it.
     is_ours: bool,
+    gives_way_until: Option<Instant>,
     listing: Trust,
     comparison_due: Option<Instant>,
     counters: Arc<Counters>,
@@ -61,7 +66,7 @@ enum Trust {
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nothing: all is as it is wanted.
+    /// Nothing: all is as it is wanted, or another agent's.
     Nothing,
     /// So many elements were changed.
     Edited(usize),
@@ -87,7 +92,7 @@ pub(super) enum Damage {
 pub(super) enum Why {
     /// There is none.
     Missing,
-    /// It has another structure: another version's, or another configuration's.
+    /// It is an agent's, of another version or configuration.
     Other,
     /// It says that it has this structure, and has not.
     Damaged,
@@ -140,6 +145,7 @@ impl Table {
             changes: Changes::default(),
             known: None,
             is_ours: false,
+            gives_way_until: None,
             listing: Trust::Yes,
             comparison_due: None,
             counters,
@@ -151,8 +157,8 @@ impl Table {
     ///
     /// # Errors
     /// It did not work. The table is looked at anew when this is tried again.
-    pub(super) fn apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
-        let outcome = self.try_apply(wanted);
+    pub(super) fn apply(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+        let outcome = self.try_apply(wanted, now);
         self.forget_after(&outcome);
         outcome
     }
@@ -177,9 +183,9 @@ impl Table {
         }
     }
 
-    fn try_apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+    fn try_apply(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
         if self.known.is_none() {
-            return self.reconcile(wanted);
+            return self.reconcile(wanted, now);
         }
         let delta = wanted.delta();
         if delta.is_empty() {
@@ -191,7 +197,7 @@ impl Table {
             Err(Error::NftFailed(message)) => {
                 // Mostly the elements are not those that were left.
                 debug!("elements cannot be changed, so all of them are compared: {message}");
-                let outcome = self.reconcile(wanted)?;
+                let outcome = self.reconcile(wanted, now)?;
                 Ok(match outcome {
                     Outcome::Edited(elements) if elements != delta.len() => {
                         Outcome::Repaired(Damage::Elements(elements))
@@ -205,13 +211,13 @@ impl Table {
 
     fn try_check(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
         let current = self.current()?;
-        let Some(known) = &mut self.known else { return self.reconcile(wanted) };
+        let Some(known) = &mut self.known else { return self.reconcile(wanted, now) };
         if known.elements_at == Some(current) {
             return Ok(Outcome::Nothing);
         }
         if known.structure_at != Some(current) {
             if structure(INET)?.as_ref() != Some(&known.structure) {
-                return self.reconcile(wanted);
+                return self.reconcile(wanted, now);
             }
             known.structure_at = Some(current);
         }
@@ -222,7 +228,7 @@ impl Table {
             return Ok(Outcome::Nothing);
         }
         let start = Instant::now();
-        let outcome = self.reconcile(wanted);
+        let outcome = self.reconcile(wanted, now);
         self.comparison_due = Some(now + COMPARISON_PAUSE.max(start.elapsed() * COMPARISON_SHARE));
         outcome
     }
@@ -241,16 +247,19 @@ impl Table {
 
     /// Looks at the tables, all of them. Changes the elements that are not as they are wanted; writes all of it where
     /// the structure is not, or where that is the only way.
-    fn reconcile(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+    fn reconcile(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+        if self.gives_way_until.is_some_and(|until| now < until) {
+            return Ok(Outcome::Nothing);
+        }
         let is_bridge_repaired = self.bridge.keep();
-        let outcome = self.reconcile_inet(wanted)?;
+        let outcome = self.reconcile_inet(wanted, now)?;
         Ok(match outcome {
             Outcome::Nothing if is_bridge_repaired => Outcome::Repaired(Damage::Bridge),
             outcome => outcome,
         })
     }
 
-    fn reconcile_inet(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+    fn reconcile_inet(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
         match self.look(wanted)? {
             Sight::Same(_, delta) if delta.is_empty() => {
                 wanted.settle();
@@ -264,6 +273,16 @@ impl Table {
                 }
                 outcome => outcome,
             },
+            Sight::Different(Why::Other) if self.is_ours => {
+                warn!(
+                    "another agent, of another version or configuration, has written the table inet {TABLE}: it is \
+                     left to that one for {} s; is this one to end?",
+                    GIVING_WAY.as_secs()
+                );
+                (self.known, self.is_ours) = (None, false);
+                self.gives_way_until = Some(now + GIVING_WAY);
+                Ok(Outcome::Nothing)
+            }
             Sight::Different(why) => self.write(wanted, why),
         }
     }
@@ -273,7 +292,8 @@ impl Table {
         let at = self.generations.current()?;
         let Some(structure) = structure(INET)? else { return Ok(Sight::Different(Why::Missing)) };
         if !structure.contains(self.ruleset.comment()) {
-            return Ok(Sight::Different(Why::Other));
+            let is_an_agents = structure.contains(SIGNATURE);
+            return Ok(Sight::Different(if is_an_agents { Why::Other } else { Why::Damaged }));
         }
         let listed = nft::run(&["--json", "list", "table", "inet", TABLE], "")?;
         let why = match Listing::parse(&listed) {

@@ -1,5 +1,8 @@
 //! What an earlier run left is taken over without a gap.
 
+use std::time::{Duration, Instant};
+
+use sluice_capture::Capture;
 use sluice_capture::tproxy::{Config, Tproxy};
 use sluice_model::FrontendKind;
 use sluice_table::Verdict;
@@ -26,7 +29,7 @@ fn the_same_again_changes_nothing() {
         ]
         .concat();
         let change = sluice_capture::Change { withdraw: &[], offer: &states, cluster_addresses: &addresses };
-        sluice_capture::Capture::change(&mut tproxy, change, std::time::Instant::now());
+        tproxy.change(change, Instant::now());
         assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (0, 0));
         assert!(monitor.transactions().is_empty());
         assert_eq!(kernel_state(), before);
@@ -72,6 +75,30 @@ fn another_structure_is_replaced_in_one_transaction() {
         run("nft delete table inet sluice");
         drop(serving(config(), 3));
         assert_eq!(table(), fresh, "the same as without an earlier run");
+    });
+}
+
+/// While an update is rolled out, the old agent and the new one run side by side.
+#[test]
+fn an_agent_leaves_the_table_to_another_one_for_a_while() {
+    in_namespace(|| {
+        let mut old = serving(Config { track: true, ..config() }, 3);
+        let mut new = serving(config(), 3);
+        let its_own = table();
+        let now = Instant::now();
+        for _ in 0..3 {
+            old.keep(now);
+            offer(&mut old, &[state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)]);
+            new.keep(now);
+            assert_eq!(table(), its_own);
+        }
+        assert_eq!((old.stats().repairs, new.stats().repairs), (0, 0));
+        // The other one does not go away, but ends without having cleaned up.
+        drop(new);
+        old.keep(now + Duration::from_secs(59));
+        assert_eq!(table(), its_own);
+        old.keep(now + Duration::from_secs(61));
+        assert!(table().contains("203.0.113.5") && !table().contains("notrack"));
     });
 }
 
