@@ -11,12 +11,12 @@
 //! * `plan`: what to do about it, without a system.
 
 mod chains;
+mod command;
 mod iptables_save;
 mod ipvs;
 mod look;
 mod nft_listing;
 mod plan;
-mod program;
 
 use std::fmt;
 
@@ -24,7 +24,25 @@ use sluice_model::Family;
 
 use look::Sight;
 use plan::{Plan, Step};
-pub use program::Error;
+use thiserror::Error;
+
+use crate::program;
+
+/// It cannot be found out or removed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A program did not do what it was to do.
+    #[error(transparent)]
+    Program(#[from] program::Error),
+    /// It says something that is not understood; another version of it may be.
+    #[error("what {program} prints is not understood: {error}")]
+    Unexpected {
+        /// The program.
+        program: &'static str,
+        /// Where it goes wrong.
+        error: serde_json::Error,
+    },
+}
 
 /// Something of kube-proxy's.
 #[derive(Debug, Clone, PartialEq, Eq)]

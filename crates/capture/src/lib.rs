@@ -6,10 +6,12 @@
 //! * [`bind`]: listens on the frontends' own addresses. Needs no privileges.
 //! * [`tproxy`]: nftables and policy routing, for all of a node's traffic. Needs CAP_NET_ADMIN.
 //!
-//! [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that.
+//! [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that. [`program`] runs what
+//! changes the system.
 
 pub mod bind;
 pub mod kube_proxy;
+pub mod program;
 pub mod tproxy;
 
 use std::time::Instant;

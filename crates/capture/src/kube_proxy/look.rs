@@ -7,9 +7,10 @@ use std::path::Path;
 
 use sluice_model::Family;
 
+use super::Error;
 use super::chains::{TABLES, Table, is_kube_proxys};
+use super::command::Command;
 use super::ipvs::{self, VirtualService};
-use super::program::{Command, Error};
 use super::{iptables_save, nft_family, nft_listing};
 
 /// The table of kube-proxy's nftables mode.

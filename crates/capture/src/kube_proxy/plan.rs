@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use sluice_model::Family;
 
+use super::command::Command;
 use super::look::{NFT_TABLE, Sight};
-use super::program::Command;
 use super::{Backend, Trace, iptables_save, ipvs, nft_family, nft_listing};
 
 /// Everything that is to be removed.

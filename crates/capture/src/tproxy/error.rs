@@ -1,27 +1,19 @@
 //! What goes wrong on the way to the kernel.
 
 use std::io;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::program;
+
 /// What went wrong, with the mend.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// There is no program nft.
-    #[error("the program nft is not here; install it (on most systems the package nftables)")]
-    NftMissing,
-    /// It cannot be run.
-    #[error("cannot run nft: {0}")]
-    NftUnusable(io::Error),
-    /// It refused.
-    #[error("nft failed: {0}")]
-    NftFailed(String),
-    /// It did not end.
-    #[error("nft did not end in {} s and was ended; is another program changing nftables all the time?", .0.as_secs())]
-    NftStuck(Duration),
-    /// What it prints is not understood.
+    /// nft did not do what it was to do.
+    #[error(transparent)]
+    Nft(#[from] program::Error),
+    /// What nft prints is not understood.
     #[error("what nft lists is not understood: {0}; try another version of it")]
     Listing(#[from] serde_json::Error),
     /// The kernel does not answer about nftables.

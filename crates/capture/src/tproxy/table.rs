@@ -15,6 +15,7 @@ use super::listing::Listing;
 use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
 use super::wanted::Wanted;
 use super::{Config, Error, nft, script};
+use crate::program;
 
 /// Where somebody changes our table all the time, or so much of others that changes are missed, elements are
 /// compared no more often than this, and for no more than a share of the time: to compare 40,000 takes half a
@@ -194,7 +195,7 @@ impl Table {
         }
         let before = self.current()?;
         match self.edit(wanted, &delta, before) {
-            Err(Error::NftFailed(message)) => {
+            Err(Error::Nft(program::Error::Failed { message, .. })) => {
                 // Mostly the elements are not those that were left.
                 debug!("elements cannot be changed, so all of them are compared: {message}");
                 let outcome = self.reconcile(wanted, now)?;
@@ -267,7 +268,7 @@ impl Table {
                 Ok(Outcome::Nothing)
             }
             Sight::Same(at, delta) => match self.edit(wanted, &delta, at) {
-                Err(Error::NftFailed(message)) => {
+                Err(Error::Nft(program::Error::Failed { message, .. })) => {
                     debug!("elements cannot be changed: {message}");
                     self.write(wanted, Why::Unwilling)
                 }

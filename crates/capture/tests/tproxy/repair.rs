@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use sluice_capture::Capture;
 use sluice_capture::tproxy::{Error, Tproxy};
+use sluice_capture::{Capture, program};
 use sluice_model::FrontendKind;
 use sluice_table::Verdict;
 
@@ -213,7 +213,7 @@ fn without_nft_there_is_no_start() {
         let before = kernel_state();
         let broken = BrokenNft::new(directory.path());
         let error = Tproxy::start(config()).unwrap_err();
-        assert!(matches!(error, Error::NftFailed(_)), "{error}");
+        assert!(matches!(error, Error::Nft(program::Error::Failed { .. })), "{error}");
         drop(broken);
         assert_eq!(kernel_state(), before);
     });

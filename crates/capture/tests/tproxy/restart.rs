@@ -88,7 +88,10 @@ fn an_agent_leaves_the_table_to_another_one_for_a_while() {
         let now = Instant::now();
         for _ in 0..3 {
             old.keep(now);
-            offer(&mut old, &[state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)]);
+            offer(
+                &mut old,
+                &[state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)],
+            );
             new.keep(now);
             assert_eq!(table(), its_own);
         }

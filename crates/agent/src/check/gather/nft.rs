@@ -1,9 +1,7 @@
 //! What nft says: about itself, the kernel, and other people's chains.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
+use sluice_capture::program;
 use sluice_model::Family;
 
 use super::super::facts::{ClosedChain, Feature};
@@ -142,26 +140,15 @@ fn looks_at_mark(listing: &str) -> bool {
 
 /// Runs nft; what it prints, or the first line of why it does not.
 fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
-    let run = || {
-        let mut process = Command::new("nft")
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        // Who stops reading early says why, and that is better to know.
-        let _ = process.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
-        process.wait_with_output()
-    };
-    let output = run().map_err(|error| error.to_string())?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    match program::run("nft", arguments, input) {
+        Ok(printed) => Ok(String::from_utf8_lossy(&printed).into_owned()),
+        Err(program::Error::Failed { message, .. }) => {
+            let line = message.split("; ").next().unwrap_or(&message);
+            // Where it was in the input means nothing to anybody.
+            Err(line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned())
+        }
+        Err(error) => Err(error.to_string()),
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let line = said.lines().next().unwrap_or("it says nothing");
-    // Where it was in the input means nothing to anybody.
-    Err(line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned())
 }
 
 #[cfg(test)]
