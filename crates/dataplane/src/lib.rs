@@ -9,6 +9,7 @@
 mod client;
 mod core;
 mod descriptors;
+mod failure;
 mod stats;
 mod tcp;
 #[cfg(test)]

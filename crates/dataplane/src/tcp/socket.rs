@@ -1,6 +1,6 @@
 //! Socket options and the ends of a connection.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::failure;
 use crate::transparent::{Local, Marks, make_transparent};
 
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
@@ -67,7 +68,8 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
 /// A client's address is used with the client's port, as kube-proxy leaves it, unless that is taken: by
-/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint.
+/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint; or
+/// unless it is privileged and we are not.
 ///
 /// # Errors
 /// It failed at once: no route, no descriptor, no local port.
@@ -80,13 +82,11 @@ pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<TcpStream
         socket.bind(&client.into())
     });
     match with_port {
-        Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {
-            start_connect(address, local, |socket| {
-                make_transparent(socket, client.ip())?;
-                local_port::choose_at_connect(socket)?;
-                socket.bind(&SocketAddr::new(client.ip(), 0).into())
-            })
-        }
+        Err(error) if failure::is_about_the_port(&error) => start_connect(address, local, |socket| {
+            make_transparent(socket, client.ip())?;
+            local_port::choose_at_connect(socket)?;
+            socket.bind(&SocketAddr::new(client.ip(), 0).into())
+        }),
         done => done,
     }
 }

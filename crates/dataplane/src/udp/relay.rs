@@ -22,6 +22,7 @@ use super::socket;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
+use crate::failure;
 use crate::token::{SlotId, Slots, Source};
 use crate::transparent::Local;
 
@@ -83,6 +84,25 @@ enum Reply {
     Bound(SlotId),
     /// A socket with the address that its client sends to.
     Captured(Arc<ReplySocket>),
+}
+
+/// Why no flow was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotOpened {
+    /// There is no endpoint that could be had.
+    Unroutable,
+    /// This node is out of something, or forbids it.
+    OfThisNode,
+}
+
+impl NotOpened {
+    /// Counts the datagrams that the flow was for.
+    fn count(self, datagrams: u64, core: &Core) {
+        match self {
+            Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
+            Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
+        }
+    }
 }
 
 impl Link {
@@ -304,16 +324,20 @@ impl State {
             return Vec::new();
         }
         let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
-            Action::Forward(id) => Some(id),
+            Action::Forward(id) => Ok(id),
             Action::Open(ended) => {
                 ended.iter().for_each(|ended| count_end(ended, core));
                 self.open(key, (frontend, door), count, core)
             }
         };
-        let Some((id, flow)) = id.and_then(|id| self.flows.flow(id).map(|flow| (id, flow))) else {
-            core.stats.udp_unroutable.add(count);
-            return Vec::new();
+        let id = match id {
+            Ok(id) => id,
+            Err(why) => {
+                why.count(count, core);
+                return Vec::new();
+            }
         };
+        let Some(flow) = self.flows.flow(id) else { return Vec::new() };
         let link = &mut flow.upstream;
         if let Reply::Bound(at) = &mut link.reply {
             *at = frontend;
@@ -343,26 +367,29 @@ impl State {
         (frontend, door): (SlotId, Door),
         count: u64,
         core: &mut Core,
-    ) -> Option<FlowId> {
+    ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
-        let route = Arc::clone(core.reader.lookup(lookup)?);
-        let mut selection = route.select(door.client(key.client.ip(), destination.ip()), core.now).ok()?;
+        let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
+        let client = door.client(key.client.ip(), destination.ip());
+        let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
         let permit = core.descriptors.take(1).or_else(|| {
             // Nobody's connection is broken for a new flow, but an older flow of this worker makes room.
             self.flows.evict().iter().for_each(|ended| count_end(ended, core));
             core.descriptors.take(1)
-        })?;
+        });
+        let permit = permit.ok_or(NotOpened::OfThisNode)?;
         let reply = match (door, core.marks) {
             (Door::Captured(_), Some(marks)) => {
-                Reply::Captured(self.replies.get(destination, marks, &core.descriptors)?)
+                let reply = self.replies.get(destination, marks, &core.descriptors);
+                Reply::Captured(reply.ok_or(NotOpened::Unroutable)?)
             }
             _ => Reply::Bound(frontend),
         };
         loop {
-            let upstream = selection.next(core.now)?;
+            let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            let Some(socket) = connect(upstream.address(), local, core) else {
+            let Some(socket) = connect(upstream.address(), local, core)? else {
                 selection.fail(&upstream, core.now);
                 continue;
             };
@@ -372,13 +399,14 @@ impl State {
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
             displaced.iter().for_each(|ended| count_end(ended, core));
-            let flow = self.flows.flow(id)?;
             let token = Source::Flow(id).token();
-            if core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err() {
+            if let Some(flow) = self.flows.flow(id)
+                && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
+            {
                 self.end(id, core);
-                return None;
+                return Err(NotOpened::OfThisNode);
             }
-            return Some(id);
+            return Ok(id);
         }
     }
 
@@ -425,12 +453,22 @@ impl State {
     }
 }
 
-/// Opens a flow's socket, unless the endpoint would lead back here.
-fn connect(endpoint: SocketAddr, local: Local, core: &mut Core) -> Option<mio::net::UdpSocket> {
+/// Opens a flow's socket; none if the endpoint cannot be reached, or would lead back here.
+fn connect(
+    endpoint: SocketAddr,
+    local: Local,
+    core: &mut Core,
+) -> Result<Option<mio::net::UdpSocket>, NotOpened> {
     if core.leads_back(endpoint, Protocol::Udp) {
-        return None;
+        return Ok(None);
     }
-    socket::connect(endpoint, local).ok().map(mio::net::UdpSocket::from_std)
+    match socket::connect(endpoint, local) {
+        Ok(socket) => Ok(Some(mio::net::UdpSocket::from_std(socket))),
+        Err(error) => {
+            tracing::debug!(%endpoint, %error, "cannot open a flow");
+            if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+        }
+    }
 }
 
 fn count_end(ended: &Ended<Link>, core: &Core) {

@@ -1,12 +1,13 @@
 //! The kinds of UDP sockets: the one that clients send to, the one that replies to captured datagrams leave
 //! by, and a flow's own one to its endpoint.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
 use socket2::{Domain, Socket, Type};
 
+use crate::failure;
 use crate::transparent::{Local, Marks, make_transparent};
 
 /// What the kernel may hold for us between two looks at a frontend's socket. It cuts this down to
@@ -68,7 +69,8 @@ pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSo
 /// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
 ///
 /// A client's address is used with the client's port, as kube-proxy leaves it, unless another flow of the
-/// client has that: two sockets that share address and port would get each other's replies.
+/// client has that: two sockets that share address and port would get each other's replies; or unless it is
+/// privileged and we are not.
 ///
 /// # Errors
 /// There is no route, no port, or no descriptor.
@@ -78,7 +80,7 @@ pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<UdpSocket
     if let Some(client) = local.client {
         make_transparent(&socket, client.ip())?;
         match socket.bind(&client.into()) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            Err(error) if failure::is_about_the_port(&error) => {
                 socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
             }
             bound => bound?,
