@@ -19,6 +19,7 @@ use crate::Config;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
+use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
@@ -53,6 +54,15 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// What a worker shares with the other workers and with the rest of the program.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) reader: Reader,
+    pub(crate) stats: Arc<WorkerStats>,
+    pub(crate) descriptors: Arc<Descriptors>,
+    pub(crate) local_ports: LocalPorts,
+}
+
 /// A worker before and while it runs.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -70,17 +80,17 @@ impl Worker {
     pub(crate) fn new(
         config: &Config,
         poll: Poll,
-        reader: Reader,
-        stats: Arc<WorkerStats>,
-        descriptors: Arc<Descriptors>,
+        shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
+        let Shared { reader, stats, descriptors, local_ports } = shared;
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
             reader,
             stats,
             descriptors,
+            local_ports,
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             now: Instant::now(),

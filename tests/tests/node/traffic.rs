@@ -9,6 +9,7 @@ use sluice_capture::tproxy;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_table::LocalPods;
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring};
+use socket2::{Domain, Socket, Type};
 
 use super::rules::{KINDS, Kind};
 use super::world::{BACKEND, FAMILIES, PORT, PROTOCOLS, World, service, slices};
@@ -233,6 +234,39 @@ fn the_clients_port_is_kept_with_its_address() {
         BufReader::new(&stream).read_line(&mut line).unwrap();
         assert!(line.trim_end().ends_with(&port.to_string()), "{line} has port {port}");
         (&stream).write_all(b"bye").unwrap();
+    }
+}
+
+/// A connection of this host from exactly this port, which the kernel is left to find free or not, as for any
+/// connect(2) that comes with no port.
+fn connect_from_port(host: &Host, port: u16, to: SocketAddr) -> std::io::Result<Socket> {
+    host.ns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        sluice_sys::local_port::choose_from(&socket, port..=port)?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(socket)
+    })
+}
+
+#[test]
+fn a_clients_port_stays_free_for_the_nodes_own_connections() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let (pod, node) = (world.lab.pod(0), world.lab.node());
+    for family in FAMILIES {
+        let stream = pod.tcp_stream(world.address(Kind::ClusterIp, 1, family), PATIENCE).unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(line.trim_end().ends_with(&port.to_string()), "{line} has port {port}");
+
+        let endpoint = (world.lab.other_pod(0).ip(family), BACKEND).into();
+        match connect_from_port(node, port, endpoint) {
+            Ok(own) => assert_eq!(own.local_addr().unwrap().as_socket().unwrap().port(), port),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
+                eprintln!("skipped: this kernel is older than 6.3");
+            }
+            Err(error) => panic!("{family}: {error}"),
+        }
     }
 }
 

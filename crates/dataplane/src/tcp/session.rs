@@ -281,8 +281,8 @@ fn start_connect(
     if context.core.leads_back(upstream.address(), Protocol::Tcp) {
         return Err(Failure::Refused);
     }
-    let mut stream =
-        socket::connect(upstream.address(), local).map_err(|error| cannot_start(upstream, &error))?;
+    let mut stream = socket::connect(upstream.address(), local, &context.core.local_ports)
+        .map_err(|error| cannot_start(upstream, &error))?;
     let token = Source::Upstream(id).token();
     let interest = Interest::READABLE | Interest::WRITABLE;
     let registered = context.core.registry.register(&mut stream, token, interest);
