@@ -31,11 +31,24 @@ impl LocalPorts {
         }
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.range.len()
+    }
+
     /// Whether the kernel can be asked to choose this very port at connect(2). A port that is bound instead is
     /// lost to all others who let the kernel choose, towards any destination, until the last socket with it is
     /// gone, TIME_WAIT included.
     pub(crate) fn can_ask_for(&self, port: u16) -> bool {
         self.can_ask && self.range.contains(&port)
+    }
+}
+
+#[cfg(test)]
+impl LocalPorts {
+    /// Those of some other node.
+    pub(crate) fn with_range(range: RangeInclusive<u16>) -> Self {
+        Self { range, can_ask: true }
     }
 }
 
@@ -63,12 +76,12 @@ mod tests {
         for text in ["", "1", "2 1", "a b", "1 65536"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
-        assert!(!LocalPorts::of_this_node().range.is_empty());
+        assert!(LocalPorts::of_this_node().count() > 0);
     }
 
     #[test]
     fn only_ports_of_the_range_can_be_asked_for_and_only_where_the_kernel_can() {
-        let ports = LocalPorts { range: 40_000..=40_001, can_ask: true };
+        let ports = LocalPorts::with_range(40_000..=40_001);
         let asked = [39_999, 40_000, 40_001, 40_002].map(|port| ports.can_ask_for(port));
         assert_eq!(asked, [false, true, true, false]);
         assert!(!LocalPorts { can_ask: false, ..ports }.can_ask_for(40_000));

@@ -28,7 +28,10 @@ use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
 
-/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
+/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone. And one in this many of
+/// the node's ephemeral ports: each flow has a socket with a port, which no process of the node gets that asks for
+/// any free UDP port, as a resolver does for each question. From a quarter of the ports on, half of what flows may
+/// have, answered one-shots live shorter.
 const FLOW_SHARE: usize = 2;
 
 /// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
@@ -95,8 +98,8 @@ impl Worker {
             half_closed_idle: config.half_closed_idle,
             now: Instant::now(),
         };
-        let flows = config.descriptors / FLOW_SHARE / config.workers.max(1);
-        let limits = FlowLimits::new(NonZeroUsize::new(flows).unwrap_or(NonZeroUsize::MIN), config.udp_idle);
+        let flows = flow_capacity(config, &core.local_ports);
+        let limits = FlowLimits::new(flows, config.udp_idle);
         let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
         Ok(Self { poll, tcp, udp, core, commands, draining: None })
     }
@@ -193,8 +196,37 @@ impl Worker {
     }
 }
 
+/// How many flows a worker may have.
+fn flow_capacity(config: &Config, ports: &LocalPorts) -> NonZeroUsize {
+    let of_all = config.descriptors.min(ports.count()) / FLOW_SHARE;
+    NonZeroUsize::new(of_all / config.workers.max(1)).unwrap_or(NonZeroUsize::MIN)
+}
+
 fn report(listening: io::Result<()>) {
     if let Err(error) = listening {
         tracing::error!(%error, "a worker cannot serve a frontend; its share of new clients is not served");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_leave_half_of_the_descriptors_and_half_of_the_ports_to_others() {
+        let capacity = |workers, descriptors, ports| {
+            let config = Config {
+                workers,
+                descriptors,
+                udp_idle: Config::UDP_IDLE,
+                half_closed_idle: Config::HALF_CLOSED_IDLE,
+                marks: None,
+            };
+            flow_capacity(&config, &LocalPorts::with_range(ports)).get()
+        };
+        assert_eq!(capacity(1, 1_000, 1..=60_000), 500);
+        assert_eq!(capacity(1, 1_000_000, 32_768..=60_999), 14_116);
+        assert_eq!(capacity(4, 1_000_000, 32_768..=60_999), 3_529);
+        assert_eq!(capacity(64, 10, 1..=1), 1, "never none at all");
     }
 }
