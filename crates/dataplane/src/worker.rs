@@ -28,8 +28,8 @@ use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
 
-/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone. And one in this many of
-/// the node's ephemeral ports: each flow has a socket with a port, which no process of the node gets that asks for
+/// UDP flows, and the sockets that they reply by, may hold one in this many of the file descriptors; the rest is for
+/// TCP alone. And one in this many of the node's ephemeral ports: each flow has a socket with a port, which no process of the node gets that asks for
 /// any free UDP port, as a resolver does for each question. From a quarter of the ports on, half of what flows may
 /// have, answered one-shots live shorter.
 const FLOW_SHARE: usize = 2;
@@ -100,7 +100,8 @@ impl Worker {
         };
         let flows = flow_capacity(config, &core.local_ports);
         let limits = FlowLimits::new(flows, config.udp_idle);
-        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
+        let share = core.descriptors.part(udp_descriptors(config));
+        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits, share));
         Ok(Self { poll, tcp, udp, core, commands, draining: None })
     }
 
@@ -194,6 +195,11 @@ impl Worker {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// How many descriptors a worker may hold for UDP: enough for one flow at least, and its socket for replies.
+fn udp_descriptors(config: &Config) -> usize {
+    (config.descriptors / FLOW_SHARE / config.workers.max(1)).max(2)
 }
 
 /// How many flows a worker may have.

@@ -271,6 +271,29 @@ fn a_clients_port_stays_free_for_the_nodes_own_connections() {
 }
 
 #[test]
+fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
+    // Two for UDP: a flow, and the socket that it replies by.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 4));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let _others = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other-pod-1", "other")]);
+    for family in FAMILIES {
+        for (number, name) in [(1, "other-pod-0"), (1, "other-pod-0"), (2, "other-pod-1"), (1, "other-pod-0")]
+        {
+            let outcome =
+                world.lab.pod(0).ask(Protocol::Udp, world.address(Kind::ClusterIp, number, family), PATIENCE);
+            assert_eq!(outcome.by(), Some(name), "{family}: {outcome:?}");
+        }
+    }
+    let stats = world.proxy().stats();
+    assert_eq!(
+        (stats.udp_over_limit, stats.udp_flows_opened, stats.udp_flows_evicted),
+        (0, 8, 7),
+        "{stats:?}"
+    );
+}
+
+#[test]
 fn nothing_captured_is_tracked_unless_asked_for() {
     for track in [false, true] {
         let mut world = World::new(lab(), |config| {

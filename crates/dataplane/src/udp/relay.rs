@@ -21,10 +21,10 @@ use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
-use crate::descriptors::Permit;
+use crate::descriptors::{Descriptors, Permit};
 use crate::failure;
 use crate::token::{SlotId, Slots, Source};
-use crate::transparent::Local;
+use crate::transparent::{Local, Marks};
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -32,6 +32,9 @@ const HOUSEKEEPING_LIMIT: usize = 4_096;
 
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
+
+/// How many older flows may make room for one descriptor. One does, unless another worker takes what it leaves.
+const EVICTIONS: usize = 4;
 
 /// All UDP of one worker.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ struct State {
     frontends: Slots<Frontend>,
     flows: FlowTable<Link>,
     replies: ReplySockets,
+    /// What flows and the sockets that they reply by may hold.
+    descriptors: Arc<Descriptors>,
 }
 
 /// A socket that clients send to.
@@ -112,13 +117,15 @@ impl Link {
 }
 
 impl UdpRelay {
-    pub(crate) fn new(limits: FlowLimits) -> Self {
+    /// Flows within these limits, which hold no more descriptors than these, with the sockets that they reply by.
+    pub(crate) fn new(limits: FlowLimits, descriptors: Arc<Descriptors>) -> Self {
         Self {
             received: RecvBatch::new(),
             state: State {
                 frontends: Slots::default(),
                 flows: FlowTable::new(limits),
                 replies: ReplySockets::default(),
+                descriptors,
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
@@ -373,19 +380,14 @@ impl State {
         let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
         let client = door.client(key.client.ip(), destination.ip());
         let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
-        let permit = core.descriptors.take(1).or_else(|| {
-            // Nobody's connection is broken for a new flow, but an older flow of this worker makes room.
-            self.flows.evict().iter().for_each(|ended| count_end(ended, core));
-            core.descriptors.take(1)
-        });
-        let permit = permit.ok_or(NotOpened::OfThisNode)?;
+        // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
             (Door::Captured(_), Some(marks)) => {
-                let reply = self.replies.get(destination, marks, &core.descriptors);
-                Reply::Captured(reply.ok_or(NotOpened::Unroutable)?)
+                Reply::Captured(self.reply_socket(destination, marks, core)?)
             }
             _ => Reply::Bound(frontend),
         };
+        let permit = self.take_descriptor(core)?;
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
@@ -408,6 +410,32 @@ impl State {
             }
             return Ok(id);
         }
+    }
+
+    /// The socket that replies of a frontend leave by.
+    fn reply_socket(
+        &mut self,
+        frontend: SocketAddr,
+        marks: Marks,
+        core: &Core,
+    ) -> Result<Arc<ReplySocket>, NotOpened> {
+        if let Some(socket) = self.replies.find(frontend) {
+            return Ok(socket);
+        }
+        let permit = self.take_descriptor(core)?;
+        self.replies.open(frontend, marks, permit).ok_or(NotOpened::Unroutable)
+    }
+
+    /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
+    fn take_descriptor(&mut self, core: &Core) -> Result<Permit, NotOpened> {
+        for _ in 0..EVICTIONS {
+            if let Some(permit) = self.descriptors.take(1) {
+                return Ok(permit);
+            }
+            let Some(evicted) = self.flows.evict() else { break };
+            count_end(&evicted, core);
+        }
+        self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.

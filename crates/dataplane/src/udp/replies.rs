@@ -7,7 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 
 use super::socket;
-use crate::descriptors::{Descriptors, Permit};
+use crate::descriptors::Permit;
 use crate::transparent::Marks;
 
 /// A socket with a frontend's address. Closed with the last flow that replies by it.
@@ -25,17 +25,18 @@ pub(crate) struct ReplySockets {
 }
 
 impl ReplySockets {
-    /// The frontend's socket; none if it cannot be had.
-    pub(crate) fn get(
+    /// The frontend's socket, if it has one.
+    pub(crate) fn find(&self, frontend: SocketAddr) -> Option<Arc<ReplySocket>> {
+        self.by_frontend.get(&frontend).and_then(Weak::upgrade)
+    }
+
+    /// Opens a frontend's socket; none if it cannot be had.
+    pub(crate) fn open(
         &mut self,
         frontend: SocketAddr,
         marks: Marks,
-        descriptors: &Arc<Descriptors>,
+        permit: Permit,
     ) -> Option<Arc<ReplySocket>> {
-        if let Some(socket) = self.by_frontend.get(&frontend).and_then(Weak::upgrade) {
-            return Some(socket);
-        }
-        let permit = descriptors.take(1)?;
         let socket = match socket::reply_from(frontend, marks) {
             Ok(socket) => Arc::new(ReplySocket { socket, _permit: permit }),
             Err(error) => {
