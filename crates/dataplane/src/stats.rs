@@ -91,8 +91,11 @@ counters! {
     udp_over_limit,
     /// UDP datagrams dropped because they came to the socket itself that only the capture may lead to.
     udp_not_captured,
-    /// UDP datagrams lost because a socket's buffer was full.
+    /// UDP datagrams lost because a socket's buffer for sending was full.
     udp_dropped_full,
+    /// UDP datagrams that the kernel dropped because a socket's queue for receiving was full: clients sent faster
+    /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
+    udp_dropped_queue,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,
 }

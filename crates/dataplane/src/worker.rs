@@ -107,6 +107,11 @@ impl Worker {
 
     /// Runs until it is told to stop, or was told to drain and is done.
     pub(crate) fn run(mut self) {
+        self.run_until_told();
+        self.udp.count_drops(&self.core);
+    }
+
+    fn run_until_told(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let wait = if self.tcp.has_ready() || self.udp.has_ready() {
@@ -176,7 +181,7 @@ impl Worker {
                 Command::Close(frontend, done) => {
                     match frontend.protocol {
                         Protocol::Tcp => self.tcp.close_listener(frontend.address),
-                        Protocol::Udp => self.udp.close_frontend(frontend.address),
+                        Protocol::Udp => self.udp.close_frontend(frontend.address, &self.core),
                     }
                     // Nobody waiting any more is fine.
                     let _ = done.send(());

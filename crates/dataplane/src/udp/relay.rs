@@ -16,6 +16,7 @@ use sluice_model::Protocol;
 use sluice_sys::udp::{RecvBatch, SendBatch};
 use sluice_table::{FrontendKey, Lease, Route};
 
+use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
 use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
@@ -66,8 +67,15 @@ struct Frontend {
     socket: mio::net::UdpSocket,
     address: SocketAddr,
     door: Door,
+    drops: DropsCounted,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
+}
+
+impl Frontend {
+    fn count_drops(&mut self, core: &Core) {
+        core.stats.udp_dropped_queue.add(self.drops.more(&self.socket));
+    }
 }
 
 /// Where a flow leads.
@@ -136,7 +144,9 @@ impl UdpRelay {
     pub(crate) fn listen(&mut self, socket: UdpSocket, door: Door, core: &mut Core) -> io::Result<()> {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
-        let id = self.state.frontends.insert_with(|_| Frontend { socket, address, door, is_queued: false });
+        let drops = DropsCounted::default();
+        let frontend = Frontend { socket, address, door, drops, is_queued: false };
+        let id = self.state.frontends.insert_with(|_| frontend);
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
         let registered = core.registry.register(&mut frontend.socket, token, Interest::READABLE);
@@ -147,10 +157,22 @@ impl UdpRelay {
     }
 
     /// Stops serving an address.
-    pub(crate) fn close_frontend(&mut self, address: SocketAddr) {
+    pub(crate) fn close_frontend(&mut self, address: SocketAddr, core: &Core) {
         for id in self.state.frontends.ids() {
-            if self.state.frontends.get_mut(id).is_some_and(|frontend| frontend.address == address) {
+            if let Some(frontend) = self.state.frontends.get_mut(id)
+                && frontend.address == address
+            {
+                frontend.count_drops(core);
                 self.state.frontends.remove(id);
+            }
+        }
+    }
+
+    /// Counts what the kernel has dropped since it was last asked, of what clients have sent.
+    pub(crate) fn count_drops(&mut self, core: &Core) {
+        for id in self.state.frontends.ids() {
+            if let Some(frontend) = self.state.frontends.get_mut(id) {
+                frontend.count_drops(core);
             }
         }
     }
@@ -247,7 +269,7 @@ impl UdpRelay {
         self.state.replies.tidy();
     }
 
-    /// Ends flows that are idle or lead nowhere any more.
+    /// Ends flows that are idle or lead nowhere any more, and does what else is due now and then while there are flows.
     pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
         self.is_housekeeping_due = false;
         let flows = &mut self.state.flows;
@@ -257,6 +279,7 @@ impl UdpRelay {
         }
         flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| count_end(&ended, core));
         self.state.replies.tidy();
+        self.count_drops(core);
         self.keep_house(core);
     }
 
@@ -501,6 +524,7 @@ fn connect(
 
 fn count_end(ended: &Ended<Link>, core: &Core) {
     core.stats.udp_flows_active.sub(1);
+    core.stats.udp_dropped_queue.add(DropsCounted::default().more(&ended.flow.upstream.socket));
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),

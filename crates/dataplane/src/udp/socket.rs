@@ -4,14 +4,17 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use rustix::net::sockopt;
 use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
 use socket2::{Domain, Socket, Type};
 
 use crate::failure;
 use crate::transparent::{Local, Marks, make_transparent};
 
-/// What the kernel may hold for us between two looks at a frontend's socket. It cuts this down to
-/// `net.core.rmem_max`; every client of the frontend shares it.
+/// What the kernel may hold for us between two looks at a socket that clients send to, and twice that with what it
+/// needs itself (socket(7)). All clients of the socket share it: those of a frontend, or, of a captured one, those of
+/// one origin to all Services. Without CAP_NET_ADMIN the kernel cuts it down to `net.core.rmem_max`, 212,992 bytes by
+/// default; for sending always, to `net.core.wmem_max`.
 const FRONTEND_BUFFER: usize = 4 << 20;
 
 /// Opens a socket that other workers' sockets can share the address with; the kernel gives each client
@@ -26,7 +29,10 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
-    socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
+    // Refused in a container that has the capability in a user namespace only.
+    if marks.is_none() || sockopt::set_socket_recv_buffer_size_force(&socket, FRONTEND_BUFFER).is_err() {
+        socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
+    }
     socket.set_send_buffer_size(FRONTEND_BUFFER)?;
     if let Some(marks) = marks {
         make_transparent(&socket, address.ip())?;
@@ -100,6 +106,19 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_captured_socket_has_room_for_bursts_whatever_rmem_max_says() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let address = loopback.parse().unwrap();
+            if sockopt::set_socket_recv_buffer_size_force(open(address).unwrap(), FRONTEND_BUFFER).is_err() {
+                eprintln!("skipped: needs CAP_NET_ADMIN");
+                return;
+            }
+            let socket = listen(address, Some(Marks { downstream: 0x20, upstream: 0x30 })).unwrap();
+            assert!(socket2::SockRef::from(&socket).recv_buffer_size().unwrap() >= FRONTEND_BUFFER);
+        }
+    }
 
     #[test]
     fn a_socket_that_turns_clients_away_keeps_what_it_has_and_another_one_gets_the_rest() {
