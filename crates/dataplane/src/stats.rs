@@ -89,6 +89,9 @@ counters! {
     /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
     /// forbade to open it.
     udp_over_limit,
+    /// UDP datagrams lost because there can be no socket to reply by: another program has the frontend's address and
+    /// port, or this node is out of something or forbids it. What it is was logged.
+    udp_no_reply_socket,
     /// UDP datagrams dropped because they came to the socket itself that only the capture may lead to.
     udp_not_captured,
     /// UDP datagrams lost because a socket's buffer for sending was full.

@@ -13,3 +13,4 @@ mod drops;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
+mod kept_ports;

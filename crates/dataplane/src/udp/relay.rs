@@ -18,8 +18,9 @@ use sluice_table::{FrontendKey, Lease, Route};
 
 use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::kept_ports::{KeptPort, KeptPorts};
 use super::replies::{ReplySocket, ReplySockets};
-use super::socket;
+use super::socket::{self, Connected};
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
@@ -56,6 +57,7 @@ enum Ready {
 struct State {
     frontends: Slots<Frontend>,
     flows: FlowTable<Link>,
+    kept_ports: KeptPorts,
     replies: ReplySockets,
     /// What flows and the sockets that they reply by may hold.
     descriptors: Arc<Descriptors>,
@@ -85,6 +87,7 @@ struct Link {
     lease: Lease,
     route: Arc<Route>,
     reply: Reply,
+    kept_port: Option<KeptPort>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
@@ -106,6 +109,8 @@ enum NotOpened {
     Unroutable,
     /// This node is out of something, or forbids it.
     OfThisNode,
+    /// There can be no socket to reply by.
+    NoReplySocket,
 }
 
 impl NotOpened {
@@ -114,6 +119,7 @@ impl NotOpened {
         match self {
             Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
             Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
+            Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
         }
     }
 }
@@ -132,6 +138,7 @@ impl UdpRelay {
             state: State {
                 frontends: Slots::default(),
                 flows: FlowTable::new(limits),
+                kept_ports: KeptPorts::default(),
                 replies: ReplySockets::default(),
                 descriptors,
             },
@@ -263,21 +270,21 @@ impl UdpRelay {
 
     /// Ends all flows that lead nowhere any more.
     pub(crate) fn end_invalid(&mut self, core: &mut Core) {
-        let flows = &mut self.state.flows;
+        let State { flows, kept_ports, .. } = &mut self.state;
         flows.request_sweep();
-        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| count_end(&ended, core));
+        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
     }
 
     /// Ends flows that are idle or lead nowhere any more, and does what else is due now and then while there are flows.
     pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
         self.is_housekeeping_due = false;
-        let flows = &mut self.state.flows;
-        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| count_end(&ended, core));
+        let State { flows, kept_ports, .. } = &mut self.state;
+        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| on_end(ended, kept_ports, core));
         if !flows.sweep_pending() {
             flows.request_sweep();
         }
-        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| count_end(&ended, core));
+        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
         self.count_drops(core);
         self.keep_house(core);
@@ -356,7 +363,7 @@ impl State {
         let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
             Action::Forward(id) => Ok(id),
             Action::Open(ended) => {
-                ended.iter().for_each(|ended| count_end(ended, core));
+                self.on_end(ended, core);
                 self.open(key, (frontend, door), count, core)
             }
         };
@@ -414,16 +421,17 @@ impl State {
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            let Some(socket) = connect(upstream.address(), local, core)? else {
+            let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
                 selection.fail(&upstream, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, reply, is_queued: false, _permit: permit };
+            let link = Link { socket, lease, route, reply, kept_port, is_queued: false, _permit: permit };
             let (id, displaced) = self.flows.opened(key, link, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
-            displaced.iter().for_each(|ended| count_end(ended, core));
+            self.kept_ports.opened(kept_port);
+            self.on_end(displaced, core);
             let token = Source::Flow(id).token();
             if let Some(flow) = self.flows.flow(id)
                 && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
@@ -446,7 +454,31 @@ impl State {
             return Ok(socket);
         }
         let permit = self.take_descriptor(core)?;
-        self.replies.open(frontend, marks, permit).ok_or(NotOpened::Unroutable)
+        self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
+    }
+
+    /// Opens a flow's socket, and says if it keeps its client's port; none if the endpoint cannot be reached, or
+    /// would lead back here.
+    fn connect(
+        &self,
+        endpoint: SocketAddr,
+        local: Local,
+        core: &mut Core,
+    ) -> Result<Option<(mio::net::UdpSocket, Option<KeptPort>)>, NotOpened> {
+        if core.leads_back(endpoint, Protocol::Udp) {
+            return Ok(None);
+        }
+        let port = local.client.map(|client| KeptPort { client, endpoint });
+        let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
+        match socket::connect(endpoint, local, may_keep_port) {
+            Ok(Connected { socket, keeps_port }) => {
+                Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
+            }
+            Err(error) => {
+                tracing::debug!(%endpoint, %error, "cannot open a flow");
+                if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+            }
+        }
     }
 
     /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
@@ -456,7 +488,7 @@ impl State {
                 return Ok(permit);
             }
             let Some(evicted) = self.flows.evict() else { break };
-            count_end(&evicted, core);
+            self.on_end(Some(evicted), core);
         }
         self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
     }
@@ -500,29 +532,20 @@ impl State {
     }
 
     fn end(&mut self, id: FlowId, core: &Core) {
-        self.flows.close(id).iter().for_each(|ended| count_end(ended, core));
+        let ended = self.flows.close(id);
+        self.on_end(ended, core);
     }
-}
 
-/// Opens a flow's socket; none if the endpoint cannot be reached, or would lead back here.
-fn connect(
-    endpoint: SocketAddr,
-    local: Local,
-    core: &mut Core,
-) -> Result<Option<mio::net::UdpSocket>, NotOpened> {
-    if core.leads_back(endpoint, Protocol::Udp) {
-        return Ok(None);
-    }
-    match socket::connect(endpoint, local) {
-        Ok(socket) => Ok(Some(mio::net::UdpSocket::from_std(socket))),
-        Err(error) => {
-            tracing::debug!(%endpoint, %error, "cannot open a flow");
-            if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+    fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
+        if let Some(ended) = ended {
+            on_end(ended, &mut self.kept_ports, core);
         }
     }
 }
 
-fn count_end(ended: &Ended<Link>, core: &Core) {
+/// What is due for every flow that has ended; closes its socket.
+fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
+    kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
     core.stats.udp_dropped_queue.add(DropsCounted::default().more(&ended.flow.upstream.socket));
     match ended.cause {

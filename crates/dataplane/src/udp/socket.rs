@@ -56,14 +56,18 @@ pub(crate) fn turn_away(socket: &mio::net::UdpSocket) -> io::Result<()> {
 /// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
 /// clients send goes to the one that TPROXY hands over to.
 ///
+/// Other programs of this machine may have the port, on this or all addresses, if they share it too.
+///
 /// # Errors
-/// Another program of this machine has the address without sharing it; there is no descriptor.
+/// Another program has the address without sharing it; the port is privileged; there is no descriptor.
 pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSocket> {
     let socket = open(frontend)?;
     if frontend.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // With other workers and agents of the user, and with anybody.
     socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
     socket.set_recv_buffer_size(0)?;
     socket.set_send_buffer_size(FRONTEND_BUFFER)?;
     make_transparent(&socket, frontend.ip())?;
@@ -72,28 +76,43 @@ pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSo
     Ok(socket.into())
 }
 
+/// A flow's socket, and whether it has the client's port.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: UdpSocket,
+    pub(crate) keeps_port: bool,
+}
+
 /// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
 ///
-/// A client's address is used with the client's port, as kube-proxy leaves it, unless another flow of the
-/// client has that: two sockets that share address and port would get each other's replies; or unless it is
-/// privileged and we are not.
+/// A client's address is used with the client's port, as kube-proxy leaves it, if the caller says that no other
+/// flow to this endpoint has it (`may_keep_port`), and unless a program of this node has it without sharing it, or it
+/// is privileged and we are not.
 ///
 /// # Errors
 /// There is no route, no port, or no descriptor.
-pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<UdpSocket> {
+pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) -> io::Result<Connected> {
     let socket = open(address)?;
     local.prepare(&socket)?;
+    let mut keeps_port = false;
     if let Some(client) = local.client {
         make_transparent(&socket, client.ip())?;
-        match socket.bind(&client.into()) {
-            Err(error) if failure::is_about_the_port(&error) => {
-                socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
-            }
-            bound => bound?,
+        if may_keep_port {
+            // The client's flows to other endpoints have the port too.
+            socket.set_reuse_address(true)?;
+            keeps_port = match socket.bind(&client.into()) {
+                Err(error) if failure::is_about_the_port(&error) => false,
+                bound => bound.map(|()| true)?,
+            };
+        }
+        if !keeps_port {
+            // Nobody else is to get the port that the kernel finds.
+            socket.set_reuse_address(false)?;
+            socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
         }
     }
     socket.connect(&address.into())?;
-    Ok(socket.into())
+    Ok(Connected { socket: socket.into(), keeps_port })
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
