@@ -121,9 +121,10 @@ impl DataplaneArgs {
     /// use unless another number was asked for, and all the file descriptors that can be had.
     pub fn config(&self) -> Config {
         let cpus = || std::thread::available_parallelism().ok();
+        let workers = self.workers.or_else(cpus).map_or(1, NonZeroUsize::get);
         Config {
-            workers: self.workers.or_else(cpus).map_or(1, NonZeroUsize::get),
-            descriptors: raise_descriptor_limit(),
+            workers,
+            descriptors: raise_descriptor_limit(workers),
             udp_idle: self.udp_idle_timeout,
             half_closed_idle: self.tcp_half_closed_timeout,
             marks: None,

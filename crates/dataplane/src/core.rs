@@ -9,6 +9,7 @@ use sluice_model::Protocol;
 use sluice_table::{FrontendKey, Reader};
 
 use crate::descriptors::Descriptors;
+use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::timers::Timers;
 use crate::token::SlotId;
@@ -30,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
+    pub(crate) local_ports: LocalPorts,
     /// The marks of our sockets, where traffic is captured.
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.

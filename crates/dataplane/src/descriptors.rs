@@ -6,15 +6,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Kept for everything else in the process: listeners, the apiserver's connections, files, logs; but no
-/// more than half of what there is.
+/// Kept for everything else in the process: the apiserver's connections, files, logs, bound frontends; but,
+/// together with what workers need for themselves, no more than half of what there is.
 const RESERVE: u64 = 256;
 
-/// The data plane's share of the process's file descriptors.
+/// What a worker needs for itself: 12 sockets to listen on (TCP and UDP, IPv4 and IPv6, three origins) and 3 to
+/// wait for events (epoll, its duplicate in the registry, the waker).
+const RESERVE_PER_WORKER: u64 = 15;
+
+/// The data plane's share of the process's file descriptors, or a part of that.
 #[derive(Debug)]
 pub(crate) struct Descriptors {
     limit: usize,
     used: AtomicUsize,
+    /// Of a part: what it is part of.
+    whole: Option<Arc<Descriptors>>,
 }
 
 /// A number of descriptors taken from the budget; given back when dropped.
@@ -26,31 +32,59 @@ pub(crate) struct Permit {
 
 impl Descriptors {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+        Arc::new(Self { limit, used: AtomicUsize::new(0), whole: None })
     }
 
-    /// Takes `count` descriptors, unless that goes over the limit.
+    /// A budget of which everything is taken from this one too.
+    pub(crate) fn part(self: &Arc<Self>, limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0), whole: Some(Arc::clone(self)) })
+    }
+
+    /// Takes `count` descriptors, unless that goes over the limit, or that of the whole.
     pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Permit> {
+        self.reserve(count).then(|| Permit { descriptors: Arc::clone(self), count })
+    }
+
+    fn reserve(&self, count: usize) -> bool {
         let fits = |used: usize| used.checked_add(count).filter(|used| *used <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Permit { descriptors: Arc::clone(self), count })
+        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+            return false;
+        }
+        let is_reserved = self.whole.as_ref().is_none_or(|whole| whole.reserve(count));
+        if !is_reserved {
+            self.used.fetch_sub(count, Ordering::Relaxed);
+        }
+        is_reserved
+    }
+
+    fn give_back(&self, count: usize) {
+        self.used.fetch_sub(count, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.give_back(count);
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.descriptors.used.fetch_sub(self.count, Ordering::Relaxed);
+        self.descriptors.give_back(self.count);
     }
 }
 
 /// Raises the soft limit on open files to the hard limit, as far as the system allows, and returns how
-/// many descriptors the data plane may hold: the granted limit less a reserve.
-pub fn raise_descriptor_limit() -> usize {
+/// many descriptors the data plane may hold with this many workers: the granted limit less a reserve.
+pub fn raise_descriptor_limit(workers: usize) -> usize {
     let now = getrlimit(Resource::Nofile);
     // Failing is no error: the limit that holds is what is read back.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     let granted = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    usize::try_from(granted - RESERVE.min(granted / 2)).unwrap_or(usize::MAX)
+    usize::try_from(without_reserve(granted, workers)).unwrap_or(usize::MAX)
+}
+
+fn without_reserve(granted: u64, workers: usize) -> u64 {
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+    let reserve = RESERVE_PER_WORKER.saturating_mul(workers).saturating_add(RESERVE);
+    granted - reserve.min(granted / 2)
 }
 
 #[cfg(test)]
@@ -68,5 +102,29 @@ mod tests {
         assert!(descriptors.take(3).is_some());
         drop(two);
         assert!(descriptors.take(5).is_some());
+    }
+
+    #[test]
+    fn a_part_is_bounded_by_itself_and_by_the_whole() {
+        let whole = Descriptors::new(5);
+        let part = whole.part(3);
+        let three = part.take(3).unwrap();
+        assert!(part.take(1).is_none(), "the part is used up");
+        let two = whole.take(2).unwrap();
+        assert!(whole.take(1).is_none(), "what a part has the whole has not");
+        drop(three);
+        let others = whole.take(2).unwrap();
+        assert!(part.take(2).is_none(), "the whole is used up");
+        let one = part.take(1).unwrap();
+        drop((one, others, two));
+        assert!(part.take(3).is_some() && whole.take(5).is_some());
+    }
+
+    #[test]
+    fn the_reserve_grows_with_the_workers_and_is_never_more_than_half() {
+        assert_eq!(without_reserve(100_000, 1), 100_000 - 256 - 15);
+        assert_eq!(without_reserve(100_000, 128), 100_000 - 256 - 15 * 128);
+        assert_eq!(without_reserve(1_024, 128), 512);
+        assert_eq!(without_reserve(u64::MAX, usize::MAX), u64::MAX / 2 + 1);
     }
 }

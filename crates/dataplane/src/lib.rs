@@ -9,6 +9,8 @@
 mod client;
 mod core;
 mod descriptors;
+mod failure;
+mod local_ports;
 mod stats;
 mod tcp;
 #[cfg(test)]
@@ -36,9 +38,10 @@ pub use transparent::Marks;
 
 use client::Door;
 use descriptors::Descriptors;
+use local_ports::LocalPorts;
 use stats::WorkerStats;
 use token::Source;
-use worker::{Command, Worker};
+use worker::{Command, Shared, Worker};
 
 /// How the data plane is to run.
 #[derive(Debug, Clone, Copy)]
@@ -87,13 +90,16 @@ impl Dataplane {
     /// The system refuses a thread or an epoll instance.
     pub fn start(config: Config, table: &Table) -> io::Result<Self> {
         let descriptors = Descriptors::new(config.descriptors);
+        let local_ports = LocalPorts::of_this_node();
         let workers = (0..config.workers.max(1)).map(|number| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
             let (commands, receiver) = mpsc::channel();
             let stats = Arc::<WorkerStats>::default();
             let (reader, descriptors) = (table.reader(), Arc::clone(&descriptors));
-            let worker = Worker::new(&config, poll, reader, Arc::clone(&stats), descriptors, receiver)?;
+            let shared =
+                Shared { reader, stats: Arc::clone(&stats), descriptors, local_ports: local_ports.clone() };
+            let worker = Worker::new(&config, poll, shared, receiver)?;
             let thread =
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })

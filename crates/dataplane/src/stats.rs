@@ -47,7 +47,8 @@ counters! {
     tcp_not_captured,
     /// TCP connections reset because every endpoint failed.
     tcp_all_endpoints_failed,
-    /// TCP connections reset because a limit on sessions or file descriptors was reached.
+    /// TCP connections reset because of this node: it was out of file descriptors, ports or memory, or forbade
+    /// to connect.
     tcp_over_limit,
     /// Attempts to connect after another one had failed.
     tcp_retries,
@@ -85,10 +86,19 @@ counters! {
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
     udp_unroutable,
+    /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
+    /// forbade to open it.
+    udp_over_limit,
+    /// UDP datagrams lost because there can be no socket to reply by: another program has the frontend's address and
+    /// port, or this node is out of something or forbids it. What it is was logged.
+    udp_no_reply_socket,
     /// UDP datagrams dropped because they came to the socket itself that only the capture may lead to.
     udp_not_captured,
-    /// UDP datagrams lost because a socket's buffer was full.
+    /// UDP datagrams lost because a socket's buffer for sending was full.
     udp_dropped_full,
+    /// UDP datagrams that the kernel dropped because a socket's queue for receiving was full: clients sent faster
+    /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
+    udp_dropped_queue,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,
 }

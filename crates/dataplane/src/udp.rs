@@ -9,6 +9,8 @@ pub(crate) mod relay;
 pub(crate) mod replies;
 pub(crate) mod socket;
 
+mod drops;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
+mod kept_ports;

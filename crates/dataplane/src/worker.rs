@@ -19,6 +19,7 @@ use crate::Config;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
+use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
@@ -27,7 +28,10 @@ use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
 
-/// UDP flows may hold one in this many of the file descriptors; the rest is for TCP alone.
+/// UDP flows, and the sockets that they reply by, may hold one in this many of the file descriptors; the rest is for
+/// TCP alone. And one in this many of the node's ephemeral ports: each flow has a socket with a port, which no process of the node gets that asks for
+/// any free UDP port, as a resolver does for each question. From a quarter of the ports on, half of what flows may
+/// have, answered one-shots live shorter.
 const FLOW_SHARE: usize = 2;
 
 /// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
@@ -53,6 +57,15 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// What a worker shares with the other workers and with the rest of the program.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) reader: Reader,
+    pub(crate) stats: Arc<WorkerStats>,
+    pub(crate) descriptors: Arc<Descriptors>,
+    pub(crate) local_ports: LocalPorts,
+}
+
 /// A worker before and while it runs.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -70,29 +83,35 @@ impl Worker {
     pub(crate) fn new(
         config: &Config,
         poll: Poll,
-        reader: Reader,
-        stats: Arc<WorkerStats>,
-        descriptors: Arc<Descriptors>,
+        shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
+        let Shared { reader, stats, descriptors, local_ports } = shared;
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
             reader,
             stats,
             descriptors,
+            local_ports,
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             now: Instant::now(),
         };
-        let flows = config.descriptors / FLOW_SHARE / config.workers.max(1);
-        let limits = FlowLimits::new(NonZeroUsize::new(flows).unwrap_or(NonZeroUsize::MIN), config.udp_idle);
-        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits));
+        let flows = flow_capacity(config, &core.local_ports);
+        let limits = FlowLimits::new(flows, config.udp_idle);
+        let share = core.descriptors.part(udp_descriptors(config));
+        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits, share));
         Ok(Self { poll, tcp, udp, core, commands, draining: None })
     }
 
     /// Runs until it is told to stop, or was told to drain and is done.
     pub(crate) fn run(mut self) {
+        self.run_until_told();
+        self.udp.count_drops(&self.core);
+    }
+
+    fn run_until_told(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             let wait = if self.tcp.has_ready() || self.udp.has_ready() {
@@ -162,7 +181,7 @@ impl Worker {
                 Command::Close(frontend, done) => {
                     match frontend.protocol {
                         Protocol::Tcp => self.tcp.close_listener(frontend.address),
-                        Protocol::Udp => self.udp.close_frontend(frontend.address),
+                        Protocol::Udp => self.udp.close_frontend(frontend.address, &self.core),
                     }
                     // Nobody waiting any more is fine.
                     let _ = done.send(());
@@ -183,8 +202,42 @@ impl Worker {
     }
 }
 
+/// How many descriptors a worker may hold for UDP: enough for one flow at least, and its socket for replies.
+fn udp_descriptors(config: &Config) -> usize {
+    (config.descriptors / FLOW_SHARE / config.workers.max(1)).max(2)
+}
+
+/// How many flows a worker may have.
+fn flow_capacity(config: &Config, ports: &LocalPorts) -> NonZeroUsize {
+    let of_all = config.descriptors.min(ports.count()) / FLOW_SHARE;
+    NonZeroUsize::new(of_all / config.workers.max(1)).unwrap_or(NonZeroUsize::MIN)
+}
+
 fn report(listening: io::Result<()>) {
     if let Err(error) = listening {
         tracing::error!(%error, "a worker cannot serve a frontend; its share of new clients is not served");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_leave_half_of_the_descriptors_and_half_of_the_ports_to_others() {
+        let capacity = |workers, descriptors, ports| {
+            let config = Config {
+                workers,
+                descriptors,
+                udp_idle: Config::UDP_IDLE,
+                half_closed_idle: Config::HALF_CLOSED_IDLE,
+                marks: None,
+            };
+            flow_capacity(&config, &LocalPorts::with_range(ports)).get()
+        };
+        assert_eq!(capacity(1, 1_000, 1..=60_000), 500);
+        assert_eq!(capacity(1, 1_000_000, 32_768..=60_999), 14_116);
+        assert_eq!(capacity(4, 1_000_000, 32_768..=60_999), 3_529);
+        assert_eq!(capacity(64, 10, 1..=1), 1, "never none at all");
     }
 }

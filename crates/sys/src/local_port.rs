@@ -2,7 +2,11 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+/// `IP_LOCAL_PORT_RANGE` of linux/in.h, which libc does not have.
+const IP_LOCAL_PORT_RANGE: c_int = 51;
 
 /// Has the local port chosen at connect(2) rather than at bind(2) (`IP_BIND_ADDRESS_NO_PORT`, ip(7)): then
 /// it only has to be unique together with the destination, and a local address is good for as many
@@ -10,18 +14,33 @@ use std::os::fd::{AsFd, AsRawFd};
 ///
 /// # Errors
 /// The descriptor is not an IPv4 or IPv6 socket.
-#[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
 pub fn choose_at_connect(socket: impl AsFd) -> io::Result<()> {
-    let on: c_int = 1;
-    // SAFETY: the kernel reads `size_of::<c_int>()` bytes from the pointer, during the call only, and
-    // `on` is that large and lives until after it; the descriptor is borrowed, so it is open.
+    set(socket.as_fd(), libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// Has a port that the kernel chooses come from `range` (`IP_LOCAL_PORT_RANGE`, ip(7)), with both ends a port
+/// of `net.ipv4.ip_local_port_range`: the kernel ignores, in silence, an end that is not. Works for IPv6 sockets
+/// as well.
+///
+/// # Errors
+/// `ENOPROTOOPT`: Linux has it since 6.3. The range is empty, or the descriptor is not an IPv4 or IPv6 socket.
+pub fn choose_from(socket: impl AsFd, range: RangeInclusive<u16>) -> io::Result<()> {
+    let value = u32::from(*range.end()) << 16 | u32::from(*range.start());
+    set(socket.as_fd(), IP_LOCAL_PORT_RANGE, value)
+}
+
+/// Sets an option of level IPPROTO_IP that is an int, or unsigned.
+#[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
+fn set(socket: BorrowedFd<'_>, name: c_int, value: u32) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of::<u32>()` bytes, which an int has too, from the pointer, during the
+    // call only, and `value` is that large and lives until after it; the descriptor is borrowed, so it is open.
     let result = unsafe {
         libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
+            socket.as_raw_fd(),
             libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of::<c_int>() as libc::socklen_t,
+            name,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -46,6 +65,45 @@ mod tests {
             assert_eq!(socket.local_addr().unwrap().as_socket().unwrap().port(), 0);
             socket.connect(&at.into()).unwrap();
             assert_ne!(socket.local_addr().unwrap().as_socket().unwrap().port(), 0);
+        }
+    }
+
+    /// A socket that connects to `to` from a port of `range`.
+    fn connect_from(range: RangeInclusive<u16>, to: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        choose_at_connect(&socket)?;
+        choose_from(&socket, range)?;
+        socket.bind(&SocketAddr::new(to.ip(), 0).into())?;
+        socket.connect(&to.into())?;
+        Ok(socket)
+    }
+
+    #[test]
+    fn one_port_is_good_for_a_connection_to_each_destination() {
+        for ip in ["127.0.0.1:0", "[::1]:0"] {
+            let listeners = [(); 2].map(|()| TcpListener::bind(ip).unwrap());
+            let to = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+            let probe = Socket::new(Domain::for_address(to[0]), Type::STREAM, None).unwrap();
+            match choose_from(&probe, 1..=1) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                    eprintln!("skipped: this kernel is older than 6.3");
+                    return;
+                }
+                done => done.unwrap(),
+            }
+            // Somebody else may take a port that was free: then another one.
+            let connected = (0..100).find_map(|_| {
+                let port = TcpListener::bind(ip).unwrap().local_addr().unwrap().port();
+                let first = connect_from(port..=port, to[0]).ok()?;
+                Some((port, first))
+            });
+            let (port, first) = connected.expect("a port was free");
+            let second = connect_from(port..=port, to[1]).unwrap();
+            for socket in [first, second] {
+                assert_eq!(socket.local_addr().unwrap().as_socket().unwrap().port(), port);
+            }
+            let again = connect_from(port..=port, to[0]).unwrap_err();
+            assert_eq!(again.kind(), io::ErrorKind::AddrNotAvailable, "that is the first connection");
         }
     }
 }

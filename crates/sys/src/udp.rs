@@ -26,7 +26,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-pub use option::{allow_fragmentation, receive_original_destination, receive_trains};
+pub use option::{allow_fragmentation, dropped, receive_original_destination, receive_trains};
 pub use payload::Payload;
 pub use recv::{Datagram, RecvBatch};
 pub use send::{BatchFull, SendBatch, Sent};

@@ -91,6 +91,9 @@ fn other_services_do_not_notice_changes() {
         world.apply(other);
         world.apply([Change::Delete(ObjectRef::Service(name(2 + (round + 1) % 3)))]);
         world.tick();
+        for load in &loads {
+            assert!(load.answers_more(1, PATIENCE), "round {round}: {:?}", load.report());
+        }
     }
     for load in loads {
         assert!(load.answers_more(50, PATIENCE), "{:?}", load.report());

@@ -8,7 +8,8 @@ use sluice::proxy::{CaptureConfig, NodePorts};
 use sluice_capture::tproxy;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_table::LocalPods;
-use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring, ask_on};
+use socket2::{Domain, Socket, Type};
 
 use super::rules::{KINDS, Kind};
 use super::world::{BACKEND, FAMILIES, PORT, PROTOCOLS, World, service, slices};
@@ -210,30 +211,173 @@ fn datagrams_of_any_size_and_bulk_pass_whole() {
     assert_eq!((stats.udp_dropped_error, stats.udp_unroutable, stats.tcp_unroutable), (0, 0, 0), "{stats:?}");
 }
 
-#[test]
-fn the_clients_port_is_kept_with_its_address() {
-    let (mut world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
-    let _same = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other-pod-1", "other")]);
-    let pod = world.lab.pod(0);
-    for family in FAMILIES {
-        // One socket, two Services, then the same endpoint by two addresses: the second needs another port.
-        let socket = pod.udp_socket(world.address(Kind::ClusterIp, 1, family)).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let Outcome::Answered { source_port, .. } = sluice_testbed::lab::ask_on(&socket, PATIENCE) else {
-            panic!("no answer")
-        };
-        assert_eq!(source_port, port);
-        socket.connect(world.address(Kind::ClusterIp, 2, family)).unwrap();
-        let outcome = sluice_testbed::lab::ask_on(&socket, PATIENCE);
-        assert_eq!(outcome.by(), Some("other-pod-1"), "the first flow has the port: {outcome:?}");
+/// Services 1 and 2 with the same endpoint, and 3 with another one.
+fn world_of_shared_endpoints() -> (World, Vec<Server>) {
+    let (mut world, mut servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    servers.extend(add_service(&mut world, 3, TrafficPolicy::Cluster, &[("other-pod-1", "other")]));
+    let endpoint = world.lab.other_pod(0).clone();
+    let service = Change::Apply(service(2, TrafficPolicy::Cluster).into());
+    world.apply([service].into_iter().chain(slices(2, &[(&endpoint, "other")])).collect::<Vec<_>>());
+    (world, servers)
+}
 
+/// Ports for a client to bind: any one, which the node's kernel could choose too, and one that it could not.
+const CLIENT_PORTS: [u16; 2] = [0, 20_000];
+
+/// A socket of this host that shares its port with others.
+fn bound(host: &Host, kind: Type, at: SocketAddr) -> Socket {
+    host.ns.run(|| {
+        let socket = Socket::new(Domain::for_address(at), kind, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&at.into()).unwrap();
+        socket
+    })
+}
+
+fn local_port(socket: &Socket) -> u16 {
+    socket.local_addr().unwrap().as_socket().unwrap().port()
+}
+
+#[test]
+fn the_clients_udp_port_is_kept_towards_every_endpoint_once() {
+    let (mut world, _servers) = world_of_shared_endpoints();
+    let (pod, server) = (world.lab.pod(0).clone(), world.lab.other_pod(0).clone());
+    for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
+        let socket = bound(&pod, Type::DGRAM, (pod.ip(family), port).into());
+        let port = local_port(&socket);
+        let socket = std::net::UdpSocket::from(socket);
+        let ask = |world: &World, number| {
+            socket.connect(world.address(Kind::ClusterIp, number, family)).unwrap();
+            match ask_on(&socket, PATIENCE) {
+                Outcome::Answered { by, source_port, .. } => (by, source_port == port),
+                outcome => panic!("{family} {port} Service {number}: {outcome:?}"),
+            }
+        };
+        let [endpoint, other_endpoint] = ["other-pod-0", "other-pod-1"].map(str::to_owned);
+        for _ in 0..2 {
+            assert_eq!(ask(&world, 1), (endpoint.clone(), true), "{family} {port}");
+            assert_eq!(ask(&world, 3), (other_endpoint.clone(), true), "{family} {port}: another endpoint");
+            assert_eq!(
+                ask(&world, 2),
+                (endpoint.clone(), false),
+                "{family} {port}: Service 1's flow has the port"
+            );
+        }
+        world.apply(slices(1, &[]));
+        world.apply(slices(1, &[(&server, "other")]));
+        assert_eq!(ask(&world, 1), (endpoint, true), "{family} {port}: the flow that had the port has ended");
+    }
+    assert_eq!(world.proxy().stats().udp_flows_opened, 16, "four of each client");
+}
+
+#[test]
+fn the_clients_tcp_port_is_kept_towards_every_endpoint_once() {
+    let (world, _servers) = world_of_shared_endpoints();
+    let pod = world.lab.pod(0);
+    for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
+        let mut at = SocketAddr::new(pod.ip(family), port);
+        // One client port for three connections, which last until all have been looked at.
+        let mut connections = Vec::new();
+        for (number, name, is_kept) in
+            [(1, "other-pod-0", true), (3, "other-pod-1", true), (2, "other-pod-0", false)]
+        {
+            let socket = bound(pod, Type::STREAM, at);
+            at.set_port(local_port(&socket));
+            socket.connect_timeout(&world.address(Kind::ClusterIp, number, family).into(), PATIENCE).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answers = BufReader::new(std::net::TcpStream::from(socket));
+            let mut line = String::new();
+            answers.read_line(&mut line).unwrap();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [by, _, source_port] = words[..] else { panic!("{line}") };
+            let context = format!("{family} {at} Service {number}: {line}");
+            assert_eq!((by, source_port == at.port().to_string()), (name, is_kept), "{context}");
+            connections.push(answers);
+        }
+        for answers in &mut connections {
+            let mut line = String::new();
+            answers.get_ref().write_all(b"still here\n").unwrap();
+            answers.read_line(&mut line).unwrap();
+            assert_eq!(line, "still here\n");
+        }
+    }
+}
+
+#[test]
+fn a_program_of_the_node_on_a_frontends_port_keeps_replies_back_only_if_it_does_not_share_it() {
+    for (family, is_shared) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        // A lab for each: sockets of another round, of us or the program, would be in the way.
+        let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let everywhere: SocketAddr = match family {
+            Family::V4 => ([0; 4], to.port()).into(),
+            Family::V6 => ([0; 16], to.port()).into(),
+        };
+        let program = bound(world.lab.node(), Type::DGRAM, everywhere);
+        program.set_reuse_address(is_shared).unwrap();
+        let patience = if is_shared { PATIENCE } else { SILENCE };
+        let outcome = world.lab.pod(0).ask(Protocol::Udp, to, patience);
+        assert_eq!(outcome.by(), is_shared.then_some("other-pod-0"), "{family}: {outcome:?}");
+        let stats = world.proxy().stats();
+        let lost = (stats.udp_no_reply_socket, stats.udp_unroutable);
+        assert_eq!(lost, (u64::from(!is_shared), 0), "{family}: {stats:?}");
+    }
+}
+
+/// A connection of this host from exactly this port, which the kernel is left to find free or not, as for any
+/// connect(2) that comes with no port.
+fn connect_from_port(host: &Host, port: u16, to: SocketAddr) -> std::io::Result<Socket> {
+    host.ns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        sluice_sys::local_port::choose_from(&socket, port..=port)?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(socket)
+    })
+}
+
+#[test]
+fn a_clients_port_stays_free_for_the_nodes_own_connections() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let (pod, node) = (world.lab.pod(0), world.lab.node());
+    for family in FAMILIES {
         let stream = pod.tcp_stream(world.address(Kind::ClusterIp, 1, family), PATIENCE).unwrap();
         let port = stream.local_addr().unwrap().port();
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
         assert!(line.trim_end().ends_with(&port.to_string()), "{line} has port {port}");
-        (&stream).write_all(b"bye").unwrap();
+
+        let endpoint = (world.lab.other_pod(0).ip(family), BACKEND).into();
+        match connect_from_port(node, port, endpoint) {
+            Ok(own) => assert_eq!(own.local_addr().unwrap().as_socket().unwrap().port(), port),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
+                eprintln!("skipped: this kernel is older than 6.3");
+            }
+            Err(error) => panic!("{family}: {error}"),
+        }
     }
+}
+
+#[test]
+fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
+    // Two for UDP: a flow, and the socket that it replies by.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 4));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let _others = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other-pod-1", "other")]);
+    for family in FAMILIES {
+        for (number, name) in [(1, "other-pod-0"), (1, "other-pod-0"), (2, "other-pod-1"), (1, "other-pod-0")]
+        {
+            let outcome =
+                world.lab.pod(0).ask(Protocol::Udp, world.address(Kind::ClusterIp, number, family), PATIENCE);
+            assert_eq!(outcome.by(), Some(name), "{family}: {outcome:?}");
+        }
+    }
+    let stats = world.proxy().stats();
+    assert_eq!(
+        (stats.udp_over_limit, stats.udp_flows_opened, stats.udp_flows_evicted),
+        (0, 8, 7),
+        "{stats:?}"
+    );
 }
 
 #[test]

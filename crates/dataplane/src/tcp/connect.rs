@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use sluice_table::{Selection, Upstream};
 
+use crate::failure;
+
 /// How long an attempt may take before the next endpoint is tried; the first that times out gets the
 /// first value. After the last one the client is reset (kube-proxy's user-space mode had the same
 /// steps: `EndpointDialTimeouts`).
@@ -22,15 +24,19 @@ pub(crate) enum Failure {
     /// No answer in time. The endpoint may be slow or the packet lost, so it gets another chance when
     /// no other endpoint is left.
     TimedOut,
-    /// This machine is out of something: trying elsewhere does not help.
-    Exhausted,
+    /// This node is out of something, or forbids it: no endpoint is to blame.
+    OfThisNode,
 }
 
 impl Failure {
-    /// What an error of connect(2) means.
-    pub(crate) fn of(error: &io::Error) -> Self {
+    /// What it means that an attempt could not be started.
+    pub(crate) fn to_start(error: &io::Error) -> Self {
+        if failure::is_of_this_node(error) { Self::OfThisNode } else { Self::reported(error) }
+    }
+
+    /// What it means that an attempt under way failed (`SO_ERROR`): somebody else has said so.
+    pub(crate) fn reported(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Exhausted,
             Some(Errno::TIMEDOUT) => Self::TimedOut,
             _ => Self::Refused,
         }
@@ -126,10 +132,12 @@ mod tests {
 
     #[test]
     fn errors_are_told_apart() {
-        let of = |errno: Errno| Failure::of(&errno.into());
-        assert_eq!(of(Errno::CONNREFUSED), Failure::Refused);
-        assert_eq!(of(Errno::HOSTUNREACH), Failure::Refused);
-        assert_eq!(of(Errno::TIMEDOUT), Failure::TimedOut);
-        assert_eq!(of(Errno::MFILE), Failure::Exhausted);
+        let both = |errno: Errno| (Failure::to_start(&errno.into()), Failure::reported(&errno.into()));
+        assert_eq!(both(Errno::CONNREFUSED), (Failure::Refused, Failure::Refused));
+        assert_eq!(both(Errno::HOSTUNREACH), (Failure::Refused, Failure::Refused));
+        assert_eq!(both(Errno::TIMEDOUT), (Failure::TimedOut, Failure::TimedOut));
+        assert_eq!(both(Errno::MFILE), (Failure::OfThisNode, Failure::Refused));
+        // A route that prohibits, and a firewall on the way.
+        assert_eq!(both(Errno::ACCESS), (Failure::OfThisNode, Failure::Refused));
     }
 }

@@ -13,6 +13,7 @@
 //!
 //! Runs on the worker that accepted the connection, for all of its life.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -219,7 +220,7 @@ impl Session {
                 }
                 Err(failure) => failure,
             };
-            if failure == Failure::Exhausted {
+            if failure == Failure::OfThisNode {
                 context.core.stats.tcp_over_limit.add(1);
                 return Step::End(Ending::Reset);
             }
@@ -235,7 +236,7 @@ impl Session {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
         let failure = match peer.stream.take_error() {
-            Ok(Some(error)) | Err(error) => Failure::of(&error),
+            Ok(Some(error)) | Err(error) => Failure::reported(&error),
             Ok(None) if !peer.writable => return Step::Wait,
             Ok(None) if socket::is_self_connected(&peer.stream, upstream.address()) => Failure::Refused,
             Ok(None) => return self.connected(context),
@@ -280,13 +281,20 @@ fn start_connect(
     if context.core.leads_back(upstream.address(), Protocol::Tcp) {
         return Err(Failure::Refused);
     }
-    let mut stream = socket::connect(upstream.address(), local).map_err(|error| Failure::of(&error))?;
+    let mut stream = socket::connect(upstream.address(), local, &context.core.local_ports)
+        .map_err(|error| cannot_start(upstream, &error))?;
     let token = Source::Upstream(id).token();
     let interest = Interest::READABLE | Interest::WRITABLE;
-    context.core.registry.register(&mut stream, token, interest).map_err(|error| Failure::of(&error))?;
+    let registered = context.core.registry.register(&mut stream, token, interest);
+    registered.map_err(|error| cannot_start(upstream, &error))?;
     let mut peer = Peer::new(stream);
     peer.writable = false;
     Ok(peer)
+}
+
+fn cannot_start(upstream: &Upstream, error: &io::Error) -> Failure {
+    tracing::debug!(endpoint = %upstream.address(), %error, "cannot start to connect");
+    Failure::to_start(error)
 }
 
 impl Relaying {

@@ -1,6 +1,6 @@
 //! Socket options and the ends of a connection.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use mio::net::TcpStream;
 use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
+use crate::failure;
+use crate::local_ports::LocalPorts;
 use crate::transparent::{Local, Marks, make_transparent};
 
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
@@ -67,26 +69,38 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
 /// A client's address is used with the client's port, as kube-proxy leaves it, unless that is taken: by
-/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint.
+/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint; or
+/// unless it is privileged and we are not. A port that other sockets of this node may need is not bound but left
+/// to connect(2), to which it is free towards every other destination ([`LocalPorts::can_ask_for`]).
 ///
 /// # Errors
 /// It failed at once: no route, no descriptor, no local port.
-pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<TcpStream> {
+pub(crate) fn connect(address: SocketAddr, local: Local, ports: &LocalPorts) -> io::Result<TcpStream> {
     let Some(client) = local.client else { return start_connect(address, local, |_| Ok(())) };
-    let with_port = start_connect(address, local, |socket| {
+    let prepare = |socket: &Socket| {
         make_transparent(socket, client.ip())?;
-        // The client's earlier connections to other endpoints, and its own sockets, have the port too.
-        socket.set_reuse_address(true)?;
-        socket.bind(&client.into())
+        // The client's earlier connections to other endpoints have the port too, and so may a listener of the
+        // node that is started later.
+        socket.set_reuse_address(true)
+    };
+    let bind_without_port = |socket: &Socket| {
+        local_port::choose_at_connect(socket)?;
+        socket.bind(&SocketAddr::new(client.ip(), 0).into())
+    };
+    let with_port = start_connect(address, local, |socket| {
+        prepare(socket)?;
+        if ports.can_ask_for(client.port()) {
+            local_port::choose_from(socket, client.port()..=client.port())?;
+            bind_without_port(socket)
+        } else {
+            socket.bind(&client.into())
+        }
     });
     match with_port {
-        Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {
-            start_connect(address, local, |socket| {
-                make_transparent(socket, client.ip())?;
-                local_port::choose_at_connect(socket)?;
-                socket.bind(&SocketAddr::new(client.ip(), 0).into())
-            })
-        }
+        Err(error) if failure::is_about_the_port(&error) => start_connect(address, local, |socket| {
+            prepare(socket)?;
+            bind_without_port(socket)
+        }),
         done => done,
     }
 }

@@ -16,14 +16,17 @@ use sluice_model::Protocol;
 use sluice_sys::udp::{RecvBatch, SendBatch};
 use sluice_table::{FrontendKey, Lease, Route};
 
+use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::kept_ports::{KeptPort, KeptPorts};
 use super::replies::{ReplySocket, ReplySockets};
-use super::socket;
+use super::socket::{self, Connected};
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
-use crate::descriptors::Permit;
+use crate::descriptors::{Descriptors, Permit};
+use crate::failure;
 use crate::token::{SlotId, Slots, Source};
-use crate::transparent::Local;
+use crate::transparent::{Local, Marks};
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -31,6 +34,9 @@ const HOUSEKEEPING_LIMIT: usize = 4_096;
 
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
+
+/// How many older flows may make room for one descriptor. One does, unless another worker takes what it leaves.
+const EVICTIONS: usize = 4;
 
 /// All UDP of one worker.
 #[derive(Debug)]
@@ -51,7 +57,10 @@ enum Ready {
 struct State {
     frontends: Slots<Frontend>,
     flows: FlowTable<Link>,
+    kept_ports: KeptPorts,
     replies: ReplySockets,
+    /// What flows and the sockets that they reply by may hold.
+    descriptors: Arc<Descriptors>,
 }
 
 /// A socket that clients send to.
@@ -60,8 +69,15 @@ struct Frontend {
     socket: mio::net::UdpSocket,
     address: SocketAddr,
     door: Door,
+    drops: DropsCounted,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
+}
+
+impl Frontend {
+    fn count_drops(&mut self, core: &Core) {
+        core.stats.udp_dropped_queue.add(self.drops.more(&self.socket));
+    }
 }
 
 /// Where a flow leads.
@@ -71,6 +87,7 @@ struct Link {
     lease: Lease,
     route: Arc<Route>,
     reply: Reply,
+    kept_port: Option<KeptPort>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
@@ -85,6 +102,28 @@ enum Reply {
     Captured(Arc<ReplySocket>),
 }
 
+/// Why no flow was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotOpened {
+    /// There is no endpoint that could be had.
+    Unroutable,
+    /// This node is out of something, or forbids it.
+    OfThisNode,
+    /// There can be no socket to reply by.
+    NoReplySocket,
+}
+
+impl NotOpened {
+    /// Counts the datagrams that the flow was for.
+    fn count(self, datagrams: u64, core: &Core) {
+        match self {
+            Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
+            Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
+            Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
+        }
+    }
+}
+
 impl Link {
     fn is_valid(flow: &Flow<Self>) -> bool {
         flow.upstream.route.keeps_flow(&flow.upstream.lease)
@@ -92,13 +131,16 @@ impl Link {
 }
 
 impl UdpRelay {
-    pub(crate) fn new(limits: FlowLimits) -> Self {
+    /// Flows within these limits, which hold no more descriptors than these, with the sockets that they reply by.
+    pub(crate) fn new(limits: FlowLimits, descriptors: Arc<Descriptors>) -> Self {
         Self {
             received: RecvBatch::new(),
             state: State {
                 frontends: Slots::default(),
                 flows: FlowTable::new(limits),
+                kept_ports: KeptPorts::default(),
                 replies: ReplySockets::default(),
+                descriptors,
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
@@ -109,7 +151,9 @@ impl UdpRelay {
     pub(crate) fn listen(&mut self, socket: UdpSocket, door: Door, core: &mut Core) -> io::Result<()> {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
-        let id = self.state.frontends.insert_with(|_| Frontend { socket, address, door, is_queued: false });
+        let drops = DropsCounted::default();
+        let frontend = Frontend { socket, address, door, drops, is_queued: false };
+        let id = self.state.frontends.insert_with(|_| frontend);
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
         let registered = core.registry.register(&mut frontend.socket, token, Interest::READABLE);
@@ -120,10 +164,22 @@ impl UdpRelay {
     }
 
     /// Stops serving an address.
-    pub(crate) fn close_frontend(&mut self, address: SocketAddr) {
+    pub(crate) fn close_frontend(&mut self, address: SocketAddr, core: &Core) {
         for id in self.state.frontends.ids() {
-            if self.state.frontends.get_mut(id).is_some_and(|frontend| frontend.address == address) {
+            if let Some(frontend) = self.state.frontends.get_mut(id)
+                && frontend.address == address
+            {
+                frontend.count_drops(core);
                 self.state.frontends.remove(id);
+            }
+        }
+    }
+
+    /// Counts what the kernel has dropped since it was last asked, of what clients have sent.
+    pub(crate) fn count_drops(&mut self, core: &Core) {
+        for id in self.state.frontends.ids() {
+            if let Some(frontend) = self.state.frontends.get_mut(id) {
+                frontend.count_drops(core);
             }
         }
     }
@@ -214,22 +270,23 @@ impl UdpRelay {
 
     /// Ends all flows that lead nowhere any more.
     pub(crate) fn end_invalid(&mut self, core: &mut Core) {
-        let flows = &mut self.state.flows;
+        let State { flows, kept_ports, .. } = &mut self.state;
         flows.request_sweep();
-        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| count_end(&ended, core));
+        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
     }
 
-    /// Ends flows that are idle or lead nowhere any more.
+    /// Ends flows that are idle or lead nowhere any more, and does what else is due now and then while there are flows.
     pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
         self.is_housekeeping_due = false;
-        let flows = &mut self.state.flows;
-        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| count_end(&ended, core));
+        let State { flows, kept_ports, .. } = &mut self.state;
+        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| on_end(ended, kept_ports, core));
         if !flows.sweep_pending() {
             flows.request_sweep();
         }
-        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| count_end(&ended, core));
+        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
+        self.count_drops(core);
         self.keep_house(core);
     }
 
@@ -304,16 +361,20 @@ impl State {
             return Vec::new();
         }
         let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
-            Action::Forward(id) => Some(id),
+            Action::Forward(id) => Ok(id),
             Action::Open(ended) => {
-                ended.iter().for_each(|ended| count_end(ended, core));
+                self.on_end(ended, core);
                 self.open(key, (frontend, door), count, core)
             }
         };
-        let Some((id, flow)) = id.and_then(|id| self.flows.flow(id).map(|flow| (id, flow))) else {
-            core.stats.udp_unroutable.add(count);
-            return Vec::new();
+        let id = match id {
+            Ok(id) => id,
+            Err(why) => {
+                why.count(count, core);
+                return Vec::new();
+            }
         };
+        let Some(flow) = self.flows.flow(id) else { return Vec::new() };
         let link = &mut flow.upstream;
         if let Reply::Bound(at) = &mut link.reply {
             *at = frontend;
@@ -343,43 +404,93 @@ impl State {
         (frontend, door): (SlotId, Door),
         count: u64,
         core: &mut Core,
-    ) -> Option<FlowId> {
+    ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
-        let route = Arc::clone(core.reader.lookup(lookup)?);
-        let mut selection = route.select(door.client(key.client.ip(), destination.ip()), core.now).ok()?;
-        let permit = core.descriptors.take(1).or_else(|| {
-            // Nobody's connection is broken for a new flow, but an older flow of this worker makes room.
-            self.flows.evict().iter().for_each(|ended| count_end(ended, core));
-            core.descriptors.take(1)
-        })?;
+        let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
+        let client = door.client(key.client.ip(), destination.ip());
+        let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
+        // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
             (Door::Captured(_), Some(marks)) => {
-                Reply::Captured(self.replies.get(destination, marks, &core.descriptors)?)
+                Reply::Captured(self.reply_socket(destination, marks, core)?)
             }
             _ => Reply::Bound(frontend),
         };
+        let permit = self.take_descriptor(core)?;
         loop {
-            let upstream = selection.next(core.now)?;
+            let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            let Some(socket) = connect(upstream.address(), local, core) else {
+            let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
                 selection.fail(&upstream, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, reply, is_queued: false, _permit: permit };
+            let link = Link { socket, lease, route, reply, kept_port, is_queued: false, _permit: permit };
             let (id, displaced) = self.flows.opened(key, link, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
-            displaced.iter().for_each(|ended| count_end(ended, core));
-            let flow = self.flows.flow(id)?;
+            self.kept_ports.opened(kept_port);
+            self.on_end(displaced, core);
             let token = Source::Flow(id).token();
-            if core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err() {
+            if let Some(flow) = self.flows.flow(id)
+                && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
+            {
                 self.end(id, core);
-                return None;
+                return Err(NotOpened::OfThisNode);
             }
-            return Some(id);
+            return Ok(id);
         }
+    }
+
+    /// The socket that replies of a frontend leave by.
+    fn reply_socket(
+        &mut self,
+        frontend: SocketAddr,
+        marks: Marks,
+        core: &Core,
+    ) -> Result<Arc<ReplySocket>, NotOpened> {
+        if let Some(socket) = self.replies.find(frontend) {
+            return Ok(socket);
+        }
+        let permit = self.take_descriptor(core)?;
+        self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
+    }
+
+    /// Opens a flow's socket, and says if it keeps its client's port; none if the endpoint cannot be reached, or
+    /// would lead back here.
+    fn connect(
+        &self,
+        endpoint: SocketAddr,
+        local: Local,
+        core: &mut Core,
+    ) -> Result<Option<(mio::net::UdpSocket, Option<KeptPort>)>, NotOpened> {
+        if core.leads_back(endpoint, Protocol::Udp) {
+            return Ok(None);
+        }
+        let port = local.client.map(|client| KeptPort { client, endpoint });
+        let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
+        match socket::connect(endpoint, local, may_keep_port) {
+            Ok(Connected { socket, keeps_port }) => {
+                Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
+            }
+            Err(error) => {
+                tracing::debug!(%endpoint, %error, "cannot open a flow");
+                if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
+    fn take_descriptor(&mut self, core: &Core) -> Result<Permit, NotOpened> {
+        for _ in 0..EVICTIONS {
+            if let Some(permit) = self.descriptors.take(1) {
+                return Ok(permit);
+            }
+            let Some(evicted) = self.flows.evict() else { break };
+            self.on_end(Some(evicted), core);
+        }
+        self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
@@ -421,20 +532,22 @@ impl State {
     }
 
     fn end(&mut self, id: FlowId, core: &Core) {
-        self.flows.close(id).iter().for_each(|ended| count_end(ended, core));
+        let ended = self.flows.close(id);
+        self.on_end(ended, core);
+    }
+
+    fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
+        if let Some(ended) = ended {
+            on_end(ended, &mut self.kept_ports, core);
+        }
     }
 }
 
-/// Opens a flow's socket, unless the endpoint would lead back here.
-fn connect(endpoint: SocketAddr, local: Local, core: &mut Core) -> Option<mio::net::UdpSocket> {
-    if core.leads_back(endpoint, Protocol::Udp) {
-        return None;
-    }
-    socket::connect(endpoint, local).ok().map(mio::net::UdpSocket::from_std)
-}
-
-fn count_end(ended: &Ended<Link>, core: &Core) {
+/// What is due for every flow that has ended; closes its socket.
+fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
+    kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
+    core.stats.udp_dropped_queue.add(DropsCounted::default().more(&ended.flow.upstream.socket));
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),

@@ -1,16 +1,20 @@
 //! The kinds of UDP sockets: the one that clients send to, the one that replies to captured datagrams leave
 //! by, and a flow's own one to its endpoint.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use rustix::net::sockopt;
 use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
 use socket2::{Domain, Socket, Type};
 
+use crate::failure;
 use crate::transparent::{Local, Marks, make_transparent};
 
-/// What the kernel may hold for us between two looks at a frontend's socket. It cuts this down to
-/// `net.core.rmem_max`; every client of the frontend shares it.
+/// What the kernel may hold for us between two looks at a socket that clients send to, and twice that with what it
+/// needs itself (socket(7)). All clients of the socket share it: those of a frontend, or, of a captured one, those of
+/// one origin to all Services. Without CAP_NET_ADMIN the kernel cuts it down to `net.core.rmem_max`, 212,992 bytes by
+/// default; for sending always, to `net.core.wmem_max`.
 const FRONTEND_BUFFER: usize = 4 << 20;
 
 /// Opens a socket that other workers' sockets can share the address with; the kernel gives each client
@@ -25,7 +29,10 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
-    socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
+    // Refused in a container that has the capability in a user namespace only.
+    if marks.is_none() || sockopt::set_socket_recv_buffer_size_force(&socket, FRONTEND_BUFFER).is_err() {
+        socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
+    }
     socket.set_send_buffer_size(FRONTEND_BUFFER)?;
     if let Some(marks) = marks {
         make_transparent(&socket, address.ip())?;
@@ -49,14 +56,18 @@ pub(crate) fn turn_away(socket: &mio::net::UdpSocket) -> io::Result<()> {
 /// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
 /// clients send goes to the one that TPROXY hands over to.
 ///
+/// Other programs of this machine may have the port, on this or all addresses, if they share it too.
+///
 /// # Errors
-/// Another program of this machine has the address without sharing it; there is no descriptor.
+/// Another program has the address without sharing it; the port is privileged; there is no descriptor.
 pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSocket> {
     let socket = open(frontend)?;
     if frontend.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // With other workers and agents of the user, and with anybody.
     socket.set_reuse_port(true)?;
+    socket.set_reuse_address(true)?;
     socket.set_recv_buffer_size(0)?;
     socket.set_send_buffer_size(FRONTEND_BUFFER)?;
     make_transparent(&socket, frontend.ip())?;
@@ -65,27 +76,43 @@ pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSo
     Ok(socket.into())
 }
 
+/// A flow's socket, and whether it has the client's port.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: UdpSocket,
+    pub(crate) keeps_port: bool,
+}
+
 /// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
 ///
-/// A client's address is used with the client's port, as kube-proxy leaves it, unless another flow of the
-/// client has that: two sockets that share address and port would get each other's replies.
+/// A client's address is used with the client's port, as kube-proxy leaves it, if the caller says that no other
+/// flow to this endpoint has it (`may_keep_port`), and unless a program of this node has it without sharing it, or it
+/// is privileged and we are not.
 ///
 /// # Errors
 /// There is no route, no port, or no descriptor.
-pub(crate) fn connect(address: SocketAddr, local: Local) -> io::Result<UdpSocket> {
+pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) -> io::Result<Connected> {
     let socket = open(address)?;
     local.prepare(&socket)?;
+    let mut keeps_port = false;
     if let Some(client) = local.client {
         make_transparent(&socket, client.ip())?;
-        match socket.bind(&client.into()) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
-            }
-            bound => bound?,
+        if may_keep_port {
+            // The client's flows to other endpoints have the port too.
+            socket.set_reuse_address(true)?;
+            keeps_port = match socket.bind(&client.into()) {
+                Err(error) if failure::is_about_the_port(&error) => false,
+                bound => bound.map(|()| true)?,
+            };
+        }
+        if !keeps_port {
+            // Nobody else is to get the port that the kernel finds.
+            socket.set_reuse_address(false)?;
+            socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
         }
     }
     socket.connect(&address.into())?;
-    Ok(socket.into())
+    Ok(Connected { socket: socket.into(), keeps_port })
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
@@ -98,6 +125,19 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_captured_socket_has_room_for_bursts_whatever_rmem_max_says() {
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let address = loopback.parse().unwrap();
+            if sockopt::set_socket_recv_buffer_size_force(open(address).unwrap(), FRONTEND_BUFFER).is_err() {
+                eprintln!("skipped: needs CAP_NET_ADMIN");
+                return;
+            }
+            let socket = listen(address, Some(Marks { downstream: 0x20, upstream: 0x30 })).unwrap();
+            assert!(socket2::SockRef::from(&socket).recv_buffer_size().unwrap() >= FRONTEND_BUFFER);
+        }
+    }
 
     #[test]
     fn a_socket_that_turns_clients_away_keeps_what_it_has_and_another_one_gets_the_rest() {

@@ -1,4 +1,4 @@
-//! Socket options of UDP sockets that socket2 does not know.
+//! Socket options of UDP sockets that neither socket2 nor rustix knows.
 
 use std::ffi::c_int;
 use std::io;
@@ -41,6 +41,33 @@ pub fn allow_fragmentation(socket: impl AsFd) -> io::Result<()> {
 /// The descriptor is not a UDP socket.
 pub fn receive_trains(socket: impl AsFd) -> io::Result<()> {
     set_flag(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
+}
+
+/// How many datagrams the kernel has dropped rather than put in the socket's queue, nearly always because that was
+/// full: `SK_MEMINFO_DROPS` of `SO_MEMINFO` (Linux 4.12). It counts from the socket's beginning, starts again at 0
+/// after `u32::MAX`, and counts a train as one.
+///
+/// # Errors
+/// The descriptor is not a socket.
+#[expect(clippy::cast_possible_truncation, reason = "the size of a few ints")]
+pub fn dropped(socket: impl AsFd) -> io::Result<u32> {
+    const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
+    // Fields that later kernels may add come after it, and are cut off.
+    let mut fields = [0_u32; DROPS + 1];
+    let mut length = size_of_val(&fields) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to the pointer, during the call only: those of `fields`,
+    // plain integers, which live until after it. It writes to `length` how many it wrote. The descriptor is
+    // borrowed, so it is open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            fields.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(fields[DROPS]) } else { Err(io::Error::last_os_error()) }
 }
 
 enum Family {

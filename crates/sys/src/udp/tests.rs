@@ -420,6 +420,23 @@ fn options_are_for_ip_sockets() {
 }
 
 #[test]
+fn what_finds_no_room_in_the_queue_of_a_socket_is_told_by_it() {
+    for loopback in LOOPBACKS {
+        let receiver = socket(loopback);
+        socket2::SockRef::from(&receiver).set_recv_buffer_size(4_096).unwrap();
+        let sender = connected(loopback, &receiver);
+        assert_eq!(dropped(&receiver).unwrap(), 0);
+        (0..500).for_each(|_| assert_eq!(sender.send(b"x").unwrap(), 1));
+        receiver.set_nonblocking(true).unwrap();
+        let received = std::iter::from_fn(|| receiver.recv(&mut [0]).ok()).count();
+        assert_eq!(dropped(&receiver).unwrap() as usize, 500 - received, "{loopback}");
+        assert!(received < 500);
+        assert_eq!(dropped(&sender).unwrap(), 0);
+    }
+    assert!(dropped(std::fs::File::open("/dev/null").unwrap()).is_err());
+}
+
+#[test]
 fn batches_go_where_their_worker_goes() {
     fn sendable<T: Send>() {}
     sendable::<RecvBatch>();

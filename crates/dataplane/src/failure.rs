@@ -1,0 +1,65 @@
+//! Whose failure it is when a socket towards an endpoint cannot be had: this node's or the endpoint's. Pure.
+
+use std::io;
+
+use rustix::io::Errno;
+
+/// Whether an error of socket(2), bind(2), connect(2) or epoll_ctl(2) is about this node: it is out of
+/// descriptors, memory or ports, or its own rules forbid it. It says nothing about the endpoint, so the
+/// endpoint must not be held responsible.
+///
+/// Not for what a socket reports later (`SO_ERROR`): there EACCES, for one, is an ICMPv6 message of somebody
+/// on the way.
+pub(crate) fn is_of_this_node(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(
+            Errno::ACCESS
+                | Errno::PERM
+                | Errno::ADDRNOTAVAIL
+                | Errno::ADDRINUSE
+                | Errno::AGAIN
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::NOSPC
+        )
+    )
+}
+
+/// Whether a client's port cannot be had, so that another one will have to do: somebody has it, or it is
+/// below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is missing.
+pub(crate) fn is_about_the_port(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL | Errno::ACCESS)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_node_lacks_or_forbids_is_not_the_endpoints_failure() {
+        let is_ours = |errno: Errno| is_of_this_node(&errno.into());
+        for errno in [Errno::ACCESS, Errno::PERM, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::AGAIN] {
+            assert!(is_ours(errno), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::NOSPC] {
+            assert!(is_ours(errno), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::TIMEDOUT] {
+            assert!(!is_ours(errno), "{errno}");
+        }
+        assert!(!is_of_this_node(&io::Error::other("no errno")));
+    }
+
+    #[test]
+    fn another_port_helps_only_where_the_port_is_the_trouble() {
+        let helps = |errno: Errno| is_about_the_port(&errno.into());
+        assert!(helps(Errno::ADDRINUSE) && helps(Errno::ADDRNOTAVAIL) && helps(Errno::ACCESS));
+        assert!(!helps(Errno::PERM) && !helps(Errno::NOBUFS) && !helps(Errno::HOSTUNREACH));
+    }
+}
