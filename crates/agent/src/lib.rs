@@ -13,6 +13,7 @@ pub mod cli;
 pub mod controller;
 pub mod demo;
 mod doors;
+mod handover;
 pub mod health_checks;
 pub mod logging;
 pub mod metrics;

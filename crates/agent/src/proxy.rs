@@ -101,6 +101,16 @@ impl Observer {
         self.dataplane.stats()
     }
 
+    /// Whether every worker runs.
+    pub fn is_alive(&self) -> bool {
+        self.dataplane.is_alive()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.dataplane.workers()
+    }
+
     /// The table.
     pub fn table(&self) -> &Table {
         &self.table
