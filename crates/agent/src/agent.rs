@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
 use crate::handover;
+use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
@@ -60,9 +61,8 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     }
 
     let health_checks = {
-        let health = following.health().cloned();
-        let is_healthy = move || health.as_ref().is_none_or(|health| health.is_synced());
-        HealthChecks::start(observer.table().clone(), is_healthy)
+        let health = ProxyHealth::new(observer.clone(), following.health().cloned());
+        HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
     };
 
     let mut check = tokio::time::interval(CHECK);

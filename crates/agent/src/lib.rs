@@ -14,6 +14,7 @@ pub mod controller;
 pub mod demo;
 mod doors;
 mod handover;
+mod health;
 pub mod health_checks;
 pub mod logging;
 pub mod metrics;

@@ -18,6 +18,7 @@ use sluice_kubeapi::apiserver::{Health, Resource};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use crate::health::{Health as ProxyHealth, Unhealthy};
 use crate::http_server::{self, Connections, Settings};
 use crate::proxy::Observer;
 
@@ -58,20 +59,20 @@ impl Metrics {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, body) = match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => return self.metrics(),
-            (&Method::GET | &Method::HEAD, "/healthz") if self.is_synced() => (StatusCode::OK, "ok\n"),
-            (&Method::GET | &Method::HEAD, "/healthz") => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the apiserver has not told everything so far\n")
-            }
-            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n"),
-            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => match self.verdict() {
+                Ok(()) => (StatusCode::OK, "ok\n".into()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n".into()),
+            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()),
         };
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = status;
         response
     }
 
-    fn is_synced(&self) -> bool {
-        self.health.as_ref().is_none_or(|health| health.is_synced())
+    fn verdict(&self) -> Result<(), Unhealthy> {
+        ProxyHealth::new(self.observer.clone(), self.health.clone()).verdict()
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
