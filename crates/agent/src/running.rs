@@ -29,6 +29,24 @@ pub(crate) enum Sign {
     Answers { mode: String },
 }
 
+/// How a kube-proxy of its own is stopped.
+pub(crate) const STOP: &str =
+    "kubectl --namespace kube-system delete daemonset kube-proxy, or keep it off this node";
+
+/// How the one inside of another program is.
+pub(crate) const DISABLE: &str =
+    "start that program with --disable-kube-proxy (in the config file of k3s disable-kube-proxy: true)";
+
+impl Sign {
+    /// Whether there is no doubt that one runs.
+    pub(crate) fn is_certain(&self) -> bool {
+        match self {
+            Self::Process(_) | Self::Answers { .. } => true,
+            Self::Inside(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
