@@ -73,6 +73,11 @@ fn what_is_in_the_way_is_said_with_the_mend() {
         ip link add veth0 type veth peer name eth0 && ip link set veth0 master cni0
         sysctl -qw net.ipv4.conf.eth0.src_valid_mark=1
         nft 'table ip filter {{ chain INPUT {{ type filter hook input priority 0; policy drop; }}; }}'
+        nft -f - <<END
+        table inet fw {{ chain input {{ type filter hook input priority 0; tcp dport 22 accept; counter reject; }}; }}
+        table inet ok {{ chain input {{ type filter hook input priority 0; policy drop;
+            meta mark & 0x30 == 0x10 accept; }}; }}
+END
         \"$sluice\" check"
     );
     let (status, said) = outcome(&on_a_node(&script));
@@ -82,7 +87,7 @@ fn what_is_in_the_way_is_said_with_the_mend() {
         ("problem", "nftables table ip kube-proxy, which"),
         ("problem", "1 chain of iptables-nft in table nat, 1 rule leading to them"),
         ("problem", "on eth0: the kernel drops every captured packet"),
-        ("warning", "refused by ip filter INPUT"),
+        ("warning", "refused by inet fw input, ip filter INPUT;"),
     ] {
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let line = said.lines().find(|line| words(line).contains(part));
