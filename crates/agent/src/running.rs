@@ -85,11 +85,9 @@ fn process(id: u32, own_network: Option<&Path>) -> Option<Process> {
     let name = fs::read_to_string(directory.join("comm")).ok()?.trim().to_owned();
     let line = fs::read(directory.join("cmdline")).ok()?;
     let arguments = line.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
-    Some(Process {
-        id,
-        name,
-        arguments: arguments.map(|a| String::from_utf8_lossy(a).into_owned()).collect(),
-    })
+    let arguments: Vec<String> = arguments.map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+    // One that has ended and that nobody has waited for has a name, but neither arguments nor a namespace.
+    (!arguments.is_empty()).then_some(Process { id, name, arguments })
 }
 
 /// Whether this process can see those outside of its container (`hostPID`).
