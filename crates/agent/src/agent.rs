@@ -56,14 +56,14 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
-    if let Some(address) = args.metrics_bind_address.0 {
-        metrics::serve(address, observer.clone(), following.health().cloned()).await;
-    }
-
     let health_checks = {
         let health = ProxyHealth::new(observer.clone(), following.health().cloned());
         HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
     };
+    if let Some(address) = args.metrics_bind_address.0 {
+        let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
+        metrics::serve(address, observer.clone(), health, health_checks).await;
+    }
 
     let mut check = tokio::time::interval(CHECK);
     loop {

@@ -142,7 +142,8 @@ fn parse_address(text: &str) -> Result<BindAddress, AddrParseError> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
-    text.parse().map(Duration::from_secs)
+    // More than an `Instant` can be put off by makes no sense; these are 136 years.
+    text.parse::<u32>().map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 #[cfg(test)]
