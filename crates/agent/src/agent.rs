@@ -1,7 +1,7 @@
 //! `sluice agent`: serves the Services of this node until it is told to stop.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::system::uname;
@@ -15,9 +15,11 @@ use tracing::{info, warn};
 
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
+use crate::handover;
+use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::metrics;
-use crate::proxy::{Observer, Proxy, ProxyConfig};
+use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
 
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
@@ -46,19 +48,22 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         ..WriterConfig::new(node)
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
+    let doors = match &capture {
+        CaptureConfig::Bind => None,
+        CaptureConfig::Tproxy(config) => Some(config.ports),
+    };
     let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
-    if let Some(address) = args.metrics_bind_address.0 {
-        metrics::serve(address, observer.clone(), following.health().cloned()).await;
-    }
-
     let health_checks = {
-        let health = following.health().cloned();
-        let is_healthy = move || health.as_ref().is_none_or(|health| health.is_synced());
-        HealthChecks::start(observer.table().clone(), is_healthy)
+        let health = ProxyHealth::new(observer.clone(), following.health().cloned());
+        HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
     };
+    if let Some(address) = args.metrics_bind_address.0 {
+        let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
+        metrics::serve(address, observer.clone(), health, health_checks).await;
+    }
 
     let mut check = tokio::time::interval(CHECK);
     loop {
@@ -75,13 +80,26 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         }
     }
     info!(connections = observer.stats().tcp_active, grace = ?args.grace_period, "stopping");
-    let grace = args.grace_period;
-    let stopping = tokio::task::spawn_blocking(move || controller.stop(grace));
+    // Load balancers are to look elsewhere, or to find a successor there.
+    drop(health_checks);
+    let deadline = Instant::now() + args.grace_period;
+    let end = async move {
+        let mut grace = args.grace_period;
+        if let Some(ports) = doors {
+            let end = handover::wait(&observer, ports, deadline).await;
+            grace = end.grace(deadline.saturating_duration_since(Instant::now()));
+            let connections = observer.stats().tcp_active;
+            info!(connections, ?grace, "no new connections from now on: {end}");
+        }
+        tokio::task::spawn_blocking(move || controller.stop(grace)).await
+    };
     tokio::select! {
-        cut_off = stopping => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
+        cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
         _ = terminate.recv() => std::process::exit(1),
         _ = interrupt.recv() => std::process::exit(1),
     }
+    // Changes have been followed until here.
+    drop(following);
     Ok(())
 }
 

@@ -26,7 +26,7 @@ pub struct CaptureArgs {
     /// Where pods have their addresses, for one or both families: 10.244.0.0/16,fd00:244::/48. Without one no
     /// client's address is rewritten at cluster IPs.
     #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
-    pub cluster_cidr: Vec<IpNet>,
+    pub cluster_cidr: Vec<Listed<IpNet>>,
     /// The bridge that pods of this node are on, for BridgeInterface.
     #[arg(long, value_name = "NAME", value_parser = interface_name)]
     pub pod_bridge_interface: Option<String>,
@@ -38,9 +38,9 @@ pub struct CaptureArgs {
           default_missing_value = "true", action = ArgAction::Set)]
     pub masquerade_all: bool,
     /// Addresses of the node that nodePorts are served on: `primary` for those of its Node object, or those
-    /// that are in these CIDRs (a family without one: all).
+    /// that are in these CIDRs (a family without one: all). Empty is `primary`, too.
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', default_value = "primary")]
-    pub nodeport_addresses: Vec<NodePortAddress>,
+    pub nodeport_addresses: Vec<Listed<NodePortAddress>>,
     /// The first of three ports on loopback addresses that captured packets are handed over at.
     #[arg(long, value_name = "PORT", default_value_t = 10_265, value_parser = clap::value_parser!(u16).range(1..=65_533))]
     pub tproxy_port: u16,
@@ -83,6 +83,19 @@ pub enum DetectLocalMode {
     InterfaceNamePrefix,
 }
 
+/// One element of a list that may be given empty, as manifests of kube-proxy's often do (`--cluster-cidr=`): that is
+/// one element without anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<T>(pub Option<T>);
+
+impl<T: FromStr> FromStr for Listed<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|element| Self(Some(element))) }
+    }
+}
+
 /// One element of `--nodeport-addresses`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodePortAddress {
@@ -114,13 +127,17 @@ fn interface_name(text: &str) -> Result<String, String> {
 }
 
 impl CaptureArgs {
+    fn cluster_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.cluster_cidr.iter().filter_map(|listed| listed.0)
+    }
+
     /// How pods of this node are told, as the table wants it.
     pub fn local_pods(&self) -> LocalPods {
         match (self.capture, self.detect_local_mode) {
             // Nothing is known of clients there but their addresses, and endpoints see the node's anyway.
             (CaptureMode::Bind, _) => LocalPods::DetectedIn(Vec::new()),
             (_, DetectLocalMode::ClusterCidr) => {
-                let families = self.cluster_cidr.iter().map(|cidr| Family::of(cidr.addr()));
+                let families = self.cluster_cidrs().map(|cidr| Family::of(cidr.addr()));
                 LocalPods::DetectedIn(families.collect())
             }
             (_, DetectLocalMode::NodeCidr) => LocalPods::DetectedByNodeCidrs,
@@ -135,11 +152,14 @@ impl CaptureArgs {
     /// # Errors
     /// `primary` does not go together with CIDRs.
     pub fn node_ports(&self) -> Result<NodePorts> {
-        if self.nodeport_addresses == [NodePortAddress::Primary] {
+        let addresses: Vec<NodePortAddress> =
+            self.nodeport_addresses.iter().filter_map(|listed| listed.0).collect();
+        // None given is the default, as in kube-proxy's nftables mode.
+        if let [] | [NodePortAddress::Primary] = addresses[..] {
             return Ok(NodePorts::Primary);
         }
-        let cidrs = self.nodeport_addresses.iter().map(|address| match address {
-            NodePortAddress::Inside(cidr) => Ok(*cidr),
+        let cidrs = addresses.into_iter().map(|address| match address {
+            NodePortAddress::Inside(cidr) => Ok(cidr),
             NodePortAddress::Primary => {
                 bail!("--nodeport-addresses: give either primary or CIDRs, not both")
             }
@@ -154,7 +174,7 @@ impl CaptureArgs {
     pub fn capture(&self) -> Result<CaptureConfig> {
         let CaptureMode::Tproxy = self.capture else { return Ok(CaptureConfig::Bind) };
         let local_pods = match self.detect_local_mode {
-            DetectLocalMode::ClusterCidr => tproxy::LocalPods::Cidrs(self.cluster_cidr.clone()),
+            DetectLocalMode::ClusterCidr => tproxy::LocalPods::Cidrs(self.cluster_cidrs().collect()),
             DetectLocalMode::NodeCidr => tproxy::LocalPods::NodeCidrs,
             DetectLocalMode::BridgeInterface => match &self.pod_bridge_interface {
                 Some(name) => tproxy::LocalPods::Interface { pattern: name.clone() },
@@ -168,7 +188,7 @@ impl CaptureArgs {
         Ok(CaptureConfig::Tproxy(tproxy::Config {
             ports: tproxy::Ports::from_first(self.tproxy_port),
             local_pods,
-            cluster_cidrs: self.cluster_cidr.clone(),
+            cluster_cidrs: self.cluster_cidrs().collect(),
             track: self.track_connections,
             bridge_netfilter_off: self.disable_bridge_netfilter,
         }))
@@ -204,6 +224,20 @@ mod tests {
         assert!(matches!(args.node_ports().unwrap(), NodePorts::Inside(cidrs) if cidrs.len() == 2));
         assert!(parse("--masquerade-all").unwrap().masquerade_all);
         assert!(matches!(parse("").unwrap().node_ports().unwrap(), NodePorts::Primary));
+    }
+
+    #[test]
+    fn empty_lists_are_as_good_as_none() {
+        for arguments in
+            ["--cluster-cidr= --nodeport-addresses=", "--cluster-cidr=  --nodeport-addresses=primary", ""]
+        {
+            let args = parse(&format!("--capture tproxy {arguments}")).unwrap();
+            assert_eq!(args.local_pods(), LocalPods::DetectedIn(Vec::new()), "{arguments}");
+            let CaptureConfig::Tproxy(config) = args.capture().unwrap() else { panic!("not bind mode") };
+            assert_eq!(config.cluster_cidrs, [], "{arguments}");
+            assert_eq!(config.local_pods, tproxy::LocalPods::Cidrs(Vec::new()), "{arguments}");
+            assert!(matches!(args.node_ports().unwrap(), NodePorts::Primary), "{arguments}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sluice_capture::{kube_proxy, tproxy};
 
-use crate::running;
+use crate::running::{self, Sign};
 
 /// Arguments of `sluice cleanup`.
 #[derive(Debug, Args)]
@@ -32,12 +32,20 @@ pub fn run(args: &CleanupArgs) -> Result<()> {
 
 fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
     let signs = running::kube_proxy(&running::processes());
-    if !signs.is_empty() && !force {
+    let (certain, possible): (Vec<&Sign>, Vec<&Sign>) = signs.iter().partition(|sign| sign.is_certain());
+    if !certain.is_empty() && !force {
         bail!(
-            "kube-proxy runs here ({}) and would make all of it again: stop it first (kubectl --namespace \
-             kube-system delete daemonset kube-proxy, or keep it off this node), or give --force",
-            listed(&signs)
+            "kube-proxy runs here ({}) and would make all of it again: stop it first ({}), or give --force",
+            listed(&signs),
+            if possible.is_empty() { running::STOP } else { running::DISABLE },
         );
+    }
+    for sign in possible {
+        writeln!(
+            out,
+            "note: a kube-proxy that runs makes all of it again: {sign}; {} unless it is off",
+            running::DISABLE
+        )?;
     }
     let kube_proxy::Removed { removed, kept, failed } =
         kube_proxy::remove().context("cannot look at what kube-proxy has left")?;

@@ -56,7 +56,9 @@ pub struct AgentArgs {
     /// Where metrics are served, as `/metrics`, and `/healthz`. `0` for nowhere.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = parse_address)]
     pub metrics_bind_address: BindAddress,
-    /// How long connections may take to finish after SIGTERM, in seconds. A second signal ends at once.
+    /// How long connections may take to finish after SIGTERM, in seconds; a second signal ends at once. With
+    /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
+    /// another agent on this node takes them, no connection is open, or this time is over.
     #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = parse_seconds)]
     pub grace_period: Duration,
     /// Settings of the data plane.
@@ -141,7 +143,8 @@ fn parse_address(text: &str) -> Result<BindAddress, AddrParseError> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
-    text.parse().map(Duration::from_secs)
+    // More than an `Instant` can be put off by makes no sense; these are 136 years.
+    text.parse::<u32>().map(|seconds| Duration::from_secs(seconds.into()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The sockets that captured packets are handed over at: for each origin of clients and each family.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::io::Errno;
@@ -18,7 +19,19 @@ const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6
 #[derive(Debug)]
 pub(crate) struct Doors {
     closed: Vec<(SocketAddr, Origin)>,
-    has_complained: bool,
+    /// Whether something that has been said is in the way of a door.
+    is_blocked: bool,
+    /// Whether it has been said that there is no IPv6.
+    lacks_v6: bool,
+}
+
+/// What is worth a line in the log.
+#[derive(Debug)]
+enum News {
+    Blocked(SocketAddr, io::Error),
+    NoV6,
+    V6,
+    AllOpen,
 }
 
 impl Doors {
@@ -33,52 +46,117 @@ impl Doors {
             .into_iter()
             .flat_map(|(port, origin)| ADDRESSES.map(|ip| (SocketAddr::new(ip, port), origin)))
             .collect();
-        Self { closed, has_complained: false }
+        Self { closed, is_blocked: false, lacks_v6: false }
     }
 
     /// Opens those that are closed; to be tried again for as long as some are.
     pub(crate) fn open(&mut self, dataplane: &Dataplane) {
-        if self.closed.is_empty() {
-            return;
-        }
-        let mut complaints = Vec::new();
-        self.closed.retain(|(address, origin)| match dataplane.open_captured(*address, *origin) {
-            Ok(()) => false,
-            // No IPv6 on this machine: nothing comes in by that door.
-            Err(error) if address.is_ipv6() && is_family_missing(&error) => false,
-            Err(error) => {
-                complaints.push((*address, error));
-                true
+        for news in self.open_with(|address, origin| dataplane.open_captured(address, origin)) {
+            match news {
+                News::Blocked(address, error) => error!(
+                    "cannot listen on {address}, so that part of the traffic to Services is lost: {error}: {}; \
+                     it is tried again",
+                    mend(&error)
+                ),
+                News::NoV6 => warn!("this machine has no IPv6: Services are served over IPv4 only"),
+                News::V6 => info!("this machine has IPv6 now: Services are served over it"),
+                News::AllOpen => info!("all of the traffic to Services is taken"),
             }
+        }
+    }
+
+    fn open_with(&mut self, open: impl Fn(SocketAddr, Origin) -> io::Result<()>) -> Vec<News> {
+        let mut blocked = None;
+        let mut lacks_v6 = false;
+        self.closed.retain(|(address, origin)| {
+            let Err(error) = open(*address, *origin) else { return false };
+            if address.is_ipv6() && is_family_missing(&error) {
+                // Nothing comes in by that door; but IPv6 may be switched on later.
+                lacks_v6 = true;
+            } else {
+                blocked.get_or_insert((*address, error));
+            }
+            true
         });
-        match complaints.first() {
-            Some((address, error)) if !std::mem::replace(&mut self.has_complained, true) => error!(
-                "cannot listen on {address}, so that part of the traffic to Services is lost: {error}: {}; \
-                 it is tried again",
-                mend(error)
-            ),
-            None if self.has_complained => info!("all of the traffic to Services is taken"),
+        let had_no_v6 = std::mem::replace(&mut self.lacks_v6, lacks_v6);
+        let was_blocked = std::mem::replace(&mut self.is_blocked, blocked.is_some());
+        let mut news = Vec::new();
+        match (had_no_v6, lacks_v6) {
+            (false, true) => news.push(News::NoV6),
+            (true, false) if blocked.is_none() => news.push(News::V6),
             _ => {}
         }
+        match blocked {
+            Some((address, error)) if !was_blocked => news.push(News::Blocked(address, error)),
+            None if was_blocked => news.push(News::AllOpen),
+            _ => {}
+        }
+        news
     }
 }
 
-fn is_family_missing(error: &std::io::Error) -> bool {
-    let is_missing = matches!(
+fn is_family_missing(error: &io::Error) -> bool {
+    matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
         Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL)
-    );
-    if is_missing {
-        warn!("this machine has no IPv6: Services are served over IPv4 only");
-    }
-    is_missing
+    )
 }
 
-fn mend(error: &std::io::Error) -> &'static str {
+fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => "another program has the port; choose others with --tproxy-port",
         Some(Errno::PERM | Errno::ACCESS) => "run with CAP_NET_ADMIN",
         Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
         _ => "the system does not allow it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: &[&str] = &[];
+
+    /// What is said when opening fails like this, for IPv4 and IPv6.
+    fn said(doors: &mut Doors, v4: Option<Errno>, v6: Option<Errno>) -> Vec<&'static str> {
+        let open = |address: SocketAddr, _| match if address.is_ipv4() { v4 } else { v6 } {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
+        };
+        let name = |news: &News| match news {
+            News::Blocked(..) => "blocked",
+            News::NoV6 => "no IPv6",
+            News::V6 => "IPv6",
+            News::AllOpen => "all open",
+        };
+        doors.open_with(open).iter().map(name).collect()
+    }
+
+    #[test]
+    fn doors_of_ipv6_open_once_there_is_ipv6_and_each_change_is_said_once() {
+        let mut doors = Doors::new(Ports::from_first(10_265));
+        for missing in [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT] {
+            let mut doors = Doors::new(Ports::from_first(10_265));
+            assert_eq!(said(&mut doors, None, Some(missing)), ["no IPv6"]);
+            assert_eq!(said(&mut doors, None, Some(missing)), NONE);
+        }
+        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["no IPv6"]);
+        assert_eq!(doors.closed.len(), 3, "those of IPv4 are open");
+        assert_eq!(said(&mut doors, None, None), ["IPv6"]);
+        assert!(doors.closed.is_empty());
+        assert_eq!(said(&mut doors, None, None), NONE);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_said_once_each_time() {
+        let mut doors = Doors::new(Ports::from_first(10_265));
+        let taken = Some(Errno::ADDRINUSE);
+        assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), ["no IPv6", "blocked"]);
+        assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), NONE);
+        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["all open"]);
+        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), NONE);
+        assert_eq!(said(&mut doors, None, taken), ["blocked"]);
+        assert_eq!(said(&mut doors, None, None), ["all open"]);
+        assert_eq!(said(&mut doors, Some(Errno::MFILE), taken), NONE, "nothing is left to open");
     }
 }

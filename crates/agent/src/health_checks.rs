@@ -77,6 +77,8 @@ impl HealthChecks {
 impl Drop for HealthChecks {
     fn drop(&mut self) {
         self.task.abort();
+        self.stats.ports.open.store(0, Ordering::Relaxed);
+        self.stats.ports.failed.store(0, Ordering::Relaxed);
     }
 }
 
@@ -94,6 +96,11 @@ impl Stats {
     /// Connections that were cut off because others came while as many were open as there may be.
     pub fn cut_off(&self) -> u64 {
         self.connections.cut_off()
+    }
+
+    /// Connections that could not be accepted.
+    pub fn failed_accepts(&self) -> u64 {
+        self.connections.failed()
     }
 }
 

@@ -2,8 +2,9 @@
 //! on connections, so that nobody can use up the descriptors that traffic needs. Runs as tokio tasks; what
 //! is answered is the caller's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, warn};
 
 /// Pause after a failed accept: out of descriptors, mostly, and there is nothing to do but wait.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -39,6 +41,9 @@ pub(crate) struct Connections(Arc<Pool>);
 struct Pool {
     limit: usize,
     cut_off: AtomicU64,
+    failed: AtomicU64,
+    /// Errors of accepting that have been said, by their number; the system has few.
+    said: Mutex<BTreeSet<Option<i32>>>,
     /// The oldest first; some may have ended.
     open: Mutex<VecDeque<AbortHandle>>,
 }
@@ -46,12 +51,29 @@ struct Pool {
 impl Connections {
     /// At most this many.
     pub(crate) fn new(limit: usize) -> Self {
-        Self(Arc::new(Pool { limit, cut_off: AtomicU64::new(0), open: Mutex::default() }))
+        Self(Arc::new(Pool {
+            limit,
+            cut_off: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            said: Mutex::default(),
+            open: Mutex::default(),
+        }))
     }
 
     /// How many were cut off for newer ones.
     pub(crate) fn cut_off(&self) -> u64 {
         self.0.cut_off.load(Ordering::Relaxed)
+    }
+
+    /// How many times a connection could not be accepted.
+    pub(crate) fn failed(&self) -> u64 {
+        self.0.failed.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection that could not be accepted; whether it is the first with this error.
+    fn note_failure(&self, error: &io::Error) -> bool {
+        self.0.failed.fetch_add(1, Ordering::Relaxed);
+        self.0.said.lock().unwrap_or_else(PoisonError::into_inner).insert(error.raw_os_error())
     }
 
     fn admit(&self, connection: AbortHandle) {
@@ -82,7 +104,13 @@ where
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
-                Err(_) => {
+                Err(error) => {
+                    let address = listener.local_addr().ok();
+                    if connections.note_failure(&error) {
+                        warn!(?address, "an HTTP connection cannot be accepted: {error}; it is tried again");
+                    } else {
+                        debug!(?address, "an HTTP connection cannot be accepted: {error}");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -127,12 +155,12 @@ mod tests {
     }
 
     /// Asks and reads to the end of the answer, which is `hello`.
-    async fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
+    async fn ask(stream: &mut TcpStream) -> io::Result<()> {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"hello") {
             if stream.read_buf(&mut answer).await? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(())
@@ -198,6 +226,17 @@ mod tests {
             timeout(DEADLINE, ended).await.expect("the connection ends");
         }
         assert_eq!(connections.cut_off(), 0);
+    }
+
+    #[test]
+    fn accepts_that_fail_are_counted_and_each_error_is_news_once() {
+        let connections = Connections::new(1);
+        let shared = connections.clone();
+        let [no_descriptors, aborted] = [24, 103].map(io::Error::from_raw_os_error);
+        assert!(connections.note_failure(&no_descriptors));
+        assert!(!shared.note_failure(&no_descriptors));
+        assert!(shared.note_failure(&aborted));
+        assert_eq!(connections.failed(), 3);
     }
 
     #[tokio::test]

@@ -13,6 +13,8 @@ pub mod cli;
 pub mod controller;
 pub mod demo;
 mod doors;
+mod handover;
+mod health;
 pub mod health_checks;
 pub mod logging;
 pub mod metrics;

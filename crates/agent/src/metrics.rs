@@ -18,6 +18,8 @@ use sluice_kubeapi::apiserver::{Health, Resource};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use crate::health::{Health as ProxyHealth, Unhealthy};
+use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::proxy::Observer;
 
@@ -36,11 +38,17 @@ const CONNECTIONS: usize = 64;
 struct Metrics {
     observer: Observer,
     health: Option<Arc<Health>>,
+    health_checks: health_checks::Stats,
 }
 
 /// Serves on an address from a task of its own. An address that cannot be had is reported, and the agent
 /// does without: traffic matters more.
-pub async fn serve(address: SocketAddr, observer: Observer, health: Option<Arc<Health>>) {
+pub async fn serve(
+    address: SocketAddr,
+    observer: Observer,
+    health: Option<Arc<Health>>,
+    health_checks: health_checks::Stats,
+) {
     let listener = match TcpListener::bind(address).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -49,7 +57,7 @@ pub async fn serve(address: SocketAddr, observer: Observer, health: Option<Arc<H
         }
     };
     info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
-    let metrics = Metrics { observer, health };
+    let metrics = Metrics { observer, health, health_checks };
     let answer = move |request: &_| metrics.answer(request);
     tokio::spawn(http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer));
 }
@@ -58,20 +66,20 @@ impl Metrics {
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, body) = match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/metrics") => return self.metrics(),
-            (&Method::GET | &Method::HEAD, "/healthz") if self.is_synced() => (StatusCode::OK, "ok\n"),
-            (&Method::GET | &Method::HEAD, "/healthz") => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the apiserver has not told everything so far\n")
-            }
-            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n"),
-            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+            (&Method::GET | &Method::HEAD, "/healthz") => match self.verdict() {
+                Ok(()) => (StatusCode::OK, "ok\n".into()),
+                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n".into()),
+            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()),
         };
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = status;
         response
     }
 
-    fn is_synced(&self) -> bool {
-        self.health.as_ref().is_none_or(|health| health.is_synced())
+    fn verdict(&self) -> Result<(), Unhealthy> {
+        ProxyHealth::new(self.observer.clone(), self.health.clone()).verdict()
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -106,6 +114,7 @@ impl Collector for Metrics {
             self.observer.frontends() as f64,
         )?;
         self.encode_capture(&mut encoder)?;
+        self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
     }
 }
@@ -117,6 +126,23 @@ impl Metrics {
         counter(encoder, "nftables_transactions", "Transactions that took effect", stats.transactions)?;
         counter(encoder, "nftables_failures", "Attempts to look or to change that failed", stats.failures)?;
         counter(encoder, "nftables_repairs", "Times that others' changes were undone", stats.repairs)
+    }
+
+    fn encode_health_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = &self.health_checks;
+        let (open, failed) = (stats.open() as f64, stats.failed() as f64);
+        gauge(
+            encoder,
+            "health_check_ports",
+            "Addresses and ports of healthCheckNodePorts that answer",
+            open,
+        )?;
+        let help = "Addresses and ports of healthCheckNodePorts that cannot be listened on";
+        gauge(encoder, "health_check_ports_failed", help, failed)?;
+        let help = "Connections to healthCheckNodePorts that were cut off for newer ones";
+        counter(encoder, "health_check_connections_cut_off", help, stats.cut_off())?;
+        let help = "Connections to healthCheckNodePorts that could not be accepted";
+        counter(encoder, "health_check_accepts_failed", help, stats.failed_accepts())
     }
 
     fn encode_apiserver(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

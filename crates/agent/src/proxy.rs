@@ -96,9 +96,24 @@ impl Observer {
         self.captured.as_ref().map(|counters| counters.stats())
     }
 
+    /// For how long the capture has failed to bring the kernel in line; none where it has not.
+    pub fn capture_failing_for(&self) -> Option<Duration> {
+        self.captured.as_ref().and_then(|counters| counters.failing_for())
+    }
+
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()
+    }
+
+    /// Whether every worker runs.
+    pub fn is_alive(&self) -> bool {
+        self.dataplane.is_alive()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.dataplane.workers()
     }
 
     /// The table.

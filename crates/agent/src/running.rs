@@ -29,6 +29,24 @@ pub(crate) enum Sign {
     Answers { mode: String },
 }
 
+/// How a kube-proxy of its own is stopped.
+pub(crate) const STOP: &str =
+    "kubectl --namespace kube-system delete daemonset kube-proxy, or keep it off this node";
+
+/// How the one inside of another program is.
+pub(crate) const DISABLE: &str =
+    "start that program with --disable-kube-proxy (in the config file of k3s disable-kube-proxy: true)";
+
+impl Sign {
+    /// Whether there is no doubt that one runs.
+    pub(crate) fn is_certain(&self) -> bool {
+        match self {
+            Self::Process(_) | Self::Answers { .. } => true,
+            Self::Inside(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -67,11 +85,9 @@ fn process(id: u32, own_network: Option<&Path>) -> Option<Process> {
     let name = fs::read_to_string(directory.join("comm")).ok()?.trim().to_owned();
     let line = fs::read(directory.join("cmdline")).ok()?;
     let arguments = line.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
-    Some(Process {
-        id,
-        name,
-        arguments: arguments.map(|a| String::from_utf8_lossy(a).into_owned()).collect(),
-    })
+    let arguments: Vec<String> = arguments.map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+    // One that has ended and that nobody has waited for has a name, but neither arguments nor a namespace.
+    (!arguments.is_empty()).then_some(Process { id, name, arguments })
 }
 
 /// Whether this process can see those outside of its container (`hostPID`).

@@ -42,6 +42,7 @@ use tracing::{debug, info, warn};
 pub use addresses::NodeAddresses;
 use bridge_netfilter::BridgeNetfilter;
 pub use cleanup::{Cleaned, cleanup};
+use counters::Part;
 pub use counters::{Counters, Stats};
 pub use error::Error;
 use retry::Retry;
@@ -181,12 +182,13 @@ impl Tproxy {
                         warn!("the nftables table inet {TABLE} is repaired: {damage}");
                     }
                 }
+                self.counters.success(Part::Table);
                 if self.table_retry.succeeded() {
                     info!("nftables is as it is to be again");
                 }
             }
             Err(error) => {
-                self.counters.failure();
+                self.counters.failure(Part::Table);
                 if self.table_retry.failed(now, &error) {
                     warn!("changes of Services wait: {error}");
                 }
@@ -215,10 +217,11 @@ impl Tproxy {
                 if !added.is_empty() {
                     self.counters.repair();
                 }
+                self.counters.success(Part::Routing);
                 self.routing_retry.succeeded();
             }
             Err(error) => {
-                self.counters.failure();
+                self.counters.failure(Part::Routing);
                 if self.routing_retry.failed(now, &error) {
                     warn!("captured packets are lost: {error}");
                 }

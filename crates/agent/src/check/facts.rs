@@ -43,8 +43,11 @@ pub(super) struct Facts {
     /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
     /// known (`net.bridge.bridge-nf-call-iptables`).
     pub bridge_rules: Vec<(Family, bool)>,
-    /// Chains that decide about packets to this node and refuse those that nothing allows.
-    pub closed_chains: Vec<ClosedChain>,
+    /// Chains of nftables that decide about packets to this node and refuse those that nothing allows; or why that
+    /// cannot be said. None where it could not be asked.
+    pub closed_chains: Option<Result<Vec<ClosedChain>, String>>,
+    /// Programs of iptables-legacy and the tables that they have.
+    pub legacy_tables: Vec<(&'static str, String)>,
 }
 
 /// What this process may do.
@@ -84,11 +87,11 @@ pub(super) struct Bridge {
     pub ports: usize,
 }
 
-/// A chain at the input hook that drops what it does not accept.
+/// A chain at the input hook that refuses what it does not accept.
 #[derive(Debug, Clone)]
 pub(super) struct ClosedChain {
     /// Family, table and name, as nft spells them.
     pub name: String,
-    /// Whether a rule of it looks at the packet's mark.
-    pub looks_at_mark: bool,
+    /// Whether a rule accepts what has the mark of captured packets.
+    pub accepts_mark: bool,
 }

@@ -1,5 +1,6 @@
 //! Reads the facts from the system: files of the kernel's, and programs. Changes nothing.
 
+mod firewall;
 mod nft;
 
 use std::fs;
@@ -46,7 +47,8 @@ pub(super) fn facts() -> Facts {
         ),
         bridges: bridges(),
         bridge_rules: bridge_rules(),
-        closed_chains: if capabilities.net_admin { nft::closed_chains() } else { Vec::new() },
+        closed_chains: capabilities.net_admin.then(firewall::closed_chains),
+        legacy_tables: legacy_tables(),
         capabilities,
     }
 }
@@ -154,6 +156,17 @@ fn bridge_rules() -> Vec<(Family, bool)> {
         (Family::V6, "net/bridge/bridge-nf-call-ip6tables"),
     ];
     settings.into_iter().filter_map(|(family, name)| Some((family, setting::<u8>(name)? == 1))).collect()
+}
+
+/// The tables of iptables-legacy that the kernel has, by the program for their family. Empty ones stay until the
+/// kernel restarts.
+fn legacy_tables() -> Vec<(&'static str, String)> {
+    let names = [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")];
+    let tables = names.into_iter().map(|(program, file)| {
+        let names = text(Path::new("/proc/thread-self/net").join(file)).unwrap_or_default();
+        (program, names.split_whitespace().collect::<Vec<_>>().join(", "))
+    });
+    tables.filter(|(_, names)| !names.is_empty()).collect()
 }
 
 #[cfg(test)]

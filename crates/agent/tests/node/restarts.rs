@@ -5,10 +5,11 @@ use std::process::Command;
 use std::thread;
 
 use rustix::process::Signal;
-use sluice_model::Protocol;
+use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, Process, SILENCE};
 
-use crate::scene::{Conversation, Scene, until, well};
+use crate::manifests::cluster_ip;
+use crate::scene::{Conversation, READY, Scene, until, well};
 
 #[test]
 fn after_kill_9_the_next_agent_answers_the_first_question_and_those_asked_before_it_came() {
@@ -65,20 +66,31 @@ fn a_restart_with_unchanged_services_changes_nothing_in_the_kernel() {
 }
 
 #[test]
-fn after_sigterm_sessions_finish_and_the_rules_stay() {
+fn after_sigterm_all_is_served_until_a_successor_is_here_sessions_finish_and_the_rules_stay() {
     let scene = Scene::new();
-    let mut first = scene.start();
-    let before = kernel(&scene);
+    // However long the rest takes, it is not what ends the agent.
+    let mut first = well(scene.lab.node().spawn(scene.command().args(["--grace-period", "600"])));
+    well(first.wait_for(READY, PATIENCE));
     let mut conversations: Vec<_> =
         scene.questions(1).into_iter().map(|(host, to)| Conversation::begin(host, to)).collect();
     let mut all_say = |line| conversations.iter_mut().for_each(|conversation| conversation.say(line));
+    let before = kernel(&scene);
     first.signal(Signal::TERM).unwrap();
     well(first.wait_for("stopping", PATIENCE));
-    all_say("nobody new is served");
-    assert_eq!(kernel(&scene), before);
-    let mut second = scene.start();
     scene.assert_served(1);
+    all_say("nothing has changed");
+    assert_eq!(kernel(&scene), before);
+    scene.apply(&scene.service(3));
+    let is_answered = |(host, to): (&Host, SocketAddr)| host.ask(Protocol::Tcp, to, SILENCE).by().is_some();
+    until("a new Service is served", || scene.questions(3).into_iter().all(is_answered));
+
+    let before = kernel(&scene);
+    let mut second = scene.start();
+    well(first.wait_for("no new connections from now on: another agent", PATIENCE));
+    scene.assert_served(1);
+    scene.assert_served(3);
     all_say("another agent is here");
+    assert!(!first.lines().iter().any(|line| line.contains("stopped")));
     drop(conversations);
     assert!(well(first.wait(PATIENCE)).success());
 
@@ -87,6 +99,24 @@ fn after_sigterm_sessions_finish_and_the_rules_stay() {
     assert_eq!(kernel(&scene), before);
     let _third = scene.start();
     scene.assert_served(1);
+}
+
+#[test]
+fn after_sigterm_an_agent_without_connections_ends_and_one_with_some_when_they_have_ended() {
+    let scene = Scene::new();
+    let mut agent = well(scene.lab.node().spawn(scene.command().args(["--grace-period", "600"])));
+    well(agent.wait_for(READY, PATIENCE));
+    let conversation = Conversation::begin(scene.lab.pod(0), cluster_ip(1, Family::V4));
+    agent.signal(Signal::TERM).unwrap();
+    well(agent.wait_for("stopping", PATIENCE));
+    drop(conversation);
+    well(agent.wait_for("no connection is open", PATIENCE));
+    assert!(well(agent.wait(PATIENCE)).success());
+
+    let mut idle = scene.start();
+    idle.signal(Signal::TERM).unwrap();
+    well(idle.wait_for("no connection is open", PATIENCE));
+    assert!(well(idle.wait(PATIENCE)).success());
 }
 
 #[test]

@@ -33,14 +33,18 @@ table ip nat {
 END
 ";
 
-/// A process with kube-proxy's name, for as long as the script runs.
-const RUNNING: &str = "
+/// A process with this name, for as long as the script runs.
+fn running(name: &str) -> String {
+    format!(
+        "
 directory=$(mktemp -d)
-cp \"$(command -v sleep)\" \"$directory/kube-proxy\"
-\"$directory/kube-proxy\" 60 & process=$!
+cp \"$(command -v sleep)\" \"$directory/{name}\"
+\"$directory/{name}\" 60 & process=$!
 trap 'kill $process; rm -r \"$directory\"' EXIT
-until [ \"$(cat /proc/$process/comm)\" = kube-proxy ]; do :; done
-";
+until [ \"$(cat /proc/$process/comm)\" = {name} ]; do :; done
+"
+    )
+}
 
 #[test]
 fn a_plain_node_is_ready() {
@@ -62,12 +66,18 @@ fn checking_changes_nothing() {
 
 #[test]
 fn what_is_in_the_way_is_said_with_the_mend() {
+    let running = running("kube-proxy");
     let script = format!(
-        "{KUBE_PROXY}{RUNNING}
+        "{KUBE_PROXY}{running}
         ip link add cni0 type bridge
         ip link add veth0 type veth peer name eth0 && ip link set veth0 master cni0
         sysctl -qw net.ipv4.conf.eth0.src_valid_mark=1
         nft 'table ip filter {{ chain INPUT {{ type filter hook input priority 0; policy drop; }}; }}'
+        nft -f - <<END
+        table inet fw {{ chain input {{ type filter hook input priority 0; tcp dport 22 accept; counter reject; }}; }}
+        table inet ok {{ chain input {{ type filter hook input priority 0; policy drop;
+            meta mark & 0x30 == 0x10 accept; }}; }}
+END
         \"$sluice\" check"
     );
     let (status, said) = outcome(&on_a_node(&script));
@@ -77,7 +87,7 @@ fn what_is_in_the_way_is_said_with_the_mend() {
         ("problem", "nftables table ip kube-proxy, which"),
         ("problem", "1 chain of iptables-nft in table nat, 1 rule leading to them"),
         ("problem", "on eth0: the kernel drops every captured packet"),
-        ("warning", "refused by ip filter INPUT"),
+        ("warning", "refused by inet fw input, ip filter INPUT;"),
     ] {
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let line = said.lines().find(|line| words(line).contains(part));
@@ -127,8 +137,9 @@ fn kube_proxys_rules_are_removed_and_a_second_time_there_are_none() {
 
 #[test]
 fn nothing_is_removed_while_kube_proxy_runs_unless_it_is_insisted_on() {
+    let running = running("kube-proxy");
     let script = format!(
-        "{KUBE_PROXY}{RUNNING}
+        "{KUBE_PROXY}{running}
         \"$sluice\" cleanup --kube-proxy && exit 7
         nft list table ip kube-proxy; echo ===
         \"$sluice\" cleanup --kube-proxy --force"
@@ -146,6 +157,17 @@ fn nothing_is_removed_while_kube_proxy_runs_unless_it_is_insisted_on() {
         complaint.contains("kube-proxy runs here (process") && complaint.contains("--force"),
         "{complaint}"
     );
+}
+
+#[test]
+fn a_program_that_may_have_a_kube_proxy_inside_is_a_note() {
+    let running = running("k3s-server");
+    let script = format!("{KUBE_PROXY}{running}\"$sluice\" cleanup --kube-proxy");
+    let (status, said) = outcome(&on_a_node(&script));
+    assert_eq!(status, Some(0), "{said}");
+    let note = said.lines().find(|line| line.starts_with("note: ")).unwrap_or_default();
+    assert!(note.contains("inside k3s-server") && note.contains("disable-kube-proxy: true"), "{said}");
+    assert!(said.contains("removed: nftables table ip kube-proxy") && !said.contains("daemonset"), "{said}");
 }
 
 #[test]

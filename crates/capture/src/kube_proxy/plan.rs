@@ -11,7 +11,7 @@ use super::{Backend, Trace, iptables_save, ipvs, nft_family, nft_listing};
 /// Everything that is to be removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// In order; each is done whether or not those before it could be.
+    /// In order; each is done whether or not those before it could be, up to its first command that fails.
     pub steps: Vec<Step>,
     /// What stays on purpose, with the reason.
     pub kept: Vec<String>,
@@ -43,7 +43,8 @@ impl Plan {
         self.steps.iter().flat_map(|step| step.traces.clone()).collect()
     }
 
-    /// Virtual services before the interface: with no address on it, whose they are could not be told.
+    /// Virtual services before the interface, which stays if they do: without the addresses on it, whose they are
+    /// could not be told, by a later run neither.
     fn stop_ipvs(&mut self, sight: &Sight) {
         let Some(addresses) = &sight.ipvs_interface else { return };
         let is_ours = |service: &&ipvs::VirtualService| ipvs::is_kube_proxys(service, addresses);
@@ -52,19 +53,21 @@ impl Plan {
         if others > 0 {
             self.kept.push(format!("{others} virtual services of IPVS that are not kube-proxy's"));
         }
+        let (mut traces, mut commands) = (Vec::new(), Vec::new());
         if !services.is_empty() {
             let delete = |service: &&ipvs::VirtualService| {
                 let address = service.address.to_string();
                 Command::new("ipvsadm", &["--delete-service", service.option, &address])
             };
-            let commands = match others {
-                0 => vec![Command::new("ipvsadm", &["--clear"])],
-                _ => services.iter().map(delete).collect(),
-            };
-            self.steps.push(Step { traces: vec![Trace::VirtualServices(services.len())], commands });
+            match others {
+                0 => commands.push(Command::new("ipvsadm", &["--clear"])),
+                _ => commands.extend(services.iter().map(delete)),
+            }
+            traces.push(Trace::VirtualServices(services.len()));
         }
-        let commands = vec![Command::new("ip", &["link", "delete", ipvs::INTERFACE])];
-        self.steps.push(Step { traces: vec![Trace::IpvsInterface], commands });
+        commands.push(Command::new("ip", &["link", "delete", ipvs::INTERFACE]));
+        traces.push(Trace::IpvsInterface);
+        self.steps.push(Step { traces, commands });
     }
 
     /// All of nftables in one transaction, then each table of iptables-legacy.
@@ -202,6 +205,9 @@ mod tests {
     fn ipvs_goes_at_once_where_all_of_it_is_kube_proxys() {
         let sight = ipvs("TCP  0A600001:01BB rr\nTCP  C0000201:7530 rr\n", Some(&["10.96.0.1"]));
         assert_eq!(commands(&sight), ["ipvsadm --clear", "ip link delete kube-ipvs0"]);
+        let plan = Plan::new(&sight);
+        assert_eq!(plan.steps.len(), 1, "the interface goes only when the virtual services have gone");
+        assert_eq!(plan.traces(), [Trace::VirtualServices(2), Trace::IpvsInterface]);
     }
 
     #[test]

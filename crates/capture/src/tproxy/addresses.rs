@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use tracing::{debug, info, warn};
 
 use super::Error;
 use super::netlink::{Netlink, groups};
@@ -16,6 +17,8 @@ pub struct NodeAddresses {
     kernel: Netlink,
     notices: Netlink,
     is_stale: bool,
+    /// Whether the last attempt to list them has failed.
+    is_failing: bool,
     addresses: BTreeSet<IpAddr>,
 }
 
@@ -27,7 +30,7 @@ impl NodeAddresses {
     pub fn watch() -> Result<Self, Error> {
         let notices = Netlink::notices(groups::ADDRESS).map_err(Error::Netlink)?;
         let kernel = Netlink::route().map_err(Error::Netlink)?;
-        Ok(Self { kernel, notices, is_stale: true, addresses: BTreeSet::new() })
+        Ok(Self { kernel, notices, is_stale: true, is_failing: false, addresses: BTreeSet::new() })
     }
 
     /// All addresses, sorted, if they are not those of the last call. Cheap where there is no news.
@@ -42,6 +45,9 @@ impl NodeAddresses {
         match self.list() {
             Ok(addresses) => {
                 self.is_stale = false;
+                if std::mem::take(&mut self.is_failing) {
+                    info!("the addresses of the node can be listed again");
+                }
                 if addresses == self.addresses {
                     return None;
                 }
@@ -49,7 +55,11 @@ impl NodeAddresses {
                 Some(self.addresses.iter().copied().collect())
             }
             Err(error) => {
-                tracing::warn!("{error}; it is tried again");
+                if std::mem::replace(&mut self.is_failing, true) {
+                    debug!("{error}");
+                } else {
+                    warn!("{error}; it is tried again");
+                }
                 None
             }
         }

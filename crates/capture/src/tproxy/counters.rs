@@ -1,6 +1,8 @@
 //! What a capture has done so far, for others to read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Counters of a running capture; may be read on any thread.
 #[derive(Debug, Default)]
@@ -9,6 +11,23 @@ pub struct Counters {
     failures: AtomicU64,
     repairs: AtomicU64,
     elements: AtomicU64,
+    failing: Mutex<Failing>,
+}
+
+/// Since when every attempt has failed.
+#[derive(Debug, Default)]
+struct Failing {
+    table: Option<Instant>,
+    routing: Option<Instant>,
+}
+
+/// What is attempted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Keeping the table of nftables.
+    Table,
+    /// Keeping policy rules and routes.
+    Routing,
 }
 
 /// What they say at one time.
@@ -36,6 +55,13 @@ impl Counters {
         }
     }
 
+    /// For how long every attempt has failed, of the part where that is longest; none where the last ones
+    /// succeeded.
+    pub fn failing_for(&self) -> Option<Duration> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.table.into_iter().chain(failing.routing).min().map(|since| since.elapsed())
+    }
+
     pub(super) fn transaction(&self, elements: usize) {
         self.transactions.fetch_add(1, Ordering::Relaxed);
         self.elements(elements);
@@ -45,11 +71,48 @@ impl Counters {
         self.elements.store(elements as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn failure(&self) {
+    pub(super) fn failure(&self, part: Part) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        self.note(part, |since| since.or_else(|| Some(Instant::now())));
+    }
+
+    pub(super) fn success(&self, part: Part) {
+        self.note(part, |_| None);
+    }
+
+    fn note(&self, part: Part, change: impl FnOnce(Option<Instant>) -> Option<Instant>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match part {
+            Part::Table => &mut failing.table,
+            Part::Routing => &mut failing.routing,
+        };
+        *since = change(*since);
     }
 
     pub(super) fn repair(&self) {
         self.repairs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_fails_from_its_first_failure_to_its_next_success() {
+        let counters = Counters::default();
+        assert_eq!(counters.failing_for(), None);
+        counters.failure(Part::Table);
+        let first = counters.failing.lock().unwrap().table;
+        counters.failure(Part::Table);
+        assert_eq!(counters.failing.lock().unwrap().table, first, "not since the second");
+        counters.failure(Part::Routing);
+        let since_first = first.unwrap().elapsed();
+        assert!(counters.failing_for() >= Some(since_first), "the longest counts");
+        counters.success(Part::Table);
+        assert!(counters.failing_for().is_some(), "routing still fails");
+        counters.success(Part::Routing);
+        assert_eq!(counters.failing_for(), None);
+        assert_eq!(counters.stats().failures, 3);
     }
 }

@@ -1,10 +1,9 @@
-//! What nft says: about itself, the kernel, and other people's chains.
+//! What nft says about itself and the kernel.
 
-use serde_json::Value;
 use sluice_capture::program;
 use sluice_model::Family;
 
-use super::super::facts::{ClosedChain, Feature};
+use super::super::facts::Feature;
 
 /// What the rules need of the kernel.
 const FEATURES: [Feature; 11] = [
@@ -78,12 +77,6 @@ const TPROXY_V6: Feature = Feature {
         meta l4proto tcp tproxy ip6 to [::1]:1; meta l4proto udp tproxy ip6 to [::1]:1; }; }",
 };
 
-/// The table of an agent's.
-const OWN_TABLE: &str = "sluice";
-
-/// firewalld refuses by a rule, not by policy.
-const FIREWALLD: &str = "firewalld";
-
 /// The line that nft says its version with, or why it does not.
 pub(super) fn version() -> Result<String, String> {
     nft(&["--version"], "").map(|line| line.trim().to_owned())
@@ -97,49 +90,8 @@ pub(super) fn features(families: &[Family]) -> Vec<(Feature, Result<(), String>)
     needed.map(|feature| (feature, nft(&["--check", "-f", "-"], feature.ruleset).map(drop))).collect()
 }
 
-/// Chains of others at the input hook that drop what they do not accept.
-pub(super) fn closed_chains() -> Vec<ClosedChain> {
-    let listing = nft(&["--json", "list", "chains"], "").unwrap_or_default();
-    let closed = closed(&listing).into_iter().map(|[family, table, chain]| {
-        let rules = nft(&["--json", "list", "chain", &family, &table, &chain], "").unwrap_or_default();
-        ClosedChain { name: format!("{family} {table} {chain}"), looks_at_mark: looks_at_mark(&rules) }
-    });
-    closed.collect()
-}
-
-/// Family, table and name of them.
-fn closed(listing: &str) -> Vec<[String; 3]> {
-    let listing: Value = serde_json::from_str(listing).unwrap_or_default();
-    let items = listing["nftables"].as_array().into_iter().flatten();
-    let chains = items.map(|item| &item["chain"]).filter(|chain| {
-        let table = chain["table"].as_str().unwrap_or_default();
-        chain["hook"] == "input" && table != OWN_TABLE && (chain["policy"] == "drop" || table == FIREWALLD)
-    });
-    let word = |chain: &Value, key: &str| Some(chain[key].as_str()?.to_owned());
-    chains
-        .filter_map(|chain| Some([word(chain, "family")?, word(chain, "table")?, word(chain, "name")?]))
-        .collect()
-}
-
-/// Whether a rule of a listing matches the packet's mark.
-fn looks_at_mark(listing: &str) -> bool {
-    fn is_mark(value: &Value) -> bool {
-        match value {
-            Value::Array(values) => values.iter().any(is_mark),
-            Value::Object(map) => {
-                map.get("meta").is_some_and(|meta| meta["key"] == "mark") || map.values().any(is_mark)
-            }
-            _ => false,
-        }
-    }
-    let listing: Value = serde_json::from_str(listing).unwrap_or_default();
-    let items = listing["nftables"].as_array().into_iter().flatten();
-    let mut expressions = items.filter_map(|item| item["rule"]["expr"].as_array()).flatten();
-    expressions.any(|expression| is_mark(&expression["match"]))
-}
-
 /// Runs nft; what it prints, or the first line of why it does not.
-fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
+pub(super) fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     match program::run("nft", arguments, input) {
         Ok(printed) => Ok(String::from_utf8_lossy(&printed).into_owned()),
         Err(program::Error::Failed { message, .. }) => {
@@ -148,38 +100,5 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
             Err(line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned())
         }
         Err(error) => Err(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn which_chains_are_closed() {
-        let listing = r#"{"nftables": [{"metainfo": {}},
-            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
-            {"chain": {"family": "ip6", "table": "filter", "name": "INPUT", "hook": "input", "policy": "accept"}},
-            {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
-            {"chain": {"family": "inet", "table": "sluice", "name": "guard", "hook": "input", "policy": "drop"}},
-            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "hook": "input", "policy": "accept"}},
-            {"chain": {"family": "ip", "table": "filter", "name": "DOCKER"}}]}"#;
-        let wanted = [["ip", "filter", "INPUT"], ["inet", "firewalld", "filter_INPUT"]];
-        assert_eq!(closed(listing), wanted);
-        assert_eq!(closed("nothing"), [[""; 3]; 0]);
-    }
-
-    #[test]
-    fn which_rules_look_at_the_mark() {
-        let rule =
-            |expressions: &str| format!(r#"{{"nftables": [{{"rule": {{"expr": [{expressions}]}}}}]}}"#);
-        let by_mark =
-            r#"{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 48]}, "right": 16}}"#;
-        let by_port = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp"}}, "right": 22}}"#;
-        let sets_mark = r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}"#;
-        assert!(looks_at_mark(&rule(&format!("{by_port}, {by_mark}"))));
-        assert!(!looks_at_mark(&rule(by_port)));
-        assert!(!looks_at_mark(&rule(sets_mark)));
-        assert!(!looks_at_mark(""));
     }
 }

@@ -7,8 +7,9 @@ use crate::check::judge::network::family_name;
 /// The first nft that has all that the rules are written with.
 const NFT: [u64; 3] = [1, 0, 1];
 
-/// The first kernel that can refuse a packet before it is routed (`reject` in a prerouting chain).
-const KERNEL: [u64; 3] = [5, 9, 0];
+/// The first kernel with long-term support that can refuse a packet before it is routed: `reject` in a prerouting
+/// chain came with 5.9.
+const KERNEL: [u64; 3] = [5, 10, 0];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = capabilities(facts);
@@ -49,7 +50,9 @@ fn kernel(release: &str) -> Finding {
         let [major, minor, _] = KERNEL;
         return Finding::problem(
             ABOUT,
-            format!("{release} is too old to refuse packets before they are routed"),
+            format!(
+                "{release} is too old to refuse packets before they are routed, or has no long-term support"
+            ),
             format!("use {major}.{minor} or later"),
         );
     }

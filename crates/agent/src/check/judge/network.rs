@@ -10,7 +10,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![reverse_path(facts)];
     findings.extend(bridges(facts));
     findings.push(forwarding(facts));
-    findings.push(firewalls(facts));
+    findings.extend(firewalls(facts));
     findings.extend(localnet(facts));
     findings
 }
@@ -96,26 +96,48 @@ fn forwarding(facts: &Facts) -> Finding {
 
 /// Captured packets are delivered to the agent, so they come to the input hook and not, as under kube-proxy, to
 /// the forward hook.
-fn firewalls(facts: &Facts) -> Finding {
+fn firewalls(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "firewall";
-    let closed = names(facts.closed_chains.iter().filter(|c| !c.looks_at_mark).map(|c| c.name.as_str()));
-    if closed.is_empty() {
-        return Finding::ok(ABOUT, "nothing refuses packets to this node by default");
+    let rule = format!(
+        "meta mark & {mask:#x} == {captured:#x} accept; with iptables and ip6tables: -I INPUT -m mark --mark \
+         {captured:#x}/{mask:#x} -j ACCEPT",
+        captured = marks::CAPTURED,
+        mask = marks::MASK,
+    );
+    let mut findings = Vec::new();
+    match &facts.closed_chains {
+        None => {}
+        Some(Err(error)) => findings.push(Finding::warning(
+            ABOUT,
+            format!("what refuses packets to this node could not be looked for: {error}"),
+            "see that nft works: nft list ruleset",
+        )),
+        Some(Ok(chains)) => {
+            let closed = names(chains.iter().filter(|c| !c.accepts_mark).map(|c| c.name.as_str()));
+            findings.push(if closed.is_empty() {
+                Finding::ok(ABOUT, "no chain of nftables refuses packets to Services by default")
+            } else {
+                Finding::warning(
+                    ABOUT,
+                    format!(
+                        "packets to this node that nothing allows are refused by {closed}; those to Services are \
+                         among them"
+                    ),
+                    format!("allow captured packets before that: {rule}"),
+                )
+            });
+        }
     }
-    Finding::warning(
-        ABOUT,
-        format!(
-            "packets to this node that nothing allows are refused by {closed}; those to Services are among them"
-        ),
-        format!(
-            "allow the mark {captured:#x}/{mask:#x}, and untracked packets for the replies of endpoints: iptables -I \
-             INPUT -m mark --mark {captured:#x}/{mask:#x} -j ACCEPT and iptables -I INPUT -m conntrack --ctstate \
-             UNTRACKED -j ACCEPT, ip6tables likewise; in nft: meta mark & {mask:#x} == {captured:#x} accept and ct \
-             state untracked accept",
-            captured = marks::CAPTURED,
-            mask = marks::MASK,
-        ),
-    )
+    findings.extend(facts.legacy_tables.iter().map(|(program, tables)| {
+        Finding::warning(
+            ABOUT,
+            format!(
+                "tables of {program} ({tables}) were not looked at, and may refuse packets to Services, too"
+            ),
+            format!("see {program}-save: if INPUT refuses by default, it needs the rule for captured packets: {rule}"),
+        )
+    }));
+    findings
 }
 
 /// Left by kube-proxy's iptables mode, which serves nodePorts on 127.0.0.1 by it. (CVE-2020-8558.)

@@ -2,7 +2,7 @@
 
 use super::super::facts::Facts;
 use super::super::finding::Finding;
-use crate::running::Sign;
+use crate::running::{self, Sign};
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = running(facts);
@@ -23,6 +23,8 @@ fn running(facts: &Facts) -> Vec<Finding> {
             )
         }];
     }
+    // What answers may then be that one.
+    let is_inside = facts.kube_proxy.iter().any(|sign| !sign.is_certain());
     let found = |sign: &Sign| match sign {
         Sign::Inside(process) => Finding::warning(
             ABOUT,
@@ -30,12 +32,12 @@ fn running(facts: &Facts) -> Vec<Finding> {
                 "{} (process {}) may have one inside, which would catch the same packets",
                 process.name, process.id
             ),
-            "start it with --disable-kube-proxy",
+            format!("{}, unless it is off", running::DISABLE),
         ),
         Sign::Process(_) | Sign::Answers { .. } => Finding::problem(
             ABOUT,
             format!("it runs ({sign}) and catches the same packets"),
-            "stop it: kubectl --namespace kube-system delete daemonset kube-proxy, or keep it off this node",
+            format!("stop it: {}", if is_inside { running::DISABLE } else { running::STOP }),
         ),
     };
     facts.kube_proxy.iter().map(found).collect()

@@ -33,7 +33,8 @@ fn good() -> Facts {
         reserved_ports: Vec::new(),
         bridges: Vec::new(),
         bridge_rules: Vec::new(),
-        closed_chains: Vec::new(),
+        closed_chains: Some(Ok(Vec::new())),
+        legacy_tables: Vec::new(),
     }
 }
 
@@ -49,6 +50,7 @@ const CASES: &[Case] = &[
     ("no CAP_NET_ADMIN: nothing could be looked at", |f| {
         f.capabilities.net_admin = false;
         f.features.clear();
+        f.closed_chains = None;
         f.leftovers = Err("not permitted".to_owned());
     }, &[(Problem, "capabilities", "CAP_NET_ADMIN")]),
     ("no CAP_NET_BIND_SERVICE", |f| f.capabilities.net_bind_service = false,
@@ -58,7 +60,8 @@ const CASES: &[Case] = &[
         f.first_free_port = Some(0);
     }, &[]),
     ("an old kernel", |f| f.kernel = "4.19.0-27-amd64".to_owned(), &[(Problem, "kernel", "4.19.0")]),
-    ("the oldest kernel that does", |f| f.kernel = "5.9.0".to_owned(), &[]),
+    ("a kernel that is a little too old", |f| f.kernel = "5.9.16".to_owned(), &[(Problem, "kernel", "5.9.16")]),
+    ("the oldest kernel that does", |f| f.kernel = "5.10.0".to_owned(), &[]),
     ("no nft", |f| f.nft = Err("not found".to_owned()), &[(Problem, "nft", "not found")]),
     ("an old nft", |f| f.nft = Ok("nftables v0.9.8 (E.D.S.)".to_owned()), &[(Problem, "nft", "too old")]),
     ("the kernel lacks something", |f| f.features[0].1 = Err("No such file or directory".to_owned()),
@@ -105,11 +108,15 @@ const CASES: &[Case] = &[
     }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
     ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
     ("a firewall", |f| {
-        f.closed_chains = vec![ClosedChain { name: "ip filter INPUT".to_owned(), looks_at_mark: false }];
+        f.closed_chains = Some(Ok(vec![ClosedChain { name: "ip filter INPUT".to_owned(), accepts_mark: false }]));
     }, &[(Warning, "firewall", "ip filter INPUT")]),
     ("a firewall that knows the mark", |f| {
-        f.closed_chains = vec![ClosedChain { name: "ip filter INPUT".to_owned(), looks_at_mark: true }];
+        f.closed_chains = Some(Ok(vec![ClosedChain { name: "ip filter INPUT".to_owned(), accepts_mark: true }]));
     }, &[]),
+    ("chains that cannot be looked at", |f| f.closed_chains = Some(Err("nft failed".to_owned())),
+        &[(Warning, "firewall", "could not be looked for: nft failed")]),
+    ("tables of iptables-legacy", |f| f.legacy_tables = vec![("ip6tables-legacy", "filter".to_owned())],
+        &[(Warning, "firewall", "tables of ip6tables-legacy (filter) were not looked at")]),
     ("kube-proxy has left route_localnet", |f| f.interfaces[0].route_localnet = true,
         &[(Warning, "localnet", "CVE-2020-8558")]),
 
@@ -160,4 +167,16 @@ fn where_all_is_well_everything_is_said_once() {
     about.sort_unstable();
     about.dedup();
     assert_eq!((about.len(), number), (14, 14), "{about:?}");
+}
+
+#[test]
+fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
+    let mut facts = good();
+    let chain = ClosedChain { name: "inet firewall input".to_owned(), accepts_mark: false };
+    facts.closed_chains = Some(Ok(vec![chain]));
+    let findings = judge(&facts);
+    let firewall = findings.iter().find(|finding| finding.about == "firewall").unwrap();
+    assert!(firewall.mend.contains("meta mark & 0x30 == 0x10 accept"), "{}", firewall.mend);
+    assert!(firewall.mend.contains("-m mark --mark 0x10/0x30 -j ACCEPT"), "{}", firewall.mend);
+    assert!(!firewall.mend.to_lowercase().contains("untracked"), "{}", firewall.mend);
 }
