@@ -146,6 +146,8 @@ fn mode(answer: &str) -> Option<String> {
 mod tests {
     use std::net::TcpListener;
 
+    use std::time::Instant;
+
     use super::*;
 
     fn process(line: &str) -> Process {
@@ -210,10 +212,15 @@ mod tests {
     #[test]
     fn processes_of_this_network_are_seen_and_this_one_is_not() {
         let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let seen = processes();
+        // For a moment, while it begins, it has no arguments.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let is_seen = |id| processes().iter().any(|process| process.id == id);
+        let sleeper_is_seen = std::iter::repeat_with(|| is_seen(sleeper.id()))
+            .take_while(|_| Instant::now() < deadline)
+            .any(|seen| seen);
+        let this_one_is_seen = is_seen(std::process::id());
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
-        assert!(seen.iter().any(|process| process.id == sleeper.id()));
-        assert!(!seen.iter().any(|process| process.id == std::process::id()));
+        assert!(sleeper_is_seen && !this_one_is_seen);
     }
 }
