@@ -80,8 +80,20 @@ pub(crate) async fn wait(observer: &Observer, ports: Ports, deadline: Instant) -
             left: deadline.saturating_duration_since(Instant::now()),
         };
         if let Some(end) = decide(sight) {
+            if end == End::Successor {
+                move_handshakes();
+            }
             return end;
         }
+    }
+}
+
+/// Has the kernel move connections that are being made from a socket that is closed to another one of the same
+/// address (Linux 5.14; `net.ipv4.tcp_migrate_req`). Otherwise it resets them. It stays so: they may take a while.
+fn move_handshakes() {
+    const SETTING: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+    if let Err(error) = std::fs::write(SETTING, "1") {
+        tracing::warn!("connections that are just being made are reset: cannot set {SETTING} to 1: {error}");
     }
 }
 

@@ -145,7 +145,6 @@ fn mode(answer: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-
     use std::time::Instant;
 
     use super::*;

@@ -135,6 +135,36 @@ fn a_new_agent_takes_over_from_an_old_one_without_a_failed_question() {
     loads.assert_unharmed();
 }
 
+/// A client far away: the last packet of its handshake comes when the agent that has answered it has ended.
+#[test]
+fn a_handshake_that_is_under_way_goes_on_with_the_next_agent() {
+    const LAST_PACKETS: &str = "table inet far {
+        chain output {
+            type filter hook output priority 0;
+            tcp dport { 80, 30001 } tcp flags & (syn | ack) == ack drop
+        }
+    }";
+    let scene = Scene::new();
+    let mut first = scene.start();
+    let hosts = [scene.lab.pod(0), scene.lab.outside()];
+    hosts.iter().for_each(|host| well(host.ns.nft_file(LAST_PACKETS)));
+    let mut streams = Vec::new();
+    for (host, to) in scene.questions(1) {
+        if host.name != "node" {
+            streams.push(host.tcp_stream(to, PATIENCE).unwrap());
+        }
+    }
+    let _second = scene.start();
+    first.signal(Signal::TERM).unwrap();
+    assert!(well(first.wait(PATIENCE)).success());
+    for host in hosts {
+        well(host.ns.nft("delete table inet far"));
+    }
+    for stream in streams {
+        Conversation::on(stream).say("here I am");
+    }
+}
+
 /// Everything that an agent makes in the kernel.
 fn kernel(scene: &Scene) -> String {
     let ns = &scene.lab.node().ns;

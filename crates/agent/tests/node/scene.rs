@@ -181,7 +181,12 @@ pub(crate) struct Conversation(BufReader<TcpStream>);
 impl Conversation {
     #[track_caller]
     pub(crate) fn begin(from: &Host, to: SocketAddr) -> Self {
-        let mut conversation = Self(BufReader::new(from.tcp_stream(to, PATIENCE).unwrap()));
+        Self::on(from.tcp_stream(to, PATIENCE).unwrap())
+    }
+
+    #[track_caller]
+    pub(crate) fn on(stream: TcpStream) -> Self {
+        let mut conversation = Self(BufReader::new(stream));
         // Who is there.
         conversation.hear();
         conversation
