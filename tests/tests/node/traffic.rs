@@ -185,6 +185,22 @@ fn an_endpoint_at_an_external_address_of_its_own_service_serves() {
     assert_eq!(world.proxy().stats().endpoint_loops, 0);
 }
 
+/// As NodeLocal DNSCache does it with the address of kube-dns.
+#[test]
+fn a_process_of_the_node_that_has_a_cluster_ip_serves_it() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let node = world.lab.node();
+    node.ns.ip(&format!("address add {}/32 dev lo", to.ip())).unwrap();
+    let _server = node.serve_at(&[to]).unwrap();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for host in [world.lab.pod(0), node] {
+            let outcome = host.ask(protocol, to, PATIENCE);
+            assert_eq!(outcome.by(), Some("node"), "{protocol} {}: {outcome:?}", host.name);
+        }
+    }
+}
+
 #[test]
 fn datagrams_of_any_size_and_bulk_pass_whole() {
     let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
