@@ -19,6 +19,13 @@ pub(crate) struct ReplySocket {
     _permit: Permit,
 }
 
+/// Closing is not enough: a process that is being started has a copy until it executes its program.
+impl Drop for ReplySocket {
+    fn drop(&mut self) {
+        let _ = socket::turn_away(&self.socket);
+    }
+}
+
 /// All of them of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct ReplySockets {

@@ -2,11 +2,12 @@
 //! by, and a flow's own one to its endpoint.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 
 use rustix::net::sockopt;
 use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::failure;
 use crate::transparent::{Local, Marks, make_transparent};
@@ -44,13 +45,19 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
 }
 
 /// From now on the kernel gives what clients send to other sockets with this address, which another agent may
-/// have; what this one has got already can still be received. It does so with a socket that has a peer, here itself:
-/// a socket that is closed instead loses what it has not yet received.
+/// have; what this one has got already can still be received. It does so with a socket that has a peer, here one on
+/// loopback that never sends: a socket that is closed instead loses what it has not yet received.
 ///
 /// # Errors
-/// None is known for a socket that [`listen`] has opened.
-pub(crate) fn turn_away(socket: &mio::net::UdpSocket) -> io::Result<()> {
-    socket.connect(socket.local_addr()?)
+/// None is known for a socket of this module.
+pub(crate) fn turn_away(socket: impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    let Some(address) = socket.local_addr()?.as_socket() else { return Ok(()) };
+    let loopback: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    socket.connect(&SocketAddr::new(loopback, address.port()).into())
 }
 
 /// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
