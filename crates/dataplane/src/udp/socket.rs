@@ -142,7 +142,7 @@ mod tests {
                 return;
             }
             let socket = listen(address, Some(Marks { downstream: 0x20, upstream: 0x30 })).unwrap();
-            assert!(socket2::SockRef::from(&socket).recv_buffer_size().unwrap() >= FRONTEND_BUFFER);
+            assert!(SockRef::from(&socket).recv_buffer_size().unwrap() >= FRONTEND_BUFFER);
         }
     }
 
