@@ -1,4 +1,4 @@
-//! Running the programs that change the system: to their end, or for [`TIMEOUT`].
+//! Running the programs that change the system, for 30 s at the most.
 
 use std::ffi::OsStr;
 use std::fs::File;
