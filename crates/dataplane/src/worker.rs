@@ -29,9 +29,9 @@ use crate::udp::flow_table::FlowLimits;
 use crate::udp::relay::UdpRelay;
 
 /// UDP flows, and the sockets that they reply by, may hold one in this many of the file descriptors; the rest is for
-/// TCP alone. And one in this many of the node's ephemeral ports: each flow has a socket with a port, which no process of the node gets that asks for
-/// any free UDP port, as a resolver does for each question. From a quarter of the ports on, half of what flows may
-/// have, answered one-shots live shorter.
+/// TCP alone. And one in this many of the node's ephemeral ports: each flow's socket has one, which no process of the
+/// node gets that asks for any free UDP port, as a resolver does for each question. From half of what flows may have
+/// on, answered one-shots live shorter.
 const FLOW_SHARE: usize = 2;
 
 /// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
