@@ -1,7 +1,9 @@
 //! The UDP side of a worker: sockets around the [flow table](super::flow_table).
 //!
 //! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
-//! an endpoint's replies.
+//! an endpoint's replies. `opening` is about flows that begin.
+
+mod opening;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -12,21 +14,18 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::Interest;
-use sluice_model::Protocol;
 use sluice_sys::udp::{RecvBatch, SendBatch};
-use sluice_table::{FrontendKey, Lease, Route};
+use sluice_table::{Lease, Route};
 
 use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
 use super::replies::{ReplySocket, ReplySockets};
-use super::socket::{self, Connected};
+use super::socket;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
-use crate::failure;
 use crate::token::{SlotId, Slots, Source};
-use crate::transparent::{Local, Marks};
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -34,9 +33,6 @@ const HOUSEKEEPING_LIMIT: usize = 4_096;
 
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
-
-/// How many older flows may make room for one descriptor. One does, unless another worker takes what it leaves.
-const EVICTIONS: usize = 4;
 
 /// All UDP of one worker.
 #[derive(Debug)]
@@ -100,28 +96,6 @@ enum Reply {
     Bound(SlotId),
     /// A socket with the address that its client sends to.
     Captured(Arc<ReplySocket>),
-}
-
-/// Why no flow was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NotOpened {
-    /// There is no endpoint that could be had.
-    Unroutable,
-    /// This node is out of something, or forbids it.
-    OfThisNode,
-    /// There can be no socket to reply by.
-    NoReplySocket,
-}
-
-impl NotOpened {
-    /// Counts the datagrams that the flow was for.
-    fn count(self, datagrams: u64, core: &Core) {
-        match self {
-            Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
-            Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
-            Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
-        }
-    }
 }
 
 impl Link {
@@ -395,102 +369,6 @@ impl State {
             self.refused(id, core);
         }
         refused
-    }
-
-    /// Opens a flow to the endpoint that the rules choose.
-    fn open(
-        &mut self,
-        key: FlowKey,
-        (frontend, door): (SlotId, Door),
-        count: u64,
-        core: &mut Core,
-    ) -> Result<FlowId, NotOpened> {
-        let destination = key.destination;
-        let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
-        let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
-        let client = door.client(key.client.ip(), destination.ip());
-        let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
-        // First, as the flow that makes room for the flow may be the last that keeps it.
-        let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => {
-                Reply::Captured(self.reply_socket(destination, marks, core)?)
-            }
-            _ => Reply::Bound(frontend),
-        };
-        let permit = self.take_descriptor(core)?;
-        loop {
-            let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
-            let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
-                selection.fail(&upstream, core.now);
-                continue;
-            };
-            let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, reply, kept_port, is_queued: false, _permit: permit };
-            let (id, displaced) = self.flows.opened(key, link, count, core.now);
-            core.stats.udp_flows_opened.add(1);
-            core.stats.udp_flows_active.add(1);
-            self.kept_ports.opened(kept_port);
-            self.on_end(displaced, core);
-            let token = Source::Flow(id).token();
-            if let Some(flow) = self.flows.flow(id)
-                && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
-            {
-                self.end(id, core);
-                return Err(NotOpened::OfThisNode);
-            }
-            return Ok(id);
-        }
-    }
-
-    /// The socket that replies of a frontend leave by.
-    fn reply_socket(
-        &mut self,
-        frontend: SocketAddr,
-        marks: Marks,
-        core: &Core,
-    ) -> Result<Arc<ReplySocket>, NotOpened> {
-        if let Some(socket) = self.replies.find(frontend) {
-            return Ok(socket);
-        }
-        let permit = self.take_descriptor(core)?;
-        self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
-    }
-
-    /// Opens a flow's socket, and says if it keeps its client's port; none if the endpoint cannot be reached, or
-    /// would lead back here.
-    fn connect(
-        &self,
-        endpoint: SocketAddr,
-        local: Local,
-        core: &mut Core,
-    ) -> Result<Option<(mio::net::UdpSocket, Option<KeptPort>)>, NotOpened> {
-        if core.leads_back(endpoint, Protocol::Udp) {
-            return Ok(None);
-        }
-        let port = local.client.map(|client| KeptPort { client, endpoint });
-        let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
-        match socket::connect(endpoint, local, may_keep_port) {
-            Ok(Connected { socket, keeps_port }) => {
-                Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
-            }
-            Err(error) => {
-                tracing::debug!(%endpoint, %error, "cannot open a flow");
-                if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
-            }
-        }
-    }
-
-    /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
-    fn take_descriptor(&mut self, core: &Core) -> Result<Permit, NotOpened> {
-        for _ in 0..EVICTIONS {
-            if let Some(permit) = self.descriptors.take(1) {
-                return Ok(permit);
-            }
-            let Some(evicted) = self.flows.evict() else { break };
-            self.on_end(Some(evicted), core);
-        }
-        self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.

@@ -1,0 +1,143 @@
+//! Opening a flow: its endpoint, its socket, the socket that its replies leave by, and room for them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mio::Interest;
+use sluice_model::Protocol;
+use sluice_table::FrontendKey;
+
+use super::super::flow_table::{FlowId, FlowKey};
+use super::super::kept_ports::KeptPort;
+use super::super::replies::ReplySocket;
+use super::super::socket::{self, Connected};
+use super::{Link, Reply, State};
+use crate::client::Door;
+use crate::core::Core;
+use crate::descriptors::Permit;
+use crate::failure;
+use crate::token::{SlotId, Source};
+use crate::transparent::{Local, Marks};
+
+/// How many older flows may make room for one descriptor. One does, unless another worker takes what it leaves.
+const EVICTIONS: usize = 4;
+
+/// Why no flow was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotOpened {
+    /// There is no endpoint that could be had.
+    Unroutable,
+    /// This node is out of something, or forbids it.
+    OfThisNode,
+    /// There can be no socket to reply by.
+    NoReplySocket,
+}
+
+impl NotOpened {
+    /// Counts the datagrams that the flow was for.
+    pub(super) fn count(self, datagrams: u64, core: &Core) {
+        match self {
+            Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
+            Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
+            Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
+        }
+    }
+}
+
+impl State {
+    /// Opens a flow to the endpoint that the rules choose.
+    pub(super) fn open(
+        &mut self,
+        key: FlowKey,
+        (frontend, door): (SlotId, Door),
+        count: u64,
+        core: &mut Core,
+    ) -> Result<FlowId, NotOpened> {
+        let destination = key.destination;
+        let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
+        let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
+        let client = door.client(key.client.ip(), destination.ip());
+        let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
+        // First, as the flow that makes room for the flow may be the last that keeps it.
+        let reply = match (door, core.marks) {
+            (Door::Captured(_), Some(marks)) => {
+                Reply::Captured(self.reply_socket(destination, marks, core)?)
+            }
+            _ => Reply::Bound(frontend),
+        };
+        let permit = self.take_descriptor(core)?;
+        loop {
+            let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
+            let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
+            let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
+                selection.fail(&upstream, core.now);
+                continue;
+            };
+            let lease = selection.connected(&upstream, core.now);
+            let link = Link { socket, lease, route, reply, kept_port, is_queued: false, _permit: permit };
+            let (id, displaced) = self.flows.opened(key, link, count, core.now);
+            core.stats.udp_flows_opened.add(1);
+            core.stats.udp_flows_active.add(1);
+            self.kept_ports.opened(kept_port);
+            self.on_end(displaced, core);
+            let token = Source::Flow(id).token();
+            if let Some(flow) = self.flows.flow(id)
+                && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
+            {
+                self.end(id, core);
+                return Err(NotOpened::OfThisNode);
+            }
+            return Ok(id);
+        }
+    }
+
+    /// The socket that replies of a frontend leave by.
+    fn reply_socket(
+        &mut self,
+        frontend: SocketAddr,
+        marks: Marks,
+        core: &Core,
+    ) -> Result<Arc<ReplySocket>, NotOpened> {
+        if let Some(socket) = self.replies.find(frontend) {
+            return Ok(socket);
+        }
+        let permit = self.take_descriptor(core)?;
+        self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
+    }
+
+    /// Opens a flow's socket, and says if it keeps its client's port; none if the endpoint cannot be reached, or
+    /// would lead back here.
+    fn connect(
+        &self,
+        endpoint: SocketAddr,
+        local: Local,
+        core: &mut Core,
+    ) -> Result<Option<(mio::net::UdpSocket, Option<KeptPort>)>, NotOpened> {
+        if core.leads_back(endpoint, Protocol::Udp) {
+            return Ok(None);
+        }
+        let port = local.client.map(|client| KeptPort { client, endpoint });
+        let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
+        match socket::connect(endpoint, local, may_keep_port) {
+            Ok(Connected { socket, keeps_port }) => {
+                Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
+            }
+            Err(error) => {
+                tracing::debug!(%endpoint, %error, "cannot open a flow");
+                if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
+    fn take_descriptor(&mut self, core: &Core) -> Result<Permit, NotOpened> {
+        for _ in 0..EVICTIONS {
+            if let Some(permit) = self.descriptors.take(1) {
+                return Ok(permit);
+            }
+            let Some(evicted) = self.flows.evict() else { break };
+            self.on_end(Some(evicted), core);
+        }
+        self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
+    }
+}
