@@ -83,8 +83,8 @@ pub(super) struct Interface {
 #[derive(Debug, Clone)]
 pub(super) struct Bridge {
     pub name: String,
-    /// How many interfaces of pods, or others whose other end is elsewhere, it has.
-    pub ports: usize,
+    /// Whether it has interfaces of pods, or others whose other end is elsewhere.
+    pub has_pods: bool,
 }
 
 /// A chain at the input hook that refuses what it does not accept.

@@ -141,8 +141,8 @@ fn bridges() -> Vec<Bridge> {
         .into_iter()
         .filter(|name| net.join(name).join("bridge").exists())
         .map(|name| {
-            let ports = names(&net.join(&name).join("brif")).iter().filter(|port| is_pods(port)).count();
-            Bridge { name, ports }
+            let has_pods = names(&net.join(&name).join("brif")).iter().any(is_pods);
+            Bridge { name, has_pods }
         })
         .collect();
     bridges.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -46,7 +46,7 @@ fn reverse_path(facts: &Facts) -> Finding {
 /// it, and by then it has lost the socket that TPROXY gave it.
 fn bridges(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "bridges";
-    let with_pods: Vec<_> = facts.bridges.iter().filter(|bridge| bridge.ports > 0).collect();
+    let with_pods: Vec<_> = facts.bridges.iter().filter(|bridge| bridge.has_pods).collect();
     if with_pods.is_empty() {
         return vec![Finding::ok(ABOUT, "none with pods")];
     }

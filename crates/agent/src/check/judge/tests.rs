@@ -91,19 +91,19 @@ const CASES: &[Case] = &[
         &[(Problem, "reverse path", "on eth0")]),
     ("the mark counts on all", |f| f.interfaces[0].src_valid_mark = true, &[(Problem, "reverse path", "on all")]),
     ("a bridge without pods", |f| {
-        f.bridges = vec![Bridge { name: "docker0".to_owned(), ports: 0 }];
+        f.bridges = vec![Bridge { name: "docker0".to_owned(), has_pods: false }];
         f.bridge_rules = vec![(Family::V4, true)];
     }, &[]),
     ("a pod on a bridge", |f| {
-        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), has_pods: true }];
         f.bridge_rules = vec![(Family::V4, false), (Family::V6, false)];
     }, &[]),
     ("a pod on a bridge whose packets pass the rules too early", |f| {
-        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), has_pods: true }];
         f.bridge_rules = vec![(Family::V4, true), (Family::V6, false)];
     }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-iptables=1: IPv4")]),
     ("the same for IPv6", |f| {
-        f.bridges = vec![Bridge { name: "cni0".to_owned(), ports: 1 }];
+        f.bridges = vec![Bridge { name: "cni0".to_owned(), has_pods: true }];
         f.bridge_rules = vec![(Family::V4, false), (Family::V6, true)];
     }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
     ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
