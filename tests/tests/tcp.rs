@@ -294,6 +294,123 @@ fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset() {
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
 }
 
+/// A backend that reports how each connection ends, after the client's FIN.
+fn reporting_after_the_fin() -> (Backend, mpsc::Receiver<io::Result<()>>) {
+    let (report, reports) = mpsc::channel();
+    let report = Mutex::new(report);
+    let backend = Backend::tcp(move |mut stream| {
+        stream.read_to_end(&mut Vec::new())?;
+        let poll = rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR;
+        let timeout = PATIENCE.try_into().unwrap();
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&stream, poll)], Some(&timeout))?;
+        let result = stream.take_error().and_then(|error| error.map_or(Ok(()), Err));
+        report.lock().unwrap().send(result).unwrap();
+        Ok(())
+    });
+    (backend, reports)
+}
+
+#[test]
+fn a_reset_that_comes_after_the_client_s_fin_ends_the_session() {
+    let (backend, reports) = reporting_after_the_fin();
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    let stream = connect(&world);
+    stream.shutdown(Shutdown::Write).unwrap();
+    wait::until("the endpoint is connected", || backend.served() == 1);
+    reset(stream);
+    assert!(reports.recv_timeout(PATIENCE).unwrap().is_err(), "the endpoint sees a reset");
+    wait::until("the session has ended", || world.proxy.stats().tcp_active == 0);
+    assert_eq!(world.proxy.stats().tcp_resets, 1);
+}
+
+#[test]
+fn a_reset_that_comes_after_the_endpoint_s_fin_ends_the_session() {
+    let (go, wait_for_it) = mpsc::channel();
+    let wait_for_it = Mutex::new(wait_for_it);
+    let backend = Backend::tcp(move |stream| {
+        stream.shutdown(Shutdown::Write)?;
+        wait_for_it.lock().unwrap().recv().unwrap();
+        reset(stream);
+        Ok(())
+    });
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    let mut stream = connect(&world);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    go.send(()).unwrap();
+    wait::until("the client is reset", || matches!(stream.take_error(), Ok(Some(_))));
+    wait::until("the session has ended", || world.proxy.stats().tcp_active == 0);
+}
+
+#[test]
+fn what_the_proxy_cuts_off_is_reset_on_both_sides() {
+    let (report, reports) = mpsc::channel();
+    let report = Mutex::new(report);
+    let backend = Backend::tcp(move |mut stream| {
+        stream.write_all(b"half of it")?;
+        let result = stream.read(&mut [0; 1]).map_err(|error| error.kind());
+        report.lock().unwrap().send(result).unwrap();
+        Ok(())
+    });
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    let mut stream = connect(&world);
+    stream.read_exact(&mut [0; 10]).unwrap();
+    drop(world);
+    assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(reports.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn urgent_bytes_arrive_as_such_and_none_is_lost_around_them() {
+    for (chunk, rounds) in [(3, 40), (200_000, 30)] {
+        let backend = Backend::tcp(move |stream| {
+            let socket = SockRef::from(&stream);
+            for round in 0..rounds {
+                (&stream).write_all(&vec![b'.'; chunk])?;
+                if round % 2 == 0 {
+                    assert_eq!(socket.send_out_of_band(b"!")?, 1);
+                }
+            }
+            Ok(())
+        });
+        let world = World::new(Protocol::Tcp, &[backend.address]);
+        let mut stream = connect(&world);
+        let socket = SockRef::from(&stream);
+        socket.set_out_of_band_inline(true).unwrap();
+        let wanted = rounds * chunk + rounds / 2;
+        let (mut got, mut urgent, mut buffer) = (0, 0, vec![0; 65_536]);
+        loop {
+            let at_mark = sluice_sys::tcp::is_at_urgent_mark(std::os::fd::AsFd::as_fd(&stream)).unwrap();
+            let read = stream.read(&mut buffer).unwrap();
+            if read == 0 {
+                break;
+            }
+            urgent += usize::from(at_mark && buffer[0] == b'!');
+            got += read;
+        }
+        assert_eq!(got, wanted, "of chunks of {chunk} bytes");
+        // Of two that are close to each other TCP keeps the later one's place only.
+        assert!(urgent > 0, "none was urgent, of chunks of {chunk} bytes");
+    }
+}
+
+#[test]
+fn connections_that_have_ended_leave_no_deadline_behind() {
+    let backend = Backend::tcp(|mut stream| {
+        stream.read_to_end(&mut Vec::new())?;
+        stream.write_all(b"x")
+    });
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    for _ in 0..500 {
+        let mut stream = connect(&world);
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    wait::until("no session is left, and no deadline", || {
+        let stats = world.proxy.stats();
+        (stats.tcp_active, stats.deadlines) == (0, 0)
+    });
+}
+
 #[test]
 fn what_was_sent_before_a_reset_arrives_even_in_bulk() {
     // As much as the sockets on the way take without anybody reading; the reset comes behind it.
@@ -473,14 +590,45 @@ fn a_client_that_dies_mid_connect_leaves_nothing_behind() {
 }
 
 #[test]
-fn when_every_endpoint_fails_the_client_is_reset() {
-    let (_listener, _fillers, silent) = silent_endpoint();
-    let dead = Backend::echo().address;
-    let world = World::new(Protocol::Tcp, &[silent, dead]);
+fn when_every_endpoint_refuses_the_client_is_reset() {
+    let dead = [Backend::echo().address, Backend::echo().address];
+    let world = World::new(Protocol::Tcp, &dead);
     let mut stream = connect(&world);
     let error = stream.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(world.proxy.stats().tcp_all_endpoints_failed, 1);
+}
+
+#[test]
+fn an_endpoint_whose_queue_is_full_for_long_serves_the_client_in_the_end() {
+    let (listener, fillers, slow) = silent_endpoint();
+    let world = World::new(Protocol::Tcp, &[slow]);
+    let begun = Instant::now();
+    let mut stream = connect(&world);
+    // Longer than any relay's connect timeout: the kernel goes on sending the SYN.
+    wait::until("much time has passed", || begun.elapsed() > Duration::from_secs(4));
+    for _ in &fillers {
+        drop(listener.accept().unwrap());
+    }
+    let (accepted, _) = listener.accept().unwrap();
+    accepted.send(b"at last").unwrap();
+    let mut got = [0; 7];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"at last");
+    assert_eq!(world.proxy.stats().tcp_retries, 0);
+}
+
+#[test]
+fn a_client_waiting_for_a_silent_endpoint_gets_the_one_that_comes_instead() {
+    let (_listener, _fillers, silent) = silent_endpoint();
+    let mut world = World::new(Protocol::Tcp, &[silent]);
+    let mut stream = connect(&world);
+    wait::until("the session is connecting", || world.proxy.stats().tcp_active == 1);
+    let alive = Backend::echo();
+    world.set_endpoints(&[alive.address]);
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    assert_eq!(alive.served(), 1);
 }
 
 #[test]

@@ -36,11 +36,18 @@ pub(crate) struct Core {
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.
     pub(crate) half_closed_idle: Duration,
-    /// The time at which the current turn of the loop began.
+    /// The time at which the current turn of the loop began, or later: see [`Core::refresh`].
     pub(crate) now: Instant,
 }
 
 impl Core {
+    /// Asks the clock. A turn of the loop may be long: what is to happen after some time must not be measured from
+    /// its beginning.
+    pub(crate) fn refresh(&mut self) -> Instant {
+        self.now = Instant::now();
+        self.now
+    }
+
     /// Whether a connection to an endpoint would come back to us as a new one, round and round until
     /// nothing is left: the endpoint is a frontend, and our own packets cannot be told from others.
     pub(crate) fn leads_back(&mut self, endpoint: SocketAddr, protocol: Protocol) -> bool {

@@ -36,6 +36,11 @@ impl LocalPorts {
         self.range.len()
     }
 
+    /// Whether the kernel may choose this port.
+    pub(crate) fn contains(&self, port: u16) -> bool {
+        self.range.contains(&port)
+    }
+
     /// Whether the kernel can be asked to choose this very port at connect(2). A port that is bound instead is
     /// lost to all others who let the kernel choose, towards any destination, until the last socket with it is
     /// gone, TIME_WAIT included.

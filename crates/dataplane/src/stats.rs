@@ -62,6 +62,8 @@ counters! {
     endpoint_loops,
     /// Times that a listener had to pause because file descriptors had run out.
     accept_paused,
+    /// Deadlines that workers wait for.
+    deadlines,
     /// Bytes moved by splice(2), not through user memory.
     bytes_spliced,
     /// Bytes moved through a worker's buffer.
@@ -103,17 +105,22 @@ counters! {
     udp_dropped_error,
 }
 
-/// A counter with one adding thread and any number of readers.
+/// A counter with one changing thread and any number of readers: what changes it needs no locked instruction.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
     }
 
     pub(crate) fn sub(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
+        self.0.store(self.get().wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    /// For what is counted elsewhere, by the same thread.
+    pub(crate) fn set(&self, n: usize) {
+        self.0.store(n as u64, Ordering::Relaxed);
     }
 
     fn get(&self) -> u64 {

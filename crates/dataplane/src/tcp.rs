@@ -9,6 +9,7 @@
 pub(crate) mod connect;
 pub(crate) mod direction;
 pub(crate) mod listener;
+pub(crate) mod peer;
 pub(crate) mod pipe;
 pub(crate) mod relay;
 pub(crate) mod session;

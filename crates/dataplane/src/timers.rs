@@ -1,40 +1,67 @@
 //! Deadlines of a worker, soonest first.
 //!
-//! Cancelling is lazy: whoever owns a deadline remembers when it is due, and ignores one that comes up
-//! and is not the one it remembers. Activity does not move an entry; the owner sets it anew when it
-//! comes up too early.
+//! A deadline that is not waited for any more is taken out at once: what is kept is what is waited for, however many
+//! connections came and went. Activity does not move an entry; the owner sets it anew when it comes up too early.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Deadlines for owners identified by `T`.
 #[derive(Debug)]
-pub(crate) struct Timers<T: Ord>(BinaryHeap<Reverse<(Instant, T)>>);
+pub(crate) struct Timers<T> {
+    due: BTreeMap<TimerId, T>,
+    /// Tells deadlines at the same instant apart; those set earlier come up earlier.
+    next: u64,
+}
 
-impl<T: Ord> Default for Timers<T> {
-    fn default() -> Self {
-        Self(BinaryHeap::new())
+/// A deadline that was set, to [`cancel`](Timers::cancel) it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TimerId {
+    at: Instant,
+    number: u64,
+}
+
+impl TimerId {
+    /// When it comes up.
+    pub(crate) fn at(self) -> Instant {
+        self.at
     }
 }
 
-impl<T: Ord> Timers<T> {
-    pub(crate) fn set(&mut self, at: Instant, owner: T) {
-        self.0.push(Reverse((at, owner)));
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Self { due: BTreeMap::new(), next: 0 }
+    }
+}
+
+impl<T> Timers<T> {
+    pub(crate) fn set(&mut self, at: Instant, owner: T) -> TimerId {
+        let id = TimerId { at, number: self.next };
+        self.next += 1;
+        self.due.insert(id, owner);
+        id
+    }
+
+    /// Takes a deadline out; nothing happens if it has come up.
+    pub(crate) fn cancel(&mut self, id: TimerId) {
+        self.due.remove(&id);
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.due.len()
     }
 
     /// How long to wait for the first deadline.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
-        let Reverse((at, _)) = self.0.peek()?;
+        let (TimerId { at, .. }, _) = self.due.first_key_value()?;
         Some(at.saturating_duration_since(now))
     }
 
     /// Takes the next deadline that is due.
-    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, T)> {
-        match self.0.peek() {
-            Some(Reverse((at, _))) if *at <= now => self.0.pop().map(|Reverse(entry)| entry),
-            _ => None,
-        }
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
+        let first = self.due.first_entry()?;
+        (first.key().at <= now).then(|| first.remove())
     }
 }
 
@@ -48,12 +75,28 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut timers = Timers::default();
         timers.set(at(20), 'b');
+        timers.set(at(20), 'c');
         timers.set(at(10), 'a');
         assert_eq!(timers.wait(start), Some(Duration::from_millis(10)));
         assert_eq!(timers.wait(at(15)), Some(Duration::ZERO));
         assert_eq!(timers.pop_due(at(9)), None);
-        assert_eq!(timers.pop_due(at(20)), Some((at(10), 'a')));
-        assert_eq!(timers.pop_due(at(20)), Some((at(20), 'b')));
+        assert_eq!([at(20); 4].map(|now| timers.pop_due(now)), [Some('a'), Some('b'), Some('c'), None]);
         assert_eq!(timers.wait(start), None);
+    }
+
+    #[test]
+    fn a_deadline_that_is_cancelled_leaves_nothing_behind() {
+        let now = Instant::now();
+        let mut timers = Timers::default();
+        for _ in 0..1_000 {
+            let hour = timers.set(now + Duration::from_secs(3_600), 'x');
+            timers.cancel(hour);
+        }
+        assert_eq!(timers.len(), 0);
+        let due = timers.set(now, 'y');
+        assert_eq!(timers.pop_due(now), Some('y'));
+        timers.set(now, 'z');
+        timers.cancel(due);
+        assert_eq!(timers.pop_due(now), Some('z'), "one that has come up is not another one");
     }
 }

@@ -37,8 +37,12 @@ const FLOW_SHARE: usize = 2;
 /// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
 const ANSWERS: Duration = Duration::from_secs(1);
 
-/// Events taken from the kernel at a time.
-const EVENTS: usize = 1024;
+/// Events taken from the kernel at a time: so many small exchanges may come before a deadline is looked at.
+const EVENTS: usize = 256;
+
+/// How long those with more to do are given turns before events are looked at again: what a small exchange waits for
+/// bulk at the most, but for one turn.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// What the rest of the program asks of a worker.
 #[derive(Debug)]
@@ -126,7 +130,7 @@ impl Worker {
                 tracing::error!(%error, "a worker cannot wait for events and ends");
                 return;
             }
-            self.core.now = Instant::now();
+            self.core.refresh();
             let mut is_woken = false;
             for event in &events {
                 match Source::of(event.token()) {
@@ -143,9 +147,11 @@ impl Worker {
                     None => {}
                 }
             }
-            self.tcp.run_ready(&mut self.core);
+            let until = self.core.refresh() + SLICE;
+            self.tcp.run_ready(until, &mut self.core);
             self.udp.run_ready(&mut self.core);
             self.run_timers();
+            self.core.stats.deadlines.set(self.core.timers.len());
             if is_woken && self.obey().is_break() {
                 return;
             }
@@ -163,9 +169,10 @@ impl Worker {
     }
 
     fn run_timers(&mut self) {
-        while let Some((at, owner)) = self.core.timers.pop_due(self.core.now) {
+        self.core.refresh();
+        while let Some(owner) = self.core.timers.pop_due(self.core.now) {
             match owner {
-                TimerOwner::Session(id) => self.tcp.on_session_timer(id, at, &mut self.core),
+                TimerOwner::Session(id) => self.tcp.on_session_timer(id, &mut self.core),
                 TimerOwner::AcceptRetry => self.tcp.resume_accepting(),
                 TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
             }

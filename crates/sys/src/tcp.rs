@@ -1,7 +1,11 @@
 //! What `tcp(7)` offers beyond socket options.
 
+use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `SIOCATMARK` of asm-generic/sockios.h, which libc does not have for every target.
+const SIOCATMARK: libc::Ioctl = 0x8905;
 
 /// Bytes that were written to a TCP socket and that the peer has not acknowledged: not sent yet, or
 /// sent and on their way (`SIOCOUTQ`, tcp(7)).
@@ -9,14 +13,26 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// # Errors
 /// The descriptor is no socket, or one that listens.
 pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int to the address it is given, which
-    // outlives the call; the descriptor is borrowed, so it is open.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(usize::try_from(bytes).unwrap_or(0))
+    // SIOCOUTQ has the same number as TIOCOUTQ.
+    ask(socket, libc::TIOCOUTQ).map(|bytes| usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Whether the next byte to be read is the urgent one (`SIOCATMARK`, sockatmark(3)). With `SO_OOBINLINE` it is read
+/// like any other.
+///
+/// # Errors
+/// The descriptor is no TCP socket.
+pub fn is_at_urgent_mark(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    ask(socket, SIOCATMARK).map(|answer| answer != 0)
+}
+
+/// The answer to an ioctl that writes an int; `request` must be one of those.
+fn ask(socket: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<c_int> {
+    let mut answer: c_int = 0;
+    // SAFETY: both requests of this module write one int to the address they are given, which outlives the call;
+    // the descriptor is borrowed, so it is open.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut answer) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
 #[cfg(test)]
@@ -25,6 +41,8 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
     use std::time::{Duration, Instant};
+
+    use socket2::SockRef;
 
     use super::*;
 
@@ -47,8 +65,29 @@ mod tests {
     }
 
     #[test]
+    fn a_read_stops_before_the_urgent_byte_and_the_mark_is_seen() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let writer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut reader, _) = listener.accept().unwrap();
+        SockRef::from(&reader).set_out_of_band_inline(true).unwrap();
+        SockRef::from(&writer).send(b"ab").unwrap();
+        SockRef::from(&writer).send_out_of_band(b"!").unwrap();
+        SockRef::from(&writer).send(b"cd").unwrap();
+        let mut buffer = [0; 16];
+        reader.read_exact(&mut buffer[..2]).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_at_urgent_mark(reader.as_fd()).unwrap() {
+            assert!(Instant::now() < deadline, "the urgent byte has arrived");
+        }
+        reader.read_exact(&mut buffer[..1]).unwrap();
+        assert_eq!(&buffer[..1], b"!");
+        assert!(!is_at_urgent_mark(reader.as_fd()).unwrap());
+    }
+
+    #[test]
     fn what_is_no_socket_is_an_error() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(unacknowledged_bytes(file.as_fd()).is_err());
+        assert!(is_at_urgent_mark(file.as_fd()).is_err());
     }
 }

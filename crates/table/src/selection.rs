@@ -122,6 +122,12 @@ impl Selection {
         self.failed.push(Arc::clone(upstream));
     }
 
+    /// Has an endpoint not named again, by no fault of its own.
+    pub fn skip(&mut self, upstream: &Arc<Upstream>) {
+        self.connecting = None;
+        self.failed.push(Arc::clone(upstream));
+    }
+
     /// Notes that the connection is established (TCP) or the flow opened (UDP). The lease counts it
     /// as active until it is dropped.
     ///

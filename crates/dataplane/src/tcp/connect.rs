@@ -10,11 +10,14 @@ use sluice_table::{Selection, Upstream};
 
 use crate::failure;
 
-/// How long an attempt may take before the next endpoint is tried; the first that times out gets the
-/// first value. After the last one the client is reset (kube-proxy's user-space mode had the same
-/// steps: `EndpointDialTimeouts`).
-const TIMEOUTS: [Duration; 4] =
-    [Duration::from_millis(250), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+/// How long the first attempt may take before another endpoint is tried; each one that times out doubles it
+/// (kube-proxy's user-space mode had the same steps: `EndpointDialTimeouts`).
+const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long all attempts together may take: as long as the kernel sends a SYN again (`net.ipv4.tcp_syn_retries` of 6,
+/// tcp(7)), and so as long as a client waits for an endpoint that kube-proxy has sent it to. A queue that is full or a
+/// policy that comes late must not become a reset.
+const PATIENCE: Duration = Duration::from_secs(127);
 
 /// Why an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub(crate) enum Failure {
     /// No answer in time. The endpoint may be slow or the packet lost, so it gets another chance when
     /// no other endpoint is left.
     TimedOut,
+    /// This node has no port left towards this endpoint: no fault of the endpoint's, and no reason against another.
+    NoPort,
     /// This node is out of something, or forbids it: no endpoint is to blame.
     OfThisNode,
 }
@@ -31,7 +36,11 @@ pub(crate) enum Failure {
 impl Failure {
     /// What it means that an attempt could not be started.
     pub(crate) fn to_start(error: &io::Error) -> Self {
-        if failure::is_of_this_node(error) { Self::OfThisNode } else { Self::reported(error) }
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPort,
+            _ if failure::is_of_this_node(error) => Self::OfThisNode,
+            _ => Self::reported(error),
+        }
     }
 
     /// What it means that an attempt under way failed (`SO_ERROR`): somebody else has said so.
@@ -43,19 +52,43 @@ impl Failure {
     }
 }
 
-/// The attempts of one connection: every endpoint once, then those that only timed out again, until
-/// one connects or the time is used up.
+/// What is to become of an attempt that has taken its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// There is nobody else to try: the kernel goes on asking this endpoint. Look again after this time.
+    Wait(Duration),
+    /// The next attempt is another endpoint's.
+    Move,
+    /// There was enough patience.
+    GiveUp,
+}
+
+/// The attempts of one connection: the endpoints that the selection names, then those that only timed out again, in
+/// turns and with growing patience, until one connects or the time is used up.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     selection: Selection,
+    /// Named already, to be asked next.
+    upcoming: Option<Arc<Upstream>>,
     timed_out: VecDeque<Arc<Upstream>>,
-    timeouts: usize,
+    /// The endpoint under way has taken its time once, and was noted for it.
+    is_overdue: bool,
+    timeout: Duration,
+    give_up: Instant,
     has_failed: bool,
 }
 
 impl Attempts {
-    pub(crate) fn new(selection: Selection) -> Self {
-        Self { selection, timed_out: VecDeque::new(), timeouts: 0, has_failed: false }
+    pub(crate) fn new(selection: Selection, now: Instant) -> Self {
+        Self {
+            selection,
+            upcoming: None,
+            timed_out: VecDeque::new(),
+            is_overdue: false,
+            timeout: FIRST_TIMEOUT,
+            give_up: now + PATIENCE,
+            has_failed: false,
+        }
     }
 
     /// Whether an attempt has failed, so that the next one is a retry.
@@ -67,20 +100,49 @@ impl Attempts {
         &self.selection
     }
 
-    /// The next endpoint and how long to wait for it; none when all that could be done was.
+    /// The next endpoint and how long to wait before asking whether it is [`overdue`](Self::overdue); none when all
+    /// that could be done was.
     pub(crate) fn next(&mut self, now: Instant) -> Option<(Arc<Upstream>, Duration)> {
-        let timeout = *TIMEOUTS.get(self.timeouts)?;
-        let upstream = self.selection.next(now).or_else(|| self.timed_out.pop_front())?;
-        Some((upstream, timeout))
+        if now >= self.give_up {
+            return None;
+        }
+        let upstream = self.upcoming.take().or_else(|| self.another(now))?;
+        self.is_overdue = false;
+        Some((upstream, self.timeout))
+    }
+
+    fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
+        self.selection.next(now).or_else(|| self.timed_out.pop_front())
+    }
+
+    /// Notes that the attempt under way has taken its time.
+    pub(crate) fn overdue(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Overdue {
+        if !std::mem::replace(&mut self.is_overdue, true) {
+            self.selection.fail(upstream, now);
+        }
+        self.timeout = self.timeout.saturating_mul(2);
+        if now >= self.give_up {
+            return Overdue::GiveUp;
+        }
+        self.upcoming = self.another(now);
+        if self.upcoming.is_none() {
+            return Overdue::Wait(self.timeout.min(self.give_up.saturating_duration_since(now)));
+        }
+        self.has_failed = true;
+        self.timed_out.push_back(Arc::clone(upstream));
+        Overdue::Move
     }
 
     /// Notes that an attempt failed.
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
-        self.selection.fail(upstream, now);
         self.has_failed = true;
-        if failure == Failure::TimedOut {
-            self.timeouts += 1;
-            self.timed_out.push_back(Arc::clone(upstream));
+        match failure {
+            Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
+            Failure::Refused => self.selection.fail(upstream, now),
+            Failure::TimedOut => {
+                self.selection.fail(upstream, now);
+                self.timed_out.push_back(Arc::clone(upstream));
+            }
         }
     }
 }
@@ -90,44 +152,76 @@ mod tests {
     use super::*;
     use crate::test_table;
 
-    /// The last octet of the next endpoint, and the time it gets in milliseconds.
-    fn next(attempts: &mut Attempts) -> Option<(Arc<Upstream>, u8, u128)> {
-        let (upstream, timeout) = attempts.next(Instant::now())?;
-        let std::net::IpAddr::V4(ip) = upstream.address().ip() else { panic!("only IPv4 here") };
-        Some((upstream, ip.octets()[3], timeout.as_millis()))
+    /// What an endpoint does in a test.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Does {
+        Refuse,
+        NothingAtAll,
     }
 
-    /// Lets every attempt fail in the given way and lists them.
-    fn run(endpoints: u8, failure: impl Fn(u8) -> Failure) -> Vec<(u8, u128)> {
-        let mut attempts = Attempts::new(test_table::selection(endpoints));
+    /// Lets every attempt go as the endpoint of that number does, and lists who was asked and for how many
+    /// milliseconds.
+    fn run(endpoints: u8, does: impl Fn(u8) -> Does) -> Vec<(u8, u128)> {
+        let mut now = Instant::now();
+        let mut attempts = Attempts::new(test_table::selection(endpoints), now);
         let mut seen = Vec::new();
-        while let Some((upstream, n, timeout)) = next(&mut attempts) {
-            seen.push((n, timeout));
-            attempts.fail(&upstream, failure(n), Instant::now());
+        while let Some((upstream, mut timeout)) = attempts.next(now) {
+            let std::net::IpAddr::V4(ip) = upstream.address().ip() else { panic!("only IPv4 here") };
+            let number = ip.octets()[3];
+            if does(number) == Does::Refuse {
+                seen.push((number, 0));
+                attempts.fail(&upstream, Failure::Refused, now);
+                continue;
+            }
+            let began = now;
+            loop {
+                now += timeout;
+                match attempts.overdue(&upstream, now) {
+                    Overdue::Wait(longer) => timeout = longer,
+                    Overdue::Move | Overdue::GiveUp => break,
+                }
+            }
+            seen.push((number, (now - began).as_millis()));
         }
         seen
     }
 
     #[test]
-    fn a_single_endpoint_is_tried_again_with_growing_patience() {
-        assert_eq!(run(1, |_| Failure::TimedOut), [(1, 250), (1, 500), (1, 1_000), (1, 2_000)]);
+    fn a_single_endpoint_is_waited_for_as_long_as_the_kernel_asks_it() {
+        assert_eq!(run(1, |_| Does::NothingAtAll), [(1, 127_000)]);
     }
 
     #[test]
-    fn each_timeout_moves_to_another_endpoint() {
-        assert_eq!(run(3, |_| Failure::TimedOut), [(1, 250), (2, 500), (3, 1_000), (1, 2_000)]);
+    fn each_timeout_moves_to_another_endpoint_and_all_are_asked_again_until_patience_ends() {
+        let seen = run(3, |_| Does::NothingAtAll);
+        assert_eq!(seen[..6], [(1, 250), (2, 500), (3, 1_000), (1, 2_000), (2, 4_000), (3, 8_000)]);
+        let total: u128 = seen.iter().map(|(_, took)| took).sum();
+        assert!((127_000..254_000).contains(&total), "{total}");
     }
 
     #[test]
     fn refusals_cost_no_patience_and_no_endpoint_is_asked_twice() {
-        let attempts = run(6, |_| Failure::Refused);
-        assert_eq!(attempts, [(1, 250), (2, 250), (3, 250), (4, 250), (5, 250), (6, 250)]);
+        assert_eq!(run(3, |_| Does::Refuse), [(1, 0), (2, 0), (3, 0)]);
     }
 
     #[test]
-    fn an_endpoint_that_refused_is_not_asked_again_but_one_that_was_slow_is() {
-        let failure = |n| if n == 2 { Failure::TimedOut } else { Failure::Refused };
-        assert_eq!(run(3, failure), [(1, 250), (2, 250), (3, 500), (2, 500), (2, 1_000), (2, 2_000)]);
+    fn an_endpoint_that_refused_is_not_asked_again_and_the_slow_one_gets_all_the_patience() {
+        let does = |n| if n == 2 { Does::NothingAtAll } else { Does::Refuse };
+        // 250 ms before the third is asked, which refuses.
+        assert_eq!(run(3, does), [(1, 0), (2, 250), (3, 0), (2, 126_750)]);
+    }
+
+    #[test]
+    fn a_node_without_a_port_towards_one_endpoint_asks_another_and_blames_none() {
+        let now = Instant::now();
+        let mut attempts = Attempts::new(test_table::selection(2), now);
+        let (first, _) = attempts.next(now).unwrap();
+        attempts.fail(&first, Failure::NoPort, now);
+        let (second, _) = attempts.next(now).unwrap();
+        assert_ne!(first.address(), second.address());
+        assert_eq!(first.failures_in_a_row(), 0);
+        attempts.fail(&second, Failure::NoPort, now);
+        assert!(attempts.next(now).is_none());
     }
 
     #[test]
@@ -137,6 +231,7 @@ mod tests {
         assert_eq!(both(Errno::HOSTUNREACH), (Failure::Refused, Failure::Refused));
         assert_eq!(both(Errno::TIMEDOUT), (Failure::TimedOut, Failure::TimedOut));
         assert_eq!(both(Errno::MFILE), (Failure::OfThisNode, Failure::Refused));
+        assert_eq!(both(Errno::ADDRNOTAVAIL), (Failure::NoPort, Failure::Refused));
         // A route that prohibits, and a firewall on the way.
         assert_eq!(both(Errno::ACCESS), (Failure::OfThisNode, Failure::Refused));
     }

@@ -5,15 +5,21 @@
 //! user memory. A direction holds a pipe only while there are bytes in it.
 //!
 //! A pipe is filled only when it is empty. That settles what splice leaves open: EAGAIN on a fill
-//! means that the socket is empty (never that the pipe's slots are used up), and 0 means EOF.
+//! means that the socket is empty (never that the pipe's slots are used up). 0 means EOF, or that an
+//! urgent byte is next, which splice never passes: a read tells.
+//!
+//! An urgent byte (RFC 6093) is passed on as one, at its place in the stream. Sockets have `SO_OOBINLINE`,
+//! so that none is left out of what is read; a read stops before one.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 
-use mio::event::Event;
-use mio::net::TcpStream;
+use rustix::net::SendFlags;
 use rustix::pipe::{SpliceFlags, splice};
+use sluice_sys::tcp::is_at_urgent_mark;
 
+use super::peer::Peer;
 use super::pipe::{Pipe, PipePool};
 use crate::stats::WorkerStats;
 
@@ -29,37 +35,25 @@ const SMALL_FILL: usize = 16 << 10;
 /// ...and this many of them in a row end bulk mode.
 const SMALL_FILLS_TO_COPY: u8 = 4;
 
-/// One of a session's two sockets, and what the last events said of it.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) stream: TcpStream,
-    /// It may have bytes, an EOF or an error for us.
-    pub(crate) readable: bool,
-    /// It may take bytes.
-    pub(crate) writable: bool,
-    /// Its FIN or an error has arrived: there is an end to be read behind the bytes.
-    ending: bool,
-}
-
-impl Peer {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, readable: true, writable: true, ending: false }
-    }
-
-    /// Takes in an event. Edge-triggered: what is said here is not said again.
-    pub(crate) fn note(&mut self, event: &Event) {
-        let ending = event.is_read_closed() || event.is_error();
-        self.ending |= ending;
-        self.readable |= event.is_readable() || ending;
-        self.writable |= event.is_writable() || event.is_error();
-    }
-}
-
 /// What a worker lends to every direction while it pumps.
 #[derive(Debug)]
 pub(crate) struct Tools {
     pub(crate) buffer: Box<[u8]>,
     pub(crate) pipes: PipePool,
+}
+
+/// One pump of a direction: what it may use, and what is known of the session.
+#[derive(Debug)]
+pub(crate) struct Pump<'a> {
+    pub(crate) tools: &'a mut Tools,
+    pub(crate) stats: &'a WorkerStats,
+    /// Bytes to move before it is others' turn.
+    pub(crate) budget: usize,
+    /// The source is known to have been reset: what is left in it is still passed on, but its end is no EOF. (The
+    /// kernel reports a reset once, to whoever asks first; after that a read returns 0 as for a FIN.)
+    pub(crate) reset: bool,
+    /// The other direction is finished: with this one the session is over.
+    pub(crate) is_last: bool,
 }
 
 /// Where a direction stands after a pump.
@@ -93,6 +87,7 @@ enum Pending {
         bytes: Box<[u8]>,
         start: usize,
     },
+    Urgent(u8),
     Piped {
         pipe: Pipe,
         bytes: usize,
@@ -122,43 +117,41 @@ impl Direction {
         self.finished
     }
 
-    /// Moves bytes until there is nothing to move, or `budget` of them were moved. Returns how many
+    /// Whether so much comes this way that it goes by a pipe.
+    pub(crate) fn is_bulk(&self) -> bool {
+        self.bulk
+    }
+
+    /// Moves bytes until there is nothing to move, or `pump.budget` of them were moved. Returns how many
     /// were delivered to the target's socket.
-    ///
-    /// `reset` says that the source is known to have been reset: what is left in it is still passed
-    /// on, but its end is no EOF. (The kernel reports a reset once, to whoever asks first; after that
-    /// a read returns 0 as for a FIN.)
-    pub(crate) fn pump(
-        &mut self,
-        from: &mut Peer,
-        to: &mut Peer,
-        tools: &mut Tools,
-        stats: &WorkerStats,
-        budget: usize,
-        reset: bool,
-    ) -> (Pumped, usize) {
+    pub(crate) fn pump(&mut self, from: &mut Peer, to: &mut Peer, pump: &mut Pump<'_>) -> (Pumped, usize) {
         let mut delivered = 0;
         let mut moved = 0;
         let pumped = loop {
-            match self.drain(to, &mut tools.pipes, stats, &mut delivered) {
+            match self.drain(to, pump, &mut delivered) {
                 Ok(true) => {}
                 Ok(false) => break Pumped::Waiting,
                 Err(_) => break Pumped::TargetReset,
             }
             match self.end {
                 Some(End::Reset) => break Pumped::SourceReset,
-                Some(End::Eof) => break self.finish(to),
+                // A reset after the FIN, or a peer that is gone: no byte will tell of it.
+                Some(End::Eof) if from.has_failed() => {
+                    self.end = Some(End::Reset);
+                    break Pumped::SourceReset;
+                }
+                Some(End::Eof) => break self.finish(to, pump.is_last),
                 None if !from.readable => break Pumped::Waiting,
-                None if moved >= budget => break Pumped::Yielded,
+                None if moved >= pump.budget => break Pumped::Yielded,
                 None => {}
             }
-            match self.fill(from, to, tools, stats, &mut delivered) {
-                Ok(0) => self.end = Some(if reset { End::Reset } else { End::Eof }),
+            match self.fill(from, to, pump, &mut delivered) {
+                Ok(0) => self.end = Some(if pump.reset { End::Reset } else { End::Eof }),
                 Ok(bytes) => moved += bytes,
                 Err(Blocked::Target) => break Pumped::TargetReset,
                 Err(Blocked::Source(error)) => match error.kind() {
                     ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => from.readable = false,
+                    ErrorKind::WouldBlock => (from.readable, from.urgent) = (false, false),
                     _ => self.end = Some(End::Reset),
                 },
             }
@@ -166,11 +159,12 @@ impl Direction {
         (pumped, delivered)
     }
 
-    /// Passes the FIN on, once.
-    fn finish(&mut self, to: &Peer) -> Pumped {
+    /// Passes the FIN on, once. Where the other direction is finished the session is over, and closing the socket
+    /// does it.
+    fn finish(&mut self, to: &Peer, is_last: bool) -> Pumped {
         if !self.finished {
             self.finished = true;
-            if to.stream.shutdown(Shutdown::Write).is_err() {
+            if !is_last && to.stream.shutdown(Shutdown::Write).is_err() {
                 return Pumped::TargetReset;
             }
         }
@@ -178,47 +172,48 @@ impl Direction {
     }
 
     /// Writes what is pending. `false`: the target is full.
-    fn drain(
-        &mut self,
-        to: &mut Peer,
-        pipes: &mut PipePool,
-        stats: &WorkerStats,
-        delivered: &mut usize,
-    ) -> io::Result<bool> {
+    fn drain(&mut self, to: &mut Peer, pump: &mut Pump<'_>, delivered: &mut usize) -> io::Result<bool> {
         loop {
             let result = match &mut self.pending {
                 Pending::Nothing => return Ok(true),
                 _ if !to.writable => return Ok(false),
                 Pending::Bytes { bytes, start } => {
                     let rest = bytes.get(*start..).unwrap_or_default();
-                    (&to.stream).write(rest).inspect(|written| {
+                    to.send(rest, SendFlags::empty()).inspect(|written| {
                         *start += written;
-                        stats.bytes_copied.add(*written as u64);
+                        pump.stats.bytes_copied.add(*written as u64);
                     })
+                }
+                Pending::Urgent(byte) => {
+                    let sent = to.send(std::slice::from_ref(byte), SendFlags::OOB);
+                    sent.inspect(|written| pump.stats.bytes_copied.add(*written as u64))
                 }
                 Pending::Piped { pipe, bytes } => {
                     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
                     let written = splice(&pipe.read, None, &to.stream, None, *bytes, flags);
                     written.map_err(Into::into).inspect(|written| {
                         *bytes = bytes.saturating_sub(*written);
-                        stats.bytes_spliced.add(*written as u64);
+                        pump.stats.bytes_spliced.add(*written as u64);
                     })
                 }
             };
             match result {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => *delivered += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    to.writable = false;
+                    continue;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
             let is_empty = match &self.pending {
-                Pending::Nothing => true,
+                Pending::Nothing | Pending::Urgent(_) => true,
                 Pending::Bytes { bytes, start } => *start == bytes.len(),
                 Pending::Piped { bytes, .. } => *bytes == 0,
             };
             if is_empty && let Pending::Piped { pipe, .. } = std::mem::take(&mut self.pending) {
-                pipes.put(pipe);
+                pump.tools.pipes.put(pipe);
             }
         }
     }
@@ -228,17 +223,33 @@ impl Direction {
         &mut self,
         from: &mut Peer,
         to: &mut Peer,
-        tools: &mut Tools,
-        stats: &WorkerStats,
+        pump: &mut Pump<'_>,
         delivered: &mut usize,
     ) -> Result<usize, Blocked> {
-        if self.bulk {
-            match tools.pipes.take() {
-                Some(pipe) => return self.fill_pipe(from, pipe, &mut tools.pipes),
-                None => stats.pipe_fallbacks.add(1),
+        if self.bulk && !from.urgent {
+            match pump.tools.pipes.take() {
+                Some(pipe) => match self.fill_pipe(from, pipe, &mut pump.tools.pipes)? {
+                    0 => from.urgent = true,
+                    bytes => return Ok(bytes),
+                },
+                None => pump.stats.pipe_fallbacks.add(1),
             }
         }
-        self.copy(from, to, &mut tools.buffer, stats, delivered)
+        if from.urgent && is_at_urgent_mark(from.stream.as_fd()).map_err(Blocked::Source)? {
+            return self.take_urgent(from);
+        }
+        self.copy(from, to, pump, delivered)
+    }
+
+    /// Reads the urgent byte, which is the next one.
+    fn take_urgent(&mut self, from: &mut Peer) -> Result<usize, Blocked> {
+        let mut byte = 0;
+        let read = from.receive(std::slice::from_mut(&mut byte)).map_err(Blocked::Source)?;
+        if read > 0 {
+            from.urgent = false;
+            self.pending = Pending::Urgent(byte);
+        }
+        Ok(read)
     }
 
     fn fill_pipe(&mut self, from: &Peer, pipe: Pipe, pipes: &mut PipePool) -> Result<usize, Blocked> {
@@ -268,15 +279,18 @@ impl Direction {
         &mut self,
         from: &mut Peer,
         to: &mut Peer,
-        buffer: &mut [u8],
-        stats: &WorkerStats,
+        pump: &mut Pump<'_>,
         delivered: &mut usize,
     ) -> Result<usize, Blocked> {
-        let read = (&from.stream).read(buffer).map_err(Blocked::Source)?;
+        let buffer = &mut pump.tools.buffer;
+        let read = from.receive(buffer).map_err(Blocked::Source)?;
+        let mut flags = SendFlags::empty();
         if read < buffer.len() {
             self.streak = 0;
-            // A short read has emptied the socket (epoll(7)), unless there is an end behind it.
-            from.readable = from.ending;
+            // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
+            from.readable = from.is_ending() || from.urgent;
+            // The FIN that is passed on next goes in the same segment.
+            flags.set(SendFlags::MORE, from.is_closing() && !from.urgent);
         } else {
             self.streak += 1;
             if self.streak == FULL_READS_TO_BULK {
@@ -287,13 +301,13 @@ impl Direction {
         let written = if bytes.is_empty() || !to.writable {
             0
         } else {
-            match (&to.stream).write(bytes) {
+            match to.send(bytes, flags) {
                 Ok(written) => written,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
                 Err(_) => return Err(Blocked::Target),
             }
         };
-        stats.bytes_copied.add(written as u64);
+        pump.stats.bytes_copied.add(written as u64);
         *delivered += written;
         if written < read {
             // Whether the socket is full or a signal came in between: the next drain finds out.

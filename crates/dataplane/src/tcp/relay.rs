@@ -11,8 +11,9 @@ use mio::net::TcpStream;
 use sluice_model::Protocol;
 use sluice_table::FrontendKey;
 
-use super::direction::{BUFFER_SIZE, Peer, Tools};
+use super::direction::{BUFFER_SIZE, Tools};
 use super::listener::{Accepted, Listener};
+use super::peer::Peer;
 use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
@@ -125,15 +126,19 @@ impl TcpRelay {
     }
 
     /// A session's deadline.
-    pub(crate) fn on_session_timer(&mut self, id: SlotId, at: Instant, core: &mut Core) {
+    pub(crate) fn on_session_timer(&mut self, id: SlotId, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_timer(at, &mut Context { core, tools: &mut self.tools });
+        let step = session.on_timer(&mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
     }
 
-    /// Gives everybody who waits for a turn one turn.
-    pub(crate) fn run_ready(&mut self, core: &mut Core) {
+    /// Gives everybody who waits for a turn one turn, but stops when it is late: those who are left come first the
+    /// next time.
+    pub(crate) fn run_ready(&mut self, until: Instant, core: &mut Core) {
         for _ in 0..self.ready.len() {
+            if core.refresh() >= until {
+                return;
+            }
             match self.ready.pop_front() {
                 Some(Ready::Listener(id)) => {
                     if let Some(listener) = self.listeners.get_mut(id) {
@@ -210,8 +215,8 @@ impl TcpRelay {
             core.stats.tcp_unroutable.add(1);
             return socket::close(stream, Ending::Reset);
         };
-        let client = Peer::new(stream);
-        let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit));
+        let (client, now) = (Peer::accepted(stream), core.now);
+        let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit, now));
         core.stats.tcp_active.add(1);
         let Some(session) = self.sessions.get_mut(id) else { return };
         let step = session.begin(&mut Context { core, tools: &mut self.tools });
@@ -232,7 +237,7 @@ impl TcpRelay {
             }
             Step::End(ending) => {
                 if let Some(session) = self.sessions.remove(id) {
-                    session.end(ending);
+                    session.end(ending, core);
                     core.stats.tcp_active.sub(1);
                     self.resume_accepting();
                 }

@@ -19,21 +19,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mio::Interest;
 use mio::event::Event;
 use sluice_model::Protocol;
 use sluice_table::{Lease, Selection, Upstream};
 
-use super::connect::{Attempts, Failure};
-use super::direction::{Direction, Peer, Pumped, Tools};
+use super::connect::{Attempts, Failure, Overdue};
+use super::direction::{Direction, Pump, Pumped, Tools};
+use super::peer::Peer;
 use super::socket::{self, Ending};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
+use crate::timers::TimerId;
 use crate::token::{SlotId, Source};
 use crate::transparent::Local;
 
-/// Bytes that one direction may move before others get their turn.
-const TURN_BUDGET: usize = 1 << 20;
+/// Bytes that one direction may move before others get their turn: one fill of a pipe.
+const TURN_BUDGET: usize = 256 << 10;
+
+/// The age at which a session gets what only long-lived ones need: keepalive is eight system calls, and most
+/// connections are over before.
+const SETTLED: Duration = Duration::from_secs(30);
 
 /// How long what was sent before a reset may take to reach the other side before that one is reset
 /// too; a reset makes the kernel throw away what is still on its way.
@@ -74,8 +79,7 @@ pub(crate) struct Session {
     /// The client's address.
     client: SocketAddr,
     state: State,
-    /// The one deadline that counts; others that come up are stale.
-    deadline: Option<Instant>,
+    deadline: Option<TimerId>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
     _permit: Permit,
@@ -102,6 +106,8 @@ struct Relaying {
     /// Who was reset first, if anyone, and when that was noticed.
     reset: Option<(Side, Instant)>,
     last_moved: Instant,
+    /// When the session is old enough for keepalive; none once it has it.
+    settles: Option<Instant>,
 }
 
 impl Session {
@@ -112,23 +118,17 @@ impl Session {
         client: SocketAddr,
         selection: Selection,
         permit: Permit,
+        now: Instant,
     ) -> Self {
-        let state = State::Connecting(Connecting { attempts: Attempts::new(selection), current: None });
+        let attempts = Attempts::new(selection, now);
+        let state = State::Connecting(Connecting { attempts, current: None });
         Self { id, downstream, client, state, deadline: None, is_queued: false, _permit: permit }
     }
 
-    /// Registers the client's socket and starts the first attempt to connect.
+    /// Starts the first attempt to connect. Until one has taken long nobody looks at the client: most are connected
+    /// before they could have gone away.
     pub(crate) fn begin(&mut self, context: &mut Context<'_>) -> Step {
-        let token = Source::Downstream(self.id).token();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        match context.core.registry.register(&mut self.downstream.stream, token, interest) {
-            Ok(()) => self.attempt(context),
-            Err(error) => {
-                tracing::warn!(%error, "cannot register a connection with epoll");
-                context.core.stats.tcp_over_limit.add(1);
-                Step::End(Ending::Reset)
-            }
-        }
+        self.attempt(context)
     }
 
     /// An event of one of the two sockets.
@@ -147,49 +147,80 @@ impl Session {
             (State::Connecting(_), Side::Downstream) => Step::Wait,
             (State::Connecting(_), Side::Upstream) => self.check_connect(context),
             (State::Relaying(_), _) if self.is_queued => Step::Wait,
+            // In line with other bulk: first come those who have little to do.
+            (State::Relaying(relaying), _) if relaying.is_bulk() => Step::Again,
             (State::Relaying(_), _) => self.turn(context),
         }
     }
 
     /// A deadline has come up.
-    pub(crate) fn on_timer(&mut self, at: Instant, context: &mut Context<'_>) -> Step {
-        if self.deadline != Some(at) {
-            return Step::Wait;
-        }
+    pub(crate) fn on_timer(&mut self, context: &mut Context<'_>) -> Step {
         self.deadline = None;
-        match &self.state {
-            State::Connecting(_) => self.attempt_failed(Failure::TimedOut, context),
-            State::Relaying(relaying) if relaying.reset.is_some() => self.turn(context),
-            State::Relaying(relaying) => {
-                let idle_until = relaying.last_moved + context.core.half_closed_idle;
-                if idle_until <= context.core.now {
-                    context.core.stats.tcp_half_closed_timeouts.add(1);
-                    return Step::End(Ending::Reset);
-                }
-                self.set_deadline(idle_until, context);
-                Step::Wait
-            }
+        let now = context.core.refresh();
+        let relaying = match &mut self.state {
+            State::Connecting(_) => return self.check_overdue(context),
+            State::Relaying(relaying) if relaying.reset.is_some() => return self.turn(context),
+            State::Relaying(relaying) => relaying,
+        };
+        if relaying.settles.take_if(|at| *at <= now).is_some() {
+            socket::keep_alive(&self.downstream.stream);
+            socket::keep_alive(&relaying.upstream.stream);
         }
+        let idle_until =
+            relaying.is_half_closed().then(|| relaying.last_moved + context.core.half_closed_idle);
+        if idle_until.is_some_and(|until| until <= now) {
+            context.core.stats.tcp_half_closed_timeouts.add(1);
+            return Step::End(Ending::Reset);
+        }
+        if let Some(next) = idle_until.into_iter().chain(relaying.settles).min() {
+            self.set_deadline(next, context);
+        }
+        Step::Wait
     }
 
     /// Moves what can be moved, both ways.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Step {
         let State::Relaying(relaying) = &mut self.state else { return Step::Wait };
         let step = relaying.pump(&mut self.downstream, context);
-        match step {
-            Step::Wait if relaying.reset.is_some() => {
-                self.set_deadline(context.core.now + RESET_POLL, context)
+        if step == Step::Wait {
+            let now = context.core.now;
+            let deadline = if relaying.reset.is_some() {
+                Some(now + RESET_POLL)
+            } else {
+                relaying.is_half_closed().then(|| now + context.core.half_closed_idle)
+            };
+            if let Some(at) = deadline
+                && self.deadline.is_none_or(|deadline| at < deadline.at())
+            {
+                self.set_deadline(at, context);
             }
-            Step::Wait if relaying.is_half_closed() && self.deadline.is_none() => {
-                self.set_deadline(context.core.now + context.core.half_closed_idle, context);
-            }
-            _ => {}
         }
-        step
+        match step {
+            Step::Wait | Step::Again => self.watch_client(context).unwrap_or(step),
+            Step::End(_) => step,
+        }
+    }
+
+    /// Has the client's events reported: that it can take more only while it cannot. What to do where that cannot be
+    /// had.
+    fn watch_client(&mut self, context: &mut Context<'_>) -> Option<Step> {
+        let (registry, token) = (&context.core.registry, Source::Downstream(self.id).token());
+        let watched = if self.downstream.writable {
+            self.downstream.watch_reading(registry, token)
+        } else {
+            self.downstream.watch_all(registry, token)
+        };
+        let error = watched.err()?;
+        tracing::warn!(%error, "cannot register a connection with epoll");
+        context.core.stats.tcp_over_limit.add(1);
+        Some(Step::End(Ending::Reset))
     }
 
     /// Closes both sockets.
-    pub(crate) fn end(self, ending: Ending) {
+    pub(crate) fn end(self, ending: Ending, core: &mut Core) {
+        if let Some(deadline) = self.deadline {
+            core.timers.cancel(deadline);
+        }
         socket::close(self.downstream.stream, ending);
         match self.state {
             State::Connecting(Connecting { current: Some((peer, _)), .. }) => {
@@ -201,32 +232,42 @@ impl Session {
     }
 
     fn set_deadline(&mut self, at: Instant, context: &mut Context<'_>) {
-        self.deadline = Some(at);
-        context.core.timers.set(at, TimerOwner::Session(self.id));
+        let timers = &mut context.core.timers;
+        if let Some(former) = self.deadline.replace(timers.set(at, TimerOwner::Session(self.id))) {
+            timers.cancel(former);
+        }
     }
 
     /// Starts attempts until one is under way, or none is left.
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        let mut failure = None;
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let failure = match start_connect(self.id, &upstream, local, context) {
+            let failed = match start_connect(self.id, &upstream, local, context) {
                 Ok(peer) => {
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
-                    self.set_deadline(context.core.now + timeout, context);
+                    // Of the time at which it began, not of that at which the worker's turn did.
+                    let until = context.core.refresh() + timeout;
+                    self.set_deadline(until, context);
                     return Step::Wait;
                 }
-                Err(failure) => failure,
+                Err(failed) => failed,
             };
-            if failure == Failure::OfThisNode {
-                context.core.stats.tcp_over_limit.add(1);
-                return Step::End(Ending::Reset);
+            failure = Some(failed);
+            connecting.attempts.fail(&upstream, failed, context.core.now);
+            if failed == Failure::OfThisNode {
+                break;
             }
-            connecting.attempts.fail(&upstream, failure, context.core.now);
         }
-        context.core.stats.tcp_all_endpoints_failed.add(1);
+        let stats = &context.core.stats;
+        if matches!(failure, Some(Failure::OfThisNode | Failure::NoPort)) {
+            stats.tcp_over_limit.add(1);
+        } else {
+            stats.tcp_all_endpoints_failed.add(1);
+        }
         tracing::debug!(service = %connecting.attempts.selection().service_port().name(), "no endpoint answers");
         Step::End(Ending::Reset)
     }
@@ -235,17 +276,18 @@ impl Session {
     fn check_connect(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
-        let failure = match peer.stream.take_error() {
-            Ok(Some(error)) | Err(error) => Failure::reported(&error),
-            Ok(None) if !peer.writable => return Step::Wait,
-            Ok(None) if socket::is_self_connected(&peer.stream, upstream.address()) => Failure::Refused,
-            Ok(None) => return self.connected(context),
+        let failure = if peer.has_failed() {
+            match peer.stream.take_error() {
+                Ok(Some(error)) | Err(error) => Failure::reported(&error),
+                Ok(None) => Failure::Refused,
+            }
+        } else if !peer.writable {
+            return Step::Wait;
+        } else if socket::is_self_connected(&peer.stream, upstream.address(), &context.core.local_ports) {
+            Failure::Refused
+        } else {
+            return self.connected(context);
         };
-        self.attempt_failed(failure, context)
-    }
-
-    fn attempt_failed(&mut self, failure: Failure, context: &mut Context<'_>) -> Step {
-        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         if let Some((peer, upstream)) = connecting.current.take() {
             socket::close(peer.stream, Ending::Reset);
             connecting.attempts.fail(&upstream, failure, context.core.now);
@@ -253,20 +295,47 @@ impl Session {
         self.attempt(context)
     }
 
+    /// The endpoint under way has taken its time.
+    fn check_overdue(&mut self, context: &mut Context<'_>) -> Step {
+        let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
+        let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
+        // It may have answered while the worker was busy.
+        if peer.stream.peer_addr().is_ok() {
+            return self.connected(context);
+        }
+        match connecting.attempts.overdue(upstream, context.core.now) {
+            Overdue::Wait(longer) => {
+                self.set_deadline(context.core.now + longer, context);
+                self.watch_client(context).unwrap_or(Step::Wait)
+            }
+            Overdue::Move | Overdue::GiveUp => {
+                if let Some((peer, _)) = connecting.current.take() {
+                    socket::close(peer.stream, Ending::Reset);
+                }
+                match self.attempt(context) {
+                    Step::Wait => self.watch_client(context).unwrap_or(Step::Wait),
+                    other => other,
+                }
+            }
+        }
+    }
+
     fn connected(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
-        let lease = connecting.attempts.selection().connected(&endpoint, context.core.now);
+        let now = context.core.now;
+        let lease = connecting.attempts.selection().connected(&endpoint, now);
         context.core.stats.tcp_established.add(1);
-        self.deadline = None;
         self.state = State::Relaying(Relaying {
             upstream,
             to_upstream: Direction::default(),
             to_downstream: Direction::default(),
             lease,
             reset: None,
-            last_moved: context.core.now,
+            last_moved: now,
+            settles: Some(now + SETTLED),
         });
+        self.set_deadline(now + SETTLED, context);
         self.turn(context)
     }
 }
@@ -281,14 +350,11 @@ fn start_connect(
     if context.core.leads_back(upstream.address(), Protocol::Tcp) {
         return Err(Failure::Refused);
     }
-    let mut stream = socket::connect(upstream.address(), local, &context.core.local_ports)
+    let stream = socket::connect(upstream.address(), local, &context.core.local_ports)
         .map_err(|error| cannot_start(upstream, &error))?;
-    let token = Source::Upstream(id).token();
-    let interest = Interest::READABLE | Interest::WRITABLE;
-    let registered = context.core.registry.register(&mut stream, token, interest);
-    registered.map_err(|error| cannot_start(upstream, &error))?;
-    let mut peer = Peer::new(stream);
-    peer.writable = false;
+    let mut peer = Peer::connecting(stream);
+    peer.watch_all(&context.core.registry, Source::Upstream(id).token())
+        .map_err(|error| cannot_start(upstream, &error))?;
     Ok(peer)
 }
 
@@ -300,6 +366,10 @@ fn cannot_start(upstream: &Upstream, error: &io::Error) -> Failure {
 impl Relaying {
     fn is_half_closed(&self) -> bool {
         self.to_upstream.is_finished() != self.to_downstream.is_finished()
+    }
+
+    fn is_bulk(&self) -> bool {
+        self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
     }
 
     fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
@@ -340,21 +410,23 @@ impl Relaying {
 
     /// Pumps the directions that are alive and notes which side was reset.
     fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
-        let (stats, now, tools) = (&*context.core.stats, context.core.now, &mut *context.tools);
+        let (stats, now) = (&*context.core.stats, context.core.now);
+        let mut pump =
+            Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, reset: false, is_last: false };
         let reset_side = self.reset.map(|(side, _)| side);
         let mut pumped = [Pumped::Waiting; 2];
         // The direction towards a side that was reset is dead.
         if reset_side != Some(Side::Upstream) {
-            let reset = reset_side == Some(Side::Downstream);
-            let (outcome, bytes) =
-                self.to_upstream.pump(downstream, &mut self.upstream, tools, stats, TURN_BUDGET, reset);
+            pump.reset = reset_side == Some(Side::Downstream);
+            pump.is_last = self.to_downstream.is_finished();
+            let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
             self.note(Side::Downstream, outcome, bytes, downstream, now);
             pumped[0] = outcome;
         }
         if self.reset.map(|(side, _)| side) != Some(Side::Downstream) {
-            let reset = reset_side == Some(Side::Upstream);
-            let (outcome, bytes) =
-                self.to_downstream.pump(&mut self.upstream, downstream, tools, stats, TURN_BUDGET, reset);
+            pump.reset = reset_side == Some(Side::Upstream);
+            pump.is_last = self.to_upstream.is_finished();
+            let (outcome, bytes) = self.to_downstream.pump(&mut self.upstream, downstream, &mut pump);
             self.note(Side::Upstream, outcome, bytes, downstream, now);
             pumped[1] = outcome;
         }

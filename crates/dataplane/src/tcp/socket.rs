@@ -33,11 +33,12 @@ pub(crate) enum Ending {
     Reset,
 }
 
-/// Ends a connection.
+/// Ends a connection. What closes it without this, the end of the process for one, resets it: nobody is to take what
+/// has been cut off for complete.
 pub(crate) fn close(stream: TcpStream, ending: Ending) {
-    if ending == Ending::Reset {
+    if ending == Ending::Clean {
         // Failing means that the connection is gone already.
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&stream).set_linger(None);
     }
     drop(stream);
 }
@@ -124,8 +125,8 @@ fn start_connect(
 
 /// Whether the kernel connected a socket to itself: it can when the destination is a local port that
 /// nobody listens on and that is the very one it picked as the source.
-pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr) -> bool {
-    stream.local_addr().is_ok_and(|local| local == destination)
+pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr, ports: &LocalPorts) -> bool {
+    ports.contains(destination.port()) && stream.local_addr().is_ok_and(|local| local == destination)
 }
 
 /// Whether everything that was written has reached the peer's kernel.
@@ -134,11 +135,20 @@ pub(crate) fn is_delivered(stream: &TcpStream) -> bool {
     sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).map_or(true, |bytes| bytes == 0)
 }
 
+/// What every socket has from the beginning; those that a listener accepts inherit it.
 fn set_stream_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // Closing is resetting, unless it is done by [`close`].
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_out_of_band_inline(true)
+}
+
+/// Has the kernel notice a peer that vanishes.
+pub(crate) fn keep_alive(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)
+    // Failing means that the connection is gone already.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }

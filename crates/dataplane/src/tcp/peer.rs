@@ -1,0 +1,119 @@
+//! One of a session's two sockets: what the last events said of it, and reading and writing once.
+
+use std::io;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+/// One of a session's two sockets.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) stream: TcpStream,
+    /// It may have bytes, an EOF or an error for us.
+    pub(crate) readable: bool,
+    /// It may take bytes.
+    pub(crate) writable: bool,
+    /// There may be an urgent byte among what can be read.
+    pub(crate) urgent: bool,
+    /// Its FIN has arrived: there is an end to be read behind the bytes.
+    closing: bool,
+    /// It was reset, or is gone.
+    failed: bool,
+    watched: Watched,
+}
+
+/// Which events of a socket are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Watched {
+    Nothing,
+    /// A socket that takes all that is written needs no event that says so each time.
+    Reading,
+    All,
+}
+
+impl Peer {
+    /// An accepted connection. The client's first bytes are probably there already.
+    pub(crate) fn accepted(stream: TcpStream) -> Self {
+        Self::new(stream, true)
+    }
+
+    /// A connection under way: an event says when it is established.
+    pub(crate) fn connecting(stream: TcpStream) -> Self {
+        Self::new(stream, false)
+    }
+
+    fn new(stream: TcpStream, is_connected: bool) -> Self {
+        Self {
+            stream,
+            readable: is_connected,
+            writable: is_connected,
+            urgent: false,
+            closing: false,
+            failed: false,
+            watched: Watched::Nothing,
+        }
+    }
+
+    /// Has events that something can be read, or has ended, reported from now on; they may have been already.
+    pub(crate) fn watch_reading(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.watch(Watched::Reading, registry, token)
+    }
+
+    /// The same, and that something can be written.
+    pub(crate) fn watch_all(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.watch(Watched::All, registry, token)
+    }
+
+    /// What is so already is reported at once.
+    fn watch(&mut self, wanted: Watched, registry: &Registry, token: Token) -> io::Result<()> {
+        if wanted <= self.watched {
+            return Ok(());
+        }
+        let reading = Interest::READABLE | Interest::PRIORITY;
+        let interest = if wanted == Watched::All { reading | Interest::WRITABLE } else { reading };
+        if self.watched == Watched::Nothing {
+            registry.register(&mut self.stream, token, interest)?;
+        } else {
+            registry.reregister(&mut self.stream, token, interest)?;
+        }
+        self.watched = wanted;
+        Ok(())
+    }
+
+    /// Takes in an event. Edge-triggered: what is said here is not said again.
+    pub(crate) fn note(&mut self, event: &Event) {
+        self.failed |= event.is_error();
+        self.closing |= event.is_read_closed();
+        self.urgent |= event.is_priority();
+        self.readable |= event.is_readable() || event.is_priority() || self.is_ending();
+        self.writable |= event.is_writable() || event.is_error();
+    }
+
+    /// Whether an end is to be read behind the bytes.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.closing || self.failed
+    }
+
+    /// Whether that end is a FIN.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing && !self.failed
+    }
+
+    /// Whether the connection was reset, or the peer is gone.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Reads once.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (read, _) = recv(&self.stream, buffer, RecvFlags::empty())?;
+        Ok(read)
+    }
+
+    /// Writes once.
+    pub(crate) fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        Ok(send(&self.stream, bytes, flags | SendFlags::NOSIGNAL)?)
+    }
+}
