@@ -1,5 +1,10 @@
-//! The ports that this node's kernel chooses from for sockets that connect (`net.ipv4.ip_local_port_range`).
-//! The node's processes need them as well as we do.
+//! Local ports of sockets towards endpoints.
+//!
+//! * The ports that this node's kernel chooses from for sockets that connect (`net.ipv4.ip_local_port_range`): the
+//!   node's processes need them as well as we do.
+//! * Which port goes with a client's address ([`UpstreamPort`]): the client itself may talk to the very same endpoint
+//!   without the Service, from any of its own ports, and nobody can tell two conversations with the same two
+//!   addresses and ports apart.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -10,8 +15,51 @@ use socket2::{Domain, Socket, Type};
 /// For IPv6 too, whatever its name.
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// The kernel's default.
+/// The kernel's default. Every new network namespace begins with it, whatever the node's setting: it is what pods
+/// choose from.
 const DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
+
+/// Ports that no kernel chooses by default and hardly any program binds: the first choice.
+const HIGH: RangeInclusive<u16> = 61_000..=u16::MAX;
+
+/// More of them, for a client with thousands of conversations; programs have ports here, which are then passed over.
+/// Below are most of the well-known ones, and above the nodePorts.
+const LOW: RangeInclusive<u16> = 10_000..=29_999;
+
+/// How many ports of each range are tried at most. A client that has half of a range finds none there one in 256
+/// times.
+const TRIES: u16 = 8;
+
+/// Which port a connection to an endpoint is to have that has its client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UpstreamPort {
+    /// The client's: it chose this one for a reason (NTP, IKE, SIP), and endpoints may look at it.
+    Keep,
+    /// One of [`choices`]. The client's was its kernel's choice and means nothing; and its kernel may choose it
+    /// again for a connection of the client's own to the same endpoint.
+    Choose,
+}
+
+impl UpstreamPort {
+    /// For a client that has this port.
+    pub(crate) fn of_client(port: u16) -> Self {
+        if DEFAULT.contains(&port) { Self::Choose } else { Self::Keep }
+    }
+}
+
+/// Ports that a client's kernel does not choose for the client itself, in the order in which they are to be tried.
+/// All follows from `random`, of which every bit counts; no port comes twice.
+pub(crate) fn choices(random: u64) -> impl Iterator<Item = u16> {
+    [(HIGH, random), (LOW, random >> 32)].into_iter().flat_map(|(range, random)| {
+        let count = range.len() as u64;
+        // All steps together are shorter than the range, so that no port comes twice.
+        let (start, step) = (random & 0xffff, 1 + (random >> 16 & 0xffff) % (count / u64::from(TRIES)));
+        (0..u64::from(TRIES)).map(move |tried| {
+            let offset = (start + tried * step) % count;
+            range.start().saturating_add(u16::try_from(offset).unwrap_or(0))
+        })
+    })
+}
 
 /// The range, and whether a socket can be told to have one port of it chosen.
 #[derive(Debug, Clone)]
@@ -82,6 +130,31 @@ mod tests {
             assert_eq!(parse(text), None, "{text:?}");
         }
         assert!(LocalPorts::of_this_node().count() > 0);
+    }
+
+    #[test]
+    fn a_port_that_a_clients_kernel_chose_is_not_kept_and_one_that_it_did_not_is() {
+        for port in [32_768, 45_000, 60_999] {
+            assert_eq!(UpstreamPort::of_client(port), UpstreamPort::Choose, "{port}");
+        }
+        for port in [53, 123, 500, 1_024, 5_060, 20_000, 32_767, 61_000, 65_535] {
+            assert_eq!(UpstreamPort::of_client(port), UpstreamPort::Keep, "{port}");
+        }
+    }
+
+    #[test]
+    fn the_choice_is_among_ports_that_no_pods_kernel_chooses_and_is_never_the_same_twice() {
+        let mut first = std::collections::BTreeSet::new();
+        for random in (0..10_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).chain([u64::MAX]) {
+            let ports: Vec<u16> = choices(random).collect();
+            assert!(ports.iter().all(|port| !DEFAULT.contains(port)), "{ports:?}");
+            assert!(ports[..8].iter().all(|port| HIGH.contains(port)), "{ports:?}");
+            assert!(ports[8..].iter().all(|port| LOW.contains(port)), "{ports:?}");
+            let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+            assert_eq!(distinct.len(), 16, "{ports:?}");
+            first.insert(ports[0]);
+        }
+        assert!(first.len() > HIGH.len() / 2, "{} different ones to begin with", first.len());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! UDP: flows from clients to endpoints.
 //!
 //! A flow is one client talking to one service address. [`flow_table`] decides which flows there are,
-//! without sockets or a clock; [`relay`] has the sockets, and [`replies`] those that replies to captured
-//! datagrams leave by.
+//! without sockets or a clock; [`relay`] has the sockets, [`upstream`] makes those towards endpoints, and [`replies`]
+//! has those that replies to captured datagrams leave by.
 
 pub(crate) mod flow_table;
 pub(crate) mod relay;
@@ -14,3 +14,4 @@ mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
 mod kept_ports;
+mod upstream;

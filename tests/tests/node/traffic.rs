@@ -254,8 +254,13 @@ fn local_port(socket: &Socket) -> u16 {
     socket.local_addr().unwrap().as_socket().unwrap().port()
 }
 
+/// Whether a client's kernel chooses such a port for its own conversations, by default.
+fn is_ephemeral(port: u16) -> bool {
+    (32_768..=60_999).contains(&port)
+}
+
 #[test]
-fn the_clients_udp_port_is_kept_towards_every_endpoint_once() {
+fn the_clients_udp_port_is_kept_towards_every_endpoint_once_unless_its_kernel_chose_it() {
     let (mut world, _servers) = world_of_shared_endpoints();
     let (pod, server) = (world.lab.pod(0).clone(), world.lab.other_pod(0).clone());
     for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
@@ -265,14 +270,22 @@ fn the_clients_udp_port_is_kept_towards_every_endpoint_once() {
         let ask = |world: &World, number| {
             socket.connect(world.address(Kind::ClusterIp, number, family)).unwrap();
             match ask_on(&socket, PATIENCE) {
-                Outcome::Answered { by, source_port, .. } => (by, source_port == port),
+                Outcome::Answered { by, source_port, .. } => {
+                    assert!(!is_ephemeral(source_port), "{family} Service {number}: from {source_port}");
+                    (by, source_port == port)
+                }
                 outcome => panic!("{family} {port} Service {number}: {outcome:?}"),
             }
         };
         let [endpoint, other_endpoint] = ["other-pod-0", "other-pod-1"].map(str::to_owned);
+        let is_kept = !is_ephemeral(port);
         for _ in 0..2 {
-            assert_eq!(ask(&world, 1), (endpoint.clone(), true), "{family} {port}");
-            assert_eq!(ask(&world, 3), (other_endpoint.clone(), true), "{family} {port}: another endpoint");
+            assert_eq!(ask(&world, 1), (endpoint.clone(), is_kept), "{family} {port}");
+            assert_eq!(
+                ask(&world, 3),
+                (other_endpoint.clone(), is_kept),
+                "{family} {port}: another endpoint"
+            );
             assert_eq!(
                 ask(&world, 2),
                 (endpoint.clone(), false),
@@ -281,9 +294,37 @@ fn the_clients_udp_port_is_kept_towards_every_endpoint_once() {
         }
         world.apply(slices(1, &[]));
         world.apply(slices(1, &[(&server, "other")]));
-        assert_eq!(ask(&world, 1), (endpoint, true), "{family} {port}: the flow that had the port has ended");
+        assert_eq!(
+            ask(&world, 1),
+            (endpoint, is_kept),
+            "{family} {port}: the flow that had the port has ended"
+        );
     }
     assert_eq!(world.proxy().stats().udp_flows_opened, 16, "four of each client");
+}
+
+#[test]
+fn a_pod_uses_one_udp_port_for_a_service_and_directly_for_its_endpoint() {
+    let (world, _servers) =
+        world(TrafficPolicy::Cluster, &[("other-pod-0", "other"), ("pod-1", "node"), ("node", "node")]);
+    let pod = world.lab.pod(0);
+    let patience = Some(PATIENCE);
+    for family in FAMILIES {
+        let socket = std::net::UdpSocket::from(bound(pod, Type::DGRAM, (pod.ip(family), 0).into()));
+        socket.set_read_timeout(patience).unwrap();
+        let service = world.address(Kind::ClusterIp, 1, family);
+        let hosts = [world.lab.other_pod(0), world.lab.pod(1), world.lab.node()];
+        let endpoints = hosts.map(|host| SocketAddr::new(host.ip(family), BACKEND));
+        let ask = |to: SocketAddr| {
+            socket.send_to(b"?", to).unwrap();
+            let (_, from) = socket.recv_from(&mut [0; 64]).unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(from, to, "the answer comes from whom was asked");
+        };
+        for _ in 0..3 {
+            ask(service);
+            endpoints.into_iter().for_each(ask);
+        }
+    }
 }
 
 #[test]

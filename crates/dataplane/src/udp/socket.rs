@@ -1,5 +1,5 @@
-//! The kinds of UDP sockets: the one that clients send to, the one that replies to captured datagrams leave
-//! by, and a flow's own one to its endpoint.
+//! The UDP sockets on the side of clients: the one that they send to, and the one that replies to captured datagrams
+//! leave by.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -9,8 +9,7 @@ use rustix::net::sockopt;
 use sluice_sys::udp::{allow_fragmentation, receive_original_destination, receive_trains};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::failure;
-use crate::transparent::{Local, Marks, make_transparent};
+use crate::transparent::{Marks, make_transparent};
 
 /// What the kernel may hold for us between two looks at a socket that clients send to, and twice that with what it
 /// needs itself (socket(7)). All clients of the socket share it: those of a frontend, or, of a captured one, those of
@@ -38,7 +37,7 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
     if let Some(marks) = marks {
         make_transparent(&socket, address.ip())?;
         socket.set_mark(marks.downstream)?;
-        receive_original_destination(&socket)?;
+        receive_original_destination(&socket, Domain::for_address(address))?;
     }
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -83,48 +82,11 @@ pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSo
     Ok(socket.into())
 }
 
-/// A flow's socket, and whether it has the client's port.
-#[derive(Debug)]
-pub(crate) struct Connected {
-    pub(crate) socket: UdpSocket,
-    pub(crate) keeps_port: bool,
-}
-
-/// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
-///
-/// A client's address is used with the client's port, as kube-proxy leaves it, if the caller says that no other
-/// flow to this endpoint has it (`may_keep_port`), and unless a program of this node has it without sharing it, or it
-/// is privileged and we are not.
-///
-/// # Errors
-/// There is no route, no port, or no descriptor.
-pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) -> io::Result<Connected> {
-    let socket = open(address)?;
-    local.prepare(&socket)?;
-    let mut keeps_port = false;
-    if let Some(client) = local.client {
-        make_transparent(&socket, client.ip())?;
-        if may_keep_port {
-            // The client's flows to other endpoints have the port too.
-            socket.set_reuse_address(true)?;
-            keeps_port = match socket.bind(&client.into()) {
-                Err(error) if failure::is_about_the_port(&error) => false,
-                bound => bound.map(|()| true)?,
-            };
-        }
-        if !keeps_port {
-            // Nobody else is to get the port that the kernel finds.
-            socket.set_reuse_address(false)?;
-            socket.bind(&SocketAddr::new(client.ip(), 0).into())?;
-        }
-    }
-    socket.connect(&address.into())?;
-    Ok(Connected { socket: socket.into(), keeps_port })
-}
-
-fn open(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), None)?;
-    allow_fragmentation(&socket)?;
+/// Opens a socket that talks to this address.
+pub(super) fn open(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+    allow_fragmentation(&socket, domain)?;
     receive_trains(&socket)?;
     Ok(socket)
 }

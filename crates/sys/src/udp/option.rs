@@ -4,18 +4,20 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::net::{AddressFamily, sockopt};
+use rustix::net::sockopt;
+use socket2::Domain;
 
 /// Has the address that each datagram was sent to delivered with it: on a transparent socket, the
 /// Service's. See [`Datagram::original_destination`](super::Datagram::original_destination).
 ///
 /// # Errors
-/// The descriptor is not an IPv4 or IPv6 socket.
-pub fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
+/// The descriptor is not a socket of this domain, IPv4 or IPv6.
+pub fn receive_original_destination(socket: impl AsFd, domain: Domain) -> io::Result<()> {
     let socket = socket.as_fd();
-    match family(socket)? {
-        Family::V4 => set_flag(socket, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
-        Family::V6 => set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    match domain {
+        Domain::IPV4 => set_flag(socket, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+        Domain::IPV6 => set_flag(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+        _ => Err(not_of_ip()),
     }
 }
 
@@ -25,12 +27,12 @@ pub fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
 /// from, but that the relay would learn of in its stead.
 ///
 /// # Errors
-/// The descriptor is not an IPv4 or IPv6 socket.
-pub fn allow_fragmentation(socket: impl AsFd) -> io::Result<()> {
-    let socket = socket.as_fd();
-    match family(socket)? {
-        Family::V4 => sockopt::set_ip_mtu_discover(socket, sockopt::Ipv4PathMtuDiscovery::DONT)?,
-        Family::V6 => sockopt::set_ipv6_mtu_discover(socket, sockopt::Ipv6PathMtuDiscovery::DONT)?,
+/// The descriptor is not a socket of this domain, IPv4 or IPv6.
+pub fn allow_fragmentation(socket: impl AsFd, domain: Domain) -> io::Result<()> {
+    match domain {
+        Domain::IPV4 => sockopt::set_ip_mtu_discover(socket, sockopt::Ipv4PathMtuDiscovery::DONT)?,
+        Domain::IPV6 => sockopt::set_ipv6_mtu_discover(socket, sockopt::Ipv6PathMtuDiscovery::DONT)?,
+        _ => return Err(not_of_ip()),
     }
     Ok(())
 }
@@ -70,19 +72,8 @@ pub fn dropped(socket: impl AsFd) -> io::Result<u32> {
     if result == 0 { Ok(fields[DROPS]) } else { Err(io::Error::last_os_error()) }
 }
 
-enum Family {
-    V4,
-    V6,
-}
-
-/// The socket's family, asked of the socket: a level of the wrong family is either refused or, on an
-/// IPv6 socket, quietly about something else.
-fn family(socket: BorrowedFd<'_>) -> io::Result<Family> {
-    match sockopt::socket_domain(socket)? {
-        AddressFamily::INET => Ok(Family::V4),
-        AddressFamily::INET6 => Ok(Family::V6),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not an IPv4 or IPv6 socket")),
-    }
+fn not_of_ip() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not an IPv4 or IPv6 socket")
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]

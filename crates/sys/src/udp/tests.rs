@@ -1,12 +1,13 @@
 //! Both batches over real sockets, on loopback, IPv4 and IPv6.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::Domain;
 
 use super::*;
 
@@ -182,7 +183,7 @@ fn the_original_destination_is_the_address_that_the_client_used() {
         send_all(&sender, [&b"a"[..]], Some(to));
         assert_eq!(receive(&mut batch, &receiver, 1)[0].original_destination, None, "not asked for");
 
-        receive_original_destination(&receiver).unwrap();
+        receive_original_destination(&receiver, Domain::for_address(address(&receiver))).unwrap();
         send_all(&sender, [&b"b"[..], b"", b"c"], Some(to));
         for datagram in receive(&mut batch, &receiver, 3) {
             assert_eq!(datagram.original_destination, Some(to));
@@ -361,7 +362,7 @@ fn a_train_is_received_as_one_where_trains_are_asked_for() {
     for loopback in LOOPBACKS {
         let receiver = socket(loopback);
         receive_trains(&receiver).unwrap();
-        receive_original_destination(&receiver).unwrap();
+        receive_original_destination(&receiver, Domain::for_address(address(&receiver))).unwrap();
         let sender = connected(loopback, &receiver);
         let bytes = pattern(1200 * 30 + 1, 1);
         let payloads = [Payload::from(&b"before"[..]), Payload::train(&bytes, 1200), Payload::from(&b""[..])];
@@ -403,19 +404,20 @@ fn sockets_are_told_to_let_datagrams_be_fragmented() {
     use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 
     let v4 = socket(LOOPBACKS[0]);
-    allow_fragmentation(&v4).unwrap();
+    allow_fragmentation(&v4, Domain::IPV4).unwrap();
     assert_eq!(sockopt::ip_mtu_discover(&v4).unwrap(), Ipv4PathMtuDiscovery::DONT);
     let v6 = socket(LOOPBACKS[1]);
-    allow_fragmentation(&v6).unwrap();
+    allow_fragmentation(&v6, Domain::IPV6).unwrap();
     assert_eq!(sockopt::ipv6_mtu_discover(&v6).unwrap(), Ipv6PathMtuDiscovery::DONT);
 }
 
 #[test]
 fn options_are_for_ip_sockets() {
     let (unix, _) = UnixDatagram::pair().unwrap();
-    let refused = |result: io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::InvalidInput);
-    refused(allow_fragmentation(&unix));
-    refused(receive_original_destination(&unix));
+    for domain in [Domain::IPV4, Domain::IPV6, Domain::UNIX] {
+        assert!(allow_fragmentation(&unix, domain).is_err());
+        assert!(receive_original_destination(&unix, domain).is_err());
+    }
     assert!(receive_trains(&unix).is_err());
 }
 

@@ -10,7 +10,7 @@ use sluice_table::FrontendKey;
 use super::super::flow_table::{FlowId, FlowKey};
 use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
-use super::super::socket::{self, Connected};
+use super::super::upstream::{self, Connected};
 use super::{Link, Reply, State};
 use crate::client::Door;
 use crate::core::Core;
@@ -118,7 +118,7 @@ impl State {
         }
         let port = local.client.map(|client| KeptPort { client, endpoint });
         let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
-        match socket::connect(endpoint, local, may_keep_port) {
+        match upstream::connect(endpoint, local, may_keep_port) {
             Ok(Connected { socket, keeps_port }) => {
                 Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
             }

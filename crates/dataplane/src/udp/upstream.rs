@@ -1,0 +1,111 @@
+//! A flow's own socket, to its endpoint.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use socket2::Socket;
+
+use super::socket;
+use crate::failure;
+use crate::local_ports::{UpstreamPort, choices};
+use crate::transparent::{Local, make_transparent};
+
+/// A flow's socket, and whether it has the client's port.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) socket: UdpSocket,
+    pub(crate) keeps_port: bool,
+}
+
+/// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
+///
+/// A client's address is used with the client's port where that matters ([`UpstreamPort`]), if the caller says that
+/// no other flow to this endpoint has it (`may_keep_port`), and unless a program of this node has it without sharing
+/// it, or it is privileged and we are not.
+///
+/// # Errors
+/// There is no route, no port, or no descriptor.
+pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) -> io::Result<Connected> {
+    let socket = socket::open(address)?;
+    let mut keeps_port = false;
+    if let Some(client) = local.client {
+        make_transparent(&socket, client.ip())?;
+        keeps_port = may_keep_port && bind_shared(&socket, client)?;
+        if !keeps_port {
+            bind_chosen(&socket, client.ip())?;
+        }
+    }
+    socket.connect(&address.into())?;
+    // Not before: until it is connected it would get, by its mark, whatever anybody sends to the client's port.
+    local.prepare(&socket)?;
+    Ok(Connected { socket: socket.into(), keeps_port })
+}
+
+/// Binds a socket to its client's port, which the client's flows to other endpoints have too; false if it cannot be
+/// had or need not be.
+fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
+    if UpstreamPort::of_client(client.port()) == UpstreamPort::Choose {
+        return Ok(false);
+    }
+    socket.set_reuse_address(true)?;
+    match socket.bind(&client.into()) {
+        Err(error) if failure::is_about_the_port(&error) => {
+            socket.set_reuse_address(false)?;
+            Ok(false)
+        }
+        bound => bound.map(|()| true),
+    }
+}
+
+/// Binds a socket to a port of its own: not shared, so that the kernel says which are free.
+fn bind_chosen(socket: &Socket, client: IpAddr) -> io::Result<()> {
+    for port in choices(rand::random()) {
+        match socket.bind(&SocketAddr::new(client, port).into()) {
+            Err(error) if failure::is_about_the_port(&error) => {}
+            bound => return bound,
+        }
+    }
+    // The client has most of them. Better one that it may need itself than none.
+    socket.bind(&SocketAddr::new(client, 0).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Loopback addresses stand in for a client's: they need no privileges.
+    fn flow(client: &str, endpoint: SocketAddr, may_keep_port: bool) -> Option<Connected> {
+        let local = Local { client: Some(client.parse().unwrap()), mark: None };
+        match connect(endpoint, local, may_keep_port) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: needs CAP_NET_ADMIN");
+                None
+            }
+            connected => Some(connected.unwrap()),
+        }
+    }
+
+    fn port(connected: &Connected) -> u16 {
+        connected.socket.local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn a_port_that_means_something_is_kept_and_shared_and_any_other_is_replaced_by_one_of_its_own() {
+        let endpoints = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [first, second] = endpoints.each_ref().map(|endpoint| endpoint.local_addr().unwrap());
+        let Some(kept) = flow("127.0.0.2:5070", first, true) else { return };
+        let shared = flow("127.0.0.2:5070", second, true).unwrap();
+        assert_eq!([port(&kept), port(&shared)], [5_070; 2]);
+        assert!(kept.keeps_port && shared.keeps_port);
+        let other = flow("127.0.0.2:5070", first, false).unwrap();
+        assert!(!other.keeps_port && port(&other) != 5_070);
+
+        let chosen: Vec<_> = (0..200).map(|_| flow("127.0.0.2:40000", first, true).unwrap()).collect();
+        let ports: BTreeSet<u16> = chosen.iter().map(port).collect();
+        assert_eq!(ports.len(), 200, "nobody shares");
+        assert!(ports.iter().all(|port| !(32_768..=60_999).contains(port)), "{ports:?}");
+        assert!(!chosen.iter().any(|flow| flow.keeps_port));
+    }
+}
