@@ -35,8 +35,8 @@ const TRIES: u16 = 8;
 pub(crate) enum UpstreamPort {
     /// The client's: it chose this one for a reason (NTP, IKE, SIP), and endpoints may look at it.
     Keep,
-    /// One of [`choices`]. The client's was its kernel's choice and means nothing; and its kernel may choose it
-    /// again for a connection of the client's own to the same endpoint.
+    /// Its [`counterpart`], or one of [`choices`]. The client's was its kernel's choice and means nothing; and its
+    /// kernel may choose it again for a connection of the client's own to the same endpoint.
     Choose,
 }
 
@@ -45,6 +45,15 @@ impl UpstreamPort {
     pub(crate) fn of_client(port: u16) -> Self {
         if DEFAULT.contains(&port) { Self::Choose } else { Self::Keep }
     }
+}
+
+/// The port in place of one that a client's kernel chose: different for nearly all of those, so that a client finds as
+/// many towards an endpoint as its own kernel gives it towards the Service.
+pub(crate) fn counterpart(port: u16) -> u16 {
+    let (high, low) = (HIGH.len(), LOW.len());
+    let number = usize::from(port.saturating_sub(*DEFAULT.start())) % (high + low);
+    let (start, offset) = if number < high { (HIGH.start(), number) } else { (LOW.start(), number - high) };
+    start.saturating_add(u16::try_from(offset).unwrap_or(0))
 }
 
 /// Ports that a client's kernel does not choose for the client itself, in the order in which they are to be tried.
@@ -139,6 +148,17 @@ mod tests {
         }
         for port in [53, 123, 500, 1_024, 5_060, 20_000, 32_767, 61_000, 65_535] {
             assert_eq!(UpstreamPort::of_client(port), UpstreamPort::Keep, "{port}");
+        }
+    }
+
+    #[test]
+    fn a_clients_ports_have_counterparts_that_no_pods_kernel_chooses_and_few_of_them_share_one() {
+        let counterparts: Vec<u16> = DEFAULT.map(counterpart).collect();
+        assert!(counterparts.iter().all(|port| HIGH.contains(port) || LOW.contains(port)));
+        let distinct: std::collections::BTreeSet<_> = counterparts.iter().collect();
+        assert_eq!(distinct.len(), HIGH.len() + LOW.len());
+        for port in [0, 1, u16::MAX] {
+            assert!(!DEFAULT.contains(&counterpart(port)));
         }
     }
 

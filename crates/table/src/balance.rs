@@ -87,7 +87,7 @@ impl Balancer {
         is_usable: impl Fn(&Arc<Upstream>) -> bool,
     ) -> Option<&'a Arc<Upstream>> {
         match balance {
-            Balance::RoundRobin => round_robin::choose(set, &self.rotation, is_usable),
+            Balance::RoundRobin => round_robin::choose(set, &self.rotation, self.seed, is_usable),
             Balance::LeastConnections => least_connections::choose(set, &self.rotation, is_usable),
             Balance::Random => random::choose(set.upstreams(), self.seed, self.rotation.next(), is_usable),
             Balance::SourceHash => maglev::choose(set, client, is_usable),

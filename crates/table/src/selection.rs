@@ -7,7 +7,7 @@ use std::time::Instant;
 use sluice_model::{FrontendKind, Protocol};
 
 use crate::balance::Connecting;
-use crate::service_port::ServicePort;
+use crate::service_port::{Picked, ServicePort};
 use crate::{Balance, Lease, SourceAddress, Upstream, Verdict};
 
 /// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
@@ -45,8 +45,17 @@ pub struct Rejection {
     pub verdict: Verdict,
 }
 
+/// Endpoints that are named for one connection at most. The chance that so many are dead and another
+/// one is not is small, and each costs a socket, a turn, and with a flood of clients the turns of others.
+const ENDPOINTS: usize = 4;
+
+/// Of those, the ones that are passed over otherwise. They have all just failed several times; what a
+/// connection is to find out is whether that is over, and other connections find it out too.
+const LAST_RESORTS: usize = 2;
+
 /// Names the endpoints to try for one connection: first the one that the rules choose, and after
-/// each failure another one, until every endpoint of the set was tried.
+/// each failure another one, until every endpoint of the set was tried or enough were: four, and of those
+/// that are passed over two.
 ///
 /// Each is chosen from the endpoints as they are at that moment: one that went away while another
 /// was tried is not named any more. Dropping the selection says that the attempt is over.
@@ -59,8 +68,10 @@ pub struct Selection {
     source: SourceAddress,
     /// The endpoint that was chosen together with the verdict.
     first: Option<Arc<Upstream>>,
-    /// Endpoints that failed; allocates only once one did.
+    /// Endpoints that failed, [`ENDPOINTS`] at most; allocates only once one did.
     failed: Vec<Arc<Upstream>>,
+    /// How many were named that are passed over otherwise.
+    last_resorts: usize,
     connecting: Option<Connecting>,
     /// Whether failures can lead to an endpoint being passed over.
     passive_health: bool,
@@ -78,12 +89,15 @@ impl Selection {
         let client = client.canonical();
         let backends = port.load();
         let (set, source) = backends.decide(kind, client).map_err(|verdict| Rejection { verdict })?;
-        let first = port.pick(&backends, set, client.ip, now);
+        let picked = port.pick(&backends, set, client.ip, now);
+        let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
+        let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
         let connecting = connecting.map(Connecting::new);
         let passive_health = backends.rules.passive_health;
         let port = Arc::clone(port);
-        Ok(Self { port, client, kind, source, first, failed: Vec::new(), connecting, passive_health })
+        let failed = Vec::new();
+        Ok(Self { port, client, kind, source, first, failed, last_resorts, connecting, passive_health })
     }
 
     /// The service port that the connection is for.
@@ -91,7 +105,7 @@ impl Selection {
         &self.port
     }
 
-    /// The next endpoint to try, one that has not [`fail`](Self::fail)ed; none if all have.
+    /// The next endpoint to try, one that has not [`fail`](Self::fail)ed; none if all have, or enough.
     #[inline]
     pub fn next(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.first.take().or_else(|| self.another(now))
@@ -100,14 +114,38 @@ impl Selection {
     #[inline(never)]
     fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.connecting = None;
+        if self.is_exhausted(0) {
+            return None;
+        }
         let backends = self.port.load();
         let (set, source) = backends.decide(self.kind, self.client).ok()?;
-        let upstream = self.port.pick_other(&backends, set, self.client.ip, &self.failed, now)?;
+        let (client, failed) = (self.client.ip, &self.failed);
+        let resort = self.last_resorts > 0;
+        let picked = self.port.pick_other(&backends, set, client, failed, resort, now)?;
+        let Picked { upstream, is_last_resort } = picked;
+        self.last_resorts += usize::from(is_last_resort);
         self.source = source;
         if backends.balance() == Balance::LeastConnections {
             self.connecting = Some(Connecting::new(&upstream));
         }
         Some(upstream)
+    }
+
+    /// Whether [`next`](Self::next) could name another endpoint after `current`, the one that is being
+    /// tried: if not, giving up on it means giving the connection up. Costs a look at a few.
+    pub fn has_another(&self, current: &Arc<Upstream>) -> bool {
+        let backends = self.port.load();
+        let Ok((set, _)) = backends.decide(self.kind, self.client) else { return false };
+        let is_other = |upstream: &Arc<Upstream>| {
+            !Arc::ptr_eq(upstream, current) && !self.failed.iter().any(|f| Arc::ptr_eq(f, upstream))
+        };
+        // Those that are no others are fewer than are looked at.
+        !self.is_exhausted(1) && backends.set(set).upstreams().iter().take(ENDPOINTS + 1).any(is_other)
+    }
+
+    /// Whether enough endpoints were named, `more` of them besides those that failed.
+    fn is_exhausted(&self, more: usize) -> bool {
+        self.failed.len() + more >= ENDPOINTS || self.last_resorts >= LAST_RESORTS
     }
 
     /// The address from which to connect to the endpoint that was named last.
@@ -119,7 +157,9 @@ impl Selection {
     pub fn fail(&mut self, upstream: &Arc<Upstream>, now: Instant) {
         self.connecting = None;
         upstream.note_failure(self.passive_health, now);
-        self.failed.push(Arc::clone(upstream));
+        if !self.failed.iter().any(|failed| Arc::ptr_eq(failed, upstream)) {
+            self.failed.push(Arc::clone(upstream));
+        }
     }
 
     /// Has an endpoint not named again, by no fault of its own.

@@ -1,6 +1,7 @@
 //! A service port as readers see it: who it is, the current version of its endpoints and rules, and
 //! what outlives every version.
 
+use std::cell::Cell;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +29,14 @@ pub struct ServicePort {
     affinity_clients: usize,
     name: ServicePortName,
     family: Family,
+}
+
+/// An endpoint that was picked for a connection.
+#[derive(Debug)]
+pub(crate) struct Picked {
+    pub(crate) upstream: Arc<Upstream>,
+    /// It is passed over otherwise: none was left that is not.
+    pub(crate) is_last_resort: bool,
 }
 
 impl ServicePort {
@@ -84,20 +93,21 @@ impl ServicePort {
         set_name: SetName,
         client: IpAddr,
         now: Instant,
-    ) -> Option<Arc<Upstream>> {
+    ) -> Option<Picked> {
         // The common case by the shortest way.
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
             let upstream = backends.set(set_name).turn(&self.balancer(set_name).rotation)?;
             if !upstream.was_passed_over() || !rules.passive_health || upstream.passed_over_for(now).is_none()
             {
-                return Some(Arc::clone(upstream));
+                return Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false });
             }
         }
-        self.pick_other(backends, set_name, client, &[], now)
+        self.pick_other(backends, set_name, client, &[], false, now)
     }
 
-    /// The same, other than the endpoints that `failed` this connection.
+    /// The same, other than the endpoints that `failed` this connection. `is_last_resort` says that all
+    /// others are passed over, as far as is known: looking again would cost a look at each.
     #[inline(never)]
     pub(crate) fn pick_other(
         &self,
@@ -105,21 +115,26 @@ impl ServicePort {
         set_name: SetName,
         client: IpAddr,
         failed: &[Arc<Upstream>],
+        is_last_resort: bool,
         now: Instant,
-    ) -> Option<Arc<Upstream>> {
+    ) -> Option<Picked> {
         let (set, rules) = (backends.set(set_name), &backends.rules);
         let balancer = self.balancer(set_name);
         let is_untried = |upstream: &Arc<Upstream>| !failed.iter().any(|f| Arc::ptr_eq(f, upstream));
         let is_usable = |upstream: &Arc<Upstream>| {
             is_untried(upstream) && !(rules.passive_health && upstream.passed_over_for(now).is_some())
         };
+        let is_last_resort = Cell::new(is_last_resort);
         let choose = || {
-            balancer
-                .choose(rules.balance, set, client, is_usable)
-                .or_else(|| balancer.choose(rules.balance, set, client, is_untried))
-                .cloned()
+            if !is_last_resort.get()
+                && let Some(usable) = balancer.choose(rules.balance, set, client, is_usable)
+            {
+                return Some(Arc::clone(usable));
+            }
+            is_last_resort.set(true);
+            balancer.choose(rules.balance, set, client, is_untried).cloned()
         };
-        match rules.affinity.zip(self.affinity.get()) {
+        let upstream = match rules.affinity.zip(self.affinity.get()) {
             Some((timeout, affinity)) => affinity.pick(
                 client,
                 timeout,
@@ -128,7 +143,8 @@ impl ServicePort {
                 choose,
             ),
             None => choose(),
-        }
+        }?;
+        Some(Picked { upstream, is_last_resort: is_last_resort.get() })
     }
 
     /// Swaps in new sets and rules; whether anything differs from before. Turns go on where they

@@ -200,8 +200,8 @@ mod tests {
     }
 
     #[test]
-    fn refusals_cost_no_patience_and_no_endpoint_is_asked_twice() {
-        assert_eq!(run(3, |_| Does::Refuse), [(1, 0), (2, 0), (3, 0)]);
+    fn refusals_cost_no_patience_and_four_endpoints_are_asked_once_at_most() {
+        assert_eq!(run(6, |_| Does::Refuse), [(1, 0), (2, 0), (3, 0), (4, 0)]);
     }
 
     #[test]

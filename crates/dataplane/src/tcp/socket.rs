@@ -1,7 +1,7 @@
 //! Socket options and the ends of a connection.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::failure;
-use crate::local_ports::LocalPorts;
+use crate::local_ports::{LocalPorts, UpstreamPort, choices, counterpart};
 use crate::transparent::{Local, Marks, make_transparent};
 
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
@@ -23,6 +23,10 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Connections that the kernel may hold for us between two looks at a listener. The kernel cuts it
 /// down to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// Of the ports that could be tried after the first, one in so many is: each try is a socket, and most clients find one
+/// at once.
+const OTHERS_APART: usize = 4;
 
 /// How a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,41 +73,51 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
 
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
-/// A client's address is used with the client's port, as kube-proxy leaves it, unless that is taken: by
-/// the client itself, if it is on this machine, or by an earlier connection of its to the same endpoint; or
-/// unless it is privileged and we are not. A port that other sockets of this node may need is not bound but left
-/// to connect(2), to which it is free towards every other destination ([`LocalPorts::can_ask_for`]).
+/// A client's address is used with the client's port where that matters, and otherwise with one that the client does
+/// not use itself ([`UpstreamPort`]): the client may talk to this endpoint without the Service as well. A port that is
+/// taken towards this endpoint, or that we may not have, is replaced. One that other sockets of this node may need is
+/// not bound but left to connect(2), to which it is free towards every other destination
+/// ([`LocalPorts::can_ask_for`]).
 ///
 /// # Errors
 /// It failed at once: no route, no descriptor, no local port.
 pub(crate) fn connect(address: SocketAddr, local: Local, ports: &LocalPorts) -> io::Result<TcpStream> {
     let Some(client) = local.client else { return start_connect(address, local, |_| Ok(())) };
-    let prepare = |socket: &Socket| {
-        make_transparent(socket, client.ip())?;
-        // The client's earlier connections to other endpoints have the port too, and so may a listener of the
-        // node that is started later.
-        socket.set_reuse_address(true)
+    let first = match UpstreamPort::of_client(client.port()) {
+        UpstreamPort::Keep => client.port(),
+        UpstreamPort::Choose => counterpart(client.port()),
     };
-    let bind_without_port = |socket: &Socket| {
-        local_port::choose_at_connect(socket)?;
-        socket.bind(&SocketAddr::new(client.ip(), 0).into())
-    };
-    let with_port = start_connect(address, local, |socket| {
-        prepare(socket)?;
-        if ports.can_ask_for(client.port()) {
-            local_port::choose_from(socket, client.port()..=client.port())?;
-            bind_without_port(socket)
-        } else {
-            socket.bind(&client.into())
+    let others = choices(rand::random()).step_by(OTHERS_APART);
+    for port in std::iter::once(first).chain(others) {
+        match start_connect(address, local, |socket| bind(socket, SocketAddr::new(client.ip(), port), ports))
+        {
+            Err(error) if failure::is_about_the_port(&error) => {}
+            done => return done,
         }
-    });
-    match with_port {
-        Err(error) if failure::is_about_the_port(&error) => start_connect(address, local, |socket| {
-            prepare(socket)?;
-            bind_without_port(socket)
-        }),
-        done => done,
     }
+    // The client has most of them. Better one that it may need itself than none.
+    start_connect(address, local, |socket| bind_without_port(socket, client.ip()))
+}
+
+/// Binds a socket to a client's address and a port.
+fn bind(socket: &Socket, local: SocketAddr, ports: &LocalPorts) -> io::Result<()> {
+    if ports.can_ask_for(local.port()) {
+        local_port::choose_from(socket, local.port()..=local.port())?;
+        return bind_without_port(socket, local.ip());
+    }
+    make_transparent(socket, local.ip())?;
+    // The client's connections to other endpoints have the port too, and so may a listener of the node that is started
+    // later.
+    socket.set_reuse_address(true)?;
+    socket.bind(&local.into())
+}
+
+/// Binds a socket to a client's address, and leaves the port to connect(2).
+fn bind_without_port(socket: &Socket, client: IpAddr) -> io::Result<()> {
+    make_transparent(socket, client)?;
+    socket.set_reuse_address(true)?;
+    local_port::choose_at_connect(socket)?;
+    socket.bind(&SocketAddr::new(client, 0).into())
 }
 
 fn start_connect(

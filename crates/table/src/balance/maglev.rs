@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::mix;
+use super::{mix, random};
 use crate::Upstream;
 use crate::endpoint_set::EndpointSet;
 
@@ -59,24 +59,30 @@ impl Maglev {
 }
 
 /// The endpoint of the client's slot, or of the first slot after it with a usable one: every client
-/// of a dead endpoint has its own second choice.
+/// of a dead endpoint has its own second choice. Where as many slots as there are endpoints have none,
+/// it is any usable one, the same each time: going on would lead past each endpoint many times.
 pub(super) fn choose(
     set: &EndpointSet,
     client: IpAddr,
     is_usable: impl Fn(&Arc<Upstream>) -> bool,
 ) -> Option<&Arc<Upstream>> {
-    let table = &set.maglev()?.0;
-    let (before, after) = table.split_at_checked(mix::below(mix::hash_ip(client), table.len()))?;
+    let (table, upstreams) = (&set.maglev()?.0, set.upstreams());
+    let hash = mix::hash_ip(client);
+    let (before, after) = table.split_at_checked(mix::below(hash, table.len()))?;
     let mut last = None;
     after
         .iter()
         .chain(before)
         .filter(|endpoint| last.replace(**endpoint) != Some(**endpoint))
-        .find_map(|endpoint| set.upstreams().get(usize::from(*endpoint)).filter(|u| is_usable(u)))
+        .take(upstreams.len())
+        .find_map(|endpoint| upstreams.get(usize::from(*endpoint)).filter(|u| is_usable(u)))
+        .or_else(|| random::choose(upstreams, hash, 0, is_usable))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::endpoint_set::tests::{hashed_set, upstreams};
 
@@ -141,6 +147,23 @@ mod tests {
             counts[usize::from(chosen) - 1] += 1;
         }
         assert!(counts[1..].iter().all(|count| (800..1_200).contains(count)), "{counts:?}");
-        assert!(choose(&set, [10, 1, 0, 1].into(), |_| false).is_none());
+    }
+
+    #[test]
+    fn a_search_looks_at_each_endpoint_a_few_times_at_most() {
+        let set = hashed_set(&upstreams(100));
+        for client in clients().take(100) {
+            let looks = Cell::new(0);
+            let choose = |usable: u16| {
+                choose(&set, client, |upstream| {
+                    looks.set(looks.get() + 1);
+                    upstream.address().port() == usable
+                })
+            };
+            assert!(choose(0).is_none());
+            let only = choose(70).map(|upstream| upstream.address().port());
+            assert_eq!(only, Some(70));
+            assert!(looks.get() <= 2 * 4 * 100, "{}", looks.get());
+        }
     }
 }

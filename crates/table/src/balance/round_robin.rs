@@ -2,22 +2,56 @@
 
 use std::sync::Arc;
 
+use super::random;
 use super::rotation::Rotation;
 use crate::Upstream;
 use crate::endpoint_set::EndpointSet;
 
+/// Turns that one pick takes at most. Each is a write that all workers contend for, so a set in which
+/// hundreds are unusable must not cost hundreds of them.
+const TURNS: usize = 8;
+
 /// The endpoint whose turn it is. One that is not usable loses its turn and the next turn is taken
 /// from the shared rotation, so the load of a dead endpoint spreads over all others instead of
 /// doubling that of its neighbour.
+///
+/// Where [`TURNS`] did not meet a usable one it is any of them, with equal chances, after one look at
+/// each endpoint.
 pub(super) fn choose<'a>(
     set: &'a EndpointSet,
     rotation: &Rotation,
+    seed: u64,
     is_usable: impl Fn(&Arc<Upstream>) -> bool,
 ) -> Option<&'a Arc<Upstream>> {
-    // As many turns as there are endpoints: alone, that meets each of them; other threads may take
-    // turns in between, so what it missed is looked for without one.
-    set.upstreams()
-        .iter()
+    (0..set.upstreams().len().min(TURNS))
         .find_map(|_| set.turn(rotation).filter(|upstream| is_usable(upstream)))
-        .or_else(|| set.upstreams().iter().find(|upstream| is_usable(upstream)))
+        .or_else(|| random::choose(set.upstreams(), seed, rotation.peek(), is_usable))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::endpoint_set::tests::{set, upstreams};
+
+    #[test]
+    fn where_few_are_usable_a_pick_takes_few_turns_and_they_share_evenly() {
+        let members = upstreams(200);
+        let (set, rotation) = (set(&members), Rotation::default());
+        let mut counts = [0; 5];
+        for _ in 0..1_000 {
+            let before = rotation.peek();
+            let looks = Cell::new(0);
+            let is_usable = |upstream: &Arc<Upstream>| {
+                looks.set(looks.get() + 1);
+                upstream.address().port() <= 5
+            };
+            let port = choose(&set, &rotation, 7, is_usable).unwrap().address().port();
+            counts[usize::from(port) - 1] += 1;
+            assert!(rotation.peek() - before <= 8 && looks.get() <= 8 + 1 + 2 * 200, "{}", looks.get());
+        }
+        assert!(counts.iter().all(|count| (120..360).contains(count)), "{counts:?}");
+        assert!(choose(&set, &rotation, 7, |_| false).is_none());
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::*;
-use crate::{Selection, SourceAddress, Upstream};
+use crate::{Balance, Selection, SourceAddress, Upstream};
 
 fn from(n: u8) -> Client {
     Client { ip: [10, 1, 0, n].into(), origin: Origin::LocalPod }
@@ -245,7 +245,43 @@ fn where_all_would_be_passed_over_none_is() {
         assert!(tried.insert(octet(&upstream)));
         selection.fail(&upstream, now);
     }
-    assert_eq!(tried, BTreeSet::from([1, 2, 3]));
+    assert_eq!(tried.len(), 2, "two are enough to find out whether it is over");
+}
+
+#[test]
+fn a_connection_is_led_to_four_endpoints_at_most() {
+    for balance in Balance::ALL {
+        let now = Instant::now();
+        let (mut writer, mut reader) =
+            scene(|web| _ = web.annotations.insert("balance".into(), balance.name().into()));
+        writer.apply(apply(slice("web-a", "web", &(1..=200).collect::<Vec<_>>())));
+        let (mut selection, mut upstream) = select(&mut reader, key(WEB), from(1), now);
+        let mut tried = BTreeSet::new();
+        loop {
+            assert!(tried.insert(octet(&upstream)));
+            assert_eq!(selection.has_another(&upstream), tried.len() < 4, "{balance}: after {tried:?}");
+            selection.fail(&upstream, now);
+            match selection.next(now) {
+                Some(next) => upstream = next,
+                None => break,
+            }
+        }
+        assert_eq!(tried.len(), 4, "{balance}");
+    }
+}
+
+#[test]
+fn the_only_endpoint_left_has_no_other() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|_| {});
+    writer.apply(apply(slice("web-a", "web", &[1, 2])));
+    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
+    assert!(selection.has_another(&first));
+    selection.fail(&first, now);
+    let second = selection.next(now).unwrap();
+    assert!(!selection.has_another(&second));
+    writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
+    assert!(selection.has_another(&second), "one that has come in the meantime");
 }
 
 #[test]
