@@ -328,14 +328,14 @@ fn a_pod_uses_one_udp_port_for_a_service_and_directly_for_its_endpoint() {
 }
 
 #[test]
-fn the_clients_tcp_port_is_kept_towards_every_endpoint_once() {
+fn the_clients_tcp_port_is_kept_towards_every_endpoint_once_unless_its_kernel_chose_it() {
     let (world, _servers) = world_of_shared_endpoints();
     let pod = world.lab.pod(0);
     for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
         let mut at = SocketAddr::new(pod.ip(family), port);
         // One client port for three connections, which last until all have been looked at.
         let mut connections = Vec::new();
-        for (number, name, is_kept) in
+        for (number, name, is_free) in
             [(1, "other-pod-0", true), (3, "other-pod-1", true), (2, "other-pod-0", false)]
         {
             let socket = bound(pod, Type::STREAM, at);
@@ -348,7 +348,10 @@ fn the_clients_tcp_port_is_kept_towards_every_endpoint_once() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [by, _, source_port] = words[..] else { panic!("{line}") };
             let context = format!("{family} {at} Service {number}: {line}");
-            assert_eq!((by, source_port == at.port().to_string()), (name, is_kept), "{context}");
+            let source_port: u16 = source_port.parse().unwrap();
+            assert!(!is_ephemeral(source_port), "{context}");
+            let is_kept = is_free && !is_ephemeral(at.port());
+            assert_eq!((by, source_port == at.port()), (name, is_kept), "{context}");
             connections.push(answers);
         }
         for answers in &mut connections {
@@ -356,6 +359,39 @@ fn the_clients_tcp_port_is_kept_towards_every_endpoint_once() {
             answers.get_ref().write_all(b"still here\n").unwrap();
             answers.read_line(&mut line).unwrap();
             assert_eq!(line, "still here\n");
+        }
+    }
+}
+
+/// Whether a line that is sent comes back.
+fn echoes(stream: &std::net::TcpStream, line: &str) -> bool {
+    let (mut writer, mut back) = (stream, String::new());
+    let written = writer.write_all(line.as_bytes());
+    written.and_then(|()| BufReader::new(stream).read_line(&mut back)).is_ok() && back == line
+}
+
+#[test]
+fn a_pod_uses_one_tcp_port_for_a_service_and_directly_for_its_endpoint() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let (pod, endpoint) = (world.lab.pod(0), world.lab.other_pod(0));
+    for (family, service_first) in FAMILIES.into_iter().flat_map(|family| [(family, true), (family, false)]) {
+        let mut at = SocketAddr::new(pod.ip(family), 0);
+        let [service, direct] =
+            [world.address(Kind::ClusterIp, 1, family), (endpoint.ip(family), BACKEND).into()];
+        let order = if service_first { [service, direct] } else { [direct, service] };
+        let streams = order.map(|to| {
+            let socket = bound(pod, Type::STREAM, at);
+            at.set_port(local_port(&socket));
+            socket
+                .connect_timeout(&to.into(), PATIENCE)
+                .unwrap_or_else(|error| panic!("{at} to {to}: {error}"));
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let stream = std::net::TcpStream::from(socket);
+            BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+            stream
+        });
+        for _ in 0..3 {
+            assert!(streams.iter().all(|stream| echoes(stream, "still here\n")), "{family} {order:?}");
         }
     }
 }
@@ -393,15 +429,18 @@ fn connect_from_port(host: &Host, port: u16, to: SocketAddr) -> std::io::Result<
 }
 
 #[test]
-fn a_clients_port_stays_free_for_the_nodes_own_connections() {
-    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+fn a_port_of_a_client_stays_free_for_the_nodes_own_connections() {
+    let lab = lab();
+    // A node whose processes may be given any port that clients are.
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65535")).unwrap();
+    let mut world = World::new(lab, |_| ());
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
     let (pod, node) = (world.lab.pod(0), world.lab.node());
     for family in FAMILIES {
         let stream = pod.tcp_stream(world.address(Kind::ClusterIp, 1, family), PATIENCE).unwrap();
-        let port = stream.local_addr().unwrap().port();
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
-        assert!(line.trim_end().ends_with(&port.to_string()), "{line} has port {port}");
+        let port = line.split_whitespace().last().unwrap().parse().unwrap();
 
         let endpoint = (world.lab.other_pod(0).ip(family), BACKEND).into();
         match connect_from_port(node, port, endpoint) {
