@@ -62,6 +62,10 @@ counters! {
     endpoint_loops,
     /// Times that a listener had to pause because file descriptors had run out.
     accept_paused,
+    /// Times that a listener did not work at all; what it is was logged.
+    accept_failed,
+    /// TCP connections reset because their client's address had more than its share of what was left.
+    tcp_over_share,
     /// Deadlines that workers wait for.
     deadlines,
     /// Bytes moved by splice(2), not through user memory.

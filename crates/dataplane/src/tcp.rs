@@ -6,6 +6,7 @@
 //!                      └ direction x 2: buffer or pipe, one way
 //! ```
 
+pub(crate) mod client_sessions;
 pub(crate) mod connect;
 pub(crate) mod direction;
 pub(crate) mod listener;

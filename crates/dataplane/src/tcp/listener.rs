@@ -17,6 +17,8 @@ pub(crate) struct Listener {
     door: Door,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
+    /// It was said that it does not work.
+    pub(crate) is_reported: bool,
 }
 
 /// The outcome of one accept.
@@ -31,12 +33,15 @@ pub(crate) enum Accepted {
     /// The process or the machine has no descriptor left. The connection waits in the kernel's queue,
     /// and no event will tell of it again.
     Exhausted,
+    /// The listener itself does not work. Trying at once again would go on for ever.
+    Broken(io::Error),
 }
 
 impl Listener {
     pub(crate) fn new(socket: TcpListener, door: Door) -> io::Result<Self> {
         let address = socket.local_addr()?;
-        Ok(Self { socket: mio::net::TcpListener::from_std(socket), address, door, is_queued: false })
+        let socket = mio::net::TcpListener::from_std(socket);
+        Ok(Self { socket, address, door, is_queued: false, is_reported: false })
     }
 
     pub(crate) fn source(&mut self) -> &mut mio::net::TcpListener {
@@ -66,11 +71,57 @@ impl Listener {
         match self.socket.accept() {
             Ok((stream, client)) => Accepted::Connection(stream, client),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Accepted::Drained,
-            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::Exhausted,
-                // accept(2): network errors of the new connection come out here, and are its own.
-                _ => Accepted::Aborted,
-            },
+            Err(error) => on_error(error),
         }
+    }
+}
+
+/// What an error of accept(2) is about.
+fn on_error(error: io::Error) -> Accepted {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::Exhausted,
+        // The new connection's own: it ended, a firewall forbids it, or its network is in trouble (accept(2)).
+        Some(
+            Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PERM
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::OPNOTSUPP
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+            | Errno::TIMEDOUT,
+        ) => Accepted::Aborted,
+        _ => Accepted::Broken(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_the_connections_this_nodes_or_the_listeners() {
+        let of = |errno: Errno| on_error(errno.into());
+        for errno in [Errno::CONNABORTED, Errno::PERM, Errno::HOSTUNREACH, Errno::INTR] {
+            assert!(matches!(of(errno), Accepted::Aborted), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(matches!(of(errno), Accepted::Exhausted), "{errno}");
+        }
+        for errno in [Errno::INVAL, Errno::BADF, Errno::NOTSOCK] {
+            assert!(matches!(of(errno), Accepted::Broken(_)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_listener_that_was_shut_down_is_broken_and_says_so() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
+        let listener = Listener::new(socket, Door::Bound).unwrap();
+        assert!(matches!(listener.accept(), Accepted::Broken(_)));
     }
 }

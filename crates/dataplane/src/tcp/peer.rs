@@ -36,19 +36,24 @@ enum Watched {
 impl Peer {
     /// An accepted connection. The client's first bytes are probably there already.
     pub(crate) fn accepted(stream: TcpStream) -> Self {
-        Self::new(stream, true)
+        Self::new(stream, true, true)
+    }
+
+    /// A connection to an endpoint, which probably has nothing to say yet.
+    pub(crate) fn connected(stream: TcpStream) -> Self {
+        Self::new(stream, false, true)
     }
 
     /// A connection under way: an event says when it is established.
     pub(crate) fn connecting(stream: TcpStream) -> Self {
-        Self::new(stream, false)
+        Self::new(stream, false, false)
     }
 
-    fn new(stream: TcpStream, is_connected: bool) -> Self {
+    fn new(stream: TcpStream, readable: bool, writable: bool) -> Self {
         Self {
             stream,
-            readable: is_connected,
-            writable: is_connected,
+            readable,
+            writable,
             urgent: false,
             closing: false,
             failed: false,
@@ -56,18 +61,19 @@ impl Peer {
         }
     }
 
-    /// Has events that something can be read, or has ended, reported from now on; they may have been already.
-    pub(crate) fn watch_reading(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        self.watch(Watched::Reading, registry, token)
+    /// Has events reported that something can be read or that it has ended, and, while it takes nothing more, that it
+    /// does again.
+    pub(crate) fn watch(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.watch_for(if self.writable { Watched::Reading } else { Watched::All }, registry, token)
     }
 
-    /// The same, and that something can be written.
+    /// Has all events reported.
     pub(crate) fn watch_all(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        self.watch(Watched::All, registry, token)
+        self.watch_for(Watched::All, registry, token)
     }
 
     /// What is so already is reported at once.
-    fn watch(&mut self, wanted: Watched, registry: &Registry, token: Token) -> io::Result<()> {
+    fn watch_for(&mut self, wanted: Watched, registry: &Registry, token: Token) -> io::Result<()> {
         if wanted <= self.watched {
             return Ok(());
         }

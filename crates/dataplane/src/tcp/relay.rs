@@ -39,7 +39,7 @@ pub(crate) struct TcpRelay {
     tools: Tools,
     /// Who has more to do, in the order of their turns.
     ready: VecDeque<Ready>,
-    /// Listeners that wait for descriptors.
+    /// Listeners that wait for descriptors, or do not work.
     paused: Vec<SlotId>,
 }
 
@@ -177,17 +177,31 @@ impl TcpRelay {
                 Accepted::Drained => return false,
                 Accepted::Exhausted => {
                     core.stats.accept_paused.add(1);
-                    if self.paused.is_empty() {
-                        core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
+                    self.pause(id, core);
+                    return false;
+                }
+                Accepted::Broken(error) => {
+                    core.stats.accept_failed.add(1);
+                    if !std::mem::replace(&mut listener.is_reported, true) {
+                        let address = listener.address();
+                        tracing::error!(%address, %error, "cannot accept connections; trying again");
                     }
-                    if !self.paused.contains(&id) {
-                        self.paused.push(id);
-                    }
+                    self.pause(id, core);
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// Lets a listener be, until a session ends or some time has passed.
+    fn pause(&mut self, id: SlotId, core: &mut Core) {
+        if self.paused.is_empty() {
+            core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
+        }
+        if !self.paused.contains(&id) {
+            self.paused.push(id);
+        }
     }
 
     /// Decides about an accepted connection.

@@ -196,20 +196,19 @@ impl Session {
             }
         }
         match step {
-            Step::Wait | Step::Again => self.watch_client(context).unwrap_or(step),
+            Step::Wait | Step::Again => self.watch(context).unwrap_or(step),
             Step::End(_) => step,
         }
     }
 
-    /// Has the client's events reported: that it can take more only while it cannot. What to do where that cannot be
-    /// had.
-    fn watch_client(&mut self, context: &mut Context<'_>) -> Option<Step> {
-        let (registry, token) = (&context.core.registry, Source::Downstream(self.id).token());
-        let watched = if self.downstream.writable {
-            self.downstream.watch_reading(registry, token)
-        } else {
-            self.downstream.watch_all(registry, token)
-        };
+    /// Has the events of what is connected reported. What to do where that cannot be had.
+    fn watch(&mut self, context: &mut Context<'_>) -> Option<Step> {
+        let registry = &context.core.registry;
+        let mut watched = self.downstream.watch(registry, Source::Downstream(self.id).token());
+        if let State::Relaying(relaying) = &mut self.state {
+            let upstream = relaying.upstream.watch(registry, Source::Upstream(self.id).token());
+            watched = watched.and(upstream);
+        }
         let error = watched.err()?;
         tracing::warn!(%error, "cannot register a connection with epoll");
         context.core.stats.tcp_over_limit.add(1);
@@ -249,6 +248,9 @@ impl Session {
                 Ok(peer) => {
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
+                    if connecting.current.as_ref().is_some_and(|(peer, _)| peer.writable) {
+                        return self.connected(context);
+                    }
                     // Of the time at which it began, not of that at which the worker's turn did.
                     let until = context.core.refresh() + timeout;
                     self.set_deadline(until, context);
@@ -300,20 +302,20 @@ impl Session {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
         // It may have answered while the worker was busy.
-        if peer.stream.peer_addr().is_ok() {
+        if socket::is_connected(&peer.stream) {
             return self.connected(context);
         }
         match connecting.attempts.overdue(upstream, context.core.now) {
             Overdue::Wait(longer) => {
                 self.set_deadline(context.core.now + longer, context);
-                self.watch_client(context).unwrap_or(Step::Wait)
+                self.watch(context).unwrap_or(Step::Wait)
             }
             Overdue::Move | Overdue::GiveUp => {
                 if let Some((peer, _)) = connecting.current.take() {
                     socket::close(peer.stream, Ending::Reset);
                 }
                 match self.attempt(context) {
-                    Step::Wait => self.watch_client(context).unwrap_or(Step::Wait),
+                    Step::Wait => self.watch(context).unwrap_or(Step::Wait),
                     other => other,
                 }
             }
@@ -340,7 +342,8 @@ impl Session {
     }
 }
 
-/// Starts to connect to an endpoint and registers the socket.
+/// Starts to connect to an endpoint, and has it reported how that went, unless it is connected already: endpoints on
+/// this node answer within connect(2).
 fn start_connect(
     id: SlotId,
     upstream: &Upstream,
@@ -352,6 +355,10 @@ fn start_connect(
     }
     let stream = socket::connect(upstream.address(), local, &context.core.local_ports)
         .map_err(|error| cannot_start(upstream, &error))?;
+    if socket::is_connected(&stream) {
+        let is_itself = socket::is_self_connected(&stream, upstream.address(), &context.core.local_ports);
+        return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
+    }
     let mut peer = Peer::connecting(stream);
     peer.watch_all(&context.core.registry, Source::Upstream(id).token())
         .map_err(|error| cannot_start(upstream, &error))?;

@@ -137,6 +137,11 @@ fn start_connect(
     Ok(TcpStream::from_std(socket.into()))
 }
 
+/// Whether a connection that was started is established.
+pub(crate) fn is_connected(stream: &TcpStream) -> bool {
+    stream.peer_addr().is_ok()
+}
+
 /// Whether the kernel connected a socket to itself: it can when the destination is a local port that
 /// nobody listens on and that is the very one it picked as the source.
 pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr, ports: &LocalPorts) -> bool {

@@ -1,0 +1,97 @@
+//! How many sessions each client address has on a worker, and whether it may have one more.
+//!
+//! A client that leaks connections, or opens as many as it can, must not take them all from the others. What it may
+//! have goes by what is left: with a share of 50 % never more than is free, so that one such client ends up with half
+//! of everything, two with a third each, and there always is room for whoever has few. (Switches give memory to their
+//! ports in this way: dynamic thresholds, Choudhury and Hahne 1998.)
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// The sessions of one worker, by the client's address.
+#[derive(Debug)]
+pub(crate) struct ClientSessions {
+    /// None of zero: what is kept is bounded by the sessions.
+    counts: HashMap<IpAddr, usize, foldhash::fast::RandomState>,
+    /// In a hundred of what there is to have.
+    share: usize,
+    /// The kernel spreads a client's connections over all workers: each has seen one part in so many.
+    workers: usize,
+}
+
+impl ClientSessions {
+    /// With a share of `percent`: 100 is no bound.
+    pub(crate) fn new(percent: u8, workers: usize) -> Self {
+        Self { counts: HashMap::default(), share: usize::from(percent), workers: workers.max(1) }
+    }
+
+    /// Whether a client may have one more session, while `free` more could be opened by anybody.
+    pub(crate) fn admits(&self, client: IpAddr, free: usize) -> bool {
+        let Some(count) = self.counts.get(&client) else { return true };
+        let others = 100_usize.saturating_sub(self.share);
+        count.saturating_mul(self.workers).saturating_mul(others) <= free.saturating_mul(self.share)
+    }
+
+    /// How many sessions a client has on this worker.
+    pub(crate) fn count(&self, client: IpAddr) -> usize {
+        self.counts.get(&client).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, client: IpAddr) {
+        *self.counts.entry(client).or_default() += 1;
+    }
+
+    pub(crate) fn remove(&mut self, client: IpAddr) {
+        if let Some(count) = self.counts.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: u8) -> IpAddr {
+        [10, 244, 0, number].into()
+    }
+
+    /// Lets clients take all that they can get of `room` sessions, one after the other, and lists what each has.
+    fn greedy(clients: u8, room: usize, percent: u8) -> Vec<usize> {
+        let mut sessions = ClientSessions::new(percent, 1);
+        let mut free = room;
+        for number in (0..clients).cycle().take(room * usize::from(clients)) {
+            if free > 0 && sessions.admits(client(number), free) {
+                sessions.add(client(number));
+                free -= 1;
+            }
+        }
+        (0..clients).map(|number| sessions.count(client(number))).collect()
+    }
+
+    #[test]
+    fn greedy_clients_leave_as_much_as_one_of_them_has() {
+        assert_eq!(greedy(1, 1_000, 50), [501]);
+        assert_eq!(greedy(2, 1_000, 50), [334, 334]);
+        assert_eq!(greedy(9, 1_000, 50), [101, 101, 101, 101, 101, 101, 100, 100, 100]);
+        assert_eq!(greedy(1, 1_000, 80), [801]);
+        assert_eq!(greedy(1, 1_000, 100), [1_000], "no bound");
+    }
+
+    #[test]
+    fn whoever_has_none_may_have_one_and_what_ended_does_not_count() {
+        let mut sessions = ClientSessions::new(50, 2);
+        assert!(sessions.admits(client(1), 0));
+        sessions.add(client(1));
+        assert!(
+            !sessions.admits(client(1), 1) && sessions.admits(client(1), 2) && sessions.admits(client(2), 0)
+        );
+        sessions.remove(client(1));
+        assert!(sessions.admits(client(1), 1));
+        assert_eq!((sessions.counts.len(), sessions.count(client(1))), (0, 0));
+        sessions.remove(client(1));
+    }
+}
