@@ -32,7 +32,7 @@ pub(crate) struct Facts {
 }
 
 /// What the Service and the settings say of the connections of one service port in one family.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PortRules {
     pub(crate) policies: Policies,
     pub(crate) balance: Balance,
@@ -40,19 +40,6 @@ pub(crate) struct PortRules {
     pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
     pub(crate) masquerade: Masquerade,
     pub(crate) passive_health: bool,
-}
-
-impl Default for PortRules {
-    fn default() -> Self {
-        Self {
-            policies: Policies::default(),
-            balance: Balance::default(),
-            affinity: None,
-            allowed_sources: None,
-            masquerade: Masquerade { all: false, detects_local_pods: false },
-            passive_health: false,
-        }
-    }
 }
 
 impl Backends {

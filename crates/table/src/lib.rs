@@ -73,6 +73,7 @@ pub use lease::Lease;
 pub use lookup::{Reader, Route, Table};
 pub use node_ports::NodePortAddresses;
 pub use notice::Notice;
+pub use passive_health::Heard;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
 pub use source_address::SourceAddress;

@@ -7,7 +7,8 @@ use std::time::Instant;
 use sluice_model::{FrontendKind, Protocol};
 
 use crate::balance::Connecting;
-use crate::service_port::{Picked, ServicePort};
+use crate::passive_health::{Heard, Seen};
+use crate::service_port::{Asked, Picked, ServicePort};
 use crate::{Balance, Lease, SourceAddress, Upstream, Verdict};
 
 /// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
@@ -89,7 +90,7 @@ impl Selection {
         let client = client.canonical();
         let backends = port.load();
         let (set, source) = backends.decide(kind, client).map_err(|verdict| Rejection { verdict })?;
-        let picked = port.pick(&backends, set, client.ip, now);
+        let picked = port.pick(&backends, Asked { set, client: client.ip, source, now });
         let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
         let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
@@ -119,9 +120,8 @@ impl Selection {
         }
         let backends = self.port.load();
         let (set, source) = backends.decide(self.kind, self.client).ok()?;
-        let (client, failed) = (self.client.ip, &self.failed);
-        let resort = self.last_resorts > 0;
-        let picked = self.port.pick_other(&backends, set, client, failed, resort, now)?;
+        let asked = Asked { set, client: self.client.ip, source, now };
+        let picked = self.port.pick_other(&backends, asked, &self.failed, self.last_resorts > 0)?;
         let Picked { upstream, is_last_resort } = picked;
         self.last_resorts += usize::from(is_last_resort);
         self.source = source;
@@ -153,10 +153,12 @@ impl Selection {
         self.source.towards(self.client.ip, upstream.address().ip())
     }
 
-    /// Notes that connecting to an endpoint failed: it is not named again, and counted.
-    pub fn fail(&mut self, upstream: &Arc<Upstream>, now: Instant) {
+    /// Notes that connecting to the endpoint that was named last failed, and what was heard of it: it is
+    /// not named again, and counted.
+    pub fn fail(&mut self, upstream: &Arc<Upstream>, heard: Heard, now: Instant) {
         self.connecting = None;
-        upstream.note_failure(self.passive_health, now);
+        let seen = Seen::new(self.source_address(upstream), self.client.ip);
+        upstream.note_failure(self.passive_health, seen, heard, now);
         if !self.failed.iter().any(|failed| Arc::ptr_eq(failed, upstream)) {
             self.failed.push(Arc::clone(upstream));
         }
@@ -168,9 +170,10 @@ impl Selection {
     /// An established connection is an answer from the endpoint; an opened flow is not: see
     /// [`Lease::answered`] and [`Lease::refused`].
     pub fn connected(&self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
+        let source = self.source_address(upstream);
         if self.port.name().protocol == Protocol::Tcp {
-            upstream.note_success();
+            upstream.note_success(source);
         }
-        Lease::new(upstream, self.passive_health)
+        Lease::new(upstream, self.client.ip, source, self.passive_health)
     }
 }

@@ -14,7 +14,7 @@ use crate::affinity::Affinity;
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::policy::SetName;
-use crate::{Balance, Upstream};
+use crate::{Balance, SourceAddress, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -29,6 +29,23 @@ pub struct ServicePort {
     affinity_clients: usize,
     name: ServicePortName,
     family: Family,
+}
+
+/// Whom an endpoint is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// From which set.
+    pub(crate) set: SetName,
+    pub(crate) client: IpAddr,
+    /// What the endpoint is to see, unless it is the client itself.
+    pub(crate) source: SourceAddress,
+    pub(crate) now: Instant,
+}
+
+impl Asked {
+    fn is_passed_over(self, upstream: &Upstream, rules: &PortRules) -> bool {
+        rules.passive_health && upstream.passed_over_for(self.source, self.now).is_some()
+    }
 }
 
 /// An endpoint that was picked for a connection.
@@ -87,23 +104,16 @@ impl ServicePort {
     /// The endpoint for a client's new connection: the one that it keeps, else the one that the
     /// balancing policy names.
     #[inline]
-    pub(crate) fn pick(
-        &self,
-        backends: &Backends,
-        set_name: SetName,
-        client: IpAddr,
-        now: Instant,
-    ) -> Option<Picked> {
+    pub(crate) fn pick(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
         // The common case by the shortest way.
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
-            let upstream = backends.set(set_name).turn(&self.balancer(set_name).rotation)?;
-            if !upstream.was_passed_over() || !rules.passive_health || upstream.passed_over_for(now).is_none()
-            {
+            let upstream = backends.set(asked.set).turn(&self.balancer(asked.set).rotation)?;
+            if !upstream.was_passed_over(asked.source) || !asked.is_passed_over(upstream, rules) {
                 return Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false });
             }
         }
-        self.pick_other(backends, set_name, client, &[], false, now)
+        self.pick_other(backends, asked, &[], false)
     }
 
     /// The same, other than the endpoints that `failed` this connection. `is_last_resort` says that all
@@ -112,18 +122,15 @@ impl ServicePort {
     pub(crate) fn pick_other(
         &self,
         backends: &Backends,
-        set_name: SetName,
-        client: IpAddr,
+        asked: Asked,
         failed: &[Arc<Upstream>],
         is_last_resort: bool,
-        now: Instant,
     ) -> Option<Picked> {
-        let (set, rules) = (backends.set(set_name), &backends.rules);
-        let balancer = self.balancer(set_name);
+        let (set, rules) = (backends.set(asked.set), &backends.rules);
+        let (balancer, client) = (self.balancer(asked.set), asked.client);
         let is_untried = |upstream: &Arc<Upstream>| !failed.iter().any(|f| Arc::ptr_eq(f, upstream));
-        let is_usable = |upstream: &Arc<Upstream>| {
-            is_untried(upstream) && !(rules.passive_health && upstream.passed_over_for(now).is_some())
-        };
+        let is_usable =
+            |upstream: &Arc<Upstream>| is_untried(upstream) && !asked.is_passed_over(upstream, rules);
         let is_last_resort = Cell::new(is_last_resort);
         let choose = || {
             if !is_last_resort.get()
@@ -138,7 +145,7 @@ impl ServicePort {
             Some((timeout, affinity)) => affinity.pick(
                 client,
                 timeout,
-                now,
+                asked.now,
                 |upstream| set.contains(upstream) && is_usable(upstream),
                 choose,
             ),

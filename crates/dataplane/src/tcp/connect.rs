@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sluice_table::{Selection, Upstream};
+use sluice_table::{Heard, Selection, Upstream};
 
 use crate::failure;
 
@@ -76,7 +76,8 @@ impl Attempts {
 
     /// Notes that an attempt failed.
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
-        self.selection.fail(upstream, now);
+        let heard = if failure == Failure::TimedOut { Heard::Nothing } else { Heard::Refusal };
+        self.selection.fail(upstream, heard, now);
         self.has_failed = true;
         if failure == Failure::TimedOut {
             self.timeouts += 1;

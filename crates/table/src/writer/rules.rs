@@ -34,6 +34,7 @@ impl<'a> Surroundings<'a> {
                 &service.load_balancer_ips,
             ),
             masquerade: Masquerade {
+                always: self.config.frontends_lead_back,
                 all: self.config.masquerade_all,
                 detects_local_pods: self.config.local_pods.are_detected(family, self.node),
             },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mio::Interest;
 use sluice_model::Protocol;
-use sluice_table::FrontendKey;
+use sluice_table::{FrontendKey, Heard};
 
 use super::super::flow_table::{FlowId, FlowKey};
 use super::super::kept_ports::KeptPort;
@@ -70,7 +70,7 @@ impl State {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
             let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
-                selection.fail(&upstream, core.now);
+                selection.fail(&upstream, Heard::Refusal, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
