@@ -10,7 +10,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use sluice_model::{Family, ServicePortName};
 
-use crate::affinity::Affinity;
+use crate::affinity::{Affinity, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::policy::SetName;
@@ -26,7 +26,7 @@ pub struct ServicePort {
     balancers: [Balancer; 2],
     /// Made when the Service first asks for it.
     affinity: OnceLock<Box<Affinity>>,
-    affinity_clients: usize,
+    affinity_budget: Arc<Budget>,
     name: ServicePortName,
     family: Family,
 }
@@ -57,13 +57,13 @@ pub(crate) struct Picked {
 }
 
 impl ServicePort {
-    pub(crate) fn new(name: ServicePortName, family: Family, affinity_clients: usize) -> Self {
+    pub(crate) fn new(name: ServicePortName, family: Family, affinity_budget: Arc<Budget>) -> Self {
         let random = foldhash::fast::RandomState::default();
         Self {
             backends: ArcSwap::default(),
             balancers: [0, 1].map(|set: u64| Balancer::new(random.hash_one(set))),
             affinity: OnceLock::new(),
-            affinity_clients,
+            affinity_budget,
             name,
             family,
         }
@@ -89,11 +89,13 @@ impl ServicePort {
         self.affinity.get().map(|affinity| &**affinity)
     }
 
-    /// Forgets clients that were idle for longer than the Service allows.
-    pub fn expire_affinity(&self, now: Instant) {
-        if let (Some(affinity), Some(timeout)) = (self.affinity.get(), self.load().rules.affinity) {
-            affinity.expire(timeout, now);
-        }
+    /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be
+    /// clients.
+    pub(crate) fn expire_affinity(&self, now: Instant) -> bool {
+        let Some(affinity) = self.affinity.get() else { return false };
+        let timeout = self.load().rules.affinity;
+        affinity.expire(timeout, now);
+        timeout.is_some() || !affinity.is_empty()
     }
 
     /// The current version, for a moment: a guard that is held for long slows the writer down.
@@ -175,21 +177,16 @@ impl ServicePort {
             rules,
         });
         if new.rules.affinity.is_some() {
-            self.affinity.get_or_init(|| Box::new(Affinity::new(self.affinity_clients)));
+            self.affinity.get_or_init(|| Box::new(Affinity::new(Arc::clone(&self.affinity_budget))));
         }
         self.backends.store(Arc::clone(&new));
-        if let Some(affinity) = self.affinity.get()
-            && !affinity.is_empty()
-        {
-            let stays =
-                |upstream: &Arc<Upstream>| new.cluster.contains(upstream) || new.local.contains(upstream);
-            let someone_left =
-                old.cluster.upstreams().iter().chain(old.local.upstreams()).any(|upstream| !stays(upstream));
-            if new.rules.affinity.is_none() {
-                affinity.retain(|_| false);
-            } else if someone_left {
-                affinity.retain(stays);
-            }
+        if self.affinity.get().is_some_and(|affinity| !affinity.is_empty()) {
+            let stays = |upstream: &&Arc<Upstream>| {
+                new.rules.affinity.is_some()
+                    && (new.cluster.contains(upstream) || new.local.contains(upstream))
+            };
+            let before = old.cluster.upstreams().iter().chain(old.local.upstreams());
+            before.filter(|upstream| !stays(upstream)).for_each(|upstream| upstream.end_tenure());
         }
         true
     }

@@ -1,7 +1,7 @@
 //! An endpoint as the data plane sees it: an address, whether it still serves, and its numbers.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::SourceAddress;
@@ -16,6 +16,8 @@ pub struct Upstream {
     health: PassiveHealth,
     address: SocketAddr,
     serving: AtomicBool,
+    /// How often it has left the sets that connections are led to.
+    tenure: AtomicU32,
     stats: UpstreamStats,
 }
 
@@ -45,6 +47,7 @@ impl Upstream {
             health: PassiveHealth::default(),
             address,
             serving: AtomicBool::new(true),
+            tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
         }
     }
@@ -64,6 +67,15 @@ impl Upstream {
         if self.is_serving() != serving {
             self.serving.store(serving, Ordering::Relaxed);
         }
+    }
+
+    /// Changes when it leaves: what was decided in an earlier tenure does not hold if it comes back.
+    pub(crate) fn tenure(&self) -> u32 {
+        self.tenure.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end_tenure(&self) {
+        self.tenure.fetch_add(1, Ordering::Relaxed);
     }
 
     /// For how long new connections with such a source address still pass the endpoint over, because

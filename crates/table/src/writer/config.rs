@@ -25,7 +25,8 @@ pub struct WriterConfig {
     /// Whether endpoints that keep failing are passed over for a while.
     pub passive_health: bool,
     /// How many clients one service port remembers for session affinity before it forgets the one
-    /// unseen for longest. About 100 bytes each.
+    /// unseen for longest. About 100 bytes each. All service ports together remember four times as many,
+    /// and 1,024 for each.
     pub affinity_clients: usize,
 }
 

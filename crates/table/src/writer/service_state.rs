@@ -10,6 +10,7 @@ use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
 use super::frontends::frontends_of;
 use super::port_state::PortState;
 use super::rules::{self, Surroundings};
+use crate::affinity::Budget;
 use crate::claims::Claim;
 use crate::slices::{self, Slices};
 use crate::{HealthCheck, Notice, ServicePort};
@@ -66,7 +67,7 @@ impl ServiceState {
     pub(super) fn update_frontends(
         &mut self,
         node_addresses: &[IpAddr],
-        around: Surroundings<'_>,
+        affinity_budget: &Arc<Budget>,
     ) -> FrontendChange {
         let wanted: LiteMap<Frontend, Claim> = match &self.service {
             Some(service) => frontends_of(service, node_addresses).into_iter().collect(),
@@ -94,9 +95,9 @@ impl ServiceState {
         change.retired = gone.iter().filter_map(|key| self.ports.remove(key)).collect();
         for (key, name) in keys {
             let family = key.2;
-            let clients = around.config.affinity_clients;
             if !self.ports.contains_key(&key) {
-                self.ports.insert(key, PortState::new(ServicePort::new(name.clone(), family, clients)));
+                let port = ServicePort::new(name.clone(), family, Arc::clone(affinity_budget));
+                self.ports.insert(key, PortState::new(port));
             }
         }
         self.frontends = wanted;

@@ -7,8 +7,6 @@ mod flows;
 mod health_checks;
 mod work;
 
-use std::time::Instant;
-
 use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, TrafficPolicy};
 
 use super::*;

@@ -54,12 +54,9 @@ fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
     let now = Instant::now();
     let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
     assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
-    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    assert_eq!(port.affinity().unwrap().len(), 1);
     let mut unready = slice("web-a", "web", &[1, 2, 3]);
     (unready.endpoints[0].ready, unready.endpoints[0].serving) = (false, false);
     writer.apply(apply(unready));
-    assert_eq!(port.affinity().unwrap().len(), 0);
     writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
     assert_ne!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
 }
@@ -87,9 +84,14 @@ fn affinity_that_is_switched_off_is_forgotten() {
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
     select(&mut reader, key(WEB), from(1), now);
     writer.apply(apply(service("web", 1, WEB)));
-    assert_eq!(port.affinity().unwrap().len(), 0);
     let picks = [0; 4].map(|_| octet(&select(&mut reader, key(WEB), from(1), now).1));
     assert_eq!(picks, [2, 3, 1, 2]);
+    let again = Service { affinity: Some(Duration::from_secs(100)), ..service("web", 1, WEB) };
+    writer.apply(apply(again));
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 3, "not the one it had");
+    writer.apply(apply(service("web", 1, WEB)));
+    writer.expire_affinity(now);
+    assert_eq!(port.affinity().unwrap().len(), 0);
 }
 
 #[test]
@@ -107,12 +109,12 @@ fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
 #[test]
 fn the_table_forgets_idle_clients() {
     let now = Instant::now();
-    let (writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
     (1..=20).for_each(|n| _ = select(&mut reader, key(WEB), from(n), now));
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    writer.table().expire_affinity(now + Duration::from_secs(99));
+    writer.expire_affinity(now + Duration::from_secs(99));
     assert_eq!(port.affinity().unwrap().len(), 20);
-    writer.table().expire_affinity(now + Duration::from_secs(100));
+    writer.expire_affinity(now + Duration::from_secs(100));
     assert_eq!(port.affinity().unwrap().len(), 0);
 }
 
