@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluice_model::FrontendKind;
 
+use crate::connection_limit::ConnectionLimit;
 use crate::policy::{Policies, SetName, Usable};
 use crate::source_address::{Masquerade, SourceAddress, source_address};
 use crate::topology::{Basis, Tally};
@@ -40,6 +41,7 @@ pub(crate) struct PortRules {
     pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
     pub(crate) masquerade: Masquerade,
     pub(crate) passive_health: bool,
+    pub(crate) limit: Option<ConnectionLimit>,
 }
 
 impl Backends {

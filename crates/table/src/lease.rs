@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::connection_limit::Slot;
 use crate::passive_health::{Heard, Seen};
 use crate::{SourceAddress, Upstream};
 
@@ -21,6 +22,8 @@ pub struct Lease {
     /// The address that the endpoint sees.
     source: SourceAddress,
     passive_health: bool,
+    /// Held for as long as the connection lives.
+    slot: Option<Slot>,
 }
 
 impl Lease {
@@ -32,7 +35,13 @@ impl Lease {
     ) -> Self {
         upstream.stats().connections.fetch_add(1, Ordering::Relaxed);
         upstream.stats().active.fetch_add(1, Ordering::Relaxed);
-        Self { upstream: Arc::clone(upstream), client, source, passive_health }
+        Self { upstream: Arc::clone(upstream), client, source, passive_health, slot: None }
+    }
+
+    /// The same, with its part of the Service's limit.
+    pub(crate) fn with(mut self, slot: Option<Slot>) -> Self {
+        self.slot = slot;
+        self
     }
 
     /// One that nobody in particular holds.
@@ -69,6 +78,7 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.upstream.stats().active.fetch_sub(1, Ordering::Relaxed);
+        drop(self.slot.take());
     }
 }
 

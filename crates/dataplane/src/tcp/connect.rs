@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sluice_table::{Heard, Selection, Upstream};
+use sluice_table::{Heard, Lease, Selection, Upstream};
 
 use crate::failure;
 
@@ -72,6 +72,11 @@ impl Attempts {
         let timeout = *TIMEOUTS.get(self.timeouts)?;
         let upstream = self.selection.next(now).or_else(|| self.timed_out.pop_front())?;
         Some((upstream, timeout))
+    }
+
+    /// Notes that an attempt has led to a connection.
+    pub(crate) fn connected(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Lease {
+        self.selection.connected(upstream, now)
     }
 
     /// Notes that an attempt failed.

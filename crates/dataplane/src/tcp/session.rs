@@ -256,7 +256,7 @@ impl Session {
     fn connected(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
-        let lease = connecting.attempts.selection().connected(&endpoint, context.core.now);
+        let lease = connecting.attempts.connected(&endpoint, context.core.now);
         context.core.stats.tcp_established.add(1);
         self.deadline = None;
         self.state = State::Relaying(Relaying {

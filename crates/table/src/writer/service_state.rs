@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use litemap::LiteMap;
 use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
@@ -27,6 +28,8 @@ pub(super) struct ServiceState {
     pub(super) health_check: Option<Arc<HealthCheck>>,
     frontends: LiteMap<Frontend, Claim>,
     notices: BTreeSet<Notice>,
+    /// Connections that count against the Service's limit.
+    used_connections: Arc<AtomicU32>,
 }
 
 /// What [`ServiceState::update_frontends`] changed.
@@ -146,7 +149,11 @@ impl ServiceState {
                 local_ready.extend(candidates.iter().filter(is_counted).map(|c| c.address.ip()));
             }
             let before = state.verdicts();
-            change.swaps += u64::from(state.publish(&candidates, here, around.rules(service, *family)));
+            change.swaps += u64::from(state.publish(
+                &candidates,
+                here,
+                around.rules(service, *family, &self.used_connections),
+            ));
             if state.verdicts() != before {
                 let is_ours = |(frontend, claim): &(&Frontend, &Claim)| {
                     Family::of(frontend.address.ip()) == *family && claim.port == *state.port.name()

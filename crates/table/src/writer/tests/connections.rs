@@ -1,5 +1,6 @@
 //! Connections of clients across changes: affinity, balancing and passive health as a whole.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -151,7 +152,7 @@ fn least_connections_counts_those_under_way() {
     open.retain(|(_, upstream)| octet(upstream) != 3);
     let picks: Vec<_> = (0..2).map(|_| select(&mut reader, key(WEB), from(1), now)).collect();
     assert_eq!(octets(&picks), [3, 3]);
-    let leases: Vec<_> = open.into_iter().chain(picks).map(|(s, u)| s.connected(&u, now)).collect();
+    let leases: Vec<_> = open.into_iter().chain(picks).map(|(mut s, u)| s.connected(&u, now)).collect();
     assert!(leases.iter().all(|lease| lease.stats().connecting.load(Ordering::Relaxed) == 0));
     assert!(leases.iter().all(|lease| lease.stats().active.load(Ordering::Relaxed) == 2));
 }
@@ -228,7 +229,7 @@ fn an_endpoint_that_keeps_failing_is_passed_over_and_its_share_spreads_evenly() 
     let picks: BTreeSet<_> =
         (0..3).map(|_| octet(&select(&mut reader, key(WEB), from(1), later).1)).collect();
     assert_eq!(picks, BTreeSet::from([1, 2, 3]), "tried again");
-    let (selection, _) = select(&mut reader, key(WEB), from(1), later);
+    let (mut selection, _) = select(&mut reader, key(WEB), from(1), later);
     let _lease = selection.connected(&upstream, later);
     assert_eq!((upstream.passed_over_for(seen, now), upstream.failures_in_a_row(seen)), (None, 0));
 }
@@ -365,7 +366,7 @@ fn opening_a_udp_flow_proves_nothing_but_its_answer_does() {
     let key = FrontendKey::new(WEB.into(), 80, Protocol::Udp);
     let leases: Vec<_> = (1..=3)
         .map(|n| {
-            let (selection, upstream) = select(&mut reader, key, from(n), now);
+            let (mut selection, upstream) = select(&mut reader, key, from(n), now);
             let lease = selection.connected(&upstream, now);
             lease.refused(now);
             lease
@@ -386,4 +387,49 @@ fn a_retry_sees_the_endpoints_as_they_are_by_then() {
     assert_eq!(selection.next(now).map(|upstream| octet(&upstream)), Some(9));
     writer.apply(apply(slice("web-a", "web", &[])));
     assert!(selection.next(now).is_none());
+}
+
+#[test]
+fn a_service_has_no_more_connections_than_its_limit_over_all_ports_and_addresses() {
+    let now = Instant::now();
+    let limited = |max| {
+        let mut web = service("web", 1, WEB);
+        web.external_ips = vec![EXTERNAL.into()];
+        web.ports.push(ServicePort { name: "other".into(), port: 81, ..web.ports[0].clone() });
+        web.max_connections = NonZeroU32::new(max);
+        web
+    };
+    let mut web_slice = slice("web-a", "web", &[1, 2, 3]);
+    web_slice.ports.push(SlicePort { name: "other".into(), ..web_slice.ports[0].clone() });
+    let mut writer = writer();
+    step(&mut writer, [apply(limited(3)), apply(web_slice)]);
+    let mut reader = writer.table().reader();
+    let other = FrontendKey::new(WEB.into(), 81, Protocol::Tcp);
+    let is_over = |reader: &mut Reader, key| {
+        let selected = reader.lookup(key).unwrap().select(from(1), now);
+        selected.is_err_and(|rejection| {
+            assert_eq!(rejection.verdict, Verdict::Refuse(Reason::TooManyConnections));
+            rejection.is_limit()
+        })
+    };
+    let (mut first, upstream) = select(&mut reader, key(WEB), from(1), now);
+    let second = select(&mut reader, key(EXTERNAL), from(2), now);
+    let third = select(&mut reader, other, from(3), now);
+    assert!(is_over(&mut reader, key(WEB)) && is_over(&mut reader, other));
+    let lease = first.connected(&upstream, now);
+    drop(first);
+    assert!(is_over(&mut reader, key(WEB)), "it goes on");
+    drop(lease);
+    assert!(!is_over(&mut reader, key(WEB)));
+    // A limit that changes knows of the connections that there are.
+    writer.apply(apply(limited(2)));
+    assert!(is_over(&mut reader, key(WEB)), "two are under way");
+    drop(second);
+    assert!(!is_over(&mut reader, key(WEB)));
+    writer.apply(apply(limited(0)));
+    let many: Vec<_> = (0..10).map(|n| select(&mut reader, key(WEB), from(n), now)).collect();
+    writer.apply(apply(limited(1)));
+    assert!(is_over(&mut reader, key(WEB)), "the third is under way; those without a limit do not count");
+    drop((third, many));
+    assert!(!is_over(&mut reader, key(WEB)));
 }
