@@ -4,6 +4,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU32;
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -717,4 +718,39 @@ fn over_the_limit_new_connections_are_reset_and_old_ones_go_on() {
         let mut stream = connect(&world);
         stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok()
     });
+}
+
+#[test]
+fn a_service_whose_endpoints_all_refuse_costs_few_attempts() {
+    let dead: Vec<_> = (0..200).map(|_| Backend::echo().address).collect();
+    let world = World::new(Protocol::Tcp, &dead);
+    for _ in 0..10 {
+        let error = connect(&world).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    let stats = world.proxy.stats();
+    assert_eq!(stats.tcp_all_endpoints_failed, 10);
+    assert!(stats.tcp_retries <= 3 * 10, "{}", stats.tcp_retries);
+}
+
+/// Annotation `sluice.dev/max-connections`.
+#[test]
+fn what_is_over_a_services_limit_is_reset_and_counted_and_the_others_go_on() {
+    let alive = Backend::echo();
+    let mut world = World::new(Protocol::Tcp, &[alive.address]);
+    world.edit(|service| service.max_connections = NonZeroU32::new(2));
+    let exchange = |stream: &mut TcpStream| {
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    };
+    let mut open = [connect(&world), connect(&world)];
+    open.iter_mut().for_each(exchange);
+    let error = connect(&world).read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(world.proxy.stats().tcp_over_service_limit, 1);
+    open.iter_mut().for_each(exchange);
+    let [first, _second] = open;
+    drop(first);
+    wait::until("its session has ended", || world.proxy.stats().tcp_active == 1);
+    exchange(&mut connect(&world));
 }

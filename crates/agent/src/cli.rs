@@ -49,8 +49,8 @@ pub struct AgentArgs {
     /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
-    /// Whether endpoints that failed several connects in a row are passed over for a while (1 s growing to
-    /// 30 s), unless all of a Service would be.
+    /// Whether endpoints that keep failing are passed over for a while (1 s growing to 30 s), unless all of a
+    /// Service would be.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub passive_health: bool,
     /// Where metrics are served, as `/metrics`, and `/healthz`. `0` for nowhere.

@@ -277,7 +277,7 @@ impl Proxy {
         }
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
             self.affinity_expired = now;
-            self.writer.table().expire_affinity(now);
+            self.writer.expire_affinity(now);
         }
     }
 

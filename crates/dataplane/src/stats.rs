@@ -43,6 +43,8 @@ counters! {
     tcp_active,
     /// TCP connections reset because their frontend or its endpoints were gone.
     tcp_unroutable,
+    /// TCP connections reset because their Service has as many as `sluice.dev/max-connections` allows.
+    tcp_over_service_limit,
     /// TCP connections reset because they came to the socket itself that only the capture may lead to.
     tcp_not_captured,
     /// TCP connections reset because every endpoint failed.
@@ -92,6 +94,8 @@ counters! {
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
     udp_unroutable,
+    /// UDP datagrams lost because their Service has as many flows as `sluice.dev/max-connections` allows.
+    udp_over_service_limit,
     /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
     /// forbade to open it.
     udp_over_limit,

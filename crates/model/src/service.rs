@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// `spec.ports` with a protocol that Sluice carries.
     pub ports: Vec<ServicePort>,
+    /// Annotation `sluice.dev/max-connections`: how many connections and UDP flows there may be through one
+    /// node, over all ports. `None`: any number.
+    pub max_connections: Option<NonZeroU32>,
     /// Annotations under `sluice.dev/`, without that prefix.
     pub annotations: BTreeMap<Arc<str>, Arc<str>>,
 }
@@ -56,6 +60,7 @@ impl Service {
             affinity: None,
             health_check_node_port: None,
             ports,
+            max_connections: None,
             annotations: BTreeMap::new(),
         }
     }

@@ -3,11 +3,15 @@
 //! One map for each service port, so all of its addresses share it. An entry is renewed by every new
 //! connection, is worth nothing once it was idle for the timeout or its endpoint cannot be used, and
 //! is forgotten at the latest when the map is full and it is the one unseen for longest, or nearly.
+//!
+//! Entries that are worth nothing are cleared away from the head of a queue, a few at a time: whoever
+//! holds its lock looks at no more than a handful, so no worker waits longer than about a microsecond.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dashmap::{DashMap, Entry};
@@ -19,10 +23,46 @@ use crate::Upstream;
 const SHARDS: usize = 8;
 
 /// How many entries get a second chance before one is evicted all the same.
-const SECOND_CHANCES: usize = 8;
+const SECOND_CHANCES: usize = 3;
 
-/// How many expired entries each new client clears away.
+/// How many entries that are worth nothing each new client clears away.
 const CLEARED_PER_CLIENT: usize = 2;
+
+/// How many are evicted for a new client while the service ports together have too many.
+const EVICTED_WHEN_CROWDED: usize = 2;
+
+/// How many entries are looked at with the queue locked when nobody waits for a connection: some 100 ns each.
+const EXAMINED_PER_HOLD: usize = 4;
+
+/// How many are looked at each time, to leave the thread to others. A full map is through in a minute if
+/// that is once a second.
+const EXAMINED_PER_EXPIRY: usize = 1_024;
+
+/// How many clients all service ports remember, and how many one may.
+///
+/// Sources of UDP datagrams may be made up, and one client may have 2^64 IPv6 addresses: so a Service that is
+/// flooded fills its map, and several of them would fill the node's memory. While there are too many in total
+/// a service port that has more than [`SHARE`](Self::SHARE) loses two for each that comes.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    per_port: usize,
+    total: usize,
+    clients: AtomicUsize,
+}
+
+impl Budget {
+    /// Service ports that may be full at the same time.
+    const FULL_PORTS: usize = 4;
+
+    /// What a service port may have in any case.
+    const SHARE: usize = 1_024;
+
+    pub(crate) fn new(per_port: usize) -> Arc<Self> {
+        let per_port = per_port.max(1);
+        let total = per_port.saturating_mul(Self::FULL_PORTS);
+        Arc::new(Self { per_port, total, clients: AtomicUsize::new(0) })
+    }
+}
 
 /// The endpoints that clients of one service port keep.
 #[derive(Debug)]
@@ -30,26 +70,41 @@ pub struct Affinity {
     clients: DashMap<IpAddr, Binding, foldhash::fast::RandomState>,
     /// Every client, in the order of first or, after a second chance, later appearance.
     queue: Mutex<VecDeque<IpAddr>>,
-    capacity: usize,
+    budget: Arc<Budget>,
     evicted: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Binding {
     upstream: Arc<Upstream>,
+    /// The endpoint's [tenure](Upstream::tenure) when it was chosen.
+    tenure: u32,
     /// The latest new connection.
     seen: Instant,
     /// Whether there was one since it last stood at the head of the queue.
     renewed: bool,
 }
 
+impl Binding {
+    fn new(upstream: Arc<Upstream>, now: Instant) -> Self {
+        Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false }
+    }
+
+    /// Whether it is worth nothing any more: it was idle for too long, or its endpoint has left. One
+    /// without a timeout is of a Service that has no affinity any more.
+    fn is_over(&self, timeout: Option<Duration>, now: Instant) -> bool {
+        self.tenure != self.upstream.tenure()
+            || timeout.is_none_or(|timeout| now.saturating_duration_since(self.seen) >= timeout)
+    }
+}
+
 impl Affinity {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(budget: Arc<Budget>) -> Self {
         let hasher = foldhash::fast::RandomState::default();
         Self {
             clients: DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, SHARDS),
             queue: Mutex::default(),
-            capacity: capacity.max(1),
+            budget,
             evicted: AtomicU64::new(0),
         }
     }
@@ -69,17 +124,16 @@ impl Affinity {
         match self.clients.entry(client) {
             Entry::Occupied(mut entry) => {
                 let binding = entry.get_mut();
-                if is_idle(binding, timeout, now) || !is_usable(&binding.upstream) {
-                    binding.upstream = choose()?;
+                if binding.is_over(Some(timeout), now) || !is_usable(&binding.upstream) {
+                    *binding = Binding::new(choose()?, now);
                 }
                 (binding.seen, binding.renewed) = (now, true);
                 Some(Arc::clone(&binding.upstream))
             }
             Entry::Vacant(entry) => {
                 let upstream = choose()?;
-                let binding = Binding { upstream: Arc::clone(&upstream), seen: now, renewed: false };
                 // The queue is locked without holding a shard: whoever holds it locks shards.
-                drop(entry.insert(binding));
+                drop(entry.insert(Binding::new(Arc::clone(&upstream), now)));
                 self.enqueue(client, timeout, now);
                 Some(upstream)
             }
@@ -88,40 +142,79 @@ impl Affinity {
 
     /// Makes room in the queue for a new client, and puts it there.
     fn enqueue(&self, client: IpAddr, timeout: Duration, now: Instant) {
+        let is_crowded = self.budget.clients.fetch_add(1, Ordering::Relaxed) >= self.budget.total;
         let mut queue = self.queue();
         for _ in 0..CLEARED_PER_CLIENT {
-            let is_over = |oldest: &mut IpAddr| {
-                self.clients.get(oldest).is_none_or(|binding| is_idle(&binding, timeout, now))
-            };
-            queue.pop_front_if(is_over).and_then(|oldest| self.clients.remove(&oldest));
+            let Some(oldest) = queue.front() else { break };
+            if !self.forget(oldest, |binding| binding.is_over(Some(timeout), now)) {
+                break;
+            }
+            queue.pop_front();
         }
+        let length = queue.len();
+        let surplus = if is_crowded && length > Budget::SHARE {
+            EVICTED_WHEN_CROWDED
+        } else {
+            (length + 1).saturating_sub(self.budget.per_port)
+        };
         let mut chances = SECOND_CHANCES;
-        while queue.len() >= self.capacity {
+        while queue.len() + surplus > length {
             let Some(oldest) = queue.pop_front() else { break };
-            let was_renewed =
-                self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed));
-            if was_renewed && chances > 0 {
+            if chances > 0
+                && self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed))
+            {
                 chances -= 1;
                 queue.push_back(oldest);
-            } else if self.clients.remove(&oldest).is_some() {
+            } else if self.forget(&oldest, |_| true) {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
         }
         queue.push_back(client);
     }
 
-    /// Forgets every client whose endpoint is not to be kept.
-    pub(crate) fn retain(&self, keep: impl Fn(&Arc<Upstream>) -> bool) {
-        let mut queue = self.queue();
-        self.clients.retain(|_, binding| keep(&binding.upstream));
-        queue.retain(|client| self.clients.contains_key(client));
+    /// Takes a client out of the map, if that is what is wanted; whether it is not there any more.
+    fn forget(&self, client: &IpAddr, is_wanted: impl Fn(&Binding) -> bool) -> bool {
+        let is_gone = self.clients.remove_if(client, |_, binding| is_wanted(binding)).is_some();
+        if is_gone {
+            self.budget.clients.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_gone
     }
 
-    /// Forgets every client that was idle for the timeout.
-    pub(crate) fn expire(&self, timeout: Duration, now: Instant) {
+    /// Forgets clients that were idle for the timeout or whose endpoints have left: those at the head of the
+    /// queue, and no more than a thousand at a time. Without a timeout, any. Returns how many were looked at.
+    pub(crate) fn expire(&self, timeout: Option<Duration>, now: Instant) -> usize {
+        let mut examined = 0;
+        while examined < EXAMINED_PER_EXPIRY {
+            let in_this_hold = self.expire_some(timeout, now);
+            examined += in_this_hold;
+            if in_this_hold < EXAMINED_PER_HOLD {
+                break;
+            }
+            // Who waits for the queue is to have it now.
+            thread::yield_now();
+        }
+        examined
+    }
+
+    /// Looks at a few. One that has been renewed since it was last looked at goes to the end of the queue; the
+    /// first of the others that is still worth something ends it, as those behind it are younger. Returns how many
+    /// were looked at.
+    fn expire_some(&self, timeout: Option<Duration>, now: Instant) -> usize {
         let mut queue = self.queue();
-        self.clients.retain(|_, binding| !is_idle(binding, timeout, now));
-        queue.retain(|client| self.clients.contains_key(client));
+        for examined in 0..EXAMINED_PER_HOLD {
+            let Some(oldest) = queue.pop_front() else { return examined };
+            if self.forget(&oldest, |binding| binding.is_over(timeout, now)) {
+                continue;
+            }
+            if self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed)) {
+                queue.push_back(oldest);
+            } else {
+                queue.push_front(oldest);
+                return examined;
+            }
+        }
+        EXAMINED_PER_HOLD
     }
 
     /// How many clients are remembered, counting those whose time is over and who were not cleared
@@ -145,8 +238,10 @@ impl Affinity {
     }
 }
 
-fn is_idle(binding: &Binding, timeout: Duration, now: Instant) -> bool {
-    now.saturating_duration_since(binding.seen) >= timeout
+impl Drop for Affinity {
+    fn drop(&mut self) {
+        self.budget.clients.fetch_sub(self.clients.len(), Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

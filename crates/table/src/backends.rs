@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluice_model::FrontendKind;
 
+use crate::connection_limit::ConnectionLimit;
 use crate::policy::{Policies, SetName, Usable};
 use crate::source_address::{Masquerade, SourceAddress, source_address};
 use crate::topology::{Basis, Tally};
@@ -32,7 +33,7 @@ pub(crate) struct Facts {
 }
 
 /// What the Service and the settings say of the connections of one service port in one family.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PortRules {
     pub(crate) policies: Policies,
     pub(crate) balance: Balance,
@@ -40,19 +41,7 @@ pub(crate) struct PortRules {
     pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
     pub(crate) masquerade: Masquerade,
     pub(crate) passive_health: bool,
-}
-
-impl Default for PortRules {
-    fn default() -> Self {
-        Self {
-            policies: Policies::default(),
-            balance: Balance::default(),
-            affinity: None,
-            allowed_sources: None,
-            masquerade: Masquerade { all: false, detects_local_pods: false },
-            passive_health: false,
-        }
-    }
+    pub(crate) limit: Option<ConnectionLimit>,
 }
 
 impl Backends {

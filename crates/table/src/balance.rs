@@ -12,7 +12,7 @@ use crate::endpoint_set::EndpointSet;
 
 mod least_connections;
 pub(crate) mod maglev;
-mod mix;
+pub(crate) mod mix;
 mod random;
 pub(crate) mod rotation;
 mod round_robin;

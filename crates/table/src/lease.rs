@@ -1,11 +1,14 @@
 //! A connection's hold on its endpoint: counted from the moment it is established until it ends.
 
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::Upstream;
+use crate::connection_limit::Slot;
+use crate::passive_health::{Heard, Seen};
+use crate::{SourceAddress, Upstream};
 
 /// An established connection (TCP) or open flow (UDP) to an endpoint.
 ///
@@ -15,14 +18,36 @@ use crate::Upstream;
 #[must_use = "dropping it says that the connection has ended"]
 pub struct Lease {
     upstream: Arc<Upstream>,
+    client: IpAddr,
+    /// The address that the endpoint sees.
+    source: SourceAddress,
     passive_health: bool,
+    /// Held for as long as the connection lives.
+    slot: Option<Slot>,
 }
 
 impl Lease {
-    pub(crate) fn new(upstream: &Arc<Upstream>, passive_health: bool) -> Self {
+    pub(crate) fn new(
+        upstream: &Arc<Upstream>,
+        client: IpAddr,
+        source: SourceAddress,
+        passive_health: bool,
+    ) -> Self {
         upstream.stats().connections.fetch_add(1, Ordering::Relaxed);
         upstream.stats().active.fetch_add(1, Ordering::Relaxed);
-        Self { upstream: Arc::clone(upstream), passive_health }
+        Self { upstream: Arc::clone(upstream), client, source, passive_health, slot: None }
+    }
+
+    /// The same, with its part of the Service's limit.
+    pub(crate) fn with(mut self, slot: Option<Slot>) -> Self {
+        self.slot = slot;
+        self
+    }
+
+    /// One that nobody in particular holds.
+    #[cfg(test)]
+    pub(crate) fn of(upstream: &Arc<Upstream>) -> Self {
+        Self::new(upstream, [10, 1, 0, 1].into(), SourceAddress::Client, true)
     }
 
     /// The endpoint.
@@ -32,12 +57,13 @@ impl Lease {
 
     /// Notes that the endpoint of a UDP flow answered.
     pub fn answered(&self) {
-        self.upstream.note_success();
+        self.upstream.note_success(self.source);
     }
 
     /// Notes that the endpoint of a UDP flow refused a datagram: a failed connect, in effect.
     pub fn refused(&self, now: Instant) {
-        self.upstream.note_failure(self.passive_health, now);
+        let seen = Seen::new(self.source, self.client);
+        self.upstream.note_failure(self.passive_health, seen, Heard::Refusal, now);
     }
 }
 
@@ -52,6 +78,7 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.upstream.stats().active.fetch_sub(1, Ordering::Relaxed);
+        drop(self.slot.take());
     }
 }
 
@@ -66,7 +93,7 @@ mod tests {
             let stats = upstream.stats();
             (stats.connections.load(Ordering::Relaxed), stats.active.load(Ordering::Relaxed))
         };
-        let (first, second) = (Lease::new(&upstream, true), Lease::new(&upstream, true));
+        let (first, second) = (Lease::of(&upstream), Lease::of(&upstream));
         assert_eq!(numbers(), (2, 2));
         assert_eq!(first.address(), upstream.address());
         drop(first);

@@ -28,6 +28,7 @@
 //! | session affinity | `affinity.rs` |
 //! | which endpoint is next | `balance.rs` and `balance/` |
 //! | endpoints that keep failing | `passive_health.rs` |
+//! | `sluice.dev/max-connections` | `connection_limit.rs` |
 //! | `healthCheckNodePort` | `health_check.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
@@ -45,6 +46,7 @@ mod answer;
 mod backends;
 mod balance;
 mod cluster_addresses;
+mod connection_limit;
 mod endpoint_set;
 mod health_check;
 mod key;
@@ -73,6 +75,7 @@ pub use lease::Lease;
 pub use lookup::{Reader, Route, Table};
 pub use node_ports::NodePortAddresses;
 pub use notice::Notice;
+pub use passive_health::Heard;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
 pub use source_address::SourceAddress;

@@ -37,12 +37,6 @@ impl Table {
         self.health_checks.load_full()
     }
 
-    /// Forgets clients that were idle for longer than session affinity lasts. What is forgotten
-    /// would not have counted any more; this frees the memory where no new clients come.
-    pub fn expire_affinity(&self, now: Instant) {
-        self.routes.load_full().values().for_each(|route| route.port.expire_affinity(now));
-    }
-
     pub(crate) fn set_health_checks(&self, checks: Vec<Arc<HealthCheck>>) {
         self.health_checks.store(Arc::new(checks));
     }

@@ -1,16 +1,32 @@
 //! Passive health: an endpoint that keeps failing is passed over for a while.
 //!
-//! Nothing is probed; the outcome of real connections tells. After [`FAILURES`] failures in a row
-//! the endpoint is passed over for [`FIRST`], after each failure that follows for twice as long, up
-//! to [`LONGEST`]; one success ends it. Whoever picks falls back to endpoints that are passed over
+//! Nothing is probed; the outcome of real connections tells. After enough failures in a row the
+//! endpoint is passed over for [`FIRST`], and if it goes on for twice as long each time, up to
+//! [`LONGEST`]; one success ends it. Whoever picks falls back to endpoints that are passed over
 //! when there are no others, so this never refuses a connection.
+//!
+//! What a failure says depends on whom the endpoint saw. A network policy may deny one pod what it
+//! grants to all others, by silence or by a refusal, and that pod must not take the endpoint from
+//! them. So connections with a client's own address and those with the node's are judged apart, and
+//! of clients several have to fail: three that were refused, four that heard nothing.
 
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Failures in a row before an endpoint is passed over.
+use crate::SourceAddress;
+use crate::balance::mix;
+
+/// Failures in a row with the node's address before an endpoint is passed over.
 pub const FAILURES: u32 = 3;
+
+/// Clients that an endpoint has refused, without a success in between, before it is passed over.
+pub const REFUSED_CLIENTS: usize = 3;
+
+/// Clients that have heard nothing of it or were refused, with the last hearing nothing. More, since
+/// most network policies deny by silence.
+pub const UNHEARD_CLIENTS: usize = 4;
 
 /// How long an endpoint is passed over the first time.
 pub const FIRST: Duration = Duration::from_secs(1);
@@ -18,60 +34,125 @@ pub const FIRST: Duration = Duration::from_secs(1);
 /// How long an endpoint is passed over at most.
 pub const LONGEST: Duration = Duration::from_secs(30);
 
+/// What was heard of an endpoint that could not be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Heard {
+    /// A refusal, or that it cannot be reached.
+    Refusal,
+    /// Nothing in time.
+    Nothing,
+}
+
+/// Whom an endpoint saw as its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// The client itself.
+    Client(IpAddr),
+    /// The node.
+    Node,
+}
+
+impl Seen {
+    pub(crate) fn new(source: SourceAddress, client: IpAddr) -> Self {
+        match source {
+            SourceAddress::Client => Self::Client(client),
+            SourceAddress::Node => Self::Node,
+        }
+    }
+
+    fn source(self) -> SourceAddress {
+        match self {
+            Self::Client(_) => SourceAddress::Client,
+            Self::Node => SourceAddress::Node,
+        }
+    }
+}
+
 /// The state of one endpoint. All zero while it answers.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct PassiveHealth {
-    /// When it is tried again, in nanoseconds after `epoch`; 0 if it was not passed over. First:
-    /// every pick looks at it.
+    // First: every pick looks at them.
+    to_clients: Record,
+    to_node: Record,
+    failed_clients: FewClients,
+    /// The time of the first failure.
+    epoch: OnceLock<Instant>,
+}
+
+/// How an endpoint treats connections with one kind of source address.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Record {
+    /// When it is tried again, in nanoseconds after the epoch; 0 if it was not passed over.
     until: AtomicU64,
     /// Failures since the last success.
     failures: AtomicU32,
     /// How often in a row it was passed over.
     rounds: AtomicU32,
-    /// The time of the first failure.
-    epoch: OnceLock<Instant>,
 }
+
+/// A few clients, as hashes that are not 0: as many as have to fail.
+#[derive(Debug, Default)]
+struct FewClients([AtomicU32; UNHEARD_CLIENTS]);
 
 impl PassiveHealth {
     /// Takes note of a failed connect. Whether the endpoint is passed over from now on and was not.
-    pub(crate) fn failed(&self, now: Instant) -> bool {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+    pub(crate) fn failed(&self, seen: Seen, heard: Heard, now: Instant) -> bool {
+        let record = self.record(seen.source());
+        let failures = record.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let now = nanoseconds(now.saturating_duration_since(*self.epoch.get_or_init(|| now)));
-        let until = self.until.load(Ordering::Relaxed);
+        let until = record.until.load(Ordering::Relaxed);
         // Connects that were under way when the pause began say nothing new.
-        if failures < FAILURES || now < until {
+        if now < until {
             return false;
         }
-        let pause = pause(self.rounds.load(Ordering::Relaxed));
-        let began = self
+        let is_enough = match (seen, heard) {
+            (Seen::Node, _) => failures >= FAILURES,
+            (Seen::Client(ip), Heard::Refusal) => self.failed_clients.count_with(ip) >= REFUSED_CLIENTS,
+            (Seen::Client(ip), Heard::Nothing) => self.failed_clients.count_with(ip) >= UNHEARD_CLIENTS,
+        };
+        if !is_enough {
+            return false;
+        }
+        let pause = pause(record.rounds.load(Ordering::Relaxed));
+        let began = record
             .until
             .compare_exchange(until, now + nanoseconds(pause), Ordering::Relaxed, Ordering::Relaxed)
             .is_ok();
         if began {
-            self.rounds.fetch_add(1, Ordering::Relaxed);
+            record.rounds.fetch_add(1, Ordering::Relaxed);
+            // As many have to fail again when the pause is over: the first to try then may be one that
+            // is denied, and never stops trying.
+            if seen.source() == SourceAddress::Client {
+                self.failed_clients.clear();
+            }
         }
         began
     }
 
     /// Takes note of an answer.
-    pub(crate) fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.rounds.store(0, Ordering::Relaxed);
-            self.until.store(0, Ordering::Relaxed);
+    pub(crate) fn succeeded(&self, source: SourceAddress) {
+        let record = self.record(source);
+        if record.failures.load(Ordering::Relaxed) != 0 {
+            record.failures.store(0, Ordering::Relaxed);
+            record.rounds.store(0, Ordering::Relaxed);
+            record.until.store(0, Ordering::Relaxed);
+            if source == SourceAddress::Client {
+                self.failed_clients.clear();
+            }
         }
     }
 
     /// Whether it was passed over since the last success: a look that needs no clock.
     #[inline]
-    pub(crate) fn was_passed_over(&self) -> bool {
-        self.until.load(Ordering::Relaxed) != 0
+    pub(crate) fn was_passed_over(&self, source: SourceAddress) -> bool {
+        self.record(source).until.load(Ordering::Relaxed) != 0
     }
 
     /// For how long it is still passed over.
-    pub(crate) fn remaining(&self, now: Instant) -> Option<Duration> {
-        let until = self.until.load(Ordering::Relaxed);
+    pub(crate) fn remaining(&self, source: SourceAddress, now: Instant) -> Option<Duration> {
+        let until = self.record(source).until.load(Ordering::Relaxed);
         if until == 0 {
             return None;
         }
@@ -80,8 +161,42 @@ impl PassiveHealth {
     }
 
     /// Failures since the last success.
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures.load(Ordering::Relaxed)
+    pub(crate) fn failures(&self, source: SourceAddress) -> u32 {
+        self.record(source).failures.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn record(&self, source: SourceAddress) -> &Record {
+        match source {
+            SourceAddress::Client => &self.to_clients,
+            SourceAddress::Node => &self.to_node,
+        }
+    }
+}
+
+impl FewClients {
+    /// How many there are with this one.
+    fn count_with(&self, client: IpAddr) -> usize {
+        let bytes = mix::hash_ip(client).to_le_bytes();
+        let [a, b, c, d, ..] = bytes;
+        let hash = u32::from_le_bytes([a, b, c, d]).max(1);
+        for (before, slot) in self.0.iter().enumerate() {
+            let found = slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed);
+            match found {
+                Ok(_) => return before + 1,
+                Err(there) if there == hash => {
+                    let after = self.0.iter().skip(before + 1);
+                    let is_there = |slot: &&AtomicU32| slot.load(Ordering::Relaxed) != 0;
+                    return before + 1 + after.take_while(is_there).count();
+                }
+                Err(_) => {}
+            }
+        }
+        self.0.len()
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|slot| slot.store(0, Ordering::Relaxed));
     }
 }
 
@@ -98,11 +213,14 @@ fn nanoseconds(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// Events, at seconds: `fail@0.5`, `ok@2`, and questions: `over@1` (passed over), `free@2.5`.
+    /// Events, at seconds: `fail@0.5` and `ok@2` with the node's address, `refused:1@0` and
+    /// `unheard:1@0` with that of client 1, `well@0` with a client's; and questions: `over@1` (passed over
+    /// with the node's address), `free@2.5`, `OVER@1` and `FREE@1` the same with a client's.
     type Case = (&'static str, &'static str);
 
+    #[rustfmt::skip]
     const CASES: &[Case] = &[
-        ("an endpoint that never failed is free", "free@0"),
+        ("an endpoint that never failed is free", "free@0 FREE@0"),
         ("two failures in a row are not enough", "fail@0 fail@0 free@0"),
         ("three are", "fail@0 fail@0 fail@0 over@0 over@0.9 free@1.1"),
         ("a success in between starts anew", "fail@0 fail@0 ok@0 fail@0 fail@0 free@0"),
@@ -119,21 +237,46 @@ mod tests {
             "after a success the first pause is short again",
             "fail@0 fail@0 fail@0 fail@1 ok@1 fail@9 fail@9 fail@9 over@9.9 free@10.1",
         ),
+        ("what the node meets is not what clients meet", "fail@0 fail@0 fail@0 over@0 FREE@0"),
+        ("nor the other way round", "refused:1@0 refused:2@0 refused:3@0 free@0 OVER@0"),
+        (
+            "one client that is refused takes it from nobody",
+            "refused:1@0 refused:1@0 refused:1@0 refused:1@0 refused:1@0 FREE@0",
+        ),
+        ("nor do two", "refused:1@0 refused:2@0 refused:1@0 refused:2@0 refused:1@0 FREE@0"),
+        ("three do", "refused:1@0 refused:2@0 FREE@0 refused:3@0 OVER@0.9 FREE@1.1"),
+        ("whoever of them comes first again", "refused:1@0 refused:2@0 refused:1@0 refused:3@0 OVER@0"),
+        ("unless another one gets through", "refused:1@0 refused:2@0 well@0 refused:3@0 refused:1@0 FREE@0"),
+        ("three that hear nothing are not enough", "unheard:1@0 unheard:2@0 unheard:3@0 unheard:1@0 FREE@0"),
+        ("four are", "unheard:1@0 unheard:2@0 unheard:3@0 unheard:4@0 OVER@0"),
+        ("a client that is unheard counts where it is refused, too", "unheard:1@0 refused:2@0 refused:3@0 OVER@0"),
+        (
+            "after the pause several have to fail again",
+            "refused:1@0 refused:2@0 refused:3@0 refused:1@1 refused:1@1 FREE@1 refused:2@1 refused:3@1 OVER@2.9 FREE@3.1",
+        ),
+        ("a success with the node's address does not clear clients' records", "refused:1@0 refused:2@0 refused:3@0 ok@0 OVER@0"),
     ];
 
     #[test]
     fn cases() {
+        use SourceAddress::{Client, Node};
         for (name, events) in CASES {
             let start = Instant::now();
             let health = PassiveHealth::default();
             for event in events.split_whitespace() {
                 let (what, at) = event.split_once('@').unwrap();
                 let now = start + Duration::from_secs_f64(at.parse().unwrap());
-                match what {
-                    "fail" => _ = health.failed(now),
-                    "ok" => health.succeeded(),
-                    "over" => assert!(health.remaining(now).is_some(), "{name}: {event}"),
-                    _ => assert!(health.remaining(now).is_none(), "{name}: {event}"),
+                let client = |n: &str| Seen::Client([10, 1, 0, n.parse().unwrap()].into());
+                match what.split_once(':').unwrap_or((what, "")) {
+                    ("fail", _) => _ = health.failed(Seen::Node, Heard::Nothing, now),
+                    ("refused", n) => _ = health.failed(client(n), Heard::Refusal, now),
+                    ("unheard", n) => _ = health.failed(client(n), Heard::Nothing, now),
+                    ("ok", _) => health.succeeded(Node),
+                    ("well", _) => health.succeeded(Client),
+                    ("over", _) => assert!(health.remaining(Node, now).is_some(), "{name}: {event}"),
+                    ("free", _) => assert!(health.remaining(Node, now).is_none(), "{name}: {event}"),
+                    ("OVER", _) => assert!(health.remaining(Client, now).is_some(), "{name}: {event}"),
+                    _ => assert!(health.remaining(Client, now).is_none(), "{name}: {event}"),
                 }
             }
         }
@@ -142,17 +285,18 @@ mod tests {
     #[test]
     fn a_pause_is_reported_once() {
         let (health, now) = (PassiveHealth::default(), Instant::now());
-        assert_eq!([0; 5].map(|_| health.failed(now)), [false, false, true, false, false]);
-        assert_eq!(health.failures(), 5);
-        assert_eq!(health.remaining(now), Some(FIRST));
+        let failed = [0; 5].map(|_| health.failed(Seen::Node, Heard::Refusal, now));
+        assert_eq!(failed, [false, false, true, false, false]);
+        assert_eq!(health.failures(SourceAddress::Node), 5);
+        assert_eq!(health.remaining(SourceAddress::Node, now), Some(FIRST));
     }
 
     #[test]
     fn a_clock_that_jumps_back_does_no_harm() {
         let (health, now) = (PassiveHealth::default(), Instant::now() + Duration::from_secs(60));
-        (0..3).for_each(|_| _ = health.failed(now));
+        (0..3).for_each(|_| _ = health.failed(Seen::Node, Heard::Refusal, now));
         let earlier = now - Duration::from_secs(30);
-        assert!(health.remaining(earlier).is_some());
-        assert!(!health.failed(earlier));
+        assert!(health.remaining(SourceAddress::Node, earlier).is_some());
+        assert!(!health.failed(Seen::Node, Heard::Refusal, earlier));
     }
 }

@@ -7,8 +7,10 @@ use std::time::Instant;
 use sluice_model::{FrontendKind, Protocol};
 
 use crate::balance::Connecting;
-use crate::service_port::{Picked, ServicePort};
-use crate::{Balance, Lease, SourceAddress, Upstream, Verdict};
+use crate::connection_limit::Slot;
+use crate::passive_health::{Heard, Seen};
+use crate::service_port::{Asked, Picked, ServicePort};
+use crate::{Balance, Lease, Reason, SourceAddress, Upstream, Verdict};
 
 /// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
 /// the source address that endpoints see.
@@ -45,6 +47,13 @@ pub struct Rejection {
     pub verdict: Verdict,
 }
 
+impl Rejection {
+    /// Whether it is for nothing but the number of connections that the Service has.
+    pub fn is_limit(self) -> bool {
+        self.verdict == TOO_MANY.verdict
+    }
+}
+
 /// Endpoints that are named for one connection at most. The chance that so many are dead and another
 /// one is not is small, and each costs a socket, a turn, and with a flood of clients the turns of others.
 const ENDPOINTS: usize = 4;
@@ -52,6 +61,9 @@ const ENDPOINTS: usize = 4;
 /// Of those, the ones that are passed over otherwise. They have all just failed several times; what a
 /// connection is to find out is whether that is over, and other connections find it out too.
 const LAST_RESORTS: usize = 2;
+
+/// The Service has as many connections as it may.
+const TOO_MANY: Rejection = Rejection { verdict: Verdict::Refuse(Reason::TooManyConnections) };
 
 /// Names the endpoints to try for one connection: first the one that the rules choose, and after
 /// each failure another one, until every endpoint of the set was tried or enough were: four, and of those
@@ -73,6 +85,8 @@ pub struct Selection {
     /// How many were named that are passed over otherwise.
     last_resorts: usize,
     connecting: Option<Connecting>,
+    /// Its part of the Service's limit, until it is handed to the lease.
+    slot: Option<Slot>,
     /// Whether failures can lead to an endpoint being passed over.
     passive_health: bool,
 }
@@ -89,7 +103,11 @@ impl Selection {
         let client = client.canonical();
         let backends = port.load();
         let (set, source) = backends.decide(kind, client).map_err(|verdict| Rejection { verdict })?;
-        let picked = port.pick(&backends, set, client.ip, now);
+        let slot = match &backends.rules.limit {
+            None => None,
+            Some(limit) => Some(limit.take().ok_or(TOO_MANY)?),
+        };
+        let picked = port.pick(&backends, Asked { set, client: client.ip, source, now });
         let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
         let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
@@ -97,7 +115,7 @@ impl Selection {
         let passive_health = backends.rules.passive_health;
         let port = Arc::clone(port);
         let failed = Vec::new();
-        Ok(Self { port, client, kind, source, first, failed, last_resorts, connecting, passive_health })
+        Ok(Self { port, client, kind, source, first, failed, last_resorts, connecting, slot, passive_health })
     }
 
     /// The service port that the connection is for.
@@ -119,9 +137,8 @@ impl Selection {
         }
         let backends = self.port.load();
         let (set, source) = backends.decide(self.kind, self.client).ok()?;
-        let (client, failed) = (self.client.ip, &self.failed);
-        let resort = self.last_resorts > 0;
-        let picked = self.port.pick_other(&backends, set, client, failed, resort, now)?;
+        let asked = Asked { set, client: self.client.ip, source, now };
+        let picked = self.port.pick_other(&backends, asked, &self.failed, self.last_resorts > 0)?;
         let Picked { upstream, is_last_resort } = picked;
         self.last_resorts += usize::from(is_last_resort);
         self.source = source;
@@ -153,10 +170,12 @@ impl Selection {
         self.source.towards(self.client.ip, upstream.address().ip())
     }
 
-    /// Notes that connecting to an endpoint failed: it is not named again, and counted.
-    pub fn fail(&mut self, upstream: &Arc<Upstream>, now: Instant) {
+    /// Notes that connecting to the endpoint that was named last failed, and what was heard of it: it is
+    /// not named again, and counted.
+    pub fn fail(&mut self, upstream: &Arc<Upstream>, heard: Heard, now: Instant) {
         self.connecting = None;
-        upstream.note_failure(self.passive_health, now);
+        let seen = Seen::new(self.source_address(upstream), self.client.ip);
+        upstream.note_failure(self.passive_health, seen, heard, now);
         if !self.failed.iter().any(|failed| Arc::ptr_eq(failed, upstream)) {
             self.failed.push(Arc::clone(upstream));
         }
@@ -173,10 +192,11 @@ impl Selection {
     ///
     /// An established connection is an answer from the endpoint; an opened flow is not: see
     /// [`Lease::answered`] and [`Lease::refused`].
-    pub fn connected(&self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
+    pub fn connected(&mut self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
+        let source = self.source_address(upstream);
         if self.port.name().protocol == Protocol::Tcp {
-            upstream.note_success();
+            upstream.note_success(source);
         }
-        Lease::new(upstream, self.passive_health)
+        Lease::new(upstream, self.client.ip, source, self.passive_health).with(self.slot.take())
     }
 }

@@ -10,11 +10,11 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use sluice_model::{Family, ServicePortName};
 
-use crate::affinity::Affinity;
+use crate::affinity::{Affinity, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::policy::SetName;
-use crate::{Balance, Upstream};
+use crate::{Balance, SourceAddress, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -26,9 +26,26 @@ pub struct ServicePort {
     balancers: [Balancer; 2],
     /// Made when the Service first asks for it.
     affinity: OnceLock<Box<Affinity>>,
-    affinity_clients: usize,
+    affinity_budget: Arc<Budget>,
     name: ServicePortName,
     family: Family,
+}
+
+/// Whom an endpoint is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// From which set.
+    pub(crate) set: SetName,
+    pub(crate) client: IpAddr,
+    /// What the endpoint is to see, unless it is the client itself.
+    pub(crate) source: SourceAddress,
+    pub(crate) now: Instant,
+}
+
+impl Asked {
+    fn is_passed_over(self, upstream: &Upstream, rules: &PortRules) -> bool {
+        rules.passive_health && upstream.passed_over_for(self.source, self.now).is_some()
+    }
 }
 
 /// An endpoint that was picked for a connection.
@@ -40,13 +57,13 @@ pub(crate) struct Picked {
 }
 
 impl ServicePort {
-    pub(crate) fn new(name: ServicePortName, family: Family, affinity_clients: usize) -> Self {
+    pub(crate) fn new(name: ServicePortName, family: Family, affinity_budget: Arc<Budget>) -> Self {
         let random = foldhash::fast::RandomState::default();
         Self {
             backends: ArcSwap::default(),
             balancers: [0, 1].map(|set: u64| Balancer::new(random.hash_one(set))),
             affinity: OnceLock::new(),
-            affinity_clients,
+            affinity_budget,
             name,
             family,
         }
@@ -72,11 +89,13 @@ impl ServicePort {
         self.affinity.get().map(|affinity| &**affinity)
     }
 
-    /// Forgets clients that were idle for longer than the Service allows.
-    pub fn expire_affinity(&self, now: Instant) {
-        if let (Some(affinity), Some(timeout)) = (self.affinity.get(), self.load().rules.affinity) {
-            affinity.expire(timeout, now);
-        }
+    /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be
+    /// clients.
+    pub(crate) fn expire_affinity(&self, now: Instant) -> bool {
+        let Some(affinity) = self.affinity.get() else { return false };
+        let timeout = self.load().rules.affinity;
+        affinity.expire(timeout, now);
+        timeout.is_some() || !affinity.is_empty()
     }
 
     /// The current version, for a moment: a guard that is held for long slows the writer down.
@@ -87,23 +106,16 @@ impl ServicePort {
     /// The endpoint for a client's new connection: the one that it keeps, else the one that the
     /// balancing policy names.
     #[inline]
-    pub(crate) fn pick(
-        &self,
-        backends: &Backends,
-        set_name: SetName,
-        client: IpAddr,
-        now: Instant,
-    ) -> Option<Picked> {
+    pub(crate) fn pick(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
         // The common case by the shortest way.
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
-            let upstream = backends.set(set_name).turn(&self.balancer(set_name).rotation)?;
-            if !upstream.was_passed_over() || !rules.passive_health || upstream.passed_over_for(now).is_none()
-            {
+            let upstream = backends.set(asked.set).turn(&self.balancer(asked.set).rotation)?;
+            if !upstream.was_passed_over(asked.source) || !asked.is_passed_over(upstream, rules) {
                 return Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false });
             }
         }
-        self.pick_other(backends, set_name, client, &[], false, now)
+        self.pick_other(backends, asked, &[], false)
     }
 
     /// The same, other than the endpoints that `failed` this connection. `is_last_resort` says that all
@@ -112,18 +124,15 @@ impl ServicePort {
     pub(crate) fn pick_other(
         &self,
         backends: &Backends,
-        set_name: SetName,
-        client: IpAddr,
+        asked: Asked,
         failed: &[Arc<Upstream>],
         is_last_resort: bool,
-        now: Instant,
     ) -> Option<Picked> {
-        let (set, rules) = (backends.set(set_name), &backends.rules);
-        let balancer = self.balancer(set_name);
+        let (set, rules) = (backends.set(asked.set), &backends.rules);
+        let (balancer, client) = (self.balancer(asked.set), asked.client);
         let is_untried = |upstream: &Arc<Upstream>| !failed.iter().any(|f| Arc::ptr_eq(f, upstream));
-        let is_usable = |upstream: &Arc<Upstream>| {
-            is_untried(upstream) && !(rules.passive_health && upstream.passed_over_for(now).is_some())
-        };
+        let is_usable =
+            |upstream: &Arc<Upstream>| is_untried(upstream) && !asked.is_passed_over(upstream, rules);
         let is_last_resort = Cell::new(is_last_resort);
         let choose = || {
             if !is_last_resort.get()
@@ -138,7 +147,7 @@ impl ServicePort {
             Some((timeout, affinity)) => affinity.pick(
                 client,
                 timeout,
-                now,
+                asked.now,
                 |upstream| set.contains(upstream) && is_usable(upstream),
                 choose,
             ),
@@ -168,21 +177,16 @@ impl ServicePort {
             rules,
         });
         if new.rules.affinity.is_some() {
-            self.affinity.get_or_init(|| Box::new(Affinity::new(self.affinity_clients)));
+            self.affinity.get_or_init(|| Box::new(Affinity::new(Arc::clone(&self.affinity_budget))));
         }
         self.backends.store(Arc::clone(&new));
-        if let Some(affinity) = self.affinity.get()
-            && !affinity.is_empty()
-        {
-            let stays =
-                |upstream: &Arc<Upstream>| new.cluster.contains(upstream) || new.local.contains(upstream);
-            let someone_left =
-                old.cluster.upstreams().iter().chain(old.local.upstreams()).any(|upstream| !stays(upstream));
-            if new.rules.affinity.is_none() {
-                affinity.retain(|_| false);
-            } else if someone_left {
-                affinity.retain(stays);
-            }
+        if self.affinity.get().is_some_and(|affinity| !affinity.is_empty()) {
+            let stays = |upstream: &&Arc<Upstream>| {
+                new.rules.affinity.is_some()
+                    && (new.cluster.contains(upstream) || new.local.contains(upstream))
+            };
+            let before = old.cluster.upstreams().iter().chain(old.local.upstreams());
+            before.filter(|upstream| !stays(upstream)).for_each(|upstream| upstream.end_tenure());
         }
         true
     }

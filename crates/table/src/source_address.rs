@@ -16,8 +16,10 @@ pub enum SourceAddress {
 }
 
 /// What the node's settings say of source addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Masquerade {
+    /// Frontends are listened on: replies to any address but the node's would not come back.
+    pub(crate) always: bool,
     /// `--masquerade-all`: concerns cluster IPs only.
     pub(crate) all: bool,
     /// A local detector is implemented.
@@ -32,6 +34,7 @@ pub(crate) struct Masquerade {
 /// * External addresses, policy Cluster: the node's, as the endpoint may be on another node.
 /// * External addresses, policy Local: the client's own; for a process of the node the node's,
 ///   since its source may be the load balancer's address.
+/// * Everywhere the node's where frontends are listened on instead of captured.
 pub(crate) fn source_address(
     kind: FrontendKind,
     origin: Origin,
@@ -39,6 +42,7 @@ pub(crate) fn source_address(
     masquerade: Masquerade,
 ) -> SourceAddress {
     let rewritten = match (kind, external_policy) {
+        _ if masquerade.always => true,
         (FrontendKind::ClusterIp, _) => {
             masquerade.all || (masquerade.detects_local_pods && origin != Origin::LocalPod)
         }
@@ -95,6 +99,8 @@ mod tests {
         ("external Local: the node's processes get the node's", "detector", LoadBalancer, Local, Node, "other", Source::Node),
         ("external Local: masquerade-all plays no part",     "detector masquerade-all", NodePort, Local, Outside, "other", Source::Client),
         ("external Local: hairpin of a short-circuited pod", "detector", LoadBalancer, Local, LocalPod, "self", Source::Node),
+        ("frontends are listened on: no client keeps its",   "listens detector", ClusterIp, Cluster, LocalPod, "other", Source::Node),
+        ("frontends are listened on: under policy Local neither", "listens", NodePort, Local, Outside, "other", Source::Node),
         ("external Local without detector: outside keeps its", "", NodePort, Local, Outside, "other", Source::Client),
     ];
 
@@ -102,6 +108,7 @@ mod tests {
     fn cases() {
         for (name, settings, kind, policy, origin, endpoint, wanted) in CASES {
             let masquerade = Masquerade {
+                always: settings.contains("listens"),
                 all: settings.contains("masquerade-all"),
                 detects_local_pods: settings.contains("detector"),
             };

@@ -1,10 +1,11 @@
 //! An endpoint as the data plane sees it: an address, whether it still serves, and its numbers.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::passive_health::PassiveHealth;
+use crate::SourceAddress;
+use crate::passive_health::{Heard, PassiveHealth, Seen};
 
 /// One endpoint of one service port. The same value lives for as long as the address stays in the
 /// service port, whatever happens to its conditions, so its numbers do not restart.
@@ -15,6 +16,8 @@ pub struct Upstream {
     health: PassiveHealth,
     address: SocketAddr,
     serving: AtomicBool,
+    /// How often it has left the sets that connections are led to.
+    tenure: AtomicU32,
     stats: UpstreamStats,
 }
 
@@ -30,7 +33,7 @@ pub struct UpstreamStats {
     pub connecting: AtomicU64,
     /// Attempts to connect that failed: refused, unreachable, timed out.
     pub connect_failures: AtomicU64,
-    /// How often it came to be passed over after several failures in a row.
+    /// How often it came to be passed over.
     pub passed_over: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
     pub bytes_to_endpoint: AtomicU64,
@@ -44,6 +47,7 @@ impl Upstream {
             health: PassiveHealth::default(),
             address,
             serving: AtomicBool::new(true),
+            tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
         }
     }
@@ -65,33 +69,42 @@ impl Upstream {
         }
     }
 
-    /// For how long new connections still pass the endpoint over, because several connects in a row
-    /// failed. They do not where no other endpoint is left.
-    pub fn passed_over_for(&self, now: Instant) -> Option<Duration> {
-        self.health.remaining(now)
+    /// Changes when it leaves: what was decided in an earlier tenure does not hold if it comes back.
+    pub(crate) fn tenure(&self) -> u32 {
+        self.tenure.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn end_tenure(&self) {
+        self.tenure.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For how long new connections with such a source address still pass the endpoint over, because
+    /// it kept failing. They do not where no other endpoint is left.
+    pub fn passed_over_for(&self, source: SourceAddress, now: Instant) -> Option<Duration> {
+        self.health.remaining(source, now)
     }
 
     /// Whether it was passed over since its last success, and may still be.
     #[inline]
-    pub(crate) fn was_passed_over(&self) -> bool {
-        self.health.was_passed_over()
+    pub(crate) fn was_passed_over(&self, source: SourceAddress) -> bool {
+        self.health.was_passed_over(source)
     }
 
-    /// Failed connects since the last one that succeeded.
-    pub fn failures_in_a_row(&self) -> u32 {
-        self.health.failures()
+    /// Failed connects with such a source address since the last one that succeeded.
+    pub fn failures_in_a_row(&self, source: SourceAddress) -> u32 {
+        self.health.failures(source)
     }
 
     /// Takes note of a failed connect; `counts` is whether it can lead to being passed over.
-    pub(crate) fn note_failure(&self, counts: bool, now: Instant) {
+    pub(crate) fn note_failure(&self, counts: bool, seen: Seen, heard: Heard, now: Instant) {
         self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
-        if counts && self.health.failed(now) {
+        if counts && self.health.failed(seen, heard, now) {
             self.stats.passed_over.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn note_success(&self) {
-        self.health.succeeded();
+    pub(crate) fn note_success(&self, source: SourceAddress) {
+        self.health.succeeded(source);
     }
 
     /// The endpoint's numbers.

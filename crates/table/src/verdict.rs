@@ -20,6 +20,9 @@ pub enum Reason {
     NoEndpoints,
     /// The traffic policy is Local and the usable endpoints are all on other nodes.
     NoLocalEndpoints,
+    /// The Service has as many connections as it may (`sluice.dev/max-connections`). Found out when a
+    /// connection comes; no frontend is offered with it.
+    TooManyConnections,
     /// The client is outside `loadBalancerSourceRanges`.
     SourceNotAllowed,
     /// The address is a cluster IP of a Service that has no such port.
@@ -43,6 +46,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::NoEndpoints => "no usable endpoint in the cluster",
             Self::NoLocalEndpoints => "policy Local, and no usable endpoint on this node",
+            Self::TooManyConnections => "as many connections as sluice.dev/max-connections allows",
             Self::SourceNotAllowed => "client outside loadBalancerSourceRanges",
             Self::NoSuchPort => "the Service with this address has no such port",
             Self::Unallocated => "no Service has this address of a ServiceCIDR",
@@ -56,6 +60,7 @@ impl Reason {
         match self {
             Self::NoEndpoints => "no_endpoints",
             Self::NoLocalEndpoints => "no_local_endpoints",
+            Self::TooManyConnections => "too_many_connections",
             Self::SourceNotAllowed => "source_not_allowed",
             Self::NoSuchPort => "no_such_port",
             Self::Unallocated => "unallocated",

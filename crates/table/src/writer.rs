@@ -20,6 +20,7 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
@@ -27,6 +28,7 @@ pub use config::{LocalPods, WriterConfig};
 pub use plan::{FrontendState, Plan};
 pub use work::Work;
 
+use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
 use crate::{HealthCheck, NodePortAddresses, Notice, Table, Verdict, node_ports};
@@ -49,6 +51,9 @@ pub struct Writer {
     claims: Claims,
     cluster_addresses: ClusterAddresses,
     health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,
+    affinity_budget: Arc<Budget>,
+    /// Services that remember clients, or may still.
+    with_affinity: BTreeSet<ObjectName>,
     /// Services whose endpoints have to be worked out anew before changes have been taken in.
     stale: BTreeSet<ObjectName>,
     /// Frontends whose route, verdict or claims may have changed since the last plan.
@@ -66,6 +71,8 @@ impl Writer {
     /// A writer of a new, empty table.
     pub fn new(config: WriterConfig) -> Self {
         Self {
+            affinity_budget: Budget::new(config.affinity_clients),
+            with_affinity: BTreeSet::new(),
             config,
             table: Table::default(),
             node: None,
@@ -134,6 +141,17 @@ impl Writer {
         }
     }
 
+    /// Forgets clients that were idle for longer than session affinity lasts, a thousand of each service port
+    /// at most: to be called once a second. What is forgotten would not have counted any more; this frees the
+    /// memory where no new clients come.
+    pub fn expire_affinity(&mut self, now: Instant) {
+        let services = &self.services;
+        self.with_affinity.retain(|name| {
+            let ports = services.get(name).into_iter().flat_map(|state| state.ports.values());
+            ports.filter(|state| state.port.expire_affinity(now)).count() > 0
+        });
+    }
+
     /// How much was done so far.
     pub fn work(&self) -> Work {
         self.work
@@ -144,6 +162,9 @@ impl Writer {
         let state = self.services.entry(name.clone()).or_default();
         if state.service.as_ref() != Some(&service) {
             service.cluster_ips.iter().for_each(|ip| self.cluster_addresses.add(*ip));
+            if service.affinity.is_some() {
+                self.with_affinity.insert(name.clone());
+            }
             let before = state.service.replace(service);
             before.iter().flat_map(|s| &s.cluster_ips).for_each(|ip| self.cluster_addresses.remove(*ip));
             self.refresh_frontends(&name);
@@ -155,6 +176,7 @@ impl Writer {
             && let Some(service) = state.service.take()
         {
             service.cluster_ips.iter().for_each(|ip| self.cluster_addresses.remove(*ip));
+            self.with_affinity.remove(name);
             self.refresh_frontends(name);
         }
     }
@@ -224,8 +246,7 @@ impl Writer {
     fn refresh_frontends(&mut self, name: &ObjectName) {
         let node_addresses = self.node_port_addresses();
         let Some(state) = self.services.get_mut(name) else { return };
-        let around = Surroundings { config: &self.config, node: self.node.as_ref() };
-        let change = state.update_frontends(&node_addresses, around);
+        let change = state.update_frontends(&node_addresses, &self.affinity_budget);
         for (frontend, claim) in change.dropped {
             self.claims.remove(&frontend, &claim);
             self.dirty.insert(frontend);
@@ -269,6 +290,7 @@ impl Writer {
             && self.claims.is_empty()
             && self.cluster_addresses.is_empty()
             && self.health_checks.is_empty()
+            && self.with_affinity.is_empty()
             && self.stale.is_empty()
             && self.dirty.is_empty()
             && self.retiring.is_empty()

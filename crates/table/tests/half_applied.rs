@@ -13,7 +13,8 @@ use sluice_model::{
     TrafficPolicy,
 };
 use sluice_table::{
-    Balance, Client, FrontendKey, Origin, Reader, Route, SourceAddress, Table, Verdict, Writer, WriterConfig,
+    Balance, Client, FrontendKey, Heard, Origin, Reader, Route, SourceAddress, Table, Verdict, Writer,
+    WriterConfig,
 };
 
 /// Versions of the Service that the writer goes through. Enough for readers to meet thousands of
@@ -151,7 +152,7 @@ fn a_selection_always_finds_an_endpoint_that_is_or_was_just_served() {
         let mut tried = BTreeSet::new();
         let first = selection.next(now).expect("a relay verdict comes with an endpoint");
         tried.insert(first.address());
-        selection.fail(&first, now);
+        selection.fail(&first, Heard::Refusal, now);
         let second = selection.next(now).expect("there are at least three endpoints");
         assert!(tried.insert(second.address()), "no endpoint is named twice");
         let lease = selection.connected(&second, now);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sluice_table::{Selection, Upstream};
+use sluice_table::{Heard, Lease, Selection, Upstream};
 
 use crate::failure;
 
@@ -118,7 +118,7 @@ impl Attempts {
     /// Notes that the attempt under way has taken its time.
     pub(crate) fn overdue(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Overdue {
         if !std::mem::replace(&mut self.is_overdue, true) {
-            self.selection.fail(upstream, now);
+            self.selection.fail(upstream, Heard::Nothing, now);
         }
         self.timeout = self.timeout.saturating_mul(2);
         if now >= self.give_up {
@@ -133,14 +133,19 @@ impl Attempts {
         Overdue::Move
     }
 
+    /// Notes that an attempt has led to a connection.
+    pub(crate) fn connected(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Lease {
+        self.selection.connected(upstream, now)
+    }
+
     /// Notes that an attempt failed.
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
         self.has_failed = true;
         match failure {
             Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
-            Failure::Refused => self.selection.fail(upstream, now),
+            Failure::Refused => self.selection.fail(upstream, Heard::Refusal, now),
             Failure::TimedOut => {
-                self.selection.fail(upstream, now);
+                self.selection.fail(upstream, Heard::Nothing, now);
                 self.timed_out.push_back(Arc::clone(upstream));
             }
         }

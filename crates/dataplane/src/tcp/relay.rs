@@ -225,9 +225,16 @@ impl TcpRelay {
         let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
         let client = door.client(address.ip(), frontend.ip());
         let selection = core.reader.lookup(key).map(|route| route.select(client, core.now));
-        let Some(Ok(selection)) = selection else {
-            core.stats.tcp_unroutable.add(1);
-            return socket::close(stream, Ending::Reset);
+        let selection = match selection {
+            Some(Ok(selection)) => selection,
+            Some(Err(rejection)) if rejection.is_limit() => {
+                core.stats.tcp_over_service_limit.add(1);
+                return socket::close(stream, Ending::Reset);
+            }
+            _ => {
+                core.stats.tcp_unroutable.add(1);
+                return socket::close(stream, Ending::Reset);
+            }
         };
         let (client, now) = (Peer::accepted(stream), core.now);
         let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit, now));

@@ -326,7 +326,7 @@ impl Session {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
         let now = context.core.now;
-        let lease = connecting.attempts.selection().connected(&endpoint, now);
+        let lease = connecting.attempts.connected(&endpoint, now);
         context.core.stats.tcp_established.add(1);
         self.state = State::Relaying(Relaying {
             upstream,

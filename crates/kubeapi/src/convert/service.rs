@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::{Converted, Problems, Skip, each, has_label};
 
 const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const ANNOTATIONS: &str = "sluice.dev/";
+const MAX_CONNECTIONS: &str = "sluice.dev/max-connections";
 
 /// The apiserver's default for `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours.
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
@@ -50,6 +52,7 @@ pub fn service(service: &api::Service) -> Converted<Service> {
         affinity: affinity(spec, &mut problems),
         health_check_node_port: health_check_node_port(spec, external_policy, &mut problems),
         ports: ports(spec, &mut problems),
+        max_connections: max_connections(service, &mut problems),
         annotations: annotations(service),
         cluster_ips,
         load_balancer_ips,
@@ -250,6 +253,18 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
         found.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }
     found
+}
+
+/// How many connections a node may carry for it.
+fn max_connections(service: &api::Service, problems: &mut Problems) -> Option<NonZeroU32> {
+    let text = service.metadata.annotations.as_ref()?.get(MAX_CONNECTIONS)?;
+    let number = text.trim().parse().ok();
+    if number.is_none() {
+        let field = format!("metadata.annotations[{MAX_CONNECTIONS}]");
+        let mend = "write a number from 1, or leave it out; no limit is assumed";
+        problems.note(field, format!("{text:?} is no number of connections"), mend);
+    }
+    number
 }
 
 fn annotations(service: &api::Service) -> BTreeMap<Arc<str>, Arc<str>> {

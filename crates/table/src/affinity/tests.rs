@@ -17,7 +17,7 @@ struct Scene {
 impl Scene {
     fn new(capacity: usize) -> Self {
         Self {
-            affinity: Affinity::new(capacity),
+            affinity: Affinity::new(Budget::new(capacity)),
             upstreams: upstreams(3),
             start: Instant::now(),
             turn: Cell::new(0),
@@ -74,10 +74,61 @@ fn cases() {
 fn the_clients_of_an_endpoint_go_with_it() {
     let scene = Scene::new(100);
     assert_eq!([scene.connect(1, 0), scene.connect(2, 0), scene.connect(3, 0)], [1, 2, 3]);
-    scene.affinity.retain(|upstream| upstream.address().port() != 2);
-    assert_eq!(scene.affinity.len(), 2);
-    assert_eq!(scene.affinity.queue().len(), 2);
+    scene.upstreams[1].end_tenure();
     assert_eq!([scene.connect(1, 1), scene.connect(2, 1), scene.connect(3, 1)], [1, 1, 3]);
+    scene.upstreams.iter().for_each(|upstream| upstream.end_tenure());
+    assert_eq!(scene.affinity.expire(Some(TIMEOUT), scene.start), 3);
+    assert!(scene.affinity.is_empty() && scene.affinity.queue().is_empty());
+}
+
+#[test]
+fn a_hold_of_the_lock_looks_at_four_clients_and_an_expiry_at_a_thousand() {
+    let scene = Scene::new(10_000);
+    let pick = |n: u16, at| {
+        let [high, low] = n.to_be_bytes();
+        let choose = || scene.upstreams.first().cloned();
+        let now = scene.start + Duration::from_secs(at);
+        scene.affinity.pick([10, 1, high, low].into(), TIMEOUT, now, |_| true, choose)
+    };
+    (0..3_000).for_each(|n| _ = pick(n, 0));
+    // Of clients that have just been renewed, too: they are looked at once, and not again.
+    (0..2_000).for_each(|n| _ = pick(n, 50));
+    let at = |seconds| scene.start + Duration::from_secs(seconds);
+    assert_eq!(scene.affinity.expire_some(Some(TIMEOUT), at(60)), 4);
+    assert_eq!(scene.affinity.expire(Some(TIMEOUT), at(60)), 1_024);
+    assert_eq!(scene.affinity.expire(Some(TIMEOUT), at(60)), 2_000 - 4 - 1_024);
+    assert_eq!(scene.affinity.expire(Some(TIMEOUT), at(60)), 0);
+    assert_eq!(scene.affinity.len(), 3_000);
+    assert_eq!(scene.affinity.expire(Some(TIMEOUT), at(100)), 1_000, "those that were not renewed");
+    assert_eq!(scene.affinity.len(), 2_000);
+    let expiries = (0..).take_while(|_| scene.affinity.expire(Some(TIMEOUT), at(150)) > 0).count();
+    assert_eq!((expiries, scene.affinity.len(), scene.affinity.queue().len()), (2, 0, 0));
+}
+
+#[test]
+fn where_all_service_ports_together_have_too_many_a_flooded_one_shrinks() {
+    let budget = Budget::new(4_000);
+    let ports: Vec<_> = (0..6).map(|_| Affinity::new(Arc::clone(&budget))).collect();
+    let (upstreams, now) = (upstreams(1), Instant::now());
+    let fill = |port: &Affinity, clients: std::ops::Range<u16>| {
+        for n in clients {
+            let [high, low] = n.to_be_bytes();
+            port.pick([10, 1, high, low].into(), TIMEOUT, now, |_| true, || upstreams.first().cloned());
+        }
+    };
+    ports.iter().take(4).for_each(|port| fill(port, 0..10_000));
+    assert_eq!(ports[0].len(), 4_000);
+    assert_eq!(budget.clients.load(Ordering::Relaxed), 16_000);
+    fill(&ports[4], 0..10_000);
+    assert!((Budget::SHARE..=Budget::SHARE + 2).contains(&ports[4].len()), "{}", ports[4].len());
+    fill(&ports[0], 10_000..20_000);
+    assert!(ports[0].len() < 3_000, "it is flooded: {}", ports[0].len());
+    fill(&ports[5], 0..500);
+    assert_eq!((ports[5].len(), ports[5].evicted()), (500, 0), "everybody has a share");
+    let queued: usize = ports.iter().map(|port| port.queue().len()).sum();
+    assert_eq!(budget.clients.load(Ordering::Relaxed), queued);
+    drop(ports);
+    assert_eq!(budget.clients.load(Ordering::Relaxed), 0);
 }
 
 #[test]
@@ -111,25 +162,25 @@ fn expired_clients_are_cleared_away_by_new_ones_and_are_no_evictions() {
     (0..20).for_each(|client| _ = scene.connect(client, 0));
     (100..110).for_each(|client| _ = scene.connect(client, 200));
     assert_eq!((scene.affinity.len(), scene.affinity.evicted()), (10, 0));
-    scene.affinity.expire(TIMEOUT, scene.start + Duration::from_secs(299));
+    scene.affinity.expire(Some(TIMEOUT), scene.start + Duration::from_secs(299));
     assert_eq!(scene.affinity.len(), 10);
-    scene.affinity.expire(TIMEOUT, scene.start + Duration::from_secs(300));
+    scene.affinity.expire(Some(TIMEOUT), scene.start + Duration::from_secs(300));
     assert!(scene.affinity.is_empty() && scene.affinity.queue().is_empty());
 }
 
 #[test]
 fn nothing_is_remembered_where_there_is_no_endpoint() {
-    let affinity = Affinity::new(10);
+    let affinity = Affinity::new(Budget::new(10));
     let pick = affinity.pick([10, 1, 0, 1].into(), TIMEOUT, Instant::now(), |_| true, || None);
     assert!(pick.is_none() && affinity.is_empty());
 }
 
 #[test]
 fn connections_of_one_client_at_the_same_time_share_an_endpoint() {
-    let (affinity, upstreams) = (Affinity::new(1_000), upstreams(8));
+    let (affinity, upstreams) = (Affinity::new(Budget::new(1_000)), upstreams(8));
     let now = Instant::now();
     let turn = AtomicU64::new(0);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {

@@ -53,11 +53,7 @@ mod tests {
         let rotation = Rotation::default();
         let choose = || choose(&set, &rotation, |_| true).unwrap().address().port();
         assert_eq!([choose(), choose(), choose(), choose()], [1, 2, 3, 1]);
-        let _held = [
-            Lease::new(&upstreams[0], true),
-            Lease::new(&upstreams[1], true),
-            Lease::new(&upstreams[1], true),
-        ];
+        let _held = [Lease::of(&upstreams[0]), Lease::of(&upstreams[1]), Lease::of(&upstreams[1])];
         assert_eq!([choose(), choose(), choose()], [3, 3, 3]);
         let connecting = [Connecting::new(&upstreams[2]), Connecting::new(&upstreams[2])];
         assert_eq!([choose(), choose()], [1, 1]);
@@ -68,7 +64,7 @@ mod tests {
     #[test]
     fn only_usable_ones_are_compared() {
         let upstreams = upstreams(2);
-        let _held = Lease::new(&upstreams[1], true);
+        let _held = Lease::of(&upstreams[1]);
         let set = set(&upstreams);
         let rotation = Rotation::default();
         let second = choose(&set, &rotation, |upstream| upstream.address().port() == 2);

@@ -25,7 +25,7 @@ pub(super) fn below(random: u64, len: usize) -> usize {
 }
 
 /// The hash of an address. IPv4 is hashed as v4-mapped.
-pub(super) fn hash_ip(ip: IpAddr) -> u64 {
+pub(crate) fn hash_ip(ip: IpAddr) -> u64 {
     let bits = match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,

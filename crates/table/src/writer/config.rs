@@ -20,12 +20,13 @@ pub struct WriterConfig {
     pub local_pods: LocalPods,
     /// Whether what we send to a frontend comes back to us: so it is where frontends are listened on, and
     /// not where the capture knows our packets. If so, an endpoint that is a frontend of its own
-    /// Service is left out.
+    /// Service is left out, and all endpoints see the node's address.
     pub frontends_lead_back: bool,
-    /// Whether endpoints that failed several connects in a row are passed over for a while.
+    /// Whether endpoints that keep failing are passed over for a while.
     pub passive_health: bool,
     /// How many clients one service port remembers for session affinity before it forgets the one
-    /// unseen for longest. About 100 bytes each.
+    /// unseen for longest. About 100 bytes each. All service ports together remember four times as many,
+    /// and 1,024 for each.
     pub affinity_clients: usize,
 }
 

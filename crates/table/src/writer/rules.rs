@@ -1,9 +1,13 @@
 //! From a Service and the node's settings to the rules of its connections.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
 use sluice_model::{Family, Node, Service};
 
 use super::WriterConfig;
 use crate::backends::PortRules;
+use crate::connection_limit::ConnectionLimit;
 use crate::policy::Policies;
 use crate::source_address::Masquerade;
 use crate::topology::Locality;
@@ -22,7 +26,12 @@ impl<'a> Surroundings<'a> {
     }
 
     /// The rules for the connections of a Service in one family.
-    pub(super) fn rules(self, service: &Service, family: Family) -> PortRules {
+    pub(super) fn rules(
+        self,
+        service: &Service,
+        family: Family,
+        used_connections: &Arc<AtomicU32>,
+    ) -> PortRules {
         PortRules {
             policies: Policies { internal: service.internal_policy, external: service.external_policy },
             balance: balance(service).unwrap_or_default(),
@@ -34,10 +43,12 @@ impl<'a> Surroundings<'a> {
                 &service.load_balancer_ips,
             ),
             masquerade: Masquerade {
+                always: self.config.frontends_lead_back,
                 all: self.config.masquerade_all,
                 detects_local_pods: self.config.local_pods.are_detected(family, self.node),
             },
             passive_health: self.config.passive_health,
+            limit: service.max_connections.map(|max| ConnectionLimit::new(max, used_connections)),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use litemap::LiteMap;
 use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
@@ -10,6 +11,7 @@ use sluice_model::{Family, Frontend, Protocol, Service, ServicePortName};
 use super::frontends::frontends_of;
 use super::port_state::PortState;
 use super::rules::{self, Surroundings};
+use crate::affinity::Budget;
 use crate::claims::Claim;
 use crate::slices::{self, Slices};
 use crate::{HealthCheck, Notice, ServicePort};
@@ -26,6 +28,8 @@ pub(super) struct ServiceState {
     pub(super) health_check: Option<Arc<HealthCheck>>,
     frontends: LiteMap<Frontend, Claim>,
     notices: BTreeSet<Notice>,
+    /// Connections that count against the Service's limit.
+    used_connections: Arc<AtomicU32>,
 }
 
 /// What [`ServiceState::update_frontends`] changed.
@@ -66,7 +70,7 @@ impl ServiceState {
     pub(super) fn update_frontends(
         &mut self,
         node_addresses: &[IpAddr],
-        around: Surroundings<'_>,
+        affinity_budget: &Arc<Budget>,
     ) -> FrontendChange {
         let wanted: LiteMap<Frontend, Claim> = match &self.service {
             Some(service) => frontends_of(service, node_addresses).into_iter().collect(),
@@ -94,9 +98,9 @@ impl ServiceState {
         change.retired = gone.iter().filter_map(|key| self.ports.remove(key)).collect();
         for (key, name) in keys {
             let family = key.2;
-            let clients = around.config.affinity_clients;
             if !self.ports.contains_key(&key) {
-                self.ports.insert(key, PortState::new(ServicePort::new(name.clone(), family, clients)));
+                let port = ServicePort::new(name.clone(), family, Arc::clone(affinity_budget));
+                self.ports.insert(key, PortState::new(port));
             }
         }
         self.frontends = wanted;
@@ -145,7 +149,11 @@ impl ServiceState {
                 local_ready.extend(candidates.iter().filter(is_counted).map(|c| c.address.ip()));
             }
             let before = state.verdicts();
-            change.swaps += u64::from(state.publish(&candidates, here, around.rules(service, *family)));
+            change.swaps += u64::from(state.publish(
+                &candidates,
+                here,
+                around.rules(service, *family, &self.used_connections),
+            ));
             if state.verdicts() != before {
                 let is_ours = |(frontend, claim): &(&Frontend, &Claim)| {
                     Family::of(frontend.address.ip()) == *family && claim.port == *state.port.name()

@@ -7,12 +7,10 @@ mod flows;
 mod health_checks;
 mod work;
 
-use std::time::Instant;
-
 use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, TrafficPolicy};
 
 use super::*;
-use crate::{Client, FrontendKey, Origin, Reader, Reason, Verdict};
+use crate::{Client, FrontendKey, Heard, Origin, Reader, Reason, Verdict};
 
 pub(super) fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
     let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
@@ -31,7 +29,7 @@ pub(super) fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlic
 }
 
 pub(super) fn writer() -> Writer {
-    Writer::new(WriterConfig::new("here"))
+    Writer::new(WriterConfig { frontends_lead_back: false, ..WriterConfig::new("here") })
 }
 
 /// Applies, plans and publishes; returns the plan's lists.
@@ -189,7 +187,7 @@ fn the_older_service_keeps_a_contested_address_and_the_other_inherits_it() {
 
 #[test]
 fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
-    let mut writer = writer();
+    let mut writer = Writer::new(WriterConfig::new("here"));
     let mut reader = writer.table().reader();
     let mut looping = slice("web-a", "web", &[1]);
     looping.ports[0].number = 80;
@@ -203,8 +201,7 @@ fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
 
 #[test]
 fn an_endpoint_that_is_the_service_itself_serves_where_our_own_packets_are_known() {
-    let config = WriterConfig { frontends_lead_back: false, ..WriterConfig::new("here") };
-    let mut writer = Writer::new(config);
+    let mut writer = writer();
     let mut reader = writer.table().reader();
     let mut endpoints = slice("web-a", "web", &[]);
     endpoints.ports[0].number = 80;
@@ -296,7 +293,7 @@ fn failed_endpoints_are_named_once_and_their_load_spreads_evenly() {
         let mut selection = route.select(client(), Instant::now()).unwrap();
         let mut upstream = selection.next(Instant::now()).unwrap();
         if upstream.address().ip() == IpAddr::from([10, 0, 0, 2]) {
-            selection.fail(&upstream, Instant::now());
+            selection.fail(&upstream, Heard::Refusal, Instant::now());
             upstream = selection.next(Instant::now()).unwrap();
         }
         let IpAddr::V4(ip) = upstream.address().ip() else { panic!() };
@@ -306,7 +303,7 @@ fn failed_endpoints_are_named_once_and_their_load_spreads_evenly() {
 
     let mut selection = route.select(client(), Instant::now()).unwrap();
     while let Some(upstream) = selection.next(Instant::now()) {
-        selection.fail(&upstream, Instant::now());
+        selection.fail(&upstream, Heard::Refusal, Instant::now());
     }
 }
 

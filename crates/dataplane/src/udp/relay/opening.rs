@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mio::Interest;
 use sluice_model::Protocol;
-use sluice_table::FrontendKey;
+use sluice_table::{FrontendKey, Heard, Rejection};
 
 use super::super::flow_table::{FlowId, FlowKey};
 use super::super::kept_ports::KeptPort;
@@ -27,6 +27,8 @@ const EVICTIONS: usize = 4;
 pub(super) enum NotOpened {
     /// There is no endpoint that could be had.
     Unroutable,
+    /// The Service has as many as it may.
+    OverServiceLimit,
     /// This node is out of something, or forbids it.
     OfThisNode,
     /// There can be no socket to reply by.
@@ -38,9 +40,16 @@ impl NotOpened {
     pub(super) fn count(self, datagrams: u64, core: &Core) {
         match self {
             Self::Unroutable => core.stats.udp_unroutable.add(datagrams),
+            Self::OverServiceLimit => core.stats.udp_over_service_limit.add(datagrams),
             Self::OfThisNode => core.stats.udp_over_limit.add(datagrams),
             Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
         }
+    }
+}
+
+impl From<Rejection> for NotOpened {
+    fn from(rejection: Rejection) -> Self {
+        if rejection.is_limit() { Self::OverServiceLimit } else { Self::Unroutable }
     }
 }
 
@@ -57,7 +66,7 @@ impl State {
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
         let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
         let client = door.client(key.client.ip(), destination.ip());
-        let mut selection = route.select(client, core.now).map_err(|_| NotOpened::Unroutable)?;
+        let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
             (Door::Captured(_), Some(marks)) => {
@@ -70,7 +79,7 @@ impl State {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
             let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
-                selection.fail(&upstream, core.now);
+                selection.fail(&upstream, Heard::Refusal, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);

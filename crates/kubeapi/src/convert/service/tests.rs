@@ -40,7 +40,7 @@ fn everything_a_service_says() {
     let service = good(json!({
         "metadata": {
             "name": "web", "namespace": "shop", "creationTimestamp": "1970-01-01T00:01:40Z",
-            "annotations": {"sluice.dev/retry": "off", "other.dev/x": "y"},
+            "annotations": {"sluice.dev/retry": "off", "sluice.dev/max-connections": "1000", "other.dev/x": "y"},
         },
         "type": "LoadBalancer",
         "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"],
@@ -80,7 +80,8 @@ fn everything_a_service_says() {
                 },
                 ServicePort { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: None },
             ],
-            annotations: [("retry".into(), "off".into())].into(),
+            max_connections: NonZeroU32::new(1_000),
+            annotations: [("retry".into(), "off".into()), ("max-connections".into(), "1000".into())].into(),
         }
     );
 }
@@ -225,6 +226,24 @@ fn a_wrong_address_is_left_out_and_the_rest_counts() {
     let (service, fields) = flawed(json!({"status": {"loadBalancer": {"ingress": ingress}}}));
     assert_eq!(service.load_balancer_ips, ips(&["198.51.100.1"]));
     assert_eq!(fields, ["status.loadBalancer.ingress[0].ip", "status.loadBalancer.ingress[2].ipMode"]);
+}
+
+#[test]
+fn a_limit_that_is_no_number_is_none_and_said() {
+    let limit = |text: &str| {
+        let metadata = json!({"name": "web", "annotations": {"sluice.dev/max-connections": text}});
+        let object =
+            json!({"metadata": metadata, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+        let converted = service(&serde_json::from_value(object).unwrap());
+        let said = converted.problems.iter().map(|problem| problem.field.clone()).collect::<Vec<_>>();
+        (converted.result.unwrap().max_connections.map(NonZeroU32::get), said)
+    };
+    assert_eq!(limit("1"), (Some(1), vec![]));
+    assert_eq!(limit(" 500 "), (Some(500), vec![]));
+    let said = vec!["metadata.annotations[sluice.dev/max-connections]".to_owned()];
+    for junk in ["", "0", "-1", "many", "1e3", "4294967296"] {
+        assert_eq!(limit(junk), (None, said.clone()), "{junk:?}");
+    }
 }
 
 #[test]

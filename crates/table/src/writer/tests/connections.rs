@@ -1,5 +1,6 @@
 //! Connections of clients across changes: affinity, balancing and passive health as a whole.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -54,12 +55,9 @@ fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
     let now = Instant::now();
     let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
     assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
-    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    assert_eq!(port.affinity().unwrap().len(), 1);
     let mut unready = slice("web-a", "web", &[1, 2, 3]);
     (unready.endpoints[0].ready, unready.endpoints[0].serving) = (false, false);
     writer.apply(apply(unready));
-    assert_eq!(port.affinity().unwrap().len(), 0);
     writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
     assert_ne!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
 }
@@ -87,9 +85,14 @@ fn affinity_that_is_switched_off_is_forgotten() {
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
     select(&mut reader, key(WEB), from(1), now);
     writer.apply(apply(service("web", 1, WEB)));
-    assert_eq!(port.affinity().unwrap().len(), 0);
     let picks = [0; 4].map(|_| octet(&select(&mut reader, key(WEB), from(1), now).1));
     assert_eq!(picks, [2, 3, 1, 2]);
+    let again = Service { affinity: Some(Duration::from_secs(100)), ..service("web", 1, WEB) };
+    writer.apply(apply(again));
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 3, "not the one it had");
+    writer.apply(apply(service("web", 1, WEB)));
+    writer.expire_affinity(now);
+    assert_eq!(port.affinity().unwrap().len(), 0);
 }
 
 #[test]
@@ -97,7 +100,7 @@ fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
     let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
-    selection.fail(&first, now);
+    selection.fail(&first, Heard::Refusal, now);
     let second = selection.next(now).unwrap();
     let _lease = selection.connected(&second, now);
     assert_ne!(octet(&first), octet(&second));
@@ -107,12 +110,12 @@ fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
 #[test]
 fn the_table_forgets_idle_clients() {
     let now = Instant::now();
-    let (writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
     (1..=20).for_each(|n| _ = select(&mut reader, key(WEB), from(n), now));
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    writer.table().expire_affinity(now + Duration::from_secs(99));
+    writer.expire_affinity(now + Duration::from_secs(99));
     assert_eq!(port.affinity().unwrap().len(), 20);
-    writer.table().expire_affinity(now + Duration::from_secs(100));
+    writer.expire_affinity(now + Duration::from_secs(100));
     assert_eq!(port.affinity().unwrap().len(), 0);
 }
 
@@ -149,7 +152,7 @@ fn least_connections_counts_those_under_way() {
     open.retain(|(_, upstream)| octet(upstream) != 3);
     let picks: Vec<_> = (0..2).map(|_| select(&mut reader, key(WEB), from(1), now)).collect();
     assert_eq!(octets(&picks), [3, 3]);
-    let leases: Vec<_> = open.into_iter().chain(picks).map(|(s, u)| s.connected(&u, now)).collect();
+    let leases: Vec<_> = open.into_iter().chain(picks).map(|(mut s, u)| s.connected(&u, now)).collect();
     assert!(leases.iter().all(|lease| lease.stats().connecting.load(Ordering::Relaxed) == 0));
     assert!(leases.iter().all(|lease| lease.stats().active.load(Ordering::Relaxed) == 2));
 }
@@ -162,7 +165,7 @@ fn an_attempt_that_failed_is_under_way_no_more() {
     let connecting = |upstream: &Upstream| upstream.stats().connecting.load(Ordering::Relaxed);
     let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
     assert_eq!(connecting(&first), 1);
-    selection.fail(&first, now);
+    selection.fail(&first, Heard::Refusal, now);
     assert_eq!(connecting(&first), 0);
     let second = selection.next(now).unwrap();
     assert_eq!((connecting(&first), connecting(&second)), (0, 1));
@@ -194,36 +197,63 @@ fn source_hash_sends_a_client_to_one_endpoint_on_every_node() {
     assert_eq!(seen.len(), 3);
 }
 
-/// Lets three connects to endpoint 2 fail.
-fn fail_endpoint_2(reader: &mut Reader, now: Instant) -> Arc<Upstream> {
-    let mut failed = None;
-    while failed.as_ref().is_none_or(|upstream: &Arc<Upstream>| upstream.failures_in_a_row() < 3) {
-        let (mut selection, upstream) = select(reader, key(WEB), from(1), now);
+/// Lets connects of client `n` meet endpoint 2, and fail.
+fn fail_endpoint_2(reader: &mut Reader, client: Client, heard: Heard, now: Instant) -> Arc<Upstream> {
+    loop {
+        let (mut selection, upstream) = select(reader, key(WEB), client, now);
         if octet(&upstream) == 2 {
-            selection.fail(&upstream, now);
-            failed = Some(upstream);
+            selection.fail(&upstream, heard, now);
+            return upstream;
         }
     }
-    failed.unwrap()
+}
+
+/// How often each of the endpoints is met in 100 connections.
+fn meetings(reader: &mut Reader, client: Client, now: Instant) -> [u8; 4] {
+    let mut counts = [0; 4];
+    (0..100).for_each(|_| counts[usize::from(octet(&select(reader, key(WEB), client, now).1))] += 1);
+    counts
 }
 
 #[test]
 fn an_endpoint_that_keeps_failing_is_passed_over_and_its_share_spreads_evenly() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|_| {});
-    let upstream = fail_endpoint_2(&mut reader, now);
-    assert_eq!(upstream.passed_over_for(now), Some(Duration::from_secs(1)));
+    (1..=2).for_each(|n| _ = fail_endpoint_2(&mut reader, from(n), Heard::Refusal, now));
+    let upstream = fail_endpoint_2(&mut reader, from(3), Heard::Refusal, now);
+    let seen = SourceAddress::Client;
+    assert_eq!(upstream.passed_over_for(seen, now), Some(Duration::from_secs(1)));
     assert_eq!(upstream.stats().passed_over.load(Ordering::Relaxed), 1);
-    let mut counts = [0; 4];
-    (0..100).for_each(|_| counts[usize::from(octet(&select(&mut reader, key(WEB), from(1), now).1))] += 1);
-    assert_eq!(counts, [0, 50, 0, 50]);
+    assert_eq!(meetings(&mut reader, from(1), now), [0, 50, 0, 50]);
     let later = now + Duration::from_secs(1);
     let picks: BTreeSet<_> =
         (0..3).map(|_| octet(&select(&mut reader, key(WEB), from(1), later).1)).collect();
     assert_eq!(picks, BTreeSet::from([1, 2, 3]), "tried again");
-    let (selection, _) = select(&mut reader, key(WEB), from(1), later);
+    let (mut selection, _) = select(&mut reader, key(WEB), from(1), later);
     let _lease = selection.connected(&upstream, later);
-    assert_eq!((upstream.passed_over_for(now), upstream.failures_in_a_row()), (None, 0));
+    assert_eq!((upstream.passed_over_for(seen, now), upstream.failures_in_a_row(seen)), (None, 0));
+}
+
+#[test]
+fn a_client_that_a_policy_denies_takes_the_endpoint_from_nobody() {
+    let now = Instant::now();
+    for heard in [Heard::Refusal, Heard::Nothing] {
+        let (_writer, mut reader) = scene(|_| {});
+        (0..50).for_each(|_| _ = fail_endpoint_2(&mut reader, from(1), heard, now));
+        for client in [from(1), from(2), Client { origin: Origin::Node, ..from(3) }] {
+            assert!(meetings(&mut reader, client, now)[2] >= 33, "{heard:?} {client:?}");
+        }
+    }
+}
+
+#[test]
+fn what_fails_with_the_nodes_address_is_passed_over_with_the_nodes_address() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|_| {});
+    let node = Client { origin: Origin::Node, ..from(1) };
+    (0..3).for_each(|_| _ = fail_endpoint_2(&mut reader, node, Heard::Nothing, now));
+    assert_eq!(meetings(&mut reader, node, now), [0, 50, 0, 50]);
+    assert!(meetings(&mut reader, from(2), now)[2] >= 33);
 }
 
 #[test]
@@ -231,19 +261,25 @@ fn where_all_would_be_passed_over_none_is() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|_| {});
     let route = Arc::clone(reader.lookup(key(WEB)).unwrap());
-    for _ in 0..3 {
-        let mut selection = route.select(from(1), now).unwrap();
+    for n in 1..=3 {
+        let mut selection = route.select(from(n), now).unwrap();
         while let Some(upstream) = selection.next(now) {
-            selection.fail(&upstream, now);
+            selection.fail(&upstream, Heard::Refusal, now);
         }
     }
     let backends = route.service_port().backends();
-    assert!(backends.cluster().upstreams().iter().all(|upstream| upstream.passed_over_for(now).is_some()));
+    assert!(
+        backends
+            .cluster()
+            .upstreams()
+            .iter()
+            .all(|upstream| upstream.passed_over_for(SourceAddress::Client, now).is_some())
+    );
     let mut selection = route.select(from(1), now).unwrap();
     let mut tried = BTreeSet::new();
     while let Some(upstream) = selection.next(now) {
         assert!(tried.insert(octet(&upstream)));
-        selection.fail(&upstream, now);
+        selection.fail(&upstream, Heard::Refusal, now);
     }
     assert_eq!(tried.len(), 2, "two are enough to find out whether it is over");
 }
@@ -260,7 +296,7 @@ fn a_connection_is_led_to_four_endpoints_at_most() {
         loop {
             assert!(tried.insert(octet(&upstream)));
             assert_eq!(selection.has_another(&upstream), tried.len() < 4, "{balance}: after {tried:?}");
-            selection.fail(&upstream, now);
+            selection.fail(&upstream, Heard::Refusal, now);
             match selection.next(now) {
                 Some(next) => upstream = next,
                 None => break,
@@ -277,7 +313,7 @@ fn the_only_endpoint_left_has_no_other() {
     writer.apply(apply(slice("web-a", "web", &[1, 2])));
     let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
     assert!(selection.has_another(&first));
-    selection.fail(&first, now);
+    selection.fail(&first, Heard::Refusal, now);
     let second = selection.next(now).unwrap();
     assert!(!selection.has_another(&second));
     writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
@@ -288,11 +324,11 @@ fn the_only_endpoint_left_has_no_other() {
 fn endpoints_that_are_passed_over_are_the_last_resort_of_a_retry() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|_| {});
-    fail_endpoint_2(&mut reader, now);
+    (1..=3).for_each(|n| _ = fail_endpoint_2(&mut reader, from(n), Heard::Refusal, now));
     let (mut selection, mut upstream) = select(&mut reader, key(WEB), from(1), now);
     let mut order = vec![octet(&upstream)];
     loop {
-        selection.fail(&upstream, now);
+        selection.fail(&upstream, Heard::Refusal, now);
         match selection.next(now) {
             None => break,
             Some(next) => upstream = next,
@@ -308,10 +344,10 @@ fn passive_health_can_be_switched_off() {
     let mut writer = Writer::new(WriterConfig { passive_health: false, ..WriterConfig::new("here") });
     step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1]))]);
     let mut reader = writer.table().reader();
-    for _ in 0..5 {
-        let (mut selection, upstream) = select(&mut reader, key(WEB), from(1), now);
-        selection.fail(&upstream, now);
-        assert_eq!(upstream.passed_over_for(now), None);
+    for n in 1..=5 {
+        let (mut selection, upstream) = select(&mut reader, key(WEB), from(n), now);
+        selection.fail(&upstream, Heard::Refusal, now);
+        assert_eq!(upstream.passed_over_for(SourceAddress::Node, now), None);
     }
     let upstream = select(&mut reader, key(WEB), from(1), now).1;
     assert_eq!(upstream.stats().connect_failures.load(Ordering::Relaxed), 5);
@@ -328,17 +364,17 @@ fn opening_a_udp_flow_proves_nothing_but_its_answer_does() {
     step(&mut writer, [apply(web), apply(web_slice)]);
     let mut reader = writer.table().reader();
     let key = FrontendKey::new(WEB.into(), 80, Protocol::Udp);
-    let leases: Vec<_> = (0..3)
-        .map(|_| {
-            let (selection, upstream) = select(&mut reader, key, from(1), now);
+    let leases: Vec<_> = (1..=3)
+        .map(|n| {
+            let (mut selection, upstream) = select(&mut reader, key, from(n), now);
             let lease = selection.connected(&upstream, now);
             lease.refused(now);
             lease
         })
         .collect();
-    assert!(leases[0].passed_over_for(now).is_some());
+    assert!(leases[0].passed_over_for(SourceAddress::Client, now).is_some());
     leases[0].answered();
-    assert!(leases[0].passed_over_for(now).is_none());
+    assert!(leases[0].passed_over_for(SourceAddress::Client, now).is_none());
 }
 
 #[test]
@@ -347,8 +383,53 @@ fn a_retry_sees_the_endpoints_as_they_are_by_then() {
     let (mut writer, mut reader) = scene(|_| {});
     let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
     writer.apply(apply(slice("web-a", "web", &[1, 9])));
-    selection.fail(&first, now);
+    selection.fail(&first, Heard::Refusal, now);
     assert_eq!(selection.next(now).map(|upstream| octet(&upstream)), Some(9));
     writer.apply(apply(slice("web-a", "web", &[])));
     assert!(selection.next(now).is_none());
+}
+
+#[test]
+fn a_service_has_no_more_connections_than_its_limit_over_all_ports_and_addresses() {
+    let now = Instant::now();
+    let limited = |max| {
+        let mut web = service("web", 1, WEB);
+        web.external_ips = vec![EXTERNAL.into()];
+        web.ports.push(ServicePort { name: "other".into(), port: 81, ..web.ports[0].clone() });
+        web.max_connections = NonZeroU32::new(max);
+        web
+    };
+    let mut web_slice = slice("web-a", "web", &[1, 2, 3]);
+    web_slice.ports.push(SlicePort { name: "other".into(), ..web_slice.ports[0].clone() });
+    let mut writer = writer();
+    step(&mut writer, [apply(limited(3)), apply(web_slice)]);
+    let mut reader = writer.table().reader();
+    let other = FrontendKey::new(WEB.into(), 81, Protocol::Tcp);
+    let is_over = |reader: &mut Reader, key| {
+        let selected = reader.lookup(key).unwrap().select(from(1), now);
+        selected.is_err_and(|rejection| {
+            assert_eq!(rejection.verdict, Verdict::Refuse(Reason::TooManyConnections));
+            rejection.is_limit()
+        })
+    };
+    let (mut first, upstream) = select(&mut reader, key(WEB), from(1), now);
+    let second = select(&mut reader, key(EXTERNAL), from(2), now);
+    let third = select(&mut reader, other, from(3), now);
+    assert!(is_over(&mut reader, key(WEB)) && is_over(&mut reader, other));
+    let lease = first.connected(&upstream, now);
+    drop(first);
+    assert!(is_over(&mut reader, key(WEB)), "it goes on");
+    drop(lease);
+    assert!(!is_over(&mut reader, key(WEB)));
+    // A limit that changes knows of the connections that there are.
+    writer.apply(apply(limited(2)));
+    assert!(is_over(&mut reader, key(WEB)), "two are under way");
+    drop(second);
+    assert!(!is_over(&mut reader, key(WEB)));
+    writer.apply(apply(limited(0)));
+    let many: Vec<_> = (0..10).map(|n| select(&mut reader, key(WEB), from(n), now)).collect();
+    writer.apply(apply(limited(1)));
+    assert!(is_over(&mut reader, key(WEB)), "the third is under way; those without a limit do not count");
+    drop((third, many));
+    assert!(!is_over(&mut reader, key(WEB)));
 }
