@@ -550,8 +550,9 @@ fn two_services_that_are_each_other_s_endpoints_do_not_go_round_in_circles() {
 #[test]
 fn over_the_limit_new_connections_are_reset_and_old_ones_go_on() {
     let backend = Backend::echo();
+    // Six are for UDP.
     let world =
-        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 20, ..World::CONFIG });
+        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 26, ..World::CONFIG });
     let mut old: Vec<TcpStream> = (0..10).map(|_| connect(&world)).collect();
     for stream in &mut old {
         stream.write_all(b"x").unwrap();

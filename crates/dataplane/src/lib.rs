@@ -50,7 +50,10 @@ pub struct Config {
     pub workers: usize,
     /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
     pub descriptors: usize,
-    /// How long a UDP flow may be silent, both ways, before it ends.
+    /// Of all UDP flows, how many in a hundred a client address may have before its own make room first.
+    pub client_share: u8,
+    /// How long a UDP flow may be silent, both ways, before it ends; four times as long once it was answered and has
+    /// lasted for two seconds.
     pub udp_idle: Duration,
     /// How long a TCP session of which one side has closed may stand still before it is cut off.
     pub half_closed_idle: Duration,
@@ -60,6 +63,9 @@ pub struct Config {
 }
 
 impl Config {
+    /// Half: one client alone cannot take the other half, and hardly any needs as much.
+    pub const CLIENT_SHARE: u8 = 50;
+
     /// The kernel's `nf_conntrack_udp_timeout`, which UDP applications are used to.
     pub const UDP_IDLE: Duration = Duration::from_secs(30);
 

@@ -82,6 +82,8 @@ counters! {
     udp_flows_expired,
     /// UDP flows ended early to make room for new ones.
     udp_flows_evicted,
+    /// UDP flows ended early to make room for new ones, because their client had more than its share.
+    udp_flows_over_share,
     /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.

@@ -10,6 +10,8 @@ pub(crate) mod replies;
 pub(crate) mod socket;
 
 mod drops;
+mod flow_class;
+mod flow_clients;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;

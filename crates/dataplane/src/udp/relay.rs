@@ -11,7 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::Interest;
 use sluice_sys::udp::{RecvBatch, SendBatch};
@@ -30,6 +30,9 @@ use crate::token::{SlotId, Slots, Source};
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_LIMIT: usize = 4_096;
+
+/// How often it is said that flows make room for others.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
@@ -55,8 +58,18 @@ struct State {
     flows: FlowTable<Link>,
     kept_ports: KeptPorts,
     replies: ReplySockets,
-    /// What flows and the sockets that they reply by may hold.
-    descriptors: Arc<Descriptors>,
+    budget: Budget,
+    /// When it was last said that flows make room for others.
+    complained: Option<Instant>,
+}
+
+/// What the flows of a worker may hold.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// With the sockets that they reply by.
+    pub(crate) descriptors: Arc<Descriptors>,
+    /// Those whose endpoints see this node's address have one each.
+    pub(crate) ephemeral_ports: Arc<Descriptors>,
 }
 
 /// A socket that clients send to.
@@ -84,6 +97,7 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
+    _ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
@@ -105,8 +119,8 @@ impl Link {
 }
 
 impl UdpRelay {
-    /// Flows within these limits, which hold no more descriptors than these, with the sockets that they reply by.
-    pub(crate) fn new(limits: FlowLimits, descriptors: Arc<Descriptors>) -> Self {
+    /// Flows within these limits and this budget.
+    pub(crate) fn new(limits: FlowLimits, budget: Budget) -> Self {
         Self {
             received: RecvBatch::new(),
             state: State {
@@ -114,7 +128,8 @@ impl UdpRelay {
                 flows: FlowTable::new(limits),
                 kept_ports: KeptPorts::default(),
                 replies: ReplySockets::default(),
-                descriptors,
+                budget,
+                complained: None,
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
@@ -416,7 +431,24 @@ impl State {
 
     fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
         if let Some(ended) = ended {
+            self.complain(&ended, core.now);
             on_end(ended, &mut self.kept_ports, core);
+        }
+    }
+}
+
+impl State {
+    /// Says now and then that flows make room for others: the counters alone nobody looks at.
+    fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
+        let whose = match ended.cause {
+            Cause::Evicted => "it was the one least needed",
+            Cause::OverShare => "its client has more than its share (--client-share)",
+            _ => return,
+        };
+        if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAINT_INTERVAL) {
+            self.complained = Some(now);
+            let (client, flows) = (ended.flow.key().client.ip(), self.flows.len());
+            tracing::warn!(%client, flows, "UDP flows end early to make room for new ones; {whose} (said once a minute)");
         }
     }
 }
@@ -429,6 +461,7 @@ fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),
+        Cause::OverShare => core.stats.udp_flows_over_share.add(1),
         Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
     }
 }
