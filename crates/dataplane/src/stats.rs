@@ -88,6 +88,8 @@ counters! {
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
     udp_unroutable,
+    /// UDP clients told that their endpoint refuses (ICMP port unreachable).
+    udp_refusals,
     /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
     /// forbade to open it.
     udp_over_limit,

@@ -16,4 +16,5 @@ mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
 mod kept_ports;
+mod refusal;
 mod upstream;

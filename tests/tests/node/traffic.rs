@@ -484,6 +484,27 @@ fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
 }
 
 #[test]
+fn a_udp_client_is_refused_where_its_endpoints_port_is_closed() {
+    let mut world = World::new(lab(), |_| {});
+    for (number, name, on) in [(1, "other-pod-0", "other"), (2, "pod-1", "node")] {
+        let endpoint = host_named(&world.lab, name).clone();
+        let service = Change::Apply(service(number, TrafficPolicy::Cluster).into());
+        world.apply([service].into_iter().chain(slices(number, &[(&endpoint, on)])).collect::<Vec<_>>());
+    }
+    for (family, number) in FAMILIES.into_iter().flat_map(|family| [1, 2].map(|number| (family, number))) {
+        for (host, kind) in [
+            (world.lab.pod(0), Kind::ClusterIp),
+            (world.lab.node(), Kind::ClusterIp),
+            (world.lab.outside(), Kind::NodePort),
+        ] {
+            let outcome = host.ask(Protocol::Udp, world.address(kind, number, family), PATIENCE);
+            assert_eq!(outcome, Outcome::Refused, "{family} {} Service {number}", host.name);
+        }
+    }
+    assert_eq!(world.proxy().stats().udp_refusals, 12);
+}
+
+#[test]
 fn nothing_captured_is_tracked_unless_asked_for() {
     for track in [false, true] {
         let mut world = World::new(lab(), |config| {

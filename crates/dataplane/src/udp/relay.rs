@@ -20,6 +20,7 @@ use sluice_table::{Lease, Route};
 use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
+use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use crate::client::Door;
@@ -59,6 +60,7 @@ struct State {
     kept_ports: KeptPorts,
     replies: ReplySockets,
     budget: Budget,
+    refusals: Refusals,
     /// When it was last said that flows make room for others.
     complained: Option<Instant>,
 }
@@ -129,6 +131,7 @@ impl UdpRelay {
                 kept_ports: KeptPorts::default(),
                 replies: ReplySockets::default(),
                 budget,
+                refusals: Refusals::default(),
                 complained: None,
             },
             ready: VecDeque::new(),
@@ -248,7 +251,12 @@ impl UdpRelay {
                 Ok(_) => self.state.return_replies(id, &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
-                Err(_) => return self.state.refused(id, core),
+                Err(error) => {
+                    if error.kind() == ErrorKind::ConnectionRefused {
+                        self.state.tell(id, core);
+                    }
+                    return self.state.refused(id, core);
+                }
             }
         }
         if let Some(flow) = self.state.flows.flow(id) {
@@ -414,6 +422,16 @@ impl State {
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
+    }
+
+    /// Tells a flow's client that its endpoint refuses: what it has sent is lost. Where clients send to sockets of
+    /// their frontends' own, on loopback mostly, their sockets are left to find out by themselves.
+    fn tell(&mut self, id: FlowId, core: &Core) {
+        if let (Some(flow), Some(marks)) = (self.flows.flow(id), core.marks)
+            && self.refusals.send(flow.key(), marks, core.now)
+        {
+            core.stats.udp_refusals.add(1);
+        }
     }
 
     /// Ends a flow whose endpoint cannot be reached.
