@@ -61,6 +61,8 @@ impl World {
     pub const CONFIG: Config = Config {
         workers: 2,
         descriptors: 4_096,
+        // All clients have one address here.
+        client_share: 100,
         udp_idle: Config::UDP_IDLE,
         half_closed_idle: Config::HALF_CLOSED_IDLE,
         marks: None,

@@ -395,6 +395,34 @@ fn urgent_bytes_arrive_as_such_and_none_is_lost_around_them() {
 }
 
 #[test]
+fn a_client_that_leaks_connections_leaves_some_for_others() {
+    const ATTEMPTS: usize = 40;
+    let backend = Backend::echo();
+    // Of which an eighth is UDP's: 28 sessions.
+    let config = Config { workers: 1, descriptors: 64, client_share: Config::CLIENT_SHARE, ..World::CONFIG };
+    let world = World::with_config(Protocol::Tcp, &[backend.address], config);
+    let exchange = |mut stream: &TcpStream| -> io::Result<()> {
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])
+    };
+    let streams: Vec<TcpStream> = (0..ATTEMPTS).map(|_| connect(&world)).collect();
+    let served = streams.iter().filter(|stream| exchange(stream).is_ok()).count();
+    assert!((20..=22).contains(&served), "three quarters of 28 are its share, not {served}");
+    assert_eq!(world.proxy.stats().tcp_over_share, (ATTEMPTS - served) as u64);
+
+    let other = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    other.bind(&SocketAddr::from((sluice_tests::loopback_address(), 0)).into()).unwrap();
+    other.connect(&world.frontend.into()).unwrap();
+    exchange(&other.into()).unwrap();
+    assert_eq!(
+        streams.iter().filter(|stream| exchange(stream).is_ok()).count(),
+        served,
+        "the old is untouched"
+    );
+    assert_eq!(world.proxy.stats().tcp_over_limit, 0);
+}
+
+#[test]
 fn connections_that_have_ended_leave_no_deadline_behind() {
     let backend = Backend::tcp(|mut stream| {
         stream.read_to_end(&mut Vec::new())?;
@@ -699,8 +727,9 @@ fn two_services_that_are_each_other_s_endpoints_do_not_go_round_in_circles() {
 #[test]
 fn over_the_limit_new_connections_are_reset_and_old_ones_go_on() {
     let backend = Backend::echo();
+    // Six are for UDP.
     let world =
-        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 20, ..World::CONFIG });
+        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 26, ..World::CONFIG });
     let mut old: Vec<TcpStream> = (0..10).map(|_| connect(&world)).collect();
     for stream in &mut old {
         stream.write_all(b"x").unwrap();

@@ -108,8 +108,13 @@ pub struct DataplaneArgs {
     /// Worker threads that carry traffic [default: one for each CPU].
     #[arg(long, value_name = "N")]
     pub workers: Option<NonZeroUsize>,
+    /// What one client address may have, in a hundred: of TCP sessions as many as leave the rest free, of UDP flows as
+    /// many before its own make room for new ones first.
+    #[arg(long, value_name = "PERCENT", default_value_t = Config::CLIENT_SHARE,
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub client_share: u8,
     /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew, in
-    /// seconds.
+    /// seconds; four times as long once it was answered and has lasted for two seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     pub udp_idle_timeout: Duration,
     /// How long a TCP connection of which one side has closed may stand still before it is cut off, in
@@ -127,6 +132,7 @@ impl DataplaneArgs {
         Config {
             workers,
             descriptors: raise_descriptor_limit(workers),
+            client_share: self.client_share,
             udp_idle: self.udp_idle_timeout,
             half_closed_idle: self.tcp_half_closed_timeout,
             marks: None,

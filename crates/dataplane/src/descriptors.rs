@@ -19,8 +19,8 @@ const RESERVE_PER_WORKER: u64 = 15;
 pub(crate) struct Descriptors {
     limit: usize,
     used: AtomicUsize,
-    /// Of a part: what it is part of.
-    whole: Option<Arc<Descriptors>>,
+    /// Of a part: what it is part of, and how many it has for itself, used or not.
+    whole: Option<(Arc<Descriptors>, usize)>,
 }
 
 /// A number of descriptors taken from the budget; given back when dropped.
@@ -35,9 +35,11 @@ impl Descriptors {
         Arc::new(Self { limit, used: AtomicUsize::new(0), whole: None })
     }
 
-    /// A budget of which everything is taken from this one too.
-    pub(crate) fn part(self: &Arc<Self>, limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicUsize::new(0), whole: Some(Arc::clone(self)) })
+    /// A budget of which everything is taken from this one too. So many of them it has for itself, as far as they are
+    /// to be had now: what others take from the whole does not touch them.
+    pub(crate) fn part(self: &Arc<Self>, limit: usize, reserved: usize) -> Arc<Self> {
+        let reserved = if self.reserve(reserved) { reserved } else { 0 };
+        Arc::new(Self { limit, used: AtomicUsize::new(0), whole: Some((Arc::clone(self), reserved)) })
     }
 
     /// Takes `count` descriptors, unless that goes over the limit, or that of the whole.
@@ -45,12 +47,18 @@ impl Descriptors {
         self.reserve(count).then(|| Permit { descriptors: Arc::clone(self), count })
     }
 
+    /// How many are left.
+    pub(crate) fn free(&self) -> usize {
+        self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
+    }
+
     fn reserve(&self, count: usize) -> bool {
         let fits = |used: usize| used.checked_add(count).filter(|used| *used <= self.limit);
-        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+        let Ok(before) = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) else {
             return false;
-        }
-        let is_reserved = self.whole.as_ref().is_none_or(|whole| whole.reserve(count));
+        };
+        let Some((whole, reserved)) = &self.whole else { return true };
+        let is_reserved = whole.reserve(beyond(*reserved, before, before + count));
         if !is_reserved {
             self.used.fetch_sub(count, Ordering::Relaxed);
         }
@@ -58,11 +66,16 @@ impl Descriptors {
     }
 
     fn give_back(&self, count: usize) {
-        self.used.fetch_sub(count, Ordering::Relaxed);
-        if let Some(whole) = &self.whole {
-            whole.give_back(count);
+        let before = self.used.fetch_sub(count, Ordering::Relaxed);
+        if let Some((whole, reserved)) = &self.whole {
+            whole.give_back(beyond(*reserved, before - count, before));
         }
     }
+}
+
+/// How much of what lies between two levels is above a third.
+fn beyond(level: usize, from: usize, to: usize) -> usize {
+    to.saturating_sub(level) - from.saturating_sub(level)
 }
 
 impl Drop for Permit {
@@ -107,7 +120,7 @@ mod tests {
     #[test]
     fn a_part_is_bounded_by_itself_and_by_the_whole() {
         let whole = Descriptors::new(5);
-        let part = whole.part(3);
+        let part = whole.part(3, 0);
         let three = part.take(3).unwrap();
         assert!(part.take(1).is_none(), "the part is used up");
         let two = whole.take(2).unwrap();
@@ -118,6 +131,24 @@ mod tests {
         let one = part.take(1).unwrap();
         drop((one, others, two));
         assert!(part.take(3).is_some() && whole.take(5).is_some());
+    }
+
+    #[test]
+    fn what_a_part_has_for_itself_nobody_else_can_take() {
+        let whole = Descriptors::new(10);
+        let (part, other) = (whole.part(5, 2), whole.part(8, 3));
+        let five = whole.take(5).unwrap();
+        assert!(whole.take(1).is_none());
+        let (two, three) = (part.take(2).unwrap(), other.take(3).unwrap());
+        assert!(part.take(1).is_none() && other.take(1).is_none(), "nothing is left beyond that");
+        drop(five);
+        let more = part.take(3).unwrap();
+        assert!(whole.take(3).is_none(), "beyond it a part takes from the whole");
+        drop((two, more));
+        assert!(whole.take(6).is_none() && whole.take(5).is_some());
+        drop(three);
+        assert!(whole.take(6).is_none() && part.take(5).is_some() && other.take(8).is_some());
+        assert_eq!(whole.part(1, 6).take(1).map(|_| ()), Some(()), "what cannot be reserved is shared");
     }
 
     #[test]

@@ -50,7 +50,11 @@ pub struct Config {
     pub workers: usize,
     /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
     pub descriptors: usize,
-    /// How long a UDP flow may be silent, both ways, before it ends.
+    /// The share of a client address, in a hundred. Of TCP sessions it may have as many as leave the rest free; of
+    /// UDP flows, as many before its own make room first.
+    pub client_share: u8,
+    /// How long a UDP flow may be silent, both ways, before it ends; four times as long once it was answered and has
+    /// lasted for two seconds.
     pub udp_idle: Duration,
     /// How long a TCP session of which one side has closed may stand still before it is cut off.
     pub half_closed_idle: Duration,
@@ -60,6 +64,9 @@ pub struct Config {
 }
 
 impl Config {
+    /// Generous, since many may be behind one address; but none can take everything from the others.
+    pub const CLIENT_SHARE: u8 = 75;
+
     /// The kernel's `nf_conntrack_udp_timeout`, which UDP applications are used to.
     pub const UDP_IDLE: Duration = Duration::from_secs(30);
 

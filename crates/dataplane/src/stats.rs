@@ -90,12 +90,16 @@ counters! {
     udp_flows_expired,
     /// UDP flows ended early to make room for new ones.
     udp_flows_evicted,
+    /// UDP flows ended early to make room for new ones, because their client had more than its share.
+    udp_flows_over_share,
     /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
     udp_unroutable,
     /// UDP datagrams lost because their Service has as many flows as `sluice.dev/max-connections` allows.
     udp_over_service_limit,
+    /// UDP clients told that their endpoint refuses (ICMP port unreachable).
+    udp_refusals,
     /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
     /// forbade to open it.
     udp_over_limit,

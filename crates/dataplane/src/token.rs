@@ -92,6 +92,13 @@ impl<T> Slots<T> {
         id
     }
 
+    pub(crate) fn get(&self, id: SlotId) -> Option<&T> {
+        match self.entries.get(id.index as usize) {
+            Some((generation, value)) if *generation == id.generation => Some(value),
+            _ => None,
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, id: SlotId) -> Option<&mut T> {
         match self.entries.get_mut(id.index as usize) {
             Some((generation, value)) if *generation == id.generation => Some(value),

@@ -10,8 +10,11 @@ pub(crate) mod replies;
 pub(crate) mod socket;
 
 mod drops;
+mod flow_class;
+mod flow_clients;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
 mod kept_ports;
+mod refusal;
 mod upstream;

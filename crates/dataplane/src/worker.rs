@@ -26,13 +26,18 @@ use crate::tcp::session::Side;
 use crate::timers::Timers;
 use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
-use crate::udp::relay::UdpRelay;
+use crate::udp::relay::{Budget, UdpRelay};
 
-/// UDP flows, and the sockets that they reply by, may hold one in this many of the file descriptors; the rest is for
-/// TCP alone. And one in this many of the node's ephemeral ports: each flow's socket has one, which no process of the
-/// node gets that asks for any free UDP port, as a resolver does for each question. From half of what flows may have
-/// on, answered one-shots live shorter.
-const FLOW_SHARE: usize = 2;
+/// Of the file descriptors, UDP flows and the sockets that they reply by have one in this many for themselves: TCP cannot
+/// take them, so that DNS goes on whatever connections there are.
+const UDP_RESERVE: usize = 8;
+
+/// And of three parts they may hold this many; the rest is for TCP alone.
+const UDP_THIRDS: usize = 2;
+
+/// Of the node's ephemeral ports flows may hold one in this many: no process of the node gets those that asks for any
+/// free UDP port, as a resolver does for each question.
+const PORT_SHARE: usize = 2;
 
 /// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
 const ANSWERS: Duration = Duration::from_secs(1);
@@ -102,10 +107,12 @@ impl Worker {
             half_closed_idle: config.half_closed_idle,
             now: Instant::now(),
         };
-        let flows = flow_capacity(config, &core.local_ports);
-        let limits = FlowLimits::new(flows, config.udp_idle);
-        let share = core.descriptors.part(udp_descriptors(config));
-        let (tcp, udp) = (TcpRelay::new(&core), UdpRelay::new(limits, share));
+        let limits = FlowLimits::new(flow_capacity(config), config.client_share, config.udp_idle);
+        let budget = Budget {
+            descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
+            ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
+        };
+        let (tcp, udp) = (TcpRelay::new(config, &core), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, draining: None })
     }
 
@@ -211,13 +218,22 @@ impl Worker {
 
 /// How many descriptors a worker may hold for UDP: enough for one flow at least, and its socket for replies.
 fn udp_descriptors(config: &Config) -> usize {
-    (config.descriptors / FLOW_SHARE / config.workers.max(1)).max(2)
+    (config.descriptors / 3 * UDP_THIRDS / config.workers.max(1)).max(2)
+}
+
+/// How many of them it has for itself.
+fn udp_reserve(config: &Config) -> usize {
+    config.descriptors / UDP_RESERVE / config.workers.max(1)
+}
+
+/// How many of its flows may have ephemeral ports of the node: at least one.
+fn udp_ports(config: &Config, ports: &LocalPorts) -> usize {
+    (ports.count() / PORT_SHARE / config.workers.max(1)).max(1)
 }
 
 /// How many flows a worker may have.
-fn flow_capacity(config: &Config, ports: &LocalPorts) -> NonZeroUsize {
-    let of_all = config.descriptors.min(ports.count()) / FLOW_SHARE;
-    NonZeroUsize::new(of_all / config.workers.max(1)).unwrap_or(NonZeroUsize::MIN)
+fn flow_capacity(config: &Config) -> NonZeroUsize {
+    NonZeroUsize::new(udp_descriptors(config)).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn report(listening: io::Result<()>) {
@@ -231,20 +247,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_leave_half_of_the_descriptors_and_half_of_the_ports_to_others() {
-        let capacity = |workers, descriptors, ports| {
-            let config = Config {
-                workers,
-                descriptors,
-                udp_idle: Config::UDP_IDLE,
-                half_closed_idle: Config::HALF_CLOSED_IDLE,
-                marks: None,
-            };
-            flow_capacity(&config, &LocalPorts::with_range(ports)).get()
+    fn flows_have_a_quarter_of_the_descriptors_for_themselves_and_leave_a_third_to_connections() {
+        let config = |workers, descriptors| Config {
+            workers,
+            descriptors,
+            client_share: Config::CLIENT_SHARE,
+            udp_idle: Config::UDP_IDLE,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            marks: None,
         };
-        assert_eq!(capacity(1, 1_000, 1..=60_000), 500);
-        assert_eq!(capacity(1, 1_000_000, 32_768..=60_999), 14_116);
-        assert_eq!(capacity(4, 1_000_000, 32_768..=60_999), 3_529);
-        assert_eq!(capacity(64, 10, 1..=1), 1, "never none at all");
+        let budget = |config: &Config| (udp_reserve(config), udp_descriptors(config));
+        assert_eq!(budget(&config(1, 3_000)), (750, 2_000));
+        assert_eq!(budget(&config(4, 3_000)), (187, 500));
+        assert_eq!(budget(&config(64, 10)), (0, 2), "enough for a flow and its replies");
+        let ports = LocalPorts::with_range(32_768..=60_999);
+        assert_eq!(udp_ports(&config(1, 3_000), &ports), 14_116);
+        assert_eq!(udp_ports(&config(4, 3_000), &ports), 3_529);
+        assert_eq!(udp_ports(&config(64, 10), &LocalPorts::with_range(1..=1)), 1, "never none at all");
     }
 }

@@ -12,6 +12,8 @@ use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring,
 use socket2::{Domain, Socket, Type};
 
 use super::rules::{KINDS, Kind};
+use sluice_tests::wait;
+
 use super::world::{BACKEND, FAMILIES, PORT, PROTOCOLS, World, service, slices};
 
 fn lab() -> Lab {
@@ -474,6 +476,73 @@ fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
         (0, 8, 7),
         "{stats:?}"
     );
+}
+
+#[test]
+fn a_pod_with_as_many_connections_as_there_may_be_does_not_take_udp_from_others() {
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (2, 40));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let connections: Vec<_> =
+        (0..20).filter_map(|_| world.lab.pod(0).tcp_stream(to, PATIENCE).ok()).collect();
+    wait::until("no more are taken", || world.proxy().stats().tcp_over_limit > 0);
+    for _ in 0..6 {
+        let outcome = world.lab.pod(1).ask(Protocol::Udp, to, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}");
+    }
+    assert_eq!(world.proxy().stats().udp_over_limit, 0);
+    drop(connections);
+}
+
+#[test]
+fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
+    // Forty for UDP.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 60));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let quiet: Vec<_> = (0..5).map(|_| world.lab.pod(1).udp_socket(to).unwrap()).collect();
+        let ask = |sockets: &[std::net::UdpSocket]| {
+            for socket in sockets {
+                let outcome = ask_on(socket, PATIENCE);
+                assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: {outcome:?}");
+            }
+        };
+        ask(&quiet);
+        for _ in 0..200 {
+            // As soon as it is answered, so that none is lost before it reaches the proxy.
+            ask(&[world.lab.pod(0).udp_socket(to).unwrap()]);
+        }
+        let before = world.proxy().stats();
+        assert!(before.udp_flows_over_share > 100, "{family}: {before:?}");
+        ask(&quiet);
+        let opened = world.proxy().stats().udp_flows_opened - before.udp_flows_opened;
+        assert_eq!(opened, 0, "{family}: the flows of the quiet one were all there");
+    }
+}
+
+#[test]
+fn a_udp_client_is_refused_where_its_endpoints_port_is_closed() {
+    let mut world = World::new(lab(), |_| {});
+    for (number, name, on) in [(1, "other-pod-0", "other"), (2, "pod-1", "node")] {
+        let endpoint = host_named(&world.lab, name).clone();
+        let service = Change::Apply(service(number, TrafficPolicy::Cluster).into());
+        world.apply([service].into_iter().chain(slices(number, &[(&endpoint, on)])).collect::<Vec<_>>());
+    }
+    for (family, number) in FAMILIES.into_iter().flat_map(|family| [1, 2].map(|number| (family, number))) {
+        for (host, kind) in [
+            (world.lab.pod(0), Kind::ClusterIp),
+            (world.lab.node(), Kind::ClusterIp),
+            (world.lab.outside(), Kind::NodePort),
+        ] {
+            let outcome = host.ask(Protocol::Udp, world.address(kind, number, family), PATIENCE);
+            assert_eq!(outcome, Outcome::Refused, "{family} {} Service {number}", host.name);
+        }
+    }
+    // Counted once it is sent: a client may be faster than that.
+    wait::until("every refusal is counted", || world.proxy().stats().udp_refusals == 12);
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl World {
         let dataplane = Config {
             workers: 2,
             descriptors: 4_096,
+            client_share: Config::CLIENT_SHARE,
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             marks: None,

@@ -224,7 +224,7 @@ mod tests {
         attempts.fail(&first, Failure::NoPort, now);
         let (second, _) = attempts.next(now).unwrap();
         assert_ne!(first.address(), second.address());
-        assert_eq!(first.failures_in_a_row(), 0);
+        assert_eq!(first.failures_in_a_row(sluice_table::SourceAddress::Node), 0);
         attempts.fail(&second, Failure::NoPort, now);
         assert!(attempts.next(now).is_none());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -11,12 +11,14 @@ use mio::net::TcpStream;
 use sluice_model::Protocol;
 use sluice_table::FrontendKey;
 
+use super::client_sessions::ClientSessions;
 use super::direction::{BUFFER_SIZE, Tools};
 use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
+use crate::Config;
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::token::{SlotId, Slots, Source};
@@ -27,6 +29,9 @@ const ACCEPT_BATCH: usize = 64;
 /// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
 /// before: descriptors may become free elsewhere.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How long a client that has too much is not spoken of again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Descriptors of a session: one socket each side.
 const DESCRIPTORS: usize = 2;
@@ -41,6 +46,9 @@ pub(crate) struct TcpRelay {
     ready: VecDeque<Ready>,
     /// Listeners that wait for descriptors, or do not work.
     paused: Vec<SlotId>,
+    clients: ClientSessions,
+    /// When it was last said that a client has more than its share.
+    greed_said: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +58,7 @@ enum Ready {
 }
 
 impl TcpRelay {
-    pub(crate) fn new(core: &Core) -> Self {
+    pub(crate) fn new(config: &Config, core: &Core) -> Self {
         let pipes = PipePool::new(core.descriptors.clone());
         Self {
             listeners: Slots::default(),
@@ -58,6 +66,8 @@ impl TcpRelay {
             tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
             ready: VecDeque::new(),
             paused: Vec::new(),
+            clients: ClientSessions::new(config.client_share, config.workers),
+            greed_said: None,
         }
     }
 
@@ -218,6 +228,11 @@ impl TcpRelay {
             core.stats.tcp_not_captured.add(1);
             return socket::close(stream, Ending::Reset);
         };
+        if !self.clients.admits(address.ip(), core.descriptors.free() / DESCRIPTORS) {
+            core.stats.tcp_over_share.add(1);
+            self.say_greed(address.ip(), core.now);
+            return socket::close(stream, Ending::Reset);
+        }
         let Some(permit) = core.descriptors.take(DESCRIPTORS) else {
             core.stats.tcp_over_limit.add(1);
             return socket::close(stream, Ending::Reset);
@@ -239,9 +254,24 @@ impl TcpRelay {
         let (client, now) = (Peer::accepted(stream), core.now);
         let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit, now));
         core.stats.tcp_active.add(1);
+        self.clients.add(address.ip());
         let Some(session) = self.sessions.get_mut(id) else { return };
         let step = session.begin(&mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
+    }
+
+    /// Says that a client is turned away because it has too many sessions, now and then.
+    fn say_greed(&mut self, client: IpAddr, now: Instant) {
+        if self.greed_said.is_none_or(|said| now >= said + SAY_AGAIN) {
+            self.greed_said = Some(now);
+            let sessions = self.clients.count(client);
+            tracing::warn!(
+                %client,
+                sessions,
+                "a client has its share of all TCP sessions (of this worker's, so many); more are reset \
+                 (--client-share)"
+            );
+        }
     }
 
     /// Does what a session's step asks for.
@@ -258,6 +288,7 @@ impl TcpRelay {
             }
             Step::End(ending) => {
                 if let Some(session) = self.sessions.remove(id) {
+                    self.clients.remove(session.client().ip());
                     session.end(ending, core);
                     core.stats.tcp_active.sub(1);
                     self.resume_accepting();

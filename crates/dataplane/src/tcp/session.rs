@@ -125,6 +125,11 @@ impl Session {
         Self { id, downstream, client, state, deadline: None, is_queued: false, _permit: permit }
     }
 
+    /// The client's address.
+    pub(crate) fn client(&self) -> SocketAddr {
+        self.client
+    }
+
     /// Starts the first attempt to connect. Until one has taken long nobody looks at the client: most are connected
     /// before they could have gone away.
     pub(crate) fn begin(&mut self, context: &mut Context<'_>) -> Step {

@@ -2,8 +2,8 @@
 //! the end, or take it out of the middle, costs the same however many there are.
 //!
 //! Our own rather than a crate's (`lru`, `hashlink`): those keep keys and values in nodes that
-//! nothing but the key finds, where poll events find a flow by its slot, and one flow moves between
-//! two queues.
+//! nothing but the key finds, where poll events find a flow by its slot, and one flow is in two
+//! queues at a time and moves between several.
 
 use crate::token::{SlotId, Slots};
 
@@ -14,23 +14,42 @@ pub(super) struct Links {
     newer: Option<SlotId>,
 }
 
-/// What can be queued.
-pub(super) trait Linked {
-    fn links(&mut self) -> &mut Links;
+/// Which of a slot's neighbours: a slot may be in one queue of each chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// Among all flows.
+    Table,
+    /// Among those of the same client.
+    Client,
 }
 
-/// The two ends of a queue and its length. A slot is in one queue at most.
-#[derive(Debug, Default)]
+/// What can be queued.
+pub(super) trait Linked {
+    fn links(&mut self, chain: Chain) -> &mut Links;
+}
+
+/// The two ends of a queue and its length.
+#[derive(Debug)]
 pub(super) struct Queue {
+    chain: Chain,
     oldest: Option<SlotId>,
     newest: Option<SlotId>,
     len: usize,
 }
 
 impl Queue {
+    pub(super) const fn new(chain: Chain) -> Self {
+        Self { chain, oldest: None, newest: None, len: 0 }
+    }
+
     /// The slot that has waited longest.
     pub(super) fn oldest(&self) -> Option<SlotId> {
         self.oldest
+    }
+
+    /// The slot that came last.
+    pub(super) fn newest(&self) -> Option<SlotId> {
+        self.newest
     }
 
     pub(super) fn len(&self) -> usize {
@@ -40,9 +59,9 @@ impl Queue {
     /// Puts a slot that is in no queue at the end of this one.
     pub(super) fn push<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
         let Some(slot) = slots.get_mut(id) else { return };
-        *slot.links() = Links { older: self.newest, newer: None };
+        *slot.links(self.chain) = Links { older: self.newest, newer: None };
         match self.newest.and_then(|newest| slots.get_mut(newest)) {
-            Some(newest) => newest.links().newer = Some(id),
+            Some(newest) => newest.links(self.chain).newer = Some(id),
             None => self.oldest = Some(id),
         }
         self.newest = Some(id);
@@ -52,13 +71,13 @@ impl Queue {
     /// Takes a slot out of this queue, which it is in.
     pub(super) fn remove<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
         let Some(slot) = slots.get_mut(id) else { return };
-        let Links { older, newer } = std::mem::take(slot.links());
+        let Links { older, newer } = std::mem::take(slot.links(self.chain));
         match older.and_then(|older| slots.get_mut(older)) {
-            Some(slot) => slot.links().newer = newer,
+            Some(slot) => slot.links(self.chain).newer = newer,
             None => self.oldest = newer,
         }
         match newer.and_then(|newer| slots.get_mut(newer)) {
-            Some(slot) => slot.links().older = older,
+            Some(slot) => slot.links(self.chain).older = older,
             None => self.newest = older,
         }
         self.len -= 1;
@@ -69,10 +88,10 @@ impl Queue {
         let (mut walked, mut next) = (Vec::new(), self.oldest);
         while let Some(id) = next.filter(|_| walked.len() <= self.len) {
             let Some(slot) = slots.get_mut(id) else { break };
-            if slot.links().older != walked.last().copied() {
+            if slot.links(self.chain).older != walked.last().copied() {
                 break;
             }
-            next = slot.links().newer;
+            next = slot.links(self.chain).newer;
             walked.push(id);
         }
         walked
@@ -84,7 +103,7 @@ mod tests {
     use super::*;
 
     impl Linked for Links {
-        fn links(&mut self) -> &mut Links {
+        fn links(&mut self, _: Chain) -> &mut Links {
             self
         }
     }
@@ -93,7 +112,7 @@ mod tests {
     fn slots_leave_from_anywhere_and_the_order_of_the_others_stays() {
         for taken in 0..4 {
             let mut slots = Slots::default();
-            let mut queue = Queue::default();
+            let mut queue = Queue::new(Chain::Table);
             let mut ids: Vec<_> = (0..4).map(|_| slots.insert_with(|_| Links::default())).collect();
             ids.iter().for_each(|&id| queue.push(&mut slots, id));
             assert_eq!(queue.walk(&mut slots), ids);

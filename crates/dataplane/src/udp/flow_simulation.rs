@@ -3,15 +3,17 @@
 //! A history follows from its seed. A failure prints the seed; `SLUICE_FLOW_SEED=<seed>` runs that
 //! history alone and prints each step.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::flow_table::{Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::flow_table::{
+    Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Timeouts,
+};
 
 const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
 const SEEDS: u64 = 600;
@@ -25,9 +27,11 @@ type Upstream = (usize, u64);
 struct ModelFlow {
     id: FlowId,
     upstream: Upstream,
+    opened: Instant,
     last_used: Instant,
     datagrams: u64,
     replies: u64,
+    is_conversation: bool,
 }
 
 struct Simulation {
@@ -73,12 +77,15 @@ fn every_history_agrees_with_the_model() {
         seen.opened += counters.opened;
         seen.idle += counters.idle;
         seen.evicted += counters.evicted;
+        seen.over_share += counters.over_share;
         seen.gone += counters.gone;
         seen.closed += counters.closed;
         seen.replaced += counters.replaced;
     }
     if one.is_none() {
-        let rarest = [seen.idle, seen.evicted, seen.gone, seen.closed, seen.replaced].into_iter().min();
+        let rarest = [seen.idle, seen.evicted, seen.over_share, seen.gone, seen.closed, seen.replaced]
+            .into_iter()
+            .min();
         assert!(rarest >= Some(SEEDS), "histories in which nothing happens prove nothing: {seen:?}");
     }
 }
@@ -86,11 +93,13 @@ fn every_history_agrees_with_the_model() {
 impl Simulation {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let limits = FlowLimits {
-            capacity: NonZeroUsize::new(rng.random_range(1..=16)).unwrap(),
+        let capacity = NonZeroUsize::new(rng.random_range(1..=24)).unwrap();
+        let timeouts = Timeouts {
             idle: Duration::from_secs(30),
-            exchange_idle: Duration::from_secs(if rng.random_bool(0.9) { 5 } else { 40 }),
+            stream: Duration::from_secs(if rng.random_bool(0.9) { 120 } else { 20 }),
+            exchange: Duration::from_secs(if rng.random_bool(0.9) { 5 } else { 40 }),
         };
+        let limits = FlowLimits { capacity, client_share: rng.random_range(1..=capacity.get()), timeouts };
         Self {
             serving: vec![true; rng.random_range(1..=5)],
             rng,
@@ -123,7 +132,7 @@ impl Simulation {
             self.compare();
         }
         // In the end everybody falls silent, and nothing is left.
-        self.pass(self.limits.idle);
+        self.pass(Duration::from_secs(120));
         while !self.flows.is_empty() {
             self.expiry_runs();
             self.compare();
@@ -148,7 +157,7 @@ impl Simulation {
 
     // The rules, in the words of the model.
 
-    fn is_answered_exchange(flow: &ModelFlow) -> bool {
+    fn is_exchange(flow: &ModelFlow) -> bool {
         flow.datagrams == 1 && flow.replies == 1
     }
 
@@ -156,24 +165,57 @@ impl Simulation {
         self.flows.len() > self.limits.capacity.get() / 2
     }
 
+    fn deadline(&self, flow: &ModelFlow, pressed: bool) -> Instant {
+        let Timeouts { idle, stream, exchange } = self.limits.timeouts;
+        flow.last_used
+            + match (pressed, Self::is_exchange(flow), flow.is_conversation) {
+                (true, true, _) => exchange,
+                (false, false, true) => stream,
+                _ => idle,
+            }
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
-        let pressed = self.is_pressed();
-        let timeout = |flow| match pressed && Self::is_answered_exchange(flow) {
-            true => self.limits.exchange_idle.min(self.limits.idle),
-            false => self.limits.idle,
-        };
-        self.flows.values().map(|flow| flow.last_used + timeout(flow)).min()
+        self.flows.values().map(|flow| self.deadline(flow, self.is_pressed())).min()
     }
 
     /// The flow that expiry has to end next.
     fn next_to_expire(&self) -> Option<FlowKey> {
-        let silent = |key: &&FlowKey, timeout| self.flows[*key].last_used + timeout <= self.now;
-        let idle = self.order.iter().find(|key| silent(key, self.limits.idle));
-        let hurried = || {
-            let mut exchanges = self.order.iter().filter(|key| Self::is_answered_exchange(&self.flows[*key]));
-            exchanges.find(|key| silent(key, self.limits.exchange_idle) && self.is_pressed())
+        let over =
+            |pressed| self.order.iter().find(|key| self.deadline(&self.flows[*key], pressed) <= self.now);
+        over(false).or_else(|| over(true).filter(|_| self.is_pressed())).copied()
+    }
+
+    /// The flows of which one has to make room for a client's new one, and why.
+    fn victims(&self, ip: IpAddr) -> (Vec<FlowKey>, Cause) {
+        let count = |ip| self.order.iter().filter(|key| key.client.ip() == ip).count();
+        let is_over = |ip| count(ip) > self.limits.client_share;
+        let own = |key: &FlowKey| key.client.ip() == ip;
+        if is_over(ip) {
+            return (self.victim(own).into_iter().collect(), Cause::OverShare);
+        }
+        let over: BTreeSet<IpAddr> =
+            self.order.iter().map(|key| key.client.ip()).filter(|ip| is_over(*ip)).collect();
+        if !over.is_empty() {
+            let victims = over.iter().filter_map(|ip| self.victim(|key| key.client.ip() == *ip));
+            return (victims.collect(), Cause::OverShare);
+        }
+        let is_large = count(ip) > self.limits.capacity.get() / 8;
+        let victim = if is_large { self.victim(own) } else { self.victim(|_| true) };
+        (victim.into_iter().collect(), Cause::Evicted)
+    }
+
+    /// Whose place is taken among these.
+    fn victim(&self, among: impl Fn(&FlowKey) -> bool) -> Option<FlowKey> {
+        let first = |wanted: &dyn Fn(&ModelFlow) -> bool| {
+            self.order.iter().find(|key| among(key) && wanted(&self.flows[*key])).copied()
         };
-        idle.or_else(hurried).copied()
+        let spared = Duration::from_millis(250);
+        first(&|flow| Self::is_exchange(flow) && flow.last_used + spared <= self.now)
+            .or_else(|| first(&|flow| flow.replies == 0))
+            .or_else(|| first(&Self::is_exchange))
+            .or_else(|| first(&|flow| !flow.is_conversation))
+            .or_else(|| first(&|_| true))
     }
 
     fn touch(&mut self, key: FlowKey) -> &mut ModelFlow {
@@ -181,6 +223,7 @@ impl Simulation {
         self.order.push(key);
         let flow = self.flows.get_mut(&key).unwrap();
         flow.last_used = self.now;
+        flow.is_conversation |= flow.replies > 0 && flow.opened + Duration::from_secs(2) <= self.now;
         flow
     }
 
@@ -194,6 +237,7 @@ impl Simulation {
         *match cause {
             Cause::Idle => &mut self.counters.idle,
             Cause::Evicted => &mut self.counters.evicted,
+            Cause::OverShare => &mut self.counters.over_share,
             Cause::Gone => &mut self.counters.gone,
             Cause::Closed => &mut self.counters.closed,
             Cause::Replaced => &mut self.counters.replaced,
@@ -263,24 +307,40 @@ impl Simulation {
         let endpoint = candidates[self.rng.random_range(0..candidates.len())];
         self.openings += 1;
         let upstream = (endpoint, self.openings);
-        let displaced_key = match self.flows.contains_key(&key) {
-            true => Some((key, Cause::Replaced)),
-            false if self.flows.len() == self.limits.capacity.get() => Some((self.order[0], Cause::Evicted)),
-            false => None,
+        let (victims, cause) = match self.flows.contains_key(&key) {
+            true => (vec![key], Cause::Replaced),
+            false if self.flows.len() == self.limits.capacity.get() => self.victims(key.client.ip()),
+            false => (Vec::new(), Cause::Idle),
         };
         let (id, displaced) = self.table.opened(key, upstream, count, self.now);
         self.log(format_args!("    opened {id:?} to {upstream:?}"));
-        match (displaced, displaced_key) {
-            (Some(displaced), Some((expected, cause))) => self.ended(displaced, expected, cause),
-            (None, None) => {}
-            (displaced, expected) => panic!("displaced {displaced:?}, expected {expected:?}"),
-        }
-        let flow = ModelFlow { id, upstream, last_used: self.now, datagrams: count, replies: 0 };
+        self.made_room(displaced, &victims, cause);
+        let flow = ModelFlow {
+            id,
+            upstream,
+            opened: self.now,
+            last_used: self.now,
+            datagrams: count,
+            replies: 0,
+            is_conversation: false,
+        };
         assert!(self.ids.iter().all(|&(former, ..)| former != id), "a name stands for one flow");
         self.ids.push((id, key, self.openings));
         self.flows.insert(key, flow);
         self.order.push(key);
         self.counters.opened += 1;
+    }
+
+    /// One of these flows has ended, if there are any.
+    fn made_room(&mut self, ended: Option<Ended<Upstream>>, victims: &[FlowKey], cause: Cause) {
+        match ended {
+            Some(ended) => {
+                let key = ended.flow.key();
+                assert!(victims.contains(&key), "{key:?} made room, expected of {victims:?}");
+                self.ended(ended, key, cause);
+            }
+            None => assert!(victims.is_empty(), "none made room, expected of {victims:?}"),
+        }
     }
 
     fn client_is_opened_twice(&mut self) {
@@ -397,11 +457,10 @@ impl Simulation {
     }
 
     fn worker_evicts(&mut self) {
-        self.log(format_args!("the least recently used is evicted"));
-        match (self.table.evict(), self.order.first().copied()) {
-            (Some(evicted), Some(expected)) => self.ended(evicted, expected, Cause::Evicted),
-            (None, None) => {}
-            (evicted, expected) => panic!("evicted {evicted:?}, expected {expected:?}"),
-        }
+        let ip = self.random_key().client.ip();
+        self.log(format_args!("{ip} needs room"));
+        let (victims, cause) = self.victims(ip);
+        let evicted = self.table.make_room(ip, self.now);
+        self.made_room(evicted, &victims, cause);
     }
 }

@@ -6,10 +6,11 @@
 //! table answers what to do, and hands every flow that ends back, once, with the reason
 //! ([`Ended`]): whoever owns sockets closes them by dropping it.
 //!
-//! * Bounded: at [`FlowLimits::capacity`], a new flow takes the place of the least recently used.
-//! * A flow that nobody used for [`FlowLimits::idle`] ends. While the table is more than half full,
-//!   an answered one-shot (one datagram each way: most of DNS) ends after
-//!   [`FlowLimits::exchange_idle`] already.
+//! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place. Whose, is a matter of who has more
+//!   than [`FlowLimits::client_share`] and of what has passed in a flow (`flow_class`).
+//! * A flow that nobody used for [`Timeouts::idle`] ends; a conversation after [`Timeouts::stream`]. While the
+//!   table is more than half full, a conversation has no more time than others, and an answered one-shot
+//!   (one datagram each way: most of DNS) ends after [`Timeouts::exchange`] already.
 //! * A flow ends at once when its endpoint stops serving or its route is gone: seen at the client's
 //!   next datagram, or by a [sweep](FlowTable::request_sweep).
 //!
@@ -22,8 +23,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use super::flow_queue::{Linked, Links, Queue};
+use super::flow_class::{Class, ClassQueues, STREAM_AFTER};
+use super::flow_clients::{ClientId, FlowClients};
+use super::flow_queue::{Chain, Linked, Links};
 use crate::token::{SlotId, Slots};
+
+pub(crate) use super::flow_class::Timeouts;
 
 /// Names a flow for as long as it lives, and nothing afterwards. Fits the worker's tokens.
 pub(crate) type FlowId = SlotId;
@@ -42,19 +47,31 @@ pub(crate) struct FlowKey {
 pub(crate) struct FlowLimits {
     /// Most flows at a time.
     pub(crate) capacity: NonZeroUsize,
-    /// How long a flow may be silent, in both directions.
-    pub(crate) idle: Duration,
-    /// The same for an answered one-shot while the table is more than half full.
-    pub(crate) exchange_idle: Duration,
+    /// How many a client address may have before its own make room first.
+    pub(crate) client_share: usize,
+    /// How long a flow may be silent.
+    pub(crate) timeouts: Timeouts,
 }
 
 /// How long an answered question may be silent under pressure, at most: time enough for a second answer
 /// to the same question.
 const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
 
+/// How much longer a conversation may be silent than anything else: as the kernel's `nf_conntrack_udp_timeout_stream`,
+/// 120 s, is to `nf_conntrack_udp_timeout`, 30 s.
+const STREAM_FACTOR: u32 = 4;
+
+/// One in this many of all flows makes a client large: its new ones take its own place first where there is no room,
+/// even if it has less than its share.
+const LARGE: usize = 8;
+
 impl FlowLimits {
-    pub(crate) fn new(capacity: NonZeroUsize, idle: Duration) -> Self {
-        Self { capacity, idle, exchange_idle: idle.min(EXCHANGE_IDLE) }
+    /// With a share of so many in a hundred for each client.
+    pub(crate) fn new(capacity: NonZeroUsize, client_percent: u8, idle: Duration) -> Self {
+        let client_share = capacity.get().saturating_mul(client_percent.into()) / 100;
+        let timeouts =
+            Timeouts { idle, stream: idle.saturating_mul(STREAM_FACTOR), exchange: idle.min(EXCHANGE_IDLE) };
+        Self { capacity, client_share: client_share.max(1), timeouts }
     }
 }
 
@@ -62,9 +79,11 @@ impl FlowLimits {
 #[derive(Debug)]
 pub(crate) struct Flow<U> {
     key: FlowKey,
+    opened: Instant,
     last_used: Instant,
     datagrams: u64,
     replies: u64,
+    is_stream: bool,
     /// Where it leads: endpoint, route, socket.
     pub(crate) upstream: U,
 }
@@ -95,6 +114,8 @@ pub(crate) enum Cause {
     Idle,
     /// Another flow needed its place, or its file descriptor.
     Evicted,
+    /// The same, and its client had more than its share.
+    OverShare,
     /// Its endpoint stopped serving, or its route is gone.
     Gone,
     /// The worker closed it: its socket failed.
@@ -109,6 +130,7 @@ pub(crate) struct FlowCounters {
     pub(crate) opened: u64,
     pub(crate) idle: u64,
     pub(crate) evicted: u64,
+    pub(crate) over_share: u64,
     pub(crate) gone: u64,
     pub(crate) closed: u64,
     pub(crate) replaced: u64,
@@ -120,7 +142,8 @@ pub(crate) struct FlowTable<U> {
     limits: FlowLimits,
     ids: HashMap<FlowKey, FlowId, foldhash::fast::RandomState>,
     flows: Slots<Entry<U>>,
-    queues: Queues,
+    queues: ClassQueues,
+    clients: FlowClients,
     /// Uses so far; numbers them, since two may happen at the same instant.
     uses: u64,
     /// The latest time heard of. Time does not go back.
@@ -130,22 +153,16 @@ pub(crate) struct FlowTable<U> {
     counters: FlowCounters,
 }
 
-/// Answered one-shots, and all others, each in the order of their last use: as both kinds have one
-/// timeout each, the first of a queue is the first to expire.
-#[derive(Debug, Default)]
-struct Queues {
-    exchanges: Queue,
-    others: Queue,
-}
-
 #[derive(Debug)]
 struct Entry<U> {
     flow: Flow<U>,
     /// Number of its last use.
     used: u64,
-    /// Which queue it is in: that of answered one-shots, or the other.
-    exchange: bool,
+    /// Which queues it is in: among all flows, and among its client's.
+    class: Class,
+    client: ClientId,
     links: Links,
+    client_links: Links,
 }
 
 impl<U> FlowTable<U> {
@@ -154,7 +171,8 @@ impl<U> FlowTable<U> {
             limits,
             ids: HashMap::default(),
             flows: Slots::default(),
-            queues: Queues::default(),
+            queues: ClassQueues::new(Chain::Table),
+            clients: FlowClients::new(limits.client_share),
             uses: 0,
             latest: None,
             unswept: Vec::new(),
@@ -175,8 +193,9 @@ impl<U> FlowTable<U> {
         let Some(&id) = self.ids.get(&key) else { return Action::Open(None) };
         let action = match self.flows.get_mut(id) {
             Some(entry) if valid(&entry.flow) => {
+                let was_answered = entry.flow.replies > 0;
                 entry.flow.datagrams += count;
-                self.used(id, now);
+                self.used(id, was_answered, now);
                 Action::Forward(id)
             }
             _ => Action::Open(self.end(id, Cause::Gone)),
@@ -186,7 +205,7 @@ impl<U> FlowTable<U> {
     }
 
     /// A flow was opened for `count` datagrams of a client. The flow whose place it takes is to be
-    /// closed: at capacity the least recently used, and one with the same key if there is one.
+    /// closed: at capacity that of [`make_room`](Self::make_room), and one with the same key if there is one.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
@@ -197,13 +216,28 @@ impl<U> FlowTable<U> {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
-            None if self.len() >= self.capacity() => self.evict(),
+            None if self.len() >= self.capacity() => self.make_room(key.client.ip(), now),
             None => None,
         };
-        let flow = Flow { key, last_used: now, datagrams: count, replies: 0, upstream };
-        let entry = Entry { flow, used: self.next_use(), exchange: false, links: Links::default() };
+        let client = self.clients.found_or_new(key.client.ip());
+        let flow = Flow {
+            key,
+            opened: now,
+            last_used: now,
+            datagrams: count,
+            replies: 0,
+            is_stream: false,
+            upstream,
+        };
+        let (class, used) = (flow.class(), self.next_use());
+        let entry =
+            Entry { flow, used, class, client, links: Links::default(), client_links: Links::default() };
         let id = self.flows.insert_with(|_| entry);
-        self.queues.others.push(&mut self.flows, id);
+        self.queues.push(class, &mut self.flows, id);
+        if let Some(client) = self.clients.get_mut(client) {
+            client.queues.push(class, &mut self.flows, id);
+        }
+        self.clients.changed(client);
         self.ids.insert(key, id);
         self.counters.opened += 1;
         self.check();
@@ -214,8 +248,10 @@ impl<U> FlowTable<U> {
     /// returned. None: the flow has ended, and they go nowhere.
     pub(crate) fn on_replies(&mut self, id: FlowId, count: u64, now: Instant) -> Option<&mut Flow<U>> {
         let now = self.observe(now);
-        self.flows.get_mut(id)?.flow.replies += count;
-        self.used(id, now);
+        let flow = self.flow(id)?;
+        let was_answered = flow.replies > 0;
+        flow.replies += count;
+        self.used(id, was_answered, now);
         self.check();
         self.flow(id)
     }
@@ -227,9 +263,21 @@ impl<U> FlowTable<U> {
         ended
     }
 
-    /// Ends the least recently used flow, for its place or its file descriptor.
-    pub(crate) fn evict(&mut self) -> Option<Ended<U>> {
-        let ended = self.least_recently_used().and_then(|id| self.end(id, Cause::Evicted));
+    /// Ends a flow, for its place or its file descriptor, in favour of a client's new one: one of a client that has more
+    /// than its share, if there is one, or else the client's own if it has many, or else anybody's. Whose of those,
+    /// says [`ClassQueues::victim`].
+    pub(crate) fn make_room(&mut self, ip: IpAddr, now: Instant) -> Option<Ended<U>> {
+        let now = self.observe(now);
+        let own = self.clients.find(ip);
+        let over_share = self.clients.over_share(own);
+        let large = own.filter(|&id| self.clients.flows(id) > self.capacity() / LARGE);
+        let last_used = |id| self.flows.get(id).map(|entry| entry.flow.last_used);
+        let victim = match over_share.or(large).and_then(|id| self.clients.get_mut(id)) {
+            Some(client) => client.queues.victim(now, last_used),
+            None => self.queues.victim(now, last_used),
+        };
+        let cause = if over_share.is_some() { Cause::OverShare } else { Cause::Evicted };
+        let ended = victim.and_then(|id| self.end(id, cause));
         self.check();
         ended
     }
@@ -237,8 +285,8 @@ impl<U> FlowTable<U> {
     /// Ends flows whose time is over, `limit` at most; returns how many. If it returns `limit`, there
     /// may be more, and [`next_deadline`](Self::next_deadline) is in the past.
     ///
-    /// The general timeout goes first: flows that it ends may relieve the table so far that the short
-    /// one for answered one-shots no longer applies.
+    /// What is over with or without room goes first: flows that end may relieve the table so far that the shorter
+    /// timeouts no longer apply.
     pub(crate) fn expire(&mut self, now: Instant, limit: usize, ended: &mut impl FnMut(Ended<U>)) -> usize {
         let now = self.observe(now);
         let mut count = 0;
@@ -254,11 +302,13 @@ impl<U> FlowTable<U> {
     /// When the next flow expires if nothing happens until then.
     #[cfg(test)]
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
-        let idle = self.limits.idle;
-        let oldest = self.least_recently_used().and_then(|id| self.deadline(id, idle));
-        let exchange = self.hurried().and_then(|id| self.deadline(id, self.limits.exchange_idle));
+        let is_scarce = self.is_scarce();
         // None is later than any deadline: there is no flow, or its end is beyond the clock's.
-        [oldest, exchange].into_iter().flatten().min()
+        Class::ALL
+            .into_iter()
+            .filter_map(|class| self.first_deadline(class, is_scarce))
+            .map(|(at, _)| at)
+            .min()
     }
 
     /// Endpoints or routes have changed: all flows there are must be looked at once. A sweep under way
@@ -323,28 +373,38 @@ impl<U> FlowTable<U> {
         self.uses
     }
 
-    /// Makes a flow the most recently used, in the queue that it belongs to by now.
-    fn used(&mut self, id: FlowId, now: Instant) {
+    /// Makes a flow the most recently used, in the queues that it belongs to by now. `was_answered`: before this use.
+    fn used(&mut self, id: FlowId, was_answered: bool, now: Instant) {
         let number = self.next_use();
         let Some(entry) = self.flows.get_mut(id) else { return };
-        let before = entry.exchange;
-        let after = entry.flow.is_answered_exchange();
-        entry.flow.last_used = now;
+        let flow = &mut entry.flow;
+        flow.is_stream |= was_answered && now.saturating_duration_since(flow.opened) >= STREAM_AFTER;
+        flow.last_used = now;
         entry.used = number;
-        entry.exchange = after;
-        self.queues.of(before).remove(&mut self.flows, id);
-        self.queues.of(after).push(&mut self.flows, id);
+        let classes = (entry.class, flow.class());
+        entry.class = classes.1;
+        let client = entry.client;
+        self.queues.requeue(classes, &mut self.flows, id);
+        if let Some(client) = self.clients.get_mut(client) {
+            client.queues.requeue(classes, &mut self.flows, id);
+        }
     }
 
     /// Takes a flow out.
     fn end(&mut self, id: FlowId, cause: Cause) -> Option<Ended<U>> {
-        let exchange = self.flows.get_mut(id)?.exchange;
-        self.queues.of(exchange).remove(&mut self.flows, id);
+        let entry = self.flows.get(id)?;
+        let (class, client) = (entry.class, entry.client);
+        self.queues.remove(class, &mut self.flows, id);
+        if let Some(client) = self.clients.get_mut(client) {
+            client.queues.remove(class, &mut self.flows, id);
+        }
+        self.clients.changed(client);
         let flow = self.flows.remove(id)?.flow;
         self.ids.remove(&flow.key);
         let counter = match cause {
             Cause::Idle => &mut self.counters.idle,
             Cause::Evicted => &mut self.counters.evicted,
+            Cause::OverShare => &mut self.counters.over_share,
             Cause::Gone => &mut self.counters.gone,
             Cause::Closed => &mut self.counters.closed,
             Cause::Replaced => &mut self.counters.replaced,
@@ -353,64 +413,27 @@ impl<U> FlowTable<U> {
         Some(Ended { id, flow, cause })
     }
 
-    fn least_recently_used(&mut self) -> Option<FlowId> {
-        let heads = [self.queues.exchanges.oldest(), self.queues.others.oldest()];
-        heads.into_iter().flatten().min_by_key(|&id| self.flows.get_mut(id).map(|entry| entry.used))
-    }
-
     /// The flow whose time is over by `now`, if there is one.
-    fn overdue(&mut self, now: Instant) -> Option<FlowId> {
-        let idle = self.limits.idle;
-        let oldest = self.least_recently_used()?;
-        if self.deadline(oldest, idle).is_some_and(|deadline| deadline <= now) {
-            return Some(oldest);
-        }
-        let exchange = self.hurried()?;
-        let deadline = self.deadline(exchange, self.limits.exchange_idle)?;
-        (deadline <= now).then_some(exchange)
+    fn overdue(&self, now: Instant) -> Option<FlowId> {
+        let first = |is_scarce| {
+            let overdue = Class::ALL.into_iter().filter_map(|class| self.first_deadline(class, is_scarce));
+            let overdue = overdue.filter(|&(deadline, _)| deadline <= now).map(|(_, id)| id);
+            overdue.min_by_key(|&id| self.flows.get(id).map(|entry| entry.used))
+        };
+        first(false).or_else(|| if self.is_scarce() { first(true) } else { None })
     }
 
-    /// The first flow to which the short timeout applies: none unless the table is more than half
-    /// full.
-    fn hurried(&self) -> Option<FlowId> {
-        let pressed = self.len() > self.capacity() / 2;
-        self.queues.exchanges.oldest().filter(|_| pressed)
+    /// Whether more than half of all places are taken.
+    fn is_scarce(&self) -> bool {
+        self.len() > self.capacity() / 2
     }
 
-    fn deadline(&mut self, id: FlowId, timeout: Duration) -> Option<Instant> {
-        self.flow(id)?.last_used.checked_add(timeout)
-    }
-
-    /// Panics in debug builds if the table contradicts itself. Sizes after every transition; every
-    /// link as well while there are few flows, so that a debug build can still carry many.
-    fn check(&mut self) {
-        const EVERY_LINK_UP_TO: usize = 64;
-        if !cfg!(debug_assertions) {
-            return;
-        }
-        let (len, queues) = (self.len(), &self.queues);
-        assert!(len <= self.capacity(), "{len} flows, {} allowed", self.capacity());
-        assert_eq!(len, self.ids.len(), "every flow has a key and every key a flow");
-        assert_eq!(len, queues.exchanges.len() + queues.others.len(), "every flow is in one queue");
-        assert_eq!(len as u64, self.counters.opened - self.counters.ended(), "what opened lives or ended");
-        if len > EVERY_LINK_UP_TO {
-            return;
-        }
-        for exchange in [true, false] {
-            let walked = self.queues.of(exchange).walk(&mut self.flows);
-            assert_eq!(walked.len(), self.queues.of(exchange).len(), "links agree in both directions");
-            let mut before = None;
-            for id in walked {
-                let Some(entry) = self.flows.get_mut(id) else { unreachable!("a walk yields slots in use") };
-                assert_eq!(self.ids.get(&entry.flow.key), Some(&id), "a key leads to its flow");
-                assert_eq!(entry.exchange, exchange, "a flow is in its queue");
-                assert_eq!(exchange, entry.flow.is_answered_exchange(), "its queue is up to date");
-                let order = Some((entry.used, entry.flow.last_used));
-                assert!(before < order, "a queue is in the order of use");
-                assert!(Some(entry.flow.last_used) <= self.latest, "no flow was used in the future");
-                before = order;
-            }
-        }
+    /// The first flow of a class to expire, and when.
+    fn first_deadline(&self, class: Class, is_scarce: bool) -> Option<(Instant, FlowId)> {
+        let id = self.queues.of(class).oldest()?;
+        let timeout = self.limits.timeouts.of(class, is_scarce);
+        let deadline = self.flows.get(id)?.flow.last_used.checked_add(timeout)?;
+        Some((deadline, id))
     }
 }
 
@@ -419,28 +442,29 @@ impl<U> Flow<U> {
         self.key
     }
 
-    /// One datagram each way, and nothing else.
-    fn is_answered_exchange(&self) -> bool {
-        self.datagrams == 1 && self.replies == 1
+    fn class(&self) -> Class {
+        match (self.datagrams, self.replies) {
+            (_, 0) => Class::Unanswered,
+            (1, 1) => Class::Exchange,
+            _ if self.is_stream => Class::Stream,
+            _ => Class::Answered,
+        }
     }
 }
 
 impl FlowCounters {
     /// Flows that are no more.
     pub(crate) fn ended(self) -> u64 {
-        self.idle + self.evicted + self.gone + self.closed + self.replaced
-    }
-}
-
-impl Queues {
-    fn of(&mut self, exchange: bool) -> &mut Queue {
-        if exchange { &mut self.exchanges } else { &mut self.others }
+        self.idle + self.evicted + self.over_share + self.gone + self.closed + self.replaced
     }
 }
 
 impl<U> Linked for Entry<U> {
-    fn links(&mut self) -> &mut Links {
-        &mut self.links
+    fn links(&mut self, chain: Chain) -> &mut Links {
+        match chain {
+            Chain::Table => &mut self.links,
+            Chain::Client => &mut self.client_links,
+        }
     }
 }
 
@@ -458,5 +482,6 @@ impl Hash for FlowKey {
     }
 }
 
+mod check;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::Interest;
 use sluice_sys::udp::{RecvBatch, SendBatch};
@@ -20,6 +20,7 @@ use sluice_table::{Lease, Route};
 use super::drops::DropsCounted;
 use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
+use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use crate::client::Door;
@@ -30,6 +31,9 @@ use crate::token::{SlotId, Slots, Source};
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_LIMIT: usize = 4_096;
+
+/// How often it is said that flows make room for others.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
@@ -55,8 +59,19 @@ struct State {
     flows: FlowTable<Link>,
     kept_ports: KeptPorts,
     replies: ReplySockets,
-    /// What flows and the sockets that they reply by may hold.
-    descriptors: Arc<Descriptors>,
+    budget: Budget,
+    refusals: Refusals,
+    /// When it was last said that flows make room for others.
+    complained: Option<Instant>,
+}
+
+/// What the flows of a worker may hold.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// With the sockets that they reply by.
+    pub(crate) descriptors: Arc<Descriptors>,
+    /// Those whose endpoints see this node's address have one each.
+    pub(crate) ephemeral_ports: Arc<Descriptors>,
 }
 
 /// A socket that clients send to.
@@ -84,6 +99,7 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
+    _ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
@@ -105,8 +121,8 @@ impl Link {
 }
 
 impl UdpRelay {
-    /// Flows within these limits, which hold no more descriptors than these, with the sockets that they reply by.
-    pub(crate) fn new(limits: FlowLimits, descriptors: Arc<Descriptors>) -> Self {
+    /// Flows within these limits and this budget.
+    pub(crate) fn new(limits: FlowLimits, budget: Budget) -> Self {
         Self {
             received: RecvBatch::new(),
             state: State {
@@ -114,7 +130,9 @@ impl UdpRelay {
                 flows: FlowTable::new(limits),
                 kept_ports: KeptPorts::default(),
                 replies: ReplySockets::default(),
-                descriptors,
+                budget,
+                refusals: Refusals::default(),
+                complained: None,
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
@@ -233,7 +251,12 @@ impl UdpRelay {
                 Ok(_) => self.state.return_replies(id, &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
-                Err(_) => return self.state.refused(id, core),
+                Err(error) => {
+                    if error.kind() == ErrorKind::ConnectionRefused {
+                        self.state.tell(id, core);
+                    }
+                    return self.state.refused(id, core);
+                }
             }
         }
         if let Some(flow) = self.state.flows.flow(id) {
@@ -401,6 +424,16 @@ impl State {
         core.stats.udp_dropped_error.add(failed);
     }
 
+    /// Tells a flow's client that its endpoint refuses: what it has sent is lost. Where clients send to sockets of
+    /// their frontends' own, on loopback mostly, their sockets are left to find out by themselves.
+    fn tell(&mut self, id: FlowId, core: &Core) {
+        if let (Some(flow), Some(marks)) = (self.flows.flow(id), core.marks)
+            && self.refusals.send(flow.key(), marks, core.now)
+        {
+            core.stats.udp_refusals.add(1);
+        }
+    }
+
     /// Ends a flow whose endpoint cannot be reached.
     fn refused(&mut self, id: FlowId, core: &Core) {
         if let Some(flow) = self.flows.flow(id) {
@@ -416,7 +449,24 @@ impl State {
 
     fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
         if let Some(ended) = ended {
+            self.complain(&ended, core.now);
             on_end(ended, &mut self.kept_ports, core);
+        }
+    }
+}
+
+impl State {
+    /// Says now and then that flows make room for others: the counters alone nobody looks at.
+    fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
+        let whose = match ended.cause {
+            Cause::Evicted => "it was the one least needed",
+            Cause::OverShare => "its client has more than its share (--client-share)",
+            _ => return,
+        };
+        if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAINT_INTERVAL) {
+            self.complained = Some(now);
+            let (client, flows) = (ended.flow.key().client.ip(), self.flows.len());
+            tracing::warn!(%client, flows, "UDP flows end early to make room for new ones; {whose} (said once a minute)");
         }
     }
 }
@@ -429,6 +479,7 @@ fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),
+        Cause::OverShare => core.stats.udp_flows_over_share.add(1),
         Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
     }
 }

@@ -11,15 +11,16 @@ use super::super::flow_table::{FlowId, FlowKey};
 use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
 use super::super::upstream::{self, Connected};
-use super::{Link, Reply, State};
+use super::{Budget, Link, Reply, State};
 use crate::client::Door;
 use crate::core::Core;
-use crate::descriptors::Permit;
+use crate::descriptors::{Descriptors, Permit};
 use crate::failure;
 use crate::token::{SlotId, Source};
 use crate::transparent::{Local, Marks};
 
-/// How many older flows may make room for one descriptor. One does, unless another worker takes what it leaves.
+/// How many older flows may make room for one descriptor or port. One does, unless another worker takes what it leaves,
+/// or it had none of the ports that are scarce.
 const EVICTIONS: usize = 4;
 
 /// Why no flow was opened.
@@ -69,21 +70,33 @@ impl State {
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => {
-                Reply::Captured(self.reply_socket(destination, marks, core)?)
-            }
+            (Door::Captured(_), Some(marks)) => Reply::Captured(self.reply_socket(key, marks, core)?),
             _ => Reply::Bound(frontend),
         };
-        let permit = self.take_descriptor(core)?;
+        let permit = self.take(key, |budget| &budget.descriptors, core)?;
+        let mut ephemeral_port = None;
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
+            if local.client.is_none() && ephemeral_port.is_none() {
+                ephemeral_port = Some(self.take(key, |budget| &budget.ephemeral_ports, core)?);
+            }
             let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
                 selection.fail(&upstream, Heard::Refusal, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
-            let link = Link { socket, lease, route, reply, kept_port, is_queued: false, _permit: permit };
+            let link = Link {
+                socket,
+                lease,
+                route,
+                reply,
+                kept_port,
+                // Of an attempt that failed it may be left over, and then is given back.
+                _ephemeral_port: ephemeral_port.filter(|_| local.client.is_none()),
+                is_queued: false,
+                _permit: permit,
+            };
             let (id, displaced) = self.flows.opened(key, link, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
@@ -100,17 +113,18 @@ impl State {
         }
     }
 
-    /// The socket that replies of a frontend leave by.
+    /// The socket that replies of a flow's frontend leave by.
     fn reply_socket(
         &mut self,
-        frontend: SocketAddr,
+        key: FlowKey,
         marks: Marks,
         core: &Core,
     ) -> Result<Arc<ReplySocket>, NotOpened> {
+        let frontend = key.destination;
         if let Some(socket) = self.replies.find(frontend) {
             return Ok(socket);
         }
-        let permit = self.take_descriptor(core)?;
+        let permit = self.take(key, |budget| &budget.descriptors, core)?;
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
@@ -138,15 +152,21 @@ impl State {
         }
     }
 
-    /// Takes a descriptor. Nobody's connection is broken for a new flow, but older flows of this worker make room.
-    fn take_descriptor(&mut self, core: &Core) -> Result<Permit, NotOpened> {
+    /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
+    /// this worker make room.
+    fn take(
+        &mut self,
+        key: FlowKey,
+        which: impl Fn(&Budget) -> &Arc<Descriptors>,
+        core: &Core,
+    ) -> Result<Permit, NotOpened> {
         for _ in 0..EVICTIONS {
-            if let Some(permit) = self.descriptors.take(1) {
+            if let Some(permit) = which(&self.budget).take(1) {
                 return Ok(permit);
             }
-            let Some(evicted) = self.flows.evict() else { break };
+            let Some(evicted) = self.flows.make_room(key.client.ip(), core.now) else { break };
             self.on_end(Some(evicted), core);
         }
-        self.descriptors.take(1).ok_or(NotOpened::OfThisNode)
+        which(&self.budget).take(1).ok_or(NotOpened::OfThisNode)
     }
 }
