@@ -159,7 +159,9 @@ impl Metrics {
         counter(encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
         counter(encoder, "apiserver_watch_restarts", "Watches started again", total(|h| h.watch_restarts()))?;
         counter(encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
-        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))
+        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))?;
+        let help = "Elements of objects that do not count; the rest of the object does";
+        counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
 }
 

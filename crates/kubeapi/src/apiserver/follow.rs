@@ -343,6 +343,7 @@ impl Follower {
             Meaning::Counts(mut object, problems) => {
                 self.names.share(&mut object);
                 let name = object.reference();
+                self.health().leave_out(problems.len());
                 let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 self.warn_once(Some(&name), &problems.join("; "));
                 self.known.insert(name.clone());

@@ -30,6 +30,7 @@ pub struct ResourceHealth {
     restarts: AtomicU64,
     errors: AtomicU64,
     skipped: AtomicU64,
+    left_out: AtomicU64,
 }
 
 impl Health {
@@ -158,6 +159,11 @@ impl ResourceHealth {
         self.skipped.load(Relaxed)
     }
 
+    /// Elements of objects that do not count, each time they arrived; the rest of the object did.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(Relaxed)
+    }
+
     pub(super) fn requested(&self) {
         self.requests.fetch_add(1, Relaxed);
     }
@@ -177,6 +183,10 @@ impl ResourceHealth {
 
     pub(super) fn skip(&self) {
         self.skipped.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn leave_out(&self, elements: usize) {
+        self.left_out.fetch_add(u64::try_from(elements).unwrap_or(u64::MAX), Relaxed);
     }
 }
 
