@@ -24,8 +24,8 @@ use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
 
-/// How old the served state may be before it is said: an apiserver in good health says something about
-/// every minute.
+/// How old the served state may be before it is said: that an apiserver is gone shows within 45 s, and the next
+/// one has its chance.
 const STALE: Duration = Duration::from_secs(180);
 
 /// Runs the agent until SIGTERM or SIGINT.

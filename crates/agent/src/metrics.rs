@@ -149,7 +149,8 @@ impl Metrics {
         let Some(health) = &self.health else { return Ok(()) };
         gauge(encoder, "apiserver_synced", "1 once everything was listed", f64::from(health.is_synced()))?;
         if let Some(age) = health.last_contact() {
-            let help = "Seconds since the apiserver last said something good: the age of what is served";
+            let help =
+                "Seconds since the apiserver was last known to be there: how old what is served may be";
             gauge(encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
         }
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
@@ -159,7 +160,9 @@ impl Metrics {
         counter(encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
         counter(encoder, "apiserver_watch_restarts", "Watches started again", total(|h| h.watch_restarts()))?;
         counter(encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
-        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))
+        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))?;
+        let help = "Elements of objects that do not count; the rest of the object does";
+        counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
 }
 

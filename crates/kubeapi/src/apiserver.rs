@@ -75,7 +75,7 @@ impl ApiserverSource {
     /// The configuration cannot be used, whatever the apiserver may do.
     pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Vec<Change>>), ConfigError> {
         let transport = Arc::new(Transport::new(config.clone())?);
-        let health = Arc::new(Health::new());
+        let health = Arc::new(Health::new(config.timing.unnoticed()));
         let (news, receiver) = mpsc::channel(NEWS_IN_FLIGHT);
         let (batches, output) = mpsc::channel(BATCHES_IN_FLIGHT);
         let mut tasks = JoinSet::new();

@@ -1,4 +1,4 @@
-//! Kubernetes API objects to the model: what of an object counts for a proxy.
+//! Objects of the Kubernetes API to the model: what of an object counts for a proxy.
 //!
 //! Pure functions, one module per kind, by the rules of kube-proxy 1.36. Nothing here fails: an
 //! element that is wrong is left out and described by a [`Problem`], the rest of the object counts.
@@ -12,13 +12,14 @@ mod slice;
 
 use std::fmt;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sluice_model::{ObjectName, Protocol};
 
 pub use node::node;
 pub use service::service;
 pub use service_cidr::service_cidr;
 pub use slice::slice;
+
+use crate::api::{List, Meta};
 
 /// What became of one API object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +96,8 @@ impl Problems {
     }
 
     /// A port number that has to be there.
-    fn port(&mut self, field: impl Into<String>, number: i32) -> Option<u16> {
+    fn port(&mut self, field: impl Into<String>, number: Option<i32>) -> Option<u16> {
+        let number = number.unwrap_or_default();
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
         if port.is_none() {
             let what = if number == 0 {
@@ -121,7 +123,7 @@ impl Problems {
 
     /// Namespace and name. An absent namespace is `default`, as it is to kubectl; an apiserver never
     /// leaves it out.
-    fn object_name(&mut self, metadata: &ObjectMeta) -> Option<ObjectName> {
+    fn object_name<L>(&mut self, metadata: &Meta<L>) -> Option<ObjectName> {
         let namespace = metadata.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default");
         let namespace = self.name("metadata.namespace", namespace, MAX_LABEL);
         let name = self.name("metadata.name", metadata.name.as_deref().unwrap_or_default(), MAX_SUBDOMAIN);
@@ -150,12 +152,7 @@ const MAX_LABEL: usize = 63;
 /// RFC 1123 subdomain: every other name.
 const MAX_SUBDOMAIN: usize = 253;
 
-/// Whether the object carries the label, whatever its value: the opposite of the selector `!key`.
-fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
-    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(key))
-}
-
 /// A list that may be absent.
-fn each<T>(list: &Option<Vec<T>>) -> impl Iterator<Item = (usize, &T)> {
-    list.iter().flatten().enumerate()
+fn each<T>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
+    list.iter().flatten().map(|element| &element.0).enumerate()
 }

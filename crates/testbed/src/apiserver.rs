@@ -59,6 +59,7 @@ mod watching;
 mod writes;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ pub(crate) struct Shared {
     address: SocketAddr,
     config: Config,
     cluster: Arc<Cluster>,
+    /// The revision at which it was started, last.
+    started: AtomicU64,
     faults: Arc<Faults>,
     counters: Arc<watch::Sender<Counters>>,
     /// Changes when all connections are to be dropped.
@@ -110,7 +113,20 @@ impl Shared {
     fn new(address: SocketAddr, config: Config, cluster: Arc<Cluster>) -> Arc<Self> {
         let faults = Arc::new(Faults::new(Arc::clone(&cluster.tick)));
         let (counters, connection_drops) = Default::default();
-        Arc::new(Self { address, config, cluster, faults, counters, connection_drops })
+        let started = AtomicU64::default();
+        let shared = Self { address, config, cluster, started, faults, counters, connection_drops };
+        shared.note_start();
+        Arc::new(shared)
+    }
+
+    fn note_start(&self) {
+        self.started.store(self.registry().store.revision(), Relaxed);
+    }
+
+    /// Whether a watch on a resource gets bookmarks by itself: not before the first change since the start, as with
+    /// a real apiserver, which knows no revision of the resource until then.
+    fn has_bookmarks(&self, resource: Resource) -> bool {
+        self.registry().store.is_written_after(resource, self.started.load(Relaxed))
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

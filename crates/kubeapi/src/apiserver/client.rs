@@ -8,17 +8,15 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Identity as ClientIdentity, Proxy, Url};
 
 use super::access::{Access, Identity, Secret, Trust};
-use super::config::ConfigError;
+use super::config::{ConfigError, Timing};
 
 const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
 
 /// How long a connection may take, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that is gone without a word is noticed within 45 s, as client-go does it: HTTP/2 pings,
-/// and the same by TCP for HTTP/1.1.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// TCP probes that may get lost.
+const PROBES: u32 = 3;
 
 /// An apiserver, and the client that reaches it.
 #[derive(Debug, Clone)]
@@ -31,22 +29,36 @@ pub(super) struct Server {
 }
 
 /// Clients for all apiservers, in their order. `identity` wins over the configured one.
-pub(super) fn build(access: &Access, identity: Option<&Identity>) -> Result<Vec<Server>, ConfigError> {
-    access.servers.iter().map(|url| build_one(access, identity, url)).collect()
+pub(super) fn build(
+    access: &Access,
+    identity: Option<&Identity>,
+    timing: &Timing,
+) -> Result<Vec<Server>, ConfigError> {
+    access.servers.iter().map(|url| build_one(access, identity, timing, url)).collect()
 }
 
-fn build_one(access: &Access, identity: Option<&Identity>, url: &Url) -> Result<Server, ConfigError> {
+fn build_one(
+    access: &Access,
+    identity: Option<&Identity>,
+    timing: &Timing,
+    url: &Url,
+) -> Result<Server, ConfigError> {
     let tls = &access.tls;
+    let probe_interval = probe_interval(timing);
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
         // A redirect would take the credentials elsewhere; an apiserver sends none for what we ask.
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
-        .tcp_keepalive(KEEP_ALIVE)
-        .tcp_user_timeout(KEEP_ALIVE + KEEP_ALIVE_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .tcp_keepalive(timing.keep_alive)
+        .tcp_keepalive_interval(probe_interval)
+        .tcp_keepalive_retries(PROBES)
+        // Instead of the number of probes, and for what was sent and is not acknowledged. The kernel looks when
+        // a probe is due: the last one before the time is over.
+        .tcp_user_timeout(timing.unnoticed().saturating_sub(probe_interval))
+        .http2_keep_alive_interval(timing.keep_alive)
+        .http2_keep_alive_timeout(timing.keep_alive_answer)
         .http2_keep_alive_while_idle(true);
     let mut base = url.clone();
     if let (Some(name), "https") = (&tls.server_name, url.scheme()) {
@@ -77,6 +89,11 @@ fn build_one(access: &Access, identity: Option<&Identity>, url: &Url) -> Result<
     }
     let http = builder.build().map_err(|error| wrong("client certificate and CA", &error))?;
     Ok(Server { url: url.clone(), base, http })
+}
+
+/// The kernel counts whole seconds, and probes every 75 s unless it is told.
+fn probe_interval(timing: &Timing) -> Duration {
+    Duration::from_secs((timing.keep_alive_answer / PROBES).as_secs().max(1))
 }
 
 fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, ConfigError> {

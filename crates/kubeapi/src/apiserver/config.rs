@@ -90,9 +90,12 @@ pub struct Timing {
     pub backoff_max: Duration,
     /// How long to wait for an apiserver to answer, and for the next bytes of a list. 30 s.
     pub answer: Duration,
-    /// A watch that says nothing for this long is started again. An apiserver sends a bookmark about every
-    /// minute on each watch that asks for them; 150 s are two that are missing, and some patience.
-    pub idle: Duration,
+    /// How long a connection may be silent before the other side is asked whether it is there: by a ping over
+    /// HTTP/2, by a TCP probe over HTTP/1.1. 30 s, as client-go has. Over TCP whole seconds count.
+    pub keep_alive: Duration,
+    /// How long it may take to answer that, before the connection is given up: 15 s. A watch itself may be
+    /// silent for hours: an apiserver sends no bookmark for a resource that has not changed since it started.
+    pub keep_alive_answer: Duration,
     /// How long a watch is asked to last, and up to twice as long: 5 minutes, as client-go does, so that
     /// watches spread over the apiservers again after one was down.
     pub watch: Duration,
@@ -107,13 +110,21 @@ pub struct Timing {
     pub page: usize,
 }
 
+impl Timing {
+    /// How long ago an apiserver may have been gone whose connections are open: this much is not noticed.
+    pub(super) fn unnoticed(&self) -> Duration {
+        self.keep_alive + self.keep_alive_answer
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {
             backoff_min: Duration::from_millis(800),
             backoff_max: Duration::from_secs(30),
             answer: Duration::from_secs(30),
-            idle: Duration::from_secs(150),
+            keep_alive: Duration::from_secs(30),
+            keep_alive_answer: Duration::from_secs(15),
             watch: Duration::from_secs(300),
             reload: Duration::from_secs(60),
             fail_back: Duration::from_secs(300),

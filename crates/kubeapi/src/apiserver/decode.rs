@@ -3,17 +3,12 @@
 //! Each object is decoded by itself and turned into the model at once, so that a broken one costs
 //! nothing but itself and no second copy of the cluster is ever held.
 
-use k8s_openapi::Metadata;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use sluice_model::{Object, ObjectRef};
 
 use super::resource::Resource;
+use crate::api::{self, Identity, IdentityMeta, Read, lenient};
 use crate::convert::{self, Converted, Problem, Skip};
 
 /// Larger objects are not looked at. An apiserver takes requests of up to 3 MiB, and etcd keeps half
@@ -108,72 +103,57 @@ pub(super) fn object(resource: Resource, json: &str) -> Decoded {
     let decoded = if json.len() > MAX_OBJECT_BYTES {
         Err(format!("{} bytes, more than any apiserver accepts", json.len()))
     } else {
-        let typed = match resource {
-            Resource::Services => typed::<core::Service, _>(json, convert::service),
-            Resource::EndpointSlices => typed::<discovery::EndpointSlice, _>(json, convert::slice),
-            Resource::Node => typed::<core::Node, _>(json, convert::node),
-            Resource::ServiceCidrs => typed::<networking::ServiceCIDR, _>(json, convert::service_cidr),
-        };
-        typed.map_err(|error| error.to_string())
-    };
-    match decoded {
-        Ok((metadata, converted)) => Decoded {
-            reference: reference(resource, metadata.namespace.as_deref(), metadata.name.as_deref()),
-            version: metadata.resource_version,
-            meaning: meaning(converted),
-        },
-        Err(why) => {
-            let Identity { metadata } = identity(json);
-            Decoded {
-                reference: reference(resource, metadata.namespace.as_deref(), metadata.name.as_deref()),
-                version: metadata.version,
-                meaning: Meaning::Broken(why),
-            }
+        match resource {
+            Resource::Services => typed(resource, json, convert::service),
+            Resource::EndpointSlices => typed(resource, json, convert::slice),
+            Resource::Node => typed(resource, json, convert::node),
+            Resource::ServiceCidrs => typed(resource, json, convert::service_cidr),
         }
-    }
+    };
+    decoded.unwrap_or_else(|why| {
+        let IdentityMeta { namespace, name, version } = identity(json).metadata;
+        Decoded {
+            reference: reference(resource, namespace.as_deref(), name.as_deref()),
+            version,
+            meaning: Meaning::Broken(why),
+        }
+    })
 }
 
 /// What identifies an object, whatever else is in it. Nothing of something that is no object.
 pub(super) fn identity(json: &str) -> Identity {
-    serde_json::from_str(json).unwrap_or_default()
+    if json.len() > MAX_OBJECT_BYTES {
+        return serde_json::from_str(json).unwrap_or_default();
+    }
+    lenient::decode(json).map(|(identity, _)| identity).unwrap_or_default()
 }
 
-/// The part of any object that names it.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Identity {
-    #[serde(default)]
-    pub(super) metadata: IdentityMeta,
-}
-
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct IdentityMeta {
-    #[serde(default)]
-    pub(super) namespace: Option<String>,
-    #[serde(default)]
-    pub(super) name: Option<String>,
-    #[serde(rename = "resourceVersion", default)]
-    pub(super) version: Option<String>,
-}
-
-fn typed<K, T>(
-    json: &str,
-    convert: fn(&K) -> Converted<T>,
-) -> Result<(ObjectMeta, Converted<Object>), serde_json::Error>
+fn typed<K, T>(resource: Resource, json: &str, convert: fn(&K) -> Converted<T>) -> Result<Decoded, String>
 where
-    K: DeserializeOwned + Metadata<Ty = ObjectMeta>,
+    K: Default + for<'de> Read<'de> + api::Object,
     T: Into<Object>,
 {
-    let mut object: K = serde_json::from_str(json)?;
+    let (object, left_out) = lenient::decode::<K>(json)?;
     let Converted { result, problems } = convert(&object);
-    let metadata = std::mem::take(object.metadata_mut());
-    Ok((metadata, Converted { result: result.map(Into::into), problems }))
+    let metadata = object.metadata();
+    Ok(Decoded {
+        reference: reference(resource, metadata.namespace.as_deref(), metadata.name.as_deref()),
+        version: metadata.resource_version.clone(),
+        meaning: meaning(result.map(Into::into), problems, left_out),
+    })
 }
 
-fn meaning(converted: Converted<Object>) -> Meaning {
-    match converted.result {
-        Ok(object) => Meaning::Counts(object, converted.problems),
-        Err(Skip::Broken) => {
-            let problems: Vec<_> = converted.problems.iter().map(ToString::to_string).collect();
+/// `left_out`: what had another type than it should have, and was taken for absent.
+fn meaning(result: Result<Object, Skip>, mut problems: Vec<Problem>, left_out: Vec<Problem>) -> Meaning {
+    // What is left out is missing, which goes without saying.
+    problems.retain(|problem| left_out.iter().all(|left_out| !problem.field.starts_with(&left_out.field)));
+    let is_whole = left_out.is_empty();
+    problems.splice(0..0, left_out);
+    match result {
+        Ok(object) => Meaning::Counts(object, problems),
+        // An address that cannot be read is not one that is gone.
+        Err(skip) if skip == Skip::Broken || (skip == Skip::NoClusterIp && !is_whole) => {
+            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
             Meaning::Broken(problems.join("; "))
         }
         Err(skip) => Meaning::Ignored(skip),
@@ -183,6 +163,9 @@ fn meaning(converted: Converted<Object>) -> Meaning {
 fn reference(resource: Resource, namespace: Option<&str>, name: Option<&str>) -> Option<ObjectRef> {
     name.filter(|name| !name.is_empty()).map(|name| resource.reference(namespace, name))
 }
+
+#[cfg(test)]
+mod any_field;
 
 #[cfg(test)]
 mod tests {
@@ -202,7 +185,7 @@ mod tests {
         assert!(matches!(&counts.meaning, Meaning::Counts(_, problems) if problems.is_empty()));
         let ignored = service(json!({ "type": "ExternalName" }));
         assert!(matches!(ignored.meaning, Meaning::Ignored(Skip::ExternalName)));
-        let broken = service(json!({ "ports": "many" }));
+        let broken = service(json!({ "clusterIP": "10.0.0.1", "ports": "many" }));
         assert!(matches!(&broken.meaning, Meaning::Broken(why) if why.contains("many")), "{broken:?}");
         for decoded in [counts, ignored, broken] {
             assert_eq!(decoded.reference.unwrap().to_string(), "Service b/a");

@@ -4,7 +4,7 @@
 //!           complete                  410, or an error that a list may mend
 //!   List ───────────► Watch(version) ───────────► List
 //!    ▲ │                 ▲ │
-//!    └─┘ failed: wait    └─┘ ended, cut, silent: wait unless it had lived, go on from the last version
+//!    └─┘ failed: wait    └─┘ ended, cut, dead: wait unless it had lived, go on from the last version
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -245,33 +245,41 @@ impl Follower {
             ("timeoutSeconds", seconds.to_string()),
         ]);
         let mut answer = self.get(&query).await?;
-        self.health.contact(self.resource);
+        let open = self.health.open(self.resource);
+        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next
+        // request tells.
+        let end = Instant::now() + Duration::from_secs(seconds) + self.timing.answer;
         let mut lines = Lines::new(MAX_OBJECT_BYTES + MAX_EVENT_OVERHEAD);
-        // A watch is in health when it has said something, or has lived for a moment.
-        let moment = self.timing.backoff_min.min(self.timing.idle);
-        let mut limit = moment;
+        // A watch is in health when it has said something, or has lived for a moment. From then on it may be
+        // silent: whether its connection lives, the connection finds out.
+        let mut moment = Some(self.timing.backoff_min);
         loop {
-            let bytes = match answer.chunk(limit).await {
+            let left = end.saturating_duration_since(Instant::now());
+            let bytes = match answer.chunk(moment.unwrap_or(left)).await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if lines.is_empty() => return Ok(()),
+                Ok(None) if lines.is_empty() => {
+                    open.ended_well();
+                    return Ok(());
+                }
                 Ok(None) => {
                     let what = "it ended in the middle of an event".to_owned();
                     return Err(answer.failure(Reason::Unreachable(what)));
                 }
-                Err(Failure { reason: Reason::Silent(_), .. })
-                    if limit == moment && moment < self.timing.idle =>
-                {
+                Err(Failure { reason: Reason::Silent(_), .. }) if moment.take().is_some() => {
                     self.backoff.reset();
                     self.well();
-                    limit = self.timing.idle;
                     continue;
+                }
+                Err(Failure { reason: Reason::Silent(_), .. }) => {
+                    tracing::debug!(resource = %self.resource, "a watch was not ended in time");
+                    return Ok(());
                 }
                 Err(failure) => {
                     self.transport.give_up(answer.index(), &failure.reason).await;
                     return Err(failure);
                 }
             };
-            limit = self.timing.idle;
+            moment = None;
             lines.push(&bytes);
             let mut changes = Vec::new();
             let mut failed = None;
@@ -343,6 +351,7 @@ impl Follower {
             Meaning::Counts(mut object, problems) => {
                 self.names.share(&mut object);
                 let name = object.reference();
+                self.health().leave_out(problems.len());
                 let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
                 self.warn_once(Some(&name), &problems.join("; "));
                 self.known.insert(name.clone());

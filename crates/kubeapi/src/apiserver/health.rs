@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::reason::{Failure, Reason};
@@ -13,6 +13,8 @@ use super::resource::Resource;
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
+    /// How long ago an apiserver may have been gone while a watch is open.
+    unnoticed: Duration,
     synced: AtomicBool,
     resources: [ResourceHealth; Resource::ALL.len()],
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
@@ -25,17 +27,21 @@ pub struct ResourceHealth {
     /// Milliseconds from the start, plus one; 0 for never.
     contact: AtomicU64,
     contacts: AtomicU64,
+    /// A watch is open.
+    is_open: AtomicBool,
     requests: AtomicU64,
     lists: AtomicU64,
     restarts: AtomicU64,
     errors: AtomicU64,
     skipped: AtomicU64,
+    left_out: AtomicU64,
 }
 
 impl Health {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(unnoticed: Duration) -> Self {
         Self {
             started: Instant::now(),
+            unnoticed,
             synced: AtomicBool::new(false),
             resources: Default::default(),
             reasons: Mutex::default(),
@@ -53,12 +59,13 @@ impl Health {
         self.resources.get(resource.index()).unwrap_or(&self.resources[0])
     }
 
-    /// How long ago the apiserver last said something good about a resource; `None` if it never has.
-    /// A watch in good health says something every minute or so.
+    /// How long ago the apiserver was last there, for all that is known: it said something good about the
+    /// resource, or a watch was open, whose connection is known to live by its pings. `None` if it never was.
     pub fn age(&self, resource: Resource) -> Option<Duration> {
-        let contact = self.of(resource).contact.load(Relaxed);
-        let at = Duration::from_millis(contact.checked_sub(1)?);
-        Some(self.started.elapsed().saturating_sub(at))
+        let of = self.of(resource);
+        let at = Duration::from_millis(of.contact.load(Relaxed).checked_sub(1)?);
+        let age = self.started.elapsed().saturating_sub(at);
+        Some(if of.is_open.load(Relaxed) { age.min(self.unnoticed) } else { age })
     }
 
     /// The age of what is served: the larger one of Services and EndpointSlices. `None` before both have
@@ -74,9 +81,15 @@ impl Health {
     }
 
     pub(super) fn contact(&self, resource: Resource) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.of(resource).contact.store(now + 1, Relaxed);
+        self.of(resource).contact.store(millis(self.started.elapsed()).saturating_add(1), Relaxed);
         self.of(resource).contacts.fetch_add(1, Relaxed);
+    }
+
+    /// A watch is open, until what is returned is dropped.
+    pub(super) fn open(self: &Arc<Self>, resource: Resource) -> OpenWatch {
+        self.contact(resource);
+        self.of(resource).is_open.store(true, Relaxed);
+        OpenWatch { health: Arc::clone(self), resource, ended_well: false }
     }
 
     pub(super) fn set_synced(&self) {
@@ -116,6 +129,35 @@ impl Health {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Resource, (Reason, String)>> {
         self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A watch that is open.
+#[derive(Debug)]
+pub(super) struct OpenWatch {
+    health: Arc<Health>,
+    resource: Resource,
+    ended_well: bool,
+}
+
+impl OpenWatch {
+    /// The apiserver has ended it: it is there.
+    pub(super) fn ended_well(mut self) {
+        self.ended_well = true;
+    }
+}
+
+impl Drop for OpenWatch {
+    fn drop(&mut self) {
+        let of = self.health.of(self.resource);
+        let known = if self.ended_well { Duration::ZERO } else { self.health.unnoticed };
+        let at = self.health.started.elapsed().saturating_sub(known);
+        of.contact.fetch_max(millis(at).saturating_add(1), Relaxed);
+        of.is_open.store(false, Relaxed);
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
 fn line(server: &str, reason: &Reason) -> String {
@@ -158,6 +200,11 @@ impl ResourceHealth {
         self.skipped.load(Relaxed)
     }
 
+    /// Elements of objects that do not count, each time they arrived; the rest of the object did.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(Relaxed)
+    }
+
     pub(super) fn requested(&self) {
         self.requests.fetch_add(1, Relaxed);
     }
@@ -178,6 +225,10 @@ impl ResourceHealth {
     pub(super) fn skip(&self) {
         self.skipped.fetch_add(1, Relaxed);
     }
+
+    pub(super) fn leave_out(&self, elements: usize) {
+        self.left_out.fetch_add(u64::try_from(elements).unwrap_or(u64::MAX), Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_logged_when_it_changes_and_not_for_every_attempt() {
-        let health = Health::new();
+        let health = Health::new(Duration::from_secs(45));
         let down = || failure(Reason::Unreachable("refused".to_owned()));
         assert!(health.failed(Resource::Services, &down()));
         for resource in Resource::ALL {
@@ -207,11 +258,34 @@ mod tests {
 
     #[test]
     fn contact_has_an_age_once_there_was_one() {
-        let health = Health::new();
+        let health = Health::new(Duration::from_secs(45));
         health.contact(Resource::Services);
         assert!(health.age(Resource::Services).is_some());
         assert_eq!((health.age(Resource::Node), health.last_contact()), (None, None));
         health.contact(Resource::EndpointSlices);
         assert!(health.last_contact().is_some());
+    }
+
+    #[test]
+    fn an_open_watch_is_contact_but_for_what_goes_unnoticed() {
+        let unnoticed = Duration::from_secs(45);
+        let hour = Duration::from_secs(3600);
+        let mut health = Health::new(unnoticed);
+        health.started -= hour;
+        let health = Arc::new(health);
+        let age = || health.age(Resource::Services).unwrap();
+        let long_ago = || health.of(Resource::Services).contact.store(1, Relaxed);
+        health.contact(Resource::Services);
+        long_ago();
+        assert!(age() >= hour);
+        let open = health.open(Resource::Services);
+        long_ago();
+        assert_eq!(age(), unnoticed, "silent for an hour");
+        drop(open);
+        assert!(age() >= unnoticed && age() < hour, "it may have been gone for as long as that");
+        let open = health.open(Resource::Services);
+        long_ago();
+        open.ended_well();
+        assert!(age() < unnoticed);
     }
 }

@@ -74,7 +74,7 @@ impl Transport {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let access = config::load(&config)?;
         let session = Session {
-            servers: client::build(&access, None)?,
+            servers: client::build(&access, None, &config.timing)?,
             access,
             credential: None,
             loaded: Instant::now(),
@@ -223,8 +223,9 @@ impl Transport {
             let identity = |held: &Option<Credential>| held.as_ref().and_then(|held| held.identity.clone());
             let credential = Some(credential);
             if identity(&credential) != identity(&session.credential) {
-                session.servers = client::build(&session.access, identity(&credential).as_ref())
-                    .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
+                session.servers =
+                    client::build(&session.access, identity(&credential).as_ref(), &self.config.timing)
+                        .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
             }
             session.credential = credential;
             session.generation += 1;
@@ -255,7 +256,7 @@ impl Transport {
             let is_same_client = access.tls == session.access.tls && access.servers == session.access.servers;
             let servers = match is_same_client {
                 true => session.servers.clone(),
-                false => client::build(&access, identity.as_ref())?,
+                false => client::build(&access, identity.as_ref(), &self.config.timing)?,
             };
             Ok(Some((access, servers)))
         });

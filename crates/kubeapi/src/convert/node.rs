@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1 as api;
 use sluice_model::Node;
 
 use super::{Converted, MAX_SUBDOMAIN, Problems, Skip, each};
-
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+use crate::api;
 
 /// The cluster autoscaler is about to delete the node: load balancers should stop sending to it.
 const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -19,12 +17,12 @@ pub fn node(node: &api::Node) -> Converted<Node> {
     let Some(name) = problems.name("metadata.name", name, MAX_SUBDOMAIN) else {
         return problems.skip(Skip::Broken);
     };
-    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_ZONE));
-    let taints = node.spec.iter().flat_map(|spec| each(&spec.taints));
-    let is_to_be_deleted = taints.into_iter().any(|(_, taint)| taint.key == TAINT_TO_BE_DELETED);
+    let zone = node.metadata.labels.zone.as_deref();
+    let mut taints = each(&node.spec.taints).map(|(_, taint)| taint.key.as_deref());
+    let is_to_be_deleted = taints.any(|key| key == Some(TAINT_TO_BE_DELETED));
     let object = Node {
         name: name.into(),
-        zone: zone.filter(|zone| !zone.is_empty()).map(|zone| Arc::from(zone.as_str())),
+        zone: zone.filter(|zone| !zone.is_empty()).map(Arc::from),
         addresses: addresses(node, &mut problems),
         pod_cidrs: pod_cidrs(node, &mut problems),
         eligible: node.metadata.deletion_timestamp.is_none() && !is_to_be_deleted,
@@ -37,9 +35,10 @@ pub fn node(node: &api::Node) -> Converted<Node> {
 fn addresses(node: &api::Node, problems: &mut Problems) -> Vec<std::net::IpAddr> {
     let mut found = Vec::new();
     for wanted in ["InternalIP", "ExternalIP"] {
-        for (i, entry) in node.status.iter().flat_map(|status| each(&status.addresses)) {
-            if entry.type_ == wanted {
-                found.extend(problems.address(format!("status.addresses[{i}].address"), &entry.address));
+        for (i, entry) in each(&node.status.addresses) {
+            if entry.type_.as_deref() == Some(wanted) {
+                let address = entry.address.as_deref().unwrap_or_default();
+                found.extend(problems.address(format!("status.addresses[{i}].address"), address));
             }
         }
     }
@@ -48,7 +47,7 @@ fn addresses(node: &api::Node, problems: &mut Problems) -> Vec<std::net::IpAddr>
 
 /// `podCIDRs`, or the older `podCIDR` where there is only that.
 fn pod_cidrs(node: &api::Node, problems: &mut Problems) -> Vec<ipnet::IpNet> {
-    let Some(spec) = &node.spec else { return Vec::new() };
+    let spec = &node.spec;
     let cidrs: Vec<_> = each(&spec.pod_cidrs)
         .filter_map(|(i, text)| problems.cidr(format!("spec.podCIDRs[{i}]"), text))
         .collect();
@@ -99,7 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_absent_stays_empty() {
-        let node = convert(json!({"metadata": {"name": "n", "labels": {LABEL_ZONE: ""}}})).result.unwrap();
+        let node = convert(json!({"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": ""}}}))
+            .result
+            .unwrap();
         assert_eq!((node.zone, node.addresses, node.pod_cidrs, node.eligible), (None, vec![], vec![], true));
     }
 

@@ -1,20 +1,18 @@
 //! Service to [`Service`].
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as api;
+use jiff::Timestamp;
 use sluice_model::{Family, Service, ServicePort, TrafficPolicy};
 
-use super::{Converted, Problems, Skip, each, has_label};
+use super::{Converted, Problems, Skip, each};
+use crate::api;
 
-const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const ANNOTATIONS: &str = "sluice.dev/";
-const MAX_CONNECTIONS: &str = "sluice.dev/max-connections";
+/// The annotation that limits connections, without its prefix.
+const MAX_CONNECTIONS: &str = "max-connections";
 
 /// The apiserver's default for `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours.
 const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
@@ -24,11 +22,10 @@ const MAX_AFFINITY_SECONDS: u64 = 86_400;
 /// Converts a Service.
 pub fn service(service: &api::Service) -> Converted<Service> {
     let mut problems = Problems::default();
-    if has_label(&service.metadata, LABEL_PROXY_NAME) {
+    if service.metadata.labels.proxy_name.0 {
         return problems.skip(Skip::OtherProxy);
     }
-    let empty = api::ServiceSpec::default();
-    let spec = service.spec.as_ref().unwrap_or(&empty);
+    let spec = &service.spec;
     if spec.type_.as_deref() == Some("ExternalName") {
         return problems.skip(Skip::ExternalName);
     }
@@ -44,7 +41,7 @@ pub fn service(service: &api::Service) -> Converted<Service> {
     let external_policy = policy("externalTrafficPolicy", &spec.external_traffic_policy, &mut problems);
     let object = Service {
         name,
-        created: service.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+        created: created(service, &mut problems),
         external_ips: external_ips(spec, &families, &mut problems),
         source_ranges: source_ranges(spec, &mut problems),
         internal_policy: policy("internalTrafficPolicy", &spec.internal_traffic_policy, &mut problems),
@@ -53,11 +50,24 @@ pub fn service(service: &api::Service) -> Converted<Service> {
         health_check_node_port: health_check_node_port(spec, external_policy, &mut problems),
         ports: ports(spec, &mut problems),
         max_connections: max_connections(service, &mut problems),
-        annotations: annotations(service),
+        annotations: service.metadata.annotations.0.clone(),
         cluster_ips,
         load_balancer_ips,
     };
     problems.object(object)
+}
+
+/// When it was created; never, where that is not said.
+fn created(service: &api::Service, problems: &mut Problems) -> i64 {
+    let Some(text) = &service.metadata.creation_timestamp else { return i64::MAX };
+    match text.parse::<Timestamp>() {
+        Ok(time) => time.as_second(),
+        Err(_) => {
+            let mend = "write it as 2026-01-31T12:00:00Z, or leave it out";
+            problems.note("metadata.creationTimestamp", format!("{text:?} is not a time"), mend);
+            i64::MAX
+        }
+    }
 }
 
 /// One cluster IP per family. With `ipFamilies`, the address in the same place of `clusterIPs`
@@ -123,9 +133,8 @@ fn external_ips(spec: &api::ServiceSpec, families: &[Family], problems: &mut Pro
 
 /// Load-balancer addresses that packets still carry when they reach the node (`ipMode: VIP`).
 fn load_balancer_ips(service: &api::Service, families: &[Family], problems: &mut Problems) -> Vec<IpAddr> {
-    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut found = Vec::new();
-    for (i, ingress) in balancer.into_iter().flat_map(|balancer| each(&balancer.ingress)) {
+    for (i, ingress) in each(&service.status.load_balancer.ingress) {
         let field = format!("status.loadBalancer.ingress[{i}]");
         let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
         match ingress.ip_mode.as_deref() {
@@ -200,8 +209,7 @@ fn affinity(spec: &api::ServiceSpec, problems: &mut Problems) -> Option<Duration
             return None;
         }
     }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let Some(seconds) = config.and_then(|client_ip| client_ip.timeout_seconds) else {
+    let Some(seconds) = spec.session_affinity_config.client_ip.timeout_seconds else {
         return Some(DEFAULT_AFFINITY);
     };
     let valid = u64::try_from(seconds).ok().filter(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(seconds));
@@ -226,7 +234,7 @@ fn health_check_node_port(
 }
 
 fn optional_port(field: impl Into<String>, number: Option<i32>, problems: &mut Problems) -> Option<u16> {
-    let number = number.filter(|number| *number != 0)?;
+    number.filter(|number| *number != 0)?;
     problems.port(field, number)
 }
 
@@ -257,20 +265,14 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
 
 /// How many connections a node may carry for it.
 fn max_connections(service: &api::Service, problems: &mut Problems) -> Option<NonZeroU32> {
-    let text = service.metadata.annotations.as_ref()?.get(MAX_CONNECTIONS)?;
+    let text = service.metadata.annotations.0.get(MAX_CONNECTIONS)?;
     let number = text.trim().parse().ok();
     if number.is_none() {
-        let field = format!("metadata.annotations[{MAX_CONNECTIONS}]");
+        let field = format!("metadata.annotations[sluice.dev/{MAX_CONNECTIONS}]");
         let mend = "write a number from 1, or leave it out; no limit is assumed";
         problems.note(field, format!("{text:?} is no number of connections"), mend);
     }
     number
-}
-
-fn annotations(service: &api::Service) -> BTreeMap<Arc<str>, Arc<str>> {
-    let all = service.metadata.annotations.iter().flatten();
-    all.filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATIONS)?.into(), value.as_str().into())))
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,21 +1,18 @@
 //! ServiceCIDR (networking.k8s.io/v1) to [`ServiceCidr`].
 
-use k8s_openapi::api::networking::v1 as api;
 use sluice_model::ServiceCidr;
 
 use super::{Converted, MAX_SUBDOMAIN, Problems, Skip, each};
+use crate::api;
 
 /// Converts a ServiceCIDR.
-pub fn service_cidr(object: &api::ServiceCIDR) -> Converted<ServiceCidr> {
+pub fn service_cidr(object: &api::ServiceCidr) -> Converted<ServiceCidr> {
     let mut problems = Problems::default();
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let Some(name) = problems.name("metadata.name", name, MAX_SUBDOMAIN) else {
         return problems.skip(Skip::Broken);
     };
-    let cidrs: Vec<_> = object
-        .spec
-        .iter()
-        .flat_map(|spec| each(&spec.cidrs))
+    let cidrs: Vec<_> = each(&object.spec.cidrs)
         .filter_map(|(i, text)| problems.cidr(format!("spec.cidrs[{i}]"), text))
         .collect();
     if cidrs.is_empty() {
@@ -49,6 +46,6 @@ mod tests {
             (vec!["fd00::/112".to_owned()], vec!["spec.cidrs[0]".to_owned()])
         );
         assert_eq!(convert(json!({})), (vec![], vec!["spec.cidrs".to_owned()]));
-        assert_eq!(service_cidr(&api::ServiceCIDR::default()).result, Err(Skip::Broken));
+        assert_eq!(service_cidr(&api::ServiceCidr::default()).result, Err(Skip::Broken));
     }
 }

@@ -2,21 +2,18 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1 as api;
 use sluice_model::{Endpoint, EndpointSlice, Family, ObjectName, SlicePort};
 
-use super::{Converted, MAX_LABEL, Problems, Skip, each, has_label};
-
-const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
-const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+use super::{Converted, MAX_LABEL, Problems, Skip, each};
+use crate::api;
 
 /// Converts an EndpointSlice.
 pub fn slice(slice: &api::EndpointSlice) -> Converted<EndpointSlice> {
     let mut problems = Problems::default();
-    if has_label(&slice.metadata, LABEL_HEADLESS) {
+    if slice.metadata.labels.headless.0 {
         return problems.skip(Skip::Headless);
     }
-    let family = match slice.address_type.as_str() {
+    let family = match slice.address_type.as_deref().unwrap_or_default() {
         "FQDN" => return problems.skip(Skip::Fqdn),
         "IPv4" => Some(Family::V4),
         "IPv6" => Some(Family::V6),
@@ -43,14 +40,13 @@ pub fn slice(slice: &api::EndpointSlice) -> Converted<EndpointSlice> {
 }
 
 fn service_name(slice: &api::EndpointSlice, problems: &mut Problems) -> Option<Arc<str>> {
-    let field = format!("metadata.labels[{LABEL_SERVICE_NAME}]");
-    let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SERVICE_NAME));
-    match label.map(String::as_str) {
+    let field = "metadata.labels[kubernetes.io/service-name]";
+    match slice.metadata.labels.service_name.as_deref() {
         None | Some("") => {
             problems.note(field, "missing", "write the name of the Service whose endpoints these are");
             None
         }
-        Some(label) => problems.name(&field, label, MAX_LABEL).map(Arc::from),
+        Some(label) => problems.name(field, label, MAX_LABEL).map(Arc::from),
     }
 }
 
@@ -73,7 +69,7 @@ fn convert_port(i: usize, port: &api::EndpointPort, problems: &mut Problems) -> 
         problems.note(format!("ports[{i}].name"), "missing", mend);
         return None;
     };
-    let number = problems.port(format!("ports[{i}].port"), port.port.unwrap_or_default())?;
+    let number = problems.port(format!("ports[{i}].port"), port.port)?;
     Some(SlicePort { name: name.as_str().into(), protocol, number })
 }
 
@@ -83,30 +79,24 @@ fn convert_endpoint(
     family: Family,
     problems: &mut Problems,
 ) -> Option<Endpoint> {
-    let Some(text) = endpoint.addresses.first() else {
+    let Some((_, text)) = each(&endpoint.addresses).next() else {
         problems.note(format!("endpoints[{i}].addresses"), "empty", "write the endpoint's address");
         return None;
     };
     let field = format!("endpoints[{i}].addresses[0]");
     let address = problems.address_of(field, text, family, "the slice's addressType is")?;
-    let conditions = endpoint.conditions.as_ref();
-    let hints = endpoint.hints.as_ref();
+    let (conditions, hints) = (&endpoint.conditions, &endpoint.hints);
+    let names = |hints: &api::List<api::Hint>| {
+        each(hints).map(|(_, hint)| hint.name.as_deref().unwrap_or_default().into()).collect()
+    };
     Some(Endpoint {
         address,
-        ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
-        serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
-        terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
+        terminating: conditions.terminating.unwrap_or(false),
         node: endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Arc::from),
-        zone_hints: hints
-            .into_iter()
-            .flat_map(|hints| each(&hints.for_zones))
-            .map(|(_, zone)| zone.name.as_str().into())
-            .collect(),
-        node_hints: hints
-            .into_iter()
-            .flat_map(|hints| each(&hints.for_nodes))
-            .map(|(_, node)| node.name.as_str().into())
-            .collect(),
+        zone_hints: names(&hints.for_zones),
+        node_hints: names(&hints.for_nodes),
     })
 }
 
@@ -116,6 +106,9 @@ mod tests {
     use sluice_model::Protocol;
 
     use super::*;
+
+    const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+    const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
     /// A valid slice with `patch` laid over it.
     fn convert(patch: Value) -> Converted<EndpointSlice> {

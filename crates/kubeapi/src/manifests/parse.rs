@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sluice_model::{Object, ObjectName, ObjectRef};
 
 use super::document::{self, Document, Format, MAX_DOCUMENTS};
 use super::read::{self, Flaw, Raw};
 use super::report::{Place, Report, Severity};
+use crate::api::Meta;
 use crate::convert::{self, Converted, Problem, Skip};
 
 /// What a file says.
@@ -109,7 +109,7 @@ fn object<T: Into<Object>>(converted: Converted<T>) -> Converted<Object> {
 }
 
 /// The name as it is written, right or wrong; `default` as kubectl does.
-fn name(metadata: &ObjectMeta) -> ObjectName {
+fn name<L>(metadata: &Meta<L>) -> ObjectName {
     let namespace = metadata.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default");
     ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default())
 }

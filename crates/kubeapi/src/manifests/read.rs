@@ -7,13 +7,11 @@
 use std::cell::Cell;
 use std::fmt;
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::document::{Document, Format};
+use crate::api::{self, Read};
 
 /// Broken items of one list that are looked for; each costs another pass over the list.
 const MAX_BROKEN_ITEMS: usize = 16;
@@ -21,10 +19,10 @@ const MAX_BROKEN_ITEMS: usize = 16;
 /// An object of the API, as it is written.
 #[derive(Debug)]
 pub(super) enum Raw {
-    Service(Box<core::Service>),
-    EndpointSlice(Box<discovery::EndpointSlice>),
-    Node(Box<core::Node>),
-    ServiceCidr(Box<networking::ServiceCIDR>),
+    Service(Box<api::Service>),
+    EndpointSlice(Box<api::EndpointSlice>),
+    Node(Box<api::Node>),
+    ServiceCidr(Box<api::ServiceCidr>),
 }
 
 /// The kinds that are read.
@@ -215,10 +213,10 @@ impl<'de> DeserializeSeed<'de> for Kind {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Raw, D::Error> {
         Ok(match self {
-            Self::Service => Raw::Service(Box::deserialize(deserializer)?),
-            Self::EndpointSlice => Raw::EndpointSlice(Box::deserialize(deserializer)?),
-            Self::Node => Raw::Node(Box::deserialize(deserializer)?),
-            Self::ServiceCidr => Raw::ServiceCidr(Box::deserialize(deserializer)?),
+            Self::Service => Raw::Service(Box::new(Read::read(deserializer)?)),
+            Self::EndpointSlice => Raw::EndpointSlice(Box::new(Read::read(deserializer)?)),
+            Self::Node => Raw::Node(Box::new(Read::read(deserializer)?)),
+            Self::ServiceCidr => Raw::ServiceCidr(Box::new(Read::read(deserializer)?)),
         })
     }
 }

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use sluice_kubeapi::api;
 use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Health, Timing};
 use sluice_kubeapi::convert::{self, Converted};
 use sluice_model::{Change, Object, ObjectRef};
@@ -141,11 +139,11 @@ impl Followed {
 
 /// What of a server's objects counts for a proxy on [`NODE`].
 pub(crate) fn held(server: &Apiserver) -> BTreeMap<ObjectRef, Object> {
-    let services = list::<core::Service, _>(server, Resource::Services, convert::service);
-    let slices = list::<discovery::EndpointSlice, _>(server, Resource::EndpointSlices, convert::slice);
-    let mut nodes = list::<core::Node, _>(server, Resource::Nodes, convert::node);
+    let services = list::<api::Service, _>(server, Resource::Services, convert::service);
+    let slices = list::<api::EndpointSlice, _>(server, Resource::EndpointSlices, convert::slice);
+    let mut nodes = list::<api::Node, _>(server, Resource::Nodes, convert::node);
     nodes.retain(|node| node.reference() == ObjectRef::Node(NODE.into()));
-    let cidrs = list::<networking::ServiceCIDR, _>(server, Resource::ServiceCidrs, convert::service_cidr);
+    let cidrs = list::<api::ServiceCidr, _>(server, Resource::ServiceCidrs, convert::service_cidr);
     let all = [services, slices, nodes, cidrs].into_iter().flatten();
     all.map(|object| (object.reference(), object)).collect()
 }

@@ -65,18 +65,6 @@ async fn after_410_in_either_form_it_lists_and_finds_what_is_gone() {
 }
 
 #[tokio::test]
-async fn a_silent_watch_is_started_again() {
-    let server = plain().await;
-    let mut followed = watched(&server, Timing { idle: Duration::from_millis(50), ..timing() }).await;
-    server.faults().silence_watches();
-    server.create(Resource::Services, service("a")).unwrap();
-    until(&server, |counters| counters.requests(Verb::Watch, Resource::Services) > 2).await;
-    server.faults().end_silence();
-    followed.until_like(&server).await;
-    assert!(followed.health().of(Watched::Services).watch_restarts() > 1);
-}
-
-#[tokio::test]
 async fn bookmarks_keep_a_quiet_watch_from_expiring() {
     let server = start(Apiserver::builder().plain_http().history(4)).await;
     let mut followed = watched(&server, timing()).await;

@@ -8,5 +8,6 @@ mod canned;
 mod cluster;
 mod faults;
 mod health;
+mod liveness;
 mod sequences;
 mod watching;

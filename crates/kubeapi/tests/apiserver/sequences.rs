@@ -80,7 +80,7 @@ async fn sequence(seed: u64) -> Arc<Health> {
         _ => start(builder.plain_http()).await,
     };
     let timing = Timing {
-        idle: Duration::from_millis(300),
+        keep_alive: Duration::from_millis(200),
         answer: Duration::from_millis(500),
         watch: Duration::from_secs(random.random_range(1..20)),
         page: random.random_range(1..8),

@@ -145,7 +145,7 @@ async fn bad_objects_are_skipped_and_counted_in_lists_and_watches() {
     };
     let broken = [
         bad("wrong-type", json!({ "clusterIP": 7 })),
-        bad("wrong-list", json!({ "clusterIP": "10.96.0.9", "clusterIPs": {} })),
+        bad("wrong-list", json!({ "clusterIP": "10.96.0.9", "ports": {} })),
         bad("huge", json!({ "clusterIP": "10.96.0.9", "externalName": "x".repeat(5 << 20) })),
         bad("bad_NAME", json!({ "clusterIP": "10.96.0.9" })),
     ];
@@ -171,6 +171,35 @@ async fn bad_objects_are_skipped_and_counted_in_lists_and_watches() {
     assert_eq!(followed.health().of(Watched::Services).skipped(), 8);
     let lists = server.counters().borrow().requests(Verb::List, Resource::Services);
     assert_eq!(lists, 1, "the watch went on");
+}
+
+/// An apiserver takes and serves such a null, though its own types never write one.
+#[tokio::test]
+async fn nulls_and_elements_of_a_wrong_type_cost_nothing_else() {
+    let server = plain().await;
+    let service = |name: &str, port: u16| {
+        let condition = json!({ "type": "Ready", "status": "True", "lastTransitionTime": null });
+        let port = json!({ "port": port, "targetPort": null, "appProtocol": null });
+        json!({
+            "metadata": { "name": name, "namespace": "default", "ownerReferences": null, "managedFields": [null] },
+            "spec": { "clusterIP": "10.96.0.1", "ports": [port, { "port": "many" }], "selector": { "a": null } },
+            "status": { "conditions": [condition], "loadBalancer": null },
+        })
+    };
+    server.load([(Resource::Services, service("a", 80))]);
+    let mut followed = Followed::synced(&server).await;
+    let ports = |followed: &Followed, name: &str| match &followed.objects
+        [&ObjectRef::Service(ObjectName::new("default", name))]
+    {
+        Object::Service(service) => service.ports.iter().map(|port| port.port).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ports(&followed, "a"), [80]);
+    server.load([(Resource::Services, service("a", 81))]);
+    assert_eq!(followed.next().await, ["+Service default/a"]);
+    assert_eq!(ports(&followed, "a"), [81]);
+    let health = followed.health().of(Watched::Services);
+    assert_eq!((health.skipped(), health.left_out()), (0, 2), "the port that is none, twice");
 }
 
 #[tokio::test]

@@ -127,7 +127,8 @@ impl Builder {
         self
     }
 
-    /// How often watches that want bookmarks get one. Default: every minute.
+    /// How often watches that want bookmarks get one, once their resource has changed since the start. Default:
+    /// every minute.
     #[must_use]
     pub fn bookmark_interval(mut self, interval: Duration) -> Self {
         self.bookmark_interval = interval;

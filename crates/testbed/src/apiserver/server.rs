@@ -203,7 +203,7 @@ impl Apiserver {
         self.shared.write(|registry| registry.store.compact());
     }
 
-    /// Sends a bookmark on every watch that wants bookmarks, now.
+    /// Sends a bookmark on every watch that wants bookmarks, now, also where nothing has changed.
     pub fn send_bookmarks(&self) {
         self.shared.faults.order_bookmarks();
     }
@@ -278,6 +278,7 @@ impl Apiserver {
         *state = match std::mem::replace(&mut *state, State::Between) {
             State::Down(socket) => {
                 let context = || format!("listening on {} again", self.shared.address);
+                self.shared.note_start();
                 State::Up(Running::start(socket, &self.shared, self.tls.clone()).with_context(context)?)
             }
             other => other,

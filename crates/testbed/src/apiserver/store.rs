@@ -25,6 +25,8 @@ pub(crate) struct Store {
     window: usize,
     objects: HashMap<Resource, BTreeMap<Key, Arc<Object>>>,
     history: VecDeque<Arc<Change>>,
+    /// The revision of the latest write to each.
+    written: HashMap<Resource, u64>,
 }
 
 /// One write to one object.
@@ -69,12 +71,18 @@ impl Store {
             window,
             objects: HashMap::new(),
             history: VecDeque::new(),
+            written: HashMap::new(),
         }
     }
 
     /// The revision of the latest write.
     pub(crate) fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// Whether a resource was written to after a revision.
+    pub(crate) fn is_written_after(&self, resource: Resource, revision: u64) -> bool {
+        self.written.get(&resource).is_some_and(|written| *written > revision)
     }
 
     pub(crate) fn get(&self, resource: Resource, key: &Key) -> Option<&Arc<Object>> {
@@ -88,6 +96,7 @@ impl Store {
     /// Writes an object, new or not. `value` has neither `apiVersion` nor `kind`.
     pub(crate) fn put(&mut self, resource: Resource, key: Key, value: Value) -> Arc<Object> {
         self.revision += 1;
+        self.written.insert(resource, self.revision);
         let object = Object::new(resource, value, self.revision);
         let before = self.objects.entry(resource).or_default().insert(key, Arc::clone(&object));
         let kind = if before.is_some() { ChangeKind::Modified } else { ChangeKind::Added };
@@ -99,6 +108,7 @@ impl Store {
     pub(crate) fn remove(&mut self, resource: Resource, key: &Key) -> Option<Arc<Object>> {
         let before = self.objects.get_mut(&resource)?.remove(key)?;
         self.revision += 1;
+        self.written.insert(resource, self.revision);
         let object = before.at(self.revision);
         self.remember(Change { kind: ChangeKind::Deleted, object, before: Some(Arc::clone(&before)) });
         Some(before)

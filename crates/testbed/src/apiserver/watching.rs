@@ -127,7 +127,7 @@ impl Watch {
             }
             if Instant::now() >= next_bookmark {
                 next_bookmark += period;
-                self.bookmark_due = true;
+                self.bookmark_due = self.shared.has_bookmarks(self.resource);
             }
             match self.step() {
                 Step::Send(events) => {
@@ -235,7 +235,8 @@ impl Watch {
     fn last_bookmark(&self) -> Option<Bytes> {
         let silent = self.shared.faults.for_watch(self.resource).silent;
         let sound = self.backlog.is_empty() && self.expired.is_none() && !silent;
-        (self.bookmarks && sound).then(|| self.bookmark(Value::Null))
+        (self.bookmarks && sound && self.shared.has_bookmarks(self.resource))
+            .then(|| self.bookmark(Value::Null))
     }
 
     fn bookmark(&self, annotations: Value) -> Bytes {

@@ -72,13 +72,29 @@ async fn bookmarks_name_the_revision_that_a_watch_has_reached() {
     let version = regular.resource_version();
     let mut events =
         client.watch(SERVICES, &format!("resourceVersion={version}&allowWatchBookmarks=true")).await;
+    regular.create(Resource::Services, service("a")).unwrap();
+    assert_eq!(events.told().await, "ADDED a");
     assert_eq!(events.told().await, "BOOKMARK -");
     assert_eq!(events.told().await, "BOOKMARK -");
 }
 
 #[tokio::test]
+async fn a_resource_that_has_not_changed_since_the_start_has_no_bookmarks() {
+    let (server, client) = start(Apiserver::builder().bookmark_interval(Duration::from_millis(5))).await;
+    server.create(Resource::Services, service("a")).unwrap();
+    server.stop().await.unwrap();
+    server.start_again().unwrap();
+    let version = server.resource_version();
+    let query = format!("timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={version}");
+    let mut events = client.watch(SERVICES, &query).await;
+    server.create(Resource::EndpointSlices, slice("elsewhere")).unwrap();
+    assert_eq!(events.next().await, Err(End::Closed), "not one, not even at the end");
+}
+
+#[tokio::test]
 async fn a_watch_ends_after_its_time() {
     let (server, client) = start(Apiserver::builder()).await;
+    server.create(Resource::Services, service("a")).unwrap();
     let version = server.resource_version();
     let query = format!("timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={version}");
     let mut events = client.watch(SERVICES, &query).await;

@@ -104,7 +104,10 @@ fn services_that_do_not_count() {
         (json!({"clusterIP": null, "clusterIPs": ["None"]}), Skip::Headless),
         (json!({"clusterIP": ""}), Skip::NoClusterIp),
         (json!({"clusterIP": null}), Skip::NoClusterIp),
-        (json!({"metadata": {"name": "web", "labels": {LABEL_PROXY_NAME: ""}}}), Skip::OtherProxy),
+        (
+            json!({"metadata": {"name": "web", "labels": {"service.kubernetes.io/service-proxy-name": ""}}}),
+            Skip::OtherProxy,
+        ),
         (json!({"clusterIP": "nonsense"}), Skip::Broken),
         (json!({"metadata": {}}), Skip::Broken),
         (json!({"metadata": {"name": ""}}), Skip::Broken),

@@ -1,5 +1,6 @@
 use super::super::document::split;
 use super::*;
+use crate::api::OrDefault;
 
 /// Reads a text of one document.
 fn read_one(text: &str) -> Contents {
@@ -8,7 +9,7 @@ fn read_one(text: &str) -> Contents {
     read(&documents[0])
 }
 
-fn service(text: &str) -> core::Service {
+fn service(text: &str) -> api::Service {
     let mut contents = read_one(text);
     assert_eq!(contents.flaws, [], "{text}");
     match contents.objects.pop() {
@@ -20,7 +21,8 @@ fn service(text: &str) -> core::Service {
 /// Port names and numbers of a Service with this list of ports.
 fn ports(ports: &str) -> Vec<(Option<String>, i32)> {
     let service = service(&format!("{HEAD}spec:\n  ports: {ports}\n"));
-    service.spec.unwrap().ports.unwrap().into_iter().map(|port| (port.name, port.port)).collect()
+    let ports = service.spec.ports.unwrap().into_iter();
+    ports.map(|OrDefault(port)| (port.name, port.port.unwrap())).collect()
 }
 
 fn named(name: &str, port: i32) -> (Option<String>, i32) {

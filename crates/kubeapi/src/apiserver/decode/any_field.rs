@@ -1,0 +1,485 @@
+//! Every field of every kind, once null, once absent, and once of each other type, by all ways in which an object is
+//! read: no field that no rule reads may cost anything, and one that a rule reads costs what it says itself.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sluice_model::{Change, Object};
+
+use super::super::resource::Resource;
+use super::{Decoded, Event, Meaning, Page, object};
+use crate::manifests::load_text;
+
+/// A kind: an object with all of its fields, and what the rules read of it.
+struct Kind {
+    resource: Resource,
+    full: Value,
+    /// Where the rules read, with `[*]` for any index; and what of the model they make of it.
+    read: &'static [(&'static str, &'static [Part])],
+    /// Where something wrong, or nothing, leaves the whole object as it was.
+    vital: &'static [&'static str],
+}
+
+/// A part of the model that a field decides about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Name,
+    Created,
+    Annotations,
+    Addresses,
+    SourceRanges,
+    InternalPolicy,
+    ExternalPolicy,
+    Affinity,
+    HealthCheck,
+    Ports,
+    Endpoints,
+    Zone,
+    PodCidrs,
+    Eligible,
+}
+
+fn service() -> Kind {
+    let metadata = metadata(json!({ "app": "web" }));
+    Kind {
+        resource: Resource::Services,
+        full: json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+                "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack",
+                "externalIPs": ["203.0.113.1", "2001:db8::1"], "externalName": "", "selector": { "app": "web" },
+                "loadBalancerSourceRanges": ["10.0.0.0/8", "2001:db8::/32"], "loadBalancerIP": "198.51.100.1",
+                "loadBalancerClass": "example.com/lb", "allocateLoadBalancerNodePorts": true,
+                "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30100,
+                "publishNotReadyAddresses": true, "trafficDistribution": "PreferSameZone",
+                "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 60 } },
+                "ports": [
+                    { "name": "http", "protocol": "TCP", "appProtocol": "http", "port": 80, "targetPort": "web",
+                      "nodePort": 30080 },
+                    { "name": "dns", "protocol": "UDP", "port": 53, "targetPort": 5353, "nodePort": 30053 },
+                ],
+            },
+            "status": {
+                "loadBalancer": { "ingress": [
+                    { "ip": "198.51.100.1", "ipMode": "VIP", "hostname": "a.example",
+                      "ports": [{ "port": 80, "protocol": "TCP", "error": "none" }] },
+                    { "ip": "2001:db8::2", "ipMode": "VIP" },
+                ] },
+                "conditions": [{ "type": "Ready", "status": "True", "observedGeneration": 1, "reason": "Fine",
+                    "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" }],
+            },
+        }),
+        read: &[
+            ("metadata.namespace", &[Part::Name]),
+            ("metadata.name", &[Part::Name]),
+            ("metadata.resourceVersion", &[]),
+            ("metadata.creationTimestamp", &[Part::Created]),
+            ("metadata.labels", &[]),
+            ("metadata.annotations[sluice.dev/balance]", &[Part::Annotations]),
+            ("spec.type", &[Part::HealthCheck]),
+            ("spec.clusterIP", &[Part::Addresses]),
+            ("spec.clusterIPs[*]", &[Part::Addresses]),
+            ("spec.ipFamilies[*]", &[Part::Addresses]),
+            ("spec.externalIPs[*]", &[Part::Addresses]),
+            ("spec.loadBalancerSourceRanges[*]", &[Part::SourceRanges]),
+            ("spec.internalTrafficPolicy", &[Part::InternalPolicy]),
+            ("spec.externalTrafficPolicy", &[Part::ExternalPolicy, Part::HealthCheck]),
+            ("spec.healthCheckNodePort", &[Part::HealthCheck]),
+            ("spec.sessionAffinity", &[Part::Affinity]),
+            ("spec.sessionAffinityConfig.clientIP.timeoutSeconds", &[Part::Affinity]),
+            ("spec.ports[*].name", &[Part::Ports]),
+            ("spec.ports[*].protocol", &[Part::Ports]),
+            ("spec.ports[*].port", &[Part::Ports]),
+            ("spec.ports[*].nodePort", &[Part::Ports]),
+            ("status.loadBalancer.ingress[*].ip", &[Part::Addresses]),
+            ("status.loadBalancer.ingress[*].ipMode", &[Part::Addresses]),
+        ],
+        vital: &[
+            "metadata",
+            "metadata.namespace",
+            "metadata.name",
+            "spec",
+            "spec.ports",
+            "spec.loadBalancerSourceRanges",
+        ],
+    }
+}
+
+fn slice() -> Kind {
+    let endpoint = |n: u8| {
+        json!({
+            "addresses": [format!("10.0.0.{n}"), "10.0.1.1"], "hostname": "h", "nodeName": "node-1", "zone": "z1",
+            "conditions": { "ready": false, "serving": true, "terminating": true },
+            "deprecatedTopology": { "a": "b" },
+            "targetRef": { "kind": "Pod", "name": "p", "namespace": "shop", "uid": "u", "apiVersion": "v1",
+                "fieldPath": "", "resourceVersion": "1" },
+            "hints": { "forZones": [{ "name": "z1" }], "forNodes": [{ "name": "node-1" }] },
+        })
+    };
+    Kind {
+        resource: Resource::EndpointSlices,
+        full: json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": metadata(json!({ "kubernetes.io/service-name": "web", "app": "web" })),
+            "addressType": "IPv4", "endpoints": [endpoint(1), endpoint(2)],
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 8080, "appProtocol": "http" },
+                { "name": "dns", "protocol": "UDP", "port": 5353 }],
+        }),
+        read: &[
+            ("metadata.namespace", &[Part::Name]),
+            ("metadata.name", &[Part::Name]),
+            ("metadata.resourceVersion", &[]),
+            ("metadata.creationTimestamp", &[]),
+            ("metadata.annotations[sluice.dev/balance]", &[]),
+            ("metadata.labels[kubernetes.io/service-name]", &[Part::Name]),
+            ("addressType", &[]),
+            ("ports[*].name", &[Part::Ports]),
+            ("ports[*].protocol", &[Part::Ports]),
+            ("ports[*].port", &[Part::Ports]),
+            ("endpoints[*].addresses[*]", &[Part::Endpoints]),
+            ("endpoints[*].conditions.ready", &[Part::Endpoints]),
+            ("endpoints[*].conditions.serving", &[Part::Endpoints]),
+            ("endpoints[*].conditions.terminating", &[Part::Endpoints]),
+            ("endpoints[*].nodeName", &[Part::Endpoints]),
+            ("endpoints[*].hints.forZones[*].name", &[Part::Endpoints]),
+            ("endpoints[*].hints.forNodes[*].name", &[Part::Endpoints]),
+        ],
+        vital: &[
+            "metadata",
+            "metadata.namespace",
+            "metadata.name",
+            "metadata.labels",
+            "metadata.labels[kubernetes.io/service-name]",
+            "addressType",
+            "ports",
+            "endpoints",
+        ],
+    }
+}
+
+fn node() -> Kind {
+    let mut metadata = metadata(json!({ "topology.kubernetes.io/zone": "z1", "kubernetes.io/os": "linux" }));
+    metadata.as_object_mut().unwrap().remove("namespace");
+    Kind {
+        resource: Resource::Node,
+        full: json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": metadata,
+            "spec": {
+                "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"], "providerID": "p://1",
+                "externalID": "x", "unschedulable": true,
+                "configSource": { "configMap": { "namespace": "n", "name": "c", "kubeletConfigKey": "k" } },
+                "taints": [{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule", "value": "1",
+                    "timeAdded": "2026-01-01T00:00:00Z" }],
+            },
+            "status": {
+                "addresses": [{ "type": "InternalIP", "address": "192.168.0.1" },
+                    { "type": "Hostname", "address": "node-1" }],
+                "allocatable": { "cpu": "2" }, "capacity": { "cpu": "2" }, "phase": "Running",
+                "conditions": [{ "type": "Ready", "status": "True", "reason": "Fine", "message": "",
+                    "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z" }],
+                "config": { "error": "" }, "daemonEndpoints": { "kubeletEndpoint": { "Port": 10250 } },
+                "features": { "supplementalGroupsPolicy": true },
+                "images": [{ "names": ["a", "b"], "sizeBytes": 1 }],
+                "nodeInfo": { "architecture": "amd64", "bootID": "b", "kernelVersion": "6.1",
+                    "swap": { "capacity": 1 } },
+                "runtimeHandlers": [{ "name": "r", "features": { "userNamespaces": true } }],
+                "volumesAttached": [{ "name": "v", "devicePath": "d" }], "volumesInUse": ["v"],
+            },
+        }),
+        read: &[
+            ("metadata.namespace", &[]),
+            ("metadata.name", &[Part::Name]),
+            ("metadata.resourceVersion", &[]),
+            ("metadata.creationTimestamp", &[]),
+            ("metadata.deletionTimestamp", &[Part::Eligible]),
+            ("metadata.annotations[sluice.dev/balance]", &[]),
+            ("metadata.labels[topology.kubernetes.io/zone]", &[Part::Zone]),
+            ("spec.podCIDR", &[Part::PodCidrs]),
+            ("spec.podCIDRs[*]", &[Part::PodCidrs]),
+            ("spec.taints[*].key", &[Part::Eligible]),
+            ("status.addresses[*].type", &[Part::Addresses]),
+            ("status.addresses[*].address", &[Part::Addresses]),
+        ],
+        vital: &["metadata", "metadata.name"],
+    }
+}
+
+fn service_cidr() -> Kind {
+    let mut metadata = metadata(json!({ "app": "web" }));
+    metadata.as_object_mut().unwrap().remove("namespace");
+    Kind {
+        resource: Resource::ServiceCidrs,
+        full: json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": metadata,
+            "spec": { "cidrs": ["10.96.0.0/12", "fd00::/112"] },
+            "status": { "conditions": [{ "type": "Ready", "status": "True", "reason": "", "message": "",
+                "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z" }] },
+        }),
+        read: &[
+            ("metadata.namespace", &[]),
+            ("metadata.name", &[Part::Name]),
+            ("metadata.resourceVersion", &[]),
+            ("metadata.creationTimestamp", &[]),
+            ("metadata.annotations[sluice.dev/balance]", &[]),
+            ("spec.cidrs[*]", &[Part::Addresses]),
+        ],
+        vital: &["metadata", "metadata.name", "spec.cidrs"],
+    }
+}
+
+fn metadata(labels: Value) -> Value {
+    json!({
+        "name": "web", "namespace": "shop", "generateName": "web-", "uid": "u", "selfLink": "", "generation": 3,
+        "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels,
+        "deletionGracePeriodSeconds": 30, "finalizers": ["service.kubernetes.io/load-balancer-cleanup"],
+        "annotations": { "sluice.dev/balance": "random", "other.dev/a": "b" },
+        "managedFields": [{ "manager": "m", "operation": "Update", "apiVersion": "v1", "subresource": "status",
+            "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": {} } }],
+        "ownerReferences": [{ "apiVersion": "v1", "kind": "K", "name": "n", "uid": "u", "controller": true,
+            "blockOwnerDeletion": true }],
+    })
+}
+
+/// A step into a value.
+#[derive(Debug, Clone)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// The ways to everything in a value.
+fn paths(value: &Value, here: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
+    let steps: Vec<Step> = match value {
+        Value::Object(object) => object.keys().cloned().map(Step::Key).collect(),
+        Value::Array(list) => (0..list.len()).map(Step::Index).collect(),
+        _ => return,
+    };
+    for step in steps {
+        here.push(step);
+        found.push(here.clone());
+        paths(at(&mut value.clone(), here.get(here.len() - 1..).unwrap()), here, found);
+        here.pop();
+    }
+}
+
+fn at<'a>(value: &'a mut Value, path: &[Step]) -> &'a mut Value {
+    path.iter().fold(value, |value, step| match step {
+        Step::Key(key) => &mut value[key],
+        Step::Index(index) => &mut value[*index],
+    })
+}
+
+/// As in the lists of what is read, with the index or without.
+fn text(path: &[Step], any: bool) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) if key.contains(['.', '/']) => write!(text, "[{key}]"),
+            Step::Key(key) if text.is_empty() => write!(text, "{key}"),
+            Step::Key(key) => write!(text, ".{key}"),
+            Step::Index(_) if any => write!(text, "[*]"),
+            Step::Index(index) => write!(text, "[{index}]"),
+        }
+        .unwrap();
+    }
+    text
+}
+
+/// What is put in a value's place; `None` takes it away.
+fn replacements(value: &Value) -> Vec<Option<Value>> {
+    let others = [
+        json!(true),
+        json!(7),
+        json!(-1.5),
+        json!("text"),
+        json!([]),
+        json!([7]),
+        json!({}),
+        json!({"a": 1}),
+    ];
+    let kind = std::mem::discriminant(value);
+    let others = others.into_iter().filter(|other| std::mem::discriminant(other) != kind);
+    [None, Some(Value::Null)].into_iter().chain(others.map(Some)).collect()
+}
+
+fn replace(full: &Value, path: &[Step], with: Option<Value>) -> Option<Value> {
+    let mut value = full.clone();
+    let (last, parent) = path.split_last().unwrap();
+    match (at(&mut value, parent), last, with) {
+        (Value::Object(object), Step::Key(key), None) => drop(object.remove(key)),
+        (Value::Object(object), Step::Key(key), Some(with)) => drop(object.insert(key.clone(), with)),
+        (Value::Array(list), Step::Index(index), Some(with)) => list[*index] = with,
+        // A list without an element is another list, and no wrong one.
+        _ => return None,
+    }
+    Some(value)
+}
+
+impl Kind {
+    /// The parts that a field decides about; `None` if no rule reads it, or anything in it.
+    fn parts(&self, path: &[Step]) -> Option<Vec<Part>> {
+        let path = text(path, true);
+        let within = |whole: &str, part: &str| {
+            whole.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let read: Vec<_> =
+            self.read.iter().filter(|(read, _)| within(read, &path) || within(&path, read)).collect();
+        (!read.is_empty()).then(|| read.iter().flat_map(|(_, parts)| *parts).copied().collect())
+    }
+
+    /// By list and by watch: both must say the same.
+    fn decode(&self, value: &Value) -> Decoded {
+        let page = json!({ "metadata": { "resourceVersion": "1" }, "items": [value] }).to_string();
+        let page: Page<'_> = serde_json::from_str(&page).unwrap();
+        let listed = object(self.resource, page.items.unwrap()[0].get());
+        let event = json!({ "type": "MODIFIED", "object": value }).to_string();
+        let event: Event<'_> = serde_json::from_str(&event).unwrap();
+        let watched = object(self.resource, event.object.get());
+        assert_eq!(format!("{listed:?}"), format!("{watched:?}"));
+        watched
+    }
+
+    fn served(&self, value: &Value) -> Object {
+        match self.decode(value).meaning {
+            Meaning::Counts(object, problems) => {
+                assert_eq!(problems, [], "{value}");
+                object
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Takes away what may be different.
+fn without(object: &Object, parts: &[Part]) -> Object {
+    let mut object = object.clone();
+    for part in parts {
+        match (&mut object, part) {
+            (Object::Service(it), Part::Name) => it.name.namespace = "".into(),
+            (Object::Service(it), Part::Created) => it.created = 0,
+            (Object::Service(it), Part::Annotations) => it.annotations.clear(),
+            (Object::Service(it), Part::Addresses) => {
+                it.cluster_ips.clear();
+                it.external_ips.clear();
+                it.load_balancer_ips.clear();
+            }
+            (Object::Service(it), Part::SourceRanges) => it.source_ranges = None,
+            (Object::Service(it), Part::InternalPolicy) => it.internal_policy = Default::default(),
+            (Object::Service(it), Part::ExternalPolicy) => it.external_policy = Default::default(),
+            (Object::Service(it), Part::Affinity) => it.affinity = None,
+            (Object::Service(it), Part::HealthCheck) => it.health_check_node_port = None,
+            (Object::Service(it), Part::Ports) => it.ports.clear(),
+            (Object::EndpointSlice(it), Part::Name) => {
+                it.name.namespace = "".into();
+                it.service.namespace = "".into();
+            }
+            (Object::EndpointSlice(it), Part::Ports) => it.ports.clear(),
+            (Object::EndpointSlice(it), Part::Endpoints) => it.endpoints.clear(),
+            (Object::Node(it), Part::Addresses) => it.addresses.clear(),
+            (Object::Node(it), Part::PodCidrs) => it.pod_cidrs.clear(),
+            (Object::Node(it), Part::Eligible) => it.eligible = false,
+            (Object::Node(it), Part::Zone) => it.zone = None,
+            (Object::ServiceCidr(it), Part::Addresses) => it.cidrs.clear(),
+            (_, Part::Name) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    object
+}
+
+/// Of the elements of a list that something is wrong in, all others are there.
+fn assert_others_are_there(path: &[Step], before: &Object, after: &Object, context: &str) {
+    let Some(index) = path.iter().find_map(|step| match step {
+        Step::Index(index) => Some(*index),
+        Step::Key(_) => None,
+    }) else {
+        return;
+    };
+    let key = text(&path[..1], true);
+    let list = match path.get(1) {
+        Some(Step::Key(second)) => format!("{key}.{second}"),
+        _ => key,
+    };
+    match (before, after, list.as_str()) {
+        (Object::Service(before), Object::Service(after), "spec.ports") => {
+            assert!(after.ports.contains(&before.ports[1 - index]), "{context}");
+        }
+        (Object::EndpointSlice(before), Object::EndpointSlice(after), "ports") => {
+            assert!(after.ports.contains(&before.ports[1 - index]), "{context}");
+        }
+        (Object::EndpointSlice(before), Object::EndpointSlice(after), "endpoints") => {
+            assert!(after.endpoints.contains(&before.endpoints[1 - index]), "{context}");
+        }
+        _ => {}
+    }
+}
+
+/// The object in a manifest, and what is said about it.
+fn manifest(name: &str, text: &str) -> (Option<Object>, Vec<String>) {
+    let batch = load_text(Path::new(name), text.as_bytes());
+    let object = batch.changes.into_iter().find_map(|change| match change {
+        Change::Apply(object) => Some(object),
+        Change::Delete(_) => None,
+    });
+    (object, batch.reports.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn no_field_costs_more_than_what_it_says() {
+    let mut cases = 0;
+    for kind in [service(), slice(), node(), service_cidr()] {
+        let whole = kind.served(&kind.full);
+        let mut all = Vec::new();
+        paths(&kind.full, &mut Vec::new(), &mut all);
+        for path in all {
+            let original = at(&mut kind.full.clone(), &path).clone();
+            for with in replacements(&original) {
+                let context = format!("{} = {with:?}", text(&path, false));
+                let is_typed = with.as_ref().is_some_and(|with| !with.is_null());
+                let Some(value) = replace(&kind.full, &path, with) else { continue };
+                cases += 1;
+                let parts = kind.parts(&path);
+                let decoded = kind.decode(&value);
+                let object = match (&decoded.meaning, &parts) {
+                    (Meaning::Counts(object, problems), None) => {
+                        assert_eq!((object, &problems[..]), (&whole, &[][..]), "{context}");
+                        Some(object)
+                    }
+                    (Meaning::Counts(object, _), Some(parts)) => {
+                        assert_eq!(without(object, parts), without(&whole, parts), "{context}");
+                        assert_others_are_there(&path, &whole, object, &context);
+                        Some(object)
+                    }
+                    (other, _) => {
+                        assert!(kind.vital.contains(&text(&path, false).as_str()), "{context}: {other:?}");
+                        None
+                    }
+                };
+                // A file says what its document is, and a person is told of what cannot be read.
+                if matches!(path.first(), Some(Step::Key(key)) if key == "kind" || key == "apiVersion") {
+                    continue;
+                }
+                let json = value.to_string();
+                let yaml = format!("{},}}\n", json.strip_suffix('}').unwrap());
+                for (name, text) in [("a.json", json.as_str()), ("a.yaml", yaml.as_str())] {
+                    let (loaded, reports) = manifest(name, text);
+                    match &parts {
+                        None => assert_eq!(
+                            (loaded.as_ref(), &reports[..]),
+                            (Some(&whole), &[][..]),
+                            "{name} {context}"
+                        ),
+                        Some(_) if is_typed => assert!(
+                            !reports.is_empty() || loaded.is_some(),
+                            "{name} {context}: lost without a word"
+                        ),
+                        Some(_) => assert_eq!(loaded.as_ref(), object, "{name} {context}: {reports:?}"),
+                    }
+                }
+            }
+        }
+    }
+    assert!(cases > 2000, "{cases}");
+}

@@ -1,0 +1,176 @@
+//! A connection that is quiet, and one that is dead.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use sluice_kubeapi::apiserver::{Config, Environment, Resource as Watched, Timing};
+use sluice_testbed::apiserver::{Apiserver, Resource};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::access::reason;
+use crate::canned::{Canned, EMPTY, QUIET};
+use crate::cluster::{Followed, NODE, config, service, soon, start, timing};
+
+/// As client-go has it: 45 s at most.
+#[test]
+fn a_dead_apiserver_is_noticed_within_45_seconds() {
+    let Timing { keep_alive, keep_alive_answer, answer, .. } = Timing::default();
+    assert_eq!((keep_alive.as_secs(), keep_alive_answer.as_secs()), (30, 15));
+    assert!(answer.as_secs() <= 45, "a list that does not come");
+}
+
+/// Over HTTP/1.1, for three times as long as it takes to notice that an apiserver is gone.
+#[tokio::test]
+async fn silence_is_no_trouble() {
+    let canned =
+        Canned::start(
+            |request| {
+                if request.contains("watch=true") { QUIET.to_owned() } else { EMPTY.to_owned() }
+            },
+        )
+        .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let timing = Timing { keep_alive: Duration::from_secs(1), keep_alive_answer: Duration::ZERO, ..timing() };
+    let silence = 3 * timing.keep_alive;
+    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    followed.next().await;
+    soon(async {
+        while canned.requests().len() < 8 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let contact =
+        || Watched::ALL.map(|resource| followed.health().of(resource).contacts()).iter().sum::<u64>();
+    soon(async {
+        // Each list, the start of each watch, and the moment that it has lived.
+        while contact() < 12 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    tokio::time::sleep(silence).await;
+    assert_eq!(canned.requests().len(), 8, "{:#?}", canned.requests());
+    assert_eq!(followed.health().reasons(), []);
+    for resource in Watched::ALL {
+        let health = followed.health().of(resource);
+        assert_eq!((health.errors(), health.watch_restarts(), health.requests()), (0, 0, 2), "{resource}");
+    }
+    assert!(followed.health().last_contact().unwrap() <= silence / 3, "open watches are contact");
+}
+
+/// Forwards connections, until it swallows what comes: the kernels at both ends go on acknowledging, and nothing arrives.
+struct Swallower {
+    address: SocketAddr,
+    swallows: watch::Sender<bool>,
+    /// Bytes from the client.
+    asked: Arc<AtomicU64>,
+    _tasks: JoinSet<()>,
+}
+
+impl Swallower {
+    async fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let swallows = watch::Sender::new(false);
+        let (asked, told) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (switch, bytes) = (swallows.subscribe(), Arc::clone(&asked));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut pipes = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(to).await else { continue };
+                let ((from_client, to_client), (from_server, to_server)) =
+                    (client.into_split(), server.into_split());
+                pipes.spawn(pipe(from_client, to_server, switch.clone(), Arc::clone(&bytes)));
+                pipes.spawn(pipe(from_server, to_client, switch.clone(), Arc::clone(&told)));
+            }
+        });
+        Self { address, swallows, asked, _tasks: tasks }
+    }
+}
+
+async fn pipe(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    swallows: watch::Receiver<bool>,
+    bytes: Arc<AtomicU64>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        bytes.fetch_add(read as u64, Relaxed);
+        if !*swallows.borrow() && to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Over HTTP/2, through a forwarder: the configuration, and what has to be kept for it.
+async fn through(server: &Apiserver, timing: Timing) -> (Swallower, tempfile::NamedTempFile, Followed) {
+    let swallower = Swallower::start(server.address()).await;
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
+    let masters = vec![format!("https://{}", swallower.address)];
+    let kubeconfig_path = Some(kubeconfig.path().to_owned());
+    let mut followed =
+        Followed::new(Config { timing, kubeconfig: kubeconfig_path, masters, ..config(server) });
+    followed.next().await;
+    let open = |server: &Apiserver| server.counters().borrow().open_watches(Resource::Services) == 1;
+    soon(async {
+        while !open(server) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    (swallower, kubeconfig, followed)
+}
+
+#[tokio::test]
+async fn an_apiserver_that_answers_pings_may_be_silent() {
+    let server = start(Apiserver::builder()).await;
+    let timing = Timing {
+        keep_alive: Duration::from_millis(20),
+        keep_alive_answer: Duration::from_secs(30),
+        ..timing()
+    };
+    let (swallower, _kubeconfig, followed) = through(&server, timing).await;
+    let mut asked = 0;
+    // That it is asked, again and again, shows in what passes.
+    for _ in 0..20 {
+        soon(async {
+            while swallower.asked.load(Relaxed) == asked {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        asked = swallower.asked.load(Relaxed);
+    }
+    for resource in Watched::ALL {
+        let health = followed.health().of(resource);
+        assert_eq!((health.errors(), health.watch_restarts(), health.lists()), (0, 0, 1), "{resource}");
+    }
+    assert_eq!(followed.health().reasons(), []);
+}
+
+#[tokio::test]
+async fn an_apiserver_that_is_gone_is_noticed_though_the_network_acknowledges() {
+    let server = start(Apiserver::builder()).await;
+    let timing = Timing {
+        keep_alive: Duration::from_millis(100),
+        keep_alive_answer: Duration::from_millis(400),
+        ..timing()
+    };
+    let (swallower, _kubeconfig, mut followed) = through(&server, timing).await;
+    swallower.swallows.send_replace(true);
+    server.create(Resource::Services, service("a")).unwrap();
+    reason(&followed, "cannot be reached").await;
+    assert!(followed.health().of(Watched::Services).errors() > 0);
+    swallower.swallows.send_replace(false);
+    followed.until_like(&server).await;
+}
