@@ -9,7 +9,6 @@ use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -20,6 +19,7 @@ use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
+use crate::signals::{Signals, Told};
 
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
@@ -39,8 +39,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut signals = Signals::new()?;
     let table = WriterConfig {
         passive_health: args.passive_health,
         masquerade_all: args.capture.masquerade_all,
@@ -68,8 +67,10 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let mut check = tokio::time::interval(CHECK);
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            told = signals.next() => match told {
+                Told::HangUp => info!("SIGHUP means nothing here: whatever changes is followed anyway"),
+                Told::Terminate | Told::Interrupt => break,
+            },
             _ = check.tick() => {
                 following.check_age();
                 health_checks.update(observer.node_port_addresses().to_vec());
@@ -95,12 +96,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     };
     tokio::select! {
         cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
-        _ = terminate.recv() => std::process::exit(1),
-        _ = interrupt.recv() => std::process::exit(1),
+        () = told_to_end(&mut signals) => std::process::exit(1),
     }
     // Changes have been followed until here.
     drop(following);
     Ok(())
+}
+
+/// Returns when a signal asks for the end.
+async fn told_to_end(signals: &mut Signals) {
+    while signals.next().await == Told::HangUp {}
 }
 
 /// Where objects come from, checked as far as that needs nobody else.
@@ -135,7 +140,7 @@ impl Source {
                 if observer.frontends() == 0 {
                     warn!("no manifest names a Service with an address: nothing to serve so far");
                 }
-                info!(frontends = observer.frontends(), "ready");
+                say_ready(&observer);
                 Ok(Following::Manifests { _watch: watch })
             }
             Self::Apiserver(config) => {
@@ -149,7 +154,7 @@ impl Source {
                             return;
                         }
                         if !std::mem::replace(&mut is_ready, true) {
-                            info!(frontends = observer.frontends(), "ready");
+                            say_ready(&observer);
                         }
                     }
                 });
@@ -180,6 +185,10 @@ impl Following {
         }
         *is_stale = age > STALE;
     }
+}
+
+fn say_ready(observer: &Observer) {
+    info!(frontends = observer.frontends(), unserved = observer.unserved(), "ready");
 }
 
 /// The name of this node: as given, or the host's, in the form that kube-proxy and kubelet use

@@ -14,7 +14,7 @@ use crate::cleanup::CleanupArgs;
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
 #[derive(Debug, Parser)]
-#[command(name = "sluice", version, about, propagate_version = true)]
+#[command(name = NAME, version, about, propagate_version = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -28,13 +28,28 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
+    #[command(display_name = NAME)]
     Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
+    #[command(display_name = NAME)]
     Demo(DemoArgs),
     /// Say what is in the way of `sluice agent --capture tproxy` on this node.
+    #[command(display_name = NAME)]
     Check(CheckArgs),
     /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
+    #[command(display_name = NAME)]
     Cleanup(CleanupArgs),
+    /// Say which version this is.
+    #[command(display_name = NAME)]
+    Version,
+}
+
+/// What `--version` calls it, whatever command it stands behind.
+const NAME: &str = "sluice";
+
+/// What `sluice version` says, and `--version`.
+pub fn version() -> String {
+    format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Arguments of `sluice agent`.
@@ -156,6 +171,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn there_is_one_version_under_one_name() {
+        for arguments in ["sluice --version", "sluice -V", "sluice agent --version", "sluice demo -V"] {
+            let said = Cli::try_parse_from(arguments.split(' ')).unwrap_err().to_string();
+            assert_eq!(said.trim(), version(), "{arguments}");
+        }
+        let cli = Cli::try_parse_from(["sluice", "version"]).unwrap();
+        assert!(matches!(cli.command, Command::Version));
     }
 
     #[test]

@@ -22,3 +22,4 @@ pub mod proxy;
 
 mod http_server;
 mod running;
+mod signals;

@@ -1,10 +1,11 @@
 //! `sluice`: the command line.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use sluice::cli::{Cli, Command};
-use sluice::{agent, check, cleanup, demo, logging};
+use sluice::{agent, check, cleanup, cli, demo, logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -25,6 +26,9 @@ async fn main() -> ExitCode {
         Command::Cleanup(args) => {
             logging::start(cli.verbose, "warn");
             cleanup::run(args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            writeln!(io::stdout(), "{}", cli::version()).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
     };
     match result {

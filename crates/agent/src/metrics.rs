@@ -113,6 +113,8 @@ impl Collector for Metrics {
             "Addresses and ports that are served",
             self.observer.frontends() as f64,
         )?;
+        let help = "Addresses and ports that cannot be listened on";
+        gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
