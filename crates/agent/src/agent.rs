@@ -12,6 +12,7 @@ use sluice_table::WriterConfig;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::check;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
 use crate::handover;
@@ -52,6 +53,9 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
     let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
+    if doors.is_some() {
+        check::warn_of_problems();
+    }
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
@@ -61,7 +65,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     };
     if let Some(address) = args.metrics_bind_address.0 {
         let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
-        metrics::serve(address, observer.clone(), health, health_checks).await;
+        metrics::serve(address, observer.clone(), health, health_checks);
     }
 
     let mut check = tokio::time::interval(CHECK);
@@ -128,7 +132,7 @@ impl Source {
         let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
         config.kubeconfig.clone_from(&args.kubeconfig);
         config.context.clone_from(&args.context);
-        config.masters.clone_from(&args.master);
+        config.masters = args.master.iter().filter(|master| !master.is_empty()).cloned().collect();
         Ok(Self::Apiserver(config))
     }
 
@@ -195,7 +199,8 @@ fn say_ready(observer: &Observer) {
 /// (`GetHostname`: trimmed and in lower case).
 fn node_name(given: Option<&str>) -> Result<String> {
     let host = uname();
-    let name = match given {
+    // As with kube-proxy, an empty one is as good as none.
+    let name = match given.filter(|name| !name.is_empty()) {
         Some(name) => name.to_owned(),
         None => host.nodename().to_string_lossy().into_owned(),
     };

@@ -3,13 +3,12 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use sluice::cli::{Cli, Command};
-use sluice::{agent, check, cleanup, cli, demo, logging};
+use sluice::cli::Command;
+use sluice::{agent, check, cleanup, cli, demo, errors, logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let result = match &cli.command {
         Command::Agent(args) => {
             logging::start(cli.verbose, "info");
@@ -34,7 +33,7 @@ async fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", errors::reasons(&error));
             ExitCode::FAILURE
         }
     }
