@@ -9,10 +9,10 @@ use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::check;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
 use crate::handover;
@@ -20,6 +20,7 @@ use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
+use crate::signals::{Signals, Told};
 
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
@@ -39,8 +40,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let mut signals = Signals::new()?;
     let table = WriterConfig {
         passive_health: args.passive_health,
         masquerade_all: args.capture.masquerade_all,
@@ -53,6 +53,9 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
     let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
+    if doors.is_some() {
+        check::warn_of_problems();
+    }
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
@@ -62,14 +65,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     };
     if let Some(address) = args.metrics_bind_address.0 {
         let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
-        metrics::serve(address, observer.clone(), health, health_checks).await;
+        metrics::serve(address, observer.clone(), health, health_checks);
     }
 
     let mut check = tokio::time::interval(CHECK);
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            told = signals.next() => match told {
+                Told::HangUp => info!("SIGHUP means nothing here: whatever changes is followed anyway"),
+                Told::Terminate | Told::Interrupt => break,
+            },
             _ = check.tick() => {
                 following.check_age();
                 health_checks.update(observer.node_port_addresses().to_vec());
@@ -95,12 +100,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     };
     tokio::select! {
         cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
-        _ = terminate.recv() => std::process::exit(1),
-        _ = interrupt.recv() => std::process::exit(1),
+        () = told_to_end(&mut signals) => std::process::exit(1),
     }
     // Changes have been followed until here.
     drop(following);
     Ok(())
+}
+
+/// Returns when a signal asks for the end.
+async fn told_to_end(signals: &mut Signals) {
+    while signals.next().await == Told::HangUp {}
 }
 
 /// Where objects come from, checked as far as that needs nobody else.
@@ -123,7 +132,7 @@ impl Source {
         let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
         config.kubeconfig.clone_from(&args.kubeconfig);
         config.context.clone_from(&args.context);
-        config.masters.clone_from(&args.master);
+        config.masters = args.master.iter().filter(|master| !master.is_empty()).cloned().collect();
         Ok(Self::Apiserver(config))
     }
 
@@ -135,7 +144,7 @@ impl Source {
                 if observer.frontends() == 0 {
                     warn!("no manifest names a Service with an address: nothing to serve so far");
                 }
-                info!(frontends = observer.frontends(), "ready");
+                say_ready(&observer);
                 Ok(Following::Manifests { _watch: watch })
             }
             Self::Apiserver(config) => {
@@ -149,7 +158,7 @@ impl Source {
                             return;
                         }
                         if !std::mem::replace(&mut is_ready, true) {
-                            info!(frontends = observer.frontends(), "ready");
+                            say_ready(&observer);
                         }
                     }
                 });
@@ -182,11 +191,16 @@ impl Following {
     }
 }
 
+fn say_ready(observer: &Observer) {
+    info!(frontends = observer.frontends(), unserved = observer.unserved(), "ready");
+}
+
 /// The name of this node: as given, or the host's, in the form that kube-proxy and kubelet use
 /// (`GetHostname`: trimmed and in lower case).
 fn node_name(given: Option<&str>) -> Result<String> {
     let host = uname();
-    let name = match given {
+    // As with kube-proxy, an empty one is as good as none.
+    let name = match given.filter(|name| !name.is_empty()) {
         Some(name) => name.to_owned(),
         None => host.nodename().to_string_lossy().into_owned(),
     };

@@ -4,13 +4,15 @@
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use clap::{ArgAction, Args, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
 use sluice_table::LocalPods;
 
 use crate::proxy::{CaptureConfig, NodePorts};
+use crate::values;
 
 /// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.
 #[derive(Debug, Args)]
@@ -34,8 +36,8 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "PREFIX", value_parser = interface_name)]
     pub pod_interface_name_prefix: Option<String>,
     /// Let endpoints see the node's address on every connection to a cluster IP.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub masquerade_all: bool,
     /// Addresses of the node that nodePorts are served on: `primary` for those of its Node object, or those
     /// that are in these CIDRs (a family without one: all). Empty is `primary`, too.
@@ -46,13 +48,13 @@ pub struct CaptureArgs {
     pub tproxy_port: u16,
     /// Let the kernel's connection tracking see captured traffic, for firewalls and network policies that
     /// go by the state of connections.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = false,
-          default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub track_connections: bool,
     /// Keep net.bridge.bridge-nf-call-iptables and -ip6tables at 0: otherwise pods on a Linux bridge have no
     /// Services.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
-          default_missing_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub disable_bridge_netfilter: bool,
 }
 
@@ -70,7 +72,7 @@ pub enum CaptureMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DetectLocalMode {
     /// By address: inside --cluster-cidr.
-    #[value(name = "ClusterCIDR")]
+    #[value(name = "ClusterCIDR", alias = "")]
     ClusterCidr,
     /// By address: inside spec.podCIDRs of this Node.
     #[value(name = "NodeCIDR")]
@@ -116,14 +118,47 @@ impl FromStr for NodePortAddress {
 /// The kernel's IFNAMSIZ less the final zero.
 const INTERFACE_NAME_MAX: usize = 15;
 
-/// A name, or the beginning of one, that an interface can have.
+/// A name, or the beginning of one, that an interface can have; or nothing, which is as good as not given.
 fn interface_name(text: &str) -> Result<String, String> {
     let is_allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '*' | '\\');
-    if (1..=INTERFACE_NAME_MAX).contains(&text.len()) && text.chars().all(is_allowed) {
+    if text.len() <= INTERFACE_NAME_MAX && text.chars().all(is_allowed) {
         Ok(text.to_owned())
     } else {
         Err(format!("not a name of an interface: 1 to {INTERFACE_NAME_MAX} letters, digits and signs"))
     }
+}
+
+fn given(name: &Option<String>) -> Option<&str> {
+    name.as_deref().filter(|name| !name.is_empty())
+}
+
+/// Flags that are about captured packets.
+const ABOUT_CAPTURED: [&str; 8] = [
+    "detect_local_mode",
+    "cluster_cidr",
+    "pod_bridge_interface",
+    "pod_interface_name_prefix",
+    "masquerade_all",
+    "tproxy_port",
+    "track_connections",
+    "disable_bridge_netfilter",
+];
+
+/// What is wrong with flags that were given although no packets are captured.
+pub(crate) fn out_of_place(agent: &ArgMatches) -> Option<String> {
+    if agent.get_one::<CaptureMode>("capture") != Some(&CaptureMode::Bind) {
+        return None;
+    }
+    let is_given = |id: &&str| agent.value_source(id) == Some(ValueSource::CommandLine);
+    let given = ABOUT_CAPTURED.iter().copied().filter(is_given);
+    let names: Vec<String> = given.map(|id| format!("--{}", id.replace('_', "-"))).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} only for --capture tproxy, and without it this agent listens on the Services' own addresses: \
+             add --capture tproxy to serve a node, or leave it out",
+            names.join(", ") + if names.len() == 1 { " is" } else { " are" }
+        )
+    })
 }
 
 impl CaptureArgs {
@@ -176,11 +211,11 @@ impl CaptureArgs {
         let local_pods = match self.detect_local_mode {
             DetectLocalMode::ClusterCidr => tproxy::LocalPods::Cidrs(self.cluster_cidrs().collect()),
             DetectLocalMode::NodeCidr => tproxy::LocalPods::NodeCidrs,
-            DetectLocalMode::BridgeInterface => match &self.pod_bridge_interface {
-                Some(name) => tproxy::LocalPods::Interface { pattern: name.clone() },
+            DetectLocalMode::BridgeInterface => match given(&self.pod_bridge_interface) {
+                Some(name) => tproxy::LocalPods::Interface { pattern: name.to_owned() },
                 None => bail!("--detect-local-mode=BridgeInterface needs --pod-bridge-interface"),
             },
-            DetectLocalMode::InterfaceNamePrefix => match &self.pod_interface_name_prefix {
+            DetectLocalMode::InterfaceNamePrefix => match given(&self.pod_interface_name_prefix) {
                 Some(prefix) => tproxy::LocalPods::Interface { pattern: format!("{prefix}*") },
                 None => bail!("--detect-local-mode=InterfaceNamePrefix needs --pod-interface-name-prefix"),
             },

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use tracing::warn;
 
 pub use finding::{Finding, Level};
 
@@ -45,6 +46,18 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(if finding::is_ready(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Warns of problems in the log, from a thread of its own: whoever starts an agent may never have run `check`.
+pub(crate) fn warn_of_problems() {
+    let warn = || {
+        for Finding { about, what, mend, .. } in findings().iter().filter(|f| f.level == Level::Problem) {
+            warn!("{about}: {what}. To mend it: {mend}");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(warn) {
+        warn!("this node was not checked: {error}");
+    }
 }
 
 /// What there is to say about this node. Runs programs, and blocks for a second or two.

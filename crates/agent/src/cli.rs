@@ -1,20 +1,23 @@
 //! The command line: what a person can say, and the checks that need nothing else.
 
-use std::net::{AddrParseError, SocketAddr};
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::capture_args::CaptureArgs;
+use crate::capture_args::{self, CaptureArgs};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
+use crate::{kube_proxy_flags, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
 #[derive(Debug, Parser)]
-#[command(name = "sluice", version, about, propagate_version = true)]
+#[command(name = NAME, version, about, propagate_version = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -28,13 +31,28 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
+    #[command(display_name = NAME)]
     Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
+    #[command(display_name = NAME)]
     Demo(DemoArgs),
     /// Say what is in the way of `sluice agent --capture tproxy` on this node.
+    #[command(display_name = NAME)]
     Check(CheckArgs),
     /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
+    #[command(display_name = NAME)]
     Cleanup(CleanupArgs),
+    /// Say which version this is.
+    #[command(display_name = NAME)]
+    Version,
+}
+
+/// What `--version` calls it, whatever command it stands behind.
+const NAME: &str = "sluice";
+
+/// What `sluice version` says, and `--version`.
+pub fn version() -> String {
+    format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Arguments of `sluice agent`.
@@ -51,15 +69,16 @@ pub struct AgentArgs {
     pub hostname_override: Option<String>,
     /// Whether endpoints that keep failing are passed over for a while (1 s growing to 30 s), unless all of a
     /// Service would be.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean)]
     pub passive_health: bool,
-    /// Where metrics are served, as `/metrics`, and `/healthz`. `0` for nowhere.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = parse_address)]
+    /// Where metrics are served, as `/metrics`, and `/healthz`. `0` or nothing for nowhere.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = metrics_address)]
     pub metrics_bind_address: BindAddress,
-    /// How long connections may take to finish after SIGTERM, in seconds; a second signal ends at once. With
+    /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
     /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
     /// another agent on this node takes them, no connection is open, or this time is over.
-    #[arg(long, value_name = "SECONDS", default_value = "25", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::duration)]
     pub grace_period: Duration,
     /// Settings of the data plane.
     #[command(flatten)]
@@ -113,13 +132,12 @@ pub struct DataplaneArgs {
     #[arg(long, value_name = "PERCENT", default_value_t = Config::CLIENT_SHARE,
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub client_share: u8,
-    /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew, in
-    /// seconds; four times as long once it was answered and has lasted for two seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew; four times as long
+    /// once it was answered and has lasted for two seconds.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     pub udp_idle_timeout: Duration,
-    /// How long a TCP connection of which one side has closed may stand still before it is cut off, in
-    /// seconds.
-    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_seconds)]
+    /// How long a TCP connection of which one side has closed may stand still before it is cut off.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = values::duration)]
     pub tcp_half_closed_timeout: Duration,
 }
 
@@ -144,24 +162,129 @@ impl DataplaneArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BindAddress(pub Option<SocketAddr>);
 
-fn parse_address(text: &str) -> Result<BindAddress, AddrParseError> {
-    if text == "0" { Ok(BindAddress(None)) } else { text.parse().map(|address| BindAddress(Some(address))) }
+/// kube-proxy's port for metrics.
+const METRICS_PORT: u16 = 10_249;
+
+/// An address and a port, or an address alone, or none.
+fn metrics_address(text: &str) -> Result<BindAddress, String> {
+    if matches!(text, "" | "0") {
+        return Ok(BindAddress(None));
+    }
+    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, METRICS_PORT));
+    let address = text.parse().or_else(|_| alone());
+    let address = address.map_err(|_| "write ADDRESS:PORT, as 0.0.0.0:10249, or 0 for nowhere")?;
+    Ok(BindAddress(Some(address)))
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
-    // More than an `Instant` can be put off by makes no sense; these are 136 years.
-    text.parse::<u32>().map(|seconds| Duration::from_secs(seconds.into()))
+/// Reads the command line of this process; ends it where that says something wrong, or asks for help.
+pub fn parse() -> Cli {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    try_parse(&arguments).unwrap_or_else(|error| error.exit())
+}
+
+/// Reads a command line.
+///
+/// # Errors
+/// It says something wrong, or asks for help.
+pub fn try_parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches =
+        command.try_get_matches_from_mut(arguments).map_err(|error| {
+            match kube_proxy_flags::answers(&error, arguments) {
+                Some(answers) => command.error(ErrorKind::UnknownArgument, answers),
+                None => error,
+            }
+        })?;
+    if let Some(("agent", agent)) = matches.subcommand()
+        && let Some(complaint) = capture_args::out_of_place(agent)
+    {
+        return Err(command.error(ErrorKind::ArgumentConflict, complaint));
+    }
+    Cli::from_arg_matches(&matches)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+
+    fn said(line: &str) -> String {
+        let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
+        try_parse(&arguments).map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn what_only_a_node_needs_is_refused_by_name_where_frontends_are_listened_on() {
+        for flag in [
+            "--cluster-cidr=10.0.0.0/8",
+            "--detect-local-mode NodeCIDR",
+            "--pod-bridge-interface cni0",
+            "--pod-interface-name-prefix veth",
+            "--masquerade-all",
+            "--tproxy-port 7000",
+            "--track-connections",
+            "--disable-bridge-netfilter=false",
+        ] {
+            let name = flag.split([' ', '=']).next().unwrap();
+            let complaint = said(&format!("sluice agent {flag}"));
+            assert!(
+                complaint.contains(&format!("{name} ")) && complaint.contains("--capture tproxy"),
+                "{complaint}"
+            );
+            assert_eq!(said(&format!("sluice agent --capture tproxy {flag}")), "", "{flag}");
+        }
+        assert_eq!(said("sluice agent --nodeport-addresses 127.0.0.0/8"), "", "bind mode has nodePorts");
+    }
+
+    #[test]
+    fn flags_of_kube_proxy_that_are_not_ours_are_answered_all_at_once() {
+        let answers = said("sluice agent --proxy-mode=iptables --kubeconfig a --v=4 --conntrack-min 0");
+        for part in [
+            "--proxy-mode of kube-proxy is had",
+            "--v of kube-proxy is had",
+            "--conntrack-min of kube-proxy has no",
+        ] {
+            assert!(answers.contains(part), "{answers}");
+        }
+        assert!(!answers.contains("tip:") && !answers.contains("--kubeconfig"), "{answers}");
+        assert!(said("sluice agent --log-dir /a").contains("--log_dir of kube-proxy is not offered"));
+        let ours = said("sluice agent --manifest a");
+        assert!(ours.contains("tip:") && ours.contains("--manifests"), "{ours}");
+    }
+
+    #[test]
+    fn values_are_taken_as_people_write_them() {
+        for flags in [
+            "--grace-period 25s --udp-idle-timeout 2m --tcp-half-closed-timeout=1h0m0s",
+            "--grace-period 25",
+            "--passive-health false",
+            "--passive-health",
+            "--metrics-bind-address=",
+            "--metrics-bind-address 0.0.0.0",
+            "--metrics-bind-address [::]:10249",
+            "--capture tproxy --masquerade-all true --workers 2",
+            "--capture tproxy --masquerade-all --track-connections false",
+            "--capture tproxy --masquerade-all=false --detect-local-mode= --pod-bridge-interface=",
+        ] {
+            assert_eq!(said(&format!("sluice agent {flags}")), "", "{flags}");
+        }
+        assert!(said("sluice agent --grace-period soon").contains("25s"));
+        assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
+        assert!(said("sluice agent --passive-health maybe").contains("true or false"));
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn there_is_one_version_under_one_name() {
+        for arguments in ["sluice --version", "sluice -V", "sluice agent --version", "sluice demo -V"] {
+            let said = Cli::try_parse_from(arguments.split(' ')).unwrap_err().to_string();
+            assert_eq!(said.trim(), version(), "{arguments}");
+        }
+        let cli = Cli::try_parse_from(["sluice", "version"]).unwrap();
+        assert!(matches!(cli.command, Command::Version));
     }
 
     #[test]

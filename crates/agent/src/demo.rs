@@ -11,14 +11,16 @@ use std::io::{self, Write};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use sluice_kubeapi::apiserver::ApiserverSource;
 use sluice_table::WriterConfig;
+use tokio::sync::watch;
 
 use crate::cli::DemoArgs;
 use crate::controller::Controller;
 use crate::proxy::{Proxy, ProxyConfig};
+use crate::signals::Signals;
 use load::Load;
 use report::Report;
 use scene::Scene;
@@ -37,6 +39,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// The machine cannot run it, or a request failed: then the demo has shown the opposite of its purpose.
 pub async fn run(args: &DemoArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let (_scene, controller) = tokio::select! {
+        shown = show(args) => shown?,
+        told = signals.next() => bail!("{told} has ended the demo before everything was shown"),
+    };
+    if !args.once {
+        let mut out = io::stdout();
+        writeln!(out, "\nStill serving: the commands above work, and kubectl can create, edit and delete.")?;
+        writeln!(out, "Ctrl-C ends it.")?;
+        signals.next().await;
+    }
+    controller.stop(Duration::from_secs(1));
+    Ok(())
+}
+
+/// Everything but staying up; returns what is to be kept for that.
+async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     let mut out = io::stdout();
     let mut scene = Scene::set_up().await?;
     let dataplane = args.dataplane.config();
@@ -47,13 +66,18 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let (_source, mut batches) = ApiserverSource::start(scene.source(NODE))?;
     let feed = controller.feed().clone();
+    let (applied, batches_applied) = watch::channel(0);
     tokio::spawn(async move {
         while let Some(changes) = batches.recv().await {
             // Only ends with the demo.
             let _ = feed.apply(changes).await;
+            applied.send_modify(|batches| *batches += 1);
         }
     });
-    wait_until(|| observer.frontends() == 2, "both Services are served").await?;
+    // The table has a frontend before it is listened on; a batch that is applied is in effect.
+    let is_served = || *batches_applied.borrow() > 0 && observer.frontends() == 2;
+    wait_until(is_served, "both Services are served").await?;
+    ensure!(observer.unserved() == 0, "a Service cannot be listened on: the warning above says why");
 
     writeln!(out, "Sluice is following an apiserver and serving two Services. Their manifests are in")?;
     writeln!(out, "{}. Try it from another terminal:\n", scene.directory().display())?;
@@ -108,14 +132,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         writeln!(out, "   {failure}")?;
     }
     ensure!(failed == 0, "{failed} requests failed");
-
-    if !args.once {
-        writeln!(out, "\nStill serving: the commands above work, and kubectl can create, edit and delete.")?;
-        writeln!(out, "Ctrl-C ends it.")?;
-        tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")?;
-    }
-    controller.stop(Duration::from_secs(1));
-    Ok(())
+    Ok((scene, controller))
 }
 
 /// Sends a number of requests and says how it went.

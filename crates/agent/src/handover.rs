@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use sluice_capture::tproxy::Ports;
 
 use crate::proxy::Observer;
+use crate::sysctls;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(100);
@@ -91,9 +92,9 @@ pub(crate) async fn wait(observer: &Observer, ports: Ports, deadline: Instant) -
 /// Has the kernel move connections that are being made from a socket that is closed to another one of the same
 /// address (Linux 5.14; `net.ipv4.tcp_migrate_req`). Otherwise it resets them. It stays so: they may take a while.
 fn move_handshakes() {
-    const SETTING: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
-    if let Err(error) = std::fs::write(SETTING, "1") {
-        tracing::warn!("connections that are just being made are reset: cannot set {SETTING} to 1: {error}");
+    if let Err(error) = sysctls::set(sysctls::MIGRATE_REQ, 1) {
+        let name = sysctls::dotted(sysctls::MIGRATE_REQ);
+        tracing::warn!("connections that are just being made are reset: cannot set {name} to 1: {error}");
     }
 }
 

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod controller;
 pub mod demo;
 mod doors;
+pub mod errors;
 mod handover;
 mod health;
 pub mod health_checks;
@@ -21,4 +22,8 @@ pub mod metrics;
 pub mod proxy;
 
 mod http_server;
+mod kube_proxy_flags;
 mod running;
+mod signals;
+mod sysctls;
+mod values;

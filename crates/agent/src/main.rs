@@ -1,14 +1,14 @@
 //! `sluice`: the command line.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use sluice::cli::{Cli, Command};
-use sluice::{agent, check, cleanup, demo, logging};
+use sluice::cli::Command;
+use sluice::{agent, check, cleanup, cli, demo, errors, logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let result = match &cli.command {
         Command::Agent(args) => {
             logging::start(cli.verbose, "info");
@@ -26,11 +26,14 @@ async fn main() -> ExitCode {
             logging::start(cli.verbose, "warn");
             cleanup::run(args).map(|()| ExitCode::SUCCESS)
         }
+        Command::Version => {
+            writeln!(io::stdout(), "{}", cli::version()).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
     };
     match result {
         Ok(status) => status,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", errors::reasons(&error));
             ExitCode::FAILURE
         }
     }

@@ -30,6 +30,9 @@ const OPENMETRICS: HeaderValue =
 /// A scraper may keep its connection.
 const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
 
+/// Pause before an address that could not be had is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// Connections at a time: a few scrapers, and a person.
 const CONNECTIONS: usize = 64;
 
@@ -41,25 +44,40 @@ struct Metrics {
     health_checks: health_checks::Stats,
 }
 
-/// Serves on an address from a task of its own. An address that cannot be had is reported, and the agent
-/// does without: traffic matters more.
-pub async fn serve(
+/// Serves on an address from a task of its own, for good. An address that cannot be had is said once and tried again:
+/// the agent that this one replaces has it until it ends, and traffic matters more.
+pub fn serve(
     address: SocketAddr,
     observer: Observer,
     health: Option<Arc<Health>>,
     health_checks: health_checks::Stats,
 ) {
-    let listener = match TcpListener::bind(address).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            warn!("no metrics on {address}: {error}: choose another address with --metrics-bind-address");
-            return;
-        }
-    };
-    info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
     let metrics = Metrics { observer, health, health_checks };
-    let answer = move |request: &_| metrics.answer(request);
-    tokio::spawn(http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer));
+    tokio::spawn(async move {
+        let listener = listen(address).await;
+        info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
+        let answer = move |request: &_| metrics.answer(request);
+        http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
+    });
+}
+
+/// Returns when the address can be had.
+async fn listen(address: SocketAddr) -> TcpListener {
+    let mut has_complained = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) if !has_complained => {
+                has_complained = true;
+                warn!(
+                    "no metrics on {address}: {error}: it is tried again; another address can be chosen with \
+                     --metrics-bind-address"
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 impl Metrics {
@@ -113,6 +131,8 @@ impl Collector for Metrics {
             "Addresses and ports that are served",
             self.observer.frontends() as f64,
         )?;
+        let help = "Addresses and ports that cannot be listened on";
+        gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfi
 use tracing::{debug, info, warn};
 
 use crate::doors::{self, Doors};
+use crate::sysctls;
 
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
@@ -73,6 +75,8 @@ pub struct Proxy {
     doors: Option<Doors>,
     /// What the capture has done; bind mode has nothing to do with the kernel's rules.
     captured: Option<Arc<tproxy::Counters>>,
+    /// Frontends that bind mode has no sockets for.
+    unserved: Arc<AtomicUsize>,
     /// The node's addresses and those to serve nodePorts on, unless the Node object says.
     interfaces: Option<(NodeAddresses, Vec<IpNet>)>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
@@ -87,6 +91,7 @@ pub struct Observer {
     table: Table,
     dataplane: Arc<Dataplane>,
     captured: Option<Arc<tproxy::Counters>>,
+    unserved: Arc<AtomicUsize>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
 }
 
@@ -126,9 +131,14 @@ impl Observer {
         self.node_port_addresses.load_full()
     }
 
-    /// How many frontends there are.
+    /// How many frontends are served.
     pub fn frontends(&self) -> usize {
-        self.table.routes().len()
+        self.table.routes().len().saturating_sub(self.unserved())
+    }
+
+    /// How many frontends are to be served and cannot be listened on.
+    pub fn unserved(&self) -> usize {
+        self.unserved.load(Ordering::Relaxed)
     }
 
     /// Every endpoint that can serve, with its service port, in order and each once.
@@ -175,11 +185,16 @@ impl Proxy {
         let writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
         let dataplane = Arc::new(dataplane.context("cannot start the data plane")?);
+        let unserved = Arc::<AtomicUsize>::default();
         let (capture, doors, captured): (Box<dyn Capture + Send + Sync>, _, _) = match config.capture {
-            CaptureConfig::Bind => (Box::new(Bind::new(Workers(Arc::clone(&dataplane)))), None, None),
+            CaptureConfig::Bind => {
+                let workers = Workers(Arc::clone(&dataplane));
+                (Box::new(Bind::new(workers, Arc::clone(&unserved))), None, None)
+            }
             CaptureConfig::Tproxy(config) => {
                 let doors = Doors::new(config.ports);
                 let tproxy = Tproxy::start(config).context("cannot capture")?;
+                sysctls::reuse_ports();
                 let counters = tproxy.counters();
                 (Box::new(tproxy), Some(doors), Some(counters))
             }
@@ -198,6 +213,7 @@ impl Proxy {
             dataplane,
             doors,
             captured,
+            unserved,
             interfaces,
             node_port_addresses: Arc::default(),
             has_begun: false,
@@ -287,6 +303,7 @@ impl Proxy {
             table: self.writer.table().clone(),
             dataplane: Arc::clone(&self.dataplane),
             captured: self.captured.clone(),
+            unserved: Arc::clone(&self.unserved),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
         }
     }

@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -46,6 +48,8 @@ pub trait Listeners {
 pub struct Bind<L> {
     listeners: L,
     frontends: BTreeMap<Frontend, State>,
+    /// How many of them have failed, for others to read.
+    failed: Arc<AtomicUsize>,
     /// Failures that were news since the last [`Bind::sum_up`].
     complaints: usize,
 }
@@ -58,9 +62,22 @@ enum State {
 }
 
 impl<L: Listeners> Bind<L> {
-    /// A bind mode with no frontends.
-    pub fn new(listeners: L) -> Self {
-        Self { listeners, frontends: BTreeMap::new(), complaints: 0 }
+    /// A bind mode with no frontends; `failed` is kept at the number of those that cannot be listened on.
+    pub fn new(listeners: L, failed: Arc<AtomicUsize>) -> Self {
+        Self { listeners, frontends: BTreeMap::new(), failed, complaints: 0 }
+    }
+
+    /// Takes note of a frontend's new state, or that it has none any more.
+    fn note(&mut self, frontend: Frontend, state: Option<State>) -> Option<State> {
+        let is_failure = |state: &Option<State>| usize::from(matches!(state, Some(State::Failed { .. })));
+        let now_failed = is_failure(&state);
+        let before = match state {
+            Some(state) => self.frontends.insert(frontend, state),
+            None => self.frontends.remove(&frontend),
+        };
+        self.failed.fetch_add(now_failed, Ordering::Relaxed);
+        self.failed.fetch_sub(is_failure(&before), Ordering::Relaxed);
+        before
     }
 
     /// Says how many failures were not said one by one.
@@ -72,7 +89,7 @@ impl<L: Listeners> Bind<L> {
     }
 
     fn close(&mut self, frontend: Frontend) {
-        if let Some(State::Open) = self.frontends.remove(&frontend) {
+        if let Some(State::Open) = self.note(frontend, None) {
             self.listeners.close(frontend);
             debug!(%frontend, "closed");
         }
@@ -106,7 +123,7 @@ impl<L: Listeners> Bind<L> {
                 State::Failed { reason, retry_at: now + pause, pause }
             }
         };
-        self.frontends.insert(frontend, state);
+        self.note(frontend, Some(state));
     }
 }
 
@@ -213,7 +230,7 @@ mod tests {
 
     fn bind() -> (Bind<Rc<RefCell<Fake>>>, Rc<RefCell<Fake>>) {
         let fake = Rc::<RefCell<Fake>>::default();
-        (Bind::new(Rc::clone(&fake)), fake)
+        (Bind::new(Rc::clone(&fake), Arc::default()), fake)
     }
 
     #[test]
@@ -239,11 +256,13 @@ mod tests {
             bind.keep(start + Duration::from_secs(second));
         }
         assert_eq!(fake.borrow().calls.len(), 1 + 6, "after 1, 3, 7, 15, 23 and 31 seconds");
+        assert_eq!(bind.failed.load(Ordering::Relaxed), 1);
 
         fake.borrow_mut().fails = None;
         bind.keep(start + Duration::from_secs(60));
         bind.keep(start + Duration::from_secs(120));
         assert_eq!(fake.borrow().calls.len(), 1 + 6 + 1, "open: nothing left to retry");
+        assert_eq!(bind.failed.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -279,5 +298,6 @@ mod tests {
         change(&mut bind, &[state(Verdict::Relay)], &[], Instant::now());
         bind.keep(start + RETRY_MAX);
         assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP"]);
+        assert_eq!(bind.failed.load(Ordering::Relaxed), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Kept for everything else in the process: the apiserver's connections, files, logs, bound frontends; but,
+/// Kept for everything else in the process: the apiserver's connections, files, logs, health checks; but,
 /// together with what workers need for themselves, no more than half of what there is.
 const RESERVE: u64 = 256;
 

@@ -21,10 +21,11 @@ mod transparent;
 mod udp;
 mod worker;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ pub use stats::Stats;
 pub use transparent::Marks;
 
 use client::Door;
-use descriptors::Descriptors;
+use descriptors::{Descriptors, Permit};
 use local_ports::LocalPorts;
 use stats::WorkerStats;
 use token::Source;
@@ -80,7 +81,15 @@ impl Config {
 pub struct Dataplane {
     workers: Vec<WorkerHandle>,
     marks: Option<Marks>,
+    /// What sockets of frontends on their own addresses may take.
+    for_frontends: Arc<Descriptors>,
+    /// What they have taken.
+    frontends: Mutex<HashMap<Frontend, Permit>>,
 }
+
+/// Sockets of frontends on their own addresses may take one in this many of the file descriptors: a frontend that
+/// nobody can connect to any more is of no use.
+const FRONTEND_SHARE: usize = 2;
 
 #[derive(Debug)]
 struct WorkerHandle {
@@ -111,7 +120,9 @@ impl Dataplane {
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
         });
-        Ok(Self { workers: workers.collect::<io::Result<_>>()?, marks: config.marks })
+        let workers = workers.collect::<io::Result<_>>()?;
+        let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE);
+        Ok(Self { workers, marks: config.marks, for_frontends, frontends: Mutex::default() })
     }
 
     /// How many workers there are: a frontend needs a socket for each.
@@ -123,8 +134,10 @@ impl Dataplane {
     /// spreads connections over them.
     ///
     /// # Errors
-    /// The address is taken, privileged, or not one of this machine's. Nothing is left behind.
+    /// The address is taken, privileged, or not one of this machine's; frontends have their share of the file
+    /// descriptors. Nothing is left behind.
     pub fn open(&self, frontend: Frontend) -> io::Result<()> {
+        let permit = self.for_frontends.take(self.workers.len()).ok_or(rustix::io::Errno::MFILE)?;
         match frontend.protocol {
             Protocol::Tcp => self.hand_out(
                 || tcp::socket::listen(frontend.address, None),
@@ -134,7 +147,13 @@ impl Dataplane {
                 || udp::socket::listen(frontend.address, None),
                 |socket| Command::ListenUdp(socket, Door::Bound),
             ),
-        }
+        }?;
+        self.permits().insert(frontend, permit);
+        Ok(())
+    }
+
+    fn permits(&self) -> MutexGuard<'_, HashMap<Frontend, Permit>> {
+        self.frontends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to serve what TPROXY hands over at `address`, TCP and UDP, to any frontend, from clients
@@ -176,6 +195,7 @@ impl Dataplane {
     /// Stops serving a frontend; returns when no worker does any more.
     pub fn close(&self, frontend: Frontend) {
         self.ask(|done| Command::Close(frontend, done));
+        self.permits().remove(&frontend);
     }
 
     /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would
@@ -247,5 +267,38 @@ impl WorkerHandle {
         {
             tracing::error!(%error, "cannot wake a worker");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_table::{Writer, WriterConfig};
+
+    use super::*;
+
+    #[test]
+    fn frontends_leave_half_of_the_descriptors_to_connections() {
+        let writer = Writer::new(WriterConfig::new("node"));
+        let config = Config {
+            workers: 2,
+            descriptors: 16,
+            udp_idle: Config::UDP_IDLE,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            marks: None,
+        };
+        let dataplane = Dataplane::start(config, writer.table()).unwrap();
+        let frontend = |number| {
+            let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let protocol = if number % 2 == 0 { Protocol::Tcp } else { Protocol::Udp };
+            Frontend::new([127, 0, 0, 1].into(), holder.local_addr().unwrap().port(), protocol)
+        };
+        let frontends: Vec<Frontend> = (0..4).map(frontend).collect();
+        for frontend in &frontends {
+            dataplane.open(*frontend).unwrap();
+        }
+        let full = dataplane.open(frontend(5)).unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(rustix::io::Errno::MFILE.raw_os_error()));
+        dataplane.close(frontends[0]);
+        dataplane.open(frontend(5)).unwrap();
     }
 }

@@ -2,10 +2,14 @@
 
 use std::ffi::c_int;
 use std::io;
+use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `SIOCATMARK` of asm-generic/sockios.h, which libc does not have for every target.
 const SIOCATMARK: libc::Ioctl = 0x8905;
+
+/// An interface that does not exist: the kernel counts them up from 1.
+static NO_INTERFACE: c_int = c_int::MAX;
 
 /// Bytes that were written to a TCP socket and that the peer has not acknowledged: not sent yet, or
 /// sent and on their way (`SIOCOUTQ`, tcp(7)).
@@ -33,6 +37,34 @@ fn ask(socket: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<c_int> {
     // the descriptor is borrowed, so it is open.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut answer) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+/// Has the kernel refuse new connections to a socket that listens, and lets those that have begun be made and
+/// accepted. Closing a socket resets what waits in its queue; so one that is to lose nothing first refuses, then
+/// accepts what is left, and is closed once nothing comes any more.
+///
+/// The socket is bound to an interface that does not exist (`SO_BINDTOIFINDEX`, socket(7)): no SYN finds it any
+/// more, while handshakes under way are found by their own addresses. Needs no privileges from Linux 5.7 on. A
+/// group of sockets that share the address (`SO_REUSEPORT`) refuses once every one of them does.
+///
+/// # Errors
+/// The socket is bound to an interface already, and CAP_NET_RAW is missing.
+pub fn refuse_new_connections(listener: BorrowedFd<'_>) -> io::Result<()> {
+    // An int has 4 bytes.
+    #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
+    const LENGTH: libc::socklen_t = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads one int from the address it is given, which outlives the call; the descriptor is
+    // borrowed, so it is open.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw const NO_INTERFACE).cast(),
+            LENGTH,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -89,5 +121,21 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(unacknowledged_bytes(file.as_fd()).is_err());
         assert!(is_at_urgent_mark(file.as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_listener_that_refuses_loses_nothing_that_it_has() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        refuse_new_connections(listener.as_fd()).unwrap();
+        assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let (mut accepted, _) = listener.accept().unwrap();
+        drop(listener);
+        client.write_all(b"a").unwrap();
+        let mut byte = [0; 1];
+        accepted.read_exact(&mut byte).unwrap();
+        accepted.write_all(&byte).unwrap();
+        client.read_exact(&mut byte).unwrap();
     }
 }

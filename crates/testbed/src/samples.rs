@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use socket2::{SockFilter, SockRef};
+use sluice_sys::tcp::refuse_new_connections;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,21 +21,9 @@ use tokio::task::{JoinHandle, JoinSet};
 /// The response header that names the backend.
 pub const BACKEND_HEADER: &str = "x-backend";
 
-/// How long a stopping HTTP backend waits for connections that were under way.
-const LAST_CONNECTIONS: Duration = Duration::from_millis(5);
-
-/// A filter for a listening socket (socket(7), `SO_ATTACH_FILTER`) that drops every SYN and lets
-/// handshakes that have begun be finished. It sees packets from their TCP header on.
-const NO_NEW_CONNECTIONS: [SockFilter; 4] = [
-    // The byte with the flags...
-    SockFilter::new(0x30, 0, 0, 13),
-    // ...and if SYN is set the next instruction, else the one after it.
-    SockFilter::new(0x45, 0, 1, 0x02),
-    // Pass nothing.
-    SockFilter::new(0x06, 0, 0, 0),
-    // Pass all of it.
-    SockFilter::new(0x06, 0, 0, u32::MAX),
-];
+/// How long nothing may have come before a stopping HTTP backend believes that nothing will: handshakes that have
+/// begun are finished by the kernel's threads, which wait for their turn on a machine that has much to do.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// A running backend. Dropping it does not stop it.
 #[derive(Debug)]
@@ -94,10 +83,10 @@ async fn serve_http(listener: TcpListener, name: Arc<str>, mut stopped: oneshot:
     }
     // Closing a listener resets what is in its queue. So first nothing new gets in, and then the queue is
     // emptied.
-    if let Err(error) = SockRef::from(&listener).attach_filter(&NO_NEW_CONNECTIONS) {
-        tracing::warn!(%error, "stopping without a filter: a connection may be lost");
+    if let Err(error) = refuse_new_connections(listener.as_fd()) {
+        tracing::warn!("a backend that stops cannot refuse, and may lose a connection: {error}");
     }
-    while let Ok(Ok((stream, _))) = tokio::time::timeout(LAST_CONNECTIONS, listener.accept()).await {
+    while let Ok(Ok((stream, _))) = tokio::time::timeout(QUIET, listener.accept()).await {
         connections.spawn(answer_http(stream, Arc::clone(&name)));
     }
     drop(listener);

@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub local_ports: Option<(u16, u16)>,
     /// Ports that it does not (`net.ipv4.ip_local_reserved_ports`), first and last of each range.
     pub reserved_ports: Vec<(u16, u16)>,
+    /// Whether ports in TIME_WAIT may be taken again (`net.ipv4.tcp_tw_reuse`).
+    pub tw_reuse: Option<u64>,
     pub bridges: Vec<Bridge>,
     /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
     /// known (`net.bridge.bridge-nf-call-iptables`).

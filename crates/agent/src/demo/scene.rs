@@ -23,6 +23,8 @@ pub(super) struct Scene {
     directory: TempDir,
     apiserver: Apiserver,
     network: Network,
+    /// Keeps others off the network.
+    _claim: TcpListener,
     http: Vec<Sample>,
     udp: Vec<Sample>,
     /// HTTP backends that ever were: the next one gets the next letter.
@@ -41,15 +43,23 @@ pub(super) struct Stopped {
 struct Network(u8);
 
 impl Network {
-    /// The first one whose Service addresses nobody uses.
-    fn find() -> Result<Self> {
-        let is_free = |network: &Self| {
-            TcpListener::bind(network.http()).is_ok() && UdpSocket::bind(network.udp()).is_ok()
+    /// The first one whose Service addresses nobody uses, and what keeps it for this demo. The Services' own sockets
+    /// would not: they share their addresses with those of any other demo that begins at the same time.
+    fn claim() -> Result<(Self, TcpListener)> {
+        let claim = |network: Self| {
+            let claim = TcpListener::bind(network.claimed()).ok()?;
+            let is_free = TcpListener::bind(network.http()).is_ok() && UdpSocket::bind(network.udp()).is_ok();
+            is_free.then_some((network, claim))
         };
         (0..=u8::MAX)
             .map(Self)
-            .find(is_free)
+            .find_map(claim)
             .with_context(|| format!("ports {HTTP_PORT} and {UDP_PORT} are taken on all of 127.96.0.0/16"))
+    }
+
+    /// An address of nobody but whoever has the network.
+    fn claimed(self) -> SocketAddr {
+        (Ipv4Addr::new(127, 96, self.0, 1), HTTP_PORT).into()
     }
 
     fn http(self) -> SocketAddr {
@@ -69,13 +79,20 @@ impl Network {
 impl Scene {
     /// Starts three backends of each kind and writes the manifests.
     pub(super) async fn set_up() -> Result<Self> {
-        let network = Network::find()?;
+        let (network, claim) = Network::claim()?;
         let directory = tempfile::Builder::new().prefix("sluice-demo-").tempdir();
         let directory = directory.context("cannot make a directory for the manifests")?;
         let apiserver = Apiserver::builder().token("demo").service_cidrs(&["127.96.0.0/16".parse()?]);
         let apiserver = apiserver.start().await.context("cannot start the apiserver")?;
-        let http_names = 0;
-        let mut scene = Self { directory, apiserver, network, http: Vec::new(), udp: Vec::new(), http_names };
+        let mut scene = Self {
+            directory,
+            apiserver,
+            network,
+            _claim: claim,
+            http: Vec::new(),
+            udp: Vec::new(),
+            http_names: 0,
+        };
         scene.write("kubeconfig", &scene.apiserver.kubeconfig()?)?;
         scene.create(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n"))?;
         let services = services(network);
@@ -228,4 +245,17 @@ fn slice(sample: &Sample, service: &str, port: &str, protocol: &str) -> String {
 /// 1 is a, 2 is b, and so on.
 fn letter(number: u8) -> char {
     char::from(b'a' + (number - 1) % 26)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn demos_that_begin_together_have_networks_of_their_own() {
+        let claims: Vec<_> = (0..3).map(|_| Network::claim().unwrap()).collect();
+        let mut numbers: Vec<u8> = claims.iter().map(|(network, _)| network.0).collect();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 3);
+    }
 }

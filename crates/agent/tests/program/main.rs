@@ -5,5 +5,6 @@
 
 mod apiserver;
 mod common;
+mod demo;
 mod manifests;
 mod taking_over;

@@ -12,6 +12,9 @@ const BACKLOG: u64 = 4096;
 /// Ports for connections to one endpoint address and port: each connection with the node's address takes one.
 const LOCAL_PORTS: u64 = 16_384;
 
+/// Seconds that the kernel keeps the port of a connection that this side has closed.
+const TIME_WAIT: u64 = 60;
+
 /// Where nodePorts come from unless the apiserver was told otherwise (`--service-node-port-range`).
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
 
@@ -71,6 +74,17 @@ fn local_ports(facts: &Facts) -> Vec<Finding> {
                  node from a port that is a nodePort too are taken for the Service's"
             ),
             format!("set net.ipv4.ip_local_reserved_ports={lowest}-{highest}"),
+        ));
+    }
+    if facts.tw_reuse == Some(0) {
+        findings.push(Finding::warning(
+            ABOUT,
+            format!(
+                "none is taken again within a minute: {} new connections a second to one endpoint, with the node's \
+                 address, use up all",
+                number / TIME_WAIT
+            ),
+            "set net.ipv4.tcp_tw_reuse=1 (the agent leaves it alone where it is 0)",
         ));
     }
     if findings.is_empty() {

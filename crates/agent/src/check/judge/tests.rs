@@ -31,6 +31,7 @@ fn good() -> Facts {
         backlog: Some(4096),
         local_ports: Some((32_768, 60_999)),
         reserved_ports: Vec::new(),
+        tw_reuse: Some(2),
         bridges: Vec::new(),
         bridge_rules: Vec::new(),
         closed_chains: Some(Ok(Vec::new())),
@@ -69,6 +70,9 @@ const CASES: &[Case] = &[
     ("no transparent sockets for IPv6", |f| f.transparent[1].1 = Err("not permitted".to_owned()),
         &[(Problem, "sockets", "IPv6: not permitted")]),
     ("a kernel without IPv6", |f| { f.transparent.pop(); f.forwarding.pop(); }, &[]),
+
+    ("ports are not taken again", |f| f.tw_reuse = Some(0), &[(Warning, "local ports", "470 new connections a second")]),
+    ("ports are taken again", |f| f.tw_reuse = Some(1), &[]),
 
     ("kube-proxy runs", |f| f.kube_proxy = vec![Sign::Process(42)], &[(Problem, "kube-proxy", "process 42")]),
     ("kube-proxy answers", |f| f.kube_proxy = vec![Sign::Answers { mode: "ipvs".to_owned() }],
