@@ -14,5 +14,7 @@ mod world;
 mod changes;
 #[path = "node/matrix.rs"]
 mod matrix;
+#[path = "node/remembered.rs"]
+mod remembered;
 #[path = "node/traffic.rs"]
 mod traffic;

@@ -154,7 +154,10 @@ impl Source {
                 let task = tokio::spawn(async move {
                     let mut is_ready = false;
                     while let Some(changes) = batches.recv().await {
-                        if feed.apply(changes).await.is_err() {
+                        // Endpoints do not wait for what the kernel does about frontends.
+                        let taken =
+                            if is_ready { feed.take(changes).await } else { feed.apply(changes).await };
+                        if taken.is_err() {
                             return;
                         }
                         if !std::mem::replace(&mut is_ready, true) {

@@ -16,6 +16,9 @@ use crate::proxy::Proxy;
 /// for one.
 const TICK: Duration = Duration::from_millis(250);
 
+/// The same while the capture works: how late it may be noticed that it is done.
+const BUSY_TICK: Duration = Duration::from_millis(1);
+
 /// A running controller.
 #[derive(Debug)]
 pub struct Controller {
@@ -31,10 +34,14 @@ pub struct Feed(Sender<Message>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended;
 
+type Waiting = tokio::sync::oneshot::Sender<()>;
+
 #[derive(Debug)]
 enum Message {
-    /// Apply these; then answer, if anybody waits for it.
-    Changes(Vec<Change>, Option<tokio::sync::oneshot::Sender<()>>),
+    /// Apply these; then answer, if anybody waits for it: when endpoints have changed.
+    Changes(Vec<Change>, Option<Waiting>),
+    /// Answer when all that came before has taken effect, in the kernel too.
+    Settle(Waiting),
     /// Shut down within this time.
     Stop(Duration),
 }
@@ -70,11 +77,22 @@ impl Controller {
 }
 
 impl Feed {
-    /// Hands changes over; returns when they have taken effect.
+    /// Hands changes over; returns when they have taken effect, in the kernel too.
     ///
     /// # Errors
     /// The controller has ended.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Ended> {
+        self.take(changes).await?;
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        self.0.send(Message::Settle(done)).map_err(|_| Ended)?;
+        is_done.await.map_err(|_| Ended)
+    }
+
+    /// Hands changes over; returns when endpoints have changed. Frontends may need the kernel, and nobody waits for that.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub async fn take(&self, changes: Vec<Change>) -> Result<(), Ended> {
         let (done, is_done) = tokio::sync::oneshot::channel();
         self.0.send(Message::Changes(changes, Some(done))).map_err(|_| Ended)?;
         is_done.await.map_err(|_| Ended)
@@ -101,8 +119,10 @@ impl Feed {
 }
 
 fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
+    let mut settling: Vec<Waiting> = Vec::new();
+    let mut tick = TICK;
     loop {
-        match messages.recv_timeout(TICK) {
+        match messages.recv_timeout(tick) {
             Ok(first) => {
                 // Whatever has come in since is applied in the same step.
                 let mut changes = Vec::new();
@@ -113,23 +133,36 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
                             changes.extend(more);
                             waiting.extend(done);
                         }
+                        Message::Settle(done) => settling.push(done),
                         Message::Stop(grace) => return proxy.shut_down(grace),
                     }
                 }
-                proxy.apply(changes);
-                for done in waiting {
-                    // Nobody waiting any more is fine.
-                    let _ = done.send(());
+                // The first changes count even if there are none.
+                if !waiting.is_empty() || !changes.is_empty() {
+                    proxy.take(changes);
                 }
+                answer(&mut waiting);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return proxy.shut_down(Duration::ZERO),
         }
-        proxy.tick();
+        tick = if proxy.poll() {
+            answer(&mut settling);
+            TICK
+        } else {
+            BUSY_TICK
+        };
         if !proxy.is_alive() {
             error!("a worker of the data plane has ended; so does the agent, to be started again whole");
             return proxy.shut_down(Duration::ZERO);
         }
+    }
+}
+
+fn answer(waiting: &mut Vec<Waiting>) {
+    for done in waiting.drain(..) {
+        // Nobody waiting any more is fine.
+        let _ = done.send(());
     }
 }
 

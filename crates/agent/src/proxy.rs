@@ -1,7 +1,8 @@
 //! The proxy as one piece: objects in, traffic carried. Table, capture and data plane, and the order in
 //! which a change goes through them.
 //!
-//! Belongs to one thread, the controller; nothing here waits for the network.
+//! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
+//! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use sluice_capture::Capture;
+use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
@@ -69,7 +71,9 @@ pub enum NodePorts {
 pub struct Proxy {
     writer: Writer,
     node: Arc<str>,
-    capture: Box<dyn Capture + Send + Sync>,
+    capture: Background,
+    /// What the capture is about to make true, and since when; the table is not finished with it.
+    under_way: Option<(Plan, Instant)>,
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
     doors: Option<Doors>,
@@ -82,6 +86,8 @@ pub struct Proxy {
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
+    /// Whether the capture has been told.
+    has_captured: bool,
     affinity_expired: Instant,
 }
 
@@ -186,7 +192,7 @@ impl Proxy {
         let dataplane = Dataplane::start(config.dataplane, writer.table());
         let dataplane = Arc::new(dataplane.context("cannot start the data plane")?);
         let unserved = Arc::<AtomicUsize>::default();
-        let (capture, doors, captured): (Box<dyn Capture + Send + Sync>, _, _) = match config.capture {
+        let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {
                 let workers = Workers(Arc::clone(&dataplane));
                 (Box::new(Bind::new(workers, Arc::clone(&unserved))), None, None)
@@ -199,6 +205,7 @@ impl Proxy {
                 (Box::new(tproxy), Some(doors), Some(counters))
             }
         };
+        let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = match config.node_ports {
             NodePorts::Primary => None,
             NodePorts::Inside(cidrs) => {
@@ -210,6 +217,7 @@ impl Proxy {
             writer,
             node,
             capture,
+            under_way: None,
             dataplane,
             doors,
             captured,
@@ -217,6 +225,7 @@ impl Proxy {
             interfaces,
             node_port_addresses: Arc::default(),
             has_begun: false,
+            has_captured: false,
             affinity_expired: Instant::now(),
         };
         proxy.follow_interfaces();
@@ -226,6 +235,13 @@ impl Proxy {
     /// Makes changes take effect, all of them in one step. When it returns new connections are decided
     /// by the new state.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        self.take(changes);
+        self.settle();
+    }
+
+    /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel, and follow by
+    /// [`Proxy::advance`].
+    pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
         let changes = changes.into_iter().inspect(|change| {
             if let Change::Apply(Object::Node(node)) = change
                 && node.name == self.node
@@ -234,11 +250,33 @@ impl Proxy {
             }
         });
         self.writer.apply_all(changes);
-        self.take_effect();
+        self.has_begun = true;
+        self.advance();
     }
 
-    /// Brings table, workers and kernel in line with what the writer knows.
-    fn take_effect(&mut self) {
+    /// Goes on with bringing workers and kernel in line with what the writer knows, as far as that does not mean to wait.
+    /// Returns whether they are.
+    pub fn advance(&mut self) -> bool {
+        if let Some(step) = self.capture.take_done() {
+            self.finish(&step);
+        }
+        if self.under_way.is_none() {
+            self.begin_step();
+        }
+        self.under_way.is_none()
+    }
+
+    /// Waits until workers and kernel are in line with what the writer knows.
+    fn settle(&mut self) {
+        while !self.advance() {
+            if let Some(step) = self.capture.wait() {
+                self.finish(&step);
+            }
+        }
+    }
+
+    /// Has the capture do what there is to do about frontends, if there is anything.
+    fn begin_step(&mut self) {
         let start = Instant::now();
         let node_port_addresses = self.writer.node_port_addresses();
         if **self.node_port_addresses.load() != node_port_addresses {
@@ -246,24 +284,29 @@ impl Proxy {
         }
         let mut plan = self.writer.plan();
         // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
-        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let is_first = !std::mem::replace(&mut self.has_captured, true);
         if plan.is_empty() && !is_first {
             return;
         }
         plan.notices.iter().for_each(|notice| warn!("{notice}"));
         self.writer.publish(&mut plan);
         self.open_doors();
-        let change = sluice_capture::Change {
-            withdraw: &plan.withdraw,
-            offer: &plan.offer,
-            cluster_addresses: &plan.cluster_addresses,
-        };
-        self.capture.change(change, Instant::now());
+        self.capture.begin(Step {
+            withdraw: std::mem::take(&mut plan.withdraw),
+            offer: std::mem::take(&mut plan.offer),
+            cluster_addresses: std::mem::take(&mut plan.cluster_addresses),
+        });
+        self.under_way = Some((plan, start));
+    }
+
+    /// The capture has made a step: nobody comes any more by what it has withdrawn.
+    fn finish(&mut self, step: &Step) {
+        let Some((mut plan, start)) = self.under_way.take() else { return };
         self.writer.finish(&mut plan);
-        if plan.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
+        if step.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
             self.dataplane.end_flows();
         }
-        report(&plan, start.elapsed());
+        report(step, start.elapsed());
     }
 
     /// Has the workers take what the kernel hands over: once they know what to do with it.
@@ -282,18 +325,27 @@ impl Proxy {
         }
     }
 
-    /// Does what is due from time to time: call it several times a second. Nothing before the first changes.
-    pub fn tick(&mut self) {
+    /// Does what is due from time to time: call it several times a second. Nothing before the first changes. Waits for
+    /// nothing; returns what [`Proxy::advance`] does.
+    pub fn poll(&mut self) -> bool {
         let now = Instant::now();
         if self.has_begun {
             self.follow_interfaces();
             self.open_doors();
-            self.take_effect();
-            self.capture.keep(now);
         }
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
             self.affinity_expired = now;
             self.writer.expire_affinity(now);
+        }
+        !self.has_begun || self.advance()
+    }
+
+    /// Does all that is due, what the capture looks after by itself included, and waits for it.
+    pub fn tick(&mut self) {
+        self.poll();
+        if self.has_begun {
+            self.settle();
+            self.capture.keep();
         }
     }
 
@@ -320,19 +372,22 @@ impl Proxy {
 
     /// Accepts nothing new, lets connections finish for up to `grace`, and returns how many were cut off.
     pub fn shut_down(self, grace: Duration) -> u64 {
-        self.dataplane.drain(grace)
+        let Self { capture, dataplane, .. } = self;
+        // The kernel's rules are left to a successor, which may be of another version.
+        drop(capture);
+        dataplane.drain(grace)
     }
 }
 
 /// Says what has changed about the frontends.
-fn report(plan: &Plan, took: Duration) {
-    for state in &plan.withdraw {
+fn report(step: &Step, took: Duration) {
+    for state in &step.withdraw {
         debug!(frontend = %state.frontend, service = %state.port, "withdrawn");
     }
-    for state in &plan.offer {
+    for state in &step.offer {
         debug!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "offered");
     }
-    let (withdrawn, offered) = (plan.withdraw.len(), plan.offer.len());
+    let (withdrawn, offered) = (step.withdraw.len(), step.offer.len());
     if withdrawn + offered > 0 {
         info!(withdrawn, offered, ?took, "frontends changed");
     }

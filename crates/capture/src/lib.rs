@@ -6,9 +6,10 @@
 //! * [`bind`]: listens on the frontends' own addresses. Needs no privileges.
 //! * [`tproxy`]: nftables and policy routing, for all of a node's traffic. Needs CAP_NET_ADMIN.
 //!
-//! [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that. [`program`] runs what
+//! [`background`] runs one on a thread of its own. [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that. [`program`] runs what
 //! changes the system.
 
+pub mod background;
 pub mod bind;
 pub mod kube_proxy;
 pub mod program;

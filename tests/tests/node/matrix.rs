@@ -108,11 +108,11 @@ impl Case {
         outcomes
     }
 
-    /// A refused datagram of the node's own processes does not even leave: sendto(2) says EPERM, as it
-    /// does with kube-proxy.
+    /// A refused datagram of the node's own processes does not even leave, unless it is for the node itself: sendto(2)
+    /// says EPERM, as it does with kube-proxy.
     fn refusal(self) -> Outcome {
         match (self.client, self.protocol) {
-            (Client::Node, Protocol::Udp) => Outcome::Forbidden,
+            (Client::Node, Protocol::Udp) if self.kind != Kind::NodePort => Outcome::Forbidden,
             _ => Outcome::Refused,
         }
     }

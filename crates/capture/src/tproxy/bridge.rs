@@ -43,16 +43,22 @@ impl Bridge {
 
     fn try_keep(&mut self) -> Result<bool, Error> {
         let listed = self.listed()?;
-        if let Some(listed) = listed
+        if let Some(listed) = &listed
             && self
                 .known
                 .as_ref()
-                .map_or_else(|| listed.contains(self.ruleset.comment()), |known| *known == listed)
+                .map_or_else(|| listed.contains(self.ruleset.comment()), |known| known == listed)
         {
-            self.known = Some(listed);
+            self.known = Some(listed.clone());
             return Ok(false);
         }
-        nft::execute(&self.ruleset.definition())?;
+        match listed.and_then(|listed| self.ruleset.succession(&listed)) {
+            Some(succession) => nft::execute(&succession).or_else(|error| {
+                warn!("open connections may be cut off: the table bridge {TABLE} is deleted first: {error}");
+                nft::execute(&self.ruleset.definition())
+            })?,
+            None => nft::execute(&self.ruleset.definition())?,
+        }
         let was_ours = self.known.is_some();
         self.known = self.listed()?;
         if !was_ours {

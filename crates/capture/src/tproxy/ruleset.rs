@@ -7,6 +7,8 @@
 //! looked up and marked in `output`, routed again to the loopback interface, and comes back in through
 //! `prerouting`. Endpoints answer to the client's address where a worker has used it; such answers are found
 //! by their socket.
+//!
+//! What packets have put into sets outlives a table that is written anew: so do the connections that it is about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -23,8 +25,18 @@ pub(super) const INET: &str = "inet";
 /// The family of the one that turns answers on bridges to us.
 pub(super) const BRIDGE: &str = "bridge";
 
-/// How the comment of each table of an agent begins.
+/// How the comment that tells structures apart begins. It is that of a chain: a table keeps its own one until it is deleted.
 pub(super) const SIGNATURE: &str = "Kubernetes Services. Sluice ";
+
+/// The chain that has it, and no rules.
+const STRUCTURE: &str = "structure";
+
+/// The comment of each table.
+const TABLE_COMMENT: &str = "Sluice keeps it: edits are undone";
+
+/// Lifetimes of what packets put into sets; `ruleset.nft` says why they are what they are.
+const LIFETIMES: [(&str, &str); 5] =
+    [("$t_syn", "15s"), ("$t_open", "3m"), ("$t_end", "10s"), ("$t_asked", "30s"), ("$t_stream", "130s")];
 
 /// The structure.
 #[derive(Debug)]
@@ -43,6 +55,9 @@ pub(super) struct Shape {
     /// The names of chains.
     pub chains: BTreeMap<String, ChainShape>,
 }
+
+/// The sets and maps that packets fill, and what nft says of each but for its comment.
+type Dynamic = BTreeMap<String, BTreeSet<String>>;
 
 /// What of a chain a listing shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,28 +81,63 @@ impl Ruleset {
 
     fn new(family: &'static str, template: &str, config: &Config) -> Self {
         let mut text = String::new();
-        for line in template.lines() {
-            if !matches!(line.trim_start().as_bytes(), [] | [b'#', ..]) {
-                fill_in(line, config, &mut text);
+        let lines = template.lines().filter(|line| !matches!(line.trim_start().as_bytes(), [] | [b'#', ..]));
+        let mut chain: Option<Vec<&str>> = None;
+        for line in lines {
+            // A chain of one family is written as a whole for each.
+            match &mut chain {
+                Some(lines) => lines.push(line),
+                None if line.trim_start().starts_with("chain ") && line.contains("$n ") => {
+                    chain = Some(vec![line]);
+                }
+                None => fill_in(line, config, &FAMILIES, &mut text),
+            }
+            if line.trim() == "}" {
+                for family in FAMILIES {
+                    chain.iter().flatten().for_each(|line| fill_in(line, config, &[family], &mut text));
+                }
+                chain = None;
             }
         }
-        let comment = format!(
-            "{SIGNATURE}{} keeps it: edits are undone. Structure {:016x}",
-            env!("CARGO_PKG_VERSION"),
-            fnv1a(&text)
-        );
+        let comment = format!("{SIGNATURE}{}, structure {:016x}", env!("CARGO_PKG_VERSION"), fnv1a(&text));
+        let _ = writeln!(text, "\tchain {STRUCTURE} {{\n\t\tcomment \"{comment}\"\n\t}}");
         let shape = Shape::of(&text);
         Self { family, text, comment, shape }
     }
 
     /// The commands that put the table, without elements, in the place of whatever is there.
     pub(super) fn definition(&self) -> String {
-        let Self { family, text, comment, .. } = self;
+        let family = self.family;
         // Deleting what does not exist is an error, adding what exists is not.
-        format!(
-            "add table {family} {TABLE}\ndelete table {family} {TABLE}\n\
-             table {family} {TABLE} {{\n\tcomment \"{comment}\"\n{text}}}\n"
-        )
+        format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{}", self.creation())
+    }
+
+    /// The commands that put the table in the place of one that is there, as nft lists it without elements: what packets
+    /// have put into sets stays, where there are to be such sets. `None` where a table of our own cannot be made of it.
+    pub(super) fn succession(&self, listed: &str) -> Option<String> {
+        let family = self.family;
+        let mut lines = listed.lines();
+        // Another comment means that the table is another one.
+        let is_ours = lines.nth(1).is_some_and(|line| comment(line) == Some(TABLE_COMMENT));
+        if !is_ours {
+            return None;
+        }
+        let (there, wanted) = (dynamic(listed), dynamic(&self.text));
+        let is_kept = |name: &str| there.get(name).is_some_and(|set| wanted.get(name) == Some(set));
+        // All rules first: they use sets and chains. So do elements of maps, which go before the chains.
+        let mut script = format!("flush table {family} {TABLE}\n");
+        for kind in ["set", "map", "chain"] {
+            for name in names(kind, listed).filter(|name| kind == "chain" || !is_kept(name)) {
+                let _ = writeln!(script, "delete {kind} {family} {TABLE} {name}");
+            }
+        }
+        script.push_str(&self.creation());
+        Some(script)
+    }
+
+    fn creation(&self) -> String {
+        let Self { family, text, .. } = self;
+        format!("table {family} {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n{text}}}\n")
     }
 
     /// The table's family.
@@ -95,7 +145,7 @@ impl Ruleset {
         self.family
     }
 
-    /// The table's comment: another one for each structure.
+    /// The comment that is another one for each structure.
     pub(super) fn comment(&self) -> &str {
         &self.comment
     }
@@ -137,13 +187,65 @@ impl Shape {
     }
 }
 
+/// The names of a table's sets, maps or chains, as nft lists them.
+fn names<'a>(kind: &'a str, listed: &'a str) -> impl Iterator<Item = &'a str> {
+    listed.lines().filter_map(move |line| {
+        line.strip_prefix('\t')?.strip_prefix(kind)?.strip_prefix(' ')?.split_once(' ').map(|(name, _)| name)
+    })
+}
+
+/// The sets and maps that packets fill, as nft lists them, or as they are written here, on one line.
+fn dynamic(table: &str) -> Dynamic {
+    let mut sets = Dynamic::new();
+    let mut lines = table.lines();
+    while let Some(line) = lines.next() {
+        let begins = ["\tset ", "\tmap "].iter().find_map(|kind| line.strip_prefix(kind)?.split_once(" {"));
+        let Some((name, rest)) = begins else { continue };
+        let more: Vec<&str> = match rest {
+            "" => lines.by_ref().take_while(|line| *line != "\t}").collect(),
+            _ => rest.split(';').collect(),
+        };
+        let is_known = |statement: &&str| {
+            ["type ", "size ", "flags ", "timeout "].iter().any(|word| statement.starts_with(word))
+        };
+        let statements: BTreeSet<String> =
+            more.into_iter().map(str::trim).filter(is_known).map(str::to_owned).collect();
+        if statements.iter().any(|statement| statement.starts_with("flags dynamic")) {
+            sets.insert(name.to_owned(), statements);
+        }
+    }
+    sets
+}
+
 /// What a line says in `comment "..."`.
 fn comment(line: &str) -> Option<&str> {
     line.split_once("comment \"")?.1.split_once('"').map(|(comment, _)| comment)
 }
 
+/// What a template says of an address family.
+type FamilyWords = [(&'static str, &'static str); 6];
+
+const FAMILIES: [FamilyWords; 2] = [
+    [
+        ("$ip", "ip"),
+        ("$n", "4"),
+        ("$address", "ipv4_addr"),
+        ("$loopback", "127.0.0.1"),
+        ("$listen", "127.0.0.1"),
+        ("$icmp", "icmp"),
+    ],
+    [
+        ("$ip", "ip6"),
+        ("$n", "6"),
+        ("$address", "ipv6_addr"),
+        ("$loopback", "::1"),
+        ("$listen", "[::1]"),
+        ("$icmp", "icmpv6"),
+    ],
+];
+
 /// Writes a line of the template as often as is needed.
-fn fill_in(line: &str, config: &Config, text: &mut String) {
+fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut String) {
     let notrack = if config.track { "" } else { "notrack " };
     if config.track && line.trim_start().starts_with("$notrack comment") {
         return;
@@ -162,25 +264,17 @@ fn fill_in(line: &str, config: &Config, text: &mut String) {
         ("$others", &hex(!MASK)),
         ("$mask", &hex(MASK)),
         ("$ports", &format!("{{ {outside}, {pod}, {node} }}")),
+        ("$there", "$ip saddr . meta l4proto . th sport . $ip daddr . th dport"),
+        ("$back", "$ip daddr . meta l4proto . th dport . $ip saddr . th sport"),
     ];
-    let line = replace(line, &values);
+    let line = replace(&replace(line, &values), &LIFETIMES);
     for line in match line.split_once("$pods") {
         None => vec![line],
         Some((before, after)) => local_pods(config).map(|pods| format!("{before}{pods}{after}")).collect(),
     } {
         if line.contains('$') {
-            for (ip, n, address, loopback, listen) in [
-                ("ip", "4", "ipv4_addr", "127.0.0.1", "127.0.0.1"),
-                ("ip6", "6", "ipv6_addr", "::1", "[::1]"),
-            ] {
-                let values = [
-                    ("$ip", ip),
-                    ("$n", n),
-                    ("$address", address),
-                    ("$loopback", loopback),
-                    ("$listen", listen),
-                ];
-                let _ = writeln!(text, "{}", replace(&line, &values));
+            for words in families {
+                let _ = writeln!(text, "{}", replace(&line, words));
             }
         } else {
             let _ = writeln!(text, "{line}");
@@ -283,6 +377,30 @@ mod tests {
         .collect();
         assert_eq!(comments.len(), 4);
         assert_eq!(Ruleset::inet(&config()).comment, Ruleset::inet(&config()).comment);
+    }
+
+    #[test]
+    fn what_packets_fill_is_kept_where_it_is_the_same() {
+        let ruleset = Ruleset::bridge(&config());
+        let listed = |size: u32, comment: &str| {
+            format!(
+                "table bridge sluice {{\n\tcomment \"{comment}\"\n\tset answers4 {{\n\t\ttype ipv4_addr . inet_proto . \
+                 inet_service . ipv4_addr . inet_service\n\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\tcomment \
+                 \"of old\"\n\t}}\n\n\tmap verdicts {{\n\t\ttype ipv4_addr : verdict\n\t}}\n\n\tchain old {{\n\t\t\
+                 update @answers4 {{ 1 }}\n\t}}\n"
+            )
+        };
+        let script = |size, comment| ruleset.succession(&listed(size, comment));
+        let begin = "flush table bridge sluice\n";
+        let end = "delete map bridge sluice verdicts\ndelete chain bridge sluice old\ntable bridge sluice {";
+        let same = script(262_144, TABLE_COMMENT).unwrap();
+        assert!(same.starts_with(&format!("{begin}{end}")), "{same}");
+        let another_size = script(7, TABLE_COMMENT).unwrap();
+        let wanted = format!("{begin}delete set bridge sluice answers4\n{end}");
+        assert!(another_size.starts_with(&wanted), "{another_size}");
+        assert_eq!(script(262_144, "somebody's"), None);
+        let sets: Vec<String> = dynamic(&Ruleset::inet(&config()).text).into_keys().collect();
+        assert_eq!(sets.len(), 10, "{sets:?}");
     }
 
     #[test]

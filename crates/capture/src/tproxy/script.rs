@@ -5,7 +5,7 @@ use std::fmt::Write;
 use sluice_model::Family;
 
 use super::elements::{Delta, Edit, Elements, Key, SetName, Value};
-use super::ruleset::{Ruleset, TABLE};
+use super::ruleset::TABLE;
 
 /// The name of a set or map in the table.
 pub(super) fn set_name(set: (SetName, Family)) -> String {
@@ -16,10 +16,10 @@ pub(super) fn set_name(set: (SetName, Family)) -> String {
     format!("{}{digit}", set.0.stem())
 }
 
-/// Puts the whole table, elements and all, in the place of whatever is there.
-pub(super) fn replacement(ruleset: &Ruleset, elements: &Elements) -> String {
+/// The whole table, elements and all: what writes its structure, and the elements.
+pub(super) fn whole(structure: String, elements: &Elements) -> String {
     let added = elements.iter().map(|(key, value)| (key.set(), element(key, *value)));
-    let mut script = ruleset.definition();
+    let mut script = structure;
     write_commands(&mut script, "add", added);
     script
 }

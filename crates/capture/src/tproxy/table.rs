@@ -345,8 +345,18 @@ impl Table {
     /// Writes the whole table, in one transaction: what was there serves until what is new does.
     fn write(&mut self, wanted: &mut Wanted, why: Why) -> Result<Outcome, Error> {
         self.known = None;
+        let listed = structure(INET)?;
         let before = self.generations.current()?;
-        self.execute(&script::replacement(&self.ruleset, wanted.elements()), wanted)?;
+        let succession = listed.and_then(|listed| self.ruleset.succession(&listed));
+        let written = succession.map(|rules| self.execute(&script::whole(rules, wanted.elements()), wanted));
+        match written {
+            Some(Err(Error::Nft(program::Error::Failed { message, .. }))) => {
+                warn!("open connections may be cut off: the table inet {TABLE} is deleted first: {message}");
+                self.execute(&script::whole(self.ruleset.definition(), wanted.elements()), wanted)?
+            }
+            Some(outcome) => outcome?,
+            None => self.execute(&script::whole(self.ruleset.definition(), wanted.elements()), wanted)?,
+        };
         let structure = structure(INET)?;
         let after = self.generations.current()?;
         // Otherwise somebody has changed something meanwhile, and all of it is looked at again.

@@ -68,13 +68,39 @@ fn another_structure_is_replaced_in_one_transaction() {
         let mut tproxy = serving(config(), 3);
         let transactions = monitor.transactions();
         assert_eq!(transactions.len(), 1);
-        assert!(transactions.concat().contains(&"delete table inet sluice".to_owned()), "{transactions:?}");
+        assert!(transactions.concat().contains(&"delete chain inet sluice relay".to_owned()));
         let fresh = table();
         assert_eq!(tproxy.stats().repairs, 0);
         offer(&mut tproxy, &[]);
         run("nft delete table inet sluice");
         drop(serving(config(), 3));
         assert_eq!(table(), fresh, "the same as without an earlier run");
+    });
+}
+
+/// Connections of the agent that it takes the place of go on, and their packets find them in these sets.
+#[test]
+fn what_packets_have_put_into_sets_outlives_another_structure() {
+    const FLOW: &str = "10.244.0.7 . tcp . 8080 . 192.0.2.1 . 40000 timeout 3m";
+    const SETS: [&str; 3] = ["inet sluice host_flows4", "inet sluice node_flows4", "bridge sluice answers4"];
+    in_namespace(|| {
+        drop(serving(Config { track: true, ..config() }, 3));
+        for set in SETS {
+            run(&format!("nft add element {set} {{ {FLOW} }}"));
+        }
+        run("nft add element bridge sluice nodes4 { 10.244.0.7 timeout 3m : 02:00:00:00:00:01 }");
+        run("nft flush chain bridge sluice structure");
+        run("nft delete chain bridge sluice structure");
+        drop(serving(config(), 3));
+        assert!(run("nft list table bridge sluice").contains("chain structure"));
+        for set in SETS {
+            let listed = run(&format!("nft list set {set}"));
+            assert!(
+                listed.contains("10.244.0.7 . tcp . 8080 . 192.0.2.1 . 40000 timeout 3m expires"),
+                "{listed}"
+            );
+        }
+        assert!(run("nft list map bridge sluice nodes4").contains("02:00:00:00:00:01"));
     });
 }
 
@@ -113,7 +139,7 @@ fn a_table_that_only_says_it_is_ours_is_replaced() {
         for damage in [
             "nft flush chain inet sluice relay",
             "nft add rule inet sluice prerouting accept",
-            "nft insert rule inet sluice services drop",
+            "nft insert rule inet sluice services4 drop",
             "nft add chain inet sluice more",
             "nft add set inet sluice more { type ipv4_addr; }",
             "nft add element inet sluice service_cidrs4 { 192.0.2.1-192.0.2.7 }",

@@ -1,0 +1,205 @@
+//! What is remembered of connections where no socket can be asked, for how long, and what happens when that is too much:
+//! answers on bridges, answers of endpoints in the node's own network, connections of the node's processes.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Wiring, ask_on};
+
+use super::rules::Kind;
+use super::world::{BACKEND, FAMILIES, World, service, slices};
+
+/// The sets, without the family's digit.
+const BRIDGE: &str = "bridge sluice answers";
+const HOST: &str = "inet sluice host_flows";
+const NODE: &str = "inet sluice node_flows";
+
+/// What is remembered for longer than this is remembered for as long as the connection is open: it sends something, if only a
+/// keepalive, within 75 s.
+const OPEN: u64 = 120;
+
+/// What has ended is not remembered for longer than this, in seconds.
+const ENDED: u64 = 10;
+
+/// Service 1 with this endpoint, which nobody listens at so far.
+fn world(endpoint: impl FnOnce(&Lab) -> &Host) -> World {
+    let lab = Lab::builder().wiring(Wiring::Bridged).build().unwrap_or_else(|error| panic!("{error}"));
+    let host = endpoint(&lab).clone();
+    let mut world = World::new(lab, |_| {});
+    let mut changes = vec![Change::Apply(service(1, TrafficPolicy::Cluster).into())];
+    changes.extend(slices(1, &[(&host, "node")]));
+    world.apply(changes);
+    world
+}
+
+/// Of both families together, for how many more seconds each element of a set lives.
+fn lives(world: &World, set: &str) -> Vec<u64> {
+    let listed = |digit| {
+        let listing = world.lab.node().ns.nft(&format!("--json list set {set}{digit}")).unwrap();
+        let listing: serde_json::Value = serde_json::from_str(&listing).unwrap();
+        let items = listing["nftables"].as_array().unwrap().clone();
+        let elements = items.into_iter().find_map(|item| item["set"]["elem"].as_array().cloned());
+        elements.unwrap_or_default().into_iter().map(|element| element["elem"]["expires"].as_u64().unwrap())
+    };
+    listed(4).chain(listed(6)).collect()
+}
+
+/// Waits until the set has these elements, by how long they live.
+fn until(world: &World, set: &str, what: &str, is_so: impl Fn(&[u64]) -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let lives = lives(world, set);
+        if is_so(&lives) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{set}: wanted {what}, there are {lives:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn refused_connections_leave_nothing_behind() {
+    for (set, world) in [(BRIDGE, world(|lab| lab.pod(1))), (HOST, world(|lab| lab.node()))] {
+        for family in FAMILIES {
+            for client in [world.lab.pod(0), world.lab.node()] {
+                for _ in 0..10 {
+                    let outcome =
+                        client.ask(Protocol::Tcp, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+                    assert!(matches!(outcome, Outcome::Reset | Outcome::Refused), "{outcome:?}");
+                }
+            }
+        }
+        assert_eq!((lives(&world, set), lives(&world, NODE)), (vec![], vec![]), "{set}");
+    }
+}
+
+#[test]
+fn connections_are_remembered_for_as_long_as_they_are_open_and_half_closed_ones_too() {
+    for (set, endpoint) in [(BRIDGE, "pod"), (HOST, "node")] {
+        let world = world(|lab| if endpoint == "pod" { lab.pod(1) } else { lab.node() });
+        let host = if endpoint == "pod" { world.lab.pod(1) } else { world.lab.node() };
+        for family in FAMILIES {
+            let listener = host.ns.run(|| TcpListener::bind((host.ip(family), BACKEND)).unwrap());
+            for client in [world.lab.pod(0), world.lab.node()] {
+                // An endpoint does not see a process of its own node as another one.
+                let sets = match (client.name.as_str(), set) {
+                    ("node", HOST) => vec![NODE],
+                    ("node", _) => vec![NODE, set],
+                    _ => vec![set],
+                };
+                let connect = || {
+                    let to = world.address(Kind::ClusterIp, 1, family);
+                    let client = client.tcp_stream(to, PATIENCE).unwrap();
+                    (client, listener.accept().unwrap().0)
+                };
+                let exchange = |mut from: &TcpStream, mut to: &TcpStream| {
+                    from.write_all(b"hello").unwrap();
+                    to.read_exact(&mut [0; 5]).unwrap();
+                };
+                let assert_lives = |what: &str, is_so: &dyn Fn(&[u64]) -> bool| {
+                    sets.iter().for_each(|set| until(&world, set, what, is_so));
+                };
+                let open = |lives: &[u64]| lives.iter().filter(|left| **left > OPEN).count();
+                // Beside it there may be what has ended shortly before.
+                let ended = |lives: &[u64]| lives.iter().filter(|left| **left <= ENDED).count();
+                let is_open = |lives: &[u64]| open(lives) == 1 && ended(lives) + 1 == lives.len();
+                let is_over = |lives: &[u64]| ended(lives) == lives.len();
+
+                // The client has said all that it wants to say.
+                let (mine, theirs) = connect();
+                exchange(&mine, &theirs);
+                exchange(&theirs, &mine);
+                assert_lives("an open one", &is_open);
+                mine.shutdown(Shutdown::Write).unwrap();
+                assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+                assert_lives("a half-closed one", &is_open);
+                exchange(&theirs, &mine);
+                assert_lives("the same after an answer", &is_open);
+                drop(theirs);
+                assert_eq!((&mine).read(&mut [0]).unwrap(), 0);
+                drop(mine);
+                assert_lives("one that is over", &is_over);
+
+                // The endpoint ends it first; the last packets are ours and the client's.
+                let (mine, theirs) = connect();
+                exchange(&mine, &theirs);
+                theirs.shutdown(Shutdown::Write).unwrap();
+                assert_eq!((&mine).read(&mut [0]).unwrap(), 0);
+                exchange(&mine, &theirs);
+                drop(mine);
+                assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+                assert_lives("one that is over", &is_over);
+
+                // Resets, of either side.
+                for _ in 0..2 {
+                    let (mine, theirs) = connect();
+                    exchange(&mine, &theirs);
+                    assert_lives("an open one", &is_open);
+                    let (one, other) = if family == Family::V4 { (mine, theirs) } else { (theirs, mine) };
+                    socket2::SockRef::from(&one).set_linger(Some(Duration::ZERO)).unwrap();
+                    drop(one);
+                    assert!((&other).read(&mut [0]).is_err());
+                    assert_lives("one that is over", &is_over);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn flows_are_remembered_as_long_as_conntrack_would() {
+    for (set, endpoint) in [(BRIDGE, "pod"), (HOST, "node")] {
+        let world = world(|lab| if endpoint == "pod" { lab.pod(1) } else { lab.node() });
+        let host = if endpoint == "pod" { world.lab.pod(1) } else { world.lab.node() };
+        let _server = host.serve(BACKEND).unwrap();
+        let flow = world.lab.pod(0).udp_socket(world.address(Kind::ClusterIp, 1, Family::V4)).unwrap();
+        assert_eq!(ask_on(&flow, PATIENCE).by(), Some(host.name.as_str()));
+        until(&world, set, "a question", |lives| lives.len() == 1 && (20..=30).contains(&lives[0]));
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while lives(&world, set)[0] <= 120 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", lives(&world, set));
+            assert_eq!(ask_on(&flow, PATIENCE).by(), Some(host.name.as_str()));
+        }
+    }
+}
+
+/// Fills a set of IPv4 to its bound.
+fn fill(world: &World, set: &str) {
+    const SIZE: usize = 262_144;
+    let mut script = format!("add element {set}4 {{ ");
+    for number in lives(world, set).len()..SIZE {
+        let (port, host) = (number % 50_000 + 1, number / 50_000);
+        script.push_str(&format!("192.0.2.7 . tcp . 8080 . 192.0.2.{host} . {port} timeout 1h, "));
+    }
+    script.push_str("}\n");
+    world.lab.node().ns.nft_file(&script).unwrap();
+}
+
+#[test]
+fn a_full_set_cuts_nobody_off() {
+    for (set, endpoint) in [(BRIDGE, "pod"), (NODE, "pod"), (HOST, "node")] {
+        let world = world(|lab| if endpoint == "pod" { lab.pod(1) } else { lab.node() });
+        let host = if endpoint == "pod" { world.lab.pod(1) } else { world.lab.node() };
+        let _server = host.serve(BACKEND).unwrap();
+        let client = if set == NODE { world.lab.node() } else { world.lab.pod(0) };
+        let to = world.address(Kind::ClusterIp, 1, Family::V4);
+        let before = client.udp_socket(to).unwrap();
+        assert_eq!(ask_on(&before, PATIENCE).by(), Some(host.name.as_str()), "{set}");
+        fill(&world, set);
+        assert_eq!(ask_on(&before, PATIENCE).by(), Some(host.name.as_str()), "{set}");
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let outcome = client.ask(protocol, to, PATIENCE);
+            if set == HOST {
+                // Nobody waits for an answer that would be lost.
+                assert!(!matches!(outcome, Outcome::Silent | Outcome::Stalled) || protocol == Protocol::Udp);
+            } else {
+                assert_eq!(outcome.by(), Some(host.name.as_str()), "{set} {protocol}: {outcome:?}");
+                // Neither does the client's own connection to the endpoint notice.
+                let direct = client.ask(protocol, (host.ip(Family::V4), BACKEND).into(), PATIENCE);
+                assert_eq!(direct.by(), Some(host.name.as_str()), "{set} {protocol}: {direct:?}");
+            }
+        }
+    }
+}
