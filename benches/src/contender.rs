@@ -1,0 +1,179 @@
+//! Who is measured: a direct connection, Sluice, the kernel, and other relays. Each on the node of a site of its own,
+//! with the same ports as the servers have, on an address that the client reaches.
+
+mod kernel;
+mod relays;
+mod sluice;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use sluice_model::Protocol;
+use sluice_testbed::lab::Process;
+
+use crate::site::{HTTP, Site, end};
+use crate::tool::is_installed;
+
+/// The Service's address, where packets for it are captured.
+pub(crate) const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+
+/// An address of the node, where a contender listens on an address of its own.
+pub(crate) const LISTEN_IP: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 80);
+
+/// What a contender is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Nobody: the node routes.
+    Direct,
+    /// Sluice as on a node; of this program, or another build of it.
+    SluiceTproxy(Option<PathBuf>),
+    /// Sluice as a plain relay on an address of the node.
+    SluiceBind(Option<PathBuf>),
+    /// The kernel's DNAT, by rules like those of kube-proxy's nftables mode.
+    Dnat,
+    /// haproxy in TCP mode.
+    Haproxy,
+    /// nginx's stream module.
+    Nginx,
+    /// realm, by the path of its program.
+    Realm(PathBuf),
+}
+
+/// Who is measured, and under which name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contender {
+    /// In tables and plots.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// The names of those that need nothing to be said about them.
+pub const NAMES: [&str; 6] = ["direct", "sluice-tproxy", "sluice-bind", "dnat", "haproxy", "nginx"];
+
+/// A contender at work. Its processes end with it.
+pub struct Running {
+    /// Where the client finds it.
+    pub ip: IpAddr,
+    /// Its processes; none where the kernel does the work.
+    pub processes: Vec<Process>,
+    /// For as long as it is measured.
+    pub site: Site,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        end(&mut self.processes);
+    }
+}
+
+impl Contender {
+    /// The contender of a name: one of [`NAMES`], `realm=PATH`, or `sluice-tproxy=PATH` and `sluice-bind=PATH` for
+    /// another build, where `NAME:` before the path is what it is called.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn parse(text: &str) -> Result<Self> {
+        let (word, path) = text.split_once('=').map_or((text, None), |(word, path)| (word, Some(path)));
+        let (label, path) = match path.map(|path| path.split_once(':').unwrap_or((word, path))) {
+            Some((label, path)) => (label, Some(PathBuf::from(path))),
+            None => (word, None),
+        };
+        let kind = match (word, path) {
+            ("direct", None) => Kind::Direct,
+            ("sluice-tproxy", path) => Kind::SluiceTproxy(path),
+            ("sluice-bind", path) => Kind::SluiceBind(path),
+            ("dnat", None) => Kind::Dnat,
+            ("haproxy", None) => Kind::Haproxy,
+            ("nginx", None) => Kind::Nginx,
+            ("realm", Some(path)) => Kind::Realm(path),
+            _ => bail!("no contender {text:?}: there are {}, and realm=PATH", NAMES.join(", ")),
+        };
+        Ok(Self { name: label.to_owned(), kind })
+    }
+
+    /// Why it cannot be measured here, if so.
+    pub fn missing(&self) -> Option<String> {
+        let program = match &self.kind {
+            Kind::Haproxy => "haproxy",
+            Kind::Nginx => "nginx",
+            Kind::Realm(path) | Kind::SluiceTproxy(Some(path)) | Kind::SluiceBind(Some(path)) => {
+                return (!path.is_file()).then(|| format!("there is no {}", path.display()));
+            }
+            Kind::Direct | Kind::SluiceTproxy(None) | Kind::SluiceBind(None) | Kind::Dnat => return None,
+        };
+        (!is_installed(program)).then(|| format!("{program} is not installed"))
+    }
+
+    /// Whether it carries a protocol.
+    pub fn carries(&self, protocol: Protocol) -> bool {
+        !(self.kind == Kind::Haproxy && protocol == Protocol::Udp)
+    }
+
+    /// Whether bytes pass a program, rather than the kernel alone.
+    pub fn is_relay(&self) -> bool {
+        !matches!(self.kind, Kind::Direct | Kind::Dnat)
+    }
+
+    /// Starts it at a site.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start(&self, site: Site) -> Result<Running> {
+        let (ip, processes) = self.start_at(&site).with_context(|| self.name.clone())?;
+        let running = Running { ip: ip.into(), processes, site };
+        if is_installed("nginx") {
+            running.site.await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes)?;
+        }
+        Ok(running)
+    }
+
+    fn start_at(&self, site: &Site) -> Result<(Ipv4Addr, Vec<Process>)> {
+        let server = site.server().v4;
+        if self.is_relay() && !matches!(self.kind, Kind::SluiceTproxy(_)) {
+            site.lab.node().ns.ip(&format!("address add {LISTEN_IP}/32 dev lo"))?;
+        }
+        Ok(match &self.kind {
+            Kind::Direct => (server, Vec::new()),
+            Kind::SluiceTproxy(path) => (CLUSTER_IP, vec![sluice::tproxy(site, path.as_deref())?]),
+            Kind::SluiceBind(path) => (LISTEN_IP, vec![sluice::bind(site, path.as_deref())?]),
+            Kind::Dnat => {
+                kernel::dnat(&site.lab, CLUSTER_IP, server)?;
+                (CLUSTER_IP, Vec::new())
+            }
+            Kind::Haproxy => (LISTEN_IP, vec![relays::haproxy(site, LISTEN_IP)?]),
+            Kind::Nginx => (LISTEN_IP, vec![relays::nginx(site, LISTEN_IP)?]),
+            Kind::Realm(path) => (LISTEN_IP, relays::realm(site, path, LISTEN_IP)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contenders_are_told_by_name_and_path() {
+        let of = |text| Contender::parse(text).unwrap();
+        assert_eq!(of("haproxy").kind, Kind::Haproxy);
+        assert_eq!(of("sluice-tproxy").kind, Kind::SluiceTproxy(None));
+        let before = of("sluice-tproxy=before:/tmp/sluice");
+        assert_eq!(
+            (before.name.as_str(), before.kind),
+            ("before", Kind::SluiceTproxy(Some("/tmp/sluice".into())))
+        );
+        assert_eq!(
+            of("realm=/tmp/realm"),
+            Contender { name: "realm".into(), kind: Kind::Realm("/tmp/realm".into()) }
+        );
+        assert!(Contender::parse("realm").is_err() && Contender::parse("haproxy=/x").is_err());
+    }
+
+    #[test]
+    fn every_name_is_a_contender() {
+        for name in NAMES {
+            assert_eq!(Contender::parse(name).unwrap().name, name);
+        }
+    }
+}

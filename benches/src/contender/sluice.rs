@@ -1,0 +1,28 @@
+//! Sluice, following manifests.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::Result;
+use sluice_testbed::lab::Process;
+
+use super::{CLUSTER_IP, LISTEN_IP};
+use crate::agent::{Agent, TPROXY};
+use crate::manifests::{Manifests, service};
+use crate::site::Site;
+
+/// On a node.
+pub(super) fn tproxy(site: &Site, program: Option<&Path>) -> Result<Process> {
+    start(site, program, &TPROXY, CLUSTER_IP)
+}
+
+/// As a plain relay.
+pub(super) fn bind(site: &Site, program: Option<&Path>) -> Result<Process> {
+    start(site, program, &["--capture", "bind"], LISTEN_IP)
+}
+
+fn start(site: &Site, program: Option<&Path>, arguments: &[&str], ip: Ipv4Addr) -> Result<Process> {
+    let manifests = Manifests::new(site.directory(), &site.lab)?;
+    manifests.put("all", &service("all", ip, &[site.server().v4]))?;
+    Agent { program, arguments, descriptors: None }.start(site.lab.node(), &manifests)
+}
