@@ -121,7 +121,7 @@ impl Dataplane {
             Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
         });
         let workers = workers.collect::<io::Result<_>>()?;
-        let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE);
+        let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE, 0);
         Ok(Self { workers, marks: config.marks, for_frontends, frontends: Mutex::default() })
     }
 
@@ -280,6 +280,7 @@ mod tests {
     fn frontends_leave_half_of_the_descriptors_to_connections() {
         let writer = Writer::new(WriterConfig::new("node"));
         let config = Config {
+            client_share: Config::CLIENT_SHARE,
             workers: 2,
             descriptors: 16,
             udp_idle: Config::UDP_IDLE,
