@@ -123,8 +123,8 @@ fn ten_thousand_short_connections_are_exactly_even_and_without_an_error() {
 fn without_a_pipe_to_be_had_bulk_is_copied_and_arrives_all_the_same() {
     const BYTES: usize = 32 << 20;
     let backend = Backend::echo();
-    // Enough descriptors for the session alone.
-    let config = Config { workers: 1, descriptors: 2, ..World::CONFIG };
+    // Enough descriptors for the frontend and the session alone.
+    let config = Config { workers: 1, descriptors: 3, ..World::CONFIG };
     let world = World::with_config(Protocol::Tcp, &[backend.address], config);
     let client = connect(&world);
     let (sent, received) = std::thread::scope(|scope| {
@@ -727,9 +727,9 @@ fn two_services_that_are_each_other_s_endpoints_do_not_go_round_in_circles() {
 #[test]
 fn over_the_limit_new_connections_are_reset_and_old_ones_go_on() {
     let backend = Backend::echo();
-    // Six are for UDP.
+    // Two are for UDP, and two for the frontend.
     let world =
-        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 26, ..World::CONFIG });
+        World::with_config(Protocol::Tcp, &[backend.address], Config { descriptors: 24, ..World::CONFIG });
     let mut old: Vec<TcpStream> = (0..10).map(|_| connect(&world)).collect();
     for stream in &mut old {
         stream.write_all(b"x").unwrap();

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_have_a_quarter_of_the_descriptors_for_themselves_and_leave_a_third_to_connections() {
+    fn flows_have_an_eighth_of_the_descriptors_for_themselves_and_leave_a_third_to_connections() {
         let config = |workers, descriptors| Config {
             workers,
             descriptors,
@@ -257,8 +257,8 @@ mod tests {
             marks: None,
         };
         let budget = |config: &Config| (udp_reserve(config), udp_descriptors(config));
-        assert_eq!(budget(&config(1, 3_000)), (750, 2_000));
-        assert_eq!(budget(&config(4, 3_000)), (187, 500));
+        assert_eq!(budget(&config(1, 3_000)), (375, 2_000));
+        assert_eq!(budget(&config(4, 3_000)), (93, 500));
         assert_eq!(budget(&config(64, 10)), (0, 2), "enough for a flow and its replies");
         let ports = LocalPorts::with_range(32_768..=60_999);
         assert_eq!(udp_ports(&config(1, 3_000), &ports), 14_116);

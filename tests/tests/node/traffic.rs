@@ -479,16 +479,16 @@ fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
 }
 
 #[test]
-fn a_pod_with_as_many_connections_as_there_may_be_does_not_take_udp_from_others() {
+fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     let mut world =
         World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (2, 40));
     let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
     let to = world.address(Kind::ClusterIp, 1, Family::V4);
     let connections: Vec<_> =
         (0..20).filter_map(|_| world.lab.pod(0).tcp_stream(to, PATIENCE).ok()).collect();
-    wait::until("no more are taken", || world.proxy().stats().tcp_over_limit > 0);
-    for _ in 0..6 {
-        let outcome = world.lab.pod(1).ask(Protocol::Udp, to, PATIENCE);
+    wait::until("it has its share", || world.proxy().stats().tcp_over_share > 0);
+    for protocol in [Protocol::Udp, Protocol::Tcp].into_iter().cycle().take(12) {
+        let outcome = world.lab.pod(1).ask(protocol, to, PATIENCE);
         assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}");
     }
     assert_eq!(world.proxy().stats().udp_over_limit, 0);

@@ -76,7 +76,7 @@ mod tests {
     fn greedy_clients_leave_as_much_as_one_of_them_has() {
         assert_eq!(greedy(1, 1_000, 50), [501]);
         assert_eq!(greedy(2, 1_000, 50), [334, 334]);
-        assert_eq!(greedy(9, 1_000, 50), [101, 101, 101, 101, 101, 101, 100, 100, 100]);
+        assert_eq!(greedy(9, 1_000, 50), [101, 100, 100, 100, 100, 100, 100, 100, 100]);
         assert_eq!(greedy(1, 1_000, 80), [801]);
         assert_eq!(greedy(1, 1_000, 100), [1_000], "no bound");
     }
