@@ -173,6 +173,11 @@ impl Metrics {
                 "Seconds since the apiserver was last known to be there: how old what is served may be";
             gauge(encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
         }
+        if let Some(has_node) = health.has_node() {
+            let help =
+                "1 while the cluster has a Node of this agent's name: without it there are no nodePorts";
+            gauge(encoder, "apiserver_has_node", help, f64::from(has_node))?;
+        }
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
             Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
         };

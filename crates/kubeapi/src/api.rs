@@ -1,7 +1,7 @@
 //! What is read of the API's objects, and nothing else of them: a field that no rule reads may hold anything.
 //!
 //! Null is what it is to the API's own types: an absent field, an empty element of a list. A field that is
-//! read and has another type is an error; [`lenient`] makes the best of the rest.
+//! read and has another type is an error; `lenient` makes the best of the rest.
 
 pub(crate) mod lenient;
 

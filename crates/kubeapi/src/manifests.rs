@@ -52,12 +52,12 @@ pub enum ManifestError {
     #[error("no manifest path given: name a file or a directory")]
     NoPath,
     /// A path does not exist, or cannot be looked at.
-    #[error("manifests {}: {source}: name a file or directory that exists", path.display())]
+    #[error("manifests {}: {error}: name a file or directory that exists", path.display())]
     Path {
         /// The path as it was given.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// What the system says. No `source`: it is in the message.
+        error: io::Error,
     },
 }
 

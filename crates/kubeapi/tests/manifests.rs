@@ -91,7 +91,9 @@ fn paths_must_exist_at_the_start() {
     assert!(matches!(ManifestSource::new(vec![]), Err(ManifestError::NoPath)));
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing.yaml");
-    let error = ManifestSource::new(vec![dir.path().to_path_buf(), missing.clone()]).unwrap_err().to_string();
+    let error = ManifestSource::new(vec![dir.path().to_path_buf(), missing.clone()]).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    assert_eq!(error.matches("No such file").count(), 1, "said once: {error}");
     assert!(
         error.contains(missing.to_str().unwrap()) && error.contains("name a file or directory"),
         "{error}"

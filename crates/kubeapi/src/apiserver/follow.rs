@@ -60,6 +60,8 @@ pub(super) struct Follower {
     page: usize,
     /// Something was wrong, and has not been seen to work since.
     troubled: bool,
+    /// Whether there was a Node when it was last looked for.
+    has_node: Option<bool>,
 }
 
 /// Where it stands.
@@ -96,6 +98,7 @@ impl Follower {
             names: Names::default(),
             warned: HashMap::new(),
             troubled: false,
+            has_node: None,
             resource,
             node,
             timing,
@@ -124,6 +127,7 @@ impl Follower {
         match self.read_list().await {
             Ok(version) => {
                 self.page = self.timing.page;
+                self.look_for_node();
                 self.health().was_listed();
                 self.well();
                 self.say(News::Listed(self.resource)).await;
@@ -289,6 +293,7 @@ impl Follower {
                     break;
                 }
             }
+            self.look_for_node();
             // What came before an error counts.
             self.say(News::Changes(changes)).await;
             if let Some((reason, retry_after)) = failed {
@@ -376,6 +381,25 @@ impl Follower {
         if self.known.remove(name) {
             changes.push(Change::Delete(name.clone()));
         }
+    }
+
+    /// Says, once, that the cluster has no Node of this name, and that it has one.
+    fn look_for_node(&mut self) {
+        if self.resource != Resource::Node {
+            return;
+        }
+        let has_node = !self.known.is_empty();
+        if !has_node && self.has_node != Some(false) {
+            tracing::warn!(
+                "the cluster has no Node {:?}: nodePorts, health checks and zones do not work until it has: see \
+                 kubectl get nodes, and give this one's name with --hostname-override",
+                self.node
+            );
+        } else if has_node && self.has_node == Some(false) {
+            tracing::info!("the cluster has the Node {:?} now", self.node);
+        }
+        self.has_node = Some(has_node);
+        self.health.set_has_node(has_node);
     }
 
     fn skip(&mut self, name: Option<&ObjectRef>, why: &str) {

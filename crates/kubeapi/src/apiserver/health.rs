@@ -17,6 +17,8 @@ pub struct Health {
     unnoticed: Duration,
     synced: AtomicBool,
     resources: [ResourceHealth; Resource::ALL.len()],
+    /// The cluster has a Node of this name.
+    has_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
 }
 
@@ -43,6 +45,7 @@ impl Health {
             started: Instant::now(),
             unnoticed,
             synced: AtomicBool::new(false),
+            has_node: AtomicBool::new(false),
             resources: Default::default(),
             reasons: Mutex::default(),
         }
@@ -51,6 +54,15 @@ impl Health {
     /// The first full lists are complete and handed over.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Relaxed)
+    }
+
+    /// Whether the cluster has a Node of this agent's name; `None` before the Node was looked for.
+    pub fn has_node(&self) -> Option<bool> {
+        self.of(Resource::Node).is_listed().then(|| self.has_node.load(Relaxed))
+    }
+
+    pub(super) fn set_has_node(&self, has_node: bool) {
+        self.has_node.store(has_node, Relaxed);
     }
 
     /// One resource.

@@ -4,6 +4,8 @@
 //! This keeps lines and field paths, which a detour through an untyped tree would lose, and lets each
 //! item of a list fail by itself.
 
+mod kinds;
+
 use std::cell::Cell;
 use std::fmt;
 
@@ -158,9 +160,9 @@ impl Head {
                 Class::One,
             );
         };
-        let Some((kind, wanted, class)) = known(written) else { return Class::Other };
+        let Some((kind, wanted, class)) = known(written) else { return kinds::unknown(version, written) };
         match version {
-            Some(version) if version != wanted && is_foreign(version) => Class::Other,
+            Some(version) if version != wanted && kinds::is_foreign(version) => Class::Other,
             _ if kind != written => Class::Wrong {
                 field: "kind",
                 what: format!("{written:?} is not a kind"),
@@ -182,11 +184,12 @@ impl Head {
     }
 }
 
+const CORE: &str = "v1";
+const DISCOVERY: &str = "discovery.k8s.io/v1";
+const NETWORKING: &str = "networking.k8s.io/v1";
+
 /// The kinds that are read, found in any case: kind, `apiVersion`, what it is.
 fn known(kind: &str) -> Option<(&'static str, &'static str, Class)> {
-    const CORE: &str = "v1";
-    const DISCOVERY: &str = "discovery.k8s.io/v1";
-    const NETWORKING: &str = "networking.k8s.io/v1";
     [
         ("Service", CORE, Class::One(Kind::Service)),
         ("EndpointSlice", DISCOVERY, Class::One(Kind::EndpointSlice)),
@@ -200,12 +203,6 @@ fn known(kind: &str) -> Option<(&'static str, &'static str, Class)> {
     ]
     .into_iter()
     .find(|(name, ..)| name.eq_ignore_ascii_case(kind))
-}
-
-/// Whether an `apiVersion` belongs to somebody else's API group, where `Service` (Knative) and `Node`
-/// (Longhorn) are other things. Kubernetes' own groups are `v1`, `apps/v1`, `*.k8s.io/*`.
-fn is_foreign(version: &str) -> bool {
-    version.split_once('/').is_some_and(|(group, _)| group.contains('.') && !group.ends_with(".k8s.io"))
 }
 
 impl<'de> DeserializeSeed<'de> for Kind {

@@ -52,7 +52,7 @@ impl ManifestSource {
         }
         let roots = paths.into_iter().map(|path| match fs::metadata(&path) {
             Ok(metadata) => Ok(Root { path: path.into(), is_directory: metadata.is_dir() }),
-            Err(source) => Err(ManifestError::Path { path, source }),
+            Err(error) => Err(ManifestError::Path { path, error }),
         });
         let roots = roots.collect::<Result<_, _>>()?;
         Ok(Self { roots, files: BTreeMap::new(), state: State::default() })

@@ -4,7 +4,7 @@ use sluice_kubeapi::apiserver::{Config, Resource as Watched};
 use sluice_testbed::apiserver::{Apiserver, Failure, Resource, Target, Validity};
 
 use crate::access::{all_well, reason};
-use crate::cluster::{Followed, config, plain, service, soon, start};
+use crate::cluster::{Followed, NODE, config, node, plain, service, soon, start};
 
 #[tokio::test]
 async fn reasons_say_what_is_wrong_and_what_to_do() {
@@ -81,4 +81,18 @@ async fn the_age_of_the_last_contact_grows_while_the_server_is_away() {
     .await;
     assert!(health.is_synced(), "what was read still counts");
     assert!(health.of(Watched::Services).errors() > 0);
+}
+
+#[tokio::test]
+async fn whether_the_cluster_has_this_node_is_known() {
+    let server = plain().await;
+    server.create(Resource::Nodes, node("another")).unwrap();
+    let mut followed = Followed::synced(&server).await;
+    assert_eq!(followed.health().has_node(), Some(false));
+    server.create(Resource::Nodes, node(NODE)).unwrap();
+    followed.until_like(&server).await;
+    assert_eq!(followed.health().has_node(), Some(true));
+    server.delete(Resource::Nodes, "", NODE).unwrap();
+    followed.until_like(&server).await;
+    assert_eq!(followed.health().has_node(), Some(false));
 }

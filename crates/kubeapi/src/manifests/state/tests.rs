@@ -136,6 +136,7 @@ fn an_unsound_file_takes_nothing_away_and_updates_what_is_good() {
         ("a name cut short, no cluster IP", doc("x}")),
         ("no name", doc("}\nspec: {clusterIP: 10.96.0.2, ports: [{port: 1}]}")),
         ("twice", new_a.clone()),
+        ("a kind that is none", b().replace("Service", "Servce")),
         ("wrong apiVersion", "---\napiVersion: v2\nkind: Service\n".to_owned()),
     ];
     for (name, text) in cases {
