@@ -1,5 +1,6 @@
 //! `healthCheckNodePort`: what load balancers are told about the local endpoints of a Service.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sluice_model::{Family, ObjectName};
@@ -9,13 +10,14 @@ use sluice_model::{Family, ObjectName};
 pub struct HealthCheck {
     service: ObjectName,
     port: u16,
+    families: BTreeSet<Family>,
     v4: AtomicUsize,
     v6: AtomicUsize,
 }
 
 impl HealthCheck {
-    pub(crate) fn new(service: ObjectName, port: u16) -> Self {
-        Self { service, port, v4: AtomicUsize::new(0), v6: AtomicUsize::new(0) }
+    pub(crate) fn new(service: ObjectName, port: u16, families: BTreeSet<Family>) -> Self {
+        Self { service, port, families, v4: AtomicUsize::new(0), v6: AtomicUsize::new(0) }
     }
 
     /// The Service.
@@ -26,6 +28,11 @@ impl HealthCheck {
     /// The port to answer on (`healthCheckNodePort`).
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The families that the Service has addresses of, and so those to answer in (kube-proxy has a proxier for each).
+    pub fn families(&self) -> &BTreeSet<Family> {
+        &self.families
     }
 
     /// How many *ready* endpoints of one family are on this node, each address counted once

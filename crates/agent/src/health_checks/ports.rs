@@ -204,7 +204,10 @@ fn wanted(
         }
     }
     let addresses: Vec<IpAddr> = addresses.iter().copied().filter(|ip| !is_link_local(*ip)).collect();
-    let all = owners.into_values().flat_map(|check| addresses.iter().map(move |ip| (*ip, check)));
+    let all = owners.into_values().flat_map(|check| {
+        let answers = |ip: &&IpAddr| check.families().contains(&Family::of(**ip));
+        addresses.iter().filter(answers).map(move |ip| (*ip, check))
+    });
     (all.map(|(ip, check)| (SocketAddr::new(ip, check.port()), Arc::clone(check))).collect(), conflicts)
 }
 

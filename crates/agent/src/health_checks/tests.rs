@@ -69,11 +69,15 @@ impl World {
     }
 
     fn add(&mut self, name: &str, health_check_port: u16) {
+        self.add_at(name, health_check_port, &["10.96.0.1", "fd96::1"]);
+    }
+
+    fn add_at(&mut self, name: &str, health_check_port: u16, addresses: &[&str]) {
         let port =
             ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30_080) };
         let name = ObjectName::new("default", name);
-        let addresses = ["10.96.0.1", "fd96::1"].map(|ip| ip.parse().unwrap());
-        let mut service = Service::new(name, addresses.into(), vec![port]);
+        let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        let mut service = Service::new(name, addresses, vec![port]);
         service.health_check_node_port = Some(health_check_port);
         self.apply(Change::Apply(service.into()));
     }
@@ -152,6 +156,20 @@ async fn each_family_has_its_own_number() {
     world.endpoints("web", Family::V6, 3);
     until(V4, reserved.port, Some((503, 0))).await;
     until(V6, reserved.port, Some((200, 3))).await;
+}
+
+#[tokio::test]
+async fn a_service_of_one_family_answers_in_that_family_only() {
+    let reserved = reserve(&[V4, V6]);
+    let mut world = World::new(&[V4, V6]);
+    world.add_at("web", reserved.port, &["fd96::1"]);
+    until(V6, reserved.port, Some((503, 0))).await;
+    assert_eq!(ask(V4, reserved.port).await, None);
+    world.add("web", reserved.port);
+    until(V4, reserved.port, Some((503, 0))).await;
+    world.add_at("web", reserved.port, &["10.96.0.1"]);
+    until(V6, reserved.port, None).await;
+    until(V4, reserved.port, Some((503, 0))).await;
 }
 
 #[tokio::test]

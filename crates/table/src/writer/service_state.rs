@@ -108,18 +108,21 @@ impl ServiceState {
         change
     }
 
-    /// Whether the health check came, went or moved to another port.
+    /// Whether the health check came, went, or moved to another port or other families.
     fn update_health_check(&mut self) -> bool {
-        let wanted = self.service.as_ref().and_then(|service| service.health_check_node_port);
-        let changed = wanted != self.health_check.as_ref().map(|check| check.port());
-        if changed {
-            self.health_check = self
-                .service
-                .as_ref()
-                .zip(wanted)
-                .map(|(service, port)| Arc::new(HealthCheck::new(service.name.clone(), port)));
+        let wanted = self.service.as_ref().and_then(|service| {
+            let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| Family::of(*ip)).collect();
+            Some((service.name.clone(), service.health_check_node_port?, families))
+        });
+        let is_so = match (&wanted, &self.health_check) {
+            (Some((_, port, families)), Some(check)) => *port == check.port() && families == check.families(),
+            (wanted, check) => wanted.is_none() && check.is_none(),
+        };
+        if !is_so {
+            self.health_check =
+                wanted.map(|(service, port, families)| Arc::new(HealthCheck::new(service, port, families)));
         }
-        changed
+        !is_so
     }
 
     /// Brings every service port's endpoints and rules in line with the objects.
