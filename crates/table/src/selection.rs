@@ -132,7 +132,7 @@ impl Selection {
     #[inline(never)]
     fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.connecting = None;
-        if self.is_exhausted(0) {
+        if self.is_exhausted() {
             return None;
         }
         let backends = self.port.load();
@@ -148,21 +148,9 @@ impl Selection {
         Some(upstream)
     }
 
-    /// Whether [`next`](Self::next) could name another endpoint after `current`, the one that is being
-    /// tried: if not, giving up on it means giving the connection up. Costs a look at a few.
-    pub fn has_another(&self, current: &Arc<Upstream>) -> bool {
-        let backends = self.port.load();
-        let Ok((set, _)) = backends.decide(self.kind, self.client) else { return false };
-        let is_other = |upstream: &Arc<Upstream>| {
-            !Arc::ptr_eq(upstream, current) && !self.failed.iter().any(|f| Arc::ptr_eq(f, upstream))
-        };
-        // Those that are no others are fewer than are looked at.
-        !self.is_exhausted(1) && backends.set(set).upstreams().iter().take(ENDPOINTS + 1).any(is_other)
-    }
-
-    /// Whether enough endpoints were named, `more` of them besides those that failed.
-    fn is_exhausted(&self, more: usize) -> bool {
-        self.failed.len() + more >= ENDPOINTS || self.last_resorts >= LAST_RESORTS
+    /// Whether enough endpoints were named.
+    fn is_exhausted(&self) -> bool {
+        self.failed.len() >= ENDPOINTS || self.last_resorts >= LAST_RESORTS
     }
 
     /// The address from which to connect to the endpoint that was named last.

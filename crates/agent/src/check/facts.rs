@@ -59,6 +59,8 @@ pub(super) struct Capabilities {
     pub net_admin: bool,
     /// CAP_NET_BIND_SERVICE.
     pub net_bind_service: bool,
+    /// CAP_NET_RAW.
+    pub net_raw: bool,
 }
 
 /// Something that the rules need of the kernel.

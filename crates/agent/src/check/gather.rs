@@ -19,6 +19,7 @@ use crate::{running, sysctls};
 /// Bits of a set of capabilities (capabilities(7)).
 const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
 
 /// Everything.
 pub(super) fn facts() -> Facts {
@@ -72,7 +73,11 @@ fn capabilities(status: &str) -> Capabilities {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
     let has = |capability: u32| bits & (1 << capability) != 0;
-    Capabilities { net_admin: has(CAP_NET_ADMIN), net_bind_service: has(CAP_NET_BIND_SERVICE) }
+    Capabilities {
+        net_admin: has(CAP_NET_ADMIN),
+        net_bind_service: has(CAP_NET_BIND_SERVICE),
+        net_raw: has(CAP_NET_RAW),
+    }
 }
 
 /// The families that the kernel has; IPv6 can be switched off.
@@ -178,16 +183,17 @@ mod tests {
     fn capabilities_of_a_status() {
         #[rustfmt::skip]
         let cases = [
-            ("Name:\tsluice\nCapInh:\t0\nCapEff:\t000001ffffffffff\n", (true, true)),
-            ("CapEff:\t0000000000001000\n", (true, false)),
-            ("CapEff:\t0000000000000400\n", (false, true)),
-            ("CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n", (false, false)),
-            ("CapEff:\tnothing\n", (false, false)),
-            ("", (false, false)),
+            ("Name:\tsluice\nCapInh:\t0\nCapEff:\t000001ffffffffff\n", (true, true, true)),
+            ("CapEff:\t0000000000001000\n", (true, false, false)),
+            ("CapEff:\t0000000000002000\n", (false, false, true)),
+            ("CapEff:\t0000000000000400\n", (false, true, false)),
+            ("CapPrm:\t000001ffffffffff\nCapEff:\t0000000000000000\n", (false, false, false)),
+            ("CapEff:\tnothing\n", (false, false, false)),
+            ("", (false, false, false)),
         ];
         for (status, wanted) in cases {
             let found = capabilities(status);
-            assert_eq!((found.net_admin, found.net_bind_service), wanted, "{status}");
+            assert_eq!((found.net_admin, found.net_bind_service, found.net_raw), wanted, "{status}");
         }
     }
 

@@ -38,6 +38,13 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
             "give the container the capability NET_BIND_SERVICE, or set net.ipv4.ip_unprivileged_port_start=0",
         ));
     }
+    if !facts.capabilities.net_raw {
+        findings.push(Finding::warning(
+            ABOUT,
+            "without CAP_NET_RAW a UDP client whose endpoint refuses waits for an answer instead of being refused",
+            "give the container the capability NET_RAW",
+        ));
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(ABOUT, "all that are needed"));
     }

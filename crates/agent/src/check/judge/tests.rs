@@ -15,7 +15,7 @@ fn good() -> Facts {
     let interface =
         |name: &str| Interface { name: name.to_owned(), src_valid_mark: false, route_localnet: false };
     Facts {
-        capabilities: Capabilities { net_admin: true, net_bind_service: true },
+        capabilities: Capabilities { net_admin: true, net_bind_service: true, net_raw: true },
         first_free_port: Some(1024),
         kernel: "6.1.0-28-amd64".to_owned(),
         nft: Ok("nftables v1.0.6 (Lester Gooch #5)".to_owned()),
@@ -56,6 +56,8 @@ const CASES: &[Case] = &[
     }, &[(Problem, "capabilities", "CAP_NET_ADMIN")]),
     ("no CAP_NET_BIND_SERVICE", |f| f.capabilities.net_bind_service = false,
         &[(Problem, "capabilities", "below 1024")]),
+    ("no CAP_NET_RAW", |f| f.capabilities.net_raw = false,
+        &[(Warning, "capabilities", "UDP client")]),
     ("anybody may bind any port", |f| {
         f.capabilities.net_bind_service = false;
         f.first_free_port = Some(0);
