@@ -95,6 +95,7 @@ impl Scene {
         };
         scene.write("kubeconfig", &scene.apiserver.kubeconfig()?)?;
         scene.create(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n"))?;
+        scene.create(&format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {}\n", super::NODE))?;
         let services = services(network);
         scene.write("services.yaml", &services)?;
         scene.create(&services)?;
@@ -185,6 +186,7 @@ impl Scene {
         for object in serde_saphyr::from_multiple::<Value>(manifest)? {
             let resource = match object.get("kind").and_then(Value::as_str) {
                 Some("Namespace") => Resource::Namespaces,
+                Some("Node") => Resource::Nodes,
                 Some("Service") => Resource::Services,
                 Some("EndpointSlice") => Resource::EndpointSlices,
                 kind => bail!("no such kind here: {kind:?}"),
