@@ -12,6 +12,8 @@ mod world;
 
 #[path = "node/changes.rs"]
 mod changes;
+#[path = "node/host_network.rs"]
+mod host_network;
 #[path = "node/matrix.rs"]
 mod matrix;
 #[path = "node/remembered.rs"]

@@ -81,8 +81,8 @@ pub struct Proxy {
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
     unserved: Arc<AtomicUsize>,
-    /// The node's addresses and those to serve nodePorts on, unless the Node object says.
-    interfaces: Option<(NodeAddresses, Vec<IpNet>)>,
+    /// The node's addresses, unless nothing depends on them.
+    interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
@@ -187,6 +187,13 @@ impl Proxy {
             config.dataplane.marks = Some(doors::MARKS);
             config.table.frontends_lead_back = false;
         }
+        let needs_interfaces = match (&config.capture, config.node_ports) {
+            (_, NodePorts::Inside(cidrs)) => {
+                config.table.node_port_addresses = NodePortAddresses::Inside(cidrs);
+                true
+            }
+            (capture, NodePorts::Primary) => matches!(capture, CaptureConfig::Tproxy(_)),
+        };
         let node = Arc::clone(&config.table.node);
         let writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
@@ -206,13 +213,8 @@ impl Proxy {
             }
         };
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
-        let interfaces = match config.node_ports {
-            NodePorts::Primary => None,
-            NodePorts::Inside(cidrs) => {
-                let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
-                Some((addresses, cidrs))
-            }
-        };
+        let interfaces = needs_interfaces.then(NodeAddresses::watch).transpose();
+        let interfaces = interfaces.context("cannot watch the node's addresses")?;
         let mut proxy = Self {
             writer,
             node,
@@ -316,12 +318,10 @@ impl Proxy {
         }
     }
 
-    /// Serves nodePorts on the addresses that the node has now.
+    /// Goes by the addresses that the node has now.
     fn follow_interfaces(&mut self) {
-        if let Some((addresses, cidrs)) = &mut self.interfaces
-            && let Some(addresses) = addresses.changed()
-        {
-            self.writer.set_node_port_addresses(NodePortAddresses::matching(cidrs, &addresses));
+        if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
+            self.writer.set_interfaces(addresses);
         }
     }
 

@@ -30,7 +30,8 @@ pub struct Answer {
     pub balance: Balance,
     /// For how long an idle client keeps its endpoint, if it does.
     pub affinity: Option<Duration>,
-    /// The address that endpoints see, other than the client itself (which sees the node's).
+    /// The address that endpoints see, other than the client itself (which sees the node's) and processes
+    /// of this node (which see the client's, if that is no process of this node).
     pub source: SourceAddress,
 }
 

@@ -11,37 +11,41 @@ use sluice_model::{Family, Node};
 /// that nobody can answer to, or with `route_localnet` (CVE-2020-8558).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// On the primary address of each family of the Node object.
+    /// On the primary address of each family of the Node object. A family that the Node has no address of is
+    /// served on all of the node's addresses of it: kube-proxy knows loopback as that node address and
+    /// leaves it out, and then no CIDR of the family is left.
     Primary,
-    /// On these addresses of the node.
-    Listed(Vec<IpAddr>),
+    /// On the addresses of the node's interfaces that these CIDRs name. A family that no CIDR is of is
+    /// served on all of its addresses.
+    Inside(Vec<IpNet>),
 }
 
 impl NodePortAddresses {
-    /// The addresses of the node's interfaces that the CIDRs name. A family that no CIDR is of is
-    /// served on all of its addresses.
-    pub fn matching(cidrs: &[IpNet], interfaces: &[IpAddr]) -> Self {
-        let is_served = |ip: &IpAddr| {
-            let mut family =
-                cidrs.iter().filter(|cidr| Family::of(cidr.addr()) == Family::of(*ip)).peekable();
-            family.peek().is_none() || family.any(|cidr| cidr.contains(ip))
-        };
-        Self::Listed(interfaces.iter().filter(|ip| is_served(ip)).copied().collect())
-    }
-
-    /// The addresses, given what is known of the node.
-    pub(crate) fn addresses(&self, node: Option<&Node>) -> Vec<IpAddr> {
-        let mut addresses = match self {
-            Self::Listed(addresses) => addresses.clone(),
-            Self::Primary => {
-                [Family::V4, Family::V6].into_iter().filter_map(|family| primary(node?, family)).collect()
-            }
+    /// The addresses, given what is known of the node and the addresses of its interfaces.
+    pub(crate) fn addresses(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
+        let families = [Family::V4, Family::V6].into_iter();
+        let mut addresses: Vec<IpAddr> = match self {
+            Self::Inside(cidrs) => families.flat_map(|family| inside(cidrs, family, interfaces)).collect(),
+            Self::Primary => families
+                .flat_map(|family| match (node, node.and_then(|node| primary(node, family))) {
+                    (None, _) => Vec::new(),
+                    (Some(_), Some(primary)) => vec![primary],
+                    (Some(_), None) => inside(&[], family, interfaces),
+                })
+                .collect(),
         };
         addresses.retain(|ip| !ip.is_loopback());
         addresses.sort_unstable();
         addresses.dedup();
         addresses
     }
+}
+
+/// The addresses of a family that are in CIDRs of the family, or all if there are none of it.
+fn inside(cidrs: &[IpNet], family: Family, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let cidrs: Vec<&IpNet> = cidrs.iter().filter(|cidr| Family::of(cidr.addr()) == family).collect();
+    let is_inside = |ip: &IpAddr| cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.contains(ip));
+    addresses.iter().copied().filter(|ip| Family::of(*ip) == family && is_inside(ip)).collect()
 }
 
 /// The node's primary address of a family.
@@ -54,7 +58,7 @@ mod tests {
     use super::*;
 
     /// Name of the case, CIDRs or `primary`, addresses of the node, addresses served. The Node
-    /// object says the same as the interfaces, without loopback.
+    /// object says the same as the interfaces, but for those after a `|`, which it does not know.
     type Case = (&'static str, &'static str, &'static str, &'static str);
 
     #[rustfmt::skip]
@@ -63,6 +67,9 @@ mod tests {
         ("primary: the first of each family",        "primary", "192.0.2.1 2001:db8::1 192.0.2.2 2001:db8::2", "192.0.2.1 2001:db8::1"),
         ("primary: a single-stack IPv6 node",        "primary", "2001:db8::1", "2001:db8::1"),
         ("primary: the node is not known yet",       "primary", "", ""),
+        ("primary: other addresses are not served",  "primary", "192.0.2.1 2001:db8::1 | 192.0.2.2 2001:db8::2", "192.0.2.1 2001:db8::1"),
+        ("primary: a family that the Node lacks: all of it", "primary", "192.0.2.1 | 192.0.2.2 ::1 2001:db8::1 2001:db8::2", "192.0.2.1 2001:db8::1 2001:db8::2"),
+        ("primary: the same, of IPv4",               "primary", "2001:db8::1 | 127.0.0.1 192.0.2.1 198.51.100.1", "192.0.2.1 198.51.100.1 2001:db8::1"),
         ("a CIDR names one interface",               "192.0.2.0/24", "192.0.2.1 198.51.100.1", "192.0.2.1"),
         ("two CIDRs name two",                       "192.0.2.0/24 198.51.100.0/24", "192.0.2.1 198.51.100.1 203.0.113.1", "192.0.2.1 198.51.100.1"),
         ("several addresses inside one CIDR",        "192.0.2.0/24", "192.0.2.1 192.0.2.2", "192.0.2.1 192.0.2.2"),
@@ -81,20 +88,22 @@ mod tests {
             let parse = |text: &str| -> Vec<IpAddr> {
                 text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
             };
+            let (known, others) = addresses.split_once('|').unwrap_or((addresses, ""));
+            let interfaces = [parse(known), parse(others)].concat();
             let node = (!addresses.is_empty()).then(|| Node {
                 name: "here".into(),
                 zone: None,
-                addresses: parse(addresses),
+                addresses: parse(known),
                 pod_cidrs: Vec::new(),
                 eligible: true,
             });
-            let setting = if *cidrs == "primary" {
-                NodePortAddresses::Primary
-            } else {
-                let cidrs: Vec<IpNet> = cidrs.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect();
-                NodePortAddresses::matching(&cidrs, &parse(addresses))
+            let setting = match *cidrs {
+                "primary" => NodePortAddresses::Primary,
+                cidrs => NodePortAddresses::Inside(
+                    cidrs.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect(),
+                ),
             };
-            assert_eq!(setting.addresses(node.as_ref()), parse(wanted), "{name}");
+            assert_eq!(setting.addresses(node.as_ref(), &interfaces), parse(wanted), "{name}");
         }
     }
 }

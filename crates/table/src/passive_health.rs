@@ -146,8 +146,8 @@ impl PassiveHealth {
 
     /// Whether it was passed over since the last success: a look that needs no clock.
     #[inline]
-    pub(crate) fn was_passed_over(&self, source: SourceAddress) -> bool {
-        self.record(source).until.load(Ordering::Relaxed) != 0
+    pub(crate) fn was_passed_over(&self) -> bool {
+        [&self.to_clients, &self.to_node].iter().any(|record| record.until.load(Ordering::Relaxed) != 0)
     }
 
     /// For how long it is still passed over.

@@ -76,7 +76,7 @@ pub struct Selection {
     port: Arc<ServicePort>,
     client: Client,
     kind: FrontendKind,
-    /// Before it is known whether the endpoint is the client itself.
+    /// Before it is known which endpoint it is.
     source: SourceAddress,
     /// The endpoint that was chosen together with the verdict.
     first: Option<Arc<Upstream>>,
@@ -107,7 +107,7 @@ impl Selection {
             None => None,
             Some(limit) => Some(limit.take().ok_or(TOO_MANY)?),
         };
-        let picked = port.pick(&backends, Asked { set, client: client.ip, source, now });
+        let picked = port.pick(&backends, Asked { set, client, source, now });
         let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
         let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
@@ -137,7 +137,7 @@ impl Selection {
         }
         let backends = self.port.load();
         let (set, source) = backends.decide(self.kind, self.client).ok()?;
-        let asked = Asked { set, client: self.client.ip, source, now };
+        let asked = Asked { set, client: self.client, source, now };
         let picked = self.port.pick_other(&backends, asked, &self.failed, self.last_resorts > 0)?;
         let Picked { upstream, is_last_resort } = picked;
         self.last_resorts += usize::from(is_last_resort);
@@ -155,7 +155,7 @@ impl Selection {
 
     /// The address from which to connect to the endpoint that was named last.
     pub fn source_address(&self, upstream: &Upstream) -> SourceAddress {
-        self.source.towards(self.client.ip, upstream.address().ip())
+        self.source.towards(self.client, upstream)
     }
 
     /// Notes that connecting to the endpoint that was named last failed, and what was heard of it: it is

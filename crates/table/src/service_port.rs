@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use crate::affinity::{Affinity, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::policy::SetName;
-use crate::{Balance, SourceAddress, Upstream};
+use crate::{Balance, Client, SourceAddress, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -36,15 +35,16 @@ pub struct ServicePort {
 pub(crate) struct Asked {
     /// From which set.
     pub(crate) set: SetName,
-    pub(crate) client: IpAddr,
-    /// What the endpoint is to see, unless it is the client itself.
+    pub(crate) client: Client,
+    /// What the endpoint is to see, before it is known which one it is.
     pub(crate) source: SourceAddress,
     pub(crate) now: Instant,
 }
 
 impl Asked {
     fn is_passed_over(self, upstream: &Upstream, rules: &PortRules) -> bool {
-        rules.passive_health && upstream.passed_over_for(self.source, self.now).is_some()
+        let source = self.source.towards(self.client, upstream);
+        rules.passive_health && upstream.passed_over_for(source, self.now).is_some()
     }
 }
 
@@ -111,7 +111,7 @@ impl ServicePort {
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
             let upstream = backends.set(asked.set).turn(&self.balancer(asked.set).rotation)?;
-            if !upstream.was_passed_over(asked.source) || !asked.is_passed_over(upstream, rules) {
+            if !upstream.was_passed_over() || !asked.is_passed_over(upstream, rules) {
                 return Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false });
             }
         }
@@ -129,7 +129,7 @@ impl ServicePort {
         is_last_resort: bool,
     ) -> Option<Picked> {
         let (set, rules) = (backends.set(asked.set), &backends.rules);
-        let (balancer, client) = (self.balancer(asked.set), asked.client);
+        let (balancer, client) = (self.balancer(asked.set), asked.client.ip);
         let is_untried = |upstream: &Arc<Upstream>| !failed.iter().any(|f| Arc::ptr_eq(f, upstream));
         let is_usable =
             |upstream: &Arc<Upstream>| is_untried(upstream) && !asked.is_passed_over(upstream, rules);

@@ -1,10 +1,8 @@
 //! The address that an endpoint sees as the client's.
 
-use std::net::IpAddr;
-
 use sluice_model::{FrontendKind, TrafficPolicy};
 
-use crate::Origin;
+use crate::{Client, Origin, Upstream};
 
 /// Where the connection to the endpoint comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,10 +51,21 @@ pub(crate) fn source_address(
 }
 
 impl SourceAddress {
-    /// The source address towards one endpoint: the node's where the endpoint is the client itself,
-    /// which would not answer a connection from its own address (hairpin).
-    pub fn towards(self, client: IpAddr, endpoint: IpAddr) -> Self {
-        if client == endpoint { Self::Node } else { self }
+    /// The source address towards one endpoint.
+    ///
+    /// * The node's where the endpoint is the client itself, which would not answer a connection from its
+    ///   own address (hairpin).
+    /// * The client's where the endpoint is a process of this node (a pod in its network). kube-proxy
+    ///   only marks what is to be masqueraded; that happens in the postrouting hook, which packets that are
+    ///   delivered on this node do not pass. Those of the node's own processes do, on their way to lo.
+    pub(crate) fn towards(self, client: Client, endpoint: &Upstream) -> Self {
+        if client.ip == endpoint.address().ip() {
+            Self::Node
+        } else if endpoint.is_in_node_network() && client.origin != Origin::Node {
+            Self::Client
+        } else {
+            self
+        }
     }
 }
 
@@ -70,7 +79,7 @@ mod tests {
     use super::*;
 
     /// Name of the case, settings, kind of frontend, external policy, client, whether the endpoint
-    /// is the client itself (`self`), the source address.
+    /// is the client itself (`self`), a process of this node (`here`) or neither, the source address.
     type Case =
         (&'static str, &'static str, FrontendKind, TrafficPolicy, Origin, &'static str, SourceAddress);
 
@@ -102,6 +111,12 @@ mod tests {
         ("frontends are listened on: no client keeps its",   "listens detector", ClusterIp, Cluster, LocalPod, "other", Source::Node),
         ("frontends are listened on: under policy Local neither", "listens", NodePort, Local, Outside, "other", Source::Node),
         ("external Local without detector: outside keeps its", "", NodePort, Local, Outside, "other", Source::Client),
+        ("a process of this node: outside keeps its (nodePort)", "detector", NodePort, Cluster, Outside, "here", Source::Client),
+        ("a process of this node: outside keeps its (loadBalancer)", "detector", LoadBalancer, Cluster, Outside, "here", Source::Client),
+        ("a process of this node: outside keeps its (cluster IP)", "detector", ClusterIp, Cluster, Outside, "here", Source::Client),
+        ("a process of this node: a local pod keeps its",    "detector", ExternalIp, Cluster, LocalPod, "here", Source::Client),
+        ("a process of this node: masquerade-all or not",    "detector masquerade-all", ClusterIp, Cluster, LocalPod, "here", Source::Client),
+        ("a process of this node: its own processes get the node's", "detector", NodePort, Cluster, Node, "here", Source::Node),
     ];
 
     #[test]
@@ -112,9 +127,11 @@ mod tests {
                 all: settings.contains("masquerade-all"),
                 detects_local_pods: settings.contains("detector"),
             };
-            let client = IpAddr::from([10, 1, 0, 1]);
-            let endpoint = if *endpoint == "self" { client } else { [10, 1, 0, 2].into() };
-            let source = source_address(*kind, *origin, *policy, masquerade).towards(client, endpoint);
+            let client = Client { ip: [10, 1, 0, 1].into(), origin: *origin };
+            let ip = if *endpoint == "self" { client.ip } else { [10, 1, 0, 2].into() };
+            let upstream = Upstream::new((ip, 80).into());
+            upstream.set_in_node_network(*endpoint == "here");
+            let source = source_address(*kind, *origin, *policy, masquerade).towards(client, &upstream);
             assert_eq!(source, *wanted, "{name}");
         }
     }

@@ -16,6 +16,7 @@ pub struct Upstream {
     health: PassiveHealth,
     address: SocketAddr,
     serving: AtomicBool,
+    in_node_network: AtomicBool,
     /// How often it has left the sets that connections are led to.
     tenure: AtomicU32,
     stats: UpstreamStats,
@@ -47,6 +48,7 @@ impl Upstream {
             health: PassiveHealth::default(),
             address,
             serving: AtomicBool::new(true),
+            in_node_network: AtomicBool::new(false),
             tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
         }
@@ -69,6 +71,18 @@ impl Upstream {
         }
     }
 
+    /// Whether its address is one of this node's, so that what is sent to it is delivered here. Never so
+    /// where frontends are listened on.
+    pub fn is_in_node_network(&self) -> bool {
+        self.in_node_network.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_in_node_network(&self, is_it: bool) {
+        if self.is_in_node_network() != is_it {
+            self.in_node_network.store(is_it, Ordering::Relaxed);
+        }
+    }
+
     /// Changes when it leaves: what was decided in an earlier tenure does not hold if it comes back.
     pub(crate) fn tenure(&self) -> u32 {
         self.tenure.load(Ordering::Relaxed)
@@ -84,10 +98,10 @@ impl Upstream {
         self.health.remaining(source, now)
     }
 
-    /// Whether it was passed over since its last success, and may still be.
+    /// Whether it was passed over since its last success, with whatever source address, and may still be.
     #[inline]
-    pub(crate) fn was_passed_over(&self, source: SourceAddress) -> bool {
-        self.health.was_passed_over(source)
+    pub(crate) fn was_passed_over(&self) -> bool {
+        self.health.was_passed_over()
     }
 
     /// Failed connects with such a source address since the last one that succeeded.

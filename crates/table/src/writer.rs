@@ -31,7 +31,7 @@ pub use work::Work;
 use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
-use crate::{HealthCheck, NodePortAddresses, Notice, Table, Verdict, node_ports};
+use crate::{HealthCheck, Notice, Table, Verdict, node_ports};
 use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
@@ -45,6 +45,8 @@ pub struct Writer {
     config: WriterConfig,
     table: Table,
     node: Option<Node>,
+    /// The addresses of the node's interfaces, as far as the rules need them.
+    interfaces: BTreeSet<IpAddr>,
     services: Map<ObjectName, ServiceState>,
     /// Which Service each slice was last seen with: its label may change.
     slice_owners: Map<ObjectName, ObjectName>,
@@ -76,6 +78,7 @@ impl Writer {
             config,
             table: Table::default(),
             node: None,
+            interfaces: BTreeSet::new(),
             services: Map::default(),
             slice_owners: Map::default(),
             claims: Claims::default(),
@@ -131,14 +134,18 @@ impl Writer {
         self.cluster_addresses.verdict(ip)
     }
 
-    /// Serves nodePorts elsewhere: the addresses of the node's interfaces changed.
-    pub fn set_node_port_addresses(&mut self, addresses: NodePortAddresses) {
-        let before = self.node_port_addresses();
-        self.config.node_port_addresses = addresses;
-        if self.node_port_addresses() != before {
+    /// Takes in the addresses of the node's interfaces: nodePorts may be served elsewhere, and other endpoints
+    /// be processes of this node.
+    pub fn set_interfaces(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let node_ports = self.node_port_addresses();
+        let before = std::mem::replace(&mut self.interfaces, addresses.into_iter().collect());
+        if self.node_port_addresses() != node_ports {
             self.refresh_all_frontends();
-            self.settle();
         }
+        let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
+        let has_moved = |(_, state): &(&ObjectName, &ServiceState)| state.has_endpoint_at(&changed);
+        self.stale.extend(self.services.iter().filter(has_moved).map(|(name, _)| name.clone()));
+        self.settle();
     }
 
     /// Forgets clients that were idle for longer than session affinity lasts, a thousand of each service port
@@ -226,7 +233,8 @@ impl Writer {
 
     /// The addresses that nodePorts are served on.
     pub fn node_port_addresses(&self) -> Vec<IpAddr> {
-        self.config.node_port_addresses.addresses(self.node.as_ref())
+        let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
+        self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces)
     }
 
     fn refresh_all_frontends(&mut self) {
@@ -272,7 +280,8 @@ impl Writer {
     /// Works out a Service's endpoints anew and swaps them in.
     fn refresh_endpoints(&mut self, name: &ObjectName) {
         let Some(state) = self.services.get_mut(name) else { return };
-        let around = Surroundings { config: &self.config, node: self.node.as_ref() };
+        let (config, node, interfaces) = (&self.config, self.node.as_ref(), &self.interfaces);
+        let around = Surroundings { config, node, interfaces };
         let change = state.update_endpoints(around);
         self.dirty.extend(change.verdict_changed);
         self.notices.extend(change.notices);
@@ -285,6 +294,7 @@ impl Writer {
     #[cfg(test)]
     fn is_forgetful(&self) -> bool {
         self.node.is_none()
+            && self.interfaces.is_empty()
             && self.services.is_empty()
             && self.slice_owners.is_empty()
             && self.claims.is_empty()

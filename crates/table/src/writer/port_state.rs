@@ -1,5 +1,6 @@
 //! What the writer keeps of one service port: its runtime half and its endpoints' long-lived halves.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -43,11 +44,12 @@ impl PortState {
     }
 
     /// Swaps in the endpoints that the rules choose, keeping the long-lived half of those that stay;
-    /// whether anything changed. `candidates` are sorted by address.
+    /// whether anything changed. `candidates` are sorted by address; `is_own` says which addresses are this node's.
     pub(super) fn publish(
         &mut self,
         candidates: &[Candidate<'_>],
         here: Locality<'_>,
+        is_own: impl Fn(IpAddr) -> bool,
         rules: PortRules,
     ) -> bool {
         let left = self.take_over(candidates);
@@ -56,6 +58,7 @@ impl PortState {
         let chosen = categorize_endpoints(&items, |(endpoint, _)| endpoint, here);
         for (endpoint, upstream) in &items {
             upstream.set_serving(endpoint.ready || endpoint.serving);
+            upstream.set_in_node_network(is_own(upstream.address().ip()));
         }
         let upstreams = |set: Vec<(&Endpoint, &Arc<Upstream>)>| -> Vec<Arc<Upstream>> {
             set.into_iter().map(|(_, upstream)| Arc::clone(upstream)).collect()
@@ -73,7 +76,7 @@ impl PortState {
 
     /// Takes every endpoint away: the service port is gone.
     pub(super) fn retire(mut self) {
-        self.publish(&[], Locality { node: "", zone: None }, PortRules::default());
+        self.publish(&[], Locality { node: "", zone: None }, |_| false, PortRules::default());
     }
 
     /// Makes `upstreams` stand for `candidates`, one by one. Returns those that are gone.

@@ -1,5 +1,7 @@
 //! From a Service and the node's settings to the rules of its connections.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -18,11 +20,19 @@ use crate::{Balance, node_ports, source_ranges};
 pub(super) struct Surroundings<'a> {
     pub(super) config: &'a WriterConfig,
     pub(super) node: Option<&'a Node>,
+    /// The addresses of its interfaces.
+    pub(super) interfaces: &'a BTreeSet<IpAddr>,
 }
 
 impl<'a> Surroundings<'a> {
     pub(super) fn locality(self) -> Locality<'a> {
         Locality { node: &self.config.node, zone: self.node.and_then(|node| node.zone.as_deref()) }
+    }
+
+    /// Whether an endpoint with this address is a process of the node, and sees its clients' own addresses: not
+    /// where frontends are listened on, as answers to others would not come back.
+    pub(super) fn has_process_at(self, ip: IpAddr) -> bool {
+        !self.config.frontends_lead_back && self.interfaces.contains(&ip)
     }
 
     /// The rules for the connections of a Service in one family.

@@ -60,6 +60,12 @@ impl ServiceState {
         self.service.is_none() && self.slices.is_empty()
     }
 
+    /// Whether a slice names an endpoint at one of these addresses.
+    pub(super) fn has_endpoint_at(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
+        endpoints.any(|endpoint| addresses.contains(&endpoint.address))
+    }
+
     /// The runtime half of a claim of this Service.
     pub(super) fn port_of(&self, frontend: &Frontend, claim: &Claim) -> Option<&Arc<ServicePort>> {
         let key = (Arc::clone(&claim.port.port), claim.port.protocol, Family::of(frontend.address.ip()));
@@ -155,6 +161,7 @@ impl ServiceState {
             change.swaps += u64::from(state.publish(
                 &candidates,
                 here,
+                |ip| around.has_process_at(ip),
                 around.rules(service, *family, &self.used_connections),
             ));
             if state.verdicts() != before {

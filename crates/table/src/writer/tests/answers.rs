@@ -3,6 +3,7 @@
 use sluice_model::{Family, Frontend};
 
 use super::*;
+use crate::NodePortAddresses;
 
 /// A Service in one line and endpoints in one word each.
 ///
@@ -154,8 +155,9 @@ fn the_capture_is_told_the_sources_that_a_load_balancer_address_admits_and_when_
 
 #[test]
 fn source_ranges_follow_the_nodes_address_wherever_node_ports_are_served() {
-    let listed = NodePortAddresses::Listed(vec![[192, 0, 2, 1].into()]);
-    let mut writer = Writer::new(WriterConfig { node_port_addresses: listed, ..WriterConfig::new("here") });
+    let all = NodePortAddresses::Inside(Vec::new());
+    let mut writer = Writer::new(WriterConfig { node_port_addresses: all, ..WriterConfig::new("here") });
+    writer.set_interfaces([[192, 0, 2, 1].into()]);
     let mut web = service("web", 1, WEB);
     web.load_balancer_ips = vec![[203, 0, 113, 1].into()];
     web.source_ranges = Some(vec!["192.0.2.0/24".parse().unwrap()]);
@@ -174,16 +176,17 @@ fn source_ranges_follow_the_nodes_address_wherever_node_ports_are_served() {
 
 #[test]
 fn node_ports_move_with_the_addresses_of_the_node() {
-    let mut writer = writer();
+    let all = NodePortAddresses::Inside(Vec::new());
+    let mut writer = Writer::new(WriterConfig { node_port_addresses: all, ..WriterConfig::new("here") });
     let mut web = service("web", 1, WEB);
     web.ports[0].node_port = Some(30_080);
     step(&mut writer, [apply(web)]);
-    let listed = |ip: [u8; 4]| NodePortAddresses::Listed(vec![ip.into(), [127, 0, 0, 1].into()]);
+    let interfaces = |ip: [u8; 4]| [ip.into(), [127, 0, 0, 1].into()];
     let addresses =
         |states: &[FrontendState]| states.iter().map(|s| s.frontend.to_string()).collect::<Vec<_>>();
-    writer.set_node_port_addresses(listed([192, 0, 2, 1]));
+    writer.set_interfaces(interfaces([192, 0, 2, 1]));
     assert_eq!(addresses(&step(&mut writer, []).offer), ["192.0.2.1:30080/TCP"]);
-    writer.set_node_port_addresses(listed([192, 0, 2, 2]));
+    writer.set_interfaces(interfaces([192, 0, 2, 2]));
     let plan = step(&mut writer, []);
     assert_eq!(addresses(&plan.withdraw), ["192.0.2.1:30080/TCP"]);
     assert_eq!(addresses(&plan.offer), ["192.0.2.2:30080/TCP"]);

@@ -133,6 +133,51 @@ fn a_hairpin_gets_the_nodes_address_and_only_towards_itself() {
 }
 
 #[test]
+fn a_process_of_the_node_sees_a_client_from_outside_as_long_as_the_address_is_the_nodes() {
+    let (mut writer, mut reader) = scene(|_| {});
+    let outside = Client { ip: [192, 0, 2, 9].into(), origin: Origin::Outside };
+    let mut sources = || {
+        let mut sources: Vec<_> = (0..3)
+            .map(|_| {
+                let (selection, upstream) = select(&mut reader, key(EXTERNAL), outside, Instant::now());
+                (octet(&upstream), selection.source_address(&upstream))
+            })
+            .collect();
+        sources.sort_unstable_by_key(|(endpoint, _)| *endpoint);
+        sources.into_iter().map(|(_, source)| source).collect::<Vec<_>>()
+    };
+    use SourceAddress::{Client as Own, Node};
+    assert_eq!(sources(), [Node, Node, Node]);
+    writer.set_interfaces([[127, 0, 0, 1].into(), [10, 0, 0, 2].into()]);
+    assert_eq!(sources(), [Node, Own, Node]);
+    writer.apply(apply(slice("web-a", "web", &[2, 3, 4])));
+    assert_eq!(sources(), [Own, Node, Node], "an endpoint that stays, and one that is new");
+    writer.set_interfaces([[127, 0, 0, 1].into(), [10, 0, 0, 4].into()]);
+    assert_eq!(sources(), [Node, Node, Own]);
+}
+
+#[test]
+fn a_process_of_the_node_that_refuses_clients_from_outside_is_passed_over_for_them() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|_| {});
+    writer.set_interfaces([[10, 0, 0, 2].into()]);
+    for n in 1..=3 {
+        let client = Client { origin: Origin::Outside, ..from(n) };
+        let mut selection = reader.lookup(key(EXTERNAL)).unwrap().select(client, now).unwrap();
+        while let Some(upstream) = selection.next(now) {
+            if octet(&upstream) == 2 {
+                selection.fail(&upstream, Heard::Refusal, now);
+            } else {
+                selection.skip(&upstream);
+            }
+        }
+    }
+    let client = Client { origin: Origin::Outside, ..from(9) };
+    let picked = [(); 4].map(|()| octet(&select(&mut reader, key(EXTERNAL), client, now).1));
+    assert!(!picked.contains(&2), "{picked:?}");
+}
+
+#[test]
 fn an_ipv4_client_of_a_dual_stack_socket_is_the_same_client() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));

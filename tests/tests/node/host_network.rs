@@ -1,0 +1,130 @@
+//! Endpoints that are processes of the node itself (pods in its network): whom they see, and what a client learns
+//! of a closed port.
+
+use std::net::{IpAddr, UdpSocket};
+
+use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Wiring, ask_on};
+use sluice_tests::wait;
+
+use super::rules::{KINDS, Kind};
+use super::world::{BACKEND, FAMILIES, PROTOCOLS, World, service, slices};
+
+/// A lab with Services 1 and 2, of policy Cluster and Local, whose endpoint is the node.
+fn world(wiring: Wiring) -> World {
+    let lab = Lab::builder().wiring(wiring).build().unwrap_or_else(|error| panic!("{error}"));
+    let mut world = World::new(lab, |_| {});
+    let node = world.lab.node().clone();
+    for (number, policy) in [(1, TrafficPolicy::Cluster), (2, TrafficPolicy::Local)] {
+        let service = Change::Apply(service(number, policy).into());
+        world.apply([service].into_iter().chain(slices(number, &[(&node, "node")])).collect::<Vec<_>>());
+    }
+    world
+}
+
+#[test]
+fn a_process_of_the_node_sees_the_own_address_of_every_client_that_is_not_of_the_node() {
+    for wiring in [Wiring::Routed, Wiring::Bridged] {
+        let world = world(wiring);
+        let node = world.lab.node();
+        let _server = node.serve(BACKEND).unwrap();
+        for (family, protocol) in FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|p| (family, p))) {
+            for (kind, number) in KINDS.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
+                let to = world.address(kind, number, family);
+                let context = format!("{wiring:?} {family} {protocol} {kind:?} Service {number}");
+                for client in
+                    [world.lab.pod(0), world.lab.outside(), world.lab.other(), world.lab.other_pod(0)]
+                {
+                    let outcome = client.ask(protocol, to, PATIENCE);
+                    assert_eq!(outcome.by(), Some("node"), "{context} {}: {outcome:?}", client.name);
+                    assert_eq!(outcome.source(), Some(client.ip(family)), "{context} {}", client.name);
+                    // Nobody is taken for somebody else.
+                    let direct = client.ask(protocol, (node.ip(family), BACKEND).into(), PATIENCE);
+                    assert_eq!((direct.by(), direct.source()), (Some("node"), Some(client.ip(family))));
+                }
+                let outcome = node.ask(protocol, to, PATIENCE);
+                assert!(outcome.source().is_some_and(|seen| world.is_nodes(seen)), "{context}: {outcome:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bulk_passes_between_a_client_from_outside_and_a_process_of_the_node() {
+    let world = world(Wiring::Routed);
+    let _server = world.lab.node().serve(BACKEND).unwrap();
+    for family in FAMILIES {
+        let to = world.address(Kind::NodePort, 1, family);
+        world.lab.outside().echo_tcp(to, 20_000_000, PATIENCE).unwrap();
+        for length in [0, 2_000, 60_000] {
+            world.lab.outside().echo_udp(to, length, PATIENCE).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_process_of_the_node_is_asked_with_the_nodes_address_where_it_is_not_at_the_nodes_addresses() {
+    // The other node's: an answer to somebody from outside would not come back.
+    let lab = Lab::new().unwrap_or_else(|error| panic!("{error}"));
+    let mut world = World::new(lab, |_| {});
+    let other = world.lab.other().clone();
+    let _server = other.serve(BACKEND).unwrap();
+    let service = Change::Apply(service(1, TrafficPolicy::Cluster).into());
+    world.apply([service].into_iter().chain(slices(1, &[(&other, "other")])).collect::<Vec<_>>());
+    for (family, protocol) in FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|p| (family, p))) {
+        let outcome = world.lab.outside().ask(protocol, world.address(Kind::NodePort, 1, family), PATIENCE);
+        assert!(outcome.source().is_some_and(|seen| world.is_nodes(seen)), "{family}: {outcome:?}");
+    }
+}
+
+/// A datagram of a client to a port of the node that nobody listens at.
+fn ask_closed_port(client: &Host, to: IpAddr) -> Outcome {
+    let socket: UdpSocket = client.udp_socket((to, BACKEND + 1).into()).unwrap();
+    ask_on(&socket, PATIENCE)
+}
+
+#[test]
+fn a_client_is_refused_where_the_nodes_port_is_closed() {
+    for wiring in [Wiring::Routed, Wiring::Bridged] {
+        let world = world(wiring);
+        let node = world.lab.node();
+        for family in FAMILIES {
+            for (client, kind) in [
+                (world.lab.pod(0), Kind::ClusterIp),
+                (world.lab.pod(0), Kind::NodePort),
+                (world.lab.outside(), Kind::NodePort),
+                (world.lab.outside(), Kind::LoadBalancer),
+                (node, Kind::ClusterIp),
+            ] {
+                let context = format!("{wiring:?} {family} {} {kind:?}", client.name);
+                let to = world.address(kind, 1, family);
+                for _ in 0..2 {
+                    assert_eq!(client.ask(Protocol::Udp, to, PATIENCE), Outcome::Refused, "{context}");
+                    // What the node says of the client's own datagrams is for the client.
+                    assert_eq!(ask_closed_port(client, node.ip(family)), Outcome::Refused, "{context}");
+                }
+                // Nobody listens, and no other endpoint is left: known once the client's handshake is over.
+                let outcome = client.ask(Protocol::Tcp, to, PATIENCE);
+                assert!(matches!(outcome, Outcome::Refused | Outcome::Reset), "{context}: {outcome:?}");
+            }
+        }
+        wait::until("every refusal is counted", || world.proxy().stats().udp_refusals == 20);
+    }
+}
+
+#[test]
+fn a_client_is_refused_once_a_process_of_the_node_has_closed_its_port_and_served_when_it_is_back() {
+    let world = world(Wiring::Routed);
+    let node = world.lab.node();
+    for (family, client) in
+        FAMILIES.into_iter().flat_map(|f| [(f, world.lab.pod(0)), (f, world.lab.outside())])
+    {
+        let flow = client.udp_socket(world.address(Kind::NodePort, 1, family)).unwrap();
+        for _ in 0..2 {
+            let server = node.serve(BACKEND).unwrap();
+            assert_eq!(ask_on(&flow, PATIENCE).by(), Some("node"), "{family} {}", client.name);
+            drop(server);
+            assert_eq!(ask_on(&flow, PATIENCE), Outcome::Refused, "{family} {}", client.name);
+        }
+    }
+}
