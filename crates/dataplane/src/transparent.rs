@@ -32,8 +32,7 @@ impl Local {
     /// The local side towards an endpoint, by the rule for the source address. Without marks nothing is
     /// captured, so that replies to another address than the node's would not come back.
     pub(crate) fn new(marks: Option<Marks>, client: SocketAddr, source: SourceAddress) -> Self {
-        // A process of the node that is bound to loopback: nobody else could answer to that.
-        let is_usable = source == SourceAddress::Client && !client.ip().is_loopback();
+        let is_usable = source == SourceAddress::Client && is_known_elsewhere(client.ip());
         Self { client: marks.and(is_usable.then_some(client)), mark: marks.map(|marks| marks.upstream) }
     }
 
@@ -44,6 +43,13 @@ impl Local {
             None => Ok(()),
         }
     }
+}
+
+/// Whether others could answer to an address: not to that of a process of the node that is bound to loopback, and to
+/// an IPv6 link-local one on the client's own link only, where no endpoint is (RFC 4291, 2.5.6).
+fn is_known_elsewhere(ip: IpAddr) -> bool {
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    !ip.is_loopback() && !is_link_local
 }
 
 /// Lets a socket be bound to an address that is not this machine's, and receive what TPROXY hands it.
@@ -68,6 +74,8 @@ mod tests {
         assert_eq!(Local::new(marks, pod, SourceAddress::Client), kept);
         assert_eq!(Local::new(marks, pod, SourceAddress::Node), nodes);
         assert_eq!(Local::new(marks, loopback, SourceAddress::Client), nodes);
+        let link_local: SocketAddr = "[fe80::5%2]:40000".parse().unwrap();
+        assert_eq!(Local::new(marks, link_local, SourceAddress::Client), nodes);
         let bind_mode = Local { client: None, mark: None };
         assert_eq!(Local::new(None, pod, SourceAddress::Client), bind_mode);
     }
