@@ -16,6 +16,8 @@ mod changes;
 mod host_network;
 #[path = "node/matrix.rs"]
 mod matrix;
+#[path = "node/odd_endpoints.rs"]
+mod odd_endpoints;
 #[path = "node/remembered.rs"]
 mod remembered;
 #[path = "node/traffic.rs"]

@@ -38,6 +38,8 @@ pub(crate) struct ClusterAddresses {
     /// Cluster IPs that came or went since the last [`take_change`](Self::take_change), and
     /// whether they were live then.
     touched: BTreeMap<IpAddr, bool>,
+    /// Cluster IPs that came or went since the last [`take_moved`](Self::take_moved).
+    moved: BTreeSet<IpAddr>,
     told_ranges: Vec<IpNet>,
 }
 
@@ -46,6 +48,9 @@ impl ClusterAddresses {
         let count = self.live.entry(ip).or_insert(0);
         self.touched.entry(ip).or_insert(*count > 0);
         *count += 1;
+        if *count == 1 {
+            self.note_move(ip);
+        }
     }
 
     pub(crate) fn remove(&mut self, ip: IpAddr) {
@@ -54,8 +59,26 @@ impl ClusterAddresses {
             *count -= 1;
             if *count == 0 {
                 self.live.remove(&ip);
+                self.note_move(ip);
             }
         }
+    }
+
+    /// One that has come and gone again has not moved.
+    fn note_move(&mut self, ip: IpAddr) {
+        if !self.moved.remove(&ip) {
+            self.moved.insert(ip);
+        }
+    }
+
+    /// The cluster IPs that came or went since the last call.
+    pub(crate) fn take_moved(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Whether a Service has the address as a cluster IP.
+    pub(crate) fn is_live(&self, ip: IpAddr) -> bool {
+        self.live.contains_key(&ip)
     }
 
     pub(crate) fn set_cidr(&mut self, cidr: ServiceCidr) {
@@ -102,7 +125,7 @@ impl ClusterAddresses {
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.cidrs.is_empty() && self.touched.is_empty()
+        self.live.is_empty() && self.cidrs.is_empty() && self.touched.is_empty() && self.moved.is_empty()
     }
 }
 

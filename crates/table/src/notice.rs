@@ -25,6 +25,13 @@ pub enum Notice {
         /// The endpoint, which is left out.
         endpoint: SocketAddr,
     },
+    /// An endpoint is a cluster IP, of whatever Service.
+    ClusterIpEndpoint {
+        /// The service port.
+        port: ServicePortName,
+        /// The endpoint, which is left out.
+        endpoint: SocketAddr,
+    },
     /// The annotation `sluice.dev/balance` names no balancing policy.
     UnknownBalance {
         /// The Service.
@@ -46,6 +53,11 @@ impl fmt::Display for Notice {
                 f,
                 "Service {port}: endpoint {endpoint} is an address of the Service itself and is left out; \
                  connections to it would go round in circles"
+            ),
+            Self::ClusterIpEndpoint { port, endpoint } => write!(
+                f,
+                "Service {port}: endpoint {endpoint} is a Service's cluster IP and is left out; name that \
+                 Service's own endpoints instead"
             ),
             Self::UnknownBalance { service, value } => write!(
                 f,

@@ -143,9 +143,16 @@ impl Writer {
             self.refresh_all_frontends();
         }
         let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
-        let has_moved = |(_, state): &(&ObjectName, &ServiceState)| state.has_endpoint_at(&changed);
-        self.stale.extend(self.services.iter().filter(has_moved).map(|(name, _)| name.clone()));
+        self.mark_endpoints_at(&changed);
         self.settle();
+    }
+
+    /// Has the Services with an endpoint at one of these addresses worked out anew: the rules know it as something else.
+    fn mark_endpoints_at(&mut self, addresses: &BTreeSet<IpAddr>) {
+        if !addresses.is_empty() && !self.config.frontends_lead_back {
+            let is_there = |(_, state): &(&ObjectName, &ServiceState)| state.has_endpoint_at(addresses);
+            self.stale.extend(self.services.iter().filter(is_there).map(|(name, _)| name.clone()));
+        }
     }
 
     /// Forgets clients that were idle for longer than session affinity lasts, a thousand of each service port
@@ -244,6 +251,8 @@ impl Writer {
 
     /// Brings the endpoints of all Services that changes have touched up to date.
     fn settle(&mut self) {
+        let moved = self.cluster_addresses.take_moved();
+        self.mark_endpoints_at(&moved);
         for name in std::mem::take(&mut self.stale) {
             self.refresh_endpoints(&name);
             self.forget_if_empty(&name);
@@ -280,8 +289,12 @@ impl Writer {
     /// Works out a Service's endpoints anew and swaps them in.
     fn refresh_endpoints(&mut self, name: &ObjectName) {
         let Some(state) = self.services.get_mut(name) else { return };
-        let (config, node, interfaces) = (&self.config, self.node.as_ref(), &self.interfaces);
-        let around = Surroundings { config, node, interfaces };
+        let around = Surroundings {
+            config: &self.config,
+            node: self.node.as_ref(),
+            interfaces: &self.interfaces,
+            cluster_addresses: &self.cluster_addresses,
+        };
         let change = state.update_endpoints(around);
         self.dirty.extend(change.verdict_changed);
         self.notices.extend(change.notices);

@@ -9,6 +9,7 @@ use sluice_model::{Family, Node, Service};
 
 use super::WriterConfig;
 use crate::backends::PortRules;
+use crate::cluster_addresses::ClusterAddresses;
 use crate::connection_limit::ConnectionLimit;
 use crate::policy::Policies;
 use crate::source_address::Masquerade;
@@ -22,6 +23,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) node: Option<&'a Node>,
     /// The addresses of its interfaces.
     pub(super) interfaces: &'a BTreeSet<IpAddr>,
+    pub(super) cluster_addresses: &'a ClusterAddresses,
 }
 
 impl<'a> Surroundings<'a> {
@@ -33,6 +35,15 @@ impl<'a> Surroundings<'a> {
     /// where frontends are listened on, as answers to others would not come back.
     pub(super) fn has_process_at(self, ip: IpAddr) -> bool {
         !self.config.frontends_lead_back && self.interfaces.contains(&ip)
+    }
+
+    /// Whether connections to an endpoint with this address are refused on this node, as it is the cluster IP of
+    /// a Service (kube-proxy: the chain `cluster-ips-check`, which what has got its endpoint comes to as well), and
+    /// no process here has it, as NodeLocal DNSCache does. Where frontends are listened on there is no such rule.
+    pub(super) fn refuses(self, ip: IpAddr) -> bool {
+        !self.config.frontends_lead_back
+            && self.cluster_addresses.is_live(ip)
+            && !self.interfaces.contains(&ip)
     }
 
     /// The rules for the connections of a Service in one family.

@@ -151,7 +151,12 @@ impl ServiceState {
                     let port = state.port.name().clone();
                     notices.insert(Notice::Loop { port, endpoint: candidate.address });
                 }
-                !is_loop
+                let is_refused = around.refuses(candidate.address.ip());
+                if is_refused {
+                    let port = state.port.name().clone();
+                    notices.insert(Notice::ClusterIpEndpoint { port, endpoint: candidate.address });
+                }
+                !is_loop && !is_refused
             });
             if self.health_check.is_some() {
                 let is_counted = |c: &&slices::Candidate<'_>| c.endpoint.ready && here.is_local(c.endpoint);

@@ -326,3 +326,31 @@ fn turns_are_exactly_even_across_threads() {
     });
     assert_eq!(counts, [0, 4_000, 4_000, 4_000, 4_000, 4_000]);
 }
+
+#[test]
+fn an_endpoint_that_is_a_cluster_ip_is_none_as_long_as_that_is_one() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    // Of another Service, 10.0.0.9.
+    let other = || apply(service("other", 2, [10, 0, 0, 9]));
+    let verdicts = |plan: &Plan| plan.offer.iter().map(|state| state.outside).collect::<Vec<_>>();
+    let plan = step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[9]))]);
+    assert_eq!(verdicts(&plan), [Verdict::Relay]);
+    let plan = step(&mut writer, [other()]);
+    assert_eq!(verdicts(&plan), [Verdict::Refuse(Reason::NoEndpoints); 2]);
+    assert!(matches!(&plan.notices[..], [Notice::ClusterIpEndpoint { .. }]), "{:?}", plan.notices);
+
+    let plan = step(&mut writer, [apply(slice("web-a", "web", &[1, 9, 2]))]);
+    assert_eq!(verdicts(&plan), [Verdict::Relay]);
+    assert_eq!(picks(&mut reader, key(WEB), 4), [1, 2, 1, 2]);
+    writer.set_interfaces([[10, 0, 0, 9].into()]);
+    assert!(picks(&mut reader, key(WEB), 3).contains(&9), "a process of the node has the address");
+    writer.set_interfaces([]);
+    assert!(!picks(&mut reader, key(WEB), 3).contains(&9));
+
+    let gone = Change::Delete(ObjectRef::Service(ObjectName::new("default", "other")));
+    step(&mut writer, [apply(slice("web-a", "web", &[9]))]);
+    let plan = step(&mut writer, [gone]);
+    assert_eq!(verdicts(&plan), [Verdict::Relay]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [9, 9]);
+}
