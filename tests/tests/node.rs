@@ -18,6 +18,8 @@ mod host_network;
 mod matrix;
 #[path = "node/odd_endpoints.rs"]
 mod odd_endpoints;
+#[path = "node/ranges_and_limits.rs"]
+mod ranges_and_limits;
 #[path = "node/remembered.rs"]
 mod remembered;
 #[path = "node/traffic.rs"]
