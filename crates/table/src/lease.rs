@@ -57,7 +57,7 @@ impl Lease {
 
     /// Notes that the endpoint of a UDP flow answered.
     pub fn answered(&self) {
-        self.upstream.note_success(self.source);
+        self.upstream.note_success(Seen::new(self.source, self.client));
     }
 
     /// Notes that the endpoint of a UDP flow refused a datagram: a failed connect, in effect.

@@ -9,6 +9,10 @@
 //! grants to all others, by silence or by a refusal, and that pod must not take the endpoint from
 //! them. So connections with a client's own address and those with the node's are judged apart, and
 //! of clients several have to fail: three that were refused, four that heard nothing.
+//!
+//! For a client that has heard nothing the endpoint is passed over at once, for [`UNHEARD`], as silence costs it a wait
+//! each time, and for nobody else. Of each endpoint a few such clients are remembered: with one more it is passed over
+//! for all. An answer to this very client ends it.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -27,6 +31,10 @@ pub const REFUSED_CLIENTS: usize = 3;
 /// Clients that have heard nothing of it or were refused, with the last hearing nothing. More, since
 /// most network policies deny by silence.
 pub const UNHEARD_CLIENTS: usize = 4;
+
+/// How long an endpoint is passed over for a client that has heard nothing of it. Long enough that a wait in that time
+/// is little to a client that a policy denies the endpoint; short enough for one whose SYN was only lost.
+pub const UNHEARD: Duration = Duration::from_secs(10);
 
 /// How long an endpoint is passed over the first time.
 pub const FIRST: Duration = Duration::from_secs(1);
@@ -60,7 +68,7 @@ impl Seen {
         }
     }
 
-    fn source(self) -> SourceAddress {
+    pub(crate) fn source(self) -> SourceAddress {
         match self {
             Self::Client(_) => SourceAddress::Client,
             Self::Node => SourceAddress::Node,
@@ -75,6 +83,7 @@ pub(crate) struct PassiveHealth {
     // First: every pick looks at them.
     to_clients: Record,
     to_node: Record,
+    unheard: Unheard,
     failed_clients: FewClients,
     /// The time of the first failure.
     epoch: OnceLock<Instant>,
@@ -92,6 +101,17 @@ struct Record {
     rounds: AtomicU32,
 }
 
+/// A few clients that have heard nothing, and until when that counts.
+#[derive(Debug, Default)]
+#[repr(C)]
+struct Unheard {
+    /// Until when it counts for any of them, as in a [`Record`].
+    until: AtomicU64,
+    /// Of each 31 bits of its hash, and in the lower 33 the time, in units of 2^27 ns (134 ms) after the epoch, which is
+    /// enough for 36 years; 0 for none.
+    clients: [AtomicU64; UNHEARD_CLIENTS],
+}
+
 /// A few clients, as hashes that are not 0: as many as have to fail.
 #[derive(Debug, Default)]
 struct FewClients([AtomicU32; UNHEARD_CLIENTS]);
@@ -102,6 +122,9 @@ impl PassiveHealth {
         let record = self.record(seen.source());
         let failures = record.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let now = nanoseconds(now.saturating_duration_since(*self.epoch.get_or_init(|| now)));
+        if let (Seen::Client(ip), Heard::Nothing) = (seen, heard) {
+            self.unheard.add(ip, now);
+        }
         let until = record.until.load(Ordering::Relaxed);
         // Connects that were under way when the pause began say nothing new.
         if now < until {
@@ -132,7 +155,11 @@ impl PassiveHealth {
     }
 
     /// Takes note of an answer.
-    pub(crate) fn succeeded(&self, source: SourceAddress) {
+    pub(crate) fn succeeded(&self, seen: Seen) {
+        let source = seen.source();
+        if let Seen::Client(ip) = seen {
+            self.unheard.remove(ip);
+        }
         let record = self.record(source);
         if record.failures.load(Ordering::Relaxed) != 0 {
             record.failures.store(0, Ordering::Relaxed);
@@ -144,10 +171,21 @@ impl PassiveHealth {
         }
     }
 
-    /// Whether it was passed over since the last success: a look that needs no clock.
+    /// Whether it was passed over for anybody since the last success: a look that needs no clock.
     #[inline]
     pub(crate) fn was_passed_over(&self) -> bool {
-        [&self.to_clients, &self.to_node].iter().any(|record| record.until.load(Ordering::Relaxed) != 0)
+        let untils = [&self.to_clients.until, &self.to_node.until, &self.unheard.until];
+        untils.iter().any(|until| until.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Whether this client has heard nothing of it a short while ago.
+    pub(crate) fn is_unheard(&self, seen: Seen, now: Instant) -> bool {
+        match (seen, self.epoch.get()) {
+            (Seen::Client(ip), Some(epoch)) => {
+                self.unheard.contains(ip, nanoseconds(now.saturating_duration_since(*epoch)))
+            }
+            _ => false,
+        }
     }
 
     /// For how long it is still passed over.
@@ -171,6 +209,64 @@ impl PassiveHealth {
             SourceAddress::Client => &self.to_clients,
             SourceAddress::Node => &self.to_node,
         }
+    }
+}
+
+impl Unheard {
+    const TIME_BITS: u32 = 33;
+    const UNIT_BITS: u32 = 27;
+
+    /// Remembers a client, in place of the one that would be forgotten first where there are too many.
+    fn add(&self, client: IpAddr, now: u64) {
+        let until = now.saturating_add(nanoseconds(UNHEARD));
+        let hash = Self::hash(client);
+        let entry = hash << Self::TIME_BITS | Self::time(until);
+        let slots = self.clients.iter().map(|slot| (slot, slot.load(Ordering::Relaxed)));
+        let rank = |there: u64| if there >> Self::TIME_BITS == hash { 0 } else { 1 + Self::time_of(there) };
+        if let Some((slot, there)) = slots.min_by_key(|(_, there)| rank(*there)) {
+            // Another thread may have been faster: then one of them is not remembered.
+            let _ = slot.compare_exchange(there, entry, Ordering::Relaxed, Ordering::Relaxed);
+            self.until.fetch_max(until, Ordering::Relaxed);
+        }
+    }
+
+    fn contains(&self, client: IpAddr, now: u64) -> bool {
+        if now >= self.until.load(Ordering::Relaxed) {
+            return false;
+        }
+        let (hash, now) = (Self::hash(client), Self::time(now));
+        let is_it = |there: u64| there >> Self::TIME_BITS == hash && now < Self::time_of(there);
+        self.clients.iter().any(|slot| is_it(slot.load(Ordering::Relaxed)))
+    }
+
+    /// Forgets a client.
+    fn remove(&self, client: IpAddr) {
+        if self.until.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let hash = Self::hash(client);
+        for slot in &self.clients {
+            let there = slot.load(Ordering::Relaxed);
+            if there >> Self::TIME_BITS == hash {
+                let _ = slot.compare_exchange(there, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+        if self.clients.iter().all(|slot| slot.load(Ordering::Relaxed) == 0) {
+            self.until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Not 0.
+    fn hash(client: IpAddr) -> u64 {
+        (mix::hash_ip(client) >> Self::TIME_BITS).max(1)
+    }
+
+    fn time(nanoseconds: u64) -> u64 {
+        (nanoseconds >> Self::UNIT_BITS).min((1 << Self::TIME_BITS) - 1)
+    }
+
+    fn time_of(entry: u64) -> u64 {
+        entry & ((1 << Self::TIME_BITS) - 1)
     }
 }
 
@@ -214,8 +310,9 @@ mod tests {
     use super::*;
 
     /// Events, at seconds: `fail@0.5` and `ok@2` with the node's address, `refused:1@0` and
-    /// `unheard:1@0` with that of client 1, `well@0` with a client's; and questions: `over@1` (passed over
-    /// with the node's address), `free@2.5`, `OVER@1` and `FREE@1` the same with a client's.
+    /// `unheard:1@0` with that of client 1, `well:1@0` with that of client 1 again; and questions: `over@1` (passed over
+    /// with the node's address), `free@2.5`, `OVER@1` and `FREE@1` the same with a client's, `passed:1@0` and
+    /// `asked:1@0` whether it is for client 1 alone.
     type Case = (&'static str, &'static str);
 
     #[rustfmt::skip]
@@ -246,7 +343,7 @@ mod tests {
         ("nor do two", "refused:1@0 refused:2@0 refused:1@0 refused:2@0 refused:1@0 FREE@0"),
         ("three do", "refused:1@0 refused:2@0 FREE@0 refused:3@0 OVER@0.9 FREE@1.1"),
         ("whoever of them comes first again", "refused:1@0 refused:2@0 refused:1@0 refused:3@0 OVER@0"),
-        ("unless another one gets through", "refused:1@0 refused:2@0 well@0 refused:3@0 refused:1@0 FREE@0"),
+        ("unless another one gets through", "refused:1@0 refused:2@0 well:3@0 refused:3@0 refused:1@0 FREE@0"),
         ("three that hear nothing are not enough", "unheard:1@0 unheard:2@0 unheard:3@0 unheard:1@0 FREE@0"),
         ("four are", "unheard:1@0 unheard:2@0 unheard:3@0 unheard:4@0 OVER@0"),
         ("a client that is unheard counts where it is refused, too", "unheard:1@0 refused:2@0 refused:3@0 OVER@0"),
@@ -254,6 +351,17 @@ mod tests {
             "after the pause several have to fail again",
             "refused:1@0 refused:2@0 refused:3@0 refused:1@1 refused:1@1 FREE@1 refused:2@1 refused:3@1 OVER@2.9 FREE@3.1",
         ),
+        ("a client that is unheard asks others for a while", "unheard:1@0 passed:1@0 passed:1@9.9 asked:1@10.1 FREE@0"),
+        ("and nobody else does", "unheard:1@0 asked:2@0"),
+        ("nor one that is refused, which costs no wait", "refused:1@0 asked:1@0"),
+        ("each time anew", "unheard:1@0 unheard:1@9 passed:1@18 asked:1@19.1"),
+        ("until it is heard", "unheard:1@0 unheard:2@0 well:1@1 asked:1@1 passed:2@1"),
+        ("others that are heard make no difference to it", "unheard:1@0 well:2@1 passed:1@1"),
+        (
+            "of a few clients, the last ones",
+            "unheard:1@0 unheard:2@1 unheard:3@2 unheard:4@3 unheard:5@4 asked:1@5 passed:2@5 passed:5@5",
+        ),
+        ("with the node's address it is nobody's", "fail@0 asked:1@0"),
         ("a success with the node's address does not clear clients' records", "refused:1@0 refused:2@0 refused:3@0 ok@0 OVER@0"),
     ];
 
@@ -271,8 +379,10 @@ mod tests {
                     ("fail", _) => _ = health.failed(Seen::Node, Heard::Nothing, now),
                     ("refused", n) => _ = health.failed(client(n), Heard::Refusal, now),
                     ("unheard", n) => _ = health.failed(client(n), Heard::Nothing, now),
-                    ("ok", _) => health.succeeded(Node),
-                    ("well", _) => health.succeeded(Client),
+                    ("ok", _) => health.succeeded(Seen::Node),
+                    ("well", n) => health.succeeded(client(n)),
+                    ("passed", n) => assert!(health.is_unheard(client(n), now), "{name}: {event}"),
+                    ("asked", n) => assert!(!health.is_unheard(client(n), now), "{name}: {event}"),
                     ("over", _) => assert!(health.remaining(Node, now).is_some(), "{name}: {event}"),
                     ("free", _) => assert!(health.remaining(Node, now).is_none(), "{name}: {event}"),
                     ("OVER", _) => assert!(health.remaining(Client, now).is_some(), "{name}: {event}"),

@@ -183,7 +183,7 @@ impl Selection {
     pub fn connected(&mut self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
         let source = self.source_address(upstream);
         if self.port.name().protocol == Protocol::Tcp {
-            upstream.note_success(source);
+            upstream.note_success(Seen::new(source, self.client.ip));
         }
         Lease::new(upstream, self.client.ip, source, self.passive_health).with(self.slot.take())
     }

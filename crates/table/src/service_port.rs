@@ -12,6 +12,7 @@ use sluice_model::{Family, ServicePortName};
 use crate::affinity::{Affinity, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
+use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::{Balance, Client, SourceAddress, Upstream};
 
@@ -44,7 +45,7 @@ pub(crate) struct Asked {
 impl Asked {
     fn is_passed_over(self, upstream: &Upstream, rules: &PortRules) -> bool {
         let source = self.source.towards(self.client, upstream);
-        rules.passive_health && upstream.passed_over_for(source, self.now).is_some()
+        rules.passive_health && upstream.is_passed_over(Seen::new(source, self.client.ip), self.now)
     }
 }
 

@@ -117,8 +117,13 @@ impl Upstream {
         }
     }
 
-    pub(crate) fn note_success(&self, source: SourceAddress) {
-        self.health.succeeded(source);
+    pub(crate) fn note_success(&self, seen: Seen) {
+        self.health.succeeded(seen);
+    }
+
+    /// Whether a new connection passes the endpoint over, for what it is to see as its client.
+    pub(crate) fn is_passed_over(&self, seen: Seen, now: Instant) -> bool {
+        self.passed_over_for(seen.source(), now).is_some() || self.health.is_unheard(seen, now)
     }
 
     /// The endpoint's numbers.

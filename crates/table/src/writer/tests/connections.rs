@@ -178,6 +178,32 @@ fn a_process_of_the_node_that_refuses_clients_from_outside_is_passed_over_for_th
 }
 
 #[test]
+fn an_endpoint_that_was_silent_for_a_client_is_tried_last_for_that_client_and_for_a_while() {
+    let start = Instant::now();
+    let (_writer, mut reader) = scene(|_| {});
+    let (mut selection, silent) = select(&mut reader, key(WEB), from(1), start);
+    selection.fail(&silent, Heard::Nothing, start);
+    let next = selection.next(start).unwrap();
+    let _lease = selection.connected(&next, start);
+    let silent = octet(&silent);
+    let mut picks = |n, seconds| {
+        let now = start + Duration::from_secs(seconds);
+        [(); 6].map(|()| octet(&select(&mut reader, key(WEB), from(n), now).1))
+    };
+    assert!(!picks(1, 9).contains(&silent), "others are there");
+    assert!(picks(2, 9).contains(&silent), "for another client nothing has changed");
+    assert!(picks(1, 11).contains(&silent), "it is asked again");
+    // Where there is nobody else it is asked all the same.
+    let (mut selection, _) = select(&mut reader, key(WEB), from(1), start);
+    let mut named = Vec::new();
+    while let Some(upstream) = selection.next(start) {
+        named.push(octet(&upstream));
+        selection.skip(&upstream);
+    }
+    assert_eq!(named.last(), Some(&silent), "{named:?}");
+}
+
+#[test]
 fn an_ipv4_client_of_a_dual_stack_socket_is_the_same_client() {
     let now = Instant::now();
     let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
