@@ -32,9 +32,10 @@ impl<'a> Surroundings<'a> {
     }
 
     /// Whether an endpoint with this address is a process of the node, and sees its clients' own addresses: not
-    /// where frontends are listened on, as answers to others would not come back.
+    /// where frontends are listened on, as answers to others would not come back, nor on loopback, which may not
+    /// talk to others.
     pub(super) fn has_process_at(self, ip: IpAddr) -> bool {
-        !self.config.frontends_lead_back && self.interfaces.contains(&ip)
+        !self.config.frontends_lead_back && !ip.is_loopback() && self.interfaces.contains(&ip)
     }
 
     /// Whether connections to an endpoint with this address are refused on this node, as it is the cluster IP of

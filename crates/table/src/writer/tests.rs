@@ -203,10 +203,13 @@ fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
 fn an_endpoint_that_is_the_service_itself_serves_where_our_own_packets_are_known() {
     let mut writer = writer();
     let mut reader = writer.table().reader();
+    let node: IpAddr = [198, 51, 100, 1].into();
+    let mut web = service("web", 1, WEB);
+    web.external_ips.push(node);
     let mut endpoints = slice("web-a", "web", &[]);
     endpoints.ports[0].number = 80;
-    endpoints.endpoints.push(Endpoint::ready(WEB.into()));
-    let plan = step(&mut writer, [apply(service("web", 1, WEB)), apply(endpoints)]);
+    endpoints.endpoints.push(Endpoint::ready(node));
+    let plan = step(&mut writer, [apply(web), apply(endpoints)]);
     assert!(plan.notices.is_empty(), "a pod in the node's network behind the node's address as externalIP");
     let route = reader.lookup(key(WEB)).unwrap();
     assert!(route.select(client(), Instant::now()).is_ok());

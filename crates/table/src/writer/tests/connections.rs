@@ -157,6 +157,16 @@ fn a_process_of_the_node_sees_a_client_from_outside_as_long_as_the_address_is_th
 }
 
 #[test]
+fn where_frontends_are_listened_on_a_process_of_the_node_sees_the_nodes_address_as_everybody_does() {
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1]))]);
+    writer.set_interfaces([[10, 0, 0, 1].into()]);
+    let mut reader = writer.table().reader();
+    let (selection, upstream) = select(&mut reader, key(WEB), from(1), Instant::now());
+    assert_eq!(selection.source_address(&upstream), SourceAddress::Node);
+}
+
+#[test]
 fn a_process_of_the_node_that_refuses_clients_from_outside_is_passed_over_for_them() {
     let now = Instant::now();
     let (mut writer, mut reader) = scene(|_| {});
@@ -310,10 +320,13 @@ fn a_client_that_a_policy_denies_takes_the_endpoint_from_nobody() {
     let now = Instant::now();
     for heard in [Heard::Refusal, Heard::Nothing] {
         let (_writer, mut reader) = scene(|_| {});
-        (0..50).for_each(|_| _ = fail_endpoint_2(&mut reader, from(1), heard, now));
-        for client in [from(1), from(2), Client { origin: Origin::Node, ..from(3) }] {
-            assert!(meetings(&mut reader, client, now)[2] >= 33, "{heard:?} {client:?}");
+        // Far enough apart that it is asked again where it was silent.
+        let later = |n: u32| now + n * Duration::from_secs(11);
+        (0..50).for_each(|n| _ = fail_endpoint_2(&mut reader, from(1), heard, later(n)));
+        for client in [from(2), Client { origin: Origin::Node, ..from(3) }] {
+            assert!(meetings(&mut reader, client, later(49))[2] >= 33, "{heard:?} {client:?}");
         }
+        assert!(meetings(&mut reader, from(1), later(50))[2] >= 33, "{heard:?}");
     }
 }
 
