@@ -40,7 +40,7 @@ pub struct CaptureArgs {
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub masquerade_all: bool,
     /// Addresses of the node that nodePorts are served on: `primary` for those of its Node object, or those
-    /// that are in these CIDRs (a family without one: all). Empty is `primary`, too.
+    /// that are in these CIDRs; of a family that there is none of, all. Empty is `primary`, too.
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<Listed<NodePortAddress>>,
     /// The first of three ports on loopback addresses that captured packets are handed over at.

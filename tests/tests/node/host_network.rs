@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, UdpSocket};
 
+use sluice::proxy::CaptureConfig;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Wiring, ask_on};
+use sluice_testbed::lab::{Builder, Host, Lab, Outcome, PATIENCE, RpFilter, Wiring, ask_on};
 use sluice_tests::wait;
 
 use super::rules::{KINDS, Kind};
@@ -12,8 +13,16 @@ use super::world::{BACKEND, FAMILIES, PROTOCOLS, World, service, slices};
 
 /// A lab with Services 1 and 2, of policy Cluster and Local, whose endpoint is the node.
 fn world(wiring: Wiring) -> World {
-    let lab = Lab::builder().wiring(wiring).build().unwrap_or_else(|error| panic!("{error}"));
-    let mut world = World::new(lab, |_| {});
+    world_with(Lab::builder().wiring(wiring), false)
+}
+
+/// The same, in such a lab, and with connections tracked or not.
+fn world_with(lab: Builder, track: bool) -> World {
+    let lab = lab.build().unwrap_or_else(|error| panic!("{error}"));
+    let mut world = World::new(lab, |config| {
+        let CaptureConfig::Tproxy(config) = &mut config.capture else { panic!("not capturing") };
+        config.track = track;
+    });
     let node = world.lab.node().clone();
     for (number, policy) in [(1, TrafficPolicy::Cluster), (2, TrafficPolicy::Local)] {
         let service = Change::Apply(service(number, policy).into());
@@ -24,14 +33,19 @@ fn world(wiring: Wiring) -> World {
 
 #[test]
 fn a_process_of_the_node_sees_the_own_address_of_every_client_that_is_not_of_the_node() {
-    for wiring in [Wiring::Routed, Wiring::Bridged] {
-        let world = world(wiring);
+    let labs = [
+        ("routed, strict", Lab::builder().rp_filter(RpFilter::Strict), false),
+        ("bridged", Lab::builder().wiring(Wiring::Bridged), false),
+        ("tracked", Lab::builder(), true),
+    ];
+    for (name, lab, track) in labs {
+        let world = world_with(lab, track);
         let node = world.lab.node();
         let _server = node.serve(BACKEND).unwrap();
         for (family, protocol) in FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|p| (family, p))) {
             for (kind, number) in KINDS.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
                 let to = world.address(kind, number, family);
-                let context = format!("{wiring:?} {family} {protocol} {kind:?} Service {number}");
+                let context = format!("{name}: {family} {protocol} {kind:?} Service {number}");
                 for client in
                     [world.lab.pod(0), world.lab.outside(), world.lab.other(), world.lab.other_pod(0)]
                 {

@@ -103,27 +103,30 @@ fn link_local(host: &Host, interface: &str) -> SocketAddrV6 {
 }
 
 #[test]
-fn a_link_local_client_is_answered() {
+fn a_link_local_client_is_answered_and_refused() {
     let (mut world, _server) = world();
     let (pod, node) = (world.lab.pod(1).clone(), world.lab.node().clone());
     world.apply(with_endpoint(2, TrafficPolicy::Local, &pod));
     let _on_node = node.serve(BACKEND).unwrap();
     world.apply(with_endpoint(3, TrafficPolicy::Cluster, &node));
+    let closed = world.lab.pod(0).clone();
+    world.apply(with_endpoint(4, TrafficPolicy::Cluster, &closed));
     let router = world.lab.router();
     let client = link_local(router, "lan");
+    let connect = |kind, number| {
+        router.ns.run(|| {
+            let socket = Socket::new(Domain::IPV6, kind, None).unwrap();
+            socket.bind(&client.into()).unwrap();
+            let to = world.address(Kind::NodePort, number, Family::V6);
+            socket.connect_timeout(&to.into(), PATIENCE).map(|()| socket)
+        })
+    };
+    assert_eq!(ask_on(&UdpSocket::from(connect(Type::DGRAM, 4).unwrap()), PATIENCE), Outcome::Refused);
     for (number, name) in [(1, "pod-1"), (2, "pod-1"), (3, "node")] {
-        let to = world.address(Kind::NodePort, number, Family::V6);
-        let bound = |kind| {
-            router.ns.run(|| {
-                let socket = Socket::new(Domain::IPV6, kind, None).unwrap();
-                socket.bind(&client.into()).unwrap();
-                socket.connect_timeout(&to.into(), PATIENCE).map(|()| socket)
-            })
-        };
-        let flow = UdpSocket::from(bound(Type::DGRAM).unwrap());
+        let flow = UdpSocket::from(connect(Type::DGRAM, number).unwrap());
         let outcome = ask_on(&flow, PATIENCE);
         assert_eq!(outcome.by(), Some(name), "Service {number}: {outcome:?}");
-        let stream = std::net::TcpStream::from(bound(Type::STREAM).unwrap());
+        let stream = std::net::TcpStream::from(connect(Type::STREAM, number).unwrap());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(&stream), &mut line).unwrap();

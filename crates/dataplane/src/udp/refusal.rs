@@ -61,7 +61,10 @@ fn send(key: FlowKey, marks: Marks) -> io::Result<()> {
     make_transparent(&socket, service.ip())?;
     socket.set_mark(marks.downstream)?;
     socket.bind(&SocketAddr::new(service.ip(), 0).into())?;
-    socket.send_to(&message(key), &SocketAddr::new(key.client.ip(), 0).into())?;
+    // With the scope of a link-local address.
+    let mut client = key.client;
+    client.set_port(0);
+    socket.send_to(&message(key), &client.into())?;
     Ok(())
 }
 
