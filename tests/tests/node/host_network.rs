@@ -4,7 +4,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 use sluice::proxy::CaptureConfig;
-use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_model::{Change, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Builder, Host, Lab, Outcome, PATIENCE, RpFilter, Wiring, ask_on};
 use sluice_tests::wait;
 

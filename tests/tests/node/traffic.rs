@@ -487,9 +487,14 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     let connections: Vec<_> =
         (0..20).filter_map(|_| world.lab.pod(0).tcp_stream(to, PATIENCE).ok()).collect();
     wait::until("it has its share", || world.proxy().stats().tcp_over_share > 0);
+    let its_own = || world.proxy().stats().tcp_active;
+    wait::until("all are decided", || its_own() + world.proxy().stats().tcp_over_share == 20);
+    let before = its_own();
     for protocol in [Protocol::Udp, Protocol::Tcp].into_iter().cycle().take(12) {
         let outcome = world.lab.pod(1).ask(protocol, to, PATIENCE);
         assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}");
+        // There is room for one, with all those flows.
+        wait::until("it has ended", || its_own() == before);
     }
     assert_eq!(world.proxy().stats().udp_over_limit, 0);
     drop(connections);
