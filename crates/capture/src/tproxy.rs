@@ -8,7 +8,8 @@
 //! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `bridge_netfilter`: a setting.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
+//! * `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
@@ -30,6 +31,7 @@ mod retry;
 mod routing;
 mod ruleset;
 mod script;
+mod settings;
 mod table;
 mod wanted;
 
@@ -49,6 +51,7 @@ use retry::Retry;
 use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
 use ruleset::TABLE;
+use settings::Settings;
 use table::{Outcome, Table};
 use wanted::Wanted;
 
@@ -115,11 +118,13 @@ pub struct Tproxy {
     /// Whether it is known what there is to be.
     has_begun: bool,
     bridge_netfilter: Option<BridgeNetfilter>,
+    settings: Settings,
     counters: Arc<Counters>,
 }
 
 impl Tproxy {
-    /// Gets ready: captured packets are delivered from now on, but none are captured. What an earlier run
+    /// Gets ready: captured packets are delivered from now on, but none are captured, and settings
+    /// of the kernel are as they are to be. What an earlier run
     /// left stays as it is until the first [`Capture::change`].
     ///
     /// # Errors
@@ -132,6 +137,8 @@ impl Tproxy {
         let table = Table::open(&config, Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
         routing.ensure()?;
+        let mut settings = Settings::open()?;
+        settings.set_all();
         let mut wanted = Wanted::default();
         wanted.set_untracked(&config.cluster_cidrs);
         if let LocalPods::Cidrs(cidrs) = &config.local_pods {
@@ -148,6 +155,7 @@ impl Tproxy {
             routing_retry,
             has_begun: false,
             bridge_netfilter,
+            settings,
             counters,
         })
     }
@@ -180,6 +188,7 @@ impl Tproxy {
                     Outcome::Repaired(damage) => {
                         self.counters.repair();
                         warn!("the nftables table inet {TABLE} is repaired: {damage}");
+                        self.settings.keep_records();
                     }
                 }
                 self.counters.success(Part::Table);
@@ -200,7 +209,7 @@ impl Tproxy {
         if self.has_begun
             && let Some(bridge_netfilter) = &mut self.bridge_netfilter
         {
-            bridge_netfilter.keep_off(now);
+            bridge_netfilter.keep_off(&mut self.settings, now);
         }
     }
 

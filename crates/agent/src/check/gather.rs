@@ -14,7 +14,7 @@ use sluice_model::Family;
 use socket2::{Domain, Socket, Type};
 
 use super::facts::{Bridge, Capabilities, Facts, Interface};
-use crate::{running, sysctls};
+use crate::running;
 
 /// Bits of a set of capabilities (capabilities(7)).
 const CAP_NET_BIND_SERVICE: u32 = 10;
@@ -46,7 +46,7 @@ pub(super) fn facts() -> Facts {
         reserved_ports: reserved_ports(
             &text("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default(),
         ),
-        tw_reuse: sysctls::get(sysctls::TW_REUSE),
+        tw_reuse: setting("net/ipv4/tcp_tw_reuse"),
         bridges: bridges(),
         bridge_rules: bridge_rules(),
         closed_chains: capabilities.net_admin.then(firewall::closed_chains),

@@ -18,4 +18,5 @@ mod health_checks;
 mod leftovers;
 mod repairs;
 mod restarts;
+mod settings;
 mod wrong_use;
