@@ -10,6 +10,7 @@
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
 //! * `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
+//! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
@@ -20,6 +21,7 @@ mod bridge_netfilter;
 mod changes;
 mod cleanup;
 mod counters;
+mod crowding;
 mod elements;
 mod error;
 mod generation;
@@ -46,6 +48,7 @@ use bridge_netfilter::BridgeNetfilter;
 pub use cleanup::{Cleaned, cleanup};
 use counters::Part;
 pub use counters::{Counters, Stats};
+use crowding::Crowding;
 pub use error::Error;
 use retry::Retry;
 use routing::Routing;
@@ -119,6 +122,7 @@ pub struct Tproxy {
     has_begun: bool,
     bridge_netfilter: Option<BridgeNetfilter>,
     settings: Settings,
+    crowding: Crowding,
     counters: Arc<Counters>,
 }
 
@@ -135,6 +139,7 @@ impl Tproxy {
         debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
         let counters = Arc::<Counters>::default();
         let table = Table::open(&config, Arc::clone(&counters))?;
+        let crowding = Crowding::open(Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
         routing.ensure()?;
         let mut settings = Settings::open()?;
@@ -156,6 +161,7 @@ impl Tproxy {
             has_begun: false,
             bridge_netfilter,
             settings,
+            crowding,
             counters,
         })
     }
@@ -256,6 +262,7 @@ impl Capture for Tproxy {
     fn keep(&mut self, now: Instant) {
         self.keep_routing(now);
         self.keep_bridges(now);
+        self.crowding.look(now);
         if self.table_retry.is_pending() {
             self.apply(now);
         } else if self.has_begun {

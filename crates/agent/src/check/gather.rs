@@ -13,7 +13,7 @@ use sluice_capture::kube_proxy;
 use sluice_model::Family;
 use socket2::{Domain, Socket, Type};
 
-use super::facts::{Bridge, Capabilities, Facts, Interface};
+use super::facts::{Bridge, Capabilities, Facts, Interface, NodeObject};
 use crate::running;
 
 /// Bits of a set of capabilities (capabilities(7)).
@@ -21,8 +21,8 @@ const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
-/// Everything.
-pub(super) fn facts() -> Facts {
+/// Everything, but for what the cluster has.
+pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
     let capabilities = capabilities(&text("/proc/thread-self/status").unwrap_or_default());
     let processes = running::processes();
     let families = families();
@@ -52,6 +52,7 @@ pub(super) fn facts() -> Facts {
         closed_chains: capabilities.net_admin.then(firewall::closed_chains),
         legacy_tables: legacy_tables(),
         capabilities,
+        node,
     }
 }
 
@@ -218,7 +219,7 @@ mod tests {
 
     #[test]
     fn whatever_this_machine_is_like_facts_are_gathered() {
-        let facts = facts();
+        let facts = facts(None);
         assert!(!facts.kernel.is_empty());
         assert!(facts.interfaces.iter().any(|interface| interface.name == "all"));
         assert!(!facts.transparent.is_empty());
