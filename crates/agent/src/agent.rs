@@ -200,7 +200,7 @@ fn say_ready(observer: &Observer) {
 
 /// The name of this node: as given, or the host's, in the form that kube-proxy and kubelet use
 /// (`GetHostname`: trimmed and in lower case).
-fn node_name(given: Option<&str>) -> Result<String> {
+pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
     let host = uname();
     // As with kube-proxy, an empty one is as good as none.
     let name = match given.filter(|name| !name.is_empty()) {

@@ -9,13 +9,22 @@ mod gather;
 mod judge;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use sluice_kubeapi::apiserver::{self, ConfigError, LookError};
 use tracing::warn;
 
+use facts::NodeObject;
 pub use finding::{Finding, Level};
+
+use crate::agent;
+
+/// How long an apiserver may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of `sluice check`.
 #[derive(Debug, Args)]
@@ -23,6 +32,19 @@ pub struct CheckArgs {
     /// How to say it.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// The kubeconfig that the agent is to have: whether the cluster has this Node is looked up there [default: as
+    /// for the agent].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context to use instead of its current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// An apiserver's own address, as for the agent. May be given several times.
+    #[arg(long, value_name = "URL")]
+    pub master: Vec<String>,
+    /// Name of this node that the agent is to use [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
 }
 
 /// How findings are written.
@@ -37,9 +59,11 @@ pub enum Output {
 /// Looks at this node and says what it finds. Fails if anything of it is a problem.
 ///
 /// # Errors
-/// Standard output is closed.
-pub fn run(args: &CheckArgs) -> Result<ExitCode> {
-    let findings = findings();
+/// Standard output is closed, or this node has no name.
+pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
+    let name = agent::node_name(args.hostname_override.as_deref())?;
+    let node = look_for_node(args, &name).await;
+    let findings = tokio::task::spawn_blocking(move || findings(Some((name, node)))).await?;
     let text = match args.output {
         Output::Text => finding::text(&findings),
         Output::Json => finding::json(&findings),
@@ -51,7 +75,7 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
 /// Warns of problems in the log, from a thread of its own: whoever starts an agent may never have run `check`.
 pub(crate) fn warn_of_problems() {
     let warn = || {
-        for Finding { about, what, mend, .. } in findings().iter().filter(|f| f.level == Level::Problem) {
+        for Finding { about, what, mend, .. } in findings(None).iter().filter(|f| f.level == Level::Problem) {
             warn!("{about}: {what}. To mend it: {mend}");
         }
     };
@@ -60,7 +84,22 @@ pub(crate) fn warn_of_problems() {
     }
 }
 
+/// Asks the apiserver that an agent with these arguments would follow.
+async fn look_for_node(args: &CheckArgs, name: &str) -> NodeObject {
+    let mut config = apiserver::Config::new(name, apiserver::Environment::of_process());
+    config.kubeconfig.clone_from(&args.kubeconfig);
+    config.context.clone_from(&args.context);
+    config.masters = args.master.iter().filter(|master| !master.is_empty()).cloned().collect();
+    config.timing.answer = PATIENCE;
+    match apiserver::has_node(config).await {
+        Ok(true) => NodeObject::There,
+        Ok(false) => NodeObject::Missing,
+        Err(LookError::Config(ConfigError::Nothing)) => NodeObject::NobodyToAsk,
+        Err(error) => NodeObject::Unknown(error.to_string()),
+    }
+}
+
 /// What there is to say about this node. Runs programs, and blocks for a second or two.
-pub fn findings() -> Vec<Finding> {
-    judge::judge(&gather::facts())
+fn findings(node: Option<(String, NodeObject)>) -> Vec<Finding> {
+    judge::judge(&gather::facts(node))
 }

@@ -68,8 +68,11 @@ fn remove_own(force: bool, out: &mut impl Write) -> Result<()> {
             listed(&agents)
         );
     }
-    let tproxy::Cleaned { removed } = tproxy::cleanup().context("cannot remove everything")?;
+    let tproxy::Cleaned { removed, restored, kept } =
+        tproxy::cleanup().context("cannot remove everything")?;
     say(out, "removed", &removed)?;
+    say(out, "set back", &restored)?;
+    say(out, "kept", &kept)?;
     if removed.is_empty() {
         writeln!(out, "nothing of an agent's is here")?;
     }

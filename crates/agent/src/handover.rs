@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use sluice_capture::tproxy::Ports;
 
 use crate::proxy::Observer;
-use crate::sysctls;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(100);
@@ -81,20 +80,8 @@ pub(crate) async fn wait(observer: &Observer, ports: Ports, deadline: Instant) -
             left: deadline.saturating_duration_since(Instant::now()),
         };
         if let Some(end) = decide(sight) {
-            if end == End::Successor {
-                move_handshakes();
-            }
             return end;
         }
-    }
-}
-
-/// Has the kernel move connections that are being made from a socket that is closed to another one of the same
-/// address (Linux 5.14; `net.ipv4.tcp_migrate_req`). Otherwise it resets them. It stays so: they may take a while.
-fn move_handshakes() {
-    if let Err(error) = sysctls::set(sysctls::MIGRATE_REQ, 1) {
-        let name = sysctls::dotted(sysctls::MIGRATE_REQ);
-        tracing::warn!("connections that are just being made are reset: cannot set {name} to 1: {error}");
     }
 }
 

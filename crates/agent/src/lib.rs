@@ -25,5 +25,4 @@ mod http_server;
 mod kube_proxy_flags;
 mod running;
 mod signals;
-mod sysctls;
 mod values;

@@ -20,7 +20,7 @@ async fn main() -> ExitCode {
         }
         Command::Check(args) => {
             logging::start(cli.verbose, "warn");
-            check::run(args)
+            check::run(args).await
         }
         Command::Cleanup(args) => {
             logging::start(cli.verbose, "warn");

@@ -145,7 +145,31 @@ impl Metrics {
         gauge(encoder, "nftables_elements", "Elements in sets and maps", stats.elements as f64)?;
         counter(encoder, "nftables_transactions", "Transactions that took effect", stats.transactions)?;
         counter(encoder, "nftables_failures", "Attempts to look or to change that failed", stats.failures)?;
-        counter(encoder, "nftables_repairs", "Times that others' changes were undone", stats.repairs)
+        counter(encoder, "nftables_repairs", "Times that others' changes were undone", stats.repairs)?;
+        let bounds = [
+            (
+                "host_flows_full",
+                "Packets to endpoints in this node's network, dropped",
+                stats.host_flows_full,
+            ),
+            ("fast_clients", "The same, of a client that makes too many flows", stats.fast_clients),
+            (
+                "node_flows_full",
+                "Connections of this node that end with their Service",
+                stats.node_flows_full,
+            ),
+            ("answers_full", "Packets to endpoints on bridges that were not remembered", stats.answers_full),
+        ];
+        for (name, help, value) in bounds {
+            counter(encoder, &format!("nftables_{name}"), help, value)?;
+        }
+        let sets =
+            [("host_flows", stats.host_flows), ("node_flows", stats.node_flows), ("answers", stats.answers)];
+        for (name, elements) in sets {
+            let Some(elements) = elements else { continue };
+            gauge(encoder, &format!("nftables_{name}"), "Elements of this set", elements as f64)?;
+        }
+        Ok(())
     }
 
     fn encode_health_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -24,7 +24,6 @@ use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfi
 use tracing::{debug, info, warn};
 
 use crate::doors::{self, Doors};
-use crate::sysctls;
 
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
@@ -207,7 +206,6 @@ impl Proxy {
             CaptureConfig::Tproxy(config) => {
                 let doors = Doors::new(config.ports);
                 let tproxy = Tproxy::start(config).context("cannot capture")?;
-                sysctls::reuse_ports();
                 let counters = tproxy.counters();
                 (Box::new(tproxy), Some(doors), Some(counters))
             }

@@ -8,7 +8,9 @@
 //! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `bridge_netfilter`: a setting.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
+//! * `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
+//! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
@@ -19,6 +21,7 @@ mod bridge_netfilter;
 mod changes;
 mod cleanup;
 mod counters;
+mod crowding;
 mod elements;
 mod error;
 mod generation;
@@ -30,6 +33,7 @@ mod retry;
 mod routing;
 mod ruleset;
 mod script;
+mod settings;
 mod table;
 mod wanted;
 
@@ -44,11 +48,13 @@ use bridge_netfilter::BridgeNetfilter;
 pub use cleanup::{Cleaned, cleanup};
 use counters::Part;
 pub use counters::{Counters, Stats};
+use crowding::Crowding;
 pub use error::Error;
 use retry::Retry;
 use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
 use ruleset::TABLE;
+use settings::Settings;
 use table::{Outcome, Table};
 use wanted::Wanted;
 
@@ -115,11 +121,14 @@ pub struct Tproxy {
     /// Whether it is known what there is to be.
     has_begun: bool,
     bridge_netfilter: Option<BridgeNetfilter>,
+    settings: Settings,
+    crowding: Crowding,
     counters: Arc<Counters>,
 }
 
 impl Tproxy {
-    /// Gets ready: captured packets are delivered from now on, but none are captured. What an earlier run
+    /// Gets ready: captured packets are delivered from now on, but none are captured, and settings
+    /// of the kernel are as they are to be. What an earlier run
     /// left stays as it is until the first [`Capture::change`].
     ///
     /// # Errors
@@ -130,8 +139,11 @@ impl Tproxy {
         debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
         let counters = Arc::<Counters>::default();
         let table = Table::open(&config, Arc::clone(&counters))?;
+        let crowding = Crowding::open(Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
         routing.ensure()?;
+        let mut settings = Settings::open()?;
+        settings.set_all();
         let mut wanted = Wanted::default();
         wanted.set_untracked(&config.cluster_cidrs);
         if let LocalPods::Cidrs(cidrs) = &config.local_pods {
@@ -148,6 +160,8 @@ impl Tproxy {
             routing_retry,
             has_begun: false,
             bridge_netfilter,
+            settings,
+            crowding,
             counters,
         })
     }
@@ -180,6 +194,7 @@ impl Tproxy {
                     Outcome::Repaired(damage) => {
                         self.counters.repair();
                         warn!("the nftables table inet {TABLE} is repaired: {damage}");
+                        self.settings.keep_records();
                     }
                 }
                 self.counters.success(Part::Table);
@@ -200,7 +215,7 @@ impl Tproxy {
         if self.has_begun
             && let Some(bridge_netfilter) = &mut self.bridge_netfilter
         {
-            bridge_netfilter.keep_off(now);
+            bridge_netfilter.keep_off(&mut self.settings, now);
         }
     }
 
@@ -247,6 +262,7 @@ impl Capture for Tproxy {
     fn keep(&mut self, now: Instant) {
         self.keep_routing(now);
         self.keep_bridges(now);
+        self.crowding.look(now);
         if self.table_retry.is_pending() {
             self.apply(now);
         } else if self.has_begun {

@@ -12,6 +12,8 @@
 //!   names are kept, to know after another list what is gone.
 //! * Nothing is handed over before Services and EndpointSlices are listed in full.
 //!
+//! [`has_node`] only looks, once.
+//!
 //! The requests are few and plain (list, watch), so they are made with reqwest directly: a kube client and
 //! watcher on top of it would have to be wrapped for each of 410 at the start of a watch, `Retry-After`,
 //! silence, several apiservers, one bad object in a list, and credentials that change.
@@ -30,6 +32,7 @@ mod follow;
 mod health;
 mod kubeconfig;
 mod lines;
+mod look;
 mod names;
 mod reason;
 mod resource;
@@ -45,6 +48,7 @@ use tokio::task::JoinSet;
 
 pub use config::{Config, ConfigError, Environment, Timing};
 pub use health::{Health, ResourceHealth};
+pub use look::{LookError, has_node};
 pub use reason::Reason;
 pub use resource::Resource;
 

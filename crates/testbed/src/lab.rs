@@ -214,6 +214,9 @@ impl Builder {
         for forwarding in [&router, &node, &other] {
             forwarding.ns.set_all(&wiring::FORWARDING)?;
         }
+        for loaded in [&other, &outside] {
+            loaded.ns.set_all(&wiring::LOAD)?;
+        }
 
         let local = PodNetwork { number: 1, wiring: self.wiring };
         let remote = PodNetwork { number: 2, wiring: Wiring::Routed };

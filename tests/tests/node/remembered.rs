@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
+use sluice_capture::tproxy::Stats;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Wiring, ask_on};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Wiring, ask_on};
 
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, World, service, slices};
@@ -165,9 +166,11 @@ fn flows_are_remembered_as_long_as_conntrack_would() {
     }
 }
 
+/// How many elements a set may have.
+const SIZE: usize = 262_144;
+
 /// Fills a set of IPv4 to its bound.
 fn fill(world: &World, set: &str) {
-    const SIZE: usize = 262_144;
     let mut script = format!("add element {set}4 {{ ");
     for number in lives(world, set).len()..SIZE {
         let (port, host) = (number % 50_000 + 1, number / 50_000);
@@ -196,6 +199,7 @@ fn a_full_set_cuts_nobody_off() {
             let mut greeting = [0; 4];
             waiting.read_exact(&mut greeting).unwrap();
             assert_eq!(greeting, host.name.as_bytes());
+            until_counted(&world, "packets that were dropped", |stats| stats.host_flows_full > 0);
             continue;
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -205,5 +209,60 @@ fn a_full_set_cuts_nobody_off() {
             let direct = client.ask(protocol, (host.ip(Family::V4), BACKEND).into(), PATIENCE);
             assert_eq!(direct.by(), Some(host.name.as_str()), "{set} {protocol}: {direct:?}");
         }
+        until_counted(&world, "what was not remembered", |stats| {
+            let (crowded, elements) = match set {
+                NODE => (stats.node_flows_full, stats.node_flows),
+                _ => (stats.answers_full, stats.answers),
+            };
+            // Older kernels do not say.
+            crowded > 0 && elements.is_none_or(|elements| elements >= SIZE as u64)
+        });
+    }
+}
+
+/// Waits until the capture has seen something.
+fn until_counted(world: &World, what: &str, is_so: impl Fn(Stats) -> bool) {
+    let observer = world.proxy().observer();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let stats = observer.capture_stats().unwrap();
+        if is_so(stats) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "wanted {what}, there is {stats:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_client_that_makes_too_many_new_connections_is_held_up_and_no_other_one() {
+    let world = world(|lab| lab.node());
+    let host = world.lab.node();
+    let _server = host.serve(BACKEND).unwrap();
+    let (fast, other) = (world.lab.pod(0), world.lab.pod(1));
+    for (family, digit) in [(Family::V4, 4), (Family::V6, 6)] {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let open = fast.udp_socket(to).unwrap();
+        assert_eq!(ask_on(&open, PATIENCE).by(), Some("node"));
+        // As if it had made many.
+        let element = format!("element inet sluice clients_of_host_flows{digit} {{ {} ", fast.ip(family));
+        let spent = "limit rate over 1/hour burst 1 packets timeout 1h }";
+        host.ns.nft(&format!("delete {element}}}")).unwrap();
+        host.ns.nft(&format!("add {element}{spent}")).unwrap();
+        let before = world.proxy().observer().capture_stats().unwrap().fast_clients;
+
+        assert_eq!(fast.ask(Protocol::Udp, to, PATIENCE).by(), Some("node"), "the last one for an hour");
+        assert_eq!(fast.ask(Protocol::Udp, to, SILENCE), Outcome::Silent);
+        assert_eq!(ask_on(&open, PATIENCE).by(), Some("node"), "what is open goes on");
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            assert_eq!(other.ask(protocol, to, PATIENCE).by(), Some("node"), "{protocol}");
+        }
+        until_counted(&world, "packets that were dropped", |stats| stats.fast_clients > before);
+
+        let mut waiting = fast.tcp_stream(to, PATIENCE).unwrap();
+        host.ns.nft(&format!("delete {element}}}")).unwrap();
+        let mut greeting = [0; 4];
+        waiting.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"node", "it waits no longer than for its turn");
     }
 }

@@ -50,6 +50,19 @@ pub(super) struct Facts {
     pub closed_chains: Option<Result<Vec<ClosedChain>, String>>,
     /// Programs of iptables-legacy and the tables that they have.
     pub legacy_tables: Vec<(&'static str, String)>,
+    /// The name of this node and what the cluster has under it; none where an agent asks, which finds out by itself.
+    pub node: Option<(String, NodeObject)>,
+}
+
+/// The Node object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NodeObject {
+    There,
+    Missing,
+    /// No apiserver is named.
+    NobodyToAsk,
+    /// Why it cannot be said.
+    Unknown(String),
 }
 
 /// What this process may do.

@@ -13,16 +13,16 @@ use sluice_capture::kube_proxy;
 use sluice_model::Family;
 use socket2::{Domain, Socket, Type};
 
-use super::facts::{Bridge, Capabilities, Facts, Interface};
-use crate::{running, sysctls};
+use super::facts::{Bridge, Capabilities, Facts, Interface, NodeObject};
+use crate::running;
 
 /// Bits of a set of capabilities (capabilities(7)).
 const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
-/// Everything.
-pub(super) fn facts() -> Facts {
+/// Everything, but for what the cluster has.
+pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
     let capabilities = capabilities(&text("/proc/thread-self/status").unwrap_or_default());
     let processes = running::processes();
     let families = families();
@@ -46,12 +46,13 @@ pub(super) fn facts() -> Facts {
         reserved_ports: reserved_ports(
             &text("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default(),
         ),
-        tw_reuse: sysctls::get(sysctls::TW_REUSE),
+        tw_reuse: setting("net/ipv4/tcp_tw_reuse"),
         bridges: bridges(),
         bridge_rules: bridge_rules(),
         closed_chains: capabilities.net_admin.then(firewall::closed_chains),
         legacy_tables: legacy_tables(),
         capabilities,
+        node,
     }
 }
 
@@ -218,7 +219,7 @@ mod tests {
 
     #[test]
     fn whatever_this_machine_is_like_facts_are_gathered() {
-        let facts = facts();
+        let facts = facts(None);
         assert!(!facts.kernel.is_empty());
         assert!(facts.interfaces.iter().any(|interface| interface.name == "all"));
         assert!(!facts.transparent.is_empty());

@@ -3,6 +3,7 @@
 mod kernel;
 mod limits;
 mod network;
+mod node;
 mod rivals;
 
 use super::facts::Facts;
@@ -10,7 +11,7 @@ use super::finding::Finding;
 
 /// Everything there is to say, in the order that a person would mend it.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
-    [kernel::judge, rivals::judge, network::judge, limits::judge]
+    [kernel::judge, rivals::judge, network::judge, limits::judge, node::judge]
         .iter()
         .flat_map(|judge| judge(facts))
         .collect()

@@ -4,6 +4,7 @@ use rustix::process::Signal;
 use sluice_testbed::lab::PATIENCE;
 
 use crate::scene::{Scene, sluice, well};
+use crate::settings;
 
 /// Rules of others: Docker's as its iptables has them, a firewall's, a CNI's, and a policy rule and table.
 const OTHERS: &str = r#"
@@ -51,6 +52,7 @@ fn kernel(scene: &Scene) -> Vec<String> {
     let ip = ["rule", "-6 rule", "route show table all", "-6 route show table all"];
     let mut listings = vec![scene.nft("ruleset")];
     listings.extend(ip.map(|what| well(ns.ip(what))));
+    listings.push(format!("{:?}", settings::values(&scene.lab)));
     listings
 }
 
@@ -79,7 +81,9 @@ fn cleanup_leaves_everything_as_it_was_before_the_first_agent() {
     };
     let removed = clean_up();
     assert_eq!(kernel(&scene), before);
-    for part in ["table inet sluice", "IPv4 policy rule", "IPv6 policy rule", "IPv4 route", "IPv6 route"] {
+    for part in
+        ["table inet sluice", "IPv4 policy rule", "IPv6 policy rule", "IPv4 route", "IPv6 route", "set back"]
+    {
         well(removed.wait_for(part, PATIENCE));
     }
     well(clean_up().wait_for("nothing of an agent's is here", PATIENCE));

@@ -33,3 +33,14 @@ fn without_nft() {
         &["program nft is not here", "install it"],
     );
 }
+
+#[test]
+fn what_check_calls_a_problem_is_a_warning_of_the_agents() {
+    let scene = Scene::new();
+    well(scene.lab.node().ns.set("net/ipv4/conf/eth0/src_valid_mark", "1"));
+    let agent = well(scene.lab.node().spawn(&scene.command()));
+    let line = well(agent.wait_for("reverse path: ", PATIENCE));
+    for part in ["WARN", "on eth0", "To mend it: set net.ipv4.conf.INTERFACE.src_valid_mark=0"] {
+        assert!(line.contains(part), "{line}");
+    }
+}

@@ -119,3 +119,26 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(get("/").starts_with("HTTP/1.1 404"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_whether_the_cluster_has_this_node() {
+    let cluster = Cluster::start(Apiserver::builder().token("secret")).await;
+    cluster.kubectl("create -f -", "apiVersion: v1\nkind: Node\nmetadata:\n  name: here\n");
+    let check = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.arg("check").args(arguments).env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let line = said.lines().find(|line| line.split_whitespace().nth(1) == Some("node"));
+        line.unwrap_or_else(|| panic!("{said}")).to_owned()
+    };
+    let kubeconfig = cluster.kubeconfig();
+    let there = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "Here"]);
+    assert!(there.starts_with("ok") && there.contains("has the Node \"here\""), "{there}");
+    let missing = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "elsewhere"]);
+    assert!(missing.starts_with("warning") && missing.contains("no Node \"elsewhere\""), "{missing}");
+    assert!(missing.contains("To mend it: see kubectl get nodes"), "{missing}");
+    let unasked = check(&[]);
+    assert!(unasked.starts_with("ok") && unasked.contains("was not looked for"), "{unasked}");
+    let nobody = check(&["--master", "https://127.0.0.1:1"]);
+    assert!(nobody.starts_with("problem") && nobody.contains("cannot be reached"), "{nobody}");
+}

@@ -1,7 +1,7 @@
 //! `sluice agent` on manifests, as a person runs it: the program, files on disk, signals, and what it says.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
@@ -194,4 +194,98 @@ fn a_second_signal_ends_at_once() {
     agent.wait_for("stopping");
     agent.signal(Signal::INT);
     assert_eq!(agent.wait().code(), Some(1));
+}
+
+#[test]
+fn sighup_is_answered_and_nothing_else_happens() {
+    let (directory, frontend) = one_service(7);
+    let mut agent = start(&directory);
+    let mut open = TcpStream::connect(frontend).unwrap();
+    agent.signal(Signal::HUP);
+    agent.wait_for("SIGHUP means nothing here");
+    assert_eq!(ask(frontend).unwrap(), 7);
+    let mut byte = [0];
+    open.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, [7]);
+    // Nor while it waits for the last connections.
+    agent.signal(Signal::TERM);
+    agent.wait_for("stopping");
+    agent.signal(Signal::HUP);
+    until("new connections are refused", || TcpStream::connect(frontend).is_err());
+    drop(open);
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn metrics_are_served_once_the_agent_that_has_their_address_ends() {
+    let (directory, _) = one_service(7);
+    let metrics = free_port(address());
+    let arguments = [
+        "--manifests",
+        directory.path().to_str().unwrap(),
+        "--metrics-bind-address",
+        &metrics.to_string(),
+        "--grace-period",
+        "0",
+    ];
+    let mut first = Agent::start(&arguments);
+    first.wait_for("serving metrics");
+    let mut second = Agent::start(&arguments);
+    let line = second.wait_for(&format!("no metrics on {metrics}"));
+    assert!(line.contains("WARN") && line.contains("--metrics-bind-address"), "{line}");
+    first.signal(Signal::TERM);
+    assert!(first.wait().success());
+    second.wait_for("serving metrics");
+    assert!(get(metrics, "/healthz").starts_with("HTTP/1.1 200"));
+}
+
+/// What an address answers to a GET.
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Listeners may take half of the descriptors that traffic has; that leaves something for everything else.
+#[test]
+fn with_more_frontends_than_descriptors_those_that_have_some_are_served_and_so_is_everything_else() {
+    const FRONTENDS: u16 = 200;
+    let directory = TempDir::new().unwrap();
+    let (ip, endpoint) = (address(), backend(7));
+    let frontend = |number: u16| SocketAddr::from((ip, 20_000 + number));
+    let path = |number: u16| directory.path().join(format!("s{number}.yaml"));
+    let put = |number: u16| {
+        let name = format!("s{number}");
+        fs::write(path(number), service(&name, frontend(number)) + &slice(&name, &[endpoint])).unwrap();
+    };
+    (0..FRONTENDS).for_each(put);
+    let mut agent = Agent::run(Command::new("bash").args([
+        "-c",
+        "ulimit -n 400 && exec \"$0\" agent --metrics-bind-address 127.0.0.1:0 --manifests \"$1\" --workers 1",
+        env!("CARGO_BIN_EXE_sluice"),
+        directory.path().to_str().unwrap(),
+    ]));
+    agent.wait_for("ready frontends");
+    let line = agent.wait_for("ulimit -n");
+    assert!(line.contains("WARN") && line.contains("raise the limit"), "{line}");
+    let line = agent.wait_for("serving metrics");
+    let metrics: SocketAddr = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
+    let served: Vec<u16> = (0..FRONTENDS).filter(|number| ask(frontend(*number)).is_ok()).collect();
+    assert_eq!(served.len(), 100, "{served:?}");
+    let failed = format!("sluice_frontends_failed {}.0\n", usize::from(FRONTENDS) - served.len());
+    assert!(get(metrics, "/metrics").contains(&failed), "{}", get(metrics, "/metrics"));
+
+    // More than there are descriptors for.
+    let busy = frontend(served[1]);
+    let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(busy).unwrap()).collect();
+    assert!(get(metrics, "/healthz").starts_with("HTTP/1.1 200"));
+    fs::remove_file(path(served[0])).unwrap();
+    until("a deletion is served", || TcpStream::connect(frontend(served[0])).is_err());
+    let another = |number| !served.contains(&number) && ask(frontend(number)).is_ok();
+    drop(flood);
+    until("another one has its place", || (0..FRONTENDS).any(another));
+    assert_eq!(ask(busy).unwrap(), 7);
 }

@@ -68,6 +68,6 @@ impl Bridge {
     }
 
     fn listed(&self) -> Result<Option<String>, Error> {
-        table::structure(self.ruleset.family())
+        table::structure(self.ruleset.family(), TABLE)
     }
 }

@@ -2,16 +2,20 @@
 
 use super::generation::Generations;
 use super::ruleset::{BRIDGE, INET, TABLE};
-use super::{Error, nft, routing, table};
+use super::{Error, nft, routing, settings, table};
 
-/// What was removed.
+/// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cleaned {
     /// Each thing in words: `the nftables table inet sluice`.
     pub removed: Vec<String>,
+    /// Settings of the kernel that are as they were before the first agent: `net.ipv4.tcp_tw_reuse=2`.
+    pub restored: Vec<String>,
+    /// Settings that are left as they are, and why.
+    pub kept: Vec<String>,
 }
 
-/// Removes the tables, the policy rules and the routes. Where there are none, nothing is done. An agent that
+/// Removes the tables, the policy rules and the routes, and sets back the settings that agents have changed. Where there are none, nothing is done. An agent that
 /// still runs makes all of it again.
 ///
 /// # Errors
@@ -21,11 +25,15 @@ pub fn cleanup() -> Result<Cleaned, Error> {
     Generations::open()?.current()?;
     let mut removed = Vec::new();
     for family in [INET, BRIDGE] {
-        if table::structure(family)?.is_some() {
+        if table::structure(family, TABLE)?.is_some() {
             nft::execute(&format!("delete table {family} {TABLE}\n"))?;
             removed.push(format!("the nftables table {family} {TABLE}"));
         }
     }
     removed.extend(routing::remove()?.into_iter().map(|item| format!("the {item} for captured packets")));
-    Ok(Cleaned { removed })
+    let settings::Restored { any, restored, kept } = settings::restore()?;
+    if any {
+        removed.push(format!("the nftables table {INET} {}", settings::TABLE));
+    }
+    Ok(Cleaned { removed, restored, kept })
 }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::crowding::{Bound, Remembered};
+
 /// Counters of a running capture; may be read on any thread.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -11,8 +13,13 @@ pub struct Counters {
     failures: AtomicU64,
     repairs: AtomicU64,
     elements: AtomicU64,
+    crowded: [AtomicU64; Bound::ALL.len()],
+    remembered: [AtomicU64; Remembered::ALL.len()],
     failing: Mutex<Failing>,
 }
+
+/// What `remembered` says where it is not known.
+const UNKNOWN: u64 = u64::MAX;
 
 /// Since when every attempt has failed.
 #[derive(Debug, Default)]
@@ -41,17 +48,41 @@ pub struct Stats {
     pub repairs: u64,
     /// Elements in the sets and maps of the table.
     pub elements: u64,
+    /// Packets to endpoints in this node's network that were dropped, as host_flows was full.
+    pub host_flows_full: u64,
+    /// Packets of the like that were dropped, as a client made too many new connections and flows.
+    pub fast_clients: u64,
+    /// New connections of this node's processes that node_flows had no room for.
+    pub node_flows_full: u64,
+    /// Packets to endpoints on bridges that answers had no room for.
+    pub answers_full: u64,
+    /// Elements that packets have put into host_flows; none where the kernel does not say.
+    pub host_flows: Option<u64>,
+    /// Those of node_flows.
+    pub node_flows: Option<u64>,
+    /// Those of answers.
+    pub answers: Option<u64>,
 }
 
 impl Counters {
     /// What they say now.
     pub fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let crowded = |bound: Bound| self.crowded.get(bound as usize).map_or(0, read);
+        let remembered =
+            |set: Remembered| self.remembered.get(set as usize).map(read).filter(|number| *number != UNKNOWN);
         Stats {
             transactions: read(&self.transactions),
             failures: read(&self.failures),
             repairs: read(&self.repairs),
             elements: read(&self.elements),
+            host_flows_full: crowded(Bound::HostFlows),
+            fast_clients: crowded(Bound::FastClient),
+            node_flows_full: crowded(Bound::NodeFlows),
+            answers_full: crowded(Bound::Answers),
+            host_flows: remembered(Remembered::HostFlows),
+            node_flows: remembered(Remembered::NodeFlows),
+            answers: remembered(Remembered::Answers),
         }
     }
 
@@ -69,6 +100,15 @@ impl Counters {
 
     pub(super) fn elements(&self, elements: usize) {
         self.elements.store(elements as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn crowded(&self, bound: Bound, packets: u64) {
+        let _ = self.crowded.get(bound as usize).map(|counter| counter.fetch_add(packets, Ordering::Relaxed));
+    }
+
+    pub(super) fn remembered(&self, set: Remembered, elements: Option<u64>) {
+        let number = elements.unwrap_or(UNKNOWN);
+        let _ = self.remembered.get(set as usize).map(|gauge| gauge.store(number, Ordering::Relaxed));
     }
 
     pub(super) fn failure(&self, part: Part) {

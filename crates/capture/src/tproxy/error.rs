@@ -33,6 +33,18 @@ pub enum Error {
         /// What the kernel says.
         error: Errno,
     },
+    /// A setting of the kernel cannot be set back.
+    #[error(
+        "cannot set {name} back to {value}: {error}; do it on the node (sysctl -w {name}={value}), and run this again"
+    )]
+    Setting {
+        /// Which.
+        name: String,
+        /// What it was before an agent changed it.
+        value: u64,
+        /// What the system says.
+        error: io::Error,
+    },
     /// A pattern for interfaces that cannot be written in a rule.
     #[error("{0:?} cannot be part of an interface's name")]
     Interface(String),

@@ -1,10 +1,9 @@
 //! The number that the kernel counts up with each change of nftables, by whomever and whatever table.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NlaBuffer, NlasIterator};
 use rustix::io::Errno;
 
 use super::Error;
-use super::netlink::Netlink;
+use super::netlink::{Netlink, attribute, nftables_request};
 
 /// NFNL_SUBSYS_NFTABLES and, in it, NFT_MSG_GETGEN.
 const GET_GENERATION: u16 = 10 << 8 | 16;
@@ -14,9 +13,6 @@ const ID: u16 = 1;
 
 /// `struct nfgenmsg`: family, version, and a resource id; attributes follow.
 pub(super) const NFGENMSG: usize = 4;
-
-/// `struct nlmsghdr` and `struct nfgenmsg`.
-const REQUEST_LENGTH: u32 = 16 + 4;
 
 /// Asks for it.
 #[derive(Debug)]
@@ -34,9 +30,7 @@ impl Generation {
 
     /// From the message that tells: NFT_MSG_NEWGEN.
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
-        let is_id = |attribute: &NlaBuffer<&[u8]>| attribute.kind() == ID;
-        let mut attributes = NlasIterator::new(payload.get(NFGENMSG..)?).map_while(Result::ok);
-        attributes.find(is_id)?.value().first_chunk().map(|id| Self(u32::from_be_bytes(*id)))
+        attribute(payload, NFGENMSG, ID)?.first_chunk().map(|id| Self(u32::from_be_bytes(*id)))
     }
 
     /// Whether it came before another one; numbers start anew some time.
@@ -61,18 +55,11 @@ impl Generations {
     /// The kernel does not say, mostly for lack of CAP_NET_ADMIN.
     pub(super) fn current(&mut self) -> Result<Generation, Error> {
         let mut generation = None;
-        let asked = self.0.exchange(request(), |answer| generation = Generation::parse(answer.payload()));
+        let asked = self.0.exchange(nftables_request(GET_GENERATION, 0, &[]), |answer| {
+            generation = Generation::parse(answer.payload())
+        });
         asked.and_then(|()| generation.ok_or(Errno::BADMSG)).map_err(Error::Generation)
     }
-}
-
-fn request() -> Vec<u8> {
-    let mut request = REQUEST_LENGTH.to_ne_bytes().to_vec();
-    request.extend_from_slice(&GET_GENERATION.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    // Sequence number and port; any family, version 0.
-    request.extend_from_slice(&[0; 4 + 4 + NFGENMSG]);
-    request
 }
 
 #[cfg(test)]
@@ -81,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_request_is_what_the_kernel_reads() {
-        let request = request();
+        let request = nftables_request(GET_GENERATION, 0, &[]);
         assert_eq!(request.len(), 20);
         let buffer = netlink_packet_core::NetlinkBuffer::new_checked(&request).unwrap();
         assert_eq!((buffer.length(), buffer.message_type(), buffer.flags()), (20, 0x0a10, 5));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NetlinkPayload, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
@@ -166,6 +166,35 @@ impl Netlink {
     }
 }
 
+/// `struct nlmsghdr`: where `struct nfgenmsg` begins.
+const HEADER: usize = 16;
+
+/// A request about nftables, with NLM_F_ACK: which, the family (NFPROTO_*), and attributes by their numbers.
+pub(super) fn nftables_request(kind: u16, family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut request = vec![0; HEADER];
+    // `struct nfgenmsg`: family, version 0, no resource.
+    request.extend_from_slice(&[family, 0, 0, 0]);
+    for (kind, value) in attributes {
+        let length = u16::try_from(ALIGNMENT + value.len()).unwrap_or(u16::MAX);
+        request.extend_from_slice(&length.to_ne_bytes());
+        request.extend_from_slice(&kind.to_ne_bytes());
+        request.extend_from_slice(value);
+        request.resize(request.len().next_multiple_of(ALIGNMENT), 0);
+    }
+    let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+    let mut header = NetlinkBuffer::new(&mut request);
+    header.set_length(length);
+    header.set_message_type(kind);
+    header.set_flags(NLM_F_REQUEST | NLM_F_ACK);
+    request
+}
+
+/// The value of an attribute among those that begin at an offset.
+pub(super) fn attribute(bytes: &[u8], offset: usize, kind: u16) -> Option<Vec<u8>> {
+    let mut attributes = NlasIterator::new(bytes.get(offset..)?).map_while(Result::ok);
+    attributes.find(|attribute| attribute.kind() == kind).map(|attribute| attribute.value().to_vec())
+}
+
 /// The messages of what was received at once.
 fn messages(received: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     let mut left = received;
@@ -205,6 +234,19 @@ mod tests {
         assert!(lengths(&message(0, 16)).is_empty(), "no message is so short");
         assert!(lengths(&message(u32::MAX, 16)).is_empty());
         assert!(lengths(&[]).is_empty());
+    }
+
+    #[test]
+    fn attributes_are_found_again_among_others() {
+        let request = nftables_request(0x0a13, 1, &[(1, b"sluice\0"), (2, b"crowded\0"), (3, &[0, 0, 0, 1])]);
+        let buffer = NetlinkBuffer::new_checked(&request).unwrap();
+        assert_eq!((buffer.message_type(), buffer.flags()), (0x0a13, 5));
+        assert_eq!(usize::try_from(buffer.length()).unwrap(), request.len());
+        let find = |kind| attribute(buffer.payload(), 4, kind);
+        assert_eq!(find(1).unwrap(), b"sluice\0");
+        assert_eq!(find(2).unwrap(), b"crowded\0");
+        assert_eq!((find(3), find(4)), (Some(vec![0, 0, 0, 1]), None));
+        assert_eq!(attribute(&[1], 4, 1), None, "too short");
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl Table {
             return Ok(Outcome::Nothing);
         }
         if known.structure_at != Some(current) {
-            if structure(INET)?.as_ref() != Some(&known.structure) {
+            if structure(INET, TABLE)?.as_ref() != Some(&known.structure) {
                 return self.reconcile(wanted, now);
             }
             known.structure_at = Some(current);
@@ -291,7 +291,7 @@ impl Table {
     fn look(&mut self, wanted: &Wanted) -> Result<Sight, Error> {
         self.changes.listen();
         let at = self.generations.current()?;
-        let Some(structure) = structure(INET)? else { return Ok(Sight::Different(Why::Missing)) };
+        let Some(structure) = structure(INET, TABLE)? else { return Ok(Sight::Different(Why::Missing)) };
         if !structure.contains(self.ruleset.comment()) {
             let is_an_agents = structure.contains(SIGNATURE);
             return Ok(Sight::Different(if is_an_agents { Why::Other } else { Why::Damaged }));
@@ -345,7 +345,7 @@ impl Table {
     /// Writes the whole table, in one transaction: what was there serves until what is new does.
     fn write(&mut self, wanted: &mut Wanted, why: Why) -> Result<Outcome, Error> {
         self.known = None;
-        let listed = structure(INET)?;
+        let listed = structure(INET, TABLE)?;
         let before = self.generations.current()?;
         let succession = listed.and_then(|listed| self.ruleset.succession(&listed));
         let written = succession.map(|rules| self.execute(&script::whole(rules, wanted.elements()), wanted));
@@ -357,7 +357,7 @@ impl Table {
             Some(outcome) => outcome?,
             None => self.execute(&script::whole(self.ruleset.definition(), wanted.elements()), wanted)?,
         };
-        let structure = structure(INET)?;
+        let structure = structure(INET, TABLE)?;
         let after = self.generations.current()?;
         // Otherwise somebody has changed something meanwhile, and all of it is looked at again.
         if let Some(structure) = structure
@@ -381,41 +381,41 @@ impl Table {
     }
 }
 
-/// Our table of a family as nft lists it, without elements and counters; `None` where there is none.
+/// A table as nft lists it, without elements and counters; `None` where there is none.
 ///
 /// nft 1.0 fetches all elements to list one table without them, but not to list all tables: that takes a
-/// tenth of the time. Should it stumble over somebody else's table, ours is listed alone.
+/// tenth of the time. Should it stumble over somebody else's table, this one is listed alone.
 ///
 /// # Errors
 /// nft fails.
-pub(super) fn structure(family: &str) -> Result<Option<String>, Error> {
+pub(super) fn structure(family: &str, table: &str) -> Result<Option<String>, Error> {
     let list = |what: &[&str]| {
         let listed = nft::run(&[&["--stateless", "--terse", "list"], what].concat(), "")?;
-        Ok(find_table(family, &String::from_utf8_lossy(&listed)))
+        Ok(find_table(family, table, &String::from_utf8_lossy(&listed)))
     };
     list(&["ruleset", family]).or_else(|error: Error| {
         debug!("cannot list all tables: {error}");
         let names = nft::run(&["list", "tables", family], "")?;
-        let name = format!("table {family} {TABLE}");
+        let name = format!("table {family} {table}");
         if String::from_utf8_lossy(&names).lines().any(|line| line == name) {
-            list(&["table", family, TABLE])
+            list(&["table", family, table])
         } else {
             Ok(None)
         }
     })
 }
 
-/// The part of a listing that is our table.
-fn find_table(family: &str, listing: &str) -> Option<String> {
-    let first = format!("table {family} {TABLE} {{");
+/// The part of a listing that is a table.
+fn find_table(family: &str, table: &str, listing: &str) -> Option<String> {
+    let first = format!("table {family} {table} {{");
     let mut lines = listing.lines().skip_while(|line| *line != first).peekable();
     lines.peek()?;
-    let mut table = String::new();
+    let mut found = String::new();
     for line in lines.take_while(|line| *line != "}") {
-        table.push_str(line);
-        table.push('\n');
+        found.push_str(line);
+        found.push('\n');
     }
-    Some(table)
+    Some(found)
 }
 
 #[cfg(test)]
@@ -426,8 +426,8 @@ mod tests {
     fn our_table_among_others() {
         let listing = "table inet filter {\n\tchain a {\n\t}\n}\ntable inet sluice {\n\tmap b {\n\t}\n}\n\
                        table inet sluice2 {\n\tset c {\n\t}\n}\n";
-        assert_eq!(find_table(INET, listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
-        assert_eq!(find_table(INET, "table inet sluice2 {\n}\n"), None);
-        assert_eq!(find_table(INET, ""), None);
+        assert_eq!(find_table(INET, TABLE, listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
+        assert_eq!(find_table(INET, TABLE, "table inet sluice2 {\n}\n"), None);
+        assert_eq!(find_table(INET, TABLE, ""), None);
     }
 }

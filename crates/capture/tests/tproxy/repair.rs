@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use sluice_capture::tproxy::{Error, Tproxy};
+use sluice_capture::tproxy::{Error, Stats, Tproxy};
 use sluice_capture::{Capture, program};
 use sluice_model::FrontendKind;
 use sluice_table::Verdict;
@@ -12,6 +12,11 @@ use crate::services::{config, guarded, offer, serving, state, withdraw};
 
 /// Longer than any pause of a retry or between two looks.
 const LATER: Duration = Duration::from_secs(60);
+
+/// What it has done, whatever packets do meanwhile.
+fn acts(stats: Stats) -> [u64; 4] {
+    [stats.transactions, stats.failures, stats.repairs, stats.elements]
+}
 
 #[test]
 fn damage_of_every_kind_is_repaired_at_the_next_look() {
@@ -46,7 +51,7 @@ fn damage_of_every_kind_is_repaired_at_the_next_look() {
             assert_eq!((stats.repairs, stats.failures), (before as u64 + 1, 0), "{damage}");
             // And that was it.
             tproxy.keep(now + LATER / 2);
-            assert_eq!(tproxy.stats(), stats, "{damage}");
+            assert_eq!(acts(tproxy.stats()), acts(stats), "{damage}");
         }
     });
 }
@@ -84,7 +89,7 @@ fn others_may_change_their_tables_as_often_as_they_like() {
             let broken = BrokenNft::new(directory.path());
             now += Duration::from_millis(250);
             tproxy.keep(now);
-            assert_eq!(tproxy.stats(), stats, "without a look at our table");
+            assert_eq!(acts(tproxy.stats()), acts(stats), "without a look at our table");
             drop(broken);
         }
         assert_eq!(monitor.transactions().len(), 20, "all of them others'");
@@ -138,7 +143,7 @@ fn more_changes_than_the_kernel_can_tell_of() {
         run(&format!("nft -f {}", others.display()));
         let now = Instant::now();
         tproxy.keep(now);
-        assert_eq!(tproxy.stats(), stats);
+        assert_eq!(acts(tproxy.stats()), acts(stats));
 
         // The second one is not told any more.
         run("nft flush set ip other large");
@@ -201,7 +206,7 @@ fn a_failing_nft_is_tried_again_and_nothing_is_lost() {
         );
         assert!(!listed.contains("10.96.0.0 . tcp . 80 "), "{listed}");
         tproxy.keep(now + 2 * LATER);
-        assert_eq!(tproxy.stats(), stats, "and all is well");
+        assert_eq!(acts(tproxy.stats()), acts(stats), "and all is well");
         assert_eq!(stats.repairs, 0, "nobody else has done anything");
     });
 }

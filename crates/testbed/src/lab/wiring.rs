@@ -196,10 +196,12 @@ pub(crate) fn settings(rp_filter: RpFilter) -> Vec<(&'static str, &'static str)>
         // limited, per client and in total: none (of IPv6, one that does not exist).
         ("net/ipv4/icmp_ratemask", "0"),
         ("net/ipv6/icmp/ratemask", "0"),
-        // A load generator needs its ports back before a minute is over.
-        ("net/ipv4/tcp_tw_reuse", "1"),
     ]
 }
+
+/// What every host gets but the node, whose agent is to see to it: a load generator needs its ports back before a
+/// minute is over.
+pub(crate) const LOAD: [(&str, &str); 1] = [("net/ipv4/tcp_tw_reuse", "1")];
 
 /// What a namespace that passes packets on gets as well.
 pub(crate) const FORWARDING: [(&str, &str); 2] =

@@ -3,7 +3,7 @@
 use sluice_capture::kube_proxy::{Found, Trace};
 use sluice_model::Family;
 
-use super::super::facts::{Bridge, Capabilities, ClosedChain, Feature, Interface};
+use super::super::facts::{Bridge, Capabilities, ClosedChain, Feature, Interface, NodeObject};
 use super::super::finding::Level;
 use super::*;
 use crate::running::{Process, Sign};
@@ -36,6 +36,7 @@ fn good() -> Facts {
         bridge_rules: Vec::new(),
         closed_chains: Some(Ok(Vec::new())),
         legacy_tables: Vec::new(),
+        node: Some(("node-1".to_owned(), NodeObject::There)),
     }
 }
 
@@ -148,6 +149,13 @@ const CASES: &[Case] = &[
         &[(Warning, "conntrack", "9000 of 10000")]),
     ("connection tracking is nearly nearly full", |f| f.conntrack = Some((8_999, 10_000)), &[]),
     ("no connection tracking", |f| f.conntrack = None, &[]),
+
+    ("no such Node", |f| f.node = Some(("node-2".to_owned(), NodeObject::Missing)),
+        &[(Warning, "node", "no Node \"node-2\"")]),
+    ("an apiserver that refuses", |f| f.node = Some(("node-2".to_owned(), NodeObject::Unknown("401".to_owned()))),
+        &[(Problem, "node", "\"node-2\": 401")]),
+    ("no apiserver", |f| f.node = Some(("node-2".to_owned(), NodeObject::NobodyToAsk)), &[]),
+    ("an agent looks by itself", |f| f.node = None, &[]),
 ];
 
 #[test]
@@ -172,7 +180,7 @@ fn where_all_is_well_everything_is_said_once() {
     let number = about.len();
     about.sort_unstable();
     about.dedup();
-    assert_eq!((about.len(), number), (14, 14), "{about:?}");
+    assert_eq!((about.len(), number), (15, 15), "{about:?}");
 }
 
 #[test]

@@ -1,0 +1,294 @@
+//! Settings of the kernel that the agent changes, all of them this network namespace's, and what they were before.
+//!
+//! That is written down in a table of nftables that has no rules: it is of the same namespace, outlives agents and
+//! their upgrades, and is gone when the settings are, with the namespace or the kernel. [`restore`] reads it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tracing::{debug, info, warn};
+
+use super::ruleset::INET;
+use super::{Error, nft, table};
+
+/// The table's name.
+pub(super) const TABLE: &str = "sluice_settings";
+
+/// Whether connect(2) may take a port that an earlier connection has left in TIME_WAIT: 0 never, 1 after a second,
+/// 2 (the kernel's default) on loopback only.
+const TW_REUSE: &str = "net.ipv4.tcp_tw_reuse";
+
+/// Whether connections that are being made move to another socket of the same address when theirs is closed
+/// (Linux 5.14); otherwise they are reset.
+const MIGRATE_REQ: &str = "net.ipv4.tcp_migrate_req";
+
+/// Settings by name, dotted as people write them. Each is a chain in the table, with a comment.
+type Records = BTreeMap<String, Record>;
+
+/// What is written down of a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Record {
+    /// What it was.
+    former: u64,
+    /// What an agent has made of it.
+    ours: u64,
+}
+
+/// The settings, and what is known to be written down of them.
+#[derive(Debug)]
+pub(super) struct Settings {
+    root: PathBuf,
+    records: Records,
+}
+
+/// What becomes of a setting when it is to be as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It gets this value.
+    Back(u64),
+    /// Somebody has changed it since, to this.
+    Keep(u64),
+    /// It is as it was already, or is not there any more.
+    Nothing,
+}
+
+impl Record {
+    fn parse(comment: &str) -> Option<Self> {
+        let (former, ours) = comment.strip_prefix("was ")?.split_once(", Sluice has set it to ")?;
+        Some(Self { former: former.parse().ok()?, ours: ours.parse().ok()? })
+    }
+
+    fn comment(self) -> String {
+        let Self { former, ours } = self;
+        format!("was {former}, Sluice has set it to {ours}")
+    }
+
+    fn way_back(self, now: Option<u64>) -> Way {
+        match now {
+            Some(now) if now == self.former => Way::Nothing,
+            Some(now) if now == self.ours => Way::Back(self.former),
+            Some(now) => Way::Keep(now),
+            None => Way::Nothing,
+        }
+    }
+}
+
+impl Settings {
+    /// Reads what earlier agents have written down.
+    ///
+    /// # Errors
+    /// nft fails.
+    pub(super) fn open() -> Result<Self, Error> {
+        Ok(Self { root: PathBuf::from("/proc/sys"), records: recorded()? })
+    }
+
+    /// A setting; none where the kernel has it not.
+    pub(super) fn get(&self, name: &str) -> Option<u64> {
+        get(&self.root, name)
+    }
+
+    /// Changes a setting that has another value, and writes down which. What was written down of it before is no news
+    /// then: somebody has changed it since.
+    ///
+    /// # Errors
+    /// The kernel has it not, or this process may not change it.
+    pub(super) fn set(&mut self, name: &str, value: u64) -> io::Result<()> {
+        let former = self.get(name).ok_or(io::ErrorKind::NotFound)?;
+        // Before anything is written down it is known that it can be changed.
+        let mut file = open(&self.root, name)?;
+        let record = Record { former, ours: value };
+        self.records.insert(name.to_owned(), record);
+        if let Err(error) = nft::execute(&recording(&[(name, record)])) {
+            warn!(
+                "`sluice cleanup` will not set {name} back to {former}: it cannot be written down: {error}"
+            );
+        }
+        write!(file, "{value}")
+    }
+
+    /// Changes what is changed at the start: connections would fail that need not.
+    pub(super) fn set_all(&mut self) {
+        self.reuse_ports();
+        self.move_handshakes();
+    }
+
+    /// Lets connections with the node's own address take ports again before a minute is over. Under kube-proxy the
+    /// kernel's address translation did so; without it, some 470 new connections a second to one endpoint use up all
+    /// ports. Who has switched it off altogether has had a reason.
+    fn reuse_ports(&mut self) {
+        if self.get(TW_REUSE) != Some(2) {
+            return;
+        }
+        match self.set(TW_REUSE, 1) {
+            Ok(()) => {
+                info!(
+                    "{TW_REUSE} is set to 1: many short connections to one endpoint would use up the node's ports"
+                )
+            }
+            Err(error) => warn!(
+                "{TW_REUSE} cannot be set to 1: {error}; set it on the node, or many short connections to one \
+                 endpoint use up the node's ports"
+            ),
+        }
+    }
+
+    /// Has the kernel move connections that are being made from a socket that is closed to another one of the same
+    /// address: those of an agent that ends to its successor.
+    fn move_handshakes(&mut self) {
+        match self.get(MIGRATE_REQ) {
+            None => {
+                debug!("{MIGRATE_REQ} is not there: when agents change, connections being made are reset")
+            }
+            Some(1) => {}
+            Some(_) => match self.set(MIGRATE_REQ, 1) {
+                Ok(()) => {
+                    info!("{MIGRATE_REQ} is set to 1: an agent hands over connections that are being made")
+                }
+                Err(error) => warn!(
+                    "{MIGRATE_REQ} cannot be set to 1: {error}; set it on the node, or connections that are just \
+                     being made are reset when another agent takes over"
+                ),
+            },
+        }
+    }
+
+    /// Writes down again what somebody has deleted, most likely along with everything else of nftables.
+    pub(super) fn keep_records(&self) {
+        let kept = recorded().and_then(|there| {
+            let missing: Vec<(&str, Record)> = self
+                .records
+                .iter()
+                .filter(|(name, _)| !there.contains_key(*name))
+                .map(|(name, record)| (name.as_str(), *record))
+                .collect();
+            if missing.is_empty() { Ok(()) } else { nft::execute(&recording(&missing)) }
+        });
+        if let Err(error) = kept {
+            warn!("`sluice cleanup` will not set everything back: it cannot be written down: {error}");
+        }
+    }
+}
+
+/// What was set back, and what was not; in words.
+#[derive(Debug, Default)]
+pub(super) struct Restored {
+    /// There was something written down.
+    pub(super) any: bool,
+    /// Settings that are as they were.
+    pub(super) restored: Vec<String>,
+    /// Those that somebody has changed since.
+    pub(super) kept: Vec<String>,
+}
+
+/// Sets back what agents have changed, unless somebody else has changed it since, and forgets it.
+///
+/// # Errors
+/// Something cannot be set back. Nothing is forgotten then.
+pub(super) fn restore() -> Result<Restored, Error> {
+    let Some(listed) = table::structure(INET, TABLE)? else { return Ok(Restored::default()) };
+    let root = Path::new("/proc/sys");
+    let mut done = Restored { any: true, ..Restored::default() };
+    for (name, record) in records(&listed) {
+        match record.way_back(get(root, &name)) {
+            Way::Back(value) => {
+                open(root, &name)
+                    .and_then(|mut file| write!(file, "{value}"))
+                    .map_err(|error| Error::Setting { name: name.clone(), value, error })?;
+                done.restored.push(format!("{name}={value}"));
+            }
+            Way::Keep(value) => {
+                done.kept.push(format!("{name}={value}: somebody has changed it since the agent did"));
+            }
+            Way::Nothing => {}
+        }
+    }
+    nft::execute(&format!("delete table {INET} {TABLE}\n"))?;
+    Ok(done)
+}
+
+fn recorded() -> Result<Records, Error> {
+    Ok(table::structure(INET, TABLE)?.map(|listed| records(&listed)).unwrap_or_default())
+}
+
+/// What a listing of the table says.
+fn records(listed: &str) -> Records {
+    let mut records = Records::new();
+    let mut name = None;
+    for line in listed.lines().map(str::trim) {
+        if let Some(chain) = line.strip_prefix("chain ") {
+            name = chain.strip_suffix(" {");
+        } else if let Some(comment) = line.strip_prefix("comment \"").and_then(|rest| rest.strip_suffix('"'))
+            && let Some(name) = name.filter(|name| is_name(name))
+            && let Some(record) = Record::parse(comment)
+        {
+            records.insert(name.to_owned(), record);
+        }
+    }
+    records
+}
+
+/// Whether it can be a setting of the network, and no other file.
+fn is_name(name: &str) -> bool {
+    name.starts_with("net.") && !name.contains('/')
+}
+
+/// The commands that write something down, in the place of what is there about the same settings.
+fn recording(records: &[(&str, Record)]) -> String {
+    let mut script = format!("add table {INET} {TABLE} {{ comment \"what `sluice cleanup` sets back\"; }}\n");
+    for (name, record) in records {
+        let chain = format!("chain {INET} {TABLE} {name}");
+        // Deleting what does not exist is an error, adding what exists is not.
+        script.push_str(&format!(
+            "add {chain}\ndelete {chain}\nadd {chain} {{ comment \"{}\"; }}\n",
+            record.comment()
+        ));
+    }
+    script
+}
+
+fn get(root: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(path(root, name)).ok()?.trim().parse().ok()
+}
+
+fn open(root: &Path, name: &str) -> io::Result<fs::File> {
+    OpenOptions::new().write(true).open(path(root, name))
+}
+
+fn path(root: &Path, name: &str) -> PathBuf {
+    root.join(name.replace('.', "/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_back_and_what_is_not() {
+        let record = Record { former: 2, ours: 1 };
+        assert_eq!(record.way_back(Some(1)), Way::Back(2));
+        assert_eq!(record.way_back(Some(2)), Way::Nothing, "it is so already");
+        assert_eq!(record.way_back(Some(0)), Way::Keep(0), "an administrator's");
+        assert_eq!(record.way_back(None), Way::Nothing, "its module is gone");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let record = Record { former: 1, ours: 0 };
+        let listed = format!(
+            "table inet sluice_settings {{\n\tcomment \"x\"\n\n\tchain net.bridge.bridge-nf-call-iptables {{\n\
+             \t\tcomment \"{}\"\n\t}}\n",
+            record.comment()
+        );
+        let name = "net.bridge.bridge-nf-call-iptables".to_owned();
+        assert_eq!(records(&listed), Records::from([(name, record)]));
+        for strange in ["chain kernel.panic {", "chain net.a/b {", "chain net.ipv4.x"] {
+            let listed = format!("{strange}\n\tcomment \"{}\"\n", record.comment());
+            assert_eq!(records(&listed), Records::new(), "{strange}");
+        }
+        for comment in ["", "was 1", "was x, Sluice has set it to 1", "was 1, Sluice has set it to -1"] {
+            assert_eq!(Record::parse(comment), None, "{comment}");
+        }
+    }
+}
