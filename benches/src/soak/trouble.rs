@@ -27,7 +27,13 @@ const SERVICES: Duration = Duration::from_millis(500);
 const GLANCE: Duration = Duration::from_millis(300);
 
 /// What silences a pod.
-const SILENCE: &str = "table inet silence { chain input { type filter hook input priority 0; drop; } }";
+const SILENCE: &str = "table inet silence {
+    chain input {
+        type filter hook input priority 0
+        drop
+    }
+}
+";
 
 /// Goes on until it is over. Whoever makes trouble has no errors of its own.
 pub(super) struct Trouble<'a> {
