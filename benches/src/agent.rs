@@ -26,30 +26,34 @@ pub struct Agent<'a> {
     pub program: Option<&'a Path>,
     /// Arguments beside those that all agents here have.
     pub arguments: &'a [&'a str],
-    /// How many file descriptors it may have, if fewer than this program.
-    pub descriptors: Option<usize>,
+    /// What it follows.
+    pub source: Source<'a>,
+}
+
+/// Where an agent has Services and endpoints from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Files.
+    Manifests(&'a Manifests),
+    /// The apiserver of a kubeconfig.
+    Kubeconfig(&'a Path),
 }
 
 impl Agent<'_> {
-    /// Starts one that follows manifests, and waits until it serves.
+    /// Starts one, and waits until it serves.
     ///
     /// # Errors
     /// It does not in time.
-    pub fn start(self, node: &Host, manifests: &Manifests) -> Result<Process> {
-        let agent = match self.program {
+    pub fn start(self, node: &Host) -> Result<Process> {
+        let mut command = match self.program {
             Some(path) => Command::new(path),
             None => itself::command()?,
         };
-        let mut command = match self.descriptors {
-            Some(limit) => {
-                let mut command = Command::new("prlimit");
-                command.arg(format!("--nofile={limit}:{limit}")).arg("--");
-                command.arg(agent.get_program()).args(agent.get_args());
-                command
-            }
-            None => agent,
+        command.arg("agent").args(["--hostname-override", "node"]);
+        match self.source {
+            Source::Manifests(manifests) => command.arg("--manifests").arg(manifests.path()),
+            Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
         };
-        command.arg("agent").arg("--manifests").arg(manifests.path()).args(["--hostname-override", "node"]);
         command
             .args(["--metrics-bind-address", &METRICS.to_string()])
             .args(self.arguments)

@@ -116,7 +116,7 @@ pub fn run(mut plan: Plan, mut say: impl FnMut(&str)) -> Result<Results> {
                 let at = format!("round {}: {}, {}", round + 1, column.title(), contender.name);
                 match column.measure(&running[who], results.plan.seconds) {
                     Ok(sample) => {
-                        let (value, unit) = (table::figure(sample.value), column.unit());
+                        let (value, unit) = (crate::table::figure(sample.value), column.unit());
                         say(&format!("{:>5} s  {at}: {value} {unit}", begin.elapsed().as_secs()));
                         results.samples[number][who].push(sample);
                     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use sluice_model::Protocol;
 use sluice_testbed::lab::Process;
 
-use crate::site::{HTTP, Site, end};
+use crate::site::{HTTP, Site, await_tcp, end};
 use crate::tool::is_installed;
 
 /// The Service's address, where packets for it are captured.
@@ -124,7 +124,7 @@ impl Contender {
         let (ip, processes) = self.start_at(&site).with_context(|| self.name.clone())?;
         let running = Running { ip: ip.into(), processes, site };
         if is_installed("nginx") {
-            running.site.await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes)?;
+            await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes)?;
         }
         Ok(running)
     }

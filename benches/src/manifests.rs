@@ -1,4 +1,4 @@
-//! Services and endpoints as files for the agent.
+//! Services and endpoints as objects, and as files for the agent.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -25,12 +25,7 @@ impl Manifests {
     pub fn new(directory: &Path, lab: &Lab) -> Result<Self> {
         let manifests = Self { new: directory.join("new"), path: directory.join("manifests") };
         fs::create_dir_all(&manifests.path)?;
-        let node = json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node" },
-            "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] },
-            "status": { "addresses": [{ "type": "InternalIP", "address": lab.node().v4 }] },
-        });
-        manifests.put("node", &[node])?;
+        manifests.put("node", &[node(lab)])?;
         Ok(manifests)
     }
 
@@ -49,17 +44,18 @@ impl Manifests {
         Ok(fs::rename(&self.new, self.file(name))?)
     }
 
-    /// Takes a file away.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        Ok(fs::remove_file(self.file(name))?)
-    }
-
     fn file(&self, name: &str) -> PathBuf {
         self.path.join(name).with_extension("json")
     }
+}
+
+/// The Node of a lab's node.
+pub fn node(lab: &Lab) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node" },
+        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": lab.node().v4 }] },
+    })
 }
 
 /// A Service with all ports of a site's servers, and its slice.

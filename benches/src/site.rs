@@ -55,15 +55,7 @@ impl Site {
     /// # Errors
     /// No lab can be made here, or a server does not start.
     pub fn new() -> Result<Self> {
-        Self::with_pods(2)
-    }
-
-    /// The same with more pods.
-    ///
-    /// # Errors
-    /// Like [`Site::new`].
-    pub fn with_pods(pods: usize) -> Result<Self> {
-        let lab = Lab::builder().pods(pods.max(2)).other_pods(0).build()?;
+        let lab = Lab::builder().pods(2).other_pods(0).build()?;
         lab.pod(0).ns.set_all(&CLIENT_SETTINGS)?;
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir().context("a directory")?;
         let mut site = Self { lab, directory, servers: Vec::new() };
@@ -104,11 +96,11 @@ impl Site {
             let path = directory.join("web.conf");
             fs::write(&path, config)?;
             self.serve(nginx(&path, &directory))?;
-            self.await_tcp(self.server(), (ip, HTTP).into(), &self.servers)?;
+            await_tcp(self.server(), (ip, HTTP).into(), &self.servers)?;
         }
         if is_installed("nsd") {
             self.serve(nsd(&directory, ip.into(), cpus)?)?;
-            self.await_tcp(self.server(), (ip, DNS).into(), &self.servers)?;
+            await_tcp(self.server(), (ip, DNS).into(), &self.servers)?;
         }
         if is_installed("iperf3") {
             let mut iperf = Command::new("iperf3");
@@ -147,29 +139,29 @@ impl Site {
         server.wait_for(text, PATIENCE)?;
         Ok(())
     }
-
-    /// Waits until somebody listens, as a host sees it; if nobody does, what these have said is the reason.
-    ///
-    /// # Errors
-    /// Nobody does in time.
-    pub fn await_tcp(&self, host: &Host, address: SocketAddr, of: &[Process]) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while host.ns.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1))).is_err() {
-            interrupt::check()?;
-            if Instant::now() > deadline {
-                let said: Vec<String> = of.iter().flat_map(Process::lines).collect();
-                bail!("nobody listens on {address}: {}", said.join("\n"));
-            }
-            std::thread::sleep(interrupt::POLL);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
         end(&mut self.servers);
     }
+}
+
+/// Waits until somebody listens, as a host sees it; if nobody does, what these have said is the reason.
+///
+/// # Errors
+/// Nobody does in time.
+pub fn await_tcp(host: &Host, address: SocketAddr, of: &[Process]) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while host.ns.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1))).is_err() {
+        interrupt::check()?;
+        if Instant::now() > deadline {
+            let said: Vec<String> = of.iter().flat_map(Process::lines).collect();
+            bail!("nobody listens on {address}: {}", said.join("\n"));
+        }
+        std::thread::sleep(interrupt::POLL);
+    }
+    Ok(())
 }
 
 /// How long a program may take to end when it is asked to, before it is killed.

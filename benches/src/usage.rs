@@ -63,6 +63,8 @@ pub struct Held {
     pub anonymous: u64,
     /// Open descriptors: a number.
     pub descriptors: u64,
+    /// Threads: a number.
+    pub threads: u64,
 }
 
 impl Held {
@@ -75,29 +77,23 @@ impl Held {
         let status = fs::read_to_string(format!("{directory}/status")).context("the process has ended")?;
         let descriptors = fs::read_dir(format!("{directory}/fd")).context("its descriptors")?.count() as u64;
         let kilobytes = |name| kilobytes(&status, name).with_context(|| format!("no {name} in its status"));
-        Ok(Self { resident: kilobytes("VmRSS")?, anonymous: kilobytes("RssAnon")?, descriptors })
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok());
+        Ok(Self {
+            resident: kilobytes("VmRSS")?,
+            anonymous: kilobytes("RssAnon")?,
+            descriptors,
+            threads: threads.context("no Threads in its status")?,
+        })
     }
 }
 
-/// What the machine has used, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Machine {
-    /// Memory that is not available to programs any more.
-    pub used: u64,
-    /// The kernel's own objects: sockets, inodes, files, connections that it tracks.
-    pub slab: u64,
-}
-
-impl Machine {
-    /// Now.
-    ///
-    /// # Errors
-    /// /proc cannot be read.
-    pub fn now() -> Result<Self> {
-        let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-        let of = |name| kilobytes(&text, name).with_context(|| format!("no {name} in /proc/meminfo"));
-        Ok(Self { used: of("MemTotal")? - of("MemAvailable")?, slab: of("Slab")? })
-    }
+/// The kernel's own objects on this machine, in bytes: sockets, inodes, files, connections that it tracks.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn slabs() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    kilobytes(&text, "Slab").context("no Slab in /proc/meminfo")
 }
 
 /// `NAME:  123 kB`, in bytes.

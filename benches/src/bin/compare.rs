@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use sluice_benches::compare::{Column, Plan, plot, run, tables};
 use sluice_benches::contender::{Contender, NAMES};
-use sluice_benches::{interrupt, itself};
+use sluice_benches::{interrupt, itself, say};
 
 /// Measures Sluice beside a direct connection, the kernel's DNAT, and other relays: in network namespaces that it makes and
 /// takes away, as root or under `unshare -Urnm`. `benches/compare/run` installs what it needs first.
@@ -52,12 +52,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// How it goes on, beside the results.
-fn say(line: &str) {
-    // Whoever has closed it does not want to know.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn measure(arguments: Arguments) -> Result<()> {

@@ -84,7 +84,7 @@ fn panel(svg: &mut String, results: &Results, column: usize, (x, y): (usize, usi
              <text x=\"{:.1}\" y=\"{baseline}\">{score:.2} <tspan fill=\"#57606a\">{} {}</tspan></text>",
             x + NAMES,
             (x + NAMES) as f64 + length + 5.0,
-            super::table::figure(value),
+            crate::table::figure(value),
             of.unit(),
         );
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Column, Results, Sample};
+use crate::table::figure;
 
 /// What is lost below this share is not worth a word: one query that was under way at the end.
 const LOSS_WORTH_SAYING: f64 = 0.000_05;
@@ -94,25 +95,6 @@ fn spread(results: &Results, column: usize, contender: usize) -> Option<String> 
     Some(format!("{} to {}", figure(lowest), figure(highest)))
 }
 
-/// Three digits that count, thousands apart.
-pub(super) fn figure(value: f64) -> String {
-    if value < 10.0 {
-        return format!("{value:.2}");
-    }
-    if value < 100.0 {
-        return format!("{value:.1}");
-    }
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -129,14 +111,6 @@ mod tests {
             own_cpu: Duration::from_millis(20),
             all_cpu: Duration::from_millis(50),
         }
-    }
-
-    #[test]
-    fn figures_are_short() {
-        assert_eq!(
-            [1.234, 12.34, 123.4, 12_345.6, 1_234_567.0].map(figure),
-            ["1.23", "12.3", "123", "12,346", "1,234,567"]
-        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use sluice_testbed::lab::Process;
 
 use super::{CLUSTER_IP, LISTEN_IP};
-use crate::agent::{Agent, TPROXY};
+use crate::agent::{Agent, Source, TPROXY};
 use crate::manifests::{Manifests, service};
 use crate::site::Site;
 
@@ -24,5 +24,5 @@ pub(super) fn bind(site: &Site, program: Option<&Path>) -> Result<Process> {
 fn start(site: &Site, program: Option<&Path>, arguments: &[&str], ip: Ipv4Addr) -> Result<Process> {
     let manifests = Manifests::new(site.directory(), &site.lab)?;
     manifests.put("all", &service("all", ip, &[site.server().v4]))?;
-    Agent { program, arguments, descriptors: None }.start(site.lab.node(), &manifests)
+    Agent { program, arguments, source: Source::Manifests(&manifests) }.start(site.lab.node())
 }

@@ -118,8 +118,7 @@ impl Metrics {
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for (name, value) in self.observer.stats().named() {
-            // What is there now, rather than what has been so far.
-            if name.ends_with("_active") {
+            if is_gauge(name) {
                 gauge(&mut encoder, name, "Now, over all workers", value as f64)?;
             } else {
                 counter(&mut encoder, name, "Since the start, over all workers", value)?;
@@ -215,6 +214,11 @@ impl Metrics {
     }
 }
 
+/// Whether a number of the data plane is what there is now, rather than what has been so far.
+fn is_gauge(name: &str) -> bool {
+    name.ends_with("_active") || name == "deadlines"
+}
+
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
@@ -223,4 +227,19 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let counter = ConstCounter::new(value);
     counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_dataplane::Stats;
+
+    use super::*;
+
+    #[test]
+    fn what_can_become_less_is_no_counter() {
+        let stats = Stats::default().named();
+        let gauges: Vec<&str> =
+            stats.into_iter().map(|(name, _)| name).filter(|name| is_gauge(name)).collect();
+        assert_eq!(gauges, ["tcp_active", "deadlines", "udp_flows_active"]);
+    }
 }

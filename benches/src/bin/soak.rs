@@ -1,0 +1,43 @@
+//! An agent under everything at once, for long.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use sluice_benches::soak::{Plan, run};
+use sluice_benches::{interrupt, itself, machine, say};
+
+/// Soaks a node's agent: mixed load, changing and dying endpoints, Services that come and go, floods, and agents that take
+/// over from each other. It fails if an error is not one that a client has to expect, or if something grows. In network
+/// namespaces that it makes and takes away, as root or under `unshare -Urnm`.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How long.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(Plan::MINUTES..))]
+    minutes: u64,
+    /// Only see that it works, for some seconds.
+    #[arg(long)]
+    smoke: bool,
+}
+
+fn main() -> ExitCode {
+    if let Some(status) = itself::run_if_asked() {
+        return status;
+    }
+    match soak(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn soak(arguments: &Arguments) -> Result<()> {
+    interrupt::watch()?;
+    let plan = if arguments.smoke { Plan::SMOKE } else { Plan::of_minutes(arguments.minutes) };
+    let report = run(plan, say)?;
+    writeln!(std::io::stdout(), "{}\n{report}", machine::heading())?;
+    report.verdict()
+}

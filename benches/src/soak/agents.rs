@@ -1,0 +1,102 @@
+//! The node's agent, and those that take over from it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use sluice_testbed::lab::{Host, PATIENCE, Process};
+
+use super::ledger::{Cause, Ledger};
+use crate::agent::{Agent, Source, TPROXY, metrics};
+use crate::interrupt;
+
+/// How long an agent may wait for what it carries after SIGTERM. All loads' connections are shorter.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// Texts of agents that are kept.
+const TEXTS: usize = 100;
+
+/// The agent at work.
+pub(super) struct Agents {
+    node: Host,
+    kubeconfig: PathBuf,
+    udp_idle: String,
+    current: Process,
+    /// Warnings and errors of those before, and how often each was said.
+    said: BTreeMap<String, usize>,
+}
+
+impl Agents {
+    /// Starts the first one.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(super) fn start(node: &Host, kubeconfig: PathBuf, udp_idle: Duration) -> Result<Self> {
+        let udp_idle = format!("{}ms", udp_idle.as_millis());
+        let current = start(node, &kubeconfig, &udp_idle)?;
+        let agents = Self { node: node.clone(), kubeconfig, udp_idle, current, said: BTreeMap::new() };
+        agents.await_metrics()?;
+        Ok(agents)
+    }
+
+    /// The one at work.
+    pub(super) fn current(&self) -> &Process {
+        &self.current
+    }
+
+    /// What a rolling update does: another agent starts, then the old one is asked to end. Returns when it has.
+    ///
+    /// # Errors
+    /// One does not start, or does not end well.
+    pub(super) fn hand_over(&mut self, ledger: &Ledger) -> Result<()> {
+        let _ongoing = ledger.begin(Cause::HandOver);
+        let next = start(&self.node, &self.kubeconfig, &self.udp_idle)?;
+        let mut last = std::mem::replace(&mut self.current, next);
+        last.signal(Signal::TERM)?;
+        let status = last.wait(GRACE + PATIENCE)?;
+        self.note(&last.lines());
+        if !status.success() {
+            bail!("an agent has ended with {status}: {}", last.lines().join("\n"));
+        }
+        // They are served at the same address by one after the other.
+        self.await_metrics()
+    }
+
+    fn await_metrics(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = metrics(&self.node) {
+            interrupt::check()?;
+            if Instant::now() > deadline {
+                return Err(error).context("an agent without metrics");
+            }
+            std::thread::sleep(interrupt::POLL);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, lines: &[String]) {
+        for line in lines {
+            let text = ["ERROR ", "WARN "].iter().find_map(|level| Some((level, line.split_once(level)?.1)));
+            let Some((level, text)) = text else { continue };
+            let text = format!("{level}{}", text.trim_start());
+            if self.said.len() < TEXTS || self.said.contains_key(&text) {
+                *self.said.entry(text).or_default() += 1;
+            }
+        }
+    }
+
+    /// Warnings and errors of all agents, and how often each was said.
+    pub(super) fn said(mut self) -> BTreeMap<String, usize> {
+        let lines = self.current.lines();
+        self.note(&lines);
+        self.said
+    }
+}
+
+fn start(node: &Host, kubeconfig: &Path, udp_idle: &str) -> Result<Process> {
+    let grace = format!("{}s", GRACE.as_secs());
+    let arguments = [&TPROXY[..], &["--udp-idle-timeout", udp_idle, "--grace-period", &grace]].concat();
+    Agent { program: None, arguments: &arguments, source: Source::Kubeconfig(kubeconfig) }.start(node)
+}
