@@ -18,11 +18,15 @@ pub(crate) fn get(name: &str) -> Option<u64> {
     fs::read_to_string(path(name)).ok()?.trim().parse().ok()
 }
 
-/// Changes a setting.
+/// Changes a setting, unless it is so already: in a container `/proc/sys` can only be read, and somebody else has seen
+/// to it.
 ///
 /// # Errors
 /// The kernel has it not, or this process may not.
 pub(crate) fn set(name: &str, value: u64) -> io::Result<()> {
+    if get(name) == Some(value) {
+        return Ok(());
+    }
     fs::write(path(name), value.to_string())
 }
 
