@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice::cli::{self, Command};
 
-use crate::manifests::{COMPONENTS, OVERLAYS, containers, daemonset, overlay, pod, with_components};
+use crate::manifests::{OVERLAYS, containers, daemonset, overlay, pod, with_components};
 use crate::pod::{arguments, understood};
 
 /// Says what is wrong with a container's command line.
@@ -117,6 +117,6 @@ fn while_nodes_are_migrated_only_labelled_ones_have_the_agent() {
     let plain = selector(overlay("kubeadm"));
     let mut wanted = plain.clone();
     wanted.insert("sluice.dev/node-proxy".into(), "sluice".into());
-    assert_eq!(selector(with_components("kubeadm", &COMPONENTS)), wanted);
+    assert_eq!(selector(with_components("kubeadm", &["migrate"])), wanted);
     assert_eq!(plain.len(), 1);
 }

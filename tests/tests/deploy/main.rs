@@ -9,6 +9,7 @@
 mod manifests;
 mod pod;
 
+mod chart;
 mod daemonset;
 mod image;
 mod kinds;
