@@ -2,13 +2,55 @@
 //! type has not.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use serde::Serialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::manifests::{COMPONENTS, OVERLAYS, overlay, with_components};
+
+/// A kind of Prometheus' operator, as far as it is used here.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Custom<T> {
+    api_version: String,
+    kind: String,
+    metadata: ObjectMeta,
+    spec: T,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ServiceMonitor {
+    job_label: String,
+    selector: LabelSelector,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Endpoint {
+    port: String,
+    path: String,
+    interval: String,
+    relabelings: Vec<Relabeling>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Relabeling {
+    source_labels: Vec<String>,
+    target_label: String,
+}
+
+/// What is in the groups is promtool's matter.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    groups: Vec<Value>,
+}
 
 /// A type leaves out what it does not know, and adds what it cannot do without; then it does not come out as it went in.
 fn check<T: DeserializeOwned + Serialize>(object: &Value) -> Result<(), String> {
@@ -45,6 +87,10 @@ fn check_kind(object: &Value) -> Result<(), String> {
         ("apps/v1", "DaemonSet") => check::<DaemonSet>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => check::<ClusterRole>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => check::<ClusterRoleBinding>(object),
+        ("v1", "ConfigMap") => check::<ConfigMap>(object),
+        ("v1", "Service") => check::<Service>(object),
+        ("monitoring.coreos.com/v1", "PrometheusRule") => check::<Custom<Rules>>(object),
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => check::<Custom<ServiceMonitor>>(object),
         ("v1", "ServiceAccount") => check::<ServiceAccount>(object),
         (version, kind) => Err(format!("nobody knows {version} {kind}")),
     }

@@ -13,3 +13,5 @@ mod chart;
 mod daemonset;
 mod image;
 mod kinds;
+mod monitoring;
+mod unit;

@@ -16,6 +16,7 @@ mod closed_doors;
 mod firewalls;
 mod health_checks;
 mod leftovers;
+mod monitoring;
 mod repairs;
 mod restarts;
 mod wrong_use;
