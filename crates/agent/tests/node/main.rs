@@ -17,6 +17,7 @@ mod crowding;
 mod firewalls;
 mod health_checks;
 mod leftovers;
+mod monitoring;
 mod repairs;
 mod restarts;
 mod settings;

@@ -331,7 +331,7 @@ fn auth(place: Place<'_>, user: &User, cluster: &Cluster, trust: &Trust) -> Resu
         return Err(place.error("users[].user.auth-provider", what, "use exec"));
     }
     if user.impersonate.is_some() {
-        let mend = "remove it, and give the account itself the rules of deploy/rbac.yaml";
+        let mend = "remove it, and give the account itself the rules of deploy/base/rbac.yaml";
         return Err(place.error("users[].user.as", "impersonation is not supported", mend));
     }
     if let Some(file) = filled(&user.token_file) {

@@ -78,7 +78,7 @@ impl fmt::Display for Reason {
             }
             Self::Forbidden(resource) => write!(
                 f,
-                "403: this account may not read {resource}: apply deploy/rbac.yaml; its ClusterRole lacks \
+                "403: this account may not read {resource}: apply deploy/base/rbac.yaml; its ClusterRole lacks \
                  apiGroups: [{:?}], resources: [{:?}], verbs: [\"list\", \"watch\"]",
                 resource.group(),
                 resource.plural()

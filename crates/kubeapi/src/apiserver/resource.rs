@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_rules_in_deploy_allow_what_is_asked_for_and_little_more() {
-        let yaml = include_str!("../../../../deploy/rbac.yaml");
+        let yaml = include_str!("../../../../deploy/base/rbac.yaml");
         let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
         let role = documents.into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
         let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap() };

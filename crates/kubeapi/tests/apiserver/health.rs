@@ -42,7 +42,7 @@ async fn reasons_say_what_is_wrong_and_what_to_do() {
     server.drop_connections();
     let rule = r#"apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]"#;
     reason(&followed, rule).await;
-    reason(&followed, "403: this account may not read endpointslices: apply deploy/rbac.yaml").await;
+    reason(&followed, "403: this account may not read endpointslices: apply deploy/base/rbac.yaml").await;
     server.faults().clear();
     all_well(&followed).await;
 

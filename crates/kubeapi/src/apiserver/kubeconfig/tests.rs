@@ -125,7 +125,7 @@ fn what_is_wrong_is_named_by_file_and_field() {
         (SERVER, "client-certificate-data: QQ==", ["users[].user.client-key: missing", "its key"]),
         (SERVER, "client-key-data: QQ==", ["users[].user.client-certificate: missing", "its certificate"]),
         (SERVER, "tokenFile: none", ["none: the token", "name a file"]),
-        (SERVER, "as: root", ["users[].user.as: impersonation", "deploy/rbac.yaml"]),
+        (SERVER, "as: root", ["users[].user.as: impersonation", "deploy/base/rbac.yaml"]),
         (SERVER, "auth-provider: {name: gcp}", ["auth-provider: not supported", "use exec"]),
         (SERVER, "exec: {command: a}", ["exec.apiVersion: \"\" is not supported", "k8s.io/v1"]),
         (SERVER, "exec: {}", ["exec.command: missing", "write the program"]),

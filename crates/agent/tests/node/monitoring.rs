@@ -1,0 +1,60 @@
+//! What is in `deploy/monitoring` asks for nothing that an agent on a node does not tell.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use sluice_testbed::apiserver::{Apiserver, Resource};
+use sluice_testbed::lab::{Lab, PATIENCE};
+
+use crate::manifests::node;
+use crate::scene::{AGENT, READY, sluice, until, well};
+
+const ALERTS: &str = include_str!("../../../../deploy/monitoring/rules.yaml");
+const DASHBOARD: &str = include_str!("../../../../deploy/monitoring/sluice.json");
+
+/// Names of metrics in queries: those that begin as ours do.
+fn asked(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("sluice_") || word.starts_with("kubeproxy_")).collect()
+}
+
+#[test]
+fn each_metric_of_an_alert_or_a_panel_exists() {
+    let lab = well(Lab::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let builder = Apiserver::builder().bind((lab.node().v4, 6443).into()).plain_http();
+    let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
+    apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
+    let url = apiserver.url();
+    let [address, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
+    assert_eq!(address, "--metrics-bind-address");
+    let arguments = AGENT[..AGENT.len() - 1].iter().copied().chain(["127.0.0.1:10249", "--master", &url]);
+    let agent = well(lab.node().spawn(&sluice(arguments)));
+    well(agent.wait_for(READY, PATIENCE));
+
+    let mut metrics = String::new();
+    let scrape = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect("127.0.0.1:10249")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    until("metrics can be read", || {
+        metrics = lab.node().ns.run(scrape).unwrap_or_default();
+        metrics.starts_with("HTTP/1.1 200")
+    });
+    let told: BTreeSet<&str> = metrics
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split([' ', '{']).next())
+        .collect();
+    for (what, text) in [("alert", ALERTS), ("panel", DASHBOARD)] {
+        let asked = asked(text);
+        assert!(asked.len() > 10, "{asked:?}");
+        let missing: Vec<_> = asked.difference(&told).collect();
+        assert!(missing.is_empty(), "{what}: nobody tells {missing:?}");
+    }
+}

@@ -1,0 +1,122 @@
+//! What must be so for the agent, and between the parts of the DaemonSet.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sluice::cli::{self, Command};
+
+use crate::manifests::{OVERLAYS, containers, daemonset, overlay, pod, with_components};
+use crate::pod::{arguments, understood};
+
+/// Says what is wrong with a container's command line.
+fn parse(container: &Container) -> Result<Command, String> {
+    let words = std::iter::once("sluice".to_owned()).chain(understood(arguments(container, "node-1")));
+    let words: Vec<_> = words.map(Into::into).collect();
+    cli::try_parse(&words).map(|cli| cli.command).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_agent_understands_its_command_lines() {
+    for name in OVERLAYS {
+        let pod = pod(&daemonset(&overlay(name)));
+        let ours: Vec<&Container> =
+            containers(&pod).filter(|container| container.command.is_none()).collect();
+        let [leftovers, agent] = ours[..] else { panic!("{ours:?}") };
+        assert!(matches!(parse(leftovers), Ok(Command::Cleanup(args)) if args.kube_proxy));
+        let Command::Agent(agent_args) = parse(agent).unwrap_or_else(|error| panic!("{name}: {error}"))
+        else {
+            panic!("{name}: not an agent");
+        };
+        assert_eq!(agent_args.hostname_override.as_deref(), Some("node-1"));
+        let kill = pod.termination_grace_period_seconds.unwrap();
+        assert!(agent_args.grace_period.as_secs() < kill.try_into().unwrap(), "{name}: it is killed before");
+
+        let mut mistaken = agent.clone();
+        mistaken.args.as_mut().unwrap().push("--no-such-flag".into());
+        assert!(parse(&mistaken).is_err());
+    }
+}
+
+/// The flag that says where the agent answers to probes, and the probes.
+#[test]
+fn probes_ask_where_the_agent_answers() {
+    for name in OVERLAYS {
+        let pod = pod(&daemonset(&overlay(name)));
+        let [agent] = &pod.containers[..] else { panic!("{name}: one container is enough") };
+        let flag = arguments(agent, "node-1").into_iter().find_map(|argument| {
+            argument.strip_prefix("--healthz-bind-address=").map(|address| address.parse().unwrap())
+        });
+        let address: std::net::SocketAddr = flag.unwrap();
+        assert!(address.ip().is_unspecified(), "load balancers outside ask, too");
+        for (probe, path) in [
+            (&agent.startup_probe, "/livez"),
+            (&agent.liveness_probe, "/livez"),
+            (&agent.readiness_probe, "/healthz"),
+        ] {
+            let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).unwrap();
+            assert_eq!(get.port, IntOrString::Int(address.port().into()), "{name}");
+            assert_eq!((get.path.as_deref(), get.host.as_deref()), (Some(path), Some("127.0.0.1")), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_new_agent_is_started_beside_the_old_one() {
+    for name in OVERLAYS {
+        let daemonset = daemonset(&overlay(name));
+        let spec = daemonset.spec.as_ref().unwrap();
+        let update =
+            spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref()).unwrap();
+        assert_eq!(update.max_unavailable, Some(IntOrString::Int(0)));
+        assert!(!matches!(&update.max_surge, None | Some(IntOrString::Int(0))));
+        let pod = pod(&daemonset);
+        assert_eq!(pod.host_network, Some(true));
+        // Ports of a pod in the node's network are the node's, and the scheduler gives each to one pod only.
+        assert!(containers(&pod).all(|container| container.ports.is_none()));
+        let labels = spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+        assert_eq!(spec.selector.match_labels.as_ref(), labels);
+    }
+}
+
+#[test]
+fn nothing_can_be_written_but_what_is_mounted_and_all_that_is_mounted_is_there() {
+    for name in OVERLAYS {
+        let pod = pod(&daemonset(&overlay(name)));
+        let volumes: BTreeSet<&str> =
+            pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
+        let mounts = containers(&pod).flat_map(|container| container.volume_mounts.iter().flatten());
+        assert_eq!(mounts.map(|mount| mount.name.as_str()).collect::<BTreeSet<_>>(), volumes, "{name}");
+        for container in containers(&pod) {
+            let context = container.security_context.as_ref().unwrap();
+            assert_eq!(context.read_only_root_filesystem, Some(true), "{name}: {}", container.name);
+            if context.privileged == Some(true) {
+                assert_eq!(container.command.as_ref().unwrap()[0], "sysctl", "{name}: {}", container.name);
+                continue;
+            }
+            assert_eq!(context.allow_privilege_escalation, Some(false));
+            let capabilities = context.capabilities.as_ref().unwrap();
+            assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
+        }
+    }
+}
+
+#[test]
+fn the_image_is_that_of_this_version() {
+    for name in ["kubeadm", "managed"] {
+        for container in containers(&pod(&daemonset(&overlay(name)))) {
+            let tag = container.image.as_ref().unwrap().rsplit(':').next().unwrap();
+            assert_eq!(tag, env!("CARGO_PKG_VERSION"), "{name}: {}", container.name);
+        }
+    }
+}
+
+#[test]
+fn while_nodes_are_migrated_only_labelled_ones_have_the_agent() {
+    let selector = |objects: Vec<_>| pod(&daemonset(&objects)).node_selector.unwrap();
+    let plain = selector(overlay("kubeadm"));
+    let mut wanted = plain.clone();
+    wanted.insert("sluice.dev/node-proxy".into(), "sluice".into());
+    assert_eq!(selector(with_components("kubeadm", &["migrate"])), wanted);
+    assert_eq!(plain.len(), 1);
+}

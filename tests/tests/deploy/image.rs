@@ -1,0 +1,400 @@
+//! The image on a node of a lab, run as the DaemonSet says: its containers one after the other, with their capabilities,
+//! mounts and arguments, in the node's network. `runc` runs them.
+//!
+//! `.ci/image` builds the image, and runs this with `SLUICE_IMAGE_ROOT` and `SLUICE_IMAGE_CONFIG`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Value, json};
+use sluice_model::{Family, Protocol};
+use sluice_testbed::apiserver::{Apiserver, Resource};
+use sluice_testbed::lab::{Lab, LabError, Load, PATIENCE, Process};
+use tempfile::TempDir;
+
+use crate::manifests::{daemonset, overlay, pod};
+use crate::pod::{Node, arguments, has_flag, understood};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// What the agent says once it serves.
+const READY: &str = "ready frontends";
+
+/// Where the agent says how it is, while it has no port for that alone.
+const METRICS_PORT: u16 = 10_249;
+
+/// What kube-proxy's nftables mode has at least.
+const KUBE_PROXY: &str = "table ip kube-proxy {
+    comment \"rules for kube-proxy\"
+    chain services { }
+}";
+
+/// A lab with an apiserver, `pod-1` as a Service's only endpoint, and a node that has the image.
+struct Scene {
+    lab: Lab,
+    node: Node,
+    directory: TempDir,
+    _apiserver: Apiserver,
+    _runtime: tokio::runtime::Runtime,
+    _server: sluice_testbed::lab::Server,
+}
+
+/// A container that runs, or has run.
+struct Running<'a> {
+    process: Process,
+    id: String,
+    scene: &'a Scene,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let from = |variable: &str| PathBuf::from(std::env::var_os(variable).expect(".ci/image sets it"));
+        let lab = well(Lab::new());
+        let server = well(lab.pod(1).serve(8080));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap());
+        let builder =
+            Apiserver::builder().bind((lab.node().v4, 6443).into()).token("secret").service_cidrs(&cidrs);
+        let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
+        apiserver.create(Resource::Nodes, node_object(&lab)).unwrap();
+        apiserver.create(Resource::Services, service()).unwrap();
+        for family in FAMILIES {
+            apiserver.create(Resource::EndpointSlices, slice(&lab, family)).unwrap();
+        }
+        let directory = TempDir::new().unwrap();
+        let config: Value = serde_json::from_slice(&fs::read(from("SLUICE_IMAGE_CONFIG")).unwrap()).unwrap();
+        let node = Node {
+            name: "node",
+            root: from("SLUICE_IMAGE_ROOT"),
+            image: config["OCIv1"]["config"].clone(),
+            files: directory.path().join("node"),
+            config_maps: BTreeMap::from([("kube-proxy", kube_proxy_config(&apiserver.url()))]),
+            token: "secret",
+            authority: apiserver.ca_pem(),
+            service: "10.96.0.1",
+        };
+        Self { lab, node, directory, _apiserver: apiserver, _runtime: runtime, _server: server }
+    }
+
+    /// The pod of an overlay, with what a person has to fill in.
+    fn pod(&self, name: &str) -> PodSpec {
+        let mut pod = pod(&daemonset(&overlay(name)));
+        for argument in pod.containers.iter_mut().flat_map(|container| container.args.iter_mut().flatten()) {
+            if argument.starts_with("--master=") {
+                *argument = format!("--master=https://{}:6443", self.lab.node().v4);
+            } else if argument.starts_with("--cluster-cidr=") {
+                argument.push_str(",fd00:244::/32");
+            }
+        }
+        pod
+    }
+
+    /// Starts a container.
+    fn start(&self, pod: &PodSpec, container: &Container, arguments: &[String]) -> Running<'_> {
+        let bundle = TempDir::new_in(self.directory.path()).unwrap().keep();
+        let id = bundle.file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
+        self.node.bundle(pod, container, arguments, &bundle);
+        let mut command = self.runc(&["run", "--bundle"]);
+        command.arg(&bundle).arg(&id);
+        Running { process: well(self.lab.node().spawn(&command)), id, scene: self }
+    }
+
+    /// Starts a pod: its init containers one after the other, then the agent.
+    fn start_pod(&self, pod: &PodSpec) -> Running<'_> {
+        for container in pod.init_containers.iter().flatten() {
+            let mut running = self.start(pod, container, &arguments(container, self.node.name));
+            let status = well(running.process.wait(PATIENCE));
+            assert!(status.success(), "{}: {:?}", container.name, running.process.lines());
+        }
+        let agent = &pod.containers[0];
+        self.start(pod, agent, &understood(arguments(agent, self.node.name)))
+    }
+
+    fn runc(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(self.directory.path().join("runc"));
+        command.args(arguments);
+        command
+    }
+
+    /// The containers that there are.
+    fn containers(&self) -> String {
+        String::from_utf8(self.runc(&["list", "--quiet"]).output().unwrap().stdout).unwrap()
+    }
+
+    /// Whether a probe succeeds, as the kubelet sees it.
+    fn probe(&self, probe: &Probe) -> bool {
+        let get = probe.http_get.as_ref().unwrap();
+        let IntOrString::Int(port) = get.port else { panic!("{get:?}") };
+        let (port, path) = if has_flag("healthz-bind-address") {
+            (port.try_into().unwrap(), get.path.as_deref().unwrap())
+        } else {
+            (METRICS_PORT, "/healthz")
+        };
+        let address: SocketAddr =
+            (get.host.as_deref().unwrap().parse::<std::net::IpAddr>().unwrap(), port).into();
+        let patience = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).try_into().unwrap());
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, patience)?;
+            stream.set_read_timeout(Some(patience))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = self.lab.node().ns.run(ask);
+        answer.is_ok_and(|answer| answer.split(' ').nth(1).is_some_and(|status| matches!(status, "200")))
+    }
+
+    /// Everybody who can ask, and where.
+    fn questions(&self) -> Vec<(&sluice_testbed::lab::Host, SocketAddr)> {
+        let of_family = |family: Family| {
+            let node_port = (self.lab.node().ip(family), 30_007).into();
+            [
+                (self.lab.pod(0), cluster_ip(family)),
+                (self.lab.node(), cluster_ip(family)),
+                (self.lab.outside(), node_port),
+            ]
+        };
+        FAMILIES.into_iter().flat_map(of_family).collect()
+    }
+
+    #[track_caller]
+    fn assert_served(&self) {
+        for (host, to) in self.questions() {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let outcome = host.ask(protocol, to, PATIENCE);
+                assert_eq!(outcome.by(), Some("pod-1"), "{protocol} {to} from {}: {outcome:?}", host.name);
+            }
+        }
+    }
+
+    /// What there is in the kernel.
+    fn kernel(&self) -> String {
+        let ns = &self.lab.node().ns;
+        let ip = ["rule", "-6 rule", "route show table all", "-6 route show table all"];
+        well(ns.nft("list ruleset")) + &ip.map(|what| well(ns.ip(what))).concat()
+    }
+}
+
+impl Running<'_> {
+    fn signal(&self, signal: &str) {
+        assert!(self.scene.runc(&["kill", &self.id, signal]).status().unwrap().success());
+    }
+
+    #[track_caller]
+    fn assert_ends_well(&mut self, patience: Duration) {
+        let status = well(self.process.wait(patience));
+        assert!(status.success(), "{status}: {:#?}", self.process.lines());
+    }
+
+    /// Nothing has been in the way: the log warns of nothing that a manifest could change.
+    #[track_caller]
+    fn assert_content(&self) {
+        let lines = self.process.lines();
+        let complaints =
+            ["capabilit", "CAP_", "Read-only", "ermission", "cannot be set", "cannot set", "ERROR"];
+        let complaint = lines.iter().find(|line| complaints.iter().any(|word| line.contains(word)));
+        assert_eq!(complaint, None, "{lines:#?}");
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        // It has ended, or a test has failed.
+        let _ = self.scene.runc(&["delete", "--force", &self.id]).output();
+    }
+}
+
+#[test]
+#[ignore = "needs the image: .ci/image builds it and runs this"]
+fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
+    let scene = Scene::new();
+    let before = scene.kernel();
+    let kill = Duration::from_secs(30);
+    let overlays: &[&str] = if has_flag("config") { &["managed", "kubeadm"] } else { &["managed"] };
+    for name in overlays {
+        let pod = scene.pod(name);
+        let agent = &pod.containers[0];
+        well(scene.lab.node().ns.nft_file(KUBE_PROXY));
+        let begin = Instant::now();
+        let mut first = scene.start_pod(&pod);
+        well(first.process.wait_for(READY, PATIENCE));
+        eprintln!("{name}: serves after {:?}, init containers and all", begin.elapsed());
+        assert!(!scene.kernel().contains("kube-proxy"), "{name}: what kube-proxy has left is gone");
+        let setting = scene.lab.node().ns.read("/proc/sys/net/ipv4/tcp_migrate_req").unwrap();
+        assert_eq!(setting, "1");
+        scene.assert_served();
+        for probe in [&agent.startup_probe, &agent.liveness_probe, &agent.readiness_probe] {
+            let deadline = Instant::now() + PATIENCE;
+            while !scene.probe(probe.as_ref().unwrap()) {
+                assert!(Instant::now() < deadline, "{name}: {probe:?}: {:#?}", first.process.lines());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+
+        let loads: Vec<Load> = scene
+            .questions()
+            .into_iter()
+            .flat_map(|(host, to)| [Protocol::Tcp, Protocol::Udp].map(|protocol| host.load(protocol, to)))
+            .collect();
+        let assert_answered = || {
+            assert!(
+                loads.iter().all(|load| load.answers_more(25, PATIENCE)),
+                "{name}: questions are answered"
+            )
+        };
+        assert_answered();
+        let mut second = scene.start_pod(&pod);
+        well(second.process.wait_for(READY, PATIENCE));
+        first.signal("TERM");
+        first.assert_ends_well(kill);
+        assert!(
+            first.process.lines().iter().any(|line| line.contains("another agent takes new connections"))
+        );
+        first.assert_content();
+        assert_answered();
+        for report in loads.into_iter().map(Load::stop) {
+            assert_eq!(report.failed, 0, "{name}: {report:?}");
+        }
+
+        second.signal("TERM");
+        second.assert_ends_well(kill);
+        second.assert_content();
+        let mut cleanup = scene.start(&pod, agent, &["cleanup".to_owned()]);
+        cleanup.assert_ends_well(PATIENCE);
+        drop((first, second, cleanup));
+        assert_eq!(scene.containers(), "");
+        assert_eq!(scene.kernel(), before, "{name}: nothing is left");
+    }
+}
+
+#[test]
+#[ignore = "needs the image: .ci/image builds it and runs this"]
+fn each_capability_of_the_agent_is_one_that_its_check_asks_for_and_no_more_are() {
+    let scene = Scene::new();
+    let pod = scene.pod("managed");
+    let level = |container: &Container| {
+        let arguments = ["check", "--output", "json"].map(str::to_owned);
+        let mut running = scene.start(&pod, container, &arguments);
+        well(running.process.wait(PATIENCE));
+        let findings: Value = serde_json::from_str(&running.process.lines().concat()).unwrap();
+        let found = findings["findings"].as_array().unwrap().iter().find(|f| f["about"] == "capabilities");
+        found.unwrap()["level"].clone()
+    };
+    let agent = pod.containers[0].clone();
+    assert_eq!(level(&agent), "ok");
+    let capabilities = |container: &Container| {
+        container.security_context.clone().unwrap().capabilities.unwrap().add.unwrap()
+    };
+    for capability in capabilities(&agent) {
+        let mut without = agent.clone();
+        let context = without.security_context.as_mut().unwrap();
+        context.capabilities.as_mut().unwrap().add.as_mut().unwrap().retain(|other| *other != capability);
+        assert_ne!(level(&without), "ok", "without {capability}");
+    }
+}
+
+#[test]
+#[ignore = "needs the image: .ci/image builds it and runs this"]
+fn the_image_has_what_it_needs_and_nothing_to_log_in_with() {
+    let scene = Scene::new();
+    let root = &scene.node.root;
+    assert_eq!(scene.node.image["Entrypoint"], json!(["/usr/bin/sluice"]));
+    assert_eq!(scene.node.image["Labels"]["org.opencontainers.image.licenses"], "Apache-2.0");
+    for program in ["sh", "bash", "dash", "apt-get", "su"] {
+        let found =
+            ["bin", "sbin", "usr/bin", "usr/sbin"].map(|folder| root.join(folder).join(program).exists());
+        assert_eq!(found, [false; 4], "{program}");
+    }
+    // Programs run, so all that they are linked against is there.
+    let pod = scene.pod("managed");
+    let mut container = pod.containers[0].clone();
+    for line in [
+        "nft --version",
+        "sysctl --version",
+        "ip -Version",
+        "ipset --version",
+        "ipvsadm --version",
+        "iptables-legacy-save --version",
+        "ip6tables-legacy-restore --version",
+    ] {
+        container.command = Some(line.split(' ').map(str::to_owned).collect());
+        let mut running = scene.start(&pod, &container, &[]);
+        let status = well(running.process.wait(PATIENCE));
+        // ipvsadm looks for IPVS first, which this kernel may not have.
+        let lines = running.process.lines().concat();
+        assert!(status.success() || lines.contains("initialize ipvs"), "{line}: {lines}");
+    }
+}
+
+/// What kubeadm 1.36 writes.
+fn kube_proxy_config(apiserver: &str) -> Vec<(&'static str, String)> {
+    let read = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/kubeadm");
+        fs::read_to_string(folder.join(name)).unwrap().replace("https://apiserver:6443", apiserver)
+    };
+    vec![("config.conf", read("config.conf")), ("kubeconfig.conf", read("kubeconfig.conf"))]
+}
+
+fn cluster_ip(family: Family) -> SocketAddr {
+    match family {
+        Family::V4 => "10.96.0.7:80".parse().unwrap(),
+        Family::V6 => "[fd00:96::7]:80".parse().unwrap(),
+    }
+}
+
+fn node_object(lab: &Lab) -> Value {
+    let addresses = FAMILIES.map(|family| json!({ "type": "InternalIP", "address": lab.node().ip(family) }));
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": "node" },
+        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"] },
+        "status": { "addresses": addresses },
+    })
+}
+
+fn service() -> Value {
+    let port = |protocol: &str| json!({ "name": protocol.to_lowercase(), "protocol": protocol, "port": 80, "nodePort": 30_007 });
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": {
+            "type": "NodePort",
+            "clusterIP": cluster_ip(Family::V4).ip(),
+            "clusterIPs": FAMILIES.map(|family| cluster_ip(family).ip()),
+            "ipFamilies": ["IPv4", "IPv6"],
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": [port("TCP"), port("UDP")],
+        },
+    })
+}
+
+fn slice(lab: &Lab, family: Family) -> Value {
+    let port =
+        |protocol: &str| json!({ "name": protocol.to_lowercase(), "protocol": protocol, "port": 8080 });
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": format!("web-{family}").to_lowercase(), "namespace": "default",
+            "labels": { "kubernetes.io/service-name": "web" },
+        },
+        "addressType": family.to_string(),
+        "ports": [port("TCP"), port("UDP")],
+        "endpoints": [{ "addresses": [lab.pod(1).ip(family)], "conditions": { "ready": true }, "nodeName": "node" }],
+    })
+}
+
+/// An error as a person is to read it.
+#[track_caller]
+fn well<T>(result: Result<T, LabError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
