@@ -18,7 +18,9 @@ use crate::controller::{Controller, Feed};
 use crate::handover;
 use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
-use crate::metrics;
+use crate::healthz::Healthz;
+use crate::listen::{Opening, Place};
+use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
 use crate::signals::{Signals, Told};
 
@@ -40,6 +42,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 
+    let (healthz_port, metrics_port) = own_ports(args)?;
     let mut signals = Signals::new()?;
     let table = WriterConfig {
         passive_health: args.passive_health,
@@ -59,13 +62,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
+    let health =
+        ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
-        let health = ProxyHealth::new(observer.clone(), following.health().cloned());
+        let health = health.clone();
         HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
     };
-    if let Some(address) = args.metrics_bind_address.0 {
-        let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
-        metrics::serve(address, observer.clone(), health, health_checks);
+    let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
+    if let Some(opening) = metrics_port {
+        let (observer, health_checks) = (observer.clone(), health_checks.stats().clone());
+        Metrics { observer, health, health_checks, mode: args.capture.capture.name() }.serve(opening);
     }
 
     let mut check = tokio::time::interval(CHECK);
@@ -86,7 +92,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     }
     info!(connections = observer.stats().tcp_active, grace = ?args.grace_period, "stopping");
     // Load balancers are to look elsewhere, or to find a successor there.
-    drop(health_checks);
+    drop((healthz, health_checks));
     let deadline = Instant::now() + args.grace_period;
     let end = async move {
         let mut grace = args.grace_period;
@@ -105,6 +111,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     // Changes have been followed until here.
     drop(following);
     Ok(())
+}
+
+/// The ports for health and metrics, as far as they can be had so far.
+fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
+    let open = |place: Option<Place>, what, flag| {
+        place.map(|place| Opening::new(place, what, flag, args.ports.bind_address_hard_fail)).transpose()
+    };
+    let healthz = args.ports.healthz(args.capture.capture);
+    let healthz = open(healthz, "health checks of the node", "--healthz-bind-address")?;
+    Ok((healthz, open(args.ports.metrics(), "metrics", "--metrics-bind-address")?))
 }
 
 /// Returns when a signal asks for the end.

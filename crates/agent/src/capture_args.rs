@@ -68,6 +68,16 @@ pub enum CaptureMode {
     Tproxy,
 }
 
+impl CaptureMode {
+    /// As it is written.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Tproxy => "tproxy",
+        }
+    }
+}
+
 /// kube-proxy's `--detect-local-mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DetectLocalMode {

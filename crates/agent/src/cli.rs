@@ -1,7 +1,6 @@
 //! The command line: what a person can say, and the checks that need nothing else.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::capture_args::{self, CaptureArgs};
+use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
+use crate::listen::{BindAddress, Place};
 use crate::{kube_proxy_flags, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
@@ -72,9 +72,9 @@ pub struct AgentArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
           action = clap::ArgAction::Set, value_parser = values::boolean)]
     pub passive_health: bool,
-    /// Where metrics are served, as `/metrics`, and `/healthz`. `0` or nothing for nowhere.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = metrics_address)]
-    pub metrics_bind_address: BindAddress,
+    /// The agent's own ports.
+    #[command(flatten)]
+    pub ports: PortArgs,
     /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
     /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
     /// another agent on this node takes them, no connection is open, or this time is over.
@@ -83,6 +83,59 @@ pub struct AgentArgs {
     /// Settings of the data plane.
     #[command(flatten)]
     pub dataplane: DataplaneArgs,
+}
+
+/// Where the agent answers to others than clients of Services, as kube-proxy does.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct PortArgs {
+    /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
+    /// Node is about to be deleted, and `/livez`. `0` or nothing for nowhere [default: port 10256 of all addresses,
+    /// IPv4 and IPv6, with --capture tproxy, otherwise nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<BindAddress>,
+    /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// Where metrics are served, as `/metrics`, and `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
+    /// nowhere.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: BindAddress,
+    /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
+    /// End where one of these addresses cannot be had, instead of waiting for it. An agent that is to take over
+    /// from another one must wait.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean)]
+    pub bind_address_hard_fail: bool,
+}
+
+/// kube-proxy's port for health checks.
+const HEALTHZ_PORT: u16 = 10_256;
+
+/// kube-proxy's port for metrics.
+const METRICS_PORT: u16 = 10_249;
+
+impl PortArgs {
+    /// Where health checks of the node are answered, if anywhere.
+    pub fn healthz(&self, capture: CaptureMode) -> Option<Place> {
+        match (self.healthz_bind_address, self.healthz_port) {
+            (_, Some(0)) => None,
+            (Some(address), port) => address.place(port.unwrap_or(HEALTHZ_PORT)),
+            (None, Some(port)) => Some(Place::Everywhere(port)),
+            (None, None) if capture == CaptureMode::Tproxy => Some(Place::Everywhere(HEALTHZ_PORT)),
+            (None, None) => None,
+        }
+    }
+
+    /// Where metrics are served, if anywhere.
+    pub fn metrics(&self) -> Option<Place> {
+        match self.metrics_port {
+            Some(0) => None,
+            port => self.metrics_bind_address.place(port.unwrap_or(METRICS_PORT)),
+        }
+    }
 }
 
 /// Where Services and endpoints come from: an apiserver, found as kubectl finds it, or files.
@@ -156,24 +209,6 @@ impl DataplaneArgs {
             marks: None,
         }
     }
-}
-
-/// An address to listen on, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BindAddress(pub Option<SocketAddr>);
-
-/// kube-proxy's port for metrics.
-const METRICS_PORT: u16 = 10_249;
-
-/// An address and a port, or an address alone, or none.
-fn metrics_address(text: &str) -> Result<BindAddress, String> {
-    if matches!(text, "" | "0") {
-        return Ok(BindAddress(None));
-    }
-    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, METRICS_PORT));
-    let address = text.parse().or_else(|_| alone());
-    let address = address.map_err(|_| "write ADDRESS:PORT, as 0.0.0.0:10249, or 0 for nowhere")?;
-    Ok(BindAddress(Some(address)))
 }
 
 /// Reads the command line of this process; ends it where that says something wrong, or asks for help.
@@ -259,7 +294,7 @@ mod tests {
             "--passive-health false",
             "--passive-health",
             "--metrics-bind-address=",
-            "--metrics-bind-address 0.0.0.0",
+            "--metrics-bind-address 0.0.0.0 --bind-address-hard-fail",
             "--metrics-bind-address [::]:10249",
             "--capture tproxy --masquerade-all true --workers 2",
             "--capture tproxy --masquerade-all --track-connections false",
@@ -270,6 +305,29 @@ mod tests {
         assert!(said("sluice agent --grace-period soon").contains("25s"));
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
+    }
+
+    #[test]
+    fn the_agents_ports_are_kube_proxys() {
+        #[rustfmt::skip]
+        let cases = [
+            ("",                                                      None,                  Some("127.0.0.1:10249")),
+            ("--capture tproxy",                                      Some("port 10256"),    Some("127.0.0.1:10249")),
+            ("--healthz-port 7",                                      Some("port 7"),        Some("127.0.0.1:10249")),
+            ("--capture tproxy --healthz-port 0 --metrics-port 0",    None,                  None),
+            ("--healthz-bind-address 0.0.0.0 --healthz-port 7",       Some("0.0.0.0:7"),     Some("127.0.0.1:10249")),
+            ("--healthz-bind-address [::]:8 --healthz-port 7",        Some("[::]:8"),        Some("127.0.0.1:10249")),
+            ("--capture tproxy --healthz-bind-address= --metrics-bind-address=", None,       None),
+            ("--healthz-bind-address :: --metrics-bind-address ::1",  Some("[::]:10256"),    Some("[::1]:10249")),
+        ];
+        for (flags, healthz, metrics) in cases {
+            let line = format!("sluice agent {flags}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Agent(args) = cli.command else { panic!("{flags}") };
+            let said = |place: Option<Place>| place.map(|place| place.to_string());
+            assert_eq!(said(args.ports.healthz(args.capture.capture)).as_deref(), healthz, "{flags}");
+            assert_eq!(said(args.ports.metrics()).as_deref(), metrics, "{flags}");
+        }
     }
 
     #[test]

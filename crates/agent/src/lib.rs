@@ -17,12 +17,15 @@ pub mod errors;
 mod handover;
 mod health;
 pub mod health_checks;
+mod healthz;
+pub mod listen;
 pub mod logging;
-pub mod metrics;
+mod metrics;
 pub mod proxy;
 
 mod http_server;
 mod kube_proxy_flags;
+mod programming;
 mod running;
 mod signals;
 mod sysctls;
