@@ -12,7 +12,7 @@ use sluice_model::Change;
 use tracing::{error, info, warn};
 
 use crate::programming::Programming;
-use crate::proxy::Proxy;
+use crate::proxy::{NodePorts, Proxy};
 
 /// How often the proxy does what is due from time to time: noticing that somebody has taken our rules away,
 /// for one.
@@ -45,6 +45,8 @@ type Waiting = tokio::sync::oneshot::Sender<()>;
 enum Message {
     /// Apply these; then answer, if anybody waits for it: when endpoints have changed.
     Changes(Vec<Change>, Option<Waiting>),
+    /// Serve nodePorts there.
+    NodePorts(NodePorts),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
     /// Shut down within this time.
@@ -110,6 +112,12 @@ impl Feed {
         is_done.await.map_err(|_| Ended)
     }
 
+    /// Has nodePorts served elsewhere from now on.
+    pub(crate) fn set_node_ports(&self, node_ports: NodePorts) {
+        // A controller that has ended is noticed by whoever holds it.
+        let _ = self.messages.send(Message::NodePorts(node_ports));
+    }
+
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
     ///
     /// # Errors
@@ -151,6 +159,11 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             changes.extend(more);
                             waiting.extend(done);
                             batches += 1;
+                        }
+                        Message::NodePorts(node_ports) => {
+                            if let Err(reason) = proxy.set_node_ports(node_ports) {
+                                error!("nodePorts stay where they are: {reason:#}");
+                            }
                         }
                         Message::Settle(done) => settling.push(done),
                         Message::Stop(grace) => return proxy.shut_down(grace),

@@ -10,6 +10,7 @@ pub mod capture_args;
 pub mod check;
 pub mod cleanup;
 pub mod cli;
+pub mod config;
 pub mod controller;
 pub mod demo;
 mod doors;
@@ -24,7 +25,7 @@ mod metrics;
 pub mod proxy;
 
 mod http_server;
-mod kube_proxy_flags;
+mod init;
 mod programming;
 mod running;
 mod signals;

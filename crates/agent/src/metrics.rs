@@ -2,6 +2,7 @@
 //! source is doing, `/healthz`, `/proxyMode`, `/configz`.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -43,6 +44,8 @@ pub(crate) struct Metrics {
     pub health_checks: health_checks::Stats,
     /// What `/proxyMode` says: how packets get here. None of kube-proxy's modes, by which it would be taken for one.
     pub mode: &'static str,
+    /// What `/configz` says: what the agent was started with.
+    pub configz: Arc<str>,
 }
 
 impl Metrics {
@@ -69,7 +72,12 @@ impl Metrics {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             "/proxyMode" => text(StatusCode::OK, self.mode.to_owned()),
-            _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /proxyMode\n".to_owned()),
+            "/configz" => {
+                let mut response = text(StatusCode::OK, self.configz.to_string());
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz, /proxyMode or /configz\n".to_owned()),
         }
     }
 

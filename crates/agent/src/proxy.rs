@@ -213,13 +213,7 @@ impl Proxy {
             }
         };
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
-        let interfaces = match config.node_ports {
-            NodePorts::Primary => None,
-            NodePorts::Inside(cidrs) => {
-                let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
-                Some((addresses, cidrs))
-            }
-        };
+        let interfaces = interfaces(config.node_ports)?;
         let mut proxy = Self {
             writer,
             node,
@@ -320,6 +314,19 @@ impl Proxy {
         report(step, start.elapsed());
     }
 
+    /// Serves nodePorts elsewhere from the next step on.
+    ///
+    /// # Errors
+    /// The node's addresses cannot be watched; nothing has changed.
+    pub fn set_node_ports(&mut self, node_ports: NodePorts) -> Result<()> {
+        self.interfaces = interfaces(node_ports)?;
+        if self.interfaces.is_none() {
+            self.writer.set_node_port_addresses(NodePortAddresses::Primary);
+        }
+        self.follow_interfaces();
+        Ok(())
+    }
+
     /// Has the workers take what the kernel hands over: once they know what to do with it.
     fn open_doors(&mut self) {
         if let Some(doors) = &mut self.doors {
@@ -393,6 +400,17 @@ impl Proxy {
         // The kernel's rules are left to a successor, which may be of another version.
         drop(capture);
         dataplane.drain(grace)
+    }
+}
+
+/// What there is to watch to know where nodePorts are.
+fn interfaces(node_ports: NodePorts) -> Result<Option<(NodeAddresses, Vec<IpNet>)>> {
+    match node_ports {
+        NodePorts::Primary => Ok(None),
+        NodePorts::Inside(cidrs) => {
+            let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
+            Ok(Some((addresses, cidrs)))
+        }
     }
 }
 
