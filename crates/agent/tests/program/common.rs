@@ -110,7 +110,11 @@ impl Agent {
     pub(crate) fn spawn(arguments: &[&str]) -> Self {
         // No metrics unless asked for: the default port is there only once.
         let quiet = ["agent", "--metrics-bind-address", "0"];
-        let quiet = if arguments.contains(&quiet[1]) { &quiet[..1] } else { &quiet };
+        let quiet = if arguments.iter().any(|argument| argument.starts_with(quiet[1])) {
+            &quiet[..1]
+        } else {
+            &quiet
+        };
         Self::run(Command::new(env!("CARGO_BIN_EXE_sluice")).args(quiet).args(arguments))
     }
 
@@ -136,6 +140,12 @@ impl Agent {
                 Err(_) => panic!("never said {text:?}; said:\n{}", self.heard.join("\n")),
             }
         }
+    }
+
+    /// Everything that it has said.
+    pub(crate) fn heard(&mut self) -> &[String] {
+        self.heard.extend(self.lines.try_iter());
+        &self.heard
     }
 
     /// The address of a port of its own, which it says when it serves it.

@@ -5,6 +5,7 @@
 
 mod apiserver;
 mod common;
+mod config;
 mod demo;
 mod health;
 mod manifests;
