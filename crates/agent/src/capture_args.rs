@@ -9,9 +9,9 @@ use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
-use sluice_table::LocalPods;
+use sluice_table::{LocalPods, NodePortAddresses};
 
-use crate::proxy::{CaptureConfig, NodePorts};
+use crate::proxy::CaptureConfig;
 use crate::values;
 
 /// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.
@@ -66,6 +66,16 @@ pub enum CaptureMode {
     /// Take the place of kube-proxy: packets of pods, of this node and from outside, to all Service
     /// addresses, by nftables. Needs CAP_NET_ADMIN.
     Tproxy,
+}
+
+impl CaptureMode {
+    /// As it is written.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Tproxy => "tproxy",
+        }
+    }
 }
 
 /// kube-proxy's `--detect-local-mode`.
@@ -144,9 +154,10 @@ const ABOUT_CAPTURED: [&str; 8] = [
     "disable_bridge_netfilter",
 ];
 
-/// What is wrong with flags that were given although no packets are captured.
-pub(crate) fn out_of_place(agent: &ArgMatches) -> Option<String> {
-    if agent.get_one::<CaptureMode>("capture") != Some(&CaptureMode::Bind) {
+/// What is wrong with flags that were given on the command line although no packets are captured. What a file says of
+/// nodes in general does no harm.
+pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<String> {
+    if capture != CaptureMode::Bind {
         return None;
     }
     let is_given = |id: &&str| agent.value_source(id) == Some(ValueSource::CommandLine);
@@ -186,12 +197,12 @@ impl CaptureArgs {
     ///
     /// # Errors
     /// `primary` does not go together with CIDRs.
-    pub fn node_ports(&self) -> Result<NodePorts> {
+    pub fn node_ports(&self) -> Result<NodePortAddresses> {
         let addresses: Vec<NodePortAddress> =
             self.nodeport_addresses.iter().filter_map(|listed| listed.0).collect();
         // None given is the default, as in kube-proxy's nftables mode.
         if let [] | [NodePortAddress::Primary] = addresses[..] {
-            return Ok(NodePorts::Primary);
+            return Ok(NodePortAddresses::Primary);
         }
         let cidrs = addresses.into_iter().map(|address| match address {
             NodePortAddress::Inside(cidr) => Ok(cidr),
@@ -199,7 +210,7 @@ impl CaptureArgs {
                 bail!("--nodeport-addresses: give either primary or CIDRs, not both")
             }
         });
-        Ok(NodePorts::Inside(cidrs.collect::<Result<_>>()?))
+        Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
     /// How to capture.
@@ -256,9 +267,9 @@ mod tests {
         .unwrap();
         assert_eq!(args.local_pods(), LocalPods::DetectedIn(vec![Family::V4, Family::V6]));
         assert!(args.masquerade_all);
-        assert!(matches!(args.node_ports().unwrap(), NodePorts::Inside(cidrs) if cidrs.len() == 2));
+        assert!(matches!(args.node_ports().unwrap(), NodePortAddresses::Inside(cidrs) if cidrs.len() == 2));
         assert!(parse("--masquerade-all").unwrap().masquerade_all);
-        assert!(matches!(parse("").unwrap().node_ports().unwrap(), NodePorts::Primary));
+        assert!(matches!(parse("").unwrap().node_ports().unwrap(), NodePortAddresses::Primary));
     }
 
     #[test]
@@ -271,7 +282,7 @@ mod tests {
             let CaptureConfig::Tproxy(config) = args.capture().unwrap() else { panic!("not bind mode") };
             assert_eq!(config.cluster_cidrs, [], "{arguments}");
             assert_eq!(config.local_pods, tproxy::LocalPods::Cidrs(Vec::new()), "{arguments}");
-            assert!(matches!(args.node_ports().unwrap(), NodePorts::Primary), "{arguments}");
+            assert!(matches!(args.node_ports().unwrap(), NodePortAddresses::Primary), "{arguments}");
         }
     }
 

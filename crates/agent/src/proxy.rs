@@ -13,17 +13,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
-use sluice_model::{Change, Frontend, Object, Protocol, ServicePortName};
+use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
 use crate::doors::{self, Doors};
+
+/// What fails if the kernel does not tell of addresses.
+const CANNOT_WATCH: &str = "cannot watch the node's addresses";
 
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
@@ -38,13 +40,13 @@ pub struct ProxyConfig {
     /// How connections get to them.
     pub capture: CaptureConfig,
     /// Where nodePorts are served.
-    pub node_ports: NodePorts,
+    pub node_ports: NodePortAddresses,
 }
 
 impl ProxyConfig {
     /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
     pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
-        Self { table, dataplane, capture: CaptureConfig::Bind, node_ports: NodePorts::Primary }
+        Self { table, dataplane, capture: CaptureConfig::Bind, node_ports: NodePortAddresses::Primary }
     }
 }
 
@@ -55,15 +57,6 @@ pub enum CaptureConfig {
     Bind,
     /// Have the kernel hand over what is sent to them.
     Tproxy(tproxy::Config),
-}
-
-/// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
-#[derive(Debug, Clone)]
-pub enum NodePorts {
-    /// On the addresses of the Node object.
-    Primary,
-    /// On the addresses of interfaces that are in these CIDRs; a family without one: on all.
-    Inside(Vec<IpNet>),
 }
 
 /// A running proxy. Dropping it cuts every connection off; see [`Proxy::shut_down`].
@@ -83,6 +76,7 @@ pub struct Proxy {
     /// The node's addresses, unless nothing depends on them.
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    node_eligible: Arc<ArcSwap<Option<bool>>>,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
     /// Whether the capture has been told.
@@ -98,6 +92,7 @@ pub struct Observer {
     captured: Option<Arc<tproxy::Counters>>,
     unserved: Arc<AtomicUsize>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    node_eligible: Arc<ArcSwap<Option<bool>>>,
 }
 
 impl Observer {
@@ -134,6 +129,11 @@ impl Observer {
     /// The addresses that nodePorts are served on now.
     pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
         self.node_port_addresses.load_full()
+    }
+
+    /// Whether load balancers may send to this node, as its Node object says; none where there is none.
+    pub fn node_eligible(&self) -> Option<bool> {
+        **self.node_eligible.load()
     }
 
     /// How many frontends are served.
@@ -186,13 +186,10 @@ impl Proxy {
             config.dataplane.marks = Some(doors::MARKS);
             config.table.frontends_lead_back = false;
         }
-        let needs_interfaces = match (&config.capture, config.node_ports) {
-            (_, NodePorts::Inside(cidrs)) => {
-                config.table.node_port_addresses = NodePortAddresses::Inside(cidrs);
-                true
-            }
-            (capture, NodePorts::Primary) => matches!(capture, CaptureConfig::Tproxy(_)),
-        };
+        config.table.node_port_addresses = config.node_ports;
+        // Whether an endpoint is a process of this node matters where connections are captured.
+        let needs_interfaces = config.table.node_port_addresses != NodePortAddresses::Primary
+            || matches!(config.capture, CaptureConfig::Tproxy(_));
         let node = Arc::clone(&config.table.node);
         let writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
@@ -212,7 +209,7 @@ impl Proxy {
         };
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = needs_interfaces.then(NodeAddresses::watch).transpose();
-        let interfaces = interfaces.context("cannot watch the node's addresses")?;
+        let interfaces = interfaces.context(CANNOT_WATCH)?;
         let mut proxy = Self {
             writer,
             node,
@@ -224,6 +221,7 @@ impl Proxy {
             unserved,
             interfaces,
             node_port_addresses: Arc::default(),
+            node_eligible: Arc::default(),
             has_begun: false,
             has_captured: false,
             affinity_expired: Instant::now(),
@@ -242,12 +240,15 @@ impl Proxy {
     /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel, and follow by
     /// [`Proxy::advance`].
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
-        let changes = changes.into_iter().inspect(|change| {
-            if let Change::Apply(Object::Node(node)) = change
-                && node.name == self.node
-            {
+        let changes = changes.into_iter().inspect(|change| match change {
+            Change::Apply(Object::Node(node)) if node.name == self.node => {
                 self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+                self.node_eligible.store(Arc::new(Some(node.eligible)));
             }
+            Change::Delete(ObjectRef::Node(name)) if *name == self.node => {
+                self.node_eligible.store(Arc::new(None));
+            }
+            _ => {}
         });
         self.writer.apply_all(changes);
         self.has_begun = true;
@@ -309,6 +310,19 @@ impl Proxy {
         report(step, start.elapsed());
     }
 
+    /// Serves nodePorts elsewhere from the next step on.
+    ///
+    /// # Errors
+    /// The node's addresses cannot be watched; nothing has changed.
+    pub fn set_node_ports(&mut self, node_ports: NodePortAddresses) -> Result<()> {
+        if self.interfaces.is_none() && node_ports != NodePortAddresses::Primary {
+            self.interfaces = Some(NodeAddresses::watch().context(CANNOT_WATCH)?);
+        }
+        self.follow_interfaces();
+        self.writer.set_node_port_addresses(node_ports);
+        Ok(())
+    }
+
     /// Has the workers take what the kernel hands over: once they know what to do with it.
     fn open_doors(&mut self) {
         if let Some(doors) = &mut self.doors {
@@ -338,6 +352,11 @@ impl Proxy {
         !self.has_begun || self.advance()
     }
 
+    /// Whether the kernel is as it was last asked to be.
+    pub fn is_in_line(&self) -> bool {
+        self.captured.as_ref().is_none_or(|counters| counters.failing_for().is_none())
+    }
+
     /// Does all that is due, what the capture looks after by itself included, and waits for it.
     pub fn tick(&mut self) {
         self.poll();
@@ -355,6 +374,7 @@ impl Proxy {
             captured: self.captured.clone(),
             unserved: Arc::clone(&self.unserved),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
+            node_eligible: Arc::clone(&self.node_eligible),
         }
     }
 

@@ -55,6 +55,7 @@ use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
 use ruleset::TABLE;
 use settings::Settings;
+pub use settings::{Prepared, prepare};
 use table::{Outcome, Table};
 use wanted::Wanted;
 

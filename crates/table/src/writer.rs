@@ -31,7 +31,7 @@ pub use work::Work;
 use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
-use crate::{HealthCheck, Notice, Table, Verdict, node_ports};
+use crate::{HealthCheck, NodePortAddresses, Notice, Table, Verdict, node_ports};
 use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
@@ -132,6 +132,16 @@ impl Writer {
     /// has the address, dropped where none has but one could. `None`: it is none of the cluster's.
     pub fn verdict_without_frontend(&self, ip: IpAddr) -> Option<Verdict> {
         self.cluster_addresses.verdict(ip)
+    }
+
+    /// Serves nodePorts elsewhere.
+    pub fn set_node_port_addresses(&mut self, addresses: NodePortAddresses) {
+        let before = self.node_port_addresses();
+        self.config.node_port_addresses = addresses;
+        if self.node_port_addresses() != before {
+            self.refresh_all_frontends();
+            self.settle();
+        }
     }
 
     /// Takes in the addresses of the node's interfaces: nodePorts may be served elsewhere, and other endpoints

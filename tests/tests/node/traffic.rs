@@ -4,10 +4,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use sluice::proxy::{CaptureConfig, NodePorts};
+use sluice::proxy::CaptureConfig;
 use sluice_capture::tproxy;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_table::LocalPods;
+use sluice_table::{LocalPods, NodePortAddresses};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring, ask_on};
 use socket2::{Domain, Socket, Type};
 
@@ -633,7 +633,7 @@ fn masquerade_all_hides_pods_at_cluster_ips() {
 #[test]
 fn node_ports_are_served_on_the_addresses_in_the_cidrs_as_they_come_and_go() {
     let mut world = World::new(lab(), |config| {
-        config.node_ports = NodePorts::Inside(vec!["198.51.100.0/24".parse().unwrap()]);
+        config.node_ports = NodePortAddresses::Inside(vec!["198.51.100.0/24".parse().unwrap()]);
     });
     let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let at: SocketAddr = ([198, 51, 100, 7], 30_001).into();

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use sluice::proxy::{CaptureConfig, NodePorts, Proxy, ProxyConfig};
+use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, Node, Object, ObjectName, Protocol, Service, ServicePort,
     SlicePort, TrafficPolicy,
 };
-use sluice_table::{LocalPods, WriterConfig};
+use sluice_table::{LocalPods, NodePortAddresses, WriterConfig};
 use sluice_testbed::lab::{Host, Lab};
 
 /// The port that all backends listen on.
@@ -50,7 +50,7 @@ impl World {
             track: false,
             bridge_netfilter_off: true,
         });
-        let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePorts::Primary };
+        let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePortAddresses::Primary };
         change(&mut config);
         // Threads and programs that are started there stay there.
         let proxy = lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");

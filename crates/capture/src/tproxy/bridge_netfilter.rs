@@ -9,7 +9,8 @@ use tracing::{info, warn};
 use super::settings::Settings;
 
 /// Of the network namespace. Where the module is not loaded there are none; loading it sets them to 1.
-const SETTINGS: [&str; 2] = ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
+pub(super) const SETTINGS: [&str; 2] =
+    ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
 
 /// How often somebody may have set them again.
 const PAUSE: Duration = Duration::from_secs(1);

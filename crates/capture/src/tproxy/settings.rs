@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tracing::{debug, info, warn};
 
 use super::ruleset::INET;
-use super::{Error, nft, table};
+use super::{Error, bridge_netfilter, nft, table};
 
 /// The table's name.
 pub(super) const TABLE: &str = "sluice_settings";
@@ -169,6 +169,39 @@ impl Settings {
             warn!("`sluice cleanup` will not set everything back: it cannot be written down: {error}");
         }
     }
+}
+
+/// What [`prepare`] has done; in words.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// What has another value now.
+    pub set: Vec<String>,
+    /// What should have, and why it has not.
+    pub failed: Vec<String>,
+}
+
+/// Makes the settings that an agent makes, for one that may not: br_netfilter's too, if that is to be kept off. They are
+/// written down as those of an agent. What the kernel has not it does not need.
+///
+/// # Errors
+/// nft fails: it is not known what was written down before.
+pub fn prepare(bridge_netfilter_off: bool) -> Result<Prepared, Error> {
+    let mut settings = Settings::open()?;
+    let bridge =
+        bridge_netfilter::SETTINGS.into_iter().filter(|_| bridge_netfilter_off).map(|name| (name, 0));
+    // Who has switched it off altogether has had a reason.
+    let reuse = (settings.get(TW_REUSE) == Some(2)).then_some((TW_REUSE, 1));
+    let mut done = Prepared::default();
+    for (name, value) in bridge.chain(reuse).chain([(MIGRATE_REQ, 1)]) {
+        if settings.get(name).is_none_or(|now| now == value) {
+            continue;
+        }
+        match settings.set(name, value) {
+            Ok(()) => done.set.push(format!("{name}={value}")),
+            Err(error) => done.failed.push(format!("{name} cannot be set to {value}: {error}")),
+        }
+    }
+    Ok(done)
 }
 
 /// What was set back, and what was not; in words.

@@ -1,0 +1,28 @@
+//! What of an agent's start needs more rights than the rest: settings of the kernel, and its own of the process.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+use sluice_capture::tproxy;
+use tracing::{info, warn};
+
+/// Makes the settings that an agent in TPROXY mode would, so that it need not (`--init-only`).
+///
+/// # Errors
+/// One of them could not be made, or there is no nft to write down what it was.
+pub(crate) fn run(bridge_netfilter_off: bool) -> Result<()> {
+    let done = tproxy::prepare(bridge_netfilter_off)?;
+    done.set.iter().for_each(|setting| info!("{setting} is set"));
+    if !done.failed.is_empty() {
+        bail!("{}: run this as root, with a /proc/sys that may be written", done.failed.join(", "));
+    }
+    info!("the kernel's settings are as the agent needs them");
+    Ok(())
+}
+
+/// Tells the kernel how ready to be to end this process when memory is short.
+pub(crate) fn adjust_oom_score(score: i16) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        warn!("--oom-score-adj {score} has no effect: {error}; lower than it is needs CAP_SYS_RESOURCE");
+    }
+}
