@@ -141,12 +141,14 @@ pub struct Results {
     plan: Plan,
     carriers: Vec<Carrier>,
     samples: Vec<Vec<Vec<Sample>>>,
+    /// What could not be measured, and why.
+    notes: Vec<String>,
 }
 
 /// Measures. `say` is told how it goes on.
 ///
 /// # Errors
-/// A lab or a carrier does not start, nobody answers at all, or somebody wants this to end.
+/// A lab or a carrier does not start, or somebody wants this to end. A measurement that fails is a note.
 pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnMut(&str)) -> Result<Results> {
     let (carriers, left_out): (Vec<Carrier>, Vec<Carrier>) =
         carriers.iter().partition(|carrier| carrier.is_installed());
@@ -156,6 +158,7 @@ pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnM
         .map(|carrier| Scene::new(*carrier, plan.refusing).with_context(|| carrier.name()))
         .collect::<Result<_>>()?;
     let mut samples = vec![vec![Vec::new(); carriers.len()]; Noise::ALL.len()];
+    let mut notes = Vec::new();
     for round in 0..plan.rounds {
         for (of, noise) in Noise::ALL.into_iter().enumerate() {
             if !noises.contains(&noise) {
@@ -167,15 +170,26 @@ pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnM
                 if noise == Noise::Datagrams && !carriers[who].has_udp() {
                     continue;
                 }
-                let sample = measure(noise, carriers[who], &scenes[who], &plan)
-                    .with_context(|| format!("{}, {}", noise.title(&plan), carriers[who].name()))?;
-                say(&line(round, noise, carriers[who], &sample, &plan));
-                samples[of][who].push(sample);
+                match measure(noise, carriers[who], &scenes[who], &plan) {
+                    Ok(sample) => {
+                        say(&line(round, noise, carriers[who], &sample, &plan));
+                        samples[of][who].push(sample);
+                    }
+                    // Who is out of connections has an answer for nobody.
+                    Err(error) => {
+                        interrupt::check()?;
+                        let note = format!("{}, {}: {error:#}", noise.title(&plan), carriers[who].name());
+                        say(&note);
+                        if !notes.contains(&note) {
+                            notes.push(note);
+                        }
+                    }
+                }
                 interrupt::rest(plan.rest)?;
             }
         }
     }
-    Ok(Results { plan, carriers, samples })
+    Ok(Results { plan, carriers, samples, notes })
 }
 
 fn measure(noise: Noise, carrier: Carrier, scene: &Scene, plan: &Plan) -> Result<Sample> {
@@ -185,7 +199,7 @@ fn measure(noise: Noise, carrier: Carrier, scene: &Scene, plan: &Plan) -> Result
     let used = |processes: &[Process]| usage::cpu_of(processes);
     let (before, begin) = (used(scene.carriers())?, Instant::now());
     let answers = probe::ask(scene.quiet_client(), scene.addresses.quiet, plan.time, carrier.has_udp())
-        .context("the quiet Service")?;
+        .context("no answer from the quiet Service")?;
     let cpu = used(scene.carriers())?.saturating_sub(before).as_secs_f64() / begin.elapsed().as_secs_f64();
     Ok(Sample { answers, amount: noisy.amount(), cpu })
 }
@@ -249,6 +263,10 @@ impl Results {
                 );
             }
         }
+        if !self.notes.is_empty() {
+            text.push('\n');
+            self.notes.iter().for_each(|note| text.push_str(&format!("* {note}\n")));
+        }
         text
     }
 
@@ -309,10 +327,12 @@ mod tests {
         let mut samples = vec![vec![Vec::new()]; Noise::ALL.len()];
         samples[0][0].push(sample(100.0));
         samples[1][0].push(sample(350.0));
-        let results = Results { plan: Plan::FULL, carriers: vec![Carrier::Sluice], samples };
+        let notes = vec!["nobody answers".to_owned()];
+        let results = Results { plan: Plan::FULL, carriers: vec![Carrier::Sluice], samples, notes };
         let table = results.table();
         let wanted = "| 100 connections in bulk | sluice | 50.0 / 350 (1.0 / 3.5), 1 failed | - | - | 8.0 Gbit/s | 0.50 |";
         assert!(table.contains(wanted), "{table}");
+        assert!(table.ends_with("* nobody answers\n"), "{table}");
         assert_eq!(results.missed().len(), 1, "{:?}", results.missed());
     }
 }

@@ -9,6 +9,9 @@ use super::Kind;
 /// How long an answer that an endpoint was about to give may be under way: until then it is lost with the endpoint.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 
+/// How long it may take until an agent knows what the apiserver has been told, on a busy machine.
+const KNOWN: Duration = Duration::from_millis(100);
+
 /// How long after the end of a flood of datagrams there may still be some in queues.
 const QUEUES: Duration = Duration::from_millis(200);
 
@@ -208,9 +211,9 @@ fn explains(cause: Cause, failure: &Failure, spans: &[Span]) -> bool {
     let (from, to) = match cause {
         // Whatever was under way, on open connections too.
         Cause::Death if failure.service == Service::Mortal => (begin, end),
-        // TCP connections go on. A UDP flow ends at once, and with it the answer that is under way.
+        // TCP connections go on. A UDP flow ends once the agent knows, and with it the answer that is under way.
         Cause::Change if failure.service == Service::Changing && failure.kind.is_udp() => {
-            (begin, end.min(begin + UNDER_WAY))
+            (begin.checked_sub(KNOWN).unwrap_or(begin), end.min(begin + UNDER_WAY))
         }
         // They share queues with everybody else's.
         Cause::Datagrams if failure.kind.is_udp() => (begin.checked_sub(QUEUES).unwrap_or(begin), end),
@@ -269,7 +272,9 @@ mod tests {
             (Kind::Short, Service::Mortal, 1_600, 200, false),
             (Kind::Short, Service::Steady, 900, 200, false),
             (Kind::Question, Service::Changing, 2_950, 1_000, true),
+            (Kind::Question, Service::Changing, 3_050, 1_000, true),
             (Kind::Question, Service::Changing, 2_800, 1_000, false),
+            (Kind::Question, Service::Changing, 3_200, 1_000, false),
             (Kind::Short, Service::Changing, 2_950, 1_000, false),
             (Kind::Question, Service::Steady, 5_500, 1_000, true),
             (Kind::Question, Service::Steady, 6_100, 1_000, true),
