@@ -271,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn outcomes_are_counted_by_apiserver_and_status_within_a_bound() {
+        let health = Health::new(Duration::ZERO);
+        for status in [Some(200), None, Some(200)] {
+            health.answered("a:6443", status);
+        }
+        let wanted = [(("a:6443".to_owned(), None), 1), (("a:6443".to_owned(), Some(200)), 2)];
+        assert_eq!(health.answers(), wanted);
+        for status in 0..1000 {
+            health.answered("b:6443", Some(status));
+        }
+        health.answered("a:6443", None);
+        assert_eq!(health.answers().len(), ANSWERS_MAX);
+        assert_eq!(health.answers()[0].1, 2, "what is known is counted on");
+    }
+
+    #[test]
     fn a_reason_is_logged_when_it_changes_and_not_for_every_attempt() {
         let health = Health::new(Duration::from_secs(45));
         let down = || failure(Reason::Unreachable("refused".to_owned()));
