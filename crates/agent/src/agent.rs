@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
@@ -54,6 +55,7 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
 
 /// Serves until SIGTERM or SIGINT.
 async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
+    let started = Timestamp::now();
     let node = node_name(args.config.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
@@ -94,7 +96,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     if let Some(opening) = metrics_port {
         let (observer, health_checks) = (observer.clone(), health_checks.stats().clone());
         let configz = config::configz(&args.said.effective).into();
-        Metrics { observer, health, health_checks, mode: args.capture.capture.name(), configz }
+        Metrics { observer, health, health_checks, mode: args.capture.capture.name(), configz, started }
             .serve(opening);
     }
 

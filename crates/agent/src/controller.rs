@@ -139,7 +139,7 @@ impl Feed {
     }
 
     fn send(&self, changes: Vec<Change>, done: Option<Waiting>) -> Result<(), Ended> {
-        self.programming.queued(Instant::now());
+        self.programming.queued(Instant::now(), &changes);
         self.messages.send(Message::Changes(changes, done)).map_err(|_| Ended)
     }
 }

@@ -64,6 +64,11 @@ impl Health {
         Self { observer, programming, apiserver }
     }
 
+    /// Whether changes have taken effect.
+    pub(crate) fn programming(&self) -> &Programming {
+        &self.programming
+    }
+
     /// What is known of the apiserver, where one is followed.
     pub(crate) fn apiserver(&self) -> Option<&Arc<apiserver::Health>> {
         self.apiserver.as_ref()

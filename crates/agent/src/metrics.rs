@@ -1,6 +1,8 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
 //! source is doing, `/healthz`, `/proxyMode`, `/configz`.
 
+mod kube_proxy;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +11,10 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
+use jiff::Timestamp;
+use kube_proxy::KubeProxy;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as exposition};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -46,6 +50,8 @@ pub(crate) struct Metrics {
     pub mode: &'static str,
     /// What `/configz` says: what the agent was started with.
     pub configz: Arc<str>,
+    /// When this process began.
+    pub started: Timestamp,
 }
 
 impl Metrics {
@@ -84,8 +90,11 @@ impl Metrics {
     fn metrics(&self) -> Response<Full<Bytes>> {
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
+        let mut theirs = Registry::default();
+        theirs.register_collector(Box::new(KubeProxy(self.clone())));
         let mut metrics = String::new();
-        let status = match text::encode(&mut metrics, &registry) {
+        let encoded = exposition::encode_registry(&mut metrics, &registry);
+        let status = match encoded.and_then(|()| exposition::encode(&mut metrics, &theirs)) {
             Ok(()) => StatusCode::OK,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

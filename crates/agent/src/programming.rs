@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use sluice_model::{Change, Object, ObjectRef};
 
 /// The state of what is queued.
 #[derive(Debug, Default)]
@@ -19,13 +20,49 @@ struct State {
     taken: u64,
     /// Since when the oldest that has not taken effect waits.
     oldest: Option<Instant>,
-    updated: Option<Timestamp>,
+    numbers: Numbers,
+}
+
+/// What there was so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Numbers {
+    /// When changes last took effect.
+    pub updated: Option<Timestamp>,
+    /// When changes were last handed over.
+    pub last_queued: Option<Timestamp>,
+    pub services: Changes,
+    /// Of EndpointSlices.
+    pub endpoints: Changes,
+}
+
+/// Changes of one kind of object.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub total: u64,
+    /// Those that have not taken effect. A batch that comes while another is under way makes these last as long as it.
+    pub pending: u64,
+}
+
+impl Numbers {
+    fn count(&mut self, change: &Change) {
+        let changes = match change {
+            Change::Apply(Object::Service(_)) | Change::Delete(ObjectRef::Service(_)) => &mut self.services,
+            Change::Apply(Object::EndpointSlice(_)) | Change::Delete(ObjectRef::EndpointSlice(_)) => {
+                &mut self.endpoints
+            }
+            _ => return,
+        };
+        changes.total += 1;
+        changes.pending += 1;
+    }
 }
 
 impl Programming {
     /// A batch of changes is handed over now.
-    pub(crate) fn queued(&self, now: Instant) {
+    pub(crate) fn queued(&self, now: Instant, changes: &[Change]) {
         let mut state = self.lock();
+        state.numbers.last_queued = Some(Timestamp::now());
+        changes.iter().for_each(|change| state.numbers.count(change));
         state.queued += 1;
         state.oldest.get_or_insert(now);
     }
@@ -43,7 +80,10 @@ impl Programming {
         }
         // What came in since has not waited for longer than this.
         state.oldest = (state.taken != state.queued).then_some(now);
-        state.updated = Some(Timestamp::now());
+        state.numbers.updated = Some(Timestamp::now());
+        if state.oldest.is_none() {
+            (state.numbers.services.pending, state.numbers.endpoints.pending) = (0, 0);
+        }
     }
 
     /// For how long a change has waited; none where nothing waits.
@@ -53,7 +93,12 @@ impl Programming {
 
     /// When changes last took effect.
     pub(crate) fn updated(&self) -> Option<Timestamp> {
-        self.lock().updated
+        self.lock().numbers.updated
+    }
+
+    /// What there was so far.
+    pub(crate) fn numbers(&self) -> Numbers {
+        self.lock().numbers
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -74,8 +119,9 @@ mod tests {
         programming.settled(at(0), true);
         assert_eq!((waits(0), programming.updated()), (None, None), "nothing was queued so far");
 
-        programming.queued(at(10));
-        programming.queued(at(20));
+        let service = Change::Delete(ObjectRef::Service(sluice_model::ObjectName::new("default", "web")));
+        programming.queued(at(10), &[service.clone(), service]);
+        programming.queued(at(20), &[]);
         programming.taken(1);
         assert_eq!(waits(30), Some(20), "the oldest counts");
         programming.settled(at(40), false);
@@ -83,8 +129,15 @@ mod tests {
         programming.settled(at(50), true);
         assert_eq!(waits(60), Some(10), "one of two is not in it");
         assert!(programming.updated().is_some());
+        assert_eq!(
+            programming.numbers().services,
+            Changes { total: 2, pending: 2 },
+            "it may be one of these"
+        );
         programming.taken(1);
         programming.settled(at(70), true);
         assert_eq!(waits(80), None);
+        assert_eq!(programming.numbers().services, Changes { total: 2, pending: 0 });
+        assert_eq!(programming.numbers().endpoints, Changes::default());
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
@@ -77,6 +78,7 @@ pub struct Proxy {
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
+    step_durations: Histogram,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
     /// Whether the capture has been told.
@@ -93,6 +95,7 @@ pub struct Observer {
     unserved: Arc<AtomicUsize>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
+    step_durations: Histogram,
 }
 
 impl Observer {
@@ -134,6 +137,11 @@ impl Observer {
     /// Whether load balancers may send to this node, as its Node object says; none where there is none.
     pub fn node_eligible(&self) -> Option<bool> {
         **self.node_eligible.load()
+    }
+
+    /// How long the capture's steps took, in seconds.
+    pub(crate) fn step_durations(&self) -> &Histogram {
+        &self.step_durations
     }
 
     /// How many frontends are served.
@@ -222,6 +230,7 @@ impl Proxy {
             interfaces,
             node_port_addresses: Arc::default(),
             node_eligible: Arc::default(),
+            step_durations: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             has_begun: false,
             has_captured: false,
             affinity_expired: Instant::now(),
@@ -307,7 +316,9 @@ impl Proxy {
         if step.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
             self.dataplane.end_flows();
         }
-        report(step, start.elapsed());
+        let took = start.elapsed();
+        self.step_durations.observe(took.as_secs_f64());
+        report(step, took);
     }
 
     /// Serves nodePorts elsewhere from the next step on.
@@ -375,6 +386,7 @@ impl Proxy {
             unserved: Arc::clone(&self.unserved),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
+            step_durations: self.step_durations.clone(),
         }
     }
 

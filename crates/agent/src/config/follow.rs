@@ -7,7 +7,7 @@ use tokio::fs;
 use tracing::{error, info, warn};
 
 use super::Effective;
-use crate::cli::{self, AgentArgs, Cli, Command};
+use crate::cli::{self, AgentArgs, Cli, Command, Said};
 
 /// Flags that take effect while the agent runs.
 const LIVE: [&str; 3] = ["v", "nodeport-addresses", "grace-period"];
@@ -18,6 +18,8 @@ pub(crate) struct Follower {
     path: PathBuf,
     arguments: Vec<std::ffi::OsString>,
     running: Effective,
+    /// What was said of settings that have no effect.
+    named: Option<String>,
     /// What the file had when it was last looked at; none where it could not be read.
     seen: Option<Vec<u8>>,
 }
@@ -46,8 +48,8 @@ impl Follower {
     pub(crate) async fn new(args: &AgentArgs) -> Option<Self> {
         let path = args.config.config.clone()?;
         let seen = fs::read(&path).await.ok();
-        let (arguments, running) = (args.said.arguments.clone(), args.said.effective.clone());
-        Some(Self { path, arguments, running, seen })
+        let Said { arguments, effective, named } = args.said.clone();
+        Some(Self { path, arguments, running: effective, named, seen })
     }
 
     /// Looks at the file: what is to change, if anything. Says what cannot.
@@ -71,6 +73,10 @@ impl Follower {
             }
         };
         let Command::Agent(args) = &cli.command else { return None };
+        if self.named != args.said.named {
+            self.named.clone_from(&args.said.named);
+            self.named.iter().for_each(|named| warn!("{named}"));
+        }
         let changed = self.running.difference(&args.said.effective);
         let (live, others): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|flag| LIVE.contains(&flag.as_str()));

@@ -12,36 +12,30 @@ pub(super) struct Named {
 
 /// One line about all of them; none where there are none.
 pub(super) fn line(named: &[Named]) -> Option<String> {
-    let classes: [(&str, fn(Meaning) -> Option<&'static str>); 3] = [
-        ("without meaning here", |meaning| match meaning {
-            Meaning::Meaningless(why) => Some(why),
-            _ => None,
-        }),
-        ("to be had in another way", |meaning| match meaning {
-            Meaning::Elsewhere(how) => Some(how),
-            _ => None,
-        }),
-        ("not offered", |meaning| match meaning {
-            Meaning::NotOffered(why) => Some(why),
-            _ => None,
-        }),
+    let mut classes = [
+        ("without meaning here", Vec::new()),
+        ("to be had in another way", Vec::new()),
+        ("not offered", Vec::new()),
     ];
+    // Those with one reason together, in the order in which they were given.
+    for Named { name, meaning } in named {
+        let (class, why) = match *meaning {
+            Meaning::Meaningless(why) => (0, why),
+            Meaning::Elsewhere(how) => (1, how),
+            Meaning::NotOffered(why) => (2, why),
+            Meaning::As(_) | Meaning::Mode | Meaning::BindAddress => continue,
+        };
+        let reasons: &mut Vec<(&str, Vec<&str>)> = &mut classes[class].1;
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(name),
+            None => reasons.push((why, vec![name])),
+        }
+    }
     let mut said = Vec::new();
-    for (class, why) in classes {
-        // Those with one reason together, in the order in which they were given.
-        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
-        for Named { name, meaning } in named {
-            let Some(why) = why(*meaning) else { continue };
-            match reasons.iter_mut().find(|(known, _)| *known == why) {
-                Some((_, names)) => names.push(name),
-                None => reasons.push((why, vec![name])),
-            }
-        }
-        if !reasons.is_empty() {
-            let reasons: Vec<_> =
-                reasons.iter().map(|(why, names)| format!("{} ({why})", names.join(", "))).collect();
-            said.push(format!("{class}: {}", reasons.join(", ")));
-        }
+    for (class, reasons) in classes.iter().filter(|(_, reasons)| !reasons.is_empty()) {
+        let reasons: Vec<_> =
+            reasons.iter().map(|(why, names)| format!("{} ({why})", names.join(", "))).collect();
+        said.push(format!("{class}: {}", reasons.join(", ")));
     }
     (!said.is_empty()).then(|| format!("settings of kube-proxy's that have no effect: {}", said.join("; ")))
 }

@@ -109,6 +109,23 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
     assert!(text.contains("\nsluice_apiserver_last_contact_seconds "), "{text}");
+    // As dashboards for kube-proxy ask.
+    for line in [
+        "kubeproxy_sync_proxy_rules_duration_seconds_count 1\n",
+        "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+        "rest_client_requests_total{code=\"200\",host=\"",
+        "\nprocess_cpu_seconds_total ",
+        "# EOF\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+    assert_eq!(text.matches("# EOF").count(), 1);
+    let last =
+        text.lines().find(|line| line.starts_with("kubeproxy_sync_proxy_rules_last_timestamp_seconds "));
+    let last: f64 = last.unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!((0.0..600.0).contains(&(now - last)), "{last}");
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(get("/").starts_with("HTTP/1.1 404"));
     assert!(get("/proxyMode").ends_with("\r\n\r\nbind"), "none of kube-proxy's");

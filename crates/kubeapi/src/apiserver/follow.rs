@@ -425,7 +425,8 @@ impl Follower {
     }
 
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {
-        self.transport.get(self.resource, query, || self.health().requested()).await
+        let on_answer = |server: &str, status| self.health.answered(server, status);
+        self.transport.get(self.resource, query, || self.health().requested(), on_answer).await
     }
 
     /// Notes a failure. Returns how long to leave the apiserver alone.

@@ -20,7 +20,11 @@ pub struct Health {
     /// The cluster has a Node of this name.
     has_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
+    answers: Mutex<BTreeMap<(String, Option<u16>), u64>>,
 }
+
+/// Apiservers and statuses that are told apart in [`Health::answers`]; more than there are.
+const ANSWERS_MAX: usize = 256;
 
 /// The state of one resource.
 #[derive(Debug, Default)]
@@ -48,6 +52,7 @@ impl Health {
             has_node: AtomicBool::new(false),
             resources: Default::default(),
             reasons: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
@@ -90,6 +95,20 @@ impl Health {
     pub fn reasons(&self) -> Vec<(Resource, String)> {
         let reasons = self.lock();
         reasons.iter().map(|(resource, (reason, server))| (*resource, line(server, reason))).collect()
+    }
+
+    /// How many requests had this outcome, by apiserver: its status, or none where it has not answered.
+    pub fn answers(&self) -> Vec<((String, Option<u16>), u64)> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.iter().map(|(outcome, number)| (outcome.clone(), *number)).collect()
+    }
+
+    pub(super) fn answered(&self, server: &str, status: Option<u16>) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = (server.to_owned(), status);
+        if answers.len() < ANSWERS_MAX || answers.contains_key(&outcome) {
+            *answers.entry(outcome).or_default() += 1;
+        }
     }
 
     pub(super) fn contact(&self, resource: Resource) {
@@ -249,6 +268,22 @@ mod tests {
 
     fn failure(reason: Reason) -> Failure {
         Failure { reason, server: "https://a".to_owned(), retry_after: None }
+    }
+
+    #[test]
+    fn outcomes_are_counted_by_apiserver_and_status_within_a_bound() {
+        let health = Health::new(Duration::ZERO);
+        for status in [Some(200), None, Some(200)] {
+            health.answered("a:6443", status);
+        }
+        let wanted = [(("a:6443".to_owned(), None), 1), (("a:6443".to_owned(), Some(200)), 2)];
+        assert_eq!(health.answers(), wanted);
+        for status in 0..1000 {
+            health.answered("b:6443", Some(status));
+        }
+        health.answered("a:6443", None);
+        assert_eq!(health.answers().len(), ANSWERS_MAX);
+        assert_eq!(health.answers()[0].1, 2, "what is known is counted on");
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Transport {
     }
 
     /// Sends a GET. Every apiserver is tried once, and other credentials if there are any, before this
-    /// fails.
+    /// fails. What comes of each request is told: the apiserver's name, and the status if there was an answer.
     ///
     /// # Errors
     /// There is no answer with status 200.
@@ -102,13 +102,14 @@ impl Transport {
         resource: Resource,
         query: &[(&str, String)],
         on_request: impl Fn(),
+        on_answer: impl Fn(&str, Option<u16>),
     ) -> Result<Answer, Failure> {
         let mut tried = 0;
         let mut refreshed = false;
         loop {
             let ready = self.prepare().await?;
             on_request();
-            let failure = match self.send(&ready, resource, query).await {
+            let failure = match self.send(&ready, resource, query, &on_answer).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -130,6 +131,7 @@ impl Transport {
         ready: &Ready,
         resource: Resource,
         query: &[(&str, String)],
+        on_answer: &impl Fn(&str, Option<u16>),
     ) -> Result<Answer, Failure> {
         let server = name(&ready.server.url);
         let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
@@ -141,7 +143,11 @@ impl Transport {
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.get(url).headers(headers);
         let limit = self.config.timing.answer;
-        let response = match timeout(limit, request.send()).await {
+        let outcome = timeout(limit, request.send()).await;
+        let status =
+            outcome.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(|sent| sent.status().as_u16());
+        on_answer(&server, status);
+        let response = match outcome {
             Err(_) => return Err(failed(Reason::Silent(limit))),
             Ok(Err(error)) => return Err(failed(reason::of_transport(&error))),
             Ok(Ok(response)) => response,

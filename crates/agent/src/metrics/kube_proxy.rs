@@ -1,0 +1,141 @@
+//! Metrics under the names that kube-proxy and its libraries have for them, for dashboards and alerts that exist: those
+//! that mean the same here. A sync is a step of the capture, which takes all changes of frontends that have come until
+//! then to the kernel; changes of endpoints need none.
+
+use std::fmt;
+use std::fs;
+
+use jiff::Timestamp;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{Metrics, counter, gauge};
+
+/// The same, as kube-proxy has it.
+#[derive(Debug)]
+pub(super) struct KubeProxy(pub(super) Metrics);
+
+/// What client-go has for a request without an answer.
+const NO_ANSWER: &str = "<error>";
+
+impl Collector for KubeProxy {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_syncs(&mut encoder)?;
+        self.encode_requests(&mut encoder)?;
+        encode_process(&mut encoder, self.0.started)
+    }
+}
+
+impl KubeProxy {
+    fn encode_syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let durations = self.0.observer.step_durations();
+        let name = "kubeproxy_sync_proxy_rules_duration_seconds";
+        let help = "How long it took to take changes of frontends to the kernel";
+        durations.encode(encoder.encode_descriptor(name, help, None, durations.metric_type())?)?;
+        let numbers = self.0.health.programming().numbers();
+        let seconds = |time: Option<Timestamp>| time.map_or(0.0, |time| time.as_duration().as_secs_f64());
+        let help = "When changes last took effect, in seconds since 1970";
+        let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+        gauge(encoder, name, help, seconds(numbers.updated))?;
+        let help = "When changes were last queued, in seconds since 1970";
+        let name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
+        gauge(encoder, name, help, seconds(numbers.last_queued))?;
+        for (kind, changes) in [("endpoint", numbers.endpoints), ("service", numbers.services)] {
+            let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
+            counter(encoder, &name, "Changes so far", changes.total)?;
+            let help = "Changes that have not taken effect";
+            gauge(encoder, &format!("{name}_pending"), help, changes.pending as f64)?;
+        }
+        Ok(())
+    }
+
+    fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(apiserver) = self.0.health.apiserver() else { return Ok(()) };
+        let help = "Requests to apiservers, by status";
+        let mut family =
+            encoder.encode_descriptor("rest_client_requests", help, None, MetricType::Counter)?;
+        for ((host, status), number) in apiserver.answers() {
+            let code = status.map_or_else(|| NO_ANSWER.to_owned(), |status| status.to_string());
+            let labels = [("code", code), ("host", host), ("method", "GET".to_owned())];
+            ConstCounter::new(number).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What Prometheus' own client libraries say of a process. What cannot be read is left out.
+fn encode_process(encoder: &mut DescriptorEncoder<'_>, started: Timestamp) -> fmt::Result {
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    let cpu = ConstCounter::new(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9);
+    let help = "CPU time of all threads";
+    cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?)?;
+    let help = "When this process began, in seconds since 1970";
+    gauge(encoder, "process_start_time_seconds", help, started.as_duration().as_secs_f64())?;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for (name, field, help) in [
+        ("process_resident_memory_bytes", "VmRSS:", "Memory in RAM"),
+        ("process_virtual_memory_bytes", "VmSize:", "Addresses in use"),
+    ] {
+        if let Some(kibibytes) = number(&status, field) {
+            gauge(encoder, name, help, kibibytes as f64 * 1024.0)?;
+        }
+    }
+    if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
+        // One of them is that of reading it.
+        let open = descriptors.count().saturating_sub(1);
+        gauge(encoder, "process_open_fds", "Open file descriptors", open as f64)?;
+    }
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    if let Some(limit) = number(&limits, "Max open files") {
+        gauge(encoder, "process_max_fds", "File descriptors that there may be", limit as f64)?;
+    }
+    Ok(())
+}
+
+/// The first number of the line that begins with this.
+fn number(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Process;
+
+    impl Collector for Process {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            encode_process(&mut encoder, "2026-11-24T10:00:00Z".parse().unwrap())
+        }
+    }
+
+    #[test]
+    fn the_process_is_measured() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process));
+        let mut said = String::new();
+        text::encode(&mut said, &registry).unwrap();
+        let value = |name: &str| -> f64 {
+            let line = said.lines().find(|line| line.split(' ').next() == Some(name));
+            line.unwrap_or_else(|| panic!("{name} is not in\n{said}"))
+                .split(' ')
+                .nth(1)
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
+        assert!(value("process_cpu_seconds_total") > 0.0);
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_virtual_memory_bytes") > value("process_resident_memory_bytes"));
+        assert!((3.0..=value("process_max_fds")).contains(&value("process_open_fds")));
+        assert_eq!(value("process_start_time_seconds"), 1_795_514_400.0);
+    }
+}
