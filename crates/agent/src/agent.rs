@@ -10,17 +10,20 @@ use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::check;
+use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
-use crate::handover;
 use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
-use crate::metrics;
+use crate::healthz::Healthz;
+use crate::listen::{Opening, Place};
+use crate::logging::Logging;
+use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
 use crate::signals::{Signals, Told};
+use crate::{check, cleanup, config, handover, init, logging};
 
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
@@ -29,17 +32,39 @@ const CHECK: Duration = Duration::from_millis(500);
 /// one has its chance.
 const STALE: Duration = Duration::from_secs(180);
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Does what is asked for: serves until SIGTERM or SIGINT, or what kube-proxy does with `--write-config-to`, `--cleanup`
+/// and `--init-only`.
 ///
 /// # Errors
-/// It cannot start, or its data plane broke down.
-pub async fn run(args: &AgentArgs) -> Result<()> {
-    let node = node_name(args.hostname_override.as_deref())?;
+/// It cannot be done, or not any more: the data plane broke down.
+pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
+    if let Some(named) = &args.said.named {
+        warn!("{named}");
+    }
+    if let Some(path) = &args.config.write_config_to {
+        config::write(&args.said.effective, path)
+    } else if args.cleanup {
+        cleanup::run(&CleanupArgs { kube_proxy: false, force: false })
+    } else if args.init_only {
+        init::run(args.capture.disable_bridge_netfilter)
+    } else {
+        serve(args, logging).await
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
+    let node = node_name(args.config.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 
+    let mut file = config::Follower::new(args).await;
+    if let Some(score) = args.oom_score_adj {
+        init::adjust_oom_score(score);
+    }
+    let (healthz_port, metrics_port) = own_ports(args)?;
     let mut signals = Signals::new()?;
     let table = WriterConfig {
         passive_health: args.passive_health,
@@ -59,15 +84,21 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
+    let health =
+        ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
-        let health = ProxyHealth::new(observer.clone(), following.health().cloned());
+        let health = health.clone();
         HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
     };
-    if let Some(address) = args.metrics_bind_address.0 {
-        let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
-        metrics::serve(address, observer.clone(), health, health_checks);
+    let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
+    if let Some(opening) = metrics_port {
+        let (observer, health_checks) = (observer.clone(), health_checks.stats().clone());
+        let configz = config::configz(&args.said.effective).into();
+        Metrics { observer, health, health_checks, mode: args.capture.capture.name(), configz }
+            .serve(opening);
     }
 
+    let mut grace_period = args.grace_period;
     let mut check = tokio::time::interval(CHECK);
     loop {
         tokio::select! {
@@ -81,15 +112,31 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
                 if !controller.is_alive() {
                     bail!("the data plane has broken down");
                 }
+                let change = match &mut file {
+                    Some(file) => file.look().await,
+                    None => None,
+                };
+                if let Some(change) = change
+                    && let Some(now) = change.args()
+                {
+                    grace_period = now.grace_period;
+                    logging.set(logging::level(change.cli.verbose, now.v, "info"));
+                    if change.flags.iter().any(|flag| flag == "nodeport-addresses") {
+                        match now.capture.node_ports() {
+                            Ok(node_ports) => controller.feed().set_node_ports(node_ports),
+                            Err(reason) => error!("nodePorts stay where they are: {reason}"),
+                        }
+                    }
+                }
             }
         }
     }
-    info!(connections = observer.stats().tcp_active, grace = ?args.grace_period, "stopping");
+    info!(connections = observer.stats().tcp_active, grace = ?grace_period, "stopping");
     // Load balancers are to look elsewhere, or to find a successor there.
-    drop(health_checks);
-    let deadline = Instant::now() + args.grace_period;
+    drop((healthz, health_checks));
+    let deadline = Instant::now() + grace_period;
     let end = async move {
-        let mut grace = args.grace_period;
+        let mut grace = grace_period;
         if let Some(ports) = doors {
             let end = handover::wait(&observer, ports, deadline).await;
             grace = end.grace(deadline.saturating_duration_since(Instant::now()));
@@ -105,6 +152,16 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     // Changes have been followed until here.
     drop(following);
     Ok(())
+}
+
+/// The ports for health and metrics, as far as they can be had so far.
+fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
+    let open = |place: Option<Place>, what, flag| {
+        place.map(|place| Opening::new(place, what, flag, args.ports.bind_address_hard_fail)).transpose()
+    };
+    let healthz = args.ports.healthz(args.capture.capture);
+    let healthz = open(healthz, "health checks of the node", "--healthz-bind-address")?;
+    Ok((healthz, open(args.ports.metrics(), "metrics", "--metrics-bind-address")?))
 }
 
 /// Returns when a signal asks for the end.

@@ -68,6 +68,16 @@ pub enum CaptureMode {
     Tproxy,
 }
 
+impl CaptureMode {
+    /// As it is written.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bind => "bind",
+            Self::Tproxy => "tproxy",
+        }
+    }
+}
+
 /// kube-proxy's `--detect-local-mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DetectLocalMode {
@@ -144,9 +154,10 @@ const ABOUT_CAPTURED: [&str; 8] = [
     "disable_bridge_netfilter",
 ];
 
-/// What is wrong with flags that were given although no packets are captured.
-pub(crate) fn out_of_place(agent: &ArgMatches) -> Option<String> {
-    if agent.get_one::<CaptureMode>("capture") != Some(&CaptureMode::Bind) {
+/// What is wrong with flags that were given on the command line although no packets are captured. What a file says of
+/// nodes in general does no harm.
+pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<String> {
+    if capture != CaptureMode::Bind {
         return None;
     }
     let is_given = |id: &&str| agent.value_source(id) == Some(ValueSource::CommandLine);

@@ -1,7 +1,8 @@
 //! The command line: what a person can say, and the checks that need nothing else.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::capture_args::{self, CaptureArgs};
+use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
-use crate::{kube_proxy_flags, values};
+use crate::listen::{BindAddress, Place};
+use crate::{config, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
 #[derive(Debug, Parser)]
@@ -58,35 +60,138 @@ pub fn version() -> String {
 /// Arguments of `sluice agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
+    /// kube-proxy's configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
     /// Where the Services and endpoints come from.
     #[command(flatten)]
     pub source: SourceArgs,
     /// Whose packets are captured, and how.
     #[command(flatten)]
     pub capture: CaptureArgs,
-    /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
     /// Whether endpoints that keep failing are passed over for a while (1 s growing to 30 s), unless all of a
     /// Service would be.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_parser = values::boolean)]
+          action = clap::ArgAction::Set, value_parser = values::boolean, help_heading = "Data plane")]
     pub passive_health: bool,
-    /// Where metrics are served, as `/metrics`, and `/healthz`. `0` or nothing for nowhere.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = metrics_address)]
-    pub metrics_bind_address: BindAddress,
+    /// The agent's own ports.
+    #[command(flatten)]
+    pub ports: PortArgs,
     /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
     /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
     /// another agent on this node takes them, no connection is open, or this time is over.
-    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::duration,
+          help_heading = "Data plane")]
     pub grace_period: Duration,
     /// Settings of the data plane.
     #[command(flatten)]
     pub dataplane: DataplaneArgs,
+    /// How much is said, as kube-proxy counts it: 4 is -v, 6 is -vv.
+    #[arg(long, value_name = "LEVEL", help_heading = "Process")]
+    pub v: Option<u32>,
+    /// How ready the kernel is to end the agent when memory is short: -1000 (never) to 1000. Lower than it is needs
+    /// CAP_SYS_RESOURCE [default: as it is].
+    #[arg(long, value_name = "N", help_heading = "Process", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(i16).range(-1000..=1000))]
+    pub oom_score_adj: Option<i16>,
+    /// Remove what an agent has made in the kernel, and end: `sluice cleanup`.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean, help_heading = "Process")]
+    pub cleanup: bool,
+    /// Change the settings of the kernel that the agent needs (net.ipv4.tcp_migrate_req and the like), and end. Where
+    /// /proc/sys may be written only here, the agent itself does not need to.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean, help_heading = "Process")]
+    pub init_only: bool,
+    /// What all of this comes from.
+    #[arg(skip)]
+    pub said: Said,
+}
+
+/// How the arguments came about.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// The command line, without what a file adds.
+    pub arguments: Vec<OsString>,
+    /// Everything, as flags.
+    pub effective: config::Effective,
+    /// What is to be said of settings that have no effect.
+    pub named: Option<String>,
+}
+
+/// kube-proxy's configuration.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Configuration")]
+pub struct ConfigArgs {
+    /// A KubeProxyConfiguration, as kubeadm writes it, with the agent's own settings below `sluice`. Flags win; a field
+    /// that there is not is an error. It implies --capture tproxy. Changes are followed: of the log level, of node
+    /// port addresses and of the grace period at once, others are named.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Write what the flags and the file say to this file, as such a configuration, and end.
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Name of this node, as nodeName in EndpointSlices spells it [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+}
+
+/// Where the agent answers to others than clients of Services, as kube-proxy does.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct PortArgs {
+    /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
+    /// Node is about to be deleted, and `/livez`. `0` or nothing for nowhere [default: port 10256 of all addresses,
+    /// IPv4 and IPv6, with --capture tproxy, otherwise nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<BindAddress>,
+    /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// Where metrics are served, as `/metrics`, and `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
+    /// nowhere.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: BindAddress,
+    /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
+    /// End where one of these addresses cannot be had, instead of waiting for it. An agent that is to take over
+    /// from another one must wait.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean)]
+    pub bind_address_hard_fail: bool,
+}
+
+/// kube-proxy's port for health checks.
+const HEALTHZ_PORT: u16 = 10_256;
+
+/// kube-proxy's port for metrics.
+const METRICS_PORT: u16 = 10_249;
+
+impl PortArgs {
+    /// Where health checks of the node are answered, if anywhere.
+    pub fn healthz(&self, capture: CaptureMode) -> Option<Place> {
+        match (self.healthz_bind_address, self.healthz_port) {
+            (_, Some(0)) => None,
+            (Some(address), port) => address.place(port.unwrap_or(HEALTHZ_PORT)),
+            (None, Some(port)) => Some(Place::Everywhere(port)),
+            (None, None) if capture == CaptureMode::Tproxy => Some(Place::Everywhere(HEALTHZ_PORT)),
+            (None, None) => None,
+        }
+    }
+
+    /// Where metrics are served, if anywhere.
+    pub fn metrics(&self) -> Option<Place> {
+        match self.metrics_port {
+            Some(0) => None,
+            port => self.metrics_bind_address.place(port.unwrap_or(METRICS_PORT)),
+        }
+    }
 }
 
 /// Where Services and endpoints come from: an apiserver, found as kubectl finds it, or files.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Source")]
 pub struct SourceArgs {
     /// Kubernetes manifests with Services and EndpointSlices instead of an apiserver: a YAML or JSON
     /// file, or a directory of them. May be given several times. Changes on disk take effect within a
@@ -123,6 +228,7 @@ pub struct DemoArgs {
 
 /// Settings of the data plane.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Data plane")]
 pub struct DataplaneArgs {
     /// Worker threads that carry traffic [default: one for each CPU].
     #[arg(long, value_name = "N")]
@@ -158,49 +264,73 @@ impl DataplaneArgs {
     }
 }
 
-/// An address to listen on, or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BindAddress(pub Option<SocketAddr>);
-
-/// kube-proxy's port for metrics.
-const METRICS_PORT: u16 = 10_249;
-
-/// An address and a port, or an address alone, or none.
-fn metrics_address(text: &str) -> Result<BindAddress, String> {
-    if matches!(text, "" | "0") {
-        return Ok(BindAddress(None));
-    }
-    let alone = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, METRICS_PORT));
-    let address = text.parse().or_else(|_| alone());
-    let address = address.map_err(|_| "write ADDRESS:PORT, as 0.0.0.0:10249, or 0 for nowhere")?;
-    Ok(BindAddress(Some(address)))
+/// What is wrong with a command line, or what it asks to be told.
+#[derive(Debug)]
+pub enum Complaint {
+    /// The command line itself says something wrong, or asks for help.
+    Usage(clap::Error),
+    /// kube-proxy's settings do, on one line each.
+    Config(String),
 }
 
-/// Reads the command line of this process; ends it where that says something wrong, or asks for help.
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(error) => error.fmt(f),
+            Self::Config(said) => f.write_str(said),
+        }
+    }
+}
+
+impl From<clap::Error> for Complaint {
+    fn from(error: clap::Error) -> Self {
+        Self::Usage(error)
+    }
+}
+
+/// Reads the command line of this process, and the configuration that it names; ends it where one of them says
+/// something wrong (with 2 and 1), or asks for help.
 pub fn parse() -> Cli {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    try_parse(&arguments).unwrap_or_else(|error| error.exit())
+    try_parse(&arguments).unwrap_or_else(|complaint| match complaint {
+        Complaint::Usage(error) => error.exit(),
+        Complaint::Config(said) => {
+            for line in said.lines() {
+                // With nobody to read it there is nothing to be done.
+                let _ = writeln!(std::io::stderr(), "error: {line}");
+            }
+            std::process::exit(1)
+        }
+    })
 }
 
-/// Reads a command line.
+/// The program's command, taking kube-proxy's flags as well.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Cli::command().mut_subcommand("agent", config::with_foreign_flags);
+    command.build();
+    command
+}
+
+/// Reads a command line, and the configuration that it names.
 ///
 /// # Errors
-/// It says something wrong, or asks for help.
-pub fn try_parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
-    let mut command = Cli::command();
-    let matches =
-        command.try_get_matches_from_mut(arguments).map_err(|error| {
-            match kube_proxy_flags::answers(&error, arguments) {
-                Some(answers) => command.error(ErrorKind::UnknownArgument, answers),
-                None => error,
-            }
-        })?;
-    if let Some(("agent", agent)) = matches.subcommand()
-        && let Some(complaint) = capture_args::out_of_place(agent)
-    {
-        return Err(command.error(ErrorKind::ArgumentConflict, complaint));
+/// One of them says something wrong, or asks for help.
+pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
+    let arguments = config::spelled(arguments);
+    let mut command = command();
+    let given = command.try_get_matches_from_mut(&arguments)?;
+    let Some(("agent", given_agent)) = given.subcommand() else { return Ok(Cli::from_arg_matches(&given)?) };
+    let merged = config::merge(&command, given_agent, &arguments).map_err(Complaint::Config)?;
+    let matches = command.try_get_matches_from_mut(merged.arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let (Command::Agent(args), Some(("agent", agent))) = (&mut cli.command, matches.subcommand()) {
+        if let Some(complaint) = capture_args::out_of_place(given_agent, args.capture.capture) {
+            return Err(command.error(ErrorKind::ArgumentConflict, complaint).into());
+        }
+        let effective = command.find_subcommand("agent").map(|command| config::Effective::of(command, agent));
+        args.said = Said { arguments, effective: effective.unwrap_or_default(), named: merged.named };
     }
-    Cli::from_arg_matches(&matches)
+    Ok(cli)
 }
 
 #[cfg(test)]
@@ -214,6 +344,7 @@ mod tests {
 
     #[test]
     fn what_only_a_node_needs_is_refused_by_name_where_frontends_are_listened_on() {
+        assert!(said("sluice agent --manifest a").contains("--manifests"), "what is misspelled has a tip");
         for flag in [
             "--cluster-cidr=10.0.0.0/8",
             "--detect-local-mode NodeCIDR",
@@ -236,22 +367,6 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_kube_proxy_that_are_not_ours_are_answered_all_at_once() {
-        let answers = said("sluice agent --proxy-mode=iptables --kubeconfig a --v=4 --conntrack-min 0");
-        for part in [
-            "--proxy-mode of kube-proxy is had",
-            "--v of kube-proxy is had",
-            "--conntrack-min of kube-proxy has no",
-        ] {
-            assert!(answers.contains(part), "{answers}");
-        }
-        assert!(!answers.contains("tip:") && !answers.contains("--kubeconfig"), "{answers}");
-        assert!(said("sluice agent --log-dir /a").contains("--log_dir of kube-proxy is not offered"));
-        let ours = said("sluice agent --manifest a");
-        assert!(ours.contains("tip:") && ours.contains("--manifests"), "{ours}");
-    }
-
-    #[test]
     fn values_are_taken_as_people_write_them() {
         for flags in [
             "--grace-period 25s --udp-idle-timeout 2m --tcp-half-closed-timeout=1h0m0s",
@@ -259,7 +374,7 @@ mod tests {
             "--passive-health false",
             "--passive-health",
             "--metrics-bind-address=",
-            "--metrics-bind-address 0.0.0.0",
+            "--metrics-bind-address 0.0.0.0 --bind-address-hard-fail",
             "--metrics-bind-address [::]:10249",
             "--capture tproxy --masquerade-all true --workers 2",
             "--capture tproxy --masquerade-all --track-connections false",
@@ -270,6 +385,29 @@ mod tests {
         assert!(said("sluice agent --grace-period soon").contains("25s"));
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
+    }
+
+    #[test]
+    fn the_agents_ports_are_kube_proxys() {
+        #[rustfmt::skip]
+        let cases = [
+            ("",                                                      None,                  Some("127.0.0.1:10249")),
+            ("--capture tproxy",                                      Some("port 10256"),    Some("127.0.0.1:10249")),
+            ("--healthz-port 7",                                      Some("port 7"),        Some("127.0.0.1:10249")),
+            ("--capture tproxy --healthz-port 0 --metrics-port 0",    None,                  None),
+            ("--healthz-bind-address 0.0.0.0 --healthz-port 7",       Some("0.0.0.0:7"),     Some("127.0.0.1:10249")),
+            ("--healthz-bind-address [::]:8 --healthz-port 7",        Some("[::]:8"),        Some("127.0.0.1:10249")),
+            ("--capture tproxy --healthz-bind-address= --metrics-bind-address=", None,       None),
+            ("--healthz-bind-address :: --metrics-bind-address ::1",  Some("[::]:10256"),    Some("[::1]:10249")),
+        ];
+        for (flags, healthz, metrics) in cases {
+            let line = format!("sluice agent {flags}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Agent(args) = cli.command else { panic!("{flags}") };
+            let said = |place: Option<Place>| place.map(|place| place.to_string());
+            assert_eq!(said(args.ports.healthz(args.capture.capture)).as_deref(), healthz, "{flags}");
+            assert_eq!(said(args.ports.metrics()).as_deref(), metrics, "{flags}");
+        }
     }
 
     #[test]

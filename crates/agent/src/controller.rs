@@ -2,15 +2,17 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
 use tracing::{error, info, warn};
 
-use crate::proxy::Proxy;
+use crate::programming::Programming;
+use crate::proxy::{NodePorts, Proxy};
 
 /// How often the proxy does what is due from time to time: noticing that somebody has taken our rules away,
 /// for one.
@@ -28,7 +30,10 @@ pub struct Controller {
 
 /// Where changes go in.
 #[derive(Debug, Clone)]
-pub struct Feed(Sender<Message>);
+pub struct Feed {
+    messages: Sender<Message>,
+    programming: Arc<Programming>,
+}
 
 /// The controller has ended and takes no changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,8 @@ type Waiting = tokio::sync::oneshot::Sender<()>;
 enum Message {
     /// Apply these; then answer, if anybody waits for it: when endpoints have changed.
     Changes(Vec<Change>, Option<Waiting>),
+    /// Serve nodePorts there.
+    NodePorts(NodePorts),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
     /// Shut down within this time.
@@ -53,9 +60,11 @@ impl Controller {
     /// The system gives no thread.
     pub fn start(proxy: Proxy) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
+        let programming = Arc::<Programming>::default();
+        let feed = Feed { messages, programming: Arc::clone(&programming) };
         let builder = std::thread::Builder::new().name("controller".to_owned());
-        let thread = builder.spawn(move || control(proxy, &receiver))?;
-        Ok(Self { feed: Feed(messages), thread })
+        let thread = builder.spawn(move || control(proxy, &receiver, &programming))?;
+        Ok(Self { feed, thread })
     }
 
     /// Where changes go in.
@@ -63,10 +72,15 @@ impl Controller {
         &self.feed
     }
 
+    /// Whether changes have taken effect.
+    pub(crate) fn programming(&self) -> &Arc<Programming> {
+        &self.feed.programming
+    }
+
     /// Stops accepting and lets connections finish for up to `grace`. Returns how many were cut off.
     pub fn stop(self, grace: Duration) -> u64 {
         // A controller that has ended has nothing left to stop.
-        let _ = self.feed.0.send(Message::Stop(grace));
+        let _ = self.feed.messages.send(Message::Stop(grace));
         self.thread.join().unwrap_or(0)
     }
 
@@ -84,7 +98,7 @@ impl Feed {
     pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Ended> {
         self.take(changes).await?;
         let (done, is_done) = tokio::sync::oneshot::channel();
-        self.0.send(Message::Settle(done)).map_err(|_| Ended)?;
+        self.messages.send(Message::Settle(done)).map_err(|_| Ended)?;
         is_done.await.map_err(|_| Ended)
     }
 
@@ -94,8 +108,14 @@ impl Feed {
     /// The controller has ended.
     pub async fn take(&self, changes: Vec<Change>) -> Result<(), Ended> {
         let (done, is_done) = tokio::sync::oneshot::channel();
-        self.0.send(Message::Changes(changes, Some(done))).map_err(|_| Ended)?;
+        self.send(changes, Some(done))?;
         is_done.await.map_err(|_| Ended)
+    }
+
+    /// Has nodePorts served elsewhere from now on.
+    pub(crate) fn set_node_ports(&self, node_ports: NodePorts) {
+        // A controller that has ended is noticed by whoever holds it.
+        let _ = self.messages.send(Message::NodePorts(node_ports));
     }
 
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
@@ -107,18 +127,23 @@ impl Feed {
         log(&first);
         // A controller that has ended is noticed by whoever holds it.
         let _ = self.apply(first.changes).await;
-        let feed = self.0.clone();
+        let feed = self.clone();
         source.watch(POLL_INTERVAL, move |batch| {
             log(&batch);
-            match feed.send(Message::Changes(batch.changes, None)) {
+            match feed.send(batch.changes, None) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }
         })
     }
+
+    fn send(&self, changes: Vec<Change>, done: Option<Waiting>) -> Result<(), Ended> {
+        self.programming.queued(Instant::now());
+        self.messages.send(Message::Changes(changes, done)).map_err(|_| Ended)
+    }
 }
 
-fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
+fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Programming) -> u64 {
     let mut settling: Vec<Waiting> = Vec::new();
     let mut tick = TICK;
     loop {
@@ -127,11 +152,18 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
                 // Whatever has come in since is applied in the same step.
                 let mut changes = Vec::new();
                 let mut waiting = Vec::new();
+                let mut batches = 0;
                 for message in std::iter::once(first).chain(messages.try_iter()) {
                     match message {
                         Message::Changes(more, done) => {
                             changes.extend(more);
                             waiting.extend(done);
+                            batches += 1;
+                        }
+                        Message::NodePorts(node_ports) => {
+                            if let Err(reason) = proxy.set_node_ports(node_ports) {
+                                error!("nodePorts stay where they are: {reason:#}");
+                            }
                         }
                         Message::Settle(done) => settling.push(done),
                         Message::Stop(grace) => return proxy.shut_down(grace),
@@ -141,12 +173,14 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
                 if !waiting.is_empty() || !changes.is_empty() {
                     proxy.take(changes);
                 }
+                programming.taken(batches);
                 answer(&mut waiting);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return proxy.shut_down(Duration::ZERO),
         }
         tick = if proxy.poll() {
+            programming.settled(Instant::now(), proxy.is_in_line());
             answer(&mut settling);
             TICK
         } else {

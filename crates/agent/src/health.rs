@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use sluice_kubeapi::apiserver;
 
+use crate::programming::Programming;
 use crate::proxy::Observer;
 
 /// How long changes may fail to reach the kernel. kube-proxy: twice its sync period of 30 s.
-const FAILING_MAX: Duration = Duration::from_secs(60);
+const STALE: Duration = Duration::from_secs(60);
 
 /// What is asked for the answer. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     observer: Observer,
+    programming: Arc<Programming>,
     /// None where manifests are followed.
     apiserver: Option<Arc<apiserver::Health>>,
 }
@@ -26,6 +29,17 @@ pub(crate) enum Unhealthy {
     NotSynced,
     /// The kernel could not be brought in line for this long.
     Failing(Duration),
+}
+
+/// How it is at one time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct State {
+    /// The proxy itself, whatever becomes of the node.
+    pub verdict: Result<(), Unhealthy>,
+    /// Whether load balancers may send to this node.
+    pub node_eligible: bool,
+    /// When changes last took effect.
+    pub updated: Option<Timestamp>,
 }
 
 impl fmt::Display for Unhealthy {
@@ -42,26 +56,51 @@ impl fmt::Display for Unhealthy {
 }
 
 impl Health {
-    pub(crate) fn new(observer: Observer, apiserver: Option<Arc<apiserver::Health>>) -> Self {
-        Self { observer, apiserver }
+    pub(crate) fn new(
+        observer: Observer,
+        programming: Arc<Programming>,
+        apiserver: Option<Arc<apiserver::Health>>,
+    ) -> Self {
+        Self { observer, programming, apiserver }
     }
 
-    /// How it is now.
+    /// What is known of the apiserver, where one is followed.
+    pub(crate) fn apiserver(&self) -> Option<&Arc<apiserver::Health>> {
+        self.apiserver.as_ref()
+    }
+
+    /// How the proxy itself is now.
     ///
     /// # Errors
-    /// The proxy is not healthy.
+    /// It is not healthy.
     pub(crate) fn verdict(&self) -> Result<(), Unhealthy> {
         let is_synced = self.apiserver.as_ref().is_none_or(|health| health.is_synced());
-        judge(is_synced, self.observer.capture_failing_for())
+        let pending = self.programming.pending_for(Instant::now());
+        judge(is_synced, self.observer.capture_failing_for().max(pending))
+    }
+
+    /// How all of it is now.
+    pub(crate) fn state(&self) -> State {
+        State {
+            verdict: self.verdict(),
+            node_eligible: may_be_sent_to(self.observer.node_eligible(), self.apiserver.is_some()),
+            updated: self.programming.updated(),
+        }
     }
 }
 
-fn judge(is_synced: bool, failing_for: Option<Duration>) -> Result<(), Unhealthy> {
-    match failing_for {
+fn judge(is_synced: bool, stale_for: Option<Duration>) -> Result<(), Unhealthy> {
+    match stale_for {
         _ if !is_synced => Err(Unhealthy::NotSynced),
-        Some(time) if time > FAILING_MAX => Err(Unhealthy::Failing(time)),
+        Some(time) if time >= STALE => Err(Unhealthy::Failing(time)),
         _ => Ok(()),
     }
+}
+
+/// What the Node says. A cluster that has no Node of this name has no use for this node (kube-proxy: `NodeEligible`),
+/// while manifests need not have one.
+fn may_be_sent_to(node: Option<bool>, in_cluster: bool) -> bool {
+    node.unwrap_or(!in_cluster)
 }
 
 #[cfg(test)]
@@ -74,12 +113,21 @@ mod tests {
         let cases = [
             ("all is well", true, None, Ok(())),
             ("nothing is known", false, None, Err(Unhealthy::NotSynced)),
-            ("it fails for a while", true, Some(seconds(60)), Ok(())),
-            ("it fails for too long", true, Some(seconds(61)), Err(Unhealthy::Failing(seconds(61)))),
+            ("it fails for a while", true, Some(seconds(59)), Ok(())),
+            ("it fails for too long", true, Some(seconds(60)), Err(Unhealthy::Failing(seconds(60)))),
         ];
-        for (name, is_synced, failing_for, wanted) in cases {
-            assert_eq!(judge(is_synced, failing_for), wanted, "{name}");
+        for (name, is_synced, stale_for, wanted) in cases {
+            assert_eq!(judge(is_synced, stale_for), wanted, "{name}");
         }
         assert!(Unhealthy::Failing(seconds(61)).to_string().contains("for 61 s"));
+    }
+
+    #[test]
+    fn a_node_that_the_cluster_has_not_is_not_sent_to() {
+        let cases =
+            [(Some(true), true, true), (Some(false), true, false), (None, true, false), (None, false, true)];
+        for (node, in_cluster, wanted) in cases {
+            assert_eq!(may_be_sent_to(node, in_cluster), wanted, "{node:?} {in_cluster}");
+        }
     }
 }

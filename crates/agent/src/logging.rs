@@ -1,22 +1,82 @@
 //! Logs: to standard error, one line an event.
 
+use std::fmt;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise the number of `-v`, starting
-/// from `default` (a level such as `info`).
-pub fn start(verbose: u8, default: &str) {
-    let level = match verbose {
+/// Logs that have been started.
+pub struct Logging(Option<Box<dyn Fn(EnvFilter) + Send + Sync>>);
+
+impl fmt::Debug for Logging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Logging")
+    }
+}
+
+/// The level that `-v` and kube-proxy's `--v` ask for, the larger of both, starting from `default`. Of kube-proxy's 4 is
+/// where its detail begins, 6 where that of single requests does.
+pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
+    let theirs = match kube_proxy {
+        None | Some(0..=3) => 0,
+        Some(4..=5) => 1,
+        Some(_) => 2,
+    };
+    match verbose.max(theirs) {
         0 => default,
         1 => "debug",
         _ => "trace",
+    }
+}
+
+/// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise the number of `-v`, starting from `default`
+/// (a level such as `info`).
+pub fn start(verbose: u8, default: &str) -> Logging {
+    start_at(level(verbose, None, default))
+}
+
+/// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise a level such as `info`.
+pub fn start_at(level: &str) -> Logging {
+    let (filter, is_fixed) = match EnvFilter::try_from_default_env() {
+        Ok(filter) => (filter, true),
+        Err(_) => (EnvFilter::new(level), false),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        .init();
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    // A subscriber that is gone has nobody to say anything to.
+    Logging((!is_fixed).then(|| Box::new(move |filter| drop(handle.reload(filter))) as _))
+}
+
+impl Logging {
+    /// Says as much as this from now on, unless `RUST_LOG` has decided.
+    pub fn set(&self, level: &str) {
+        if let Some(reload) = &self.0 {
+            reload(EnvFilter::new(level));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_larger_of_both_levels_counts() {
+        let cases = [
+            (0, None, "info"),
+            (0, Some(2), "info"),
+            (0, Some(4), "debug"),
+            (1, Some(10), "trace"),
+            (2, None, "trace"),
+        ];
+        for (verbose, kube_proxy, wanted) in cases {
+            assert_eq!(level(verbose, kube_proxy, "info"), wanted, "{verbose} {kube_proxy:?}");
+        }
+    }
 }

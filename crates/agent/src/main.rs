@@ -11,8 +11,8 @@ async fn main() -> ExitCode {
     let cli = cli::parse();
     let result = match &cli.command {
         Command::Agent(args) => {
-            logging::start(cli.verbose, "info");
-            agent::run(args).await.map(|()| ExitCode::SUCCESS)
+            let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"));
+            agent::run(args, &logging).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Demo(args) => {
             logging::start(cli.verbose, "warn");

@@ -1,26 +1,26 @@
-//! `/metrics` and `/healthz` over HTTP: every counter of the data plane, and how the source is doing.
+//! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
+//! source is doing, `/healthz`, `/proxyMode`, `/configz`.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use sluice_kubeapi::apiserver::{Health, Resource};
-use tokio::net::TcpListener;
-use tracing::{info, warn};
+use sluice_kubeapi::apiserver::Resource;
+use tracing::info;
 
-use crate::health::{Health as ProxyHealth, Unhealthy};
+use crate::health::Health;
 use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
+use crate::listen::Opening;
 use crate::proxy::Observer;
 
 /// What prometheus-client writes.
@@ -30,86 +30,66 @@ const OPENMETRICS: HeaderValue =
 /// A scraper may keep its connection.
 const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
 
-/// Pause before an address that could not be had is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-
 /// Connections at a time: a few scrapers, and a person.
 const CONNECTIONS: usize = 64;
 
 /// Everything that can be asked for.
 #[derive(Debug, Clone)]
-struct Metrics {
-    observer: Observer,
-    health: Option<Arc<Health>>,
-    health_checks: health_checks::Stats,
-}
-
-/// Serves on an address from a task of its own, for good. An address that cannot be had is said once and tried again:
-/// the agent that this one replaces has it until it ends, and traffic matters more.
-pub fn serve(
-    address: SocketAddr,
-    observer: Observer,
-    health: Option<Arc<Health>>,
-    health_checks: health_checks::Stats,
-) {
-    let metrics = Metrics { observer, health, health_checks };
-    tokio::spawn(async move {
-        let listener = listen(address).await;
-        info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
-        let answer = move |request: &_| metrics.answer(request);
-        http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
-    });
-}
-
-/// Returns when the address can be had.
-async fn listen(address: SocketAddr) -> TcpListener {
-    let mut has_complained = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(error) if !has_complained => {
-                has_complained = true;
-                warn!(
-                    "no metrics on {address}: {error}: it is tried again; another address can be chosen with \
-                     --metrics-bind-address"
-                );
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(RETRY).await;
-    }
+pub(crate) struct Metrics {
+    /// The proxy.
+    pub observer: Observer,
+    /// How it is.
+    pub health: Health,
+    /// The health check node ports.
+    pub health_checks: health_checks::Stats,
+    /// What `/proxyMode` says: how packets get here. None of kube-proxy's modes, by which it would be taken for one.
+    pub mode: &'static str,
+    /// What `/configz` says: what the agent was started with.
+    pub configz: Arc<str>,
 }
 
 impl Metrics {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, body) = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/metrics") => return self.metrics(),
-            (&Method::GET | &Method::HEAD, "/healthz") => match self.verdict() {
-                Ok(()) => (StatusCode::OK, "ok\n".into()),
-                Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-            },
-            (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n".into()),
-            _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into()),
-        };
-        let mut response = Response::new(Full::from(body));
-        *response.status_mut() = status;
-        response
+    /// Serves, as soon as the port can be had, from a task of its own, for good.
+    pub(crate) fn serve(self, opening: Opening) {
+        tokio::spawn(async move {
+            let listener = opening.wait().await;
+            if let Ok(address) = listener.local_addr() {
+                info!(%address, "serving metrics");
+            }
+            let answer = move |request: &_| self.answer(request);
+            http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
+        });
     }
 
-    fn verdict(&self) -> Result<(), Unhealthy> {
-        ProxyHealth::new(self.observer.clone(), self.health.clone()).verdict()
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+        }
+        match request.uri().path() {
+            "/metrics" => self.metrics(),
+            "/healthz" => match self.health.verdict() {
+                Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
+            "/proxyMode" => text(StatusCode::OK, self.mode.to_owned()),
+            "/configz" => {
+                let mut response = text(StatusCode::OK, self.configz.to_string());
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz, /proxyMode or /configz\n".to_owned()),
+        }
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
-        let mut text = String::new();
-        let status = match text::encode(&mut text, &registry) {
+        let mut metrics = String::new();
+        let status = match text::encode(&mut metrics, &registry) {
             Ok(()) => StatusCode::OK,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut response = Response::new(Full::from(text));
-        *response.status_mut() = status;
+        let mut response = text(status, metrics);
         response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
         response
     }
@@ -166,7 +146,7 @@ impl Metrics {
     }
 
     fn encode_apiserver(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(health) = &self.health else { return Ok(()) };
+        let Some(health) = self.health.apiserver() else { return Ok(()) };
         gauge(encoder, "apiserver_synced", "1 once everything was listed", f64::from(health.is_synced()))?;
         if let Some(age) = health.last_contact() {
             let help =
@@ -189,6 +169,15 @@ impl Metrics {
         let help = "Elements of objects that do not count; the rest of the object does";
         counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {

@@ -19,7 +19,7 @@ use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
-use sluice_model::{Change, Frontend, Object, Protocol, ServicePortName};
+use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
@@ -84,6 +84,7 @@ pub struct Proxy {
     /// The node's addresses and those to serve nodePorts on, unless the Node object says.
     interfaces: Option<(NodeAddresses, Vec<IpNet>)>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    node_eligible: Arc<ArcSwap<Option<bool>>>,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
     /// Whether the capture has been told.
@@ -99,6 +100,7 @@ pub struct Observer {
     captured: Option<Arc<tproxy::Counters>>,
     unserved: Arc<AtomicUsize>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    node_eligible: Arc<ArcSwap<Option<bool>>>,
 }
 
 impl Observer {
@@ -135,6 +137,11 @@ impl Observer {
     /// The addresses that nodePorts are served on now.
     pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
         self.node_port_addresses.load_full()
+    }
+
+    /// Whether load balancers may send to this node, as its Node object says; none where there is none.
+    pub fn node_eligible(&self) -> Option<bool> {
+        **self.node_eligible.load()
     }
 
     /// How many frontends are served.
@@ -206,13 +213,7 @@ impl Proxy {
             }
         };
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
-        let interfaces = match config.node_ports {
-            NodePorts::Primary => None,
-            NodePorts::Inside(cidrs) => {
-                let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
-                Some((addresses, cidrs))
-            }
-        };
+        let interfaces = interfaces(config.node_ports)?;
         let mut proxy = Self {
             writer,
             node,
@@ -224,6 +225,7 @@ impl Proxy {
             unserved,
             interfaces,
             node_port_addresses: Arc::default(),
+            node_eligible: Arc::default(),
             has_begun: false,
             has_captured: false,
             affinity_expired: Instant::now(),
@@ -242,12 +244,15 @@ impl Proxy {
     /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel, and follow by
     /// [`Proxy::advance`].
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
-        let changes = changes.into_iter().inspect(|change| {
-            if let Change::Apply(Object::Node(node)) = change
-                && node.name == self.node
-            {
+        let changes = changes.into_iter().inspect(|change| match change {
+            Change::Apply(Object::Node(node)) if node.name == self.node => {
                 self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+                self.node_eligible.store(Arc::new(Some(node.eligible)));
             }
+            Change::Delete(ObjectRef::Node(name)) if *name == self.node => {
+                self.node_eligible.store(Arc::new(None));
+            }
+            _ => {}
         });
         self.writer.apply_all(changes);
         self.has_begun = true;
@@ -309,6 +314,19 @@ impl Proxy {
         report(step, start.elapsed());
     }
 
+    /// Serves nodePorts elsewhere from the next step on.
+    ///
+    /// # Errors
+    /// The node's addresses cannot be watched; nothing has changed.
+    pub fn set_node_ports(&mut self, node_ports: NodePorts) -> Result<()> {
+        self.interfaces = interfaces(node_ports)?;
+        if self.interfaces.is_none() {
+            self.writer.set_node_port_addresses(NodePortAddresses::Primary);
+        }
+        self.follow_interfaces();
+        Ok(())
+    }
+
     /// Has the workers take what the kernel hands over: once they know what to do with it.
     fn open_doors(&mut self) {
         if let Some(doors) = &mut self.doors {
@@ -340,6 +358,11 @@ impl Proxy {
         !self.has_begun || self.advance()
     }
 
+    /// Whether the kernel is as it was last asked to be.
+    pub fn is_in_line(&self) -> bool {
+        self.captured.as_ref().is_none_or(|counters| counters.failing_for().is_none())
+    }
+
     /// Does all that is due, what the capture looks after by itself included, and waits for it.
     pub fn tick(&mut self) {
         self.poll();
@@ -357,6 +380,7 @@ impl Proxy {
             captured: self.captured.clone(),
             unserved: Arc::clone(&self.unserved),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
+            node_eligible: Arc::clone(&self.node_eligible),
         }
     }
 
@@ -376,6 +400,17 @@ impl Proxy {
         // The kernel's rules are left to a successor, which may be of another version.
         drop(capture);
         dataplane.drain(grace)
+    }
+}
+
+/// What there is to watch to know where nodePorts are.
+fn interfaces(node_ports: NodePorts) -> Result<Option<(NodeAddresses, Vec<IpNet>)>> {
+    match node_ports {
+        NodePorts::Primary => Ok(None),
+        NodePorts::Inside(cidrs) => {
+            let addresses = NodeAddresses::watch().context("cannot watch the node's addresses")?;
+            Ok(Some((addresses, cidrs)))
+        }
     }
 }
 

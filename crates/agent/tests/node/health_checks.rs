@@ -24,7 +24,8 @@ fn ask(host: &Host, to: SocketAddr) -> std::io::Result<Answer> {
     write!(stream, "GET / HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    // A port that is closed at this moment says nothing.
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(ErrorKind::UnexpectedEof)?;
     let weight = head.lines().find_map(|line| {
         let (name, value) = line.split_once(": ")?;
         name.eq_ignore_ascii_case("x-load-balancing-endpoint-weight").then(|| value.to_owned())

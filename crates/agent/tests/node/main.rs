@@ -13,6 +13,7 @@ mod scene;
 mod apiserver;
 mod changes;
 mod closed_doors;
+mod config;
 mod firewalls;
 mod health_checks;
 mod leftovers;

@@ -1,35 +1,35 @@
 //! `sluice agent` on an apiserver, driven by the real kubectl: from `kubectl create` to bytes.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use sluice_testbed::apiserver::{Apiserver, Builder};
 use tempfile::TempDir;
 
-use crate::common::{Agent, address, ask, backend, free_port, service, slice, until};
+use crate::common::{Agent, address, ask, backend, free_port, get, service, slice, until};
 
 /// An apiserver for Services on loopback, and the kubeconfig to reach it.
-struct Cluster {
-    apiserver: Apiserver,
+pub(crate) struct Cluster {
+    pub(crate) apiserver: Apiserver,
     directory: TempDir,
 }
 
 impl Cluster {
-    async fn start(builder: Builder) -> Self {
+    pub(crate) async fn start(builder: Builder) -> Self {
         let apiserver = builder.service_cidrs(&["127.0.0.0/8".parse().unwrap()]).start().await.unwrap();
         let directory = TempDir::new().unwrap();
         fs::write(directory.path().join("kubeconfig"), apiserver.kubeconfig().unwrap()).unwrap();
         Self { apiserver, directory }
     }
 
-    fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         self.directory.path().join("kubeconfig").to_str().unwrap().to_owned()
     }
 
     /// Runs kubectl with a manifest on its standard input.
-    fn kubectl(&self, arguments: &str, manifest: &str) {
+    pub(crate) fn kubectl(&self, arguments: &str, manifest: &str) {
         let mut child = Command::new("kubectl")
             .args(["--kubeconfig", &self.kubeconfig()])
             .args(["--cache-dir", self.directory.path().join("cache").to_str().unwrap()])
@@ -102,15 +102,8 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     let mut agent = Agent::start(&arguments);
     assert_eq!(ask(frontend).unwrap(), 1);
 
-    let line = agent.wait_for("serving metrics");
-    let metrics: SocketAddr = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
-    let get = |path: &str| {
-        let mut stream = TcpStream::connect(metrics).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let metrics = agent.port("serving metrics");
+    let get = |path: &str| get(metrics, path);
     let text = get("/metrics");
     for line in ["sluice_tcp_established_total 1\n", "sluice_apiserver_synced 1", "sluice_frontends 1"] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
@@ -118,4 +111,5 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     assert!(text.contains("\nsluice_apiserver_last_contact_seconds "), "{text}");
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
     assert!(get("/").starts_with("HTTP/1.1 404"));
+    assert!(get("/proxyMode").ends_with("\r\n\r\nbind"), "none of kube-proxy's");
 }

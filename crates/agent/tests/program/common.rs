@@ -73,6 +73,16 @@ pub(crate) fn ask(frontend: SocketAddr) -> std::io::Result<u8> {
     Ok(byte[0])
 }
 
+/// What an HTTP server answers, head and body.
+pub(crate) fn get(server: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// Waits for a condition.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -100,7 +110,11 @@ impl Agent {
     pub(crate) fn spawn(arguments: &[&str]) -> Self {
         // No metrics unless asked for: the default port is there only once.
         let quiet = ["agent", "--metrics-bind-address", "0"];
-        let quiet = if arguments.contains(&quiet[1]) { &quiet[..1] } else { &quiet };
+        let quiet = if arguments.iter().any(|argument| argument.starts_with(quiet[1])) {
+            &quiet[..1]
+        } else {
+            &quiet
+        };
         Self::run(Command::new(env!("CARGO_BIN_EXE_sluice")).args(quiet).args(arguments))
     }
 
@@ -126,6 +140,17 @@ impl Agent {
                 Err(_) => panic!("never said {text:?}; said:\n{}", self.heard.join("\n")),
             }
         }
+    }
+
+    /// Everything that it has said.
+    pub(crate) fn heard(&mut self) -> &[String] {
+        self.heard.extend(self.lines.try_iter());
+        &self.heard
+    }
+
+    /// The address of a port of its own, which it says when it serves it.
+    pub(crate) fn port(&mut self, what: &str) -> SocketAddr {
+        self.wait_for(what).rsplit("address=").next().unwrap().trim().parse().unwrap()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

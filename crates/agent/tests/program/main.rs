@@ -5,6 +5,8 @@
 
 mod apiserver;
 mod common;
+mod config;
 mod demo;
+mod health;
 mod manifests;
 mod taking_over;

@@ -1,0 +1,102 @@
+//! kube-proxy's configuration, taken as it is: its flags, and the `KubeProxyConfiguration` of `--config`, become flags of
+//! the agent, or are named. What the agent runs with is then checked and decided in one place, whatever said it.
+//!
+//! Of several that say the same, the first counts: the agent's flag, kube-proxy's, the field below `sluice`, kube-proxy's
+//! field.
+
+mod document;
+mod follow;
+mod merge;
+mod named;
+mod table;
+mod value;
+mod write;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use table::{Kind, Row};
+
+pub(crate) use follow::Follower;
+pub(crate) use merge::merge;
+pub(crate) use write::{configz, write};
+
+/// What the agent runs with: flags, without dashes, and their values as they would be written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Effective(BTreeMap<String, Vec<String>>);
+
+/// The agent's command, taking kube-proxy's flags as well; they are not shown.
+pub(crate) fn with_foreign_flags(agent: Command) -> Command {
+    table::foreign_flags().fold(agent, |agent, row| agent.arg(foreign(row)))
+}
+
+fn foreign(row: &'static Row) -> Arg {
+    let kind = row.kind;
+    let check = move |word: &str| value::check(kind, word).map(|()| word.to_owned());
+    // As with kube-proxy the last one counts.
+    let arg = Arg::new(row.flag).long(row.flag).hide(true).action(ArgAction::Set).value_parser(check);
+    let arg = arg.overrides_with(row.flag);
+    match kind {
+        Kind::Bool => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => arg.allow_hyphen_values(true),
+    }
+}
+
+/// The command line with kube-proxy's spellings written as ours: `--log_dir` is `--log-dir`, `-v=4` is `--v=4`.
+pub(crate) fn spelled(arguments: &[OsString]) -> Vec<OsString> {
+    let spell = |argument: &OsString| {
+        let word = argument.to_str()?;
+        if let Some(level) = word.strip_prefix("-v=") {
+            return Some(format!("--v={level}"));
+        }
+        let (name, value) =
+            word.strip_prefix("--")?.split_once('=').map_or((&word[2..], None), |(n, v)| (n, Some(v)));
+        let name = name.replace('_', "-");
+        Some(value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}")))
+    };
+    arguments.iter().map(|argument| spell(argument).map_or_else(|| argument.clone(), Into::into)).collect()
+}
+
+fn is_given(matches: &ArgMatches, id: &str) -> bool {
+    matches.value_source(id) == Some(ValueSource::CommandLine)
+}
+
+/// Flags of the agent's that are in a command, and the names that clap has for them.
+fn own_flags(agent: &Command) -> impl Iterator<Item = (&str, &str)> {
+    let is_own = |flag: &str| table::foreign_flags().all(|row| row.flag != flag);
+    let flags = agent.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_id().as_str())));
+    flags.filter(move |(flag, _)| is_own(flag) && !matches!(*flag, "help" | "version" | "verbose"))
+}
+
+impl Effective {
+    /// What a command line says, with all defaults.
+    pub(crate) fn of(agent: &Command, matches: &ArgMatches) -> Self {
+        let values = own_flags(agent).filter_map(|(flag, id)| {
+            let raw = matches.try_get_raw(id).ok()??;
+            Some((flag.to_owned(), raw.map(|value| value.to_string_lossy().into_owned()).collect()))
+        });
+        Self(values.collect())
+    }
+
+    /// Flags that are not the same here and there.
+    pub(crate) fn difference(&self, other: &Self) -> Vec<String> {
+        let flags =
+            self.0.keys().chain(other.0.keys()).filter(|flag| self.0.get(*flag) != other.0.get(*flag));
+        let flags: std::collections::BTreeSet<_> = flags.cloned().collect();
+        flags.into_iter().collect()
+    }
+
+    /// Takes over the value of a flag.
+    pub(crate) fn adopt(&mut self, flag: &str, other: &Self) {
+        match other.0.get(flag) {
+            Some(values) => self.0.insert(flag.to_owned(), values.clone()),
+            None => self.0.remove(flag),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

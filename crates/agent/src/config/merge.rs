@@ -1,0 +1,188 @@
+//! Putting together what the command line and the configuration file say. Pure, but for reading the file.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgMatches, Command};
+
+use super::document::{self, Field};
+use super::named::{self, Named};
+use super::table::{self, Kind, Meaning};
+use super::value::{self, Words};
+use super::{is_given, own_flags};
+
+/// More than any configuration has. A ConfigMap holds as much.
+const SIZE_MAX: u64 = 1 << 20;
+
+/// The command line that says everything.
+#[derive(Debug)]
+pub(crate) struct Merged {
+    pub arguments: Vec<OsString>,
+    /// What is to be said of settings that have no effect.
+    pub named: Option<String>,
+}
+
+/// What says a setting.
+#[derive(Debug)]
+struct Origin {
+    name: String,
+    line: Option<u64>,
+}
+
+/// What a source of objects excludes.
+const APISERVER: [&str; 3] = ["kubeconfig", "context", "master"];
+
+/// Modes of kube-proxy's on Linux.
+const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
+
+struct Merging<'a> {
+    command: &'a Command,
+    file: Option<PathBuf>,
+    /// Flags of the agent's that have a value.
+    taken: BTreeSet<String>,
+    words: Vec<OsString>,
+    named: Vec<Named>,
+    /// What is wrong.
+    flaws: Vec<String>,
+    /// The family of kube-proxy's `bindAddress` is IPv6.
+    is_v6: bool,
+}
+
+/// Puts what kube-proxy's flags and the file say behind `agent` in the command line. `command` is the whole program's;
+/// `given` what of `agent` was on the command line.
+///
+/// # Errors
+/// What is wrong with it, one line each.
+pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString]) -> Result<Merged, String> {
+    let agent = command.find_subcommand("agent");
+    let taken = agent.into_iter().flat_map(own_flags).filter(|(_, id)| is_given(given, id));
+    let taken = taken.map(|(flag, _)| flag.to_owned()).collect();
+    let file = given.get_one::<PathBuf>("config").cloned();
+    let (words, named, flaws) = Default::default();
+    let mut merging = Merging { command, file, taken, words, named, flaws, is_v6: false };
+    merging.flags(given);
+    if let Some(file) = merging.file.clone() {
+        let fields = read(&file).and_then(|text| {
+            document::read(&text).map_err(|flaws| {
+                let said = flaws.iter().map(|flaw| format!("{}: {flaw}", file.display()));
+                said.collect::<Vec<_>>().join("\n")
+            })
+        })?;
+        merging.fields(&fields);
+        // Who has a configuration of kube-proxy's has a node.
+        merging.add("capture", &vec!["tproxy".to_owned()], &Origin { name: String::new(), line: None });
+    }
+    if merging.is_v6 {
+        let origin = Origin { name: "bindAddress".to_owned(), line: None };
+        merging.add("metrics-bind-address", &vec!["::1".to_owned()], &origin);
+    }
+    if !merging.flaws.is_empty() {
+        return Err(merging.flaws.join("\n"));
+    }
+    let mut merged = arguments.to_vec();
+    let behind = arguments.iter().position(|word| word == "agent").map_or(merged.len(), |at| at + 1);
+    merged.splice(behind..behind, merging.words);
+    Ok(Merged { arguments: merged, named: named::line(&merging.named) })
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let said = |error: std::io::Error| format!("cannot read the configuration {}: {error}", path.display());
+    let mut text = String::new();
+    let file = File::open(path).map_err(said)?;
+    file.take(SIZE_MAX + 1).read_to_string(&mut text).map_err(said)?;
+    if text.len() as u64 > SIZE_MAX {
+        return Err(format!("the configuration {} has more than {SIZE_MAX} bytes", path.display()));
+    }
+    Ok(text)
+}
+
+impl Merging<'_> {
+    fn flags(&mut self, given: &ArgMatches) {
+        for row in table::foreign_flags().filter(|row| is_given(given, row.flag)) {
+            let Some(word) = given.get_one::<String>(row.flag) else { continue };
+            let words = vec![word.clone()];
+            let origin = Origin { name: format!("--{}", row.flag), line: None };
+            if !value::is_nothing(row.kind, &words) {
+                self.take(row.kind, row.defaults, row.meaning, &words, &origin);
+            }
+        }
+    }
+
+    fn fields(&mut self, fields: &[Field]) {
+        let mode = fields.iter().find(|field| field.meaning == Meaning::Mode);
+        let is_nftables = mode.is_some_and(|mode| mode.words == ["nftables"]);
+        // What is of another mode than kube-proxy's would be counts for nothing there, either.
+        let other = if is_nftables { "iptables." } else { "nftables." };
+        let (own, theirs): (Vec<_>, Vec<_>) =
+            fields.iter().filter(|field| !field.path.starts_with(other)).partition(|field| field.is_own);
+        for field in own.into_iter().chain(theirs) {
+            let origin = Origin { name: field.path.clone(), line: Some(field.line) };
+            let defaults = table::by_field(&field.path).map_or(&[][..], |row| row.defaults);
+            self.take(field.kind, defaults, field.meaning, &field.words, &origin);
+        }
+    }
+
+    fn take(&mut self, kind: Kind, defaults: &[&str], meaning: Meaning, words: &Words, origin: &Origin) {
+        let is_default = |word: &String| defaults.iter().any(|default| value::is_same(kind, word, default));
+        let first = words.first().map(String::as_str).unwrap_or_default();
+        match meaning {
+            Meaning::As(flag) => self.add(flag, words, origin),
+            Meaning::Mode if MODES.contains(&first) => {
+                self.add("capture", &vec!["tproxy".to_owned()], origin);
+            }
+            Meaning::Mode => {
+                let what = format!("{first:?} is to be one of {}", MODES.join(", "));
+                self.flaw(origin, &what);
+            }
+            Meaning::BindAddress => match first.parse::<IpAddr>() {
+                Err(_) => self.flaw(origin, &format!("{first:?} is to be an IP address")),
+                Ok(ip) => {
+                    self.is_v6 |= ip.is_ipv6();
+                    if !ip.is_unspecified() {
+                        let why = "the node's addresses are those of its Node object";
+                        self.name(origin, Meaning::NotOffered(why));
+                    }
+                }
+            },
+            _ if words.iter().all(is_default) && !words.is_empty() => {}
+            _ => self.name(origin, meaning),
+        }
+    }
+
+    fn name(&mut self, origin: &Origin, meaning: Meaning) {
+        self.named.push(Named { name: origin.name.clone(), meaning });
+    }
+
+    fn flaw(&mut self, origin: &Origin, what: &str) {
+        let file = self.file.as_ref().filter(|_| origin.line.is_some());
+        let file = file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
+        let line = origin.line.map(|line| format!("line {line}: ")).unwrap_or_default();
+        self.flaws.push(format!("{file}{line}{}: {what}", origin.name));
+    }
+
+    /// Gives a flag these values, unless it has some or goes against one that has.
+    fn add(&mut self, flag: &'static str, words: &Words, origin: &Origin) {
+        let is_against = |taken: &String| {
+            let (flag, taken) = (flag, taken.as_str());
+            (flag == "manifests" && APISERVER.contains(&taken))
+                || (taken == "manifests" && APISERVER.contains(&flag))
+        };
+        if self.taken.contains(flag) || self.taken.iter().any(is_against) {
+            return;
+        }
+        let words: Vec<OsString> = words.iter().map(|word| format!("--{flag}={word}").into()).collect();
+        let alone = ["sluice".into(), "agent".into()].into_iter().chain(words.iter().cloned());
+        if let Err(error) = self.command.clone().try_get_matches_from(alone) {
+            let said = error.to_string();
+            let said: Vec<_> = said.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            let said = said.join(" ");
+            return self.flaw(origin, said.strip_prefix("error: ").unwrap_or(&said));
+        }
+        self.taken.insert(flag.to_owned());
+        self.words.extend(words);
+    }
+}

@@ -1,0 +1,93 @@
+//! One value of a document or a flag: whether it is of the kind that it is to be, and how a flag spells it.
+
+use serde_saphyr::Spanned;
+
+use super::document::Value;
+use super::table::Kind;
+use crate::values;
+
+/// What a value says: once for each time that a flag is to be given.
+pub(super) type Words = Vec<String>;
+
+/// Reads a value of a document; nothing where it is `null`.
+///
+/// # Errors
+/// It is of another kind; what it is to be.
+pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
+    let one = |word: String| Ok(vec![word]);
+    match (kind, value) {
+        (_, Value::Null) => Ok(Vec::new()),
+        (Kind::Text | Kind::Quantity, Value::Text(text)) => one(text.clone()),
+        (Kind::Bool, Value::Bool(value)) => one(value.to_string()),
+        (Kind::Int | Kind::Flush | Kind::Quantity, Value::Int(number)) => one(number.to_string()),
+        (Kind::Float, Value::Int(number)) => one(number.to_string()),
+        (Kind::Float, Value::Float(number)) => one(number.to_string()),
+        (Kind::Duration | Kind::Flush, Value::Text(text)) => check(kind, text).map(|()| vec![text.clone()]),
+        (Kind::Texts, Value::List(list)) => list.iter().map(text).collect(),
+        (Kind::Bools, Value::Map(map)) => map
+            .iter()
+            .map(|(name, value)| match &value.value {
+                Value::Bool(value) => Ok(format!("{}={value}", name.value)),
+                other => Err(format!("{} is {}, and is to be true or false", name.value, other.kind())),
+            })
+            .collect(),
+        (Kind::Vmodule, Value::List(list)) => Ok(list.iter().map(|_| String::new()).collect()),
+        (kind, other) => Err(format!("{} is to be {}", other.kind(), wanted(kind))),
+    }
+}
+
+fn text(element: &Spanned<Value>) -> Result<String, String> {
+    match &element.value {
+        Value::Text(text) => Ok(text.clone()),
+        other => Err(format!("each element is to be text, and one is {}", other.kind())),
+    }
+}
+
+/// Whether a flag of kube-proxy's may have this value.
+///
+/// # Errors
+/// It may not; what it is to be.
+pub(crate) fn check(kind: Kind, word: &str) -> Result<(), String> {
+    let is_good = match kind {
+        Kind::Bool => values::boolean(word).is_ok(),
+        Kind::Int => word.parse::<i64>().is_ok(),
+        Kind::Float => word.parse::<f32>().is_ok(),
+        // Go takes no number without a unit but 0; where a person means seconds there is no harm in that.
+        Kind::Duration | Kind::Flush => values::duration(word).is_ok(),
+        Kind::Text | Kind::Texts | Kind::Bools | Kind::Quantity | Kind::Vmodule => true,
+    };
+    if is_good { Ok(()) } else { Err(format!("{word:?} is to be {}", wanted(kind))) }
+}
+
+/// Whether this says no more than nothing at all: kube-proxy's zero values, which a document has for everything that
+/// nobody has set.
+pub(super) fn is_nothing(kind: Kind, words: &Words) -> bool {
+    words.iter().all(|word| match kind {
+        Kind::Duration | Kind::Flush => values::duration(word).is_ok_and(|duration| duration.is_zero()),
+        Kind::Vmodule => false,
+        _ => matches!(word.as_str(), "" | "false" | "0"),
+    })
+}
+
+/// Whether two values mean the same.
+pub(super) fn is_same(kind: Kind, one: &str, other: &str) -> bool {
+    match kind {
+        Kind::Duration | Kind::Flush => values::duration(one).ok() == values::duration(other).ok(),
+        _ => one == other,
+    }
+}
+
+fn wanted(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text => "text: write it in quotes",
+        Kind::Bool => "true or false",
+        Kind::Int => "a whole number",
+        Kind::Float => "a number",
+        Kind::Duration => "a duration, as \"30s\" or \"1h30m\"",
+        Kind::Texts => "a list of texts",
+        Kind::Bools => "a map of names to true or false",
+        Kind::Flush => "a duration, as \"5s\", or a number of nanoseconds",
+        Kind::Quantity => "a quantity, as \"64Ki\"",
+        Kind::Vmodule => "a list of filePattern and verbosity",
+    }
+}

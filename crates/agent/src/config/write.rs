@@ -1,0 +1,92 @@
+//! Writing what the agent runs with as a `KubeProxyConfiguration`: `--write-config-to`, and `/configz`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::Effective;
+use super::table::{Kind, Meaning, OWN, OWN_TABLE, TABLE};
+
+/// Writes it as YAML.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write(effective: &Effective, path: &Path) -> Result<()> {
+    let Value::Object(document) = document(effective) else { return Ok(()) };
+    let mut text = String::new();
+    yaml(&document, 0, &mut text);
+    fs::write(path, text).with_context(|| format!("cannot write the configuration to {}", path.display()))
+}
+
+/// What `/configz` answers.
+pub(crate) fn configz(effective: &Effective) -> String {
+    json!({ "kubeproxy.config.k8s.io": document(effective) }).to_string()
+}
+
+/// Everything that has an effect and is no default of kube-proxy's kind, that of `null`.
+fn document(effective: &Effective) -> Value {
+    let mut document = Map::new();
+    document.insert("apiVersion".to_owned(), "kubeproxy.config.k8s.io/v1alpha1".into());
+    document.insert("kind".to_owned(), "KubeProxyConfiguration".into());
+    for (flag, values) in &effective.0 {
+        let own = OWN_TABLE
+            .iter()
+            .find(|own| own.flag == flag)
+            .map(|own| (format!("{OWN}.{}", own.field), own.kind));
+        let is_it = |row: &&super::table::Row| {
+            !row.field.is_empty() && matches!(row.meaning, Meaning::As(as_flag) if as_flag == flag)
+        };
+        let theirs = TABLE.iter().find(is_it).map(|row| (row.field.to_owned(), row.kind));
+        if let Some((field, kind)) = own.or(theirs) {
+            put(&mut document, &field, typed(kind, values));
+        }
+    }
+    Value::Object(document)
+}
+
+fn typed(kind: Kind, values: &[String]) -> Value {
+    let first = values.first().map(String::as_str).unwrap_or_default();
+    match kind {
+        Kind::Bool => crate::values::boolean(first).map_or(Value::Null, Value::from),
+        Kind::Int => first.parse::<i64>().map_or(Value::Null, Value::from),
+        Kind::Texts => values.iter().filter(|value| !value.is_empty()).cloned().collect(),
+        // Seconds without a unit are ours.
+        Kind::Duration => {
+            Value::from(first.parse::<u64>().map_or_else(|_| first.to_owned(), |s| format!("{s}s")))
+        }
+        _ => Value::from(values.join(",")),
+    }
+}
+
+fn put(object: &mut Map<String, Value>, field: &str, value: Value) {
+    match field.split_once('.') {
+        None => {
+            object.insert(field.to_owned(), value);
+        }
+        Some((first, rest)) => {
+            let inner = object.entry(first).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Maps one entry a line; everything else is JSON, which is YAML.
+fn yaml(object: &Map<String, Value>, depth: usize, text: &mut String) {
+    for (name, value) in object {
+        let indent = "  ".repeat(depth);
+        match value {
+            Value::Object(inner) => {
+                let _ = writeln!(text, "{indent}{name}:");
+                yaml(inner, depth + 1, text);
+            }
+            other => {
+                let _ = writeln!(text, "{indent}{name}: {other}");
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! kube-proxy's configuration, as kubeadm writes it and as people change it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use rustix::process::Signal;
+use sluice_testbed::apiserver::Apiserver;
+use tempfile::TempDir;
+
+use crate::apiserver::Cluster;
+use crate::common::{Agent, address, ask, backend, free_port, get, service, slice, until};
+
+/// `config.conf` of kubeadm 1.36.
+const KUBEADM: &str = include_str!("../../src/config/tests/kubeadm.yaml");
+
+/// Its `kubeconfig.conf`.
+fn kubeconfig(server: &str, account: &Path) -> String {
+    let account = account.display();
+    format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- cluster:\n    certificate-authority: {account}/ca.crt\n    \
+         server: {server}\n  name: default\ncontexts:\n- context:\n    cluster: default\n    namespace: default\n    \
+         user: default\n  name: default\ncurrent-context: default\nusers:\n- name: default\n  user:\n    \
+         tokenFile: {account}/token\n"
+    )
+}
+
+fn sluice(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sluice")).args(arguments).env_remove("RUST_LOG").output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout[..], &output.stderr].map(String::from_utf8_lossy).concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kubeadm_writes_starts_the_agent() {
+    let cluster = Cluster::start(Apiserver::builder().token("secret")).await;
+    let directory = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    // What kubelet gives a pod.
+    write("token", "secret");
+    write("ca.crt", &cluster.apiserver.ca_pem());
+    write("kubeconfig.conf", &kubeconfig(&cluster.apiserver.url(), directory.path()));
+    write("config.conf", &KUBEADM.replace("/var/lib/kube-proxy", directory.path().to_str().unwrap()));
+    let frontend = free_port(address());
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[backend(1)])));
+    // Only this is not as kube-proxy's DaemonSet has it: the node is not one of kubeadm's.
+    let config = directory.path().join("config.conf").to_str().unwrap().to_owned();
+    let config = format!("--config={config}");
+    let arguments =
+        [&config, "--hostname-override=node-1", "--capture=bind", "--metrics-bind-address", "127.0.0.1:0"];
+    let mut agent = Agent::start(&arguments);
+    assert_eq!(ask(frontend).unwrap(), 1);
+    let metrics = agent.port("serving metrics");
+    let answer = get(metrics, "/configz");
+    let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(json["kubeproxy.config.k8s.io"]["clusterCIDR"], "10.244.0.0/16", "{json:#}");
+    assert_eq!(json["kubeproxy.config.k8s.io"]["sluice"]["capture"], "bind", "{json:#}");
+    agent.signal(Signal::TERM);
+    assert!(agent.wait().success());
+    assert!(!agent.heard().iter().any(|line| line.contains("no effect")), "{:#?}", agent.heard());
+}
+
+#[test]
+fn a_file_that_changes_is_followed_and_a_bad_one_is_not() {
+    let directory = TempDir::new().unwrap();
+    let frontend = free_port(address());
+    fs::write(directory.path().join("a.yaml"), service("a", frontend) + &slice("a", &[backend(1)])).unwrap();
+    let file = directory.path().join("config.conf");
+    let head = format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nipvs: {{scheduler: rr}}\n\
+         sluice:\n  capture: bind\n  manifests: [{}]\n",
+        directory.path().join("a.yaml").display()
+    );
+    // As a ConfigMap is written: renamed into its place.
+    let put = |text: &str| {
+        let new = directory.path().join("new");
+        fs::write(&new, format!("{head}{text}")).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    put("");
+    let mut agent = Agent::start(&["--config", file.to_str().unwrap()]);
+    let named = agent.wait_for("no effect");
+    assert!(named.contains("ipvs.scheduler (IPVS is not used"), "{named}");
+
+    put("  graceperiod: 1s\n");
+    let line = agent.wait_for("stays in force");
+    assert!(line.contains("line 7: sluice.graceperiod") && line.contains("gracePeriod is meant?"), "{line}");
+    assert_eq!(ask(frontend).unwrap(), 1);
+
+    put("  gracePeriod: 1s\n  workers: 1\nlogging: {verbosity: 4}\n");
+    let line = agent.wait_for("take effect only when");
+    assert!(line.contains("again: --workers"), "{line}");
+    let line = agent.wait_for("these take effect: ");
+    assert!(line.contains("--grace-period, --v"), "{line}");
+    fs::write(directory.path().join("a.yaml"), service("a", frontend)).unwrap();
+    agent.wait_for("DEBUG");
+
+    // The grace period is the new one: nobody waits for a connection for long.
+    fs::write(directory.path().join("a.yaml"), service("a", frontend) + &slice("a", &[backend(2)])).unwrap();
+    until("it is served again", || ask(frontend).is_ok());
+    let _open = std::net::TcpStream::connect(frontend).unwrap();
+    agent.signal(Signal::TERM);
+    let line = agent.wait_for("stopping");
+    assert!(line.contains("grace=1s"), "{line}");
+}
+
+#[test]
+fn a_bad_configuration_is_one_line_and_ends_with_1() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("config.conf");
+    fs::write(&file, KUBEADM.replace("clusterCIDR", "clusterCIDRs")).unwrap();
+    let file = file.to_str().unwrap();
+    let output = sluice(&["agent", "--config", file]);
+    assert_eq!(output.status.code(), Some(1));
+    let wanted =
+        format!("error: {file}: line 10: clusterCIDRs: there is no such field; clusterCIDR is meant?\n");
+    assert_eq!(said(&output), wanted);
+    assert_eq!(sluice(&["agent", "--no-such-flag"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_configuration_is_written_and_read_again() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("config.conf");
+    let file = file.to_str().unwrap();
+    let output = sluice(&["agent", "--masquerade-all", "--capture=tproxy", "--write-config-to", file]);
+    assert!(output.status.success(), "{}", said(&output));
+    let text = fs::read_to_string(file).unwrap();
+    for line in [
+        "kind: \"KubeProxyConfiguration\"\n",
+        "iptables:\n  masqueradeAll: true\n",
+        "  capture: \"tproxy\"\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let output = sluice(&["agent", "--config", file, "--write-config-to", file]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(fs::read_to_string(file).unwrap(), text);
+    let output = sluice(&["agent", "--write-config-to", "/nonexistent/config.conf"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("/nonexistent/config.conf"));
+}
+
+/// A shell script in a network namespace of its own. `$sluice` is the program.
+fn on_a_node(script: &str) -> Output {
+    let is_root = rustix::process::geteuid().is_root();
+    let as_root: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
+    let mut command = Command::new("unshare");
+    command.args(as_root).args(["--net", "--mount", "--", "sh", "-euc", script]);
+    command.env("sluice", env!("CARGO_BIN_EXE_sluice")).output().unwrap()
+}
+
+#[test]
+fn the_kernels_settings_are_made_beforehand() {
+    let output = on_a_node(
+        "\"$sluice\" agent --init-only; cat /proc/sys/net/ipv4/tcp_tw_reuse /proc/sys/net/ipv4/tcp_migrate_req
+         \"$sluice\" agent --init-only",
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((output.status.code(), &*text), (Some(0), "1\n1\n"), "{}", said(&output));
+    let output = on_a_node(
+        "mount -o remount,ro,bind /proc/sys 2>/dev/null || mount -o bind,ro /proc/sys /proc/sys
+        echo 0 > /proc/sys/net/ipv4/tcp_migrate_req && exit 7
+        \"$sluice\" agent --init-only",
+    );
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("net.ipv4.tcp_migrate_req cannot be set to 1"), "{}", said(&output));
+}
+
+#[test]
+fn what_an_agent_has_made_is_removed_by_kube_proxys_flag() {
+    let output = on_a_node(
+        "nft add table inet sluice; \"$sluice\" agent --cleanup --proxy-mode iptables; nft list tables",
+    );
+    let said = said(&output);
+    assert_eq!((output.status.code(), &*said), (Some(0), "removed: the nftables table inet sluice\n"));
+}
+
+#[test]
+fn the_oom_score_is_what_is_asked_for() {
+    let directory = TempDir::new().unwrap();
+    let agent = Agent::start(&["--manifests", directory.path().to_str().unwrap(), "--oom-score-adj", "321"]);
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.child.id())).unwrap();
+    assert_eq!(score.trim(), "321");
+}
