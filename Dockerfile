@@ -12,7 +12,7 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 ARG RUST=docker.io/library/rust:1.95-bookworm
 
 FROM ${BASE} AS parts
-# nft is what the agent works with. sysctl is the init container's. All others are for `sluice cleanup --kube-proxy`.
+# nft is what the agent works with. sysctl is for the way back to kube-proxy. All others are for `sluice cleanup --kube-proxy`.
 ARG PROGRAMS="nft sysctl ip ipset ipvsadm xtables-legacy-multi"
 ARG PACKAGES="nftables procps iproute2 ipset ipvsadm iptables ca-certificates"
 RUN set -eu; \

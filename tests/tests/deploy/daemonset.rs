@@ -7,11 +7,15 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice::cli::{self, Command};
 
 use crate::manifests::{OVERLAYS, containers, daemonset, overlay, pod, with_components};
-use crate::pod::{arguments, understood};
+use crate::pod::arguments;
 
 /// Says what is wrong with a container's command line.
 fn parse(container: &Container) -> Result<Command, String> {
-    let words = std::iter::once("sluice".to_owned()).chain(understood(arguments(container, "node-1")));
+    // What kubeadm writes is at hand, too.
+    let config_map = format!("{}/tests/deploy/kubeadm/", env!("CARGO_MANIFEST_DIR"));
+    let arguments = arguments(container, "node-1").into_iter();
+    let arguments = arguments.map(|argument| argument.replace("/var/lib/kube-proxy/", &config_map));
+    let words = std::iter::once("sluice".to_owned()).chain(arguments);
     let words: Vec<_> = words.map(Into::into).collect();
     cli::try_parse(&words).map(|cli| cli.command).map_err(|error| error.to_string())
 }
@@ -20,15 +24,15 @@ fn parse(container: &Container) -> Result<Command, String> {
 fn the_agent_understands_its_command_lines() {
     for name in OVERLAYS {
         let pod = pod(&daemonset(&overlay(name)));
-        let ours: Vec<&Container> =
-            containers(&pod).filter(|container| container.command.is_none()).collect();
-        let [leftovers, agent] = ours[..] else { panic!("{ours:?}") };
+        let all: Vec<&Container> = containers(&pod).collect();
+        let [settings, leftovers, agent] = all[..] else { panic!("{all:?}") };
+        assert!(matches!(parse(settings), Ok(Command::Agent(args)) if args.init_only));
         assert!(matches!(parse(leftovers), Ok(Command::Cleanup(args)) if args.kube_proxy));
         let Command::Agent(agent_args) = parse(agent).unwrap_or_else(|error| panic!("{name}: {error}"))
         else {
             panic!("{name}: not an agent");
         };
-        assert_eq!(agent_args.hostname_override.as_deref(), Some("node-1"));
+        assert_eq!(agent_args.config.hostname_override.as_deref(), Some("node-1"));
         let kill = pod.termination_grace_period_seconds.unwrap();
         assert!(agent_args.grace_period.as_secs() < kill.try_into().unwrap(), "{name}: it is killed before");
 
@@ -91,7 +95,8 @@ fn nothing_can_be_written_but_what_is_mounted_and_all_that_is_mounted_is_there()
             let context = container.security_context.as_ref().unwrap();
             assert_eq!(context.read_only_root_filesystem, Some(true), "{name}: {}", container.name);
             if context.privileged == Some(true) {
-                assert_eq!(container.command.as_ref().unwrap()[0], "sysctl", "{name}: {}", container.name);
+                let arguments = container.args.as_deref().unwrap_or_default();
+                assert!(arguments.contains(&"--init-only".to_owned()), "{name}: {}", container.name);
                 continue;
             }
             assert_eq!(context.allow_privilege_escalation, Some(false));

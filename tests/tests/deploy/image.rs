@@ -20,15 +20,12 @@ use sluice_testbed::lab::{Lab, LabError, Load, PATIENCE, Process};
 use tempfile::TempDir;
 
 use crate::manifests::{daemonset, overlay, pod};
-use crate::pod::{Node, arguments, has_flag, understood};
+use crate::pod::{Node, arguments};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What the agent says once it serves.
 const READY: &str = "ready frontends";
-
-/// Where the agent says how it is, while it has no port for that alone.
-const METRICS_PORT: u16 = 10_249;
 
 /// What kube-proxy's nftables mode has at least.
 const KUBE_PROXY: &str = "table ip kube-proxy {
@@ -115,7 +112,7 @@ impl Scene {
             assert!(status.success(), "{}: {:?}", container.name, running.process.lines());
         }
         let agent = &pod.containers[0];
-        self.start(pod, agent, &understood(arguments(agent, self.node.name)))
+        self.start(pod, agent, &arguments(agent, self.node.name))
     }
 
     fn runc(&self, arguments: &[&str]) -> Command {
@@ -134,11 +131,7 @@ impl Scene {
     fn probe(&self, probe: &Probe) -> bool {
         let get = probe.http_get.as_ref().unwrap();
         let IntOrString::Int(port) = get.port else { panic!("{get:?}") };
-        let (port, path) = if has_flag("healthz-bind-address") {
-            (port.try_into().unwrap(), get.path.as_deref().unwrap())
-        } else {
-            (METRICS_PORT, "/healthz")
-        };
+        let (port, path) = (u16::try_from(port).unwrap(), get.path.as_deref().unwrap());
         let address: SocketAddr =
             (get.host.as_deref().unwrap().parse::<std::net::IpAddr>().unwrap(), port).into();
         let patience = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).try_into().unwrap());
@@ -220,8 +213,7 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
     let scene = Scene::new();
     let before = scene.kernel();
     let kill = Duration::from_secs(30);
-    let overlays: &[&str] = if has_flag("config") { &["managed", "kubeadm"] } else { &["managed"] };
-    for name in overlays {
+    for name in ["managed", "kubeadm"] {
         let pod = scene.pod(name);
         let agent = &pod.containers[0];
         well(scene.lab.node().ns.nft_file(KUBE_PROXY));

@@ -4,13 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
 use k8s_openapi::api::core::v1::{Container, PodSpec, SecurityContext, Volume};
 use serde_json::{Value, json};
-use sluice::cli::Cli;
-
-/// Flags that the manifests have and the agent is yet to have.
-const PENDING: [&str; 2] = ["config", "healthz-bind-address"];
 
 /// Where a pod finds its account.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -38,22 +33,6 @@ const ALL_CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID
     SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE \
     AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF \
     CHECKPOINT_RESTORE";
-
-/// Whether the agent has a flag.
-pub(crate) fn has_flag(name: &str) -> bool {
-    let mut command = Cli::command();
-    command.build();
-    let agent = command.find_subcommand("agent").unwrap();
-    agent.get_arguments().any(|argument| argument.get_long() == Some(name))
-}
-
-/// The arguments without those that the agent is yet to understand.
-pub(crate) fn understood(arguments: Vec<String>) -> Vec<String> {
-    let pending: Vec<String> =
-        PENDING.into_iter().filter(|name| !has_flag(name)).map(|name| format!("--{name}=")).collect();
-    let is_pending = |argument: &String| pending.iter().any(|flag| argument.starts_with(flag));
-    arguments.into_iter().filter(|argument| !is_pending(argument)).collect()
-}
 
 /// A container's arguments as the kubelet of a node gives them to it.
 pub(crate) fn arguments(container: &Container, node: &str) -> Vec<String> {
