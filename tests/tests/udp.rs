@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
@@ -166,9 +166,8 @@ fn a_client_is_refused_where_its_endpoint_refuses_if_the_agent_may_send_icmp() {
 }
 
 /// How many sockets of this network namespace are connected to an address.
-fn sockets_towards(address: SocketAddr) -> usize {
-    let IpAddr::V4(ip) = address.ip() else { panic!("an IPv4 address") };
-    let peer = format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port());
+fn sockets_towards(ip: Ipv4Addr, port: u16) -> usize {
+    let peer = format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets()));
     let table = std::fs::read_to_string("/proc/net/udp").unwrap();
     table.lines().filter(|line| line.split_whitespace().nth(2) == Some(&peer)).count()
 }
@@ -179,9 +178,11 @@ fn sockets_towards(address: SocketAddr) -> usize {
 fn slow_answers_under_churn_find_their_clients_and_nothing_is_left_of_their_flows() {
     const WAITING: usize = 600;
     const ROUNDS: usize = 3;
-    let endpoint = UdpSocket::bind((sluice_tests::loopback_address(), 0)).unwrap();
+    let ip = sluice_tests::loopback_address();
+    let endpoint = UdpSocket::bind((ip, 0)).unwrap();
     endpoint.set_read_timeout(Some(PATIENCE)).unwrap();
     let address = endpoint.local_addr().unwrap();
+    let sockets = || sockets_towards(ip, address.port());
     // Room for the flows of one round, however they fall to the workers, and not for those of both.
     let config = Config {
         workers: 2,
@@ -205,7 +206,7 @@ fn slow_answers_under_churn_find_their_clients_and_nothing_is_left_of_their_flow
                 endpoint.send_to(&question, from).unwrap();
             }
         }
-        assert!(sockets_towards(address) >= WAITING, "those that wait have their sockets");
+        assert!(sockets() >= WAITING, "those that wait have their sockets");
         for (question, from) in questions {
             endpoint.send_to(&question, from).unwrap();
         }
@@ -216,7 +217,7 @@ fn slow_answers_under_churn_find_their_clients_and_nothing_is_left_of_their_flow
         }
         wait::until("nothing is left of any flow", || {
             let stats = world.proxy.stats();
-            (stats.udp_flows_active, stats.deadlines, sockets_towards(address)) == (0, 0, 0)
+            (stats.udp_flows_active, stats.deadlines, sockets()) == (0, 0, 0)
         });
     }
     let stats = world.proxy.stats();
