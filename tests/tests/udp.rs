@@ -184,12 +184,8 @@ fn slow_answers_under_churn_find_their_clients_and_nothing_is_left_of_their_flow
     let address = endpoint.local_addr().unwrap();
     let sockets = || sockets_towards(ip, address.port());
     // Room for the flows of one round, however they fall to the workers, and not for those of both.
-    let config = Config {
-        workers: 2,
-        descriptors: 7 * WAITING,
-        udp_idle: Duration::from_secs(4),
-        ..World::CONFIG
-    };
+    let config =
+        Config { workers: 2, descriptors: 7 * WAITING, udp_idle: Duration::from_secs(4), ..World::CONFIG };
     let world = World::with_config(Protocol::Udp, &[address], config);
     for round in 0..2 {
         let (mut clients, mut questions) = (Vec::new(), std::collections::VecDeque::new());

@@ -59,7 +59,9 @@ impl Refusals {
             tracing::debug!(%error, "UDP clients are not told when their endpoint refuses, but wait: {mend}");
             return;
         }
-        tracing::warn!("a UDP client is not told that its endpoint refuses, but waits: {error}: {mend} (said once)");
+        tracing::warn!(
+            "a UDP client is not told that its endpoint refuses, but waits: {error}: {mend} (said once)"
+        );
     }
 }
 

@@ -42,7 +42,12 @@ pub struct Sent {
 
 impl Default for SendBatch<'_> {
     fn default() -> Self {
-        Self { payloads: [Payload::from(&[][..]); BATCH], destinations: [Name::NONE; BATCH], len: 0, largest: 0 }
+        Self {
+            payloads: [Payload::from(&[][..]); BATCH],
+            destinations: [Name::NONE; BATCH],
+            len: 0,
+            largest: 0,
+        }
     }
 }
 
@@ -289,12 +294,7 @@ impl<'a> SendBatch<'a> {
             // memory, of this function or borrowed by it, that stays until the call has returned.
             // The kernel only reads all of these, and writes nothing but `msg_len` of each header.
             unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    headers.as_mut_ptr(),
-                    count as libc::c_uint,
-                    FLAGS as _,
-                )
+                libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, FLAGS as _)
             }
         })?;
         Ok(sent.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |end| end - first))
