@@ -83,3 +83,65 @@ impl FlowSocket {
         if self.may_have_dropped { DropsCounted::default().more(&self.socket) } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
+    use sluice_sys::udp::Payload;
+    use socket2::SockRef;
+
+    use super::*;
+
+    fn pair() -> (FlowSocket, UdpSocket) {
+        let [flow, endpoint] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [flows, endpoints] = [&flow, &endpoint].map(|socket| socket.local_addr().unwrap());
+        flow.connect(endpoints).unwrap();
+        flow.set_nonblocking(true).unwrap();
+        endpoint.connect(flows).unwrap();
+        (FlowSocket::new(flow, endpoints), endpoint)
+    }
+
+    fn send(flow: &mut FlowSocket, payload: &[u8]) {
+        let mut batch = SendBatch::new();
+        batch.push(payload, None).unwrap();
+        assert_eq!(flow.send(&mut batch, |_, error| panic!("{error}")).datagrams, 1);
+    }
+
+    #[test]
+    fn what_may_have_to_be_fragmented_is_allowed_to_be_before_it_is_sent() {
+        let (mut flow, _endpoint) = pair();
+        send(&mut flow, &[0; 512]);
+        assert_ne!(sockopt::ip_mtu_discover(&flow.socket).unwrap(), Ipv4PathMtuDiscovery::DONT);
+        send(&mut flow, &[0; 513]);
+        assert_eq!(sockopt::ip_mtu_discover(&flow.socket).unwrap(), Ipv4PathMtuDiscovery::DONT);
+    }
+
+    #[test]
+    fn trains_are_taken_from_an_endpoint_that_sends_many() {
+        let (mut flow, endpoint) = pair();
+        let mut received = RecvBatch::new();
+        let trains = || {
+            let mut batch = SendBatch::new();
+            batch.push(Payload::train(&[0; 60], 30), None).unwrap();
+            assert_eq!(batch.send(&endpoint, |_, error| panic!("{error}")).datagrams, 2);
+        };
+        trains();
+        assert_eq!(flow.recv(&mut received).unwrap(), 2, "one by one");
+        trains();
+        assert_eq!(flow.recv(&mut received).unwrap(), 1, "as one");
+        assert_eq!(received.get(0).unwrap().payload.datagrams(), 2);
+    }
+
+    #[test]
+    fn a_queue_that_overflows_is_asked_what_it_has_lost() {
+        for size in [1, 20_000] {
+            let (mut flow, endpoint) = pair();
+            SockRef::from(&flow.socket).set_recv_buffer_size(100_000).unwrap();
+            (0..1_000).for_each(|_| assert_eq!(endpoint.send(&vec![0; size]).unwrap(), size));
+            let mut received = RecvBatch::new();
+            let count: usize = std::iter::from_fn(|| flow.recv(&mut received).ok()).sum();
+            assert!(count < 1_000);
+            assert_eq!(flow.dropped(), 1_000 - count as u64, "{size} bytes");
+        }
+    }
+}

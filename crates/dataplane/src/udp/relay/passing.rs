@@ -37,22 +37,24 @@ impl State {
         received: &RecvBatch,
         core: &mut Core,
     ) {
-        let (run, count) = batch_of(group.filter_map(|place| received.get(place)), core);
+        let mut run = SendBatch::new();
+        let count = fill(&mut run, None, group.filter_map(|place| received.get(place)), core);
         core.stats.udp_datagrams_in.add(count);
         let own = self.frontends.get_mut(frontend).map(|frontend| frontend.address);
         if own.is_some_and(|own| door.is_bypassed(own, key.destination)) {
             core.stats.udp_not_captured.add(count);
             return;
         }
-        let refused = self.forward_run(key, (frontend, door), run, count, core);
+        let refused = self.forward_run(key, (frontend, door), &mut run, count, core);
         if refused.is_empty() {
             return;
         }
         // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
         let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
         let again = whole.enumerate().filter(|(index, _)| refused.contains(index));
-        let (rest, count) = batch_of(again.map(|(_, datagram)| datagram), core);
-        let lost = self.forward_run(key, (frontend, door), rest, count, core);
+        let mut rest = SendBatch::new();
+        let count = fill(&mut rest, None, again.map(|(_, datagram)| datagram), core);
+        let lost = self.forward_run(key, (frontend, door), &mut rest, count, core);
         core.stats.udp_dropped_error.add(lost.len() as u64);
     }
 
@@ -62,7 +64,7 @@ impl State {
         &mut self,
         key: FlowKey,
         (frontend, door): (SlotId, Door),
-        mut run: SendBatch<'_>,
+        run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
     ) -> Vec<usize> {
@@ -90,7 +92,7 @@ impl State {
         }
         let mut refused = Vec::new();
         let mut failed = 0;
-        let sent = link.socket.send(&mut run, |index, error| match error.kind() {
+        let sent = link.socket.send(run, |index, error| match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
                 refused.push(index);
             }
@@ -109,7 +111,8 @@ impl State {
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
     pub(super) fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
         let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
-        let (mut replies, count) = batch_to(Some(client), received.iter(), core);
+        let mut replies = SendBatch::new();
+        let count = fill(&mut replies, Some(client), received.iter(), core);
         if replies.is_empty() {
             return;
         }
@@ -148,19 +151,15 @@ impl State {
     }
 }
 
-/// What was received, to be sent to the peer of a connected socket, and how many datagrams that is. What was cut is left
-/// out and counted.
-fn batch_of<'a>(datagrams: impl Iterator<Item = Datagram<'a>>, core: &Core) -> (SendBatch<'a>, u64) {
-    batch_to(None, datagrams, core)
-}
-
-/// The same, to be sent to this address.
-fn batch_to<'a>(
+/// Adds what was received to a batch, to be sent to this address or to the peer of a connected socket; how many datagrams
+/// that is. What was cut is left out and counted.
+fn fill<'a>(
+    batch: &mut SendBatch<'a>,
     destination: Option<SocketAddr>,
     datagrams: impl Iterator<Item = Datagram<'a>>,
     core: &Core,
-) -> (SendBatch<'a>, u64) {
-    let (mut batch, mut count) = (SendBatch::new(), 0);
+) -> u64 {
+    let mut count = 0;
     for datagram in datagrams {
         if datagram.truncated || batch.push(datagram.payload, destination).is_err() {
             core.stats.udp_dropped_error.add(1);
@@ -168,5 +167,5 @@ fn batch_to<'a>(
             count += datagram.payload.datagrams() as u64;
         }
     }
-    (batch, count)
+    count
 }
