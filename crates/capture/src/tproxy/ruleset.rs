@@ -269,6 +269,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$captured", &hex(CAPTURED)),
         ("$downstream", &hex(DOWNSTREAM)),
         ("$upstream", &hex(UPSTREAM)),
+        ("$ours", &hex(DOWNSTREAM & UPSTREAM)),
         ("$others", &hex(!MASK)),
         ("$mask", &hex(MASK)),
         ("$ports", &format!("{{ {outside}, {pod}, {node} }}")),
