@@ -26,11 +26,11 @@ pub fn run_if_asked() -> Option<ExitCode> {
 
 fn run_agent(arguments: &[String]) -> ExitCode {
     let cli = Cli::parse_from(arguments);
-    logging::start(cli.verbose, "info");
+    let logging = logging::start(cli.verbose, "info");
     let run = || -> Result<()> {
         let cli::Command::Agent(args) = &cli.command else { bail!("only the agent is in here") };
         let runtime = tokio::runtime::Runtime::new().context("cannot start a runtime")?;
-        runtime.block_on(agent::run(args))
+        runtime.block_on(agent::run(args, &logging))
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
