@@ -1,3 +1,5 @@
+//! Cases over all fields and flags, and over documents as people write them.
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
