@@ -147,6 +147,18 @@ impl Scene {
         answer.is_ok_and(|answer| answer.split(' ').nth(1).is_some_and(|status| matches!(status, "200")))
     }
 
+    /// All probes of an agent that runs succeed, by and by.
+    #[track_caller]
+    fn assert_probed(&self, running: &Running<'_>, agent: &Container) {
+        for probe in [&agent.startup_probe, &agent.liveness_probe, &agent.readiness_probe] {
+            let deadline = Instant::now() + PATIENCE;
+            while !self.probe(probe.as_ref().unwrap()) {
+                assert!(Instant::now() < deadline, "{probe:?}: {:#?}", running.process.lines());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
     /// Everybody who can ask, and where.
     fn questions(&self) -> Vec<(&sluice_testbed::lab::Host, SocketAddr)> {
         let of_family = |family: Family| {
@@ -225,13 +237,7 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         let setting = scene.lab.node().ns.read("/proc/sys/net/ipv4/tcp_migrate_req").unwrap();
         assert_eq!(setting, "1");
         scene.assert_served();
-        for probe in [&agent.startup_probe, &agent.liveness_probe, &agent.readiness_probe] {
-            let deadline = Instant::now() + PATIENCE;
-            while !scene.probe(probe.as_ref().unwrap()) {
-                assert!(Instant::now() < deadline, "{name}: {probe:?}: {:#?}", first.process.lines());
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        scene.assert_probed(&first, agent);
 
         let loads: Vec<Load> = scene
             .questions()
@@ -254,6 +260,8 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         );
         first.assert_content();
         assert_answered();
+        // The port that is probed was the first one's until it was told to end.
+        scene.assert_probed(&second, agent);
         for report in loads.into_iter().map(Load::stop) {
             assert_eq!(report.failed, 0, "{name}: {report:?}");
         }
