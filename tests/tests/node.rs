@@ -5,16 +5,28 @@
 // All of it is test code, helpers too, where clippy does not see that by itself.
 #![allow(unreachable_pub, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+#[path = "node/hosts.rs"]
+mod hosts;
 #[path = "node/rules.rs"]
 mod rules;
 #[path = "node/world.rs"]
 mod world;
 
+#[path = "node/access.rs"]
+mod access;
 #[path = "node/changes.rs"]
 mod changes;
+#[path = "node/client_ports.rs"]
+mod client_ports;
+#[path = "node/endpoints.rs"]
+mod endpoints;
 #[path = "node/matrix.rs"]
 mod matrix;
 #[path = "node/remembered.rs"]
 mod remembered;
-#[path = "node/traffic.rs"]
-mod traffic;
+#[path = "node/settings.rs"]
+mod settings;
+#[path = "node/shares.rs"]
+mod shares;
+#[path = "node/sizes.rs"]
+mod sizes;

@@ -180,7 +180,10 @@ fn bad_syntax_is_named_by_line_and_field() {
         }
     }
     let error = one(files.write("config", b"\xff\xfe"), None).unwrap_err().to_string();
-    assert!(error.ends_with("config: not UTF-8 from byte 0 on: correct the file, or name another one"), "{error}");
+    assert!(
+        error.ends_with("config: not UTF-8 from byte 0 on: correct the file, or name another one"),
+        "{error}"
+    );
 }
 
 #[test]
