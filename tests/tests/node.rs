@@ -5,13 +5,21 @@
 // All of it is test code, helpers too, where clippy does not see that by itself.
 #![allow(unreachable_pub, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+#[path = "node/hosts.rs"]
+mod hosts;
 #[path = "node/rules.rs"]
 mod rules;
 #[path = "node/world.rs"]
 mod world;
 
+#[path = "node/access.rs"]
+mod access;
 #[path = "node/changes.rs"]
 mod changes;
+#[path = "node/client_ports.rs"]
+mod client_ports;
+#[path = "node/endpoints.rs"]
+mod endpoints;
 #[path = "node/host_network.rs"]
 mod host_network;
 #[path = "node/matrix.rs"]
@@ -22,5 +30,9 @@ mod odd_endpoints;
 mod ranges_and_limits;
 #[path = "node/remembered.rs"]
 mod remembered;
-#[path = "node/traffic.rs"]
-mod traffic;
+#[path = "node/settings.rs"]
+mod settings;
+#[path = "node/shares.rs"]
+mod shares;
+#[path = "node/sizes.rs"]
+mod sizes;

@@ -8,7 +8,7 @@ mod finding;
 mod gather;
 mod judge;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use facts::NodeObject;
 pub use finding::{Finding, Level};
 
 use crate::agent;
+use crate::errors;
 
 /// How long an apiserver may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
         Output::Text => finding::text(&findings),
         Output::Json => finding::json(&findings),
     };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    errors::Output::new().write_all(text.as_bytes())?;
     Ok(if finding::is_ready(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

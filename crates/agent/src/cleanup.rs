@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sluice_capture::{kube_proxy, tproxy};
 
+use crate::errors::Output;
 use crate::running::{self, Sign};
 
 /// Arguments of `sluice cleanup`.
@@ -26,7 +27,7 @@ pub struct CleanupArgs {
 /// # Errors
 /// The owner runs, or something could not be removed.
 pub fn run(args: &CleanupArgs) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = Output::new();
     if args.kube_proxy { remove_kube_proxy(args.force, &mut out) } else { remove_own(args.force, &mut out) }
 }
 
@@ -47,8 +48,8 @@ fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
             running::DISABLE
         )?;
     }
-    let kube_proxy::Removed { removed, kept, failed } =
-        kube_proxy::remove().context("cannot look at what kube-proxy has left")?;
+    let kube_proxy::Removed { removed, kept, failed } = kube_proxy::remove()
+        .context("cannot look at what kube-proxy has left, which needs root, or CAP_NET_ADMIN")?;
     say(out, "removed", &removed)?;
     say(out, "kept", &kept)?;
     if !failed.is_empty() {

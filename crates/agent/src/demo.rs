@@ -7,18 +7,20 @@ mod load;
 mod report;
 mod scene;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Resource, getrlimit};
 use sluice_kubeapi::apiserver::ApiserverSource;
 use sluice_table::WriterConfig;
 use tokio::sync::watch;
 
 use crate::cli::DemoArgs;
 use crate::controller::Controller;
+use crate::errors::Output;
 use crate::proxy::{Proxy, ProxyConfig};
 use crate::signals::Signals;
 use load::Load;
@@ -31,6 +33,9 @@ const HTTP_PER_UDP: usize = 3;
 /// The name of the node that the demo plays.
 const NODE: &str = "demo";
 
+/// Backends, clients, proxy, apiserver and all of their connections are in this process.
+const DESCRIPTORS: u64 = 128;
+
 /// How long the demo waits for something that takes milliseconds before it calls it broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,13 +44,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// The machine cannot run it, or a request failed: then the demo has shown the opposite of its purpose.
 pub async fn run(args: &DemoArgs) -> Result<()> {
+    let descriptors = getrlimit(Resource::Nofile).maximum;
+    ensure!(
+        descriptors.is_none_or(|limit| limit >= DESCRIPTORS),
+        "the demo needs {DESCRIPTORS} open files, and may have {}: raise the limit (ulimit -n)",
+        descriptors.unwrap_or_default()
+    );
     let mut signals = Signals::new()?;
     let (_scene, controller) = tokio::select! {
         shown = show(args) => shown?,
         told = signals.next() => bail!("{told} has ended the demo before everything was shown"),
     };
     if !args.once {
-        let mut out = io::stdout();
+        let mut out = Output::new();
         writeln!(out, "\nStill serving: the commands above work, and kubectl can create, edit and delete.")?;
         writeln!(out, "Ctrl-C ends it.")?;
         signals.next().await;
@@ -56,7 +67,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
 
 /// Everything but staying up; returns what is to be kept for that.
 async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
-    let mut out = io::stdout();
+    let mut out = Output::new();
     let mut scene = Scene::set_up().await?;
     let dataplane = args.dataplane.config();
     let config = ProxyConfig::bind(WriterConfig::new(NODE), dataplane);

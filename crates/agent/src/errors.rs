@@ -1,4 +1,41 @@
-//! How errors are said.
+//! How errors are said, and standard output, whose errors say that it is it.
+
+use std::io::{self, Write};
+
+/// Standard output. A full disk behind it is not to be taken for another one.
+#[derive(Debug)]
+pub struct Output(io::Stdout);
+
+impl Output {
+    /// That of this process.
+    pub fn new() -> Self {
+        Self(io::stdout())
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_output)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_output)
+    }
+}
+
+fn of_output(error: io::Error) -> io::Error {
+    match error.kind() {
+        // Others act on it.
+        io::ErrorKind::Interrupted => error,
+        kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
+    }
+}
 
 /// What went wrong and why, down to the first cause. Nothing is said twice: many errors have their cause in their own
 /// words already.
@@ -25,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_cause_that_was_said_is_not_said_again() {
-        let error = std::io::Error::from_raw_os_error(2);
+        let error = io::Error::from_raw_os_error(2);
         let said = error.to_string();
         let outer =
             anyhow::Error::new(error).context(format!("cannot read a: {said}")).context("cannot start");

@@ -1,6 +1,6 @@
 //! `sluice`: the command line.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use sluice::cli::Command;
@@ -27,7 +27,10 @@ async fn main() -> ExitCode {
             cleanup::run(args).map(|()| ExitCode::SUCCESS)
         }
         Command::Version => {
-            writeln!(io::stdout(), "{}", cli::version()).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+            logging::start(cli.verbose, "warn");
+            writeln!(errors::Output::new(), "{}", cli::version())
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(Into::into)
         }
     };
     match result {

@@ -201,7 +201,10 @@ impl Proxy {
         let node = Arc::clone(&config.table.node);
         let writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
-        let dataplane = Arc::new(dataplane.context("cannot start the data plane")?);
+        let dataplane = dataplane.context(
+            "cannot start the data plane: lower --workers, or raise the limit on open files (ulimit -n)",
+        );
+        let dataplane = Arc::new(dataplane?);
         let unserved = Arc::<AtomicUsize>::default();
         let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {

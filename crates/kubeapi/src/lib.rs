@@ -10,3 +10,5 @@ pub mod api;
 pub mod apiserver;
 pub mod convert;
 pub mod manifests;
+
+mod mend;

@@ -81,7 +81,9 @@ impl Scene {
     pub(super) async fn set_up() -> Result<Self> {
         let (network, claim) = Network::claim()?;
         let directory = tempfile::Builder::new().prefix("sluice-demo-").tempdir();
-        let directory = directory.context("cannot make a directory for the manifests")?;
+        let directory = directory.context(
+            "cannot make a directory for the manifests; set TMPDIR to one that files can be written to",
+        )?;
         let apiserver = Apiserver::builder().token("demo").service_cidrs(&["127.96.0.0/16".parse()?]);
         let apiserver = apiserver.start().await.context("cannot start the apiserver")?;
         let mut scene = Self {
@@ -210,7 +212,7 @@ impl Scene {
         let draft = self.directory.path().join(format!(".{name}.draft"));
         std::fs::write(&draft, text)
             .and_then(|()| std::fs::rename(&draft, &path))
-            .with_context(|| format!("cannot write {}", path.display()))
+            .with_context(|| format!("cannot write {}; set TMPDIR to a directory with room", path.display()))
     }
 }
 

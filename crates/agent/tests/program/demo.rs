@@ -66,3 +66,24 @@ fn a_demo_that_is_told_to_end_takes_its_files_away() {
         assert!(is_empty(&directory), "{signal:?}");
     }
 }
+
+#[test]
+fn where_it_cannot_run_it_says_what_to_change() {
+    let cases = [
+        ("TMPDIR=/proc exec \"$0\" demo --once", "set TMPDIR to one that files can be written to"),
+        ("ulimit -n 64; exec \"$0\" demo --once", "raise the limit (ulimit -n)"),
+        ("ulimit -n 150; exec \"$0\" demo --once --workers 500", "lower --workers"),
+        ("exec \"$0\" demo --once --requests 9 >/dev/full", "cannot write to standard output: No space left"),
+        ("exec \"$0\" check >/dev/full", "cannot write to standard output: No space left"),
+        ("exec \"$0\" version >/dev/full", "cannot write to standard output: No space left"),
+    ];
+    for (script, said) in cases {
+        let mut command = Command::new("bash");
+        let output =
+            command.args(["-c", script, env!("CARGO_BIN_EXE_sluice")]).env_remove("RUST_LOG").output();
+        let output = output.unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.lines().count() == 1 && errors.contains(said), "{script}: {errors}");
+        assert_eq!(output.status.code(), Some(1), "{script}");
+    }
+}

@@ -134,6 +134,7 @@ fn what_cannot_work_ends_at_once_and_says_why() {
         (&["--manifests", "/tmp", "--hostname-override", " "], "--hostname-override"),
         (&["--kubeconfig", "/nonexistent/kubeconfig"], "/nonexistent/kubeconfig"),
         (&["--master", "not a URL"], "not a URL"),
+        (&["--kubeconfig", "/dev/null"], "it has no contexts, so it is no kubeconfig: correct the file"),
     ] {
         let mut agent = Agent::spawn(arguments);
         agent.wait_for(said);

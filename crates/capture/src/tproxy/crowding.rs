@@ -134,7 +134,7 @@ impl Meter {
     }
 
     /// How much is to be said, if it is.
-    fn to_say(&mut self, now: Instant) -> Option<u64> {
+    fn take_unsaid(&mut self, now: Instant) -> Option<u64> {
         if self.unsaid == 0 || self.silent_until.is_some_and(|until| now < until) {
             return None;
         }
@@ -178,7 +178,7 @@ impl Crowding {
             };
             let Some(meter) = self.meters.get_mut(index) else { continue };
             self.counters.crowded(bound, meter.advance(packets));
-            if let Some(packets) = meter.to_say(now) {
+            if let Some(packets) = meter.take_unsaid(now) {
                 warn!("{}", bound.complaint(packets));
             }
         }
@@ -247,14 +247,14 @@ mod tests {
     fn it_is_said_once_a_minute_and_nothing_is_left_out() {
         let mut meter = Meter::default();
         let start = Instant::now();
-        assert_eq!(meter.to_say(start), None);
+        assert_eq!(meter.take_unsaid(start), None);
         meter.advance(3);
-        assert_eq!(meter.to_say(start), Some(3));
+        assert_eq!(meter.take_unsaid(start), Some(3));
         meter.advance(8);
-        assert_eq!(meter.to_say(start + PAUSE), None);
+        assert_eq!(meter.take_unsaid(start + PAUSE), None);
         meter.advance(9);
-        assert_eq!(meter.to_say(start + SAID_AGAIN), Some(6));
-        assert_eq!(meter.to_say(start + 3 * SAID_AGAIN), None, "there is nothing new");
+        assert_eq!(meter.take_unsaid(start + SAID_AGAIN), Some(6));
+        assert_eq!(meter.take_unsaid(start + 3 * SAID_AGAIN), None, "there is nothing new");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use reqwest::Url;
 
 use super::access::{Access, Auth, Secret, Tls, Trust};
 use super::kubeconfig;
+use crate::mend;
 
 /// Where kubelet puts a pod's credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -144,7 +145,7 @@ pub enum ConfigError {
     )]
     Nothing,
     /// A file cannot be read.
-    #[error("{}: {what}: {error}: name a file that exists and can be read", path.display())]
+    #[error("{}: {what}: {error}: {mend}", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -152,9 +153,11 @@ pub enum ConfigError {
         what: &'static str,
         /// What the system says.
         error: String,
+        /// What to do about it.
+        mend: &'static str,
     },
     /// A kubeconfig is not what one has to be.
-    #[error("kubeconfig {}{}: {what}", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
+    #[error("kubeconfig {}{}: {what}: correct the file, or name another one", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
     Syntax {
         /// The file.
         path: PathBuf,
@@ -194,7 +197,8 @@ impl ConfigError {
     }
 
     pub(super) fn file(path: &Path, what: &'static str, error: &io::Error) -> Self {
-        Self::File { path: path.to_owned(), what, error: error.to_string() }
+        let mend = mend::of_file(error, "name a file that exists and can be read");
+        Self::File { path: path.to_owned(), what, error: error.to_string(), mend }
     }
 }
 

@@ -136,7 +136,7 @@ fn read_all(paths: &[PathBuf], must_exist: bool) -> Result<Vec<File>, ConfigErro
     }
     match (files.is_empty(), paths.first()) {
         (true, Some(first)) => {
-            let error = io::Error::from(io::ErrorKind::NotFound);
+            let error = io::Error::from(rustix::io::Errno::NOENT);
             Err(ConfigError::file(first, "the kubeconfig that KUBECONFIG names", &error))
         }
         _ => Ok(files),
@@ -178,6 +178,10 @@ fn find<'a, T>(
 }
 
 fn unknown_context(files: &[File], wanted: Option<&str>) -> ConfigError {
+    if let (None, [File { path, contexts: None, .. }]) = (wanted, files) {
+        let what = "it has no contexts, so it is no kubeconfig".to_owned();
+        return ConfigError::Syntax { path: path.clone(), line: None, what };
+    }
     let paths: Vec<_> = files.iter().map(|file| file.path.display().to_string()).collect();
     let known: Vec<_> = files.iter().flat_map(|file| file.contexts.iter().flatten()).collect();
     let known: Vec<_> = known.into_iter().map(|named| named.name.as_str()).collect();

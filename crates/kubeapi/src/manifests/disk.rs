@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::mend;
+
 /// Largest manifest: 10,000 Services with ten endpoints each take about 20 MB as `kubectl` writes them.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
@@ -75,7 +77,7 @@ pub(super) fn look(path: &Path) -> Sight {
             Ok(_) => Sight::Other("a symlink to nowhere".to_owned(), "mend the link, or delete it"),
             Err(_) => Sight::Absent,
         },
-        Err(error) => Sight::Other(error.to_string(), "make the file readable"),
+        Err(error) => Sight::Other(error.to_string(), mend::of_file(&error, "make the file readable")),
     }
 }
 

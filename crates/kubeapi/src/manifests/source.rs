@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::disk::{self, Contents, Sight};
 use super::state::{FileKey, State};
 use super::{Batch, ManifestError, parse};
+use crate::mend;
 
 /// Files that are followed at a time: each costs a `stat` per poll.
 const MAX_FILES: usize = 4096;
@@ -104,7 +105,8 @@ impl ManifestSource {
                 Ok(listed) => listed,
                 Err(error) => {
                     let what = format!("{error}: all it held stays as it was");
-                    self.state.unreadable(&key, what, "make it a directory that can be read");
+                    let mend = mend::of_file(&error, "make it a directory that can be read");
+                    self.state.unreadable(&key, what, mend);
                     continue;
                 }
             };
@@ -158,7 +160,8 @@ impl ManifestSource {
                     self.state.unreadable(key, what, "spread it over several files");
                 }
                 Contents::Failed(error) => {
-                    self.state.unreadable(key, error.to_string(), "make the file readable");
+                    let mend = mend::of_file(&error, "make the file readable");
+                    self.state.unreadable(key, error.to_string(), mend);
                     is_done = false;
                 }
             },

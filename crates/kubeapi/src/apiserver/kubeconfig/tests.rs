@@ -149,7 +149,9 @@ fn a_context_cluster_or_user_that_is_not_there() {
     let error = one(path, None).unwrap_err().to_string();
     assert!(error.contains("no context \"\"") && error.contains("--context"), "{error}");
     let path = files.write("config", "");
-    assert!(one(path, None).unwrap_err().to_string().contains("there is none"));
+    let error = one(path.clone(), None).unwrap_err().to_string();
+    assert!(error.contains("it has no contexts") && error.contains("name another one"), "{error}");
+    assert!(one(path, Some("one")).unwrap_err().to_string().contains("there is none"));
     for (from, to, part) in
         [("cluster: c", "cluster: d", "no cluster \"d\""), ("user: u}", "user: v}", "no user \"v\"")]
     {
@@ -178,7 +180,10 @@ fn bad_syntax_is_named_by_line_and_field() {
         }
     }
     let error = one(files.write("config", b"\xff\xfe"), None).unwrap_err().to_string();
-    assert!(error.ends_with("config: not UTF-8 from byte 0 on"), "{error}");
+    assert!(
+        error.ends_with("config: not UTF-8 from byte 0 on: correct the file, or name another one"),
+        "{error}"
+    );
 }
 
 #[test]

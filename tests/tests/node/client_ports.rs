@@ -1,0 +1,238 @@
+//! Which port an endpoint sees a client at, and who else may need that port.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+
+use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, Server, ask_on};
+use socket2::{Domain, Socket, Type};
+
+use super::hosts::{add_service, lab, world};
+use super::rules::Kind;
+use super::world::{BACKEND, FAMILIES, World, service, slices};
+
+/// Services 1 and 2 with the same endpoint, and 3 with another one.
+fn world_of_shared_endpoints() -> (World, Vec<Server>) {
+    let (mut world, mut servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    servers.extend(add_service(&mut world, 3, TrafficPolicy::Cluster, &[("other-pod-1", "other")]));
+    let endpoint = world.lab.other_pod(0).clone();
+    let service = Change::Apply(service(2, TrafficPolicy::Cluster).into());
+    world.apply([service].into_iter().chain(slices(2, &[(&endpoint, "other")])).collect::<Vec<_>>());
+    (world, servers)
+}
+
+/// Ports for a client to bind: any one, which the node's kernel could choose too, and one that it could not.
+const CLIENT_PORTS: [u16; 2] = [0, 20_000];
+
+/// A socket of this host that shares its port with others.
+fn bound(host: &Host, kind: Type, at: SocketAddr) -> Socket {
+    host.ns.run(|| {
+        let socket = Socket::new(Domain::for_address(at), kind, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&at.into()).unwrap();
+        socket
+    })
+}
+
+fn local_port(socket: &Socket) -> u16 {
+    socket.local_addr().unwrap().as_socket().unwrap().port()
+}
+
+/// Whether a client's kernel chooses such a port for its own conversations, by default.
+fn is_ephemeral(port: u16) -> bool {
+    (32_768..=60_999).contains(&port)
+}
+
+#[test]
+fn the_clients_udp_port_is_kept_towards_every_endpoint_once_unless_its_kernel_chose_it() {
+    let (mut world, _servers) = world_of_shared_endpoints();
+    let (pod, server) = (world.lab.pod(0).clone(), world.lab.other_pod(0).clone());
+    for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
+        let socket = bound(&pod, Type::DGRAM, (pod.ip(family), port).into());
+        let port = local_port(&socket);
+        let socket = std::net::UdpSocket::from(socket);
+        let ask = |world: &World, number| {
+            socket.connect(world.address(Kind::ClusterIp, number, family)).unwrap();
+            match ask_on(&socket, PATIENCE) {
+                Outcome::Answered { by, source_port, .. } => {
+                    assert!(!is_ephemeral(source_port), "{family} Service {number}: from {source_port}");
+                    (by, source_port == port)
+                }
+                outcome => panic!("{family} {port} Service {number}: {outcome:?}"),
+            }
+        };
+        let [endpoint, other_endpoint] = ["other-pod-0", "other-pod-1"].map(str::to_owned);
+        let is_kept = !is_ephemeral(port);
+        for _ in 0..2 {
+            assert_eq!(ask(&world, 1), (endpoint.clone(), is_kept), "{family} {port}");
+            assert_eq!(
+                ask(&world, 3),
+                (other_endpoint.clone(), is_kept),
+                "{family} {port}: another endpoint"
+            );
+            assert_eq!(
+                ask(&world, 2),
+                (endpoint.clone(), false),
+                "{family} {port}: Service 1's flow has the port"
+            );
+        }
+        world.apply(slices(1, &[]));
+        world.apply(slices(1, &[(&server, "other")]));
+        assert_eq!(
+            ask(&world, 1),
+            (endpoint, is_kept),
+            "{family} {port}: the flow that had the port has ended"
+        );
+    }
+    assert_eq!(world.proxy().stats().udp_flows_opened, 16, "four of each client");
+}
+
+#[test]
+fn a_pod_uses_one_udp_port_for_a_service_and_directly_for_its_endpoint() {
+    let (world, _servers) =
+        world(TrafficPolicy::Cluster, &[("other-pod-0", "other"), ("pod-1", "node"), ("node", "node")]);
+    let pod = world.lab.pod(0);
+    let patience = Some(PATIENCE);
+    for family in FAMILIES {
+        let socket = std::net::UdpSocket::from(bound(pod, Type::DGRAM, (pod.ip(family), 0).into()));
+        socket.set_read_timeout(patience).unwrap();
+        let service = world.address(Kind::ClusterIp, 1, family);
+        let hosts = [world.lab.other_pod(0), world.lab.pod(1), world.lab.node()];
+        let endpoints = hosts.map(|host| SocketAddr::new(host.ip(family), BACKEND));
+        let ask = |to: SocketAddr| {
+            socket.send_to(b"?", to).unwrap();
+            let (_, from) = socket.recv_from(&mut [0; 64]).unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(from, to, "the answer comes from whom was asked");
+        };
+        for _ in 0..3 {
+            ask(service);
+            endpoints.into_iter().for_each(ask);
+        }
+    }
+}
+
+#[test]
+fn the_clients_tcp_port_is_kept_towards_every_endpoint_once_unless_its_kernel_chose_it() {
+    let (world, _servers) = world_of_shared_endpoints();
+    let pod = world.lab.pod(0);
+    for (family, port) in FAMILIES.into_iter().flat_map(|family| CLIENT_PORTS.map(|port| (family, port))) {
+        let mut at = SocketAddr::new(pod.ip(family), port);
+        // One client port for three connections, which last until all have been looked at.
+        let mut connections = Vec::new();
+        for (number, name, is_free) in
+            [(1, "other-pod-0", true), (3, "other-pod-1", true), (2, "other-pod-0", false)]
+        {
+            let socket = bound(pod, Type::STREAM, at);
+            at.set_port(local_port(&socket));
+            socket.connect_timeout(&world.address(Kind::ClusterIp, number, family).into(), PATIENCE).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answers = BufReader::new(std::net::TcpStream::from(socket));
+            let mut line = String::new();
+            answers.read_line(&mut line).unwrap();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [by, _, source_port] = words[..] else { panic!("{line}") };
+            let context = format!("{family} {at} Service {number}: {line}");
+            let source_port: u16 = source_port.parse().unwrap();
+            assert!(!is_ephemeral(source_port), "{context}");
+            let is_kept = is_free && !is_ephemeral(at.port());
+            assert_eq!((by, source_port == at.port()), (name, is_kept), "{context}");
+            connections.push(answers);
+        }
+        for answers in &mut connections {
+            let mut line = String::new();
+            answers.get_ref().write_all(b"still here\n").unwrap();
+            answers.read_line(&mut line).unwrap();
+            assert_eq!(line, "still here\n");
+        }
+    }
+}
+
+/// Whether a line that is sent comes back.
+fn echoes(stream: &std::net::TcpStream, line: &str) -> bool {
+    let (mut writer, mut back) = (stream, String::new());
+    let written = writer.write_all(line.as_bytes());
+    written.and_then(|()| BufReader::new(stream).read_line(&mut back)).is_ok() && back == line
+}
+
+#[test]
+fn a_pod_uses_one_tcp_port_for_a_service_and_directly_for_its_endpoint() {
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let (pod, endpoint) = (world.lab.pod(0), world.lab.other_pod(0));
+    for (family, service_first) in FAMILIES.into_iter().flat_map(|family| [(family, true), (family, false)]) {
+        let mut at = SocketAddr::new(pod.ip(family), 0);
+        let [service, direct] =
+            [world.address(Kind::ClusterIp, 1, family), (endpoint.ip(family), BACKEND).into()];
+        let order = if service_first { [service, direct] } else { [direct, service] };
+        let streams = order.map(|to| {
+            let socket = bound(pod, Type::STREAM, at);
+            at.set_port(local_port(&socket));
+            socket
+                .connect_timeout(&to.into(), PATIENCE)
+                .unwrap_or_else(|error| panic!("{at} to {to}: {error}"));
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let stream = std::net::TcpStream::from(socket);
+            BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+            stream
+        });
+        for _ in 0..3 {
+            assert!(streams.iter().all(|stream| echoes(stream, "still here\n")), "{family} {order:?}");
+        }
+    }
+}
+
+#[test]
+fn a_program_of_the_node_on_a_frontends_port_keeps_replies_back_only_if_it_does_not_share_it() {
+    for (family, is_shared) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        // A lab for each: sockets of another round, of us or the program, would be in the way.
+        let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let everywhere: SocketAddr = match family {
+            Family::V4 => ([0; 4], to.port()).into(),
+            Family::V6 => ([0; 16], to.port()).into(),
+        };
+        let program = bound(world.lab.node(), Type::DGRAM, everywhere);
+        program.set_reuse_address(is_shared).unwrap();
+        let patience = if is_shared { PATIENCE } else { SILENCE };
+        let outcome = world.lab.pod(0).ask(Protocol::Udp, to, patience);
+        assert_eq!(outcome.by(), is_shared.then_some("other-pod-0"), "{family}: {outcome:?}");
+        let stats = world.proxy().stats();
+        let lost = (stats.udp_no_reply_socket, stats.udp_unroutable);
+        assert_eq!(lost, (u64::from(!is_shared), 0), "{family}: {stats:?}");
+    }
+}
+
+/// A connection of this host from exactly this port, which the kernel is left to find free or not, as for any
+/// connect(2) that comes with no port.
+fn connect_from_port(host: &Host, port: u16, to: SocketAddr) -> std::io::Result<Socket> {
+    host.ns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        sluice_sys::local_port::choose_from(&socket, port..=port)?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(socket)
+    })
+}
+
+#[test]
+fn a_port_of_a_client_stays_free_for_the_nodes_own_connections() {
+    let lab = lab();
+    // A node whose processes may be given any port that clients are.
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65535")).unwrap();
+    let mut world = World::new(lab, |_| ());
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let (pod, node) = (world.lab.pod(0), world.lab.node());
+    for family in FAMILIES {
+        let stream = pod.tcp_stream(world.address(Kind::ClusterIp, 1, family), PATIENCE).unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        let port = line.split_whitespace().last().unwrap().parse().unwrap();
+
+        let endpoint = (world.lab.other_pod(0).ip(family), BACKEND).into();
+        match connect_from_port(node, port, endpoint) {
+            Ok(own) => assert_eq!(own.local_addr().unwrap().as_socket().unwrap().port(), port),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
+                eprintln!("skipped: this kernel is older than 6.3");
+            }
+            Err(error) => panic!("{family}: {error}"),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What one client or Service can have leaves something for others.
+
+use sluice_model::{Family, Protocol, TrafficPolicy};
+use sluice_testbed::lab::{PATIENCE, ask_on};
+use sluice_tests::wait;
+
+use super::hosts::{add_service, lab};
+use super::rules::Kind;
+use super::world::{FAMILIES, World};
+
+#[test]
+fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
+    // Two for UDP: a flow, and the socket that it replies by.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 4));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let _others = add_service(&mut world, 2, TrafficPolicy::Cluster, &[("other-pod-1", "other")]);
+    for family in FAMILIES {
+        for (number, name) in [(1, "other-pod-0"), (1, "other-pod-0"), (2, "other-pod-1"), (1, "other-pod-0")]
+        {
+            let outcome =
+                world.lab.pod(0).ask(Protocol::Udp, world.address(Kind::ClusterIp, number, family), PATIENCE);
+            assert_eq!(outcome.by(), Some(name), "{family}: {outcome:?}");
+        }
+    }
+    let stats = world.proxy().stats();
+    assert_eq!(
+        (stats.udp_over_limit, stats.udp_flows_opened, stats.udp_flows_evicted),
+        (0, 8, 7),
+        "{stats:?}"
+    );
+}
+
+#[test]
+fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (2, 40));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let connections: Vec<_> =
+        (0..20).filter_map(|_| world.lab.pod(0).tcp_stream(to, PATIENCE).ok()).collect();
+    wait::until("it has its share", || world.proxy().stats().tcp_over_share > 0);
+    let its_own = || world.proxy().stats().tcp_active;
+    wait::until("all are decided", || its_own() + world.proxy().stats().tcp_over_share == 20);
+    let before = its_own();
+    for protocol in [Protocol::Udp, Protocol::Tcp].into_iter().cycle().take(12) {
+        let outcome = world.lab.pod(1).ask(protocol, to, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}");
+        // There is room for one, with all those flows.
+        wait::until("it has ended", || its_own() == before);
+    }
+    assert_eq!(world.proxy().stats().udp_over_limit, 0);
+    drop(connections);
+}
+
+#[test]
+fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
+    // Forty for UDP.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 60));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let quiet: Vec<_> = (0..5).map(|_| world.lab.pod(1).udp_socket(to).unwrap()).collect();
+        let ask = |sockets: &[std::net::UdpSocket]| {
+            for socket in sockets {
+                let outcome = ask_on(socket, PATIENCE);
+                assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: {outcome:?}");
+            }
+        };
+        ask(&quiet);
+        for _ in 0..200 {
+            // As soon as it is answered, so that none is lost before it reaches the proxy.
+            ask(&[world.lab.pod(0).udp_socket(to).unwrap()]);
+        }
+        let before = world.proxy().stats();
+        assert!(before.udp_flows_over_share > 100, "{family}: {before:?}");
+        ask(&quiet);
+        let opened = world.proxy().stats().udp_flows_opened - before.udp_flows_opened;
+        assert_eq!(opened, 0, "{family}: the flows of the quiet one were all there");
+    }
+}
