@@ -7,7 +7,9 @@
 //! # Trains
 //! A sender in bulk (QUIC) hands the kernel many datagrams as one (`UDP_SEGMENT`), and a receiver that
 //! asks for it ([`receive_trains`], `UDP_GRO`) gets them as one: a [`Payload`] of several datagrams.
-//! A [`SendBatch`] sends it on as it came, so that a relay does per train what it would do per datagram.
+//! A [`SendBatch`] sends it on as it came, so that a relay does per train what it would do per datagram; and what came one
+//! by one it [joins](SendBatch::send_joined) to trains: they are cut again where they leave the machine, or at the socket of
+//! the receiver.
 //! What the relaying thread spends on a datagram of 1,200 bytes over loopback (Linux 6.18, trains of
 //! 50): 3.6 us one by one, 3.0 us if trains are received but sent one by one, 0.2 us if they are
 //! sent as trains. A sender without trains costs 3.7 us where they are asked for, 3.5 us where not.
@@ -18,6 +20,7 @@
 
 mod address;
 mod ancillary;
+mod joining;
 mod option;
 mod payload;
 mod recv;
@@ -26,6 +29,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 
+pub use joining::Joining;
 pub use option::{allow_fragmentation, dropped, receive_original_destination, receive_trains};
 pub use payload::Payload;
 pub use recv::{Datagram, RecvBatch};

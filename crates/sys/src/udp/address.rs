@@ -17,7 +17,7 @@ const INET: [u8; 2] = (libc::AF_INET as libc::sa_family_t).to_ne_bytes();
 const INET6: [u8; 2] = (libc::AF_INET6 as libc::sa_family_t).to_ne_bytes();
 
 /// Room for an address of either family, and how much of it is one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name {
     bytes: [u8; V6_LEN],
     len: usize,

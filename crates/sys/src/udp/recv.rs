@@ -91,9 +91,8 @@ impl RecvBatch {
     /// Receives what is there, without waiting; returns how many datagrams, at least one. They
     /// replace those of the call before.
     ///
-    /// A short batch does not mean that the socket is empty: the kernel also ends a batch at an error
-    /// (an ICMP message about something sent earlier) and reports that at the next call. Whoever
-    /// waits for edges calls until `WouldBlock`.
+    /// A short batch also comes of an error (an ICMP message about something sent earlier) that arrived while it was
+    /// being received; the next call reports it. One that had arrived before is reported instead of any batch.
     ///
     /// # Errors
     /// `WouldBlock`: nothing is there. `ConnectionRefused` and other errors of the network: an earlier
@@ -153,22 +152,45 @@ impl RecvBatch {
     /// Every datagram from an IPv4 or IPv6 socket has a source; what comes from a socket of another
     /// kind has none that could be named here, and is left out.
     pub fn iter(&self) -> impl Iterator<Item = Datagram<'_>> {
-        let payloads = self.payloads.chunks_exact(self.payload_size);
-        self.slots.iter().zip(payloads).take(self.filled).filter_map(|(slot, payload)| {
-            let payload = payload.get(..slot.payload_len).unwrap_or(payload);
-            let ancillary = Received::parse(slot.control.get(..slot.control_len).unwrap_or_default());
-            Some(Datagram {
-                payload: ancillary.segment_size.map_or(payload.into(), |size| Payload::train(payload, size)),
-                source: slot.source.decode()?,
-                original_destination: ancillary.original_destination,
-                truncated: slot.truncated,
-            })
+        (0..self.filled).filter_map(|index| self.get(index))
+    }
+
+    /// One of them, if there are so many and it has a source.
+    pub fn get(&self, index: usize) -> Option<Datagram<'_>> {
+        let slot = self.slots.get(..self.filled)?.get(index)?;
+        let payload = self.payloads.get(index * self.payload_size..)?;
+        let payload = payload.get(..slot.payload_len.min(self.payload_size))?;
+        let ancillary = Received::parse(slot.control.get(..slot.control_len).unwrap_or_default());
+        Some(Datagram {
+            payload: ancillary.segment_size.map_or(payload.into(), |size| Payload::train(payload, size)),
+            source: slot.source.decode()?,
+            original_destination: ancillary.original_destination,
+            truncated: slot.truncated,
         })
+    }
+
+    /// How many datagrams the last call has received.
+    pub fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Whether it has received none.
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
+    }
+
+    /// Whether it has received as many as it can, so that there may be more. After fewer, somebody who waits for
+    /// edges (epoll(7)) need not ask again: whatever comes from then on, an error too, is an event of its own.
+    pub fn is_full(&self) -> bool {
+        self.filled == BATCH
     }
 }
 
 /// Makes the call until no signal interrupts it, and turns -1 into the error.
-pub(super) fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<usize> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> T) -> io::Result<usize>
+where
+    usize: TryFrom<T>,
+{
     loop {
         match usize::try_from(call()) {
             Ok(count) => return Ok(count),

@@ -1,14 +1,17 @@
-//! Sending: `sendmmsg`, one bad datagram not in the way of the others.
+//! Sending: `sendmsg` and `sendmmsg`, one bad datagram not in the way of the others.
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use super::address::Name;
 use super::ancillary::{self, SegmentSize};
+use super::joining::Joining;
 use super::recv::retry;
-use super::{BATCH, Payload};
+use super::{BATCH, MAX_PAYLOAD_V4, Payload};
 
 /// Up to [`BATCH`] datagrams, or trains of them, to be sent over one socket. Payloads are borrowed,
 /// usually from a [`RecvBatch`](super::RecvBatch): build one on the stack, fill it, send it.
@@ -17,6 +20,7 @@ pub struct SendBatch<'a> {
     payloads: [Payload<'a>; BATCH],
     destinations: [Name; BATCH],
     len: usize,
+    largest: usize,
 }
 
 /// The batch has no room for another datagram: send it first.
@@ -38,7 +42,12 @@ pub struct Sent {
 
 impl Default for SendBatch<'_> {
     fn default() -> Self {
-        Self { payloads: [Payload::from(&[][..]); BATCH], destinations: [Name::NONE; BATCH], len: 0 }
+        Self {
+            payloads: [Payload::from(&[][..]); BATCH],
+            destinations: [Name::NONE; BATCH],
+            len: 0,
+            largest: 0,
+        }
     }
 }
 
@@ -77,7 +86,12 @@ impl<'a> SendBatch<'a> {
 
     /// Empties the batch.
     pub fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.largest) = (0, 0);
+    }
+
+    /// The size in bytes of the largest datagram that was added since the batch was new or cleared.
+    pub fn largest(&self) -> usize {
+        self.largest
     }
 
     /// Sends everything in order, without waiting. A datagram that the kernel does not take is passed
@@ -91,7 +105,18 @@ impl<'a> SendBatch<'a> {
     /// sent earlier, but cost the one at hand: it is not sent. The kernel reports them at some later
     /// call, and forgets one that strikes in the middle of a batch, so that their number means little.
     pub fn send(&mut self, socket: impl AsFd, mut failed: impl FnMut(usize, io::Error)) -> Sent {
-        self.send_reporting(socket.as_fd(), &mut failed)
+        self.send_reporting(socket.as_fd(), None, &mut failed)
+    }
+
+    /// The same, over a UDP socket: datagrams of one size to one destination that follow each other go as a train, which
+    /// costs little more than one datagram, as far as `joining`, which belongs to the socket, says that it can.
+    pub fn send_joined(
+        &mut self,
+        socket: impl AsFd,
+        joining: &Joining,
+        mut failed: impl FnMut(usize, io::Error),
+    ) -> Sent {
+        self.send_reporting(socket.as_fd(), Some(joining), &mut failed)
     }
 
     fn push_to(&mut self, payload: Payload<'a>, destination: Name) -> Result<(), BatchFull> {
@@ -99,17 +124,25 @@ impl<'a> SendBatch<'a> {
             (Some(slot), Some(name)) => {
                 (*slot, *name) = (payload, destination);
                 self.len += 1;
+                let size = payload.segment_size().map_or(payload.bytes().len(), |size| size.get().into());
+                self.largest = self.largest.max(size);
                 Ok(())
             }
             _ => Err(BatchFull),
         }
     }
 
-    fn send_reporting(&mut self, socket: BorrowedFd<'_>, failed: &mut dyn FnMut(usize, io::Error)) -> Sent {
+    fn send_reporting(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        joining: Option<&Joining>,
+        failed: &mut dyn FnMut(usize, io::Error),
+    ) -> Sent {
         let mut sent = Sent::default();
         let mut next = 0;
         while next < self.len {
-            match self.send_from(socket, next) {
+            let up_to = joining.map_or(0, Joining::up_to);
+            match self.send_from(socket, next, up_to) {
                 // Not known of the kernel; if it happened, it would go on for ever.
                 Ok(0) => break,
                 Ok(count) => {
@@ -121,6 +154,12 @@ impl<'a> SendBatch<'a> {
                     next = end;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_about_trains(&error) && self.joined(next, up_to) > 1 => {
+                    // Again, and not joined: from now on they are larger than may be.
+                    if let Some(joining) = joining {
+                        joining.failed(self.payloads[next].bytes().len(), &error);
+                    }
+                }
                 Err(error) if self.payloads[next].datagrams() > 1 && is_about_trains(&error) => {
                     if !self.send_singly(socket, next, &mut sent, failed) {
                         break;
@@ -134,11 +173,38 @@ impl<'a> SendBatch<'a> {
                 }
             }
         }
-        self.payloads.copy_within(next..self.len, 0);
-        self.destinations.copy_within(next..self.len, 0);
-        self.len -= next;
+        if next > 0 {
+            self.payloads.copy_within(next..self.len, 0);
+            self.destinations.copy_within(next..self.len, 0);
+            self.len -= next;
+        }
         sent.left = self.payloads[..self.len].iter().map(|payload| payload.datagrams()).sum();
         sent
+    }
+
+    /// How many payloads from `first` on, at least one, can go as one: datagrams of the same size to the same
+    /// destination, of which the last may be shorter.
+    fn joined(&self, first: usize, up_to: usize) -> usize {
+        let Some(payload) = self.payloads.get(first) else { return 0 };
+        let size = payload.bytes().len();
+        if payload.segment_size().is_some() || size == 0 || size > up_to {
+            return 1;
+        }
+        let (mut count, mut total) = (1, size);
+        for at in first + 1..self.len {
+            let next = self.payloads[at];
+            let length = next.bytes().len();
+            total += length;
+            let fits = next.segment_size().is_none() && (1..=size).contains(&length) && total <= TRAIN;
+            if !fits || self.destinations[at] != self.destinations[first] {
+                break;
+            }
+            count += 1;
+            if length < size {
+                break;
+            }
+        }
+        count
     }
 
     /// Sends the datagrams of a train one by one. False: the socket is full, and what is left of the
@@ -159,7 +225,7 @@ impl<'a> SendBatch<'a> {
                 batch.push_to(segment.into(), destination).unwrap_or(());
             }
             let count = batch.len();
-            let part = batch.send_reporting(socket, &mut |_, error| failed(train, error));
+            let part = batch.send_reporting(socket, None, &mut |_, error| failed(train, error));
             sent.datagrams += part.datagrams;
             sent.bytes += part.bytes;
             sent.failed += part.failed;
@@ -173,54 +239,110 @@ impl<'a> SendBatch<'a> {
         true
     }
 
-    /// One `sendmmsg` of what is in the batch from `first` on: how much the kernel took, at least one.
-    #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, and at most BATCH")]
-    fn send_from(&mut self, socket: BorrowedFd<'_>, first: usize) -> io::Result<usize> {
-        let socket = socket.as_raw_fd();
+    /// One system call for what is in the batch from `first` on: how much the kernel took, at least one. Datagrams of
+    /// up to so many bytes are joined.
+    fn send_from(&mut self, socket: BorrowedFd<'_>, first: usize, up_to: usize) -> io::Result<usize> {
+        let run = self.joined(first, up_to);
+        if first + run == self.len {
+            return self.send_one(socket, first, run);
+        }
+        self.send_many(socket, first, up_to)
+    }
+
+    /// One `sendmsg` of what can go as one. Cheaper than `sendmmsg` of one, and by far the most frequent.
+    fn send_one(&mut self, socket: BorrowedFd<'_>, first: usize, run: usize) -> io::Result<usize> {
+        let mut vectors = [NO_VECTOR; BATCH];
+        let mut control = SegmentSize::default();
+        let message = self.message(first..first + run, &mut vectors, &mut control);
+        retry(|| {
+            // SAFETY: `message` points to as many elements of `vectors` as it says and through them to payloads, and
+            // to a destination and a control message or to null, with their true sizes: initialised memory, of this
+            // function or borrowed by the batch, that stays until the call has returned. The kernel only reads it.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, FLAGS) }
+        })?;
+        Ok(run)
+    }
+
+    /// One `sendmmsg`.
+    fn send_many(&mut self, socket: BorrowedFd<'_>, first: usize, up_to: usize) -> io::Result<usize> {
         let mut controls = [SegmentSize::default(); BATCH];
-        let mut vectors = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
+        let mut vectors = [NO_VECTOR; BATCH];
         // SAFETY: `mmsghdr` is plain data of integers and pointers, for which zero is a value.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
+        // Up to where payloads are sent with each header.
+        let mut ends = [0; BATCH];
 
-        let pending = first..self.len;
-        let count = pending.len();
-        let datagrams = self.payloads[pending.clone()].iter().zip(&mut self.destinations[pending]);
-        let memory = vectors.iter_mut().zip(&mut controls);
-        for ((header, (vector, control)), (payload, name)) in headers.iter_mut().zip(memory).zip(datagrams) {
-            let bytes = payload.bytes();
-            vector.iov_base = bytes.as_ptr().cast_mut().cast();
-            vector.iov_len = bytes.len();
-            let message = &mut header.msg_hdr;
-            if name.len() > 0 {
-                message.msg_namelen = name.len() as _;
-                message.msg_name = name.bytes_mut().as_mut_ptr().cast();
+        let (mut at, mut count) = (first, 0);
+        let mut free = &mut vectors[..];
+        for ((header, control), end) in headers.iter_mut().zip(&mut controls).zip(&mut ends) {
+            if at == self.len {
+                break;
             }
-            message.msg_iov = vector;
-            message.msg_iovlen = 1;
-            if let Some(size) = payload.segment_size() {
-                *control = ancillary::segment_size(size.get());
-                message.msg_controllen = control.len() as _;
-                message.msg_control = control.as_mut_ptr().cast();
-            }
+            let run = self.joined(at, up_to);
+            let Some((own, rest)) = std::mem::take(&mut free).split_at_mut_checked(run) else { break };
+            free = rest;
+            header.msg_hdr = self.message(at..at + run, own, control);
+            at += run;
+            *end = at;
+            count += 1;
         }
 
-        retry(|| {
+        let sent = retry(|| {
             // SAFETY: `headers` has BATCH elements, of which the first `count` <= BATCH are used.
-            // Each points to one element of `vectors` and through it to a payload, and to a
+            // Each points to elements of `vectors` of its own and through them to payloads, and to a
             // destination and a control message or to null, with their true sizes: initialised
             // memory, of this function or borrowed by it, that stays until the call has returned.
             // The kernel only reads all of these, and writes nothing but `msg_len` of each header.
             unsafe {
-                libc::sendmmsg(
-                    socket,
-                    headers.as_mut_ptr(),
-                    count as libc::c_uint,
-                    (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
-                )
+                libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, FLAGS as _)
             }
-        })
+        })?;
+        Ok(sent.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |end| end - first))
+    }
+
+    /// The header for some payloads that go as one. It points to them and to their destination, in this batch, and to
+    /// what it was given room for: as many vectors as there are payloads, and a control message.
+    #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, and at most BATCH")]
+    fn message(
+        &mut self,
+        payloads: Range<usize>,
+        vectors: &mut [libc::iovec],
+        control: &mut SegmentSize,
+    ) -> libc::msghdr {
+        // SAFETY: `msghdr` is plain data of integers and pointers, for which zero is a value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        let name = &mut self.destinations[payloads.start];
+        if name.len() > 0 {
+            message.msg_namelen = name.len() as _;
+            message.msg_name = name.bytes_mut().as_mut_ptr().cast();
+        }
+        let payloads = &self.payloads[payloads];
+        for (vector, payload) in vectors.iter_mut().zip(payloads) {
+            vector.iov_base = payload.bytes().as_ptr().cast_mut().cast();
+            vector.iov_len = payload.bytes().len();
+        }
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = payloads.len().min(vectors.len()) as _;
+        let size = match payloads {
+            [payload] => payload.segment_size().map(NonZeroU16::get),
+            [first, ..] => u16::try_from(first.bytes().len()).ok(),
+            [] => None,
+        };
+        if let Some(size) = size {
+            *control = ancillary::segment_size(size);
+            message.msg_controllen = control.len() as _;
+            message.msg_control = control.as_mut_ptr().cast();
+        }
+        message
     }
 }
+
+const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+const NO_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// Most bytes of a train: it is one packet until it leaves the machine.
+const TRAIN: usize = MAX_PAYLOAD_V4;
 
 /// Whether sending the datagrams of a train one by one may help. Linux says EINVAL or EMSGSIZE,
 /// depending on its version, where they are larger than the path takes or too many, and EIO where
