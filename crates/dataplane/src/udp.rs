@@ -15,6 +15,7 @@ mod flow_clients;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;
+mod flow_socket;
 mod kept_ports;
 mod refusal;
 mod upstream;

@@ -1,10 +1,12 @@
 //! Telling a client that nobody listens at its endpoint: an ICMP message from the service address (port unreachable),
 //! as the kernel would send it for a port of its own. Needs CAP_NET_RAW; without it the client is told nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flow_table::FlowKey;
@@ -14,6 +16,10 @@ use crate::transparent::{Marks, make_transparent};
 /// datagram, so that nobody gets more than it asked for.
 const PER_SECOND: u32 = 1_000;
 
+/// And how many to one client address, so that none takes them from all others. The kernel gives one a second to each
+/// (`net.ipv4.icmp_ratelimit`), which resolvers that ask for many at a time then wait for.
+const PER_CLIENT: u32 = 100;
+
 /// Bytes before what is quoted of the datagram: type, code, checksum, and four that are unused.
 const ICMP: usize = 8;
 const UDP: usize = 8;
@@ -21,48 +27,114 @@ const UDP: usize = 8;
 /// Sends refusals, not too many.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    second: Option<Instant>,
-    sent: u32,
-    has_complained: bool,
+    rate: Rate,
+    /// Errors that have been told of: each once, as there are few.
+    told: Vec<(Step, Option<i32>)>,
 }
 
 impl Refusals {
-    /// Tells a flow's client. Whether it could be told.
-    pub(super) fn send(&mut self, key: FlowKey, marks: Marks, now: Instant) -> bool {
-        if !self.may_send(now) {
+    /// Tells a flow's client. Whether it could be told. Without marks nothing is captured, and the service address is this
+    /// node's own.
+    pub(super) fn send(&mut self, key: FlowKey, marks: Option<Marks>, now: Instant) -> bool {
+        // Which of its addresses the client has used is not known.
+        if key.destination.ip().is_unspecified() || !self.rate.take(key.client.ip(), now) {
             return false;
         }
         let sent = send(key, marks);
-        if let Err(error) = &sent
-            && !std::mem::replace(&mut self.has_complained, true)
-        {
-            tracing::warn!(
-                %error,
-                "UDP clients are not told when their endpoint refuses, but wait: give the agent CAP_NET_RAW (said once)"
-            );
+        if let Err((step, error)) = &sent {
+            self.complain(*step, error, marks);
         }
         sent.is_ok()
     }
 
-    fn may_send(&mut self, now: Instant) -> bool {
-        if self.second.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
-            (self.second, self.sent) = (Some(now), 0);
+    fn complain(&mut self, step: Step, error: &io::Error, marks: Option<Marks>) {
+        let what = (step, error.raw_os_error());
+        if self.told.contains(&what) {
+            return;
         }
-        self.sent += 1;
-        self.sent <= PER_SECOND
+        self.told.push(what);
+        let mend = mend(step, error);
+        if step == Step::Open && marks.is_none() {
+            // A plain relay is often meant to have no privileges.
+            tracing::debug!(%error, "UDP clients are not told when their endpoint refuses, but wait: {mend}");
+            return;
+        }
+        tracing::warn!(
+            "a UDP client is not told that its endpoint refuses, but waits: {error}: {mend} (said once)"
+        );
     }
 }
 
-fn send(key: FlowKey, marks: Marks) -> io::Result<()> {
+/// How many have been sent in the second that runs: of all, and to each client.
+#[derive(Debug, Default)]
+struct Rate {
+    began: Option<Instant>,
+    sent: u32,
+    /// No more than were sent.
+    to: HashMap<IpAddr, u32, foldhash::fast::RandomState>,
+}
+
+impl Rate {
+    /// Takes one for a client, if there is one left for it.
+    fn take(&mut self, client: IpAddr, now: Instant) -> bool {
+        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
+            (self.began, self.sent) = (Some(now), 0);
+            self.to.clear();
+        }
+        if self.sent >= PER_SECOND {
+            return false;
+        }
+        let to_client = self.to.entry(client).or_default();
+        if *to_client >= PER_CLIENT {
+            return false;
+        }
+        *to_client += 1;
+        self.sent += 1;
+        true
+    }
+}
+
+/// What an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// A raw socket.
+    Open,
+    /// Its mark and address.
+    Prepare,
+    Send,
+}
+
+/// What a person can do about an error.
+fn mend(step: Step, error: &io::Error) -> &'static str {
+    match (step, error.raw_os_error().map(Errno::from_raw_os_error)) {
+        (Step::Open, Some(Errno::PERM | Errno::ACCESS)) => "give the agent CAP_NET_RAW",
+        (Step::Prepare, Some(Errno::PERM | Errno::ACCESS)) => "give the agent CAP_NET_ADMIN",
+        (Step::Send, Some(Errno::PERM | Errno::ACCESS)) => {
+            "a firewall of this node drops ICMP messages that leave it"
+        }
+        (_, Some(Errno::MFILE)) => "raise the agent's limit on open files (ulimit -n)",
+        (_, Some(Errno::NFILE)) => "raise the node's limit on open files (fs.file-max)",
+        (_, Some(Errno::NOBUFS | Errno::NOMEM)) => "the node, or the agent's cgroup, needs more memory",
+        (Step::Send, Some(Errno::NETUNREACH | Errno::HOSTUNREACH)) => "this node has no route to the client",
+        _ => "see raw(7) and ip(7) for the error",
+    }
+}
+
+fn send(key: FlowKey, marks: Option<Marks>) -> Result<(), (Step, io::Error)> {
     let service = key.destination;
+    let at = |step| move |error| (step, error);
     let protocol = if service.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
-    let socket =
-        Socket::new(Domain::for_address(service), Type::RAW.nonblocking().cloexec(), Some(protocol))?;
-    make_transparent(&socket, service.ip())?;
-    socket.set_mark(marks.downstream)?;
-    socket.bind(&SocketAddr::new(service.ip(), 0).into())?;
-    socket.send_to(&message(key), &SocketAddr::new(key.client.ip(), 0).into())?;
-    Ok(())
+    let socket = Socket::new(Domain::for_address(service), Type::RAW.nonblocking().cloexec(), Some(protocol))
+        .map_err(at(Step::Open))?;
+    if let Some(marks) = marks {
+        make_transparent(&socket, service.ip()).map_err(at(Step::Prepare))?;
+        socket.set_mark(marks.downstream).map_err(at(Step::Prepare))?;
+    }
+    socket.bind(&SocketAddr::new(service.ip(), 0).into()).map_err(at(Step::Prepare))?;
+    socket
+        .send_to(&message(key), &SocketAddr::new(key.client.ip(), 0).into())
+        .map_err(at(Step::Send))
+        .map(drop)
 }
 
 /// The message (RFC 792, RFC 4443), with the headers of a datagram as the client may have sent it: by its addresses and
@@ -137,10 +209,46 @@ mod tests {
 
     #[test]
     fn not_more_are_sent_in_a_second_than_may_be() {
-        let mut refusals = Refusals::default();
+        let mut rate = Rate::default();
         let now = Instant::now();
-        assert_eq!((0..5_000).filter(|_| refusals.may_send(now)).count(), 1_000);
-        assert!(!refusals.may_send(now + Duration::from_millis(999)));
-        assert!(refusals.may_send(now + Duration::from_secs(1)));
+        let client = |n: u32| IpAddr::from((0x0af4_0000 + n).to_be_bytes());
+        assert_eq!((0..5_000).filter(|&n| rate.take(client(n), now)).count(), 1_000);
+        assert!(!rate.take(client(0), now + Duration::from_millis(999)));
+        assert_eq!(rate.to.len(), 1_000, "no more are remembered than were told");
+        assert!(rate.take(client(0), now + Duration::from_secs(1)));
+        assert_eq!(rate.to.len(), 1);
+    }
+
+    #[test]
+    fn a_client_that_asks_again_and_again_leaves_refusals_to_others() {
+        let mut rate = Rate::default();
+        let now = Instant::now();
+        let [greedy, other] = ["10.244.0.1", "10.244.0.2"].map(|ip| ip.parse().unwrap());
+        assert_eq!((0..5_000).filter(|_| rate.take(greedy, now)).count(), 100);
+        assert!(rate.take(other, now));
+        assert!(rate.take(greedy, now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn each_step_that_fails_has_its_own_remedy() {
+        let mend = |step, errno: Errno| mend(step, &errno.into());
+        assert!(mend(Step::Open, Errno::PERM).contains("CAP_NET_RAW"));
+        assert!(mend(Step::Prepare, Errno::PERM).contains("CAP_NET_ADMIN"));
+        assert!(mend(Step::Send, Errno::PERM).contains("firewall"));
+        for step in [Step::Open, Step::Prepare, Step::Send] {
+            assert!(mend(step, Errno::MFILE).contains("open files"));
+            assert!(!mend(step, Errno::INVAL).contains("CAP_"));
+        }
+    }
+
+    #[test]
+    fn each_error_is_told_of_once() {
+        let mut refusals = Refusals::default();
+        for _ in 0..3 {
+            for errno in [Errno::PERM, Errno::MFILE] {
+                refusals.complain(Step::Open, &errno.into(), None);
+            }
+        }
+        assert_eq!(refusals.told.len(), 2);
     }
 }

@@ -1,24 +1,25 @@
 //! The UDP side of a worker: sockets around the [flow table](super::flow_table).
 //!
 //! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
-//! an endpoint's replies. `opening` is about flows that begin.
+//! an endpoint's replies: `passing`. `opening` is about flows that begin.
 
+mod groups;
 mod opening;
+mod passing;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
-use sluice_sys::udp::{RecvBatch, SendBatch};
+use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
 use super::drops::DropsCounted;
-use super::flow_table::{Action, Cause, Ended, Flow, FlowId, FlowKey, FlowLimits, FlowTable};
+use super::flow_socket::FlowSocket;
+use super::flow_table::{Cause, Ended, Flow, FlowId, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
 use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
@@ -27,6 +28,7 @@ use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
 use crate::token::{SlotId, Slots, Source};
+use groups::Groups;
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -61,6 +63,7 @@ struct State {
     replies: ReplySockets,
     budget: Budget,
     refusals: Refusals,
+    groups: Groups,
     /// When it was last said that flows make room for others.
     complained: Option<Instant>,
 }
@@ -81,6 +84,7 @@ struct Frontend {
     address: SocketAddr,
     door: Door,
     drops: DropsCounted,
+    joining: Joining,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
 }
@@ -94,7 +98,7 @@ impl Frontend {
 /// Where a flow leads.
 #[derive(Debug)]
 struct Link {
-    socket: mio::net::UdpSocket,
+    socket: FlowSocket,
     lease: Lease,
     route: Arc<Route>,
     reply: Reply,
@@ -132,6 +136,7 @@ impl UdpRelay {
                 replies: ReplySockets::default(),
                 budget,
                 refusals: Refusals::default(),
+                groups: Groups::default(),
                 complained: None,
             },
             ready: VecDeque::new(),
@@ -144,7 +149,8 @@ impl UdpRelay {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
         let drops = DropsCounted::default();
-        let frontend = Frontend { socket, address, door, drops, is_queued: false };
+        let joining = Joining::default();
+        let frontend = Frontend { socket, address, door, drops, joining, is_queued: false };
         let id = self.state.frontends.insert_with(|_| frontend);
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
@@ -227,7 +233,12 @@ impl UdpRelay {
                 return;
             }
             match self.received.recv(&frontend.socket) {
-                Ok(_) => self.state.forward(id, &self.received, core),
+                Ok(_) => {
+                    self.state.forward(id, &self.received, core);
+                    if !self.received.is_full() {
+                        return self.keep_house(core);
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return self.keep_house(core),
                 // Of no datagram in particular; reported once, and gone.
                 Err(_) => core.stats.udp_dropped_error.add(1),
@@ -247,8 +258,13 @@ impl UdpRelay {
             if flow.upstream.is_queued {
                 return;
             }
-            match self.received.recv(&flow.upstream.socket) {
-                Ok(_) => self.state.return_replies(id, &self.received, core),
+            match flow.upstream.socket.recv(&mut self.received) {
+                Ok(_) => {
+                    self.state.return_replies(id, &self.received, core);
+                    if !self.received.is_full() {
+                        return;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
                 Err(error) => {
@@ -297,151 +313,6 @@ impl UdpRelay {
 }
 
 impl State {
-    /// Sends what clients have sent to their flows' endpoints.
-    fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
-        let Some((address, door)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.door)) else {
-            return;
-        };
-        let mut start = 0;
-        let mut datagrams = received.iter().peekable();
-        while let Some(first) = datagrams.peek().copied() {
-            let key =
-                FlowKey { client: first.source, destination: first.original_destination.unwrap_or(address) };
-            let mut run = SendBatch::new();
-            let (mut length, mut count) = (0, 0);
-            while let Some(datagram) = datagrams.next_if(|next| {
-                (next.source, next.original_destination) == (first.source, first.original_destination)
-            }) {
-                length += 1;
-                if datagram.truncated || run.push(datagram.payload, None).is_err() {
-                    core.stats.udp_dropped_error.add(1);
-                } else {
-                    count += datagram.payload.datagrams() as u64;
-                }
-            }
-            core.stats.udp_datagrams_in.add(count);
-            if door.is_bypassed(address, key.destination) {
-                core.stats.udp_not_captured.add(count);
-                start += length;
-                continue;
-            }
-            let refused = self.forward_run(key, (frontend, door), run, count, core);
-            if !refused.is_empty() {
-                // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
-                let mut rest = SendBatch::new();
-                let mut count = 0;
-                for datagram in received.iter().skip(start).take(length).filter(|d| !d.truncated).enumerate()
-                {
-                    let (index, datagram) = datagram;
-                    if refused.contains(&index) && rest.push(datagram.payload, None).is_ok() {
-                        count += datagram.payload.datagrams() as u64;
-                    }
-                }
-                let lost = self.forward_run(key, (frontend, door), rest, count, core);
-                core.stats.udp_dropped_error.add(lost.len() as u64);
-            }
-            start += length;
-        }
-    }
-
-    /// Sends a client's datagrams to its flow's endpoint. Returns which of them were not sent because the
-    /// endpoint refuses; the flow has ended then.
-    fn forward_run(
-        &mut self,
-        key: FlowKey,
-        (frontend, door): (SlotId, Door),
-        mut run: SendBatch<'_>,
-        count: u64,
-        core: &mut Core,
-    ) -> Vec<usize> {
-        if run.is_empty() {
-            return Vec::new();
-        }
-        let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
-            Action::Forward(id) => Ok(id),
-            Action::Open(ended) => {
-                self.on_end(ended, core);
-                self.open(key, (frontend, door), count, core)
-            }
-        };
-        let id = match id {
-            Ok(id) => id,
-            Err(why) => {
-                why.count(count, core);
-                return Vec::new();
-            }
-        };
-        let Some(flow) = self.flows.flow(id) else { return Vec::new() };
-        let link = &mut flow.upstream;
-        if let Reply::Bound(at) = &mut link.reply {
-            *at = frontend;
-        }
-        let mut refused = Vec::new();
-        let mut failed = 0;
-        let sent = run.send(&link.socket, |index, error| match error.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                refused.push(index);
-            }
-            _ => failed += 1,
-        });
-        link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
-        core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
-        core.stats.udp_dropped_full.add(sent.left as u64);
-        core.stats.udp_dropped_error.add(failed);
-        if !refused.is_empty() {
-            self.refused(id, core);
-        }
-        refused
-    }
-
-    /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
-    fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
-        let mut replies = SendBatch::new();
-        let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
-        let mut count = 0;
-        for reply in received.iter() {
-            if reply.truncated || replies.push(reply.payload, Some(client)).is_err() {
-                core.stats.udp_dropped_error.add(1);
-            } else {
-                count += reply.payload.datagrams() as u64;
-            }
-        }
-        if replies.is_empty() {
-            return;
-        }
-        let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
-        let socket = match &flow.upstream.reply {
-            Reply::Bound(at) => self.frontends.get_mut(*at).map(|frontend| frontend.socket.as_fd()),
-            Reply::Captured(reply) => Some(reply.socket.as_fd()),
-        };
-        let Some(socket) = socket.filter(|_| Link::is_valid(flow)) else { return self.end(id, core) };
-        let mut failed = 0;
-        let sent = replies.send(socket, |_, _| failed += 1);
-        flow.upstream.lease.answered();
-        flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
-        core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
-        core.stats.udp_dropped_full.add(sent.left as u64);
-        core.stats.udp_dropped_error.add(failed);
-    }
-
-    /// Tells a flow's client that its endpoint refuses: what it has sent is lost. Where clients send to sockets of
-    /// their frontends' own, on loopback mostly, their sockets are left to find out by themselves.
-    fn tell(&mut self, id: FlowId, core: &Core) {
-        if let (Some(flow), Some(marks)) = (self.flows.flow(id), core.marks)
-            && self.refusals.send(flow.key(), marks, core.now)
-        {
-            core.stats.udp_refusals.add(1);
-        }
-    }
-
-    /// Ends a flow whose endpoint cannot be reached.
-    fn refused(&mut self, id: FlowId, core: &Core) {
-        if let Some(flow) = self.flows.flow(id) {
-            flow.upstream.lease.refused(core.now);
-        }
-        self.end(id, core);
-    }
-
     fn end(&mut self, id: FlowId, core: &Core) {
         let ended = self.flows.close(id);
         self.on_end(ended, core);
@@ -453,9 +324,7 @@ impl State {
             on_end(ended, &mut self.kept_ports, core);
         }
     }
-}
 
-impl State {
     /// Says now and then that flows make room for others: the counters alone nobody looks at.
     fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
         let whose = match ended.cause {
@@ -475,7 +344,7 @@ impl State {
 fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
-    core.stats.udp_dropped_queue.add(DropsCounted::default().more(&ended.flow.upstream.socket));
+    core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
+use sluice_sys::udp::Joining;
 
 use super::socket;
 use crate::descriptors::Permit;
@@ -16,6 +17,7 @@ use crate::transparent::Marks;
 #[derive(Debug)]
 pub(crate) struct ReplySocket {
     pub(crate) socket: UdpSocket,
+    pub(crate) joining: Joining,
     _permit: Permit,
 }
 
@@ -47,7 +49,7 @@ impl ReplySockets {
         permit: Permit,
     ) -> Option<Arc<ReplySocket>> {
         let socket = match socket::reply_from(frontend, marks) {
-            Ok(socket) => Arc::new(ReplySocket { socket, _permit: permit }),
+            Ok(socket) => Arc::new(ReplySocket { socket, joining: Joining::default(), _permit: permit }),
             Err(error) => {
                 self.complain(frontend, &error);
                 return None;

@@ -82,13 +82,17 @@ pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSo
     Ok(socket.into())
 }
 
-/// Opens a socket that talks to this address.
-pub(super) fn open(address: SocketAddr) -> io::Result<Socket> {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
-    allow_fragmentation(&socket, domain)?;
+/// Opens a socket for this address, for datagrams of any size and for trains.
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = open_plain(address)?;
+    allow_fragmentation(&socket, Domain::for_address(address))?;
     receive_trains(&socket)?;
     Ok(socket)
+}
+
+/// Opens a socket that talks to this address.
+pub(super) fn open_plain(address: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), None)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A flow's own socket, to its endpoint.
+//! Opening a flow's own socket, to its endpoint.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -26,7 +26,7 @@ pub(crate) struct Connected {
 /// # Errors
 /// There is no route, no port, or no descriptor.
 pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) -> io::Result<Connected> {
-    let socket = socket::open(address)?;
+    let socket = socket::open_plain(address)?;
     let mut keeps_port = false;
     if let Some(client) = local.client {
         make_transparent(&socket, client.ip())?;

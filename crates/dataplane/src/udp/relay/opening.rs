@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mio::Interest;
 use sluice_model::Protocol;
 use sluice_table::{FrontendKey, Heard, Rejection};
 
+use super::super::flow_socket::FlowSocket;
 use super::super::flow_table::{FlowId, FlowKey};
 use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
@@ -104,7 +104,7 @@ impl State {
             self.on_end(displaced, core);
             let token = Source::Flow(id).token();
             if let Some(flow) = self.flows.flow(id)
-                && core.registry.register(&mut flow.upstream.socket, token, Interest::READABLE).is_err()
+                && flow.upstream.socket.register(&core.registry, token).is_err()
             {
                 self.end(id, core);
                 return Err(NotOpened::OfThisNode);
@@ -135,7 +135,7 @@ impl State {
         endpoint: SocketAddr,
         local: Local,
         core: &mut Core,
-    ) -> Result<Option<(mio::net::UdpSocket, Option<KeptPort>)>, NotOpened> {
+    ) -> Result<Option<(FlowSocket, Option<KeptPort>)>, NotOpened> {
         if core.leads_back(endpoint, Protocol::Udp) {
             return Ok(None);
         }
@@ -143,7 +143,7 @@ impl State {
         let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
         match upstream::connect(endpoint, local, may_keep_port) {
             Ok(Connected { socket, keeps_port }) => {
-                Ok(Some((mio::net::UdpSocket::from_std(socket), port.filter(|_| keeps_port))))
+                Ok(Some((FlowSocket::new(socket, endpoint), port.filter(|_| keeps_port))))
             }
             Err(error) => {
                 tracing::debug!(%endpoint, %error, "cannot open a flow");

@@ -1,0 +1,171 @@
+//! Datagrams on their way through flows: from clients to endpoints, and back.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use sluice_sys::udp::{Datagram, RecvBatch, SendBatch};
+
+use super::super::flow_table::{Action, FlowId, FlowKey};
+use super::groups::Group;
+use super::{Link, Reply, State};
+use crate::client::Door;
+use crate::core::Core;
+use crate::token::SlotId;
+
+impl State {
+    /// Sends what clients have sent to their flows' endpoints.
+    pub(super) fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
+        let Some((address, door)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.door)) else {
+            return;
+        };
+        let mut groups = std::mem::take(&mut self.groups);
+        groups.begin(received, address);
+        while let Some((key, group)) = groups.next() {
+            self.forward_group(key, (frontend, door), group, received, core);
+        }
+        self.groups = groups;
+    }
+
+    /// Sends what one client has sent to one address.
+    fn forward_group(
+        &mut self,
+        key: FlowKey,
+        (frontend, door): (SlotId, Door),
+        group: Group,
+        received: &RecvBatch,
+        core: &mut Core,
+    ) {
+        let mut run = SendBatch::new();
+        let count = fill(&mut run, None, group.filter_map(|place| received.get(place)), core);
+        core.stats.udp_datagrams_in.add(count);
+        let own = self.frontends.get_mut(frontend).map(|frontend| frontend.address);
+        if own.is_some_and(|own| door.is_bypassed(own, key.destination)) {
+            core.stats.udp_not_captured.add(count);
+            return;
+        }
+        let refused = self.forward_run(key, (frontend, door), &mut run, count, core);
+        if refused.is_empty() {
+            return;
+        }
+        // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
+        let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
+        let again = whole.enumerate().filter(|(index, _)| refused.contains(index));
+        let mut rest = SendBatch::new();
+        let count = fill(&mut rest, None, again.map(|(_, datagram)| datagram), core);
+        let lost = self.forward_run(key, (frontend, door), &mut rest, count, core);
+        core.stats.udp_dropped_error.add(lost.len() as u64);
+    }
+
+    /// Sends a client's datagrams to its flow's endpoint. Returns which of them were not sent because the
+    /// endpoint refuses; the flow has ended then.
+    fn forward_run(
+        &mut self,
+        key: FlowKey,
+        (frontend, door): (SlotId, Door),
+        run: &mut SendBatch<'_>,
+        count: u64,
+        core: &mut Core,
+    ) -> Vec<usize> {
+        if run.is_empty() {
+            return Vec::new();
+        }
+        let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
+            Action::Forward(id) => Ok(id),
+            Action::Open(ended) => {
+                self.on_end(ended, core);
+                self.open(key, (frontend, door), count, core)
+            }
+        };
+        let id = match id {
+            Ok(id) => id,
+            Err(why) => {
+                why.count(count, core);
+                return Vec::new();
+            }
+        };
+        let Some(flow) = self.flows.flow(id) else { return Vec::new() };
+        let link = &mut flow.upstream;
+        if let Reply::Bound(at) = &mut link.reply {
+            *at = frontend;
+        }
+        let mut refused = Vec::new();
+        let mut failed = 0;
+        let sent = link.socket.send(run, |index, error| match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                refused.push(index);
+            }
+            _ => failed += 1,
+        });
+        link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
+        core.stats.udp_dropped_full.add(sent.left as u64);
+        core.stats.udp_dropped_error.add(failed);
+        if !refused.is_empty() {
+            self.refused(id, core);
+        }
+        refused
+    }
+
+    /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
+    pub(super) fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
+        let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
+        let mut replies = SendBatch::new();
+        let count = fill(&mut replies, Some(client), received.iter(), core);
+        if replies.is_empty() {
+            return;
+        }
+        let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
+        let socket = match &flow.upstream.reply {
+            Reply::Bound(at) => self.frontends.get_mut(*at).map(|at| (at.socket.as_fd(), &at.joining)),
+            Reply::Captured(reply) => Some((reply.socket.as_fd(), &reply.joining)),
+        };
+        let Some((socket, joining)) = socket.filter(|_| Link::is_valid(flow)) else {
+            return self.end(id, core);
+        };
+        let mut failed = 0;
+        let sent = replies.send_joined(socket, joining, |_, _| failed += 1);
+        flow.upstream.lease.answered();
+        flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
+        core.stats.udp_dropped_full.add(sent.left as u64);
+        core.stats.udp_dropped_error.add(failed);
+    }
+
+    /// Tells a flow's client that its endpoint refuses: what it has sent is lost.
+    pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
+        if let Some(flow) = self.flows.flow(id)
+            && self.refusals.send(flow.key(), core.marks, core.now)
+        {
+            core.stats.udp_refusals.add(1);
+        }
+    }
+
+    /// Ends a flow whose endpoint cannot be reached.
+    pub(super) fn refused(&mut self, id: FlowId, core: &Core) {
+        if let Some(flow) = self.flows.flow(id) {
+            flow.upstream.lease.refused(core.now);
+        }
+        self.end(id, core);
+    }
+}
+
+/// Adds what was received to a batch, to be sent to this address or to the peer of a connected socket; how many datagrams
+/// that is. What was cut is left out and counted.
+fn fill<'a>(
+    batch: &mut SendBatch<'a>,
+    destination: Option<SocketAddr>,
+    datagrams: impl Iterator<Item = Datagram<'a>>,
+    core: &Core,
+) -> u64 {
+    let mut count = 0;
+    for datagram in datagrams {
+        if datagram.truncated || batch.push(datagram.payload, destination).is_err() {
+            core.stats.udp_dropped_error.add(1);
+        } else {
+            count += datagram.payload.datagrams() as u64;
+        }
+    }
+    count
+}
