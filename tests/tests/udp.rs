@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
@@ -137,11 +137,125 @@ fn a_client_moves_on_when_its_endpoint_refuses() {
         client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         // The first datagram may be lost to the dead endpoint: nobody can know before.
         wait::until("the client is answered", || {
-            client.send(b"?").unwrap();
-            client.recv(&mut [0]).is_ok()
+            // Where the agent may tell it, it is refused before.
+            client.send(b"?").is_ok() && client.recv(&mut [0]).is_ok()
         });
     }
     assert!(world.proxy.stats().udp_flows_ended > 0);
+}
+
+#[test]
+fn a_client_is_refused_where_its_endpoint_refuses_if_the_agent_may_send_icmp() {
+    use socket2::{Domain, Protocol as Ip, Socket, Type};
+
+    if let Err(error) = Socket::new(Domain::IPV4, Type::RAW, Some(Ip::ICMPV4)) {
+        eprintln!("skipped: needs CAP_NET_RAW ({error})");
+        return;
+    }
+    for ip in [IpAddr::from(sluice_tests::loopback_address()), Ipv6Addr::LOCALHOST.into()] {
+        let frontend = (ip, sluice_tests::free_port(ip)).into();
+        let dead = Backend::udp_at(ip, <[u8]>::to_vec).address;
+        let world = World::at(frontend, Protocol::Udp, &[dead], World::CONFIG);
+        let client = UdpSocket::bind((ip, 0)).unwrap();
+        client.connect(world.frontend).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.send(b"?").unwrap();
+        assert_eq!(client.recv(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{ip}");
+        wait::until("it is counted", || world.proxy.stats().udp_refusals == 1);
+    }
+}
+
+/// How many sockets of this network namespace are connected to an address.
+fn sockets_towards(ip: Ipv4Addr, port: u16) -> usize {
+    let peer = format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets()));
+    let table = std::fs::read_to_string("/proc/net/udp").unwrap();
+    table.lines().filter(|line| line.split_whitespace().nth(2) == Some(&peer)).count()
+}
+
+/// Clients with a socket for each question, as resolvers have them, and an endpoint that lets a third of all wait: as five
+/// thousand questions a second are that are answered after two seconds, if there are fewer of both.
+#[test]
+fn slow_answers_under_churn_find_their_clients_and_nothing_is_left_of_their_flows() {
+    const WAITING: usize = 600;
+    const ROUNDS: usize = 3;
+    let ip = sluice_tests::loopback_address();
+    let endpoint = UdpSocket::bind((ip, 0)).unwrap();
+    endpoint.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    let sockets = || sockets_towards(ip, address.port());
+    // Room for the flows of one round, however they fall to the workers, and not for those of both.
+    let config =
+        Config { workers: 2, descriptors: 7 * WAITING, udp_idle: Duration::from_secs(4), ..World::CONFIG };
+    let world = World::with_config(Protocol::Udp, &[address], config);
+    for round in 0..2 {
+        let (mut clients, mut questions) = (Vec::new(), std::collections::VecDeque::new());
+        for n in 0..ROUNDS * WAITING {
+            let client = client(&world);
+            client.send(&n.to_be_bytes()).unwrap();
+            clients.push(client);
+            let mut question = [0; 8];
+            let (_, from) = endpoint.recv_from(&mut question).unwrap();
+            questions.push_back((question, from));
+            // The oldest is answered once so many have been asked since.
+            if questions.len() > WAITING {
+                let (question, from) = questions.pop_front().unwrap();
+                endpoint.send_to(&question, from).unwrap();
+            }
+        }
+        assert!(sockets() >= WAITING, "those that wait have their sockets");
+        for (question, from) in questions {
+            endpoint.send_to(&question, from).unwrap();
+        }
+        for (n, client) in clients.iter().enumerate() {
+            let mut answer = [0; 8];
+            assert_eq!(client.recv(&mut answer).unwrap(), 8, "round {round}, question {n}");
+            assert_eq!(answer, n.to_be_bytes());
+        }
+        wait::until("nothing is left of any flow", || {
+            let stats = world.proxy.stats();
+            (stats.udp_flows_active, stats.deadlines, sockets()) == (0, 0, 0)
+        });
+    }
+    let stats = world.proxy.stats();
+    let asked = (2 * ROUNDS * WAITING) as u64;
+    assert_eq!((stats.udp_flows_opened, stats.udp_datagrams_returned), (asked, asked), "{stats:?}");
+    assert_eq!((stats.udp_over_limit, stats.udp_unroutable, stats.udp_dropped_error), (0, 0, 0), "{stats:?}");
+}
+
+#[test]
+fn many_clients_that_ask_at_once_each_get_their_own_answers_in_order() {
+    const CLIENTS: u32 = 6;
+    const BURST: u32 = 100;
+    let backend = Backend::udp(<[u8]>::to_vec);
+    let world = World::with_config(
+        Protocol::Udp,
+        &[backend.address],
+        // All of one worker, so that they are mixed in each of its batches.
+        Config { workers: 1, ..World::CONFIG },
+    );
+    let clients: Vec<UdpSocket> = (0..CLIENTS).map(|_| client(&world)).collect();
+    // Of sizes that can and cannot go together.
+    let question = |client: u32, n: u32| {
+        let mut question = vec![0; [40, 40, 40, 7, 700][n as usize % 5]];
+        question[..4].copy_from_slice(&(client * BURST + n).to_be_bytes());
+        question
+    };
+    for _ in 0..20 {
+        for n in 0..BURST {
+            for (number, client) in (0..).zip(&clients) {
+                client.send(&question(number, n)).unwrap();
+            }
+        }
+        for (number, client) in (0..).zip(&clients) {
+            for n in 0..BURST {
+                let mut answer = [0; 1_000];
+                let length = client.recv(&mut answer).unwrap();
+                assert!(answer[..length] == question(number, n), "client {number}, datagram {n}");
+            }
+        }
+    }
+    let stats = world.proxy.stats();
+    assert_eq!((stats.udp_dropped_full, stats.udp_dropped_error, stats.udp_flows_opened), (0, 0, 6));
 }
 
 #[test]
