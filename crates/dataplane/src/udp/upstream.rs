@@ -1,13 +1,13 @@
 //! Opening a flow's own socket, to its endpoint.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
 use socket2::Socket;
 
 use super::socket;
 use crate::failure;
-use crate::local_ports::{UpstreamPort, choices};
+use crate::local_ports::{UpstreamPort, choices, counterpart};
 use crate::transparent::{Local, make_transparent};
 
 /// A flow's socket, and whether it has the client's port.
@@ -32,7 +32,7 @@ pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) ->
         make_transparent(&socket, client.ip())?;
         keeps_port = may_keep_port && bind_shared(&socket, client)?;
         if !keeps_port {
-            bind_chosen(&socket, client.ip())?;
+            bind_chosen(&socket, client)?;
         }
     }
     socket.connect(&address.into())?;
@@ -57,9 +57,12 @@ fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// Binds a socket to a port of its own: not shared, so that the kernel says which are free.
-fn bind_chosen(socket: &Socket, client: IpAddr) -> io::Result<()> {
-    for port in choices(rand::random()) {
+/// Binds a socket to a port of its own: not shared, so that the kernel says which are free. First to the counterpart of
+/// the client's, which hardly any other flow of the client has: drawn at random, most would be taken once it has thousands.
+fn bind_chosen(socket: &Socket, client: SocketAddr) -> io::Result<()> {
+    let ports = std::iter::once(counterpart(client.port())).chain(choices(rand::random()));
+    let client = client.ip();
+    for port in ports {
         match socket.bind(&SocketAddr::new(client, port).into()) {
             Err(error) if failure::is_about_the_port(&error) => {}
             bound => return bound,
@@ -107,5 +110,15 @@ mod tests {
         assert_eq!(ports.len(), 200, "nobody shares");
         assert!(ports.iter().all(|port| !(32_768..=60_999).contains(port)), "{ports:?}");
         assert!(!chosen.iter().any(|flow| flow.keeps_port));
+    }
+
+    #[test]
+    fn a_client_with_thousands_of_flows_finds_a_port_for_each_at_once() {
+        let endpoint = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for port in [32_768, 45_000, 60_999] {
+            let client = format!("127.0.0.3:{port}");
+            let Some(chosen) = flow(&client, endpoint.local_addr().unwrap(), true) else { return };
+            assert_eq!(chosen.socket.local_addr().unwrap().port(), counterpart(port));
+        }
     }
 }
