@@ -10,16 +10,27 @@ use sluice_table::{Client, FrontendKey, Origin, Selection, Writer, WriterConfig}
 
 /// A writer with one Service at `frontend` and these endpoints.
 pub(crate) fn writer(frontend: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Writer {
-    let config = WriterConfig::new("here");
-    let mut writer = Writer::new(config);
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    add_service(&mut writer, "web", frontend, protocol, endpoints);
+    writer
+}
+
+/// Adds a Service.
+pub(crate) fn add_service(
+    writer: &mut Writer,
+    name: &str,
+    frontend: SocketAddr,
+    protocol: Protocol,
+    endpoints: &[SocketAddr],
+) {
     let port = ServicePort { name: "".into(), protocol, port: frontend.port(), node_port: None };
-    let service = Service::new(ObjectName::new("default", "web"), vec![frontend.ip()], vec![port]);
+    let service = Service::new(ObjectName::new("default", name), vec![frontend.ip()], vec![port]);
     writer.apply(Change::Apply(service.into()));
     for (n, endpoint) in endpoints.iter().enumerate() {
         writer.apply(Change::Apply(
             EndpointSlice {
-                name: ObjectName::new("default", format!("web-{n}")),
-                service: ObjectName::new("default", "web"),
+                name: ObjectName::new("default", format!("{name}-{n}")),
+                service: ObjectName::new("default", name),
                 family: Family::of(endpoint.ip()),
                 ports: vec![SlicePort { name: "".into(), protocol, number: endpoint.port() }],
                 endpoints: vec![Endpoint::ready(endpoint.ip())],
@@ -30,7 +41,6 @@ pub(crate) fn writer(frontend: SocketAddr, protocol: Protocol, endpoints: &[Sock
     let mut plan = writer.plan();
     writer.publish(&mut plan);
     writer.finish(&mut plan);
-    writer
 }
 
 /// A selection among the endpoints `10.0.0.1` to `10.0.0.N`.

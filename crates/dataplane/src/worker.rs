@@ -49,6 +49,9 @@ const EVENTS: usize = 256;
 /// bulk at the most, but for one turn.
 const SLICE: Duration = Duration::from_millis(1);
 
+/// And how many turns there are in that time at the most; about as many as a fast machine gets done.
+const SLICE_TURNS: usize = 16;
+
 /// What the rest of the program asks of a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -124,48 +127,49 @@ impl Worker {
 
     fn run_until_told(&mut self) {
         let mut events = Events::with_capacity(EVENTS);
-        loop {
-            let wait = if self.tcp.has_ready() || self.udp.has_ready() {
-                Some(Duration::ZERO)
-            } else {
-                self.core.timers.wait(self.core.now)
-            };
-            if let Err(error) = self.poll.poll(&mut events, wait)
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                // epoll_wait(2) has no other error for a valid descriptor and buffer.
-                tracing::error!(%error, "a worker cannot wait for events and ends");
-                return;
-            }
-            self.core.refresh();
-            let mut is_woken = false;
-            for event in &events {
-                match Source::of(event.token()) {
-                    Some(Source::Waker) => is_woken = true,
-                    Some(Source::Listener(id)) => self.tcp.on_listener(id, &mut self.core),
-                    Some(Source::Downstream(id)) => {
-                        self.tcp.on_session(id, Side::Downstream, event, &mut self.core);
-                    }
-                    Some(Source::Upstream(id)) => {
-                        self.tcp.on_session(id, Side::Upstream, event, &mut self.core);
-                    }
-                    Some(Source::UdpSocket(id)) => self.udp.on_frontend(id, &mut self.core),
-                    Some(Source::Flow(id)) => self.udp.on_flow(id, &mut self.core),
-                    None => {}
+        while self.turn(&mut events).is_continue() {}
+    }
+
+    /// One turn of the loop; whether there is to be another one.
+    fn turn(&mut self, events: &mut Events) -> ControlFlow<()> {
+        let wait = if self.tcp.has_ready() || self.udp.has_ready() {
+            Some(Duration::ZERO)
+        } else {
+            self.core.timers.wait(self.core.now)
+        };
+        if let Err(error) = self.poll.poll(events, wait)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            // epoll_wait(2) has no other error for a valid descriptor and buffer.
+            tracing::error!(%error, "a worker cannot wait for events and ends");
+            return ControlFlow::Break(());
+        }
+        self.core.refresh();
+        let mut is_woken = false;
+        for event in &*events {
+            match Source::of(event.token()) {
+                Some(Source::Waker) => is_woken = true,
+                Some(Source::Listener(id)) => self.tcp.on_listener(id, &mut self.core),
+                Some(Source::Downstream(id)) => {
+                    self.tcp.on_session(id, Side::Downstream, event, &mut self.core);
                 }
-            }
-            let until = self.core.refresh() + SLICE;
-            self.tcp.run_ready(until, &mut self.core);
-            self.udp.run_ready(&mut self.core);
-            self.run_timers();
-            self.core.stats.deadlines.set(self.core.timers.len());
-            if is_woken && self.obey().is_break() {
-                return;
-            }
-            if self.is_drained() {
-                return;
+                Some(Source::Upstream(id)) => {
+                    self.tcp.on_session(id, Side::Upstream, event, &mut self.core);
+                }
+                Some(Source::UdpSocket(id)) => self.udp.on_frontend(id, &mut self.core),
+                Some(Source::Flow(id)) => self.udp.on_flow(id, &mut self.core),
+                None => {}
             }
         }
+        let until = self.core.refresh() + SLICE;
+        self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
+        self.udp.run_ready(&mut self.core);
+        self.run_timers();
+        self.core.stats.deadlines.set(self.core.timers.len());
+        if is_woken {
+            self.obey()?;
+        }
+        if self.is_drained() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Looked at twice a second at the least while there are flows: that is how often they are kept in order.
@@ -241,6 +245,9 @@ fn report(listening: io::Result<()>) {
         tracing::error!(%error, "a worker cannot serve a frontend; its share of new clients is not served");
     }
 }
+
+#[cfg(test)]
+mod order;
 
 #[cfg(test)]
 mod tests {

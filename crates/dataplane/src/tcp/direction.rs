@@ -289,8 +289,11 @@ impl Direction {
             self.streak = 0;
             // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
             from.readable = from.is_ending() || from.urgent;
-            // The FIN that is passed on next goes in the same segment.
-            flags.set(SendFlags::MORE, from.is_closing() && !from.urgent);
+            if from.is_closing() && !from.urgent && !pump.reset {
+                // A FIN is all that there can be; passed on, it goes in the same segment.
+                flags |= SendFlags::MORE;
+                self.end = Some(End::Eof);
+            }
         } else {
             self.streak += 1;
             if self.streak == FULL_READS_TO_BULK {

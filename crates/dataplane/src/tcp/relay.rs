@@ -142,10 +142,10 @@ impl TcpRelay {
         self.settle(id, step, core);
     }
 
-    /// Gives everybody who waits for a turn one turn, but stops when it is late: those who are left come first the
-    /// next time.
-    pub(crate) fn run_ready(&mut self, until: Instant, core: &mut Core) {
-        for _ in 0..self.ready.len() {
+    /// Gives everybody who waits for a turn one turn, but stops when it is late, or after so many turns: those who are
+    /// left come first the next time.
+    pub(crate) fn run_ready(&mut self, until: Instant, turns: usize, core: &mut Core) {
+        for _ in 0..self.ready.len().min(turns) {
             if core.refresh() >= until {
                 return;
             }

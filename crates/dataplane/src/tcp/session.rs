@@ -34,7 +34,7 @@ use crate::token::{SlotId, Source};
 use crate::transparent::Local;
 
 /// Bytes that one direction may move before others get their turn: one fill of a pipe.
-const TURN_BUDGET: usize = 256 << 10;
+pub(crate) const TURN_BUDGET: usize = 256 << 10;
 
 /// The age at which a session gets what only long-lived ones need: keepalive is eight system calls, and most
 /// connections are over before.
@@ -105,6 +105,8 @@ struct Relaying {
     lease: Lease,
     /// Who was reset first, if anyone, and when that was noticed.
     reset: Option<(Side, Instant)>,
+    /// Something of the client's was passed on.
+    has_client_spoken: bool,
     last_moved: Instant,
     /// When the session is old enough for keepalive; none once it has it.
     settles: Option<Instant>,
@@ -339,11 +341,18 @@ impl Session {
             to_downstream: Direction::default(),
             lease,
             reset: None,
+            has_client_spoken: false,
             last_moved: now,
             settles: Some(now + SETTLED),
         });
         self.set_deadline(now + SETTLED, context);
-        self.turn(context)
+        let step = self.turn(context);
+        if let State::Relaying(relaying) = &self.state
+            && !relaying.has_client_spoken
+        {
+            socket::acknowledge_at_once(&relaying.upstream.stream);
+        }
+        step
     }
 }
 
@@ -449,6 +458,7 @@ impl Relaying {
     fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
         if bytes > 0 {
             self.last_moved = now;
+            self.has_client_spoken |= source == Side::Downstream;
             let stats = self.lease.upstream().stats();
             let counter = match source {
                 Side::Downstream => &stats.bytes_to_endpoint,

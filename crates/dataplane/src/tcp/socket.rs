@@ -127,6 +127,8 @@ fn start_connect(
 ) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     set_stream_options(&socket)?;
+    // The last segment of the handshake waits for the first bytes and goes with them; see [`acknowledge_at_once`].
+    socket.set_tcp_quickack(false)?;
     local.prepare(&socket)?;
     bind(&socket)?;
     match socket.connect(&address.into()) {
@@ -135,6 +137,13 @@ fn start_connect(
         Err(error) => return Err(error),
     }
     Ok(TcpStream::from_std(socket.into()))
+}
+
+/// Has the last segment of the handshake sent that [`connect`] holds back, where there is nothing to go with it: endpoints
+/// that speak first wait for it. The kernel would send it after 200 ms.
+pub(crate) fn acknowledge_at_once(stream: &TcpStream) {
+    // Failing means that the connection is gone already.
+    let _ = SockRef::from(stream).set_tcp_quickack(true);
 }
 
 /// Whether a connection that was started is established.

@@ -1,0 +1,186 @@
+//! Who comes first in a worker: small exchanges and datagrams before bulk, by counts of the loop's turns. A worker without
+//! a thread, turned by hand, so that nothing happens in between.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+
+use sluice_sys::tcp::unacknowledged_bytes;
+use sluice_table::{Writer, WriterConfig};
+use socket2::SockRef;
+
+use super::*;
+use crate::tcp::session::TURN_BUDGET;
+use crate::{tcp, test_table, udp};
+
+const BULK: usize = 100;
+
+/// What each bulk endpoint has to send: several turns of it. The kernel doubles it for its own book-keeping.
+const TO_SEND: usize = 4 * TURN_BUDGET;
+
+/// How often things are tried that need the kernel to get on.
+const PATIENCE: usize = 10_000;
+
+const ANY: &str = "127.0.0.1:0";
+
+struct World {
+    worker: Worker,
+    events: Events,
+    writer: Writer,
+    _commands: Sender<Command>,
+}
+
+impl World {
+    fn new() -> Self {
+        let config = Config {
+            workers: 1,
+            descriptors: 4_096,
+            client_share: 100,
+            udp_idle: Config::UDP_IDLE,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            marks: None,
+        };
+        let writer = Writer::new(WriterConfig::new("here"));
+        let (commands, receiver) = mpsc::channel();
+        let shared = Shared {
+            reader: writer.table().reader(),
+            stats: Arc::default(),
+            descriptors: Descriptors::new(config.descriptors),
+            local_ports: LocalPorts::of_this_node(),
+        };
+        let worker = Worker::new(&config, Poll::new().unwrap(), shared, receiver).unwrap();
+        Self { worker, events: Events::with_capacity(EVENTS), writer, _commands: commands }
+    }
+
+    fn turn(&mut self) {
+        assert!(self.worker.turn(&mut self.events).is_continue());
+    }
+
+    /// A TCP Service with this endpoint; returns its address.
+    fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
+        let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        let frontend = socket.local_addr().unwrap();
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, &[endpoint]);
+        self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        frontend
+    }
+
+    /// The same with UDP.
+    fn serve_udp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
+        let socket = udp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        let frontend = socket.local_addr().unwrap();
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Udp, &[endpoint]);
+        self.worker.udp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        frontend
+    }
+
+    /// A client, and what its endpoint has accepted.
+    fn connect(&mut self, frontend: SocketAddr, endpoint: &TcpListener) -> [TcpStream; 2] {
+        endpoint.set_nonblocking(true).unwrap();
+        let client = TcpStream::connect(frontend).unwrap();
+        // The client says nothing yet, and the endpoint is to know of it all the same.
+        self.turn();
+        let accepted = (0..PATIENCE).find_map(|_| {
+            std::thread::yield_now();
+            endpoint.accept().ok()
+        });
+        let (accepted, _) = accepted.expect("the connection is carried on within one turn");
+        [client, accepted].map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+    }
+
+    /// Turns the loop until something is there; how many turns that took, and how many bytes TCP was moved meanwhile.
+    fn turns_until(&mut self, mut is_there: impl FnMut() -> bool) -> (usize, u64) {
+        let before = self.moved();
+        for turns in 1..=PATIENCE {
+            assert!(self.worker.tcp.has_ready(), "bulk waits for its turn all the time");
+            self.turn();
+            if is_there() {
+                return (turns, self.moved() - before);
+            }
+        }
+        panic!("it never came");
+    }
+
+    fn moved(&self) -> u64 {
+        let stats = crate::Stats::sum([&*self.worker.core.stats]);
+        stats.bytes_spliced + stats.bytes_copied
+    }
+}
+
+/// Waits until what was sent has come to the other socket, which is then ready to be read.
+fn await_delivery(socket: impl AsFd) {
+    let is_delivered = || unacknowledged_bytes(socket.as_fd()).unwrap() == 0;
+    let arrived = (0..PATIENCE * 100).any(|_| {
+        std::thread::yield_now();
+        is_delivered()
+    });
+    assert!(arrived, "what was sent arrives");
+}
+
+/// Whether a byte has come.
+fn receives(mut stream: &TcpStream) -> bool {
+    match stream.read(&mut [0]) {
+        Ok(read) => read == 1,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            false
+        }
+    }
+}
+
+/// Of a turn of the loop: the line moves by so many sessions, each of which may fill a pipe once more when it has nearly
+/// used up its budget.
+fn assert_is_first((turns, moved): (usize, u64)) {
+    assert!(turns <= 2, "{turns} turns of the loop");
+    assert!(
+        moved <= (turns * SLICE_TURNS * 3 * TURN_BUDGET) as u64,
+        "{moved} bytes of bulk in {turns} turns"
+    );
+}
+
+#[test]
+fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_sessions() {
+    let mut world = World::new();
+    let [bulk, small] = [(); 2].map(|()| TcpListener::bind(ANY).unwrap());
+    let answers = UdpSocket::bind(ANY).unwrap();
+    let bulk_at = world.serve_tcp("bulk", bulk.local_addr().unwrap());
+    let small_at = world.serve_tcp("small", small.local_addr().unwrap());
+    let dns_at = world.serve_udp("dns", answers.local_addr().unwrap());
+    let [mut client, mut endpoint] = world.connect(small_at, &small);
+    let resolver = UdpSocket::bind(ANY).unwrap();
+    resolver.connect(dns_at).unwrap();
+    for socket in [&resolver, &answers] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let mut sessions: Vec<[TcpStream; 2]> = (0..BULK).map(|_| world.connect(bulk_at, &bulk)).collect();
+    for [_, endpoint] in &mut sessions {
+        SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
+        while endpoint.write(&[0; 65_536]).is_ok() {}
+    }
+    // Each session is found to be bulk, and from then on waits in line.
+    world.turn();
+
+    for _ in 0..2 {
+        client.write_all(b"?").unwrap();
+        await_delivery(&client);
+        assert_is_first(world.turns_until(|| receives(&endpoint)));
+        endpoint.write_all(b"!").unwrap();
+        await_delivery(&endpoint);
+        assert_is_first(world.turns_until(|| receives(&client)));
+
+        resolver.send(b"?").unwrap();
+        await_delivery(&resolver);
+        let mut from = None;
+        assert_is_first(world.turns_until(|| {
+            from = answers.recv_from(&mut [0; 8]).ok().map(|(_, from)| from);
+            from.is_some()
+        }));
+        answers.send_to(b"!", from.unwrap()).unwrap();
+        await_delivery(&answers);
+        assert_is_first(world.turns_until(|| resolver.recv(&mut [0; 8]).is_ok()));
+    }
+}
