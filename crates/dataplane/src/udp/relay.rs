@@ -6,6 +6,8 @@
 mod groups;
 mod opening;
 mod passing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -40,6 +42,10 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
 
+/// Flows opened for one socket before others get their turn. Opening one takes some twenty times as long as sending a
+/// datagram on: whoever sends each from another port must not keep the worker from everybody else for milliseconds.
+const OPENED_PER_TURN: usize = 32;
+
 /// All UDP of one worker.
 #[derive(Debug)]
 pub(crate) struct UdpRelay {
@@ -64,6 +70,8 @@ struct State {
     budget: Budget,
     refusals: Refusals,
     groups: Groups,
+    /// Flows opened in this turn of a socket that clients send to.
+    opened: usize,
     /// When it was last said that flows make room for others.
     complained: Option<Instant>,
 }
@@ -137,6 +145,7 @@ impl UdpRelay {
                 budget,
                 refusals: Refusals::default(),
                 groups: Groups::default(),
+                opened: 0,
                 complained: None,
             },
             ready: VecDeque::new(),
@@ -227,7 +236,11 @@ impl UdpRelay {
 
     /// Clients have sent something.
     pub(crate) fn on_frontend(&mut self, id: SlotId, core: &mut Core) {
+        self.state.opened = 0;
         for _ in 0..BATCHES_PER_TURN {
+            if self.state.opened >= OPENED_PER_TURN {
+                break;
+            }
             let Some(frontend) = self.state.frontends.get_mut(id) else { return };
             if frontend.is_queued {
                 return;
