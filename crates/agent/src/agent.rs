@@ -1,9 +1,11 @@
 //! `sluice agent`: serves the Services of this node until it is told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
@@ -12,6 +14,7 @@ use sluice_table::WriterConfig;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::admin::{Admin, Inside};
 use crate::check;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
@@ -34,6 +37,7 @@ const STALE: Duration = Duration::from_secs(180);
 /// # Errors
 /// It cannot start, or its data plane broke down.
 pub async fn run(args: &AgentArgs) -> Result<()> {
+    let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
@@ -45,7 +49,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         passive_health: args.passive_health,
         masquerade_all: args.capture.masquerade_all,
         local_pods: args.capture.local_pods(),
-        ..WriterConfig::new(node)
+        ..WriterConfig::new(node.as_str())
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
     let doors = match &capture {
@@ -65,8 +69,24 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     };
     if let Some(address) = args.metrics_bind_address.0 {
         let (health, health_checks) = (following.health().cloned(), health_checks.stats().clone());
-        metrics::serve(address, observer.clone(), health, health_checks);
+        metrics::serve(address, observer.clone(), health, health_checks, args.service_metrics);
     }
+
+    let admin = args.admin_socket().map(|path| {
+        let inside = Inside {
+            observer: observer.clone(),
+            feed: controller.feed().clone(),
+            apiserver: following.health().cloned(),
+            node,
+            is_capturing: doors.is_some(),
+            pod_cidrs: args.capture.pod_cidrs(),
+            dataplane,
+            started,
+            started_at,
+            is_stopping: AtomicBool::new(false),
+        };
+        Admin::start(path, inside)
+    });
 
     let mut check = tokio::time::interval(CHECK);
     loop {
@@ -85,6 +105,9 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         }
     }
     info!(connections = observer.stats().tcp_active, grace = ?args.grace_period, "stopping");
+    if let Some(admin) = &admin {
+        admin.set_stopping();
+    }
     // Load balancers are to look elsewhere, or to find a successor there.
     drop(health_checks);
     let deadline = Instant::now() + args.grace_period;
@@ -102,8 +125,8 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
         () = told_to_end(&mut signals) => std::process::exit(1),
     }
-    // Changes have been followed until here.
-    drop(following);
+    // Changes have been followed until here, and questions answered.
+    drop((following, admin));
     Ok(())
 }
 

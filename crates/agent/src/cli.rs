@@ -10,9 +10,11 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::capture_args::{self, CaptureArgs};
+use crate::admin::{AskArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs};
+use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
+use crate::service_metrics::Detail;
 use crate::{kube_proxy_flags, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
@@ -42,6 +44,15 @@ pub enum Command {
     /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
     #[command(display_name = NAME)]
     Cleanup(CleanupArgs),
+    /// Say what a running agent serves: Services, where they lead, and what they carry.
+    #[command(display_name = NAME)]
+    Services(ServicesArgs),
+    /// Say what a running agent would do with a packet, and why.
+    #[command(display_name = NAME)]
+    Explain(ExplainArgs),
+    /// Say how a running agent is.
+    #[command(display_name = NAME)]
+    Status(AskArgs),
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,
@@ -75,6 +86,14 @@ pub struct AgentArgs {
     /// Where metrics are served, as `/metrics`, and `/healthz`. `0` or nothing for nowhere.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249", value_parser = metrics_address)]
     pub metrics_bind_address: BindAddress,
+    /// Of what /metrics tells besides totals: each Service port, or each endpoint, too; 10,000 of each at the most,
+    /// those first that have carried something.
+    #[arg(long, value_enum, value_name = "DETAIL", default_value_t = Detail::Service)]
+    pub service_metrics: Detail,
+    /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
+    /// [default: /run/sluice/admin.sock with `--capture tproxy`, nowhere with `--capture bind`].
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
     /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
     /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
     /// another agent on this node takes them, no connection is open, or this time is over.
@@ -83,6 +102,18 @@ pub struct AgentArgs {
     /// Settings of the data plane.
     #[command(flatten)]
     pub dataplane: DataplaneArgs,
+}
+
+impl AgentArgs {
+    /// Where commands are answered, if anywhere.
+    pub(crate) fn admin_socket(&self) -> Option<PathBuf> {
+        match &self.admin_socket {
+            Some(path) if matches!(path.as_os_str().to_str(), Some("" | "0")) => None,
+            Some(path) => Some(path.clone()),
+            None if self.capture.capture == CaptureMode::Tproxy => Some(DEFAULT_PATH.into()),
+            None => None,
+        }
+    }
 }
 
 /// Where Services and endpoints come from: an apiserver, found as kubectl finds it, or files.

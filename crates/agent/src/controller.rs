@@ -1,6 +1,7 @@
 //! The controller: the thread that owns the proxy and takes changes to it, one batch after the other.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
+use sluice_table::Verdict;
 use tracing::{error, info, warn};
 
 use crate::proxy::Proxy;
@@ -42,6 +44,8 @@ enum Message {
     Changes(Vec<Change>, Option<Waiting>),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
+    /// Answer what happens to connections to an address where no frontend matches.
+    Explain(IpAddr, tokio::sync::oneshot::Sender<Option<Verdict>>),
     /// Shut down within this time.
     Stop(Duration),
 }
@@ -98,6 +102,17 @@ impl Feed {
         is_done.await.map_err(|_| Ended)
     }
 
+    /// What happens to connections to an address where no frontend matches; `None` where the address is not the
+    /// cluster's.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub async fn verdict_without_frontend(&self, ip: IpAddr) -> Result<Option<Verdict>, Ended> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.0.send(Message::Explain(ip, answer)).map_err(|_| Ended)?;
+        answered.await.map_err(|_| Ended)
+    }
+
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
     ///
     /// # Errors
@@ -134,6 +149,10 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>) -> u64 {
                             waiting.extend(done);
                         }
                         Message::Settle(done) => settling.push(done),
+                        Message::Explain(ip, answer) => {
+                            // Nobody waiting any more is fine.
+                            let _ = answer.send(proxy.verdict_without_frontend(ip));
+                        }
                         Message::Stop(grace) => return proxy.shut_down(grace),
                     }
                 }

@@ -5,6 +5,7 @@
 //! (a thread of its own)    (owns the Proxy)    └──────────► workers read it
 //! ```
 
+pub mod admin;
 pub mod agent;
 pub mod capture_args;
 pub mod check;
@@ -24,6 +25,7 @@ pub mod proxy;
 mod http_server;
 mod kube_proxy_flags;
 mod running;
+pub mod service_metrics;
 mod signals;
 mod sysctls;
 mod values;

@@ -22,6 +22,7 @@ use crate::health::{Health as ProxyHealth, Unhealthy};
 use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::proxy::Observer;
+use crate::service_metrics::{self, Detail};
 
 /// What prometheus-client writes.
 const OPENMETRICS: HeaderValue =
@@ -42,6 +43,7 @@ struct Metrics {
     observer: Observer,
     health: Option<Arc<Health>>,
     health_checks: health_checks::Stats,
+    detail: Detail,
 }
 
 /// Serves on an address from a task of its own, for good. An address that cannot be had is said once and tried again:
@@ -51,8 +53,9 @@ pub fn serve(
     observer: Observer,
     health: Option<Arc<Health>>,
     health_checks: health_checks::Stats,
+    detail: Detail,
 ) {
-    let metrics = Metrics { observer, health, health_checks };
+    let metrics = Metrics { observer, health, health_checks, detail };
     tokio::spawn(async move {
         let listener = listen(address).await;
         info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
@@ -134,6 +137,7 @@ impl Collector for Metrics {
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
+        service_metrics::encode(&mut encoder, self.observer.table(), self.detail)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
     }

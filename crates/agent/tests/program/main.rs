@@ -6,5 +6,6 @@
 mod apiserver;
 mod common;
 mod demo;
+mod inside;
 mod manifests;
 mod taking_over;

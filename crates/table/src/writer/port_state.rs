@@ -42,12 +42,7 @@ impl PortState {
 
     /// Swaps in the endpoints that the rules choose, keeping the long-lived half of those that stay;
     /// whether anything changed. `candidates` are sorted by address.
-    pub(super) fn publish(
-        &self,
-        candidates: &[Candidate<'_>],
-        here: Locality<'_>,
-        rules: PortRules,
-    ) -> bool {
+    pub(super) fn publish(&self, candidates: &[Candidate<'_>], here: Locality<'_>, rules: PortRules) -> bool {
         let mut roster = self.port.roster();
         let gone = roster.take_over(candidates.iter().map(|candidate| candidate.address));
         let items: Vec<(&Endpoint, &Arc<Upstream>)> =
