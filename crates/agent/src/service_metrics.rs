@@ -107,7 +107,7 @@ fn encode_bounded(
     let (mut services, mut endpoints) = rows(table, detail);
     let left_out = keep(&mut services, bound) + keep(&mut endpoints, bound);
     for metric in &METRICS {
-        write(encoder, "service", metric, &services, |row| labels(row))?;
+        write(encoder, "service", metric, &services, labels)?;
     }
     if detail == Detail::Endpoint {
         for metric in &METRICS {
@@ -292,14 +292,13 @@ mod tests {
         assert_eq!(count("sluice_service_connections_total{"), 2);
         assert_eq!(count("sluice_endpoint_connections_total{"), 2);
         assert!(told.contains(r#"service="web-3",port="http",protocol="TCP"} 1"#), "{told}");
-        assert!(told.contains("sluice_service_metrics_left_out 6\n"), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 6.0\n"), "{told}");
         let told = text_of(writer.table(), Detail::Endpoint, 5);
-        assert!(told.contains("sluice_service_metrics_left_out 0\n"), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 0.0\n"), "{told}");
     }
 
     #[test]
     #[ignore = "a measurement: run it alone, in release mode, with --nocapture"]
-    #[expect(clippy::print_stdout, reason = "what it is for")]
     fn what_ten_thousand_services_cost() {
         let writer = table(10_000, 10);
         for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {

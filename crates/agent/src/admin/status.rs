@@ -41,7 +41,7 @@ pub(super) fn status(inside: &Inside) -> Status {
         process: std::process::id(),
         mode: if inside.is_capturing { "tproxy" } else { "bind" }.to_owned(),
         node: inside.node.clone(),
-        started: inside.started_at.to_string(),
+        started: inside.started_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         uptime_seconds: inside.started.elapsed().as_secs(),
         source: if apiserver.is_some() { "apiserver" } else { "manifests" }.to_owned(),
         is_synced: apiserver.is_none_or(|health| health.is_synced()),

@@ -1,7 +1,7 @@
 //! The commands that ask a running agent, as a person runs them.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -78,7 +78,6 @@ fn services_are_told_with_what_they_carry() {
     let scene = Scene::start();
     let mut open = TcpStream::connect(scene.frontend).unwrap();
     open.set_read_timeout(Some(PATIENCE)).unwrap();
-    open.write_all(b"hello").unwrap();
     open.read_exact(&mut [0]).unwrap();
     ask(scene.frontend).unwrap();
     until("one connection is over and one is open", || {
