@@ -1,6 +1,7 @@
 //! `sluice agent`: serves the Services of this node until it is told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +14,7 @@ use sluice_table::WriterConfig;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::admin::{Admin, Inside};
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
@@ -55,7 +57,7 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
 
 /// Serves until SIGTERM or SIGINT.
 async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
-    let started = Timestamp::now();
+    let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.config.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
     let dataplane = args.dataplane.config();
@@ -72,7 +74,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         passive_health: args.passive_health,
         masquerade_all: args.capture.masquerade_all,
         local_pods: args.capture.local_pods(),
-        ..WriterConfig::new(node)
+        ..WriterConfig::new(node.as_str())
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
     let doors = match &capture {
@@ -96,9 +98,33 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     if let Some(opening) = metrics_port {
         let (observer, health_checks) = (observer.clone(), health_checks.stats().clone());
         let configz = config::configz(&args.said.effective).into();
-        Metrics { observer, health, health_checks, mode: args.capture.capture.name(), configz, started }
-            .serve(opening);
+        Metrics {
+            observer,
+            health: health.clone(),
+            health_checks,
+            detail: args.ports.service_metrics,
+            mode: args.capture.capture.name(),
+            configz,
+            started: started_at,
+        }
+        .serve(opening);
     }
+
+    let admin = args.admin_socket().map(|path| {
+        let inside = Inside {
+            observer: observer.clone(),
+            feed: controller.feed().clone(),
+            health,
+            node,
+            is_capturing: doors.is_some(),
+            pod_cidrs: args.capture.pod_cidrs(),
+            dataplane,
+            started,
+            started_at,
+            is_stopping: AtomicBool::new(false),
+        };
+        Admin::start(path, inside)
+    });
 
     let mut grace_period = args.grace_period;
     let mut check = tokio::time::interval(CHECK);
@@ -134,6 +160,9 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         }
     }
     info!(connections = observer.stats().tcp_active, grace = ?grace_period, "stopping");
+    if let Some(admin) = &admin {
+        admin.set_stopping();
+    }
     // Load balancers are to look elsewhere, or to find a successor there.
     drop((healthz, health_checks));
     let deadline = Instant::now() + grace_period;
@@ -151,8 +180,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
         () = told_to_end(&mut signals) => std::process::exit(1),
     }
-    // Changes have been followed until here.
-    drop(following);
+    // Changes have been followed until here, and questions answered.
+    drop((following, admin));
     Ok(())
 }
 

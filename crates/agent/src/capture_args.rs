@@ -177,6 +177,12 @@ impl CaptureArgs {
         self.cluster_cidr.iter().filter_map(|listed| listed.0)
     }
 
+    /// Where pods of this node have their addresses, where that is how they are told.
+    pub(crate) fn pod_cidrs(&self) -> Vec<IpNet> {
+        let is_by_cidr = self.detect_local_mode == DetectLocalMode::ClusterCidr;
+        self.cluster_cidrs().filter(|_| is_by_cidr).collect()
+    }
+
     /// How pods of this node are told, as the table wants it.
     pub fn local_pods(&self) -> LocalPods {
         match (self.capture, self.detect_local_mode) {

@@ -11,10 +11,12 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
+use crate::admin::{AskArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
 use crate::listen::{BindAddress, Place};
+use crate::service_metrics::Detail;
 use crate::{config, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
@@ -44,6 +46,15 @@ pub enum Command {
     /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
     #[command(display_name = NAME)]
     Cleanup(CleanupArgs),
+    /// Say what a running agent serves: Services, where they lead, and what they carry.
+    #[command(display_name = NAME)]
+    Services(ServicesArgs),
+    /// Say what a running agent would do with a packet, and why.
+    #[command(display_name = NAME)]
+    Explain(ExplainArgs),
+    /// Say how a running agent is.
+    #[command(display_name = NAME)]
+    Status(AskArgs),
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,
@@ -155,6 +166,14 @@ pub struct PortArgs {
     /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
     #[arg(long, value_name = "PORT")]
     pub metrics_port: Option<u16>,
+    /// Of what /metrics tells besides totals: each Service port, or each endpoint, too; 10,000 of each at the most,
+    /// those first that have carried something.
+    #[arg(long, value_enum, value_name = "DETAIL", default_value_t = Detail::Service)]
+    pub service_metrics: Detail,
+    /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
+    /// [default: /run/sluice/admin.sock with `--capture tproxy`, nowhere with `--capture bind`].
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
     /// End where one of these addresses cannot be had, instead of waiting for it. An agent that is to take over
     /// from another one must wait.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
@@ -185,6 +204,18 @@ impl PortArgs {
         match self.metrics_port {
             Some(0) => None,
             port => self.metrics_bind_address.place(port.unwrap_or(METRICS_PORT)),
+        }
+    }
+}
+
+impl AgentArgs {
+    /// Where commands are answered, if anywhere.
+    pub(crate) fn admin_socket(&self) -> Option<PathBuf> {
+        match &self.ports.admin_socket {
+            Some(path) if matches!(path.as_os_str().to_str(), Some("" | "0")) => None,
+            Some(path) => Some(path.clone()),
+            None if self.capture.capture == CaptureMode::Tproxy => Some(DEFAULT_PATH.into()),
+            None => None,
         }
     }
 }

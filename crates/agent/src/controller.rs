@@ -1,6 +1,7 @@
 //! The controller: the thread that owns the proxy and takes changes to it, one batch after the other.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
-use sluice_table::NodePortAddresses;
+use sluice_table::{NodePortAddresses, Verdict};
 use tracing::{error, info, warn};
 
 use crate::programming::Programming;
@@ -50,6 +51,8 @@ enum Message {
     NodePorts(NodePortAddresses),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
+    /// Answer what happens to connections to an address where no frontend matches.
+    Explain(IpAddr, tokio::sync::oneshot::Sender<Option<Verdict>>),
     /// Shut down within this time.
     Stop(Duration),
 }
@@ -119,6 +122,17 @@ impl Feed {
         let _ = self.messages.send(Message::NodePorts(node_ports));
     }
 
+    /// What happens to connections to an address where no frontend matches; `None` where the address is not the
+    /// cluster's.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub async fn verdict_without_frontend(&self, ip: IpAddr) -> Result<Option<Verdict>, Ended> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.messages.send(Message::Explain(ip, answer)).map_err(|_| Ended)?;
+        answered.await.map_err(|_| Ended)
+    }
+
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
     ///
     /// # Errors
@@ -167,6 +181,10 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             }
                         }
                         Message::Settle(done) => settling.push(done),
+                        Message::Explain(ip, answer) => {
+                            // Nobody waiting any more is fine.
+                            let _ = answer.send(proxy.verdict_without_frontend(ip));
+                        }
                         Message::Stop(grace) => return proxy.shut_down(grace),
                     }
                 }

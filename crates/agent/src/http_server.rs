@@ -14,6 +14,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, warn};
@@ -89,27 +90,68 @@ impl Connections {
     }
 }
 
+/// What connections come in by.
+pub(crate) trait Listen {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next one; nothing is lost if it is dropped.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Where it listens, for the log.
+    fn place(&self) -> String;
+}
+
+impl Listen for TcpListener {
+    type Stream = tokio::net::TcpStream;
+
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        TcpListener::accept(self).await.map(|(stream, _)| stream)
+    }
+
+    fn place(&self) -> String {
+        self.local_addr().map_or_else(|_| String::new(), |address| address.to_string())
+    }
+}
+
 /// Accepts and answers until the future is dropped, which closes the listener and its connections.
-pub(crate) async fn serve<A>(
-    listener: TcpListener,
+pub(crate) async fn serve<L, A>(
+    listener: L,
     connections: Connections,
     settings: Settings,
     answer: A,
 ) -> Infallible
 where
+    L: Listen,
     A: Fn(&Request<Incoming>) -> Response<Full<Bytes>> + Clone + Send + 'static,
+{
+    let answer = move |request: Request<Incoming>| std::future::ready(answer(&request));
+    serve_later(listener, connections, settings, answer).await
+}
+
+/// The same for answers that take a while.
+pub(crate) async fn serve_later<L, A, F>(
+    listener: L,
+    connections: Connections,
+    settings: Settings,
+    answer: A,
+) -> Infallible
+where
+    L: Listen,
+    A: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send,
 {
     let mut own = JoinSet::new();
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
-                    let address = listener.local_addr().ok();
+                    let address = listener.place();
                     if connections.note_failure(&error) {
-                        warn!(?address, "an HTTP connection cannot be accepted: {error}; it is tried again");
+                        warn!(address, "an HTTP connection cannot be accepted: {error}; it is tried again");
                     } else {
-                        debug!(?address, "an HTTP connection cannot be accepted: {error}");
+                        debug!(address, "an HTTP connection cannot be accepted: {error}");
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
@@ -119,7 +161,10 @@ where
         };
         let answer = answer.clone();
         connections.admit(own.spawn(async move {
-            let answer = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(answer(&request))));
+            let answer = service_fn(move |request| {
+                let answer = answer(request);
+                async { Ok::<_, Infallible>(answer.await) }
+            });
             // What the client does to its connection is its own business.
             let _ = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -5,6 +5,7 @@
 //! (a thread of its own)    (owns the Proxy)    └──────────► workers read it
 //! ```
 
+pub mod admin;
 pub mod agent;
 pub mod capture_args;
 pub mod check;
@@ -28,5 +29,6 @@ mod http_server;
 mod init;
 mod programming;
 mod running;
+pub mod service_metrics;
 mod signals;
 mod values;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use sluice::cli::Command;
-use sluice::{agent, check, cleanup, cli, demo, errors, logging};
+use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -25,6 +25,18 @@ async fn main() -> ExitCode {
         Command::Cleanup(args) => {
             logging::start(cli.verbose, "warn");
             cleanup::run(args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Services(args) => {
+            logging::start(cli.verbose, "warn");
+            admin::services(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Explain(args) => {
+            logging::start(cli.verbose, "warn");
+            admin::explain(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Status(args) => {
+            logging::start(cli.verbose, "warn");
+            admin::status(args).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Version => {
             logging::start(cli.verbose, "warn");

@@ -26,6 +26,7 @@ use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::listen::Opening;
 use crate::proxy::Observer;
+use crate::service_metrics::{self, Detail};
 
 /// What prometheus-client writes.
 const OPENMETRICS: HeaderValue =
@@ -52,6 +53,8 @@ pub(crate) struct Metrics {
     pub configz: Arc<str>,
     /// When this process began.
     pub started: Timestamp,
+    /// Of what it tells besides totals.
+    pub detail: Detail,
 }
 
 impl Metrics {
@@ -122,6 +125,7 @@ impl Collector for Metrics {
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
+        service_metrics::encode(&mut encoder, self.observer.table(), self.detail)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
     }

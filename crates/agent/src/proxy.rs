@@ -20,7 +20,7 @@ use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
-use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Writer, WriterConfig};
+use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
 use crate::doors::{self, Doors};
@@ -378,6 +378,11 @@ impl Proxy {
             self.settle();
             self.capture.keep();
         }
+    }
+
+    /// What happens to connections to an address where no frontend matches.
+    pub fn verdict_without_frontend(&self, ip: IpAddr) -> Option<Verdict> {
+        self.writer.verdict_without_frontend(ip)
     }
 
     /// What others may look at while the proxy runs.

@@ -95,6 +95,13 @@ impl Answer {
     }
 }
 
+/// What happens to clients there, wherever they are allowed to connect.
+pub(crate) fn outlook(kind: FrontendKind, port: &ServicePort, origin: Origin) -> (Verdict, Why) {
+    let backends = port.load();
+    let decision = backends.choose(kind, origin);
+    (decision.err().unwrap_or(Verdict::Relay), why(&backends, kind, origin, decision))
+}
+
 fn why(backends: &Backends, kind: FrontendKind, origin: Origin, decision: Result<SetName, Verdict>) -> Why {
     let (facts, tally) = (&backends.facts, backends.facts.tally);
     match decision {

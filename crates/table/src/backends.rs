@@ -73,7 +73,12 @@ impl Backends {
     /// What happens to connections to this kind of frontend from this kind of client, wherever it
     /// is allowed to connect.
     pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict {
-        self.rules.policies.choose(kind, origin, self.usable()).err().unwrap_or(Verdict::Relay)
+        self.choose(kind, origin).err().unwrap_or(Verdict::Relay)
+    }
+
+    /// The set for connections to this kind of frontend from this kind of client, or why there is none.
+    pub(crate) fn choose(&self, kind: FrontendKind, origin: Origin) -> Result<SetName, Verdict> {
+        self.rules.policies.choose(kind, origin, self.usable())
     }
 
     /// The sources that may connect to this kind of frontend; `None` for any.
@@ -94,7 +99,7 @@ impl Backends {
         if !source_ranges::admits(self.rules.allowed_sources.as_deref(), kind, client.ip) {
             return Err(Verdict::Drop(Reason::SourceNotAllowed));
         }
-        let set = self.rules.policies.choose(kind, client.origin, self.usable())?;
+        let set = self.choose(kind, client.origin)?;
         let external = self.rules.policies.external;
         Ok((set, source_address(kind, client.origin, external, self.rules.masquerade)))
     }

@@ -23,7 +23,7 @@ impl EndpointSet {
     }
 
     /// Whether this version of the set has this endpoint.
-    pub(crate) fn contains(&self, upstream: &Arc<Upstream>) -> bool {
+    pub fn contains(&self, upstream: &Arc<Upstream>) -> bool {
         let at = self.upstreams.binary_search_by_key(&upstream.address(), |candidate| candidate.address());
         at.ok().and_then(|at| self.upstreams.get(at)).is_some_and(|found| Arc::ptr_eq(found, upstream))
     }

@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
+use ipnet::IpNet;
 use sluice_model::{Frontend, FrontendKind};
 
-use crate::{Answer, Client, FrontendKey, HealthCheck, Rejection, Selection, ServicePort, Upstream};
+use crate::{
+    Answer, Client, FrontendKey, HealthCheck, Origin, Rejection, Selection, ServicePort, Upstream, Verdict,
+    Why, answer,
+};
 
 /// Every frontend and where it leads.
 pub(crate) type RouteMap = HashMap<FrontendKey, Arc<Route>, foldhash::fast::RandomState>;
@@ -118,6 +122,16 @@ impl Route {
     #[inline]
     pub fn select(&self, client: Client, now: Instant) -> Result<Selection, Rejection> {
         Selection::new(&self.port, self.kind, client, now)
+    }
+
+    /// What happens to connections of clients there, and why, whatever the sources that may connect.
+    pub fn outlook(&self, origin: Origin) -> (Verdict, Why) {
+        answer::outlook(self.kind, &self.port, origin)
+    }
+
+    /// The only sources that may connect here; `None` for any (`loadBalancerSourceRanges`).
+    pub fn allowed_sources(&self) -> Option<Arc<[IpNet]>> {
+        self.port.load().allowed_sources(self.kind).cloned()
     }
 
     /// What happens to connections of a client like this, and why.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use sluice_model::{FrontendKind, Protocol};
@@ -142,6 +143,9 @@ impl Selection {
         let Picked { upstream, is_last_resort } = picked;
         self.last_resorts += usize::from(is_last_resort);
         self.source = source;
+        if !self.failed.is_empty() {
+            upstream.stats().retries.fetch_add(1, Ordering::Relaxed);
+        }
         if backends.balance() == Balance::LeastConnections {
             self.connecting = Some(Connecting::new(&upstream));
         }

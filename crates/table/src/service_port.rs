@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard};
@@ -14,7 +14,8 @@ use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::passive_health::Seen;
 use crate::policy::SetName;
-use crate::{Balance, Client, SourceAddress, Upstream};
+use crate::roster::Roster;
+use crate::{Balance, Client, SourceAddress, Traffic, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -29,6 +30,7 @@ pub struct ServicePort {
     affinity_budget: Arc<Budget>,
     name: ServicePortName,
     family: Family,
+    roster: Mutex<Roster>,
 }
 
 /// Whom an endpoint is asked for.
@@ -67,6 +69,7 @@ impl ServicePort {
             affinity_budget,
             name,
             family,
+            roster: Mutex::default(),
         }
     }
 
@@ -83,6 +86,28 @@ impl ServicePort {
     /// The current endpoints. The version returned stays as it is; take it anew to see changes.
     pub fn backends(&self) -> Arc<Backends> {
         self.backends.load_full()
+    }
+
+    /// Every endpoint that the slices name, whether it can serve or not, sorted by address.
+    pub fn endpoints(&self) -> Vec<Arc<Upstream>> {
+        self.roster().current().to_vec()
+    }
+
+    /// What was carried by all endpoints that there are and that there were: apart from
+    /// [`Traffic::active`] it never gets less.
+    pub fn traffic(&self) -> Traffic {
+        self.roster().traffic()
+    }
+
+    /// What [`ServicePort::traffic`] says, together with every endpoint, of one moment.
+    pub fn endpoints_and_traffic(&self) -> (Vec<Arc<Upstream>>, Traffic) {
+        let mut roster = self.roster();
+        (roster.current().to_vec(), roster.traffic())
+    }
+
+    /// The writer holds it while it changes endpoints, others for a look.
+    pub(crate) fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The clients that keep their endpoints, if the Service ever asked for that.

@@ -1,8 +1,11 @@
 //! An endpoint as the data plane sees it: an address, whether it still serves, and its numbers.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use sluice_model::Endpoint;
 
 use crate::SourceAddress;
 use crate::passive_health::{Heard, PassiveHealth, Seen};
@@ -15,7 +18,7 @@ use crate::passive_health::{Heard, PassiveHealth, Seen};
 pub struct Upstream {
     health: PassiveHealth,
     address: SocketAddr,
-    serving: AtomicBool,
+    condition: AtomicU8,
     in_node_network: AtomicBool,
     /// How often it has left the sets that connections are led to.
     tenure: AtomicU32,
@@ -34,6 +37,8 @@ pub struct UpstreamStats {
     pub connecting: AtomicU64,
     /// Attempts to connect that failed: refused, unreachable, timed out.
     pub connect_failures: AtomicU64,
+    /// Attempts to connect that came here because another endpoint had failed.
+    pub retries: AtomicU64,
     /// How often it came to be passed over.
     pub passed_over: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
@@ -42,12 +47,101 @@ pub struct UpstreamStats {
     pub bytes_from_endpoint: AtomicU64,
 }
 
+/// What the slices say of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Condition {
+    /// It takes new connections.
+    pub ready: bool,
+    /// It is ready, or still serves while it terminates: it takes new connections where none is ready.
+    pub serving: bool,
+    /// It is about to end.
+    pub terminating: bool,
+    /// It is on this node.
+    pub here: bool,
+}
+
+impl Condition {
+    const READY: u8 = 1;
+    const SERVING: u8 = 2;
+    const TERMINATING: u8 = 4;
+    const HERE: u8 = 8;
+
+    pub(crate) fn new(endpoint: &Endpoint, here: bool) -> Self {
+        let Endpoint { ready, serving, terminating, .. } = *endpoint;
+        Self { ready, serving: ready || serving, terminating, here }
+    }
+
+    fn bits(self) -> u8 {
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        bit(self.ready, Self::READY)
+            | bit(self.serving, Self::SERVING)
+            | bit(self.terminating, Self::TERMINATING)
+            | bit(self.here, Self::HERE)
+    }
+
+    fn of_bits(bits: u8) -> Self {
+        Self {
+            ready: bits & Self::READY != 0,
+            serving: bits & Self::SERVING != 0,
+            terminating: bits & Self::TERMINATING != 0,
+            here: bits & Self::HERE != 0,
+        }
+    }
+}
+
+/// [`UpstreamStats`] at one moment, of one endpoint or of several together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// TCP connections established and UDP flows opened.
+    pub connections: u64,
+    /// Of those, the ones that have not ended.
+    pub active: u64,
+    /// Attempts to connect that failed.
+    pub failures: u64,
+    /// Attempts to connect after another endpoint had failed.
+    pub retries: u64,
+    /// How often an endpoint came to be passed over.
+    pub passed_over: u64,
+    /// Bytes of payload from clients.
+    pub bytes_to_endpoint: u64,
+    /// Bytes of payload to clients.
+    pub bytes_from_endpoint: u64,
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.active += other.active;
+        self.failures += other.failures;
+        self.retries += other.retries;
+        self.passed_over += other.passed_over;
+        self.bytes_to_endpoint += other.bytes_to_endpoint;
+        self.bytes_from_endpoint += other.bytes_from_endpoint;
+    }
+}
+
+impl UpstreamStats {
+    /// The numbers now.
+    pub fn traffic(&self) -> Traffic {
+        let now = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        Traffic {
+            connections: now(&self.connections),
+            active: now(&self.active),
+            failures: now(&self.connect_failures),
+            retries: now(&self.retries),
+            passed_over: now(&self.passed_over),
+            bytes_to_endpoint: now(&self.bytes_to_endpoint),
+            bytes_from_endpoint: now(&self.bytes_from_endpoint),
+        }
+    }
+}
+
 impl Upstream {
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
             health: PassiveHealth::default(),
             address,
-            serving: AtomicBool::new(true),
+            condition: AtomicU8::new(Condition::SERVING),
             in_node_network: AtomicBool::new(false),
             tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
@@ -62,12 +156,18 @@ impl Upstream {
     /// Whether the endpoint is ready, or terminating and still serving. UDP flows end when it is
     /// not; TCP connections are left alone.
     pub fn is_serving(&self) -> bool {
-        self.serving.load(Ordering::Relaxed)
+        self.condition.load(Ordering::Relaxed) & Condition::SERVING != 0
     }
 
-    pub(crate) fn set_serving(&self, serving: bool) {
-        if self.is_serving() != serving {
-            self.serving.store(serving, Ordering::Relaxed);
+    /// What its slice says of it.
+    pub fn condition(&self) -> Condition {
+        Condition::of_bits(self.condition.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_condition(&self, condition: Condition) {
+        let bits = condition.bits();
+        if self.condition.load(Ordering::Relaxed) != bits {
+            self.condition.store(bits, Ordering::Relaxed);
         }
     }
 

@@ -192,6 +192,7 @@ const fn own(field: &'static str, flag: &'static str, kind: Kind) -> Own {
 
 #[rustfmt::skip]
 pub(crate) const OWN_TABLE: &[Own] = &[
+    own("adminSocket",            "admin-socket",             Text),
     own("capture",                "capture",                  Text),
     own("clientShare",            "client-share",             Int),
     own("context",                "context",                  Text),
@@ -200,6 +201,7 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("manifests",              "manifests",                Texts),
     own("master",                 "master",                   Texts),
     own("passiveHealth",          "passive-health",           Bool),
+    own("serviceMetrics",         "service-metrics",          Text),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),
     own("tproxyPort",             "tproxy-port",              Int),
     own("trackConnections",       "track-connections",        Bool),

@@ -8,5 +8,6 @@ mod common;
 mod config;
 mod demo;
 mod health;
+mod inside;
 mod manifests;
 mod taking_over;

@@ -1,0 +1,27 @@
+//! Looking inside: the local socket by which commands ask a running agent, and the commands.
+//!
+//! ```text
+//! sluice services … ── client ──► /run/sluice/admin.sock ── server ──► what the agent shares: table, counters,
+//!   (a process)          HTTP, JSON (api)                   (tokio)    health; nothing is changed
+//! ```
+//!
+//! Of two agents at a hand-over the newer one answers, from when it has started; if it goes first, the older one
+//! answers again.
+
+pub mod api;
+
+mod client;
+mod commands;
+mod explain;
+mod output;
+mod server;
+mod services;
+mod socket;
+mod status;
+mod text;
+mod yaml;
+
+pub use commands::{AskArgs, ExplainArgs, ServicesArgs, explain, services, status};
+pub use output::Output;
+pub(crate) use server::{Admin, Inside};
+pub use socket::DEFAULT_PATH;

@@ -1,0 +1,196 @@
+//! The commands that ask a running agent.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use form_urlencoded::Serializer;
+
+use super::api::{Explanation, Origin, ServiceList, Status};
+use super::output::{self, Output};
+use super::socket::DEFAULT_PATH;
+use super::{client, text};
+
+/// What all of them can be told.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// Where the agent answers: its --admin-socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub admin_socket: PathBuf,
+    /// Write this instead of a few columns.
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    pub output: Option<Output>,
+}
+
+/// Arguments of `sluice services`.
+#[derive(Debug, Args)]
+pub struct ServicesArgs {
+    /// Only this Service, with its frontends and endpoints: NAME in any namespace, or NAMESPACE/NAME.
+    pub name: Option<ServiceName>,
+    /// Only Services of this namespace.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// NAME or NAMESPACE/NAME.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName {
+    namespace: Option<String>,
+    name: String,
+}
+
+impl FromStr for ServiceName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "write NAME or NAMESPACE/NAME";
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text),
+        };
+        // What names of Kubernetes consist of.
+        let is_name = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
+        };
+        if is_name(name) && namespace.is_none_or(is_name) {
+            Ok(Self { namespace: namespace.map(str::to_owned), name: name.to_owned() })
+        } else {
+            Err(WANTED)
+        }
+    }
+}
+
+/// Arguments of `sluice explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The address that the packet comes from.
+    #[arg(value_name = "CLIENT")]
+    pub client: IpAddr,
+    /// Where it goes: ADDRESS:PORT, [ADDRESS]:PORT for IPv6, with /udp for UDP.
+    #[arg(value_name = "ADDRESS:PORT[/udp]")]
+    pub destination: Destination,
+    /// Where the client is [default: what its address tells].
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub from: Option<Origin>,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// An address, a port and a protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    address: SocketAddr,
+    protocol: &'static str,
+}
+
+impl FromStr for Destination {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (address, protocol) = match text.split_once('/') {
+            None => (text, "TCP"),
+            Some((address, protocol)) if protocol.eq_ignore_ascii_case("tcp") => (address, "TCP"),
+            Some((address, protocol)) if protocol.eq_ignore_ascii_case("udp") => (address, "UDP"),
+            Some((_, protocol)) if protocol.eq_ignore_ascii_case("sctp") => {
+                return Err("Sluice carries TCP and UDP, and leaves SCTP alone");
+            }
+            Some(_) => return Err("the protocol is /tcp or /udp"),
+        };
+        let address =
+            address.parse().map_err(|_| "write ADDRESS:PORT, as 10.96.0.10:53/udp or [fd00::10]:80")?;
+        Ok(Self { address, protocol })
+    }
+}
+
+/// `sluice status`: how the agent is.
+///
+/// # Errors
+/// There is no answer.
+pub async fn status(args: &AskArgs) -> Result<()> {
+    let status: Status = client::ask(&args.admin_socket, "/v1/status").await?;
+    output::write(&status, args.output, |is_wide| text::status(&status, is_wide))
+}
+
+/// `sluice services`: what there is, where it leads, and what it carries.
+///
+/// # Errors
+/// There is no answer, or no such Service.
+pub async fn services(args: &ServicesArgs) -> Result<()> {
+    let mut query = Serializer::new(String::new());
+    let asked = args.name.as_ref();
+    let namespace = match (asked.and_then(|asked| asked.namespace.as_deref()), args.namespace.as_deref()) {
+        (Some(one), Some(other)) if one != other => {
+            bail!("{one} and {other} are two namespaces: leave --namespace out")
+        }
+        (one, other) => one.or(other),
+    };
+    query.extend_pairs(namespace.map(|namespace| ("namespace", namespace)));
+    query.extend_pairs(asked.map(|asked| ("name", asked.name.as_str())));
+    let path = format!("/v1/services?{}", query.finish());
+    let list: ServiceList = client::ask(&args.ask.admin_socket, &path).await?;
+    output::write(&list, args.ask.output, |is_wide| match asked {
+        Some(_) => text::services_in_full(&list, is_wide),
+        None => text::services(&list, is_wide),
+    })
+}
+
+/// `sluice explain`: what would happen to a packet.
+///
+/// # Errors
+/// There is no answer.
+pub async fn explain(args: &ExplainArgs) -> Result<()> {
+    let ExplainArgs { client, destination, from, ask } = args;
+    let mut query = Serializer::new(String::new());
+    query.append_pair("client", &client.to_string());
+    query.append_pair("destination", &destination.address.to_string());
+    query.append_pair("protocol", destination.protocol);
+    query.extend_pairs(from.map(|origin| {
+        let origin = match origin {
+            Origin::LocalPod => "localPod",
+            Origin::Node => "node",
+            Origin::Outside => "outside",
+        };
+        ("origin", origin)
+    }));
+    let path = format!("/v1/explain?{}", query.finish());
+    let explanation: Explanation = client::ask(&ask.admin_socket, &path).await?;
+    output::write(&explanation, ask.output, |is_wide| text::explanation(&explanation, is_wide))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations() {
+        let read = |text: &str| text.parse::<Destination>();
+        assert_eq!(read("10.96.0.10:53/udp").unwrap().protocol, "UDP");
+        assert_eq!(read("10.96.0.10:53/TCP"), read("10.96.0.10:53"));
+        assert_eq!(read("[fd00::10]:80").unwrap().address, "[fd00::10]:80".parse().unwrap());
+        for (wrong, complaint) in [
+            ("10.96.0.10", "ADDRESS:PORT"),
+            ("web:80", "ADDRESS:PORT"),
+            ("fd00::10:80", "ADDRESS:PORT"),
+            ("10.96.0.10:53/sctp", "SCTP"),
+            ("10.96.0.10:53/", "/tcp or /udp"),
+        ] {
+            assert!(read(wrong).unwrap_err().contains(complaint), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_of_services() {
+        let read = |text: &str| text.parse::<ServiceName>();
+        assert_eq!(read("web").unwrap(), ServiceName { namespace: None, name: "web".into() });
+        assert_eq!(read("a/web").unwrap(), ServiceName { namespace: Some("a".into()), name: "web".into() });
+        for wrong in ["", "/", "a/", "/web", "a/b/c", "we b", "web?x=1"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `/v1/explain`: what would happen to a packet, and by which rule.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Instant;
+
+use sluice_model::{FrontendKind, Protocol};
+use sluice_table::{self as table, Client, FrontendKey, Route, SourceAddress};
+
+use super::api::{Explanation, Origin, Outcome, Verdict};
+use super::server::{Inside, Refusal, value};
+use super::services::endpoint;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Question {
+    client: IpAddr,
+    destination: SocketAddr,
+    protocol: Protocol,
+    /// Where the client is, if that is said.
+    origin: Option<Origin>,
+}
+
+impl Question {
+    pub(super) fn read(query: &str) -> Result<Self, Refusal> {
+        let bad = |name: &str, wanted: &str| Refusal::BadQuestion(format!("{name} is to be {wanted}"));
+        let get = |name: &str| value(query, name).unwrap_or_default();
+        let client = get("client").parse::<IpAddr>().map_err(|_| bad("client", "an IP address"))?;
+        let destination = get("destination").parse::<SocketAddr>();
+        let destination = destination.map_err(|_| bad("destination", "ADDRESS:PORT"))?;
+        let protocol = match get("protocol").as_str() {
+            "" | "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => return Err(bad("protocol", "TCP or UDP")),
+        };
+        let origin = match get("origin").as_str() {
+            "" => None,
+            "localPod" => Some(Origin::LocalPod),
+            "node" => Some(Origin::Node),
+            "outside" => Some(Origin::Outside),
+            _ => return Err(bad("origin", "localPod, node or outside")),
+        };
+        let (client, ip) = (client.to_canonical(), destination.ip().to_canonical());
+        if client.is_ipv4() != ip.is_ipv4() {
+            return Err(Refusal::BadQuestion("client and destination are of two families".to_owned()));
+        }
+        Ok(Self { client, destination: SocketAddr::new(ip, destination.port()), protocol, origin })
+    }
+}
+
+/// What would happen now.
+pub(super) async fn explain(inside: &Inside, question: Question) -> Result<Explanation, Refusal> {
+    let Question { client, destination, protocol, .. } = question;
+    let (origin, origin_why) = origin(inside, question);
+    let key = FrontendKey::new(destination.ip(), destination.port(), protocol);
+    let route = inside.observer.table().reader().lookup(key).cloned();
+    let mut explanation = Explanation {
+        client,
+        origin,
+        origin_why,
+        destination,
+        protocol: protocol.to_string(),
+        outcome: Outcome { verdict: Verdict::Pass, why: String::new() },
+        service_port: None,
+        kind: None,
+        balance: None,
+        affinity_seconds: None,
+        source_address: None,
+        endpoints: Vec::new(),
+        hints: Vec::new(),
+    };
+    match route {
+        Some(route) => {
+            by_route(&mut explanation, &route);
+            if !inside.is_capturing && inside.observer.unserved() > 0 {
+                explanation.hints.push("some frontends cannot be listened on: the log says which".to_owned());
+            }
+        }
+        None => {
+            explanation.outcome = without_route(inside, destination.ip()).await?;
+            explanation.hints = nearby(inside, destination, protocol);
+        }
+    }
+    Ok(explanation)
+}
+
+fn by_route(explanation: &mut Explanation, route: &Route) {
+    let now = Instant::now();
+    let origin = match explanation.origin {
+        Origin::LocalPod => table::Origin::LocalPod,
+        Origin::Node => table::Origin::Node,
+        Origin::Outside => table::Origin::Outside,
+    };
+    let answer = route.answer(Client { ip: explanation.client, origin });
+    let backends = route.service_port().backends();
+    explanation.outcome = Outcome { verdict: answer.verdict.into(), why: answer.why.to_string() };
+    explanation.service_port = Some(answer.port.to_string());
+    explanation.kind = Some(answer.kind.to_string());
+    explanation.affinity_seconds = answer.affinity.map(|timeout| timeout.as_secs());
+    if answer.verdict == table::Verdict::Relay {
+        explanation.balance = Some(answer.balance.to_string());
+        let source = match answer.source {
+            SourceAddress::Client => "client",
+            SourceAddress::Node => "node",
+        };
+        explanation.source_address = Some(source.to_owned());
+    }
+    explanation.endpoints = answer.endpoints.iter().map(|found| endpoint(found, &backends, now)).collect();
+}
+
+/// What happens where no Service has that address and port.
+async fn without_route(inside: &Inside, ip: IpAddr) -> Result<Outcome, Refusal> {
+    let verdict = inside.feed.verdict_without_frontend(ip).await;
+    let verdict = verdict.map_err(|_| Refusal::Unable("the agent is about to end".to_owned()))?;
+    Ok(match verdict {
+        Some(verdict) if inside.is_capturing => {
+            let why = match verdict {
+                table::Verdict::Refuse(reason) | table::Verdict::Drop(reason) => reason.to_string(),
+                table::Verdict::Relay => String::new(),
+            };
+            Outcome { verdict: verdict.into(), why }
+        }
+        Some(verdict) => {
+            let why = match verdict {
+                table::Verdict::Refuse(reason) | table::Verdict::Drop(reason) => reason.to_string(),
+                table::Verdict::Relay => String::new(),
+            };
+            let why = format!("{why}; frontends are listened on, so all else is left to this machine");
+            Outcome { verdict: Verdict::Pass, why }
+        }
+        None => Outcome {
+            verdict: Verdict::Pass,
+            why: "no Service has this address and port, nor is it a cluster IP".to_owned(),
+        },
+    })
+}
+
+/// Frontends that may have been meant.
+fn nearby(inside: &Inside, destination: SocketAddr, protocol: Protocol) -> Vec<String> {
+    /// As many as a person reads.
+    const HINTS: usize = 8;
+    let routes = inside.observer.table().routes();
+    let mut hints: Vec<String> = Vec::new();
+    for route in &routes {
+        let (frontend, port) = (route.frontend(), route.service_port().name());
+        let address = frontend.address;
+        if address == destination && frontend.protocol != protocol {
+            hints
+                .push(format!("{frontend} is one, of {port}: ask for it with /{}", lower(frontend.protocol)));
+        } else if address.ip() == destination.ip() && frontend.protocol == protocol {
+            hints.push(format!("{frontend} is one, of {port}"));
+        } else if route.kind() == FrontendKind::NodePort
+            && address.port() == destination.port()
+            && frontend.protocol == protocol
+            && address.is_ipv4() == destination.is_ipv4()
+        {
+            hints.push(format!("{} is a nodePort of {port}, served on {}", address.port(), address.ip()));
+        }
+    }
+    hints.sort_unstable();
+    hints.truncate(HINTS);
+    hints
+}
+
+fn lower(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// Where the client is, and how that is known.
+fn origin(inside: &Inside, question: Question) -> (Origin, String) {
+    let Question { client, destination, origin, .. } = question;
+    if let Some(origin) = origin {
+        return (origin, "as asked".to_owned());
+    }
+    if client.is_loopback() || client == destination.ip() || is_own(client) {
+        return (Origin::Node, "an address of this machine".to_owned());
+    }
+    if !inside.is_capturing {
+        return (Origin::Outside, "frontends are listened on: pods of this node are not told".to_owned());
+    }
+    match inside.pod_cidrs.iter().find(|cidr| cidr.contains(&client)) {
+        Some(cidr) => (Origin::LocalPod, format!("inside --cluster-cidr {cidr}")),
+        None if inside.pod_cidrs.is_empty() => {
+            (Origin::Outside, "assumed: pods of this node are not told by address; see --from".to_owned())
+        }
+        None => (Origin::Outside, "outside of --cluster-cidr".to_owned()),
+    }
+}
+
+/// Whether an interface has the address: then, and mostly only then, a socket can have it.
+fn is_own(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions() {
+        let read = |query: &str| Question::read(query);
+        let question = read("client=10.0.0.1&destination=10.96.0.1:80&protocol=UDP&origin=node").unwrap();
+        assert_eq!(question.protocol, Protocol::Udp);
+        assert_eq!(question.origin, Some(Origin::Node));
+        assert_eq!(read("client=fd00::1&destination=[fd00::2]:80").unwrap().protocol, Protocol::Tcp);
+        assert!(read("client=::ffff:10.0.0.1&destination=10.0.0.2:80").is_ok());
+        for wrong in [
+            "",
+            "client=10.0.0.1",
+            "client=a&destination=10.96.0.1:80",
+            "client=10.0.0.1&destination=10.96.0.1",
+            "client=10.0.0.1&destination=10.96.0.1:99999",
+            "client=10.0.0.1&destination=[fd00::2]:80",
+            "client=10.0.0.1&destination=10.96.0.1:80&protocol=SCTP",
+            "client=10.0.0.1&destination=10.96.0.1:80&origin=moon",
+        ] {
+            assert!(matches!(read(wrong), Err(Refusal::BadQuestion(_))), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! How answers are written: as aligned text, JSON or YAML.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::yaml::yaml;
+
+/// What `--output` can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns, with more of them.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Writes an answer: as text unless something else is wanted.
+pub(super) fn write<T: Serialize>(
+    answer: &T,
+    output: Option<Output>,
+    text: impl FnOnce(bool) -> String,
+) -> Result<()> {
+    let said = match output {
+        None => text(false),
+        Some(Output::Wide) => text(true),
+        Some(Output::Json) => serde_json::to_string_pretty(answer).context("cannot write JSON")? + "\n",
+        Some(Output::Yaml) => yaml(&serde_json::to_value(answer).context("cannot write YAML")?),
+    };
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(said.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write the answer"),
+    }
+}
+
+/// Columns as kubectl prints them: no borders, three spaces between, nothing at the ends of lines.
+pub(super) fn columns(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    table.add_rows(rows);
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 3));
+    });
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Bytes as people say them, with three digits at least: 12, 3.4Ki, 250Mi.
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let mut value = n as f64;
+    let mut unit = "";
+    for larger in UNITS {
+        // What would be said as 1024 of one unit is 1 of the next.
+        if value < 1023.5 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    let digits = usize::from(!unit.is_empty() && value < 99.95);
+    format!("{value:.digits$}{unit}")
+}
+
+/// A time in its two largest units: 45s, 3m20s, 5h2m, 12d4h.
+pub(super) fn time(seconds: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
+    let mut left = seconds;
+    let parts: Vec<String> = UNITS
+        .iter()
+        .filter_map(|(name, length)| {
+            let n = left / length;
+            left %= length;
+            (n > 0).then(|| format!("{n}{name}"))
+        })
+        .take(2)
+        .collect();
+    if parts.is_empty() { "0s".to_owned() } else { parts.concat() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_where_their_text_does() {
+        let rows =
+            vec![vec!["web".to_owned(), String::new()], vec!["a-longer-one".to_owned(), "2".to_owned()]];
+        assert_eq!(columns(&["NAME", "N"], rows), "NAME           N\nweb\na-longer-one   2\n");
+        assert_eq!(columns(&["NAME"], Vec::new()), "NAME\n");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        let said: Vec<String> =
+            [0, 1_023, 1_024, 1_536, 102_400, 1 << 20, (1 << 20) - 1, u64::MAX].map(bytes).into();
+        assert_eq!(said, ["0", "1023", "1.0Ki", "1.5Ki", "100Ki", "1.0Mi", "1.0Mi", "16.0Ei"]);
+        let said: Vec<String> = [0, 59, 60, 3_661, 90_000].map(time).into();
+        assert_eq!(said, ["0s", "59s", "1m", "1h1m", "1d1h"]);
+    }
+}

@@ -1,0 +1,194 @@
+//! The socket that commands come in by: where it is, who may connect, and whose it is while two agents run.
+//!
+//! A socket is made beside its path and renamed onto it: the path never leads to one that others may connect to, and a
+//! newer agent takes it from an older one, or from a dead one, in one step.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tracing::warn;
+
+use crate::http_server::Listen;
+
+/// Where it is on a node.
+pub const DEFAULT_PATH: &str = "/run/sluice/admin.sock";
+
+/// How often it is looked whether the path still leads somewhere.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long somebody at the path may take to accept.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A socket at its path. Dropping it takes it away, unless another one is there by now.
+#[derive(Debug)]
+pub(super) struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode number.
+    identity: (u64, u64),
+}
+
+impl AdminSocket {
+    /// Listens at a path, in the place of any other socket there. The directory is made if it is missing.
+    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+        if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
+        }
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        if let Some(directory) = directory {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        let mut beside = name.to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        let beside = path.with_file_name(beside);
+        // Of an earlier process of this number.
+        let _ = fs::remove_file(&beside);
+        let listener = UnixListener::bind(&beside)?;
+        let placed = fs::set_permissions(&beside, Permissions::from_mode(0o600))
+            .and_then(|()| fs::symlink_metadata(&beside))
+            .and_then(|made| fs::rename(&beside, path).map(|()| identity(&made)));
+        match placed {
+            Ok(identity) => Ok(Self { listener, path: path.to_owned(), identity }),
+            Err(error) => {
+                let _ = fs::remove_file(&beside);
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the path leads here.
+    fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
+    }
+
+    /// Returns when the path leads nowhere: somebody has removed the socket, or the agent that took the path is gone.
+    pub(super) async fn orphaned(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if self.is_orphaned().await {
+                return;
+            }
+        }
+    }
+
+    async fn is_orphaned(&self) -> bool {
+        if self.is_in_place() {
+            return false;
+        }
+        let connected = tokio::time::timeout(PATIENCE, UnixStream::connect(&self.path)).await;
+        let is_nobody = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        matches!(connected, Ok(Err(error)) if is_nobody(error.kind()))
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        if self.is_in_place() {
+            // It may be read-only by now; the next agent takes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Listen for Arc<AdminSocket> {
+    type Stream = UnixStream;
+
+    /// Whoever is neither root nor the agent's own user is cut off without a word: the mode of the socket lets none of
+    /// them come so far, but capabilities may.
+    async fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            match stream.peer_cred() {
+                Ok(peer) if is_allowed(peer.uid()) => return Ok(stream),
+                Ok(peer) => warn!(user = peer.uid(), "only root may use the admin socket"),
+                Err(error) => warn!("cannot tell who connects to the admin socket: {error}"),
+            }
+        }
+    }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+fn is_allowed(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
+/// What helps against an error of [`AdminSocket::bind`].
+pub(super) fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "let it write there (in a pod: mount a hostPath or an emptyDir), or choose another place with --admin-socket"
+        }
+        io::ErrorKind::InvalidInput => "give --admin-socket a path of at most 90 bytes",
+        _ => "choose another place with --admin-socket, or --admin-socket= for none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_its_owner_may_connect_and_it_goes_with_its_agent() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("run/admin.sock");
+        let socket = AdminSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+        drop(socket);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+        assert!(!is_allowed(rustix::process::geteuid().as_raw() + 1));
+    }
+
+    #[tokio::test]
+    async fn a_newer_one_takes_the_path_and_the_older_one_leaves_it_alone() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("admin.sock");
+        let older = AdminSocket::bind(&path).unwrap();
+        let newer = AdminSocket::bind(&path).unwrap();
+        assert!(!older.is_in_place() && newer.is_in_place());
+        drop(older);
+        assert!(newer.is_in_place());
+    }
+
+    #[tokio::test]
+    async fn a_path_that_leads_nowhere_is_noticed() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("admin.sock");
+        let older = AdminSocket::bind(&path).unwrap();
+        assert!(!older.is_orphaned().await, "it is in place");
+        let newer = AdminSocket::bind(&path).unwrap();
+        assert!(!older.is_orphaned().await, "another agent is there");
+        drop(newer);
+        assert!(older.is_orphaned().await, "nothing is there");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(older.is_orphaned().await, "what is there is dead");
+    }
+
+    #[tokio::test]
+    async fn a_dead_agents_socket_is_taken_over_and_what_is_no_socket_is_not() {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("admin.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = AdminSocket::bind(&path).unwrap();
+        UnixStream::connect(&path).await.unwrap();
+        drop(socket);
+        fs::write(&path, "precious").unwrap();
+        assert!(AdminSocket::bind(&path).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

@@ -1,0 +1,316 @@
+//! What each Service and each endpoint has carried, as metrics: part of `/metrics`.
+//!
+//! A node may have a hundred thousand endpoints, most of which it never connects to. So how much is told is a setting,
+//! and there is a bound; over it, those come first that have carried something.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use sluice_model::ServicePortName;
+use sluice_table::{ServicePort, Table, Traffic};
+
+/// Service ports, and endpoints, that are told of at the most: each has seven series.
+const ROWS: usize = 10_000;
+
+/// `--service-metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Detail {
+    /// Nothing of single Services.
+    Off,
+    /// Each port of each Service.
+    Service,
+    /// Each endpoint of them, too.
+    Endpoint,
+}
+
+/// A kind of number, as a metric.
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    of: fn(&Traffic) -> u64,
+}
+
+const METRICS: [Metric; 7] = [
+    Metric {
+        name: "connections",
+        help: "TCP connections established and UDP flows opened",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.connections,
+    },
+    Metric {
+        name: "connections_active",
+        help: "Of those, the ones that have not ended",
+        kind: MetricType::Gauge,
+        of: |traffic| traffic.active,
+    },
+    Metric {
+        name: "connect_failures",
+        help: "Attempts to connect that failed",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.failures,
+    },
+    Metric {
+        name: "connect_retries",
+        help: "Attempts to connect after another endpoint had failed",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.retries,
+    },
+    Metric {
+        name: "passed_over",
+        help: "How often an endpoint came to be passed over because it kept failing",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.passed_over,
+    },
+    Metric {
+        name: "bytes_from_clients",
+        help: "Bytes of payload from clients to endpoints",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.bytes_to_endpoint,
+    },
+    Metric {
+        name: "bytes_to_clients",
+        help: "Bytes of payload from endpoints to clients",
+        kind: MetricType::Counter,
+        of: |traffic| traffic.bytes_from_endpoint,
+    },
+];
+
+/// What one series of each metric is about.
+#[derive(Debug)]
+struct Row {
+    name: ServicePortName,
+    endpoint: Option<String>,
+    traffic: Traffic,
+}
+
+/// Writes them, as far as is wanted.
+pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, table: &Table, detail: Detail) -> fmt::Result {
+    encode_bounded(encoder, table, detail, ROWS)
+}
+
+fn encode_bounded(
+    encoder: &mut DescriptorEncoder<'_>,
+    table: &Table,
+    detail: Detail,
+    bound: usize,
+) -> fmt::Result {
+    if detail == Detail::Off {
+        return Ok(());
+    }
+    let (mut services, mut endpoints) = rows(table, detail);
+    let left_out = keep(&mut services, bound) + keep(&mut endpoints, bound);
+    for metric in &METRICS {
+        write(encoder, "service", metric, &services, labels)?;
+    }
+    if detail == Detail::Endpoint {
+        for metric in &METRICS {
+            write(encoder, "endpoint", metric, &endpoints, |row| {
+                let [namespace, service, port, protocol] = labels(row);
+                [
+                    namespace,
+                    service,
+                    port,
+                    protocol,
+                    ("endpoint", row.endpoint.as_deref().unwrap_or_default()),
+                ]
+            })?;
+        }
+    }
+    let help = "Service ports and endpoints that have no metrics of their own, because there are too many";
+    let gauge = ConstGauge::new(left_out as f64);
+    gauge.encode(encoder.encode_descriptor("service_metrics_left_out", help, None, MetricType::Gauge)?)
+}
+
+fn labels(row: &Row) -> [(&'static str, &str); 4] {
+    let ServicePortName { service, port, protocol } = &row.name;
+    let protocol = match protocol {
+        sluice_model::Protocol::Tcp => "TCP",
+        sluice_model::Protocol::Udp => "UDP",
+    };
+    [("namespace", &service.namespace), ("service", &service.name), ("port", port), ("protocol", protocol)]
+}
+
+fn write<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    of: &str,
+    metric: &Metric,
+    rows: &'a [Row],
+    labels: impl Fn(&'a Row) -> [(&'static str, &'a str); N],
+) -> fmt::Result {
+    let name = format!("{of}_{}", metric.name);
+    let mut family = encoder.encode_descriptor(&name, metric.help, None, metric.kind)?;
+    for row in rows {
+        let labels = labels(row);
+        let one = family.encode_family(&labels)?;
+        let value = (metric.of)(&row.traffic);
+        if metric.kind.as_str() == MetricType::Gauge.as_str() {
+            ConstGauge::new(value as f64).encode(one)?;
+        } else {
+            ConstCounter::new(value).encode(one)?;
+        }
+    }
+    Ok(())
+}
+
+/// A row for each service port, both families together, and one for each of its endpoints where that is wanted; by name.
+fn rows(table: &Table, detail: Detail) -> (Vec<Row>, Vec<Row>) {
+    let mut ports: BTreeMap<(ServicePortName, sluice_model::Family), Arc<ServicePort>> = BTreeMap::new();
+    for route in table.routes() {
+        let port = route.service_port();
+        ports.entry((port.name().clone(), port.family())).or_insert_with(|| Arc::clone(port));
+    }
+    let (mut services, mut endpoints): (Vec<Row>, Vec<Row>) = Default::default();
+    for ((name, _), port) in ports {
+        let (current, traffic) = port.endpoints_and_traffic();
+        if detail == Detail::Endpoint {
+            endpoints.extend(current.iter().map(|upstream| Row {
+                name: name.clone(),
+                endpoint: Some(upstream.address().to_string()),
+                traffic: upstream.stats().traffic(),
+            }));
+        }
+        match services.last_mut().filter(|row| row.name == name) {
+            Some(row) => row.traffic += traffic,
+            None => services.push(Row { name, endpoint: None, traffic }),
+        }
+    }
+    (services, endpoints)
+}
+
+/// Keeps as many, those that have carried or failed something first; how many it leaves out.
+fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
+    let left_out = rows.len().saturating_sub(bound);
+    if left_out > 0 {
+        rows.sort_by_key(|row| row.traffic == Traffic::default());
+        rows.truncate(bound);
+    }
+    left_out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Instant;
+
+    use prometheus_client::collector::Collector;
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+    use sluice_model::{
+        Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, SlicePort,
+    };
+    use sluice_table::{Client, FrontendKey, Origin, Writer, WriterConfig};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Scrape(Table, Detail, usize);
+
+    impl Collector for Scrape {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            encode_bounded(&mut encoder, &self.0, self.1, self.2)
+        }
+    }
+
+    fn text_of(table: &Table, detail: Detail, bound: usize) -> String {
+        let mut registry = Registry::with_prefix("sluice");
+        registry.register_collector(Box::new(Scrape(table.clone(), detail, bound)));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    fn cluster_ip(n: u32) -> IpAddr {
+        Ipv4Addr::from_bits(0x0a60_0000 + n).into()
+    }
+
+    /// A table of so many Services with so many endpoints each.
+    fn table(services: u32, endpoints: u32) -> Writer {
+        let mut writer = Writer::new(WriterConfig::new("here"));
+        for n in 0..services {
+            let name = ObjectName::new("default", format!("web-{n}"));
+            let port =
+                ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+            writer.apply(Change::Apply(Service::new(name.clone(), vec![cluster_ip(n)], vec![port]).into()));
+            writer.apply(Change::Apply(slice(name, n, endpoints).into()));
+        }
+        let mut plan = writer.plan();
+        writer.publish(&mut plan);
+        writer.finish(&mut plan);
+        writer
+    }
+
+    fn slice(service: ObjectName, n: u32, endpoints: u32) -> EndpointSlice {
+        let address = |m| Ipv4Addr::from_bits(0x0af4_0000 + n * endpoints + m).into();
+        EndpointSlice {
+            name: service.clone(),
+            service,
+            family: Family::V4,
+            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, number: 8080 }],
+            endpoints: (0..endpoints).map(|m| Endpoint::ready(address(m))).collect(),
+        }
+    }
+
+    fn connect(table: &Table, n: u32) {
+        let route =
+            table.reader().lookup(FrontendKey::new(cluster_ip(n), 80, Protocol::Tcp)).cloned().unwrap();
+        let client = Client { ip: [10, 0, 0, 1].into(), origin: Origin::Outside };
+        let mut selection = route.select(client, Instant::now()).unwrap();
+        let upstream = selection.next(Instant::now()).unwrap();
+        drop(selection.connected(&upstream, Instant::now()));
+    }
+
+    #[test]
+    fn sums_stay_when_an_endpoint_leaves_and_its_own_series_goes() {
+        let mut writer = table(1, 1);
+        connect(writer.table(), 0);
+        let told = text_of(writer.table(), Detail::Endpoint, 10);
+        let labels = r#"namespace="default",service="web-0",port="http",protocol="TCP""#;
+        let sum = format!("sluice_service_connections_total{{{labels}}} 1\n");
+        assert!(told.contains(&sum), "{told}");
+        let own = format!("sluice_endpoint_connections_total{{{labels},endpoint=\"10.244.0.0:8080\"}} 1\n");
+        assert!(told.contains(&own), "{told}");
+        writer.apply(Change::Apply(slice(ObjectName::new("default", "web-0"), 7, 1).into()));
+        let told = text_of(writer.table(), Detail::Endpoint, 10);
+        assert!(told.contains(&sum) && !told.contains("10.244.0.0"), "{told}");
+        assert!(!text_of(writer.table(), Detail::Service, 10).contains("endpoint="));
+        assert!(!text_of(writer.table(), Detail::Off, 10).contains("sluice_"));
+    }
+
+    #[test]
+    fn over_the_bound_those_that_carry_nothing_are_left_out_and_counted() {
+        let writer = table(5, 1);
+        connect(writer.table(), 3);
+        let told = text_of(writer.table(), Detail::Endpoint, 2);
+        let count = |name: &str| told.lines().filter(|line| line.starts_with(name)).count();
+        assert_eq!(count("sluice_service_connections_total{"), 2);
+        assert_eq!(count("sluice_endpoint_connections_total{"), 2);
+        assert!(told.contains(r#"service="web-3",port="http",protocol="TCP"} 1"#), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 6.0\n"), "{told}");
+        let told = text_of(writer.table(), Detail::Endpoint, 5);
+        assert!(told.contains("sluice_service_metrics_left_out 0.0\n"), "{told}");
+    }
+
+    #[test]
+    #[ignore = "a measurement: run it alone, in release mode, with --nocapture"]
+    fn what_ten_thousand_services_cost() {
+        let writer = table(10_000, 10);
+        for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {
+            let mut times: Vec<_> = (0..9)
+                .map(|_| {
+                    let start = Instant::now();
+                    let told = text_of(writer.table(), detail, ROWS);
+                    (start.elapsed(), told.len())
+                })
+                .collect();
+            times.sort_unstable();
+            println!("{detail:?}: median {:?}, {} bytes", times[4].0, times[4].1);
+        }
+    }
+}
