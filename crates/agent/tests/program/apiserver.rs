@@ -93,6 +93,32 @@ async fn without_an_apiserver_what_was_last_known_is_served_and_caught_up_on_lat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_status_tells_whether_the_apiserver_is_there() {
+    let cluster = Cluster::start(Apiserver::builder()).await;
+    let frontend = free_port(address());
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[backend(1)])));
+    let socket = cluster.directory.path().join("admin.sock");
+    let socket = socket.to_str().unwrap();
+    let mut agent = Agent::start(&["--kubeconfig", &cluster.kubeconfig(), "--admin-socket", socket]);
+    agent.wait_for("answering commands");
+    let status = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        let output = command.args(["status", "-o", "json", "--admin-socket", socket]).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let told = status();
+    assert_eq!((&told["source"], &told["isSynced"]), (&"apiserver".into(), &true.into()), "{told}");
+    assert!(told["ageSeconds"].is_number(), "{told}");
+    cluster.apiserver.stop().await.unwrap();
+    until("it is said that the apiserver is gone", || {
+        let problems = status()["problems"].to_string();
+        problems.contains("apiserver http")
+    });
+    let told = status();
+    assert_eq!((&told["services"], &told["isHealthy"]), (&1.into(), &true.into()), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     let cluster = Cluster::start(Apiserver::builder()).await;
     let frontend = free_port(address());
@@ -104,8 +130,14 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
 
     let metrics = agent.port("serving metrics");
     let get = |path: &str| get(metrics, path);
+    const OF_THE_SERVICE: &str = "sluice_service_connections_total{namespace=\"default\",service=\"web\",port=\"\",protocol=\"TCP\"} 1\n";
     let text = get("/metrics");
-    for line in ["sluice_tcp_established_total 1\n", "sluice_apiserver_synced 1", "sluice_frontends 1"] {
+    for line in [
+        "sluice_tcp_established_total 1\n",
+        "sluice_apiserver_synced 1",
+        "sluice_frontends 1",
+        OF_THE_SERVICE,
+    ] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
     assert!(text.contains("\nsluice_apiserver_last_contact_seconds "), "{text}");
