@@ -106,6 +106,7 @@ fn assert_known(what: &str, objects: &[Value]) {
 }
 
 #[test]
+#[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
 fn every_object_of_every_overlay_is_of_its_type() {
     for name in OVERLAYS {
         assert_known(name, &overlay(name));
@@ -116,6 +117,7 @@ fn every_object_of_every_overlay_is_of_its_type() {
 }
 
 #[test]
+#[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
 fn a_wrong_object_is_told() {
     let objects = overlay("managed");
     let mut object = objects.into_iter().find(|object| object["kind"] == "DaemonSet").unwrap();
