@@ -155,6 +155,11 @@ impl Node {
             fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
             return path;
         }
+        if volume.empty_dir.is_some() {
+            let path = bundle.join(&volume.name);
+            fs::create_dir_all(&path).unwrap();
+            return path;
+        }
         let name = volume.config_map.as_ref().expect("a volume that this knows").name.as_str();
         let path = bundle.join(&volume.name);
         write(&path, self.config_maps[name].iter().map(|(file, text)| (*file, text.as_str())));

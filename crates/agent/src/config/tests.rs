@@ -114,6 +114,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
             ("192.0.2.1:7", "192.0.2.1:7")
         }
         "capture" => ("bind", "bind"),
+        "serviceMetrics" => ("endpoint", "endpoint"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
         _ => match kind {
             Kind::Text => ("some", "some"),

@@ -17,6 +17,7 @@ mod config;
 mod crowding;
 mod firewalls;
 mod health_checks;
+mod inside;
 mod leftovers;
 mod monitoring;
 mod repairs;

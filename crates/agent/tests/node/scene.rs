@@ -59,6 +59,11 @@ impl Scene {
         self.directory.path().join("manifests")
     }
 
+    /// Where the agent answers commands.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("admin.sock")
+    }
+
     /// Writes the manifest of a Service, or writes it anew.
     pub(crate) fn apply(&self, service: &Service) {
         self.put(&service.name(), &service.manifest());
@@ -78,7 +83,7 @@ impl Scene {
     /// The agent's command line, following the manifests.
     pub(crate) fn command(&self) -> Command {
         let mut command = sluice(AGENT);
-        command.arg("--manifests").arg(self.manifests());
+        command.arg("--manifests").arg(self.manifests()).arg("--admin-socket").arg(self.socket());
         command
     }
 
