@@ -409,7 +409,7 @@ mod tests {
         assert!(another_size.starts_with(&wanted), "{another_size}");
         assert_eq!(script(262_144, "somebody's"), None);
         let sets: Vec<String> = dynamic(&Ruleset::inet(&config()).text).into_keys().collect();
-        assert_eq!(sets.len(), 12, "{sets:?}");
+        assert_eq!(sets.len(), 14, "{sets:?}");
     }
 
     #[test]
