@@ -45,7 +45,7 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     let before = its_own();
     for protocol in [Protocol::Udp, Protocol::Tcp].into_iter().cycle().take(12) {
         let outcome = world.lab.pod(1).ask(protocol, to, PATIENCE);
-        assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}");
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}: {:?}", world.proxy().stats());
         // There is room for one, with all those flows.
         wait::until("it has ended", || its_own() == before);
     }

@@ -119,12 +119,13 @@ fn a_reset_by_the_client_reaches_the_endpoint_as_a_reset() {
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap(), Err(ErrorKind::ConnectionReset));
 }
 
-/// A backend that reports how each connection ends, after the client's FIN.
+/// A backend that reports the client's FIN of each connection, and then how it ends.
 fn reporting_after_the_fin() -> (Backend, mpsc::Receiver<io::Result<()>>) {
     let (report, reports) = mpsc::channel();
     let report = Mutex::new(report);
     let backend = Backend::tcp(move |mut stream| {
-        stream.read_to_end(&mut Vec::new())?;
+        let fin = stream.read_to_end(&mut Vec::new()).map(drop);
+        report.lock().unwrap().send(fin).unwrap();
         let poll = rustix::event::PollFlags::HUP | rustix::event::PollFlags::ERR;
         let timeout = PATIENCE.try_into().unwrap();
         rustix::event::poll(&mut [rustix::event::PollFd::new(&stream, poll)], Some(&timeout))?;
@@ -141,7 +142,7 @@ fn a_reset_that_comes_after_the_client_s_fin_ends_the_session() {
     let world = World::new(Protocol::Tcp, &[backend.address]);
     let stream = connect(&world);
     stream.shutdown(Shutdown::Write).unwrap();
-    wait::until("the endpoint is connected", || backend.served() == 1);
+    reports.recv_timeout(PATIENCE).unwrap().expect("the endpoint sees the FIN");
     reset(stream);
     assert!(reports.recv_timeout(PATIENCE).unwrap().is_err(), "the endpoint sees a reset");
     wait::until("the session has ended", || world.proxy.stats().tcp_active == 0);
