@@ -113,6 +113,9 @@ counters! {
     /// UDP datagrams that the kernel dropped because a socket's queue for receiving was full: clients sent faster
     /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
     udp_dropped_queue,
+    /// UDP datagrams lost while they waited for flows to be opened: there was no room for more, and theirs was the client
+    /// address that had most waiting; or they had waited for 5 s. Whose they are was logged.
+    udp_dropped_waiting,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,
 }

@@ -1,7 +1,7 @@
 //! UDP: flows from clients to endpoints.
 //!
 //! A flow is one client talking to one service address. [`flow_table`] decides which flows there are,
-//! without sockets or a clock; [`relay`] has the sockets, [`upstream`] makes those towards endpoints, and [`replies`]
+//! without sockets or a clock, and [`waiting`] whose turn it is to have one opened; [`relay`] has the sockets, [`upstream`] makes those towards endpoints, and [`replies`]
 //! has those that replies to captured datagrams leave by.
 
 pub(crate) mod flow_table;
@@ -19,3 +19,4 @@ mod flow_socket;
 mod kept_ports;
 mod refusal;
 mod upstream;
+mod waiting;

@@ -1,11 +1,12 @@
 //! The UDP side of a worker: sockets around the [flow table](super::flow_table).
 //!
 //! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
-//! an endpoint's replies: `passing`. `opening` is about flows that begin.
+//! an endpoint's replies: `passing`. `opening` is about flows that begin, `queueing` about those that wait until they may.
 
 mod groups;
 mod opening;
 mod passing;
+mod queueing;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use super::kept_ports::{KeptPort, KeptPorts};
 use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
+use super::waiting::{self, Waiting};
 use crate::client::Door;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
@@ -42,9 +44,13 @@ const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
 
-/// Flows opened for one socket before others get their turn. Opening one takes some twenty times as long as sending a
-/// datagram on: whoever sends each from another port must not keep the worker from everybody else for milliseconds.
+/// Flows opened in a turn of the loop. Opening one takes some twenty times as long as sending a datagram on: whoever sends
+/// each from another port must not keep the worker from everybody else for milliseconds. What is beyond it waits, in a
+/// line for each client address.
 const OPENED_PER_TURN: usize = 32;
+
+/// And while somebody waits, so many of them for those who do not: they are answered at once, and those who wait get on.
+const OPENED_AT_ONCE: usize = OPENED_PER_TURN / 2;
 
 /// All UDP of one worker.
 #[derive(Debug)]
@@ -70,10 +76,14 @@ struct State {
     budget: Budget,
     refusals: Refusals,
     groups: Groups,
-    /// Flows opened in this turn of a socket that clients send to.
+    /// What is to have flows, and the socket and the door it came by.
+    waiting: Waiting<(SlotId, Door)>,
+    /// Flows opened in this turn of the loop.
     opened: usize,
     /// When it was last said that flows make room for others.
     complained: Option<Instant>,
+    /// When it was last said that datagrams are lost while they wait.
+    complained_of_waiting: Option<Instant>,
 }
 
 /// What the flows of a worker may hold.
@@ -145,8 +155,10 @@ impl UdpRelay {
                 budget,
                 refusals: Refusals::default(),
                 groups: Groups::default(),
+                waiting: Waiting::new(waiting::LIMIT),
                 opened: 0,
                 complained: None,
+                complained_of_waiting: None,
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
@@ -210,11 +222,17 @@ impl UdpRelay {
 
     /// Whether somebody waits for a turn.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.state.waiting.is_empty()
     }
 
-    /// Gives everybody who waits for a turn one turn.
+    /// Gives everybody who waits for a turn one turn, and ends the turn of the loop.
     pub(crate) fn run_ready(&mut self, core: &mut Core) {
+        self.run_sockets(core);
+        self.state.serve_waiting(core);
+        self.keep_house(core);
+    }
+
+    fn run_sockets(&mut self, core: &mut Core) {
         for _ in 0..self.ready.len() {
             match self.ready.pop_front() {
                 Some(Ready::Frontend(id)) => {
@@ -236,11 +254,7 @@ impl UdpRelay {
 
     /// Clients have sent something.
     pub(crate) fn on_frontend(&mut self, id: SlotId, core: &mut Core) {
-        self.state.opened = 0;
         for _ in 0..BATCHES_PER_TURN {
-            if self.state.opened >= OPENED_PER_TURN {
-                break;
-            }
             let Some(frontend) = self.state.frontends.get_mut(id) else { return };
             if frontend.is_queued {
                 return;

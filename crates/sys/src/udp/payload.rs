@@ -37,7 +37,8 @@ impl<'a> Payload<'a> {
         single.into_iter().chain(train.chunks(size))
     }
 
-    pub(super) fn segment_size(self) -> Option<NonZeroU16> {
+    /// The size of each datagram of a train but the last; none if it is a single datagram.
+    pub fn segment_size(self) -> Option<NonZeroU16> {
         self.segment_size
     }
 }

@@ -63,7 +63,6 @@ impl State {
         count: u64,
         core: &mut Core,
     ) -> Result<FlowId, NotOpened> {
-        self.opened += 1;
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
         let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);

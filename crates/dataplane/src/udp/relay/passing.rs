@@ -45,7 +45,21 @@ impl State {
             core.stats.udp_not_captured.add(count);
             return;
         }
-        let refused = self.forward_run(key, (frontend, door), &mut run, count, core);
+        if run.is_empty() {
+            return;
+        }
+        let from = (frontend, door);
+        if self.waiting.holds(&key) {
+            return self.wait(key, from, group, received, core);
+        }
+        let refused = match self.flow_of(key, count, core) {
+            Some(id) => self.send(id, frontend, &mut run, core),
+            None if self.must_wait(key.client.ip()) => return self.wait(key, from, group, received, core),
+            None => {
+                self.opened += 1;
+                self.open_and_send(key, from, &mut run, count, core)
+            }
+        };
         if refused.is_empty() {
             return;
         }
@@ -54,16 +68,16 @@ impl State {
         let again = whole.enumerate().filter(|(index, _)| refused.contains(index));
         let mut rest = SendBatch::new();
         let count = fill(&mut rest, None, again.map(|(_, datagram)| datagram), core);
-        let lost = self.forward_run(key, (frontend, door), &mut rest, count, core);
+        let lost = self.forward_run(key, from, &mut rest, count, core);
         core.stats.udp_dropped_error.add(lost.len() as u64);
     }
 
-    /// Sends a client's datagrams to its flow's endpoint. Returns which of them were not sent because the
-    /// endpoint refuses; the flow has ended then.
-    fn forward_run(
+    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none. Returns which of them were
+    /// not sent because the endpoint refuses; the flow has ended then.
+    pub(super) fn forward_run(
         &mut self,
         key: FlowKey,
-        (frontend, door): (SlotId, Door),
+        from: (SlotId, Door),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
@@ -71,20 +85,43 @@ impl State {
         if run.is_empty() {
             return Vec::new();
         }
-        let id = match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
-            Action::Forward(id) => Ok(id),
+        match self.flow_of(key, count, core) {
+            Some(id) => self.send(id, from.0, run, core),
+            None => self.open_and_send(key, from, run, count, core),
+        }
+    }
+
+    /// The flow that a client's datagrams belong to, if there is one that still leads somewhere.
+    fn flow_of(&mut self, key: FlowKey, count: u64, core: &Core) -> Option<FlowId> {
+        match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
+            Action::Forward(id) => Some(id),
             Action::Open(ended) => {
                 self.on_end(ended, core);
-                self.open(key, (frontend, door), count, core)
+                None
             }
-        };
-        let id = match id {
-            Ok(id) => id,
+        }
+    }
+
+    fn open_and_send(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        run: &mut SendBatch<'_>,
+        count: u64,
+        core: &mut Core,
+    ) -> Vec<usize> {
+        match self.open(key, from, count, core) {
+            Ok(id) => self.send(id, from.0, run, core),
             Err(why) => {
                 why.count(count, core);
-                return Vec::new();
+                Vec::new()
             }
-        };
+        }
+    }
+
+    /// Sends a client's datagrams to the endpoint of their flow. Returns which of them were not sent because it refuses;
+    /// the flow has ended then.
+    fn send(&mut self, id: FlowId, frontend: SlotId, run: &mut SendBatch<'_>, core: &mut Core) -> Vec<usize> {
         let Some(flow) = self.flows.flow(id) else { return Vec::new() };
         let link = &mut flow.upstream;
         if let Reply::Bound(at) = &mut link.reply {

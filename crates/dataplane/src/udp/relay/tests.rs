@@ -1,8 +1,10 @@
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::num::NonZeroUsize;
 
 use mio::Poll;
 use sluice_model::Protocol;
+use sluice_sys::udp::BATCH;
+use sluice_table::Writer;
 
 use super::*;
 use crate::Config;
@@ -10,43 +12,185 @@ use crate::local_ports::LocalPorts;
 use crate::test_table;
 use crate::timers::Timers;
 
+/// More than are opened in a few turns, and fewer than a socket's queue has room for without privileges.
+const FLOOD: usize = 300;
+
+/// A relay with one socket, turned by hand.
+struct World {
+    relay: UdpRelay,
+    core: Core,
+    frontend: SocketAddr,
+    endpoint: UdpSocket,
+    _writer: Writer,
+    _poll: Poll,
+}
+
+impl World {
+    fn new() -> Self {
+        let endpoint = bind(Ipv4Addr::LOCALHOST);
+        endpoint.set_nonblocking(true).unwrap();
+        let listener = socket::listen((Ipv4Addr::LOCALHOST, 0).into(), None).unwrap();
+        let frontend = listener.local_addr().unwrap();
+        let writer = test_table::writer(frontend, Protocol::Udp, &[endpoint.local_addr().unwrap()]);
+        let poll = Poll::new().unwrap();
+        let mut core = Core {
+            registry: poll.registry().try_clone().unwrap(),
+            timers: Timers::default(),
+            reader: writer.table().reader(),
+            stats: Arc::default(),
+            descriptors: Descriptors::new(4 * FLOOD),
+            local_ports: LocalPorts::with_range(32_768..=60_999),
+            marks: None,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            now: Instant::now(),
+        };
+        let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), 100, Config::UDP_IDLE);
+        let budget = Budget {
+            descriptors: Arc::clone(&core.descriptors),
+            ephemeral_ports: Descriptors::new(4 * FLOOD),
+        };
+        let mut relay = UdpRelay::new(limits, budget);
+        relay.listen(listener, Door::Bound, &mut core).unwrap();
+        Self { relay, core, frontend, endpoint, _writer: writer, _poll: poll }
+    }
+
+    /// One client sends from this many ports.
+    fn flood(&self, count: usize) {
+        // All at once: a port that is free again may be had twice.
+        let clients: Vec<UdpSocket> = (0..count).map(|_| self.ask(Ipv4Addr::LOCALHOST, b"flood")).collect();
+        assert_eq!(clients.len(), count);
+    }
+
+    fn ask(&self, client: Ipv4Addr, question: &[u8]) -> UdpSocket {
+        let client = bind(client);
+        client.send_to(question, self.frontend).unwrap();
+        client
+    }
+
+    fn on_frontend(&mut self) {
+        let id = self.relay.state.frontends.ids()[0];
+        self.relay.on_frontend(id, &mut self.core);
+    }
+
+    fn end_turn(&mut self) {
+        self.relay.run_ready(&mut self.core);
+    }
+
+    /// What the endpoint has been sent.
+    fn received(&self) -> Vec<Vec<u8>> {
+        let mut buffer = [0; 64];
+        let receive = || self.endpoint.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec());
+        std::iter::from_fn(receive).collect()
+    }
+
+    fn stats(&self) -> crate::Stats {
+        crate::Stats::sum([&*self.core.stats])
+    }
+}
+
+fn bind(ip: impl Into<IpAddr>) -> UdpSocket {
+    UdpSocket::bind((ip.into(), 0)).unwrap()
+}
+
+/// Another client than the one that floods.
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
 #[test]
 fn a_turn_opens_few_flows_however_many_clients_wait() {
-    const CLIENTS: usize = 4 * OPENED_PER_TURN;
-    let bind = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let endpoint = bind();
-    let listener = socket::listen((Ipv4Addr::LOCALHOST, 0).into(), None).unwrap();
-    let frontend = listener.local_addr().unwrap();
-    let writer = test_table::writer(frontend, Protocol::Udp, &[endpoint.local_addr().unwrap()]);
-    let poll = Poll::new().unwrap();
-    let mut core = Core {
-        registry: poll.registry().try_clone().unwrap(),
-        timers: Timers::default(),
-        reader: writer.table().reader(),
-        stats: Arc::default(),
-        descriptors: Descriptors::new(4 * CLIENTS),
-        local_ports: LocalPorts::with_range(32_768..=60_999),
-        marks: None,
-        half_closed_idle: Config::HALF_CLOSED_IDLE,
-        now: Instant::now(),
-    };
-    let limits = FlowLimits::new(NonZeroUsize::new(4 * CLIENTS).unwrap(), 100, Config::UDP_IDLE);
-    let ephemeral_ports = Descriptors::new(4 * CLIENTS);
-    let mut relay =
-        UdpRelay::new(limits, Budget { descriptors: Arc::clone(&core.descriptors), ephemeral_ports });
-    relay.listen(listener, Door::Bound, &mut core).unwrap();
-    let id = relay.state.frontends.ids()[0];
+    let mut world = World::new();
+    world.flood(FLOOD);
+    world.on_frontend();
+    assert_eq!(world.relay.flows(), OPENED_PER_TURN);
+    assert!(world.relay.has_ready(), "the rest is not forgotten");
+    world.end_turn();
+    for turn in 2..=FLOOD / OPENED_PER_TURN {
+        world.end_turn();
+        assert_eq!(world.relay.flows(), turn * OPENED_PER_TURN);
+    }
+    world.end_turn();
+    assert_eq!(world.relay.flows(), FLOOD);
+    assert!(!world.relay.has_ready());
+    assert_eq!(world.stats().udp_dropped_waiting + world.stats().udp_dropped_queue, 0);
+}
 
-    let clients: Vec<UdpSocket> = (0..CLIENTS).map(|_| bind()).collect();
-    for client in &clients {
-        client.send_to(b"a question", frontend).unwrap();
+#[test]
+fn a_question_is_not_behind_a_flood_of_another_client() {
+    let mut world = World::new();
+    world.flood(FLOOD);
+    let _other = world.ask(OTHER, b"question");
+    world.on_frontend();
+    world.end_turn();
+    assert!(!world.received().contains(&b"question".to_vec()), "it is behind all that one turn receives");
+    // With the second turn all has been received, and the question is opened a flow at once.
+    world.end_turn();
+    assert!(world.received().contains(&b"question".to_vec()));
+    assert!(world.relay.flows() <= 2 * OPENED_PER_TURN);
+
+    // Among others that wait it has its turn.
+    let later: Vec<UdpSocket> = (0..OPENED_PER_TURN).map(|_| world.ask(OTHER, b"burst")).collect();
+    world.on_frontend();
+    world.end_turn();
+    let burst = |received: Vec<Vec<u8>>| received.iter().filter(|payload| *payload == b"burst").count();
+    let first = burst(world.received());
+    assert_eq!(
+        first,
+        OPENED_AT_ONCE + OPENED_AT_ONCE / 2,
+        "half of the turn at once, and its half of the rest"
+    );
+    world.end_turn();
+    assert_eq!(first + burst(world.received()), later.len());
+}
+
+#[test]
+fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
+    let mut world = World::new();
+    world.flood(2 * OPENED_PER_TURN);
+    let client = world.ask(Ipv4Addr::LOCALHOST, &[0]);
+    world.on_frontend();
+    assert!(world.relay.state.waiting.has_client(Ipv4Addr::LOCALHOST.into()));
+    let many = u8::try_from(2 * BATCH).unwrap();
+    for number in 1..many {
+        client.send_to(&[number], world.frontend).unwrap();
+        world.on_frontend();
     }
-    relay.on_frontend(id, &mut core);
-    // No batch is taken once there are enough.
-    assert!((OPENED_PER_TURN..2 * OPENED_PER_TURN).contains(&relay.flows()), "{}", relay.flows());
-    assert!(relay.has_ready(), "the rest is not forgotten");
-    for _ in 0..CLIENTS {
-        relay.run_ready(&mut core);
+    let mut numbers = Vec::new();
+    for number in many.. {
+        world.end_turn();
+        numbers.extend(world.received().into_iter().filter(|payload| payload != b"flood").flatten());
+        if !world.relay.has_ready() {
+            assert_eq!(numbers, (0..number).collect::<Vec<u8>>());
+            break;
+        }
+        client.send_to(&[number], world.frontend).unwrap();
+        world.on_frontend();
     }
-    assert_eq!(relay.flows(), CLIENTS);
+    assert!(numbers.len() > usize::from(many));
+}
+
+#[test]
+fn what_waits_for_a_frontend_goes_with_it() {
+    let mut world = World::new();
+    world.flood(2 * OPENED_PER_TURN);
+    world.on_frontend();
+    world.relay.close_frontend(world.frontend, &world.core);
+    for _ in 0..2 {
+        world.end_turn();
+    }
+    assert_eq!(world.relay.flows(), OPENED_PER_TURN, "none is opened any more");
+    assert_eq!(world.stats().udp_unroutable, OPENED_PER_TURN as u64);
+    assert!(!world.relay.has_ready());
+}
+
+#[test]
+fn what_there_is_no_room_for_is_counted() {
+    let mut world = World::new();
+    world.relay.state.waiting = Waiting::new(10_000);
+    world.flood(2 * OPENED_PER_TURN);
+    world.on_frontend();
+    while world.relay.has_ready() {
+        world.end_turn();
+    }
+    let stats = world.stats();
+    assert!(stats.udp_dropped_waiting > 0);
+    assert_eq!(stats.udp_datagrams_forwarded + stats.udp_dropped_waiting, 2 * OPENED_PER_TURN as u64);
 }

@@ -1,0 +1,105 @@
+//! What waits until its flow may be opened: who has to, and the turns of those who do.
+
+use std::net::IpAddr;
+
+use sluice_sys::udp::{RecvBatch, SendBatch};
+
+use super::super::flow_table::FlowKey;
+use super::super::waiting::{Lost, Parcel, Served};
+use super::groups::Group;
+use super::opening::NotOpened;
+use super::{COMPLAINT_INTERVAL, OPENED_AT_ONCE, OPENED_PER_TURN, State};
+use crate::client::Door;
+use crate::core::Core;
+use crate::token::SlotId;
+
+impl State {
+    /// Whether a client's new flow is not opened at once.
+    pub(super) fn must_wait(&self, client: IpAddr) -> bool {
+        let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
+        self.opened >= at_once || self.waiting.has_client(client)
+    }
+
+    /// Keeps what one client has sent to one address.
+    pub(super) fn wait(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        group: Group,
+        received: &RecvBatch,
+        core: &Core,
+    ) {
+        let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
+        let mut lost = Vec::new();
+        for datagram in whole {
+            self.waiting.push(key, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
+        }
+        self.on_lost(&lost, core);
+    }
+
+    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it.
+    pub(super) fn serve_waiting(&mut self, core: &mut Core) {
+        for _ in self.opened..OPENED_PER_TURN {
+            let mut lost = Vec::new();
+            let served = self.waiting.next(core.now, &mut |gone| lost.push(gone));
+            self.on_lost(&lost, core);
+            let Some(served) = served else { break };
+            self.serve(&served, core);
+        }
+        self.opened = 0;
+    }
+
+    fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, Door)>, core: &mut Core) {
+        let count = |datagrams: &mut dyn Iterator<Item = &Parcel>| {
+            datagrams.map(|parcel| parcel.payload().datagrams() as u64).sum()
+        };
+        let whole = count(&mut datagrams.iter());
+        if self.frontends.get_mut(from.0).is_none() {
+            // Withdrawn meanwhile.
+            return NotOpened::Unroutable.count(whole, core);
+        }
+        let mut run = batch(datagrams.iter(), core);
+        let refused = self.forward_run(*key, *from, &mut run, whole, core);
+        if refused.is_empty() {
+            return;
+        }
+        // As for what has just come: they go elsewhere.
+        let again = || {
+            datagrams
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| refused.contains(index))
+                .map(|(_, parcel)| parcel)
+        };
+        let mut rest = batch(again(), core);
+        let lost = self.forward_run(*key, *from, &mut rest, count(&mut again()), core);
+        core.stats.udp_dropped_error.add(lost.len() as u64);
+    }
+
+    /// Counts what was lost, and says now and then whose it was.
+    fn on_lost(&mut self, lost: &[Lost], core: &Core) {
+        let Some(last) = lost.last() else { return };
+        core.stats.udp_dropped_waiting.add(lost.iter().map(|lost| lost.datagrams).sum());
+        let due = |last| core.now.saturating_duration_since(last) >= COMPLAINT_INTERVAL;
+        if self.complained_of_waiting.is_none_or(due) {
+            self.complained_of_waiting = Some(core.now);
+            let client = last.client;
+            tracing::warn!(
+                %client,
+                "UDP datagrams are lost: this client sends from new ports faster than flows can be opened (said once a minute)"
+            );
+        }
+    }
+}
+
+/// What has waited, to be sent by a connected socket.
+fn batch<'a>(datagrams: impl Iterator<Item = &'a Parcel>, core: &Core) -> SendBatch<'a> {
+    let mut batch = SendBatch::new();
+    for parcel in datagrams {
+        // No more are served at a time than a batch has room for.
+        if batch.push(parcel.payload(), None).is_err() {
+            core.stats.udp_dropped_error.add(1);
+        }
+    }
+    batch
+}
