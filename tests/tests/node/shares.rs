@@ -33,8 +33,9 @@ fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
 
 #[test]
 fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
+    // What it may not have is enough for a few flows, with a socket for replies in each worker, and a connection.
     let mut world =
-        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (2, 40));
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (2, 48));
     let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
     let to = world.address(Kind::ClusterIp, 1, Family::V4);
     let connections: Vec<_> =
@@ -46,7 +47,6 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     for protocol in [Protocol::Udp, Protocol::Tcp].into_iter().cycle().take(12) {
         let outcome = world.lab.pod(1).ask(protocol, to, PATIENCE);
         assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}: {:?}", world.proxy().stats());
-        // There is room for one, with all those flows.
         wait::until("it has ended", || its_own() == before);
     }
     assert_eq!(world.proxy().stats().udp_over_limit, 0);
