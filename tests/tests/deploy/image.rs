@@ -269,7 +269,9 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         second.signal("TERM");
         second.assert_ends_well(kill);
         second.assert_content();
-        let mut cleanup = scene.start(&pod, agent, &["cleanup".to_owned()]);
+        // Settings are set back by who may write to /proc/sys.
+        let settings = pod.init_containers.iter().flatten().find(|container| container.name == "settings");
+        let mut cleanup = scene.start(&pod, settings.unwrap(), &["cleanup".to_owned()]);
         cleanup.assert_ends_well(PATIENCE);
         drop((first, second, cleanup));
         assert_eq!(scene.containers(), "");
