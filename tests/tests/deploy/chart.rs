@@ -56,7 +56,8 @@ fn it_makes_what_the_overlays_are() {
     let pod = &made["DaemonSet"]["spec"]["template"]["spec"];
     assert_eq!(pod["initContainers"], Value::Null);
     assert_eq!(pod["terminationGracePeriodSeconds"], 305);
-    assert_eq!(pod["volumes"], json!([{ "name": "kubeconfig", "secret": { "secretName": "mine" } }]));
+    let run = json!({ "name": "run", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } });
+    assert_eq!(pod["volumes"], json!([run, { "name": "kubeconfig", "secret": { "secretName": "mine" } }]));
     let arguments = pod["containers"][0]["args"].as_array().unwrap();
     for argument in ["--grace-period=300s", "--kubeconfig=/etc/sluice/kubeconfig", "--track-connections"] {
         assert!(arguments.contains(&argument.into()), "{argument}: {arguments:?}");
