@@ -71,7 +71,7 @@ pub struct ExplainArgs {
     /// The address that the packet comes from.
     #[arg(value_name = "CLIENT")]
     pub client: IpAddr,
-    /// Where it goes: ADDRESS:PORT, [ADDRESS]:PORT for IPv6, with /udp for UDP.
+    /// Where it goes: ADDRESS:PORT, an IPv6 address in brackets; with /udp for UDP.
     #[arg(value_name = "ADDRESS:PORT[/udp]")]
     pub destination: Destination,
     /// Where the client is [default: what its address tells].
