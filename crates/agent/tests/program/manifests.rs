@@ -279,9 +279,9 @@ fn with_more_frontends_than_descriptors_those_that_have_some_are_served_and_so_i
     let failed = format!("sluice_frontends_failed {}.0\n", usize::from(FRONTENDS) - served.len());
     assert!(get(metrics, "/metrics").contains(&failed), "{}", get(metrics, "/metrics"));
 
-    // More than there are descriptors for.
+    // More than there are descriptors for: some are reset, a few before connect(2) has returned.
     let busy = frontend(served[1]);
-    let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(busy).unwrap()).collect();
+    let flood: Vec<TcpStream> = (0..400).filter_map(|_| TcpStream::connect(busy).ok()).collect();
     assert!(get(metrics, "/healthz").starts_with("HTTP/1.1 200"));
     fs::remove_file(path(served[0])).unwrap();
     until("a deletion is served", || TcpStream::connect(frontend(served[0])).is_err());
