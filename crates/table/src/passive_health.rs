@@ -231,7 +231,10 @@ impl Unheard {
     }
 
     fn contains(&self, client: IpAddr, now: u64) -> bool {
-        if now >= self.until.load(Ordering::Relaxed) {
+        let until = self.until.load(Ordering::Relaxed);
+        if now >= until {
+            // It is over for all: from now on picks need not look. Who has just been added has changed it.
+            let _ = self.until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
             return false;
         }
         let (hash, now) = (Self::hash(client), Self::time(now));
@@ -364,6 +367,18 @@ mod tests {
         ("with the node's address it is nobody's", "fail@0 asked:1@0"),
         ("a success with the node's address does not clear clients' records", "refused:1@0 refused:2@0 refused:3@0 ok@0 OVER@0"),
     ];
+
+    #[test]
+    fn a_client_that_was_unheard_costs_picks_nothing_once_that_is_over() {
+        let (health, start) = (PassiveHealth::default(), Instant::now());
+        let client = Seen::Client(IpAddr::from([10, 0, 0, 1]));
+        health.failed(client, Heard::Nothing, start);
+        assert!(health.was_passed_over());
+        assert!(!health.is_unheard(client, start + UNHEARD));
+        assert!(!health.was_passed_over(), "nobody needs to look any more");
+        health.failed(client, Heard::Nothing, start + UNHEARD);
+        assert!(health.is_unheard(client, start + UNHEARD), "it counts again");
+    }
 
     #[test]
     fn cases() {
