@@ -65,6 +65,7 @@ impl World {
         client_share: 100,
         udp_idle: Config::UDP_IDLE,
         half_closed_idle: Config::HALF_CLOSED_IDLE,
+        connection_log: None,
         marks: None,
     };
 

@@ -106,6 +106,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             mode: args.capture.capture.name(),
             configz,
             started: started_at,
+            logging: args.ports.profiling.then(|| logging.clone()),
         }
         .serve(opening);
     }

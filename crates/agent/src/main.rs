@@ -11,7 +11,7 @@ async fn main() -> ExitCode {
     let cli = cli::parse();
     let result = match &cli.command {
         Command::Agent(args) => {
-            let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"));
+            let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"), args.logging_format);
             agent::run(args, &logging).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Demo(args) => {

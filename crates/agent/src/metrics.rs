@@ -1,5 +1,5 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
-//! source is doing, `/healthz`, `/proxyMode`, `/configz`.
+//! source is doing, `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
 mod kube_proxy;
 
@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
@@ -25,6 +25,7 @@ use crate::health::Health;
 use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::listen::Opening;
+use crate::logging::{self, Logging};
 use crate::proxy::Observer;
 use crate::service_metrics::{self, Detail};
 
@@ -34,6 +35,12 @@ const OPENMETRICS: HeaderValue =
 
 /// A scraper may keep its connection.
 const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
+
+/// The path that kube-proxy's components have for it (`DebugFlags`).
+const LEVEL: &str = "/debug/flags/v";
+
+/// What a number has at the most, generously.
+const LEVEL_BYTES: usize = 64;
 
 /// Connections at a time: a few scrapers, and a person.
 const CONNECTIONS: usize = 64;
@@ -55,6 +62,8 @@ pub(crate) struct Metrics {
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
+    /// Where the level of logs may be changed.
+    pub logging: Option<Logging>,
 }
 
 impl Metrics {
@@ -65,9 +74,22 @@ impl Metrics {
             if let Ok(address) = listener.local_addr() {
                 info!(%address, "serving metrics");
             }
-            let answer = move |request: &_| self.answer(request);
-            http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
+            let answer = move |request| self.clone().answer_later(request);
+            http_server::serve_later(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
         });
+    }
+
+    async fn answer_later(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path(), &self.logging) {
+            (&Method::PUT, LEVEL, Some(logging)) => set_level(logging, request.into_body()).await,
+            (&Method::PUT, LEVEL, None) => {
+                text(StatusCode::FORBIDDEN, "the agent was started without --profiling\n".to_owned())
+            }
+            (_, LEVEL, _) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "only PUT, of a number as --v has it\n".to_owned())
+            }
+            _ => self.answer(&request),
+        }
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -205,6 +227,23 @@ impl Metrics {
         let help = "Elements of objects that do not count; the rest of the object does";
         counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
+}
+
+/// Has as much said as a number asks for, as kube-proxy's flag `--v` counts it.
+async fn set_level(logging: &Logging, body: Incoming) -> Response<Full<Bytes>> {
+    let bad = || text(StatusCode::BAD_REQUEST, "the body is to be a number, as --v has it\n".to_owned());
+    let read = tokio::time::timeout(SETTINGS.patience, Limited::new(body, LEVEL_BYTES).collect()).await;
+    let Ok(Ok(body)) = read else { return bad() };
+    let body = body.to_bytes();
+    let Some(verbosity) = std::str::from_utf8(&body).ok().and_then(|text| text.trim().parse().ok()) else {
+        return bad();
+    };
+    let level = logging::level(0, Some(verbosity), "info");
+    if !logging.set(level) {
+        return text(StatusCode::CONFLICT, "RUST_LOG has decided: start the agent without it\n".to_owned());
+    }
+    info!(level, "what is logged has been changed, on request");
+    text(StatusCode::OK, format!("successfully set the verbosity to {verbosity}\n"))
 }
 
 /// Whether a number of the data plane is what there is now, rather than what has been so far.

@@ -118,6 +118,10 @@ counters! {
     udp_dropped_waiting,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,
+    /// Connections and flows that were told of in the connection log.
+    connection_log_records,
+    /// Connections and flows that were not, because the log was not read fast enough.
+    connection_log_dropped,
 }
 
 /// A counter with one changing thread and any number of readers: what changes it needs no locked instruction.

@@ -41,6 +41,7 @@ impl World {
             client_share: Config::CLIENT_SHARE,
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
+            connection_log: None,
             marks: None,
         };
         let capture = CaptureConfig::Tproxy(tproxy::Config {

@@ -115,6 +115,8 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         }
         "capture" => ("bind", "bind"),
         "serviceMetrics" => ("endpoint", "endpoint"),
+        "connectionLog" => ("1/100", "1/100"),
+        "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
         _ => match kind {
             Kind::Text => ("some", "some"),

@@ -9,5 +9,6 @@ mod config;
 mod demo;
 mod health;
 mod inside;
+mod logs;
 mod manifests;
 mod taking_over;
