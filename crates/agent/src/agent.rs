@@ -25,6 +25,7 @@ use crate::listen::{Opening, Place};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
+use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::{check, cleanup, config, handover, init, logging};
 
@@ -60,7 +61,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.config.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
-    let dataplane = args.dataplane.config();
+    let service_times = args.ports.service_metrics != Detail::Off;
+    let dataplane = Config { service_times, ..args.dataplane.config() };
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 

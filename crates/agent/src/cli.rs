@@ -305,6 +305,7 @@ impl DataplaneArgs {
             half_closed_idle: self.tcp_half_closed_timeout,
             marks: None,
             connection_log: self.connection_log.0,
+            service_times: false,
         }
     }
 }

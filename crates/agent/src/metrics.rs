@@ -1,6 +1,7 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
 //! source is doing, `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
+mod exposition;
 mod kube_proxy;
 
 use std::fmt;
@@ -14,11 +15,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use kube_proxy::KubeProxy;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as exposition};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text as openmetrics,
+};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use sluice_kubeapi::apiserver::Resource;
+use sluice_table::Times;
 use tracing::info;
 
 use crate::health::Health;
@@ -28,10 +33,6 @@ use crate::listen::Opening;
 use crate::logging::{self, Logging};
 use crate::proxy::Observer;
 use crate::service_metrics::{self, Detail};
-
-/// What prometheus-client writes.
-const OPENMETRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// A scraper may keep its connection.
 const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
@@ -97,7 +98,7 @@ impl Metrics {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match request.uri().path() {
-            "/metrics" => self.metrics(),
+            "/metrics" => self.metrics(exposition::takes_openmetrics(request.headers())),
             "/healthz" => match self.health.verdict() {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
@@ -112,19 +113,23 @@ impl Metrics {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self, is_openmetrics: bool) -> Response<Full<Bytes>> {
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
         let mut theirs = Registry::default();
         theirs.register_collector(Box::new(KubeProxy(self.clone())));
         let mut metrics = String::new();
-        let encoded = exposition::encode_registry(&mut metrics, &registry);
-        let status = match encoded.and_then(|()| exposition::encode(&mut metrics, &theirs)) {
+        let encoded = openmetrics::encode_registry(&mut metrics, &registry);
+        let status = match encoded.and_then(|()| openmetrics::encode(&mut metrics, &theirs)) {
             Ok(()) => StatusCode::OK,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
+        let (metrics, kind) = match is_openmetrics {
+            true => (metrics, exposition::OPENMETRICS),
+            false => (exposition::classic(&metrics), exposition::CLASSIC),
+        };
         let mut response = text(status, metrics);
-        response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
+        response.headers_mut().insert(CONTENT_TYPE, kind);
         response
     }
 }
@@ -147,6 +152,7 @@ impl Collector for Metrics {
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
+        self.encode_times(&mut encoder)?;
         service_metrics::encode(&mut encoder, self.observer.table(), self.detail)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
@@ -154,6 +160,16 @@ impl Collector for Metrics {
 }
 
 impl Metrics {
+    fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let times = self.observer.times();
+        let help = "From the first attempt to connect until an endpoint has answered";
+        histogram(encoder, "tcp_connect_duration_seconds", help, &times.tcp_connecting)?;
+        let help = "How long TCP sessions lasted that have ended";
+        histogram(encoder, "tcp_session_duration_seconds", help, &times.tcp_sessions)?;
+        let help = "From the first to the last datagram of UDP flows that have ended";
+        histogram(encoder, "udp_flow_duration_seconds", help, &times.udp_flows)
+    }
+
     fn encode_capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(stats) = self.observer.capture_stats() else { return Ok(()) };
         gauge(encoder, "nftables_elements", "Elements in sets and maps", stats.elements as f64)?;
@@ -263,6 +279,17 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn histogram(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, times: &Times) -> fmt::Result {
+    encode_times(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?, times)
+}
+
+/// Writes a histogram's series.
+pub(crate) fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
+    let seconds = |bound: Option<Duration>| bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64());
+    let buckets: Vec<_> = times.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
+    encoder.encode_histogram::<NoLabelSet>(times.sum().as_secs_f64(), times.count(), &buckets, None)
 }
 
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {

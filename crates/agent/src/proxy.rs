@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
-use sluice_dataplane::{Config, Dataplane, Stats};
+use sluice_dataplane::{AllTimes, Config, Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
@@ -112,6 +112,11 @@ impl Observer {
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()
+    }
+
+    /// How long things took so far.
+    pub(crate) fn times(&self) -> AllTimes {
+        self.dataplane.times()
     }
 
     /// Whether every worker runs.
@@ -364,6 +369,11 @@ impl Proxy {
             self.writer.expire_affinity(now);
         }
         !self.has_begun || self.advance()
+    }
+
+    /// When endpoints changed, as [`Writer::take_triggers`] has it.
+    pub(crate) fn take_triggers(&mut self) -> Vec<SystemTime> {
+        self.writer.take_triggers()
     }
 
     /// Whether the kernel is as it was last asked to be.

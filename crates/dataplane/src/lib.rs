@@ -37,7 +37,7 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
 pub use descriptors::raise_descriptor_limit;
-pub use stats::Stats;
+pub use stats::{AllTimes, Stats};
 pub use transparent::Marks;
 
 use client::Door;
@@ -68,6 +68,8 @@ pub struct Config {
     pub marks: Option<Marks>,
     /// One connection or flow in so many is told of in the log when it ends; none of them otherwise.
     pub connection_log: Option<NonZeroU32>,
+    /// Whether times are counted for each service port, besides for all together.
+    pub service_times: bool,
 }
 
 impl Config {
@@ -219,6 +221,11 @@ impl Dataplane {
         Stats::sum(self.workers.iter().map(|worker| &*worker.stats))
     }
 
+    /// How long things took so far, over all workers.
+    pub fn times(&self) -> AllTimes {
+        AllTimes::sum(self.workers.iter().map(|worker| &*worker.stats))
+    }
+
     /// Whether every worker is still there. One that is not has lost its share of all connections.
     pub fn is_alive(&self) -> bool {
         !self.workers.iter().any(WorkerHandle::is_finished)
@@ -297,6 +304,7 @@ mod tests {
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             marks: None,
             connection_log: None,
+            service_times: false,
         };
         let dataplane = Dataplane::start(config, writer.table()).unwrap();
         let frontend = |number| {

@@ -111,6 +111,7 @@ impl Worker {
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             log,
+            service_times: config.service_times,
             says: Says::default(),
             now: Instant::now(),
         };
@@ -267,6 +268,7 @@ mod tests {
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             marks: None,
             connection_log: None,
+            service_times: false,
         };
         let budget = |config: &Config| (udp_reserve(config), udp_descriptors(config));
         assert_eq!(budget(&config(1, 3_000)), (375, 2_000));

@@ -42,6 +42,7 @@ impl World {
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             connection_log: None,
+            service_times: true,
             marks: None,
         };
         let capture = CaptureConfig::Tproxy(tproxy::Config {
@@ -138,6 +139,7 @@ pub fn service(number: u8, policy: TrafficPolicy) -> Service {
 /// Ready endpoints of a Service: pods with the nodes that they are on; one slice a family.
 pub fn slices(number: u8, endpoints: &[(&Host, &str)]) -> Vec<Change> {
     let slice = |family| EndpointSlice {
+        last_change: None,
         name: ObjectName::new("default", format!("s{number}-{family}")),
         service: name(number),
         family,

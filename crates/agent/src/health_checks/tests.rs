@@ -97,6 +97,7 @@ impl World {
         });
         self.apply(Change::Apply(
             EndpointSlice {
+                last_change: None,
                 name: ObjectName::new("default", format!("{name}-{family:?}")),
                 service: ObjectName::new("default", name),
                 family,

@@ -237,7 +237,14 @@ impl Session {
         if let Some(deadline) = self.deadline {
             core.timers.cancel(deadline);
         }
-        self.tell(end, core);
+        let lasted = core.now.saturating_duration_since(self.began);
+        if let State::Relaying(relaying) = &self.state {
+            core.stats.times.tcp_sessions.add_alone(lasted);
+            if core.service_times {
+                relaying.service.times().lives.add(lasted);
+            }
+        }
+        self.tell(end, lasted, core);
         let ending = if end == End::Closed { Ending::Clean } else { Ending::Reset };
         socket::close(self.downstream.stream, ending);
         match self.state {
@@ -250,7 +257,7 @@ impl Session {
     }
 
     /// Tells the log of it, if it is one of those that it is told of.
-    fn tell(&mut self, end: End, core: &Core) {
+    fn tell(&mut self, end: End, duration: Duration, core: &Core) {
         let (Some(log), Some(trace)) = (&core.log, self.trace.take()) else { return };
         let (service, endpoint) = match &self.state {
             State::Connecting(connecting) => (connecting.attempts.selection().service_port(), None),
@@ -261,7 +268,7 @@ impl Session {
             client: self.client,
             service: Arc::clone(service),
             endpoint,
-            duration: core.now.saturating_duration_since(self.began),
+            duration,
             end,
             trace: *trace,
         };
@@ -370,10 +377,16 @@ impl Session {
         let now = context.core.now;
         let lease = connecting.attempts.connected(&endpoint, now);
         context.core.stats.tcp_established.add(1);
-        if let Some(trace) = &mut self.trace {
-            trace.connect = Some(context.core.refresh().saturating_duration_since(self.began));
-        }
         let service = Arc::clone(connecting.attempts.selection().service_port());
+        // Of the time at which it is known, not of that at which the worker's turn began.
+        let took = context.core.refresh().saturating_duration_since(self.began);
+        context.core.stats.times.tcp_connecting.add_alone(took);
+        if context.core.service_times {
+            service.times().connecting.add(took);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.connect = Some(took);
+        }
         self.state = State::Relaying(Relaying {
             upstream,
             to_upstream: Direction::default(),

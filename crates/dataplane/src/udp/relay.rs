@@ -376,7 +376,12 @@ fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
     core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
-    tell(&ended, core);
+    let lasted = ended.flow.lasted();
+    core.stats.times.udp_flows.add_alone(lasted);
+    if core.service_times {
+        ended.flow.upstream.route.service_port().times().lives.add(lasted);
+    }
+    tell(&ended, lasted, core);
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),
@@ -386,7 +391,7 @@ fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
 }
 
 /// Tells the log of a flow, if it is one of those that it is told of.
-fn tell(ended: &Ended<Link>, core: &Core) {
+fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
     let link = &ended.flow.upstream;
     let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };
     let end = match ended.cause {
@@ -400,7 +405,7 @@ fn tell(ended: &Ended<Link>, core: &Core) {
         client: ended.flow.key().client,
         service: Arc::clone(link.route.service_port()),
         endpoint: Some(link.lease.address()),
-        duration: ended.flow.lasted(),
+        duration,
         end,
         trace: Trace::clone(trace),
     };

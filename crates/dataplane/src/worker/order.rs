@@ -40,6 +40,7 @@ impl World {
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             connection_log: None,
+            service_times: true,
             marks: None,
         };
         let writer = Writer::new(WriterConfig::new("here"));

@@ -44,6 +44,7 @@ impl World {
             marks: None,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             log: None,
+            service_times: true,
             says: Says::default(),
             now: Instant::now(),
         };
