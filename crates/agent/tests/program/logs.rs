@@ -105,7 +105,7 @@ fn the_log_level_is_changed_at_run_time_where_profiling_is_allowed() {
     let answer = put(metrics, "/debug/flags/v", "4");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("verbosity to 4"), "{answer}");
     agent.wait_for("level=\"debug\"");
-    fs::write(&file, "").unwrap();
+    fs::remove_file(&file).unwrap();
     assert!(agent.wait_for("DEBUG").contains("closed"));
 
     let mut without = Agent::start(&["--manifests", source, "--metrics-bind-address=127.0.0.1:0"]);
