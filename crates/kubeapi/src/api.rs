@@ -476,7 +476,7 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
         while let Some(key) = map.next_key::<String>()? {
             if key == LAST_CHANGE {
                 // It is for a measurement only: what is none is as good as absent.
-                annotations.last_change = map.next_value::<OrDefault<Option<String>>>()?.0;
+                annotations.last_change = Some(map.next_value::<OrDefault<String>>()?.0);
                 continue;
             }
             match key.strip_prefix(ANNOTATIONS) {
