@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
-use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
+use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
 use tokio::task::JoinHandle;
@@ -18,6 +18,7 @@ use crate::admin::{Admin, Inside};
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
+use crate::events::{About, Events, Happening, Kind};
 use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::healthz::Healthz;
@@ -83,18 +84,25 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
+    let (events, unwritten) = Events::new();
+    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports, events: events.clone() })?;
     if doors.is_some() {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
+    match following.events() {
+        Some(writer) => events.write(unwritten, writer, &node),
+        // Nobody is there to be told.
+        None => drop(unwritten),
+    }
+    events.say(started(args));
     let health =
         ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
         let health = health.clone();
-        HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
+        HealthChecks::start(observer.table().clone(), events.clone(), move || health.verdict().is_ok())
     };
     let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
     if let Some(opening) = metrics_port {
@@ -108,6 +116,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             mode: args.capture.capture.name(),
             configz,
             started: started_at,
+            events: events.clone(),
             logging: args.ports.profiling.then(|| logging.clone()),
         }
         .serve(opening);
@@ -263,6 +272,13 @@ impl Source {
 }
 
 impl Following {
+    fn events(&self) -> Option<EventWriter> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Apiserver { source, .. } => Some(source.events()),
+        }
+    }
+
     fn health(&self) -> Option<&Arc<Health>> {
         match self {
             Self::Manifests { .. } => None,
@@ -283,6 +299,13 @@ impl Following {
         }
         *is_stale = age > STALE;
     }
+}
+
+/// What kube-proxy says of its start.
+fn started(args: &AgentArgs) -> Happening {
+    let mode = args.capture.capture.name();
+    let note = format!("Sluice {} serves this node (--capture {mode})", env!("CARGO_PKG_VERSION"));
+    Happening { about: About::Node, kind: Kind::Normal, reason: "Starting", action: "StartSluice", note }
 }
 
 fn say_ready(observer: &Observer) {

@@ -16,6 +16,7 @@ pub mod controller;
 pub mod demo;
 mod doors;
 pub mod errors;
+pub mod events;
 mod handover;
 mod health;
 pub mod health_checks;

@@ -26,6 +26,7 @@ use sluice_kubeapi::apiserver::Resource;
 use sluice_table::Times;
 use tracing::info;
 
+use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
@@ -63,6 +64,8 @@ pub(crate) struct Metrics {
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
+    /// What people were told at objects.
+    pub events: Events,
     /// Where the level of logs may be changed.
     pub logging: Option<Logging>,
 }
@@ -232,6 +235,9 @@ impl Metrics {
                 "1 while the cluster has a Node of this agent's name: without it there are no nodePorts";
             gauge(encoder, "apiserver_has_node", help, f64::from(has_node))?;
         }
+        counter(encoder, "events_written", "Events written", self.events.written())?;
+        let help = "Events not written: too many, or the apiserver did not take them";
+        counter(encoder, "events_dropped", help, self.events.dropped())?;
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
             Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
         };

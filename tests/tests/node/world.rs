@@ -52,7 +52,7 @@ impl World {
             track: false,
             bridge_netfilter_off: true,
         });
-        let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePortAddresses::Primary };
+        let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
         change(&mut config);
         // Threads and programs that are started there stay there.
         let proxy = lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");

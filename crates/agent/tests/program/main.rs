@@ -7,6 +7,7 @@ mod apiserver;
 mod common;
 mod config;
 mod demo;
+mod events;
 mod health;
 mod inside;
 mod logs;
