@@ -97,7 +97,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         // Nobody is there to be told.
         None => drop(unwritten),
     }
-    events.say(started(args));
+    events.say(starting(args));
     let health =
         ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
@@ -302,7 +302,7 @@ impl Following {
 }
 
 /// What kube-proxy says of its start.
-fn started(args: &AgentArgs) -> Happening {
+fn starting(args: &AgentArgs) -> Happening {
     let mode = args.capture.capture.name();
     let note = format!("Sluice {} serves this node (--capture {mode})", env!("CARGO_PKG_VERSION"));
     Happening { about: About::Node, kind: Kind::Normal, reason: "Starting", action: "StartSluice", note }

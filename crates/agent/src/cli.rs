@@ -17,6 +17,7 @@ use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
 use crate::listen::{BindAddress, Place};
 use crate::logging::Format;
+use crate::reference::{CompletionArgs, ManArgs};
 use crate::service_metrics::Detail;
 use crate::{config, values};
 
@@ -59,10 +60,16 @@ pub enum Command {
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,
+    /// Write what a shell completes: `source <(sluice completion bash)`.
+    #[command(display_name = NAME)]
+    Completion(CompletionArgs),
+    /// Write a manual page: `sluice man agent | man -l -`.
+    #[command(display_name = NAME)]
+    Man(ManArgs),
 }
 
 /// What `--version` calls it, whatever command it stands behind.
-const NAME: &str = "sluice";
+pub(crate) const NAME: &str = "sluice";
 
 /// What `sluice version` says, and `--version`.
 pub fn version() -> String {

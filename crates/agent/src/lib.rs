@@ -29,6 +29,7 @@ pub mod proxy;
 mod http_server;
 mod init;
 mod programming;
+pub mod reference;
 mod running;
 pub mod service_metrics;
 mod signals;

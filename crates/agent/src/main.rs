@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use sluice::cli::Command;
-use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging};
+use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -37,6 +37,14 @@ async fn main() -> ExitCode {
         Command::Status(args) => {
             logging::start(cli.verbose, "warn");
             admin::status(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Completion(args) => {
+            logging::start(cli.verbose, "warn");
+            reference::completion(args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Man(args) => {
+            logging::start(cli.verbose, "warn");
+            reference::man(args).map(|()| ExitCode::SUCCESS)
         }
         Command::Version => {
             logging::start(cli.verbose, "warn");

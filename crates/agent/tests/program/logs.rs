@@ -108,6 +108,7 @@ fn the_log_level_is_changed_at_run_time_where_profiling_is_allowed() {
     fs::remove_file(&file).unwrap();
     assert!(agent.wait_for("DEBUG").contains("closed"));
 
+    fs::write(&file, service("web", frontend)).unwrap();
     let mut without = Agent::start(&["--manifests", source, "--metrics-bind-address=127.0.0.1:0"]);
     let metrics = without.port("serving metrics");
     let answer = put(metrics, "/debug/flags/v", "4");
