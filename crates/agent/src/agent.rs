@@ -11,6 +11,7 @@ use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -116,6 +117,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             mode: args.capture.capture.name(),
             configz,
             started: started_at,
+            turn: Arc::new(Semaphore::new(1)),
             events: events.clone(),
             logging: args.ports.profiling.then(|| logging.clone()),
         }

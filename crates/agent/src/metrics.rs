@@ -24,6 +24,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use sluice_kubeapi::apiserver::Resource;
 use sluice_table::Times;
+use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::events::Events;
@@ -64,6 +65,8 @@ pub(crate) struct Metrics {
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
+    /// Metrics are put together one scrape after the other.
+    pub turn: Arc<Semaphore>,
     /// What people were told at objects.
     pub events: Events,
     /// Where the level of logs may be changed.
@@ -92,6 +95,13 @@ impl Metrics {
             (_, LEVEL, _) => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "only PUT, of a number as --v has it\n".to_owned())
             }
+            (&Method::GET | &Method::HEAD, "/metrics", _) => {
+                let is_openmetrics = exposition::takes_openmetrics(request.headers());
+                // With many Services it takes milliseconds, for which nothing else is to wait; and one at a time.
+                let Ok(_turn) = Arc::clone(&self.turn).acquire_owned().await else { return unable() };
+                let said = tokio::task::spawn_blocking(move || self.metrics(is_openmetrics)).await;
+                said.unwrap_or_else(|_| unable())
+            }
             _ => self.answer(&request),
         }
     }
@@ -101,7 +111,6 @@ impl Metrics {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match request.uri().path() {
-            "/metrics" => self.metrics(exposition::takes_openmetrics(request.headers())),
             "/healthz" => match self.health.verdict() {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
@@ -249,6 +258,10 @@ impl Metrics {
         let help = "Elements of objects that do not count; the rest of the object does";
         counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
+}
+
+fn unable() -> Response<Full<Bytes>> {
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put together\n".to_owned())
 }
 
 /// Has as much said as a number asks for, as kube-proxy's flag `--v` counts it.

@@ -372,6 +372,7 @@ mod tests {
     #[ignore = "a measurement: run it alone, in release mode, with --nocapture"]
     fn what_ten_thousand_services_cost() {
         let writer = table(10_000, 10);
+        (0..10_000).for_each(|n| connect(writer.table(), n));
         for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {
             let mut times: Vec<_> = (0..9)
                 .map(|_| {
