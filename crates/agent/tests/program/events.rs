@@ -44,8 +44,9 @@ async fn people_are_told_of_the_start_of_conflicts_and_of_what_cannot_be_served(
     // Of the same age, the first by its name has it.
     cluster.kubectl("create -f -", &(at("older", both) + &at("younger", both)));
     // Somebody else has it, and does not share it.
-    let taken = TcpListener::bind((address(), 0)).unwrap();
-    cluster.kubectl("create -f -", &service("taken", taken.local_addr().unwrap()));
+    let listener = TcpListener::bind((address(), 0)).unwrap();
+    let taken = service("taken", listener.local_addr().unwrap()) + &slice("taken", &[backend(1)]);
+    cluster.kubectl("create -f -", &taken);
     let wanted =
         [("FailedToServeFrontend", "taken"), ("FrontendConflict", "younger"), ("Starting", "node-1")];
     let wanted = wanted.map(|(reason, name)| (reason.to_owned(), name.to_owned()));
