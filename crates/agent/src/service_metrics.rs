@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -14,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use sluice_model::{Protocol, ServicePortName};
-use sluice_table::{ServicePort, Table, Times, Traffic};
+use sluice_table::{ServicePort, Table, Times, Traffic, Upstream};
 
 use crate::metrics::encode_times;
 
@@ -95,7 +96,43 @@ struct Row {
     endpoint: Option<String>,
     traffic: Traffic,
     /// How long connections took to establish, and how long they lasted.
-    times: Option<[Times; 2]>,
+    times: Option<Box<[Times; 2]>>,
+}
+
+/// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
+/// others as far as there is room.
+#[derive(Debug)]
+struct Endpoints {
+    bound: usize,
+    seen: usize,
+    busy: Vec<(ServicePortName, SocketAddr, Traffic)>,
+    idle: Vec<(ServicePortName, SocketAddr, Traffic)>,
+}
+
+impl Endpoints {
+    fn add(&mut self, name: &ServicePortName, upstream: &Upstream) {
+        let traffic = upstream.stats().traffic();
+        let rows = if traffic == Traffic::default() { &mut self.idle } else { &mut self.busy };
+        self.seen += 1;
+        if rows.len() < self.bound {
+            rows.push((name.clone(), upstream.address(), traffic));
+        }
+    }
+
+    fn left_out(&self) -> usize {
+        self.seen.saturating_sub(self.bound)
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let kept = self.busy.into_iter().chain(self.idle).take(self.bound);
+        let row = |(name, address, traffic): (_, SocketAddr, _)| Row {
+            name,
+            endpoint: Some(address.to_string()),
+            traffic,
+            times: None,
+        };
+        kept.map(row).collect()
+    }
 }
 
 /// Writes them, as far as is wanted.
@@ -112,8 +149,9 @@ fn encode_bounded(
     if detail == Detail::Off {
         return Ok(());
     }
-    let (mut services, mut endpoints) = rows(table, detail);
-    let left_out = keep(&mut services, bound) + keep(&mut endpoints, bound);
+    let (mut services, endpoints) = rows(table, detail, bound);
+    let left_out = keep(&mut services, bound) + endpoints.left_out();
+    let endpoints = endpoints.rows();
     for metric in &METRICS {
         write(encoder, "service", metric, &services, labels)?;
     }
@@ -179,7 +217,7 @@ fn write<'a, const N: usize>(
 /// Writes the histograms of those with the most connections; how many are left out.
 fn write_times(encoder: &mut DescriptorEncoder<'_>, rows: &[Row], bound: usize) -> Result<usize, fmt::Error> {
     let mut timed: Vec<(&Row, &[Times; 2])> =
-        rows.iter().filter_map(|row| Some((row, row.times.as_ref()?))).collect();
+        rows.iter().filter_map(|row| Some((row, row.times.as_deref()?))).collect();
     let left_out = timed.len().saturating_sub(bound);
     if left_out > 0 {
         timed.sort_by_key(|(row, _)| Reverse(row.traffic.connections));
@@ -203,30 +241,27 @@ fn write_times(encoder: &mut DescriptorEncoder<'_>, rows: &[Row], bound: usize) 
 }
 
 /// A row for each service port, both families together, and one for each of its endpoints where that is wanted; by name.
-fn rows(table: &Table, detail: Detail) -> (Vec<Row>, Vec<Row>) {
+fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
     let mut ports: BTreeMap<(ServicePortName, sluice_model::Family), Arc<ServicePort>> = BTreeMap::new();
     for route in table.routes() {
         let port = route.service_port();
         ports.entry((port.name().clone(), port.family())).or_insert_with(|| Arc::clone(port));
     }
-    let (mut services, mut endpoints): (Vec<Row>, Vec<Row>) = Default::default();
+    let mut services: Vec<Row> = Vec::new();
+    let mut endpoints = Endpoints { bound, seen: 0, busy: Vec::new(), idle: Vec::new() };
     for ((name, _), port) in ports {
         let (current, traffic) = port.endpoints_and_traffic();
-        let times = port.times_so_far().map(|times| [times.connecting.times(), times.lives.times()]);
+        let times = port.times_so_far();
+        let times = times.map(|times| Box::new([times.connecting.times(), times.lives.times()]));
         if detail == Detail::Endpoint {
-            endpoints.extend(current.iter().map(|upstream| Row {
-                name: name.clone(),
-                endpoint: Some(upstream.address().to_string()),
-                traffic: upstream.stats().traffic(),
-                times: None,
-            }));
+            current.iter().for_each(|upstream| endpoints.add(&name, upstream));
         }
         match services.last_mut().filter(|row| row.name == name) {
             Some(row) => {
                 row.traffic += traffic;
-                row.times = match (row.times, times) {
+                row.times = match (row.times.take(), times) {
                     (Some(mut sum), Some(times)) => {
-                        sum.iter_mut().zip(times).for_each(|(sum, times)| *sum += times);
+                        sum.iter_mut().zip(*times).for_each(|(sum, times)| *sum += times);
                         Some(sum)
                     }
                     (one, other) => one.or(other),
