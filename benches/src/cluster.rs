@@ -66,6 +66,7 @@ pub fn service(n: u32) -> Service {
 
 fn slice(n: u32, endpoints: std::ops::Range<u32>) -> EndpointSlice {
     EndpointSlice {
+        last_change: None,
         name: ObjectName::new("default", format!("service-{n}-a")),
         service: ObjectName::new("default", format!("service-{n}")),
         family: Family::V4,

@@ -65,6 +65,8 @@ impl World {
         client_share: 100,
         udp_idle: Config::UDP_IDLE,
         half_closed_idle: Config::HALF_CLOSED_IDLE,
+        connection_log: None,
+        service_times: true,
         marks: None,
     };
 
@@ -124,6 +126,7 @@ fn service(name: &str, frontend: SocketAddr, protocol: Protocol) -> Service {
 /// A slice for a single endpoint: endpoints here have ports of their own, and a slice has one for all.
 fn slice(service: &str, endpoint: SocketAddr, protocol: Protocol) -> EndpointSlice {
     EndpointSlice {
+        last_change: None,
         name: slice_name(service, endpoint),
         service: ObjectName::new("default", service),
         family: Family::of(endpoint.ip()),

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
-use sluice_kubeapi::apiserver::{self, ApiserverSource, Health};
+use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_table::WriterConfig;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -18,6 +19,7 @@ use crate::admin::{Admin, Inside};
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
+use crate::events::{About, Events, Happening, Kind};
 use crate::health::Health as ProxyHealth;
 use crate::health_checks::HealthChecks;
 use crate::healthz::Healthz;
@@ -25,6 +27,7 @@ use crate::listen::{Opening, Place};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
+use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::{check, cleanup, config, handover, init, logging};
 
@@ -60,7 +63,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.config.hostname_override.as_deref())?;
     let source = Source::new(&args.source, &node)?;
-    let dataplane = args.dataplane.config();
+    let service_times = args.ports.service_metrics != Detail::Off;
+    let dataplane = Config { service_times, ..args.dataplane.config() };
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
 
@@ -81,18 +85,25 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
+    let (events, unwritten) = Events::new();
+    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports, events: events.clone() })?;
     if doors.is_some() {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
+    match following.events() {
+        Some(writer) => events.write(unwritten, writer, &node),
+        // Nobody is there to be told.
+        None => drop(unwritten),
+    }
+    events.say(starting(args));
     let health =
         ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
         let health = health.clone();
-        HealthChecks::start(observer.table().clone(), move || health.verdict().is_ok())
+        HealthChecks::start(observer.table().clone(), events.clone(), move || health.verdict().is_ok())
     };
     let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
     if let Some(opening) = metrics_port {
@@ -106,6 +117,9 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             mode: args.capture.capture.name(),
             configz,
             started: started_at,
+            turn: Arc::new(Semaphore::new(1)),
+            events: events.clone(),
+            logging: args.ports.profiling.then(|| logging.clone()),
         }
         .serve(opening);
     }
@@ -260,6 +274,13 @@ impl Source {
 }
 
 impl Following {
+    fn events(&self) -> Option<EventWriter> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Apiserver { source, .. } => Some(source.events()),
+        }
+    }
+
     fn health(&self) -> Option<&Arc<Health>> {
         match self {
             Self::Manifests { .. } => None,
@@ -280,6 +301,13 @@ impl Following {
         }
         *is_stale = age > STALE;
     }
+}
+
+/// What kube-proxy says of its start.
+fn starting(args: &AgentArgs) -> Happening {
+    let mode = args.capture.capture.name();
+    let note = format!("Sluice {} serves this node (--capture {mode})", env!("CARGO_PKG_VERSION"));
+    Happening { about: About::Node, kind: Kind::Normal, reason: "Starting", action: "StartSluice", note }
 }
 
 fn say_ready(observer: &Observer) {

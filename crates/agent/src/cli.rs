@@ -16,6 +16,8 @@ use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
 use crate::listen::{BindAddress, Place};
+use crate::logging::Format;
+use crate::reference::{CompletionArgs, ManArgs};
 use crate::service_metrics::Detail;
 use crate::{config, values};
 
@@ -58,10 +60,16 @@ pub enum Command {
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,
+    /// Write what a shell completes: `source <(sluice completion bash)`.
+    #[command(display_name = NAME)]
+    Completion(CompletionArgs),
+    /// Write a manual page: `sluice man agent | man -l -`.
+    #[command(display_name = NAME)]
+    Man(ManArgs),
 }
 
 /// What `--version` calls it, whatever command it stands behind.
-const NAME: &str = "sluice";
+pub(crate) const NAME: &str = "sluice";
 
 /// What `sluice version` says, and `--version`.
 pub fn version() -> String {
@@ -100,6 +108,9 @@ pub struct AgentArgs {
     /// How much is said, as kube-proxy counts it: 4 is -v, 6 is -vv.
     #[arg(long, value_name = "LEVEL", help_heading = "Process")]
     pub v: Option<u32>,
+    /// What a line of the log is: text, or a JSON object as Kubernetes' components write it.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = Format::Text, help_heading = "Process")]
+    pub logging_format: Format,
     /// How ready the kernel is to end the agent when memory is short: -1000 (never) to 1000. Lower than it is needs
     /// CAP_SYS_RESOURCE [default: as it is].
     #[arg(long, value_name = "N", help_heading = "Process", allow_negative_numbers = true,
@@ -174,6 +185,11 @@ pub struct PortArgs {
     /// [default: /run/sluice/admin.sock with `--capture tproxy`, nowhere with `--capture bind`].
     #[arg(long, value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
+    /// Let the log level be changed at run time: PUT a number, as --v has it, to `/debug/flags/v` of
+    /// --metrics-bind-address.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+          action = clap::ArgAction::Set, value_parser = values::boolean)]
+    pub profiling: bool,
     /// End where one of these addresses cannot be had, instead of waiting for it. An agent that is to take over
     /// from another one must wait.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
@@ -271,8 +287,12 @@ pub struct DataplaneArgs {
     pub client_share: u8,
     /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew; four times as long
     /// once it was answered and has lasted for two seconds.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::some_duration)]
     pub udp_idle_timeout: Duration,
+    /// Which connections and flows are told of in the log when they end, with client, endpoint, bytes and duration:
+    /// `off`, `all`, or one in so many, as `1/100`.
+    #[arg(long, value_name = "SAMPLE", default_value = "off", value_parser = values::sample)]
+    pub connection_log: values::Sample,
     /// How long a TCP connection of which one side has closed may stand still before it is cut off.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = values::duration)]
     pub tcp_half_closed_timeout: Duration,
@@ -291,6 +311,8 @@ impl DataplaneArgs {
             udp_idle: self.udp_idle_timeout,
             half_closed_idle: self.tcp_half_closed_timeout,
             marks: None,
+            connection_log: self.connection_log.0,
+            service_times: false,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
@@ -200,6 +200,9 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
         }
         tick = if proxy.poll() {
             programming.settled(Instant::now(), proxy.is_in_line());
+            if proxy.is_in_line() {
+                programming.endpoints_settled(&proxy.take_triggers(), SystemTime::now());
+            }
             answer(&mut settling);
             TICK
         } else {

@@ -15,6 +15,7 @@ use sluice_table::Table;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::events::Events;
 use crate::http_server::Connections;
 use ports::Ports;
 
@@ -50,11 +51,11 @@ impl HealthChecks {
     /// Starts, on no address so far. `healthy` is asked at each request whether the proxy as a whole is.
     ///
     /// Must be called within a tokio runtime.
-    pub fn start(table: Table, healthy: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn start(table: Table, events: Events, healthy: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         let (addresses, changes) = watch::channel(Vec::new());
         let connections = Connections::new(CONNECTIONS);
         let stats = Stats { ports: Arc::default(), connections: connections.clone() };
-        let ports = Ports::new(connections, Arc::new(healthy));
+        let ports = Ports::new(connections, events, Arc::new(healthy));
         let task = tokio::spawn(follow(table, changes, ports, Arc::clone(&stats.ports)));
         Self { addresses, stats, task }
     }

@@ -1,12 +1,31 @@
-//! Logs: to standard error, one line an event.
+//! Logs: to standard error, one line an event, as text or as JSON.
+
+mod json;
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::Arc;
 
+use clap::ValueEnum;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
-/// Logs that have been started.
-pub struct Logging(Option<Box<dyn Fn(EnvFilter) + Send + Sync>>);
+/// `--logging-format`, as kube-proxy has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line, with the names that Kubernetes' components have for its members.
+    Json,
+}
+
+/// Logs that have been started. Cloning it shares them.
+#[derive(Clone)]
+pub struct Logging(Option<Arc<dyn Fn(EnvFilter) + Send + Sync>>);
 
 impl fmt::Debug for Logging {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,11 +51,11 @@ pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
 /// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise the number of `-v`, starting from `default`
 /// (a level such as `info`).
 pub fn start(verbose: u8, default: &str) -> Logging {
-    start_at(level(verbose, None, default))
+    start_at(level(verbose, None, default), Format::Text)
 }
 
 /// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise a level such as `info`.
-pub fn start_at(level: &str) -> Logging {
+pub fn start_at(level: &str, format: Format) -> Logging {
     let (filter, is_fixed) = match EnvFilter::try_from_default_env() {
         Ok(filter) => (filter, true),
         Err(_) => (EnvFilter::new(level), false),
@@ -44,20 +63,41 @@ pub fn start_at(level: &str) -> Logging {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
+        .event_format(Lines(format))
         .with_env_filter(filter)
         .with_filter_reloading();
     let handle = builder.reload_handle();
     builder.init();
     // A subscriber that is gone has nobody to say anything to.
-    Logging((!is_fixed).then(|| Box::new(move |filter| drop(handle.reload(filter))) as _))
+    Logging((!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _))
 }
 
 impl Logging {
-    /// Says as much as this from now on, unless `RUST_LOG` has decided.
-    pub fn set(&self, level: &str) {
-        if let Some(reload) = &self.0 {
-            reload(EnvFilter::new(level));
+    /// Says as much as this from now on; false where `RUST_LOG` has decided.
+    pub fn set(&self, level: &str) -> bool {
+        let Some(reload) = &self.0 else { return false };
+        reload(EnvFilter::new(level));
+        true
+    }
+}
+
+/// Writes an event in a format.
+struct Lines(Format);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match self.0 {
+            Format::Text => format::format().with_target(false).format_event(context, writer, event),
+            Format::Json => writeln!(writer, "{}", json::line(event, jiff::Timestamp::now())),
         }
     }
 }

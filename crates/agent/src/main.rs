@@ -4,14 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use sluice::cli::Command;
-use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging};
+use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = cli::parse();
     let result = match &cli.command {
         Command::Agent(args) => {
-            let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"));
+            let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"), args.logging_format);
             agent::run(args, &logging).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Demo(args) => {
@@ -37,6 +37,14 @@ async fn main() -> ExitCode {
         Command::Status(args) => {
             logging::start(cli.verbose, "warn");
             admin::status(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Completion(args) => {
+            logging::start(cli.verbose, "warn");
+            reference::completion(args).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Man(args) => {
+            logging::start(cli.verbose, "warn");
+            reference::man(args).map(|()| ExitCode::SUCCESS)
         }
         Command::Version => {
             logging::start(cli.verbose, "warn");

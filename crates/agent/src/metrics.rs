@@ -1,39 +1,49 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
-//! source is doing, `/healthz`, `/proxyMode`, `/configz`.
+//! source is doing, `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
+mod exposition;
 mod kube_proxy;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use kube_proxy::KubeProxy;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text as exposition};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text as openmetrics,
+};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use sluice_kubeapi::apiserver::Resource;
+use sluice_table::Times;
+use tokio::sync::Semaphore;
 use tracing::info;
 
+use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::listen::Opening;
+use crate::logging::{self, Logging};
 use crate::proxy::Observer;
 use crate::service_metrics::{self, Detail};
 
-/// What prometheus-client writes.
-const OPENMETRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-
 /// A scraper may keep its connection.
 const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
+
+/// The path that kube-proxy's components have for it (`DebugFlags`).
+const LEVEL: &str = "/debug/flags/v";
+
+/// What a number has at the most, generously.
+const LEVEL_BYTES: usize = 64;
 
 /// Connections at a time: a few scrapers, and a person.
 const CONNECTIONS: usize = 64;
@@ -55,6 +65,12 @@ pub(crate) struct Metrics {
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
+    /// Metrics are put together one scrape after the other.
+    pub turn: Arc<Semaphore>,
+    /// What people were told at objects.
+    pub events: Events,
+    /// Where the level of logs may be changed.
+    pub logging: Option<Logging>,
 }
 
 impl Metrics {
@@ -65,9 +81,29 @@ impl Metrics {
             if let Ok(address) = listener.local_addr() {
                 info!(%address, "serving metrics");
             }
-            let answer = move |request: &_| self.answer(request);
-            http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
+            let answer = move |request| self.clone().answer_later(request);
+            http_server::serve_later(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
         });
+    }
+
+    async fn answer_later(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path(), &self.logging) {
+            (&Method::PUT, LEVEL, Some(logging)) => set_level(logging, request.into_body()).await,
+            (&Method::PUT, LEVEL, None) => {
+                text(StatusCode::FORBIDDEN, "the agent was started without --profiling\n".to_owned())
+            }
+            (_, LEVEL, _) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "only PUT, of a number as --v has it\n".to_owned())
+            }
+            (&Method::GET | &Method::HEAD, "/metrics", _) => {
+                let is_openmetrics = exposition::takes_openmetrics(request.headers());
+                // With many Services it takes milliseconds, for which nothing else is to wait; and one at a time.
+                let Ok(_turn) = Arc::clone(&self.turn).acquire_owned().await else { return unable() };
+                let said = tokio::task::spawn_blocking(move || self.metrics(is_openmetrics)).await;
+                said.unwrap_or_else(|_| unable())
+            }
+            _ => self.answer(&request),
+        }
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -75,7 +111,6 @@ impl Metrics {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match request.uri().path() {
-            "/metrics" => self.metrics(),
             "/healthz" => match self.health.verdict() {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
@@ -90,19 +125,23 @@ impl Metrics {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self, is_openmetrics: bool) -> Response<Full<Bytes>> {
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
         let mut theirs = Registry::default();
         theirs.register_collector(Box::new(KubeProxy(self.clone())));
         let mut metrics = String::new();
-        let encoded = exposition::encode_registry(&mut metrics, &registry);
-        let status = match encoded.and_then(|()| exposition::encode(&mut metrics, &theirs)) {
+        let encoded = openmetrics::encode_registry(&mut metrics, &registry);
+        let status = match encoded.and_then(|()| openmetrics::encode(&mut metrics, &theirs)) {
             Ok(()) => StatusCode::OK,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
+        let (metrics, kind) = match is_openmetrics {
+            true => (metrics, exposition::OPENMETRICS),
+            false => (exposition::classic(&metrics), exposition::CLASSIC),
+        };
         let mut response = text(status, metrics);
-        response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
+        response.headers_mut().insert(CONTENT_TYPE, kind);
         response
     }
 }
@@ -125,6 +164,7 @@ impl Collector for Metrics {
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
+        self.encode_times(&mut encoder)?;
         service_metrics::encode(&mut encoder, self.observer.table(), self.detail)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
@@ -132,6 +172,16 @@ impl Collector for Metrics {
 }
 
 impl Metrics {
+    fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let times = self.observer.times();
+        let help = "From the first attempt to connect until an endpoint has answered";
+        histogram(encoder, "tcp_connect_duration_seconds", help, &times.tcp_connecting)?;
+        let help = "How long TCP sessions lasted that have ended";
+        histogram(encoder, "tcp_session_duration_seconds", help, &times.tcp_sessions)?;
+        let help = "From the first to the last datagram of UDP flows that have ended";
+        histogram(encoder, "udp_flow_duration_seconds", help, &times.udp_flows)
+    }
+
     fn encode_capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(stats) = self.observer.capture_stats() else { return Ok(()) };
         gauge(encoder, "nftables_elements", "Elements in sets and maps", stats.elements as f64)?;
@@ -194,6 +244,9 @@ impl Metrics {
                 "1 while the cluster has a Node of this agent's name: without it there are no nodePorts";
             gauge(encoder, "apiserver_has_node", help, f64::from(has_node))?;
         }
+        counter(encoder, "events_written", "Events written", self.events.written())?;
+        let help = "Events not written: too many, or the apiserver did not take them";
+        counter(encoder, "events_dropped", help, self.events.dropped())?;
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
             Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
         };
@@ -205,6 +258,27 @@ impl Metrics {
         let help = "Elements of objects that do not count; the rest of the object does";
         counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
+}
+
+fn unable() -> Response<Full<Bytes>> {
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put together\n".to_owned())
+}
+
+/// Has as much said as a number asks for, as kube-proxy's flag `--v` counts it.
+async fn set_level(logging: &Logging, body: Incoming) -> Response<Full<Bytes>> {
+    let bad = || text(StatusCode::BAD_REQUEST, "the body is to be a number, as --v has it\n".to_owned());
+    let read = tokio::time::timeout(SETTINGS.patience, Limited::new(body, LEVEL_BYTES).collect()).await;
+    let Ok(Ok(body)) = read else { return bad() };
+    let body = body.to_bytes();
+    let Some(verbosity) = std::str::from_utf8(&body).ok().and_then(|text| text.trim().parse().ok()) else {
+        return bad();
+    };
+    let level = logging::level(0, Some(verbosity), "info");
+    if !logging.set(level) {
+        return text(StatusCode::CONFLICT, "RUST_LOG has decided: start the agent without it\n".to_owned());
+    }
+    info!(level, "what is logged has been changed, on request");
+    text(StatusCode::OK, format!("successfully set the verbosity to {verbosity}\n"))
 }
 
 /// Whether a number of the data plane is what there is now, rather than what has been so far.
@@ -224,6 +298,17 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn histogram(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, times: &Times) -> fmt::Result {
+    encode_times(encoder.encode_descriptor(name, help, None, MetricType::Histogram)?, times)
+}
+
+/// Writes a histogram's series.
+pub(crate) fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
+    let seconds = |bound: Option<Duration>| bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64());
+    let buckets: Vec<_> = times.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
+    encoder.encode_histogram::<NoLabelSet>(times.sum().as_secs_f64(), times.count(), &buckets, None)
 }
 
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {

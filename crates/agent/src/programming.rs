@@ -3,14 +3,31 @@
 //! `healthcheck/proxy_health.go`.)
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
+use prometheus_client::metrics::histogram::{Histogram, linear_buckets};
 use sluice_model::{Change, Object, ObjectRef};
 
 /// The state of what is queued.
-#[derive(Debug, Default)]
-pub(crate) struct Programming(Mutex<State>);
+#[derive(Debug)]
+pub(crate) struct Programming {
+    state: Mutex<State>,
+    /// Seconds.
+    network_durations: Histogram,
+    /// What changed before is no measure of this agent.
+    started: SystemTime,
+}
+
+impl Default for Programming {
+    fn default() -> Self {
+        // kube-proxy's (`NetworkProgrammingLatency`).
+        let buckets = linear_buckets(0.25, 0.25, 2).chain(linear_buckets(1.0, 1.0, 59));
+        let buckets = buckets.chain(linear_buckets(60.0, 5.0, 12)).chain(linear_buckets(120.0, 30.0, 7));
+        let (state, started) = (Mutex::default(), SystemTime::now());
+        Self { state, network_durations: Histogram::new(buckets), started }
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -86,6 +103,20 @@ impl Programming {
         }
     }
 
+    /// Changes of endpoints that happened in the cluster at these times have taken effect now.
+    pub(crate) fn endpoints_settled(&self, triggers: &[SystemTime], now: SystemTime) {
+        for trigger in triggers.iter().filter(|trigger| **trigger > self.started) {
+            // A clock that is behind makes no time negative.
+            let took = now.duration_since(*trigger).unwrap_or_default();
+            self.network_durations.observe(took.as_secs_f64());
+        }
+    }
+
+    /// How long it took from changes of endpoints in the cluster until they had taken effect.
+    pub(crate) fn network_durations(&self) -> &Histogram {
+        &self.network_durations
+    }
+
     /// For how long a change has waited; none where nothing waits.
     pub(crate) fn pending_for(&self, now: Instant) -> Option<Duration> {
         self.lock().oldest.map(|since| now.saturating_duration_since(since))
@@ -102,13 +133,33 @@ impl Programming {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changed_before_the_start_is_not_measured_and_no_time_is_negative() {
+        use prometheus_client::encoding::text;
+        use prometheus_client::registry::Registry;
+
+        let programming = Programming::default();
+        let after = |seconds| programming.started + Duration::from_secs(seconds);
+        let triggers =
+            [programming.started - Duration::from_secs(5), programming.started, after(1), after(9)];
+        programming.endpoints_settled(&triggers, after(4));
+        let mut registry = Registry::default();
+        registry.register("took", "It took", programming.network_durations().clone());
+        let mut said = String::new();
+        text::encode(&mut said, &registry).unwrap();
+        for line in ["took_count 2\n", "took_sum 3.0\n", "took_bucket{le=\"0.25\"} 1\n", "{le=\"300.0\"} 2\n"]
+        {
+            assert!(said.contains(line), "{line} is not in\n{said}");
+        }
+    }
 
     #[test]
     fn a_change_waits_from_when_it_is_queued_to_when_it_has_taken_effect() {

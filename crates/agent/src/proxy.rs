@@ -9,7 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -18,12 +18,13 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
-use sluice_dataplane::{Config, Dataplane, Stats};
+use sluice_dataplane::{AllTimes, Config, Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
-use sluice_table::{NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
+use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
 use crate::doors::{self, Doors};
+use crate::events::Events;
 
 /// What fails if the kernel does not tell of addresses.
 const CANNOT_WATCH: &str = "cannot watch the node's addresses";
@@ -42,12 +43,15 @@ pub struct ProxyConfig {
     pub capture: CaptureConfig,
     /// Where nodePorts are served.
     pub node_ports: NodePortAddresses,
+    /// Where people are told of what concerns single objects.
+    pub events: Events,
 }
 
 impl ProxyConfig {
     /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
     pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
-        Self { table, dataplane, capture: CaptureConfig::Bind, node_ports: NodePortAddresses::Primary }
+        let (capture, node_ports) = (CaptureConfig::Bind, NodePortAddresses::Primary);
+        Self { table, dataplane, capture, node_ports, events: Events::default() }
     }
 }
 
@@ -84,6 +88,7 @@ pub struct Proxy {
     /// Whether the capture has been told.
     has_captured: bool,
     affinity_expired: Instant,
+    events: Events,
 }
 
 /// A view of a running proxy.
@@ -112,6 +117,11 @@ impl Observer {
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()
+    }
+
+    /// How long things took so far.
+    pub(crate) fn times(&self) -> AllTimes {
+        self.dataplane.times()
     }
 
     /// Whether every worker runs.
@@ -171,15 +181,26 @@ impl Observer {
 }
 
 /// The data plane's sockets, as bind mode wants them.
-struct Workers(Arc<Dataplane>);
+struct Workers {
+    dataplane: Arc<Dataplane>,
+    table: Table,
+    events: Events,
+}
 
 impl Listeners for Workers {
     fn open(&self, frontend: Frontend) -> io::Result<()> {
-        self.0.open(frontend)
+        self.dataplane.open(frontend).inspect_err(|error| {
+            let key = FrontendKey::new(frontend.address.ip(), frontend.address.port(), frontend.protocol);
+            if let Some(route) = self.table.reader().lookup(key) {
+                let note = format!("cannot listen on {frontend}: {error}");
+                let service = &route.service_port().name().service;
+                self.events.warn(service, "FailedToServeFrontend", "Listen", note);
+            }
+        })
     }
 
     fn close(&self, frontend: Frontend) {
-        self.0.close(frontend);
+        self.dataplane.close(frontend);
     }
 }
 
@@ -208,7 +229,8 @@ impl Proxy {
         let unserved = Arc::<AtomicUsize>::default();
         let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {
-                let workers = Workers(Arc::clone(&dataplane));
+                let (table, events) = (writer.table().clone(), config.events.clone());
+                let workers = Workers { dataplane: Arc::clone(&dataplane), table, events };
                 (Box::new(Bind::new(workers, Arc::clone(&unserved))), None, None)
             }
             CaptureConfig::Tproxy(config) => {
@@ -237,6 +259,7 @@ impl Proxy {
             has_begun: false,
             has_captured: false,
             affinity_expired: Instant::now(),
+            events: config.events,
         };
         proxy.follow_interfaces();
         Ok(proxy)
@@ -301,7 +324,10 @@ impl Proxy {
         if plan.is_empty() && !is_first {
             return;
         }
-        plan.notices.iter().for_each(|notice| warn!("{notice}"));
+        for notice in &plan.notices {
+            warn!(service = %notice.service(), "{notice}");
+            self.events.warn(notice.service(), notice.reason(), "Serve", notice.to_string());
+        }
         self.writer.publish(&mut plan);
         self.open_doors();
         self.capture.begin(Step {
@@ -364,6 +390,11 @@ impl Proxy {
             self.writer.expire_affinity(now);
         }
         !self.has_begun || self.advance()
+    }
+
+    /// When endpoints changed, as [`Writer::take_triggers`] has it.
+    pub(crate) fn take_triggers(&mut self) -> Vec<SystemTime> {
+        self.writer.take_triggers()
     }
 
     /// Whether the kernel is as it was last asked to be.

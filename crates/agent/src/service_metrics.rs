@@ -3,8 +3,10 @@
 //! A node may have a hundred thousand endpoints, most of which it never connects to. So how much is told is a setting,
 //! and there is a bound; over it, those come first that have carried something.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -12,11 +14,16 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use sluice_model::ServicePortName;
-use sluice_table::{ServicePort, Table, Traffic};
+use sluice_model::{Protocol, ServicePortName};
+use sluice_table::{ServicePort, Table, Times, Traffic, Upstream};
+
+use crate::metrics::encode_times;
 
 /// Service ports, and endpoints, that are told of at the most: each has seven series.
 const ROWS: usize = 10_000;
+
+/// Service ports with histograms at the most: each has 22 series.
+const HISTOGRAMS: usize = 1_000;
 
 /// `--service-metrics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,6 +95,44 @@ struct Row {
     name: ServicePortName,
     endpoint: Option<String>,
     traffic: Traffic,
+    /// How long connections took to establish, and how long they lasted.
+    times: Option<Box<[Times; 2]>>,
+}
+
+/// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
+/// others as far as there is room.
+#[derive(Debug)]
+struct Endpoints {
+    bound: usize,
+    seen: usize,
+    busy: Vec<(ServicePortName, SocketAddr, Traffic)>,
+    idle: Vec<(ServicePortName, SocketAddr, Traffic)>,
+}
+
+impl Endpoints {
+    fn add(&mut self, name: &ServicePortName, upstream: &Upstream) {
+        let traffic = upstream.stats().traffic();
+        let rows = if traffic == Traffic::default() { &mut self.idle } else { &mut self.busy };
+        self.seen += 1;
+        if rows.len() < self.bound {
+            rows.push((name.clone(), upstream.address(), traffic));
+        }
+    }
+
+    fn left_out(&self) -> usize {
+        self.seen.saturating_sub(self.bound)
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let kept = self.busy.into_iter().chain(self.idle).take(self.bound);
+        let row = |(name, address, traffic): (_, SocketAddr, _)| Row {
+            name,
+            endpoint: Some(address.to_string()),
+            traffic,
+            times: None,
+        };
+        kept.map(row).collect()
+    }
 }
 
 /// Writes them, as far as is wanted.
@@ -104,8 +149,9 @@ fn encode_bounded(
     if detail == Detail::Off {
         return Ok(());
     }
-    let (mut services, mut endpoints) = rows(table, detail);
-    let left_out = keep(&mut services, bound) + keep(&mut endpoints, bound);
+    let (mut services, endpoints) = rows(table, detail, bound);
+    let left_out = keep(&mut services, bound) + endpoints.left_out();
+    let endpoints = endpoints.rows();
     for metric in &METRICS {
         write(encoder, "service", metric, &services, labels)?;
     }
@@ -123,6 +169,15 @@ fn encode_bounded(
             })?;
         }
     }
+    let histograms = write_times(encoder, &services, HISTOGRAMS.min(bound))?;
+    let help = "Service ports with traffic that have no histograms of their own, because there are too many";
+    let gauge = ConstGauge::new(histograms as f64);
+    gauge.encode(encoder.encode_descriptor(
+        "service_histograms_left_out",
+        help,
+        None,
+        MetricType::Gauge,
+    )?)?;
     let help = "Service ports and endpoints that have no metrics of their own, because there are too many";
     let gauge = ConstGauge::new(left_out as f64);
     gauge.encode(encoder.encode_descriptor("service_metrics_left_out", help, None, MetricType::Gauge)?)
@@ -131,8 +186,8 @@ fn encode_bounded(
 fn labels(row: &Row) -> [(&'static str, &str); 4] {
     let ServicePortName { service, port, protocol } = &row.name;
     let protocol = match protocol {
-        sluice_model::Protocol::Tcp => "TCP",
-        sluice_model::Protocol::Udp => "UDP",
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
     };
     [("namespace", &service.namespace), ("service", &service.name), ("port", port), ("protocol", protocol)]
 }
@@ -159,26 +214,60 @@ fn write<'a, const N: usize>(
     Ok(())
 }
 
+/// Writes the histograms of those with the most connections; how many are left out.
+fn write_times(encoder: &mut DescriptorEncoder<'_>, rows: &[Row], bound: usize) -> Result<usize, fmt::Error> {
+    let mut timed: Vec<(&Row, &[Times; 2])> =
+        rows.iter().filter_map(|row| Some((row, row.times.as_deref()?))).collect();
+    let left_out = timed.len().saturating_sub(bound);
+    if left_out > 0 {
+        timed.sort_by_key(|(row, _)| Reverse(row.traffic.connections));
+        timed.truncate(bound);
+    }
+    let metrics = [
+        ("connect", "From the first attempt to connect until an endpoint has answered, of TCP"),
+        ("connection", "How long connections and flows lasted that have ended"),
+    ];
+    for (index, (of, help)) in metrics.into_iter().enumerate() {
+        let name = format!("service_{of}_duration_seconds");
+        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
+        for (row, times) in &timed {
+            // No flow is ever connecting.
+            if index > 0 || row.name.protocol == Protocol::Tcp {
+                encode_times(family.encode_family(&labels(row))?, &times[index])?;
+            }
+        }
+    }
+    Ok(left_out)
+}
+
 /// A row for each service port, both families together, and one for each of its endpoints where that is wanted; by name.
-fn rows(table: &Table, detail: Detail) -> (Vec<Row>, Vec<Row>) {
+fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
     let mut ports: BTreeMap<(ServicePortName, sluice_model::Family), Arc<ServicePort>> = BTreeMap::new();
     for route in table.routes() {
         let port = route.service_port();
         ports.entry((port.name().clone(), port.family())).or_insert_with(|| Arc::clone(port));
     }
-    let (mut services, mut endpoints): (Vec<Row>, Vec<Row>) = Default::default();
+    let mut services: Vec<Row> = Vec::new();
+    let mut endpoints = Endpoints { bound, seen: 0, busy: Vec::new(), idle: Vec::new() };
     for ((name, _), port) in ports {
         let (current, traffic) = port.endpoints_and_traffic();
+        let times = port.times_so_far();
+        let times = times.map(|times| Box::new([times.connecting.times(), times.lives.times()]));
         if detail == Detail::Endpoint {
-            endpoints.extend(current.iter().map(|upstream| Row {
-                name: name.clone(),
-                endpoint: Some(upstream.address().to_string()),
-                traffic: upstream.stats().traffic(),
-            }));
+            current.iter().for_each(|upstream| endpoints.add(&name, upstream));
         }
         match services.last_mut().filter(|row| row.name == name) {
-            Some(row) => row.traffic += traffic,
-            None => services.push(Row { name, endpoint: None, traffic }),
+            Some(row) => {
+                row.traffic += traffic;
+                row.times = match (row.times.take(), times) {
+                    (Some(mut sum), Some(times)) => {
+                        sum.iter_mut().zip(*times).for_each(|(sum, times)| *sum += times);
+                        Some(sum)
+                    }
+                    (one, other) => one.or(other),
+                };
+            }
+            None => services.push(Row { name, endpoint: None, traffic, times }),
         }
     }
     (services, endpoints)
@@ -197,13 +286,13 @@ fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use prometheus_client::collector::Collector;
     use prometheus_client::encoding::text;
     use prometheus_client::registry::Registry;
     use sluice_model::{
-        Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, ServicePort, SlicePort,
+        Change, Endpoint, EndpointSlice, Family, ObjectName, Service, ServicePort, SlicePort,
     };
     use sluice_table::{Client, FrontendKey, Origin, Writer, WriterConfig};
 
@@ -249,6 +338,7 @@ mod tests {
     fn slice(service: ObjectName, n: u32, endpoints: u32) -> EndpointSlice {
         let address = |m| Ipv4Addr::from_bits(0x0af4_0000 + n * endpoints + m).into();
         EndpointSlice {
+            last_change: None,
             name: service.clone(),
             service,
             family: Family::V4,
@@ -264,6 +354,9 @@ mod tests {
         let mut selection = route.select(client, Instant::now()).unwrap();
         let upstream = selection.next(Instant::now()).unwrap();
         drop(selection.connected(&upstream, Instant::now()));
+        let times = route.service_port().times();
+        times.connecting.add(Duration::from_millis(3));
+        times.lives.add(Duration::from_secs(3));
     }
 
     #[test]
@@ -276,9 +369,16 @@ mod tests {
         assert!(told.contains(&sum), "{told}");
         let own = format!("sluice_endpoint_connections_total{{{labels},endpoint=\"10.244.0.0:8080\"}} 1\n");
         assert!(told.contains(&own), "{told}");
+        let times = [
+            format!("sluice_service_connect_duration_seconds_bucket{{le=\"0.005\",{labels}}} 1\n"),
+            format!("sluice_service_connect_duration_seconds_bucket{{le=\"0.001\",{labels}}} 0\n"),
+            format!("sluice_service_connection_duration_seconds_sum{{{labels}}} 3.0\n"),
+        ];
+        times.iter().for_each(|line| assert!(told.contains(line), "{line} is not in\n{told}"));
         writer.apply(Change::Apply(slice(ObjectName::new("default", "web-0"), 7, 1).into()));
         let told = text_of(writer.table(), Detail::Endpoint, 10);
         assert!(told.contains(&sum) && !told.contains("10.244.0.0"), "{told}");
+        times.iter().for_each(|line| assert!(told.contains(line), "{line} is gone from\n{told}"));
         assert!(!text_of(writer.table(), Detail::Service, 10).contains("endpoint="));
         assert!(!text_of(writer.table(), Detail::Off, 10).contains("sluice_"));
     }
@@ -293,6 +393,12 @@ mod tests {
         assert_eq!(count("sluice_endpoint_connections_total{"), 2);
         assert!(told.contains(r#"service="web-3",port="http",protocol="TCP"} 1"#), "{told}");
         assert!(told.contains("sluice_service_metrics_left_out 6.0\n"), "{told}");
+        connect(writer.table(), 1);
+        connect(writer.table(), 1);
+        let told = text_of(writer.table(), Detail::Service, 1);
+        let histogram = "sluice_service_connection_duration_seconds_count{";
+        assert!(told.lines().any(|line| line.starts_with(histogram) && line.contains("web-1")), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 4.0\n"), "{told}");
         let told = text_of(writer.table(), Detail::Endpoint, 5);
         assert!(told.contains("sluice_service_metrics_left_out 0.0\n"), "{told}");
     }
@@ -301,6 +407,7 @@ mod tests {
     #[ignore = "a measurement: run it alone, in release mode, with --nocapture"]
     fn what_ten_thousand_services_cost() {
         let writer = table(10_000, 10);
+        (0..10_000).for_each(|n| connect(writer.table(), n));
         for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {
             let mut times: Vec<_> = (0..9)
                 .map(|_| {

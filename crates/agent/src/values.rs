@@ -1,5 +1,6 @@
 //! Values of flags as kube-proxy takes them, and people write them.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -17,6 +18,32 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         }
     };
     if duration > MAX { Err(format!("more than {} s", MAX.as_secs())) } else { Ok(duration) }
+}
+
+/// The same, but for none at all.
+pub(crate) fn some_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it is to be longer than nothing; leave it out for the default".to_owned()),
+        some => Ok(some),
+    }
+}
+
+/// One in so many, or none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample(pub Option<NonZeroU32>);
+
+/// `off`, `all` or `1/N`.
+pub(crate) fn sample(text: &str) -> Result<Sample, String> {
+    match text {
+        "off" => Ok(Sample(None)),
+        "all" => Ok(Sample(Some(NonZeroU32::MIN))),
+        _ => {
+            let one_in = text.strip_prefix("1/").and_then(|text| text.parse().ok());
+            one_in
+                .map(|one_in| Sample(Some(one_in)))
+                .ok_or("write off, all, or one in so many, as 1/100".into())
+        }
+    }
 }
 
 /// What Go takes for a boolean (`strconv.ParseBool`).
@@ -53,6 +80,23 @@ mod tests {
         for (text, wanted) in cases {
             assert_eq!(duration(text).ok(), wanted.map(Duration::from_millis), "{text}");
         }
+    }
+
+    #[test]
+    fn samples() {
+        let cases = [
+            ("off", Ok(None)),
+            ("all", Ok(Some(1))),
+            ("1/100", Ok(Some(100))),
+            ("1/0", Err(())),
+            ("100", Err(())),
+            ("2/3", Err(())),
+        ];
+        for (text, wanted) in cases {
+            let got = sample(text).map(|sample| sample.0.map(NonZeroU32::get)).map_err(drop);
+            assert_eq!(got, wanted, "{text}");
+        }
+        assert!(some_duration("0s").is_err() && some_duration("1s").is_ok());
     }
 
     #[test]

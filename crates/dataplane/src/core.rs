@@ -8,9 +8,11 @@ use mio::Registry;
 use sluice_model::Protocol;
 use sluice_table::{FrontendKey, Reader};
 
+use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
+use crate::throttle::Throttle;
 use crate::timers::Timers;
 use crate::token::SlotId;
 use crate::transparent::Marks;
@@ -21,6 +23,17 @@ pub(crate) enum TimerOwner {
     Session(SlotId),
     AcceptRetry,
     UdpHousekeeping,
+}
+
+/// How often what concerns single connections is said, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Says {
+    /// No endpoint answers.
+    pub(crate) unanswered: Throttle,
+    /// A connection to an endpoint cannot be started, nor a flow opened.
+    pub(crate) unstarted: Throttle,
+    /// A socket cannot be registered.
+    pub(crate) unregistered: Throttle,
 }
 
 /// What every part of a worker uses.
@@ -36,6 +49,11 @@ pub(crate) struct Core {
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.
     pub(crate) half_closed_idle: Duration,
+    /// Where connections that have ended are told of.
+    pub(crate) log: Option<ConnectionLog>,
+    /// Whether service ports count times of their own.
+    pub(crate) service_times: bool,
+    pub(crate) says: Says,
     /// The time at which the current turn of the loop began, or later: see [`Core::refresh`].
     pub(crate) now: Instant,
 }

@@ -7,6 +7,7 @@
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
 mod client;
+mod connection_log;
 mod core;
 mod descriptors;
 mod failure;
@@ -15,6 +16,7 @@ mod stats;
 mod tcp;
 #[cfg(test)]
 mod test_table;
+mod throttle;
 mod timers;
 mod token;
 mod transparent;
@@ -24,6 +26,7 @@ mod worker;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -34,10 +37,11 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
 pub use descriptors::raise_descriptor_limit;
-pub use stats::Stats;
+pub use stats::{AllTimes, Stats};
 pub use transparent::Marks;
 
 use client::Door;
+use connection_log::LogThread;
 use descriptors::{Descriptors, Permit};
 use local_ports::LocalPorts;
 use stats::WorkerStats;
@@ -62,6 +66,10 @@ pub struct Config {
     /// The marks of sockets, where a capture hands over packets (see [`Dataplane::open_captured`]);
     /// endpoints may then see clients' own addresses. Needs CAP_NET_ADMIN.
     pub marks: Option<Marks>,
+    /// One connection or flow in so many is told of in the log when it ends; none of them otherwise.
+    pub connection_log: Option<NonZeroU32>,
+    /// Whether times are counted for each service port, besides for all together.
+    pub service_times: bool,
 }
 
 impl Config {
@@ -80,6 +88,7 @@ impl Config {
 #[derive(Debug)]
 pub struct Dataplane {
     workers: Vec<WorkerHandle>,
+    log: Option<LogThread>,
     marks: Option<Marks>,
     /// What sockets of frontends on their own addresses may take.
     for_frontends: Arc<Descriptors>,
@@ -107,14 +116,16 @@ impl Dataplane {
     pub fn start(config: Config, table: &Table) -> io::Result<Self> {
         let descriptors = Descriptors::new(config.descriptors);
         let local_ports = LocalPorts::of_this_node();
+        let log = config.connection_log.map(connection_log::start).transpose()?;
+        let (log, thread) = log.unzip();
         let workers = (0..config.workers.max(1)).map(|number| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
             let (commands, receiver) = mpsc::channel();
             let stats = Arc::<WorkerStats>::default();
             let (reader, descriptors) = (table.reader(), Arc::clone(&descriptors));
-            let shared =
-                Shared { reader, stats: Arc::clone(&stats), descriptors, local_ports: local_ports.clone() };
+            let (log, local_ports) = (log.clone(), local_ports.clone());
+            let shared = Shared { reader, stats: Arc::clone(&stats), descriptors, local_ports, log };
             let worker = Worker::new(&config, poll, shared, receiver)?;
             let thread =
                 std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
@@ -122,7 +133,7 @@ impl Dataplane {
         });
         let workers = workers.collect::<io::Result<_>>()?;
         let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE, 0);
-        Ok(Self { workers, marks: config.marks, for_frontends, frontends: Mutex::default() })
+        Ok(Self { workers, log: thread, marks: config.marks, for_frontends, frontends: Mutex::default() })
     }
 
     /// How many workers there are: a frontend needs a socket for each.
@@ -210,6 +221,11 @@ impl Dataplane {
         Stats::sum(self.workers.iter().map(|worker| &*worker.stats))
     }
 
+    /// How long things took so far, over all workers.
+    pub fn times(&self) -> AllTimes {
+        AllTimes::sum(self.workers.iter().map(|worker| &*worker.stats))
+    }
+
     /// Whether every worker is still there. One that is not has lost its share of all connections.
     pub fn is_alive(&self) -> bool {
         !self.workers.iter().any(WorkerHandle::is_finished)
@@ -252,6 +268,7 @@ impl Drop for Dataplane {
                 tracing::error!("a worker panicked");
             }
         }
+        self.log.take().into_iter().for_each(LogThread::finish);
     }
 }
 
@@ -286,6 +303,8 @@ mod tests {
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             marks: None,
+            connection_log: None,
+            service_times: false,
         };
         let dataplane = Dataplane::start(config, writer.table()).unwrap();
         let frontend = |number| {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sluice_table::{Histogram, Times};
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)+) => {
         /// One worker's counters. Aligned so that workers do not share cache lines.
@@ -9,6 +11,7 @@ macro_rules! counters {
         #[repr(align(128))]
         pub(crate) struct WorkerStats {
             $(pub(crate) $name: Counter,)+
+            pub(crate) times: WorkerTimes,
         }
 
         /// The sum over all workers at one moment.
@@ -118,6 +121,59 @@ counters! {
     udp_dropped_waiting,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,
+    /// Connections and flows that were told of in the connection log.
+    connection_log_records,
+    /// Connections and flows that were not, because the log was not read fast enough.
+    connection_log_dropped,
+}
+
+/// How long things took on one worker.
+#[derive(Debug)]
+pub(crate) struct WorkerTimes {
+    /// From the first attempt to connect until an endpoint has answered.
+    pub(crate) tcp_connecting: Histogram,
+    /// Of TCP sessions, from the first attempt to connect to their end.
+    pub(crate) tcp_sessions: Histogram,
+    /// Of UDP flows, from the first datagram to the last one.
+    pub(crate) udp_flows: Histogram,
+}
+
+impl Default for WorkerTimes {
+    fn default() -> Self {
+        Self {
+            tcp_connecting: Histogram::of_connecting(),
+            tcp_sessions: Histogram::of_lives(),
+            udp_flows: Histogram::of_lives(),
+        }
+    }
+}
+
+/// How long things took on all workers, at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct AllTimes {
+    /// From the first attempt to connect until an endpoint has answered.
+    pub tcp_connecting: Times,
+    /// Of TCP sessions that have ended, from the first attempt to connect to their end.
+    pub tcp_sessions: Times,
+    /// Of UDP flows that have ended, from the first datagram to the last one.
+    pub udp_flows: Times,
+}
+
+impl AllTimes {
+    pub(crate) fn sum<'a>(workers: impl IntoIterator<Item = &'a WorkerStats>) -> Self {
+        let none = WorkerTimes::default();
+        let mut all = Self {
+            tcp_connecting: none.tcp_connecting.times(),
+            tcp_sessions: none.tcp_sessions.times(),
+            udp_flows: none.udp_flows.times(),
+        };
+        for WorkerStats { times, .. } in workers {
+            all.tcp_connecting += times.tcp_connecting.times();
+            all.tcp_sessions += times.tcp_sessions.times();
+            all.udp_flows += times.udp_flows.times();
+        }
+        all
+    }
 }
 
 /// A counter with one changing thread and any number of readers: what changes it needs no locked instruction.

@@ -29,6 +29,7 @@ pub(crate) fn add_service(
     for (n, endpoint) in endpoints.iter().enumerate() {
         writer.apply(Change::Apply(
             EndpointSlice {
+                last_change: None,
                 name: ObjectName::new("default", format!("{name}-{n}")),
                 service: ObjectName::new("default", name),
                 family: Family::of(endpoint.ip()),

@@ -17,7 +17,8 @@ use sluice_table::Reader;
 
 use crate::Config;
 use crate::client::Door;
-use crate::core::{Core, TimerOwner};
+use crate::connection_log::ConnectionLog;
+use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
+    pub(crate) log: Option<ConnectionLog>,
 }
 
 /// A worker before and while it runs.
@@ -98,7 +100,7 @@ impl Worker {
         shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let Shared { reader, stats, descriptors, local_ports } = shared;
+        let Shared { reader, stats, descriptors, local_ports, log } = shared;
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
@@ -108,6 +110,9 @@ impl Worker {
             local_ports,
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
+            log,
+            service_times: config.service_times,
+            says: Says::default(),
             now: Instant::now(),
         };
         let limits = FlowLimits::new(flow_capacity(config), config.client_share, config.udp_idle);
@@ -262,6 +267,8 @@ mod tests {
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             marks: None,
+            connection_log: None,
+            service_times: false,
         };
         let budget = |config: &Config| (udp_reserve(config), udp_descriptors(config));
         assert_eq!(budget(&config(1, 3_000)), (375, 2_000));

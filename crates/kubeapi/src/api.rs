@@ -15,7 +15,10 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
-/// Annotations that are read begin with this.
+/// When what led to a version of an EndpointSlice happened.
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// Annotations for Sluice begin with this.
 const ANNOTATIONS: &str = "sluice.dev/";
 
 /// A list that may be absent.
@@ -45,9 +48,14 @@ pub struct Meta<L> {
     pub annotations: Annotations,
 }
 
-/// Annotations for Sluice, without their prefix.
+/// Annotations that are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Annotations(pub BTreeMap<Arc<str>, Arc<str>>);
+pub struct Annotations {
+    /// Those for Sluice, without their prefix.
+    pub own: BTreeMap<Arc<str>, Arc<str>>,
+    /// Of an EndpointSlice, `endpoints.kubernetes.io/last-change-trigger-time`.
+    pub last_change: Option<String>,
+}
 
 /// The part of any object that names it.
 #[derive(Debug, Default, Deserialize)]
@@ -464,16 +472,21 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-        let mut annotations = BTreeMap::new();
+        let mut annotations = Annotations::default();
         while let Some(key) = map.next_key::<String>()? {
+            if key == LAST_CHANGE {
+                // It is for a measurement only: what is none is as good as absent.
+                annotations.last_change = Some(map.next_value::<OrDefault<String>>()?.0);
+                continue;
+            }
             match key.strip_prefix(ANNOTATIONS) {
                 Some(key) => {
                     let OrDefault(value) = map.next_value::<OrDefault<String>>()?;
-                    annotations.insert(key.into(), value.into());
+                    annotations.own.insert(key.into(), value.into());
                 }
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        Ok(Annotations(annotations))
+        Ok(annotations)
     }
 }

@@ -12,7 +12,7 @@
 //!   names are kept, to know after another list what is gone.
 //! * Nothing is handed over before Services and EndpointSlices are listed in full.
 //!
-//! [`has_node`] only looks, once.
+//! [`has_node`] only looks, once. [`EventWriter`] writes Events, for whoever has some.
 //!
 //! The requests are few and plain (list, watch), so they are made with reqwest directly: a kube client and
 //! watcher on top of it would have to be wrapped for each of 410 at the start of a watch, `Retry-After`,
@@ -37,6 +37,7 @@ mod names;
 mod reason;
 mod resource;
 mod transport;
+mod write;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub use health::{Health, ResourceHealth};
 pub use look::{LookError, has_node};
 pub use reason::Reason;
 pub use resource::Resource;
+pub use write::{EventError, EventWriter};
 
 use collect::collect;
 use follow::Follower;
@@ -65,6 +67,7 @@ const BATCHES_IN_FLIGHT: usize = 1;
 #[derive(Debug)]
 pub struct ApiserverSource {
     health: Arc<Health>,
+    transport: Arc<Transport>,
     _tasks: JoinSet<()>,
 }
 
@@ -95,6 +98,7 @@ impl ApiserverSource {
             tasks.spawn(follower.run());
         }
         let synced = Arc::clone(&health);
+        let for_events = Arc::clone(&transport);
         tasks.spawn(async move {
             let servers = transport.servers().await;
             let on_first = |changes: &[Change]| {
@@ -103,7 +107,12 @@ impl ApiserverSource {
             };
             collect(receiver, batches, on_first).await;
         });
-        Ok((Self { health, _tasks: tasks }, output))
+        Ok((Self { health, transport: for_events, _tasks: tasks }, output))
+    }
+
+    /// What writes Events there.
+    pub fn events(&self) -> EventWriter {
+        EventWriter::new(Arc::clone(&self.transport))
     }
 
     /// How it is doing.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::{Family, ObjectName, Protocol};
 
@@ -18,6 +19,18 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When what led to this version happened in the cluster: the annotation
+    /// `endpoints.kubernetes.io/last-change-trigger-time`.
+    pub last_change: Option<SystemTime>,
+}
+
+impl EndpointSlice {
+    /// Whether it says the same as another one, apart from when that came about.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self { name, service, family, ports, endpoints, last_change: _ } = self;
+        (name, service, family, ports, endpoints)
+            == (&other.name, &other.service, &other.family, &other.ports, &other.endpoints)
+    }
 }
 
 /// A port of an [`EndpointSlice`]: joined to the Service's port by name and protocol.

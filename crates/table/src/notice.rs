@@ -41,6 +41,26 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// The Service that it is about.
+    pub fn service(&self) -> &ObjectName {
+        match self {
+            Self::Conflict { claimant, .. } => &claimant.service,
+            Self::Loop { port, .. } | Self::ClusterIpEndpoint { port, .. } => &port.service,
+            Self::UnknownBalance { service, .. } => service,
+        }
+    }
+
+    /// What it is about, in one word.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Conflict { .. } => "FrontendConflict",
+            Self::Loop { .. } | Self::ClusterIpEndpoint { .. } => "EndpointLeftOut",
+            Self::UnknownBalance { .. } => "UnknownBalance",
+        }
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -15,7 +15,7 @@ use crate::balance::Balancer;
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
-use crate::{Balance, Client, SourceAddress, Traffic, Upstream};
+use crate::{Balance, Client, ServiceTimes, SourceAddress, Traffic, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -31,6 +31,8 @@ pub struct ServicePort {
     name: ServicePortName,
     family: Family,
     roster: Mutex<Roster>,
+    /// Made with the first connection that is timed.
+    times: OnceLock<Box<ServiceTimes>>,
 }
 
 /// Whom an endpoint is asked for.
@@ -70,6 +72,7 @@ impl ServicePort {
             name,
             family,
             roster: Mutex::default(),
+            times: OnceLock::new(),
         }
     }
 
@@ -103,6 +106,16 @@ impl ServicePort {
     pub fn endpoints_and_traffic(&self) -> (Vec<Arc<Upstream>>, Traffic) {
         let mut roster = self.roster();
         (roster.current().to_vec(), roster.traffic())
+    }
+
+    /// Where workers count how long connections take and last. It stays when endpoints leave.
+    pub fn times(&self) -> &ServiceTimes {
+        self.times.get_or_init(Box::default)
+    }
+
+    /// The same, if anything was ever counted there.
+    pub fn times_so_far(&self) -> Option<&ServiceTimes> {
+        self.times.get().map(|times| &**times)
     }
 
     /// The writer holds it while it changes endpoints, others for a look.

@@ -63,6 +63,7 @@ mod tests {
 
     fn parse_slice(name: &str, text: &str) -> (Arc<str>, EndpointSlice) {
         let mut slice = EndpointSlice {
+            last_change: None,
             name: ObjectName::new("default", name),
             service: ObjectName::new("default", "web"),
             family: Family::V4,

@@ -20,7 +20,7 @@ mod work;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
@@ -67,7 +67,14 @@ pub struct Writer {
     conflicts: BTreeMap<Frontend, Vec<Notice>>,
     notices: Vec<Notice>,
     work: Work,
+    /// When endpoints changed in the cluster, of changes that nobody has asked about since, by Service.
+    triggers: BTreeMap<ObjectName, Vec<SystemTime>>,
 }
+
+/// Services whose changes are timed at once at the most, and changes of each: enough for all that comes while the kernel
+/// is slow; what is beyond it is not measured.
+const TRIGGERS: usize = 10_000;
+const TRIGGERS_EACH: usize = 100;
 
 impl Writer {
     /// A writer of a new, empty table.
@@ -91,6 +98,7 @@ impl Writer {
             conflicts: BTreeMap::new(),
             notices: Vec::new(),
             work: Work::default(),
+            triggers: BTreeMap::new(),
         }
     }
 
@@ -211,17 +219,33 @@ impl Writer {
             self.delete_slice(&name);
         }
         let slices = &mut self.services.entry(owner.clone()).or_default().slices;
-        if slices.get(&name.name) != Some(&slice) {
+        if !slices.get(&name.name).is_some_and(|former| former.says_the_same(&slice)) {
+            if let Some(trigger) = slice.last_change
+                && self.triggers.len() < TRIGGERS
+            {
+                let triggers = self.triggers.entry(owner.clone()).or_default();
+                if triggers.len() < TRIGGERS_EACH {
+                    triggers.push(trigger);
+                }
+            }
             slices.insert(Arc::clone(&name.name), slice);
             self.slice_owners.insert(name, owner.clone());
             self.stale.insert(owner);
         }
     }
 
+    /// When those changes of endpoints happened in the cluster that were taken in since the last call, as far as slices say
+    /// so. As kube-proxy has it (`EndpointsChangeTracker`): a slice that says nothing new does not count, nor does what is
+    /// known of a Service when one of its slices goes, as no slice says when it went.
+    pub fn take_triggers(&mut self) -> Vec<SystemTime> {
+        std::mem::take(&mut self.triggers).into_values().flatten().collect()
+    }
+
     fn delete_slice(&mut self, name: &ObjectName) {
         let Some(owner) = self.slice_owners.remove(name) else { return };
         if let Some(state) = self.services.get_mut(&owner) {
             state.slices.remove(&name.name);
+            self.triggers.remove(&owner);
             self.stale.insert(owner);
         }
     }

@@ -48,6 +48,7 @@ fn service(n: u16) -> Service {
 fn slice(n: u16) -> EndpointSlice {
     let endpoint = |i| Endpoint { node: Some("here".into()), ..Endpoint::ready([10, 0, 0, i].into()) };
     EndpointSlice {
+        last_change: None,
         name: ObjectName::new("default", "web-a"),
         service: ObjectName::new("default", "web"),
         family: Family::V4,

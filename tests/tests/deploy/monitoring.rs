@@ -85,9 +85,13 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
     };
     let (is_good, said) = run(&["check", "rules"], "rules.json", &rules());
     assert!(is_good, "{said}");
-    assert!(said.contains("15 rules found"), "{said}");
+    assert!(said.contains("16 rules found"), "{said}");
 
     let series = |name: &str, values: &str| json!({ "series": format!("{name}{{job=\"sluice\",node=\"n\"}}"), "values": values });
+    let bucket = |le: &str, values: &str| {
+        let name = "kubeproxy_network_programming_duration_seconds_bucket";
+        json!({ "series": format!("{name}{{job=\"sluice\",node=\"n\",le=\"{le}\"}}"), "values": values })
+    };
     // Name, what is seen each minute, and whether there is an alert after 20 minutes.
     let cases = [
         ("SluiceDown", vec![series("up", "0x20")], true),
@@ -97,6 +101,16 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "30x20")], false),
         ("SluiceNftablesFailing", vec![series("sluice_nftables_failures_total", "0+1x20")], true),
         ("SluiceNftablesFailing", vec![series("sluice_nftables_failures_total", "7x20")], false),
+        (
+            "SluiceEndpointsLate",
+            vec![bucket("30.0", "0+1x20"), bucket("60.0", "0+9x20"), bucket("+Inf", "0+9x20")],
+            true,
+        ),
+        (
+            "SluiceEndpointsLate",
+            vec![bucket("30.0", "0+9x20"), bucket("60.0", "0+9x20"), bucket("+Inf", "0+9x20")],
+            false,
+        ),
         (
             "SluiceEndpointsFail",
             vec![

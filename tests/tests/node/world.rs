@@ -41,6 +41,8 @@ impl World {
             client_share: Config::CLIENT_SHARE,
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
+            connection_log: None,
+            service_times: true,
             marks: None,
         };
         let capture = CaptureConfig::Tproxy(tproxy::Config {
@@ -50,7 +52,7 @@ impl World {
             track: false,
             bridge_netfilter_off: true,
         });
-        let mut config = ProxyConfig { table, dataplane, capture, node_ports: NodePortAddresses::Primary };
+        let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
         change(&mut config);
         // Threads and programs that are started there stay there.
         let proxy = lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");
@@ -137,6 +139,7 @@ pub fn service(number: u8, policy: TrafficPolicy) -> Service {
 /// Ready endpoints of a Service: pods with the nodes that they are on; one slice a family.
 pub fn slices(number: u8, endpoints: &[(&Host, &str)]) -> Vec<Change> {
     let slice = |family| EndpointSlice {
+        last_change: None,
         name: ObjectName::new("default", format!("s{number}-{family}")),
         service: name(number),
         family,

@@ -115,6 +115,8 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         }
         "capture" => ("bind", "bind"),
         "serviceMetrics" => ("endpoint", "endpoint"),
+        "connectionLog" => ("1/100", "1/100"),
+        "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
         _ => match kind {
             Kind::Text => ("some", "some"),
@@ -185,10 +187,10 @@ fn every_flag_has_an_effect_or_is_named_in_the_one_warning() {
             }
         }
     }
-    let args = parse("-v=4 --conntrack-min 0 --iptables-sync-period 30s --profiling").unwrap();
+    let args = parse("-v=4 --conntrack-min 0 --iptables-sync-period 30s --vmodule a=2").unwrap();
     assert_eq!(args.v, Some(4));
     let named = args.said.named.unwrap();
-    assert!(named.contains("--profiling (") && !named.contains("conntrack-min"), "{named}");
+    assert!(named.contains("--vmodule (") && !named.contains("conntrack-min"), "{named}");
     assert!(parse("--conntrack-min some").is_err() && parse("--proxy-mode userspace").is_err());
 }
 

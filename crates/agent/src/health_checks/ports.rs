@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::answer::answer;
+use crate::events::Events;
 use crate::http_server::{self, Connections, Settings};
 
 /// Pause before a port that could not be had is tried again: people wait for what is in the way to go.
@@ -21,6 +22,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Failures that are said one by one when many come at once, as where kube-proxy still has all ports.
 const COMPLAINTS_AT_ONCE: usize = 20;
+
+/// The reason that kube-proxy has in its Events.
+const FAILED: &str = "FailedToStartServiceHealthcheck";
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -35,6 +39,7 @@ pub(super) type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;
 /// The ports.
 pub(super) struct Ports {
     connections: Connections,
+    events: Events,
     healthy: Healthy,
     ports: BTreeMap<SocketAddr, Port>,
     /// The list that [`Ports::ports`] was made from: another one is another allocation.
@@ -70,9 +75,10 @@ impl Drop for Server {
 
 impl Ports {
     /// None so far.
-    pub(super) fn new(connections: Connections, healthy: Healthy) -> Self {
+    pub(super) fn new(connections: Connections, events: Events, healthy: Healthy) -> Self {
         Self {
             connections,
+            events,
             healthy,
             ports: BTreeMap::new(),
             checks: Arc::default(),
@@ -105,7 +111,9 @@ impl Ports {
             self.addresses = addresses.to_vec();
             let (wanted, conflicts) = wanted(checks, addresses);
             for (service, port, owner) in conflicts.difference(&self.conflicts) {
-                warn!("no health check of {service}: its port {port} is that of {owner}; give it another");
+                let what = format!("its port {port} is that of {owner}; give it another");
+                warn!(%service, "no health check of {service}: {what}");
+                self.events.warn(service, FAILED, "Listen", format!("no health check: {what}"));
             }
             self.conflicts = conflicts;
             self.ports.retain(|address, port| {
@@ -167,12 +175,18 @@ impl Ports {
                 let reason = error.raw_os_error();
                 if failed_before != Some(reason) {
                     self.complaints += 1;
-                    let mend = mend(reason);
+                    let what = format!("{error}: {}", mend(reason));
                     if self.complaints <= COMPLAINTS_AT_ONCE {
-                        warn!("no health check of {service} on {address}: {error}: {mend}");
+                        warn!(%service, "no health check of {service} on {address}: {what}");
                     } else {
-                        debug!("no health check of {service} on {address}: {error}: {mend}");
+                        debug!(%service, "no health check of {service} on {address}: {what}");
                     }
+                    self.events.warn(
+                        service,
+                        FAILED,
+                        "Listen",
+                        format!("no health check on {address}: {what}"),
+                    );
                 }
                 State::Failed { reason, retry_at: now + RETRY }
             }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::*;
+use crate::events::Events;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -57,7 +58,9 @@ impl World {
         let writer = Writer::new(WriterConfig::new("here"));
         let healthy = Arc::new(AtomicBool::new(true));
         let asked = Arc::clone(&healthy);
-        let checks = HealthChecks::start(writer.table().clone(), move || asked.load(Ordering::Relaxed));
+        let checks = HealthChecks::start(writer.table().clone(), Events::default(), move || {
+            asked.load(Ordering::Relaxed)
+        });
         checks.update(addresses.to_vec());
         Self { writer, checks, healthy }
     }
@@ -97,6 +100,7 @@ impl World {
         });
         self.apply(Change::Apply(
             EndpointSlice {
+                last_change: None,
                 name: ObjectName::new("default", format!("{name}-{family:?}")),
                 service: ObjectName::new("default", name),
                 family,

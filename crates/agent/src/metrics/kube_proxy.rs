@@ -35,6 +35,10 @@ impl KubeProxy {
         let name = "kubeproxy_sync_proxy_rules_duration_seconds";
         let help = "How long it took to take changes of frontends to the kernel";
         durations.encode(encoder.encode_descriptor(name, help, None, durations.metric_type())?)?;
+        let network = self.0.health.programming().network_durations();
+        let name = "kubeproxy_network_programming_duration_seconds";
+        let help = "From a change of endpoints in the cluster until it has taken effect here";
+        network.encode(encoder.encode_descriptor(name, help, None, network.metric_type())?)?;
         let numbers = self.0.health.programming().numbers();
         let seconds = |time: Option<Timestamp>| time.map_or(0.0, |time| time.as_duration().as_secs_f64());
         let help = "When changes last took effect, in seconds since 1970";

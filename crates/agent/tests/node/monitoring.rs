@@ -46,11 +46,18 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
         metrics = lab.node().ns.run(scrape).unwrap_or_default();
         metrics.starts_with("HTTP/1.1 200")
     });
-    let told: BTreeSet<&str> = metrics
+    // A histogram of a Service's is there with its first connection, and described from the start.
+    let histograms: Vec<String> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" histogram"))
+        .map(|name| format!("{name}_bucket"))
+        .collect();
+    let mut told: BTreeSet<&str> = metrics
         .lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.split([' ', '{']).next())
         .collect();
+    told.extend(histograms.iter().map(String::as_str));
     for (what, text) in [("alert", ALERTS), ("panel", DASHBOARD)] {
         let asked = asked(text);
         assert!(asked.len() > 10, "{asked:?}");

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use sluice_testbed::apiserver::{Apiserver, Builder};
 use tempfile::TempDir;
 
-use crate::common::{Agent, address, ask, backend, free_port, get, service, slice, until};
+use crate::common::{Agent, address, ask, backend, free_port, get, get_as, service, slice, until};
 
 /// An apiserver for Services on loopback, and the kubeconfig to reach it.
 pub(crate) struct Cluster {
@@ -148,11 +148,30 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
         "rest_client_requests_total{code=\"200\",host=\"",
         "\nprocess_cpu_seconds_total ",
-        "# EOF\n",
+        "# TYPE sluice_tcp_connect_duration_seconds histogram\n",
+        "\nsluice_tcp_connect_duration_seconds_count 1\n",
+        "# TYPE sluice_tcp_established_total counter\n",
+        "kubeproxy_network_programming_duration_seconds_count 0\n",
     ] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
-    assert_eq!(text.matches("# EOF").count(), 1);
+    assert!(text.contains("content-type: text/plain; version=0.0.4") && !text.contains("# EOF"), "{text}");
+    let openmetrics = get_as(metrics, "/metrics", "application/openmetrics-text;version=1.0.0,*/*;q=0.1");
+    assert!(openmetrics.contains("# TYPE sluice_tcp_established counter\n"), "{openmetrics}");
+    assert!(openmetrics.ends_with("# EOF\n") && openmetrics.matches("# EOF").count() == 1);
+
+    until("the session's end is measured", || {
+        get("/metrics").contains("\nsluice_tcp_session_duration_seconds_count 1\n")
+    });
+    // What led to a change of endpoints happened a while ago, but after the start.
+    let now = jiff::Timestamp::now();
+    let labels = "  labels:\n";
+    let annotation = "endpoints.kubernetes.io/last-change-trigger-time";
+    let annotated = format!("  annotations:\n    {annotation}: \"{now}\"\n{labels}");
+    cluster.kubectl("replace -f -", &slice("web", &[backend(2)]).replace(labels, &annotated));
+    until("the change is measured", || {
+        get("/metrics").contains("kubeproxy_network_programming_duration_seconds_count 1\n")
+    });
     let last =
         text.lines().find(|line| line.starts_with("kubeproxy_sync_proxy_rules_last_timestamp_seconds "));
     let last: f64 = last.unwrap().split(' ').nth(1).unwrap().parse().unwrap();

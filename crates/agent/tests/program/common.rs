@@ -75,9 +75,15 @@ pub(crate) fn ask(frontend: SocketAddr) -> std::io::Result<u8> {
 
 /// What an HTTP server answers, head and body.
 pub(crate) fn get(server: SocketAddr, path: &str) -> String {
+    get_as(server, path, "*/*")
+}
+
+/// The same, in a form that is asked for.
+pub(crate) fn get_as(server: SocketAddr, path: &str, accept: &str) -> String {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\nconnection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

@@ -90,9 +90,11 @@ fn a_file_that_changes_is_followed_and_a_bad_one_is_not() {
     assert!(line.contains("line 7: sluice.graceperiod") && line.contains("gracePeriod is meant?"), "{line}");
     assert_eq!(ask(frontend).unwrap(), 1);
 
-    put("  gracePeriod: 1s\n  workers: 1\nlogging: {verbosity: 4}\nenableProfiling: true\n");
-    let named = agent.wait_for("enableProfiling");
-    assert!(named.contains("not offered: enableProfiling") && named.contains("ipvs.scheduler"), "{named}");
+    put(
+        "  gracePeriod: 1s\n  workers: 1\nlogging: {verbosity: 4, vmodule: [{filePattern: a, verbosity: 2}]}\n",
+    );
+    let named = agent.wait_for("logging.vmodule");
+    assert!(named.contains("not offered: logging.vmodule") && named.contains("ipvs.scheduler"), "{named}");
     let line = agent.wait_for("take effect only when");
     assert!(line.contains("again: --workers"), "{line}");
     let line = agent.wait_for("these take effect: ");

@@ -251,8 +251,11 @@ impl TcpRelay {
                 return socket::close(stream, Ending::Reset);
             }
         };
-        let (client, now) = (Peer::accepted(stream), core.now);
-        let id = self.sessions.insert_with(|id| Session::new(id, client, address, selection, permit, now));
+        let trace = core.log.as_ref().and_then(|log| log.choose(frontend));
+        // Others of the same batch may have taken a while.
+        let (client, now) = (Peer::accepted(stream), core.refresh());
+        let new = |id| Session::new(id, client, address, selection, trace, permit, now);
+        let id = self.sessions.insert_with(new);
         core.stats.tcp_active.add(1);
         self.clients.add(address.ip());
         let Some(session) = self.sessions.get_mut(id) else { return };
@@ -286,10 +289,10 @@ impl TcpRelay {
                     self.ready.push_back(Ready::Session(id));
                 }
             }
-            Step::End(ending) => {
+            Step::End(end) => {
                 if let Some(session) = self.sessions.remove(id) {
                     self.clients.remove(session.client().ip());
-                    session.end(ending, core);
+                    session.end(end, core);
                     core.stats.tcp_active.sub(1);
                     self.resume_accepting();
                 }

@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use sluice_model::Protocol;
-use sluice_table::{Lease, Selection, Upstream};
+use sluice_table::{Lease, Selection, ServicePort, Upstream};
 
 use super::connect::{Attempts, Failure, Overdue};
 use super::direction::{Direction, Pump, Pumped, Tools};
 use super::peer::Peer;
 use super::socket::{self, Ending};
+use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::timers::TimerId;
@@ -59,7 +60,7 @@ pub(crate) enum Step {
     /// It has more to do and wants another turn.
     Again,
     /// It is over.
-    End(Ending),
+    End(End),
 }
 
 /// The two ends of a session.
@@ -80,6 +81,10 @@ pub(crate) struct Session {
     client: SocketAddr,
     state: State,
     deadline: Option<TimerId>,
+    /// When the first attempt to connect began.
+    began: Instant,
+    /// Of one that is told of in the log.
+    trace: Option<Box<Trace>>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
     _permit: Permit,
@@ -103,6 +108,7 @@ struct Relaying {
     to_upstream: Direction,
     to_downstream: Direction,
     lease: Lease,
+    service: Arc<ServicePort>,
     /// Who was reset first, if anyone, and when that was noticed.
     reset: Option<(Side, Instant)>,
     /// Something of the client's was passed on.
@@ -119,12 +125,14 @@ impl Session {
         downstream: Peer,
         client: SocketAddr,
         selection: Selection,
+        trace: Option<Box<Trace>>,
         permit: Permit,
         now: Instant,
     ) -> Self {
         let attempts = Attempts::new(selection, now);
         let state = State::Connecting(Connecting { attempts, current: None });
-        Self { id, downstream, client, state, deadline: None, is_queued: false, _permit: permit }
+        let (deadline, is_queued) = (None, false);
+        Self { id, downstream, client, state, deadline, began: now, trace, is_queued, _permit: permit }
     }
 
     /// The client's address.
@@ -149,7 +157,7 @@ impl Session {
         match (&self.state, side) {
             (State::Connecting(_), Side::Downstream) if event.is_error() || event.is_write_closed() => {
                 context.core.stats.tcp_client_gone.add(1);
-                Step::End(Ending::Reset)
+                Step::End(End::ClientGone)
             }
             (State::Connecting(_), Side::Downstream) => Step::Wait,
             (State::Connecting(_), Side::Upstream) => self.check_connect(context),
@@ -177,7 +185,7 @@ impl Session {
             relaying.is_half_closed().then(|| relaying.last_moved + context.core.half_closed_idle);
         if idle_until.is_some_and(|until| until <= now) {
             context.core.stats.tcp_half_closed_timeouts.add(1);
-            return Step::End(Ending::Reset);
+            return Step::End(End::HalfClosed);
         }
         if let Some(next) = idle_until.into_iter().chain(relaying.settles).min() {
             self.set_deadline(next, context);
@@ -188,7 +196,7 @@ impl Session {
     /// Moves what can be moved, both ways.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Step {
         let State::Relaying(relaying) = &mut self.state else { return Step::Wait };
-        let step = relaying.pump(&mut self.downstream, context);
+        let step = relaying.pump(&mut self.downstream, self.trace.as_deref_mut(), context);
         if step == Step::Wait {
             let now = context.core.now;
             let deadline = if relaying.reset.is_some() {
@@ -217,16 +225,27 @@ impl Session {
             watched = watched.and(upstream);
         }
         let error = watched.err()?;
-        tracing::warn!(%error, "cannot register a connection with epoll");
+        if let Some(left_out) = context.core.says.unregistered.admit(context.core.now) {
+            tracing::warn!(client = %self.client, %error, left_out, "cannot register a connection with epoll");
+        }
         context.core.stats.tcp_over_limit.add(1);
-        Some(Step::End(Ending::Reset))
+        Some(Step::End(End::ThisNode))
     }
 
     /// Closes both sockets.
-    pub(crate) fn end(self, ending: Ending, core: &mut Core) {
+    pub(crate) fn end(mut self, end: End, core: &mut Core) {
         if let Some(deadline) = self.deadline {
             core.timers.cancel(deadline);
         }
+        let lasted = core.now.saturating_duration_since(self.began);
+        if let State::Relaying(relaying) = &self.state {
+            core.stats.times.tcp_sessions.add_alone(lasted);
+            if core.service_times {
+                relaying.service.times().lives.add(lasted);
+            }
+        }
+        self.tell(end, lasted, core);
+        let ending = if end == End::Closed { Ending::Clean } else { Ending::Reset };
         socket::close(self.downstream.stream, ending);
         match self.state {
             State::Connecting(Connecting { current: Some((peer, _)), .. }) => {
@@ -235,6 +254,25 @@ impl Session {
             State::Connecting(_) => {}
             State::Relaying(relaying) => socket::close(relaying.upstream.stream, ending),
         }
+    }
+
+    /// Tells the log of it, if it is one of those that it is told of.
+    fn tell(&mut self, end: End, duration: Duration, core: &Core) {
+        let (Some(log), Some(trace)) = (&core.log, self.trace.take()) else { return };
+        let (service, endpoint) = match &self.state {
+            State::Connecting(connecting) => (connecting.attempts.selection().service_port(), None),
+            State::Relaying(relaying) => (&relaying.service, Some(relaying.lease.address())),
+        };
+        let record = Record {
+            protocol: Protocol::Tcp,
+            client: self.client,
+            service: Arc::clone(service),
+            endpoint,
+            duration,
+            end,
+            trace: *trace,
+        };
+        log.put(record, &core.stats);
     }
 
     fn set_deadline(&mut self, at: Instant, context: &mut Context<'_>) {
@@ -251,7 +289,7 @@ impl Session {
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let failed = match start_connect(self.id, &upstream, local, context) {
+            let failed = match start_connect(self.id, (self.client, &upstream), local, context) {
                 Ok(peer) => {
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
@@ -272,13 +310,17 @@ impl Session {
             }
         }
         let stats = &context.core.stats;
-        if matches!(failure, Some(Failure::OfThisNode | Failure::NoPort)) {
+        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort));
+        if is_ours {
             stats.tcp_over_limit.add(1);
         } else {
             stats.tcp_all_endpoints_failed.add(1);
         }
-        tracing::debug!(service = %connecting.attempts.selection().service_port().name(), "no endpoint answers");
-        Step::End(Ending::Reset)
+        if let Some(left_out) = context.core.says.unanswered.admit(context.core.now) {
+            let service = connecting.attempts.selection().service_port().name();
+            tracing::debug!(client = %self.client, %service, left_out, "no endpoint answers");
+        }
+        Step::End(if is_ours { End::ThisNode } else { End::NoEndpoint })
     }
 
     /// The socket under way has something to say: connected, or failed.
@@ -335,11 +377,22 @@ impl Session {
         let now = context.core.now;
         let lease = connecting.attempts.connected(&endpoint, now);
         context.core.stats.tcp_established.add(1);
+        let service = Arc::clone(connecting.attempts.selection().service_port());
+        // Of the time at which it is known, not of that at which the worker's turn began.
+        let took = context.core.refresh().saturating_duration_since(self.began);
+        context.core.stats.times.tcp_connecting.add_alone(took);
+        if context.core.service_times {
+            service.times().connecting.add(took);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.connect = Some(took);
+        }
         self.state = State::Relaying(Relaying {
             upstream,
             to_upstream: Direction::default(),
             to_downstream: Direction::default(),
             lease,
+            service,
             reset: None,
             has_client_spoken: false,
             last_moved: now,
@@ -360,7 +413,7 @@ impl Session {
 /// this node answer within connect(2).
 fn start_connect(
     id: SlotId,
-    upstream: &Upstream,
+    (client, upstream): (SocketAddr, &Upstream),
     local: Local,
     context: &mut Context<'_>,
 ) -> Result<Peer, Failure> {
@@ -368,19 +421,21 @@ fn start_connect(
         return Err(Failure::Refused);
     }
     let stream = socket::connect(upstream.address(), local, &context.core.local_ports)
-        .map_err(|error| cannot_start(upstream, &error))?;
+        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
     if socket::is_connected(&stream) {
         let is_itself = socket::is_self_connected(&stream, upstream.address(), &context.core.local_ports);
         return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
     }
     let mut peer = Peer::connecting(stream);
     peer.watch_all(&context.core.registry, Source::Upstream(id).token())
-        .map_err(|error| cannot_start(upstream, &error))?;
+        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
     Ok(peer)
 }
 
-fn cannot_start(upstream: &Upstream, error: &io::Error) -> Failure {
-    tracing::debug!(endpoint = %upstream.address(), %error, "cannot start to connect");
+fn cannot_start(client: SocketAddr, upstream: &Upstream, error: &io::Error, core: &mut Core) -> Failure {
+    if let Some(left_out) = core.says.unstarted.admit(core.now) {
+        tracing::debug!(%client, endpoint = %upstream.address(), %error, left_out, "cannot start to connect");
+    }
     Failure::to_start(error)
 }
 
@@ -393,12 +448,17 @@ impl Relaying {
         self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
     }
 
-    fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
+    fn pump(
+        &mut self,
+        downstream: &mut Peer,
+        mut trace: Option<&mut Trace>,
+        context: &mut Context<'_>,
+    ) -> Step {
         let mut pumped = [Pumped::Waiting; 2];
         // Twice at most: what is found out about one direction may change what the other is to do.
         for _ in 0..2 {
             let reset_before = self.reset;
-            pumped = self.pump_both(downstream, context);
+            pumped = self.pump_both(downstream, trace.as_deref_mut(), context);
             if self.reset == reset_before {
                 break;
             }
@@ -417,20 +477,28 @@ impl Relaying {
             };
             return if is_over || context.core.now >= since + RESET_GRACE {
                 context.core.stats.tcp_resets.add(1);
-                Step::End(Ending::Reset)
+                Step::End(match side {
+                    Side::Downstream => End::ClientReset,
+                    Side::Upstream => End::EndpointReset,
+                })
             } else {
                 Step::Wait
             };
         }
         match pumped {
-            [Pumped::Finished, Pumped::Finished] => Step::End(Ending::Clean),
+            [Pumped::Finished, Pumped::Finished] => Step::End(End::Closed),
             [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,
             _ => Step::Wait,
         }
     }
 
     /// Pumps the directions that are alive and notes which side was reset.
-    fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
+    fn pump_both(
+        &mut self,
+        downstream: &mut Peer,
+        mut trace: Option<&mut Trace>,
+        context: &mut Context<'_>,
+    ) -> [Pumped; 2] {
         let (stats, now) = (&*context.core.stats, context.core.now);
         let mut pump =
             Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, reset: false, is_last: false };
@@ -441,6 +509,9 @@ impl Relaying {
             pump.reset = reset_side == Some(Side::Downstream);
             pump.is_last = self.to_downstream.is_finished();
             let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
+            if let Some(trace) = &mut trace {
+                trace.bytes_from_client += bytes as u64;
+            }
             self.note(Side::Downstream, outcome, bytes, downstream, now);
             pumped[0] = outcome;
         }
@@ -448,6 +519,9 @@ impl Relaying {
             pump.reset = reset_side == Some(Side::Upstream);
             pump.is_last = self.to_upstream.is_finished();
             let (outcome, bytes) = self.to_downstream.pump(&mut self.upstream, downstream, &mut pump);
+            if let Some(trace) = &mut trace {
+                trace.bytes_to_client += bytes as u64;
+            }
             self.note(Side::Upstream, outcome, bytes, downstream, now);
             pumped[1] = outcome;
         }

@@ -442,6 +442,11 @@ impl<U> Flow<U> {
         self.key
     }
 
+    /// From its first datagram to its last one.
+    pub(crate) fn lasted(&self) -> Duration {
+        self.last_used.saturating_duration_since(self.opened)
+    }
+
     fn class(&self) -> Class {
         match (self.datagrams, self.replies) {
             (_, 0) => Class::Unanswered,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
+use sluice_model::Protocol;
 use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
@@ -29,6 +30,7 @@ use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use super::waiting::{self, Waiting};
 use crate::client::Door;
+use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
 use crate::token::{SlotId, Slots, Source};
@@ -121,6 +123,8 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
+    /// Of a flow that is told of in the log.
+    trace: Option<Box<Trace>>,
     _ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
@@ -372,10 +376,38 @@ fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
     core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
+    let lasted = ended.flow.lasted();
+    core.stats.times.udp_flows.add_alone(lasted);
+    if core.service_times {
+        ended.flow.upstream.route.service_port().times().lives.add(lasted);
+    }
+    tell(&ended, lasted, core);
     match ended.cause {
         Cause::Idle => core.stats.udp_flows_expired.add(1),
         Cause::Evicted => core.stats.udp_flows_evicted.add(1),
         Cause::OverShare => core.stats.udp_flows_over_share.add(1),
         Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
     }
+}
+
+/// Tells the log of a flow, if it is one of those that it is told of.
+fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
+    let link = &ended.flow.upstream;
+    let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };
+    let end = match ended.cause {
+        Cause::Idle => End::Idle,
+        Cause::Evicted | Cause::OverShare => End::MadeRoom,
+        Cause::Gone | Cause::Closed => End::EndpointGone,
+        Cause::Replaced => End::Replaced,
+    };
+    let record = Record {
+        protocol: Protocol::Udp,
+        client: ended.flow.key().client,
+        service: Arc::clone(link.route.service_port()),
+        endpoint: Some(link.lease.address()),
+        duration,
+        end,
+        trace: Trace::clone(trace),
+    };
+    log.put(record, &core.stats);
 }

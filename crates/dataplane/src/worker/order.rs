@@ -39,6 +39,8 @@ impl World {
             client_share: 100,
             udp_idle: Config::UDP_IDLE,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
+            connection_log: None,
+            service_times: true,
             marks: None,
         };
         let writer = Writer::new(WriterConfig::new("here"));
@@ -48,6 +50,7 @@ impl World {
             stats: Arc::default(),
             descriptors: Descriptors::new(config.descriptors),
             local_ports: LocalPorts::of_this_node(),
+            log: None,
         };
         let worker = Worker::new(&config, Poll::new().unwrap(), shared, receiver).unwrap();
         Self { worker, events: Events::with_capacity(EVENTS), writer, _commands: commands }

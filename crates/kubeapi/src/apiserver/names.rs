@@ -71,7 +71,15 @@ mod tests {
         };
         let name = || ObjectName::new("namespace", "name");
         let (ports, endpoints) = (Vec::new(), vec![endpoint]);
-        EndpointSlice { name: name(), service: name(), family: Family::V4, ports, endpoints }.into()
+        EndpointSlice {
+            name: name(),
+            service: name(),
+            family: Family::V4,
+            ports,
+            endpoints,
+            last_change: None,
+        }
+        .into()
     }
 
     fn node(object: &Object) -> &Arc<str> {

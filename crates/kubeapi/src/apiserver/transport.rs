@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -56,6 +56,17 @@ struct Session {
     left_first: Option<Instant>,
     /// What was wrong with the files when they were last read again.
     problem: Option<ConfigError>,
+}
+
+/// A request that changes something.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) method: Method,
+    /// Below the apiserver's address.
+    pub(super) path: String,
+    /// What the body is.
+    pub(super) kind: &'static str,
+    pub(super) body: Bytes,
 }
 
 /// A request that is ready to go.
@@ -126,6 +137,52 @@ impl Transport {
         }
     }
 
+    /// Sends a request that changes something; as [`Transport::get`] it tries every apiserver once, and other credentials.
+    ///
+    /// # Errors
+    /// There is no answer with a status of success. 403 and 404 are a [`Reason::Status`].
+    pub(super) async fn write(&self, write: &Write) -> Result<(), Failure> {
+        let mut tried = 0;
+        let mut refreshed = false;
+        loop {
+            let ready = self.prepare().await?;
+            let Err(failure) = self.send_write(&ready, write).await else { return Ok(()) };
+            if failure.reason == Reason::Unauthorized {
+                if !std::mem::replace(&mut refreshed, true) && self.refresh(ready.generation).await {
+                    continue;
+                }
+                return Err(failure);
+            }
+            tried += 1;
+            if !self.give_up(ready.index, &failure.reason).await || tried >= ready.servers {
+                return Err(failure);
+            }
+        }
+    }
+
+    async fn send_write(&self, ready: &Ready, write: &Write) -> Result<(), Failure> {
+        let server = name(&ready.server.url);
+        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
+        let mut url = ready.server.base.clone();
+        url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), write.path));
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(write.kind));
+        headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
+        let request = ready.server.http.request(write.method.clone(), url).headers(headers);
+        let limit = self.config.timing.answer;
+        let response = match timeout(limit, request.body(write.body.clone()).send()).await {
+            Err(_) => return Err(failed(Reason::Silent(limit))),
+            Ok(Err(error)) => return Err(failed(reason::of_transport(&error))),
+            Ok(Ok(response)) => response,
+        };
+        let answer = Answer { response, server, index: ready.index };
+        if answer.response.status().is_success() {
+            return Ok(());
+        }
+        Err(answer.into_failure(None, limit).await)
+    }
+
     async fn send(
         &self,
         ready: &Ready,
@@ -159,7 +216,7 @@ impl Transport {
                 Some(what) => Err(answer.failure(Reason::NotUnderstood(what))),
             };
         }
-        Err(answer.into_failure(resource, limit).await)
+        Err(answer.into_failure(Some(resource), limit).await)
     }
 
     /// Another apiserver may do better than this one. Returns whether there is one.
@@ -366,7 +423,7 @@ impl Answer {
     }
 
     /// What an answer with another status than 200 means.
-    async fn into_failure(mut self, resource: Resource, limit: Duration) -> Failure {
+    async fn into_failure(mut self, resource: Option<Resource>, limit: Duration) -> Failure {
         let status = self.response.status();
         let header = self.response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         // The other form, a date, is not what apiservers send.
@@ -379,7 +436,12 @@ impl Answer {
         }
         let said: decode::Status = serde_json::from_slice(&body).unwrap_or_default();
         let retry_after = header.or_else(|| said.details.as_ref().and_then(|details| details.retry_after));
-        let mut failure = self.failure(of_status(resource, status.as_u16(), &said.message));
+        let reason = match (resource, status) {
+            (None, StatusCode::FORBIDDEN) => Reason::Status(403, reason::one_line(&said.message)),
+            (None, status) => of_code(status.as_u16(), &said.message),
+            (Some(resource), status) => of_status(resource, status.as_u16(), &said.message),
+        };
+        let mut failure = self.failure(reason);
         failure.retry_after = seconds(retry_after);
         failure
     }
@@ -392,8 +454,15 @@ pub(super) fn seconds(retry_after: Option<u32>) -> Option<Duration> {
 /// What a status code means, of an answer or of an event.
 pub(super) fn of_status(resource: Resource, code: u16, message: &str) -> Reason {
     match code {
-        401 => Reason::Unauthorized,
         403 => Reason::Forbidden(resource),
+        _ => of_code(code, message),
+    }
+}
+
+/// The same, whatever it was about.
+fn of_code(code: u16, message: &str) -> Reason {
+    match code {
+        401 => Reason::Unauthorized,
         410 => Reason::Expired,
         429 => Reason::Busy,
         _ => Reason::Status(code, reason::one_line(message)),

@@ -50,7 +50,7 @@ pub fn service(service: &api::Service) -> Converted<Service> {
         health_check_node_port: health_check_node_port(spec, external_policy, &mut problems),
         ports: ports(spec, &mut problems),
         max_connections: max_connections(service, &mut problems),
-        annotations: service.metadata.annotations.0.clone(),
+        annotations: service.metadata.annotations.own.clone(),
         cluster_ips,
         load_balancer_ips,
     };
@@ -265,7 +265,7 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
 
 /// How many connections a node may carry for it.
 fn max_connections(service: &api::Service, problems: &mut Problems) -> Option<NonZeroU32> {
-    let text = service.metadata.annotations.0.get(MAX_CONNECTIONS)?;
+    let text = service.metadata.annotations.own.get(MAX_CONNECTIONS)?;
     let number = text.trim().parse().ok();
     if number.is_none() {
         let field = format!("metadata.annotations[sluice.dev/{MAX_CONNECTIONS}]");

@@ -1,7 +1,9 @@
 //! EndpointSlice (discovery.k8s.io/v1) to [`EndpointSlice`].
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use sluice_model::{Endpoint, EndpointSlice, Family, ObjectName, SlicePort};
 
 use super::{Converted, MAX_LABEL, Problems, Skip, each};
@@ -36,7 +38,9 @@ pub fn slice(slice: &api::EndpointSlice) -> Converted<EndpointSlice> {
     let endpoints = each(&slice.endpoints)
         .filter_map(|(i, endpoint)| convert_endpoint(i, endpoint, family, &mut problems))
         .collect();
-    problems.object(EndpointSlice { name, service, family, ports, endpoints })
+    let last_change = slice.metadata.annotations.last_change.as_deref();
+    let last_change = last_change.and_then(|text| text.parse::<Timestamp>().ok()).map(SystemTime::from);
+    problems.object(EndpointSlice { name, service, family, ports, endpoints, last_change })
 }
 
 fn service_name(slice: &api::EndpointSlice, problems: &mut Problems) -> Option<Arc<str>> {
@@ -146,6 +150,7 @@ mod tests {
         assert_eq!(
             converted.result,
             Ok(EndpointSlice {
+                last_change: None,
                 name: ObjectName::new("shop", "web-a"),
                 service: ObjectName::new("shop", "web"),
                 family: Family::V4,
@@ -166,6 +171,20 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn when_it_came_about_is_read_and_what_is_no_time_costs_nothing() {
+        let at = |time: Value| {
+            let annotations = json!({"endpoints.kubernetes.io/last-change-trigger-time": time});
+            let labels = json!({LABEL_SERVICE_NAME: "web"});
+            convert(json!({"metadata": {"name": "web-a", "labels": labels, "annotations": annotations}}))
+        };
+        let converted = at(json!("2026-11-24T10:00:00.5Z"));
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1_795_514_400_500);
+        assert_eq!((converted.result.unwrap().last_change, converted.problems), (Some(time), vec![]));
+        let converted = at(json!("yesterday"));
+        assert_eq!((converted.result.unwrap().last_change, converted.problems), (None, vec![]));
     }
 
     #[test]

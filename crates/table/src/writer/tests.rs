@@ -20,6 +20,7 @@ pub(super) fn service(name: &str, created: i64, ip: [u8; 4]) -> Service {
 
 pub(super) fn slice(name: &str, service: &str, endpoints: &[u8]) -> EndpointSlice {
     EndpointSlice {
+        last_change: None,
         name: ObjectName::new("default", name),
         service: ObjectName::new("default", service),
         family: Family::V4,
@@ -356,4 +357,22 @@ fn an_endpoint_that_is_a_cluster_ip_is_none_as_long_as_that_is_one() {
     let plan = step(&mut writer, [gone]);
     assert_eq!(verdicts(&plan), [Verdict::Relay]);
     assert_eq!(picks(&mut reader, key(WEB), 2), [9, 9]);
+}
+
+#[test]
+fn changes_of_endpoints_are_timed_once_and_those_of_a_service_that_loses_a_slice_not_at_all() {
+    let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let timed = |name: &str, service: &str, endpoints: &[u8], seconds| {
+        apply(EndpointSlice { last_change: Some(at(seconds)), ..slice(name, service, endpoints) })
+    };
+    let mut writer = writer();
+    writer.apply_all([timed("web-a", "web", &[1], 10), timed("dns-a", "dns", &[2], 11)]);
+    assert_eq!(writer.take_triggers(), [at(11), at(10)]);
+    writer.apply_all([timed("web-a", "web", &[1], 20), apply(slice("new", "new", &[3]))]);
+    assert!(writer.take_triggers().is_empty(), "one says nothing new, the other not when");
+    writer.apply_all([timed("web-a", "web", &[1, 2], 20), timed("web-a", "web", &[1], 21)]);
+    assert_eq!(writer.take_triggers(), [at(20), at(21)]);
+    writer.apply_all([timed("web-a", "web", &[1, 2], 30), timed("dns-a", "dns", &[1], 31)]);
+    writer.apply(Change::Delete(ObjectRef::EndpointSlice(ObjectName::new("default", "web-a"))));
+    assert_eq!(writer.take_triggers(), [at(31)]);
 }

@@ -1,6 +1,8 @@
 //! Whether a body is an object of the resource that it is sent to: the Kubernetes types decide.
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -36,6 +38,7 @@ pub(crate) fn check_type(resource: Resource, value: &Value) -> Result<(), Status
         Resource::Services => decode::<core::Service>(resource, typed),
         Resource::EndpointSlices => decode::<discovery::EndpointSlice>(resource, typed),
         Resource::ServiceCidrs => decode::<networking::ServiceCIDR>(resource, typed),
-        Resource::CoreEvents | Resource::Events => Ok(()),
+        Resource::Events => decode::<events::Event>(resource, typed),
+        Resource::CoreEvents => Ok(()),
     }
 }

@@ -311,6 +311,7 @@ impl Registry {
                 set_slice_defaults(value);
                 causes.extend(validation::endpoint_slice(value, old));
             }
+            Resource::Events => causes.extend(validation::event(value, old)),
             Resource::ServiceCidrs => {
                 for (i, cidr) in texts(value, "/spec/cidrs").into_iter().enumerate() {
                     if cidr.parse::<IpNet>().is_err() {

@@ -17,7 +17,7 @@ pub enum Resource {
     ServiceCidrs,
     /// `v1` Events: accepted and dropped.
     CoreEvents,
-    /// `events.k8s.io/v1` Events: accepted and dropped.
+    /// `events.k8s.io/v1` Events. In a real cluster the core ones are the same objects; here they are not.
     Events,
 }
 
@@ -79,7 +79,7 @@ impl Resource {
 
     /// Objects of this resource are kept.
     pub(crate) fn is_stored(self) -> bool {
-        !matches!(self, Self::CoreEvents | Self::Events)
+        self != Self::CoreEvents
     }
 
     /// `services` or `endpointslices.discovery.k8s.io`, as error messages name it.

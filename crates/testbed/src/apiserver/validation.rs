@@ -54,6 +54,63 @@ pub(crate) fn metadata(resource: Resource, value: &Value) -> Vec<Cause> {
     causes
 }
 
+/// What is wrong with an Event of events.k8s.io/v1, or with making `old` into it (`ValidateEventCreate` and
+/// `ValidateEventUpdate`).
+pub(crate) fn event(event: &Value, old: Option<&Value>) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if let Some(old) = old {
+        for field in
+            ["regarding", "reportingController", "reportingInstance", "action", "reason", "type", "eventTime"]
+        {
+            if event[field] != old[field] {
+                causes.push(Cause::invalid(field, &event[field], "field is immutable"));
+            }
+        }
+    }
+    let placed = match text(event, "/regarding/namespace") {
+        "" => "default",
+        namespace => namespace,
+    };
+    if text(event, "/metadata/namespace") != placed {
+        let why = "does not match event.namespace";
+        causes.push(Cause::invalid("involvedObject.namespace", &event["regarding"]["namespace"], why));
+    }
+    for (field, most) in [
+        ("eventTime", usize::MAX),
+        ("reportingController", usize::MAX),
+        ("reportingInstance", 128),
+        ("action", 128),
+        ("reason", 128),
+    ] {
+        match text(event, &format!("/{field}")) {
+            "" => causes.push(Cause::required(field, "")),
+            long if long.len() > most => {
+                causes.push(Cause::invalid(
+                    field,
+                    &long.into(),
+                    &format!("can have at most {most} characters"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    if text(event, "/note").len() > 1_024 {
+        causes.push(Cause::invalid("note", &event["note"], "can have at most 1024 characters"));
+    }
+    if !["Normal", "Warning"].contains(&text(event, "/type")) {
+        causes.push(Cause::invalid("type", &event["type"], "has invalid value"));
+    }
+    if let Some(series) = event.get("series").filter(|series| !series.is_null()) {
+        if series["count"].as_i64().unwrap_or_default() < 2 {
+            causes.push(Cause::invalid("series.count", &series["count"], "should be at least 2"));
+        }
+        if text(series, "/lastObservedTime").is_empty() {
+            causes.push(Cause::required("series.lastObservedTime", ""));
+        }
+    }
+    causes
+}
+
 /// What is wrong with an EndpointSlice, or with making `old` into it.
 pub(crate) fn endpoint_slice(slice: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();

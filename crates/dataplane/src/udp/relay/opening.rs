@@ -81,17 +81,20 @@ impl State {
             if local.client.is_none() && ephemeral_port.is_none() {
                 ephemeral_port = Some(self.take(key, |budget| &budget.ephemeral_ports, core)?);
             }
-            let Some((socket, kept_port)) = self.connect(upstream.address(), local, core)? else {
+            let ends = (key.client, upstream.address());
+            let Some((socket, kept_port)) = self.connect(ends, local, core)? else {
                 selection.fail(&upstream, Heard::Refusal, core.now);
                 continue;
             };
             let lease = selection.connected(&upstream, core.now);
+            let trace = core.log.as_ref().and_then(|log| log.choose(destination));
             let link = Link {
                 socket,
                 lease,
                 route,
                 reply,
                 kept_port,
+                trace,
                 // Of an attempt that failed it may be left over, and then is given back.
                 _ephemeral_port: ephemeral_port.filter(|_| local.client.is_none()),
                 is_queued: false,
@@ -132,7 +135,7 @@ impl State {
     /// would lead back here.
     fn connect(
         &self,
-        endpoint: SocketAddr,
+        (client, endpoint): (SocketAddr, SocketAddr),
         local: Local,
         core: &mut Core,
     ) -> Result<Option<(FlowSocket, Option<KeptPort>)>, NotOpened> {
@@ -146,7 +149,9 @@ impl State {
                 Ok(Some((FlowSocket::new(socket, endpoint), port.filter(|_| keeps_port))))
             }
             Err(error) => {
-                tracing::debug!(%endpoint, %error, "cannot open a flow");
+                if let Some(left_out) = core.says.unstarted.admit(core.now) {
+                    tracing::debug!(%client, %endpoint, %error, left_out, "cannot open a flow");
+                }
                 if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
             }
         }

@@ -8,6 +8,7 @@ use sluice_table::Writer;
 
 use super::*;
 use crate::Config;
+use crate::core::Says;
 use crate::local_ports::LocalPorts;
 use crate::test_table;
 use crate::timers::Timers;
@@ -42,6 +43,9 @@ impl World {
             local_ports: LocalPorts::with_range(32_768..=60_999),
             marks: None,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
+            log: None,
+            service_times: true,
+            says: Says::default(),
             now: Instant::now(),
         };
         let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), 100, Config::UDP_IDLE);

@@ -198,6 +198,7 @@ fn the_halves_of_a_dual_stack_service_are_served_apart() {
     let mut web = service("web", 1, WEB);
     web.cluster_ips.push("fd00::1".parse().unwrap());
     let v6_slice = EndpointSlice {
+        last_change: None,
         family: Family::V6,
         endpoints: vec![Endpoint::ready("fd01::1".parse().unwrap())],
         ..slice("web-6", "web", &[])

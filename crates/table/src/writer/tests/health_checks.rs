@@ -73,6 +73,7 @@ fn counts_are_live_and_by_family() {
     step(&mut writer, [apply(checked_service())]);
     let check = Arc::clone(&writer.table().health_checks()[0]);
     writer.apply(apply(EndpointSlice {
+        last_change: None,
         family: Family::V6,
         endpoints: vec![Endpoint {
             node: Some("here".into()),

@@ -1,0 +1,204 @@
+//! Events (events.k8s.io/v1): what `kubectl get events` and `kubectl describe` tell people of this agent, as kube-proxy
+//! has it. Whoever has something to say puts it into a queue and goes on; one task writes, at a bounded rate. What is
+//! too much is counted, and in the log anyway.
+
+mod series;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use sluice_kubeapi::apiserver::{EventError, EventWriter};
+use sluice_model::ObjectName;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tracing::{debug, info, warn};
+
+use series::{Recorder, Request};
+
+/// What waits to be written.
+const QUEUE: usize = 100;
+
+/// How often repetitions are told: client-go tells the first one at once, and then has patience for minutes.
+const TELL_REPEATED: Duration = Duration::from_secs(30);
+
+/// How often an Event is tried, and how long there is between.
+const TRIES: usize = 3;
+const RETRY: Duration = Duration::from_secs(10);
+
+/// An apiserver that wants to be left alone for longer is asked again after this.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How long nothing is written after the apiserver has forbidden it. Then it may have been allowed.
+const FORBIDDEN: Duration = Duration::from_secs(600);
+
+/// What an Event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum About {
+    /// This node.
+    Node,
+    /// A Service.
+    Service(ObjectName),
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Normal,
+    Warning,
+}
+
+/// Something that people are to see at an object.
+#[derive(Debug, Clone)]
+pub(crate) struct Happening {
+    pub(crate) about: About,
+    pub(crate) kind: Kind,
+    /// Why, in one word, as scripts look for it.
+    pub(crate) reason: &'static str,
+    /// What was done or tried, in one word.
+    pub(crate) action: &'static str,
+    /// For people.
+    pub(crate) note: String,
+}
+
+/// Where to say it. Cloning it shares it; the default is where nobody listens.
+#[derive(Debug, Clone, Default)]
+pub struct Events {
+    queue: Option<Sender<Happening>>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    written: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Counts {
+    fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What was said before anybody could write it.
+#[derive(Debug)]
+pub(crate) struct Unwritten(Receiver<Happening>);
+
+impl Events {
+    /// A queue, and its other end for [`Events::write`]. Where that is dropped nobody listens.
+    pub(crate) fn new() -> (Self, Unwritten) {
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        (Self { queue: Some(queue), counts: Arc::default() }, Unwritten(receiver))
+    }
+
+    /// Says something, and never waits.
+    pub(crate) fn say(&self, happening: Happening) {
+        let Some(queue) = &self.queue else { return };
+        if let Err(TrySendError::Full(_)) = queue.try_send(happening) {
+            self.counts.drop_one();
+        }
+    }
+
+    /// A warning about a Service.
+    pub(crate) fn warn(
+        &self,
+        service: &ObjectName,
+        reason: &'static str,
+        action: &'static str,
+        note: impl Into<String>,
+    ) {
+        let about = About::Service(service.clone());
+        self.say(Happening { about, kind: Kind::Warning, reason, action, note: note.into() });
+    }
+
+    /// Events that were written, with those that only tell of repetitions.
+    pub(crate) fn written(&self) -> u64 {
+        self.counts.written.load(Ordering::Relaxed)
+    }
+
+    /// What was said and not written: too much at a time, or the apiserver did not take it.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.counts.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Writes what is said, in a task of its own, until all senders are gone.
+    pub(crate) fn write(&self, unwritten: Unwritten, writer: EventWriter, node: &str) {
+        let recorder = Recorder::new(node);
+        let task = Task { writer, recorder, counts: Arc::clone(&self.counts), forbidden_until: None };
+        tokio::spawn(task.run(unwritten.0));
+    }
+}
+
+struct Task {
+    writer: EventWriter,
+    recorder: Recorder,
+    counts: Arc<Counts>,
+    forbidden_until: Option<Instant>,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: Receiver<Happening>) {
+        let mut repeated = tokio::time::interval(TELL_REPEATED);
+        loop {
+            tokio::select! {
+                happening = queue.recv() => match happening {
+                    Some(happening) => self.take(&happening).await,
+                    None => return,
+                },
+                _ = repeated.tick() => {
+                    for request in self.recorder.repeated(Instant::now()) {
+                        self.send(request).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, happening: &Happening) {
+        if self.forbidden_until.is_some_and(|until| Instant::now() < until) {
+            return self.counts.drop_one();
+        }
+        match self.recorder.take(happening, Instant::now(), Timestamp::now()) {
+            Ok(Some(request)) => self.send(request).await,
+            Ok(None) => {}
+            Err(series::TooMany) => self.counts.drop_one(),
+        }
+    }
+
+    async fn send(&mut self, request: Request) {
+        for attempt in 1..=TRIES {
+            let sent = match &request {
+                Request::Create { event, .. } => self.writer.create(event).await,
+                Request::Patch { name, part, .. } => self.writer.patch(name, part).await,
+            };
+            let wait = match sent {
+                Ok(()) => {
+                    if self.forbidden_until.take().is_some() {
+                        info!("Events are written again");
+                    }
+                    self.counts.written.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                Err(error @ EventError::Forbidden) => {
+                    if self.forbidden_until.replace(Instant::now() + FORBIDDEN).is_none() {
+                        warn!("no Events are written, all else goes on: {error}");
+                    }
+                    break;
+                }
+                // With its namespace, or after its time (an hour): a next one is a new one.
+                Err(EventError::Gone) => break,
+                Err(EventError::Busy(after)) => after.unwrap_or(RETRY).min(RETRY_MAX),
+                Err(error @ EventError::Other(_)) => {
+                    debug!("an Event was not written: {error}");
+                    RETRY
+                }
+            };
+            if attempt < TRIES {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        self.counts.drop_one();
+        self.recorder.forget(request);
+    }
+}

@@ -1,0 +1,116 @@
+//! What the agent says, and in which form.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice};
+
+/// What a server says to a PUT.
+fn put(server: SocketAddr, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}");
+    write!(stream, "{head}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn records(agent: &mut Agent) -> Vec<Value> {
+    let read = |line: &String| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}"));
+    agent.heard().iter().map(read).filter(|line| line["msg"] == "connection ended").collect()
+}
+
+#[test]
+fn every_line_is_json_and_each_connection_is_told_of_when_it_ends() {
+    let directory = TempDir::new().unwrap();
+    let (served, dead) = (free_port(address()), free_port(address()));
+    let (endpoint, nobody) = (backend(7), free_port(address()));
+    let manifests = service("web", served) + &slice("web", &[endpoint]) + &service("dead", dead);
+    fs::write(directory.path().join("a.yaml"), manifests + &slice("dead", &[nobody])).unwrap();
+    let source = directory.path().to_str().unwrap();
+    let mut agent =
+        Agent::spawn(&["--manifests", source, "--logging-format=json", "--connection-log", "all"]);
+    agent.wait_for("\"msg\":\"ready\"");
+    assert_eq!(ask(served).unwrap(), 7);
+    assert!(ask(dead).is_err());
+    agent.wait_for("\"end\":\"no-endpoint\"");
+    agent.wait_for("\"end\":\"closed\"");
+    agent.signal(Signal::TERM);
+    assert!(agent.wait().success());
+
+    let records = records(&mut agent);
+    assert_eq!(records.len(), 2, "{records:#?}");
+    let of = |name: &str| records.iter().find(|record| record["service"] == name).unwrap();
+    let web = of("default/web");
+    assert_eq!(web["protocol"], "TCP");
+    assert_eq!(web["frontend"], served.to_string());
+    assert_eq!(web["endpoint"], endpoint.to_string());
+    assert_eq!((&web["bytes_from_client"], &web["bytes_to_client"]), (&0.into(), &1.into()));
+    assert!(web["client"].as_str().unwrap().parse::<SocketAddr>().is_ok());
+    let seconds = |name: &str| web[name].as_f64().unwrap();
+    assert!(0.0 <= seconds("connect_seconds") && seconds("connect_seconds") <= seconds("duration_seconds"));
+    assert_eq!(of("default/dead")["endpoint"], Value::Null);
+}
+
+#[test]
+fn a_flow_is_told_of_with_what_it_carried() {
+    let directory = TempDir::new().unwrap();
+    let (frontend, endpoint) = (free_port(address()), UdpSocket::bind((address(), 0)).unwrap());
+    let udp = |text: String| text.replace("  - port:", "  - protocol: UDP\n    port:");
+    let slices = slice("dns", &[endpoint.local_addr().unwrap()]);
+    let slices = slices.replace("- name: \"\"\n", "- name: \"\"\n  protocol: UDP\n");
+    fs::write(directory.path().join("a.yaml"), udp(service("dns", frontend)) + &slices).unwrap();
+    let source = directory.path().to_str().unwrap();
+    let mut agent =
+        Agent::start(&["--manifests", source, "--connection-log=1/1", "--udp-idle-timeout=100ms"]);
+    let client = UdpSocket::bind((address(), 0)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"four", frontend).unwrap();
+    let (length, flow) = endpoint.recv_from(&mut [0; 10]).unwrap();
+    assert_eq!(length, 4);
+    endpoint.send_to(b"answer", flow).unwrap();
+    assert_eq!(client.recv(&mut [0; 10]).unwrap(), 6);
+    let line = agent.wait_for("connection ended");
+    for part in [
+        "service=default/dns",
+        &format!("client={}", client.local_addr().unwrap()),
+        "bytes_from_client=4",
+        "bytes_to_client=6",
+        "end=\"idle\"",
+    ] {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+#[test]
+fn the_log_level_is_changed_at_run_time_where_profiling_is_allowed() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("a.yaml");
+    let frontend = free_port(address());
+    fs::write(&file, service("web", frontend) + &slice("web", &[backend(1)])).unwrap();
+    let source = file.to_str().unwrap();
+    let mut agent =
+        Agent::start(&["--manifests", source, "--metrics-bind-address=127.0.0.1:0", "--profiling"]);
+    let metrics = agent.port("serving metrics");
+    assert!(put(metrics, "/debug/flags/v", "much").starts_with("HTTP/1.1 400"));
+    assert!(put(metrics, "/debug/flags/v", &"1".repeat(100_000)).starts_with("HTTP/1.1 400"));
+    assert!(put(metrics, "/metrics", "4").starts_with("HTTP/1.1 405"));
+    let answer = put(metrics, "/debug/flags/v", "4");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("verbosity to 4"), "{answer}");
+    agent.wait_for("level=\"debug\"");
+    fs::remove_file(&file).unwrap();
+    assert!(agent.wait_for("DEBUG").contains("closed"));
+
+    fs::write(&file, service("web", frontend)).unwrap();
+    let mut without = Agent::start(&["--manifests", source, "--metrics-bind-address=127.0.0.1:0"]);
+    let metrics = without.port("serving metrics");
+    let answer = put(metrics, "/debug/flags/v", "4");
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("--profiling"), "{answer}");
+}

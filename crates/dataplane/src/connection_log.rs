@@ -1,0 +1,206 @@
+//! A line in the log for each connection that has ended, or for one in so many.
+//!
+//! Workers hand what they know to a thread of the log's own, through a queue with a bound. Who reads logs slowly loses
+//! lines, which are counted; no worker ever waits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sluice_model::Protocol;
+use sluice_table::ServicePort;
+
+use crate::stats::WorkerStats;
+
+/// Records that wait to be written: some 200 bytes each. At 10,000 connections a second, 400 ms.
+const QUEUE: usize = 4_096;
+
+/// How long what waits may take to be written at the end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a connection or a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both sides have closed.
+    Closed,
+    /// The client reset it.
+    ClientReset,
+    /// The endpoint reset it.
+    EndpointReset,
+    /// One side had closed, and nothing moved for too long.
+    HalfClosed,
+    /// No endpoint answered.
+    NoEndpoint,
+    /// The client went away before an endpoint was connected.
+    ClientGone,
+    /// This node was out of something, or forbade it.
+    ThisNode,
+    /// Nobody used it for as long as a flow may be silent.
+    Idle,
+    /// It made room for others.
+    MadeRoom,
+    /// Its endpoint stopped serving or refused, or its frontend is gone.
+    EndpointGone,
+    /// The client opened it again.
+    Replaced,
+}
+
+impl End {
+    /// As the log has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client-reset",
+            Self::EndpointReset => "endpoint-reset",
+            Self::HalfClosed => "half-closed-timeout",
+            Self::NoEndpoint => "no-endpoint",
+            Self::ClientGone => "client-gone",
+            Self::ThisNode => "node-limit",
+            Self::Idle => "idle",
+            Self::MadeRoom => "made-room",
+            Self::EndpointGone => "endpoint-gone",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// What is noted of a connection that was chosen, while it lives.
+#[derive(Debug, Clone)]
+pub(crate) struct Trace {
+    pub(crate) frontend: SocketAddr,
+    /// Payload from the client.
+    pub(crate) bytes_from_client: u64,
+    /// Payload to the client.
+    pub(crate) bytes_to_client: u64,
+    /// From the first attempt until an endpoint was connected.
+    pub(crate) connect: Option<Duration>,
+}
+
+/// What is said of a connection that has ended.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) protocol: Protocol,
+    pub(crate) client: SocketAddr,
+    pub(crate) service: Arc<ServicePort>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) duration: Duration,
+    pub(crate) end: End,
+    pub(crate) trace: Trace,
+}
+
+impl Record {
+    fn say(&self) {
+        let Self { protocol, client, service, endpoint, duration, end, trace } = self;
+        let protocol = match protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        tracing::info!(
+            protocol,
+            %client,
+            frontend = %trace.frontend,
+            service = %service.name(),
+            endpoint = endpoint.map(tracing::field::display),
+            bytes_from_client = trace.bytes_from_client,
+            bytes_to_client = trace.bytes_to_client,
+            connect_seconds = trace.connect.map(|connect| connect.as_secs_f64()),
+            duration_seconds = duration.as_secs_f64(),
+            end = end.name(),
+            "connection ended"
+        );
+    }
+}
+
+/// A worker's end of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionLog {
+    one_in: NonZeroU32,
+    records: SyncSender<Record>,
+}
+
+impl ConnectionLog {
+    /// Something to note a connection in, if it is one of those that are told of.
+    pub(crate) fn choose(&self, frontend: SocketAddr) -> Option<Box<Trace>> {
+        let is_chosen = self.one_in.get() == 1 || rand::random_range(0..self.one_in.get()) == 0;
+        is_chosen
+            .then(|| Box::new(Trace { frontend, bytes_from_client: 0, bytes_to_client: 0, connect: None }))
+    }
+
+    /// Hands over what is to be said, unless too much waits already.
+    pub(crate) fn put(&self, record: Record, stats: &WorkerStats) {
+        match self.records.try_send(record) {
+            Ok(()) => stats.connection_log_records.add(1),
+            Err(_) => stats.connection_log_dropped.add(1),
+        }
+    }
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+pub(crate) struct LogThread(JoinHandle<()>);
+
+impl LogThread {
+    /// Lets what waits be written, for no longer than a second. All workers have ended.
+    pub(crate) fn finish(self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.0.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Starts a log of one connection in so many. The thread ends with the last [`ConnectionLog`].
+///
+/// # Errors
+/// The system gives no thread.
+pub(crate) fn start(one_in: NonZeroU32) -> io::Result<(ConnectionLog, LogThread)> {
+    let (records, receiver): (_, Receiver<Record>) = mpsc::sync_channel(QUEUE);
+    let thread = std::thread::Builder::new()
+        .name("connection-log".to_owned())
+        .spawn(move || receiver.iter().for_each(|record| record.say()))?;
+    Ok((ConnectionLog { one_in, records }, LogThread(thread)))
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_model::Protocol;
+
+    use super::*;
+    use crate::test_table;
+
+    #[test]
+    fn a_full_queue_costs_records_which_are_counted_and_nobody_waits() {
+        // Nobody reads.
+        let (records, _receiver) = mpsc::sync_channel(2);
+        let log = ConnectionLog { one_in: NonZeroU32::MIN, records };
+        let (stats, selection) = (WorkerStats::default(), test_table::selection(1));
+        for _ in 0..5 {
+            let trace = *log.choose("10.96.0.1:80".parse().unwrap()).unwrap();
+            let record = Record {
+                protocol: Protocol::Tcp,
+                client: "10.0.0.9:4000".parse().unwrap(),
+                service: Arc::clone(selection.service_port()),
+                endpoint: None,
+                duration: Duration::ZERO,
+                end: End::NoEndpoint,
+                trace,
+            };
+            log.put(record, &stats);
+        }
+        let sum = crate::Stats::sum([&stats]);
+        assert_eq!((sum.connection_log_records, sum.connection_log_dropped), (2, 3));
+    }
+
+    #[test]
+    fn one_in_so_many_is_chosen() {
+        let (records, _receiver) = mpsc::sync_channel(1);
+        let log = ConnectionLog { one_in: NonZeroU32::new(10).unwrap(), records };
+        let frontend = "10.96.0.1:80".parse().unwrap();
+        let chosen = (0..10_000).filter(|_| log.choose(frontend).is_some()).count();
+        assert!((700..1_300).contains(&chosen), "{chosen}");
+    }
+}
