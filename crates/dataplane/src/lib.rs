@@ -7,6 +7,7 @@
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
 mod client;
+mod connection;
 mod core;
 mod descriptors;
 mod failure;
@@ -33,11 +34,13 @@ use mio::{Poll, Waker};
 use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
+pub use connection::{Connection, ConnectionState, Part, Place};
 pub use descriptors::raise_descriptor_limit;
 pub use stats::Stats;
 pub use transparent::Marks;
 
 use client::Door;
+use connection::Look;
 use descriptors::{Descriptors, Permit};
 use local_ports::LocalPorts;
 use stats::WorkerStats;
@@ -208,6 +211,15 @@ impl Dataplane {
     /// The sum of all counters now.
     pub fn stats(&self) -> Stats {
         Stats::sum(self.workers.iter().map(|worker| &*worker.stats))
+    }
+
+    /// Has one of the workers show some of its connections, those at a place, between its events; a walk over all of
+    /// them begins at the default place and goes on where each part says. One that is open all the while is shown once.
+    /// Dropped unanswered by a worker that there is not, or not any more. `answer` runs on the worker and must not wait.
+    pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
+        if let Some(worker) = self.workers.get(worker) {
+            worker.tell(Command::Look(Look { place, answer: Box::new(answer) }));
+        }
     }
 
     /// Whether every worker is still there. One that is not has lost its share of all connections.

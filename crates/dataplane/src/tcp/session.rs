@@ -27,6 +27,7 @@ use super::connect::{Attempts, Failure, Overdue};
 use super::direction::{Direction, Pump, Pumped, Tools};
 use super::peer::Peer;
 use super::socket::{self, Ending};
+use crate::connection::{Connection, ConnectionState, since};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::timers::TimerId;
@@ -93,6 +94,7 @@ enum State {
 
 #[derive(Debug)]
 struct Connecting {
+    began: Instant,
     attempts: Attempts,
     current: Option<(Peer, Arc<Upstream>)>,
 }
@@ -105,11 +107,13 @@ struct Relaying {
     lease: Lease,
     /// Who was reset first, if anyone, and when that was noticed.
     reset: Option<(Side, Instant)>,
-    /// Something of the client's was passed on.
-    has_client_spoken: bool,
+    established: Instant,
     last_moved: Instant,
-    /// When the session is old enough for keepalive; none once it has it.
-    settles: Option<Instant>,
+    /// It was old enough for keepalive and has it.
+    is_settled: bool,
+    /// Bytes that were passed on.
+    sent: u64,
+    received: u64,
 }
 
 impl Session {
@@ -123,13 +127,42 @@ impl Session {
         now: Instant,
     ) -> Self {
         let attempts = Attempts::new(selection, now);
-        let state = State::Connecting(Connecting { attempts, current: None });
+        let state = State::Connecting(Connecting { began: now, attempts, current: None });
         Self { id, downstream, client, state, deadline: None, is_queued: false, _permit: permit }
     }
 
     /// The client's address.
     pub(crate) fn client(&self) -> SocketAddr {
         self.client
+    }
+
+    /// How it is.
+    pub(crate) fn look(&self, now: Instant) -> Connection {
+        let (state, service_port, endpoint, began, moved, sent, received) = match &self.state {
+            State::Connecting(Connecting { began, attempts, current }) => {
+                let port = attempts.selection().service_port().shared_name();
+                let endpoint = current.as_ref().map(|(_, upstream)| upstream.address());
+                (ConnectionState::Connecting, port, endpoint, *began, *began, 0, 0)
+            }
+            State::Relaying(relaying) => {
+                let Relaying { lease, established, last_moved, sent, received, .. } = relaying;
+                let endpoint = Some(lease.address());
+                let state = relaying.state();
+                (state, lease.service_port(), endpoint, *established, *last_moved, *sent, *received)
+            }
+        };
+        Connection {
+            protocol: Protocol::Tcp,
+            client: self.client,
+            frontend: self.downstream.stream.local_addr().ok(),
+            service_port: Arc::clone(service_port),
+            endpoint,
+            state,
+            age: since(began, now),
+            idle: since(moved, now),
+            bytes_to_endpoint: sent,
+            bytes_from_endpoint: received,
+        }
     }
 
     /// Starts the first attempt to connect. Until one has taken long nobody looks at the client: most are connected
@@ -169,7 +202,9 @@ impl Session {
             State::Relaying(relaying) if relaying.reset.is_some() => return self.turn(context),
             State::Relaying(relaying) => relaying,
         };
-        if relaying.settles.take_if(|at| *at <= now).is_some() {
+        let settles = relaying.established + SETTLED;
+        if !relaying.is_settled && settles <= now {
+            relaying.is_settled = true;
             socket::keep_alive(&self.downstream.stream);
             socket::keep_alive(&relaying.upstream.stream);
         }
@@ -179,7 +214,7 @@ impl Session {
             context.core.stats.tcp_half_closed_timeouts.add(1);
             return Step::End(Ending::Reset);
         }
-        if let Some(next) = idle_until.into_iter().chain(relaying.settles).min() {
+        if let Some(next) = idle_until.into_iter().chain((!relaying.is_settled).then_some(settles)).min() {
             self.set_deadline(next, context);
         }
         Step::Wait
@@ -341,14 +376,16 @@ impl Session {
             to_downstream: Direction::default(),
             lease,
             reset: None,
-            has_client_spoken: false,
+            established: now,
             last_moved: now,
-            settles: Some(now + SETTLED),
+            is_settled: false,
+            sent: 0,
+            received: 0,
         });
         self.set_deadline(now + SETTLED, context);
         let step = self.turn(context);
         if let State::Relaying(relaying) = &self.state
-            && !relaying.has_client_spoken
+            && relaying.sent == 0
         {
             socket::acknowledge_at_once(&relaying.upstream.stream);
         }
@@ -385,6 +422,15 @@ fn cannot_start(upstream: &Upstream, error: &io::Error) -> Failure {
 }
 
 impl Relaying {
+    fn state(&self) -> ConnectionState {
+        match (self.reset, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
+            (Some(_), ..) => ConnectionState::Resetting,
+            (None, true, _) => ConnectionState::ClientClosed,
+            (None, false, true) => ConnectionState::EndpointClosed,
+            (None, false, false) => ConnectionState::Open,
+        }
+    }
+
     fn is_half_closed(&self) -> bool {
         self.to_upstream.is_finished() != self.to_downstream.is_finished()
     }
@@ -458,13 +504,13 @@ impl Relaying {
     fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
         if bytes > 0 {
             self.last_moved = now;
-            self.has_client_spoken |= source == Side::Downstream;
             let stats = self.lease.upstream().stats();
-            let counter = match source {
-                Side::Downstream => &stats.bytes_to_endpoint,
-                Side::Upstream => &stats.bytes_from_endpoint,
+            let (own, of_endpoint) = match source {
+                Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
+                Side::Upstream => (&mut self.received, &stats.bytes_from_endpoint),
             };
-            counter.fetch_add(bytes as u64, Ordering::Relaxed);
+            *own += bytes as u64;
+            of_endpoint.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         let culprit = match (outcome, source) {
             (Pumped::SourceReset, side) => side,

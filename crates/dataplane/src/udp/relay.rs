@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
+use sluice_model::Protocol;
 use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
@@ -29,6 +30,7 @@ use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use super::waiting::{self, Waiting};
 use crate::client::Door;
+use crate::connection::{Connection, ConnectionState, PART, since};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
 use crate::token::{SlotId, Slots, Source};
@@ -121,11 +123,18 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
+    /// Bytes that were passed on.
+    sent: u64,
+    received: u64,
     _ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _permit: Permit,
 }
+
+/// What a flow takes besides its sockets.
+#[cfg(test)]
+pub(crate) const LINK_SIZE: usize = size_of::<Link>();
 
 /// What a flow's replies leave by.
 #[derive(Debug)]
@@ -213,6 +222,11 @@ impl UdpRelay {
             }
             self.on_frontend(id, core);
         }
+    }
+
+    /// Shows flows, some from a slot on; where to go on, if there may be more.
+    pub(crate) fn look(&self, slot: usize, now: Instant, found: &mut Vec<Connection>) -> Option<usize> {
+        self.state.flows.look(slot, PART, |flow| found.push(connection(flow, now)))
     }
 
     /// How many flows there are.
@@ -364,6 +378,23 @@ impl State {
             let (client, flows) = (ended.flow.key().client.ip(), self.flows.len());
             tracing::warn!(%client, flows, "UDP flows end early to make room for new ones; {whose} (said once a minute)");
         }
+    }
+}
+
+/// How a flow is.
+fn connection(flow: &Flow<Link>, now: Instant) -> Connection {
+    let Link { lease, sent, received, .. } = &flow.upstream;
+    Connection {
+        protocol: Protocol::Udp,
+        client: flow.key().client,
+        frontend: Some(flow.key().destination),
+        service_port: Arc::clone(lease.service_port()),
+        endpoint: Some(lease.address()),
+        state: if flow.is_answered() { ConnectionState::Answered } else { ConnectionState::Unanswered },
+        age: since(flow.opened(), now),
+        idle: since(flow.last_used(), now),
+        bytes_to_endpoint: *sent,
+        bytes_from_endpoint: *received,
     }
 }
 

@@ -135,6 +135,7 @@ impl State {
             }
             _ => failed += 1,
         });
+        link.sent += sent.bytes as u64;
         link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
@@ -163,6 +164,7 @@ impl State {
         };
         let mut failed = 0;
         let sent = replies.send_joined(socket, joining, |_, _| failed += 1);
+        flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
