@@ -11,8 +11,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sluice_model::Protocol;
-use sluice_table::ServicePort;
+use sluice_model::{Protocol, ServicePortName};
 
 use crate::stats::WorkerStats;
 
@@ -72,10 +71,6 @@ impl End {
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
     pub(crate) frontend: SocketAddr,
-    /// Payload from the client.
-    pub(crate) bytes_from_client: u64,
-    /// Payload to the client.
-    pub(crate) bytes_to_client: u64,
     /// From the first attempt until an endpoint was connected.
     pub(crate) connect: Option<Duration>,
 }
@@ -85,8 +80,12 @@ pub(crate) struct Trace {
 pub(crate) struct Record {
     pub(crate) protocol: Protocol,
     pub(crate) client: SocketAddr,
-    pub(crate) service: Arc<ServicePort>,
+    pub(crate) service_port: Arc<ServicePortName>,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// Payload from the client.
+    pub(crate) bytes_to_endpoint: u64,
+    /// Payload to the client.
+    pub(crate) bytes_from_endpoint: u64,
     pub(crate) duration: Duration,
     pub(crate) end: End,
     pub(crate) trace: Trace,
@@ -94,7 +93,7 @@ pub(crate) struct Record {
 
 impl Record {
     fn say(&self) {
-        let Self { protocol, client, service, endpoint, duration, end, trace } = self;
+        let Self { protocol, client, service_port, endpoint, duration, end, trace, .. } = self;
         let protocol = match protocol {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
@@ -103,10 +102,10 @@ impl Record {
             protocol,
             %client,
             frontend = %trace.frontend,
-            service = %service.name(),
+            service = %service_port,
             endpoint = endpoint.map(tracing::field::display),
-            bytes_from_client = trace.bytes_from_client,
-            bytes_to_client = trace.bytes_to_client,
+            bytes_from_client = self.bytes_to_endpoint,
+            bytes_to_client = self.bytes_from_endpoint,
             connect_seconds = trace.connect.map(|connect| connect.as_secs_f64()),
             duration_seconds = duration.as_secs_f64(),
             end = end.name(),
@@ -127,7 +126,7 @@ impl ConnectionLog {
     pub(crate) fn choose(&self, frontend: SocketAddr) -> Option<Box<Trace>> {
         let is_chosen = self.one_in.get() == 1 || rand::random_range(0..self.one_in.get()) == 0;
         is_chosen
-            .then(|| Box::new(Trace { frontend, bytes_from_client: 0, bytes_to_client: 0, connect: None }))
+            .then(|| Box::new(Trace { frontend, connect: None }))
     }
 
     /// Hands over what is to be said, unless too much waits already.
@@ -183,8 +182,10 @@ mod tests {
             let record = Record {
                 protocol: Protocol::Tcp,
                 client: "10.0.0.9:4000".parse().unwrap(),
-                service: Arc::clone(selection.service_port()),
+                service_port: Arc::clone(selection.service_port().shared_name()),
                 endpoint: None,
+                bytes_to_endpoint: 0,
+                bytes_from_endpoint: 0,
                 duration: Duration::ZERO,
                 end: End::NoEndpoint,
                 trace,

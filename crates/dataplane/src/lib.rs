@@ -7,6 +7,7 @@
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
 mod client;
+mod connection;
 mod connection_log;
 mod core;
 mod descriptors;
@@ -36,11 +37,13 @@ use mio::{Poll, Waker};
 use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
+pub use connection::{Connection, ConnectionState, Part, Place};
 pub use descriptors::raise_descriptor_limit;
 pub use stats::{AllTimes, Stats};
 pub use transparent::Marks;
 
 use client::Door;
+use connection::Look;
 use connection_log::LogThread;
 use descriptors::{Descriptors, Permit};
 use local_ports::LocalPorts;
@@ -224,6 +227,15 @@ impl Dataplane {
     /// How long things took so far, over all workers.
     pub fn times(&self) -> AllTimes {
         AllTimes::sum(self.workers.iter().map(|worker| &*worker.stats))
+    }
+
+    /// Has one of the workers show some of its connections, those at a place, between its events; a walk over all of
+    /// them begins at the default place and goes on where each part says. One that is open all the while is shown once.
+    /// Dropped unanswered by a worker that there is not, or not any more. `answer` runs on the worker and must not wait.
+    pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
+        if let Some(worker) = self.workers.get(worker) {
+            worker.tell(Command::Look(Look { place, answer: Box::new(answer) }));
+        }
     }
 
     /// Whether every worker is still there. One that is not has lost its share of all connections.

@@ -11,6 +11,9 @@ const INDEX_BITS: u32 = 32;
 const KIND_SHIFT: u32 = 60;
 const GENERATION_MASK: u32 = (1 << (KIND_SHIFT - INDEX_BITS)) - 1;
 
+/// Slots that are looked at for each tenant that is wanted.
+const FREE_SLOTS: usize = 16;
+
 /// A slot and the generation of its tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SlotId {
@@ -111,6 +114,23 @@ impl<T> Slots<T> {
         self.entries.try_remove(id.index as usize).map(|(_, value)| value)
     }
 
+    /// Shows the tenants of slots from one on, so many at the most; where to go on, if there may be more. Free slots cost
+    /// little, but are not looked at without end either.
+    pub(crate) fn look(&self, from: usize, tenants: usize, mut show: impl FnMut(&T)) -> Option<usize> {
+        let end = from.saturating_add(tenants.saturating_mul(FREE_SLOTS)).min(self.entries.capacity());
+        let mut left = tenants;
+        for slot in from..end {
+            if let Some((_, tenant)) = self.entries.get(slot) {
+                if left == 0 {
+                    return Some(slot);
+                }
+                left -= 1;
+                show(tenant);
+            }
+        }
+        (end < self.entries.capacity()).then_some(end)
+    }
+
     pub(crate) fn ids(&self) -> Vec<SlotId> {
         let id = |(index, (generation, _)): (usize, &(u32, T))| SlotId {
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -146,6 +166,27 @@ mod tests {
         }
         assert_eq!(Source::of(Source::Waker.token()), Some(Source::Waker));
         assert_eq!(Source::of(mio::Token(usize::MAX)), None);
+    }
+
+    #[test]
+    fn a_walk_shows_every_tenant_once_and_few_at_a_time() {
+        let mut slots = Slots::default();
+        let ids: Vec<SlotId> = (0..10_000).map(|n| slots.insert_with(|_| n)).collect();
+        // Few are left, far from each other, but for some at the end.
+        let is_kept = |n: usize| n % 1_000 == 7 || n > 9_900;
+        ids.iter().enumerate().filter(|(n, _)| !is_kept(*n)).for_each(|(_, id)| {
+            slots.remove(*id);
+        });
+        let (mut seen, mut parts, mut next) = (Vec::new(), 0, Some(0));
+        while let Some(from) = next {
+            let before = seen.len();
+            next = slots.look(from, 10, |n| seen.push(*n));
+            assert!(seen.len() - before <= 10 && next.is_none_or(|next| next > from && next - from <= 160));
+            parts += 1;
+        }
+        assert_eq!(seen, (0..10_000).filter(|n| is_kept(*n)).collect::<Vec<_>>());
+        assert!(parts > 10_000 / 160);
+        assert_eq!(Slots::<u8>::default().look(0, 10, |_| unreachable!()), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use sluice_table::Reader;
 
 use crate::Config;
 use crate::client::Door;
+use crate::connection::{Look, Part, Place};
 use crate::connection_log::ConnectionLog;
 use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Close(Frontend, Sender<()>),
     /// End flows that lead nowhere any more, and say so when it is done.
     EndFlows(Sender<()>),
+    /// Show some connections.
+    Look(Look),
     /// Accept nothing new; end when the last session has, and endpoints have had time to answer datagrams.
     Drain,
     /// End now.
@@ -88,6 +91,8 @@ pub(crate) struct Worker {
     tcp: TcpRelay,
     udp: UdpRelay,
     commands: Receiver<Command>,
+    /// There may be more than the waker has told of.
+    has_commands: bool,
     /// Of a worker that drains: until when endpoints may answer the last datagrams.
     draining: Option<Instant>,
 }
@@ -121,7 +126,7 @@ impl Worker {
             ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
         };
         let (tcp, udp) = (TcpRelay::new(config, &core), UdpRelay::new(limits, budget));
-        Ok(Self { poll, tcp, udp, core, commands, draining: None })
+        Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })
     }
 
     /// Runs until it is told to stop, or was told to drain and is done.
@@ -137,7 +142,7 @@ impl Worker {
 
     /// One turn of the loop; whether there is to be another one.
     fn turn(&mut self, events: &mut Events) -> ControlFlow<()> {
-        let wait = if self.tcp.has_ready() || self.udp.has_ready() {
+        let wait = if self.tcp.has_ready() || self.udp.has_ready() || self.has_commands {
             Some(Duration::ZERO)
         } else {
             self.core.timers.wait(self.core.now)
@@ -150,7 +155,7 @@ impl Worker {
             return ControlFlow::Break(());
         }
         self.core.refresh();
-        let mut is_woken = false;
+        let mut is_woken = std::mem::take(&mut self.has_commands);
         for event in &*events {
             match Source::of(event.token()) {
                 Some(Source::Waker) => is_woken = true,
@@ -184,6 +189,18 @@ impl Worker {
         is_answered && self.tcp.sessions() == 0 && !self.udp.has_ready()
     }
 
+    fn look(&self, Place { protocol, slot }: Place) -> Part {
+        let (now, mut connections) = (self.core.now, Vec::new());
+        let next = match protocol {
+            Protocol::Tcp => match self.tcp.look(slot, now, &mut connections) {
+                Some(slot) => Some(Place { protocol, slot }),
+                None => Some(Place { protocol: Protocol::Udp, slot: 0 }),
+            },
+            Protocol::Udp => self.udp.look(slot, now, &mut connections).map(|slot| Place { protocol, slot }),
+        };
+        Part { connections, next }
+    }
+
     fn run_timers(&mut self) {
         self.core.refresh();
         while let Some(owner) = self.core.timers.pop_due(self.core.now) {
@@ -212,6 +229,12 @@ impl Worker {
                 Command::EndFlows(done) => {
                     self.udp.end_invalid(&mut self.core);
                     let _ = done.send(());
+                }
+                Command::Look(Look { place, answer }) => {
+                    answer(self.look(place));
+                    // One in a turn: whoever asks on and on is to find events between.
+                    self.has_commands = true;
+                    return ControlFlow::Continue(());
                 }
                 Command::Drain => {
                     self.tcp.close_all_listeners(&mut self.core);

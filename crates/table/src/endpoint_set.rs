@@ -76,10 +76,11 @@ impl EndpointSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::upstream::tests::test_port;
 
     /// Endpoints with the ports 1 to `n`.
     pub(crate) fn upstreams(n: u16) -> Vec<Arc<Upstream>> {
-        (1..=n).map(|port| Arc::new(Upstream::new(([10, 0, 0, 1], port).into()))).collect()
+        (1..=n).map(|port| Arc::new(Upstream::new(([10, 0, 0, 1], port).into(), test_port()))).collect()
     }
 
     pub(crate) fn set(upstreams: &[Arc<Upstream>]) -> EndpointSet {

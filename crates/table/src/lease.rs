@@ -85,10 +85,11 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::tests::test_port;
 
     #[test]
     fn a_lease_counts_as_active_until_it_is_dropped() {
-        let upstream = Arc::new(Upstream::new("10.0.0.1:80".parse().unwrap()));
+        let upstream = Arc::new(Upstream::new("10.0.0.1:80".parse().unwrap(), test_port()));
         let numbers = || {
             let stats = upstream.stats();
             (stats.connections.load(Ordering::Relaxed), stats.active.load(Ordering::Relaxed))

@@ -5,6 +5,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use sluice_model::ServicePortName;
+
 use crate::{Condition, Traffic, Upstream};
 
 /// The endpoints that there are, usable or not, and what is left of those that there were.
@@ -35,9 +37,13 @@ impl Roster {
         sum
     }
 
-    /// Makes the current ones stand for these addresses, which are sorted, one by one. Those that stay are the
+    /// Makes the current ones stand for these addresses of a service port, which are sorted, one by one. Those that stay are the
     /// same. Returns those that are gone, for [`Roster::let_go`].
-    pub(crate) fn take_over(&mut self, addresses: impl Iterator<Item = SocketAddr>) -> Vec<Arc<Upstream>> {
+    pub(crate) fn take_over(
+        &mut self,
+        port: &Arc<ServicePortName>,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) -> Vec<Arc<Upstream>> {
         let mut gone = Vec::new();
         let mut old = std::mem::take(&mut self.current).into_iter().peekable();
         self.current = addresses
@@ -46,7 +52,7 @@ impl Roster {
                     gone.push(before);
                 }
                 old.next_if(|upstream| upstream.address() == address)
-                    .unwrap_or_else(|| Arc::new(Upstream::new(address)))
+                    .unwrap_or_else(|| Arc::new(Upstream::new(address, Arc::clone(port))))
             })
             .collect();
         gone.extend(old);
@@ -79,13 +85,14 @@ mod tests {
 
     use super::*;
     use crate::Lease;
+    use crate::upstream::tests::test_port;
 
     fn addresses(ports: &[u16]) -> Vec<SocketAddr> {
         ports.iter().map(|port| ([10, 0, 0, 1], *port).into()).collect()
     }
 
     fn change(roster: &mut Roster, ports: &[u16]) {
-        let gone = roster.take_over(addresses(ports).into_iter());
+        let gone = roster.take_over(&test_port(), addresses(ports).into_iter());
         roster.let_go(gone);
     }
 

@@ -28,7 +28,7 @@ pub struct ServicePort {
     /// Made when the Service first asks for it.
     affinity: OnceLock<Box<Affinity>>,
     affinity_budget: Arc<Budget>,
-    name: ServicePortName,
+    name: Arc<ServicePortName>,
     family: Family,
     roster: Mutex<Roster>,
     /// Made with the first connection that is timed.
@@ -69,7 +69,7 @@ impl ServicePort {
             balancers: [0, 1].map(|set: u64| Balancer::new(random.hash_one(set))),
             affinity: OnceLock::new(),
             affinity_budget,
-            name,
+            name: Arc::new(name),
             family,
             roster: Mutex::default(),
             times: OnceLock::new(),
@@ -78,6 +78,11 @@ impl ServicePort {
 
     /// Namespace, Service, port and protocol.
     pub fn name(&self) -> &ServicePortName {
+        &self.name
+    }
+
+    /// The same, for those who keep it.
+    pub fn shared_name(&self) -> &Arc<ServicePortName> {
         &self.name
     }
 

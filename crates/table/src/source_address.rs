@@ -77,6 +77,7 @@ mod tests {
     use TrafficPolicy::{Cluster, Local};
 
     use super::*;
+    use crate::upstream::tests::test_port;
 
     /// Name of the case, settings, kind of frontend, external policy, client, whether the endpoint
     /// is the client itself (`self`), a process of this node (`here`) or neither, the source address.
@@ -129,7 +130,7 @@ mod tests {
             };
             let client = Client { ip: [10, 1, 0, 1].into(), origin: *origin };
             let ip = if *endpoint == "self" { client.ip } else { [10, 1, 0, 2].into() };
-            let upstream = Upstream::new((ip, 80).into());
+            let upstream = Upstream::new((ip, 80).into(), test_port());
             upstream.set_in_node_network(*endpoint == "here");
             let source = source_address(*kind, *origin, *policy, masquerade).towards(client, &upstream);
             assert_eq!(source, *wanted, "{name}");

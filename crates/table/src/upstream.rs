@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sluice_model::Endpoint;
+use sluice_model::{Endpoint, ServicePortName};
 
 use crate::SourceAddress;
 use crate::passive_health::{Heard, PassiveHealth, Seen};
@@ -23,6 +24,7 @@ pub struct Upstream {
     /// How often it has left the sets that connections are led to.
     tenure: AtomicU32,
     stats: UpstreamStats,
+    service_port: Arc<ServicePortName>,
 }
 
 /// What one endpoint has carried. Workers add, anyone reads; every value is exact once the
@@ -137,7 +139,7 @@ impl UpstreamStats {
 }
 
 impl Upstream {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr, service_port: Arc<ServicePortName>) -> Self {
         Self {
             health: PassiveHealth::default(),
             address,
@@ -145,12 +147,18 @@ impl Upstream {
             in_node_network: AtomicBool::new(false),
             tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
+            service_port,
         }
     }
 
     /// Address and port to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The service port that it is an endpoint of. Connections outlive their Service, and so does its name.
+    pub fn service_port(&self) -> &Arc<ServicePortName> {
+        &self.service_port
     }
 
     /// Whether the endpoint is ready, or terminating and still serving. UDP flows end when it is
@@ -229,5 +237,18 @@ impl Upstream {
     /// The endpoint's numbers.
     pub fn stats(&self) -> &UpstreamStats {
         &self.stats
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use sluice_model::{ObjectName, Protocol};
+
+    use super::*;
+
+    /// The service port of endpoints that no writer has made.
+    pub(crate) fn test_port() -> Arc<ServicePortName> {
+        let service = ObjectName::new("default", "web");
+        Arc::new(ServicePortName { service, port: "".into(), protocol: Protocol::Tcp })
     }
 }

@@ -20,6 +20,7 @@ use super::session::{Context, Session, Side, Step};
 use super::socket::{self, Ending};
 use crate::Config;
 use crate::client::Door;
+use crate::connection::{Connection, PART};
 use crate::core::{Core, TimerOwner};
 use crate::token::{SlotId, Slots, Source};
 
@@ -99,6 +100,11 @@ impl TcpRelay {
             while self.accept(id, core) {}
             self.listeners.remove(id);
         }
+    }
+
+    /// Shows sessions, some from a slot on; where to go on, if there may be more.
+    pub(crate) fn look(&self, slot: usize, now: Instant, found: &mut Vec<Connection>) -> Option<usize> {
+        self.sessions.look(slot, PART, |session| found.push(session.look(now)))
     }
 
     /// Sessions that have not ended.

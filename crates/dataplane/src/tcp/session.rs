@@ -27,6 +27,7 @@ use super::connect::{Attempts, Failure, Overdue};
 use super::direction::{Direction, Pump, Pumped, Tools};
 use super::peer::Peer;
 use super::socket::{self, Ending};
+use crate::connection::{Connection, ConnectionState, since};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
@@ -111,11 +112,12 @@ struct Relaying {
     service: Arc<ServicePort>,
     /// Who was reset first, if anyone, and when that was noticed.
     reset: Option<(Side, Instant)>,
-    /// Something of the client's was passed on.
-    has_client_spoken: bool,
     last_moved: Instant,
-    /// When the session is old enough for keepalive; none once it has it.
-    settles: Option<Instant>,
+    /// It was old enough for keepalive and has it.
+    is_settled: bool,
+    /// Bytes that were passed on.
+    sent: u64,
+    received: u64,
 }
 
 impl Session {
@@ -138,6 +140,35 @@ impl Session {
     /// The client's address.
     pub(crate) fn client(&self) -> SocketAddr {
         self.client
+    }
+
+    /// How it is.
+    pub(crate) fn look(&self, now: Instant) -> Connection {
+        let (state, service_port, endpoint, moved, sent, received) = match &self.state {
+            State::Connecting(Connecting { attempts, current }) => {
+                let port = attempts.selection().service_port().shared_name();
+                let endpoint = current.as_ref().map(|(_, upstream)| upstream.address());
+                (ConnectionState::Connecting, port, endpoint, self.began, 0, 0)
+            }
+            State::Relaying(relaying) => {
+                let Relaying { lease, last_moved, sent, received, .. } = relaying;
+                let endpoint = Some(lease.address());
+                let state = relaying.state();
+                (state, lease.service_port(), endpoint, *last_moved, *sent, *received)
+            }
+        };
+        Connection {
+            protocol: Protocol::Tcp,
+            client: self.client,
+            frontend: self.downstream.stream.local_addr().ok(),
+            service_port: Arc::clone(service_port),
+            endpoint,
+            state,
+            age: since(self.began, now),
+            idle: since(moved, now),
+            bytes_to_endpoint: sent,
+            bytes_from_endpoint: received,
+        }
     }
 
     /// Starts the first attempt to connect. Until one has taken long nobody looks at the client: most are connected
@@ -177,7 +208,9 @@ impl Session {
             State::Relaying(relaying) if relaying.reset.is_some() => return self.turn(context),
             State::Relaying(relaying) => relaying,
         };
-        if relaying.settles.take_if(|at| *at <= now).is_some() {
+        let settles = self.began + SETTLED;
+        if !relaying.is_settled && settles <= now {
+            relaying.is_settled = true;
             socket::keep_alive(&self.downstream.stream);
             socket::keep_alive(&relaying.upstream.stream);
         }
@@ -187,7 +220,7 @@ impl Session {
             context.core.stats.tcp_half_closed_timeouts.add(1);
             return Step::End(End::HalfClosed);
         }
-        if let Some(next) = idle_until.into_iter().chain(relaying.settles).min() {
+        if let Some(next) = idle_until.into_iter().chain((!relaying.is_settled).then_some(settles)).min() {
             self.set_deadline(next, context);
         }
         Step::Wait
@@ -196,7 +229,7 @@ impl Session {
     /// Moves what can be moved, both ways.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Step {
         let State::Relaying(relaying) = &mut self.state else { return Step::Wait };
-        let step = relaying.pump(&mut self.downstream, self.trace.as_deref_mut(), context);
+        let step = relaying.pump(&mut self.downstream, context);
         if step == Step::Wait {
             let now = context.core.now;
             let deadline = if relaying.reset.is_some() {
@@ -259,15 +292,22 @@ impl Session {
     /// Tells the log of it, if it is one of those that it is told of.
     fn tell(&mut self, end: End, duration: Duration, core: &Core) {
         let (Some(log), Some(trace)) = (&core.log, self.trace.take()) else { return };
-        let (service, endpoint) = match &self.state {
-            State::Connecting(connecting) => (connecting.attempts.selection().service_port(), None),
-            State::Relaying(relaying) => (&relaying.service, Some(relaying.lease.address())),
+        let (service_port, endpoint, sent, received) = match &self.state {
+            State::Connecting(connecting) => {
+                (connecting.attempts.selection().service_port().shared_name(), None, 0, 0)
+            }
+            State::Relaying(relaying) => {
+                let Relaying { lease, sent, received, .. } = relaying;
+                (lease.service_port(), Some(lease.address()), *sent, *received)
+            }
         };
         let record = Record {
             protocol: Protocol::Tcp,
             client: self.client,
-            service: Arc::clone(service),
+            service_port: Arc::clone(service_port),
             endpoint,
+            bytes_to_endpoint: sent,
+            bytes_from_endpoint: received,
             duration,
             end,
             trace: *trace,
@@ -394,14 +434,15 @@ impl Session {
             lease,
             service,
             reset: None,
-            has_client_spoken: false,
             last_moved: now,
-            settles: Some(now + SETTLED),
+            is_settled: false,
+            sent: 0,
+            received: 0,
         });
-        self.set_deadline(now + SETTLED, context);
+        self.set_deadline(self.began + SETTLED, context);
         let step = self.turn(context);
         if let State::Relaying(relaying) = &self.state
-            && !relaying.has_client_spoken
+            && relaying.sent == 0
         {
             socket::acknowledge_at_once(&relaying.upstream.stream);
         }
@@ -440,6 +481,15 @@ fn cannot_start(client: SocketAddr, upstream: &Upstream, error: &io::Error, core
 }
 
 impl Relaying {
+    fn state(&self) -> ConnectionState {
+        match (self.reset, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
+            (Some(_), ..) => ConnectionState::Resetting,
+            (None, true, _) => ConnectionState::ClientClosed,
+            (None, false, true) => ConnectionState::EndpointClosed,
+            (None, false, false) => ConnectionState::Open,
+        }
+    }
+
     fn is_half_closed(&self) -> bool {
         self.to_upstream.is_finished() != self.to_downstream.is_finished()
     }
@@ -448,17 +498,12 @@ impl Relaying {
         self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
     }
 
-    fn pump(
-        &mut self,
-        downstream: &mut Peer,
-        mut trace: Option<&mut Trace>,
-        context: &mut Context<'_>,
-    ) -> Step {
+    fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
         let mut pumped = [Pumped::Waiting; 2];
         // Twice at most: what is found out about one direction may change what the other is to do.
         for _ in 0..2 {
             let reset_before = self.reset;
-            pumped = self.pump_both(downstream, trace.as_deref_mut(), context);
+            pumped = self.pump_both(downstream, context);
             if self.reset == reset_before {
                 break;
             }
@@ -493,12 +538,7 @@ impl Relaying {
     }
 
     /// Pumps the directions that are alive and notes which side was reset.
-    fn pump_both(
-        &mut self,
-        downstream: &mut Peer,
-        mut trace: Option<&mut Trace>,
-        context: &mut Context<'_>,
-    ) -> [Pumped; 2] {
+    fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
         let (stats, now) = (&*context.core.stats, context.core.now);
         let mut pump =
             Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, reset: false, is_last: false };
@@ -509,9 +549,6 @@ impl Relaying {
             pump.reset = reset_side == Some(Side::Downstream);
             pump.is_last = self.to_downstream.is_finished();
             let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
-            if let Some(trace) = &mut trace {
-                trace.bytes_from_client += bytes as u64;
-            }
             self.note(Side::Downstream, outcome, bytes, downstream, now);
             pumped[0] = outcome;
         }
@@ -519,9 +556,6 @@ impl Relaying {
             pump.reset = reset_side == Some(Side::Upstream);
             pump.is_last = self.to_upstream.is_finished();
             let (outcome, bytes) = self.to_downstream.pump(&mut self.upstream, downstream, &mut pump);
-            if let Some(trace) = &mut trace {
-                trace.bytes_to_client += bytes as u64;
-            }
             self.note(Side::Upstream, outcome, bytes, downstream, now);
             pumped[1] = outcome;
         }
@@ -532,13 +566,13 @@ impl Relaying {
     fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
         if bytes > 0 {
             self.last_moved = now;
-            self.has_client_spoken |= source == Side::Downstream;
             let stats = self.lease.upstream().stats();
-            let counter = match source {
-                Side::Downstream => &stats.bytes_to_endpoint,
-                Side::Upstream => &stats.bytes_from_endpoint,
+            let (own, of_endpoint) = match source {
+                Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
+                Side::Upstream => (&mut self.received, &stats.bytes_from_endpoint),
             };
-            counter.fetch_add(bytes as u64, Ordering::Relaxed);
+            *own += bytes as u64;
+            of_endpoint.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         let culprit = match (outcome, source) {
             (Pumped::SourceReset, side) => side,

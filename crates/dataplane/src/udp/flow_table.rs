@@ -345,6 +345,11 @@ impl<U> FlowTable<U> {
         self.flows.get_mut(id).map(|entry| &mut entry.flow)
     }
 
+    /// Shows flows, some from a slot on; where to go on, if there may be more.
+    pub(crate) fn look(&self, slot: usize, most: usize, mut show: impl FnMut(&Flow<U>)) -> Option<usize> {
+        self.flows.look(slot, most, |entry| show(&entry.flow))
+    }
+
     /// How many flows there are.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
@@ -445,6 +450,18 @@ impl<U> Flow<U> {
     /// From its first datagram to its last one.
     pub(crate) fn lasted(&self) -> Duration {
         self.last_used.saturating_duration_since(self.opened)
+    }
+
+    pub(crate) fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    pub(crate) fn last_used(&self) -> Instant {
+        self.last_used
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        self.replies > 0
     }
 
     fn class(&self) -> Class {

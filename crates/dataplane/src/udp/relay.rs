@@ -30,6 +30,7 @@ use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use super::waiting::{self, Waiting};
 use crate::client::Door;
+use crate::connection::{Connection, ConnectionState, PART, since};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
@@ -123,6 +124,9 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
+    /// Bytes that were passed on.
+    sent: u64,
+    received: u64,
     /// Of a flow that is told of in the log.
     trace: Option<Box<Trace>>,
     _ephemeral_port: Option<Permit>,
@@ -130,6 +134,10 @@ struct Link {
     is_queued: bool,
     _permit: Permit,
 }
+
+/// What a flow takes besides its sockets.
+#[cfg(test)]
+pub(crate) const LINK_SIZE: usize = size_of::<Link>();
 
 /// What a flow's replies leave by.
 #[derive(Debug)]
@@ -217,6 +225,11 @@ impl UdpRelay {
             }
             self.on_frontend(id, core);
         }
+    }
+
+    /// Shows flows, some from a slot on; where to go on, if there may be more.
+    pub(crate) fn look(&self, slot: usize, now: Instant, found: &mut Vec<Connection>) -> Option<usize> {
+        self.state.flows.look(slot, PART, |flow| found.push(connection(flow, now)))
     }
 
     /// How many flows there are.
@@ -371,6 +384,23 @@ impl State {
     }
 }
 
+/// How a flow is.
+fn connection(flow: &Flow<Link>, now: Instant) -> Connection {
+    let Link { lease, sent, received, .. } = &flow.upstream;
+    Connection {
+        protocol: Protocol::Udp,
+        client: flow.key().client,
+        frontend: Some(flow.key().destination),
+        service_port: Arc::clone(lease.service_port()),
+        endpoint: Some(lease.address()),
+        state: if flow.is_answered() { ConnectionState::Answered } else { ConnectionState::Unanswered },
+        age: since(flow.opened(), now),
+        idle: since(flow.last_used(), now),
+        bytes_to_endpoint: *sent,
+        bytes_from_endpoint: *received,
+    }
+}
+
 /// What is due for every flow that has ended; closes its socket.
 fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
@@ -403,8 +433,10 @@ fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
     let record = Record {
         protocol: Protocol::Udp,
         client: ended.flow.key().client,
-        service: Arc::clone(link.route.service_port()),
+        service_port: Arc::clone(link.lease.service_port()),
         endpoint: Some(link.lease.address()),
+        bytes_to_endpoint: link.sent,
+        bytes_from_endpoint: link.received,
         duration,
         end,
         trace: Trace::clone(trace),

@@ -11,6 +11,7 @@ use sluice_table::{Writer, WriterConfig};
 use socket2::SockRef;
 
 use super::*;
+use crate::connection::{ConnectionState, PART};
 use crate::tcp::session::TURN_BUDGET;
 use crate::{tcp, test_table, udp};
 
@@ -28,7 +29,7 @@ struct World {
     worker: Worker,
     events: Events,
     writer: Writer,
-    _commands: Sender<Command>,
+    commands: Sender<Command>,
 }
 
 impl World {
@@ -53,7 +54,7 @@ impl World {
             log: None,
         };
         let worker = Worker::new(&config, Poll::new().unwrap(), shared, receiver).unwrap();
-        Self { worker, events: Events::with_capacity(EVENTS), writer, _commands: commands }
+        Self { worker, events: Events::with_capacity(EVENTS), writer, commands }
     }
 
     fn turn(&mut self) {
@@ -186,4 +187,56 @@ fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_se
         await_delivery(&answers);
         assert_is_first(world.turns_until(|| resolver.recv(&mut [0; 8]).is_ok()));
     }
+}
+
+#[test]
+fn a_walk_over_connections_takes_one_part_in_a_turn_and_ends_with_whoever_asks() {
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let sessions: Vec<[TcpStream; 2]> = (0..PART + 44).map(|_| world.connect(frontend, &endpoint)).collect();
+    let (answer, parts) = mpsc::channel();
+    let ask = |world: &World, place| {
+        let answer = answer.clone();
+        let answer = Box::new(move |part| answer.send(part).unwrap());
+        world.commands.send(Command::Look(Look { place, answer })).unwrap();
+    };
+    // Several at a time, of which the worker is told once.
+    (0..3).for_each(|_| ask(&world, Place::default()));
+    world.worker.has_commands = true;
+    for turn in 1..=3 {
+        world.turn();
+        let part = parts.try_recv().unwrap();
+        assert_eq!(part.connections.len(), PART, "turn {turn}");
+        assert!(parts.try_recv().is_err(), "a second one in turn {turn}");
+    }
+    world.turn();
+    assert!(!world.worker.has_commands, "nobody asks any more");
+
+    let (mut seen, mut next) = (Vec::new(), Some(Place::default()));
+    while let Some(place) = next {
+        ask(&world, place);
+        world.worker.has_commands = true;
+        world.turn();
+        let part = parts.try_recv().unwrap();
+        next = part.next;
+        seen.extend(part.connections);
+    }
+    let mut clients: Vec<SocketAddr> =
+        sessions.iter().map(|[client, _]| client.local_addr().unwrap()).collect();
+    seen.sort_by_key(|connection| connection.client);
+    clients.sort();
+    assert!(seen.iter().map(|connection| connection.client).eq(clients));
+    for connection in seen {
+        assert_eq!(connection.service_port.to_string(), "default/web");
+        assert_eq!(connection.state, ConnectionState::Open);
+        assert_eq!((connection.frontend, connection.endpoint), (Some(frontend), endpoint.local_addr().ok()));
+    }
+}
+
+/// Each byte of it is there as often as a node has open connections.
+#[test]
+fn what_a_session_and_a_flow_take() {
+    assert!(size_of::<tcp::session::Session>() <= 368, "{}", size_of::<tcp::session::Session>());
+    assert!(udp::relay::LINK_SIZE <= 216, "{}", udp::relay::LINK_SIZE);
 }

@@ -51,7 +51,8 @@ impl PortState {
         rules: PortRules,
     ) -> bool {
         let mut roster = self.port.roster();
-        let gone = roster.take_over(candidates.iter().map(|candidate| candidate.address));
+        let gone =
+            roster.take_over(self.port.shared_name(), candidates.iter().map(|candidate| candidate.address));
         let items: Vec<(&Endpoint, &Arc<Upstream>)> =
             candidates.iter().map(|candidate| candidate.endpoint).zip(roster.current()).collect();
         let chosen = categorize_endpoints(&items, |(endpoint, _)| endpoint, here);

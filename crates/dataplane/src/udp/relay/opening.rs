@@ -94,6 +94,8 @@ impl State {
                 route,
                 reply,
                 kept_port,
+                sent: 0,
+                received: 0,
                 trace,
                 // Of an attempt that failed it may be left over, and then is given back.
                 _ephemeral_port: ephemeral_port.filter(|_| local.client.is_none()),

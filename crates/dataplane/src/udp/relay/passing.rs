@@ -135,10 +135,8 @@ impl State {
             }
             _ => failed += 1,
         });
+        link.sent += sent.bytes as u64;
         link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
-        if let Some(trace) = &mut link.trace {
-            trace.bytes_from_client += sent.bytes as u64;
-        }
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
@@ -166,11 +164,9 @@ impl State {
         };
         let mut failed = 0;
         let sent = replies.send_joined(socket, joining, |_, _| failed += 1);
+        flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
-        if let Some(trace) = &mut flow.upstream.trace {
-            trace.bytes_to_client += sent.bytes as u64;
-        }
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
