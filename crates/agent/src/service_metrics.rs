@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use sluice_model::{Protocol, ServicePortName};
-use sluice_table::{ServicePort, Table, Times, Traffic, Upstream};
+use sluice_table::{DatagramCounts, Datagrams, Loss, ServicePort, Table, Times, Traffic, Upstream};
 
 /// Service ports, and endpoints, that are told of at the most: each has seven series.
 const ROWS: usize = 10_000;
@@ -99,6 +99,8 @@ struct Row {
     traffic: Traffic,
     /// How long connections took to establish, and how long they lasted.
     times: Option<Box<[Times; 2]>>,
+    /// Of UDP.
+    datagrams: Option<DatagramCounts>,
 }
 
 /// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
@@ -129,7 +131,7 @@ impl Endpoints {
         let kept = self.busy.into_iter().chain(self.idle).take(self.bound);
         let row = |(name, address, traffic)| {
             let labels = format!("{},endpoint=\"{address}\"", labels(&name));
-            Row { name, labels, traffic, times: None }
+            Row { name, labels, traffic, times: None, datagrams: None }
         };
         kept.map(row).collect()
     }
@@ -158,6 +160,7 @@ fn write_bounded(text: &mut String, table: &Table, detail: Detail, bound: usize)
             write_rows(text, "endpoint", metric, &endpoints)?;
         }
     }
+    write_datagrams(text, &services)?;
     let histograms = write_times(text, &services, HISTOGRAMS.min(bound))?;
     let help = "Service ports with traffic that have no histograms of their own, because there are too many";
     describe(text, "service_histograms_left_out", help, "gauge")?;
@@ -208,6 +211,29 @@ fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt
         text.push_str(&before);
         text.push_str(&row.labels);
         writeln!(text, "}} {}", value(&row.traffic))?;
+    }
+    Ok(())
+}
+
+/// Writes what became of UDP datagrams, of those that have had any.
+fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
+    let counted = || rows.iter().filter_map(|row| Some((&row.labels, row.datagrams?)));
+    let name = "service_datagrams_from_clients";
+    describe(text, name, "UDP datagrams delivered to endpoints", "counter")?;
+    for (labels, datagrams) in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.forwarded)?;
+    }
+    let name = "service_datagrams_to_clients";
+    describe(text, name, "UDP datagrams delivered to clients", "counter")?;
+    for (labels, datagrams) in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.returned)?;
+    }
+    let name = "service_datagrams_lost";
+    describe(text, name, "UDP datagrams that got no further, and why", "counter")?;
+    for (labels, datagrams) in counted() {
+        for (loss, count) in Loss::ALL.iter().zip(datagrams.lost) {
+            writeln!(text, "{PREFIX}{name}_total{{{labels},reason=\"{}\"}} {count}", loss.name())?;
+        }
     }
     Ok(())
 }
@@ -263,12 +289,16 @@ fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
         let (current, traffic) = port.endpoints_and_traffic();
         let times = port.times_so_far();
         let times = times.map(|times| Box::new([times.connecting.times(), times.lives.times()]));
+        let datagrams = port.datagrams_so_far().map(Datagrams::counts);
         if detail == Detail::Endpoint {
             current.iter().for_each(|upstream| endpoints.add(&name, upstream));
         }
         match services.last_mut().filter(|row| row.name == name) {
             Some(row) => {
                 row.traffic += traffic;
+                if let Some(datagrams) = datagrams {
+                    *row.datagrams.get_or_insert_default() += datagrams;
+                }
                 row.times = match (row.times.take(), times) {
                     (Some(mut sum), Some(times)) => {
                         sum.iter_mut().zip(*times).for_each(|(sum, times)| *sum += times);
@@ -277,7 +307,7 @@ fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
                     (one, other) => one.or(other),
                 };
             }
-            None => services.push(Row { labels: labels(&name), name, traffic, times }),
+            None => services.push(Row { labels: labels(&name), name, traffic, times, datagrams }),
         }
     }
     (services, endpoints)

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use sluice_sys::udp::{Datagram, RecvBatch, SendBatch};
+use sluice_table::Loss;
 
 use super::super::flow_table::{Action, FlowId, FlowKey};
 use super::groups::Group;
@@ -139,6 +140,12 @@ impl State {
         if let Some(trace) = &mut link.trace {
             trace.bytes_from_client += sent.bytes as u64;
         }
+        if core.service_times {
+            let datagrams = link.route.service_port().datagrams();
+            datagrams.forwarded(sent.datagrams as u64);
+            datagrams.lost(Loss::Full, sent.left as u64);
+            datagrams.lost(Loss::Error, failed);
+        }
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
@@ -170,6 +177,12 @@ impl State {
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         if let Some(trace) = &mut flow.upstream.trace {
             trace.bytes_to_client += sent.bytes as u64;
+        }
+        if core.service_times {
+            let datagrams = flow.upstream.route.service_port().datagrams();
+            datagrams.returned(sent.datagrams as u64);
+            datagrams.lost(Loss::Full, sent.left as u64);
+            datagrams.lost(Loss::Error, failed);
         }
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
