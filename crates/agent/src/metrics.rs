@@ -132,6 +132,8 @@ impl Metrics {
         theirs.register_collector(Box::new(KubeProxy(self.clone())));
         let mut metrics = String::new();
         let encoded = openmetrics::encode_registry(&mut metrics, &registry);
+        let encoded =
+            encoded.and_then(|()| service_metrics::write(&mut metrics, self.observer.table(), self.detail));
         let status = match encoded.and_then(|()| openmetrics::encode(&mut metrics, &theirs)) {
             Ok(()) => StatusCode::OK,
             Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -165,7 +167,6 @@ impl Collector for Metrics {
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_capture(&mut encoder)?;
         self.encode_times(&mut encoder)?;
-        service_metrics::encode(&mut encoder, self.observer.table(), self.detail)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)
     }
@@ -305,7 +306,7 @@ fn histogram(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, times:
 }
 
 /// Writes a histogram's series.
-pub(crate) fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
+fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
     let seconds = |bound: Option<Duration>| bound.map_or(f64::INFINITY, |bound| bound.as_secs_f64());
     let buckets: Vec<_> = times.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
     encoder.encode_histogram::<NoLabelSet>(times.sum().as_secs_f64(), times.count(), &buckets, None)

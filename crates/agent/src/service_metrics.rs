@@ -3,21 +3,16 @@
 //! A node may have a hundred thousand endpoints, most of which it never connects to. So how much is told is a setting,
 //! and there is a bound; over it, those come first that have carried something.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
 use sluice_model::{Protocol, ServicePortName};
-use sluice_table::{ServicePort, Table, Times, Traffic, Upstream};
-
-use crate::metrics::encode_times;
+use sluice_table::{DatagramCounts, Datagrams, Loss, ServicePort, Table, Times, Traffic, Upstream};
 
 /// Service ports, and endpoints, that are told of at the most: each has seven series.
 const ROWS: usize = 10_000;
@@ -40,51 +35,57 @@ pub enum Detail {
 struct Metric {
     name: &'static str,
     help: &'static str,
-    kind: MetricType,
+    kind: Kind,
     of: fn(&Traffic) -> u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
 }
 
 const METRICS: [Metric; 7] = [
     Metric {
         name: "connections",
         help: "TCP connections established and UDP flows opened",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.connections,
     },
     Metric {
         name: "connections_active",
         help: "Of those, the ones that have not ended",
-        kind: MetricType::Gauge,
+        kind: Kind::Gauge,
         of: |traffic| traffic.active,
     },
     Metric {
         name: "connect_failures",
         help: "Attempts to connect that failed",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.failures,
     },
     Metric {
         name: "connect_retries",
         help: "Attempts to connect after another endpoint had failed",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.retries,
     },
     Metric {
         name: "passed_over",
         help: "How often an endpoint came to be passed over because it kept failing",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.passed_over,
     },
     Metric {
         name: "bytes_from_clients",
         help: "Bytes of payload from clients to endpoints",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.bytes_to_endpoint,
     },
     Metric {
         name: "bytes_to_clients",
         help: "Bytes of payload from endpoints to clients",
-        kind: MetricType::Counter,
+        kind: Kind::Counter,
         of: |traffic| traffic.bytes_from_endpoint,
     },
 ];
@@ -93,10 +94,13 @@ const METRICS: [Metric; 7] = [
 #[derive(Debug)]
 struct Row {
     name: ServicePortName,
-    endpoint: Option<String>,
+    /// Without braces.
+    labels: String,
     traffic: Traffic,
     /// How long connections took to establish, and how long they lasted.
     times: Option<Box<[Times; 2]>>,
+    /// Of UDP.
+    datagrams: Option<DatagramCounts>,
 }
 
 /// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
@@ -125,97 +129,117 @@ impl Endpoints {
 
     fn rows(self) -> Vec<Row> {
         let kept = self.busy.into_iter().chain(self.idle).take(self.bound);
-        let row = |(name, address, traffic): (_, SocketAddr, _)| Row {
-            name,
-            endpoint: Some(address.to_string()),
-            traffic,
-            times: None,
+        let row = |(name, address, traffic)| {
+            let labels = format!("{},endpoint=\"{address}\"", labels(&name));
+            Row { name, labels, traffic, times: None, datagrams: None }
         };
         kept.map(row).collect()
     }
 }
 
-/// Writes them, as far as is wanted.
-pub(crate) fn encode(encoder: &mut DescriptorEncoder<'_>, table: &Table, detail: Detail) -> fmt::Result {
-    encode_bounded(encoder, table, detail, ROWS)
+/// Writes them in OpenMetrics' form, as far as is wanted.
+///
+/// By hand: the same labels stand with each number of a row, and to write them anew each time took most of a scrape.
+pub(crate) fn write(text: &mut String, table: &Table, detail: Detail) -> fmt::Result {
+    write_bounded(text, table, detail, ROWS)
 }
 
-fn encode_bounded(
-    encoder: &mut DescriptorEncoder<'_>,
-    table: &Table,
-    detail: Detail,
-    bound: usize,
-) -> fmt::Result {
+fn write_bounded(text: &mut String, table: &Table, detail: Detail, bound: usize) -> fmt::Result {
     if detail == Detail::Off {
         return Ok(());
     }
     let (mut services, endpoints) = rows(table, detail, bound);
     let left_out = keep(&mut services, bound) + endpoints.left_out();
     let endpoints = endpoints.rows();
+    text.reserve((services.len() + endpoints.len()) * METRICS.len() * SERIES_BYTES);
     for metric in &METRICS {
-        write(encoder, "service", metric, &services, labels)?;
+        write_rows(text, "service", metric, &services)?;
     }
     if detail == Detail::Endpoint {
         for metric in &METRICS {
-            write(encoder, "endpoint", metric, &endpoints, |row| {
-                let [namespace, service, port, protocol] = labels(row);
-                [
-                    namespace,
-                    service,
-                    port,
-                    protocol,
-                    ("endpoint", row.endpoint.as_deref().unwrap_or_default()),
-                ]
-            })?;
+            write_rows(text, "endpoint", metric, &endpoints)?;
         }
     }
-    let histograms = write_times(encoder, &services, HISTOGRAMS.min(bound))?;
+    write_datagrams(text, &services)?;
+    let histograms = write_times(text, &services, HISTOGRAMS.min(bound))?;
     let help = "Service ports with traffic that have no histograms of their own, because there are too many";
-    let gauge = ConstGauge::new(histograms as f64);
-    gauge.encode(encoder.encode_descriptor(
-        "service_histograms_left_out",
-        help,
-        None,
-        MetricType::Gauge,
-    )?)?;
+    describe(text, "service_histograms_left_out", help, "gauge")?;
+    writeln!(text, "{PREFIX}service_histograms_left_out {histograms}")?;
     let help = "Service ports and endpoints that have no metrics of their own, because there are too many";
-    let gauge = ConstGauge::new(left_out as f64);
-    gauge.encode(encoder.encode_descriptor("service_metrics_left_out", help, None, MetricType::Gauge)?)
+    describe(text, "service_metrics_left_out", help, "gauge")?;
+    writeln!(text, "{PREFIX}service_metrics_left_out {left_out}")
 }
 
-fn labels(row: &Row) -> [(&'static str, &str); 4] {
-    let ServicePortName { service, port, protocol } = &row.name;
+/// What all metrics of ours begin with.
+const PREFIX: &str = "sluice_";
+
+/// About what a series takes.
+const SERIES_BYTES: usize = 128;
+
+fn describe(text: &mut String, name: &str, help: &str, kind: &str) -> fmt::Result {
+    write!(text, "# HELP {PREFIX}{name} {help}.\n# TYPE {PREFIX}{name} {kind}\n")
+}
+
+fn labels(name: &ServicePortName) -> String {
+    let ServicePortName { service, port, protocol } = name;
     let protocol = match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
     };
-    [("namespace", &service.namespace), ("service", &service.name), ("port", port), ("protocol", protocol)]
+    let [namespace, service, port] = [&service.namespace, &service.name, port].map(|text| escaped(text));
+    format!("namespace=\"{namespace}\",service=\"{service}\",port=\"{port}\",protocol=\"{protocol}\"")
 }
 
-fn write<'a, const N: usize>(
-    encoder: &mut DescriptorEncoder<'_>,
-    of: &str,
-    metric: &Metric,
-    rows: &'a [Row],
-    labels: impl Fn(&'a Row) -> [(&'static str, &'a str); N],
-) -> fmt::Result {
-    let name = format!("{of}_{}", metric.name);
-    let mut family = encoder.encode_descriptor(&name, metric.help, None, metric.kind)?;
+/// A label's value. Names of objects have nothing to escape; whoever writes manifests may write anything.
+fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\\', '"', '\n']) {
+        return text.into();
+    }
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
+}
+
+fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt::Result {
+    let Metric { name, help, kind, of: value } = metric;
+    let (kind, suffix) = match kind {
+        Kind::Counter => ("counter", "_total"),
+        Kind::Gauge => ("gauge", ""),
+    };
+    let name = format!("{of}_{name}");
+    describe(text, &name, help, kind)?;
+    let before = format!("{PREFIX}{name}{suffix}{{");
     for row in rows {
-        let labels = labels(row);
-        let one = family.encode_family(&labels)?;
-        let value = (metric.of)(&row.traffic);
-        if metric.kind.as_str() == MetricType::Gauge.as_str() {
-            ConstGauge::new(value as f64).encode(one)?;
-        } else {
-            ConstCounter::new(value).encode(one)?;
+        text.push_str(&before);
+        text.push_str(&row.labels);
+        writeln!(text, "}} {}", value(&row.traffic))?;
+    }
+    Ok(())
+}
+
+/// Writes what became of UDP datagrams, of those that have had any.
+fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
+    let counted = || rows.iter().filter_map(|row| Some((&row.labels, row.datagrams?)));
+    let name = "service_datagrams_from_clients";
+    describe(text, name, "UDP datagrams delivered to endpoints", "counter")?;
+    for (labels, datagrams) in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.forwarded)?;
+    }
+    let name = "service_datagrams_to_clients";
+    describe(text, name, "UDP datagrams delivered to clients", "counter")?;
+    for (labels, datagrams) in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.returned)?;
+    }
+    let name = "service_datagrams_lost";
+    describe(text, name, "UDP datagrams that got no further, and why", "counter")?;
+    for (labels, datagrams) in counted() {
+        for (loss, count) in Loss::ALL.iter().zip(datagrams.lost) {
+            writeln!(text, "{PREFIX}{name}_total{{{labels},reason=\"{}\"}} {count}", loss.name())?;
         }
     }
     Ok(())
 }
 
 /// Writes the histograms of those with the most connections; how many are left out.
-fn write_times(encoder: &mut DescriptorEncoder<'_>, rows: &[Row], bound: usize) -> Result<usize, fmt::Error> {
+fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, fmt::Error> {
     let mut timed: Vec<(&Row, &[Times; 2])> =
         rows.iter().filter_map(|row| Some((row, row.times.as_deref()?))).collect();
     let left_out = timed.len().saturating_sub(bound);
@@ -229,12 +253,24 @@ fn write_times(encoder: &mut DescriptorEncoder<'_>, rows: &[Row], bound: usize) 
     ];
     for (index, (of, help)) in metrics.into_iter().enumerate() {
         let name = format!("service_{of}_duration_seconds");
-        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Histogram)?;
+        describe(text, &name, help, "histogram")?;
         for (row, times) in &timed {
             // No flow is ever connecting.
-            if index > 0 || row.name.protocol == Protocol::Tcp {
-                encode_times(family.encode_family(&labels(row))?, &times[index])?;
+            if index == 0 && row.name.protocol == Protocol::Udp {
+                continue;
             }
+            let (labels, times) = (&row.labels, &times[index]);
+            let mut count = 0;
+            for (bound, more) in times.buckets() {
+                count += more;
+                let bound = bound.map_or("+Inf".to_owned(), |bound| format!("{:?}", bound.as_secs_f64()));
+                writeln!(text, "{PREFIX}{name}_bucket{{{labels},le=\"{bound}\"}} {count}")?;
+            }
+            let sum = times.sum().as_secs_f64();
+            writeln!(
+                text,
+                "{PREFIX}{name}_sum{{{labels}}} {sum:?}\n{PREFIX}{name}_count{{{labels}}} {count}"
+            )?;
         }
     }
     Ok(left_out)
@@ -253,12 +289,16 @@ fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
         let (current, traffic) = port.endpoints_and_traffic();
         let times = port.times_so_far();
         let times = times.map(|times| Box::new([times.connecting.times(), times.lives.times()]));
+        let datagrams = port.datagrams_so_far().map(Datagrams::counts);
         if detail == Detail::Endpoint {
             current.iter().for_each(|upstream| endpoints.add(&name, upstream));
         }
         match services.last_mut().filter(|row| row.name == name) {
             Some(row) => {
                 row.traffic += traffic;
+                if let Some(datagrams) = datagrams {
+                    *row.datagrams.get_or_insert_default() += datagrams;
+                }
                 row.times = match (row.times.take(), times) {
                     (Some(mut sum), Some(times)) => {
                         sum.iter_mut().zip(*times).for_each(|(sum, times)| *sum += times);
@@ -267,7 +307,7 @@ fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
                     (one, other) => one.or(other),
                 };
             }
-            None => services.push(Row { name, endpoint: None, traffic, times }),
+            None => services.push(Row { labels: labels(&name), name, traffic, times, datagrams }),
         }
     }
     (services, endpoints)
@@ -288,9 +328,6 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::time::{Duration, Instant};
 
-    use prometheus_client::collector::Collector;
-    use prometheus_client::encoding::text;
-    use prometheus_client::registry::Registry;
     use sluice_model::{
         Change, Endpoint, EndpointSlice, Family, ObjectName, Service, ServicePort, SlicePort,
     };
@@ -298,20 +335,9 @@ mod tests {
 
     use super::*;
 
-    #[derive(Debug)]
-    struct Scrape(Table, Detail, usize);
-
-    impl Collector for Scrape {
-        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-            encode_bounded(&mut encoder, &self.0, self.1, self.2)
-        }
-    }
-
     fn text_of(table: &Table, detail: Detail, bound: usize) -> String {
-        let mut registry = Registry::with_prefix("sluice");
-        registry.register_collector(Box::new(Scrape(table.clone(), detail, bound)));
         let mut text = String::new();
-        text::encode(&mut text, &registry).unwrap();
+        write_bounded(&mut text, table, detail, bound).unwrap();
         text
     }
 
@@ -370,8 +396,8 @@ mod tests {
         let own = format!("sluice_endpoint_connections_total{{{labels},endpoint=\"10.244.0.0:8080\"}} 1\n");
         assert!(told.contains(&own), "{told}");
         let times = [
-            format!("sluice_service_connect_duration_seconds_bucket{{le=\"0.005\",{labels}}} 1\n"),
-            format!("sluice_service_connect_duration_seconds_bucket{{le=\"0.001\",{labels}}} 0\n"),
+            format!("sluice_service_connect_duration_seconds_bucket{{{labels},le=\"0.005\"}} 1\n"),
+            format!("sluice_service_connect_duration_seconds_bucket{{{labels},le=\"0.001\"}} 0\n"),
             format!("sluice_service_connection_duration_seconds_sum{{{labels}}} 3.0\n"),
         ];
         times.iter().for_each(|line| assert!(told.contains(line), "{line} is not in\n{told}"));
@@ -392,15 +418,21 @@ mod tests {
         assert_eq!(count("sluice_service_connections_total{"), 2);
         assert_eq!(count("sluice_endpoint_connections_total{"), 2);
         assert!(told.contains(r#"service="web-3",port="http",protocol="TCP"} 1"#), "{told}");
-        assert!(told.contains("sluice_service_metrics_left_out 6.0\n"), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 6\n"), "{told}");
         connect(writer.table(), 1);
         connect(writer.table(), 1);
         let told = text_of(writer.table(), Detail::Service, 1);
         let histogram = "sluice_service_connection_duration_seconds_count{";
         assert!(told.lines().any(|line| line.starts_with(histogram) && line.contains("web-1")), "{told}");
-        assert!(told.contains("sluice_service_metrics_left_out 4.0\n"), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 4\n"), "{told}");
         let told = text_of(writer.table(), Detail::Endpoint, 5);
-        assert!(told.contains("sluice_service_metrics_left_out 0.0\n"), "{told}");
+        assert!(told.contains("sluice_service_metrics_left_out 0\n"), "{told}");
+    }
+
+    #[test]
+    fn what_is_in_a_name_ends_no_label() {
+        assert_eq!(escaped("a\\b\"c\nd"), "a\\\\b\\\"c\\nd");
+        assert!(matches!(escaped("web-1"), Cow::Borrowed("web-1")));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(crate) struct Core {
     pub(crate) half_closed_idle: Duration,
     /// Where connections that have ended are told of.
     pub(crate) log: Option<ConnectionLog>,
-    /// Whether service ports count times of their own.
+    /// Whether service ports count times and datagrams of their own.
     pub(crate) service_times: bool,
     pub(crate) says: Says,
     /// The time at which the current turn of the loop began, or later: see [`Core::refresh`].

@@ -71,7 +71,7 @@ pub struct Config {
     pub marks: Option<Marks>,
     /// One connection or flow in so many is told of in the log when it ends; none of them otherwise.
     pub connection_log: Option<NonZeroU32>,
-    /// Whether times are counted for each service port, besides for all together.
+    /// Whether times and datagrams are counted for each service port, besides for all together.
     pub service_times: bool,
 }
 

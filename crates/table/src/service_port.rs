@@ -15,7 +15,7 @@ use crate::balance::Balancer;
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
-use crate::{Balance, Client, ServiceTimes, SourceAddress, Traffic, Upstream};
+use crate::{Balance, Client, Datagrams, ServiceTimes, SourceAddress, Traffic, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
 /// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
@@ -33,6 +33,8 @@ pub struct ServicePort {
     roster: Mutex<Roster>,
     /// Made with the first connection that is timed.
     times: OnceLock<Box<ServiceTimes>>,
+    /// Made with the first datagram that is counted.
+    datagrams: OnceLock<Box<Datagrams>>,
 }
 
 /// Whom an endpoint is asked for.
@@ -73,6 +75,7 @@ impl ServicePort {
             family,
             roster: Mutex::default(),
             times: OnceLock::new(),
+            datagrams: OnceLock::new(),
         }
     }
 
@@ -121,6 +124,16 @@ impl ServicePort {
     /// The same, if anything was ever counted there.
     pub fn times_so_far(&self) -> Option<&ServiceTimes> {
         self.times.get().map(|times| &**times)
+    }
+
+    /// Where workers count datagrams. It stays when endpoints leave.
+    pub fn datagrams(&self) -> &Datagrams {
+        self.datagrams.get_or_init(Box::default)
+    }
+
+    /// The same, if anything was ever counted there.
+    pub fn datagrams_so_far(&self) -> Option<&Datagrams> {
+        self.datagrams.get().map(|datagrams| &**datagrams)
     }
 
     /// The writer holds it while it changes endpoints, others for a look.

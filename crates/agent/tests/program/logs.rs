@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice};
+use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, get, service, slice, until};
 
 /// What a server says to a PUT.
 fn put(server: SocketAddr, path: &str, body: &str) -> String {
@@ -65,11 +65,20 @@ fn a_flow_is_told_of_with_what_it_carried() {
     let (frontend, endpoint) = (free_port(address()), UdpSocket::bind((address(), 0)).unwrap());
     let udp = |text: String| text.replace("  - port:", "  - protocol: UDP\n    port:");
     let slices = slice("dns", &[endpoint.local_addr().unwrap()]);
+    let narrow = free_port(address());
+    let limit = "  name: narrow\n  annotations: {sluice.dev/max-connections: \"1\"}\n";
+    let second = service("narrow", narrow).replace("  name: narrow\n", limit);
+    let slices = slices + &slice("narrow", &[endpoint.local_addr().unwrap()]);
     let slices = slices.replace("- name: \"\"\n", "- name: \"\"\n  protocol: UDP\n");
-    fs::write(directory.path().join("a.yaml"), udp(service("dns", frontend)) + &slices).unwrap();
+    fs::write(directory.path().join("a.yaml"), udp(service("dns", frontend) + &second) + &slices).unwrap();
     let source = directory.path().to_str().unwrap();
-    let mut agent =
-        Agent::start(&["--manifests", source, "--connection-log=1/1", "--udp-idle-timeout=100ms"]);
+    let mut agent = Agent::start(&[
+        "--manifests",
+        source,
+        "--connection-log=1/1",
+        "--udp-idle-timeout=100ms",
+        "--metrics-bind-address=127.0.0.1:0",
+    ]);
     let client = UdpSocket::bind((address(), 0)).unwrap();
     client.set_read_timeout(Some(PATIENCE)).unwrap();
     client.send_to(b"four", frontend).unwrap();
@@ -77,6 +86,20 @@ fn a_flow_is_told_of_with_what_it_carried() {
     assert_eq!(length, 4);
     endpoint.send_to(b"answer", flow).unwrap();
     assert_eq!(client.recv(&mut [0; 10]).unwrap(), 6);
+    let metrics = agent.port("serving metrics");
+    let labels = "namespace=\"default\",service=\"dns\",port=\"\",protocol=\"UDP\"";
+    // The second Service takes one flow at a time.
+    client.send_to(b"first", narrow).unwrap();
+    UdpSocket::bind((address(), 0)).unwrap().send_to(b"lost", narrow).unwrap();
+    let lost = labels.replace("dns", "narrow");
+    for line in [
+        format!("sluice_service_datagrams_from_clients_total{{{labels}}} 1\n"),
+        format!("sluice_service_datagrams_to_clients_total{{{labels}}} 1\n"),
+        format!("sluice_service_datagrams_lost_total{{{labels},reason=\"full\"}} 0\n"),
+        format!("sluice_service_datagrams_lost_total{{{lost},reason=\"service-limit\"}} 1\n"),
+    ] {
+        until(&line, || get(metrics, "/metrics").contains(&line));
+    }
     let line = agent.wait_for("connection ended");
     for part in [
         "service=default/dns",

@@ -8,6 +8,7 @@ mod common;
 mod config;
 mod demo;
 mod events;
+mod exposition;
 mod health;
 mod inside;
 mod logs;

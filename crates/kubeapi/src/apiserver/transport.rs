@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -425,6 +425,10 @@ impl Answer {
     /// What an answer with another status than 200 means.
     async fn into_failure(mut self, resource: Option<Resource>, limit: Duration) -> Failure {
         let status = self.response.status();
+        if status.is_redirection() {
+            let location = self.response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            return self.failure(elsewhere(status.as_u16(), location));
+        }
         let header = self.response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         // The other form, a date, is not what apiservers send.
         let header = header.and_then(|text| text.trim().parse::<u32>().ok());
@@ -447,6 +451,13 @@ impl Answer {
     }
 }
 
+/// What a redirect means. No apiserver sends one for what is asked here: a page to log in at does, or a balancer that wants
+/// HTTPS.
+fn elsewhere(status: u16, location: Option<&str>) -> Reason {
+    let to = location.map_or_else(String::new, |location| format!(" to {}", reason::one_line(location)));
+    Reason::NotUnderstood(format!("a redirect ({status}){to}, which is not followed"))
+}
+
 pub(super) fn seconds(retry_after: Option<u32>) -> Option<Duration> {
     retry_after.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER))
 }
@@ -466,5 +477,18 @@ fn of_code(code: u16, message: &str) -> Reason {
         410 => Reason::Expired,
         429 => Reason::Busy,
         _ => Reason::Status(code, reason::one_line(message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_says_where_to() {
+        let said = elsewhere(302, Some("https://login.example.com/")).to_string();
+        assert!(said.contains("302") && said.contains("https://login.example.com/"), "{said}");
+        assert!(said.contains("check the address"), "{said}");
+        assert!(elsewhere(301, None).to_string().contains("a redirect (301), which"));
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sluice_model::Protocol;
-use sluice_table::{FrontendKey, Heard, Rejection};
+use sluice_table::{FrontendKey, Heard, Loss, Rejection, Route};
 
 use super::super::flow_socket::FlowSocket;
 use super::super::flow_table::{FlowId, FlowKey};
@@ -48,6 +48,16 @@ impl NotOpened {
     }
 }
 
+impl NotOpened {
+    fn loss(self) -> Loss {
+        match self {
+            Self::Unroutable => Loss::NoEndpoint,
+            Self::OverServiceLimit => Loss::ServiceLimit,
+            Self::OfThisNode | Self::NoReplySocket => Loss::Node,
+        }
+    }
+}
+
 impl From<Rejection> for NotOpened {
     fn from(rejection: Rejection) -> Self {
         if rejection.is_limit() { Self::OverServiceLimit } else { Self::Unroutable }
@@ -66,6 +76,24 @@ impl State {
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
         let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
+        let opened = self.open_to(&route, key, (frontend, door), count, core);
+        if let Err(why) = opened
+            && core.service_times
+        {
+            route.service_port().datagrams().lost(why.loss(), count);
+        }
+        opened
+    }
+
+    fn open_to(
+        &mut self,
+        route: &Arc<Route>,
+        key: FlowKey,
+        (frontend, door): (SlotId, Door),
+        count: u64,
+        core: &mut Core,
+    ) -> Result<FlowId, NotOpened> {
+        let destination = key.destination;
         let client = door.client(key.client.ip(), destination.ip());
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
@@ -91,7 +119,7 @@ impl State {
             let link = Link {
                 socket,
                 lease,
-                route,
+                route: Arc::clone(route),
                 reply,
                 kept_port,
                 sent: 0,

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use sluice_sys::udp::{Datagram, RecvBatch, SendBatch};
+use sluice_table::Loss;
 
 use super::super::flow_table::{Action, FlowId, FlowKey};
 use super::groups::Group;
@@ -137,6 +138,12 @@ impl State {
         });
         link.sent += sent.bytes as u64;
         link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        if core.service_times {
+            let datagrams = link.route.service_port().datagrams();
+            datagrams.forwarded(sent.datagrams as u64);
+            datagrams.lost(Loss::Full, sent.left as u64);
+            datagrams.lost(Loss::Error, failed);
+        }
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
@@ -167,6 +174,12 @@ impl State {
         flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
+        if core.service_times {
+            let datagrams = flow.upstream.route.service_port().datagrams();
+            datagrams.returned(sent.datagrams as u64);
+            datagrams.lost(Loss::Full, sent.left as u64);
+            datagrams.lost(Loss::Error, failed);
+        }
         core.stats.udp_datagrams_returned.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(sent.left as u64);
         core.stats.udp_dropped_error.add(failed);
