@@ -43,6 +43,11 @@ impl SetName {
         Self::AllowedSources,
     ];
 
+    /// Whether it is a map, as nft has it.
+    pub(super) fn is_map(self) -> bool {
+        matches!(self, Self::Frontends | Self::NodePorts)
+    }
+
     /// Its name in the table, but for the family's digit.
     pub(super) fn stem(self) -> &'static str {
         match self {

@@ -1,4 +1,7 @@
-//! What `nft --json list table` shows of the table. No I/O.
+//! What `nft --json list` shows of the table. No I/O.
+//!
+//! The table is listed without elements, and those sets and maps alone that have elements of ours: packets fill others
+//! with a quarter of a million, which nft takes many seconds to list.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,8 +12,14 @@ use serde_json::value::RawValue;
 use sluice_model::{Family, Frontend, Protocol};
 
 use super::elements::{Chain, Elements, Key, SetName, Value};
-use super::ruleset::{ChainShape, Shape};
+use super::ruleset::{ChainShape, INET, Shape, TABLE};
 use super::script::set_name;
+
+/// What shows the tables of the family, without elements.
+pub(super) const TABLES: [&str; 5] = ["--json", "--terse", "list", "ruleset", INET];
+
+/// What shows our table alone, without elements: for nft 1.0 it is slower.
+pub(super) const OUR_TABLE: [&str; 6] = ["--json", "--terse", "list", "table", INET, TABLE];
 
 /// A table as it is.
 #[derive(Debug, Default)]
@@ -40,6 +49,7 @@ struct Item<'a> {
 
 #[derive(Debug, Deserialize)]
 struct SetItem<'a> {
+    table: String,
     name: String,
     #[serde(borrow, default)]
     elem: Vec<&'a RawValue>,
@@ -47,6 +57,7 @@ struct SetItem<'a> {
 
 #[derive(Debug, Deserialize)]
 struct ChainItem {
+    table: String,
     name: String,
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -56,34 +67,45 @@ struct ChainItem {
 
 #[derive(Debug, Deserialize)]
 struct RuleItem {
+    table: String,
     chain: String,
     comment: Option<String>,
 }
 
+/// What shows each set and map with elements of ours.
+pub(super) fn sets() -> impl Iterator<Item = Vec<String>> {
+    let sets = SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)]);
+    sets.map(|set| {
+        let kind = if set.0.is_map() { "map" } else { "set" };
+        let name = set_name(set);
+        ["--json", "list", kind, INET, TABLE, &name].map(str::to_owned).into()
+    })
+}
+
 impl Listing {
-    /// Reads what nft prints.
+    /// Reads what nft prints of the table, of all tables of the family, or of a set.
     ///
     /// # Errors
     /// It is not what nft prints.
-    pub(super) fn parse(json: &[u8]) -> serde_json::Result<Self> {
+    pub(super) fn read(&mut self, json: &[u8]) -> serde_json::Result<()> {
         let document: Document<'_> = serde_json::from_slice(json)?;
-        let mut listing = Self::default();
         for Item { map, set, chain, rule } in document.nftables {
-            if let Some(set) = map.or(set) {
-                listing.take_elements(&set);
-                listing.shape.sets.insert(set.name);
+            if let Some(set) = map.or(set).filter(|set| set.table == TABLE) {
+                self.take_elements(&set);
+                self.shape.sets.insert(set.name);
             }
-            if let Some(ChainItem { name, kind, hook, prio }) = chain {
+            if let Some(ChainItem { name, kind, hook, prio, .. }) = chain.filter(|chain| chain.table == TABLE)
+            {
                 let hook = kind.zip(hook).zip(prio).map(|((kind, hook), priority)| (kind, hook, priority));
-                listing.shape.chains.insert(name, ChainShape { hook, rules: Vec::new() });
+                self.shape.chains.insert(name, ChainShape { hook, rules: Vec::new() });
             }
-            if let Some(RuleItem { chain, comment }) = rule
-                && let Some(chain) = listing.shape.chains.get_mut(&chain)
+            if let Some(RuleItem { chain, comment, .. }) = rule.filter(|rule| rule.table == TABLE)
+                && let Some(chain) = self.shape.chains.get_mut(&chain)
             {
                 chain.rules.push(comment);
             }
         }
-        Ok(listing)
+        Ok(())
     }
 
     fn take_elements(&mut self, set: &SetItem<'_>) {
@@ -165,6 +187,23 @@ fn parse_cidr(range: &Json) -> Option<IpNet> {
 mod tests {
     use super::*;
 
+    impl Listing {
+        fn parse(json: &[u8]) -> serde_json::Result<Self> {
+            let mut listing = Self::default();
+            listing.read(json).map(|()| listing)
+        }
+    }
+
+    #[test]
+    fn another_table_is_none_of_ours() {
+        let json = br#"{"nftables": [
+            {"set": {"family": "inet", "name": "node_ips4", "table": "filter", "handle": 7, "elem": ["10.0.0.1"]}},
+            {"chain": {"family": "inet", "table": "filter", "name": "relay", "handle": 1}},
+            {"rule": {"family": "inet", "table": "filter", "chain": "relay", "handle": 11, "expr": []}}]}"#;
+        let listing = Listing::parse(json).unwrap();
+        assert_eq!((listing.shape, listing.elements.len()), (Shape::default(), 0));
+    }
+
     #[test]
     fn what_nft_lists() {
         let json = br#"{"nftables": [
@@ -231,8 +270,9 @@ mod tests {
             "7",
             "[]",
         ] {
-            let json =
-                format!(r#"{{"nftables": [{{"map": {{"name": "frontends4", "elem": [{element}]}}}}]}}"#);
+            let json = format!(
+                r#"{{"nftables": [{{"map": {{"name": "frontends4", "table": "sluice", "elem": [{element}]}}}}]}}"#
+            );
             let listing = Listing::parse(json.as_bytes()).unwrap();
             assert_eq!((listing.strangers, listing.elements.len()), (1, 0), "{element}");
         }

@@ -272,6 +272,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$ours", &hex(DOWNSTREAM & UPSTREAM)),
         ("$others", &hex(!MASK)),
         ("$mask", &hex(MASK)),
+        ("$flags", "@th,104,8"),
         ("$ports", &format!("{{ {outside}, {pod}, {node} }}")),
         ("$there", "$ip saddr . meta l4proto . th sport . $ip daddr . th dport"),
         ("$back", "$ip daddr . meta l4proto . th dport . $ip saddr . th sport"),

@@ -11,7 +11,7 @@ use super::changes::Changes;
 use super::counters::Counters;
 use super::elements::{Delta, difference};
 use super::generation::{Generation, Generations};
-use super::listing::Listing;
+use super::listing::{self, Listing};
 use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
 use super::wanted::Wanted;
 use super::{Config, Error, nft, script};
@@ -296,8 +296,7 @@ impl Table {
             let is_an_agents = structure.contains(SIGNATURE);
             return Ok(Sight::Different(if is_an_agents { Why::Other } else { Why::Damaged }));
         }
-        let listed = nft::run(&["--json", "list", "table", "inet", TABLE], "")?;
-        let why = match Listing::parse(&listed) {
+        let why = match listing()? {
             Ok(listing) if listing.strangers == 0 && listing.shape == *self.ruleset.shape() => {
                 self.listing = Trust::Yes;
                 self.is_ours = true;
@@ -379,6 +378,42 @@ impl Table {
         self.changes.listen();
         self.generations.current()
     }
+}
+
+/// Our table as it is, with the elements that are ours. The inner error says that this version of nft is not understood.
+///
+/// # Errors
+/// nft fails.
+fn listing() -> Result<serde_json::Result<Listing>, Error> {
+    // Somebody else's table may be what nft cannot say, or what is not understood.
+    let read = |json: Vec<u8>| {
+        let mut listing = Listing::default();
+        listing.read(&json).map(|()| listing)
+    };
+    let among_others = nft::run(&listing::TABLES, "").ok().and_then(|json| read(json).ok());
+    let mut listing = match among_others {
+        Some(listing) => listing,
+        None => match read(nft::run(&listing::OUR_TABLE, "")?) {
+            Ok(listing) => listing,
+            Err(error) => return Ok(Err(error)),
+        },
+    };
+    for arguments in listing::sets() {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match nft::run(&arguments, "") {
+            Ok(json) => {
+                if let Err(error) = listing.read(&json) {
+                    return Ok(Err(error));
+                }
+            }
+            // A set that is not there is missing in the table's listing, too.
+            Err(Error::Nft(program::Error::Failed { message, .. })) => {
+                debug!("a set is not listed: {message}")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(listing))
 }
 
 /// A table as nft lists it, without elements and counters; `None` where there is none.

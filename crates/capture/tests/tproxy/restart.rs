@@ -1,5 +1,6 @@
 //! What an earlier run left is taken over without a gap.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use sluice_capture::Capture;
@@ -102,6 +103,39 @@ fn what_packets_have_put_into_sets_outlives_another_structure() {
         }
         assert!(run("nft list map bridge sluice nodes4").contains("02:00:00:00:00:01"));
     });
+}
+
+/// nft takes 19 s to list a set that packets have filled, and the next agent has to know what is its own only.
+#[test]
+fn what_packets_have_put_into_sets_is_not_listed() {
+    const FLOWS: usize = 20_000;
+    in_namespace(|| {
+        drop(serving(config(), 50));
+        let script = tempfile::NamedTempFile::new().unwrap();
+        let flows: Vec<String> = (0..FLOWS)
+            .map(|flow| {
+                format!("10.244.{}.{} . tcp . 8080 . 192.0.2.1 . 40000 timeout 1h", flow / 250, flow % 250)
+            })
+            .collect();
+        let elements = format!("add element inet sluice host_flows4 {{ {} }}", flows.join(", "));
+        fs::write(script.path(), elements).unwrap();
+        run(&format!("nft --file {}", script.path().display()));
+        let before = bytes_read();
+        let mut tproxy = serving(config(), 50);
+        assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (0, 0));
+        run("nft delete element inet sluice frontends4 { 10.96.0.1 . tcp . 80 }");
+        tproxy.keep(Instant::now());
+        assert_eq!(tproxy.stats().repairs, 1);
+        let read = bytes_read() - before;
+        assert!(read < 20 * FLOWS as u64, "{read} bytes: no more than a part of each flow's addresses");
+        assert!(run("nft list set inet sluice host_flows4").contains("10.244.79.249"), "they are kept");
+    });
+}
+
+/// What this thread has read so far: the output of programs, for one.
+fn bytes_read() -> u64 {
+    let counters = fs::read_to_string("/proc/thread-self/io").unwrap();
+    counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
 
 /// While an update is rolled out, the old agent and the new one run side by side.

@@ -5,6 +5,7 @@ use std::io;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 /// One of a session's two sockets.
@@ -21,7 +22,21 @@ pub(crate) struct Peer {
     closing: bool,
     /// It was reset, or is gone.
     failed: bool,
+    pace: Pace,
     watched: Watched,
+}
+
+/// How the kernel sends what is written. By Nagle's algorithm a small piece waits until what was sent before is
+/// acknowledged; the first piece has nothing to wait for. So most connections to endpoints, which are written to once,
+/// never need `TCP_NODELAY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// By Nagle's algorithm, and nothing has been written.
+    Fresh,
+    /// By Nagle's algorithm, and something has been written.
+    Written,
+    /// At once.
+    Prompt,
 }
 
 /// Which events of a socket are asked for.
@@ -34,22 +49,22 @@ enum Watched {
 }
 
 impl Peer {
-    /// An accepted connection. The client's first bytes are probably there already.
+    /// An accepted connection, with `TCP_NODELAY` from its listener. The client's first bytes are probably there already.
     pub(crate) fn accepted(stream: TcpStream) -> Self {
-        Self::new(stream, true, true)
+        Self::new(stream, true, true, Pace::Prompt)
     }
 
     /// A connection to an endpoint, which probably has nothing to say yet.
     pub(crate) fn connected(stream: TcpStream) -> Self {
-        Self::new(stream, false, true)
+        Self::new(stream, false, true, Pace::Fresh)
     }
 
     /// A connection under way: an event says when it is established.
     pub(crate) fn connecting(stream: TcpStream) -> Self {
-        Self::new(stream, false, false)
+        Self::new(stream, false, false, Pace::Fresh)
     }
 
-    fn new(stream: TcpStream, readable: bool, writable: bool) -> Self {
+    fn new(stream: TcpStream, readable: bool, writable: bool, pace: Pace) -> Self {
         Self {
             stream,
             readable,
@@ -57,6 +72,7 @@ impl Peer {
             urgent: false,
             closing: false,
             failed: false,
+            pace,
             watched: Watched::Nothing,
         }
     }
@@ -119,7 +135,36 @@ impl Peer {
     }
 
     /// Writes once.
-    pub(crate) fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+    pub(crate) fn send(&mut self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        self.pace = match self.pace {
+            Pace::Fresh => Pace::Written,
+            Pace::Written => {
+                // Failing means that the connection is gone already.
+                let _ = set_tcp_nodelay(&self.stream, true);
+                Pace::Prompt
+            }
+            Pace::Prompt => Pace::Prompt,
+        };
         Ok(send(&self.stream, bytes, flags | SendFlags::NOSIGNAL)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustix::net::sockopt::tcp_nodelay;
+
+    use super::*;
+
+    #[test]
+    fn only_the_second_piece_needs_an_option_and_has_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = Peer::connecting(TcpStream::from_std(stream));
+        for is_prompt in [false, true, true] {
+            peer.send(b"a", SendFlags::empty()).unwrap();
+            assert_eq!(tcp_nodelay(&peer.stream).unwrap(), is_prompt);
+        }
     }
 }

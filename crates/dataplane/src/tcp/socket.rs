@@ -66,6 +66,7 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
         socket.set_mark(marks.downstream)?;
     }
     socket.bind(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
     set_stream_options(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -163,9 +164,9 @@ pub(crate) fn is_delivered(stream: &TcpStream) -> bool {
     sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).map_or(true, |bytes| bytes == 0)
 }
 
-/// What every socket has from the beginning; those that a listener accepts inherit it.
+/// What every socket has from the beginning; those that a listener accepts inherit it. `TCP_NODELAY` comes later to those
+/// that connect ([`super::peer`]).
 fn set_stream_options(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
     // Closing is resetting, unless it is done by [`close`].
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_out_of_band_inline(true)
