@@ -1,7 +1,6 @@
 //! A node as these tests have it: two namespaces, a cgroup and a bpffs, with nothing that would carry a packet to a
 //! Service's address.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
@@ -67,7 +66,8 @@ impl Node {
     /// What is attached to the cgroup.
     pub(crate) fn programs(&self) -> String {
         let cgroup = self.cgroup.path().to_str().unwrap();
-        self.host.output("bpftool", &["cgroup", "show", cgroup]).unwrap()
+        let shown = self.host.output("bpftool", &["cgroup", "show", cgroup]).unwrap();
+        shown.lines().filter(|line| line.contains("sluice_")).map(|line| format!("{line}\n")).collect()
     }
 }
 
@@ -147,9 +147,4 @@ pub(crate) fn serve(kernel: &mut impl Kernel, id: u32, at: SocketAddr, endpoints
     fill(kernel, id, endpoints);
     let entries = [protocol::TCP, protocol::UDP].map(|protocol| (key(at, protocol), balance(id)));
     kernel.put_frontends(&entries).unwrap();
-}
-
-thread_local! {
-    /// What is to live as long as the test.
-    pub(crate) static KEPT: RefCell<Vec<Box<dyn std::any::Any>>> = const { RefCell::new(Vec::new()) };
 }

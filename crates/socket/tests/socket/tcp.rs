@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sluice_socket_maps::{Kernel, protocol, verdict};
+use sluice_socket_maps::{FrontendValue, Kernel, protocol, verdict};
 use sluice_testbed::lab::Namespace;
+use socket2::{Domain, Socket, Type};
 
-use crate::node::{Node, both, endpoint_ip, key, mapped, serve, service};
+use crate::node::{Node, balance, both, endpoint_ip, fill, key, mapped, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -58,6 +60,108 @@ fn endpoints_take_turns() {
     assert_eq!(kernel.account(11).connections, 4);
 }
 
+/// What a process of the test below does.
+#[test]
+#[ignore = "the process of another test"]
+fn connects() {
+    let to: SocketAddr =
+        std::env::var("SLUICE_TEST_TO").expect("another test starts this one").parse().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..175).for_each(|_| drop(TcpStream::connect_timeout(&to, PATIENCE).unwrap())));
+        }
+    });
+}
+
+#[test]
+fn processes_on_all_cpus_share_the_turns() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node.host, false, 7);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    let servers: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| {
+            std::thread::spawn(move || (0..100).map(|_| drop(listener.accept().unwrap())).count())
+        })
+        .collect();
+    let mut processes = node.host.run(|| {
+        [(); 2].map(|()| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "tcp::connects", "--ignored"])
+                .env("SLUICE_TEST_TO", to.to_string())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+    });
+    for process in &mut processes {
+        assert!(process.wait().unwrap().success());
+    }
+    // A server that was connected to less often would wait on, and this with it.
+    assert_eq!((0..7).map(|id| kernel.account(10 + id).connections).collect::<Vec<_>>(), [100; 7]);
+    for server in servers {
+        assert_eq!(server.join().unwrap(), 100);
+    }
+}
+
+#[test]
+fn the_nodes_sockets_and_those_of_pods_may_have_different_endpoints() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (at_host, host) = listen(&node.host, false, 1);
+    let (at_pod, pod) = listen(&node.pod, false, 1);
+    let to = service(false, 1, 80);
+    fill(&mut kernel, 1, &host);
+    fill(&mut kernel, 2, &pod);
+    let value = FrontendValue { node: balance(1).node, pod: balance(2).pod, flags: 0, service: 1 };
+    kernel.put_frontends(&[(key(to, protocol::TCP), value)]).unwrap();
+    for (namespace, listener) in [(&node.host, &at_host[0]), (&node.pod, &at_pod[0])] {
+        let client = connect(namespace, to).unwrap();
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+    }
+}
+
+#[test]
+fn the_relays_sockets_and_those_bound_to_loopback_are_left_alone() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node.host, false, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    kernel.set_relay_mark(0x30);
+    let with = |mark: u32, from: &str| {
+        node.host.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_mark(mark).unwrap();
+            socket.bind(&from.parse::<SocketAddr>().unwrap().into()).unwrap();
+            socket.connect(&to.into())
+        })
+    };
+    with(0x20, "0.0.0.0:0").unwrap();
+    assert!(with(0x30, "0.0.0.0:0").is_err());
+    assert!(with(0xf0, "0.0.0.0:0").is_err());
+    assert!(with(0, "127.0.0.1:0").is_err());
+}
+
+#[test]
+fn a_socket_that_connects_elsewhere_is_no_services_any_more() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (mut listeners, at) = listen(&node.host, false, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    listeners.clear();
+    node.host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        assert_eq!(socket.connect(&to.into()).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let _listener = TcpListener::bind(at[0]).unwrap();
+        socket.connect(&at[0].into()).unwrap();
+        assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(at[0]));
+    });
+}
+
 #[test]
 fn a_refusal_is_econnrefused_and_nothing_else_is_touched() {
     let node = Node::new();
@@ -73,6 +177,12 @@ fn a_refusal_is_econnrefused_and_nothing_else_is_touched() {
         for to in [refused, mapped(refused)] {
             assert_eq!(connect(&node.pod, to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         }
+        let at_once = node.pod.run(|| {
+            let socket = Socket::new(Domain::for_address(refused), Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&refused.into()).unwrap_err()
+        });
+        assert_eq!(at_once.kind(), io::ErrorKind::ConnectionRefused);
         let unreachable = connect(&node.pod, service(v6, 3, 80)).unwrap_err().kind();
         assert_eq!(unreachable, io::ErrorKind::NetworkUnreachable, "there is no frontend");
         assert_eq!(connect(&node.pod, relayed).unwrap_err().kind(), unreachable);

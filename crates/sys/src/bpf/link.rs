@@ -78,7 +78,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         pad2: u32,
     }
     let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
-    if !is(link, "anon_inode:bpf_link") {
+    if !is(link, "link") {
         return Err(invalid());
     }
     // SAFETY: that is the beginning of `bpf_link_info`. With zeros the kernel follows no addresses.

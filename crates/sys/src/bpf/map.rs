@@ -97,7 +97,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
         name: [u8; 16],
     }
     // A program's or link's information would be read as if it were a map's.
-    if !is(map, "anon_inode:bpf-map") {
+    if !is(map, "map") {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     // SAFETY: that is the beginning of `bpf_map_info`.
@@ -106,9 +106,12 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(MapInfo { name: text(&name), kind, key_size, value_size, max_entries, flags })
 }
 
-/// Whether that is what /proc says of a descriptor.
+/// Whether a descriptor is one of a bpf `what`, as /proc has it.
 pub(super) fn is(fd: BorrowedFd<'_>, what: &str) -> bool {
-    std::fs::read_link(format!("/proc/self/fd/{}", number(fd))).is_ok_and(|link| link.as_os_str() == what)
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", number(fd))).unwrap_or_default();
+    // Links have an underscore on some kernels.
+    let kind = link.to_str().and_then(|link| link.strip_prefix("anon_inode:bpf"));
+    kind.and_then(|kind| kind.strip_prefix(['-', '_'])) == Some(what)
 }
 
 /// What commands for one element take.

@@ -173,7 +173,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
         maps: u64,
         name: [u8; 16],
     }
-    if !is(program, "anon_inode:bpf-prog") {
+    if !is(program, "prog") {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     // SAFETY: that is the beginning of `bpf_prog_info`. With lengths of 0 the kernel follows none of its addresses.
