@@ -1,0 +1,105 @@
+//! The maps' layout: the same in C and in Rust, and the same for as long as its number is.
+
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+use std::process::Command;
+
+use serde_json::Value;
+use sluice_socket_maps::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set};
+
+/// Of layout 1. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
+const DIGEST: u64 = 0;
+
+/// What maps consist of.
+const STRUCTS: [&str; 11] = [
+    "account",
+    "address",
+    "conn",
+    "endpoint",
+    "flow",
+    "flows",
+    "frontend_key",
+    "frontend_value",
+    "meta",
+    "outcome",
+    "set",
+];
+
+/// Sizes, and fields with their offsets, by BTF.
+fn structs() -> BTreeMap<String, (u64, Vec<(String, u64)>)> {
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/sluice.bpf.o");
+    let dump = Command::new("bpftool").args(["--json", "btf", "dump", "file", object]).output().unwrap();
+    let dump: Value = serde_json::from_slice(&dump.stdout).unwrap();
+    let field = |member: &Value| {
+        (member["name"].as_str().unwrap().to_owned(), member["bits_offset"].as_u64().unwrap() / 8)
+    };
+    let structs = dump["types"].as_array().unwrap().iter().filter_map(|kind| {
+        let name = kind["name"].as_str().filter(|name| STRUCTS.contains(name))?;
+        let fields = kind["members"].as_array()?.iter().map(field).collect();
+        Some((name.to_owned(), (kind["size"].as_u64()?, fields)))
+    });
+    structs.collect()
+}
+
+/// A struct of Rust as [`structs`] has it.
+macro_rules! rust {
+    ($of:ty { $($field:ident $name:literal),* }) => {
+        (size_of::<$of>() as u64, vec![$(($name.to_owned(), offset_of!($of, $field) as u64)),*])
+    };
+}
+
+#[test]
+fn c_and_rust_have_the_same() {
+    let structs = structs();
+    let expected = [
+        (
+            "frontend_key",
+            rust!(FrontendKey { addr "ip", port "port", protocol "protocol", pad "pad" }),
+        ),
+        ("outcome", rust!(Outcome { set "set", verdict "verdict", pad "check" })),
+        (
+            "frontend_value",
+            rust!(FrontendValue { node "node", pod "pod", flags "flags", service "service" }),
+        ),
+        (
+            "set",
+            rust!(Set {
+                desc "desc", cursor "cursor", flags "flags", affinity_s "affinity_s", service "service", pad "pad"
+            }),
+        ),
+        (
+            "endpoint",
+            rust!(Endpoint {
+                addr "ip", port "port", flags "flags", incarnation "incarnation", fails "fails", pad "pad",
+                until_ns "until_ns", pad2 "pad2"
+            }),
+        ),
+        (
+            "account",
+            rust!(Account {
+                connections "connections", failed "failed", timeouts "timeouts", aborted "aborted",
+                closed "closed", bytes_to "bytes_to", bytes_from "bytes_from", duration_us "duration_us"
+            }),
+        ),
+        (
+            "meta",
+            rust!(Meta {
+                layout "layout", host_cookie "host_cookie", heartbeat_ns "heartbeat_ns",
+                relay_mark "relay_mark", knobs "knobs"
+            }),
+        ),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(structs[name], expected, "{name}");
+    }
+}
+
+#[test]
+fn another_layout_has_another_number() {
+    let structs = structs();
+    assert_eq!(structs.len(), STRUCTS.len());
+    let digest = format!("{structs:?}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    assert_eq!(digest, DIGEST, "change LAYOUT too: {structs:#?}");
+}

@@ -1,0 +1,203 @@
+//! What outlives an agent, and what does not.
+
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use sluice_socket::{Config, Error, Programs, remove};
+use sluice_socket_maps::{Capacity, Kernel, protocol};
+use sluice_sys::bpf::{self, MapSpec};
+use sluice_testbed::lab::Cgroup;
+
+use crate::node::{CAPACITY, Node, balance, endpoint_ip, key, serve, service};
+
+fn at(count: u8) -> Vec<SocketAddr> {
+    (1..=count).map(|number| (endpoint_ip(false, number), 53).into()).collect()
+}
+
+/// Whether a socket that connects there is translated: no packet could get there.
+fn is_translated(node: &Node, to: SocketAddr) -> bool {
+    node.host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().connect(to).is_ok())
+}
+
+#[test]
+fn translation_goes_on_without_an_agent_and_the_next_one_finds_all_as_it_was() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    assert!(kernel.is_fresh());
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(3));
+    assert!(is_translated(&node, to));
+    let frontends = |mut all: Vec<_>| {
+        all.sort_by_key(|(key, _)| *key);
+        all
+    };
+    let before = frontends(kernel.frontends().unwrap());
+    drop(kernel);
+    for turn in 2..4 {
+        assert!(is_translated(&node, to), "there is no agent");
+        let kernel = node.attach().unwrap();
+        assert!(!kernel.is_fresh());
+        assert_eq!(kernel.cursor(1), turn, "turns go on");
+        assert_eq!(frontends(kernel.frontends().unwrap()), before);
+        assert_eq!((kernel.set(1).service, kernel.slot(11), kernel.endpoint(12).incarnation), (1, 11, 1));
+        assert_eq!(before[0], (key(to, protocol::TCP), balance(1)));
+    }
+}
+
+#[test]
+fn an_upgrade_under_load_leaves_nothing_untranslated() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(3));
+    drop(kernel);
+    let programs = node.programs();
+    let (done, connects) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            node.host.run(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                    socket.connect(to).expect("it is translated");
+                    connects.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        });
+        for _ in 0..5 {
+            let before = connects.load(Ordering::Relaxed);
+            node.attach().unwrap();
+            while connects.load(Ordering::Relaxed) == before && !client.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let after = node.programs();
+    assert_eq!(after.lines().count(), programs.lines().count());
+    assert_ne!(after, programs, "they are others");
+}
+
+#[test]
+fn a_second_agent_is_refused_and_so_is_removal() {
+    let node = Node::new();
+    let kernel = node.attach().unwrap();
+    let refused = node.attach().unwrap_err();
+    assert!(matches!(&refused, Error::Busy(path) if *path == node.config.pins), "{refused}");
+    assert_eq!(remove(&node.config.pins).unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
+    drop(kernel);
+    node.attach().unwrap();
+}
+
+#[test]
+fn removal_leaves_nothing() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    drop(kernel);
+    assert_ne!(node.programs(), "");
+    assert!(remove(&node.config.pins).unwrap());
+    assert!(!is_translated(&node, to));
+    assert_eq!(node.programs(), "");
+    assert!(!node.config.pins.exists());
+    assert!(!remove(&node.config.pins).unwrap(), "there was nothing");
+}
+
+#[test]
+fn another_capacity_or_a_lost_map_makes_new_maps() {
+    let mut node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    drop(kernel);
+    node.config.capacity = Capacity { sets: 200, slots: 2000, endpoints: 2000, ..CAPACITY };
+    let mut kernel = node.attach().unwrap();
+    assert!(kernel.is_fresh());
+    assert!(!is_translated(&node, to), "they are empty");
+    serve(&mut kernel, 150, to, &at(1));
+    assert!(is_translated(&node, to));
+    drop(kernel);
+    fs::remove_file(node.pins().join("slots")).unwrap();
+    assert!(node.attach().unwrap().is_fresh());
+    assert!(!node.attach().unwrap().is_fresh());
+}
+
+#[test]
+fn what_others_have_pinned_there_is_named() {
+    let node = Node::new();
+    drop(node.attach().unwrap());
+    let spec =
+        MapSpec { name: "sets", kind: 2, key_size: 4, value_size: 48, max_entries: 100, flags: 0, btf: None };
+    let other = bpf::create_map(&spec).unwrap();
+    for (name, replaced) in [("sets", true), ("link_sluice_connect4", true), ("link_sluice_connect4", false)]
+    {
+        let path = node.pins().join(name);
+        fs::remove_file(&path).unwrap();
+        if replaced {
+            bpf::pin(other.as_fd(), &path).unwrap();
+        } else {
+            // The kernel takes a program of connect4 for a link of connect6.
+            fs::rename(node.pins().join("link_sluice_connect6"), &path).unwrap();
+        }
+        let refused = node.attach().unwrap_err();
+        assert!(matches!(&refused, Error::Foreign { path: named, .. } if *named == path), "{refused}");
+        remove(&node.config.pins).unwrap();
+        drop(node.attach().unwrap());
+    }
+}
+
+#[test]
+fn a_cgroup_that_is_gone_is_noticed() {
+    let mut node = Node::new();
+    // The thread is in it until it is dropped; then it is gone.
+    let gone = Cgroup::enter().unwrap();
+    let here = std::mem::replace(&mut node.config.cgroup, gone.path().into());
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    assert!(is_translated(&node, to));
+    drop(kernel);
+    drop(gone);
+    node.config.cgroup = here;
+    let refused = Programs::attach(&Config { cgroup: "/proc".into(), ..node.config.clone() }).unwrap_err();
+    assert!(matches!(refused, Error::NoCgroup { .. }), "{refused}");
+    drop(node.attach().unwrap());
+    assert_eq!(node.programs().lines().count(), 8);
+}
+
+#[test]
+fn a_cgroup_that_somebody_has_for_himself_is_left_alone() {
+    let node = Node::new();
+    // The object's own program, attached alone.
+    drop(node.attach().unwrap());
+    let pinned = node.config.pins.with_file_name("other");
+    let (pinned, cgroup) = (pinned.to_str().unwrap(), node.config.cgroup.to_str().unwrap());
+    let programs = node.programs();
+    let id = programs.lines().find(|line| line.contains("sluice_connect4")).unwrap();
+    let id = id.split_whitespace().next().unwrap();
+    node.host.output("bpftool", &["prog", "pin", "id", id, pinned]).unwrap();
+    remove(&node.config.pins).unwrap();
+    node.host
+        .output("bpftool", &["cgroup", "attach", cgroup, "cgroup_inet4_connect", "pinned", pinned])
+        .unwrap();
+    let refused = node.attach().unwrap_err();
+    assert!(
+        matches!(&refused, Error::Exclusive { program, .. } if program == "sluice_connect4"),
+        "{refused}"
+    );
+    assert!(!node.config.pins.exists(), "nothing stays of the attempt");
+    assert_eq!(node.programs().lines().count(), 1);
+}
+
+#[test]
+fn pins_outside_of_a_bpffs_are_refused() {
+    let mut node = Node::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    node.config.pins = elsewhere.path().join("sluice");
+    let refused = node.attach().unwrap_err();
+    assert!(matches!(refused, Error::NoBpffs { .. }), "{refused}");
+    assert!(remove(elsewhere.path()).is_err());
+    assert!(elsewhere.path().exists());
+}

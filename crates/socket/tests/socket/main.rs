@@ -1,0 +1,8 @@
+//! Socket mode's programs in a kernel: namespaces, a cgroup and a bpffs of each test's own, and real sockets.
+
+mod layout;
+mod life;
+mod node;
+mod swap;
+mod tcp;
+mod udp;

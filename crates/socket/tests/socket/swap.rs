@@ -1,0 +1,66 @@
+//! Endpoints that change while sockets connect.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use sluice_socket_maps::{Endpoint, Kernel};
+
+use crate::node::{Node, desc, endpoint, endpoint_ip, fill, serve, service};
+
+/// How often endpoints change at least, and how often is connected: more with `SLUICE_SWAP_PICKS`.
+const ROUNDS: u64 = 50;
+const PICKS: u64 = 200_000;
+
+/// Endpoints in a version of the set.
+const COUNT: u32 = 3;
+
+/// Any pick of what is not to be used any more fails: there, endpoints are of the other family, which is left
+/// untranslated, and no packet can reach a Service's address.
+#[test]
+fn nobody_picks_what_was_taken_out_before_a_barrier() {
+    let picks = std::env::var("SLUICE_SWAP_PICKS").map_or(PICKS, |picks| picks.parse().unwrap());
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    let at: Vec<SocketAddr> = (1..=3).map(|number| (endpoint_ip(false, number), 53).into()).collect();
+    let poison = Endpoint { flags: 0, ..endpoint(at[0]) };
+    serve(&mut kernel, 1, to, &at);
+    fill(&mut kernel, 2, &at);
+
+    let (done, picked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let rounds = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    node.host.run(|| {
+                        while !done.load(Ordering::Relaxed) {
+                            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                            socket.connect(to).expect("what was picked is in use");
+                            picked.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                })
+            })
+            .collect();
+        let mut rounds = 0;
+        let mut old = 10;
+        while (rounds < ROUNDS || picked.load(Ordering::Relaxed) < picks)
+            && !clients.iter().any(|client| client.is_finished())
+        {
+            let new = 30 - old;
+            kernel.write_endpoints(new, &[at[0], at[1], at[2]].map(endpoint));
+            kernel.write_slots(new, &[new, new + 1, new + 2]);
+            kernel.publish(1, desc(new, 3, u16::try_from(rounds % 3).unwrap()));
+            kernel.barrier().unwrap();
+            kernel.write_slots(old, &[500; COUNT as usize]);
+            kernel.write_endpoints(old, &[poison; COUNT as usize]);
+            old = new;
+            rounds += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+        rounds
+    });
+    assert!(rounds >= ROUNDS);
+    assert_eq!(kernel.account(500).connections, 0);
+    println!("{} picks, {rounds} changes", picked.into_inner());
+}

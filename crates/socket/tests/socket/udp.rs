@@ -1,0 +1,159 @@
+//! UDP: where datagrams go, and whom answers come from.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use sluice_socket_maps::{Kernel, protocol, verdict};
+use sluice_testbed::lab::Namespace;
+
+use crate::node::{Node, both, desc, endpoint, endpoint_ip, key, mapped, serve, service};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn bind(namespace: &Namespace, at: SocketAddr) -> UdpSocket {
+    let socket = namespace.run(|| UdpSocket::bind(at)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// A socket that talks to an address of this family.
+fn client(namespace: &Namespace, to: SocketAddr) -> UdpSocket {
+    bind(namespace, if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap())
+}
+
+/// Endpoints, and where they are.
+fn endpoints(namespace: &Namespace, v6: bool, count: u8) -> (Vec<UdpSocket>, Vec<SocketAddr>) {
+    let sockets: Vec<_> =
+        (1..=count).map(|number| bind(namespace, (endpoint_ip(v6, number), 0).into())).collect();
+    let at = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+    (sockets, at)
+}
+
+/// An endpoint takes one datagram and sends it back.
+fn answer(endpoint: &UdpSocket) -> Vec<u8> {
+    let mut datagram = [0; 64];
+    let (length, from) = endpoint.recv_from(&mut datagram).unwrap();
+    endpoint.send_to(&datagram[..length], from).unwrap();
+    datagram[..length].to_vec()
+}
+
+fn received(client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut datagram = [0; 64];
+    let (length, from) = client.recv_from(&mut datagram).unwrap();
+    (datagram[..length].to_vec(), from)
+}
+
+#[test]
+fn connected_sockets_have_one_endpoint_and_translate_nothing_per_datagram() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let (endpoints, at) = endpoints(&node.host, v6, 2);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, set, to, &at);
+        for (turn, to) in [to, mapped(to)].into_iter().enumerate() {
+            let client = client(&node.host, to);
+            node.host.run(|| client.connect(to)).unwrap();
+            for _ in 0..20 {
+                client.send(b"ask").unwrap();
+                answer(&endpoints[turn]);
+                assert_eq!(received(&client), (b"ask".to_vec(), to));
+            }
+            assert_eq!(client.peer_addr().unwrap(), to);
+        }
+        assert_eq!(kernel.cursor(set), 2, "one turn a socket");
+    }
+}
+
+#[test]
+fn a_socket_talks_to_several_services_and_each_answer_is_from_its_own() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        // More than a socket's flows, so that some are begun anew; their old endpoints still answer.
+        let (endpoints, at) = endpoints(&node.host, v6, 2);
+        let services: Vec<_> = (1..=6).map(|number| service(v6, number, 53)).collect();
+        for (set, to) in (1..).zip(&services) {
+            serve(&mut kernel, set, *to, &at[usize::from(set > 3)..][..1]);
+        }
+        for map in [false, true] {
+            let to = |at: usize| if map { mapped(services[at]) } else { services[at] };
+            let client = client(&node.host, to(0));
+            for round in 0..3 {
+                for number in 0..6 {
+                    let ask = format!("{round} {number}").into_bytes();
+                    client.send_to(&ask, to(number)).unwrap();
+                    answer(&endpoints[usize::from(number >= 3)]);
+                    assert_eq!(received(&client), (ask, to(number)));
+                }
+            }
+        }
+        let keys: Vec<_> = services.iter().map(|to| key(*to, protocol::UDP)).collect();
+        kernel.remove_frontends(&keys).unwrap();
+    }
+}
+
+#[test]
+fn a_flow_keeps_its_endpoint_until_that_goes_and_hears_its_late_answers() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (endpoints, at) = endpoints(&node.host, false, 2);
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at);
+    let client = client(&node.host, to);
+    for _ in 0..5 {
+        client.send_to(b"same", to).unwrap();
+        answer(&endpoints[0]);
+        assert_eq!(received(&client).1, to);
+    }
+    assert_eq!(kernel.cursor(1), 1);
+
+    client.send_to(b"late", to).unwrap();
+    // The first endpoint goes.
+    kernel.publish(1, desc(11, 1, 0));
+    let mut gone = endpoint(at[0]);
+    gone.incarnation = 2;
+    kernel.write_endpoints(10, &[gone]);
+    client.send_to(b"moved", to).unwrap();
+    assert_eq!(answer(&endpoints[1]), b"moved");
+    assert_eq!(received(&client), (b"moved".to_vec(), to));
+    assert_eq!(answer(&endpoints[0]), b"late");
+    assert_eq!(received(&client), (b"late".to_vec(), to));
+}
+
+#[test]
+fn others_answers_keep_their_address() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (endpoints, at) = endpoints(&node.host, false, 2);
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at[..1]);
+    let client = client(&node.host, to);
+    client.send_to(b"service", to).unwrap();
+    client.send_to(b"direct", at[1]).unwrap();
+    answer(&endpoints[0]);
+    answer(&endpoints[1]);
+    let mut answers = [received(&client), received(&client)];
+    answers.sort();
+    assert_eq!(answers, [(b"direct".to_vec(), at[1]), (b"service".to_vec(), to)]);
+}
+
+#[test]
+fn a_refusal_is_econnrefused() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        let refused = service(v6, 1, 53);
+        kernel.put_frontends(&[(key(refused, protocol::UDP), both(verdict::REFUSE))]).unwrap();
+        for to in [refused, mapped(refused)] {
+            let client = client(&node.pod, to);
+            for blocking in [true, false] {
+                client.set_nonblocking(!blocking).unwrap();
+                let sent = client.send_to(b"ask", to).unwrap_err();
+                assert_eq!(sent.kind(), io::ErrorKind::ConnectionRefused);
+                assert_eq!(client.connect(to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            }
+        }
+    }
+}
