@@ -1,0 +1,50 @@
+//! What the kernel offers for changing the maps; in tests, plain memory.
+
+use std::io;
+
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, Set};
+
+/// How much fits into the maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Frontends.
+    pub frontends: u32,
+    /// Sets.
+    pub sets: u32,
+    /// Slots: endpoint ids in the ranges of sets.
+    pub slots: u32,
+    /// Endpoints.
+    pub endpoints: u32,
+}
+
+/// The maps that the programs read. Readers run at any time, on all CPUs, and what they see is in the order of the
+/// calls.
+pub trait Kernel {
+    /// Writes endpoints from id `first` on.
+    fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
+    /// Writes slots from `first` on.
+    fn write_slots(&mut self, first: u32, ids: &[u32]);
+    /// Writes a set. Only while no frontend names it.
+    fn write_set(&mut self, id: u32, set: Set);
+    /// Has a set use another range from the next turn on, in one step.
+    fn publish(&mut self, id: u32, desc: u64);
+    /// How many turns a set has had.
+    fn cursor(&self, id: u32) -> u64;
+    /// Returns once no reader holds anything that was published before.
+    ///
+    /// # Errors
+    /// The kernel cannot wait for its readers.
+    fn barrier(&mut self) -> io::Result<()>;
+    /// Adds frontends, or changes them.
+    ///
+    /// # Errors
+    /// The map is full, or the kernel is out of memory: some may be in.
+    fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()>;
+    /// Removes frontends; those that are not there are left out.
+    ///
+    /// # Errors
+    /// The kernel refuses: some may be gone.
+    fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
+    /// How much fits.
+    fn capacity(&self) -> Capacity;
+}

@@ -1,0 +1,149 @@
+//! How the maps that the programs in the kernel read are laid out, byte by byte. The C side has the same in
+//! `layout.h`; a test of the crate that loads the programs compares both by BTF.
+
+/// Values of [`FrontendKey::protocol`]: those of IP.
+pub mod protocol {
+    /// TCP, and MPTCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// Values of [`Outcome::verdict`].
+pub mod verdict {
+    /// Not translated: rules and relay decide.
+    pub const RELAY: u8 = 0;
+    /// Translated to the endpoint of the set whose turn it is.
+    pub const BALANCE: u8 = 1;
+    /// `ECONNREFUSED`.
+    pub const REFUSE: u8 = 2;
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// Its address is an IPv4 one, mapped into IPv6.
+    pub const V4: u16 = 1;
+    /// Nobody has had a connection to it yet.
+    pub const UNPROVEN: u16 = 2;
+    /// It has failed; not to be used while the relay can do better.
+    pub const SUSPECT: u16 = 4;
+}
+
+/// A frontend: where clients connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(C)]
+pub struct FrontendKey {
+    /// The address; an IPv4 one is mapped into IPv6.
+    pub addr: [u8; 16],
+    /// The port, in network order.
+    pub port: [u8; 2],
+    /// One of [`protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// What becomes of a connection or a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct Outcome {
+    /// The set, for [`verdict::BALANCE`].
+    pub set: u32,
+    /// One of [`verdict`].
+    pub verdict: u8,
+    /// Zero; the kernel's side keeps a check value here.
+    pub pad: [u8; 3],
+}
+
+/// What becomes of those to a frontend, by whose socket it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct FrontendValue {
+    /// For sockets in the network namespace of the host.
+    pub node: Outcome,
+    /// For all others.
+    pub pod: Outcome,
+    /// None yet.
+    pub flags: u32,
+    /// The service port, for counting.
+    pub service: u32,
+}
+
+/// Endpoints that take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Set {
+    /// The range of slots: base in the upper 32 bits, then count and rotation with 16 bits each. The turn is that of
+    /// `slots[base + (cursor + rotation) % count]`.
+    pub desc: u64,
+    /// How many turns there have been.
+    pub cursor: u64,
+    /// None yet.
+    pub flags: u32,
+    /// Session affinity by client, in seconds; 0 is none.
+    pub affinity_s: u32,
+    /// The service port, for counting.
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// An endpoint of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Endpoint {
+    /// The address; an IPv4 one is mapped into IPv6.
+    pub addr: [u8; 16],
+    /// The port, in network order.
+    pub port: [u8; 2],
+    /// Bits of [`endpoint_flags`].
+    pub flags: u16,
+    /// Another one whenever the id stops meaning what it did: sockets that remember it choose anew.
+    pub incarnation: u32,
+    /// Failures since the last success.
+    pub fails: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Suspect until then, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub until_ns: u64,
+    /// Zero.
+    pub pad2: [u8; 24],
+}
+
+/// What the sockets translated to an endpoint have done. All of it only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Account {
+    /// Connections made, and datagram sockets and flows translated.
+    pub connections: u64,
+    /// Connections that were refused or came to nothing by another error of the endpoint's or the network's.
+    pub failed: u64,
+    /// Connections whose first packet had to be sent again.
+    pub timeouts: u64,
+    /// Connections that the client gave up before they were made.
+    pub aborted: u64,
+    /// Connections that were made and are over.
+    pub closed: u64,
+    /// Bytes to the endpoint that it acknowledged, of connections that are over.
+    pub bytes_to: u64,
+    /// Bytes from the endpoint, of connections that are over.
+    pub bytes_from: u64,
+    /// How long those connections lasted, in microseconds, all together.
+    pub duration_us: u64,
+}
+
+/// What all programs read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Meta {
+    /// Which layout this is.
+    pub layout: u64,
+    /// The host's network namespace (`SO_NETNS_COOKIE`).
+    pub host_cookie: u64,
+    /// When an agent was last alive, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub heartbeat_ns: u64,
+    /// Bits of a socket's mark by which the relay's own are known; 0 is none.
+    pub relay_mark: u32,
+    /// Bits that switch behaviour.
+    pub knobs: u32,
+}
