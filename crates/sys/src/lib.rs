@@ -1,6 +1,7 @@
 //! The few system calls that no crate wraps safely. The only unsafe code of the workspace: every
 //! module offers a safe interface and owns no policy.
 
+pub mod bpf;
 pub mod local_port;
 pub mod tcp;
 pub mod udp;

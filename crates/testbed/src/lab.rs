@@ -49,6 +49,7 @@
 //! connections that were just being closed.) Making one takes root, or a kernel that lets users
 //! have user namespaces; see [`Lab::new`]. It uses the programs `ip`, `nft`, `setpriv` and `unshare`.
 
+mod cgroup;
 mod error;
 mod namespace;
 mod peer;
@@ -61,6 +62,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Family;
 
+pub use cgroup::Cgroup;
 pub use error::LabError;
 pub use namespace::Namespace;
 pub use peer::{Load, Outcome, Report, Server, WHO, ask_on};

@@ -1,0 +1,120 @@
+/* How the maps are laid out. The Rust side is socket-maps/src/layout.rs; a test compares both by BTF. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+/* An address and a port, in network order. An IPv4 address is mapped into IPv6. */
+struct address {
+	__u32 ip[4];
+	__u16 port;
+	__u16 pad;
+};
+
+struct frontend_key {
+	__u32 ip[4];
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+enum verdict {
+	VERDICT_RELAY = 0,
+	VERDICT_BALANCE = 1,
+	VERDICT_REFUSE = 2,
+};
+
+/* One aligned word, so it is read in one piece. `check` belongs to the key: see frontend(). */
+struct outcome {
+	__u32 set;
+	__u8 verdict;
+	__u8 check[3];
+};
+
+struct frontend_value {
+	struct outcome node;
+	struct outcome pod;
+	__u32 flags;
+	__u32 service;
+};
+
+struct set {
+	__u64 desc; /* base:32 | count:16 | rotation:16 */
+	__u64 cursor;
+	__u32 flags;
+	__u32 affinity_s;
+	__u32 service;
+	__u32 pad;
+};
+
+enum endpoint_flags {
+	ENDPOINT_V4 = 1,
+	ENDPOINT_UNPROVEN = 2,
+	ENDPOINT_SUSPECT = 4,
+};
+
+struct endpoint {
+	__u32 ip[4];
+	__u16 port;
+	__u16 flags;
+	__u32 incarnation;
+	__u32 fails;
+	__u32 pad;
+	__u64 until_ns;
+	__u8 pad2[24];
+};
+
+struct account {
+	__u64 connections;
+	__u64 failed;
+	__u64 timeouts;
+	__u64 aborted;
+	__u64 closed;
+	__u64 bytes_to;
+	__u64 bytes_from;
+	__u64 duration_us;
+};
+
+struct meta {
+	__u64 layout;
+	__u64 host_cookie;
+	__u64 heartbeat_ns;
+	__u32 relay_mark;
+	__u32 knobs;
+};
+
+/* Slots are endpoint ids. An array's element takes at least 8 bytes, so they are kept by the cache line. */
+#define SLOTS_PER_LINE 16
+
+struct slot_line {
+	__u32 ids[SLOTS_PER_LINE];
+};
+
+/* What a connected socket was translated to. */
+struct conn {
+	struct address service;
+	struct address endpoint;
+	__u32 id;
+	__u32 incarnation;
+	__u64 since_ns;
+};
+
+/* What an unconnected datagram socket was translated to, for one service. */
+struct flow {
+	struct address service;
+	struct address endpoint;
+	__u32 id;
+	__u32 incarnation;
+};
+
+/* Flows that go on, and those whose answers may still come. */
+#define FLOWS_CURRENT 4
+#define FLOWS_OLD 4
+
+struct flows {
+	struct bpf_spin_lock lock;
+	__u32 last; /* what was sent to last */
+	__u32 current; /* how many current ones have been begun */
+	__u32 old; /* how many have become old */
+	struct flow flow[FLOWS_CURRENT + FLOWS_OLD];
+};

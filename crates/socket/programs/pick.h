@@ -1,0 +1,115 @@
+/* What becomes of a connection or a datagram to an address: the decision, which touches no socket. */
+#pragma once
+
+#include "address.h"
+#include "maps.h"
+
+enum decision {
+	PASS, /* as it is; rules and relay do the rest */
+	REFUSE,
+	TRANSLATE,
+};
+
+struct choice {
+	__u32 id;
+	struct endpoint *endpoint;
+};
+
+/* Upper bits of a hash of the key, for the check in outcomes; the Rust side has the same. */
+static __always_inline __u32 check_of(const struct frontend_key *key)
+{
+	const __u32 *words = (const void *)key;
+	__u32 hash = 0;
+	for (int i = 0; i < 5; i++)
+		hash = (hash ^ words[i]) * 0x9e3779b1;
+	return hash >> 8;
+}
+
+/* What the table says of a frontend, for a client in this namespace: 0 if it is none.
+ *
+ * The element of a hash map may be taken for another key while we read it. So an outcome is read in one piece and
+ * has to have the check value of our key. */
+static __always_inline __u64 frontend(const struct address *to, __u8 protocol, __u64 client)
+{
+	struct frontend_key key = { .port = to->port, .protocol = protocol };
+	key.ip[0] = to->ip[0];
+	key.ip[1] = to->ip[1];
+	key.ip[2] = to->ip[2];
+	key.ip[3] = to->ip[3];
+	struct frontend_value *value = bpf_map_lookup_elem(&frontends, &key);
+	if (!value)
+		return 0;
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	if (!m)
+		return 0;
+	struct outcome *outcome = client == m->host_cookie ? &value->node : &value->pod;
+	__u64 word = *(volatile __u64 *)outcome;
+	return word >> 40 == check_of(&key) ? word : 0;
+}
+
+static __always_inline __u8 verdict_of(__u64 outcome)
+{
+	return outcome >> 32;
+}
+
+static __always_inline struct endpoint *in_slot(__u32 slot, __u32 *id)
+{
+	__u32 line = slot / SLOTS_PER_LINE;
+	struct slot_line *ids = bpf_map_lookup_elem(&slots, &line);
+	if (!ids)
+		return 0;
+	*id = *(volatile __u32 *)&ids->ids[slot % SLOTS_PER_LINE];
+	return bpf_map_lookup_elem(&endpoints, id);
+}
+
+/* The endpoint whose turn it is. False where there is none, or it cannot be had from here. */
+static __always_inline bool pick(__u64 outcome, const struct address *to, struct choice *choice)
+{
+	__u32 id = outcome;
+	struct set *set = bpf_map_lookup_elem(&sets, &id);
+	if (!set)
+		return false;
+	/* The writer flips it in one piece. Volatile: read once. */
+	__u64 desc = *(volatile __u64 *)&set->desc;
+	__u32 count = desc >> 16 & 0xffff;
+	if (count == 0)
+		return false;
+	__u64 turn = __sync_fetch_and_add(&set->cursor, 1) + (desc & 0xffff);
+	struct endpoint *endpoint = in_slot((desc >> 32) + turn % count, &choice->id);
+	if (!endpoint || !(endpoint->flags & ENDPOINT_V4) == is_v4(to->ip))
+		return false;
+	choice->endpoint = endpoint;
+	return true;
+}
+
+static __always_inline void address_of(struct address *to, const struct endpoint *endpoint)
+{
+	*to = (struct address){ .port = endpoint->port };
+	to->ip[0] = endpoint->ip[0];
+	to->ip[1] = endpoint->ip[1];
+	to->ip[2] = endpoint->ip[2];
+	to->ip[3] = endpoint->ip[3];
+}
+
+/* The relay's own sockets are not to come back to it. */
+static __always_inline bool is_relay(struct bpf_sock *sk)
+{
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	return m && m->relay_mark && (sk->mark & m->relay_mark) == m->relay_mark;
+}
+
+static __always_inline void count_connection(__u32 id)
+{
+	struct account *account = bpf_map_lookup_elem(&accounts, &id);
+	if (account)
+		__sync_fetch_and_add(&account->connections, 1);
+}
+
+/* -ECONNREFUSED; without it the caller would see EPERM. */
+static __always_inline int refuse(void)
+{
+	bpf_set_retval(-111);
+	return 0;
+}

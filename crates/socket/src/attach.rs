@@ -1,0 +1,237 @@
+//! Attaching: maps, programs and links, in an order in which nothing is ever half translated.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya_obj::btf::Btf;
+use sluice_socket_maps::Capacity;
+use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
+
+use crate::object::Object;
+use crate::pins::{Pins, link_path};
+use crate::shape::{SHAPES, Shape};
+use crate::{Attached, Error, cgroup};
+
+/// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
+/// new directory. A test knows what the layout of this number is.
+pub(crate) const LAYOUT: u64 = 1;
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+const SOCK_ADDR: u32 = 18;
+
+/// What is to be attached where.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cgroup: sockets made in it and below are translated. On a node the root: [`cgroup_root`](crate::cgroup_root).
+    pub cgroup: PathBuf,
+    /// Where to pin; [`PINS`](crate::PINS).
+    pub pins: PathBuf,
+    /// How much the maps hold.
+    pub capacity: Capacity,
+}
+
+/// The programs.
+#[derive(Debug)]
+pub struct Programs;
+
+/// A program that is attached to the cgroup.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hook {
+    /// Of its function.
+    pub(crate) name: &'static str,
+    /// `enum bpf_prog_type`.
+    kind: u32,
+    /// `enum bpf_attach_type`.
+    attach: u32,
+}
+
+const fn hook(name: &'static str, attach: u32) -> Hook {
+    Hook { name, kind: SOCK_ADDR, attach }
+}
+
+/// In the order in which they are attached: what translates back is there before what translates.
+pub(crate) const HOOKS: [Hook; 8] = [
+    hook("sluice_getpeername4", 29),
+    hook("sluice_getpeername6", 30),
+    hook("sluice_recvmsg4", 19),
+    hook("sluice_recvmsg6", 20),
+    hook("sluice_sendmsg4", 14),
+    hook("sluice_sendmsg6", 15),
+    hook("sluice_connect4", 10),
+    hook("sluice_connect6", 11),
+];
+
+impl Programs {
+    /// Loads the programs and attaches them, or puts them in the place of those that an earlier agent has left
+    /// attached, in whose maps they go on. Sockets in the network namespace of the calling thread are the node's.
+    ///
+    /// Between any two runs of a program there is one of the old or of the new: none is missed.
+    ///
+    /// # Errors
+    /// See [`Error`]. With any but [`Error::Busy`], what an earlier agent has left attached goes on translating by
+    /// what is in its maps: whoever does not try again has to [`remove`](crate::remove) it.
+    pub fn attach(config: &Config) -> Result<Attached, Error> {
+        let cgroup_failed = |source| Error::NoCgroup { path: config.cgroup.clone(), source };
+        let cgroup_id = cgroup::id(&config.cgroup).map_err(cgroup_failed)?;
+        let cgroup = OwnedFd::from(fs::File::open(&config.cgroup).map_err(cgroup_failed)?);
+        let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+        let mut object = Object::read(&kernel)?;
+
+        let pins = Pins::open(&config.pins, LAYOUT)?;
+        let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
+        let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
+        match place.fill(&mut object) {
+            Ok((maps, fresh)) => {
+                pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
+                Attached::new(pins, &maps, config.capacity, fresh)
+            }
+            Err(error) => {
+                if was_empty {
+                    // Nothing of what was begun is to stay; the first error is the one that counts.
+                    let _ = pins.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(directory)?.next().is_none())
+}
+
+/// Where everything goes.
+struct Place<'a> {
+    directory: &'a Path,
+    cgroup: BorrowedFd<'a>,
+    cgroup_id: u64,
+    config: &'a Config,
+}
+
+type Maps = HashMap<&'static str, OwnedFd>;
+
+impl Place<'_> {
+    /// Everything but the mappings. Whether the maps are new, and so empty.
+    fn fill(&self, object: &mut Object) -> Result<(Maps, bool), Error> {
+        let (maps, new) = self.maps(object)?;
+        object.link(&maps)?;
+        let mut programs = Vec::with_capacity(HOOKS.len());
+        for hook in &HOOKS {
+            programs.push((hook, load(object, hook)?));
+        }
+        for name in &new {
+            self.pin_map(name, &maps)?;
+        }
+        for (hook, program) in &programs {
+            self.link(hook, program.as_fd())?;
+        }
+        Ok((maps, !new.is_empty()))
+    }
+
+    /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
+    /// which those are.
+    fn maps(&self, object: &Object) -> Result<(Maps, Vec<&'static str>), Error> {
+        let mut pinned = Maps::new();
+        for shape in &SHAPES {
+            if let Some(map) = self.pinned(shape)? {
+                pinned.insert(shape.name, map);
+            }
+        }
+        if pinned.len() == SHAPES.len() {
+            return Ok((pinned, Vec::new()));
+        }
+        let mut new = Maps::new();
+        for shape in &SHAPES {
+            let spec = object.map_spec(shape, (shape.elements)(&self.config.capacity))?;
+            let made = bpf::create_map(&spec);
+            new.insert(shape.name, made.map_err(|source| Error::Map { map: shape.name.into(), source })?);
+        }
+        Ok((new, SHAPES.iter().map(|shape| shape.name).collect()))
+    }
+
+    /// A map that is pinned and has the size that it is to have.
+    fn pinned(&self, shape: &Shape) -> Result<Option<OwnedFd>, Error> {
+        let path = self.directory.join(shape.name);
+        let foreign = |found| Error::Foreign { path: path.clone(), found };
+        let map = match bpf::get(&path) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(foreign(error.to_string())),
+        };
+        let info = bpf::map_info(map.as_fd()).map_err(|_| foreign("no map".into()))?;
+        let MapInfo { kind, key_size, value_size, flags, max_entries, .. } = info;
+        if (kind, key_size, value_size, flags) != (shape.kind, shape.key_size, shape.value_size, shape.flags)
+        {
+            return Err(foreign(format!(
+                "a map of kind {kind} with keys of {key_size} bytes, values of {value_size} and flags {flags:#x}"
+            )));
+        }
+        Ok((max_entries == (shape.elements)(&self.config.capacity)).then_some(map))
+    }
+
+    /// Pins a new map in the place of what was there.
+    fn pin_map(&self, name: &'static str, maps: &Maps) -> Result<(), Error> {
+        let Some(map) = maps.get(name) else { return Ok(()) };
+        let path = self.directory.join(name);
+        let _ = fs::remove_file(&path);
+        bpf::pin(map.as_fd(), &path).map_err(Error::system(format!("pinning {}", path.display())))
+    }
+
+    /// Attaches a program, or replaces the one that is attached.
+    fn link(&self, hook: &Hook, program: BorrowedFd<'_>) -> Result<(), Error> {
+        let path = link_path(self.directory, hook.name);
+        match bpf::get(&path) {
+            Ok(link) => {
+                let foreign = |found| Error::Foreign { path: path.clone(), found };
+                let info = bpf::link_info(link.as_fd()).map_err(|_| foreign("no link to a cgroup".into()))?;
+                if info.attach != hook.attach {
+                    return Err(foreign(format!("a link of type {}", info.attach)));
+                }
+                if info.cgroup == self.cgroup_id {
+                    let old = bpf::program_by_id(info.program)
+                        .map_err(Error::system(format!("opening the program at {}", path.display())))?;
+                    return bpf::replace_program(link.as_fd(), program, old.as_fd())
+                        .map_err(|_| Error::Raced { program: hook.name.into() });
+                }
+                // To a cgroup that is gone, or that is not the one any more: without effect.
+                self.attach(hook, program, &path, true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.attach(hook, program, &path, false),
+            Err(error) => Err(Error::Foreign { path, found: error.to_string() }),
+        }
+    }
+
+    fn attach(&self, hook: &Hook, program: BorrowedFd<'_>, path: &Path, replace: bool) -> Result<(), Error> {
+        let link = bpf::create_link(program, self.cgroup, hook.attach).map_err(|error| {
+            if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
+                Error::Exclusive { program: hook.name.into(), cgroup: self.config.cgroup.clone() }
+            } else {
+                Error::system(format!("attaching {}", hook.name))(error)
+            }
+        })?;
+        if replace {
+            fs::remove_file(path).map_err(Error::system(format!("removing {}", path.display())))?;
+        }
+        bpf::pin(link.as_fd(), path).map_err(Error::system(format!("pinning {}", path.display())))
+    }
+}
+
+fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {
+    let code = object.code(hook.name)?;
+    let spec = ProgramSpec {
+        name: hook.name,
+        kind: hook.kind,
+        attach: hook.attach,
+        instructions: &code.instructions,
+        license: &code.license,
+        target: 0,
+    };
+    bpf::load_program(&spec).map_err(|rejected| Error::Program {
+        program: hook.name.into(),
+        source: rejected.error,
+        log: rejected.log,
+    })
+}

@@ -1,0 +1,302 @@
+//! The maps of programs that are attached: writing them, and reading what is there.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use sluice_socket_maps::{
+    Account, Capacity, Endpoint, FrontendKey, FrontendValue, Kernel, Meta, Outcome, Set,
+};
+use sluice_sys::bpf::{self, Mapping};
+
+use crate::Error;
+use crate::attach::LAYOUT;
+use crate::pins::Pins;
+
+/// Bytes of a key and a value of the map of frontends.
+const KEY: usize = size_of::<FrontendKey>();
+const VALUE: usize = size_of::<FrontendValue>();
+
+/// How many frontends go into one system call.
+const BATCH: usize = 4096;
+
+/// Programs that are attached. They stay attached when this is dropped, or the process ends: translation goes on by
+/// what is in the maps. Another agent may take over from then on.
+#[derive(Debug)]
+pub struct Attached {
+    _pins: Pins,
+    frontends: OwnedFd,
+    sets: Mapping,
+    slots: Mapping,
+    endpoints: Mapping,
+    accounts: Mapping,
+    meta: Mapping,
+    capacity: Capacity,
+    fresh: bool,
+}
+
+impl Attached {
+    pub(crate) fn new(
+        pins: Pins,
+        maps: &HashMap<&'static str, OwnedFd>,
+        capacity: Capacity,
+        fresh: bool,
+    ) -> Result<Self, Error> {
+        let absent = |name: &str| Error::Object(format!("there is no map {name}"));
+        let mapping = |name: &str| {
+            let map = maps.get(name).ok_or_else(|| absent(name))?;
+            Mapping::new(map.as_fd()).map_err(Error::system(format!("mapping {name}")))
+        };
+        let frontends = maps.get("frontends").ok_or_else(|| absent("frontends"))?.try_clone();
+        let attached = Self {
+            _pins: pins,
+            frontends: frontends.map_err(Error::system("keeping the map of frontends"))?,
+            sets: mapping("sets")?,
+            slots: mapping("slots")?,
+            endpoints: mapping("endpoints")?,
+            accounts: mapping("accounts")?,
+            meta: mapping("meta")?,
+            capacity,
+            fresh,
+        };
+        let host = own_namespace().map_err(Error::system("asking for the network namespace"))?;
+        let mut meta = attached.meta();
+        meta.layout = LAYOUT;
+        meta.host_cookie = host;
+        attached.write_meta(meta);
+        Ok(attached)
+    }
+
+    /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by
+    /// which connections are being translated.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Has sockets whose mark has all bits of `mark` left alone: the relay's own. 0 is none.
+    pub fn set_relay_mark(&mut self, mark: u32) {
+        self.write_meta(Meta { relay_mark: mark, ..self.meta() });
+    }
+
+    /// Tells the programs that an agent is alive at this time, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn heartbeat(&self, now_ns: u64) {
+        if let Some(word) = self.meta.words().get(2) {
+            word.store(now_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// What all programs read.
+    pub fn meta(&self) -> Meta {
+        let [layout, host_cookie, heartbeat_ns, rest] = load(self.meta.words(), 0);
+        let (relay_mark, knobs) = halves(rest);
+        Meta { layout, host_cookie, heartbeat_ns, relay_mark, knobs }
+    }
+
+    fn write_meta(&self, meta: Meta) {
+        let Meta { layout, host_cookie, heartbeat_ns, relay_mark, knobs } = meta;
+        store(self.meta.words(), 0, [layout, host_cookie, heartbeat_ns, word(relay_mark, knobs)]);
+    }
+
+    /// All frontends. One that is being changed may be missing.
+    ///
+    /// # Errors
+    /// The kernel is out of memory.
+    pub fn frontends(&self) -> io::Result<Vec<(FrontendKey, FrontendValue)>> {
+        let (keys, values) = bpf::lookup_all(self.frontends.as_fd())?;
+        let pairs = keys.as_chunks().0.iter().zip(values.as_chunks().0);
+        Ok(pairs.map(|(key, value)| (key_from(key), value_from(value))).collect())
+    }
+
+    /// A set.
+    pub fn set(&self, id: u32) -> Set {
+        let [desc, cursor, flags, service] = load(self.sets.words(), id);
+        let ((flags, affinity_s), (service, pad)) = (halves(flags), halves(service));
+        Set { desc, cursor, flags, affinity_s, service, pad }
+    }
+
+    /// What is in a slot.
+    pub fn slot(&self, index: u32) -> u32 {
+        self.slots.halves().get(index as usize).map_or(0, |slot| slot.load(Ordering::Relaxed))
+    }
+
+    /// An endpoint, with its health.
+    pub fn endpoint(&self, id: u32) -> Endpoint {
+        let words: [u64; 8] = load(self.endpoints.words(), id);
+        let [a, b, c, d, until_ns, ..] = words;
+        let mut addr = [0; 16];
+        addr[..8].copy_from_slice(&a.to_ne_bytes());
+        addr[8..].copy_from_slice(&b.to_ne_bytes());
+        let ((port, incarnation), (fails, pad)) = (halves(c), halves(d));
+        let [p0, p1, f0, f1] = port.to_ne_bytes();
+        Endpoint {
+            addr,
+            port: [p0, p1],
+            flags: u16::from_ne_bytes([f0, f1]),
+            incarnation,
+            fails,
+            pad,
+            until_ns,
+            pad2: [0; 24],
+        }
+    }
+
+    /// What sockets translated to an endpoint have done.
+    pub fn account(&self, id: u32) -> Account {
+        let [connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us] =
+            load(self.accounts.words(), id);
+        Account { connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us }
+    }
+}
+
+impl Kernel for Attached {
+    fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) {
+        for (id, endpoint) in (first..).zip(endpoints) {
+            let Endpoint { addr, port, flags, incarnation, fails, pad, until_ns, pad2: _ } = *endpoint;
+            let [a, b] = words(&addr);
+            let [f0, f1] = flags.to_ne_bytes();
+            let port = u32::from_ne_bytes([port[0], port[1], f0, f1]);
+            let words = [a, b, word(port, incarnation), word(fails, pad), until_ns, 0, 0, 0];
+            store(self.endpoints.words(), id, words);
+        }
+    }
+
+    fn write_slots(&mut self, first: u32, ids: &[u32]) {
+        let slots: &[AtomicU32] = self.slots.halves();
+        for (slot, id) in slots.iter().skip(first as usize).zip(ids) {
+            slot.store(*id, Ordering::Relaxed);
+        }
+    }
+
+    fn write_set(&mut self, id: u32, set: Set) {
+        let Set { desc, cursor, flags, affinity_s, service, pad } = set;
+        store(self.sets.words(), id, [desc, cursor, word(flags, affinity_s), word(service, pad)]);
+    }
+
+    fn publish(&mut self, id: u32, desc: u64) {
+        if let Some(word) = self.sets.words().get(id as usize * 4) {
+            word.store(desc, Ordering::Release);
+        }
+    }
+
+    fn cursor(&self, id: u32) -> u64 {
+        self.set(id).cursor
+    }
+
+    fn barrier(&mut self) -> io::Result<()> {
+        bpf::membarrier()
+    }
+
+    fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {
+        for entries in entries.chunks(BATCH) {
+            let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key_bytes(key)).collect();
+            let values: Vec<u8> = entries.iter().flat_map(|(key, value)| value_bytes(key, value)).collect();
+            bpf::update_batch(self.frontends.as_fd(), &keys, &values, entries.len())?;
+        }
+        Ok(())
+    }
+
+    fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()> {
+        for keys in keys.chunks(BATCH) {
+            let bytes: Vec<u8> = keys.iter().flat_map(key_bytes).collect();
+            bpf::delete_batch(self.frontends.as_fd(), &bytes, keys.len())?;
+        }
+        Ok(())
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+}
+
+/// The network namespace of this thread.
+fn own_namespace() -> io::Result<u64> {
+    bpf::netns_cookie(UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?.as_fd())
+}
+
+/// Reads an element of `N` words. One that is not there reads as zeros.
+fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
+    let mut read = [0; N];
+    for (to, from) in read.iter_mut().zip(words.iter().skip(index as usize * N)) {
+        *to = from.load(Ordering::Relaxed);
+    }
+    read
+}
+
+/// Writes an element of `N` words. What would be past the end is left out.
+fn store<const N: usize>(words: &[AtomicU64], index: u32, values: [u64; N]) {
+    for (to, from) in words.iter().skip(index as usize * N).zip(values) {
+        to.store(from, Ordering::Relaxed);
+    }
+}
+
+/// Two halves as they are in memory, one after the other.
+fn word(first: u32, second: u32) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&first.to_ne_bytes());
+    bytes[4..].copy_from_slice(&second.to_ne_bytes());
+    u64::from_ne_bytes(bytes)
+}
+
+fn halves(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
+}
+
+fn words(address: &[u8; 16]) -> [u64; 2] {
+    let [a, b] = address.as_chunks().0 else { return [0; 2] };
+    [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)]
+}
+
+fn key_bytes(key: &FrontendKey) -> [u8; KEY] {
+    let mut bytes = [0; KEY];
+    bytes[..16].copy_from_slice(&key.addr);
+    bytes[16..18].copy_from_slice(&key.port);
+    bytes[18] = key.protocol;
+    bytes
+}
+
+fn key_from(bytes: &[u8; KEY]) -> FrontendKey {
+    let mut addr = [0; 16];
+    addr.copy_from_slice(&bytes[..16]);
+    FrontendKey { addr, port: [bytes[16], bytes[17]], protocol: bytes[18], pad: 0 }
+}
+
+/// The upper 24 bits of a hash of the key, which the programs want to see in what they read: see `check_of` of
+/// pick.h.
+fn check(key: &FrontendKey) -> [u8; 3] {
+    let bytes = key_bytes(key);
+    let words = bytes.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
+    let hash = words.fold(0u32, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b1));
+    let [_, checks @ ..] = hash.to_le_bytes();
+    checks
+}
+
+fn value_bytes(key: &FrontendKey, value: &FrontendValue) -> [u8; VALUE] {
+    let check = check(key);
+    let mut bytes = [0; VALUE];
+    for (at, outcome) in [(0, value.node), (8, value.pod)] {
+        bytes[at..at + 4].copy_from_slice(&outcome.set.to_ne_bytes());
+        bytes[at + 4] = outcome.verdict;
+        bytes[at + 5..at + 8].copy_from_slice(&check);
+    }
+    bytes[16..20].copy_from_slice(&value.flags.to_ne_bytes());
+    bytes[20..].copy_from_slice(&value.service.to_ne_bytes());
+    bytes
+}
+
+fn value_from(bytes: &[u8; VALUE]) -> FrontendValue {
+    let outcome = |at: usize| {
+        let (set, rest) = halves(words_at(bytes, at));
+        Outcome { set, verdict: rest.to_ne_bytes()[0], pad: [0; 3] }
+    };
+    let (flags, service) = halves(words_at(bytes, 16));
+    FrontendValue { node: outcome(0), pod: outcome(8), flags, service }
+}
+
+fn words_at(bytes: &[u8; VALUE], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
+}

@@ -1,0 +1,26 @@
+//! Socket mode's side of the kernel: BPF programs that translate the address of a Service to that of an endpoint when
+//! a socket connects or sends. This crate has the programs, loads and attaches them, keeps their maps and links
+//! pinned, and writes the maps; what belongs into them is decided in `sluice-socket-maps`.
+//!
+//! * `programs/`: the programs in C, and the object that is made of them and loaded.
+//! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
+//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps.
+//! * `cgroup`: finding the root of all cgroups. `probe`: what a node lacks, each with its mend.
+//!
+//! No threads and no clocks of its own; little of it is called more often than endpoints change.
+
+mod attach;
+mod attached;
+mod cgroup;
+mod error;
+mod object;
+mod pins;
+mod probe;
+mod shape;
+
+pub use attach::{Config, Programs};
+pub use attached::Attached;
+pub use cgroup::cgroup_root;
+pub use error::Error;
+pub use pins::{PINS, remove};
+pub use probe::{Finding, State, probe};

@@ -1,0 +1,126 @@
+//! The directory of pins: `v<layout>` below it has all maps and links, and outlives the agent.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use sluice_sys::bpf;
+
+use crate::Error;
+
+/// Where pins are unless said otherwise.
+pub const PINS: &str = "/sys/fs/bpf/sluice";
+
+/// Where distributions mount a bpffs.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The directory, held: nobody else attaches or removes while this lives.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    root: PathBuf,
+    /// `v<layout>`.
+    pub(crate) directory: PathBuf,
+    /// Locked.
+    _lock: File,
+}
+
+impl Pins {
+    /// Makes the directory, and a bpffs for it if there is none where distributions have one, and locks it.
+    pub(crate) fn open(root: &Path, layout: u64) -> Result<Self, Error> {
+        ensure_bpffs(root)?;
+        let directory = root.join(format!("v{layout}"));
+        fs::create_dir_all(root).map_err(Error::system(format!("making {}", root.display())))?;
+        let lock = lock(root)?;
+        fs::create_dir_all(&directory).map_err(Error::system(format!("making {}", directory.display())))?;
+        Ok(Self { root: root.into(), directory, _lock: lock })
+    }
+
+    /// Removes what versions with another layout have pinned: their programs are detached with it.
+    pub(crate) fn remove_others(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            if path != self.directory {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is pinned for this layout, and the directory above if nothing else is there.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.directory)?;
+        // There may be other versions' pins in it.
+        let _ = fs::remove_dir(&self.root);
+        Ok(())
+    }
+}
+
+fn lock(root: &Path) -> Result<File, Error> {
+    let lock = File::open(root).map_err(Error::system(format!("opening {}", root.display())))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy(root.into())),
+        Err(error) => Err(Error::system(format!("locking {}", root.display()))(error.into())),
+    }
+}
+
+/// The directory, or the one that it is to be made in, is in a bpffs.
+fn ensure_bpffs(root: &Path) -> Result<(), Error> {
+    let failed = |source| Error::NoBpffs { path: root.into(), source };
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    if bpf::is_bpffs(there).map_err(failed)? {
+        return Ok(());
+    }
+    let usual = Path::new(BPFFS);
+    if root.starts_with(usual) && usual.exists() {
+        return bpf::mount_bpffs(usual).map_err(failed);
+    }
+    Err(failed(io::Error::other("another file system")))
+}
+
+/// Links first: what is attached has its maps until the end.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    if !path.is_dir() {
+        return fs::remove_file(path);
+    }
+    let mut inside = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    inside.sort_by_key(|path| !is_link(path));
+    inside.iter().try_for_each(|path| remove_tree(path))?;
+    fs::remove_dir(path)
+}
+
+fn is_link(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK))
+}
+
+/// What names of links begin with.
+const LINK: &str = "link_";
+
+/// Where the link of a program is.
+pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
+    directory.join(format!("{LINK}{program}"))
+}
+
+/// Detaches all programs and removes all maps that are pinned below `pins`. What is translated already stays so: open
+/// connections go on. Whether there was anything.
+///
+/// # Errors
+/// An agent holds it ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
+pub fn remove(pins: &Path) -> io::Result<bool> {
+    if !pins.exists() {
+        return Ok(false);
+    }
+    if !bpf::is_bpffs(pins)? {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is in no bpffs, so nothing there is ours", pins.display()),
+        ));
+    }
+    let _lock = lock(pins).map_err(|error| match error {
+        Error::System { source, .. } => source,
+        busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
+    })?;
+    remove_tree(pins)?;
+    Ok(true)
+}

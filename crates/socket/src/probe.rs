@@ -1,0 +1,69 @@
+//! What socket mode needs of a node, and what of it is missing.
+
+use std::path::Path;
+
+use sluice_sys::bpf;
+
+use crate::{PINS, cgroup, cgroup_root};
+
+/// How something that is needed stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It is there.
+    Ok,
+    /// It is not there, and the agent can see to it itself.
+    Mendable,
+    /// It is not there: no socket mode.
+    Missing,
+}
+
+/// Something that socket mode needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What is needed.
+    pub what: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// What was seen.
+    pub seen: String,
+    /// What helps, where it is missing.
+    pub mend: &'static str,
+}
+
+/// Looks at what socket mode needs on this node. Changes nothing.
+pub fn probe() -> Vec<Finding> {
+    vec![cgroup2(), bpffs(), types()]
+}
+
+fn cgroup2() -> Finding {
+    let mend =
+        "mount cgroup2 (all distributions with systemd do); a container needs the host's /sys/fs/cgroup";
+    let (state, seen) = match cgroup_root() {
+        Err(error) => (State::Missing, error.to_string()),
+        Ok(path) => match cgroup::id(&path) {
+            Ok(cgroup::ROOT) => (State::Ok, path.display().to_string()),
+            Ok(_) => (State::Missing, format!("{} is not the root of all cgroups", path.display())),
+            Err(error) => (State::Missing, error.to_string()),
+        },
+    };
+    Finding { what: "cgroup2", state, seen, mend }
+}
+
+fn bpffs() -> Finding {
+    let mend =
+        "mount -t bpf bpf /sys/fs/bpf; a container needs the host's, with mountPropagation Bidirectional";
+    let at = Path::new(PINS).parent().unwrap_or(Path::new("/"));
+    let (state, seen) = match bpf::is_bpffs(at) {
+        Ok(true) => (State::Ok, at.display().to_string()),
+        Ok(false) => (State::Mendable, format!("{} is no bpffs; the agent mounts one", at.display())),
+        Err(error) => (State::Missing, format!("{}: {error}", at.display())),
+    };
+    Finding { what: "bpffs", state, seen, mend }
+}
+
+fn types() -> Finding {
+    let path = Path::new("/sys/kernel/btf/vmlinux");
+    let state = if path.exists() { State::Ok } else { State::Missing };
+    let mend = "a kernel with CONFIG_DEBUG_INFO_BTF=y";
+    Finding { what: "BTF", state, seen: path.display().to_string(), mend }
+}

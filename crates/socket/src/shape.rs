@@ -1,0 +1,57 @@
+//! The maps as they are to be: their kinds and sizes, which the object says, and how many elements each has, which
+//! whoever loads them says.
+
+use sluice_socket_maps::Capacity;
+
+/// Slots in an element of their map: `SLOTS_PER_LINE` of layout.h.
+pub(crate) const SLOTS_PER_LINE: u32 = 16;
+
+/// Of `enum bpf_map_type`.
+pub(crate) mod kind {
+    pub(crate) const HASH: u32 = 1;
+    pub(crate) const ARRAY: u32 = 2;
+    pub(crate) const SOCKET_STORAGE: u32 = 24;
+}
+
+/// `BPF_F_NO_PREALLOC` and `BPF_F_MMAPABLE`.
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+
+/// A map of the object.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) flags: u32,
+    /// How many elements, by the capacity.
+    pub(crate) elements: fn(&Capacity) -> u32,
+}
+
+const fn array(name: &'static str, value_size: u32, elements: fn(&Capacity) -> u32) -> Shape {
+    Shape { name, kind: kind::ARRAY, key_size: 4, value_size, flags: MMAPABLE, elements }
+}
+
+const fn storage(name: &'static str, value_size: u32) -> Shape {
+    Shape { name, kind: kind::SOCKET_STORAGE, key_size: 4, value_size, flags: NO_PREALLOC, elements: |_| 0 }
+}
+
+/// All maps.
+pub(crate) const SHAPES: [Shape; 8] = [
+    Shape {
+        name: "frontends",
+        kind: kind::HASH,
+        key_size: 20,
+        value_size: 24,
+        flags: NO_PREALLOC,
+        elements: |capacity| capacity.frontends,
+    },
+    array("sets", 32, |capacity| capacity.sets),
+    array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
+    array("endpoints", 64, |capacity| capacity.endpoints),
+    array("accounts", 64, |capacity| capacity.endpoints),
+    array("meta", 32, |_| 1),
+    storage("conns", 56),
+    storage("flows", 400),
+];

@@ -1,0 +1,4 @@
+//! Socket mode's programs in a kernel: namespaces, a cgroup and a bpffs of each test's own, and real sockets.
+
+mod node;
+mod tcp;

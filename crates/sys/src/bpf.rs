@@ -1,0 +1,151 @@
+//! bpf(2): maps, programs, links and their pins, as far as socket mode needs them. What comes from the kernel is
+//! plain data; descriptors close themselves.
+
+mod link;
+mod map;
+mod mapping;
+mod pin;
+mod program;
+
+use std::ffi::c_long;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub use link::{LinkInfo, create_link, iterate_storage, link_info, read_iterator, replace_program};
+pub use map::{
+    MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, map_info, update, update_batch,
+};
+pub use mapping::Mapping;
+pub use pin::{get, is_bpffs, mount_bpffs, pin};
+pub use program::{ProgramInfo, ProgramSpec, Rejected, load_btf, load_program, program_by_id, program_info};
+
+/// Commands of linux/bpf.h.
+#[derive(Debug, Clone, Copy)]
+#[repr(i32)]
+enum Command {
+    MapCreate = 0,
+    MapLookup = 1,
+    MapUpdate = 2,
+    ProgramLoad = 5,
+    Pin = 6,
+    Get = 7,
+    ProgramById = 13,
+    Info = 15,
+    BtfLoad = 18,
+    LookupBatch = 24,
+    UpdateBatch = 26,
+    DeleteBatch = 27,
+    LinkCreate = 28,
+    LinkUpdate = 29,
+    IteratorCreate = 33,
+}
+
+/// The system call. The kernel takes a shorter `bpf_attr` than its own for one that ends in zeros.
+///
+/// # Safety
+/// `A` is the part of `union bpf_attr` that `command` reads and writes, without padding, and every address in it is
+/// good for what the command does with it.
+unsafe fn bpf<A>(command: Command, attributes: &mut A) -> io::Result<c_long> {
+    // SAFETY: the kernel reads and writes no more than `size_of::<A>()` bytes of `attributes`, which is borrowed for
+    // the call; what they point to is the caller's promise.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as i32, std::ptr::from_mut(attributes), size_of::<A>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The same for commands whose result is a descriptor.
+///
+/// # Safety
+/// That of [`bpf`], and the command returns a new descriptor.
+unsafe fn bpf_fd<A>(command: Command, attributes: &mut A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let result = unsafe { bpf(command, attributes)? };
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// As `bpf_attr` has descriptors.
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// As `bpf_attr` has addresses.
+fn address<T>(of: *const T) -> u64 {
+    of.addr() as u64
+}
+
+/// As `bpf_attr` has lengths.
+fn length(of: usize) -> io::Result<u32> {
+    u32::try_from(of).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// A name as the kernel keeps it: 15 of the characters that it allows.
+fn name(of: &str) -> [u8; 16] {
+    let mut name = [0; 16];
+    for (to, from) in name[..15].iter_mut().zip(of.bytes()) {
+        *to = if from.is_ascii_alphanumeric() || from == b'.' { from } else { b'_' };
+    }
+    name
+}
+
+/// The other way round.
+fn text(name: &[u8; 16]) -> String {
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(name.get(..end).unwrap_or_default()).into_owned()
+}
+
+/// `BPF_OBJ_GET_INFO_BY_FD` into `I`: the first bytes of what there is to know.
+///
+/// # Safety
+/// `I` is the beginning of the info structure of this kind of object, without padding, made of integers only.
+unsafe fn info<I: Default>(fd: BorrowedFd<'_>) -> io::Result<I> {
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = I::default();
+    let mut attributes =
+        Attributes { fd: number(fd), length: length(size_of::<I>())?, info: address(&raw mut info) };
+    // SAFETY: the kernel writes at most `length` bytes to `info`, any of which are integers.
+    unsafe { bpf(Command::Info, &mut attributes)? };
+    Ok(info)
+}
+
+/// `membarrier(MEMBARRIER_CMD_GLOBAL)`: returns once every thread of the system has passed a barrier and every
+/// reader under RCU, which all programs of ours are, has ended that was running.
+///
+/// # Errors
+/// `EINVAL`: not with nohz_full.
+pub fn membarrier() -> io::Result<()> {
+    /// `MEMBARRIER_CMD_GLOBAL` of linux/membarrier.h.
+    const GLOBAL: i32 = 1;
+    // SAFETY: takes no addresses.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Which network namespace a socket belongs to (`SO_NETNS_COOKIE`), in the numbers that programs see.
+///
+/// # Errors
+/// The descriptor is no socket; Linux has it since 5.14.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a u64")]
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which is that large.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}

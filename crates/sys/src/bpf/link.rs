@@ -1,0 +1,137 @@
+//! Links: what holds a program to a place. A link ends with its last descriptor and pin.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::map::is;
+use super::{Command, address, bpf, bpf_fd, length, number};
+
+/// `BPF_LINK_TYPE_CGROUP`.
+const CGROUP: u32 = 3;
+/// `BPF_TRACE_ITER` of `enum bpf_attach_type`.
+const ITERATOR: u32 = 28;
+
+/// Attaches a program to a cgroup, beside those of others.
+///
+/// # Errors
+/// `EPERM`: somebody has attached a program there that allows none beside it.
+pub fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        target: u32,
+        attach: u32,
+        flags: u32,
+    }
+    let mut attributes = Attributes { program: number(program), target: number(cgroup), attach, flags: 0 };
+    // SAFETY: there are no addresses in it.
+    unsafe { bpf_fd(Command::LinkCreate, &mut attributes) }
+}
+
+/// Puts a program in the place of another one, between two runs: none is missed. Fails if `old` is not the one that
+/// is there.
+///
+/// # Errors
+/// `EPERM`: another one is there.
+pub fn replace_program(link: BorrowedFd<'_>, new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        link: u32,
+        new: u32,
+        flags: u32,
+        old: u32,
+    }
+    /// `BPF_F_REPLACE`.
+    const REPLACE: u32 = 1 << 2;
+    let mut attributes =
+        Attributes { link: number(link), new: number(new), flags: REPLACE, old: number(old) };
+    // SAFETY: there are no addresses in it.
+    unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
+}
+
+/// What a link to a cgroup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// The program's number.
+    pub program: u32,
+    /// The cgroup's number, that of its directory's inode; 0 once it is gone.
+    pub cgroup: u64,
+    /// `enum bpf_attach_type`.
+    pub attach: u32,
+}
+
+/// What a link to a cgroup is.
+///
+/// # Errors
+/// The descriptor is not that of such a link (`EINVAL`).
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        cgroup: u64,
+        attach: u32,
+        pad2: u32,
+    }
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    if !is(link, "anon_inode:bpf_link") {
+        return Err(invalid());
+    }
+    // SAFETY: that is the beginning of `bpf_link_info`. With zeros the kernel follows no addresses.
+    let info: Info = unsafe { super::info(link)? };
+    if info.kind != CGROUP {
+        return Err(invalid());
+    }
+    Ok(LinkInfo { program: info.program, cgroup: info.cgroup, attach: info.attach })
+}
+
+/// Prepares a run of an iterator over the sockets that have storage in `map`.
+///
+/// # Errors
+/// The program is no such iterator.
+pub fn iterate_storage(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        target: u32,
+        attach: u32,
+        flags: u32,
+        info: u64,
+        info_length: u32,
+        pad: u32,
+    }
+    let info = number(map);
+    let mut attributes = Attributes {
+        program: number(program),
+        target: 0,
+        attach: ITERATOR,
+        flags: 0,
+        info: address(&raw const info),
+        info_length: length(size_of_val(&info))?,
+        pad: 0,
+    };
+    // SAFETY: the kernel reads `info_length` bytes, the map's descriptor.
+    unsafe { bpf_fd(Command::LinkCreate, &mut attributes) }
+}
+
+/// Runs an iterator and returns all that it has written.
+///
+/// # Errors
+/// The descriptor is not that of an iterator's link.
+pub fn read_iterator(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    #[repr(C)]
+    struct Attributes {
+        link: u32,
+        flags: u32,
+    }
+    let mut attributes = Attributes { link: number(link), flags: 0 };
+    // SAFETY: there are no addresses in it.
+    let run = unsafe { bpf_fd(Command::IteratorCreate, &mut attributes)? };
+    let mut written = Vec::new();
+    File::from(run).read_to_end(&mut written)?;
+    Ok(written)
+}

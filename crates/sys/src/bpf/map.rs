@@ -1,0 +1,307 @@
+//! Maps: making them, and what is in those that are not mapped.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::{Command, address, bpf, bpf_fd, length, name, number, text};
+
+/// What a map is to be.
+#[derive(Debug, Clone)]
+pub struct MapSpec<'a> {
+    /// Its name, of which the kernel keeps 15 characters.
+    pub name: &'a str,
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many there may be.
+    pub max_entries: u32,
+    /// `BPF_F_...` for maps.
+    pub flags: u32,
+    /// The types of key and value in the program's BTF: storage of sockets has to have them.
+    pub btf: Option<(BorrowedFd<'a>, u32, u32)>,
+}
+
+/// What a map is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapInfo {
+    /// Its name.
+    pub name: String,
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many there may be.
+    pub max_entries: u32,
+    /// `BPF_F_...` for maps.
+    pub flags: u32,
+}
+
+/// Makes a map.
+///
+/// # Errors
+/// `EPERM` without CAP_BPF, `EINVAL` where the kernel has no such map, `ENOMEM`.
+pub fn create_map(spec: &MapSpec<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        flags: u32,
+        inner_map: u32,
+        numa_node: u32,
+        name: [u8; 16],
+        interface: u32,
+        btf: u32,
+        btf_key: u32,
+        btf_value: u32,
+    }
+    let (btf, btf_key, btf_value) = spec.btf.map_or((0, 0, 0), |(fd, key, value)| (number(fd), key, value));
+    let mut attributes = Attributes {
+        kind: spec.kind,
+        key_size: spec.key_size,
+        value_size: spec.value_size,
+        max_entries: spec.max_entries,
+        flags: spec.flags,
+        inner_map: 0,
+        numa_node: 0,
+        name: name(spec.name),
+        interface: 0,
+        btf,
+        btf_key,
+        btf_value,
+    };
+    // SAFETY: there are no addresses in it.
+    unsafe { bpf_fd(Command::MapCreate, &mut attributes) }
+}
+
+/// What a map is.
+///
+/// # Errors
+/// The descriptor is not that of a map (`EINVAL`).
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        flags: u32,
+        name: [u8; 16],
+    }
+    // A program's or link's information would be read as if it were a map's.
+    if !is(map, "anon_inode:bpf-map") {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: that is the beginning of `bpf_map_info`.
+    let info: Info = unsafe { super::info(map)? };
+    let Info { kind, id: _, key_size, value_size, max_entries, flags, name } = info;
+    Ok(MapInfo { name: text(&name), kind, key_size, value_size, max_entries, flags })
+}
+
+/// Whether that is what /proc says of a descriptor.
+pub(super) fn is(fd: BorrowedFd<'_>, what: &str) -> bool {
+    std::fs::read_link(format!("/proc/self/fd/{}", number(fd))).is_ok_and(|link| link.as_os_str() == what)
+}
+
+/// What commands for one element take.
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Keys and values have the size that the map says.
+fn check(map: BorrowedFd<'_>, keys: usize, values: Option<usize>, count: usize) -> io::Result<()> {
+    let info = map_info(map)?;
+    let fits = |size: u32, bytes: usize| (size as usize).checked_mul(count) == Some(bytes);
+    if fits(info.key_size, keys) && values.is_none_or(|values| fits(info.value_size, values)) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// Sets one element, whether it is there or not.
+///
+/// # Errors
+/// `E2BIG`: the map is full. Key or value have another size than the map says.
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    check(map, key.len(), Some(value.len()), 1)?;
+    let mut attributes = Element {
+        map: number(map),
+        pad: 0,
+        key: address(key.as_ptr()),
+        value: address(value.as_ptr()),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a key and a value, which are that large.
+    unsafe { bpf(Command::MapUpdate, &mut attributes) }.map(drop)
+}
+
+/// One element, or nothing if it is not there.
+///
+/// # Errors
+/// The key has another size than the map says; it is a map per CPU.
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    check(map, key.len(), None, 1)?;
+    let mut value = vec![0; value_room(&map_info(map)?)?];
+    let mut attributes = Element {
+        map: number(map),
+        pad: 0,
+        key: address(key.as_ptr()),
+        value: address(value.as_mut_ptr()),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a key and writes a value, which are that large.
+    match unsafe { bpf(Command::MapLookup, &mut attributes) } {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel writes for one value. Maps per CPU have one for each, so they are refused.
+fn value_room(info: &MapInfo) -> io::Result<usize> {
+    /// Of `enum bpf_map_type`: hash, array, LRU hash, storage of sockets.
+    const ONE_VALUE: [u32; 4] = [1, 2, 9, 24];
+    if ONE_VALUE.contains(&info.kind) {
+        Ok(info.value_size as usize)
+    } else {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// What commands for many elements take.
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Sets `count` elements, keys and values one after the other.
+///
+/// # Errors
+/// `E2BIG`: the map is full, and those before the one that failed are in.
+pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    check(map, keys.len(), Some(values.len()), count)?;
+    let mut attributes = Batch {
+        from: 0,
+        to: 0,
+        keys: address(keys.as_ptr()),
+        values: address(values.as_ptr()),
+        count: length(count)?,
+        map: number(map),
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and values, and there are that many.
+    unsafe { bpf(Command::UpdateBatch, &mut attributes) }.map(drop)
+}
+
+/// Deletes `count` elements, keys one after the other; those that are not there are left out.
+///
+/// # Errors
+/// The keys have another size than the map says.
+pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: usize) -> io::Result<()> {
+    check(map, keys.len(), None, count)?;
+    let Some(size) = keys.len().checked_div(count) else { return Ok(()) };
+    let mut left = keys;
+    while !left.is_empty() {
+        let mut attributes = Batch {
+            from: 0,
+            to: 0,
+            keys: address(left.as_ptr()),
+            values: 0,
+            count: length(left.len() / size)?,
+            map: number(map),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads `count` keys, and there are that many.
+        let deleted = unsafe { bpf(Command::DeleteBatch, &mut attributes) };
+        match deleted {
+            Ok(_) => return Ok(()),
+            // It stops at the first that is not there, and says how many it has deleted.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                let done = (attributes.count as usize).saturating_add(1).saturating_mul(size);
+                left = left.get(done..).unwrap_or_default();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// All elements of a hash map: keys and values one after the other. One that is changed meanwhile may be there as
+/// it was or as it is.
+///
+/// # Errors
+/// It is another kind of map.
+pub fn lookup_all(map: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    /// `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_LRU_HASH`.
+    const HASHES: [u32; 2] = [1, 9];
+    let info = map_info(map)?;
+    if !HASHES.contains(&info.kind) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
+    // A bucket has to fit: with twice the room it will, in the end.
+    let mut room = info.max_entries.clamp(1, 4096) as usize;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    // Where the kernel was: a number of a bucket.
+    let mut position: Option<u32> = None;
+    loop {
+        let start = position.unwrap_or(0);
+        let mut next = 0u32;
+        let (mut some_keys, mut some_values) = (vec![0; room * key_size], vec![0; room * value_size]);
+        let mut attributes = Batch {
+            from: position.map_or(0, |_| address(&raw const start)),
+            to: address(&raw mut next),
+            keys: address(some_keys.as_mut_ptr()),
+            values: address(some_values.as_mut_ptr()),
+            count: length(room)?,
+            map: number(map),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads and writes a number of a bucket, 4 bytes for hash maps, and writes up to `count`
+        // keys and values; there is room for that many.
+        let result = unsafe { bpf(Command::LookupBatch, &mut attributes) };
+        let ended = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room = room.saturating_mul(2);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = (attributes.count as usize).min(room);
+        keys.extend_from_slice(some_keys.get(..count * key_size).unwrap_or_default());
+        values.extend_from_slice(some_values.get(..count * value_size).unwrap_or_default());
+        if ended {
+            return Ok((keys, values));
+        }
+        position = Some(next);
+    }
+}

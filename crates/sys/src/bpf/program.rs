@@ -1,0 +1,198 @@
+//! Programs.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::map::is;
+use super::{Command, address, bpf_fd, length, name, text};
+
+/// Bytes of an instruction.
+const INSTRUCTION: usize = 8;
+/// How much the verifier may say. It keeps the end, which has the reason.
+const LOG: usize = 64 * 1024;
+
+/// A program as it is to be loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct ProgramSpec<'a> {
+    /// Its name, of which the kernel keeps 15 characters.
+    pub name: &'a str,
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// `enum bpf_attach_type`.
+    pub attach: u32,
+    /// Instructions, 8 bytes each, with maps' descriptors in them.
+    pub instructions: &'a [u8],
+    /// Its licence: some helpers are for the GPL only.
+    pub license: &'a CStr,
+    /// What it is attached to, as a type of the kernel's BTF; 0 if that is not how it is attached.
+    pub target: u32,
+}
+
+/// Why the kernel did not take a program.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The error.
+    pub error: io::Error,
+    /// The last of what the verifier said, empty if it was not asked.
+    pub log: String,
+}
+
+/// Loads a program.
+///
+/// # Errors
+/// `EPERM` without CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `EACCES` and `EINVAL` from the verifier.
+pub fn load_program(spec: &ProgramSpec<'_>) -> Result<OwnedFd, Rejected> {
+    try_load(spec, None).or_else(|_| {
+        let mut log = vec![0; LOG];
+        try_load(spec, Some(&mut log)).map_err(|error| {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+            let text = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
+            let lines: Vec<&str> = text.trim_end().lines().collect();
+            let last = lines.get(lines.len().saturating_sub(12)..).unwrap_or_default();
+            Rejected { error, log: last.join("\n") }
+        })
+    })
+}
+
+fn try_load(spec: &ProgramSpec<'_>, log: Option<&mut Vec<u8>>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        attach: u32,
+        btf: u32,
+        function_size: u32,
+        functions: u64,
+        function_count: u32,
+        line_size: u32,
+        lines: u64,
+        line_count: u32,
+        target: u32,
+    }
+    if !spec.instructions.len().is_multiple_of(INSTRUCTION) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (log_level, log_size, log) = match log {
+        Some(log) => (1, length(log.len())?, address(log.as_mut_ptr())),
+        None => (0, 0, 0),
+    };
+    let mut attributes = Attributes {
+        kind: spec.kind,
+        instruction_count: length(spec.instructions.len() / INSTRUCTION)?,
+        instructions: address(spec.instructions.as_ptr()),
+        license: address(spec.license.as_ptr()),
+        log_level,
+        log_size,
+        log,
+        kernel_version: 0,
+        flags: 0,
+        name: name(spec.name),
+        interface: 0,
+        attach: spec.attach,
+        btf: 0,
+        function_size: 0,
+        functions: 0,
+        function_count: 0,
+        line_size: 0,
+        lines: 0,
+        line_count: 0,
+        target: spec.target,
+    };
+    // SAFETY: the kernel reads that many instructions and the licence up to its zero, and writes up to `log_size`
+    // bytes to the log.
+    unsafe { bpf_fd(Command::ProgramLoad, &mut attributes) }
+}
+
+/// Loads the types that maps refer to.
+///
+/// # Errors
+/// The kernel does not know such types.
+pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        btf: u64,
+        log: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+        pad: u32,
+    }
+    let mut attributes = Attributes {
+        btf: address(btf.as_ptr()),
+        log: 0,
+        size: length(btf.len())?,
+        log_size: 0,
+        log_level: 0,
+        pad: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes.
+    unsafe { bpf_fd(Command::BtfLoad, &mut attributes) }
+}
+
+/// What a program is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// A hash of its instructions.
+    pub tag: [u8; 8],
+}
+
+/// What a program is.
+///
+/// # Errors
+/// The descriptor is not that of a program (`EINVAL`).
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        machine_length: u32,
+        length: u32,
+        machine: u64,
+        instructions: u64,
+        load_time: u64,
+        user: u32,
+        map_count: u32,
+        maps: u64,
+        name: [u8; 16],
+    }
+    if !is(program, "anon_inode:bpf-prog") {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: that is the beginning of `bpf_prog_info`. With lengths of 0 the kernel follows none of its addresses.
+    let info: Info = unsafe { super::info(program)? };
+    Ok(ProgramInfo { id: info.id, name: text(&info.name), kind: info.kind, tag: info.tag })
+}
+
+/// A program by its number.
+///
+/// # Errors
+/// `ENOENT`: it is gone. `EPERM` without CAP_SYS_ADMIN.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        id: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut attributes = Attributes { id, next: 0, flags: 0 };
+    // SAFETY: there are no addresses in it.
+    unsafe { bpf_fd(Command::ProgramById, &mut attributes) }
+}

@@ -1,0 +1,92 @@
+//! A cgroup for a thread and what it starts: BPF programs that are attached there see their sockets, and nobody
+//! else's.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{LabError, PATIENCE};
+
+/// What names begin with; the process's number and a count follow.
+const PREFIX: &str = "sluice-lab-";
+
+/// A cgroup below that of this process, with the thread that made it in it, and all threads and processes that it
+/// starts from then on. Sockets belong to the cgroup of the thread that made them, for good.
+///
+/// It is dropped on the thread that made it, which goes back to where it was, after the threads that it has started
+/// have ended.
+#[derive(Debug)]
+pub struct Cgroup {
+    parent: PathBuf,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes one and moves the calling thread there.
+    ///
+    /// # Errors
+    /// cgroup2 is not mounted, or may not be written.
+    pub fn enter() -> Result<Self, LabError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let parent = own().map_err(LabError::io("finding this process's cgroup"))?;
+        sweep(&parent);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{PREFIX}{}-{count}", std::process::id()));
+        fs::create_dir(&path).map_err(LabError::io(&format!("making {}", path.display())))?;
+        let cgroup = Self { parent, path };
+        // One that may have threads of a process whose others are elsewhere.
+        fs::write(cgroup.path.join("cgroup.type"), "threaded")
+            .and_then(|()| move_thread(&cgroup.path))
+            .map_err(LabError::io(&format!("moving a thread to {}", cgroup.path.display())))?;
+        Ok(cgroup)
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Threads that were waited for are still there for a moment.
+        let deadline = Instant::now() + PATIENCE;
+        let _ = move_thread(&self.parent);
+        while fs::remove_dir(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn move_thread(to: &Path) -> io::Result<()> {
+    // 0 is whoever writes.
+    fs::write(to.join("cgroup.threads"), "0")
+}
+
+/// The directory of this process's cgroup.
+fn own() -> io::Result<PathBuf> {
+    let absent = || io::Error::new(io::ErrorKind::NotFound, "cgroup2 is not mounted");
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let root = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4)).flatten()
+    });
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    Ok(Path::new(root.ok_or_else(absent)?).join(own.ok_or_else(absent)?))
+}
+
+/// Removes what processes have left that were killed. One with somebody in it cannot be removed.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
