@@ -180,6 +180,10 @@ fn a_set_is_not_taken_over_while_frontends_of_others_lead_to_it() {
     assert_eq!((picks(&mut maps, 1, 1), picks(&mut maps, 2, 1)), (ends(5, &[7]), ends(1, &[1])));
 }
 
+fn base_of(contents: &Contents) -> usize {
+    Desc::unpack(contents.sets[0].desc).base.try_into().unwrap()
+}
+
 #[test]
 fn contents_that_make_no_sense_are_emptied() {
     type Damage = fn(&mut Contents);
@@ -188,8 +192,8 @@ fn contents_that_make_no_sense_are_emptied() {
         ("a set that is none",          |c| c.frontends[0].1.node.set = 1 << 30),
         ("a verdict that is none",      |c| c.frontends[0].1.pod.verdict = 9),
         ("slots beyond the end",        |c| c.sets[0].desc = Desc { base: 999, count: 9, rotation: 0 }.pack()),
-        ("an endpoint that is none",    |c| c.slots[0] = u32::MAX),
-        ("an endpoint of two sets",     |c| c.slots[1] = c.slots[0]),
+        ("an endpoint that is none",    |c| { let base = base_of(c); c.slots[base] = u32::MAX; }),
+        ("an endpoint of two sets",     |c| { let base = base_of(c); c.slots[base] = c.slots[base + 1]; }),
         ("a rotation beyond the count", |c| c.sets[0].desc |= 0xffff),
     ];
     for (name, damage) in damages {
@@ -263,8 +267,10 @@ impl Damaged {
 struct Walk {
     frontend: u8,
     at: At,
-    /// What may be its outcome: all that was true since it began.
-    allowed: BTreeSet<Vec<SocketAddr>>,
+    /// Whom its frontend has belonged to since it began: it may have read any of them.
+    owners: BTreeSet<u8>,
+    /// Where it may end: at all that these had since then.
+    allowed: BTreeSet<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -278,11 +284,38 @@ enum At {
 /// What readers and the writer share.
 #[derive(Debug, Default)]
 struct Truth {
-    /// What each frontend leads to, which the writer is about to make so or has; empty for refused or nothing.
-    now: Map<u8, Vec<SocketAddr>>,
+    /// Whom each frontend belongs to, and what each port has: before and after, while the writer is at it.
+    owners: BTreeMap<u8, BTreeSet<u8>>,
+    versions: BTreeMap<u8, BTreeSet<SocketAddr>>,
     wrong: Vec<String>,
     walks: Vec<Walk>,
     finished: usize,
+}
+
+/// Ports with their frontends and endpoints.
+type Ports = BTreeMap<u8, (BTreeSet<u8>, Vec<u8>)>;
+
+impl Truth {
+    /// The writer begins to make it so.
+    fn becomes(&mut self, ports: &Ports) {
+        for (port, (frontends, endpoints)) in ports {
+            self.versions.entry(*port).or_default().extend(addresses(*port, endpoints));
+            for frontend in frontends {
+                self.owners.entry(*frontend).or_default().insert(*port);
+            }
+        }
+        for walk in &mut self.walks {
+            walk.owners.extend(self.owners.get(&walk.frontend).into_iter().flatten());
+            walk.allowed.extend(walk.owners.iter().filter_map(|owner| self.versions.get(owner)).flatten());
+        }
+    }
+
+    /// It is so.
+    fn is(&mut self, ports: &Ports) {
+        self.owners.clear();
+        self.versions.clear();
+        self.becomes(ports);
+    }
 }
 
 /// Maps that readers look at between any two writes.
@@ -307,8 +340,10 @@ impl Watched {
             let mut truth = truth.borrow_mut();
             if turn % 3 == 0 && truth.walks.len() < 8 {
                 let frontend = turn % 4 + 1;
-                let allowed = truth.now.get(&frontend).cloned().into_iter().collect();
-                truth.walks.push(Walk { frontend, at: At::Start, allowed });
+                let owners = truth.owners.get(&frontend).cloned().unwrap_or_default();
+                let versions = owners.iter().filter_map(|owner| truth.versions.get(owner));
+                let allowed = versions.flatten().copied().collect();
+                truth.walks.push(Walk { frontend, at: At::Start, owners, allowed });
             } else if !truth.walks.is_empty() {
                 let at = usize::from(turn) % truth.walks.len();
                 self.step(&mut truth, at);
@@ -331,7 +366,7 @@ impl Watched {
             At::Slot(slot) => Some(At::Endpoint(self.memory.slot(slot).0)),
             At::Endpoint(id) => {
                 let found = self.memory.endpoint(id).address();
-                if !walk.allowed.iter().any(|version| version.contains(&found)) {
+                if !walk.allowed.contains(&found) {
                     truth.wrong.push(format!("{walk:?} got {found}"));
                 }
                 None
@@ -415,7 +450,7 @@ proptest! {
         let truth = Rc::new(RefCell::new(Truth::default()));
         let watched = Watched { memory: Memory::new(SMALL), truth: Rc::clone(&truth), turns: turns.into() };
         let mut maps = Maps::new(watched);
-        let mut ports: BTreeMap<u8, (BTreeSet<u8>, Vec<u8>)> = BTreeMap::new();
+        let mut ports = Ports::new();
         for (port, number, endpoints) in changes {
             // The frontend goes to this port, which has these endpoints from now on.
             let mut touched = BTreeSet::from([port]);
@@ -427,20 +462,7 @@ proptest! {
             let (frontends, now) = ports.entry(port).or_default();
             frontends.insert(number);
             *now = endpoints.into_iter().collect();
-            {
-                let mut truth = truth.borrow_mut();
-                for (port, (frontends, endpoints)) in &ports {
-                    for number in frontends {
-                        let version = addresses(*port, endpoints);
-                        for walk in truth.walks.iter_mut().filter(|walk| walk.frontend == *number) {
-                            walk.allowed.insert(version.clone());
-                        }
-                        // Until the change is made both are true.
-                        let both = truth.now.remove(number).unwrap_or_default().into_iter().chain(version).collect();
-                        truth.now.insert(*number, both);
-                    }
-                }
-            }
+            truth.borrow_mut().becomes(&ports);
             let changed: Vec<(PortKey, Port)> = touched.iter().map(|port| {
                 let (frontends, endpoints) = &ports[port];
                 let frontends: Vec<u8> = frontends.iter().copied().collect();
@@ -448,11 +470,7 @@ proptest! {
             }).collect();
             maps.apply(changed);
             let mut truth = truth.borrow_mut();
-            for (port, (frontends, endpoints)) in &ports {
-                for number in frontends {
-                    truth.now.insert(*number, addresses(*port, endpoints));
-                }
-            }
+            truth.is(&ports);
             prop_assert_eq!(&truth.wrong, &Vec::<String>::new());
         }
         maps.kernel_mut().finish_all();
