@@ -181,7 +181,7 @@ mod tests {
                     "there" => "10.1.0.2:80",
                     _ => "[fd00::1]:80",
                 };
-                names.iter().map(|name| Arc::new(Upstream::new(address(name).parse().unwrap()))).collect()
+                names.iter().map(|name| Arc::new(Upstream::new(address(name).parse().unwrap(), Arc::clone(port.shared_name())))).collect()
             };
             let all: Vec<&str> = endpoints.split_whitespace().collect();
             let local: Vec<&str> = all.iter().copied().filter(|name| *name == "here").collect();
