@@ -12,6 +12,7 @@ pub mod api;
 
 mod client;
 mod commands;
+mod connections;
 mod explain;
 mod output;
 mod server;
@@ -21,7 +22,10 @@ mod status;
 mod text;
 mod yaml;
 
-pub use commands::{AskArgs, ExplainArgs, ServicesArgs, explain, services, status};
+pub use commands::{
+    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, connections, explain, services, status,
+};
+pub use connections::{Peer, Sort};
 pub use output::Output;
 pub(crate) use server::{Admin, Inside};
 pub use socket::DEFAULT_PATH;

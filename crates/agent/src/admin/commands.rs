@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
 use form_urlencoded::Serializer;
 
-use super::api::{Explanation, Origin, ServiceList, Status};
+use super::api::{ConnectionList, Explanation, Origin, ServiceList, Status};
+use super::connections::{MOST, Peer, Sort};
 use super::output::{self, Output};
 use super::socket::DEFAULT_PATH;
 use super::{client, text};
@@ -63,6 +65,33 @@ impl FromStr for ServiceName {
             Err(WANTED)
         }
     }
+}
+
+/// Arguments of `sluice connections`.
+#[derive(Debug, Args)]
+pub struct ConnectionsArgs {
+    /// Only those to this Service: NAME in any namespace, or NAMESPACE/NAME.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<ServiceName>,
+    /// Only those of this client: ADDRESS or ADDRESS:PORT.
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<Peer>,
+    /// Only those to this endpoint: ADDRESS or ADDRESS:PORT.
+    #[arg(long, value_name = "ADDRESS")]
+    pub endpoint: Option<Peer>,
+    /// Only those of this protocol.
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp"], ignore_case = true)]
+    pub protocol: Option<String>,
+    /// In which order.
+    #[arg(long, value_enum, value_name = "KEY", default_value_t)]
+    pub sort: Sort,
+    /// So many of them at the most, the first in that order.
+    #[arg(long, value_name = "N", default_value_t = 1_000,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST as u64))]
+    pub limit: usize,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 /// Arguments of `sluice explain`.
@@ -138,6 +167,26 @@ pub async fn services(args: &ServicesArgs) -> Result<()> {
         Some(_) => text::services_in_full(&list, is_wide),
         None => text::services(&list, is_wide),
     })
+}
+
+/// `sluice connections`: live TCP sessions and UDP flows.
+///
+/// # Errors
+/// There is no answer.
+pub async fn connections(args: &ConnectionsArgs) -> Result<()> {
+    let ConnectionsArgs { service, client, endpoint, protocol, sort, limit, ask } = args;
+    let mut query = Serializer::new(String::new());
+    let namespace = service.as_ref().and_then(|service| service.namespace.as_deref());
+    query.extend_pairs(namespace.map(|namespace| ("namespace", namespace)));
+    query.extend_pairs(service.as_ref().map(|service| ("service", service.name.as_str())));
+    query.extend_pairs(client.map(|peer| ("client", peer.said())));
+    query.extend_pairs(endpoint.map(|peer| ("endpoint", peer.said())));
+    query.extend_pairs(protocol.as_ref().map(|protocol| ("protocol", protocol.to_uppercase())));
+    query.extend_pairs(sort.to_possible_value().map(|sort| ("sort", sort.get_name().to_owned())));
+    query.append_pair("limit", &limit.to_string());
+    let path = format!("/v1/connections?{}", query.finish());
+    let list: ConnectionList = client::ask(&ask.admin_socket, &path).await?;
+    output::write(&list, ask.output, |is_wide| text::connections(&list, is_wide))
 }
 
 /// `sluice explain`: what would happen to a packet.

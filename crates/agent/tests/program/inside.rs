@@ -12,15 +12,15 @@ use tempfile::TempDir;
 use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice, until};
 
 /// An agent that serves a Service, and where it answers.
-struct Scene {
+pub(crate) struct Scene {
     directory: TempDir,
-    frontend: SocketAddr,
-    endpoints: Vec<SocketAddr>,
+    pub(crate) frontend: SocketAddr,
+    pub(crate) endpoints: Vec<SocketAddr>,
     agent: Agent,
 }
 
 impl Scene {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = TempDir::new().unwrap();
         let frontend = free_port(address());
         let endpoints = vec![backend(1), backend(2)];
@@ -31,19 +31,24 @@ impl Scene {
         Self { directory, frontend, endpoints, agent }
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Puts a manifest in its place.
+    pub(crate) fn write(&self, name: &str, manifest: &str) {
+        fs::write(self.directory.path().join(format!("manifests/{name}.yaml")), manifest).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("admin.sock")
     }
 
     /// What a command answers: it is to succeed, and complain of nothing.
-    fn ask(&self, arguments: &str) -> String {
+    pub(crate) fn ask(&self, arguments: &str) -> String {
         let output = command(&self.socket(), arguments);
         let [said, complaints] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         assert!(output.status.success() && complaints.is_empty(), "{arguments}: {said}{complaints}");
         said.into_owned()
     }
 
-    fn json(&self, arguments: &str) -> serde_json::Value {
+    pub(crate) fn json(&self, arguments: &str) -> serde_json::Value {
         serde_json::from_str(&self.ask(&format!("{arguments} -o json"))).unwrap()
     }
 
@@ -63,7 +68,7 @@ fn spawn(directory: &TempDir) -> Agent {
     agent
 }
 
-fn command(socket: &std::path::Path, arguments: &str) -> Output {
+pub(crate) fn command(socket: &std::path::Path, arguments: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(arguments.split(' '))
         .arg("--admin-socket")
