@@ -20,12 +20,14 @@ mod services;
 mod socket;
 mod status;
 mod text;
+mod watch;
 mod yaml;
 
 pub use commands::{
-    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, connections, explain, services, status,
+    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
 };
 pub use connections::{Peer, Sort};
 pub use output::Output;
 pub(crate) use server::{Admin, Inside};
 pub use socket::DEFAULT_PATH;
+pub use watch::WatchArgs;

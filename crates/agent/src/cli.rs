@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::admin::{AskArgs, ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs};
+use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
@@ -57,7 +57,7 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Say how a running agent is.
     #[command(display_name = NAME)]
-    Status(AskArgs),
+    Status(StatusArgs),
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,
