@@ -12,6 +12,7 @@ pub mod api;
 
 mod client;
 mod commands;
+mod connections;
 mod explain;
 mod output;
 mod server;
@@ -19,9 +20,14 @@ mod services;
 mod socket;
 mod status;
 mod text;
+mod watch;
 mod yaml;
 
-pub use commands::{AskArgs, ExplainArgs, ServicesArgs, explain, services, status};
+pub use commands::{
+    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
+};
+pub use connections::{Peer, Sort};
 pub use output::Output;
 pub(crate) use server::{Admin, Inside};
 pub use socket::DEFAULT_PATH;
+pub use watch::WatchArgs;

@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::admin::{AskArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs};
+use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
@@ -51,12 +51,15 @@ pub enum Command {
     /// Say what a running agent serves: Services, where they lead, and what they carry.
     #[command(display_name = NAME)]
     Services(ServicesArgs),
+    /// Say which connections and UDP flows are open on a running agent.
+    #[command(display_name = NAME)]
+    Connections(ConnectionsArgs),
     /// Say what a running agent would do with a packet, and why.
     #[command(display_name = NAME)]
     Explain(ExplainArgs),
     /// Say how a running agent is.
     #[command(display_name = NAME)]
-    Status(AskArgs),
+    Status(StatusArgs),
     /// Say which version this is.
     #[command(display_name = NAME)]
     Version,

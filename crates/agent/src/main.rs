@@ -30,6 +30,10 @@ async fn main() -> ExitCode {
             logging::start(cli.verbose, "warn");
             admin::services(args).await.map(|()| ExitCode::SUCCESS)
         }
+        Command::Connections(args) => {
+            logging::start(cli.verbose, "warn");
+            admin::connections(args).await.map(|()| ExitCode::SUCCESS)
+        }
         Command::Explain(args) => {
             logging::start(cli.verbose, "warn");
             admin::explain(args).await.map(|()| ExitCode::SUCCESS)

@@ -18,7 +18,7 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
-use sluice_dataplane::{AllTimes, Config, Dataplane, Stats};
+use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
@@ -122,6 +122,11 @@ impl Observer {
     /// How long things took so far.
     pub(crate) fn times(&self) -> AllTimes {
         self.dataplane.times()
+    }
+
+    /// Has a worker show some of its connections: see [`Dataplane::look`].
+    pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
+        self.dataplane.look(worker, place, answer);
     }
 
     /// Whether every worker runs.

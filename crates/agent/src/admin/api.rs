@@ -203,6 +203,67 @@ pub struct Traffic {
     pub bytes_from_endpoint: u64,
 }
 
+/// `/v1/connections`: live TCP sessions and UDP flows. Those that are open while the answer is found are in it once; of
+/// those that begin or end meanwhile, some.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionList {
+    /// In the order that was asked for, as many as were asked for.
+    pub items: Vec<Connection>,
+    /// How many there are, told or not.
+    pub matched: usize,
+}
+
+/// A TCP session or a UDP flow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Where the client connects from.
+    pub client: SocketAddr,
+    /// The namespace of the Service that it was opened for, which may be gone by now.
+    pub namespace: String,
+    /// Its name.
+    pub service: String,
+    /// The port's name; empty for a single one without.
+    pub port: String,
+    /// Where the client connects to; none where its socket has just gone.
+    pub frontend: Option<SocketAddr>,
+    /// The endpoint; while it connects, the one that is being tried.
+    pub endpoint: Option<SocketAddr>,
+    /// How far it is.
+    pub state: ConnectionState,
+    /// Since it was established or opened; while it connects, since it was accepted.
+    pub age_seconds: f64,
+    /// Since something last came through.
+    pub idle_seconds: f64,
+    /// Bytes from the client.
+    pub bytes_to_endpoint: u64,
+    /// Bytes to the client.
+    pub bytes_from_endpoint: u64,
+}
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ConnectionState {
+    /// TCP: no endpoint has answered so far.
+    Connecting,
+    /// TCP: open both ways.
+    Open,
+    /// TCP: the client has sent its last.
+    ClientClosed,
+    /// TCP: the endpoint has sent its last.
+    EndpointClosed,
+    /// TCP: one side was reset; what it sent before is still on its way.
+    Resetting,
+    /// UDP: the client has sent something.
+    Unanswered,
+    /// UDP: and the endpoint has, too.
+    Answered,
+}
+
 /// `/v1/explain`: what would happen to a packet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

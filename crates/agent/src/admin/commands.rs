@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
 use form_urlencoded::Serializer;
 
-use super::api::{Explanation, Origin, ServiceList, Status};
+use super::api::{ConnectionList, Explanation, Origin, ServiceList, Status};
+use super::connections::{MOST, Peer, Sort};
 use super::output::{self, Output};
 use super::socket::DEFAULT_PATH;
+use super::watch::{Show, WatchArgs, show};
 use super::{client, text};
 
 /// What all of them can be told.
@@ -24,6 +27,17 @@ pub struct AskArgs {
     pub output: Option<Output>,
 }
 
+/// Arguments of `sluice status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// How often to ask.
+    #[command(flatten)]
+    pub watch: WatchArgs,
+}
+
 /// Arguments of `sluice services`.
 #[derive(Debug, Args)]
 pub struct ServicesArgs {
@@ -35,6 +49,9 @@ pub struct ServicesArgs {
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
+    /// How often to ask.
+    #[command(flatten)]
+    pub watch: WatchArgs,
 }
 
 /// NAME or NAMESPACE/NAME.
@@ -63,6 +80,36 @@ impl FromStr for ServiceName {
             Err(WANTED)
         }
     }
+}
+
+/// Arguments of `sluice connections`.
+#[derive(Debug, Args)]
+pub struct ConnectionsArgs {
+    /// Only those to this Service: NAME in any namespace, or NAMESPACE/NAME.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<ServiceName>,
+    /// Only those of this client: ADDRESS or ADDRESS:PORT.
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<Peer>,
+    /// Only those to this endpoint: ADDRESS or ADDRESS:PORT.
+    #[arg(long, value_name = "ADDRESS")]
+    pub endpoint: Option<Peer>,
+    /// Only those of this protocol.
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["tcp", "udp"], ignore_case = true)]
+    pub protocol: Option<String>,
+    /// In which order.
+    #[arg(long, value_enum, value_name = "KEY", default_value_t)]
+    pub sort: Sort,
+    /// So many of them at the most, the first in that order.
+    #[arg(long, value_name = "N", default_value_t = 1_000,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=MOST as u64))]
+    pub limit: usize,
+    /// How to ask.
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// How often to ask.
+    #[command(flatten)]
+    pub watch: WatchArgs,
 }
 
 /// Arguments of `sluice explain`.
@@ -112,9 +159,14 @@ impl FromStr for Destination {
 ///
 /// # Errors
 /// There is no answer.
-pub async fn status(args: &AskArgs) -> Result<()> {
-    let status: Status = client::ask(&args.admin_socket, "/v1/status").await?;
-    output::write(&status, args.output, |is_wide| text::status(&status, is_wide))
+pub async fn status(StatusArgs { ask, watch }: &StatusArgs) -> Result<()> {
+    let still = |status: &mut Status| {
+        status.uptime_seconds = 0;
+        status.age_seconds = status.age_seconds.map(|_| 0.0);
+    };
+    let question = || client::ask(&ask.admin_socket, "/v1/status");
+    show(async || question().await, watch, ask.output, Show { text: text::status, still, is_list: false })
+        .await
 }
 
 /// `sluice services`: what there is, where it leads, and what it carries.
@@ -133,11 +185,43 @@ pub async fn services(args: &ServicesArgs) -> Result<()> {
     query.extend_pairs(namespace.map(|namespace| ("namespace", namespace)));
     query.extend_pairs(asked.map(|asked| ("name", asked.name.as_str())));
     let path = format!("/v1/services?{}", query.finish());
-    let list: ServiceList = client::ask(&args.ask.admin_socket, &path).await?;
-    output::write(&list, args.ask.output, |is_wide| match asked {
-        Some(_) => text::services_in_full(&list, is_wide),
-        None => text::services(&list, is_wide),
-    })
+    let still = |list: &mut ServiceList| {
+        let ports = list.items.iter_mut().flat_map(|service| &mut service.ports);
+        for endpoint in ports.flat_map(|port| &mut port.endpoints) {
+            endpoint.passed_over_seconds = endpoint.passed_over_seconds.map(|_| 0.0);
+        }
+    };
+    let (text, is_list): (fn(&_, _) -> _, _) = match asked {
+        Some(_) => (text::services_in_full, false),
+        None => (text::services, true),
+    };
+    let ask = async || client::ask(&args.ask.admin_socket, &path).await;
+    show(ask, &args.watch, args.ask.output, Show { text, still, is_list }).await
+}
+
+/// `sluice connections`: live TCP sessions and UDP flows.
+///
+/// # Errors
+/// There is no answer.
+pub async fn connections(args: &ConnectionsArgs) -> Result<()> {
+    let ConnectionsArgs { service, client, endpoint, protocol, sort, limit, ask, watch } = args;
+    let mut query = Serializer::new(String::new());
+    let namespace = service.as_ref().and_then(|service| service.namespace.as_deref());
+    query.extend_pairs(namespace.map(|namespace| ("namespace", namespace)));
+    query.extend_pairs(service.as_ref().map(|service| ("service", service.name.as_str())));
+    query.extend_pairs(client.map(|peer| ("client", peer.said())));
+    query.extend_pairs(endpoint.map(|peer| ("endpoint", peer.said())));
+    query.extend_pairs(protocol.as_ref().map(|protocol| ("protocol", protocol.to_uppercase())));
+    query.extend_pairs(sort.to_possible_value().map(|sort| ("sort", sort.get_name().to_owned())));
+    query.append_pair("limit", &limit.to_string());
+    let path = format!("/v1/connections?{}", query.finish());
+    let still = |list: &mut ConnectionList| {
+        for connection in &mut list.items {
+            (connection.age_seconds, connection.idle_seconds) = (0.0, 0.0);
+        }
+    };
+    let question = async || client::ask(&ask.admin_socket, &path).await;
+    show(question, watch, ask.output, Show { text: text::connections, still, is_list: true }).await
 }
 
 /// `sluice explain`: what would happen to a packet.

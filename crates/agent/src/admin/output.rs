@@ -26,17 +26,30 @@ pub(super) fn write<T: Serialize>(
     output: Option<Output>,
     text: impl FnOnce(bool) -> String,
 ) -> Result<()> {
-    let said = match output {
+    print(&said(answer, output, text)?).map(drop)
+}
+
+/// An answer as it is to be written.
+pub(super) fn said<T: Serialize>(
+    answer: &T,
+    output: Option<Output>,
+    text: impl FnOnce(bool) -> String,
+) -> Result<String> {
+    Ok(match output {
         None => text(false),
         Some(Output::Wide) => text(true),
         Some(Output::Json) => serde_json::to_string_pretty(answer).context("cannot write JSON")? + "\n",
         Some(Output::Yaml) => yaml(&serde_json::to_value(answer).context("cannot write YAML")?),
-    };
+    })
+}
+
+/// Writes what is to be written; whether somebody still reads.
+pub(super) fn print(said: &str) -> Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(said.as_bytes()).and_then(|()| stdout.flush()) {
         // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write the answer"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write the answer"),
     }
 }
 

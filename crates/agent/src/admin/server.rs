@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
-use super::{explain, services, status};
+use super::{connections, explain, services, status};
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::http_server::{self, Connections, Settings};
@@ -167,6 +167,11 @@ async fn find(inside: Arc<Inside>, request: &Request<Incoming>) -> Result<Vec<u8
     match request.uri().path() {
         "/v1/status" => apart(move || json(&status::status(&inside))).await,
         "/v1/services" => apart(move || json(&services::services(inside.observer.table(), &query)?)).await,
+        "/v1/connections" => {
+            let question = connections::Question::read(&query)?;
+            let list = connections::connections(&inside, question).await?;
+            apart(move || json(&list)).await
+        }
         "/v1/explain" => {
             let question = explain::Question::read(&query)?;
             json(&explain::explain(&inside, question).await?)

@@ -1,10 +1,11 @@
 //! Answers as text for people.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use super::api::{
-    Endpoint, EndpointState, Explanation, Frontend, Origin, Outcome, Service, ServiceList, ServicePort,
-    Status, Traffic, Verdict,
+    ConnectionList, ConnectionState, Endpoint, EndpointState, Explanation, Frontend, Origin, Outcome,
+    Service, ServiceList, ServicePort, Status, Traffic, Verdict,
 };
 use super::output::{bytes, columns, time};
 
@@ -166,6 +167,55 @@ fn port_in_full(service: &Service, port: &ServicePort, is_wide: bool) -> String 
     text += &columns(&["FRONTEND", "KIND", "CLIENTS", "VERDICT", "WHY"], rows.collect());
     text.push('\n');
     text + &endpoints(&port.endpoints, is_wide)
+}
+
+/// One line a connection.
+pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
+    if list.items.is_empty() {
+        return "No such connection is open.\n".to_owned();
+    }
+    let mut header =
+        vec!["PROTOCOL", "CLIENT", "SERVICE", "ENDPOINT", "STATE", "AGE", "FROM-CLIENT", "TO-CLIENT"];
+    if is_wide {
+        header.extend(["IDLE", "FRONTEND"]);
+    }
+    let address = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    let rows = list.items.iter().map(|connection| {
+        let mut service = format!("{}/{}", connection.namespace, connection.service);
+        if !connection.port.is_empty() {
+            service += &format!(":{}", connection.port);
+        }
+        let state = match connection.state {
+            ConnectionState::Connecting => "connecting",
+            ConnectionState::Open => "open",
+            ConnectionState::ClientClosed => "client closed",
+            ConnectionState::EndpointClosed => "endpoint closed",
+            ConnectionState::Resetting => "resetting",
+            ConnectionState::Unanswered => "unanswered",
+            ConnectionState::Answered => "answered",
+        };
+        let mut row = vec![
+            connection.protocol.clone(),
+            connection.client.to_string(),
+            service,
+            address(connection.endpoint),
+            state.to_owned(),
+            time(connection.age_seconds as u64),
+            bytes(connection.bytes_to_endpoint),
+            bytes(connection.bytes_from_endpoint),
+        ];
+        if is_wide {
+            row.extend([time(connection.idle_seconds as u64), address(connection.frontend)]);
+        }
+        row
+    });
+    let mut text = columns(&header, rows.collect());
+    if list.matched > list.items.len() {
+        let (shown, matched) = (list.items.len(), list.matched);
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{shown} of {matched} are shown: --limit and the filters choose others.");
+    }
+    text
 }
 
 /// What would happen to a packet.

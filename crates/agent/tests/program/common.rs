@@ -125,8 +125,16 @@ impl Agent {
     }
 
     pub(crate) fn run(command: &mut Command) -> Self {
-        let mut child = command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self::run_for(command.stderr(Stdio::piped()), |child| Box::new(child.stderr.take().unwrap()))
+    }
+
+    /// Runs it and listens to what is chosen.
+    pub(crate) fn run_for(
+        command: &mut Command,
+        choose: impl FnOnce(&mut Child) -> Box<dyn Read + Send>,
+    ) -> Self {
+        let mut child = command.env_remove("RUST_LOG").spawn().unwrap();
+        let stderr = BufReader::new(choose(&mut child));
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
             stderr.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -12,15 +12,15 @@ use tempfile::TempDir;
 use crate::common::{Agent, PATIENCE, address, ask, backend, free_port, service, slice, until};
 
 /// An agent that serves a Service, and where it answers.
-struct Scene {
+pub(crate) struct Scene {
     directory: TempDir,
-    frontend: SocketAddr,
-    endpoints: Vec<SocketAddr>,
+    pub(crate) frontend: SocketAddr,
+    pub(crate) endpoints: Vec<SocketAddr>,
     agent: Agent,
 }
 
 impl Scene {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = TempDir::new().unwrap();
         let frontend = free_port(address());
         let endpoints = vec![backend(1), backend(2)];
@@ -31,19 +31,24 @@ impl Scene {
         Self { directory, frontend, endpoints, agent }
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Puts a manifest in its place.
+    pub(crate) fn write(&self, name: &str, manifest: &str) {
+        fs::write(self.directory.path().join(format!("manifests/{name}.yaml")), manifest).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("admin.sock")
     }
 
     /// What a command answers: it is to succeed, and complain of nothing.
-    fn ask(&self, arguments: &str) -> String {
+    pub(crate) fn ask(&self, arguments: &str) -> String {
         let output = command(&self.socket(), arguments);
         let [said, complaints] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         assert!(output.status.success() && complaints.is_empty(), "{arguments}: {said}{complaints}");
         said.into_owned()
     }
 
-    fn json(&self, arguments: &str) -> serde_json::Value {
+    pub(crate) fn json(&self, arguments: &str) -> serde_json::Value {
         serde_json::from_str(&self.ask(&format!("{arguments} -o json"))).unwrap()
     }
 
@@ -63,7 +68,7 @@ fn spawn(directory: &TempDir) -> Agent {
     agent
 }
 
-fn command(socket: &std::path::Path, arguments: &str) -> Output {
+pub(crate) fn command(socket: &std::path::Path, arguments: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sluice"))
         .args(arguments.split(' '))
         .arg("--admin-socket")
@@ -187,4 +192,44 @@ fn without_a_place_for_the_socket_everything_else_goes_on() {
     let warning = agent.wait_for("are not answered, all else goes on");
     assert!(warning.contains("WARN") && warning.contains("--admin-socket"), "{warning}");
     assert_eq!(ask(frontend).unwrap(), 1);
+}
+
+#[test]
+fn what_changes_is_told_by_those_who_watch_and_the_end_of_an_agent_ends_none_of_them() {
+    let mut scene = Scene::start();
+    let start = |scene: &Scene, arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        let arguments = arguments.split(' ').chain(["--watch", "--interval", "100ms", "--admin-socket"]);
+        command.args(arguments).arg(scene.socket()).stdout(Stdio::piped());
+        // Its output is what is listened to.
+        Agent::run_for(&mut command, |child| Box::new(child.stdout.take().unwrap()))
+    };
+    let mut services = start(&scene, "services");
+    let mut connections = start(&scene, "connections -o wide");
+    services.wait_for("NAMESPACE");
+    services.wait_for("web ");
+    connections.wait_for("No such connection is open.");
+    let mut open = TcpStream::connect(scene.frontend).unwrap();
+    open.read_exact(&mut [0]).unwrap();
+    let client = open.local_addr().unwrap().to_string();
+    connections.wait_for(&client);
+    let is_of_web = |line: &&String| line.contains(" web ");
+    until("it is told that a connection is open", || {
+        services.heard().iter().filter(is_of_web).last().unwrap().contains("   1      1 ")
+    });
+    scene.write("other", &(service("other", free_port(address())) + &slice("other", &[backend(3)])));
+    services.wait_for("other ");
+    assert_eq!(services.heard().iter().filter(|line| line.contains("NAMESPACE")).count(), 1);
+    assert_eq!(
+        connections.heard().iter().filter(|line| line.contains(&client)).count(),
+        1,
+        "its age is no news"
+    );
+
+    drop(open);
+    scene.agent.signal(Signal::TERM);
+    assert!(scene.agent.wait().success());
+    scene.agent = spawn(&scene.directory);
+    let again = TcpStream::connect(scene.frontend).unwrap();
+    connections.wait_for(&again.local_addr().unwrap().to_string());
 }

@@ -6,6 +6,7 @@
 mod apiserver;
 mod common;
 mod config;
+mod connections;
 mod demo;
 mod events;
 mod exposition;

@@ -1,0 +1,278 @@
+//! `/v1/connections`: live TCP sessions and UDP flows, from the workers, a few at a time.
+//!
+//! Workers are asked one after the other, each for its next part when the last one has come. No more rows are kept
+//! than twice what is wanted; a question whose client goes away is dropped, and no worker is asked any more.
+
+use std::cmp::Reverse;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use sluice_dataplane as dataplane;
+use tokio::sync::oneshot;
+
+use super::api::{Connection, ConnectionList, ConnectionState};
+use super::server::{Inside, Refusal, value};
+
+/// Rows that an answer has at the most: some 4 MB.
+pub(super) const MOST: usize = 10_000;
+
+/// In which order connections are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Sort {
+    /// The oldest first.
+    #[default]
+    Age,
+    /// Those first that have been silent for longest.
+    Idle,
+    /// Those first that have carried most, both ways together.
+    Bytes,
+    /// By client.
+    Client,
+    /// By Service.
+    Service,
+    /// By endpoint.
+    Endpoint,
+}
+
+impl Sort {
+    fn sort(self, rows: &mut [Connection]) {
+        // What is left open by the order is settled by age, so that the same ones are told each time.
+        rows.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds).then(a.client.cmp(&b.client)));
+        match self {
+            Self::Age => {}
+            Self::Idle => rows.sort_by(|a, b| b.idle_seconds.total_cmp(&a.idle_seconds)),
+            Self::Bytes => rows.sort_by_key(|row| Reverse(row.bytes_to_endpoint + row.bytes_from_endpoint)),
+            Self::Client => rows.sort_by_key(|row| row.client),
+            Self::Service => rows.sort_by(|a, b| {
+                let key = |row: &Connection| (row.namespace.clone(), row.service.clone(), row.port.clone());
+                key(a).cmp(&key(b))
+            }),
+            Self::Endpoint => rows.sort_by_key(|row| row.endpoint),
+        }
+    }
+}
+
+/// An address, with any port or with this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
+impl Peer {
+    fn is(self, address: SocketAddr) -> bool {
+        self.ip == address.ip().to_canonical() && self.port.is_none_or(|port| port == address.port())
+    }
+
+    /// As it is asked for.
+    pub(super) fn said(self) -> String {
+        match self.port {
+            Some(port) => SocketAddr::new(self.ip, port).to_string(),
+            None => self.ip.to_string(),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self { ip: ip.to_canonical(), port: None });
+        }
+        let address: SocketAddr =
+            text.parse().map_err(|_| "write ADDRESS or ADDRESS:PORT, as 10.244.1.7 or [fd00::7]:80")?;
+        Ok(Self { ip: address.ip().to_canonical(), port: Some(address.port()) })
+    }
+}
+
+/// Which connections are asked for.
+#[derive(Debug)]
+pub(super) struct Question {
+    namespace: Option<String>,
+    service: Option<String>,
+    client: Option<Peer>,
+    endpoint: Option<Peer>,
+    protocol: Option<String>,
+    sort: Sort,
+    limit: usize,
+}
+
+impl Question {
+    /// Reads a query.
+    pub(super) fn read(query: &str) -> Result<Self, Refusal> {
+        let wrong = |what: &str, why: &str| Refusal::BadQuestion(format!("{what}: {why}"));
+        let peer = |name| -> Result<Option<Peer>, Refusal> {
+            value(query, name).map(|text| text.parse().map_err(|why| wrong(name, why))).transpose()
+        };
+        let sort =
+            value(query, "sort").map(|text| Sort::from_str(&text, true).map_err(|why| wrong("sort", &why)));
+        let limit = match value(query, "limit").map(|text| text.parse::<usize>()) {
+            None => MOST,
+            Some(Ok(limit @ 1..=MOST)) => limit,
+            Some(_) => return Err(wrong("limit", &format!("a number from 1 to {MOST}"))),
+        };
+        Ok(Self {
+            namespace: value(query, "namespace"),
+            service: value(query, "service"),
+            client: peer("client")?,
+            endpoint: peer("endpoint")?,
+            protocol: value(query, "protocol"),
+            sort: sort.transpose()?.unwrap_or_default(),
+            limit,
+        })
+    }
+
+    fn is_meant(&self, connection: &dataplane::Connection) -> bool {
+        let name = &connection.service_port.service;
+        let is = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+        is(&self.namespace, &name.namespace)
+            && is(&self.service, &name.name)
+            && is(&self.protocol, &connection.protocol.to_string())
+            && self.client.is_none_or(|peer| peer.is(connection.client))
+            && self.endpoint.is_none_or(|peer| connection.endpoint.is_some_and(|endpoint| peer.is(endpoint)))
+    }
+}
+
+/// What is wanted of all that the workers have shown.
+#[derive(Debug)]
+struct Found {
+    question: Question,
+    rows: Vec<Connection>,
+    matched: usize,
+}
+
+impl Found {
+    fn add(&mut self, connections: Vec<dataplane::Connection>) {
+        let meant = connections.into_iter().filter(|connection| self.question.is_meant(connection));
+        let before = self.rows.len();
+        self.rows.extend(meant.map(Connection::from));
+        self.matched += self.rows.len() - before;
+        if self.rows.len() > 2 * self.question.limit {
+            self.keep();
+        }
+    }
+
+    fn keep(&mut self) {
+        self.question.sort.sort(&mut self.rows);
+        self.rows.truncate(self.question.limit);
+    }
+}
+
+/// The connections that are asked for.
+pub(super) async fn connections(inside: &Inside, question: Question) -> Result<ConnectionList, Refusal> {
+    let mut found = Found { question, rows: Vec::new(), matched: 0 };
+    for worker in 0..inside.observer.workers() {
+        let mut next = Some(dataplane::Place::default());
+        while let Some(place) = next {
+            let (answer, part) = oneshot::channel();
+            // Whoever has gone meanwhile wants no answer.
+            inside.observer.look(worker, place, move |part| drop(answer.send(part)));
+            let part = part.await.map_err(|_| {
+                Refusal::Unable("a worker has ended, as the agent is about to: ask its successor".to_owned())
+            })?;
+            next = part.next;
+            found.add(part.connections);
+        }
+    }
+    found.keep();
+    Ok(ConnectionList { items: found.rows, matched: found.matched })
+}
+
+impl From<dataplane::Connection> for Connection {
+    fn from(connection: dataplane::Connection) -> Self {
+        let name = &connection.service_port;
+        Self {
+            protocol: connection.protocol.to_string(),
+            client: connection.client,
+            namespace: name.service.namespace.to_string(),
+            service: name.service.name.to_string(),
+            port: name.port.to_string(),
+            frontend: connection.frontend,
+            endpoint: connection.endpoint,
+            state: connection.state.into(),
+            age_seconds: connection.age.as_secs_f64(),
+            idle_seconds: connection.idle.as_secs_f64(),
+            bytes_to_endpoint: connection.bytes_to_endpoint,
+            bytes_from_endpoint: connection.bytes_from_endpoint,
+        }
+    }
+}
+
+impl From<dataplane::ConnectionState> for ConnectionState {
+    fn from(state: dataplane::ConnectionState) -> Self {
+        use dataplane::ConnectionState as State;
+        match state {
+            State::Connecting => Self::Connecting,
+            State::Open => Self::Open,
+            State::ClientClosed => Self::ClientClosed,
+            State::EndpointClosed => Self::EndpointClosed,
+            State::Resetting => Self::Resetting,
+            State::Unanswered => Self::Unanswered,
+            State::Answered => Self::Answered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use sluice_model::{ObjectName, Protocol, ServicePortName};
+
+    use super::*;
+
+    fn connection(client: u16, age: u64) -> dataplane::Connection {
+        let service = ObjectName::new("shop", "web");
+        dataplane::Connection {
+            protocol: Protocol::Tcp,
+            client: ([10, 0, 0, 1], client).into(),
+            frontend: None,
+            service_port: Arc::new(ServicePortName { service, port: "".into(), protocol: Protocol::Tcp }),
+            endpoint: Some("[::ffff:10.0.1.1]:80".parse().unwrap()),
+            state: dataplane::ConnectionState::Open,
+            age: Duration::from_secs(age),
+            idle: Duration::ZERO,
+            bytes_to_endpoint: u64::from(client),
+            bytes_from_endpoint: 0,
+        }
+    }
+
+    fn found(query: &str, connections: impl Iterator<Item = dataplane::Connection>) -> Found {
+        let mut found = Found { question: Question::read(query).unwrap(), rows: Vec::new(), matched: 0 };
+        for connection in connections {
+            found.add(vec![connection]);
+            assert!(found.rows.len() <= 2 * found.question.limit);
+        }
+        found.keep();
+        found
+    }
+
+    #[test]
+    fn of_many_the_first_in_order_are_kept_and_no_more_than_twice_as_many_meanwhile() {
+        let all = || (1..=100).map(|n| connection(n, u64::from(n * 37 % 101)));
+        for (query, first) in [("limit=3", 71), ("limit=3&sort=bytes", 100), ("limit=3&sort=client", 1)] {
+            let found = found(query, all());
+            assert_eq!((found.rows.len(), found.matched), (3, 100));
+            assert_eq!(found.rows[0].client.port(), first, "{query}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        for (query, count) in [
+            ("namespace=shop&service=web&protocol=TCP&endpoint=10.0.1.1", 2),
+            ("endpoint=10.0.1.1:80&client=10.0.0.1:2", 1),
+            ("endpoint=10.0.1.1:81", 0),
+            ("namespace=other", 0),
+            ("protocol=UDP", 0),
+        ] {
+            assert_eq!(found(query, [1, 2].map(|n| connection(n, 0)).into_iter()).matched, count, "{query}");
+        }
+        for wrong in ["client=web", "limit=0", "limit=10001", "sort=luck"] {
+            assert!(Question::read(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `--watch`: asking again and again, and writing what has changed, as `kubectl get --watch` does.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use tracing::warn;
+
+use super::output::{self, Output};
+use crate::values;
+
+/// Agents are not asked more often.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Whether to ask once, or on and on.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Go on: write what has changed, until you end it.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// How often to look with --watch.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = values::duration)]
+    pub interval: Duration,
+}
+
+/// How an answer is shown.
+pub(super) struct Show<T> {
+    /// As text, with more of it or less.
+    pub text: fn(&T, is_wide: bool) -> String,
+    /// Sets to nothing what changes by itself as time passes: that is no change.
+    pub still: fn(&mut T),
+    /// Of a text, only lines that have changed are written again; otherwise all of it is, after an empty line.
+    pub is_list: bool,
+}
+
+impl<T: Serialize + Clone> Show<T> {
+    fn written(&self, answer: &T, output: Option<Output>) -> Result<String> {
+        output::said(answer, output, |is_wide| (self.text)(answer, is_wide))
+    }
+}
+
+/// Asks and writes: once, or until nobody reads any more. An agent that goes away is waited for.
+///
+/// # Errors
+/// There is no answer at first, or it cannot be written.
+pub(super) async fn show<T: Serialize + Clone>(
+    ask: impl AsyncFn() -> Result<T>,
+    watch: &WatchArgs,
+    output: Option<Output>,
+    show: Show<T>,
+) -> Result<()> {
+    let mut answer = ask().await?;
+    let mut written = Written::new(output, show.is_list);
+    let mut has_complained = false;
+    loop {
+        let mut stilled = answer.clone();
+        (show.still)(&mut stilled);
+        let said = written.changes(&show.written(&answer, output)?, &show.written(&stilled, output)?);
+        if !output::print(&said)? || !watch.watch {
+            return Ok(());
+        }
+        answer = loop {
+            tokio::time::sleep(watch.interval.max(SHORTEST)).await;
+            match ask().await {
+                Ok(answer) => break answer,
+                Err(error) if !std::mem::replace(&mut has_complained, true) => {
+                    warn!("{error:#}; it is asked again");
+                }
+                Err(_) => {}
+            }
+        };
+        has_complained = false;
+    }
+}
+
+/// What was written last.
+#[derive(Debug)]
+struct Written {
+    output: Option<Output>,
+    is_list: bool,
+    last: Option<String>,
+}
+
+impl Written {
+    fn new(output: Option<Output>, is_list: bool) -> Self {
+        Self { output, is_list, last: None }
+    }
+
+    /// What is to be written of a text, going by what it is like without what changes by itself.
+    fn changes(&mut self, said: &str, stilled: &str) -> String {
+        let Some(last) = self.last.replace(stilled.to_owned()) else { return said.to_owned() };
+        if last == stilled {
+            return String::new();
+        }
+        let is_text = matches!(self.output, None | Some(Output::Wide));
+        if is_text && self.is_list {
+            // Columns may have become wider.
+            let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+            let before: HashSet<String> = last.lines().map(words).collect();
+            let lines = said.lines().zip(stilled.lines());
+            let changed = lines.filter(|(_, stilled)| !before.contains(&words(stilled)));
+            return changed.map(|(line, _)| format!("{line}\n")).collect();
+        }
+        match self.output {
+            Some(Output::Json) => said.to_owned(),
+            Some(Output::Yaml) => format!("---\n{said}"),
+            None | Some(Output::Wide) => format!("\n{said}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_list_the_lines_that_changed_and_otherwise_all_of_it() {
+        let mut list = Written::new(None, true);
+        assert_eq!(
+            list.changes("NAME  AGE\na  1\nb  1\n", "NAME  AGE\na  0\nb  0\n"),
+            "NAME  AGE\na  1\nb  1\n"
+        );
+        assert_eq!(list.changes("NAME  AGE\na  2\nb  2\n", "NAME  AGE\na  0\nb  0\n"), "");
+        let wider = (
+            "NAME     AGE\na        3\nb        3\nlonger   0\n",
+            "NAME     AGE\na        0\nb        0\nlonger   0\n",
+        );
+        assert_eq!(list.changes(wider.0, wider.1), "longer   0\n");
+        let mut yaml = Written::new(Some(Output::Yaml), true);
+        assert_eq!(yaml.changes("a: 1\n", "a: 1\n"), "a: 1\n");
+        assert_eq!(yaml.changes("a: 2\n", "a: 2\n"), "---\na: 2\n");
+        let mut whole = Written::new(None, false);
+        whole.changes("one\ntwo\n", "one\ntwo\n");
+        assert_eq!(whole.changes("one\n2\n", "one\n2\n"), "\none\n2\n");
+    }
+}
