@@ -1,5 +1,4 @@
-//! Events (events.k8s.io/v1): what `kubectl get events` and `kubectl describe` tell people of this agent, as kube-proxy
-//! has it. Whoever has something to say puts it into a queue and goes on; one task writes, at a bounded rate. What is
+//! Events (events.k8s.io/v1): what `kubectl get events` tells people of this agent, as kube-proxy has it. Whoever has something to say puts it into a queue and goes on; one task writes, at a bounded rate. What is
 //! too much is counted, and in the log anyway.
 
 mod series;

@@ -137,25 +137,21 @@ impl Transport {
         }
     }
 
-    /// Sends a request that changes something; as [`Transport::get`] it tries every apiserver once, and other credentials.
+    /// Sends a request that changes something, to the apiserver in use. Whether another one is to be used is the watches'
+    /// matter: what is written is never so urgent.
     ///
     /// # Errors
     /// There is no answer with a status of success. 403 and 404 are a [`Reason::Status`].
     pub(super) async fn write(&self, write: &Write) -> Result<(), Failure> {
-        let mut tried = 0;
         let mut refreshed = false;
         loop {
             let ready = self.prepare().await?;
-            let Err(failure) = self.send_write(&ready, write).await else { return Ok(()) };
-            if failure.reason == Reason::Unauthorized {
-                if !std::mem::replace(&mut refreshed, true) && self.refresh(ready.generation).await {
-                    continue;
-                }
-                return Err(failure);
-            }
-            tried += 1;
-            if !self.give_up(ready.index, &failure.reason).await || tried >= ready.servers {
-                return Err(failure);
+            match self.send_write(&ready, write).await {
+                Err(failure)
+                    if failure.reason == Reason::Unauthorized
+                        && !std::mem::replace(&mut refreshed, true)
+                        && self.refresh(ready.generation).await => {}
+                sent => return sent,
             }
         }
     }

@@ -1,5 +1,5 @@
 //! The one thing that is written: Events (events.k8s.io/v1). Whoever calls decides what to do about a failure; nothing is
-//! tried again here, but with other credentials, and at another apiserver.
+//! tried again here, but with other credentials.
 
 use std::sync::Arc;
 use std::time::Duration;
