@@ -206,8 +206,12 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Stops serving a frontend; returns when no worker does any more.
+    /// Stops serving a frontend; returns when no worker does any more. TCP connections that have been made until then
+    /// are accepted.
     pub fn close(&self, frontend: Frontend) {
+        if frontend.protocol == Protocol::Tcp {
+            self.ask(|done| Command::Refuse(Some(frontend.address), done));
+        }
         self.ask(|done| Command::Close(frontend, done));
         self.permits().remove(&frontend);
     }
@@ -247,6 +251,7 @@ impl Dataplane {
     /// Returns how many TCP sessions were cut off.
     pub fn drain(&self, grace: Duration) -> u64 {
         let deadline = Instant::now() + grace;
+        self.ask(|done| Command::Refuse(None, done));
         self.tell_all(|| Command::Drain);
         while Instant::now() < deadline && !self.workers.iter().all(WorkerHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(10));

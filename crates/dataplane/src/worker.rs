@@ -4,7 +4,7 @@
 //! more to do, deadlines, commands.
 
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -61,6 +61,8 @@ pub(crate) enum Command {
     ListenTcp(TcpListener, Door),
     /// Carry datagrams of a socket.
     ListenUdp(UdpSocket, Door),
+    /// Take no new TCP connections to an address that is listened on, or to all of them, and say so when it is done.
+    Refuse(Option<SocketAddr>, Sender<()>),
     /// Stop serving a frontend, and say so when it is done.
     Close(Frontend, Sender<()>),
     /// End flows that lead nowhere any more, and say so when it is done.
@@ -218,9 +220,14 @@ impl Worker {
             match command {
                 Command::ListenTcp(socket, door) => report(self.tcp.listen(socket, door, &mut self.core)),
                 Command::ListenUdp(socket, door) => report(self.udp.listen(socket, door, &mut self.core)),
+                Command::Refuse(address, done) => {
+                    self.tcp.refuse(address);
+                    // Nobody waiting any more is fine.
+                    let _ = done.send(());
+                }
                 Command::Close(frontend, done) => {
                     match frontend.protocol {
-                        Protocol::Tcp => self.tcp.close_listener(frontend.address),
+                        Protocol::Tcp => self.tcp.close_listener(frontend.address, &mut self.core),
                         Protocol::Udp => self.udp.close_frontend(frontend.address, &self.core),
                     }
                     // Nobody waiting any more is fine.

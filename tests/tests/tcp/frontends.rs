@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sluice_model::Protocol;
 use sluice_tests::backend::Backend;
@@ -62,6 +63,39 @@ fn without_endpoints_connections_are_refused_and_with_one_again_served() {
     }
     world.delete_service();
     assert_eq!(TcpStream::connect(world.frontend).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_frontend_that_goes_away_answers_those_who_have_connected() {
+    const ROUNDS: usize = 30;
+    const CLIENTS: usize = 8;
+    let backend = Backend::echo();
+    let mut world = World::new(Protocol::Tcp, &[backend.address]);
+    let frontend = world.frontend;
+    for round in 0..ROUNDS {
+        let answered = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    loop {
+                        let mut stream = match TcpStream::connect(frontend) {
+                            Ok(stream) => stream,
+                            Err(error) => {
+                                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "round {round}");
+                                return;
+                            }
+                        };
+                        let exchange = stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0]));
+                        assert!(exchange.is_ok(), "round {round}: {exchange:?}");
+                        answered.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            wait::until("clients are at it", || answered.load(Ordering::Relaxed) > 10 * CLIENTS);
+            world.delete_service();
+        });
+        world.edit(|_| {});
+    }
 }
 
 #[test]

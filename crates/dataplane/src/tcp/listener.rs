@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 
 use mio::net::TcpStream;
 use rustix::io::Errno;
+use sluice_sys::tcp::refuse_new_connections;
 
 use crate::client::Door;
 
@@ -64,6 +66,15 @@ impl Listener {
         match self.door {
             Door::Bound => Ok(self.address),
             Door::Captured(_) => stream.local_addr(),
+        }
+    }
+
+    /// Takes no new connections from now on, where that can be had; those that have begun are still accepted. A door's
+    /// are the successor's, with which it shares its address.
+    pub(crate) fn refuse(&self) -> io::Result<()> {
+        match self.door {
+            Door::Bound => refuse_new_connections(self.socket.as_fd()),
+            Door::Captured(_) => Ok(()),
         }
     }
 

@@ -17,7 +17,7 @@ use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
-use super::socket::{self, Ending};
+use super::socket::{self, BACKLOG, Ending};
 use crate::Config;
 use crate::client::Door;
 use crate::connection::{Connection, PART};
@@ -85,11 +85,26 @@ impl TcpRelay {
         registered
     }
 
-    /// Stops accepting on an address. Connections in the kernel's queue are reset by the kernel.
-    pub(crate) fn close_listener(&mut self, address: SocketAddr) {
+    /// Has the kernel refuse new connections to an address, or to all that are listened on. What has begun waits to be
+    /// accepted. It takes every worker's socket: the kernel spreads connections over all of an address.
+    pub(crate) fn refuse(&mut self, address: Option<SocketAddr>) {
+        for id in self.listeners.ids() {
+            let Some(listener) = self.listeners.get_mut(id) else { continue };
+            let own = listener.address();
+            if address.is_none_or(|address| address == own)
+                && let Err(error) = listener.refuse()
+            {
+                tracing::debug!(address = %own, %error, "connections that are being made will be reset");
+            }
+        }
+    }
+
+    /// Accepts what is in the kernel's queue for an address, then stops accepting there. What comes later is reset by the
+    /// kernel.
+    pub(crate) fn close_listener(&mut self, address: SocketAddr, core: &mut Core) {
         for id in self.listeners.ids() {
             if self.listeners.get_mut(id).is_some_and(|listener| listener.address() == address) {
-                self.listeners.remove(id);
+                self.empty_and_close(id, core);
             }
         }
     }
@@ -97,9 +112,18 @@ impl TcpRelay {
     /// Accepts what is in the kernel's queues, then stops accepting altogether.
     pub(crate) fn close_all_listeners(&mut self, core: &mut Core) {
         for id in self.listeners.ids() {
-            while self.accept(id, core) {}
-            self.listeners.remove(id);
+            self.empty_and_close(id, core);
         }
+    }
+
+    fn empty_and_close(&mut self, id: SlotId, core: &mut Core) {
+        // A full queue. More is what comes meanwhile, and could come for ever.
+        for _ in 0..=usize::from(BACKLOG) / ACCEPT_BATCH {
+            if !self.accept(id, core) {
+                break;
+            }
+        }
+        self.listeners.remove(id);
     }
 
     /// Shows sessions, some from a slot on; where to go on, if there may be more.

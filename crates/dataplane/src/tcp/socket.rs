@@ -22,7 +22,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// Connections that the kernel may hold for us between two looks at a listener. The kernel cuts it
 /// down to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: u16 = 4096;
 
 /// Of the ports that could be tried after the first, one in so many is: each try is a socket, and most clients find one
 /// at once.
@@ -68,7 +68,7 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
     socket.bind(&address.into())?;
     socket.set_tcp_nodelay(true)?;
     set_stream_options(&socket)?;
-    socket.listen(BACKLOG)?;
+    socket.listen(BACKLOG.into())?;
     Ok(socket.into())
 }
 
