@@ -164,7 +164,7 @@ fn a_cgroup_that_is_gone_is_noticed() {
     let refused = Programs::attach(&Config { cgroup: "/proc".into(), ..node.config.clone() }).unwrap_err();
     assert!(matches!(refused, Error::NoCgroup { .. }), "{refused}");
     drop(node.attach().unwrap());
-    assert_eq!(node.programs().lines().count(), 8);
+    assert_eq!(node.programs().lines().count(), 9);
 }
 
 #[test]
