@@ -30,6 +30,7 @@
 //! | endpoints that keep failing | `passive_health.rs` |
 //! | `sluice.dev/max-connections` | `connection_limit.rs` |
 //! | `healthCheckNodePort` | `health_check.rs` |
+//! | what is decided before there is a packet | `at_socket.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
 //! Pure: no sockets, no async, no clock.
@@ -43,6 +44,7 @@ pub mod topology;
 
 mod affinity;
 mod answer;
+mod at_socket;
 mod backends;
 mod balance;
 mod cluster_addresses;
@@ -67,7 +69,9 @@ mod writer;
 pub use affinity::Affinity;
 pub use answer::{Answer, Why};
 pub use backends::Backends;
+pub use at_socket::{AtSocket, SocketOutcomes};
 pub use balance::Balance;
+pub use balance::rotation::continue_from;
 pub use cluster_addresses::ClusterAddressChange;
 pub use endpoint_set::EndpointSet;
 pub use health_check::HealthCheck;
@@ -77,6 +81,7 @@ pub use lookup::{Reader, Route, Table};
 pub use node_ports::NodePortAddresses;
 pub use notice::Notice;
 pub use passive_health::Heard;
+pub use policy::SetName;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
 pub use source_address::SourceAddress;

@@ -6,8 +6,10 @@ use crate::{Origin, Reason, Verdict};
 
 /// Which of a service port's two sets of endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SetName {
+pub enum SetName {
+    /// For traffic policy Cluster.
     Cluster,
+    /// For traffic policy Local.
     Local,
 }
 

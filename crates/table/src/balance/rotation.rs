@@ -32,8 +32,8 @@ pub(crate) fn position(turn: u64, offset: u64, len: usize) -> usize {
 }
 
 /// The offset for a new version of a set such that `turn` points to the endpoint that was due in the
-/// old version, or to the first one after it, in the old order, that the new version still has.
-pub(crate) fn continue_from<T: PartialEq>(turn: u64, old: &[T], old_offset: u64, new: &[T]) -> u64 {
+/// old version, or to the first one after it, in the old order, that the new version still has. `new` is sorted.
+pub fn continue_from<T: Ord>(turn: u64, old: &[T], old_offset: u64, new: &[T]) -> u64 {
     if new.is_empty() {
         return 0;
     }
@@ -42,7 +42,7 @@ pub(crate) fn continue_from<T: PartialEq>(turn: u64, old: &[T], old_offset: u64,
     let start = after
         .iter()
         .chain(before)
-        .find_map(|endpoint| new.iter().position(|candidate| candidate == endpoint))
+        .find_map(|endpoint| new.binary_search(endpoint).ok())
         .unwrap_or(0) as u64;
     let len = new.len() as u64;
     (start + len - turn % len) % len

@@ -1,0 +1,73 @@
+//! From addresses to how the maps have them, and back. In the maps an IPv4 address is v4-mapped.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use sluice_model::{Frontend, Protocol};
+
+use crate::layout::{Endpoint, FrontendKey, endpoint_flags, protocol};
+
+fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+impl From<Frontend> for FrontendKey {
+    fn from(frontend: Frontend) -> Self {
+        Self {
+            addr: mapped(frontend.address.ip()),
+            port: frontend.address.port().to_be_bytes(),
+            protocol: match frontend.protocol {
+                Protocol::Tcp => protocol::TCP,
+                Protocol::Udp => protocol::UDP,
+            },
+            pad: 0,
+        }
+    }
+}
+
+impl Endpoint {
+    /// One that nothing is known of yet.
+    pub fn new(address: SocketAddr, incarnation: u32) -> Self {
+        let flags = if address.ip().to_canonical().is_ipv4() { endpoint_flags::V4 } else { 0 };
+        Self {
+            addr: mapped(address.ip()),
+            port: address.port().to_be_bytes(),
+            flags,
+            incarnation,
+            ..Self::default()
+        }
+    }
+
+    /// Address and port.
+    pub fn address(&self) -> SocketAddr {
+        let ip = IpAddr::V6(Ipv6Addr::from(self.addr)).to_canonical();
+        SocketAddr::new(ip, u16::from_be_bytes(self.port))
+    }
+}
+
+/// Addresses of a set in the order of their turns, each once.
+pub(crate) fn in_order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let canonical = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let mut addresses: Vec<SocketAddr> = addresses.iter().map(canonical).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_and_back() {
+        for (text, flags) in [("10.0.0.1:80", endpoint_flags::V4), ("[fd00::1]:8080", 0)] {
+            let address: SocketAddr = text.parse().unwrap();
+            let endpoint = Endpoint::new(address, 3);
+            assert_eq!((endpoint.address(), endpoint.flags, endpoint.incarnation), (address, flags, 3));
+        }
+        let key = FrontendKey::from(Frontend::new([10, 96, 0, 1].into(), 0x1234, Protocol::Udp));
+        assert_eq!((&key.addr[10..], key.port, key.protocol), (&[255, 255, 10, 96, 0, 1][..], [0x12, 0x34], 17));
+    }
+}

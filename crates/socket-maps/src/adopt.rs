@@ -1,0 +1,110 @@
+//! What an earlier agent has left in the maps, which serves on and is taken over: sets with their turns, and
+//! endpoints with their numbers.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use crate::desc::Desc;
+use crate::ids::Ids;
+use crate::kernel::{Capacity, Kernel};
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::maps::Members;
+use crate::ranges::{Range, Ranges};
+
+/// What is in the maps.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// Every frontend, in no order.
+    pub frontends: Vec<(FrontendKey, FrontendValue)>,
+    /// The array of sets.
+    pub sets: Vec<Set>,
+    /// The array of slots.
+    pub slots: Vec<u32>,
+    /// The array of endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Maps that may have been there before.
+pub trait Living: Kernel {
+    /// What is in them. Maps that are new have nothing.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    fn contents(&self) -> io::Result<Contents>;
+}
+
+/// A set that lives, and that nobody has claimed yet.
+#[derive(Debug)]
+pub(crate) struct LivingSet {
+    pub(crate) members: Members,
+    pub(crate) service: u32,
+    /// The frontends that name it.
+    pub(crate) named_by: HashSet<FrontendKey>,
+}
+
+/// What lives, and what is free beside it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) frontends: HashMap<FrontendKey, FrontendValue>,
+    pub(crate) sets: HashMap<u32, LivingSet>,
+    pub(crate) set_ids: Ids,
+    pub(crate) endpoint_ids: Ids,
+    pub(crate) ranges: Ranges,
+    pub(crate) incarnations: Vec<u32>,
+    pub(crate) next_service: u32,
+}
+
+impl Found {
+    /// Makes sense of the contents; `None` where they make none.
+    pub(crate) fn read(contents: &Contents, capacity: Capacity) -> Option<Self> {
+        let mut sets: HashMap<u32, LivingSet> = HashMap::new();
+        let mut frontends = HashMap::new();
+        let mut ranges = Ranges::new(capacity.slots);
+        let mut next_service = 1;
+        for (key, value) in &contents.frontends {
+            next_service = next_service.max(value.service.checked_add(1)?);
+            for outcome in [value.node, value.pod] {
+                if outcome.verdict == verdict::BALANCE {
+                    let set = match sets.entry(outcome.set) {
+                        std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                        std::collections::hash_map::Entry::Vacant(entry) => {
+                            entry.insert(living_set(contents, outcome.set, &mut ranges)?)
+                        }
+                    };
+                    set.named_by.insert(*key);
+                } else if outcome.verdict > verdict::REFUSE {
+                    return None;
+                }
+            }
+            let plain = |outcome: Outcome| Outcome { pad: [0; 3], ..outcome };
+            let value = FrontendValue { node: plain(value.node), pod: plain(value.pod), ..*value };
+            frontends.insert(*key, value);
+        }
+        let endpoints = sets.values().flat_map(|set| &set.members.list).map(|(_, id)| *id).collect();
+        Some(Self {
+            set_ids: Ids::with_given(capacity.sets, sets.keys().copied().collect())?,
+            endpoint_ids: Ids::with_given(capacity.endpoints, endpoints)?,
+            incarnations: contents.endpoints.iter().map(|endpoint| endpoint.incarnation).collect(),
+            frontends,
+            sets,
+            ranges,
+            next_service,
+        })
+    }
+}
+
+fn living_set(contents: &Contents, id: u32, ranges: &mut Ranges) -> Option<LivingSet> {
+    let set = contents.sets.get(id as usize)?;
+    let desc = Desc::unpack(set.desc);
+    let range = Range::at(desc.base, desc.count);
+    if desc.count == 0 || desc.rotation >= desc.count || set.affinity_s != 0 || !ranges.give_this(range) {
+        return None;
+    }
+    let base = desc.base as usize;
+    let slots = contents.slots.get(base..base + usize::from(desc.count))?;
+    let endpoint = |id: &u32| Some((contents.endpoints.get(*id as usize)?.address(), *id));
+    let list = slots.iter().map(endpoint).collect::<Option<Vec<_>>>()?;
+    let is_in_order = list.is_sorted_by(|(a, _), (b, _)| a < b);
+    let members = Members { list, range, rotation: u64::from(desc.rotation) };
+    is_in_order.then(|| LivingSet { members, service: set.service, named_by: HashSet::new() })
+}

@@ -1,0 +1,181 @@
+//! Maps in plain memory: what the programs would find, for tests and measurements.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+
+use sluice_model::Frontend;
+
+use crate::adopt::{Contents, Living};
+use crate::desc::Desc;
+use crate::kernel::{Capacity, Kernel};
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, Set, verdict};
+
+/// Maps without programs.
+#[derive(Debug)]
+pub struct Memory {
+    capacity: Capacity,
+    contents: Contents,
+    frontends: HashMap<FrontendKey, FrontendValue>,
+    writes: Writes,
+}
+
+/// What was written so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Writes {
+    /// Endpoints.
+    pub endpoints: u64,
+    /// Slots.
+    pub slots: u64,
+    /// Sets, whole.
+    pub sets: u64,
+    /// Descriptions of sets.
+    pub published: u64,
+    /// Frontends put.
+    pub put: u64,
+    /// Frontends removed.
+    pub removed: u64,
+    /// Barriers.
+    pub barriers: u64,
+}
+
+/// What a program makes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Picked {
+    /// It leaves it alone.
+    Untranslated,
+    /// It refuses it.
+    Refused,
+    /// It leads it there.
+    Endpoint(SocketAddr),
+}
+
+impl Memory {
+    /// Empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        let contents = Contents {
+            frontends: Vec::new(),
+            sets: vec![Set::default(); capacity.sets as usize],
+            slots: vec![0; capacity.slots as usize],
+            endpoints: vec![Endpoint::default(); capacity.endpoints as usize],
+        };
+        Self { capacity, contents, frontends: HashMap::new(), writes: Writes::default() }
+    }
+
+    /// What was written so far.
+    pub fn writes(&self) -> Writes {
+        self.writes
+    }
+
+    /// A frontend's value.
+    pub fn frontend(&self, key: FrontendKey) -> Option<FrontendValue> {
+        self.frontends.get(&key).copied()
+    }
+
+    /// A set.
+    pub fn set(&self, id: u32) -> Set {
+        self.contents.sets.get(id as usize).copied().unwrap_or_default()
+    }
+
+    /// The endpoint in a slot, and its number.
+    pub fn slot(&self, slot: u32) -> (u32, Endpoint) {
+        let id = self.contents.slots.get(slot as usize).copied().unwrap_or_default();
+        (id, self.endpoint(id))
+    }
+
+    /// An endpoint.
+    pub fn endpoint(&self, id: u32) -> Endpoint {
+        self.contents.endpoints.get(id as usize).copied().unwrap_or_default()
+    }
+
+    /// Takes a set's turn.
+    pub fn turn(&mut self, id: u32) -> u64 {
+        let Some(set) = self.contents.sets.get_mut(id as usize) else { return 0 };
+        set.cursor += 1;
+        set.cursor - 1
+    }
+
+    /// What a program makes of a connection, by whose socket it is.
+    pub fn pick(&mut self, frontend: Frontend, is_node: bool) -> Picked {
+        let Some(value) = self.frontend(frontend.into()) else { return Picked::Untranslated };
+        let outcome = if is_node { value.node } else { value.pod };
+        match outcome.verdict {
+            verdict::RELAY => Picked::Untranslated,
+            verdict::REFUSE => Picked::Refused,
+            _ => {
+                let turn = self.turn(outcome.set);
+                let slot = Desc::unpack(self.set(outcome.set).desc).slot(turn);
+                slot.map_or(Picked::Untranslated, |slot| Picked::Endpoint(self.slot(slot).1.address()))
+            }
+        }
+    }
+}
+
+fn write<T: Copy>(array: &mut [T], first: u32, items: &[T]) -> u64 {
+    let first = first as usize;
+    if let Some(place) = array.get_mut(first..first + items.len()) {
+        place.copy_from_slice(items);
+    }
+    items.len() as u64
+}
+
+impl Kernel for Memory {
+    fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) {
+        self.writes.endpoints += write(&mut self.contents.endpoints, first, endpoints);
+    }
+
+    fn write_slots(&mut self, first: u32, ids: &[u32]) {
+        self.writes.slots += write(&mut self.contents.slots, first, ids);
+    }
+
+    fn write_set(&mut self, id: u32, set: Set) {
+        self.writes.sets += write(&mut self.contents.sets, id, &[set]);
+    }
+
+    fn publish(&mut self, id: u32, desc: u64) {
+        self.writes.published += 1;
+        if let Some(set) = self.contents.sets.get_mut(id as usize) {
+            set.desc = desc;
+        }
+    }
+
+    fn cursor(&self, id: u32) -> u64 {
+        self.set(id).cursor
+    }
+
+    fn barrier(&mut self) -> io::Result<()> {
+        self.writes.barriers += 1;
+        Ok(())
+    }
+
+    fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {
+        for (key, value) in entries {
+            let is_full = self.frontends.len() >= self.capacity.frontends as usize;
+            if is_full && !self.frontends.contains_key(key) {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            }
+            self.frontends.insert(*key, *value);
+            self.writes.put += 1;
+        }
+        Ok(())
+    }
+
+    fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()> {
+        for key in keys {
+            self.frontends.remove(key);
+            self.writes.removed += 1;
+        }
+        Ok(())
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+}
+
+impl Living for Memory {
+    fn contents(&self) -> io::Result<Contents> {
+        let frontends = self.frontends.iter().map(|(key, value)| (*key, *value)).collect();
+        Ok(Contents { frontends, ..self.contents.clone() })
+    }
+}
