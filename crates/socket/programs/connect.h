@@ -22,12 +22,16 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	__u8 protocol = service_protocol(ctx);
 	if (!protocol || !sk)
 		return PASS;
-	__u64 outcome = frontend(to, protocol, bpf_get_netns_cookie(ctx));
+	__u64 client = bpf_get_netns_cookie(ctx);
+	__u64 outcome = frontend(to, protocol, client);
 	__u8 verdict = verdict_of(outcome);
 	if (verdict == VERDICT_REFUSE && !is_relay(sk))
 		return REFUSE;
 	struct choice choice;
-	if (verdict != VERDICT_BALANCE || is_relay(sk) || bound_to_loopback(sk) || !pick(outcome, to, &choice))
+	if (verdict != VERDICT_BALANCE || is_relay(sk) || bound_to_loopback(sk) ||
+	    !pick(outcome, to, client, &choice))
+		goto pass;
+	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice))
 		goto pass;
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn)

@@ -17,7 +17,8 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 		if (conn && same(&conn->endpoint, to))
 			return PASS;
 	}
-	__u64 outcome = frontend(to, IPPROTO_UDP, bpf_get_netns_cookie(ctx));
+	__u64 client = bpf_get_netns_cookie(ctx);
+	__u64 outcome = frontend(to, IPPROTO_UDP, client);
 	__u8 verdict = verdict_of(outcome);
 	if (verdict == VERDICT_RELAY || is_relay(sk))
 		return PASS;
@@ -50,7 +51,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	}
 
 	struct choice choice;
-	if (!pick(outcome, to, &choice))
+	if (!pick(outcome, to, client, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);

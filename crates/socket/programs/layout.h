@@ -90,6 +90,19 @@ struct slot_line {
 	__u32 ids[SLOTS_PER_LINE];
 };
 
+/* Session affinity: which endpoint of a set the sockets of a network namespace were given. */
+struct affinity_key {
+	__u64 client;
+	__u32 set;
+	__u32 pad;
+};
+
+struct affinity {
+	__u32 id;
+	__u32 incarnation;
+	__u64 last_ns;
+};
+
 /* What a connected socket was translated to. */
 struct conn {
 	struct address service;

@@ -30,6 +30,13 @@ MAPPED_ARRAY(endpoints, struct endpoint);
 MAPPED_ARRAY(accounts, struct account);
 MAPPED_ARRAY(meta, struct meta);
 
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinity SEC(".maps");
+
 #define SOCKET_STORAGE(name, element)                  \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_SK_STORAGE); \

@@ -13,7 +13,15 @@ enum decision {
 struct choice {
 	__u32 id;
 	struct endpoint *endpoint;
+	__u64 desc;
+	__u64 turn;
 };
+
+#define NSEC_PER_SEC 1000000000ull
+/* An agent beats every second. */
+#define ALIVE_NS (5 * NSEC_PER_SEC)
+/* How many endpoints are looked at for one that has not failed. */
+#define TRIES 8
 
 /* Upper bits of a hash of the key, for the check in outcomes; the Rust side has the same. */
 static __always_inline __u32 check_of(const struct frontend_key *key)
@@ -53,33 +61,95 @@ static __always_inline __u8 verdict_of(__u64 outcome)
 	return outcome >> 32;
 }
 
-static __always_inline struct endpoint *in_slot(__u32 slot, __u32 *id)
+/* Takes the endpoint in the slot of a turn. */
+static __always_inline bool take(struct choice *choice)
 {
+	__u32 slot = (choice->desc >> 32) + choice->turn % (choice->desc >> 16 & 0xffff);
 	__u32 line = slot / SLOTS_PER_LINE;
 	struct slot_line *ids = bpf_map_lookup_elem(&slots, &line);
 	if (!ids)
-		return 0;
-	*id = *(volatile __u32 *)&ids->ids[slot % SLOTS_PER_LINE];
-	return bpf_map_lookup_elem(&endpoints, id);
+		return false;
+	choice->id = *(volatile __u32 *)&ids->ids[slot % SLOTS_PER_LINE];
+	choice->endpoint = bpf_map_lookup_elem(&endpoints, &choice->id);
+	return choice->endpoint != 0;
 }
 
-/* The endpoint whose turn it is. False where there is none, or it cannot be had from here. */
-static __always_inline bool pick(__u64 outcome, const struct address *to, struct choice *choice)
+/* Has a client keep the endpoint that it was given before, or from now on the one of choice. */
+static __always_inline void keep(struct set *set, __u32 id, __u64 client, struct choice *choice)
+{
+	struct affinity_key key = { .client = client, .set = id };
+	__u64 now = bpf_ktime_get_ns();
+	struct affinity *known = bpf_map_lookup_elem(&affinity, &key);
+	if (!known) {
+		struct affinity new = { .id = choice->id, .incarnation = choice->endpoint->incarnation, .last_ns = now };
+		if (!bpf_map_update_elem(&affinity, &key, &new, BPF_NOEXIST))
+			return;
+		/* Another socket of the client was faster. */
+		known = bpf_map_lookup_elem(&affinity, &key);
+		if (!known)
+			return;
+	}
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &known->id);
+	if (endpoint && endpoint->incarnation == known->incarnation &&
+	    now - known->last_ns < set->affinity_s * NSEC_PER_SEC) {
+		choice->id = known->id;
+		choice->endpoint = endpoint;
+	} else {
+		known->id = choice->id;
+		known->incarnation = choice->endpoint->incarnation;
+	}
+	known->last_ns = now;
+}
+
+/* The endpoint whose turn it is, or that the client keeps. False where there is none, or it cannot be had from
+ * here. */
+static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 client, struct choice *choice)
 {
 	__u32 id = outcome;
 	struct set *set = bpf_map_lookup_elem(&sets, &id);
 	if (!set)
 		return false;
 	/* The writer flips it in one piece. Volatile: read once. */
-	__u64 desc = *(volatile __u64 *)&set->desc;
-	__u32 count = desc >> 16 & 0xffff;
-	if (count == 0)
+	choice->desc = *(volatile __u64 *)&set->desc;
+	if (!(choice->desc >> 16 & 0xffff))
 		return false;
-	__u64 turn = __sync_fetch_and_add(&set->cursor, 1) + (desc & 0xffff);
-	struct endpoint *endpoint = in_slot((desc >> 32) + turn % count, &choice->id);
-	if (!endpoint || !(endpoint->flags & ENDPOINT_V4) == is_v4(to->ip))
+	choice->turn = __sync_fetch_and_add(&set->cursor, 1) + (choice->desc & 0xffff);
+	if (!take(choice))
 		return false;
-	choice->endpoint = endpoint;
+	if (set->affinity_s)
+		keep(set, id, client, choice);
+	return !(choice->endpoint->flags & ENDPOINT_V4) != is_v4(to->ip);
+}
+
+/* Whether an endpoint is one that connections may fail at. */
+static __always_inline bool is_doubtful(const struct endpoint *endpoint)
+{
+	return endpoint->flags & (ENDPOINT_UNPROVEN | ENDPOINT_SUSPECT) || *(volatile __u32 *)&endpoint->fails;
+}
+
+/* Whether a connection to the endpoint of choice is to be made from here. An endpoint that is in doubt is left to
+ * the relay, which tries another one before the client notices. With no agent alive there is no relay: then those
+ * that have failed of late are passed over, as long as there are others. */
+static __always_inline bool is_to_be_translated(struct choice *choice)
+{
+	if (!is_doubtful(choice->endpoint))
+		return true;
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	__u64 now = bpf_ktime_get_ns();
+	if (m && now - *(volatile __u64 *)&m->heartbeat_ns < ALIVE_NS)
+		return false;
+	struct choice next = *choice;
+	for (int i = 0; i < TRIES; i++) {
+		if (!(next.endpoint->flags & ENDPOINT_SUSPECT) && *(volatile __u64 *)&next.endpoint->until_ns <= now) {
+			choice->id = next.id;
+			choice->endpoint = next.endpoint;
+			break;
+		}
+		next.turn++;
+		if (!take(&next))
+			break;
+	}
 	return true;
 }
 

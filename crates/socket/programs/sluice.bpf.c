@@ -2,5 +2,6 @@
  * connects or sends, so that no packet to a service ever exists. One object, one translation unit. */
 #include "connect.h"
 #include "datagram.h"
+#include "health.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

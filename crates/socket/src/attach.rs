@@ -48,16 +48,20 @@ pub(crate) struct Hook {
     attach: u32,
 }
 
+/// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.
+const SOCK_OPS: (u32, u32) = (13, 3);
+
 const fn hook(name: &'static str, attach: u32) -> Hook {
     Hook { name, kind: SOCK_ADDR, attach }
 }
 
 /// In the order in which they are attached: what translates back is there before what translates.
-pub(crate) const HOOKS: [Hook; 8] = [
+pub(crate) const HOOKS: [Hook; 9] = [
     hook("sluice_getpeername4", 29),
     hook("sluice_getpeername6", 30),
     hook("sluice_recvmsg4", 19),
     hook("sluice_recvmsg6", 20),
+    Hook { name: "sluice_sockops", kind: SOCK_OPS.0, attach: SOCK_OPS.1 },
     hook("sluice_sendmsg4", 14),
     hook("sluice_sendmsg6", 15),
     hook("sluice_connect4", 10),

@@ -10,8 +10,13 @@ pub(crate) const SLOTS_PER_LINE: u32 = 16;
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
+    pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const SOCKET_STORAGE: u32 = 24;
 }
+
+/// Clients with session affinity, each with one Service. The kernel has memory for all of them from the start, about
+/// 100 bytes each, and forgets the one that was seen longest ago.
+const AFFINITIES: u32 = 16_384;
 
 /// `BPF_F_NO_PREALLOC` and `BPF_F_MMAPABLE`.
 const NO_PREALLOC: u32 = 1;
@@ -38,7 +43,7 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
 }
 
 /// All maps.
-pub(crate) const SHAPES: [Shape; 8] = [
+pub(crate) const SHAPES: [Shape; 9] = [
     Shape {
         name: "frontends",
         kind: kind::HASH,
@@ -52,6 +57,14 @@ pub(crate) const SHAPES: [Shape; 8] = [
     array("endpoints", 64, |capacity| capacity.endpoints),
     array("accounts", 64, |capacity| capacity.endpoints),
     array("meta", 32, |_| 1),
+    Shape {
+        name: "affinity",
+        kind: kind::LRU_HASH,
+        key_size: 16,
+        value_size: 16,
+        flags: 0,
+        elements: |_| AFFINITIES,
+    },
     storage("conns", 56),
     storage("flows", 400),
 ];

@@ -8,12 +8,14 @@ use serde_json::Value;
 use sluice_socket_maps::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set};
 
 /// Of layout 1. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
-const DIGEST: u64 = 0;
+const DIGEST: u64 = 8_657_845_533_958_973_425;
 
 /// What maps consist of.
-const STRUCTS: [&str; 11] = [
+const STRUCTS: [&str; 13] = [
     "account",
     "address",
+    "affinity",
+    "affinity_key",
     "conn",
     "endpoint",
     "flow",
@@ -52,15 +54,9 @@ macro_rules! rust {
 fn c_and_rust_have_the_same() {
     let structs = structs();
     let expected = [
-        (
-            "frontend_key",
-            rust!(FrontendKey { addr "ip", port "port", protocol "protocol", pad "pad" }),
-        ),
+        ("frontend_key", rust!(FrontendKey { addr "ip", port "port", protocol "protocol", pad "pad" })),
         ("outcome", rust!(Outcome { set "set", verdict "verdict", pad "check" })),
-        (
-            "frontend_value",
-            rust!(FrontendValue { node "node", pod "pod", flags "flags", service "service" }),
-        ),
+        ("frontend_value", rust!(FrontendValue { node "node", pod "pod", flags "flags", service "service" })),
         (
             "set",
             rust!(Set {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sluice_socket::{Config, Error, Programs, remove};
-use sluice_socket_maps::{Capacity, Kernel, protocol};
+use sluice_socket_maps::{Capacity, Kernel, Living, protocol};
 use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
 
@@ -34,6 +34,7 @@ fn translation_goes_on_without_an_agent_and_the_next_one_finds_all_as_it_was() {
         all
     };
     let before = frontends(kernel.frontends().unwrap());
+    let contents = kernel.contents().unwrap();
     drop(kernel);
     for turn in 2..4 {
         assert!(is_translated(&node, to), "there is no agent");
@@ -41,6 +42,8 @@ fn translation_goes_on_without_an_agent_and_the_next_one_finds_all_as_it_was() {
         assert!(!kernel.is_fresh());
         assert_eq!(kernel.cursor(1), turn, "turns go on");
         assert_eq!(frontends(kernel.frontends().unwrap()), before);
+        assert_eq!(kernel.contents().unwrap().endpoints, contents.endpoints);
+        assert_eq!(kernel.contents().unwrap().slots, contents.slots);
         assert_eq!((kernel.set(1).service, kernel.slot(11), kernel.endpoint(12).incarnation), (1, 11, 1));
         assert_eq!(before[0], (key(to, protocol::TCP), balance(1)));
     }
@@ -164,7 +167,7 @@ fn a_cgroup_that_is_gone_is_noticed() {
     let refused = Programs::attach(&Config { cgroup: "/proc".into(), ..node.config.clone() }).unwrap_err();
     assert!(matches!(refused, Error::NoCgroup { .. }), "{refused}");
     drop(node.attach().unwrap());
-    assert_eq!(node.programs().lines().count(), 8);
+    assert_eq!(node.programs().lines().count(), 9);
 }
 
 #[test]

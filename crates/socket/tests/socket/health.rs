@@ -1,0 +1,173 @@
+//! How connections fare: what the kernel finds out about endpoints, and what becomes of that.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use sluice_socket::Attached;
+use sluice_socket_maps::{Endpoint, Kernel, Set, endpoint_flags};
+
+use crate::node::{Node, desc, endpoint, endpoint_ip, serve, service};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Now, as the programs have it.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
+}
+
+/// `count` listeners of the host, and where they are.
+fn listen(node: &Node, count: u8) -> (Vec<TcpListener>, Vec<SocketAddr>) {
+    let listeners: Vec<TcpListener> = node.host.run(|| {
+        (1..=count).map(|number| TcpListener::bind((endpoint_ip(false, number), 0)).unwrap()).collect()
+    });
+    let at = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    (listeners, at)
+}
+
+fn connect(node: &Node, to: SocketAddr) -> io::Result<TcpStream> {
+    node.host.run(|| TcpStream::connect_timeout(&to, PATIENCE))
+}
+
+/// Waits for something that the kernel does when it gets to it.
+fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is(kernel) {
+        assert!(Instant::now() < deadline, "{what}: {:?} {:?}", kernel.endpoint(10), kernel.account(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_a_connection_was_is_counted_when_it_is_over() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    // Either side closes first.
+    for (count, client_first) in [(1, true), (2, false)] {
+        let mut client = connect(&node, to).unwrap();
+        let (mut server, _) = listeners[0].accept().unwrap();
+        client.write_all(&[1; 1000]).unwrap();
+        server.read_exact(&mut [0; 1000]).unwrap();
+        server.write_all(&[2; 3000]).unwrap();
+        client.read_exact(&mut [0; 3000]).unwrap();
+        if client_first {
+            drop((client, server));
+        } else {
+            drop((server, client));
+        }
+        until(&kernel, "it is over", |kernel| kernel.account(10).closed == count);
+        let account = kernel.account(10);
+        assert_eq!((account.connections, account.failed, account.aborted), (count, 0, 0));
+        // A FIN may count as a byte.
+        assert!((1000 * count..=1001 * count).contains(&account.bytes_to), "{account:?}");
+        assert!((3000 * count..=3001 * count).contains(&account.bytes_from), "{account:?}");
+        assert!(account.duration_us > 0);
+    }
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_left_to_the_relay_until_it_has_served() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    drop(listeners);
+    assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    until(&kernel, "it has failed", |kernel| kernel.endpoint(10).fails == 1);
+    assert_eq!(kernel.account(10).failed, 1);
+    assert!(kernel.endpoint(10).until_ns > now_ns() - 20_000_000_000);
+
+    kernel.heartbeat(now_ns());
+    assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable, "to the relay");
+    // An agent that has died some time ago.
+    kernel.heartbeat(now_ns().saturating_sub(6_000_000_000));
+    let _listener = node.host.run(|| TcpListener::bind(at[0])).unwrap();
+    connect(&node, to).unwrap();
+    until(&kernel, "it has served", |kernel| kernel.endpoint(10).fails == 0);
+    kernel.heartbeat(now_ns());
+    connect(&node, to).unwrap();
+}
+
+#[test]
+fn an_endpoint_is_left_to_the_relay_until_it_has_been_proven() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node, 2);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    let doubtful = |flags| Endpoint { flags: endpoint_flags::V4 | flags, ..endpoint(at[0]) };
+    for flag in [endpoint_flags::UNPROVEN, endpoint_flags::SUSPECT] {
+        kernel.write_endpoints(10, &[doubtful(flag)]);
+        kernel.heartbeat(now_ns());
+        for is_doubtful in [true, false, true, false] {
+            assert_eq!(connect(&node, to).is_err(), is_doubtful);
+        }
+    }
+    // Nobody is there to relay: the suspect one is passed over.
+    kernel.heartbeat(0);
+    let before = kernel.account(11).connections;
+    for _ in 0..4 {
+        connect(&node, to).unwrap();
+    }
+    assert_eq!(kernel.account(11).connections, before + 4);
+    // One that is only unproven is not, and a connection proves it.
+    kernel.write_endpoints(10, &[doubtful(endpoint_flags::UNPROVEN)]);
+    connect(&node, to).unwrap();
+    until(&kernel, "it is proven", |kernel| kernel.endpoint(10).flags == endpoint_flags::V4);
+    assert_eq!(kernel.endpoint(10).port, at[0].port().to_be_bytes());
+}
+
+#[test]
+fn silence_is_an_endpoints_fault_and_a_client_that_gives_up_is_not() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    node.host
+        .nft_file("add table ip t\nadd chain ip t c { type filter hook input priority 0; policy drop; }")
+        .unwrap();
+    let given_up = |after| node.host.run(|| TcpStream::connect_timeout(&to, after)).unwrap_err();
+    assert_eq!(given_up(Duration::from_millis(50)).kind(), io::ErrorKind::TimedOut);
+    until(&kernel, "it was given up", |kernel| kernel.account(10).aborted == 1);
+    assert_eq!(kernel.endpoint(10).fails, 0);
+    // The first packet is sent again after a second.
+    std::thread::scope(|scope| {
+        scope.spawn(|| given_up(Duration::from_secs(3)));
+        until(&kernel, "a packet was sent again", |kernel| kernel.account(10).timeouts == 1);
+    });
+    assert_eq!((kernel.endpoint(10).fails, kernel.account(10).failed), (1, 0));
+}
+
+#[test]
+fn clients_keep_their_endpoint_where_the_service_has_affinity() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 3);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    kernel.write_set(1, Set { desc: desc(10, 3, 0), affinity_s: 3600, service: 1, ..Set::default() });
+    for _ in 0..5 {
+        connect(&node, to).unwrap();
+    }
+    assert_eq!([10, 11, 12].map(|id| kernel.account(id).connections), [5, 0, 0]);
+    // Another client, whose connections nobody takes.
+    let refused = node.pod.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(kernel.account(12).connections, 1, "its turn was the sixth");
+    // The first client's endpoint goes.
+    let mut gone = endpoint(at[0]);
+    gone.incarnation = 2;
+    kernel.write_endpoints(10, &[gone]);
+    for _ in 0..3 {
+        connect(&node, to).unwrap();
+    }
+    assert_eq!([10, 11].map(|id| kernel.account(id).connections), [8, 0]);
+    drop(listeners);
+}
