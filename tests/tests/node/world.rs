@@ -11,7 +11,7 @@ use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, Node, Object, ObjectName, Protocol, Service, ServicePort,
     SlicePort, TrafficPolicy,
 };
-use sluice_table::{LocalPods, NodePortAddresses, WriterConfig};
+use sluice_table::{LocalPods, WriterConfig};
 use sluice_testbed::lab::{Host, Lab};
 
 /// The port that all backends listen on.
