@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya_obj::btf::Btf;
+use aya_obj::btf::{Btf, BtfKind};
 use sluice_socket_maps::Capacity;
 use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 
@@ -51,6 +51,9 @@ pub(crate) struct Hook {
 /// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.
 const SOCK_OPS: (u32, u32) = (13, 3);
 
+/// `BPF_PROG_TYPE_TRACING`, and `BPF_TRACE_ITER`.
+const TRACING: (u32, u32) = (26, 28);
+
 const fn hook(name: &'static str, attach: u32) -> Hook {
     Hook { name, kind: SOCK_ADDR, attach }
 }
@@ -89,8 +92,9 @@ impl Programs {
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
             Ok((maps, fresh)) => {
+                let census = load_census(&object, &kernel)?;
                 pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
-                Attached::new(pins, &maps, config.capacity, fresh)
+                Attached::new(pins, &maps, census, config.capacity, fresh)
             }
             Err(error) => {
                 if was_empty {
@@ -224,17 +228,23 @@ impl Place<'_> {
 }
 
 fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {
-    let code = object.code(hook.name)?;
-    let spec = ProgramSpec {
-        name: hook.name,
-        kind: hook.kind,
-        attach: hook.attach,
-        instructions: &code.instructions,
-        license: &code.license,
-        target: 0,
-    };
+    load_program(object, hook.name, hook.kind, hook.attach, 0)
+}
+
+/// The program that lists sockets, which is attached to nothing.
+fn load_census(object: &Object, kernel: &Btf) -> Result<OwnedFd, Error> {
+    let target = kernel
+        .id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func)
+        .map_err(|error| Error::Object(error.to_string()))?;
+    load_program(object, "sluice_census", TRACING.0, TRACING.1, target)
+}
+
+fn load_program(object: &Object, name: &str, kind: u32, attach: u32, target: u32) -> Result<OwnedFd, Error> {
+    let code = object.code(name)?;
+    let (instructions, license) = (&code.instructions, &*code.license);
+    let spec = ProgramSpec { name, kind, attach, instructions, license, target };
     bpf::load_program(&spec).map_err(|rejected| Error::Program {
-        program: hook.name.into(),
+        program: name.into(),
         source: rejected.error,
         log: rejected.log,
     })
