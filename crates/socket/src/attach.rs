@@ -86,13 +86,13 @@ impl Programs {
         let cgroup = OwnedFd::from(fs::File::open(&config.cgroup).map_err(cgroup_failed)?);
         let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
         let mut object = Object::read(&kernel)?;
+        let census = load_census(&object, &kernel)?;
 
         let pins = Pins::open(&config.pins, LAYOUT)?;
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
             Ok((maps, fresh)) => {
-                let census = load_census(&object, &kernel)?;
                 pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
                 Attached::new(pins, &maps, census, config.capacity, fresh)
             }
@@ -109,6 +109,25 @@ impl Programs {
 
 fn is_empty(directory: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(directory)?.next().is_none())
+}
+
+/// Makes the smallest maps and loads all programs, and forgets them: whether this kernel takes them from this process.
+pub(crate) fn rehearse() -> Result<(), Error> {
+    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    let mut object = Object::read(&kernel)?;
+    let maps = new_maps(&object, &Capacity { frontends: 1, sets: 1, slots: 1, endpoints: 1 })?;
+    object.link(&maps)?;
+    HOOKS.iter().try_for_each(|hook| load(&object, hook).map(drop))?;
+    load_census(&object, &kernel).map(drop)
+}
+
+fn new_maps(object: &Object, capacity: &Capacity) -> Result<Maps, Error> {
+    let mut new = Maps::new();
+    for shape in &SHAPES {
+        let made = bpf::create_map(&object.map_spec(shape, (shape.elements)(capacity))?);
+        new.insert(shape.name, made.map_err(|source| Error::Map { map: shape.name.into(), source })?);
+    }
+    Ok(new)
 }
 
 /// Where everything goes.
@@ -151,12 +170,7 @@ impl Place<'_> {
         if pinned.len() == SHAPES.len() {
             return Ok((pinned, Vec::new()));
         }
-        let mut new = Maps::new();
-        for shape in &SHAPES {
-            let spec = object.map_spec(shape, (shape.elements)(&self.config.capacity))?;
-            let made = bpf::create_map(&spec);
-            new.insert(shape.name, made.map_err(|source| Error::Map { map: shape.name.into(), source })?);
-        }
+        let new = new_maps(object, &self.config.capacity)?;
         Ok((new, SHAPES.iter().map(|shape| shape.name).collect()))
     }
 

@@ -5,6 +5,7 @@ mod health;
 mod layout;
 mod life;
 mod node;
+mod probe;
 mod swap;
 mod tcp;
 mod udp;
