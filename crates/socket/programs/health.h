@@ -2,15 +2,8 @@
  * connection is made, at time-outs while it is being made, and when it is over; never for a packet. */
 #pragma once
 
+#include "kernel.h"
 #include "pick.h"
-
-/* What this needs to know of the kernel's type; where the field is the loader finds out. */
-struct sock {
-	int sk_err;
-} __attribute__((preserve_access_index));
-
-struct tcp_sock {
-} __attribute__((preserve_access_index));
 
 /* The endpoint that a connection was translated to, if the id still means the same. */
 static __always_inline struct endpoint *endpoint_of(const struct conn *conn)

@@ -131,3 +131,14 @@ struct flows {
 	__u32 old; /* how many have become old */
 	struct flow flow[FLOWS_CURRENT + FLOWS_OLD];
 };
+
+/* What the iterator writes of a socket. */
+struct translated {
+	__u64 namespace;
+	__u64 cookie;
+	struct conn conn;
+	__u32 local[4];
+	__u16 local_port;
+	__u16 protocol;
+	__u32 family;
+};

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya_obj::btf::Btf;
+use aya_obj::btf::{Btf, BtfKind};
 use sluice_socket_maps::Capacity;
 use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 
@@ -51,6 +51,9 @@ pub(crate) struct Hook {
 /// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.
 const SOCK_OPS: (u32, u32) = (13, 3);
 
+/// `BPF_PROG_TYPE_TRACING`, and `BPF_TRACE_ITER`.
+const TRACING: (u32, u32) = (26, 28);
+
 const fn hook(name: &'static str, attach: u32) -> Hook {
     Hook { name, kind: SOCK_ADDR, attach }
 }
@@ -83,6 +86,7 @@ impl Programs {
         let cgroup = OwnedFd::from(fs::File::open(&config.cgroup).map_err(cgroup_failed)?);
         let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
         let mut object = Object::read(&kernel)?;
+        let census = load_census(&object, &kernel)?;
 
         let pins = Pins::open(&config.pins, LAYOUT)?;
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
@@ -90,7 +94,7 @@ impl Programs {
         match place.fill(&mut object) {
             Ok((maps, fresh)) => {
                 pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
-                Attached::new(pins, &maps, config.capacity, fresh)
+                Attached::new(pins, &maps, census, config.capacity, fresh)
             }
             Err(error) => {
                 if was_empty {
@@ -105,6 +109,25 @@ impl Programs {
 
 fn is_empty(directory: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(directory)?.next().is_none())
+}
+
+/// Makes the smallest maps and loads all programs, and forgets them: whether this kernel takes them from this process.
+pub(crate) fn rehearse() -> Result<(), Error> {
+    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    let mut object = Object::read(&kernel)?;
+    let maps = new_maps(&object, &Capacity { frontends: 1, sets: 1, slots: 1, endpoints: 1 })?;
+    object.link(&maps)?;
+    HOOKS.iter().try_for_each(|hook| load(&object, hook).map(drop))?;
+    load_census(&object, &kernel).map(drop)
+}
+
+fn new_maps(object: &Object, capacity: &Capacity) -> Result<Maps, Error> {
+    let mut new = Maps::new();
+    for shape in &SHAPES {
+        let made = bpf::create_map(&object.map_spec(shape, (shape.elements)(capacity))?);
+        new.insert(shape.name, made.map_err(|source| Error::Map { map: shape.name.into(), source })?);
+    }
+    Ok(new)
 }
 
 /// Where everything goes.
@@ -147,12 +170,7 @@ impl Place<'_> {
         if pinned.len() == SHAPES.len() {
             return Ok((pinned, Vec::new()));
         }
-        let mut new = Maps::new();
-        for shape in &SHAPES {
-            let spec = object.map_spec(shape, (shape.elements)(&self.config.capacity))?;
-            let made = bpf::create_map(&spec);
-            new.insert(shape.name, made.map_err(|source| Error::Map { map: shape.name.into(), source })?);
-        }
+        let new = new_maps(object, &self.config.capacity)?;
         Ok((new, SHAPES.iter().map(|shape| shape.name).collect()))
     }
 
@@ -224,17 +242,23 @@ impl Place<'_> {
 }
 
 fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {
-    let code = object.code(hook.name)?;
-    let spec = ProgramSpec {
-        name: hook.name,
-        kind: hook.kind,
-        attach: hook.attach,
-        instructions: &code.instructions,
-        license: &code.license,
-        target: 0,
-    };
+    load_program(object, hook.name, hook.kind, hook.attach, 0)
+}
+
+/// The program that lists sockets, which is attached to nothing.
+fn load_census(object: &Object, kernel: &Btf) -> Result<OwnedFd, Error> {
+    let target = kernel
+        .id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func)
+        .map_err(|error| Error::Object(error.to_string()))?;
+    load_program(object, "sluice_census", TRACING.0, TRACING.1, target)
+}
+
+fn load_program(object: &Object, name: &str, kind: u32, attach: u32, target: u32) -> Result<OwnedFd, Error> {
+    let code = object.code(name)?;
+    let (instructions, license) = (&code.instructions, &*code.license);
+    let spec = ProgramSpec { name, kind, attach, instructions, license, target };
     bpf::load_program(&spec).map_err(|rejected| Error::Program {
-        program: hook.name.into(),
+        program: name.into(),
         source: rejected.error,
         log: rejected.log,
     })

@@ -11,9 +11,9 @@ use sluice_socket_maps::{
 };
 use sluice_sys::bpf::{self, Mapping};
 
-use crate::Error;
 use crate::attach::LAYOUT;
 use crate::pins::Pins;
+use crate::{Census, Error};
 
 /// Bytes of a key and a value of the map of frontends.
 const KEY: usize = size_of::<FrontendKey>();
@@ -28,6 +28,9 @@ const BATCH: usize = 4096;
 pub struct Attached {
     _pins: Pins,
     frontends: OwnedFd,
+    conns: OwnedFd,
+    endpoints_map: OwnedFd,
+    census: OwnedFd,
     sets: Mapping,
     slots: Mapping,
     endpoints: Mapping,
@@ -41,6 +44,7 @@ impl Attached {
     pub(crate) fn new(
         pins: Pins,
         maps: &HashMap<&'static str, OwnedFd>,
+        census: OwnedFd,
         capacity: Capacity,
         fresh: bool,
     ) -> Result<Self, Error> {
@@ -49,10 +53,16 @@ impl Attached {
             let map = maps.get(name).ok_or_else(|| absent(name))?;
             Mapping::new(map.as_fd()).map_err(Error::system(format!("mapping {name}")))
         };
-        let frontends = maps.get("frontends").ok_or_else(|| absent("frontends"))?.try_clone();
+        let keep = |name: &str| {
+            let map = maps.get(name).ok_or_else(|| absent(name))?;
+            map.try_clone().map_err(Error::system(format!("keeping {name}")))
+        };
         let attached = Self {
             _pins: pins,
-            frontends: frontends.map_err(Error::system("keeping the map of frontends"))?,
+            frontends: keep("frontends")?,
+            conns: keep("conns")?,
+            endpoints_map: keep("endpoints")?,
+            census,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
             endpoints: mapping("endpoints")?,
@@ -67,6 +77,18 @@ impl Attached {
         meta.host_cookie = host;
         attached.write_meta(meta);
         Ok(attached)
+    }
+
+    /// What looks at sockets.
+    ///
+    /// # Errors
+    /// No descriptors or memory are left.
+    pub fn census(&self) -> io::Result<Census> {
+        Ok(Census {
+            program: self.census.try_clone()?,
+            conns: self.conns.try_clone()?,
+            endpoints: Mapping::new(self.endpoints_map.as_fd())?,
+        })
     }
 
     /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by

@@ -5,13 +5,16 @@
 //! * `programs/`: the programs in C, and the object that is made of them and loaded.
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps.
+//! * `census`: which sockets are translated. `destroy`: ending some.
 //! * `cgroup`: finding the root of all cgroups. `probe`: what a node lacks, each with its mend.
 //!
 //! No threads and no clocks of its own; little of it is called more often than endpoints change.
 
 mod attach;
 mod attached;
+mod census;
 mod cgroup;
+mod destroy;
 mod error;
 mod object;
 mod pins;
@@ -20,7 +23,9 @@ mod shape;
 
 pub use attach::{Config, Programs};
 pub use attached::Attached;
+pub use census::{Census, Translated};
 pub use cgroup::cgroup_root;
+pub use destroy::Ended;
 pub use error::Error;
 pub use pins::{PINS, remove};
 pub use probe::{Finding, State, probe};

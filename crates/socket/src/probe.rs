@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sluice_sys::bpf;
 
+use crate::attach::rehearse;
 use crate::{PINS, cgroup, cgroup_root};
 
 /// How something that is needed stands.
@@ -30,9 +31,10 @@ pub struct Finding {
     pub mend: &'static str,
 }
 
-/// Looks at what socket mode needs on this node. Changes nothing.
+/// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
+/// are loaded and forgotten.
 pub fn probe() -> Vec<Finding> {
-    vec![cgroup2(), bpffs(), types()]
+    vec![cgroup2(), bpffs(), types(), programs(), barrier()]
 }
 
 fn cgroup2() -> Finding {
@@ -66,4 +68,22 @@ fn types() -> Finding {
     let state = if path.exists() { State::Ok } else { State::Missing };
     let mend = "a kernel with CONFIG_DEBUG_INFO_BTF=y";
     Finding { what: "BTF", state, seen: path.display().to_string(), mend }
+}
+
+fn programs() -> Finding {
+    let mend = "Linux 6.1 or newer, and CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+    let (state, seen) = match rehearse() {
+        Ok(()) => (State::Ok, "the kernel takes all of them".into()),
+        Err(error) => (State::Missing, error.to_string()),
+    };
+    Finding { what: "BPF programs", state, seen, mend }
+}
+
+fn barrier() -> Finding {
+    let mend = "a kernel with CONFIG_MEMBARRIER, started without nohz_full";
+    let (state, seen) = match bpf::membarrier() {
+        Ok(()) => (State::Ok, "it waits for programs that run".into()),
+        Err(error) => (State::Missing, error.to_string()),
+    };
+    Finding { what: "membarrier", state, seen, mend }
 }

@@ -1,9 +1,11 @@
 //! Socket mode's programs in a kernel: namespaces, a cgroup and a bpffs of each test's own, and real sockets.
 
+mod census;
 mod health;
 mod layout;
 mod life;
 mod node;
+mod probe;
 mod swap;
 mod tcp;
 mod udp;

@@ -1,0 +1,37 @@
+/* Which sockets of the node are translated, in all of its network namespaces. */
+#pragma once
+
+#include "address.h"
+#include "kernel.h"
+#include "maps.h"
+
+SEC("iter/bpf_sk_storage_map")
+int sluice_census(struct storage_iterator *ctx)
+{
+	struct sock *sk = ctx->sk;
+	struct conn *conn = ctx->value;
+	if (!sk || !conn)
+		return 0;
+	/* One that was closed is there for a while, and has no port; one that was ended is not connected. */
+	if (!sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE)
+		return 0;
+	struct translated one = {
+		.namespace = sk->__sk_common.skc_net.net->net_cookie,
+		.cookie = bpf_get_socket_cookie(sk),
+		.conn = *conn,
+		.local_port = sk->__sk_common.skc_num,
+		.protocol = sk->sk_protocol,
+		.family = sk->__sk_common.skc_family,
+	};
+	if (one.family == AF_INET) {
+		one.local[2] = bpf_htonl(0xffff);
+		one.local[3] = sk->__sk_common.skc_rcv_saddr;
+	} else {
+		one.local[0] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[0];
+		one.local[1] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[1];
+		one.local[2] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[2];
+		one.local[3] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[3];
+	}
+	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
+	return 0;
+}

@@ -1,0 +1,157 @@
+//! Ending sockets of other processes (`SOCK_DESTROY` of sock_diag(7)), in the network namespaces that they are in.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use sluice_sys::bpf;
+
+use crate::census::Translated;
+
+/// What became of sockets that were to be ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// They are ended, or had been closed before.
+    pub ended: usize,
+    /// They are not: the kernel refuses (it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY), or no process is in
+    /// their network namespace.
+    pub failed: usize,
+}
+
+/// Ends in each of the wanted namespaces what `sockets` says of it.
+pub(crate) fn in_namespaces(
+    wanted: &BTreeSet<u64>,
+    mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
+) -> io::Result<Ended> {
+    // A thread of its own, as it moves from one namespace to the next.
+    let done = std::thread::scope(|scope| {
+        scope
+            .spawn(|| -> io::Result<Ended> {
+                let mut done = Ended::default();
+                let mut left = wanted.clone();
+                for namespace in namespaces()? {
+                    if left.is_empty() {
+                        break;
+                    }
+                    // One that is gone meanwhile has no sockets.
+                    let Ok(cookie) = enter(&namespace) else { continue };
+                    if left.remove(&cookie) {
+                        end_all(&sockets(cookie), &mut done)?;
+                    }
+                }
+                Ok(done)
+            })
+            .join()
+    });
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Every network namespace that a process is in.
+fn namespaces() -> io::Result<Vec<File>> {
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let is_process = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
+        if !is_process {
+            continue;
+        }
+        let link = path.join("ns/net");
+        // Processes end at any time.
+        let Ok(known) = fs::metadata(&link) else { continue };
+        if seen.insert(known.ino())
+            && let Ok(namespace) = File::open(&link)
+        {
+            found.push(namespace);
+        }
+    }
+    Ok(found)
+}
+
+/// Moves this thread there; which one that is.
+fn enter(namespace: &File) -> io::Result<u64> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
+    bpf::netns_cookie(socket.as_fd())
+}
+
+fn end_all(sockets: &[Translated], done: &mut Ended) -> io::Result<()> {
+    let diag = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?;
+    for socket in sockets {
+        match end(&diag, socket) {
+            Ok(()) => done.ended += 1,
+            // It was closed meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => done.ended += 1,
+            Err(_) => done.failed += 1,
+        }
+    }
+    Ok(())
+}
+
+/// Ends a socket. The cookie sees to it that it is this one, and none that got its addresses since.
+fn end(diag: &OwnedFd, socket: &Translated) -> io::Result<()> {
+    send(diag, &request(socket), SendFlags::empty())?;
+    let mut answer = [0; 1024];
+    let (length, _) = recv(diag, answer.as_mut_slice(), RecvFlags::empty())?;
+    // A header of 16 bytes, and the error, 0 for none.
+    let Some([a, b, c, d]) = answer.get(16..20).filter(|_| length >= 20) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    match i32::from_ne_bytes([*a, *b, *c, *d]) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn request(socket: &Translated) -> Vec<u8> {
+    /// `SOCK_DESTROY`.
+    const DESTROY: u16 = 21;
+    /// `NLM_F_REQUEST` and `NLM_F_ACK`.
+    const FLAGS: u16 = 1 | 4;
+    const LENGTH: u32 = 16 + 56;
+    let family = if socket.is_v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let mut bytes = Vec::with_capacity(LENGTH as usize);
+    bytes.extend(LENGTH.to_ne_bytes());
+    bytes.extend(DESTROY.to_ne_bytes());
+    bytes.extend(FLAGS.to_ne_bytes());
+    // Sequence and sender: the kernel fills in who sends.
+    bytes.extend([0; 8]);
+    bytes.extend([family.as_raw().to_ne_bytes()[0], socket.protocol, 0, 0]);
+    // All states.
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(socket.local.port().to_be_bytes());
+    bytes.extend(socket.endpoint.port().to_be_bytes());
+    for ip in [socket.local.ip(), socket.endpoint.ip()] {
+        bytes.extend(address(ip, socket.is_v6));
+    }
+    // Any interface.
+    bytes.extend([0; 4]);
+    bytes.extend(socket.cookie.to_ne_bytes());
+    bytes
+}
+
+/// As a socket of this family has it, in 16 bytes.
+fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
+    match ip {
+        IpAddr::V6(ip) => ip.octets(),
+        IpAddr::V4(ip) if is_v6 => ip.to_ipv6_mapped().octets(),
+        IpAddr::V4(ip) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&ip.octets());
+            octets
+        }
+    }
+}
