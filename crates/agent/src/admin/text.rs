@@ -301,7 +301,7 @@ fn state(endpoint: &Endpoint) -> String {
 }
 
 /// `http/TCP`, or `80/TCP` for a port without a name.
-fn name_of(port: &ServicePort) -> String {
+pub(super) fn name_of(port: &ServicePort) -> String {
     let number = || port.frontends.first().map_or(0, |frontend| frontend.address.port()).to_string();
     let name = if port.name.is_empty() { number() } else { port.name.clone() };
     format!("{name}/{}", port.protocol)

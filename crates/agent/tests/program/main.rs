@@ -12,3 +12,4 @@ mod health;
 mod inside;
 mod manifests;
 mod taking_over;
+mod top;
