@@ -1,11 +1,14 @@
 //! A terminal that is drawn on, and given back as it was.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// Keys that wait while the agent is asked; others wait in the terminal.
+const KEYS: usize = 16;
 
 /// Another screen, no cursor; and back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
@@ -33,11 +36,14 @@ impl Terminal {
     }
 
     /// The keys that are typed from now on.
-    pub(super) fn keys() -> UnboundedReceiver<u8> {
-        let (sender, keys) = unbounded_channel();
+    pub(super) fn keys() -> Receiver<u8> {
+        let (sender, keys) = channel(KEYS);
         // It ends with the process: there is no way to call it off while it waits.
         std::thread::spawn(move || {
-            io::stdin().bytes().map_while(Result::ok).all(|key| sender.send(key).is_ok())
+            BufReader::new(io::stdin())
+                .bytes()
+                .map_while(Result::ok)
+                .all(|key| sender.blocking_send(key).is_ok())
         });
         keys
     }

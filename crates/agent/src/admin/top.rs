@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use super::api::{Service, ServiceList, ServicePort, Status, Traffic};
 use super::client;
-use super::output::{self, bytes, columns};
+use super::output::{self, columns, size};
 use super::terminal::Terminal;
 use super::text::name_of;
 use crate::signals::Signals;
@@ -179,8 +179,8 @@ fn table(before: &Sample, now: &Sample, sort: TopSort, limit: usize) -> String {
             row.open.to_string(),
             format!("{:.1}", row.connections),
             format!("{:.1}", row.failures),
-            bytes(row.to_endpoint as u64),
-            bytes(row.from_endpoint as u64),
+            size(row.to_endpoint),
+            size(row.from_endpoint),
         ]
     });
     text + &columns(&header, rows.collect())

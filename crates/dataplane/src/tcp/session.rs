@@ -27,7 +27,7 @@ use super::connect::{Attempts, Failure, Overdue};
 use super::direction::{Direction, Pump, Pumped, Tools};
 use super::peer::Peer;
 use super::socket::{self, Ending};
-use crate::connection::{Connection, ConnectionState, since};
+use crate::connection::{Connection, ConnectionState};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
 use crate::timers::TimerId;
@@ -137,7 +137,7 @@ impl Session {
     }
 
     /// How it is.
-    pub(crate) fn look(&self, now: Instant) -> Connection {
+    pub(crate) fn look(&self) -> Connection {
         let (state, service_port, endpoint, began, moved, sent, received) = match &self.state {
             State::Connecting(Connecting { began, attempts, current }) => {
                 let port = attempts.selection().service_port().shared_name();
@@ -158,8 +158,8 @@ impl Session {
             service_port: Arc::clone(service_port),
             endpoint,
             state,
-            age: since(began, now),
-            idle: since(moved, now),
+            began,
+            moved,
             bytes_to_endpoint: sent,
             bytes_from_endpoint: received,
         }
