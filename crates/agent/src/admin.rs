@@ -19,7 +19,9 @@ mod server;
 mod services;
 mod socket;
 mod status;
+mod terminal;
 mod text;
+mod top;
 mod watch;
 mod yaml;
 
@@ -30,4 +32,5 @@ pub use connections::{Peer, Sort};
 pub use output::Output;
 pub(crate) use server::{Admin, Inside};
 pub use socket::DEFAULT_PATH;
+pub use top::{TopArgs, TopSort, top};
 pub use watch::WatchArgs;

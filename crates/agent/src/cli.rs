@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 
-use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs};
+use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
@@ -57,6 +57,9 @@ pub enum Command {
     /// Say what a running agent would do with a packet, and why.
     #[command(display_name = NAME)]
     Explain(ExplainArgs),
+    /// Watch which Services of a running agent carry most.
+    #[command(display_name = NAME)]
+    Top(TopArgs),
     /// Say how a running agent is.
     #[command(display_name = NAME)]
     Status(StatusArgs),

@@ -38,6 +38,10 @@ async fn main() -> ExitCode {
             logging::start(cli.verbose, "warn");
             admin::explain(args).await.map(|()| ExitCode::SUCCESS)
         }
+        Command::Top(args) => {
+            logging::start(cli.verbose, "warn");
+            admin::top(args).await.map(|()| ExitCode::SUCCESS)
+        }
         Command::Status(args) => {
             logging::start(cli.verbose, "warn");
             admin::status(args).await.map(|()| ExitCode::SUCCESS)

@@ -18,7 +18,7 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
-use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats};
+use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
@@ -122,6 +122,11 @@ impl Observer {
     /// How long things took so far.
     pub(crate) fn times(&self) -> AllTimes {
         self.dataplane.times()
+    }
+
+    /// What each worker is busy with now.
+    pub fn loads(&self) -> Vec<WorkerLoad> {
+        self.dataplane.loads()
     }
 
     /// Has a worker show some of its connections: see [`Dataplane::look`].

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sluice_model::{Protocol, ServicePortName};
 
@@ -28,10 +28,10 @@ pub struct Connection {
     pub endpoint: Option<SocketAddr>,
     /// How far it is.
     pub state: ConnectionState,
-    /// Since it was accepted (TCP) or opened (UDP).
-    pub age: Duration,
-    /// Since something last came through; while nothing has, its age.
-    pub idle: Duration,
+    /// When it was accepted (TCP) or opened (UDP).
+    pub began: Instant,
+    /// When something last came through; while nothing has, when it began.
+    pub moved: Instant,
     /// Bytes of payload from the client that the endpoint's socket has taken.
     pub bytes_to_endpoint: u64,
     /// Bytes of payload from the endpoint that the client's socket has taken.
@@ -89,9 +89,4 @@ impl fmt::Debug for Look {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Look").field("place", &self.place).finish_non_exhaustive()
     }
-}
-
-/// How long ago something was, for a clock that may be of the beginning of the turn.
-pub(crate) fn since(then: Instant, now: Instant) -> Duration {
-    now.saturating_duration_since(then)
 }

@@ -12,6 +12,7 @@ mod connection_log;
 mod core;
 mod descriptors;
 mod failure;
+mod load;
 mod local_ports;
 mod stats;
 mod tcp;
@@ -29,7 +30,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ use sluice_table::{Origin, Table};
 
 pub use connection::{Connection, ConnectionState, Part, Place};
 pub use descriptors::raise_descriptor_limit;
+pub use load::WorkerLoad;
 pub use stats::{AllTimes, Stats};
 pub use transparent::Marks;
 
@@ -108,6 +110,8 @@ struct WorkerHandle {
     commands: Sender<Command>,
     waker: Waker,
     stats: Arc<WorkerStats>,
+    /// The kernel's number of the thread, once it runs.
+    id: Arc<OnceLock<i32>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -130,9 +134,14 @@ impl Dataplane {
             let (log, local_ports) = (log.clone(), local_ports.clone());
             let shared = Shared { reader, stats: Arc::clone(&stats), descriptors, local_ports, log };
             let worker = Worker::new(&config, poll, shared, receiver)?;
-            let thread =
-                std::thread::Builder::new().name(format!("sluice-{number}")).spawn(|| worker.run())?;
-            Ok(WorkerHandle { commands, waker, stats, thread: Some(thread) })
+            let id = Arc::<OnceLock<i32>>::default();
+            let own = Arc::clone(&id);
+            let run = move || {
+                own.get_or_init(|| rustix::thread::gettid().as_raw_nonzero().get());
+                worker.run();
+            };
+            let thread = std::thread::Builder::new().name(format!("sluice-{number}")).spawn(run)?;
+            Ok(WorkerHandle { commands, waker, stats, id, thread: Some(thread) })
         });
         let workers = workers.collect::<io::Result<_>>()?;
         let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE, 0);
@@ -240,6 +249,19 @@ impl Dataplane {
         if let Some(worker) = self.workers.get(worker) {
             worker.tell(Command::Look(Look { place, answer: Box::new(answer) }));
         }
+    }
+
+    /// What each worker is busy with now.
+    pub fn loads(&self) -> Vec<WorkerLoad> {
+        let load = |worker: &WorkerHandle| {
+            let stats = Stats::sum([&*worker.stats]);
+            WorkerLoad {
+                cpu: worker.id.get().map(|id| load::cpu_time(*id)).unwrap_or_default(),
+                tcp_sessions: stats.tcp_active,
+                udp_flows: stats.udp_flows_active,
+            }
+        };
+        self.workers.iter().map(load).collect()
     }
 
     /// Whether every worker is still there. One that is not has lost its share of all connections.

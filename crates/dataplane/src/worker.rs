@@ -192,13 +192,13 @@ impl Worker {
     }
 
     fn look(&self, Place { protocol, slot }: Place) -> Part {
-        let (now, mut connections) = (self.core.now, Vec::new());
+        let mut connections = Vec::new();
         let next = match protocol {
-            Protocol::Tcp => match self.tcp.look(slot, now, &mut connections) {
+            Protocol::Tcp => match self.tcp.look(slot, &mut connections) {
                 Some(slot) => Some(Place { protocol, slot }),
                 None => Some(Place { protocol: Protocol::Udp, slot: 0 }),
             },
-            Protocol::Udp => self.udp.look(slot, now, &mut connections).map(|slot| Place { protocol, slot }),
+            Protocol::Udp => self.udp.look(slot, &mut connections).map(|slot| Place { protocol, slot }),
         };
         Part { connections, next }
     }

@@ -41,6 +41,9 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Threads that carry traffic.
     pub workers: usize,
+    /// What each of them is busy with.
+    #[serde(default)]
+    pub worker_loads: Vec<WorkerLoad>,
     /// What it may have at the most.
     pub limits: Limits,
     /// Services with an address here.
@@ -53,6 +56,18 @@ pub struct Status {
     pub endpoints: usize,
     /// Every counter of the data plane by its name in `/metrics`.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// A worker.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerLoad {
+    /// Time that it has had a processor since it started.
+    pub cpu_seconds: f64,
+    /// TCP sessions that it has.
+    pub tcp_sessions: u64,
+    /// UDP flows that it has.
+    pub udp_flows: u64,
 }
 
 /// What an agent may have at the most.

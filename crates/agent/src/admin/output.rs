@@ -67,8 +67,12 @@ pub(super) fn columns(header: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// Bytes as people say them, with three digits at least: 12, 3.4Ki, 250Mi.
 pub(super) fn bytes(n: u64) -> String {
+    size(n as f64)
+}
+
+/// The same of a rate.
+pub(super) fn size(mut value: f64) -> String {
     const UNITS: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    let mut value = n as f64;
     let mut unit = "";
     for larger in UNITS {
         // What would be said as 1024 of one unit is 1 of the next.

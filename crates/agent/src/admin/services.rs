@@ -12,18 +12,20 @@ use super::api::{
 };
 use super::server::{Refusal, value};
 
-/// The Services that are asked for: by `name` alone, by `namespace`, by both, or all.
+/// The Services that are asked for: by `name` alone, by `namespace`, by both, or all; without their endpoints if the
+/// question is `brief`.
 pub(super) fn services(table: &Table, query: &str) -> Result<ServiceList, Refusal> {
     let (namespace, name) = (value(query, "namespace"), value(query, "name"));
     let is_meant = |service: &ObjectName| {
         namespace.as_deref().is_none_or(|namespace| *service.namespace == *namespace)
             && name.as_deref().is_none_or(|name| *service.name == *name)
     };
+    let is_brief = value(query, "brief").is_some();
     let now = Instant::now();
     let items = by_service(table, is_meant).into_iter().map(|(name, ports)| Service {
         namespace: name.namespace.to_string(),
         name: name.name.to_string(),
-        ports: ports.into_values().map(|routes| service_port(&routes, now)).collect(),
+        ports: ports.into_values().map(|routes| service_port(&routes, is_brief, now)).collect(),
     });
     let items: Vec<Service> = items.collect();
     match name {
@@ -59,7 +61,7 @@ fn by_service(
 }
 
 /// One service port, by all routes to it; there is at least one.
-fn service_port(routes: &[Arc<Route>], now: Instant) -> ServicePort {
+fn service_port(routes: &[Arc<Route>], is_brief: bool, now: Instant) -> ServicePort {
     let mut frontends: Vec<Frontend> = routes.iter().map(|route| frontend(route)).collect();
     frontends.sort_by(|a, b| a.kind.cmp(&b.kind).then(a.address.cmp(&b.address)));
     let Some(port) = routes.first().map(|route| route.service_port()) else {
@@ -75,7 +77,8 @@ fn service_port(routes: &[Arc<Route>], now: Instant) -> ServicePort {
         };
     };
     let backends = port.backends();
-    let (endpoints, traffic) = port.endpoints_and_traffic();
+    let (endpoints, traffic) =
+        if is_brief { (Vec::new(), port.traffic()) } else { port.endpoints_and_traffic() };
     ServicePort {
         name: port.name().port.to_string(),
         protocol: port.name().protocol.to_string(),

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::api::{Limits, Status};
+use sluice_dataplane as dataplane;
+
+use super::api::{Limits, Status, WorkerLoad};
 use super::server::Inside;
 
 /// How the agent is now.
@@ -49,6 +51,7 @@ pub(super) fn status(inside: &Inside) -> Status {
         is_stopping: inside.is_stopping.load(Ordering::Relaxed),
         problems,
         workers: observer.workers(),
+        worker_loads: observer.loads().into_iter().map(WorkerLoad::from).collect(),
         limits: Limits {
             descriptors: inside.dataplane.descriptors,
             client_share_percent: inside.dataplane.client_share,
@@ -60,5 +63,12 @@ pub(super) fn status(inside: &Inside) -> Status {
         frontends_failed: observer.unserved(),
         endpoints,
         counters: observer.stats().named().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+    }
+}
+
+impl From<dataplane::WorkerLoad> for WorkerLoad {
+    fn from(load: dataplane::WorkerLoad) -> Self {
+        let dataplane::WorkerLoad { cpu, tcp_sessions, udp_flows } = load;
+        Self { cpu_seconds: cpu.as_secs_f64(), tcp_sessions, udp_flows }
     }
 }

@@ -200,12 +200,12 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
             service,
             address(connection.endpoint),
             state.to_owned(),
-            time(connection.age_seconds as u64),
+            ago(connection.age_seconds),
             bytes(connection.bytes_to_endpoint),
             bytes(connection.bytes_from_endpoint),
         ];
         if is_wide {
-            row.extend([time(connection.idle_seconds as u64), address(connection.frontend)]);
+            row.extend([ago(connection.idle_seconds), address(connection.frontend)]);
         }
         row
     });
@@ -301,7 +301,7 @@ fn state(endpoint: &Endpoint) -> String {
 }
 
 /// `http/TCP`, or `80/TCP` for a port without a name.
-fn name_of(port: &ServicePort) -> String {
+pub(super) fn name_of(port: &ServicePort) -> String {
     let number = || port.frontends.first().map_or(0, |frontend| frontend.address.port()).to_string();
     let name = if port.name.is_empty() { number() } else { port.name.clone() };
     format!("{name}/{}", port.protocol)
@@ -357,6 +357,11 @@ fn pairs(lines: &[(&str, String)]) -> String {
         let _ = writeln!(text, "{name:width$}   {value}");
     }
     text
+}
+
+/// A time that has passed.
+fn ago(seconds: f64) -> String {
+    time(std::time::Duration::try_from_secs_f64(seconds).map_or(0, |time| time.as_secs()))
 }
 
 /// Whole seconds, rounded up: what is left is not nothing.

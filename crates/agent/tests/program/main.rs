@@ -15,3 +15,4 @@ mod inside;
 mod logs;
 mod manifests;
 mod taking_over;
+mod top;

@@ -127,8 +127,8 @@ impl TcpRelay {
     }
 
     /// Shows sessions, some from a slot on; where to go on, if there may be more.
-    pub(crate) fn look(&self, slot: usize, now: Instant, found: &mut Vec<Connection>) -> Option<usize> {
-        self.sessions.look(slot, PART, |session| found.push(session.look(now)))
+    pub(crate) fn look(&self, slot: usize, found: &mut Vec<Connection>) -> Option<usize> {
+        self.sessions.look(slot, PART, |session| found.push(session.look()))
     }
 
     /// Sessions that have not ended.

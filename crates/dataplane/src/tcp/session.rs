@@ -27,7 +27,7 @@ use super::connect::{Attempts, Failure, Overdue};
 use super::direction::{Direction, Pump, Pumped, Tools};
 use super::peer::Peer;
 use super::socket::{self, Ending};
-use crate::connection::{Connection, ConnectionState, since};
+use crate::connection::{Connection, ConnectionState};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Permit;
@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// How it is.
-    pub(crate) fn look(&self, now: Instant) -> Connection {
+    pub(crate) fn look(&self) -> Connection {
         let (state, service_port, endpoint, moved, sent, received) = match &self.state {
             State::Connecting(Connecting { attempts, current }) => {
                 let port = attempts.selection().service_port().shared_name();
@@ -164,8 +164,8 @@ impl Session {
             service_port: Arc::clone(service_port),
             endpoint,
             state,
-            age: since(self.began, now),
-            idle: since(moved, now),
+            began: self.began,
+            moved,
             bytes_to_endpoint: sent,
             bytes_from_endpoint: received,
         }

@@ -30,7 +30,7 @@ use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use super::waiting::{self, Waiting};
 use crate::client::Door;
-use crate::connection::{Connection, ConnectionState, PART, since};
+use crate::connection::{Connection, ConnectionState, PART};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
@@ -228,8 +228,8 @@ impl UdpRelay {
     }
 
     /// Shows flows, some from a slot on; where to go on, if there may be more.
-    pub(crate) fn look(&self, slot: usize, now: Instant, found: &mut Vec<Connection>) -> Option<usize> {
-        self.state.flows.look(slot, PART, |flow| found.push(connection(flow, now)))
+    pub(crate) fn look(&self, slot: usize, found: &mut Vec<Connection>) -> Option<usize> {
+        self.state.flows.look(slot, PART, |flow| found.push(connection(flow)))
     }
 
     /// How many flows there are.
@@ -385,7 +385,7 @@ impl State {
 }
 
 /// How a flow is.
-fn connection(flow: &Flow<Link>, now: Instant) -> Connection {
+fn connection(flow: &Flow<Link>) -> Connection {
     let Link { lease, sent, received, .. } = &flow.upstream;
     Connection {
         protocol: Protocol::Udp,
@@ -394,8 +394,8 @@ fn connection(flow: &Flow<Link>, now: Instant) -> Connection {
         service_port: Arc::clone(lease.service_port()),
         endpoint: Some(lease.address()),
         state: if flow.is_answered() { ConnectionState::Answered } else { ConnectionState::Unanswered },
-        age: since(flow.opened(), now),
-        idle: since(flow.last_used(), now),
+        began: flow.opened(),
+        moved: flow.last_used(),
         bytes_to_endpoint: *sent,
         bytes_from_endpoint: *received,
     }

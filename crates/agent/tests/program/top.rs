@@ -1,0 +1,72 @@
+//! `sluice top`, on a terminal and without one.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::{Agent, ask, until};
+use crate::inside::Scene;
+
+#[test]
+fn without_a_terminal_it_writes_one_table() {
+    let scene = Scene::start();
+    let mut open = TcpStream::connect(scene.frontend).unwrap();
+    open.read_exact(&mut [0]).unwrap();
+    let said = scene.ask("top --interval 100ms");
+    let web = said.lines().find(|line| line.starts_with("default/web ")).unwrap();
+    let words: Vec<&str> = web.split_whitespace().collect();
+    assert_eq!(words[1..4], [&format!("{}/TCP", scene.frontend.port()), "1", "0.0"], "{said}");
+    assert!(
+        said.contains("healthy, 1 Services, 2 endpoints, 1 TCP sessions") && said.contains("workers: "),
+        "{said}"
+    );
+    assert!(scene.ask("top --once --interval 100ms --limit 0").ends_with("TO-CLIENTS/S\n"));
+}
+
+#[test]
+fn a_terminal_is_drawn_on_sorted_by_key_and_given_back_as_it_was() {
+    let scene = Scene::start();
+    for end in ["q", "\u{3}", "SIGTERM"] {
+        // script(1) runs it on a terminal of its own.
+        let top = format!(
+            "stty -a; sh -c 'echo pid=$$; exec {} top --interval 100ms --admin-socket {}'; stty -a; echo the-end",
+            env!("CARGO_BIN_EXE_sluice"),
+            scene.socket().display()
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &top, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut top = Agent::run_for(&mut command, |child| Box::new(child.stdout.take().unwrap()));
+        let mut keys = top.child.stdin.take().unwrap();
+        let pid = top.wait_for("pid=");
+        let pid = pid.trim().rsplit('=').next().unwrap().parse().unwrap();
+        top.wait_for("CONNECTIONS/S");
+        top.wait_for("default/web");
+        // A connection makes it show another line.
+        ask(scene.frontend).unwrap();
+        keys.write_all(b"o").unwrap();
+        until("rates are shown", || {
+            let is_busy = |line: &String| {
+                let mut words = line.split_whitespace().skip_while(|word| !word.ends_with("default/web"));
+                words.nth(3).is_some_and(|rate| rate != "0.0")
+            };
+            top.heard().iter().any(is_busy) || {
+                let _ = ask(scene.frontend);
+                false
+            }
+        });
+        match end {
+            "SIGTERM" => kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap(),
+            key => keys.write_all(key.as_bytes()).unwrap(),
+        }
+        top.wait_for("the-end");
+        let heard = top.heard().join("\n");
+        assert!(heard.contains("\u{1b}[?1049h") && heard.contains("\u{1b}[?1049l"), "{heard:?}");
+        assert!(heard.rfind("\u{1b}[?25h") > heard.rfind("\u{1b}[?25l"), "the cursor is back");
+        let said = |what| heard.lines().filter(move |line| line.contains(what)).collect::<Vec<_>>();
+        let (modes, susp) = (said("icanon"), said("susp ="));
+        assert!(modes.len() == 2 && modes[0] == modes[1] && susp[0] == susp[1], "{modes:?} {susp:?}");
+        assert!(modes[1].split_whitespace().any(|mode| mode == "icanon"), "{modes:?}");
+    }
+}
