@@ -1,11 +1,13 @@
 //! What an earlier run left is taken over without a gap.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sluice_capture::Capture;
 use sluice_capture::tproxy::{Config, Tproxy};
-use sluice_model::FrontendKind;
+use sluice_model::{FrontendKind, Protocol};
 use sluice_table::Verdict;
 
 use crate::namespace::{Monitor, in_namespace, kernel_state, run, table};
@@ -102,6 +104,45 @@ fn what_packets_have_put_into_sets_outlives_another_structure() {
             );
         }
         assert!(run("nft list map bridge sluice nodes4").contains("02:00:00:00:00:01"));
+    });
+}
+
+/// A packet that is in the old rules when they are replaced finds their maps empty.
+#[test]
+fn nobody_is_refused_while_the_table_is_written_anew() {
+    const ROUNDS: usize = 30;
+    in_namespace(|| {
+        run("ip route add 10.96.0.0/16 dev lo");
+        let (mut states, addresses) = crate::services::services(3);
+        let mut udp = state(FrontendKind::ClusterIp, "10.96.0.1".parse().unwrap(), 80, Verdict::Relay);
+        udp.frontend.protocol = Protocol::Udp;
+        states.push(udp);
+        let serve = |config| {
+            let mut tproxy = Tproxy::start(config).unwrap();
+            let change =
+                sluice_capture::Change { withdraw: &[], offer: &states, cluster_addresses: &addresses };
+            tproxy.change(change, Instant::now());
+            assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (1, 0));
+        };
+        serve(config());
+        let is_over = AtomicBool::new(false);
+        // Threads that a thread starts are in its namespace.
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                let mut failures = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    failures.extend(socket.send_to(b"a", "10.96.0.1:80").err());
+                }
+                failures
+            });
+            for round in 0..ROUNDS {
+                serve(Config { track: round % 2 == 0, ..config() });
+            }
+            is_over.store(true, Ordering::Relaxed);
+            let failures = sender.join().unwrap();
+            assert!(failures.is_empty(), "{} failures: {:?}", failures.len(), failures.first());
+        });
     });
 }
 
