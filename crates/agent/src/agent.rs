@@ -231,11 +231,7 @@ impl Source {
         if !args.manifests.is_empty() {
             return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
         }
-        let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
-        config.kubeconfig.clone_from(&args.kubeconfig);
-        config.context.clone_from(&args.context);
-        config.masters = args.master.iter().filter(|master| !master.is_empty()).cloned().collect();
-        Ok(Self::Apiserver(config))
+        Ok(Self::Apiserver(args.apiserver.config(node)))
     }
 
     /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.

@@ -9,7 +9,6 @@ mod gather;
 mod judge;
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use facts::NodeObject;
 pub use finding::{Finding, Level};
 
 use crate::agent;
+use crate::cli::ApiserverArgs;
 use crate::errors;
 
 /// How long an apiserver may take to answer.
@@ -33,16 +33,9 @@ pub struct CheckArgs {
     /// How to say it.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
-    /// The kubeconfig that the agent is to have: whether the cluster has this Node is looked up there [default: as
-    /// for the agent].
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig's context to use instead of its current one.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-    /// An apiserver's own address, as for the agent. May be given several times.
-    #[arg(long, value_name = "URL")]
-    pub master: Vec<String>,
+    /// The apiserver that the agent is to have: whether the cluster has this Node is looked up there.
+    #[command(flatten)]
+    pub apiserver: ApiserverArgs,
     /// Name of this node that the agent is to use [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -87,10 +80,7 @@ pub(crate) fn warn_of_problems() {
 
 /// Asks the apiserver that an agent with these arguments would follow.
 async fn look_for_node(args: &CheckArgs, name: &str) -> NodeObject {
-    let mut config = apiserver::Config::new(name, apiserver::Environment::of_process());
-    config.kubeconfig.clone_from(&args.kubeconfig);
-    config.context.clone_from(&args.context);
-    config.masters = args.master.iter().filter(|master| !master.is_empty()).cloned().collect();
+    let mut config = args.apiserver.config(name);
     config.timing.answer = PATIENCE;
     match apiserver::has_node(config).await {
         Ok(true) => NodeObject::There,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
+use sluice_kubeapi::apiserver;
 
 use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
@@ -251,6 +252,14 @@ pub struct SourceArgs {
     /// second.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "master"])]
     pub manifests: Vec<PathBuf>,
+    /// The apiserver.
+    #[command(flatten)]
+    pub apiserver: ApiserverArgs,
+}
+
+/// How the apiserver is reached.
+#[derive(Debug, Args)]
+pub struct ApiserverArgs {
     /// The kubeconfig to reach the apiserver with [default: the files of KUBECONFIG; without them, the
     /// pod's service account].
     #[arg(long, value_name = "FILE")]
@@ -263,6 +272,17 @@ pub struct SourceArgs {
     /// times: the next one is used while one does not answer.
     #[arg(long, value_name = "URL")]
     pub master: Vec<String>,
+}
+
+impl ApiserverArgs {
+    /// What a node of this name is to be told by it, or asks it.
+    pub(crate) fn config(&self, node: &str) -> apiserver::Config {
+        let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
+        config.kubeconfig.clone_from(&self.kubeconfig);
+        config.context.clone_from(&self.context);
+        config.masters = self.master.iter().filter(|master| !master.is_empty()).cloned().collect();
+        config
+    }
 }
 
 /// Arguments of `sluice demo`.

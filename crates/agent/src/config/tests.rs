@@ -217,7 +217,7 @@ fn every_flag_of_the_agents_can_be_written_in_a_document() {
 fn what_kubeadm_writes_is_taken_as_it_is() {
     let args = with(KUBEADM, "--hostname-override=node-1");
     assert_eq!(args.said.named, None);
-    assert_eq!(args.source.kubeconfig, Some("/var/lib/kube-proxy/kubeconfig.conf".into()));
+    assert_eq!(args.source.apiserver.kubeconfig, Some("/var/lib/kube-proxy/kubeconfig.conf".into()));
     assert_eq!(value(&args, "cluster-cidr"), ["10.244.0.0/16"]);
     assert_eq!(value(&args, "capture"), ["tproxy"]);
     // Nothing else is another than without it.
@@ -234,18 +234,18 @@ fn flags_win_over_the_agents_own_fields_and_these_over_kube_proxys() {
     );
     let args = with(&text, "");
     assert_eq!(value(&args, "udp-idle-timeout"), ["2m"]);
-    assert_eq!(args.source.master, ["http://a", "http://b"]);
+    assert_eq!(args.source.apiserver.master, ["http://a", "http://b"]);
     let args = with(&text, "--conntrack-udp-timeout 3m --cluster-cidr 192.0.2.0/24 --master http://c");
     assert_eq!(value(&args, "udp-idle-timeout"), ["3m"]);
     assert_eq!(value(&args, "cluster-cidr"), ["192.0.2.0/24"]);
-    assert_eq!(args.source.master, ["http://c"]);
+    assert_eq!(args.source.apiserver.master, ["http://c"]);
     let args = with(&text, "--conntrack-udp-timeout 3m --udp-idle-timeout 4m --capture bind");
     assert_eq!(
         (value(&args, "udp-idle-timeout"), value(&args, "capture")),
         (&["4m".to_owned()][..], &["bind".to_owned()][..])
     );
     let args = with(KUBEADM, "--manifests a");
-    assert_eq!((args.source.kubeconfig, args.source.manifests), (None, vec!["a".into()]));
+    assert_eq!((args.source.apiserver.kubeconfig, args.source.manifests), (None, vec!["a".into()]));
     let bound = with(&text, "--capture bind");
     assert_eq!(bound.said.named, None, "what is said of nodes in general does no harm");
 }

@@ -215,7 +215,7 @@ fn what_changes_is_told_by_those_who_watch_and_the_end_of_an_agent_ends_none_of_
     connections.wait_for(&client);
     let is_of_web = |line: &&String| line.contains(" web ");
     until("it is told that a connection is open", || {
-        services.heard().iter().filter(is_of_web).last().unwrap().contains("   1      1 ")
+        services.heard().iter().rfind(is_of_web).unwrap().contains("   1      1 ")
     });
     scene.write("other", &(service("other", free_port(address())) + &slice("other", &[backend(3)])));
     services.wait_for("other ");
