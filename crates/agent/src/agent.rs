@@ -81,7 +81,11 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports })?;
+    let at_socket = args.capture.at_socket();
+    if doors.is_some() && at_socket.is_none() {
+        args.capture.remove_at_socket();
+    }
+    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports, at_socket })?;
     if doors.is_some() {
         check::warn_of_problems();
     }

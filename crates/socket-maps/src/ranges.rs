@@ -53,8 +53,7 @@ impl Ranges {
     /// A range for so many.
     pub(crate) fn give(&mut self, count: u16) -> Option<Range> {
         let wanted = order(count);
-        let (mut at, base) =
-            (wanted..ORDERS).find_map(|order| Some((order, *self.of(order)?.first()?)))?;
+        let (mut at, base) = (wanted..ORDERS).find_map(|order| Some((order, *self.of(order)?.first()?)))?;
         self.remove(Range { base, order: at });
         while at > wanted {
             at -= 1;
@@ -144,7 +143,9 @@ mod tests {
     fn what_is_not_a_range_of_ours_is_not_given() {
         let mut ranges = Ranges::new(100);
         assert!(ranges.give_this(Range::at(32, 10)));
-        for range in [Range::at(32, 10), Range::at(32, 1), Range::at(0, 33), Range::at(40, 10), Range::at(96, 8)] {
+        for range in
+            [Range::at(32, 10), Range::at(32, 1), Range::at(0, 33), Range::at(40, 10), Range::at(96, 8)]
+        {
             assert!(!ranges.give_this(range), "{range:?}");
         }
     }

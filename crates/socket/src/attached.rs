@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use sluice_socket_maps::{
-    Account, Capacity, Endpoint, FrontendKey, FrontendValue, Kernel, Meta, Outcome, Set,
+    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
 };
 use sluice_sys::bpf::{self, Mapping};
 
@@ -207,6 +207,18 @@ impl Kernel for Attached {
 
     fn capacity(&self) -> Capacity {
         self.capacity
+    }
+}
+
+impl Living for Attached {
+    fn contents(&self) -> io::Result<Contents> {
+        let Capacity { sets, slots, endpoints, .. } = self.capacity;
+        Ok(Contents {
+            frontends: self.frontends()?,
+            sets: (0..sets).map(|id| self.set(id)).collect(),
+            slots: (0..slots).map(|slot| self.slot(slot)).collect(),
+            endpoints: (0..endpoints).map(|id| self.endpoint(id)).collect(),
+        })
     }
 }
 
