@@ -65,7 +65,7 @@ impl Ranges {
 
     /// Has a range be given that is known to be in use; whether it was free.
     pub(crate) fn give_this(&mut self, range: Range) -> bool {
-        let is_sound = range.base % range.len() == 0
+        let is_sound = range.base.is_multiple_of(range.len())
             && range.base.checked_add(range.len()).is_some_and(|end| end <= self.bound);
         let around = |order: u32| Range { base: range.base >> order << order, order };
         let found = (range.order..ORDERS).map(around).find(|wider| self.is_free(*wider));
