@@ -14,6 +14,8 @@ mod world;
 
 #[path = "node/access.rs"]
 mod access;
+#[path = "node/at_sockets.rs"]
+mod at_sockets;
 #[path = "node/changes.rs"]
 mod changes;
 #[path = "node/client_ports.rs"]

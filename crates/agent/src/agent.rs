@@ -85,8 +85,19 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
+    let at_socket = args.capture.at_socket();
+    if doors.is_some() && at_socket.is_none() {
+        args.capture.remove_at_socket();
+    }
     let (events, unwritten) = Events::new();
-    let proxy = Proxy::start(ProxyConfig { table, dataplane, capture, node_ports, events: events.clone() })?;
+    let proxy = Proxy::start(ProxyConfig {
+        table,
+        dataplane,
+        capture,
+        node_ports,
+        at_socket,
+        events: events.clone(),
+    })?;
     if doors.is_some() {
         check::warn_of_problems();
     }

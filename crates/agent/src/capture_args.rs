@@ -1,6 +1,7 @@
 //! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
 //! follows from it for the table and the capture.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Result, bail};
@@ -9,9 +10,11 @@ use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
+use sluice_socket::State;
 use sluice_table::{LocalPods, NodePortAddresses};
+use tracing::{info, warn};
 
-use crate::proxy::CaptureConfig;
+use crate::proxy::{AtSocketConfig, CaptureConfig};
 use crate::values;
 
 /// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.
@@ -56,6 +59,12 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true,
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub disable_bridge_netfilter: bool,
+    /// The cgroup below which sockets are decided about, for --capture socket [default: the root of all].
+    #[arg(long, value_name = "PATH")]
+    pub socket_cgroup: Option<PathBuf>,
+    /// A directory of a bpffs, where the programs and maps of --capture socket outlive the agent.
+    #[arg(long, value_name = "PATH", default_value = sluice_socket::PINS)]
+    pub socket_pins: PathBuf,
 }
 
 /// How connections get to the workers.
@@ -66,6 +75,12 @@ pub enum CaptureMode {
     /// Take the place of kube-proxy: packets of pods, of this node and from outside, to all Service
     /// addresses, by nftables. Needs CAP_NET_ADMIN.
     Tproxy,
+    /// The same, and connections of this node's pods and processes get their endpoint when they are made, by programs
+    /// in the kernel, as far as those can decide: no byte of them passes the agent. Needs CAP_BPF and CAP_PERFMON,
+    /// too. Where it cannot be had: tproxy, and the log says why.
+    Socket,
+    /// `socket` where this node has what it needs, else `tproxy`.
+    Auto,
 }
 
 impl CaptureMode {
@@ -74,6 +89,8 @@ impl CaptureMode {
         match self {
             Self::Bind => "bind",
             Self::Tproxy => "tproxy",
+            Self::Socket => "socket",
+            Self::Auto => "auto",
         }
     }
 }
@@ -143,7 +160,7 @@ fn given(name: &Option<String>) -> Option<&str> {
 }
 
 /// Flags that are about captured packets.
-const ABOUT_CAPTURED: [&str; 8] = [
+const ABOUT_CAPTURED: [&str; 10] = [
     "detect_local_mode",
     "cluster_cidr",
     "pod_bridge_interface",
@@ -152,6 +169,8 @@ const ABOUT_CAPTURED: [&str; 8] = [
     "tproxy_port",
     "track_connections",
     "disable_bridge_netfilter",
+    "socket_cgroup",
+    "socket_pins",
 ];
 
 /// What is wrong with flags that were given on the command line although no packets are captured. What a file says of
@@ -219,12 +238,47 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
+    /// What is to decide at clients' sockets, if anything is.
+    pub(crate) fn at_socket(&self) -> Option<AtSocketConfig> {
+        let config = || AtSocketConfig { cgroup: self.socket_cgroup.clone(), pins: self.socket_pins.clone() };
+        match self.capture {
+            CaptureMode::Bind | CaptureMode::Tproxy => None,
+            CaptureMode::Socket => Some(config()),
+            CaptureMode::Auto => {
+                let findings = sluice_socket::probe();
+                let missing: Vec<String> = findings
+                    .iter()
+                    .filter(|finding| finding.state == State::Missing)
+                    .map(|finding| format!("{}: {} ({})", finding.what, finding.seen, finding.mend))
+                    .collect();
+                if !missing.is_empty() {
+                    info!("all connections are relayed, as this node lacks {}", missing.join("; "));
+                }
+                missing.is_empty().then(config)
+            }
+        }
+    }
+
+    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then.
+    pub(crate) fn remove_at_socket(&self) {
+        match sluice_socket::remove(&self.socket_pins) {
+            Ok(false) => {}
+            Ok(true) => info!("nothing is decided at sockets any more, as --capture is another one now"),
+            Err(error) => warn!(
+                "an earlier agent's programs may still decide about connections: {error}; stop the agents of this \
+                 node and run sluice cleanup"
+            ),
+        }
+    }
+
     /// How to capture.
     ///
     /// # Errors
     /// The way to detect local pods needs another flag.
     pub fn capture(&self) -> Result<CaptureConfig> {
-        let CaptureMode::Tproxy = self.capture else { return Ok(CaptureConfig::Bind) };
+        if self.capture == CaptureMode::Bind {
+            return Ok(CaptureConfig::Bind);
+        }
         let local_pods = match self.detect_local_mode {
             DetectLocalMode::ClusterCidr => tproxy::LocalPods::Cidrs(self.cluster_cidrs().collect()),
             DetectLocalMode::NodeCidr => tproxy::LocalPods::NodeCidrs,

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -69,12 +70,18 @@ fn remove_own(force: bool, out: &mut impl Write) -> Result<()> {
             listed(&agents)
         );
     }
+    let pins = Path::new(sluice_socket::PINS);
+    let was_pinned = sluice_socket::remove(pins)
+        .with_context(|| format!("cannot remove the programs of --capture socket at {}", pins.display()))?;
+    if was_pinned {
+        writeln!(out, "removed: programs and maps at {}", pins.display())?;
+    }
     let tproxy::Cleaned { removed, restored, kept } =
         tproxy::cleanup().context("cannot remove everything")?;
     say(out, "removed", &removed)?;
     say(out, "set back", &restored)?;
     say(out, "kept", &kept)?;
-    if removed.is_empty() {
+    if removed.is_empty() && !was_pinned {
         writeln!(out, "nothing of an agent's is here")?;
     }
     Ok(())

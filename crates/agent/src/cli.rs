@@ -217,7 +217,7 @@ impl PortArgs {
             (_, Some(0)) => None,
             (Some(address), port) => address.place(port.unwrap_or(HEALTHZ_PORT)),
             (None, Some(port)) => Some(Place::Everywhere(port)),
-            (None, None) if capture == CaptureMode::Tproxy => Some(Place::Everywhere(HEALTHZ_PORT)),
+            (None, None) if capture != CaptureMode::Bind => Some(Place::Everywhere(HEALTHZ_PORT)),
             (None, None) => None,
         }
     }
@@ -237,7 +237,7 @@ impl AgentArgs {
         match &self.ports.admin_socket {
             Some(path) if matches!(path.as_os_str().to_str(), Some("" | "0")) => None,
             Some(path) => Some(path.clone()),
-            None if self.capture.capture == CaptureMode::Tproxy => Some(DEFAULT_PATH.into()),
+            None if self.capture.capture != CaptureMode::Bind => Some(DEFAULT_PATH.into()),
             None => None,
         }
     }

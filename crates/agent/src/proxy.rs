@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,9 +18,12 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Listeners};
+use sluice_capture::socket::{AtSockets, Sockets};
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
+use sluice_socket::Programs;
+use sluice_socket_maps::{Capacity, Maps};
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
@@ -32,6 +36,9 @@ const CANNOT_WATCH: &str = "cannot watch the node's addresses";
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
 
+/// How long to wait before it is looked again whether an earlier agent still decides at sockets.
+const ATTACH_RETRY: Duration = Duration::from_secs(1);
+
 /// How the proxy is to run.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
@@ -43,6 +50,8 @@ pub struct ProxyConfig {
     pub capture: CaptureConfig,
     /// Where nodePorts are served.
     pub node_ports: NodePortAddresses,
+    /// What decides at clients' sockets, beside a capture of packets.
+    pub at_socket: Option<AtSocketConfig>,
     /// Where people are told of what concerns single objects.
     pub events: Events,
 }
@@ -50,8 +59,59 @@ pub struct ProxyConfig {
 impl ProxyConfig {
     /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
     pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
-        let (capture, node_ports) = (CaptureConfig::Bind, NodePortAddresses::Primary);
-        Self { table, dataplane, capture, node_ports, events: Events::default() }
+        Self {
+            table,
+            dataplane,
+            capture: CaptureConfig::Bind,
+            node_ports: NodePortAddresses::Primary,
+            at_socket: None,
+            events: Events::default(),
+        }
+    }
+}
+
+/// Where programs that decide at sockets are attached, and kept.
+#[derive(Debug, Clone)]
+pub struct AtSocketConfig {
+    /// The cgroup: sockets that are made in it and below are decided about. None is the root of all.
+    pub cgroup: Option<PathBuf>,
+    /// Below this directory of a bpffs is what outlives the agent.
+    pub pins: PathBuf,
+}
+
+/// How much the maps hold: 10,000 Services with ten endpoints take a third of it, and 21 MB are taken in any case.
+const CAPACITY: Capacity = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
+
+/// Why nothing is decided at sockets.
+struct NotAttached {
+    reason: String,
+    /// An agent that is about to be replaced still does it.
+    is_busy: bool,
+}
+
+/// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not, and takes care
+/// that none do.
+fn attach(config: &AtSocketConfig, table: &Table) -> Result<Box<dyn AtSockets>, NotAttached> {
+    let not = |reason: String| NotAttached { reason, is_busy: false };
+    let attach = || {
+        let root = sluice_socket::cgroup_root;
+        let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
+        let config = sluice_socket::Config { cgroup, pins: config.pins.clone(), capacity: CAPACITY };
+        let mut attached = Programs::attach(&config).map_err(|error| NotAttached {
+            is_busy: matches!(error, sluice_socket::Error::Busy(_)),
+            reason: error.to_string(),
+        })?;
+        attached.set_relay_mark(tproxy::marks::UPSTREAM);
+        Maps::adopt(attached).map_err(|error| not(error.to_string()))
+    };
+    let error = match attach() {
+        Ok(maps) => return Ok(Box::new(Sockets::new(maps, table))),
+        Err(error) if error.is_busy => return Err(error),
+        Err(error) => error,
+    };
+    match sluice_socket::remove(&config.pins) {
+        Ok(_) => Err(error),
+        Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),
     }
 }
 
@@ -69,6 +129,13 @@ pub struct Proxy {
     writer: Writer,
     node: Arc<str>,
     capture: Background,
+    /// What decides at clients' sockets.
+    sockets: Option<Box<dyn AtSockets>>,
+    /// What is to, once an earlier agent does not any more.
+    at_socket: Option<AtSocketConfig>,
+    /// The node's addresses, as far as they are watched.
+    interface_addresses: Vec<IpAddr>,
+    attach_tried: Instant,
     /// What the capture is about to make true, and since when; the table is not finished with it.
     under_way: Option<(Plan, Instant)>,
     dataplane: Arc<Dataplane>,
@@ -87,6 +154,8 @@ pub struct Proxy {
     has_begun: bool,
     /// Whether the capture has been told.
     has_captured: bool,
+    /// Whether everything that there was at first is decided at sockets.
+    has_offered: bool,
     affinity_expired: Instant,
     events: Events,
 }
@@ -230,7 +299,7 @@ impl Proxy {
         let needs_interfaces = config.table.node_port_addresses != NodePortAddresses::Primary
             || matches!(config.capture, CaptureConfig::Tproxy(_));
         let node = Arc::clone(&config.table.node);
-        let writer = Writer::new(config.table);
+        let mut writer = Writer::new(config.table);
         let dataplane = Dataplane::start(config.dataplane, writer.table());
         let dataplane = dataplane.context(
             "cannot start the data plane: lower --workers, or raise the limit on open files (ulimit -n)",
@@ -250,6 +319,23 @@ impl Proxy {
                 (Box::new(tproxy), Some(doors), Some(counters))
             }
         };
+        let mut at_socket = config.at_socket;
+        let attached = at_socket.as_ref().map(|config| attach(config, writer.table()));
+        let sockets = match attached {
+            None => None,
+            Some(Ok(sockets)) => {
+                at_socket = None;
+                Some(sockets)
+            }
+            Some(Err(error)) => {
+                warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                at_socket = at_socket.filter(|_| error.is_busy);
+                None
+            }
+        };
+        if sockets.is_some() {
+            writer.follow_changes();
+        }
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = needs_interfaces.then(NodeAddresses::watch).transpose();
         let interfaces = interfaces.context(CANNOT_WATCH)?;
@@ -257,6 +343,10 @@ impl Proxy {
             writer,
             node,
             capture,
+            sockets,
+            at_socket,
+            interface_addresses: Vec::new(),
+            attach_tried: Instant::now(),
             under_way: None,
             dataplane,
             doors,
@@ -268,6 +358,7 @@ impl Proxy {
             step_durations: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             has_begun: false,
             has_captured: false,
+            has_offered: false,
             affinity_expired: Instant::now(),
             events: config.events,
         };
@@ -303,6 +394,9 @@ impl Proxy {
     /// Goes on with bringing workers and kernel in line with what the writer knows, as far as that does not mean to wait.
     /// Returns whether they are.
     pub fn advance(&mut self) -> bool {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.change(&self.writer.take_changed());
+        }
         if let Some(step) = self.capture.take_done() {
             self.finish(&step);
         }
@@ -338,6 +432,10 @@ impl Proxy {
             warn!(service = %notice.service(), "{notice}");
             self.events.warn(notice.service(), notice.reason(), "Serve", notice.to_string());
         }
+        if let Some(sockets) = &mut self.sockets {
+            let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
+            sockets.withdraw(&frontends);
+        }
         self.writer.publish(&mut plan);
         self.open_doors();
         self.capture.begin(Step {
@@ -351,6 +449,16 @@ impl Proxy {
     /// The capture has made a step: nobody comes any more by what it has withdrawn.
     fn finish(&mut self, step: &Step) {
         let Some((mut plan, start)) = self.under_way.take() else { return };
+        // The first step has everything that there is.
+        let is_first = !std::mem::replace(&mut self.has_offered, true);
+        if let Some(sockets) = &mut self.sockets {
+            let offered = step.offer.iter().map(|state| state.frontend);
+            let frontends: Vec<Frontend> = offered.chain(std::mem::take(&mut plan.rerouted)).collect();
+            sockets.offer(&frontends);
+            if is_first {
+                sockets.forget_others();
+            }
+        }
         self.writer.finish(&mut plan);
         if step.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
             self.dataplane.end_flows();
@@ -383,6 +491,11 @@ impl Proxy {
     /// Goes by the addresses that the node has now.
     fn follow_interfaces(&mut self) {
         if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
+            let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+            if let Some(sockets) = &mut self.sockets {
+                sockets.set_interfaces(&addresses);
+            }
+            self.interface_addresses.clone_from(&addresses);
             self.writer.set_interfaces(addresses);
         }
     }
@@ -394,6 +507,7 @@ impl Proxy {
         if self.has_begun {
             self.follow_interfaces();
             self.open_doors();
+            self.keep_sockets(now);
         }
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
             self.affinity_expired = now;
@@ -405,6 +519,34 @@ impl Proxy {
     /// When endpoints changed, as [`Writer::take_triggers`] has it.
     pub(crate) fn take_triggers(&mut self) -> Vec<SystemTime> {
         self.writer.take_triggers()
+    }
+
+    /// Looks after what decides at sockets, and takes over from an agent that has ended.
+    fn keep_sockets(&mut self, now: Instant) {
+        if let Some(sockets) = &mut self.sockets {
+            sockets.keep();
+        }
+        let is_due = now >= self.attach_tried + ATTACH_RETRY && self.has_offered && self.under_way.is_none();
+        let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
+        self.attach_tried = now;
+        match attach(config, self.writer.table()) {
+            Ok(mut sockets) => {
+                self.at_socket = None;
+                self.writer.follow_changes();
+                sockets.set_interfaces(&self.interface_addresses);
+                let routes = self.writer.table().routes();
+                let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
+                sockets.offer(&frontends);
+                sockets.forget_others();
+                self.sockets = Some(sockets);
+                info!("connections are decided at their sockets, as the earlier agent has ended");
+            }
+            Err(error) if error.is_busy => {}
+            Err(error) => {
+                warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                self.at_socket = None;
+            }
+        }
     }
 
     /// Whether the kernel is as it was last asked to be.

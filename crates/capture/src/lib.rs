@@ -5,6 +5,7 @@
 //!
 //! * [`bind`]: listens on the frontends' own addresses. Needs no privileges.
 //! * [`tproxy`]: nftables and policy routing, for all of a node's traffic. Needs CAP_NET_ADMIN.
+//! * [`socket`]: beside `tproxy`, what is decided at the clients' sockets, before there is a packet.
 //!
 //! [`background`] runs one on a thread of its own. [`kube_proxy`] is about whose place is taken: what it leaves on a node, and removing that. [`program`] runs what
 //! changes the system.
@@ -13,6 +14,7 @@ pub mod background;
 pub mod bind;
 pub mod kube_proxy;
 pub mod program;
+pub mod socket;
 pub mod tproxy;
 
 use std::time::Instant;

@@ -125,8 +125,7 @@ impl ConnectionLog {
     /// Something to note a connection in, if it is one of those that are told of.
     pub(crate) fn choose(&self, frontend: SocketAddr) -> Option<Box<Trace>> {
         let is_chosen = self.one_in.get() == 1 || rand::random_range(0..self.one_in.get()) == 0;
-        is_chosen
-            .then(|| Box::new(Trace { frontend, connect: None }))
+        is_chosen.then(|| Box::new(Trace { frontend, connect: None }))
     }
 
     /// Hands over what is to be said, unless too much waits already.

@@ -68,6 +68,9 @@ mod tests {
             assert_eq!((endpoint.address(), endpoint.flags, endpoint.incarnation), (address, flags, 3));
         }
         let key = FrontendKey::from(Frontend::new([10, 96, 0, 1].into(), 0x1234, Protocol::Udp));
-        assert_eq!((&key.addr[10..], key.port, key.protocol), (&[255, 255, 10, 96, 0, 1][..], [0x12, 0x34], 17));
+        assert_eq!(
+            (&key.addr[10..], key.port, key.protocol),
+            (&[255, 255, 10, 96, 0, 1][..], [0x12, 0x34], 17)
+        );
     }
 }

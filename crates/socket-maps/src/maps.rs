@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use sluice_model::Frontend;
 use sluice_table::{AtSocket, SetName, SocketOutcomes, continue_from};
 
-use crate::adopt::{Found, LivingSet, Living};
 use crate::address::in_order;
+use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
@@ -452,7 +452,8 @@ impl<K: Kernel> Maps<K> {
         if self.living.is_empty() {
             return;
         }
-        let own: HashSet<FrontendKey> = port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
+        let own: HashSet<FrontendKey> =
+            port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
         for (frontend, outcomes) in &port.frontends {
             let Some(placed) = self.placed.get(&FrontendKey::from(*frontend)) else { continue };
             let lived = placed.value;
@@ -529,7 +530,8 @@ impl<K: Kernel> Maps<K> {
         }
         new.sort_unstable();
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-            let endpoints: Vec<Endpoint> = run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
+            let endpoints: Vec<Endpoint> =
+                run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
         Ok(Members { list, range, rotation: 0 })

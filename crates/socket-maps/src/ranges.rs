@@ -53,8 +53,7 @@ impl Ranges {
     /// A range for so many.
     pub(crate) fn give(&mut self, count: u16) -> Option<Range> {
         let wanted = order(count);
-        let (mut at, base) =
-            (wanted..ORDERS).find_map(|order| Some((order, *self.of(order)?.first()?)))?;
+        let (mut at, base) = (wanted..ORDERS).find_map(|order| Some((order, *self.of(order)?.first()?)))?;
         self.remove(Range { base, order: at });
         while at > wanted {
             at -= 1;
@@ -66,7 +65,7 @@ impl Ranges {
 
     /// Has a range be given that is known to be in use; whether it was free.
     pub(crate) fn give_this(&mut self, range: Range) -> bool {
-        let is_sound = range.base % range.len() == 0
+        let is_sound = range.base.is_multiple_of(range.len())
             && range.base.checked_add(range.len()).is_some_and(|end| end <= self.bound);
         let around = |order: u32| Range { base: range.base >> order << order, order };
         let found = (range.order..ORDERS).map(around).find(|wider| self.is_free(*wider));
@@ -144,7 +143,9 @@ mod tests {
     fn what_is_not_a_range_of_ours_is_not_given() {
         let mut ranges = Ranges::new(100);
         assert!(ranges.give_this(Range::at(32, 10)));
-        for range in [Range::at(32, 10), Range::at(32, 1), Range::at(0, 33), Range::at(40, 10), Range::at(96, 8)] {
+        for range in
+            [Range::at(32, 10), Range::at(32, 1), Range::at(0, 33), Range::at(40, 10), Range::at(96, 8)]
+        {
             assert!(!ranges.give_this(range), "{range:?}");
         }
     }

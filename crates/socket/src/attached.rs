@@ -234,11 +234,11 @@ impl Kernel for Attached {
 
 impl Living for Attached {
     fn contents(&self) -> io::Result<Contents> {
-        let Capacity { frontends: _, sets, slots, endpoints } = self.capacity;
+        let Capacity { sets, slots, endpoints, .. } = self.capacity;
         Ok(Contents {
             frontends: self.frontends()?,
             sets: (0..sets).map(|id| self.set(id)).collect(),
-            slots: (0..slots).map(|index| self.slot(index)).collect(),
+            slots: (0..slots).map(|slot| self.slot(slot)).collect(),
             endpoints: (0..endpoints).map(|id| self.endpoint(id)).collect(),
         })
     }

@@ -61,8 +61,7 @@ fn at_node(backends: &Backends, kind: FrontendKind) -> AtSocket {
 }
 
 fn at_pod(backends: &Backends, kind: FrontendKind) -> AtSocket {
-    let (inside, outside) =
-        (backends.choose(kind, Origin::LocalPod), backends.choose(kind, Origin::Outside));
+    let (inside, outside) = (backends.choose(kind, Origin::LocalPod), backends.choose(kind, Origin::Outside));
     let rules = &backends.rules;
     let keeps_address = |origin| {
         source_address(kind, origin, rules.policies.external, rules.masquerade) == SourceAddress::Client
@@ -167,7 +166,8 @@ mod tests {
                 allowed_sources: has("ranges").then(|| vec!["10.0.0.0/8".parse().unwrap()].into()),
                 masquerade: Masquerade { always: false, all: has("masquerade"), detects_local_pods: true },
                 passive_health: true,
-                limit: has("limit").then(|| ConnectionLimit::new(NonZeroU32::MIN, &Arc::new(AtomicU32::new(0)))),
+                limit: has("limit")
+                    .then(|| ConnectionLimit::new(NonZeroU32::MIN, &Arc::new(AtomicU32::new(0)))),
             };
             let named = ServicePortName {
                 service: ObjectName::new("default", "web"),
@@ -181,7 +181,15 @@ mod tests {
                     "there" => "10.1.0.2:80",
                     _ => "[fd00::1]:80",
                 };
-                names.iter().map(|name| Arc::new(Upstream::new(address(name).parse().unwrap(), Arc::clone(port.shared_name())))).collect()
+                names
+                    .iter()
+                    .map(|name| {
+                        Arc::new(Upstream::new(
+                            address(name).parse().unwrap(),
+                            Arc::clone(port.shared_name()),
+                        ))
+                    })
+                    .collect()
             };
             let all: Vec<&str> = endpoints.split_whitespace().collect();
             let local: Vec<&str> = all.iter().copied().filter(|name| *name == "here").collect();

@@ -70,8 +70,8 @@ mod writer;
 
 pub use affinity::Affinity;
 pub use answer::{Answer, Why};
-pub use backends::Backends;
 pub use at_socket::{AtSocket, SocketOutcomes};
+pub use backends::Backends;
 pub use balance::Balance;
 pub use balance::rotation::continue_from;
 pub use cluster_addresses::ClusterAddressChange;

@@ -31,7 +31,7 @@ pub use work::Work;
 use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
-use crate::{HealthCheck, NodePortAddresses, Notice, Table, Verdict, node_ports};
+use crate::{HealthCheck, NodePortAddresses, Notice, ServicePort, Table, Verdict, node_ports};
 use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
@@ -65,6 +65,8 @@ pub struct Writer {
     /// What the capture was last told.
     offered: Map<Frontend, FrontendState>,
     conflicts: BTreeMap<Frontend, Vec<Notice>>,
+    /// Service ports that have changed, if somebody wants to know.
+    changed: Option<Vec<Arc<ServicePort>>>,
     notices: Vec<Notice>,
     work: Work,
     /// When endpoints changed in the cluster, of changes that nobody has asked about since, by Service.
@@ -96,6 +98,7 @@ impl Writer {
             retiring: Vec::new(),
             offered: Map::default(),
             conflicts: BTreeMap::new(),
+            changed: None,
             notices: Vec::new(),
             work: Work::default(),
             triggers: BTreeMap::new(),
@@ -182,6 +185,17 @@ impl Writer {
             let ports = services.get(name).into_iter().flat_map(|state| state.ports.values());
             ports.filter(|state| state.port.expire_affinity(now)).count() > 0
         });
+    }
+
+    /// From now on remembers which service ports change, for [`Writer::take_changed`].
+    pub fn follow_changes(&mut self) {
+        self.changed.get_or_insert_default();
+    }
+
+    /// The service ports whose endpoints or rules have changed since this was last asked. To be asked after changes
+    /// were taken in: what is not taken away is kept.
+    pub fn take_changed(&mut self) -> Vec<Arc<ServicePort>> {
+        self.changed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// How much was done so far.
@@ -334,7 +348,10 @@ impl Writer {
         self.notices.extend(change.notices);
         self.work.endpoint_runs += 1;
         self.work.endpoints += change.examined as u64;
-        self.work.swaps += change.swaps;
+        self.work.swaps += change.swapped.len() as u64;
+        if let Some(changed) = &mut self.changed {
+            changed.extend(change.swapped);
+        }
     }
 
     /// Whether nothing is kept of any object.

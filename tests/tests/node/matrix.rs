@@ -8,7 +8,7 @@ use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE};
 
 use super::rules::{CLIENTS, Client, Fate, KINDS, Kind, PLACES, POLICIES, Place, Policy, Source, Who, fate};
-use super::world::{BACKEND, FAMILIES, PROTOCOLS, World, name, names, service, slices};
+use super::world::{BACKEND, FAMILIES, PROTOCOLS, Sockets, World, name, names, service, slices};
 
 /// How often a question that is answered is asked: twice, and, until every endpoint has answered, some more. On a
 /// busy machine a connection may take more than one turn, so that two in a row get the same endpoint.
@@ -69,7 +69,7 @@ impl Case {
         let outcomes = self.ask(fate, world);
         let wrong = |what: &str| Err(format!("{self:?}: {what}; wanted {fate:?}: {outcomes:?}"));
         match fate {
-            Fate::Refused if outcomes != [self.refusal()] => wrong("not refused"),
+            Fate::Refused if outcomes != [self.refusal(world)] => wrong("not refused"),
             Fate::Dropped if outcomes != [Outcome::Silent] => wrong("not silent"),
             Fate::Refused | Fate::Dropped => Ok(()),
             Fate::Answered(who, source) => {
@@ -77,6 +77,11 @@ impl Case {
                 if !all_answered || who_answered(&outcomes) != self.endpoints(who, &world.lab) {
                     return wrong("not these endpoints, all of them");
                 }
+                // The lab's clients outside are sockets of this kernel in a namespace that is not the node's: where it is
+                // decided at sockets, they look like pods, and keep their address as those do.
+                let looks_like_a_pod =
+                    world.has_sockets() && (self.kind, self.client) == (Kind::ClusterIp, Client::Outside);
+                let source = if looks_like_a_pod { Source::Client } else { source };
                 let is_right = |outcome: &Outcome| match (source, outcome.source()) {
                     (Source::Client, Some(seen)) => seen == host.ip(self.family),
                     (Source::Node, Some(seen)) => world.is_nodes(seen),
@@ -109,10 +114,12 @@ impl Case {
     }
 
     /// A refused datagram of the node's own processes does not even leave, unless it is for the node itself: sendto(2)
-    /// says EPERM, as it does with kube-proxy.
-    fn refusal(self) -> Outcome {
+    /// says EPERM, as it does with kube-proxy. At the socket it can be said better.
+    fn refusal(self, world: &World) -> Outcome {
         match (self.client, self.protocol) {
-            (Client::Node, Protocol::Udp) if self.kind != Kind::NodePort => Outcome::Forbidden,
+            (Client::Node, Protocol::Udp) if self.kind != Kind::NodePort && !world.has_sockets() => {
+                Outcome::Forbidden
+            }
             _ => Outcome::Refused,
         }
     }
@@ -132,13 +139,24 @@ fn who_answered(outcomes: &[Outcome]) -> BTreeSet<String> {
 
 #[test]
 fn who_answers_what_it_sees_who_is_refused_and_who_hears_nothing() {
+    check_all(|lab, ()| World::new(lab, |_| {}), || ());
+}
+
+#[test]
+fn the_same_where_it_is_decided_at_the_sockets() {
+    check_all(|lab, sockets| World::with_sockets(sockets, lab), Sockets::new);
+}
+
+/// Checks every case; what is `before` the lab is for its proxy.
+fn check_all<T>(proxy: impl FnOnce(Lab, T) -> World, before: impl FnOnce() -> T) {
+    let before = before();
     let lab = Lab::new().unwrap_or_else(|error| panic!("{error}"));
     // The kernel sends one host no more than about one ICMP error a second.
     for setting in ["net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"] {
         lab.node().ns.set(setting, "0").expect("the limit can be lifted");
     }
     let _servers = [lab.pod(1), lab.other_pod(0)].map(|host| host.serve(BACKEND).expect("the port is free"));
-    let mut world = World::new(lab, |_| {});
+    let mut world = proxy(lab, before);
     let mut changes = Vec::new();
     for policy in POLICIES {
         let model = if policy == Policy::Local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };

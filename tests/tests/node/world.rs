@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
 use ipnet::IpNet;
-use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
+use nix::sched::{CloneFlags, unshare};
+use sluice::proxy::{AtSocketConfig, CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_model::{
@@ -12,7 +14,8 @@ use sluice_model::{
     SlicePort, TrafficPolicy,
 };
 use sluice_table::{LocalPods, WriterConfig};
-use sluice_testbed::lab::{Host, Lab};
+use sluice_testbed::lab::{Cgroup, Host, Lab};
+use tempfile::TempDir;
 
 /// The port that all backends listen on.
 pub const BACKEND: u16 = 8080;
@@ -27,6 +30,39 @@ pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 pub struct World {
     pub lab: Lab,
     proxy: Option<Proxy>,
+    config: ProxyConfig,
+    /// Last: it goes when all threads of the lab have.
+    sockets: Option<Sockets>,
+}
+
+/// A place where programs decide at sockets: those of the thread that makes it, and of all that it starts.
+pub struct Sockets {
+    cgroup: Cgroup,
+    directory: TempDir,
+}
+
+impl Sockets {
+    /// Before the lab is made, whose clients are to be decided about.
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        unshare(CloneFlags::CLONE_NEWNS).expect("these tests take root");
+        let private = Command::new("mount").args(["--make-rprivate", "/"]).status().expect("mount is here");
+        assert!(private.success());
+        sluice_sys::bpf::mount_bpffs(directory.path()).expect("a bpffs can be mounted");
+        Self { cgroup: Cgroup::enter().expect("cgroup2 is mounted"), directory }
+    }
+
+    fn config(&self) -> AtSocketConfig {
+        let (cgroup, pins) = (Some(self.cgroup.path().into()), self.directory.path().join("sluice"));
+        AtSocketConfig { cgroup, pins }
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        let _ = sluice_socket::remove(&self.directory.path().join("sluice"));
+        let _ = Command::new("umount").arg(self.directory.path()).status();
+    }
 }
 
 impl World {
@@ -54,9 +90,36 @@ impl World {
         });
         let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
         change(&mut config);
+        let mut world = Self { lab, proxy: None, config, sockets: None };
+        world.start(Vec::new());
+        world
+    }
+
+    /// The same, and what can be decided at sockets is.
+    pub fn with_sockets(sockets: Sockets, lab: Lab) -> Self {
+        let at_socket = Some(sockets.config());
+        let mut world = Self::new(lab, |config| config.at_socket = at_socket);
+        world.sockets = Some(sockets);
+        world
+    }
+
+    /// Whether what can be decided at sockets is.
+    pub fn has_sockets(&self) -> bool {
+        self.sockets.is_some()
+    }
+
+    /// Ends the agent: its connections are cut off, and what it has made in the kernel stays.
+    pub fn stop(&mut self) {
+        let proxy = self.proxy.take();
+        self.lab.node().ns.run(|| drop(proxy));
+    }
+
+    /// Starts an agent, which knows the node and, at once, this.
+    pub fn start(&mut self, changes: Vec<Change>) {
         // Threads and programs that are started there stay there.
-        let proxy = lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");
-        let mut world = Self { lab, proxy: Some(proxy) };
+        let (config, world) = (self.config.clone(), self);
+        let proxy = world.lab.node().ns.run(|| Proxy::start(config)).expect("a proxy starts");
+        world.proxy = Some(proxy);
         let node = Node {
             name: "node".into(),
             zone: None,
@@ -66,8 +129,8 @@ impl World {
         };
         let cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap()).into();
         let range = sluice_model::ServiceCidr { name: "kubernetes".into(), cidrs };
-        world.apply([Change::Apply(Object::Node(node)), Change::Apply(range.into())]);
-        world
+        let node = [Change::Apply(Object::Node(node)), Change::Apply(range.into())];
+        world.apply(node.into_iter().chain(changes).collect::<Vec<_>>());
     }
 
     /// Makes changes take effect.

@@ -39,11 +39,8 @@ pub fn continue_from<T: Ord>(turn: u64, old: &[T], old_offset: u64, new: &[T]) -
     }
     let due = position(turn, old_offset, old.len());
     let (before, after) = old.split_at(due.min(old.len()));
-    let start = after
-        .iter()
-        .chain(before)
-        .find_map(|endpoint| new.binary_search(endpoint).ok())
-        .unwrap_or(0) as u64;
+    let start =
+        after.iter().chain(before).find_map(|endpoint| new.binary_search(endpoint).ok()).unwrap_or(0) as u64;
     let len = new.len() as u64;
     (start + len - turn % len) % len
 }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub withdraw: Vec<FrontendState>,
     /// Frontends that are new or whose verdicts changed: to be offered once the table knows them.
     pub offer: Vec<FrontendState>,
+    /// Frontends that lead to another service port than before, or as another kind, whether or not their verdicts changed.
+    pub rerouted: Vec<Frontend>,
     /// Cluster IPs that came or went and ranges that they come from: for connections that no
     /// frontend matches.
     pub cluster_addresses: ClusterAddressChange,
@@ -97,6 +99,7 @@ impl Writer {
                 .get(&FrontendKey::from(frontend))
                 .is_some_and(|route| Arc::ptr_eq(route.service_port(), &port) && route.kind() == kind);
             if !is_current {
+                plan.rerouted.push(frontend);
                 plan.added.push(Route::new(frontend, kind, port));
             }
             if self.offered.get(&frontend) != Some(&state) {

@@ -51,8 +51,8 @@ pub(super) struct EndpointChange {
     pub(super) notices: Vec<Notice>,
     /// How many endpoints were looked at.
     pub(super) examined: usize,
-    /// How many service ports changed.
-    pub(super) swaps: u64,
+    /// Service ports that changed.
+    pub(super) swapped: Vec<Arc<ServicePort>>,
 }
 
 impl ServiceState {
@@ -163,12 +163,15 @@ impl ServiceState {
                 local_ready.extend(candidates.iter().filter(is_counted).map(|c| c.address.ip()));
             }
             let before = state.verdicts();
-            change.swaps += u64::from(state.publish(
+            let is_swapped = state.publish(
                 &candidates,
                 here,
                 |ip| around.has_process_at(ip),
                 around.rules(service, *family, &self.used_connections),
-            ));
+            );
+            if is_swapped {
+                change.swapped.push(Arc::clone(&state.port));
+            }
             if state.verdicts() != before {
                 let is_ours = |(frontend, claim): &(&Frontend, &Claim)| {
                     Family::of(frontend.address.ip()) == *family && claim.port == *state.port.name()

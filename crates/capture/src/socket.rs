@@ -1,0 +1,207 @@
+//! Socket mode: what programs in the kernel are told about frontends and endpoints, so that connections of this node's
+//! clients are led to an endpoint before there is a packet. Beside `tproxy`, which has everything that is not decided
+//! there.
+//!
+//! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
+//! go first: at any time there is a way for what the programs leave alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_model::{Frontend, FrontendKind};
+use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
+use sluice_table::{AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes, Table};
+use tracing::warn;
+
+/// What decides at clients' sockets.
+pub trait AtSockets: Send + Sync {
+    /// Has these be decided here from now on: the table knows them, and so does the other capture.
+    fn offer(&mut self, frontends: &[Frontend]);
+
+    /// Once this returns nothing is decided here any more about connections to these.
+    fn withdraw(&mut self, frontends: &[Frontend]);
+
+    /// Goes by what these service ports are now.
+    fn change(&mut self, ports: &[Arc<ServicePort>]);
+
+    /// Learns the addresses of the node's interfaces.
+    fn set_interfaces(&mut self, addresses: &[IpAddr]);
+
+    /// Everything that there is was offered: what an earlier agent has left beyond that is gone when this returns.
+    fn forget_others(&mut self);
+
+    /// Does what is due. To be called several times a second.
+    fn keep(&mut self);
+
+    /// How much there is.
+    fn stats(&self) -> Stats;
+}
+
+/// A service port with its frontends.
+#[derive(Debug)]
+struct Known {
+    port: Arc<ServicePort>,
+    frontends: BTreeMap<Frontend, FrontendKind>,
+}
+
+/// The maps of socket mode, kept in line with the table.
+#[derive(Debug)]
+pub struct Sockets<K> {
+    maps: Maps<K>,
+    table: Reader,
+    ports: HashMap<PortKey, Known>,
+    /// Where each frontend that is offered leads.
+    holders: HashMap<Frontend, PortKey>,
+    interfaces: BTreeSet<IpAddr>,
+    /// How much does not fit, as it was last said.
+    said: usize,
+}
+
+/// What to tell a port by: as long as it is known its place in memory is nobody else's.
+fn key(port: &Arc<ServicePort>) -> PortKey {
+    PortKey(Arc::as_ptr(port) as usize as u64)
+}
+
+impl<K: Kernel + Send + Sync> Sockets<K> {
+    /// Maps that are kept in line with a table.
+    pub fn new(maps: Maps<K>, table: &Table) -> Self {
+        Self {
+            maps,
+            table: table.reader(),
+            ports: HashMap::new(),
+            holders: HashMap::new(),
+            interfaces: BTreeSet::new(),
+            said: 0,
+        }
+    }
+
+    /// Lets go of a frontend; whose it was.
+    fn release(&mut self, frontend: Frontend) -> Option<PortKey> {
+        let holder = self.holders.remove(&frontend)?;
+        if let Some(known) = self.ports.get_mut(&holder) {
+            known.frontends.remove(&frontend);
+        }
+        Some(holder)
+    }
+
+    /// Ports with an endpoint that is one of these.
+    fn with_endpoint_in(&self, frontends: &BTreeSet<Frontend>) -> BTreeSet<PortKey> {
+        let has_one = |known: &Known| {
+            let backends = known.port.backends();
+            let mut upstreams = backends.cluster().upstreams().iter().chain(backends.local().upstreams());
+            let protocol = known.port.name().protocol;
+            upstreams.any(|upstream| frontends.contains(&Frontend { address: upstream.address(), protocol }))
+        };
+        if frontends.is_empty() {
+            return BTreeSet::new();
+        }
+        self.ports.iter().filter(|(_, known)| has_one(known)).map(|(key, _)| *key).collect()
+    }
+
+    /// Brings the maps in line with what these ports are now.
+    fn refresh(&mut self, keys: impl IntoIterator<Item = PortKey>) {
+        let ports: Vec<(PortKey, Port)> =
+            keys.into_iter().filter_map(|key| Some((key, self.wanted(self.ports.get(&key)?)))).collect();
+        let gone: Vec<PortKey> =
+            ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key).collect();
+        self.maps.apply(ports);
+        gone.iter().for_each(|key| {
+            self.ports.remove(key);
+        });
+    }
+
+    fn wanted(&self, known: &Known) -> Port {
+        let backends = known.port.backends();
+        let protocol = known.port.name().protocol;
+        // What is sent there would be captured on its way, and led to an endpoint of that frontend.
+        let leads_on = |name| {
+            let set = match name {
+                SetName::Cluster => backends.cluster(),
+                SetName::Local => backends.local(),
+            };
+            let is_frontend = |address| self.holders.contains_key(&Frontend { address, protocol });
+            set.upstreams().iter().any(|upstream| is_frontend(upstream.address()))
+        };
+        let leads_on = [SetName::Cluster, SetName::Local].map(|name| (name, leads_on(name)));
+        let fits = |outcome| match outcome {
+            AtSocket::Balance(name) if leads_on.contains(&(name, true)) => AtSocket::Relay,
+            outcome => outcome,
+        };
+        let outcomes = |(frontend, kind): (&Frontend, &FrontendKind)| {
+            let ip = frontend.address.ip();
+            let said = SocketOutcomes::of(&known.port, *kind, ip, self.interfaces.contains(&ip));
+            (*frontend, SocketOutcomes { node: fits(said.node), pod: fits(said.pod) })
+        };
+        let addresses =
+            |set: &sluice_table::EndpointSet| set.upstreams().iter().map(|u| u.address()).collect();
+        Port {
+            frontends: known.frontends.iter().map(outcomes).collect(),
+            cluster: addresses(backends.cluster()),
+            local: addresses(backends.local()),
+        }
+    }
+}
+
+impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
+    fn offer(&mut self, frontends: &[Frontend]) {
+        let mut touched = BTreeSet::new();
+        let mut external = BTreeSet::new();
+        for frontend in frontends {
+            touched.extend(self.release(*frontend));
+            let Some(route) = self.table.lookup(FrontendKey::from(*frontend)) else { continue };
+            let (port, kind) = (Arc::clone(route.service_port()), route.kind());
+            let key = key(&port);
+            let known = self.ports.entry(key).or_insert_with(|| Known { port, frontends: BTreeMap::new() });
+            known.frontends.insert(*frontend, kind);
+            self.holders.insert(*frontend, key);
+            touched.insert(key);
+            // The table has no endpoints that are cluster IPs.
+            if kind.is_external() {
+                external.insert(*frontend);
+            }
+        }
+        touched.extend(self.with_endpoint_in(&external));
+        self.refresh(touched);
+    }
+
+    fn withdraw(&mut self, frontends: &[Frontend]) {
+        let mut touched: BTreeSet<PortKey> =
+            frontends.iter().filter_map(|frontend| self.release(*frontend)).collect();
+        touched.extend(self.with_endpoint_in(&frontends.iter().copied().collect()));
+        self.refresh(touched);
+    }
+
+    fn change(&mut self, ports: &[Arc<ServicePort>]) {
+        let keys: BTreeSet<PortKey> = ports.iter().map(key).collect();
+        self.refresh(keys);
+    }
+
+    fn set_interfaces(&mut self, addresses: &[IpAddr]) {
+        let before = std::mem::replace(&mut self.interfaces, addresses.iter().copied().collect());
+        let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
+        let holders = self.holders.iter();
+        let touched: BTreeSet<PortKey> = holders
+            .filter(|(frontend, _)| changed.contains(&frontend.address.ip()))
+            .map(|(_, key)| *key)
+            .collect();
+        self.refresh(touched);
+    }
+
+    fn forget_others(&mut self) {
+        self.maps.forget_unclaimed();
+    }
+
+    fn keep(&mut self) {
+        self.maps.retry();
+        let waiting = self.maps.stats().waiting;
+        if waiting > self.said {
+            warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
+        }
+        self.said = waiting;
+    }
+
+    fn stats(&self) -> Stats {
+        self.maps.stats()
+    }
+}
