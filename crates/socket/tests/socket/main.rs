@@ -1,5 +1,13 @@
 //! Socket mode's programs in a kernel: namespaces, a cgroup and a bpffs of each test's own, and real sockets.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail tests"
+)]
+
 mod census;
 mod health;
 mod layout;

@@ -24,7 +24,14 @@ pub(crate) struct Node {
     pub(crate) pod: Namespace,
     pub(crate) config: Config,
     cgroup: Cgroup,
-    _directory: TempDir,
+    directory: TempDir,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What something is mounted on is not removed.
+        let _ = Command::new("umount").arg("--lazy").arg(self.directory.path()).status();
+    }
 }
 
 impl Node {
@@ -50,7 +57,7 @@ impl Node {
         });
         let pins = directory.path().join("sluice");
         let config = Config { cgroup: cgroup.path().into(), pins, capacity: CAPACITY };
-        Self { host, pod, config, cgroup, _directory: directory }
+        Self { host, pod, config, cgroup, directory }
     }
 
     /// What an agent does.
