@@ -153,10 +153,10 @@ mod tests {
         for (name, settings, endpoints, kind, node, pod) in CASES {
             let has = |word| settings.contains(word);
             let policy = if has("local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
-            let balance = match settings {
-                &"least" => Balance::LeastConnections,
-                &"hash" => Balance::SourceHash,
-                &"random" => Balance::Random,
+            let balance = match *settings {
+                "least" => Balance::LeastConnections,
+                "hash" => Balance::SourceHash,
+                "random" => Balance::Random,
                 _ => Balance::RoundRobin,
             };
             let rules = PortRules {
