@@ -203,6 +203,8 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("master",                 "master",                   Texts),
     own("passiveHealth",          "passive-health",           Bool),
     own("serviceMetrics",         "service-metrics",          Text),
+    own("socketCgroup",           "socket-cgroup",            Text),
+    own("socketPins",             "socket-pins",              Text),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),
     own("tproxyPort",             "tproxy-port",              Int),
     own("trackConnections",       "track-connections",        Bool),
