@@ -4,6 +4,7 @@
 mod kernel;
 mod relays;
 mod sluice;
+mod sockets;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use sluice_model::Protocol;
 use sluice_testbed::lab::Process;
+
+use sockets::Sockets;
 
 use crate::site::{HTTP, Site, await_tcp, end};
 use crate::tool::is_installed;
@@ -28,6 +31,8 @@ pub enum Kind {
     Direct,
     /// Sluice as on a node; of this program, or another build of it.
     SluiceTproxy(Option<PathBuf>),
+    /// Sluice as on a node, where clients' sockets are led to endpoints.
+    SluiceSocket(Option<PathBuf>),
     /// Sluice as a plain relay on an address of the node.
     SluiceBind(Option<PathBuf>),
     /// The kernel's DNAT, by rules like those of kube-proxy's nftables mode.
@@ -50,7 +55,8 @@ pub struct Contender {
 }
 
 /// The names of those that need nothing to be said about them.
-pub const NAMES: [&str; 6] = ["direct", "sluice-tproxy", "sluice-bind", "dnat", "haproxy", "nginx"];
+pub const NAMES: [&str; 7] =
+    ["direct", "sluice-socket", "sluice-tproxy", "sluice-bind", "dnat", "haproxy", "nginx"];
 
 /// A contender at work. Its processes end with it.
 pub struct Running {
@@ -58,6 +64,8 @@ pub struct Running {
     pub ip: IpAddr,
     /// Its processes; none where the kernel does the work.
     pub processes: Vec<Process>,
+    /// Where its programs are, if they are at sockets.
+    sockets: Option<Sockets>,
     /// For as long as it is measured.
     pub site: Site,
 }
@@ -68,9 +76,22 @@ impl Drop for Running {
     }
 }
 
+impl Running {
+    /// Does what a client does.
+    ///
+    /// # Errors
+    /// Those of what is done.
+    pub fn as_client<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.sockets {
+            Some(sockets) => sockets.within(work),
+            None => work(),
+        }
+    }
+}
+
 impl Contender {
-    /// The contender of a name: one of [`NAMES`], `realm=PATH`, or `sluice-tproxy=PATH` and `sluice-bind=PATH` for
-    /// another build, where `NAME:` before the path is what it is called.
+    /// The contender of a name: one of [`NAMES`], `realm=PATH`, or `sluice-tproxy=PATH`, `sluice-socket=PATH` and
+    /// `sluice-bind=PATH` for another build, where `NAME:` before the path is what it is called.
     ///
     /// # Errors
     /// There is none.
@@ -83,6 +104,7 @@ impl Contender {
         let kind = match (word, path) {
             ("direct", None) => Kind::Direct,
             ("sluice-tproxy", path) => Kind::SluiceTproxy(path),
+            ("sluice-socket", path) => Kind::SluiceSocket(path),
             ("sluice-bind", path) => Kind::SluiceBind(path),
             ("dnat", None) => Kind::Dnat,
             ("haproxy", None) => Kind::Haproxy,
@@ -98,10 +120,17 @@ impl Contender {
         let program = match &self.kind {
             Kind::Haproxy => "haproxy",
             Kind::Nginx => "nginx",
-            Kind::Realm(path) | Kind::SluiceTproxy(Some(path)) | Kind::SluiceBind(Some(path)) => {
+            Kind::Realm(path)
+            | Kind::SluiceTproxy(Some(path))
+            | Kind::SluiceSocket(Some(path))
+            | Kind::SluiceBind(Some(path)) => {
                 return (!path.is_file()).then(|| format!("there is no {}", path.display()));
             }
-            Kind::Direct | Kind::SluiceTproxy(None) | Kind::SluiceBind(None) | Kind::Dnat => return None,
+            Kind::Direct
+            | Kind::SluiceTproxy(None)
+            | Kind::SluiceSocket(None)
+            | Kind::SluiceBind(None)
+            | Kind::Dnat => return None,
         };
         (!is_installed(program)).then(|| format!("{program} is not installed"))
     }
@@ -113,7 +142,7 @@ impl Contender {
 
     /// Whether bytes pass a program, rather than the kernel alone.
     pub fn is_relay(&self) -> bool {
-        !matches!(self.kind, Kind::Direct | Kind::Dnat)
+        !matches!(self.kind, Kind::Direct | Kind::Dnat | Kind::SluiceSocket(_))
     }
 
     /// Starts it at a site.
@@ -121,15 +150,17 @@ impl Contender {
     /// # Errors
     /// It does not start.
     pub fn start(&self, site: Site) -> Result<Running> {
-        let (ip, processes) = self.start_at(&site).with_context(|| self.name.clone())?;
-        let running = Running { ip: ip.into(), processes, site };
+        let sockets = matches!(self.kind, Kind::SluiceSocket(_)).then(|| Sockets::new(&site)).transpose();
+        let sockets = sockets.with_context(|| self.name.clone())?;
+        let (ip, processes) = self.start_at(&site, sockets.as_ref()).with_context(|| self.name.clone())?;
+        let running = Running { ip: ip.into(), processes, sockets, site };
         if is_installed("nginx") {
-            await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes)?;
+            running.as_client(|| await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes))?;
         }
         Ok(running)
     }
 
-    fn start_at(&self, site: &Site) -> Result<(Ipv4Addr, Vec<Process>)> {
+    fn start_at(&self, site: &Site, sockets: Option<&Sockets>) -> Result<(Ipv4Addr, Vec<Process>)> {
         let server = site.server().v4;
         if self.is_relay() && !matches!(self.kind, Kind::SluiceTproxy(_)) {
             site.lab.node().ns.ip(&format!("address add {LISTEN_IP}/32 dev lo"))?;
@@ -137,6 +168,10 @@ impl Contender {
         Ok(match &self.kind {
             Kind::Direct => (server, Vec::new()),
             Kind::SluiceTproxy(path) => (CLUSTER_IP, vec![sluice::tproxy(site, path.as_deref())?]),
+            Kind::SluiceSocket(path) => {
+                let flags = sockets.map(Sockets::arguments).unwrap_or_default();
+                (CLUSTER_IP, vec![sluice::socket(site, path.as_deref(), &flags)?])
+            }
             Kind::SluiceBind(path) => (LISTEN_IP, vec![sluice::bind(site, path.as_deref())?]),
             Kind::Dnat => {
                 kernel::dnat(&site.lab, CLUSTER_IP, server)?;

@@ -24,8 +24,8 @@ struct Arguments {
     /// What is measured [default: all columns]: bulk, bulk4, request, exchange, connections, requests, dns, datagram.
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', value_parser = column)]
     only: Vec<Column>,
-    /// Who is measured: direct, sluice-tproxy, sluice-bind, dnat, haproxy, nginx; realm=PATH; another build of Sluice:
-    /// sluice-tproxy=LABEL:PATH or sluice-bind=LABEL:PATH [default: all but the last three].
+    /// Who is measured: direct, sluice-socket, sluice-tproxy, sluice-bind, dnat, haproxy, nginx; realm=PATH; another build
+    /// of Sluice: sluice-tproxy=LABEL:PATH, for example [default: all but these].
     #[arg(long, value_name = "WHO", value_delimiter = ',', value_parser = Contender::parse)]
     contenders: Vec<Contender>,
     /// Where results.md and results.svg are written. Without it only the tables are shown.

@@ -156,7 +156,7 @@ impl Column {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         let (own, all) = (usage::cpu_of(&running.processes)?, usage::cpu_of_machine()?);
         let patience = Duration::from_secs(seconds) + PATIENCE;
-        let said = tool::run(&running.site.client().ns, &command, patience)?;
+        let said = running.as_client(|| tool::run(&running.site.client().ns, &command, patience))?;
         let own_cpu = usage::cpu_of(&running.processes)?.saturating_sub(own);
         let all_cpu = usage::cpu_of_machine()?.saturating_sub(all);
         let said = said.well()?;

@@ -16,6 +16,15 @@ pub(super) fn tproxy(site: &Site, program: Option<&Path>) -> Result<Process> {
     start(site, program, &TPROXY, CLUSTER_IP)
 }
 
+/// On a node, where clients' sockets are led to endpoints.
+pub(super) fn socket(site: &Site, program: Option<&Path>, flags: &[String]) -> Result<Process> {
+    let mut arguments = TPROXY.to_vec();
+    arguments.extend(flags.iter().map(String::as_str));
+    let mode = arguments.iter_mut().find(|argument| **argument == "tproxy");
+    mode.into_iter().for_each(|mode| *mode = "socket");
+    start(site, program, &arguments, CLUSTER_IP)
+}
+
 /// As a plain relay.
 pub(super) fn bind(site: &Site, program: Option<&Path>) -> Result<Process> {
     start(site, program, &["--capture", "bind"], LISTEN_IP)

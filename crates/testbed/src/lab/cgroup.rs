@@ -43,6 +43,22 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Moves the thread that made it back to where it was. What it has started stays.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn leave(&self) -> Result<(), LabError> {
+        move_thread(&self.parent).map_err(LabError::io("leaving a cgroup"))
+    }
+
+    /// Moves the thread that made it there again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn join(&self) -> Result<(), LabError> {
+        move_thread(&self.path).map_err(LabError::io("joining a cgroup"))
+    }
+
     /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
