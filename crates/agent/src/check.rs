@@ -1,4 +1,4 @@
-//! `sluice check`: says what is in the way of `--capture tproxy` on this node.
+//! `sluice check`: says what is in the way of `--capture tproxy` on this node, and what `socket` lacks.
 //!
 //! What is so is gathered first, without changing anything (`gather`); what it means is judged from that
 //! alone (`judge`).
@@ -7,6 +7,7 @@ mod facts;
 mod finding;
 mod gather;
 mod judge;
+mod sockets;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -57,7 +58,12 @@ pub enum Output {
 pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
     let name = agent::node_name(args.hostname_override.as_deref())?;
     let node = look_for_node(args, &name).await;
-    let findings = tokio::task::spawn_blocking(move || findings(Some((name, node)))).await?;
+    let look = move || {
+        let mut findings = findings(Some((name, node)));
+        findings.push(sockets::finding());
+        findings
+    };
+    let findings = tokio::task::spawn_blocking(look).await?;
     let text = match args.output {
         Output::Text => finding::text(&findings),
         Output::Json => finding::json(&findings),
