@@ -14,7 +14,8 @@ use sluice_socket::State;
 use sluice_table::{LocalPods, NodePortAddresses};
 use tracing::{info, warn};
 
-use crate::proxy::{AtSocketConfig, CaptureConfig};
+use crate::at_socket::AtSocketConfig;
+use crate::proxy::CaptureConfig;
 use crate::values;
 
 /// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.

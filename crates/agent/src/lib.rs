@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod at_socket;
 pub mod capture_args;
 pub mod check;
 pub mod cleanup;

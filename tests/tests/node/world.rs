@@ -6,7 +6,8 @@ use std::process::Command;
 
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
-use sluice::proxy::{AtSocketConfig, CaptureConfig, Proxy, ProxyConfig};
+use sluice::at_socket::AtSocketConfig;
+use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_model::{
