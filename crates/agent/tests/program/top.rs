@@ -29,14 +29,19 @@ fn without_a_terminal_it_writes_one_table() {
 fn a_terminal_is_drawn_on_sorted_by_key_and_given_back_as_it_was() {
     let scene = Scene::start();
     for end in ["q", "\u{3}", "SIGTERM"] {
-        // script(1) runs it on a terminal of its own.
+        // script(1) runs it on a terminal of its own. Ctrl-C there is a signal to the shell as well, which
+        // dash, unlike bash, would not outlive.
         let top = format!(
-            "stty -a; sh -c 'echo pid=$$; exec {} top --interval 100ms --admin-socket {}'; stty -a; echo the-end",
+            "trap : INT; stty -a; sh -c 'echo pid=$$; exec {} top --interval 100ms --admin-socket {}'; stty -a; echo the-end",
             env!("CARGO_BIN_EXE_sluice"),
             scene.socket().display()
         );
         let mut command = Command::new("script");
-        command.args(["-qec", &top, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["-qec", &top, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut top = Agent::run_for(&mut command, |child| Box::new(child.stdout.take().unwrap()));
         let mut keys = top.child.stdin.take().unwrap();
         let pid = top.wait_for("pid=");
