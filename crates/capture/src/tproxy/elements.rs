@@ -19,6 +19,8 @@ pub(super) enum SetName {
     NodePorts,
     /// Addresses that nodePorts are served on.
     NodeIps,
+    /// Addresses that Services have beside their cluster IPs, [`SetName::NodeIps`] among them.
+    ExternalIps,
     /// Addresses that Services have.
     ClusterIps,
     /// Where cluster IPs come from.
@@ -32,10 +34,11 @@ pub(super) enum SetName {
 }
 
 impl SetName {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Frontends,
         Self::NodePorts,
         Self::NodeIps,
+        Self::ExternalIps,
         Self::ClusterIps,
         Self::ServiceCidrs,
         Self::LocalPods,
@@ -54,6 +57,7 @@ impl SetName {
             Self::Frontends => "frontends",
             Self::NodePorts => "node_ports",
             Self::NodeIps => "node_ips",
+            Self::ExternalIps => "external_ips",
             Self::ClusterIps => "cluster_ips",
             Self::ServiceCidrs => "service_cidrs",
             Self::LocalPods => "local_pods",
@@ -116,6 +120,7 @@ pub(super) enum Key {
     Frontend(Frontend),
     NodePort(Family, Protocol, u16),
     NodeIp(IpAddr),
+    ExternalIp(IpAddr),
     ClusterIp(IpAddr),
     ServiceCidr(IpNet),
     LocalPods(IpNet),
@@ -130,6 +135,7 @@ impl Key {
             Self::Frontend(frontend) => (SetName::Frontends, Family::of(frontend.address.ip())),
             Self::NodePort(family, ..) => (SetName::NodePorts, *family),
             Self::NodeIp(ip) => (SetName::NodeIps, Family::of(*ip)),
+            Self::ExternalIp(ip) => (SetName::ExternalIps, Family::of(*ip)),
             Self::ClusterIp(ip) => (SetName::ClusterIps, Family::of(*ip)),
             Self::ServiceCidr(cidr) => (SetName::ServiceCidrs, Family::of(cidr.addr())),
             Self::LocalPods(cidr) => (SetName::LocalPods, Family::of(cidr.addr())),
@@ -149,7 +155,7 @@ impl fmt::Display for Key {
         match self {
             Self::Frontend(this) => frontend(this, f),
             Self::NodePort(_, protocol, port) => write!(f, "{} . {port}", nft_protocol(*protocol)),
-            Self::NodeIp(ip) | Self::ClusterIp(ip) => write!(f, "{ip}"),
+            Self::NodeIp(ip) | Self::ExternalIp(ip) | Self::ClusterIp(ip) => write!(f, "{ip}"),
             Self::ServiceCidr(cidr) | Self::LocalPods(cidr) | Self::Untracked(cidr) => write!(f, "{cidr}"),
             Self::AllowedSource(this, source) => {
                 frontend(this, f)?;

@@ -146,6 +146,7 @@ fn parse_element(name: SetName, family: Family, element: &Json) -> Option<(Key, 
             Key::AllowedSource(frontend(ip, protocol, port)?, parse_cidr(source)?)
         }
         (SetName::NodeIps, None) => Key::NodeIp(parse_ip(key)?),
+        (SetName::ExternalIps, None) => Key::ExternalIp(parse_ip(key)?),
         (SetName::ClusterIps, None) => Key::ClusterIp(parse_ip(key)?),
         (SetName::ServiceCidrs, None) => Key::ServiceCidr(parse_cidr(key)?),
         (SetName::LocalPods, None) => Key::LocalPods(parse_cidr(key)?),

@@ -18,8 +18,8 @@ pub(super) struct Wanted {
     frontends: BTreeMap<Frontend, Placed>,
     /// The addresses that each nodePort is served on.
     node_ports: BTreeMap<NodePort, BTreeMap<IpAddr, Chain>>,
-    /// How many nodePorts are served on each address.
-    node_ips: BTreeMap<IpAddr, usize>,
+    /// How many frontends want each element that an address has only once.
+    users: BTreeMap<Key, usize>,
     service_cidrs: Vec<IpNet>,
     local_pods: Vec<IpNet>,
     untracked: Vec<IpNet>,
@@ -30,7 +30,7 @@ type NodePort = (Family, Protocol, u16);
 /// A frontend that has its elements.
 #[derive(Debug)]
 struct Placed {
-    is_node_port: bool,
+    kind: FrontendKind,
     allowed_sources: Vec<IpNet>,
 }
 
@@ -56,17 +56,18 @@ impl Wanted {
         for source in placed.allowed_sources {
             self.put(Key::AllowedSource(frontend, source), None);
         }
-        if placed.is_node_port {
-            self.withdraw_node_port(frontend);
-        } else {
-            self.put(Key::Frontend(frontend), None);
+        for key in of_address(frontend.address.ip(), placed.kind) {
+            self.release(key);
+        }
+        match placed.kind {
+            FrontendKind::NodePort => self.withdraw_node_port(frontend),
+            _ => self.put(Key::Frontend(frontend), None),
         }
     }
 
     pub(super) fn offer(&mut self, state: &FrontendState) {
         let frontend = state.frontend;
         self.withdraw(frontend);
-        let is_node_port = state.kind == FrontendKind::NodePort;
         let chain = chain(state);
         let allowed_sources = match &state.allowed_sources {
             Some(sources) if chain != Chain::Discard => merged(sources, Family::of(frontend.address.ip())),
@@ -75,12 +76,14 @@ impl Wanted {
         for source in &allowed_sources {
             self.put(Key::AllowedSource(frontend, *source), Some(Value::Member));
         }
-        if is_node_port {
-            self.offer_node_port(frontend, chain);
-        } else {
-            self.put(Key::Frontend(frontend), Some(Value::Goto(chain)));
+        for key in of_address(frontend.address.ip(), state.kind) {
+            self.claim(key);
         }
-        self.frontends.insert(frontend, Placed { is_node_port, allowed_sources });
+        match state.kind {
+            FrontendKind::NodePort => self.offer_node_port(frontend, chain),
+            _ => self.put(Key::Frontend(frontend), Some(Value::Goto(chain))),
+        }
+        self.frontends.insert(frontend, Placed { kind: state.kind, allowed_sources });
     }
 
     pub(super) fn change_cluster_addresses(&mut self, change: &ClusterAddressChange) {
@@ -117,24 +120,12 @@ impl Wanted {
 
     fn offer_node_port(&mut self, frontend: Frontend, chain: Chain) {
         let ip = frontend.address.ip();
-        let users = self.node_ips.entry(ip).or_default();
-        *users += 1;
-        if *users == 1 {
-            self.put(Key::NodeIp(ip), Some(Value::Member));
-        }
         self.node_ports.entry(node_port(frontend)).or_default().insert(ip, chain);
         self.refresh_node_port(frontend);
     }
 
     fn withdraw_node_port(&mut self, frontend: Frontend) {
         let ip = frontend.address.ip();
-        if let Some(users) = self.node_ips.get_mut(&ip) {
-            *users -= 1;
-            if *users == 0 {
-                self.node_ips.remove(&ip);
-                self.put(Key::NodeIp(ip), None);
-            }
-        }
         // A detour of its own, if it had one.
         self.put(Key::Frontend(frontend), None);
         let port = node_port(frontend);
@@ -164,6 +155,23 @@ impl Wanted {
         }
     }
 
+    fn claim(&mut self, key: Key) {
+        let users = self.users.entry(key).or_default();
+        *users += 1;
+        if *users == 1 {
+            self.put(key, Some(Value::Member));
+        }
+    }
+
+    fn release(&mut self, key: Key) {
+        let Some(users) = self.users.get_mut(&key) else { return };
+        *users -= 1;
+        if *users == 0 {
+            self.users.remove(&key);
+            self.put(key, None);
+        }
+    }
+
     fn put(&mut self, key: Key, value: Option<Value>) {
         let old = match value {
             Some(value) => self.elements.insert(key, value),
@@ -173,6 +181,13 @@ impl Wanted {
             self.touched.entry(key).or_insert(old);
         }
     }
+}
+
+/// The elements that an address has, however many frontends of a kind there are on it.
+fn of_address(ip: IpAddr, kind: FrontendKind) -> impl Iterator<Item = Key> {
+    let is_node_port = kind == FrontendKind::NodePort;
+    let keys = [is_node_port.then_some(Key::NodeIp(ip)), kind.is_external().then_some(Key::ExternalIp(ip))];
+    keys.into_iter().flatten()
 }
 
 fn node_port(frontend: Frontend) -> NodePort {

@@ -57,7 +57,10 @@ fn of_another_state_the_difference_is_changed() {
         drop(tproxy);
         let mut monitor = Monitor::new();
         let tproxy = serving(config(), 3);
-        let gone = ["delete element inet sluice frontends4 { 203.0.113.5 . tcp . 80 : goto relay }"];
+        let gone = [
+            "delete element inet sluice frontends4 { 203.0.113.5 . tcp . 80 : goto relay }",
+            "delete element inet sluice external_ips4 { 203.0.113.5 }",
+        ];
         assert_eq!(monitor.transactions(), [gone]);
         assert_eq!(tproxy.stats().repairs, 0, "nobody has changed anything");
     });
