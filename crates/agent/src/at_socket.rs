@@ -1,4 +1,8 @@
 //! Socket mode's programs, as an agent has them: attached in the place of an earlier agent's, or removed.
+//!
+//! `sweep`: ending sockets that lead nowhere any more.
+
+mod sweep;
 
 use std::path::PathBuf;
 
@@ -7,6 +11,8 @@ use sluice_capture::tproxy;
 use sluice_socket::Programs;
 use sluice_socket_maps::{Capacity, Maps};
 use sluice_table::Table;
+
+pub(crate) use self::sweep::Sweeper;
 
 /// Where programs that decide at sockets are attached, and kept.
 #[derive(Debug, Clone)]
@@ -30,9 +36,12 @@ pub(crate) struct NotAttached {
 
 /// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not, and takes care
 /// that none do.
-pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<Box<dyn AtSockets>, NotAttached> {
+pub(crate) fn attach(
+    config: &AtSocketConfig,
+    table: &Table,
+) -> Result<(Box<dyn AtSockets>, Sweeper), NotAttached> {
     let not = |reason: String| NotAttached { reason, is_busy: false };
-    let attach = || {
+    let attach = || -> Result<(Box<dyn AtSockets>, Sweeper), NotAttached> {
         let root = sluice_socket::cgroup_root;
         let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
         let config = sluice_socket::Config { cgroup, pins: config.pins.clone(), capacity: CAPACITY };
@@ -41,10 +50,13 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<Box<dyn A
             reason: error.to_string(),
         })?;
         attached.set_relay_mark(tproxy::marks::UPSTREAM);
-        Maps::adopt(attached).map_err(|error| not(error.to_string()))
+        let sweeper = attached.census().and_then(|census| Sweeper::start(census, table));
+        let sweeper = sweeper.map_err(|error| not(error.to_string()))?;
+        let maps = Maps::adopt(attached).map_err(|error| not(error.to_string()))?;
+        Ok((Box::new(Sockets::new(maps, table)), sweeper))
     };
     let error = match attach() {
-        Ok(maps) => return Ok(Box::new(Sockets::new(maps, table))),
+        Ok(attached) => return Ok(attached),
         Err(error) if error.is_busy => return Err(error),
         Err(error) => error,
     };

@@ -24,7 +24,7 @@ use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortNam
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocketConfig, attach};
+use crate::at_socket::{AtSocketConfig, Sweeper, attach};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
@@ -84,6 +84,8 @@ pub struct Proxy {
     capture: Background,
     /// What decides at clients' sockets.
     sockets: Option<Box<dyn AtSockets>>,
+    /// What ends sockets that lead nowhere any more, as long as something decides at sockets.
+    sweeper: Option<Sweeper>,
     /// What is to, once an earlier agent does not any more.
     at_socket: Option<AtSocketConfig>,
     /// The node's addresses, as far as they are watched.
@@ -274,16 +276,16 @@ impl Proxy {
         };
         let mut at_socket = config.at_socket;
         let attached = at_socket.as_ref().map(|config| attach(config, writer.table()));
-        let sockets = match attached {
-            None => None,
-            Some(Ok(sockets)) => {
+        let (sockets, sweeper) = match attached {
+            None => (None, None),
+            Some(Ok((sockets, sweeper))) => {
                 at_socket = None;
-                Some(sockets)
+                (Some(sockets), Some(sweeper))
             }
             Some(Err(error)) => {
                 warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
                 at_socket = at_socket.filter(|_| error.is_busy);
-                None
+                (None, None)
             }
         };
         if sockets.is_some() {
@@ -297,6 +299,7 @@ impl Proxy {
             node,
             capture,
             sockets,
+            sweeper,
             at_socket,
             interface_addresses: Vec::new(),
             attach_tried: Instant::now(),
@@ -348,7 +351,9 @@ impl Proxy {
     /// Returns whether they are.
     pub fn advance(&mut self) -> bool {
         if let Some(sockets) = &mut self.sockets {
-            sockets.change(&self.writer.take_changed());
+            let changed = self.writer.take_changed();
+            sockets.change(&changed);
+            self.sweeper.iter().for_each(|sweeper| sweeper.changed(&changed));
         }
         if let Some(step) = self.capture.take_done() {
             self.finish(&step);
@@ -404,17 +409,24 @@ impl Proxy {
         let Some((mut plan, start)) = self.under_way.take() else { return };
         // The first step has everything that there is.
         let is_first = !std::mem::replace(&mut self.has_offered, true);
+        let rerouted = std::mem::take(&mut plan.rerouted);
         if let Some(sockets) = &mut self.sockets {
             let offered = step.offer.iter().map(|state| state.frontend);
-            let frontends: Vec<Frontend> = offered.chain(std::mem::take(&mut plan.rerouted)).collect();
+            let frontends: Vec<Frontend> = offered.chain(rerouted.iter().copied()).collect();
             sockets.offer(&frontends);
             if is_first {
                 sockets.forget_others();
             }
         }
+        let is_udp = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
+        let has_rerouted = rerouted.iter().any(is_udp);
         self.writer.finish(&mut plan);
-        if step.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
+        let has_withdrawn = step.withdraw.iter().any(|state| is_udp(&state.frontend));
+        if has_withdrawn {
             self.dataplane.end_flows();
+        }
+        if is_first || has_withdrawn || has_rerouted {
+            self.sweeper.iter().for_each(Sweeper::wake);
         }
         let took = start.elapsed();
         self.step_durations.observe(took.as_secs_f64());
@@ -483,7 +495,7 @@ impl Proxy {
         let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
         self.attach_tried = now;
         match attach(config, self.writer.table()) {
-            Ok(mut sockets) => {
+            Ok((mut sockets, sweeper)) => {
                 self.at_socket = None;
                 self.writer.follow_changes();
                 sockets.set_interfaces(&self.interface_addresses);
@@ -491,7 +503,8 @@ impl Proxy {
                 let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
                 sockets.offer(&frontends);
                 sockets.forget_others();
-                self.sockets = Some(sockets);
+                sweeper.wake();
+                (self.sockets, self.sweeper) = (Some(sockets), Some(sweeper));
                 info!("connections are decided at their sockets, as the earlier agent has ended");
             }
             Err(error) if error.is_busy => {}

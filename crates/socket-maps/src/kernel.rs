@@ -22,6 +22,8 @@ pub struct Capacity {
 pub trait Kernel {
     /// Writes endpoints from id `first` on.
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
+    /// Has an endpoint's id mean something else, and nothing but that: what remembers it chooses anew.
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32);
     /// Writes slots from `first` on.
     fn write_slots(&mut self, first: u32, ids: &[u32]);
     /// Writes a set. Only while no frontend names it.

@@ -18,7 +18,7 @@ use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, verdict};
 use crate::ranges::{Range, Ranges};
 
 /// Sets that a service port has: one for each traffic policy.
@@ -79,6 +79,8 @@ pub(crate) struct Members {
     pub(crate) list: Vec<(SocketAddr, u32)>,
     pub(crate) range: Range,
     pub(crate) rotation: u64,
+    /// One of [`protocol`].
+    pub(crate) protocol: u8,
 }
 
 #[derive(Debug)]
@@ -107,6 +109,8 @@ struct Retired {
     sets: Vec<u32>,
     ranges: Vec<Range>,
     endpoints: Vec<u32>,
+    /// Those of them that flows of unconnected sockets keep to until they are told.
+    flowing: Vec<u32>,
 }
 
 impl Retired {
@@ -118,11 +122,21 @@ impl Retired {
         self.sets.append(&mut other.sets);
         self.ranges.append(&mut other.ranges);
         self.endpoints.append(&mut other.endpoints);
+        self.flowing.append(&mut other.flowing);
     }
 
     fn add_members(&mut self, members: &Members) {
         self.ranges.push(members.range);
-        self.endpoints.extend(members.list.iter().map(|(_, id)| *id));
+        self.add_endpoints(members.protocol, members.list.iter().map(|(_, id)| *id));
+    }
+
+    fn add_endpoints(&mut self, protocol: u8, ids: impl Iterator<Item = u32>) {
+        let before = self.endpoints.len();
+        self.endpoints.extend(ids);
+        // What connections of TCP did is counted at their end only while the number means the same.
+        if protocol == protocol::UDP {
+            self.flowing.extend(self.endpoints.iter().skip(before));
+        }
     }
 
     fn add_set(&mut self, set: &SetState) {
@@ -152,6 +166,9 @@ pub struct Maps<K> {
     /// No outcome names these any more, but frontends may until then.
     dropped: Retired,
     retired: Retired,
+    /// Numbers that were renewed lately, and before that: a program that had picked one just before may have begun
+    /// a flow by the new meaning just after.
+    renewed: [Vec<u32>; 2],
     /// Ports with something that did not fit.
     waiting: BTreeMap<PortKey, Port>,
     /// Whether there may be more room since the waiting ones were tried.
@@ -177,6 +194,7 @@ impl<K: Kernel> Maps<K> {
             touched: HashSet::new(),
             dropped: Retired::default(),
             retired: Retired::default(),
+            renewed: Default::default(),
             waiting: BTreeMap::new(),
             has_room: false,
             living: HashMap::new(),
@@ -239,6 +257,9 @@ impl<K: Kernel> Maps<K> {
 
     /// Tries again what did not fit, if there may be room, and what the kernel has refused.
     pub fn retry(&mut self) {
+        let [lately, before] = &mut self.renewed;
+        let again = std::mem::replace(before, std::mem::take(lately));
+        self.renew(&again);
         if !self.touched.is_empty() {
             self.flush();
         }
@@ -281,7 +302,9 @@ impl<K: Kernel> Maps<K> {
             self.failures += 1;
             return false;
         }
-        let Retired { sets, ranges, endpoints } = std::mem::take(&mut self.retired);
+        // Whatever they mean next, it is something else.
+        self.renewed = Default::default();
+        let Retired { sets, ranges, endpoints, flowing: _ } = std::mem::take(&mut self.retired);
         sets.into_iter().for_each(|id| self.set_ids.take_back(id));
         ranges.into_iter().for_each(|range| self.ranges.take_back(range));
         endpoints.into_iter().for_each(|id| self.endpoint_ids.take_back(id));
@@ -331,6 +354,9 @@ impl<K: Kernel> Maps<K> {
             (name, addresses)
         });
         self.claim(state, port);
+        // A port's frontends are all of one.
+        let protocol =
+            port.frontends.first().map_or(0, |(frontend, _)| FrontendKey::from(*frontend).protocol);
         for (name, addresses) in &wanted {
             let place = &mut state.sets[index(*name)];
             if addresses.is_empty() {
@@ -338,7 +364,7 @@ impl<K: Kernel> Maps<K> {
             }
             let done = match place {
                 Some(set) => self.change_set(set, addresses),
-                None => self.make_set(addresses, state.service).map(|set| *place = Some(set)),
+                None => self.make_set(addresses, protocol, state.service).map(|set| *place = Some(set)),
             };
             if done.is_err() {
                 if !is_last_resort {
@@ -445,6 +471,21 @@ impl<K: Kernel> Maps<K> {
         }
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
         self.retired.append(&mut self.dropped);
+        self.renew_flowing();
+    }
+
+    /// Has flows to endpoints that nothing leads to any more choose anew.
+    fn renew_flowing(&mut self) {
+        let flowing = std::mem::take(&mut self.retired.flowing);
+        self.renew(&flowing);
+        self.renewed[0].extend(flowing);
+    }
+
+    fn renew(&mut self, ids: &[u32]) {
+        for id in ids {
+            let incarnation = self.next_incarnation(*id);
+            self.kernel.renew_endpoint(*id, incarnation);
+        }
     }
 
     /// Takes over what an earlier agent has left of a port: sets that only its frontends lead to.
@@ -473,9 +514,9 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    fn make_set(&mut self, addresses: &[SocketAddr], service: u32) -> Result<SetState, Full> {
+    fn make_set(&mut self, addresses: &[SocketAddr], protocol: u8, service: u32) -> Result<SetState, Full> {
         let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.members(&[], addresses) else {
+        let Ok(mut members) = self.members(&[], addresses, protocol) else {
             // Nobody has seen it.
             self.set_ids.take_back(id);
             return Err(Full);
@@ -491,20 +532,27 @@ impl<K: Kernel> Maps<K> {
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.members(&set.members.list, addresses)?;
+        let mut members = self.members(&set.members.list, addresses, set.members.protocol)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
         self.kernel.publish(set.id, desc);
         self.retired.ranges.push(set.members.range);
         let is_gone = |(address, _): &&(SocketAddr, u32)| addresses.binary_search(address).is_err();
-        self.retired.endpoints.extend(set.members.list.iter().filter(is_gone).map(|(_, id)| *id));
+        let gone = set.members.list.iter().filter(is_gone).map(|(_, id)| *id);
+        self.retired.add_endpoints(set.members.protocol, gone);
+        self.renew_flowing();
         set.members = members;
         Ok(())
     }
 
     /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
-    fn members(&mut self, before: &[(SocketAddr, u32)], addresses: &[SocketAddr]) -> Result<Members, Full> {
+    fn members(
+        &mut self,
+        before: &[(SocketAddr, u32)],
+        addresses: &[SocketAddr],
+        protocol: u8,
+    ) -> Result<Members, Full> {
         let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
         let range = self.ranges.give(count).ok_or(Full)?;
         let mut list = Vec::with_capacity(addresses.len());
@@ -534,20 +582,23 @@ impl<K: Kernel> Maps<K> {
                 run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
-        Ok(Members { list, range, rotation: 0 })
+        Ok(Members { list, range, rotation: 0, protocol })
     }
 
     /// An endpoint that is given a number.
     fn endpoint(&mut self, id: u32, address: SocketAddr) -> Endpoint {
+        Endpoint::new(address, self.next_incarnation(id))
+    }
+
+    fn next_incarnation(&mut self, id: u32) -> u32 {
         let at = id as usize;
         if self.incarnations.len() <= at {
             self.incarnations.resize(at + 1, 0);
         }
-        let incarnation = self.incarnations.get_mut(at).map_or(0, |incarnation| {
+        self.incarnations.get_mut(at).map_or(0, |incarnation| {
             *incarnation = incarnation.wrapping_add(1);
             *incarnation
-        });
-        Endpoint::new(address, incarnation)
+        })
     }
 
     /// Writes the slots of a version; what is to be published of it.

@@ -124,6 +124,12 @@ impl Kernel for Memory {
         self.writes.endpoints += write(&mut self.contents.endpoints, first, endpoints);
     }
 
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        if let Some(endpoint) = self.contents.endpoints.get_mut(id as usize) {
+            endpoint.incarnation = incarnation;
+        }
+    }
+
     fn write_slots(&mut self, first: u32, ids: &[u32]) {
         self.writes.slots += write(&mut self.contents.slots, first, ids);
     }

@@ -29,7 +29,6 @@ pub struct Attached {
     _pins: Pins,
     frontends: OwnedFd,
     conns: OwnedFd,
-    endpoints_map: OwnedFd,
     census: OwnedFd,
     sets: Mapping,
     slots: Mapping,
@@ -61,7 +60,6 @@ impl Attached {
             _pins: pins,
             frontends: keep("frontends")?,
             conns: keep("conns")?,
-            endpoints_map: keep("endpoints")?,
             census,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
@@ -82,13 +80,9 @@ impl Attached {
     /// What looks at sockets.
     ///
     /// # Errors
-    /// No descriptors or memory are left.
+    /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
-        Ok(Census {
-            program: self.census.try_clone()?,
-            conns: self.conns.try_clone()?,
-            endpoints: Mapping::new(self.endpoints_map.as_fd())?,
-        })
+        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()? })
     }
 
     /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by
@@ -181,6 +175,13 @@ impl Kernel for Attached {
             let port = u32::from_ne_bytes([port[0], port[1], f0, f1]);
             let words = [a, b, word(port, incarnation), word(fails, pad), until_ns, 0, 0, 0];
             store(self.endpoints.words(), id, words);
+        }
+    }
+
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        // Behind the address, the port and the flags.
+        if let Some(half) = self.endpoints.halves().get(id as usize * 16 + 5) {
+            half.store(incarnation, Ordering::Relaxed);
         }
     }
 

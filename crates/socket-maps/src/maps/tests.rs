@@ -96,6 +96,36 @@ fn a_frontend_changes_hands_within_one_step() {
 }
 
 #[test]
+fn flows_to_an_endpoint_that_went_choose_anew_and_connections_still_count() {
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        let mut maps = Maps::new(Memory::new(LARGE));
+        let port = |endpoints: &[u8]| {
+            let (key, mut port) = balanced(&[1], 1, endpoints);
+            port.frontends[0].0.protocol = protocol;
+            (key, port)
+        };
+        maps.apply([port(&[1, 2])]);
+        let incarnations = |maps: &Maps<Memory>| [0, 1].map(|id| maps.kernel().endpoint(id).incarnation);
+        let change = u32::from(protocol == Protocol::Udp);
+        assert_eq!(incarnations(&maps), [1, 1]);
+        maps.apply([port(&[2])]);
+        assert_eq!(incarnations(&maps), [1 + change, 1], "{protocol}");
+        maps.apply([port(&[])]);
+        assert_eq!(incarnations(&maps), [1 + change; 2], "{protocol}");
+        // A program may have picked one just before, and begun a flow just after.
+        (0..5).for_each(|_| maps.retry());
+        assert_eq!(incarnations(&maps), [1 + 2 * change; 2], "{protocol}");
+        maps.apply([port(&[1, 2])]);
+        maps.apply([port(&[])]);
+        maps.reclaim();
+        maps.apply([port(&[1, 2])]);
+        let before = incarnations(&maps);
+        (0..5).for_each(|_| maps.retry());
+        assert_eq!(incarnations(&maps), before, "what is in use by now stays");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_untranslated_until_there_is_room() {
     let mut maps = Maps::new(Memory::new(SMALL));
     maps.apply((1..=7).map(|port| balanced(&[port], port, &[1, 2])));
@@ -237,6 +267,7 @@ impl Failing {
 macro_rules! delegate {
     ($($kind:ty),*) => { $(impl Kernel for $kind {
         fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) { self.memory.write_endpoints(first, endpoints) }
+        fn renew_endpoint(&mut self, id: u32, incarnation: u32) { self.memory.renew_endpoint(id, incarnation) }
         fn write_slots(&mut self, first: u32, ids: &[u32]) { self.memory.write_slots(first, ids) }
         fn write_set(&mut self, id: u32, set: Set) { self.memory.write_set(id, set) }
         fn publish(&mut self, id: u32, desc: u64) { self.memory.publish(id, desc) }
@@ -396,6 +427,10 @@ impl Kernel for Watched {
             self.memory.write_endpoints(at, &[*endpoint]);
             self.interleave();
         }
+    }
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        self.memory.renew_endpoint(id, incarnation);
+        self.interleave();
     }
     fn write_slots(&mut self, first: u32, ids: &[u32]) {
         for (at, id) in (first..).zip(ids) {
