@@ -24,7 +24,7 @@ use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortNam
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocketConfig, Sweeper, attach};
+use crate::at_socket::{AtSocket, AtSocketConfig, Sweeper, View, attach};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
@@ -86,6 +86,8 @@ pub struct Proxy {
     sockets: Option<Box<dyn AtSockets>>,
     /// What ends sockets that lead nowhere any more, as long as something decides at sockets.
     sweeper: Option<Sweeper>,
+    /// What others may see of all that.
+    view: View,
     /// What is to, once an earlier agent does not any more.
     at_socket: Option<AtSocketConfig>,
     /// The node's addresses, as far as they are watched.
@@ -125,9 +127,24 @@ pub struct Observer {
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
     step_durations: Histogram,
+    view: View,
 }
 
 impl Observer {
+    /// What is decided at clients' sockets.
+    pub(crate) fn at_socket(&self) -> &View {
+        &self.view
+    }
+
+    /// How connections get to endpoints, as it is now: `bind`, `tproxy` or `socket`.
+    pub(crate) fn mode(&self) -> &'static str {
+        match (&self.captured, self.view.looks()) {
+            (None, _) => "bind",
+            (Some(_), None) => "tproxy",
+            (Some(_), Some(_)) => "socket",
+        }
+    }
+
     /// What the capture has done to the kernel's rules so far, where it goes by them.
     pub fn capture_stats(&self) -> Option<tproxy::Stats> {
         self.captured.as_ref().map(|counters| counters.stats())
@@ -275,15 +292,18 @@ impl Proxy {
             }
         };
         let mut at_socket = config.at_socket;
+        let view = View::default();
         let attached = at_socket.as_ref().map(|config| attach(config, writer.table()));
         let (sockets, sweeper) = match attached {
             None => (None, None),
-            Some(Ok((sockets, sweeper))) => {
+            Some(Ok(AtSocket { sockets, sweeper, looks })) => {
                 at_socket = None;
+                view.set_attached(looks);
                 (Some(sockets), Some(sweeper))
             }
             Some(Err(error)) => {
                 warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                view.set_reason(&error.reason);
                 at_socket = at_socket.filter(|_| error.is_busy);
                 (None, None)
             }
@@ -300,6 +320,7 @@ impl Proxy {
             capture,
             sockets,
             sweeper,
+            view,
             at_socket,
             interface_addresses: Vec::new(),
             attach_tried: Instant::now(),
@@ -361,6 +382,7 @@ impl Proxy {
         if self.under_way.is_none() {
             self.begin_step();
         }
+        self.sockets.iter().for_each(|sockets| self.view.set_stats(sockets.stats()));
         self.under_way.is_none()
     }
 
@@ -495,8 +517,9 @@ impl Proxy {
         let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
         self.attach_tried = now;
         match attach(config, self.writer.table()) {
-            Ok((mut sockets, sweeper)) => {
+            Ok(AtSocket { mut sockets, sweeper, looks }) => {
                 self.at_socket = None;
+                self.view.set_attached(looks);
                 self.writer.follow_changes();
                 sockets.set_interfaces(&self.interface_addresses);
                 let routes = self.writer.table().routes();
@@ -510,6 +533,7 @@ impl Proxy {
             Err(error) if error.is_busy => {}
             Err(error) => {
                 warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                self.view.set_reason(&error.reason);
                 self.at_socket = None;
             }
         }
@@ -544,6 +568,7 @@ impl Proxy {
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
             step_durations: self.step_durations.clone(),
+            view: self.view.clone(),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, verdict};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, verdict};
 use crate::ranges::{Range, Ranges};
 
 /// Sets that a service port has: one for each traffic policy.
@@ -53,6 +53,17 @@ impl Port {
         let is_named = |outcome: AtSocket| outcome == AtSocket::Balance(name);
         self.frontends.iter().any(|(_, outcomes)| is_named(outcomes.node) || is_named(outcomes.pod))
     }
+}
+
+/// What became of an endpoint's number, for whoever keeps accounts of endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdChange {
+    /// An earlier agent has given it, and it goes on: what it has done so far is known to that one.
+    Found(u32),
+    /// Nothing leads there any more; connections may be open.
+    Left(u32),
+    /// It is free to mean something else from now on, and this is all that it has done.
+    Freed(u32, Account),
 }
 
 /// How much there is, and what did not fit.
@@ -176,6 +187,8 @@ pub struct Maps<K> {
     /// Sets of an earlier agent that nobody has claimed.
     living: HashMap<u32, LivingSet>,
     failures: u64,
+    /// What became of numbers, if somebody wants to know.
+    id_changes: Option<Vec<IdChange>>,
 }
 
 impl<K: Kernel> Maps<K> {
@@ -199,6 +212,29 @@ impl<K: Kernel> Maps<K> {
             has_room: false,
             living: HashMap::new(),
             failures: 0,
+            id_changes: None,
+        }
+    }
+
+    /// From now on remembers what becomes of endpoints' numbers, for [`Maps::take_id_changes`].
+    pub fn follow_ids(&mut self) {
+        self.id_changes.get_or_insert_default();
+    }
+
+    /// What has become of numbers since this was last asked, in order.
+    pub fn take_id_changes(&mut self) -> Vec<IdChange> {
+        self.id_changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The endpoints of a port with their numbers; one that is in two sets has two.
+    pub fn members(&self, port: PortKey) -> impl Iterator<Item = (SocketAddr, u32)> {
+        let sets = self.ports.get(&port).into_iter().flat_map(|state| state.sets.iter().flatten());
+        sets.flat_map(|set| set.members.list.iter().copied())
+    }
+
+    fn note_ids(&mut self, change: impl Fn(u32) -> IdChange, ids: impl IntoIterator<Item = u32>) {
+        if let Some(changes) = &mut self.id_changes {
+            changes.extend(ids.into_iter().map(change));
         }
     }
 
@@ -255,8 +291,8 @@ impl<K: Kernel> Maps<K> {
         self.flush();
     }
 
-    /// Tries again what did not fit, if there may be room, and what the kernel has refused.
-    pub fn retry(&mut self) {
+    /// Tries again what did not fit, if there may be room, and what the kernel has refused. Which ports may have changed.
+    pub fn retry(&mut self) -> Vec<PortKey> {
         let [lately, before] = &mut self.renewed;
         let again = std::mem::replace(before, std::mem::take(lately));
         self.renew(&again);
@@ -265,9 +301,12 @@ impl<K: Kernel> Maps<K> {
         }
         if !self.waiting.is_empty() && (std::mem::take(&mut self.has_room) || self.reclaim()) {
             let waiting = std::mem::take(&mut self.waiting);
+            let keys = waiting.keys().copied().collect();
             self.apply(waiting);
             self.has_room = false;
+            return keys;
         }
+        Vec::new()
     }
 
     /// How much there is.
@@ -285,6 +324,11 @@ impl<K: Kernel> Maps<K> {
     /// What all is written through.
     pub fn kernel(&self) -> &K {
         &self.kernel
+    }
+
+    /// The same, for a successor.
+    pub fn into_kernel(self) -> K {
+        self.kernel
     }
 
     /// The same, to be changed in what is not the contents.
@@ -307,7 +351,11 @@ impl<K: Kernel> Maps<K> {
         let Retired { sets, ranges, endpoints, flowing: _ } = std::mem::take(&mut self.retired);
         sets.into_iter().for_each(|id| self.set_ids.take_back(id));
         ranges.into_iter().for_each(|range| self.ranges.take_back(range));
-        endpoints.into_iter().for_each(|id| self.endpoint_ids.take_back(id));
+        for id in endpoints {
+            let account = self.kernel.account(id);
+            self.note_ids(|id| IdChange::Freed(id, account), [id]);
+            self.endpoint_ids.take_back(id);
+        }
         true
     }
 
@@ -470,6 +518,8 @@ impl<K: Kernel> Maps<K> {
             return;
         }
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
+        let left = self.dropped.endpoints.clone();
+        self.note_ids(IdChange::Left, left);
         self.retired.append(&mut self.dropped);
         self.renew_flowing();
     }
@@ -495,6 +545,7 @@ impl<K: Kernel> Maps<K> {
         }
         let own: HashSet<FrontendKey> =
             port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
+        let mut found = Vec::new();
         for (frontend, outcomes) in &port.frontends {
             let Some(placed) = self.placed.get(&FrontendKey::from(*frontend)) else { continue };
             let lived = placed.value;
@@ -508,15 +559,17 @@ impl<K: Kernel> Maps<K> {
                     && let Some(set) = self.living.remove(&lived.set)
                 {
                     state.service = set.service;
+                    found.extend(set.members.list.iter().map(|(_, id)| *id));
                     *place = Some(SetState { id: lived.set, members: set.members });
                 }
             }
         }
+        self.note_ids(IdChange::Found, found);
     }
 
     fn make_set(&mut self, addresses: &[SocketAddr], protocol: u8, service: u32) -> Result<SetState, Full> {
         let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.members(&[], addresses, protocol) else {
+        let Ok(mut members) = self.next_version(&[], addresses, protocol) else {
             // Nobody has seen it.
             self.set_ids.take_back(id);
             return Err(Full);
@@ -532,22 +585,23 @@ impl<K: Kernel> Maps<K> {
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.members(&set.members.list, addresses, set.members.protocol)?;
+        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
         self.kernel.publish(set.id, desc);
         self.retired.ranges.push(set.members.range);
         let is_gone = |(address, _): &&(SocketAddr, u32)| addresses.binary_search(address).is_err();
-        let gone = set.members.list.iter().filter(is_gone).map(|(_, id)| *id);
-        self.retired.add_endpoints(set.members.protocol, gone);
+        let gone: Vec<u32> = set.members.list.iter().filter(is_gone).map(|(_, id)| *id).collect();
+        self.retired.add_endpoints(set.members.protocol, gone.iter().copied());
+        self.note_ids(IdChange::Left, gone);
         self.renew_flowing();
         set.members = members;
         Ok(())
     }
 
     /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
-    fn members(
+    fn next_version(
         &mut self,
         before: &[(SocketAddr, u32)],
         addresses: &[SocketAddr],
@@ -582,6 +636,8 @@ impl<K: Kernel> Maps<K> {
                 run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
+        // Only now: what is over by the number's former meaning is not counted any more.
+        new.iter().for_each(|(id, _)| self.kernel.clear_account(*id));
         Ok(Members { list, range, rotation: 0, protocol })
     }
 
@@ -605,7 +661,7 @@ impl<K: Kernel> Maps<K> {
     fn write(&mut self, members: &Members) -> Desc {
         let ids: Vec<u32> = members.list.iter().map(|(_, id)| *id).collect();
         self.kernel.write_slots(members.range.base, &ids);
-        // Neither is more than what `members` has checked.
+        // Neither is more than what `next_version` has checked.
         let count = u16::try_from(ids.len()).unwrap_or(0);
         let rotation = u16::try_from(members.rotation).unwrap_or(0);
         Desc { base: members.range.base, count, rotation }

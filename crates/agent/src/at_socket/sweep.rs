@@ -34,7 +34,6 @@ pub(crate) struct Swept {
     failed: AtomicU64,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the same"))]
 impl Swept {
     /// Sockets that were ended.
     pub(crate) fn ended(&self) -> u64 {
@@ -52,6 +51,7 @@ impl Swept {
 pub(crate) struct Sweeper {
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
+    swept: Arc<Swept>,
 }
 
 impl Sweeper {
@@ -60,15 +60,16 @@ impl Sweeper {
     /// # Errors
     /// The system gives no thread.
     pub(crate) fn start(census: Census, table: &Table) -> io::Result<Self> {
-        let (mut table, swept) = (table.reader(), Swept::default());
+        let (mut table, swept) = (table.reader(), Arc::<Swept>::default());
         let (wake, woken) = sync_channel(1);
+        let counted = Arc::clone(&swept);
         let sweep = move || {
             let mut serving = Serving::default();
             census.end_datagram_sockets(|socket| !serving.has(&mut table, socket))
         };
         let builder = std::thread::Builder::new().name("socket-sweep".to_owned());
-        let thread = builder.spawn(move || follow(&woken, PAUSE, &swept, sweep))?;
-        Ok(Self { wake: Some(wake), thread: Some(thread) })
+        let thread = builder.spawn(move || follow(&woken, PAUSE, &counted, sweep))?;
+        Ok(Self { wake: Some(wake), thread: Some(thread), swept })
     }
 
     /// These service ports have changed.
@@ -78,6 +79,11 @@ impl Sweeper {
         if ports.iter().filter(|port| has_lost(port)).count() > 0 {
             self.wake();
         }
+    }
+
+    /// What came of it.
+    pub(crate) fn swept(&self) -> &Arc<Swept> {
+        &self.swept
     }
 
     /// An endpoint or a frontend of UDP is gone.
