@@ -85,7 +85,10 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let at_socket = args.capture.at_socket();
+    let (at_socket, lacking) = match args.capture.at_socket() {
+        Ok(at_socket) => (at_socket, None),
+        Err(lacking) => (None, Some(lacking)),
+    };
     if doors.is_some() && at_socket.is_none() {
         args.capture.remove_at_socket();
     }
@@ -102,6 +105,10 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
+    if let Some(lacking) = lacking {
+        info!("all connections are relayed: {lacking}");
+        observer.at_socket().set_reason(&lacking);
+    }
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
     match following.events() {

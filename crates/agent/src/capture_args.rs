@@ -239,12 +239,15 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
-    /// What is to decide at clients' sockets, if anything is.
-    pub(crate) fn at_socket(&self) -> Option<AtSocketConfig> {
+    /// What is to decide at clients' sockets, if anything is; or why nothing is that might.
+    ///
+    /// # Errors
+    /// What this node lacks.
+    pub(crate) fn at_socket(&self) -> Result<Option<AtSocketConfig>, String> {
         let config = || AtSocketConfig { cgroup: self.socket_cgroup.clone(), pins: self.socket_pins.clone() };
         match self.capture {
-            CaptureMode::Bind | CaptureMode::Tproxy => None,
-            CaptureMode::Socket => Some(config()),
+            CaptureMode::Bind | CaptureMode::Tproxy => Ok(None),
+            CaptureMode::Socket => Ok(Some(config())),
             CaptureMode::Auto => {
                 let findings = sluice_socket::probe();
                 let missing: Vec<String> = findings
@@ -252,10 +255,11 @@ impl CaptureArgs {
                     .filter(|finding| finding.state == State::Missing)
                     .map(|finding| format!("{}: {} ({})", finding.what, finding.seen, finding.mend))
                     .collect();
-                if !missing.is_empty() {
-                    info!("all connections are relayed, as this node lacks {}", missing.join("; "));
+                if missing.is_empty() {
+                    Ok(Some(config()))
+                } else {
+                    Err(format!("this node lacks {}", missing.join("; ")))
                 }
-                missing.is_empty().then(config)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
 //! source is doing, `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
+mod at_socket;
 mod exposition;
 mod kube_proxy;
 
@@ -126,6 +127,7 @@ impl Metrics {
     }
 
     fn metrics(&self, is_openmetrics: bool) -> Response<Full<Bytes>> {
+        self.observer.at_socket().settle();
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
         let mut theirs = Registry::default();
@@ -165,7 +167,9 @@ impl Collector for Metrics {
         )?;
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
+        self.encode_mode(&mut encoder)?;
         self.encode_capture(&mut encoder)?;
+        self.encode_at_socket(&mut encoder)?;
         self.encode_times(&mut encoder)?;
         self.encode_health_checks(&mut encoder)?;
         self.encode_apiserver(&mut encoder)

@@ -24,7 +24,7 @@ use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortNam
 use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocketConfig, attach};
+use crate::at_socket::{AtSocket, AtSocketConfig, Sweeper, View, attach};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
@@ -84,6 +84,10 @@ pub struct Proxy {
     capture: Background,
     /// What decides at clients' sockets.
     sockets: Option<Box<dyn AtSockets>>,
+    /// What ends sockets that lead nowhere any more, as long as something decides at sockets.
+    sweeper: Option<Sweeper>,
+    /// What others may see of all that.
+    view: View,
     /// What is to, once an earlier agent does not any more.
     at_socket: Option<AtSocketConfig>,
     /// The node's addresses, as far as they are watched.
@@ -123,9 +127,24 @@ pub struct Observer {
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
     step_durations: Histogram,
+    view: View,
 }
 
 impl Observer {
+    /// What is decided at clients' sockets.
+    pub(crate) fn at_socket(&self) -> &View {
+        &self.view
+    }
+
+    /// How connections get to endpoints, as it is now: `bind`, `tproxy` or `socket`.
+    pub(crate) fn mode(&self) -> &'static str {
+        match (&self.captured, self.view.looks()) {
+            (None, _) => "bind",
+            (Some(_), None) => "tproxy",
+            (Some(_), Some(_)) => "socket",
+        }
+    }
+
     /// What the capture has done to the kernel's rules so far, where it goes by them.
     pub fn capture_stats(&self) -> Option<tproxy::Stats> {
         self.captured.as_ref().map(|counters| counters.stats())
@@ -273,17 +292,20 @@ impl Proxy {
             }
         };
         let mut at_socket = config.at_socket;
+        let view = View::default();
         let attached = at_socket.as_ref().map(|config| attach(config, writer.table()));
-        let sockets = match attached {
-            None => None,
-            Some(Ok(sockets)) => {
+        let (sockets, sweeper) = match attached {
+            None => (None, None),
+            Some(Ok(AtSocket { sockets, sweeper, looks })) => {
                 at_socket = None;
-                Some(sockets)
+                view.set_attached(looks);
+                (Some(sockets), Some(sweeper))
             }
             Some(Err(error)) => {
                 warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                view.set_reason(&error.reason);
                 at_socket = at_socket.filter(|_| error.is_busy);
-                None
+                (None, None)
             }
         };
         if sockets.is_some() {
@@ -297,6 +319,8 @@ impl Proxy {
             node,
             capture,
             sockets,
+            sweeper,
+            view,
             at_socket,
             interface_addresses: Vec::new(),
             attach_tried: Instant::now(),
@@ -348,7 +372,9 @@ impl Proxy {
     /// Returns whether they are.
     pub fn advance(&mut self) -> bool {
         if let Some(sockets) = &mut self.sockets {
-            sockets.change(&self.writer.take_changed());
+            let changed = self.writer.take_changed();
+            sockets.change(&changed);
+            self.sweeper.iter().for_each(|sweeper| sweeper.changed(&changed));
         }
         if let Some(step) = self.capture.take_done() {
             self.finish(&step);
@@ -356,6 +382,7 @@ impl Proxy {
         if self.under_way.is_none() {
             self.begin_step();
         }
+        self.sockets.iter().for_each(|sockets| self.view.set_stats(sockets.stats()));
         self.under_way.is_none()
     }
 
@@ -404,17 +431,24 @@ impl Proxy {
         let Some((mut plan, start)) = self.under_way.take() else { return };
         // The first step has everything that there is.
         let is_first = !std::mem::replace(&mut self.has_offered, true);
+        let rerouted = std::mem::take(&mut plan.rerouted);
         if let Some(sockets) = &mut self.sockets {
             let offered = step.offer.iter().map(|state| state.frontend);
-            let frontends: Vec<Frontend> = offered.chain(std::mem::take(&mut plan.rerouted)).collect();
+            let frontends: Vec<Frontend> = offered.chain(rerouted.iter().copied()).collect();
             sockets.offer(&frontends);
             if is_first {
                 sockets.forget_others();
             }
         }
+        let is_udp = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
+        let has_rerouted = rerouted.iter().any(is_udp);
         self.writer.finish(&mut plan);
-        if step.withdraw.iter().any(|state| state.frontend.protocol == Protocol::Udp) {
+        let has_withdrawn = step.withdraw.iter().any(|state| is_udp(&state.frontend));
+        if has_withdrawn {
             self.dataplane.end_flows();
+        }
+        if is_first || has_withdrawn || has_rerouted {
+            self.sweeper.iter().for_each(Sweeper::wake);
         }
         let took = start.elapsed();
         self.step_durations.observe(took.as_secs_f64());
@@ -483,20 +517,23 @@ impl Proxy {
         let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
         self.attach_tried = now;
         match attach(config, self.writer.table()) {
-            Ok(mut sockets) => {
+            Ok(AtSocket { mut sockets, sweeper, looks }) => {
                 self.at_socket = None;
+                self.view.set_attached(looks);
                 self.writer.follow_changes();
                 sockets.set_interfaces(&self.interface_addresses);
                 let routes = self.writer.table().routes();
                 let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
                 sockets.offer(&frontends);
                 sockets.forget_others();
-                self.sockets = Some(sockets);
+                sweeper.wake();
+                (self.sockets, self.sweeper) = (Some(sockets), Some(sweeper));
                 info!("connections are decided at their sockets, as the earlier agent has ended");
             }
             Err(error) if error.is_busy => {}
             Err(error) => {
                 warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
+                self.view.set_reason(&error.reason);
                 self.at_socket = None;
             }
         }
@@ -531,6 +568,7 @@ impl Proxy {
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
             step_durations: self.step_durations.clone(),
+            view: self.view.clone(),
         }
     }
 

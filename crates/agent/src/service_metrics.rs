@@ -48,7 +48,7 @@ enum Kind {
 const METRICS: [Metric; 7] = [
     Metric {
         name: "connections",
-        help: "TCP connections established and UDP flows opened",
+        help: "TCP connections established and UDP flows opened, relayed or translated",
         kind: Kind::Counter,
         of: |traffic| traffic.connections,
     },
@@ -160,6 +160,8 @@ fn write_bounded(text: &mut String, table: &Table, detail: Detail, bound: usize)
             write_rows(text, "endpoint", metric, &endpoints)?;
         }
     }
+    write_translated(text, "service", &services)?;
+    write_translated(text, "endpoint", &endpoints)?;
     write_datagrams(text, &services)?;
     let histograms = write_times(text, &services, HISTOGRAMS.min(bound))?;
     let help = "Service ports with traffic that have no histograms of their own, because there are too many";
@@ -215,6 +217,36 @@ fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt
     Ok(())
 }
 
+/// Writes what was led to its endpoint at the client's socket, of those that have had any: it is in the other numbers, too.
+fn write_translated(text: &mut String, of: &str, rows: &[Row]) -> fmt::Result {
+    let counted = || rows.iter().filter(|row| row.traffic.translated > 0);
+    if counted().next().is_none() {
+        return Ok(());
+    }
+    let name = format!("{of}_connections_translated");
+    describe(
+        text,
+        &name,
+        "Of the connections, those led to their endpoint at the client's socket",
+        "counter",
+    )?;
+    for row in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{}}} {}", row.labels, row.traffic.translated)?;
+    }
+    let name = format!("{of}_connections_translated_closed");
+    describe(text, &name, "Of those, the ones of TCP that are over, whose bytes are counted", "counter")?;
+    for row in counted() {
+        writeln!(text, "{PREFIX}{name}_total{{{}}} {}", row.labels, row.traffic.translated_closed)?;
+    }
+    let name = format!("{of}_connections_translated_closed_seconds");
+    describe(text, &name, "How long these lasted together", "counter")?;
+    for row in counted() {
+        let seconds = row.traffic.translated_micros as f64 / 1e6;
+        writeln!(text, "{PREFIX}{name}_total{{{}}} {seconds:?}", row.labels)?;
+    }
+    Ok(())
+}
+
 /// Writes what became of UDP datagrams, of those that have had any.
 fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
     let counted = || rows.iter().filter_map(|row| Some((&row.labels, row.datagrams?)));
@@ -248,8 +280,8 @@ fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, f
         timed.truncate(bound);
     }
     let metrics = [
-        ("connect", "From the first attempt to connect until an endpoint has answered, of TCP"),
-        ("connection", "How long connections and flows lasted that have ended"),
+        ("connect", "From the first attempt to connect until an endpoint has answered, of relayed TCP"),
+        ("connection", "How long relayed connections and flows lasted that have ended"),
     ];
     for (index, (of, help)) in metrics.into_iter().enumerate() {
         let name = format!("service_{of}_duration_seconds");
@@ -326,11 +358,15 @@ fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
+
+    use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 
     use sluice_model::{
         Change, Endpoint, EndpointSlice, Family, ObjectName, Service, ServicePort, SlicePort,
     };
+    use sluice_socket_maps::{Account, Capacity, Maps, Memory};
     use sluice_table::{Client, FrontendKey, Origin, Writer, WriterConfig};
 
     use super::*;
@@ -441,15 +477,40 @@ mod tests {
         let writer = table(10_000, 10);
         (0..10_000).for_each(|n| connect(writer.table(), n));
         for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {
-            let mut times: Vec<_> = (0..9)
-                .map(|_| {
-                    let start = Instant::now();
-                    let told = text_of(writer.table(), detail, ROWS);
-                    (start.elapsed(), told.len())
-                })
-                .collect();
-            times.sort_unstable();
-            println!("{detail:?}: median {:?}, {} bytes", times[4].0, times[4].1);
+            measure(&format!("{detail:?}"), || text_of(writer.table(), detail, ROWS).len());
         }
+        let connections = Arc::new(AtomicU64::new(1));
+        let made = Arc::clone(&connections);
+        let account = move |_| Account { connections: made.load(Ordering::Relaxed), ..Account::default() };
+        let ledger = Arc::new(Ledger::new(account));
+        let room = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
+        let maps = Maps::new(Memory::new(room));
+        let mut sockets = Sockets::new(maps, writer.table(), Arc::clone(&ledger));
+        let frontends: Vec<_> = writer.table().routes().iter().map(|route| route.frontend()).collect();
+        sockets.offer(&frontends);
+        measure("settling what has changed of each endpoint", || {
+            connections.fetch_add(1, Ordering::Relaxed);
+            ledger.settle();
+            ledger.sum().connections
+        });
+        measure("settling nothing", || {
+            ledger.settle();
+            0_u8
+        });
+        for detail in [Detail::Service, Detail::Endpoint] {
+            measure(&format!("{detail:?}, all translated"), || text_of(writer.table(), detail, ROWS).len());
+        }
+    }
+
+    fn measure<T: fmt::Debug + Ord>(what: &str, mut work: impl FnMut() -> T) {
+        let mut times: Vec<_> = (0..9)
+            .map(|_| {
+                let start = Instant::now();
+                let done = work();
+                (start.elapsed(), done)
+            })
+            .collect();
+        times.sort_unstable();
+        println!("{what}: median {:?}, {:?}", times[4].0, times[4].1);
     }
 }

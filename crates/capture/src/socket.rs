@@ -5,14 +5,18 @@
 //! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
 //! go first: at any time there is a way for what the programs leave alone.
 
+mod ledger;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use sluice_model::{Frontend, FrontendKind};
+use sluice_model::{Frontend, FrontendKind, Protocol};
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
-use sluice_table::{AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes, Table};
+use sluice_table::{AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes, Table, Upstream};
 use tracing::warn;
+
+pub use self::ledger::Ledger;
 
 /// What decides at clients' sockets.
 pub trait AtSockets: Send + Sync {
@@ -56,6 +60,12 @@ pub struct Sockets<K> {
     interfaces: BTreeSet<IpAddr>,
     /// How much does not fit, as it was last said.
     said: usize,
+    /// Where it is known whose the endpoints' numbers are.
+    ledger: Arc<Ledger>,
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What to tell a port by: as long as it is known its place in memory is nobody else's.
@@ -64,8 +74,9 @@ fn key(port: &Arc<ServicePort>) -> PortKey {
 }
 
 impl<K: Kernel + Send + Sync> Sockets<K> {
-    /// Maps that are kept in line with a table.
-    pub fn new(maps: Maps<K>, table: &Table) -> Self {
+    /// Maps that are kept in line with a table, and a ledger that knows what is in them.
+    pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>) -> Self {
+        maps.follow_ids();
         Self {
             maps,
             table: table.reader(),
@@ -73,6 +84,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             holders: HashMap::new(),
             interfaces: BTreeSet::new(),
             said: 0,
+            ledger,
         }
     }
 
@@ -105,10 +117,28 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             keys.into_iter().filter_map(|key| Some((key, self.wanted(self.ports.get(&key)?)))).collect();
         let gone: Vec<PortKey> =
             ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key).collect();
+        let keys: Vec<PortKey> = ports.iter().map(|(key, _)| *key).collect();
         self.maps.apply(ports);
+        self.book(&keys);
         gone.iter().for_each(|key| {
             self.ports.remove(key);
         });
+    }
+
+    /// Tells the ledger what numbers mean, of these ports and of what is gone.
+    fn book(&mut self, keys: &[PortKey]) {
+        self.ledger.follow(&self.maps.take_id_changes());
+        for key in keys {
+            let Some(known) = self.ports.get(key) else { continue };
+            let backends = known.port.backends();
+            let sets = [backends.cluster(), backends.local()];
+            let upstreams = sets.into_iter().flat_map(|set| set.upstreams());
+            let by_address: HashMap<SocketAddr, &Arc<Upstream>> =
+                upstreams.map(|upstream| (canonical(upstream.address()), upstream)).collect();
+            let owned = |(address, id)| Some((id, Arc::clone(by_address.get(&address)?)));
+            let is_tcp = known.port.name().protocol == Protocol::Tcp;
+            self.ledger.bind(is_tcp, self.maps.members(*key).filter_map(owned));
+        }
     }
 
     fn wanted(&self, known: &Known) -> Port {
@@ -190,10 +220,12 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
 
     fn forget_others(&mut self) {
         self.maps.forget_unclaimed();
+        self.book(&[]);
     }
 
     fn keep(&mut self) {
-        self.maps.retry();
+        let tried = self.maps.retry();
+        self.book(&tried);
         let waiting = self.maps.stats().waiting;
         if waiting > self.said {
             warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
@@ -205,3 +237,6 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         self.maps.stats()
     }
 }
+
+#[cfg(test)]
+mod tests;

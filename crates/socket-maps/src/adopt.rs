@@ -68,7 +68,7 @@ impl Found {
                     let set = match sets.entry(outcome.set) {
                         std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                         std::collections::hash_map::Entry::Vacant(entry) => {
-                            entry.insert(living_set(contents, outcome.set, &mut ranges)?)
+                            entry.insert(living_set(contents, outcome.set, key.protocol, &mut ranges)?)
                         }
                     };
                     set.named_by.insert(*key);
@@ -93,7 +93,7 @@ impl Found {
     }
 }
 
-fn living_set(contents: &Contents, id: u32, ranges: &mut Ranges) -> Option<LivingSet> {
+fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -> Option<LivingSet> {
     let set = contents.sets.get(id as usize)?;
     let desc = Desc::unpack(set.desc);
     let range = Range::at(desc.base, desc.count);
@@ -105,6 +105,6 @@ fn living_set(contents: &Contents, id: u32, ranges: &mut Ranges) -> Option<Livin
     let endpoint = |id: &u32| Some((contents.endpoints.get(*id as usize)?.address(), *id));
     let list = slots.iter().map(endpoint).collect::<Option<Vec<_>>>()?;
     let is_in_order = list.is_sorted_by(|(a, _), (b, _)| a < b);
-    let members = Members { list, range, rotation: u64::from(desc.rotation) };
+    let members = Members { list, range, rotation: u64::from(desc.rotation), protocol };
     is_in_order.then(|| LivingSet { members, service: set.service, named_by: HashSet::new() })
 }

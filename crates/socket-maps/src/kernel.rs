@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Set};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set};
 
 /// How much fits into the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,12 @@ pub struct Capacity {
 pub trait Kernel {
     /// Writes endpoints from id `first` on.
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
+    /// Has an endpoint's id mean something else, and nothing but that: what remembers it chooses anew.
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32);
+    /// What sockets translated to an endpoint have done.
+    fn account(&self, id: u32) -> Account;
+    /// Has it begin at nothing.
+    fn clear_account(&mut self, id: u32);
     /// Writes slots from `first` on.
     fn write_slots(&mut self, first: u32, ids: &[u32]);
     /// Writes a set. Only while no frontend names it.

@@ -20,5 +20,5 @@ pub use desc::Desc;
 pub use kernel::{Capacity, Kernel};
 pub use layout::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set, verdict};
 pub use layout::{endpoint_flags, protocol};
-pub use maps::{Maps, Port, PortKey, Stats};
+pub use maps::{IdChange, Maps, Port, PortKey, Stats};
 pub use memory::{Memory, Picked, Writes};

@@ -18,7 +18,7 @@ use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, verdict};
 use crate::ranges::{Range, Ranges};
 
 /// Sets that a service port has: one for each traffic policy.
@@ -55,6 +55,17 @@ impl Port {
     }
 }
 
+/// What became of an endpoint's number, for whoever keeps accounts of endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdChange {
+    /// An earlier agent has given it, and it goes on: what it has done so far is known to that one.
+    Found(u32),
+    /// Nothing leads there any more; connections may be open.
+    Left(u32),
+    /// It is free to mean something else from now on, and this is all that it has done.
+    Freed(u32, Account),
+}
+
 /// How much there is, and what did not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -79,6 +90,8 @@ pub(crate) struct Members {
     pub(crate) list: Vec<(SocketAddr, u32)>,
     pub(crate) range: Range,
     pub(crate) rotation: u64,
+    /// One of [`protocol`].
+    pub(crate) protocol: u8,
 }
 
 #[derive(Debug)]
@@ -107,6 +120,8 @@ struct Retired {
     sets: Vec<u32>,
     ranges: Vec<Range>,
     endpoints: Vec<u32>,
+    /// Those of them that flows of unconnected sockets keep to until they are told.
+    flowing: Vec<u32>,
 }
 
 impl Retired {
@@ -118,11 +133,21 @@ impl Retired {
         self.sets.append(&mut other.sets);
         self.ranges.append(&mut other.ranges);
         self.endpoints.append(&mut other.endpoints);
+        self.flowing.append(&mut other.flowing);
     }
 
     fn add_members(&mut self, members: &Members) {
         self.ranges.push(members.range);
-        self.endpoints.extend(members.list.iter().map(|(_, id)| *id));
+        self.add_endpoints(members.protocol, members.list.iter().map(|(_, id)| *id));
+    }
+
+    fn add_endpoints(&mut self, protocol: u8, ids: impl Iterator<Item = u32>) {
+        let before = self.endpoints.len();
+        self.endpoints.extend(ids);
+        // What connections of TCP did is counted at their end only while the number means the same.
+        if protocol == protocol::UDP {
+            self.flowing.extend(self.endpoints.iter().skip(before));
+        }
     }
 
     fn add_set(&mut self, set: &SetState) {
@@ -152,6 +177,9 @@ pub struct Maps<K> {
     /// No outcome names these any more, but frontends may until then.
     dropped: Retired,
     retired: Retired,
+    /// Numbers that were renewed lately, and before that: a program that had picked one just before may have begun
+    /// a flow by the new meaning just after.
+    renewed: [Vec<u32>; 2],
     /// Ports with something that did not fit.
     waiting: BTreeMap<PortKey, Port>,
     /// Whether there may be more room since the waiting ones were tried.
@@ -159,6 +187,8 @@ pub struct Maps<K> {
     /// Sets of an earlier agent that nobody has claimed.
     living: HashMap<u32, LivingSet>,
     failures: u64,
+    /// What became of numbers, if somebody wants to know.
+    id_changes: Option<Vec<IdChange>>,
 }
 
 impl<K: Kernel> Maps<K> {
@@ -177,10 +207,34 @@ impl<K: Kernel> Maps<K> {
             touched: HashSet::new(),
             dropped: Retired::default(),
             retired: Retired::default(),
+            renewed: Default::default(),
             waiting: BTreeMap::new(),
             has_room: false,
             living: HashMap::new(),
             failures: 0,
+            id_changes: None,
+        }
+    }
+
+    /// From now on remembers what becomes of endpoints' numbers, for [`Maps::take_id_changes`].
+    pub fn follow_ids(&mut self) {
+        self.id_changes.get_or_insert_default();
+    }
+
+    /// What has become of numbers since this was last asked, in order.
+    pub fn take_id_changes(&mut self) -> Vec<IdChange> {
+        self.id_changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The endpoints of a port with their numbers; one that is in two sets has two.
+    pub fn members(&self, port: PortKey) -> impl Iterator<Item = (SocketAddr, u32)> {
+        let sets = self.ports.get(&port).into_iter().flat_map(|state| state.sets.iter().flatten());
+        sets.flat_map(|set| set.members.list.iter().copied())
+    }
+
+    fn note_ids(&mut self, change: impl Fn(u32) -> IdChange, ids: impl IntoIterator<Item = u32>) {
+        if let Some(changes) = &mut self.id_changes {
+            changes.extend(ids.into_iter().map(change));
         }
     }
 
@@ -237,16 +291,22 @@ impl<K: Kernel> Maps<K> {
         self.flush();
     }
 
-    /// Tries again what did not fit, if there may be room, and what the kernel has refused.
-    pub fn retry(&mut self) {
+    /// Tries again what did not fit, if there may be room, and what the kernel has refused. Which ports may have changed.
+    pub fn retry(&mut self) -> Vec<PortKey> {
+        let [lately, before] = &mut self.renewed;
+        let again = std::mem::replace(before, std::mem::take(lately));
+        self.renew(&again);
         if !self.touched.is_empty() {
             self.flush();
         }
         if !self.waiting.is_empty() && (std::mem::take(&mut self.has_room) || self.reclaim()) {
             let waiting = std::mem::take(&mut self.waiting);
+            let keys = waiting.keys().copied().collect();
             self.apply(waiting);
             self.has_room = false;
+            return keys;
         }
+        Vec::new()
     }
 
     /// How much there is.
@@ -266,6 +326,11 @@ impl<K: Kernel> Maps<K> {
         &self.kernel
     }
 
+    /// The same, for a successor.
+    pub fn into_kernel(self) -> K {
+        self.kernel
+    }
+
     /// The same, to be changed in what is not the contents.
     pub fn kernel_mut(&mut self) -> &mut K {
         &mut self.kernel
@@ -281,10 +346,16 @@ impl<K: Kernel> Maps<K> {
             self.failures += 1;
             return false;
         }
-        let Retired { sets, ranges, endpoints } = std::mem::take(&mut self.retired);
+        // Whatever they mean next, it is something else.
+        self.renewed = Default::default();
+        let Retired { sets, ranges, endpoints, flowing: _ } = std::mem::take(&mut self.retired);
         sets.into_iter().for_each(|id| self.set_ids.take_back(id));
         ranges.into_iter().for_each(|range| self.ranges.take_back(range));
-        endpoints.into_iter().for_each(|id| self.endpoint_ids.take_back(id));
+        for id in endpoints {
+            let account = self.kernel.account(id);
+            self.note_ids(|id| IdChange::Freed(id, account), [id]);
+            self.endpoint_ids.take_back(id);
+        }
         true
     }
 
@@ -331,6 +402,9 @@ impl<K: Kernel> Maps<K> {
             (name, addresses)
         });
         self.claim(state, port);
+        // A port's frontends are all of one.
+        let protocol =
+            port.frontends.first().map_or(0, |(frontend, _)| FrontendKey::from(*frontend).protocol);
         for (name, addresses) in &wanted {
             let place = &mut state.sets[index(*name)];
             if addresses.is_empty() {
@@ -338,7 +412,7 @@ impl<K: Kernel> Maps<K> {
             }
             let done = match place {
                 Some(set) => self.change_set(set, addresses),
-                None => self.make_set(addresses, state.service).map(|set| *place = Some(set)),
+                None => self.make_set(addresses, protocol, state.service).map(|set| *place = Some(set)),
             };
             if done.is_err() {
                 if !is_last_resort {
@@ -444,7 +518,24 @@ impl<K: Kernel> Maps<K> {
             return;
         }
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
+        let left = self.dropped.endpoints.clone();
+        self.note_ids(IdChange::Left, left);
         self.retired.append(&mut self.dropped);
+        self.renew_flowing();
+    }
+
+    /// Has flows to endpoints that nothing leads to any more choose anew.
+    fn renew_flowing(&mut self) {
+        let flowing = std::mem::take(&mut self.retired.flowing);
+        self.renew(&flowing);
+        self.renewed[0].extend(flowing);
+    }
+
+    fn renew(&mut self, ids: &[u32]) {
+        for id in ids {
+            let incarnation = self.next_incarnation(*id);
+            self.kernel.renew_endpoint(*id, incarnation);
+        }
     }
 
     /// Takes over what an earlier agent has left of a port: sets that only its frontends lead to.
@@ -454,6 +545,7 @@ impl<K: Kernel> Maps<K> {
         }
         let own: HashSet<FrontendKey> =
             port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
+        let mut found = Vec::new();
         for (frontend, outcomes) in &port.frontends {
             let Some(placed) = self.placed.get(&FrontendKey::from(*frontend)) else { continue };
             let lived = placed.value;
@@ -467,15 +559,17 @@ impl<K: Kernel> Maps<K> {
                     && let Some(set) = self.living.remove(&lived.set)
                 {
                     state.service = set.service;
+                    found.extend(set.members.list.iter().map(|(_, id)| *id));
                     *place = Some(SetState { id: lived.set, members: set.members });
                 }
             }
         }
+        self.note_ids(IdChange::Found, found);
     }
 
-    fn make_set(&mut self, addresses: &[SocketAddr], service: u32) -> Result<SetState, Full> {
+    fn make_set(&mut self, addresses: &[SocketAddr], protocol: u8, service: u32) -> Result<SetState, Full> {
         let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.members(&[], addresses) else {
+        let Ok(mut members) = self.next_version(&[], addresses, protocol) else {
             // Nobody has seen it.
             self.set_ids.take_back(id);
             return Err(Full);
@@ -491,20 +585,28 @@ impl<K: Kernel> Maps<K> {
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.members(&set.members.list, addresses)?;
+        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
         self.kernel.publish(set.id, desc);
         self.retired.ranges.push(set.members.range);
         let is_gone = |(address, _): &&(SocketAddr, u32)| addresses.binary_search(address).is_err();
-        self.retired.endpoints.extend(set.members.list.iter().filter(is_gone).map(|(_, id)| *id));
+        let gone: Vec<u32> = set.members.list.iter().filter(is_gone).map(|(_, id)| *id).collect();
+        self.retired.add_endpoints(set.members.protocol, gone.iter().copied());
+        self.note_ids(IdChange::Left, gone);
+        self.renew_flowing();
         set.members = members;
         Ok(())
     }
 
     /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
-    fn members(&mut self, before: &[(SocketAddr, u32)], addresses: &[SocketAddr]) -> Result<Members, Full> {
+    fn next_version(
+        &mut self,
+        before: &[(SocketAddr, u32)],
+        addresses: &[SocketAddr],
+        protocol: u8,
+    ) -> Result<Members, Full> {
         let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
         let range = self.ranges.give(count).ok_or(Full)?;
         let mut list = Vec::with_capacity(addresses.len());
@@ -534,27 +636,32 @@ impl<K: Kernel> Maps<K> {
                 run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
-        Ok(Members { list, range, rotation: 0 })
+        // Only now: what is over by the number's former meaning is not counted any more.
+        new.iter().for_each(|(id, _)| self.kernel.clear_account(*id));
+        Ok(Members { list, range, rotation: 0, protocol })
     }
 
     /// An endpoint that is given a number.
     fn endpoint(&mut self, id: u32, address: SocketAddr) -> Endpoint {
+        Endpoint::new(address, self.next_incarnation(id))
+    }
+
+    fn next_incarnation(&mut self, id: u32) -> u32 {
         let at = id as usize;
         if self.incarnations.len() <= at {
             self.incarnations.resize(at + 1, 0);
         }
-        let incarnation = self.incarnations.get_mut(at).map_or(0, |incarnation| {
+        self.incarnations.get_mut(at).map_or(0, |incarnation| {
             *incarnation = incarnation.wrapping_add(1);
             *incarnation
-        });
-        Endpoint::new(address, incarnation)
+        })
     }
 
     /// Writes the slots of a version; what is to be published of it.
     fn write(&mut self, members: &Members) -> Desc {
         let ids: Vec<u32> = members.list.iter().map(|(_, id)| *id).collect();
         self.kernel.write_slots(members.range.base, &ids);
-        // Neither is more than what `members` has checked.
+        // Neither is more than what `next_version` has checked.
         let count = u16::try_from(ids.len()).unwrap_or(0);
         let rotation = u16::try_from(members.rotation).unwrap_or(0);
         Desc { base: members.range.base, count, rotation }

@@ -9,7 +9,7 @@ use sluice_model::Frontend;
 use crate::adopt::{Contents, Living};
 use crate::desc::Desc;
 use crate::kernel::{Capacity, Kernel};
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Set, verdict};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, verdict};
 
 /// Maps without programs.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub struct Memory {
     capacity: Capacity,
     contents: Contents,
     frontends: HashMap<FrontendKey, FrontendValue>,
+    accounts: HashMap<u32, Account>,
     writes: Writes,
 }
 
@@ -59,7 +60,13 @@ impl Memory {
             slots: vec![0; capacity.slots as usize],
             endpoints: vec![Endpoint::default(); capacity.endpoints as usize],
         };
-        Self { capacity, contents, frontends: HashMap::new(), writes: Writes::default() }
+        Self {
+            capacity,
+            contents,
+            frontends: HashMap::new(),
+            accounts: HashMap::new(),
+            writes: Writes::default(),
+        }
     }
 
     /// What was written so far.
@@ -86,6 +93,11 @@ impl Memory {
     /// An endpoint.
     pub fn endpoint(&self, id: u32) -> Endpoint {
         self.contents.endpoints.get(id as usize).copied().unwrap_or_default()
+    }
+
+    /// What the programs would count.
+    pub fn set_account(&mut self, id: u32, account: Account) {
+        self.accounts.insert(id, account);
     }
 
     /// Takes a set's turn.
@@ -122,6 +134,20 @@ fn write<T: Copy>(array: &mut [T], first: u32, items: &[T]) -> u64 {
 impl Kernel for Memory {
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) {
         self.writes.endpoints += write(&mut self.contents.endpoints, first, endpoints);
+    }
+
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        if let Some(endpoint) = self.contents.endpoints.get_mut(id as usize) {
+            endpoint.incarnation = incarnation;
+        }
+    }
+
+    fn account(&self, id: u32) -> Account {
+        self.accounts.get(&id).copied().unwrap_or_default()
+    }
+
+    fn clear_account(&mut self, id: u32) {
+        self.accounts.remove(&id);
     }
 
     fn write_slots(&mut self, first: u32, ids: &[u32]) {

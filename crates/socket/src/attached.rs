@@ -29,12 +29,12 @@ pub struct Attached {
     _pins: Pins,
     frontends: OwnedFd,
     conns: OwnedFd,
-    endpoints_map: OwnedFd,
     census: OwnedFd,
     sets: Mapping,
     slots: Mapping,
     endpoints: Mapping,
-    accounts: Mapping,
+    accounts: Accounts,
+    accounts_map: OwnedFd,
     meta: Mapping,
     capacity: Capacity,
     fresh: bool,
@@ -61,12 +61,12 @@ impl Attached {
             _pins: pins,
             frontends: keep("frontends")?,
             conns: keep("conns")?,
-            endpoints_map: keep("endpoints")?,
             census,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
             endpoints: mapping("endpoints")?,
-            accounts: mapping("accounts")?,
+            accounts: Accounts(mapping("accounts")?),
+            accounts_map: keep("accounts")?,
             meta: mapping("meta")?,
             capacity,
             fresh,
@@ -82,13 +82,9 @@ impl Attached {
     /// What looks at sockets.
     ///
     /// # Errors
-    /// No descriptors or memory are left.
+    /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
-        Ok(Census {
-            program: self.census.try_clone()?,
-            conns: self.conns.try_clone()?,
-            endpoints: Mapping::new(self.endpoints_map.as_fd())?,
-        })
+        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()? })
     }
 
     /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by
@@ -166,8 +162,50 @@ impl Attached {
 
     /// What sockets translated to an endpoint have done.
     pub fn account(&self, id: u32) -> Account {
+        self.accounts.account(id)
+    }
+
+    /// What looks single frontends up.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn look_up(&self) -> io::Result<Frontends> {
+        self.frontends.try_clone().map(Frontends)
+    }
+
+    /// The same for others, on any thread.
+    ///
+    /// # Errors
+    /// No memory is left.
+    pub fn accounts(&self) -> io::Result<Accounts> {
+        Mapping::new(self.accounts_map.as_fd()).map(Accounts)
+    }
+}
+
+/// Frontends as the programs find them; on any thread.
+#[derive(Debug)]
+pub struct Frontends(OwnedFd);
+
+impl Frontends {
+    /// What the programs know of a frontend.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn get(&self, key: &FrontendKey) -> io::Result<Option<FrontendValue>> {
+        let value = bpf::lookup(self.0.as_fd(), &key_bytes(key))?;
+        Ok(value.and_then(|value| value.as_slice().try_into().ok().map(value_from)))
+    }
+}
+
+/// Accounts of endpoints, to be read.
+#[derive(Debug)]
+pub struct Accounts(Mapping);
+
+impl Accounts {
+    /// What sockets translated to an endpoint have done.
+    pub fn account(&self, id: u32) -> Account {
         let [connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us] =
-            load(self.accounts.words(), id);
+            load(self.0.words(), id);
         Account { connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us }
     }
 }
@@ -182,6 +220,21 @@ impl Kernel for Attached {
             let words = [a, b, word(port, incarnation), word(fails, pad), until_ns, 0, 0, 0];
             store(self.endpoints.words(), id, words);
         }
+    }
+
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        // Behind the address, the port and the flags.
+        if let Some(half) = self.endpoints.halves().get(id as usize * 16 + 5) {
+            half.store(incarnation, Ordering::Relaxed);
+        }
+    }
+
+    fn account(&self, id: u32) -> Account {
+        self.accounts.account(id)
+    }
+
+    fn clear_account(&mut self, id: u32) {
+        store(self.accounts.0.words(), id, [0; 8]);
     }
 
     fn write_slots(&mut self, first: u32, ids: &[u32]) {

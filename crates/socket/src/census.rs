@@ -1,13 +1,12 @@
-//! Which sockets are translated, of all network namespaces, and ending those whose endpoint is gone.
+//! Which sockets are translated, of all network namespaces, and ending some of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use sluice_socket_maps::protocol;
-use sluice_sys::bpf::{self, Mapping};
+use sluice_sys::bpf;
 
 use crate::destroy::{self, Ended};
 
@@ -44,7 +43,6 @@ pub struct Translated {
 pub struct Census {
     pub(crate) program: OwnedFd,
     pub(crate) conns: OwnedFd,
-    pub(crate) endpoints: Mapping,
 }
 
 impl Census {
@@ -58,18 +56,22 @@ impl Census {
         Ok(written.as_chunks().0.iter().map(Translated::read).collect())
     }
 
-    /// Ends connected UDP sockets whose endpoint is gone, as its id means something else by now: who uses one has an
-    /// error at once (`ECONNABORTED`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy
-    /// leaves them: the endpoint may still serve them, and if not the client will be told.
+    /// Ends connected UDP sockets that are stale, as their endpoint or their Service is gone: who uses one has an error
+    /// at once (`ECONNABORTED`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy leaves
+    /// them: the endpoint may still serve them, and if not the client will be told.
     ///
-    /// Takes a look at every process, to find network namespaces, if there is such a socket.
+    /// What the maps said until now is seen: a socket that is being connected by it is waited for. Where there is a
+    /// stale socket this takes a look at every process, to find its network namespace; and it waits in any case, so it
+    /// belongs on a thread that has nothing else to do.
     ///
     /// # Errors
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
-    pub fn end_datagram_sockets(&self) -> io::Result<Ended> {
+    pub fn end_datagram_sockets(&self, mut is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
+        // Where the kernel has no barrier, one that is being connected is left for the next time.
+        let _ = bpf::membarrier();
         let mut ending: BTreeMap<u64, Vec<Translated>> = BTreeMap::new();
         for socket in self.list()? {
-            if socket.protocol == protocol::UDP && self.incarnation(socket.id) != Some(socket.incarnation) {
+            if socket.protocol == protocol::UDP && is_stale(&socket) {
                 ending.entry(socket.namespace).or_default().push(socket);
             }
         }
@@ -77,18 +79,9 @@ impl Census {
             return Ok(Ended::default());
         }
         let wanted: BTreeSet<u64> = ending.keys().copied().collect();
-        destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default()).map(
-            |done| {
-                let unreached: usize = ending.values().map(Vec::len).sum();
-                Ended { failed: done.failed + unreached, ..done }
-            },
-        )
-    }
-
-    /// What an id means now; the third word has it.
-    fn incarnation(&self, id: u32) -> Option<u32> {
-        let halves = self.endpoints.halves();
-        halves.get(id as usize * 16 + 5).map(|half| half.load(Ordering::Acquire))
+        let done =
+            destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default())?;
+        Ok(Ended { unreached: ending.values().map(Vec::len).sum(), ..done })
     }
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
@@ -20,9 +21,11 @@ use crate::census::Translated;
 pub struct Ended {
     /// They are ended, or had been closed before.
     pub ended: usize,
-    /// They are not: the kernel refuses (it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY), or no process is in
-    /// their network namespace.
-    pub failed: usize,
+    /// They are not, as the kernel refuses: it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
+    pub refused: usize,
+    /// They are not, as their network namespace was not found: no process that is seen from here is in it, and it has no
+    /// name.
+    pub unreached: usize,
 }
 
 /// Ends in each of the wanted namespaces what `sockets` says of it.
@@ -36,12 +39,20 @@ pub(crate) fn in_namespaces(
             .spawn(|| -> io::Result<Ended> {
                 let mut done = Ended::default();
                 let mut left = wanted.clone();
-                for namespace in namespaces()? {
+                let mut seen = HashSet::new();
+                // One at a time: there may be more of them than descriptors.
+                for link in links()? {
                     if left.is_empty() {
                         break;
                     }
-                    // One that is gone meanwhile has no sockets.
-                    let Ok(cookie) = enter(&namespace) else { continue };
+                    // Processes and namespaces end at any time; one that is gone has no sockets.
+                    let Ok(known) = fs::metadata(&link) else { continue };
+                    if !seen.insert(known.ino()) {
+                        continue;
+                    }
+                    let Ok(cookie) = File::open(&link).and_then(|namespace| enter(&namespace)) else {
+                        continue;
+                    };
                     if left.remove(&cookie) {
                         end_all(&sockets(cookie), &mut done)?;
                     }
@@ -53,26 +64,19 @@ pub(crate) fn in_namespaces(
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Every network namespace that a process is in.
-fn namespaces() -> io::Result<Vec<File>> {
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let is_process = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0].is_ascii_digit());
-        if !is_process {
-            continue;
-        }
-        let link = path.join("ns/net");
-        // Processes end at any time.
-        let Ok(known) = fs::metadata(&link) else { continue };
-        if seen.insert(known.ino())
-            && let Ok(namespace) = File::open(&link)
-        {
-            found.push(namespace);
-        }
-    }
-    Ok(found)
+/// Where network namespaces are named, by container runtimes too.
+const NAMED: &str = "/run/netns";
+
+/// Where every network namespace is that a process is in, or that has a name; many are there more than once.
+fn links() -> io::Result<impl Iterator<Item = PathBuf>> {
+    let path = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.path());
+    let of_process = |path: PathBuf| {
+        let is_process = path.file_name()?.as_encoded_bytes().first()?.is_ascii_digit();
+        is_process.then(|| path.join("ns/net"))
+    };
+    // Nothing may have a name.
+    let named = fs::read_dir(NAMED).into_iter().flatten();
+    Ok(fs::read_dir("/proc")?.filter_map(path).filter_map(of_process).chain(named.filter_map(path)))
 }
 
 /// Moves this thread there; which one that is.
@@ -94,7 +98,7 @@ fn end_all(sockets: &[Translated], done: &mut Ended) -> io::Result<()> {
             Ok(()) => done.ended += 1,
             // It was closed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => done.ended += 1,
-            Err(_) => done.failed += 1,
+            Err(_) => done.refused += 1,
         }
     }
     Ok(())

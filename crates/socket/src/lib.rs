@@ -22,7 +22,7 @@ mod probe;
 mod shape;
 
 pub use attach::{Config, Programs};
-pub use attached::Attached;
+pub use attached::{Accounts, Attached, Frontends};
 pub use census::{Census, Translated};
 pub use cgroup::cgroup_root;
 pub use destroy::Ended;

@@ -3,6 +3,7 @@
 //!
 //! Only two kinds of clients can be told apart there: sockets in the node's own network namespace, and all others.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use sluice_model::{Family, FrontendKind};
@@ -32,6 +33,48 @@ pub struct SocketOutcomes {
     pub pod: AtSocket,
 }
 
+/// Why nothing is decided at a socket, and its packets meet the other ways of capturing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhyRelayed {
+    /// NodeLocal DNSCache has the cluster IP of kube-dns on an interface, and must get what is sent to it.
+    OwnClusterIp,
+    /// In a pod a loopback address is the pod's own.
+    PodsLoopback,
+    /// Whoever is not in the ranges hears nothing, and a socket may have no address yet.
+    SourceRanges,
+    /// Another one than round robin.
+    Balance(Balance),
+    /// Of clients.
+    Affinity,
+    /// Of connections.
+    Limit,
+    /// A socket can be refused, but not be made to hear nothing.
+    Dropped,
+    /// Endpoints are to see the node's address.
+    NodesAddress,
+    /// The short circuit of policy Local is for pods, and a socket does not say whether it is one's.
+    ShortCircuit,
+    /// A socket that connects to an IPv4 address cannot be led to an IPv6 one.
+    OtherFamily,
+}
+
+impl fmt::Display for WhyRelayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OwnClusterIp => "the cluster IP is on an interface of this node",
+            Self::PodsLoopback => "in a pod a loopback address is the pod's own",
+            Self::SourceRanges => "only some sources may connect, and a socket may have no address yet",
+            Self::Balance(balance) => return write!(f, "the Service is balanced by {balance}"),
+            Self::Affinity => "the Service has session affinity",
+            Self::Limit => "the Service has a limit of connections",
+            Self::Dropped => "a socket cannot be made to hear nothing",
+            Self::NodesAddress => "endpoints are to see the node's address",
+            Self::ShortCircuit => "the external policy is Local, which is for pods another one",
+            Self::OtherFamily => "an endpoint is of the other family",
+        })
+    }
+}
+
 impl SocketOutcomes {
     /// Nothing is decided at the socket.
     pub const RELAY: Self = Self { node: AtSocket::Relay, pod: AtSocket::Relay };
@@ -39,28 +82,38 @@ impl SocketOutcomes {
     /// What the port's rules and endpoints say now; `is_own` is whether the frontend's address is on an interface of
     /// the node.
     pub fn of(port: &ServicePort, kind: FrontendKind, ip: IpAddr, is_own: bool) -> Self {
-        // NodeLocal DNSCache has the cluster IP of kube-dns on an interface, and must get what is sent to it.
+        let [node, pod] = Self::with_reasons(port, kind, ip, is_own);
+        Self { node: node.unwrap_or(AtSocket::Relay), pod: pod.unwrap_or(AtSocket::Relay) }
+    }
+
+    /// The same, with why nothing is decided: for processes of the node, and for all others.
+    pub fn with_reasons(
+        port: &ServicePort,
+        kind: FrontendKind,
+        ip: IpAddr,
+        is_own: bool,
+    ) -> [Result<AtSocket, WhyRelayed>; 2] {
         if kind == FrontendKind::ClusterIp && is_own {
-            return Self::RELAY;
+            return [Err(WhyRelayed::OwnClusterIp); 2];
         }
         let backends = port.load();
         let node = at_node(&backends, kind);
-        // In a pod a loopback address is the pod's own.
-        let pod = if ip.is_loopback() { AtSocket::Relay } else { at_pod(&backends, kind) };
-        let fits = |outcome| match outcome {
-            AtSocket::Balance(set) if !is_of_family(&backends, set, port.family()) => AtSocket::Relay,
+        let pod = if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(&backends, kind) };
+        [node, pod].map(|outcome| match outcome {
+            Ok(AtSocket::Balance(set)) if !is_of_family(&backends, set, port.family()) => {
+                Err(WhyRelayed::OtherFamily)
+            }
             outcome => outcome,
-        };
-        Self { node: fits(node), pod: fits(pod) }
+        })
     }
 }
 
 /// Their own address is one of the node's, which is all that endpoints may see of them.
-fn at_node(backends: &Backends, kind: FrontendKind) -> AtSocket {
+fn at_node(backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
     outcome(backends, kind, backends.choose(kind, Origin::Node))
 }
 
-fn at_pod(backends: &Backends, kind: FrontendKind) -> AtSocket {
+fn at_pod(backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
     let (inside, outside) = (backends.choose(kind, Origin::LocalPod), backends.choose(kind, Origin::Outside));
     let rules = &backends.rules;
     let keeps_address = |origin| {
@@ -69,32 +122,34 @@ fn at_pod(backends: &Backends, kind: FrontendKind) -> AtSocket {
     match kind {
         // Most others are pods, and only for pods is there such an address.
         FrontendKind::ClusterIp => {}
-        // The short circuit of policy Local is for pods, and a socket does not say whether it is one's.
-        _ if inside != outside => return AtSocket::Relay,
+        _ if inside != outside => return Err(WhyRelayed::ShortCircuit),
         _ => {}
     }
     match outcome(backends, kind, inside) {
-        AtSocket::Balance(_) if !keeps_address(Origin::LocalPod) => AtSocket::Relay,
+        Ok(AtSocket::Balance(_)) if !keeps_address(Origin::LocalPod) => Err(WhyRelayed::NodesAddress),
         outcome => outcome,
     }
 }
 
-fn outcome(backends: &Backends, kind: FrontendKind, choice: Result<SetName, Verdict>) -> AtSocket {
+fn outcome(
+    backends: &Backends,
+    kind: FrontendKind,
+    choice: Result<SetName, Verdict>,
+) -> Result<AtSocket, WhyRelayed> {
     let rules = &backends.rules;
-    // Whoever is not in the ranges hears nothing, and a socket may have no address yet.
     if backends.allowed_sources(kind).is_some() {
-        return AtSocket::Relay;
+        return Err(WhyRelayed::SourceRanges);
     }
-    let is_simple = rules.balance == Balance::RoundRobin && rules.affinity.is_none() && rules.limit.is_none();
     match choice {
-        Ok(set) if is_simple => AtSocket::Balance(set),
-        // A socket can be refused, but not be made to hear nothing.
-        Ok(_) | Err(Verdict::Drop(_) | Verdict::Relay) => AtSocket::Relay,
-        Err(Verdict::Refuse(_)) => AtSocket::Refuse,
+        Ok(_) if rules.balance != Balance::RoundRobin => Err(WhyRelayed::Balance(rules.balance)),
+        Ok(_) if rules.affinity.is_some() => Err(WhyRelayed::Affinity),
+        Ok(_) if rules.limit.is_some() => Err(WhyRelayed::Limit),
+        Ok(set) => Ok(AtSocket::Balance(set)),
+        Err(Verdict::Refuse(_)) => Ok(AtSocket::Refuse),
+        Err(Verdict::Drop(_) | Verdict::Relay) => Err(WhyRelayed::Dropped),
     }
 }
 
-/// A socket that connects to an IPv4 address cannot be led to an IPv6 one.
 fn is_of_family(backends: &Backends, set: SetName, family: Family) -> bool {
     let mut upstreams = backends.set(set).upstreams().iter();
     upstreams.all(|upstream| Family::of(upstream.address().ip().to_canonical()) == family)

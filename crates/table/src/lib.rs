@@ -70,7 +70,7 @@ mod writer;
 
 pub use affinity::Affinity;
 pub use answer::{Answer, Why};
-pub use at_socket::{AtSocket, SocketOutcomes};
+pub use at_socket::{AtSocket, SocketOutcomes, WhyRelayed};
 pub use backends::Backends;
 pub use balance::Balance;
 pub use balance::rotation::continue_from;
@@ -89,6 +89,6 @@ pub use policy::SetName;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
 pub use source_address::SourceAddress;
-pub use upstream::{Condition, Traffic, Upstream, UpstreamStats};
+pub use upstream::{Condition, Traffic, Translated, Upstream, UpstreamStats};
 pub use verdict::{Reason, Verdict};
 pub use writer::{FrontendState, LocalPods, Plan, Work, Writer, WriterConfig};

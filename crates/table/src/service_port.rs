@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -31,6 +32,7 @@ pub struct ServicePort {
     name: Arc<ServicePortName>,
     family: Family,
     roster: Mutex<Roster>,
+    has_lost: AtomicBool,
     /// Made with the first connection that is timed.
     times: OnceLock<Box<ServiceTimes>>,
     /// Made with the first datagram that is counted.
@@ -74,6 +76,7 @@ impl ServicePort {
             name: Arc::new(name),
             family,
             roster: Mutex::default(),
+            has_lost: AtomicBool::new(false),
             times: OnceLock::new(),
             datagrams: OnceLock::new(),
         }
@@ -134,6 +137,16 @@ impl ServicePort {
     /// The same, if anything was ever counted there.
     pub fn datagrams_so_far(&self) -> Option<&Datagrams> {
         self.datagrams.get().map(|datagrams| &**datagrams)
+    }
+
+    /// Whether an endpoint has stopped serving, or gone, since this was last asked. Whoever keeps something of UDP
+    /// endpoints that do not serve has something to do then.
+    pub fn take_lost(&self) -> bool {
+        self.has_lost.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_lost(&self) {
+        self.has_lost.store(true, Ordering::Relaxed);
     }
 
     /// The writer holds it while it changes endpoints, others for a look.

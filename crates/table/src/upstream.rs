@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sluice_model::{Endpoint, ServicePortName};
@@ -43,6 +43,28 @@ pub struct UpstreamStats {
     pub retries: AtomicU64,
     /// How often it came to be passed over.
     pub passed_over: AtomicU64,
+    /// Bytes of payload from clients to the endpoint.
+    pub bytes_to_endpoint: AtomicU64,
+    /// Bytes of payload from the endpoint to clients.
+    pub bytes_from_endpoint: AtomicU64,
+    /// Made with the first connection that no worker has a part in.
+    translated: OnceLock<Box<Translated>>,
+}
+
+/// What one endpoint got of connections that were led to it at the client's socket: no worker has a part in them, and
+/// the kernel tells most of it when they are over. Beside what workers count.
+#[derive(Debug, Default)]
+pub struct Translated {
+    /// TCP connections established, UDP sockets connected and flows opened.
+    pub connections: AtomicU64,
+    /// TCP connections that have not ended.
+    pub active: AtomicU64,
+    /// TCP connections that could not be made.
+    pub failures: AtomicU64,
+    /// TCP connections that are over, of which the rest is known.
+    pub closed: AtomicU64,
+    /// How long they lasted together.
+    pub micros: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
     pub bytes_to_endpoint: AtomicU64,
     /// Bytes of payload from the endpoint to clients.
@@ -91,7 +113,7 @@ impl Condition {
     }
 }
 
-/// [`UpstreamStats`] at one moment, of one endpoint or of several together.
+/// [`UpstreamStats`] at one moment, of one endpoint or of several together: what workers carried, and what was translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// TCP connections established and UDP flows opened.
@@ -108,6 +130,12 @@ pub struct Traffic {
     pub bytes_to_endpoint: u64,
     /// Bytes of payload to clients.
     pub bytes_from_endpoint: u64,
+    /// Of the connections, those that were led to their endpoint at the client's socket.
+    pub translated: u64,
+    /// Of those, the ones of TCP that are over.
+    pub translated_closed: u64,
+    /// How long these lasted together, in microseconds.
+    pub translated_micros: u64,
 }
 
 impl AddAssign for Traffic {
@@ -119,6 +147,9 @@ impl AddAssign for Traffic {
         self.passed_over += other.passed_over;
         self.bytes_to_endpoint += other.bytes_to_endpoint;
         self.bytes_from_endpoint += other.bytes_from_endpoint;
+        self.translated += other.translated;
+        self.translated_closed += other.translated_closed;
+        self.translated_micros += other.translated_micros;
     }
 }
 
@@ -126,7 +157,7 @@ impl UpstreamStats {
     /// The numbers now.
     pub fn traffic(&self) -> Traffic {
         let now = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        Traffic {
+        let relayed = Traffic {
             connections: now(&self.connections),
             active: now(&self.active),
             failures: now(&self.connect_failures),
@@ -134,7 +165,25 @@ impl UpstreamStats {
             passed_over: now(&self.passed_over),
             bytes_to_endpoint: now(&self.bytes_to_endpoint),
             bytes_from_endpoint: now(&self.bytes_from_endpoint),
+            ..Traffic::default()
+        };
+        let Some(translated) = self.translated.get() else { return relayed };
+        Traffic {
+            connections: relayed.connections + now(&translated.connections),
+            active: relayed.active + now(&translated.active),
+            failures: relayed.failures + now(&translated.failures),
+            bytes_to_endpoint: relayed.bytes_to_endpoint + now(&translated.bytes_to_endpoint),
+            bytes_from_endpoint: relayed.bytes_from_endpoint + now(&translated.bytes_from_endpoint),
+            translated: now(&translated.connections),
+            translated_closed: now(&translated.closed),
+            translated_micros: now(&translated.micros),
+            ..relayed
         }
+    }
+
+    /// Where to count what no worker has a part in.
+    pub fn translated(&self) -> &Translated {
+        self.translated.get_or_init(Box::default)
     }
 }
 

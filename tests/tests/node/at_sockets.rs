@@ -1,11 +1,12 @@
 //! What is decided at the clients' sockets: that it is, that turns are exact, and that it goes on without an agent.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Stdio;
 
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Lab, Outcome, PATIENCE, Server};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Server};
 use socket2::{Domain, Socket, Type};
 
 use super::rules::Kind;
@@ -119,5 +120,130 @@ fn endpoints_that_are_replaced_one_by_one_cost_no_connection() {
     for load in loads {
         let report = load.stop();
         assert_eq!(report.failed, 0, "{report:?}");
+    }
+}
+
+/// What a pod's sockets are found by.
+struct Process(std::process::Child);
+
+impl Process {
+    fn of(host: &Host) -> Self {
+        let cat = || std::process::Command::new("cat").stdin(Stdio::piped()).spawn();
+        Self(host.ns.run(cat).expect("cat is here"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn connected(host: &Host, to: SocketAddr) -> UdpSocket {
+    host.ns.run(|| {
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        socket.connect(to).unwrap();
+        socket
+    })
+}
+
+/// Who answers a connected socket; an error if it cannot be asked.
+fn answer(socket: &UdpSocket) -> io::Result<String> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(b"who")?;
+    let mut buffer = [0; 256];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// The error that a socket has which was not used meanwhile, once it has one.
+fn error_of(socket: &UdpSocket) -> Option<io::ErrorKind> {
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.recv(&mut [0; 1]).err().map(|error| error.kind())
+}
+
+/// Sockets of a pod and of the node that are connected to Service 1, and whom each is answered by.
+fn pairs(world: &World) -> Vec<(UdpSocket, String)> {
+    let mut sockets = Vec::new();
+    for family in FAMILIES {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        for host in [world.lab.pod(0), world.lab.node()] {
+            for _ in 0..2 {
+                let socket = connected(host, to);
+                let by = answer(&socket).unwrap();
+                sockets.push((socket, by));
+            }
+        }
+    }
+    sockets
+}
+
+#[test]
+fn connected_datagram_sockets_of_an_endpoint_that_went_have_an_error_and_no_others() {
+    let (mut world, _servers) = world();
+    let _processes = [world.lab.pod(0), world.lab.node()].map(Process::of);
+    let sockets = pairs(&world);
+    let changes = slices(1, &[(world.lab.other_pod(0), "other")]);
+    world.apply(changes);
+    let mut ended = 0;
+    for (socket, by) in &sockets {
+        if by.contains("other-pod-0") {
+            assert!(answer(socket).unwrap().contains("other-pod-0"));
+        } else {
+            assert_eq!(error_of(socket), Some(io::ErrorKind::ConnectionAborted), "{by}");
+            ended += 1;
+        }
+    }
+    assert_eq!(ended, sockets.len() / 2);
+
+    // A Service that is deleted leads nowhere, whoever is behind it.
+    world.apply([Change::Delete(sluice_model::ObjectRef::Service(super::world::name(1)))]);
+    for (socket, _) in sockets.iter().filter(|(_, by)| by.contains("other-pod-0")) {
+        assert_eq!(error_of(socket), Some(io::ErrorKind::ConnectionAborted));
+    }
+}
+
+#[test]
+fn so_have_those_whose_endpoint_went_while_no_agent_was_there() {
+    let (mut world, _servers) = world();
+    let _processes = [world.lab.pod(0), world.lab.node()].map(Process::of);
+    let sockets = pairs(&world);
+    world.stop();
+    let mut changes = with_both(&world);
+    changes.truncate(1);
+    changes.extend(slices(1, &[(world.lab.pod(1), "node")]));
+    world.start(changes);
+    for (socket, by) in &sockets {
+        if by.contains("other-pod-0") {
+            assert_eq!(error_of(socket), Some(io::ErrorKind::ConnectionAborted), "{by}");
+        } else {
+            assert!(answer(socket).unwrap().contains("pod-1"));
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_is_not_connected_goes_on_with_another_endpoint() {
+    let (mut world, _servers) = world();
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let socket = world.lab.pod(0).ns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let ask = || {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.send_to(b"who", to).unwrap();
+        let mut buffer = [0; 256];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!(from, to);
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    for _ in 0..3 {
+        let first = ask();
+        assert_eq!(ask(), first, "it keeps its endpoint");
+        let (here, there) = (world.lab.pod(1).clone(), world.lab.other_pod(0).clone());
+        let left = if first.contains("other-pod-0") { (&here, "node") } else { (&there, "other") };
+        world.apply(slices(1, &[left]));
+        assert!(ask().contains(&left.0.name), "{first}");
+        world.apply(slices(1, &[(&here, "node"), (&there, "other")]));
     }
 }

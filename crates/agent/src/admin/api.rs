@@ -19,8 +19,11 @@ pub struct Status {
     pub version: String,
     /// The agent's process.
     pub process: u32,
-    /// How connections get to it: `bind` or `tproxy`.
+    /// How connections get to endpoints: `bind`, `tproxy` or `socket`.
     pub mode: String,
+    /// Why not by `socket`, where that was asked for.
+    #[serde(default)]
+    pub why_not_socket: Option<String>,
     /// The node's name.
     pub node: String,
     /// When it started (RFC 3339).
@@ -54,7 +57,7 @@ pub struct Status {
     pub frontends_failed: usize,
     /// Endpoints, usable or not; one that several service ports have counts for each.
     pub endpoints: usize,
-    /// Every counter of the data plane by its name in `/metrics`.
+    /// Every counter of the data plane, and of sockets where anything is decided there, by its name in `/metrics`.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -216,9 +219,13 @@ pub struct Traffic {
     pub bytes_to_endpoint: u64,
     /// Bytes to clients.
     pub bytes_from_endpoint: u64,
+    /// Of the connections that there were, those led to their endpoint at the client's socket. Their bytes are counted when
+    /// they are over.
+    #[serde(default)]
+    pub translated: u64,
 }
 
-/// `/v1/connections`: live TCP sessions and UDP flows. Those that are open while the answer is found are in it once; of
+/// `/v1/connections`: live TCP sessions and UDP flows, and sockets that were led to their endpoint when they connected. Those that are open while the answer is found are in it once; of
 /// those that begin or end meanwhile, some.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -229,7 +236,7 @@ pub struct ConnectionList {
     pub matched: usize,
 }
 
-/// A TCP session or a UDP flow.
+/// A TCP session or a UDP flow, or a socket of this node that is connected to an endpoint itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connection {
@@ -251,12 +258,12 @@ pub struct Connection {
     pub state: ConnectionState,
     /// Since it was established or opened; while it connects, since it was accepted.
     pub age_seconds: f64,
-    /// Since something last came through.
-    pub idle_seconds: f64,
+    /// Since something last came through. Nobody knows it of what is translated; so it is with the next two.
+    pub idle_seconds: Option<f64>,
     /// Bytes from the client.
-    pub bytes_to_endpoint: u64,
+    pub bytes_to_endpoint: Option<u64>,
     /// Bytes to the client.
-    pub bytes_from_endpoint: u64,
+    pub bytes_from_endpoint: Option<u64>,
 }
 
 /// How far a connection is.
@@ -277,6 +284,8 @@ pub enum ConnectionState {
     Unanswered,
     /// UDP: and the endpoint has, too.
     Answered,
+    /// The client's socket was led to the endpoint as it connected: the agent has no part in it.
+    Translated,
 }
 
 /// `/v1/explain`: what would happen to a packet.
@@ -295,6 +304,9 @@ pub struct Explanation {
     pub protocol: String,
     /// What happens.
     pub outcome: Outcome,
+    /// What happens before there is a packet, at the client's socket, where anything is decided there or was to be.
+    #[serde(default)]
+    pub at_socket: Option<AtSocket>,
     /// The service port that the destination is a frontend of.
     pub service_port: Option<String>,
     /// The field of the Service that it comes from.
@@ -309,6 +321,28 @@ pub struct Explanation {
     pub endpoints: Vec<Endpoint>,
     /// What else there is to know, one sentence each.
     pub hints: Vec<String>,
+}
+
+/// What happens at a client's socket, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AtSocket {
+    /// What happens.
+    pub verdict: SocketVerdict,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// What happens to a connection at its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SocketVerdict {
+    /// It is led to an endpoint.
+    Translate,
+    /// It is refused.
+    Refuse,
+    /// Nothing: what happens, happens to its packets.
+    Pass,
 }
 
 /// Where a client is.

@@ -217,7 +217,7 @@ pub async fn connections(args: &ConnectionsArgs) -> Result<()> {
     let path = format!("/v1/connections?{}", query.finish());
     let still = |list: &mut ConnectionList| {
         for connection in &mut list.items {
-            (connection.age_seconds, connection.idle_seconds) = (0.0, 0.0);
+            (connection.age_seconds, connection.idle_seconds) = (0.0, None);
         }
     };
     let question = async || client::ask(&ask.admin_socket, &path).await;

@@ -1,9 +1,13 @@
-//! `/v1/connections`: live TCP sessions and UDP flows, from the workers, a few at a time.
+//! `/v1/connections`: live TCP sessions and UDP flows, from the workers, a few at a time; and sockets that no worker has a
+//! part in, from the kernel, which lists all of them at once.
 //!
 //! Workers are asked one after the other, each for its next part when the last one has come. No more rows are kept
 //! than twice what is wanted; a question whose client goes away is dropped, and no worker is asked any more.
 
+mod translated;
+
 use std::cmp::Reverse;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -41,8 +45,14 @@ impl Sort {
         rows.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds).then(a.client.cmp(&b.client)));
         match self {
             Self::Age => {}
-            Self::Idle => rows.sort_by(|a, b| b.idle_seconds.total_cmp(&a.idle_seconds)),
-            Self::Bytes => rows.sort_by_key(|row| Reverse(row.bytes_to_endpoint + row.bytes_from_endpoint)),
+            // What is not known comes last.
+            Self::Idle => {
+                let idle = |row: &Connection| row.idle_seconds.unwrap_or(-1.0);
+                rows.sort_by(|a, b| idle(b).total_cmp(&idle(a)));
+            }
+            Self::Bytes => rows.sort_by_key(|row| {
+                Reverse(row.bytes_to_endpoint.zip(row.bytes_from_endpoint).map(|(to, from)| to + from))
+            }),
             Self::Client => rows.sort_by_key(|row| row.client),
             Self::Service => rows.sort_by(|a, b| {
                 let key = |row: &Connection| (row.namespace.clone(), row.service.clone(), row.port.clone());
@@ -124,18 +134,17 @@ impl Question {
         })
     }
 
-    fn is_meant(&self, connection: &dataplane::Connection) -> bool {
-        let name = &connection.service_port.service;
+    fn is_meant(&self, connection: &Connection) -> bool {
         let is = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-        is(&self.namespace, &name.namespace)
-            && is(&self.service, &name.name)
-            && is(&self.protocol, &connection.protocol.to_string())
+        is(&self.namespace, &connection.namespace)
+            && is(&self.service, &connection.service)
+            && is(&self.protocol, &connection.protocol)
             && self.client.is_none_or(|peer| peer.is(connection.client))
             && self.endpoint.is_none_or(|peer| connection.endpoint.is_some_and(|endpoint| peer.is(endpoint)))
     }
 }
 
-/// What is wanted of all that the workers have shown.
+/// What is wanted of all that was shown.
 #[derive(Debug)]
 struct Found {
     question: Question,
@@ -144,13 +153,16 @@ struct Found {
 }
 
 impl Found {
-    fn add(&mut self, connections: Vec<dataplane::Connection>) {
-        let meant = connections.into_iter().filter(|connection| self.question.is_meant(connection));
-        let before = self.rows.len();
-        self.rows.extend(meant.map(Connection::from));
-        self.matched += self.rows.len() - before;
-        if self.rows.len() > 2 * self.question.limit {
-            self.keep();
+    fn add(&mut self, connections: impl IntoIterator<Item = impl Into<Connection>>) {
+        for connection in connections.into_iter().map(Into::into) {
+            if !self.question.is_meant(&connection) {
+                continue;
+            }
+            self.rows.push(connection);
+            self.matched += 1;
+            if self.rows.len() > 2 * self.question.limit {
+                self.keep();
+            }
         }
     }
 
@@ -176,8 +188,16 @@ pub(super) async fn connections(inside: &Inside, question: Question) -> Result<C
             found.add(part.connections);
         }
     }
-    found.keep();
-    Ok(ConnectionList { items: found.rows, matched: found.matched })
+    let observer = inside.observer.clone();
+    let all = tokio::task::spawn_blocking(move || {
+        translated::add(observer.at_socket(), observer.table(), |connection| found.add([connection]))?;
+        found.keep();
+        Ok(ConnectionList { items: found.rows, matched: found.matched })
+    });
+    let all = all.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    all.map_err(|error| {
+        Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
+    })
 }
 
 impl From<dataplane::Connection> for Connection {
@@ -193,9 +213,9 @@ impl From<dataplane::Connection> for Connection {
             endpoint: connection.endpoint,
             state: connection.state.into(),
             age_seconds: connection.began.elapsed().as_secs_f64(),
-            idle_seconds: connection.moved.elapsed().as_secs_f64(),
-            bytes_to_endpoint: connection.bytes_to_endpoint,
-            bytes_from_endpoint: connection.bytes_from_endpoint,
+            idle_seconds: Some(connection.moved.elapsed().as_secs_f64()),
+            bytes_to_endpoint: Some(connection.bytes_to_endpoint),
+            bytes_from_endpoint: Some(connection.bytes_from_endpoint),
         }
     }
 }

@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use sluice_model::{FrontendKind, Protocol};
-use sluice_table::{self as table, Client, FrontendKey, Route, SourceAddress};
+use sluice_socket_maps::verdict;
+use sluice_table::{self as table, Client, FrontendKey, Route, SocketOutcomes, SourceAddress};
 
-use super::api::{Explanation, Origin, Outcome, Verdict};
+use super::api::{AtSocket, Explanation, Origin, Outcome, SocketVerdict, Verdict};
 use super::server::{Inside, Refusal, value};
 use super::services::endpoint;
+use crate::at_socket::View;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,7 @@ pub(super) async fn explain(inside: &Inside, question: Question) -> Result<Expla
         destination,
         protocol: protocol.to_string(),
         outcome: Outcome { verdict: Verdict::Pass, why: String::new() },
+        at_socket: None,
         service_port: None,
         kind: None,
         balance: None,
@@ -71,6 +74,7 @@ pub(super) async fn explain(inside: &Inside, question: Question) -> Result<Expla
     match route {
         Some(route) => {
             by_route(&mut explanation, &route);
+            explanation.at_socket = at_socket(inside.observer.at_socket(), &route, explanation.origin);
             if !inside.is_capturing && inside.observer.unserved() > 0 {
                 explanation.hints.push("some frontends cannot be listened on: the log says which".to_owned());
             }
@@ -105,6 +109,42 @@ fn by_route(explanation: &mut Explanation, route: &Route) {
         explanation.source_address = Some(source.to_owned());
     }
     explanation.endpoints = answer.endpoints.iter().map(|found| endpoint(found, &backends, now)).collect();
+}
+
+/// What happens at the client's socket: what the programs in the kernel know, and what the table says of why.
+fn at_socket(view: &View, route: &Route, origin: Origin) -> Option<AtSocket> {
+    let pass = |why: String| Some(AtSocket { verdict: SocketVerdict::Pass, why });
+    let Some(looks) = view.looks() else {
+        return view.reason().and_then(|reason| pass((*reason).clone()));
+    };
+    if origin == Origin::Outside {
+        return pass("the client is not on this node".to_owned());
+    }
+    let known = match looks.frontends.get(&route.frontend().into()) {
+        Ok(known) => known,
+        Err(error) => return pass(format!("not known: {error}")),
+    };
+    let verdict = known.map_or(verdict::RELAY, |value| {
+        if origin == Origin::Node { value.node.verdict } else { value.pod.verdict }
+    });
+    let ip = route.frontend().address.ip();
+    let [node, pod] = SocketOutcomes::with_reasons(route.service_port(), route.kind(), ip, is_own(ip));
+    let said = if origin == Origin::Node { node } else { pod };
+    match (verdict, said) {
+        (verdict::BALANCE, _) => Some(AtSocket {
+            verdict: SocketVerdict::Translate,
+            why: "each new one gets the endpoint whose turn it is".to_owned(),
+        }),
+        (verdict::REFUSE, _) => Some(AtSocket {
+            verdict: SocketVerdict::Refuse,
+            why: "there is no endpoint for it".to_owned(),
+        }),
+        (_, Err(why)) => pass(why.to_string()),
+        (_, Ok(_)) => pass(
+            "an endpoint is itself a frontend, or the maps have no room for the Service (sluice_socket_waiting)"
+                .to_owned(),
+        ),
+    }
 }
 
 /// What happens where no Service has that address and port.

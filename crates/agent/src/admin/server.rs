@@ -166,7 +166,13 @@ async fn find(inside: Arc<Inside>, request: &Request<Incoming>) -> Result<Vec<u8
     let query = request.uri().query().unwrap_or_default().to_owned();
     match request.uri().path() {
         "/v1/status" => apart(move || json(&status::status(&inside))).await,
-        "/v1/services" => apart(move || json(&services::services(inside.observer.table(), &query)?)).await,
+        "/v1/services" => {
+            apart(move || {
+                inside.observer.at_socket().settle();
+                json(&services::services(inside.observer.table(), &query)?)
+            })
+            .await
+        }
         "/v1/connections" => {
             let question = connections::Question::read(&query)?;
             let list = connections::connections(&inside, question).await?;

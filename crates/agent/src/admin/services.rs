@@ -136,6 +136,7 @@ impl From<table::Traffic> for Traffic {
             retried: traffic.retries,
             bytes_to_endpoint: traffic.bytes_to_endpoint,
             bytes_from_endpoint: traffic.bytes_from_endpoint,
+            translated: traffic.translated,
         }
     }
 }

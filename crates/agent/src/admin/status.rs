@@ -1,6 +1,6 @@
 //! `/v1/status`: how the agent is, from what it shares.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -37,10 +37,23 @@ pub(super) fn status(inside: &Inside) -> Status {
     let ports = routes.iter().map(|route| route.service_port());
     let ports = ports.filter(|port| seen.insert(Arc::as_ptr(port)));
     let endpoints = ports.map(|port| port.endpoints().len()).sum();
+    let mut counters: BTreeMap<String, u64> =
+        observer.stats().named().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+    if let Some(sum) = observer.at_socket().settle() {
+        let numbers = [
+            ("connections", sum.connections),
+            ("connections_closed", sum.closed),
+            ("connections_failed", sum.failed),
+            ("bytes_from_clients", sum.bytes_to),
+            ("bytes_to_clients", sum.bytes_from),
+        ];
+        counters.extend(numbers.map(|(name, n)| (format!("socket_{name}"), n)));
+    }
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         process: std::process::id(),
-        mode: if inside.is_capturing { "tproxy" } else { "bind" }.to_owned(),
+        mode: observer.mode().to_owned(),
+        why_not_socket: observer.at_socket().reason().map(|reason| (*reason).clone()),
         node: inside.node.clone(),
         started: inside.started_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         uptime_seconds: inside.started.elapsed().as_secs(),
@@ -62,7 +75,7 @@ pub(super) fn status(inside: &Inside) -> Status {
         frontends: observer.frontends(),
         frontends_failed: observer.unserved(),
         endpoints,
-        counters: observer.stats().named().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+        counters,
     }
 }
 

@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use super::api::{
-    ConnectionList, ConnectionState, Endpoint, EndpointState, Explanation, Frontend, Origin, Outcome,
-    Service, ServiceList, ServicePort, Status, Traffic, Verdict,
+    AtSocket, ConnectionList, ConnectionState, Endpoint, EndpointState, Explanation, Frontend, Origin,
+    Outcome, Service, ServiceList, ServicePort, SocketVerdict, Status, Traffic, Verdict,
 };
 use super::output::{bytes, columns, time};
 
 /// Counters that `sluice status` shows without being asked for all of them.
-const COUNTERS: [(&str, &str); 8] = [
+const COUNTERS: [(&str, &str); 10] = [
     ("tcp_active", "TCP sessions open"),
     ("tcp_established", "TCP sessions so far"),
     ("tcp_all_endpoints_failed", "TCP sessions that no endpoint took"),
@@ -19,6 +19,8 @@ const COUNTERS: [(&str, &str); 8] = [
     ("udp_flows_opened", "UDP flows so far"),
     ("udp_datagrams_in", "UDP datagrams from clients"),
     ("udp_unroutable", "UDP datagrams without an endpoint"),
+    ("socket_connections", "connections translated so far"),
+    ("socket_connections_failed", "translated ones that failed"),
 ];
 
 /// How an agent is.
@@ -33,7 +35,8 @@ pub(super) fn status(status: &Status, is_wide: bool) -> String {
     lines.extend(status.problems.iter().map(|problem| ("Problem", problem.clone())));
     lines.push(("Version", status.version.clone()));
     lines.push(("Node", format!("{}, process {}", status.node, status.process)));
-    lines.push(("Mode", status.mode.clone()));
+    let why = status.why_not_socket.as_ref().map(|why| format!(", not socket: {why}"));
+    lines.push(("Mode", format!("{}{}", status.mode, why.unwrap_or_default())));
     lines.push(("Started", format!("{} ({} ago)", status.started, time(status.uptime_seconds))));
     let source = match (status.is_synced, status.age_seconds) {
         (false, _) => format!("{}, not everything is known so far", status.source),
@@ -80,11 +83,11 @@ pub(super) fn services(list: &ServiceList, is_wide: bool) -> String {
     }
     let mut header =
         vec!["NAMESPACE", "NAME", "PORT", "ADDRESS", "VERDICT", "ENDPOINTS", "OPEN", "TOTAL", "FAILED"];
-    let more = ["RETRIED", "FROM-CLIENTS", "TO-CLIENTS", "FAMILY", "BALANCE", "WHY"];
+    let more = ["TRANSLATED", "RETRIED", "FROM-CLIENTS", "TO-CLIENTS", "FAMILY", "BALANCE", "WHY"];
     if is_wide {
         header.extend(more);
     } else {
-        header.extend(&more[1..3]);
+        header.extend(&more[2..4]);
     }
     let ports = list.items.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
     let rows = ports.map(|(service, port)| {
@@ -99,7 +102,7 @@ pub(super) fn services(list: &ServiceList, is_wide: bool) -> String {
         let traffic = &port.traffic;
         row.extend([traffic.open, traffic.total, traffic.failed].map(|n| n.to_string()));
         if is_wide {
-            row.push(traffic.retried.to_string());
+            row.extend([traffic.translated, traffic.retried].map(|n| n.to_string()));
         }
         row.extend([traffic.bytes_to_endpoint, traffic.bytes_from_endpoint].map(bytes));
         if is_wide {
@@ -130,12 +133,20 @@ fn port_in_full(service: &Service, port: &ServicePort, is_wide: bool) -> String 
     if let Some(timeout) = port.affinity_seconds {
         balance += &format!(", a client keeps its endpoint until it is idle for {}", time(timeout));
     }
-    let Traffic { open, total, failed, retried, bytes_to_endpoint, bytes_from_endpoint } = port.traffic;
+    let Traffic { open, total, failed, retried, bytes_to_endpoint, bytes_from_endpoint, translated } =
+        port.traffic;
+    let translated = match translated {
+        0 => String::new(),
+        translated => format!(", {translated} of all were translated"),
+    };
     let mut lines = vec![
         ("Service", format!("{}/{}", service.namespace, service.name)),
         ("Port", format!("{}, {}", name_of(port), port.family)),
         ("Balance", balance),
-        ("Connections", format!("{open} open, {total} so far, {failed} attempts failed, {retried} retried")),
+        (
+            "Connections",
+            format!("{open} open, {total} so far, {failed} attempts failed, {retried} retried{translated}"),
+        ),
         (
             "Traffic",
             format!("{} from clients, {} to clients", bytes(bytes_to_endpoint), bytes(bytes_from_endpoint)),
@@ -179,7 +190,8 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
     if is_wide {
         header.extend(["IDLE", "FRONTEND"]);
     }
-    let address = |address: Option<SocketAddr>| address.map_or_else(|| "-".to_owned(), |at| at.to_string());
+    let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let address = |address: Option<SocketAddr>| known(address.map(|at| at.to_string()));
     let rows = list.items.iter().map(|connection| {
         let mut service = format!("{}/{}", connection.namespace, connection.service);
         if !connection.port.is_empty() {
@@ -193,6 +205,7 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
             ConnectionState::Resetting => "resetting",
             ConnectionState::Unanswered => "unanswered",
             ConnectionState::Answered => "answered",
+            ConnectionState::Translated => "translated",
         };
         let mut row = vec![
             connection.protocol.clone(),
@@ -201,11 +214,11 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
             address(connection.endpoint),
             state.to_owned(),
             ago(connection.age_seconds),
-            bytes(connection.bytes_to_endpoint),
-            bytes(connection.bytes_from_endpoint),
+            known(connection.bytes_to_endpoint.map(bytes)),
+            known(connection.bytes_from_endpoint.map(bytes)),
         ];
         if is_wide {
-            row.extend([ago(connection.idle_seconds), address(connection.frontend)]);
+            row.extend([known(connection.idle_seconds.map(ago)), address(connection.frontend)]);
         }
         row
     });
@@ -242,6 +255,14 @@ pub(super) fn explanation(explanation: &Explanation, is_wide: bool) -> String {
     };
     lines.push(("Verdict", what.to_owned()));
     lines.push(("Why", outcome.why.clone()));
+    if let Some(AtSocket { verdict, why }) = &explanation.at_socket {
+        let what = match verdict {
+            SocketVerdict::Translate => "translated, no packet gets to the relay",
+            SocketVerdict::Refuse => "refused",
+            SocketVerdict::Pass => "left alone",
+        };
+        lines.push(("At the socket", format!("{what}: {why}")));
+    }
     if let Some(balance) = &explanation.balance {
         lines.push(("Balance", balance.clone()));
     }

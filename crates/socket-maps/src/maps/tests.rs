@@ -7,7 +7,7 @@ use sluice_model::Protocol;
 
 use super::*;
 use crate::adopt::Contents;
-use crate::{Capacity, Memory, Picked};
+use crate::{Account, Capacity, Memory, Picked};
 
 const SMALL: Capacity = Capacity { frontends: 6, sets: 6, slots: 64, endpoints: 24 };
 const LARGE: Capacity = Capacity { frontends: 100, sets: 100, slots: 1_000, endpoints: 1_000 };
@@ -93,6 +93,62 @@ fn a_frontend_changes_hands_within_one_step() {
     }
     maps.apply([balanced(&[1], 2, &[1]), balanced(&[], 1, &[1])]);
     assert_eq!(picks(&mut maps, 1, 1), ends(2, &[1]), "in the other order");
+}
+
+#[test]
+fn flows_to_an_endpoint_that_went_choose_anew_and_connections_still_count() {
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        let mut maps = Maps::new(Memory::new(LARGE));
+        let port = |endpoints: &[u8]| {
+            let (key, mut port) = balanced(&[1], 1, endpoints);
+            port.frontends[0].0.protocol = protocol;
+            (key, port)
+        };
+        maps.apply([port(&[1, 2])]);
+        let incarnations = |maps: &Maps<Memory>| [0, 1].map(|id| maps.kernel().endpoint(id).incarnation);
+        let change = u32::from(protocol == Protocol::Udp);
+        assert_eq!(incarnations(&maps), [1, 1]);
+        maps.apply([port(&[2])]);
+        assert_eq!(incarnations(&maps), [1 + change, 1], "{protocol}");
+        maps.apply([port(&[])]);
+        assert_eq!(incarnations(&maps), [1 + change; 2], "{protocol}");
+        // A program may have picked one just before, and begun a flow just after.
+        (0..5).for_each(|_| drop(maps.retry()));
+        assert_eq!(incarnations(&maps), [1 + 2 * change; 2], "{protocol}");
+        maps.apply([port(&[1, 2])]);
+        maps.apply([port(&[])]);
+        maps.reclaim();
+        maps.apply([port(&[1, 2])]);
+        let before = incarnations(&maps);
+        (0..5).for_each(|_| drop(maps.retry()));
+        assert_eq!(incarnations(&maps), before, "what is in use by now stays");
+    }
+}
+
+#[test]
+fn whoever_keeps_accounts_is_told_what_each_number_means() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.follow_ids();
+    maps.apply([balanced(&[1], 1, &[1, 2])]);
+    assert_eq!(maps.take_id_changes(), []);
+    let [one, two] = [0, 1].map(|at| addresses(1, &[1, 2])[at]);
+    assert_eq!(maps.members(PortKey(1)).collect::<Vec<_>>(), [(one, 0), (two, 1)]);
+    let account = Account { connections: 7, ..Account::default() };
+    maps.kernel_mut().set_account(0, account);
+    maps.apply([balanced(&[1], 1, &[2])]);
+    assert_eq!(maps.take_id_changes(), [IdChange::Left(0)]);
+    assert_eq!(maps.members(PortKey(1)).collect::<Vec<_>>(), [(two, 1)]);
+    maps.reclaim();
+    maps.apply([balanced(&[1], 1, &[2, 3])]);
+    assert_eq!(maps.take_id_changes(), [IdChange::Freed(0, account)], "before it means something else");
+    assert_eq!(maps.kernel().account(0), Account::default());
+
+    let mut maps = successor(maps);
+    maps.follow_ids();
+    maps.apply([balanced(&[1], 1, &[2])]);
+    assert_eq!(maps.take_id_changes(), [IdChange::Found(1), IdChange::Found(0), IdChange::Left(0)]);
+    maps.apply([balanced(&[], 1, &[])]);
+    assert_eq!(maps.take_id_changes(), [IdChange::Left(1)]);
 }
 
 #[test]
@@ -237,6 +293,9 @@ impl Failing {
 macro_rules! delegate {
     ($($kind:ty),*) => { $(impl Kernel for $kind {
         fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) { self.memory.write_endpoints(first, endpoints) }
+        fn renew_endpoint(&mut self, id: u32, incarnation: u32) { self.memory.renew_endpoint(id, incarnation) }
+        fn account(&self, id: u32) -> Account { self.memory.account(id) }
+        fn clear_account(&mut self, id: u32) { self.memory.clear_account(id) }
         fn write_slots(&mut self, first: u32, ids: &[u32]) { self.memory.write_slots(first, ids) }
         fn write_set(&mut self, id: u32, set: Set) { self.memory.write_set(id, set) }
         fn publish(&mut self, id: u32, desc: u64) { self.memory.publish(id, desc) }
@@ -396,6 +455,16 @@ impl Kernel for Watched {
             self.memory.write_endpoints(at, &[*endpoint]);
             self.interleave();
         }
+    }
+    fn account(&self, id: u32) -> Account {
+        self.memory.account(id)
+    }
+    fn clear_account(&mut self, id: u32) {
+        self.memory.clear_account(id);
+    }
+    fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
+        self.memory.renew_endpoint(id, incarnation);
+        self.interleave();
     }
     fn write_slots(&mut self, first: u32, ids: &[u32]) {
         for (at, id) in (first..).zip(ids) {

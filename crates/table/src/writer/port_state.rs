@@ -56,8 +56,11 @@ impl PortState {
         let items: Vec<(&Endpoint, &Arc<Upstream>)> =
             candidates.iter().map(|candidate| candidate.endpoint).zip(roster.current()).collect();
         let chosen = categorize_endpoints(&items, |(endpoint, _)| endpoint, here);
+        let mut has_lost = !gone.is_empty();
         for (endpoint, upstream) in &items {
-            upstream.set_condition(Condition::new(endpoint, here.is_local(endpoint)));
+            let condition = Condition::new(endpoint, here.is_local(endpoint));
+            has_lost |= upstream.is_serving() && !condition.serving;
+            upstream.set_condition(condition);
             upstream.set_in_node_network(is_own(upstream.address().ip()));
         }
         let upstreams = |set: Vec<(&Endpoint, &Arc<Upstream>)>| -> Vec<Arc<Upstream>> {
@@ -71,6 +74,9 @@ impl PortState {
         let changed = self.port.publish(upstreams(chosen.cluster), upstreams(chosen.local), facts, rules);
         // Last, so that a flow that is decided afresh finds the new endpoints.
         roster.let_go(gone);
+        if has_lost {
+            self.port.note_lost();
+        }
         changed
     }
 

@@ -1,0 +1,227 @@
+//! Ends connected UDP sockets whose endpoint or Service is gone, which nobody would ever answer: what removing its
+//! conntrack entry is under kube-proxy.
+//!
+//! On a thread of its own, which looks at all translated sockets, and at all processes where it has to end one. Whoever
+//! changes endpoints wakes it; what changes while it is at work is one more look, after a pause.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sluice_model::Protocol;
+use sluice_socket::{Census, Ended, Translated};
+use sluice_table::{FrontendKey, Reader, ServicePort, Table};
+use tracing::{info, warn};
+
+/// Between two looks at the least.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A look is followed by a pause of so many times its length: it takes no more than a twentieth of a processor.
+const REST: u32 = 20;
+
+/// What has failed is tried again after a pause, and after twice as long each time, up to this.
+const LONGEST_RETRY: Duration = Duration::from_secs(64);
+
+/// What came of it so far.
+#[derive(Debug, Default)]
+pub(crate) struct Swept {
+    ended: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Swept {
+    /// Sockets that were ended.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Looks after which a socket was left that should have been ended, or at which nothing could be seen.
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// The thread, for as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    swept: Arc<Swept>,
+}
+
+impl Sweeper {
+    /// Starts it; it does nothing until it is woken.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(crate) fn start(census: Census, table: &Table) -> io::Result<Self> {
+        let (mut table, swept) = (table.reader(), Arc::<Swept>::default());
+        let (wake, woken) = sync_channel(1);
+        let counted = Arc::clone(&swept);
+        let sweep = move || {
+            let mut serving = Serving::default();
+            census.end_datagram_sockets(|socket| !serving.has(&mut table, socket))
+        };
+        let builder = std::thread::Builder::new().name("socket-sweep".to_owned());
+        let thread = builder.spawn(move || follow(&woken, PAUSE, &counted, sweep))?;
+        Ok(Self { wake: Some(wake), thread: Some(thread), swept })
+    }
+
+    /// These service ports have changed.
+    pub(crate) fn changed(&self, ports: &[Arc<ServicePort>]) {
+        let has_lost = |port: &Arc<ServicePort>| port.name().protocol == Protocol::Udp && port.take_lost();
+        // Each is asked, so that none is for a later change.
+        if ports.iter().filter(|port| has_lost(port)).count() > 0 {
+            self.wake();
+        }
+    }
+
+    /// What came of it.
+    pub(crate) fn swept(&self) -> &Arc<Swept> {
+        &self.swept
+    }
+
+    /// An endpoint or a frontend of UDP is gone.
+    pub(crate) fn wake(&self) {
+        // One that waits to be read is for this, too; a thread that has ended is at its end.
+        let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.wake = None;
+        // It cannot panic but by a fault of ours, which it has said.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Which endpoints serve, by frontend, as they were when that was first asked.
+#[derive(Debug, Default)]
+struct Serving(HashMap<SocketAddr, BTreeSet<SocketAddr>>);
+
+impl Serving {
+    /// Whether what a socket was connected to goes on, by the rule that relayed flows go on by.
+    fn has(&mut self, table: &mut Reader, socket: &Translated) -> bool {
+        let endpoints = self.0.entry(socket.service).or_insert_with(|| {
+            let key = FrontendKey::new(socket.service.ip(), socket.service.port(), Protocol::Udp);
+            let Some(route) = table.lookup(key) else { return BTreeSet::new() };
+            let endpoints = route.service_port().endpoints().into_iter();
+            endpoints
+                .filter(|upstream| route.keeps_flow(upstream))
+                .map(|upstream| upstream.address())
+                .collect()
+        });
+        endpoints.contains(&socket.endpoint)
+    }
+}
+
+/// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
+fn follow(
+    woken: &Receiver<()>,
+    pause: Duration,
+    swept: &Swept,
+    mut sweep: impl FnMut() -> io::Result<Ended>,
+) {
+    let mut not_before = Instant::now();
+    let mut retry: Option<Duration> = None;
+    loop {
+        let waited = match retry {
+            None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(after) => woken.recv_timeout(after),
+        };
+        if waited == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+        // What wakes it until then is for the same look.
+        while let Some(left) = not_before.checked_duration_since(Instant::now()) {
+            if woken.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+        let start = Instant::now();
+        let trouble = judge(sweep(), swept);
+        let end = Instant::now();
+        not_before = end + pause.max((end - start) * REST);
+        // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
+        if let Some(trouble) = trouble.as_ref().filter(|_| retry == Some(pause)) {
+            warn!(
+                "connected UDP sockets may wait for endpoints that are gone: {trouble}; this is tried again"
+            );
+        }
+        retry = trouble.map(|_| retry.map_or(pause, |last| LONGEST_RETRY.min(last * 2)));
+    }
+}
+
+/// Counts what came of a look; what is wrong, with what helps.
+fn judge(done: io::Result<Ended>, swept: &Swept) -> Option<String> {
+    let trouble = match done {
+        Err(error) => Some(format!("the kernel does not list sockets ({error})")),
+        Ok(Ended { ended, refused, unreached }) => {
+            if ended > 0 {
+                swept.ended.fetch_add(ended as u64, Ordering::Relaxed);
+                info!(sockets = ended, "connected UDP sockets were ended, as their endpoints are gone");
+            }
+            let mut troubles = Vec::new();
+            if unreached > 0 {
+                troubles.push(format!(
+                    "{unreached} are in network namespaces in which no process is that this agent sees (in a pod it \
+                     takes `hostPID: true`)"
+                ));
+            }
+            if refused > 0 {
+                troubles.push(format!(
+                    "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
+                     CONFIG_INET_DIAG_DESTROY)"
+                ));
+            }
+            (!troubles.is_empty()).then(|| troubles.join("; "))
+        }
+    };
+    if trouble.is_some() {
+        swept.failed.fetch_add(1, Ordering::Relaxed);
+    }
+    trouble
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn what_has_failed_is_tried_again_and_what_came_meanwhile_is_one_look() {
+        let (wake, woken) = sync_channel(1);
+        let (looks, looked) = sync_channel(0);
+        let swept = Swept::default();
+        std::thread::scope(|scope| {
+            let mut answers = [
+                Err(io::ErrorKind::OutOfMemory.into()),
+                Ok(Ended { ended: 2, refused: 1, unreached: 0 }),
+                Ok(Ended { ended: 1, ..Ended::default() }),
+            ]
+            .into_iter();
+            let sweep = move || {
+                looks.send(()).unwrap();
+                answers.next().unwrap_or(Ok(Ended::default()))
+            };
+            let swept = &swept;
+            scope.spawn(move || follow(&woken, Duration::from_millis(1), swept, sweep));
+            wake.send(()).unwrap();
+            // Once because it was woken, twice more by itself.
+            (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
+            wake.send(()).unwrap();
+            looked.recv_timeout(PATIENCE).unwrap();
+            // Nothing has failed any more: it waits.
+            assert!(looked.recv_timeout(Duration::from_millis(20)).is_err());
+            drop(wake);
+        });
+        assert_eq!((swept.ended(), swept.failed()), (3, 2));
+    }
+}

@@ -1,0 +1,82 @@
+//! What is decided at clients' sockets, for whoever looks at the proxy: whether anything is, how much, and which sockets.
+//! Shared; any thread may look.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use sluice_capture::socket::Ledger;
+use sluice_socket::{Census, Frontends};
+use sluice_socket_maps::{Account, Capacity, Stats};
+
+use super::sweep::Swept;
+
+/// A reason is a label of a metric: no more of it than people read.
+const REASON: usize = 240;
+
+/// A view of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct View(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    reason: ArcSwapOption<String>,
+    looks: OnceLock<Looks>,
+    stats: Mutex<Stats>,
+}
+
+/// What there is to see of programs that are attached.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    /// Which sockets are translated.
+    pub(crate) census: Census,
+    /// What the programs know of a frontend.
+    pub(crate) frontends: Frontends,
+    /// What they did.
+    pub(crate) ledger: Arc<Ledger>,
+    /// Which of them were ended.
+    pub(crate) swept: Arc<Swept>,
+    /// How much the maps hold.
+    pub(crate) capacity: Capacity,
+}
+
+impl View {
+    /// Nothing is decided at sockets, although it was asked for.
+    pub(crate) fn set_reason(&self, reason: &str) {
+        let line = reason.lines().next().unwrap_or_default();
+        self.0.reason.store(Some(Arc::new(line.chars().take(REASON).collect())));
+    }
+
+    /// From now on it is, for as long as the proxy lives.
+    pub(crate) fn set_attached(&self, looks: Looks) {
+        self.0.reason.store(None);
+        // It was not before.
+        let _ = self.0.looks.set(looks);
+    }
+
+    /// How much there is now.
+    pub(crate) fn set_stats(&self, stats: Stats) {
+        *self.0.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+
+    /// Why nothing is decided at sockets, where it was asked for.
+    pub(crate) fn reason(&self) -> Option<Arc<String>> {
+        self.0.reason.load_full()
+    }
+
+    /// What there is to see, where anything is decided.
+    pub(crate) fn looks(&self) -> Option<&Looks> {
+        self.0.looks.get()
+    }
+
+    /// How much there was a moment ago.
+    pub(crate) fn stats(&self) -> Stats {
+        *self.0.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the table's endpoints have what their translated sockets did; what all did together.
+    pub(crate) fn settle(&self) -> Option<Account> {
+        let looks = self.looks()?;
+        looks.ledger.settle();
+        Some(looks.ledger.sum())
+    }
+}
