@@ -23,7 +23,6 @@ mod terminal;
 mod text;
 mod top;
 mod watch;
-mod yaml;
 
 pub use commands::{
     AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
