@@ -5,6 +5,8 @@
 //!   (a process)          HTTP, JSON (api)                   (tokio)    health; nothing is changed
 //! ```
 //!
+//! The same is on the status page, for people with a browser: `page`, on the port of metrics.
+//!
 //! Of two agents at a hand-over the newer one answers, from when it has started; if it goes first, the older one
 //! answers again.
 
@@ -15,6 +17,7 @@ mod commands;
 mod connections;
 mod explain;
 mod output;
+mod page;
 mod server;
 mod services;
 mod socket;
@@ -23,13 +26,14 @@ mod terminal;
 mod text;
 mod top;
 mod watch;
-mod yaml;
 
 pub use commands::{
     AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
 };
 pub use connections::{Peer, Sort};
 pub use output::Output;
+pub(crate) use page::Page;
+pub use page::StatusPage;
 pub(crate) use server::{Admin, Inside};
 pub use socket::DEFAULT_PATH;
 pub use top::{TopArgs, TopSort, top};

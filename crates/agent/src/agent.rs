@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::admin::{Admin, Inside};
+use crate::admin::{Admin, Inside, Page};
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
@@ -124,12 +124,25 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         HealthChecks::start(observer.table().clone(), events.clone(), move || health.verdict().is_ok())
     };
     let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
+    let inside = Arc::new(Inside {
+        observer: observer.clone(),
+        feed: controller.feed().clone(),
+        health: health.clone(),
+        health_checks: health_checks.stats().clone(),
+        node,
+        is_capturing: doors.is_some(),
+        pod_cidrs: args.capture.pod_cidrs(),
+        dataplane,
+        started,
+        started_at,
+        is_stopping: AtomicBool::new(false),
+    });
     if let Some(opening) = metrics_port {
         let (observer, health_checks) = (observer.clone(), health_checks.stats().clone());
         let configz = config::configz(&args.said.effective).into();
         Metrics {
             observer,
-            health: health.clone(),
+            health,
             health_checks,
             detail: args.ports.service_metrics,
             mode: args.capture.capture.name(),
@@ -138,25 +151,12 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             turn: Arc::new(Semaphore::new(1)),
             events: events.clone(),
             logging: args.ports.profiling.then(|| logging.clone()),
+            page: Page::new(Arc::clone(&inside), args.ports.status_page),
         }
         .serve(opening);
     }
 
-    let admin = args.admin_socket().map(|path| {
-        let inside = Inside {
-            observer: observer.clone(),
-            feed: controller.feed().clone(),
-            health,
-            node,
-            is_capturing: doors.is_some(),
-            pod_cidrs: args.capture.pod_cidrs(),
-            dataplane,
-            started,
-            started_at,
-            is_stopping: AtomicBool::new(false),
-        };
-        Admin::start(path, inside)
-    });
+    let admin = args.admin_socket().map(|path| Admin::start(path, Arc::clone(&inside)));
 
     let mut grace_period = args.grace_period;
     let mut check = tokio::time::interval(CHECK);
@@ -192,9 +192,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         }
     }
     info!(connections = observer.stats().tcp_active, grace = ?grace_period, "stopping");
-    if let Some(admin) = &admin {
-        admin.set_stopping();
-    }
+    inside.set_stopping();
     // Load balancers are to look elsewhere, or to find a successor there.
     drop((healthz, health_checks));
     let deadline = Instant::now() + grace_period;

@@ -12,7 +12,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
 use sluice_kubeapi::apiserver;
 
-use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
+use crate::admin::{
+    ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, StatusPage, TopArgs,
+};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
@@ -177,7 +179,7 @@ pub struct PortArgs {
     /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
-    /// Where metrics are served, as `/metrics`, and `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
+    /// Where metrics are served, as `/metrics`, the status page, `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
     /// nowhere.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: BindAddress,
@@ -188,6 +190,10 @@ pub struct PortArgs {
     /// those first that have carried something.
     #[arg(long, value_enum, value_name = "DETAIL", default_value_t = Detail::Service)]
     pub service_metrics: Detail,
+    /// Who is shown the status page, `/` of --metrics-bind-address, which names all Services and endpoints: nobody, clients
+    /// of this node that ask a loopback address, or all who reach the port.
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = StatusPage::Loopback)]
+    pub status_page: StatusPage,
     /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
     /// [default: /run/sluice/admin.sock with `--capture tproxy`, nowhere with `--capture bind`].
     #[arg(long, value_name = "PATH")]

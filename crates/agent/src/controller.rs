@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
-use sluice_table::{NodePortAddresses, Verdict};
+use sluice_table::{NodePortAddresses, Notice, Verdict};
 use tracing::{error, info, warn};
 
 use crate::programming::Programming;
@@ -53,6 +53,8 @@ enum Message {
     Settle(Waiting),
     /// Answer what happens to connections to an address where no frontend matches.
     Explain(IpAddr, tokio::sync::oneshot::Sender<Option<Verdict>>),
+    /// Answer what there is to tell about objects that do not fit together: so many, and how many there are.
+    Notices(usize, tokio::sync::oneshot::Sender<(Vec<Notice>, usize)>),
     /// Shut down within this time.
     Stop(Duration),
 }
@@ -133,6 +135,16 @@ impl Feed {
         answered.await.map_err(|_| Ended)
     }
 
+    /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub(crate) async fn notices(&self, limit: usize) -> Result<(Vec<Notice>, usize), Ended> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.messages.send(Message::Notices(limit, answer)).map_err(|_| Ended)?;
+        answered.await.map_err(|_| Ended)
+    }
+
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
     ///
     /// # Errors
@@ -184,6 +196,9 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                         Message::Explain(ip, answer) => {
                             // Nobody waiting any more is fine.
                             let _ = answer.send(proxy.verdict_without_frontend(ip));
+                        }
+                        Message::Notices(limit, answer) => {
+                            let _ = answer.send(proxy.notices(limit));
                         }
                         Message::Stop(grace) => return proxy.shut_down(grace),
                     }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+use sluice_model::ObjectName;
 use sluice_table::Table;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -25,6 +27,9 @@ const POLL: Duration = Duration::from_millis(200);
 /// Connections over all ports together. A probe takes milliseconds and is then over, so this is far more
 /// than load balancers need, and half of what the data plane leaves to others.
 const CONNECTIONS: usize = 128;
+
+/// Failures that are told of at the most.
+const FAILURES: usize = 100;
 
 /// The servers. Dropping it closes all ports.
 #[derive(Debug)]
@@ -45,6 +50,15 @@ pub struct Stats {
 struct Counts {
     open: AtomicUsize,
     failed: AtomicUsize,
+    failures: ArcSwap<Vec<Failure>>,
+}
+
+/// A port that cannot be listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) service: ObjectName,
+    /// What is wrong, and what helps.
+    pub(crate) what: String,
 }
 
 impl HealthChecks {
@@ -80,6 +94,7 @@ impl Drop for HealthChecks {
         self.task.abort();
         self.stats.ports.open.store(0, Ordering::Relaxed);
         self.stats.ports.failed.store(0, Ordering::Relaxed);
+        self.stats.ports.failures.store(Arc::default());
     }
 }
 
@@ -92,6 +107,11 @@ impl Stats {
     /// Addresses and ports that should answer and cannot be listened on.
     pub fn failed(&self) -> usize {
         self.ports.failed.load(Ordering::Relaxed)
+    }
+
+    /// Some of these, with the reason.
+    pub(crate) fn failures(&self) -> Arc<Vec<Failure>> {
+        self.ports.failures.load_full()
     }
 
     /// Connections that were cut off because others came while as many were open as there may be.
@@ -121,6 +141,10 @@ async fn follow(
         ports.reconcile(&table.health_checks(), &current, Instant::now());
         counts.open.store(ports.open(), Ordering::Relaxed);
         counts.failed.store(ports.failed(), Ordering::Relaxed);
+        let failures: Vec<Failure> = ports.failures().take(FAILURES).collect();
+        if **counts.failures.load() != failures {
+            counts.failures.store(Arc::new(failures));
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, warn};
 
 /// Pause after a failed accept: out of descriptors, mostly, and there is nothing to do but wait.
@@ -25,7 +27,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How connections are treated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// How long a client may take to send a request, and to begin one on a connection that is kept.
+    /// How long a client may take to send a request, to begin one on a connection that is kept, and to take some of an
+    /// answer.
     pub patience: Duration,
     /// Whether a connection is kept for more than one request.
     pub keep_alive: bool,
@@ -90,6 +93,23 @@ impl Connections {
     }
 }
 
+/// Both ends of the connection that a request has come by; among its extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ends {
+    /// Whom it is from.
+    pub peer: SocketAddr,
+    /// To where it was made.
+    pub local: SocketAddr,
+}
+
+impl Ends {
+    /// Whether a process of this machine has connected to an address that others do not reach. A loopback address alone
+    /// does not say so: with `route_localnet`, neighbours may send to it.
+    pub(crate) fn are_loopback(self) -> bool {
+        [self.peer, self.local].iter().all(|end| end.ip().to_canonical().is_loopback())
+    }
+}
+
 /// What connections come in by.
 pub(crate) trait Listen {
     /// A connection.
@@ -100,6 +120,11 @@ pub(crate) trait Listen {
 
     /// Where it listens, for the log.
     fn place(&self) -> String;
+
+    /// The ends of a connection, where they have addresses.
+    fn ends(_stream: &Self::Stream) -> Option<Ends> {
+        None
+    }
 }
 
 impl Listen for TcpListener {
@@ -111,6 +136,10 @@ impl Listen for TcpListener {
 
     fn place(&self) -> String {
         self.local_addr().map_or_else(|_| String::new(), |address| address.to_string())
+    }
+
+    fn ends(stream: &Self::Stream) -> Option<Ends> {
+        Some(Ends { peer: stream.peer_addr().ok()?, local: stream.local_addr().ok()? })
     }
 }
 
@@ -160,8 +189,15 @@ where
             Some(_) = own.join_next() => continue,
         };
         let answer = answer.clone();
+        let ends = L::ends(&stream);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(settings.patience));
+        let stream = TokioIo::new(Box::pin(stream));
         connections.admit(own.spawn(async move {
-            let answer = service_fn(move |request| {
+            let answer = service_fn(move |mut request: Request<Incoming>| {
+                if let Some(ends) = ends {
+                    request.extensions_mut().insert(ends);
+                }
                 let answer = answer(request);
                 async { Ok::<_, Infallible>(answer.await) }
             });
@@ -170,7 +206,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(settings.patience)
                 .keep_alive(settings.keep_alive)
-                .serve_connection(TokioIo::new(stream), answer)
+                .serve_connection(stream, answer)
                 .await;
         }));
     }
@@ -178,8 +214,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::time::timeout;
@@ -228,6 +262,28 @@ mod tests {
         let mut idle = TcpStream::connect(address).await.unwrap();
         ask(&mut idle).await.unwrap();
         assert!(is_ended(&mut idle).await, "nothing asked after the first answer");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_take_its_answer_is_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Connections::new(8);
+        let settings = Settings { patience: Duration::from_millis(50), keep_alive: true };
+        // More than the buffers of two sockets.
+        let answer = |_: &Request<Incoming>| Response::new(Full::from(vec![b'a'; 64 << 20]));
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, connections.clone(), settings, answer));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        // It has begun to answer, so what ends is not a request that never came.
+        stream.peek(&mut [0; 1]).await.unwrap();
+        let ended = async {
+            while !connections.0.open.lock().unwrap().iter().all(AbortHandle::is_finished) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, ended).await.expect("the connection ends");
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
-//! source is doing, `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
+//! source is doing, the status page (`admin`), `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
 mod at_socket;
 mod exposition;
@@ -28,6 +28,7 @@ use sluice_table::Times;
 use tokio::sync::Semaphore;
 use tracing::info;
 
+use crate::admin::Page;
 use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
@@ -72,6 +73,8 @@ pub(crate) struct Metrics {
     pub events: Events,
     /// Where the level of logs may be changed.
     pub logging: Option<Logging>,
+    /// What people are shown.
+    pub page: Page,
 }
 
 impl Metrics {
@@ -103,7 +106,10 @@ impl Metrics {
                 let said = tokio::task::spawn_blocking(move || self.metrics(is_openmetrics)).await;
                 said.unwrap_or_else(|_| unable())
             }
-            _ => self.answer(&request),
+            _ => match self.page.answer(&request).await {
+                Some(response) => response,
+                None => self.answer(&request),
+            },
         }
     }
 

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -16,12 +15,14 @@ use arc_swap::ArcSwap;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
-use sluice_capture::bind::{Bind, Listeners};
+use sluice_capture::bind::{Bind, Failures, Listeners};
 use sluice_capture::socket::AtSockets;
 use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
 use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
-use sluice_table::{FrontendKey, NodePortAddresses, Plan, Table, Upstream, Verdict, Writer, WriterConfig};
+use sluice_table::{
+    FrontendKey, NodePortAddresses, Notice, Plan, Table, Upstream, Verdict, Writer, WriterConfig,
+};
 use tracing::{debug, info, warn};
 
 use crate::at_socket::{AtSocket, AtSocketConfig, Sweeper, View, attach};
@@ -101,7 +102,7 @@ pub struct Proxy {
     /// What the capture has done; bind mode has nothing to do with the kernel's rules.
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
-    unserved: Arc<AtomicUsize>,
+    failures: Failures,
     /// The node's addresses, unless nothing depends on them.
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
@@ -123,7 +124,7 @@ pub struct Observer {
     table: Table,
     dataplane: Arc<Dataplane>,
     captured: Option<Arc<tproxy::Counters>>,
-    unserved: Arc<AtomicUsize>,
+    failures: Failures,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
     step_durations: Histogram,
@@ -212,7 +213,12 @@ impl Observer {
 
     /// How many frontends are to be served and cannot be listened on.
     pub fn unserved(&self) -> usize {
-        self.unserved.load(Ordering::Relaxed)
+        self.failures.count()
+    }
+
+    /// Frontends that are to be served and cannot be listened on, and why.
+    pub fn failures(&self) -> BTreeMap<Frontend, String> {
+        self.failures.all()
     }
 
     /// Every endpoint that can serve, with its service port, in order and each once.
@@ -277,12 +283,12 @@ impl Proxy {
             "cannot start the data plane: lower --workers, or raise the limit on open files (ulimit -n)",
         );
         let dataplane = Arc::new(dataplane?);
-        let unserved = Arc::<AtomicUsize>::default();
+        let failures = Failures::default();
         let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {
                 let (table, events) = (writer.table().clone(), config.events.clone());
                 let workers = Workers { dataplane: Arc::clone(&dataplane), table, events };
-                (Box::new(Bind::new(workers, Arc::clone(&unserved))), None, None)
+                (Box::new(Bind::new(workers, failures.clone())), None, None)
             }
             CaptureConfig::Tproxy(config) => {
                 let doors = Doors::new(config.ports);
@@ -328,7 +334,7 @@ impl Proxy {
             dataplane,
             doors,
             captured,
-            unserved,
+            failures,
             interfaces,
             node_port_addresses: Arc::default(),
             node_eligible: Arc::default(),
@@ -558,13 +564,21 @@ impl Proxy {
         self.writer.verdict_without_frontend(ip)
     }
 
+    /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
+    pub(crate) fn notices(&self, limit: usize) -> (Vec<Notice>, usize) {
+        let mut notices = self.writer.standing_notices();
+        let first: Vec<Notice> = notices.by_ref().take(limit).cloned().collect();
+        let count = first.len() + notices.count();
+        (first, count)
+    }
+
     /// What others may look at while the proxy runs.
     pub fn observer(&self) -> Observer {
         Observer {
             table: self.writer.table().clone(),
             dataplane: Arc::clone(&self.dataplane),
             captured: self.captured.clone(),
-            unserved: Arc::clone(&self.unserved),
+            failures: self.failures.clone(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
             step_durations: self.step_durations.clone(),

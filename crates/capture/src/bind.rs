@@ -9,8 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -43,13 +42,42 @@ pub trait Listeners {
     fn close(&self, frontend: Frontend);
 }
 
+/// Frontends that cannot be listened on, and why, for others to read. Cloning it shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Failures(Arc<Mutex<BTreeMap<Frontend, Option<i32>>>>);
+
+impl Failures {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// All of them, with the reason and the mend in words.
+    pub fn all(&self) -> BTreeMap<Frontend, String> {
+        // Thousands may have the same few reasons; nobody is to wait while they are put into words.
+        let failures = self.lock().clone();
+        failures.into_iter().map(|(frontend, reason)| (frontend, said(reason))).collect()
+    }
+
+    fn set(&self, frontend: Frontend, state: Option<&State>) {
+        match state {
+            Some(State::Failed { reason, .. }) => self.lock().insert(frontend, *reason),
+            Some(State::Open) | None => self.lock().remove(&frontend),
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Frontend, Option<i32>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The bind mode.
 #[derive(Debug)]
 pub struct Bind<L> {
     listeners: L,
     frontends: BTreeMap<Frontend, State>,
-    /// How many of them have failed, for others to read.
-    failed: Arc<AtomicUsize>,
+    /// Those of them that have failed.
+    failures: Failures,
     /// Failures that were news since the last [`Bind::sum_up`].
     complaints: usize,
 }
@@ -62,22 +90,18 @@ enum State {
 }
 
 impl<L: Listeners> Bind<L> {
-    /// A bind mode with no frontends; `failed` is kept at the number of those that cannot be listened on.
-    pub fn new(listeners: L, failed: Arc<AtomicUsize>) -> Self {
-        Self { listeners, frontends: BTreeMap::new(), failed, complaints: 0 }
+    /// A bind mode with no frontends; `failures` is kept up to date.
+    pub fn new(listeners: L, failures: Failures) -> Self {
+        Self { listeners, frontends: BTreeMap::new(), failures, complaints: 0 }
     }
 
     /// Takes note of a frontend's new state, or that it has none any more.
     fn note(&mut self, frontend: Frontend, state: Option<State>) -> Option<State> {
-        let is_failure = |state: &Option<State>| usize::from(matches!(state, Some(State::Failed { .. })));
-        let now_failed = is_failure(&state);
-        let before = match state {
+        self.failures.set(frontend, state.as_ref());
+        match state {
             Some(state) => self.frontends.insert(frontend, state),
             None => self.frontends.remove(&frontend),
-        };
-        self.failed.fetch_add(now_failed, Ordering::Relaxed);
-        self.failed.fetch_sub(is_failure(&before), Ordering::Relaxed);
-        before
+        }
     }
 
     /// Says how many failures were not said one by one.
@@ -114,9 +138,9 @@ impl<L: Listeners> Bind<L> {
                 if failed_before.is_none_or(|(before, _)| before != reason) {
                     self.complaints += 1;
                     if self.complaints <= COMPLAINTS_AT_ONCE {
-                        warn!("cannot listen on {frontend}: {}", explain(&error));
+                        warn!("cannot listen on {frontend}: {error}: {}", mend(reason));
                     } else {
-                        debug!("cannot listen on {frontend}: {}", explain(&error));
+                        debug!("cannot listen on {frontend}: {error}: {}", mend(reason));
                     }
                 }
                 let pause = failed_before.map_or(RETRY_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
@@ -157,9 +181,17 @@ impl<L: Listeners> Capture for Bind<L> {
     }
 }
 
-/// The error in words, with the mend.
-fn explain(error: &io::Error) -> String {
-    let mend = match error.raw_os_error().map(Errno::from_raw_os_error) {
+/// An error in words, with the mend.
+fn said(reason: Option<i32>) -> String {
+    match reason {
+        Some(errno) => format!("{}: {}", io::Error::from_raw_os_error(errno), mend(reason)),
+        None => format!("the log says why: {}", mend(reason)),
+    }
+}
+
+/// What a person can do about an error.
+fn mend(reason: Option<i32>) -> &'static str {
+    match reason.map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => "another process listens there; stop it or give the Service another port",
         Some(Errno::ACCESS) => {
             "the port is privileged; run with CAP_NET_BIND_SERVICE, lower \
@@ -171,8 +203,7 @@ fn explain(error: &io::Error) -> String {
         }
         Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
         _ => "it is tried again",
-    };
-    format!("{error}: {mend}")
+    }
 }
 
 #[cfg(test)]
@@ -230,7 +261,7 @@ mod tests {
 
     fn bind() -> (Bind<Rc<RefCell<Fake>>>, Rc<RefCell<Fake>>) {
         let fake = Rc::<RefCell<Fake>>::default();
-        (Bind::new(Rc::clone(&fake), Arc::default()), fake)
+        (Bind::new(Rc::clone(&fake), Failures::default()), fake)
     }
 
     #[test]
@@ -256,13 +287,15 @@ mod tests {
             bind.keep(start + Duration::from_secs(second));
         }
         assert_eq!(fake.borrow().calls.len(), 1 + 6, "after 1, 3, 7, 15, 23 and 31 seconds");
-        assert_eq!(bind.failed.load(Ordering::Relaxed), 1);
+        assert_eq!(bind.failures.count(), 1);
+        let said = bind.failures.all().into_values().next().unwrap_or_default();
+        assert!(said.contains("in use") && said.contains("give the Service another port"), "{said}");
 
         fake.borrow_mut().fails = None;
         bind.keep(start + Duration::from_secs(60));
         bind.keep(start + Duration::from_secs(120));
         assert_eq!(fake.borrow().calls.len(), 1 + 6 + 1, "open: nothing left to retry");
-        assert_eq!(bind.failed.load(Ordering::Relaxed), 0);
+        assert_eq!(bind.failures.count(), 0);
     }
 
     #[test]
@@ -298,6 +331,6 @@ mod tests {
         change(&mut bind, &[state(Verdict::Relay)], &[], Instant::now());
         bind.keep(start + RETRY_MAX);
         assert_eq!(fake.borrow().calls, ["open 127.0.0.1:8080/TCP"]);
-        assert_eq!(bind.failed.load(Ordering::Relaxed), 0);
+        assert_eq!(bind.failures.count(), 0);
     }
 }

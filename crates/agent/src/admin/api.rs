@@ -234,6 +234,9 @@ pub struct ConnectionList {
     pub items: Vec<Connection>,
     /// How many there are, told or not.
     pub matched: usize,
+    /// Those that an earlier answer had and that have ended since. Who asks again and again finds that out; no answer has it.
+    #[serde(skip)]
+    pub ended: Vec<Connection>,
 }
 
 /// A TCP session or a UDP flow, or a socket of this node that is connected to an endpoint itself.

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use form_urlencoded::Serializer;
 
 use super::api::{ConnectionList, Explanation, Origin, ServiceList, Status};
-use super::connections::{MOST, Peer, Sort};
+use super::connections::{MOST, Peer, Sort, note_ended};
 use super::output::{self, Output};
 use super::socket::DEFAULT_PATH;
 use super::watch::{Show, WatchArgs, show};
@@ -165,8 +165,8 @@ pub async fn status(StatusArgs { ask, watch }: &StatusArgs) -> Result<()> {
         status.age_seconds = status.age_seconds.map(|_| 0.0);
     };
     let question = || client::ask(&ask.admin_socket, "/v1/status");
-    show(async || question().await, watch, ask.output, Show { text: text::status, still, is_list: false })
-        .await
+    let ways = Show { text: text::status, still, since: |_, _| {}, is_list: false };
+    show(async || question().await, watch, ask.output, ways).await
 }
 
 /// `sluice services`: what there is, where it leads, and what it carries.
@@ -196,7 +196,7 @@ pub async fn services(args: &ServicesArgs) -> Result<()> {
         None => (text::services, true),
     };
     let ask = async || client::ask(&args.ask.admin_socket, &path).await;
-    show(ask, &args.watch, args.ask.output, Show { text, still, is_list }).await
+    show(ask, &args.watch, args.ask.output, Show { text, still, since: |_, _| {}, is_list }).await
 }
 
 /// `sluice connections`: live TCP sessions and UDP flows.
@@ -216,12 +216,13 @@ pub async fn connections(args: &ConnectionsArgs) -> Result<()> {
     query.append_pair("limit", &limit.to_string());
     let path = format!("/v1/connections?{}", query.finish());
     let still = |list: &mut ConnectionList| {
-        for connection in &mut list.items {
+        for connection in list.items.iter_mut().chain(&mut list.ended) {
             (connection.age_seconds, connection.idle_seconds) = (0.0, None);
         }
     };
     let question = async || client::ask(&ask.admin_socket, &path).await;
-    show(question, watch, ask.output, Show { text: text::connections, still, is_list: true }).await
+    let ways = Show { text: text::connections, still, since: note_ended, is_list: true };
+    show(question, watch, ask.output, ways).await
 }
 
 /// `sluice explain`: what would happen to a packet.

@@ -7,6 +7,7 @@
 mod translated;
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -192,12 +193,33 @@ pub(super) async fn connections(inside: &Inside, question: Question) -> Result<C
     let all = tokio::task::spawn_blocking(move || {
         translated::add(observer.at_socket(), observer.table(), |connection| found.add([connection]))?;
         found.keep();
-        Ok(ConnectionList { items: found.rows, matched: found.matched })
+        Ok(ConnectionList { items: found.rows, matched: found.matched, ended: Vec::new() })
     });
     let all = all.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     all.map_err(|error| {
         Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
     })
+}
+
+/// Notes which connections of an earlier answer have ended. Where not all are told, that cannot be known of those that are
+/// missing.
+pub(super) fn note_ended(before: &ConnectionList, now: &mut ConnectionList) {
+    if now.matched > now.items.len() {
+        return;
+    }
+    type Key<'a> = (&'a str, SocketAddr, Option<SocketAddr>, [&'a str; 3]);
+    fn key(row: &Connection) -> Key<'_> {
+        (&row.protocol, row.client, row.frontend, [&row.namespace, &row.service, &row.port])
+    }
+    let open: HashMap<Key<'_>, f64> = now.items.iter().map(|row| (key(row), row.age_seconds)).collect();
+    // A client's port may have been used again: then what has it is younger. The age of TCP begins anew once when it is
+    // established.
+    let is_over = |row: &&Connection| match open.get(&key(row)) {
+        Some(age) => *age < row.age_seconds && row.state != ConnectionState::Connecting,
+        None => true,
+    };
+    let ended = before.items.iter().filter(is_over).cloned().collect();
+    now.ended = ended;
 }
 
 impl From<dataplane::Connection> for Connection {
@@ -278,6 +300,23 @@ mod tests {
             assert_eq!((found.rows.len(), found.matched), (3, 100));
             assert_eq!(found.rows[0].client.port(), first, "{query}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_has_ended_unless_not_all_are_told() {
+        let list = |rows: &[(u16, u64)]| {
+            let items: Vec<Connection> = rows.iter().map(|(n, age)| connection(*n, *age).into()).collect();
+            ConnectionList { matched: items.len(), items, ended: Vec::new() }
+        };
+        let ended = |now: &mut ConnectionList| {
+            note_ended(&list(&[(1, 10), (2, 10), (3, 10)]), now);
+            now.ended.iter().map(|row| row.client.port()).collect::<Vec<_>>()
+        };
+        assert_eq!(ended(&mut list(&[(1, 12), (2, 12), (3, 12), (4, 1)])), [0; 0]);
+        assert_eq!(ended(&mut list(&[(2, 12), (3, 1)])), [1, 3], "3 is another one by now");
+        let mut some = list(&[(2, 12)]);
+        some.matched = 3;
+        assert_eq!(ended(&mut some), [0; 0]);
     }
 
     #[test]

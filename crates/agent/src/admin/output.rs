@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
-
-use super::yaml::yaml;
+use serde_saphyr::ser_options;
 
 /// What `--output` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -39,8 +38,14 @@ pub(super) fn said<T: Serialize>(
         None => text(false),
         Some(Output::Wide) => text(true),
         Some(Output::Json) => serde_json::to_string_pretty(answer).context("cannot write JSON")? + "\n",
-        Some(Output::Yaml) => yaml(&serde_json::to_value(answer).context("cannot write YAML")?),
+        Some(Output::Yaml) => yaml(&serde_json::to_value(answer).context("cannot write YAML")?)?,
     })
+}
+
+/// In blocks and in order, as kubectl writes it. A sentence stays on its line, where a person looks for it.
+fn yaml(value: &serde_json::Value) -> Result<String> {
+    let options = ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options).context("cannot write YAML")
 }
 
 /// Writes what is to be written; whether somebody still reads.
@@ -104,7 +109,32 @@ pub(super) fn time(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    #[test]
+    fn yaml_is_read_as_what_was_written() {
+        let value = json!({
+            "items": [
+                {"name": "web", "ports": [{"port": 80, "nested": [[1, 2], [], {}]}], "none": null},
+                {"name": "10.96.0.1:80", "why": "2 endpoints: \"ready\" # not so\n- x", "yes": true, "n": -1.5},
+                "true", "null", "1e3", "", "~", "- a", "é", "[::1]:80", [], {}
+            ],
+            "empty": [],
+            "long": "a sentence of more than eighty characters, as there are many of them in what an agent has to say",
+            "a: b": {"c": {"d": "No", "e": u64::MAX, "f": 1e300}}
+        });
+        let text = yaml(&value).unwrap();
+        let read: Value = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
+        assert_eq!(read, value, "{text}");
+        assert!(
+            text.contains("\nempty: []\nitems:\n- name: web\n  none: null\n  ports:\n  - nested:\n"),
+            "{text}"
+        );
+        assert!(text.lines().any(|line| line.contains("a sentence") && line.ends_with("to say")), "{text}");
+        assert_eq!(yaml(&json!({})).unwrap(), "{}\n");
+    }
 
     #[test]
     fn columns_are_aligned_and_lines_end_where_their_text_does() {

@@ -22,6 +22,7 @@ use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
 use crate::controller::Feed;
 use crate::health::Health;
+use crate::health_checks;
 use crate::http_server::{self, Connections, Settings};
 use crate::proxy::Observer;
 
@@ -48,6 +49,8 @@ pub(crate) struct Inside {
     pub feed: Feed,
     /// How it is.
     pub health: Health,
+    /// The health check node ports.
+    pub health_checks: health_checks::Stats,
     /// The node's name.
     pub node: String,
     /// Whether packets are captured, rather than frontends listened on.
@@ -64,24 +67,23 @@ pub(crate) struct Inside {
     pub is_stopping: AtomicBool,
 }
 
+impl Inside {
+    /// Says, to who asks, that the agent was told to end.
+    pub(crate) fn set_stopping(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The socket, while it is held.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    inside: Arc<Inside>,
     task: JoinHandle<Infallible>,
 }
 
 impl Admin {
     /// Answers at a path, from a task of its own. Where no socket can be made that is said once, and tried again.
-    pub(crate) fn start(path: PathBuf, inside: Inside) -> Self {
-        let inside = Arc::new(inside);
-        let task = tokio::spawn(keep(path, Arc::clone(&inside)));
-        Self { inside, task }
-    }
-
-    /// Says, to who asks, that the agent was told to end.
-    pub(crate) fn set_stopping(&self) {
-        self.inside.is_stopping.store(true, Ordering::Relaxed);
+    pub(crate) fn start(path: PathBuf, inside: Arc<Inside>) -> Self {
+        Self { task: tokio::spawn(keep(path, inside)) }
     }
 }
 

@@ -41,10 +41,10 @@ pub(super) fn services(table: &Table, query: &str) -> Result<ServiceList, Refusa
 }
 
 /// A port's name, protocol and family, in order.
-type PortKey = (Arc<str>, sluice_model::Protocol, Family);
+pub(super) type PortKey = (Arc<str>, sluice_model::Protocol, Family);
 
 /// All routes of each service port of each Service that is meant.
-fn by_service(
+pub(super) fn by_service(
     table: &Table,
     is_meant: impl Fn(&ObjectName) -> bool,
 ) -> BTreeMap<ObjectName, BTreeMap<PortKey, Vec<Arc<Route>>>> {
@@ -61,7 +61,7 @@ fn by_service(
 }
 
 /// One service port, by all routes to it; there is at least one.
-fn service_port(routes: &[Arc<Route>], is_brief: bool, now: Instant) -> ServicePort {
+pub(super) fn service_port(routes: &[Arc<Route>], is_brief: bool, now: Instant) -> ServicePort {
     let mut frontends: Vec<Frontend> = routes.iter().map(|route| frontend(route)).collect();
     frontends.sort_by(|a, b| a.kind.cmp(&b.kind).then(a.address.cmp(&b.address)));
     let Some(port) = routes.first().map(|route| route.service_port()) else {

@@ -25,8 +25,11 @@ pub(super) fn status(inside: &Inside) -> Status {
         ));
     }
     if observer.unserved() > 0 {
-        let unserved = observer.unserved();
-        problems.push(format!("{unserved} frontends cannot be listened on: the log says why"));
+        let what = match observer.unserved() {
+            1 => "1 frontend".to_owned(),
+            unserved => format!("{unserved} frontends"),
+        };
+        problems.push(format!("{what} cannot be listened on: the log says why"));
     }
     if !observer.is_alive() {
         problems.push("a worker has ended: the agent is about to end, to be started again".to_owned());

@@ -182,7 +182,7 @@ fn port_in_full(service: &Service, port: &ServicePort, is_wide: bool) -> String 
 
 /// One line a connection.
 pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
-    if list.items.is_empty() {
+    if list.items.is_empty() && list.ended.is_empty() {
         return "No such connection is open.\n".to_owned();
     }
     let mut header =
@@ -192,12 +192,16 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
     }
     let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let address = |address: Option<SocketAddr>| known(address.map(|at| at.to_string()));
-    let rows = list.items.iter().map(|connection| {
+    let ended = list.ended.iter().map(|connection| (connection, true));
+    let all = ended.chain(list.items.iter().map(|connection| (connection, false)));
+    let rows = all.map(|(connection, has_ended)| {
         let mut service = format!("{}/{}", connection.namespace, connection.service);
         if !connection.port.is_empty() {
             service += &format!(":{}", connection.port);
         }
         let state = match connection.state {
+            // With what it had carried when it was last seen.
+            _ if has_ended => "ENDED",
             ConnectionState::Connecting => "connecting",
             ConnectionState::Open => "open",
             ConnectionState::ClientClosed => "client closed",

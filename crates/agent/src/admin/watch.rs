@@ -31,6 +31,8 @@ pub(super) struct Show<T> {
     pub text: fn(&T, is_wide: bool) -> String,
     /// Sets to nothing what changes by itself as time passes: that is no change.
     pub still: fn(&mut T),
+    /// Notes in an answer what has become of those that the one before had.
+    pub since: fn(before: &T, now: &mut T),
     /// Of a text, only lines that have changed are written again; otherwise all of it is, after an empty line.
     pub is_list: bool,
 }
@@ -61,10 +63,10 @@ pub(super) async fn show<T: Serialize + Clone>(
         if !output::print(&said)? || !watch.watch {
             return Ok(());
         }
-        answer = loop {
+        let mut next = loop {
             tokio::time::sleep(watch.interval.max(SHORTEST)).await;
             match ask().await {
-                Ok(answer) => break answer,
+                Ok(next) => break next,
                 Err(error) if !std::mem::replace(&mut has_complained, true) => {
                     warn!("{error:#}; it is asked again");
                 }
@@ -72,6 +74,8 @@ pub(super) async fn show<T: Serialize + Clone>(
             }
         };
         has_complained = false;
+        (show.since)(&answer, &mut next);
+        answer = next;
     }
 }
 

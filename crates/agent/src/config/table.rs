@@ -205,6 +205,7 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("serviceMetrics",         "service-metrics",          Text),
     own("socketCgroup",           "socket-cgroup",            Text),
     own("socketPins",             "socket-pins",              Text),
+    own("statusPage",             "status-page",              Text),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),
     own("tproxyPort",             "tproxy-port",              Int),
     own("trackConnections",       "track-connections",        Bool),

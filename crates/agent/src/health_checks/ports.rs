@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use super::Failure;
 use super::answer::answer;
 use crate::events::Events;
 use crate::http_server::{self, Connections, Settings};
@@ -98,6 +99,22 @@ impl Ports {
         self.ports.len() - self.open()
     }
 
+    /// Those that cannot be had, and Services whose port is another one's.
+    pub(super) fn failures(&self) -> impl Iterator<Item = Failure> {
+        let conflicts = self.conflicts.iter().map(|(service, port, owner)| Failure {
+            service: service.clone(),
+            what: format!("no health check: {}", taken_by(*port, owner)),
+        });
+        let failed = |(address, port): (&SocketAddr, &Port)| match port.state {
+            State::Failed { reason, .. } => Some(Failure {
+                service: port.check.service().clone(),
+                what: format!("no health check on {address}: {}", mend(reason)),
+            }),
+            State::Open { .. } => None,
+        };
+        conflicts.chain(self.ports.iter().filter_map(failed))
+    }
+
     /// Serves these checks on these addresses and nothing else; tries again what failed, as far as it is
     /// due. What is served already is left alone.
     pub(super) fn reconcile(
@@ -111,7 +128,7 @@ impl Ports {
             self.addresses = addresses.to_vec();
             let (wanted, conflicts) = wanted(checks, addresses);
             for (service, port, owner) in conflicts.difference(&self.conflicts) {
-                let what = format!("its port {port} is that of {owner}; give it another");
+                let what = taken_by(*port, owner);
                 warn!(%service, "no health check of {service}: {what}");
                 self.events.warn(service, FAILED, "Listen", format!("no health check: {what}"));
             }
@@ -238,6 +255,10 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+fn taken_by(port: u16, owner: &ObjectName) -> String {
+    format!("its port {port} is that of {owner}; give it another")
 }
 
 fn mend(reason: Option<i32>) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
 use sluice_testbed::apiserver::{Apiserver, Resource};
 use sluice_testbed::lab::{Lab, PATIENCE};
@@ -19,6 +19,16 @@ fn asked(text: &str) -> BTreeSet<&str> {
     words.filter(|word| word.starts_with("sluice_") || word.starts_with("kubeproxy_")).collect()
 }
 
+/// What is answered there.
+fn get(server: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(server)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 #[test]
 fn each_metric_of_an_alert_or_a_panel_exists() {
     let lab = well(Lab::new());
@@ -27,23 +37,16 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
     let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
     apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
     let url = apiserver.url();
-    let [address, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
-    assert_eq!(address, "--metrics-bind-address");
+    let [flag, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
+    assert_eq!(flag, "--metrics-bind-address");
     let arguments = AGENT[..AGENT.len() - 1].iter().copied().chain(["127.0.0.1:10249", "--master", &url]);
     let agent = well(lab.node().spawn(&sluice(arguments)));
     well(agent.wait_for(READY, PATIENCE));
 
     let mut metrics = String::new();
-    let scrape = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect("127.0.0.1:10249")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
+    let address = SocketAddr::from(([127, 0, 0, 1], 10_249));
     until("metrics can be read", || {
-        metrics = lab.node().ns.run(scrape).unwrap_or_default();
+        metrics = lab.node().ns.run(|| get(address, "/metrics")).unwrap_or_default();
         metrics.starts_with("HTTP/1.1 200")
     });
     // A histogram of a Service's is there with its first connection, and described from the start.
@@ -63,5 +66,37 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
         assert!(asked.len() > 10, "{asked:?}");
         let missing: Vec<_> = asked.difference(&told).collect();
         assert!(missing.is_empty(), "{what}: nobody tells {missing:?}");
+    }
+}
+
+#[test]
+fn the_status_page_is_for_clients_on_this_node_unless_it_is_for_all() {
+    let lab = well(Lab::new());
+    let manifests = tempfile::TempDir::new().unwrap();
+    let source = ["agent", "--manifests", manifests.path().to_str().unwrap()];
+    for (flags, elsewhere) in [(&[][..], "HTTP/1.1 403"), (&["--status-page", "all"][..], "HTTP/1.1 200")] {
+        let arguments = [&source[..], &["--metrics-bind-address", "[::]:10249"], flags].concat();
+        let agent = well(lab.node().spawn(&sluice(arguments)));
+        well(agent.wait_for("serving metrics", PATIENCE));
+        let node = [lab.node().v4.into(), lab.node().v6.into()];
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for (host, addresses, page) in [
+            (lab.node(), loopback, "HTTP/1.1 200"),
+            // To an address that others reach, even if it is one of them that does not.
+            (lab.node(), node, elsewhere),
+            (lab.pod(0), node, elsewhere),
+            (lab.outside(), node, elsewhere),
+        ] {
+            for address in addresses.map(|ip| SocketAddr::new(ip, 10_249)) {
+                for (path, wanted) in [("/", page), ("/status/data", page), ("/metrics", "HTTP/1.1 200")] {
+                    let answer = host.ns.run(|| get(address, path)).unwrap();
+                    assert!(
+                        answer.starts_with(wanted),
+                        "{} {flags:?} {address}{path}: {answer}",
+                        host.ns.name()
+                    );
+                }
+            }
+        }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{PATIENCE, address, backend, free_port, service, slice, until};
+use crate::common::{Agent, PATIENCE, address, backend, free_port, service, slice, until};
 use crate::inside::Scene;
 
 /// Adds a UDP Service whose endpoint answers with two bytes; returns its frontend.
@@ -97,6 +98,39 @@ fn a_connection_is_named_after_its_service_is_gone_and_until_it_ends() {
     open.write_all(b"x").unwrap();
     drop(open);
     until("it ends", || items(&scene.json("connections")).is_empty());
+}
+
+#[test]
+fn who_watches_is_told_when_a_connection_has_ended_and_what_it_carried() {
+    let scene = Scene::start();
+    let mut stays = TcpStream::connect(scene.frontend).unwrap();
+    let mut goes = TcpStream::connect(scene.frontend).unwrap();
+    for session in [&mut stays, &mut goes] {
+        session.read_exact(&mut [0]).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    command.args(["connections", "--watch", "--interval", "100ms", "--admin-socket"]).arg(scene.socket());
+    let mut watching =
+        Agent::run_for(command.stdout(Stdio::piped()), |child| Box::new(child.stdout.take().unwrap()));
+    let [stays, client] = [&stays, &goes].map(|session| session.local_addr().unwrap().to_string());
+    watching.wait_for(&stays);
+    watching.wait_for(&client);
+    drop(goes);
+    let line = watching.wait_for("ENDED");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(
+        (words[0], words[1], words[2], words[4]),
+        ("TCP", client.as_str(), "default/web", "ENDED"),
+        "{line}"
+    );
+    assert_eq!(words[6..], ["0", "1"], "{line}");
+    // More than one round later.
+    let _next = TcpStream::connect(scene.frontend).unwrap();
+    until("the next one is told", || {
+        watching.heard().iter().filter(|line| line.contains(" open ")).count() >= 3
+    });
+    let ended = watching.heard().iter().filter(|line| line.contains("ENDED")).count();
+    assert_eq!(ended, 1, "{:?}", watching.heard());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "how a test fails")]
 
 mod apiserver;
+mod browser;
 mod common;
 mod config;
 mod connections;
@@ -14,5 +15,6 @@ mod health;
 mod inside;
 mod logs;
 mod manifests;
+mod status_page;
 mod taking_over;
 mod top;

@@ -151,6 +151,11 @@ impl Writer {
         Some((Arc::clone(port), claim.kind))
     }
 
+    /// All that there is to tell a person as things are, whether or not a plan has told it before.
+    pub fn standing_notices(&self) -> impl Iterator<Item = &Notice> {
+        self.conflicts.values().flatten().chain(self.services.values().flat_map(|state| state.notices()))
+    }
+
     /// Conflicts about a frontend that were not reported before.
     fn new_conflicts(&mut self, frontend: Frontend) -> Vec<Notice> {
         let now: Vec<Notice> = match self.claims.holder(&frontend) {

@@ -56,6 +56,11 @@ pub(super) struct EndpointChange {
 }
 
 impl ServiceState {
+    /// What is wrong with it, while there is a Service.
+    pub(super) fn notices(&self) -> impl Iterator<Item = &Notice> {
+        self.notices.iter().filter(|_| self.service.is_some())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.service.is_none() && self.slices.is_empty()
     }

@@ -181,9 +181,11 @@ fn the_older_service_keeps_a_contested_address_and_the_other_inherits_it() {
 
     let plan = step(&mut writer, [apply(slice("old-a", "old", &[]))]);
     assert!(plan.notices.is_empty(), "said once: {:?}", plan.notices);
+    assert_eq!(writer.standing_notices().count(), 1, "it is still so");
 
     step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "old")))]);
     assert_eq!(picks(&mut reader, key(WEB), 1), [2]);
+    assert_eq!(writer.standing_notices().count(), 0);
 }
 
 #[test]
@@ -198,6 +200,7 @@ fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
     assert!(
         matches!(&plan.notices[..], [Notice::Loop { endpoint, .. }] if endpoint.ip() == IpAddr::from(WEB))
     );
+    assert!(writer.standing_notices().eq(&plan.notices));
 }
 
 #[test]

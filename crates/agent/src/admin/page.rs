@@ -1,0 +1,116 @@
+//! The status page: what a running agent does, for people, on the port of metrics. It is looked at and nothing else.
+//!
+//! `/` is the page, `/status/…` what it is made of and asks for. Who may see it is `access`'s business; what there is to see
+//! comes from where the commands have it. Runs as tokio tasks.
+
+mod access;
+mod data;
+mod troubles;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::Semaphore;
+
+pub use access::StatusPage;
+
+use super::server::{Inside, Refusal};
+
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// How long an answer may take to be found. The page asks again.
+const TIME: Duration = Duration::from_secs(10);
+
+/// Said with every answer. What is not the page's own is not loaded, run or sent to, and no other page has it in a frame or
+/// reads it.
+#[rustfmt::skip]
+const HEADERS: [(HeaderName, &str); 6] = [
+    (CONTENT_SECURITY_POLICY,
+     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+      base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (CACHE_CONTROL, "no-store"),
+    (REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+/// The page of an agent. Cloning it shares it.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    inside: Arc<Inside>,
+    setting: StatusPage,
+    /// Answers are put together one after the other, however many look on.
+    turn: Arc<Semaphore>,
+}
+
+impl Page {
+    pub(crate) fn new(inside: Arc<Inside>, setting: StatusPage) -> Self {
+        Self { inside, setting, turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// The answer to a request, if it is for the page.
+    pub(crate) async fn answer(&self, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
+        let path = request.uri().path();
+        if !(path == "/" || path.starts_with("/status/")) || self.setting == StatusPage::Off {
+            return None;
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return Some(response);
+        }
+        if let Err(refused) = access::check(self.setting, request) {
+            return Some(response(StatusCode::FORBIDDEN, TEXT, format!("{refused}\n")));
+        }
+        let ok = |kind: &'static str, body: &'static str| {
+            response(StatusCode::OK, HeaderValue::from_static(kind), body)
+        };
+        Some(match path {
+            "/" => response(StatusCode::OK, HTML, include_str!("page/page.html")),
+            "/status/page.css" => ok("text/css; charset=utf-8", include_str!("page/page.css")),
+            "/status/page.js" => ok("text/javascript; charset=utf-8", include_str!("page/page.js")),
+            "/status/icon.svg" => ok("image/svg+xml", include_str!("page/icon.svg")),
+            "/status/data" => self.data(request.uri().query().unwrap_or_default()).await,
+            _ => response(StatusCode::NOT_FOUND, TEXT, "there is no such page: try /\n"),
+        })
+    }
+
+    async fn data(&self, query: &str) -> Response<Full<Bytes>> {
+        let found = async {
+            let question = data::Question::read(query)?;
+            let _turn = self.turn.acquire().await;
+            data::find(&self.inside, question).await
+        };
+        match tokio::time::timeout(TIME, found).await {
+            Ok(Ok(body)) => response(StatusCode::OK, JSON, body),
+            Ok(Err(Refusal::BadQuestion(why))) => response(StatusCode::BAD_REQUEST, TEXT, format!("{why}\n")),
+            Ok(Err(Refusal::NotFound(why) | Refusal::Unable(why))) => {
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n"))
+            }
+            Err(_) => response(
+                StatusCode::SERVICE_UNAVAILABLE,
+                TEXT,
+                format!("no answer was found within {} s\n", TIME.as_secs()),
+            ),
+        }
+    }
+}
+
+fn response(status: StatusCode, kind: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, kind);
+    headers.extend(HEADERS.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    response
+}
