@@ -1,13 +1,15 @@
 //! Every flag and every field of kube-proxy 1.36, and what becomes of it here. Data; what is done with it is its
 //! neighbours' business.
 
-use Kind::{Bool, Bools, Duration, Float, Flush, Int, Quantity, Text, Texts, Vmodule};
+use Kind::{Bool, Bools, Duration, Float, Flush, Int, Quantity, Text, TextOrOff, Texts, Vmodule};
 use Meaning::{As, BindAddress, Elsewhere, Meaningless, Mode, NotOffered};
 
 /// What a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
+    /// Text that may be `off`, which YAML takes for a boolean.
+    TextOrOff,
     Bool,
     Int,
     Float,
@@ -195,17 +197,17 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("adminSocket",            "admin-socket",             Text),
     own("capture",                "capture",                  Text),
     own("clientShare",            "client-share",             Int),
-    own("connectionLog",          "connection-log",           Text),
+    own("connectionLog",          "connection-log",           TextOrOff),
     own("context",                "context",                  Text),
     own("disableBridgeNetfilter", "disable-bridge-netfilter", Bool),
     own("gracePeriod",            "grace-period",             Duration),
     own("manifests",              "manifests",                Texts),
     own("master",                 "master",                   Texts),
     own("passiveHealth",          "passive-health",           Bool),
-    own("serviceMetrics",         "service-metrics",          Text),
+    own("serviceMetrics",         "service-metrics",          TextOrOff),
     own("socketCgroup",           "socket-cgroup",            Text),
     own("socketPins",             "socket-pins",              Text),
-    own("statusPage",             "status-page",              Text),
+    own("statusPage",             "status-page",              TextOrOff),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),
     own("tproxyPort",             "tproxy-port",              Int),
     own("trackConnections",       "track-connections",        Bool),

@@ -114,13 +114,13 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
             ("192.0.2.1:7", "192.0.2.1:7")
         }
         "capture" => ("bind", "bind"),
-        "serviceMetrics" => ("endpoint", "endpoint"),
+        "serviceMetrics" => ("off", "off"),
         "statusPage" => ("off", "off"),
-        "connectionLog" => ("1/100", "1/100"),
+        "connectionLog" => ("off", "off"),
         "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
         _ => match kind {
-            Kind::Text => ("some", "some"),
+            Kind::Text | Kind::TextOrOff => ("some", "some"),
             Kind::Bool => ("true", "true"),
             Kind::Int => ("7", "7"),
             Kind::Float => ("1.5", "1.5"),

@@ -17,7 +17,9 @@ pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
     let one = |word: String| Ok(vec![word]);
     match (kind, value) {
         (_, Value::Null) => Ok(Vec::new()),
-        (Kind::Text | Kind::Quantity, Value::Text(text)) => one(text.clone()),
+        (Kind::Text | Kind::TextOrOff | Kind::Quantity, Value::Text(text)) => one(text.clone()),
+        // YAML has `off` for false.
+        (Kind::TextOrOff, Value::Bool(false)) => one("off".to_owned()),
         (Kind::Bool, Value::Bool(value)) => one(value.to_string()),
         (Kind::Int | Kind::Flush | Kind::Quantity, Value::Int(number)) => one(number.to_string()),
         (Kind::Float, Value::Int(number)) => one(number.to_string()),
@@ -54,7 +56,7 @@ pub(crate) fn check(kind: Kind, word: &str) -> Result<(), String> {
         Kind::Float => word.parse::<f32>().is_ok(),
         // Go takes no number without a unit but 0; where a person means seconds there is no harm in that.
         Kind::Duration | Kind::Flush => values::duration(word).is_ok(),
-        Kind::Text | Kind::Texts | Kind::Bools | Kind::Quantity | Kind::Vmodule => true,
+        Kind::Text | Kind::TextOrOff | Kind::Texts | Kind::Bools | Kind::Quantity | Kind::Vmodule => true,
     };
     if is_good { Ok(()) } else { Err(format!("{word:?} is to be {}", wanted(kind))) }
 }
@@ -79,7 +81,7 @@ pub(super) fn is_same(kind: Kind, one: &str, other: &str) -> bool {
 
 fn wanted(kind: Kind) -> &'static str {
     match kind {
-        Kind::Text => "text: write it in quotes",
+        Kind::Text | Kind::TextOrOff => "text: write it in quotes",
         Kind::Bool => "true or false",
         Kind::Int => "a whole number",
         Kind::Float => "a number",
