@@ -1,12 +1,19 @@
 //! Socket mode's programs, as an agent has them: attached in the place of an earlier agent's, or removed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use sluice_capture::socket::{AtSockets, Sockets};
 use sluice_capture::tproxy;
 use sluice_socket::Programs;
 use sluice_socket_maps::{Capacity, Maps};
 use sluice_table::Table;
+use tracing::info;
+
+/// How long the relay keeps a flow by default that was answered, as conntrack does.
+const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 
 /// Where programs that decide at sockets are attached, and kept.
 #[derive(Debug, Clone)]
@@ -15,10 +22,78 @@ pub struct AtSocketConfig {
     pub cgroup: Option<PathBuf>,
     /// Below this directory of a bpffs is what outlives the agent.
     pub pins: PathBuf,
+    /// Whether only sockets of the node's own network are decided about.
+    pub host_only: bool,
+    /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
+    pub sidecar_ports: [u16; 2],
+    /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
+    pub flow_idle: Duration,
+    /// How many endpoints there may be, counted in each service port.
+    pub endpoints: u32,
+    /// What is said of it.
+    pub standing: Standing,
 }
 
-/// How much the maps hold: 10,000 Services with ten endpoints take a third of it, and 21 MB are taken in any case.
-const CAPACITY: Capacity = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
+/// Whether connections are decided at sockets, and if not why: for people. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Standing(Arc<ArcSwap<String>>);
+
+impl Standing {
+    /// It is not, and will not be.
+    pub(crate) fn off(why: &str) -> Self {
+        let standing = Self::default();
+        standing.say(format!("off: {why}"));
+        standing
+    }
+
+    fn say(&self, text: String) {
+        self.0.store(Arc::new(text));
+    }
+
+    /// In words that begin with `on`, `off` or `not yet`.
+    pub(crate) fn text(&self) -> String {
+        self.0.load().to_string()
+    }
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self(Arc::new(ArcSwap::from_pointee("not yet".to_owned())))
+    }
+}
+
+impl AtSocketConfig {
+    /// Where Istio and Linkerd have what leaves a pod redirected to.
+    pub const SIDECAR_PORTS: [u16; 2] = [15_001, 4_140];
+
+    /// Those of 10,000 Services with ten endpoints each, and some room.
+    pub const ENDPOINTS: u32 = 1 << 17;
+
+    /// Everything else as it is by default.
+    pub fn new(cgroup: Option<PathBuf>, pins: PathBuf) -> Self {
+        Self {
+            cgroup,
+            pins,
+            host_only: false,
+            sidecar_ports: Self::SIDECAR_PORTS,
+            flow_idle: CONVERSATION_IDLE,
+            endpoints: Self::ENDPOINTS,
+            standing: Standing::default(),
+        }
+    }
+
+    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 144 bytes
+    /// an endpoint; that of frontends has it by use.
+    pub fn capacity_for(endpoints: u32) -> Capacity {
+        Capacity {
+            frontends: (endpoints / 2).max(1 << 16),
+            sets: (endpoints / 4).max(1 << 10),
+            // Two versions of each set, each a power of two.
+            slots: endpoints.saturating_mul(4),
+            endpoints,
+        }
+    }
+}
 
 /// Why nothing is decided at sockets.
 pub(crate) struct NotAttached {
@@ -35,19 +110,31 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<Box<dyn A
     let attach = || {
         let root = sluice_socket::cgroup_root;
         let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
-        let config = sluice_socket::Config { cgroup, pins: config.pins.clone(), capacity: CAPACITY };
-        let mut attached = Programs::attach(&config).map_err(|error| NotAttached {
+        let place = sluice_socket::Config {
+            cgroup,
+            pins: config.pins.clone(),
+            capacity: AtSocketConfig::capacity_for(config.endpoints),
+        };
+        let mut attached = Programs::attach(&place).map_err(|error| NotAttached {
             is_busy: matches!(error, sluice_socket::Error::Busy(_)),
             reason: error.to_string(),
         })?;
         attached.set_relay_mark(tproxy::marks::UPSTREAM);
+        attached.set_sidecar_ports(config.sidecar_ports);
+        attached.set_flow_idle(config.flow_idle);
+        info!("connections of sockets below {} are decided when they are made", place.cgroup.display());
+        config.standing.say(format!("on, for sockets below {}", place.cgroup.display()));
         Maps::adopt(attached).map_err(|error| not(error.to_string()))
     };
     let error = match attach() {
-        Ok(maps) => return Ok(Box::new(Sockets::new(maps, table))),
-        Err(error) if error.is_busy => return Err(error),
+        Ok(maps) => return Ok(Box::new(Sockets::new(maps, table, config.host_only))),
+        Err(error) if error.is_busy => {
+            config.standing.say(format!("not yet: {}", error.reason));
+            return Err(error);
+        }
         Err(error) => error,
     };
+    config.standing.say(format!("off: {}", error.reason));
     match sluice_socket::remove(&config.pins) {
         Ok(_) => Err(error),
         Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),

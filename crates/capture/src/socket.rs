@@ -54,6 +54,8 @@ pub struct Sockets<K> {
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
     interfaces: BTreeSet<IpAddr>,
+    /// Whether nothing is decided about pods.
+    host_only: bool,
     /// How much does not fit, as it was last said.
     said: usize,
 }
@@ -64,14 +66,15 @@ fn key(port: &Arc<ServicePort>) -> PortKey {
 }
 
 impl<K: Kernel + Send + Sync> Sockets<K> {
-    /// Maps that are kept in line with a table.
-    pub fn new(maps: Maps<K>, table: &Table) -> Self {
+    /// Maps that are kept in line with a table; with `host_only` for the node's own sockets alone.
+    pub fn new(maps: Maps<K>, table: &Table, host_only: bool) -> Self {
         Self {
             maps,
             table: table.reader(),
             ports: HashMap::new(),
             holders: HashMap::new(),
             interfaces: BTreeSet::new(),
+            host_only,
             said: 0,
         }
     }
@@ -131,7 +134,8 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         let outcomes = |(frontend, kind): (&Frontend, &FrontendKind)| {
             let ip = frontend.address.ip();
             let said = SocketOutcomes::of(&known.port, *kind, ip, self.interfaces.contains(&ip));
-            (*frontend, SocketOutcomes { node: fits(said.node), pod: fits(said.pod) })
+            let pod = if self.host_only { AtSocket::Relay } else { fits(said.pod) };
+            (*frontend, SocketOutcomes { node: fits(said.node), pod })
         };
         let addresses =
             |set: &sluice_table::EndpointSet| set.upstreams().iter().map(|u| u.address()).collect();

@@ -118,6 +118,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         "connectionLog" => ("1/100", "1/100"),
         "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
+        "socketSidecarPorts" => ("[\"7\"]", "7"),
         _ => match kind {
             Kind::Text => ("some", "some"),
             Kind::Bool => ("true", "true"),
