@@ -15,7 +15,8 @@ use crate::capture_args::{CaptureArgs, CaptureMode};
 pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
     match capture.capture {
         CaptureMode::Socket | CaptureMode::Auto => capture.socket.prepare(),
-        CaptureMode::Tproxy | CaptureMode::Bind => capture.socket.take_away(),
+        CaptureMode::Tproxy => capture.socket.take_away(),
+        CaptureMode::Bind => {}
     }
     let done = tproxy::prepare(capture.disable_bridge_netfilter)?;
     done.set.iter().for_each(|setting| info!("{setting} is set"));
