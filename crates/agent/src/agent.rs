@@ -31,6 +31,10 @@ use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::{check, cleanup, config, handover, init, logging};
 
+/// How much longer than any other flow one that was answered may be silent: the relay's, and one of a socket that is decided
+/// about, whose answers are not told apart.
+const CONVERSATION: u32 = 4;
+
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
 
@@ -52,7 +56,7 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
     } else if args.cleanup {
         cleanup::run(&CleanupArgs { kube_proxy: false, force: false })
     } else if args.init_only {
-        init::run(args.capture.disable_bridge_netfilter)
+        init::run(&args.capture)
     } else {
         serve(args, logging).await
     }
@@ -85,12 +89,9 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let (at_socket, lacking) = match args.capture.at_socket() {
-        Ok(at_socket) => (at_socket, None),
-        Err(lacking) => (None, Some(lacking)),
-    };
+    let (at_socket, lacking) = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
     if doors.is_some() && at_socket.is_none() {
-        args.capture.remove_at_socket();
+        args.capture.socket.remove_leftovers();
     }
     let (events, unwritten) = Events::new();
     let proxy = Proxy::start(ProxyConfig {

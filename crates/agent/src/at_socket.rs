@@ -7,12 +7,17 @@ mod view;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_capture::tproxy;
 use sluice_socket::Programs;
 use sluice_socket_maps::{Capacity, Maps};
 use sluice_table::Table;
+use tracing::info;
+
+/// How long the relay keeps a flow by default that was answered, as conntrack does.
+const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 
 pub(crate) use self::sweep::Sweeper;
 pub(crate) use self::view::{Looks, View};
@@ -24,10 +29,47 @@ pub struct AtSocketConfig {
     pub cgroup: Option<PathBuf>,
     /// Below this directory of a bpffs is what outlives the agent.
     pub pins: PathBuf,
+    /// Whether only sockets of the node's own network are decided about.
+    pub host_only: bool,
+    /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
+    pub sidecar_ports: [u16; 2],
+    /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
+    pub flow_idle: Duration,
+    /// How many endpoints there may be, counted in each service port.
+    pub endpoints: u32,
 }
 
-/// How much the maps hold: 10,000 Services with ten endpoints take a third of it, and 21 MB are taken in any case.
-const CAPACITY: Capacity = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
+impl AtSocketConfig {
+    /// Where Istio and Linkerd have what leaves a pod redirected to.
+    pub const SIDECAR_PORTS: [u16; 2] = [15_001, 4_140];
+
+    /// Those of 10,000 Services with ten endpoints each, and some room.
+    pub const ENDPOINTS: u32 = 1 << 17;
+
+    /// Everything else as it is by default.
+    pub fn new(cgroup: Option<PathBuf>, pins: PathBuf) -> Self {
+        Self {
+            cgroup,
+            pins,
+            host_only: false,
+            sidecar_ports: Self::SIDECAR_PORTS,
+            flow_idle: CONVERSATION_IDLE,
+            endpoints: Self::ENDPOINTS,
+        }
+    }
+
+    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 152 bytes
+    /// an endpoint; that of frontends has it by use.
+    pub fn capacity_for(endpoints: u32) -> Capacity {
+        Capacity {
+            frontends: (endpoints / 2).max(1 << 16),
+            sets: (endpoints / 4).max(1 << 10),
+            // Two versions of each set, each a power of two.
+            slots: endpoints.saturating_mul(4),
+            endpoints,
+        }
+    }
+}
 
 /// What decides at sockets, and what looks after these.
 pub(crate) struct AtSocket {
@@ -54,12 +96,18 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<AtSocket,
     let attach = || -> Result<AtSocket, NotAttached> {
         let root = sluice_socket::cgroup_root;
         let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
-        let config = sluice_socket::Config { cgroup, pins: config.pins.clone(), capacity: CAPACITY };
-        let mut attached = Programs::attach(&config).map_err(|error| NotAttached {
+        let place = sluice_socket::Config {
+            cgroup,
+            pins: config.pins.clone(),
+            capacity: AtSocketConfig::capacity_for(config.endpoints),
+        };
+        let mut attached = Programs::attach(&place).map_err(|error| NotAttached {
             is_busy: matches!(error, sluice_socket::Error::Busy(_)),
             reason: error.to_string(),
         })?;
         attached.set_relay_mark(tproxy::marks::UPSTREAM);
+        attached.set_sidecar_ports(config.sidecar_ports);
+        attached.set_flow_idle(config.flow_idle);
         let io = |error: std::io::Error| not(error.to_string());
         let sweeper = Sweeper::start(attached.census().map_err(io)?, table).map_err(io)?;
         let accounts = attached.accounts().map_err(io)?;
@@ -69,13 +117,22 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<AtSocket,
             frontends: attached.look_up().map_err(io)?,
             ledger: Arc::clone(&ledger),
             swept: Arc::clone(sweeper.swept()),
-            capacity: CAPACITY,
+            capacity: place.capacity,
+            cgroup: place.cgroup,
         };
         let maps = Maps::adopt(attached).map_err(io)?;
-        Ok(AtSocket { sockets: Box::new(Sockets::new(maps, table, ledger)), sweeper, looks })
+        Ok(AtSocket {
+            sockets: Box::new(Sockets::new(maps, table, ledger, config.host_only)),
+            sweeper,
+            looks,
+        })
     };
     let error = match attach() {
-        Ok(attached) => return Ok(attached),
+        Ok(attached) => {
+            let cgroup = attached.looks.cgroup.display();
+            info!("connections of sockets below {cgroup} are decided when they are made");
+            return Ok(attached);
+        }
         Err(error) if error.is_busy => return Err(error),
         Err(error) => error,
     };

@@ -1,8 +1,8 @@
 //! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
 //! follows from it for the table and the capture.
 
-use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::parser::ValueSource;
@@ -10,13 +10,13 @@ use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
-use sluice_socket::State;
 use sluice_table::{LocalPods, NodePortAddresses};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::at_socket::AtSocketConfig;
 use crate::proxy::CaptureConfig;
-use crate::values;
+use crate::socket_args::SocketArgs;
+use crate::values::{self, Listed};
 
 /// Arguments of `sluice agent` about whose packets are captured, and what endpoints see of them.
 #[derive(Debug, Args)]
@@ -60,12 +60,9 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true,
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub disable_bridge_netfilter: bool,
-    /// The cgroup below which sockets are decided about, for --capture socket [default: the root of all].
-    #[arg(long, value_name = "PATH")]
-    pub socket_cgroup: Option<PathBuf>,
-    /// A directory of a bpffs, where the programs and maps of --capture socket outlive the agent.
-    #[arg(long, value_name = "PATH", default_value = sluice_socket::PINS)]
-    pub socket_pins: PathBuf,
+    /// What decides at sockets.
+    #[command(flatten)]
+    pub socket: SocketArgs,
 }
 
 /// How connections get to the workers.
@@ -113,19 +110,6 @@ pub enum DetectLocalMode {
     InterfaceNamePrefix,
 }
 
-/// One element of a list that may be given empty, as manifests of kube-proxy's often do (`--cluster-cidr=`): that is
-/// one element without anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listed<T>(pub Option<T>);
-
-impl<T: FromStr> FromStr for Listed<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|element| Self(Some(element))) }
-    }
-}
-
 /// One element of `--nodeport-addresses`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodePortAddress {
@@ -161,7 +145,7 @@ fn given(name: &Option<String>) -> Option<&str> {
 }
 
 /// Flags that are about captured packets.
-const ABOUT_CAPTURED: [&str; 10] = [
+const ABOUT_CAPTURED: [&str; 13] = [
     "detect_local_mode",
     "cluster_cidr",
     "pod_bridge_interface",
@@ -171,7 +155,10 @@ const ABOUT_CAPTURED: [&str; 10] = [
     "track_connections",
     "disable_bridge_netfilter",
     "socket_cgroup",
+    "socket_endpoints",
+    "socket_host_only",
     "socket_pins",
+    "socket_sidecar_ports",
 ];
 
 /// What is wrong with flags that were given on the command line although no packets are captured. What a file says of
@@ -239,41 +226,21 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
-    /// What is to decide at clients' sockets, if anything is; or why nothing is that might.
+    /// What is to decide at clients' sockets, if anything is; or what this node lacks for what might. `flow_idle` is how long a
+    /// UDP flow rests before it is none.
     ///
     /// # Errors
-    /// What this node lacks.
-    pub(crate) fn at_socket(&self) -> Result<Option<AtSocketConfig>, String> {
-        let config = || AtSocketConfig { cgroup: self.socket_cgroup.clone(), pins: self.socket_pins.clone() };
-        match self.capture {
-            CaptureMode::Bind | CaptureMode::Tproxy => Ok(None),
-            CaptureMode::Socket => Ok(Some(config())),
-            CaptureMode::Auto => {
-                let findings = sluice_socket::probe();
-                let missing: Vec<String> = findings
-                    .iter()
-                    .filter(|finding| finding.state == State::Missing)
-                    .map(|finding| format!("{}: {} ({})", finding.what, finding.seen, finding.mend))
-                    .collect();
-                if missing.is_empty() {
-                    Ok(Some(config()))
-                } else {
-                    Err(format!("this node lacks {}", missing.join("; ")))
-                }
-            }
-        }
-    }
-
-    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then.
-    pub(crate) fn remove_at_socket(&self) {
-        match sluice_socket::remove(&self.socket_pins) {
-            Ok(false) => {}
-            Ok(true) => info!("nothing is decided at sockets any more, as --capture is another one now"),
-            Err(error) => warn!(
-                "an earlier agent's programs may still decide about connections: {error}; stop the agents of this \
-                 node and run sluice cleanup"
-            ),
-        }
+    /// A flag makes no sense.
+    pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<(Option<AtSocketConfig>, Option<String>)> {
+        let config = self.socket.config(flow_idle)?;
+        Ok(match self.capture {
+            CaptureMode::Bind | CaptureMode::Tproxy => (None, None),
+            CaptureMode::Socket => (Some(config), None),
+            CaptureMode::Auto => match self.socket.lacks() {
+                None => (Some(config), None),
+                Some(lacks) => (None, Some(format!("this node lacks {lacks}"))),
+            },
+        })
     }
 
     /// How to capture.

@@ -24,6 +24,7 @@ pub use finding::{Finding, Level};
 use crate::agent;
 use crate::cli::ApiserverArgs;
 use crate::errors;
+use crate::socket_args::SocketArgs;
 
 /// How long an apiserver may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,6 +41,9 @@ pub struct CheckArgs {
     /// Name of this node that the agent is to use [default: the host's name].
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Where the agent is to have socket mode's programs.
+    #[command(flatten)]
+    pub socket: SocketArgs,
 }
 
 /// How findings are written.
@@ -58,9 +62,10 @@ pub enum Output {
 pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
     let name = agent::node_name(args.hostname_override.as_deref())?;
     let node = look_for_node(args, &name).await;
+    let socket = args.socket.clone();
     let look = move || {
         let mut findings = findings(Some((name, node)));
-        findings.push(sockets::finding());
+        findings.push(sockets::finding(&socket));
         findings
     };
     let findings = tokio::task::spawn_blocking(look).await?;

@@ -130,7 +130,8 @@ pub struct AgentArgs {
           action = clap::ArgAction::Set, value_parser = values::boolean, help_heading = "Process")]
     pub cleanup: bool,
     /// Change the settings of the kernel that the agent needs (net.ipv4.tcp_migrate_req and the like), and end. Where
-    /// /proc/sys may be written only here, the agent itself does not need to.
+    /// /proc/sys may be written only here, the agent itself does not need to. With --capture socket or auto it also
+    /// mounts a bpffs for --socket-pins where there is none.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
           action = clap::ArgAction::Set, value_parser = values::boolean, help_heading = "Process")]
     pub init_only: bool,
@@ -318,7 +319,7 @@ pub struct DataplaneArgs {
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub client_share: u8,
     /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew; four times as long
-    /// once it was answered and has lasted for two seconds.
+    /// once it was answered and has lasted for two seconds, and where it is decided at the client's socket.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::some_duration)]
     pub udp_idle_timeout: Duration,
     /// Which connections and flows are told of in the log when they end, with client, endpoint, bytes and duration:

@@ -6,12 +6,19 @@ use anyhow::{Result, bail};
 use sluice_capture::tproxy;
 use tracing::{info, warn};
 
-/// Makes the settings that an agent in TPROXY mode would, so that it need not (`--init-only`).
+use crate::capture_args::{CaptureArgs, CaptureMode};
+
+/// Makes the settings that an agent that captures would, and what it would mount, so that it need not (`--init-only`).
 ///
 /// # Errors
 /// One of them could not be made, or there is no nft to write down what it was.
-pub(crate) fn run(bridge_netfilter_off: bool) -> Result<()> {
-    let done = tproxy::prepare(bridge_netfilter_off)?;
+pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
+    match capture.capture {
+        CaptureMode::Socket | CaptureMode::Auto => capture.socket.prepare(),
+        CaptureMode::Tproxy => capture.socket.take_away(),
+        CaptureMode::Bind => {}
+    }
+    let done = tproxy::prepare(capture.disable_bridge_netfilter)?;
     done.set.iter().for_each(|setting| info!("{setting} is set"));
     if !done.failed.is_empty() {
         bail!("{}: run this as root, with a /proc/sys that may be written", done.failed.join(", "));

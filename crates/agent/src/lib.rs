@@ -34,4 +34,5 @@ pub mod reference;
 mod running;
 pub mod service_metrics;
 mod signals;
+pub mod socket_args;
 mod values;

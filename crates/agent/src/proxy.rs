@@ -146,6 +146,15 @@ impl Observer {
         }
     }
 
+    /// Whether connections are decided at sockets, in words that begin with `on` or `off`, and where or why not.
+    pub(crate) fn at_sockets(&self) -> String {
+        match (self.view.looks(), self.view.reason()) {
+            (Some(looks), _) => format!("on, for sockets below {}", looks.cgroup.display()),
+            (None, Some(reason)) => format!("off: {reason}"),
+            (None, None) => format!("off: --capture {}", self.mode()),
+        }
+    }
+
     /// What the capture has done to the kernel's rules so far, where it goes by them.
     pub fn capture_stats(&self) -> Option<tproxy::Stats> {
         self.captured.as_ref().map(|counters| counters.stats())

@@ -1,6 +1,7 @@
 //! Values of flags as kube-proxy takes them, and people write them.
 
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -52,6 +53,19 @@ pub(crate) fn boolean(text: &str) -> Result<bool, String> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("write true or false".to_owned()),
+    }
+}
+
+/// One element of a list that may be given empty, as manifests of kube-proxy's often do (`--cluster-cidr=`): that is
+/// one element without anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed<T>(pub Option<T>);
+
+impl<T: FromStr> FromStr for Listed<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|element| Self(Some(element))) }
     }
 }
 

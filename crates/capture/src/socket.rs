@@ -58,6 +58,8 @@ pub struct Sockets<K> {
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
     interfaces: BTreeSet<IpAddr>,
+    /// Whether nothing is decided about pods.
+    host_only: bool,
     /// How much does not fit, as it was last said.
     said: usize,
     /// Where it is known whose the endpoints' numbers are.
@@ -74,8 +76,9 @@ fn key(port: &Arc<ServicePort>) -> PortKey {
 }
 
 impl<K: Kernel + Send + Sync> Sockets<K> {
-    /// Maps that are kept in line with a table, and a ledger that knows what is in them.
-    pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>) -> Self {
+    /// Maps that are kept in line with a table, and a ledger that knows what is in them; with `host_only` for the node's own
+    /// sockets alone.
+    pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>, host_only: bool) -> Self {
         maps.follow_ids();
         Self {
             maps,
@@ -83,6 +86,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             ports: HashMap::new(),
             holders: HashMap::new(),
             interfaces: BTreeSet::new(),
+            host_only,
             said: 0,
             ledger,
         }
@@ -161,7 +165,8 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         let outcomes = |(frontend, kind): (&Frontend, &FrontendKind)| {
             let ip = frontend.address.ip();
             let said = SocketOutcomes::of(&known.port, *kind, ip, self.interfaces.contains(&ip));
-            (*frontend, SocketOutcomes { node: fits(said.node), pod: fits(said.pod) })
+            let pod = if self.host_only { AtSocket::Relay } else { fits(said.pod) };
+            (*frontend, SocketOutcomes { node: fits(said.node), pod })
         };
         let addresses =
             |set: &sluice_table::EndpointSet| set.upstreams().iter().map(|u| u.address()).collect();

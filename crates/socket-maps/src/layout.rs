@@ -144,6 +144,8 @@ pub struct Meta {
     pub heartbeat_ns: u64,
     /// Bits of a socket's mark by which the relay's own are known; 0 is none.
     pub relay_mark: u32,
-    /// Bits that switch behaviour.
-    pub knobs: u32,
+    /// Ports of proxies in pods that packets there are redirected to, in network order; 0 is none.
+    pub sidecar_ports: [[u8; 2]; 2],
+    /// How long a flow of an unconnected socket keeps its endpoint while nothing is said; 0 is for ever.
+    pub flow_idle_ns: u64,
 }

@@ -16,6 +16,50 @@ static __always_inline __u8 service_protocol(struct bpf_sock_addr *ctx)
 	return protocol == IPPROTO_UDP ? IPPROTO_UDP : 0;
 }
 
+/* Whether somebody listens at a port of the client's own loopback address. */
+static __always_inline bool is_listened_on(struct bpf_sock_addr *ctx, bool v4, __u16 port)
+{
+	struct bpf_sock_tuple at = {};
+	__u32 size = sizeof(at.ipv4);
+	if (v4) {
+		at.ipv4.daddr = bpf_htonl(0x7f000001);
+		at.ipv4.dport = port;
+	} else {
+		at.ipv6.daddr[3] = bpf_htonl(1);
+		at.ipv6.dport = port;
+		size = sizeof(at.ipv6);
+	}
+	struct bpf_sock *found = bpf_sk_lookup_tcp(ctx, &at, size, BPF_F_CURRENT_NETNS, 0);
+	if (!found)
+		return false;
+	bool is = found->state == BPF_TCP_LISTEN;
+	bpf_sk_release(found);
+	return is;
+}
+
+/* Whether a pod has a proxy that what it sends is redirected to, by rules in its namespace: those have to see the
+ * address of the service. Asked for each connection, as a proxy comes and goes. The node's own network is left out,
+ * where anybody may listen for anything. */
+static __always_inline bool has_sidecar(struct bpf_sock_addr *ctx, const struct address *to, __u64 client)
+{
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	if (!m || client == m->host_cookie)
+		return false;
+	/* Two ports in network order. */
+	__u32 ports = m->sidecar_ports;
+	__u16 one = ports, two = ports >> 16;
+	bool v4 = is_v4(to->ip);
+	return (one && is_listened_on(ctx, v4, one)) || (two && is_listened_on(ctx, v4, two));
+}
+
+/* What the table says of a socket that connects or sends there: 0 if it is to be left alone. */
+static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct address *to, __u8 protocol, __u64 client)
+{
+	__u64 outcome = frontend(to, protocol, client);
+	return verdict_of(outcome) != VERDICT_RELAY && !is_relay(sk) ? outcome : 0;
+}
+
 static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struct address *to)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -23,13 +67,14 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	if (!protocol || !sk)
 		return PASS;
 	__u64 client = bpf_get_netns_cookie(ctx);
-	__u64 outcome = frontend(to, protocol, client);
+	__u64 outcome = outcome_of(sk, to, protocol, client);
 	__u8 verdict = verdict_of(outcome);
-	if (verdict == VERDICT_REFUSE && !is_relay(sk))
+	if (verdict != VERDICT_RELAY && has_sidecar(ctx, to, client))
+		goto pass;
+	if (verdict == VERDICT_REFUSE)
 		return REFUSE;
 	struct choice choice;
-	if (verdict != VERDICT_BALANCE || is_relay(sk) || bound_to_loopback(sk) ||
-	    !pick(outcome, to, client, &choice))
+	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, client, &choice))
 		goto pass;
 	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice))
 		goto pass;
@@ -55,15 +100,10 @@ int sluice_connect4(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read4(&to, ctx);
-	switch (connecting(ctx, &to)) {
-	case REFUSE:
-		return refuse();
-	case TRANSLATE:
+	enum decision decision = connecting(ctx, &to);
+	if (decision == TRANSLATE)
 		write4(ctx, &to);
-	case PASS:
-		return 1;
-	}
-	return 1;
+	return answer(decision);
 }
 
 SEC("cgroup/connect6")
@@ -71,15 +111,10 @@ int sluice_connect6(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read6(&to, ctx);
-	switch (connecting(ctx, &to)) {
-	case REFUSE:
-		return refuse();
-	case TRANSLATE:
+	enum decision decision = connecting(ctx, &to);
+	if (decision == TRANSLATE)
 		write6(ctx, &to);
-	case PASS:
-		return 1;
-	}
-	return 1;
+	return answer(decision);
 }
 
 /* Whether a socket is connected to the endpoint of a service: then `peer` becomes the service. */

@@ -1,10 +1,18 @@
 /* Datagrams of sockets that are not connected: sendmsg(2) and recvmsg(2).
  *
- * A socket keeps to the endpoint that it was given for a service until that endpoint goes. It may talk to several
- * services; each of the last eight endpoints is known when it answers. */
+ * A socket keeps to the endpoint that it was given for a service until that endpoint goes, or nothing was said for a
+ * while. It may talk to several services; each of the last eight endpoints is known when it answers. */
 #pragma once
 
 #include "connect.h"
+
+/* How long a flow keeps its endpoint while nothing is sent or received. */
+static __always_inline __u64 idle_ns(void)
+{
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	return m && m->flow_idle_ns ? m->flow_idle_ns : ~0ull;
+}
 
 static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct address *to)
 {
@@ -18,12 +26,10 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 			return PASS;
 	}
 	__u64 client = bpf_get_netns_cookie(ctx);
-	__u64 outcome = frontend(to, IPPROTO_UDP, client);
+	__u64 outcome = outcome_of(sk, to, IPPROTO_UDP, client);
 	__u8 verdict = verdict_of(outcome);
-	if (verdict == VERDICT_RELAY || is_relay(sk))
-		return PASS;
 	if (verdict == VERDICT_REFUSE)
-		return REFUSE;
+		return has_sidecar(ctx, to, client) ? PASS : REFUSE;
 	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk))
 		return PASS;
 	struct flows *known = bpf_sk_storage_get(&flows, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -32,17 +38,22 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 
 	struct flow flow = {};
 	__u32 at = FLOWS_CURRENT;
+	__u64 now = bpf_ktime_get_coarse_ns(), idle = idle_ns();
+	bool is_idle = false;
 	bpf_spin_lock(&known->lock);
 	for (int i = 0; i < FLOWS_CURRENT; i++) {
 		if (!same(&known->flow[i].service, to))
 			continue;
 		at = i;
 		flow = known->flow[i];
+		is_idle = now - flow.last_ns > idle;
+		if (!is_idle)
+			known->flow[i].last_ns = now;
 		known->last = i;
 		break;
 	}
 	bpf_spin_unlock(&known->lock);
-	if (at < FLOWS_CURRENT) {
+	if (at < FLOWS_CURRENT && !is_idle) {
 		struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &flow.id);
 		if (endpoint && endpoint->incarnation == flow.incarnation) {
 			*to = flow.endpoint;
@@ -51,12 +62,13 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	}
 
 	struct choice choice;
-	if (!pick(outcome, to, client, &choice))
+	if (has_sidecar(ctx, to, client) || !pick(outcome, to, client, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);
 	flow.id = choice.id;
 	flow.incarnation = choice.endpoint->incarnation;
+	flow.last_ns = now;
 	bpf_spin_lock(&known->lock);
 	if (at >= FLOWS_CURRENT)
 		at = known->current++ % FLOWS_CURRENT;
@@ -78,11 +90,13 @@ static __always_inline bool service_of_flow(struct bpf_sock *sk, struct address 
 		return false;
 	bool found = false;
 	struct address service = {};
+	__u64 now = bpf_ktime_get_coarse_ns();
 	bpf_spin_lock(&known->lock);
 	/* Two services may have one endpoint: an answer is to what was asked last. */
 	struct flow *last = &known->flow[known->last % FLOWS_CURRENT];
 	if (same(&last->endpoint, from)) {
 		service = last->service;
+		last->last_ns = now;
 		found = true;
 	}
 	for (int i = 0; i < FLOWS_CURRENT + FLOWS_OLD; i++) {
@@ -91,6 +105,7 @@ static __always_inline bool service_of_flow(struct bpf_sock *sk, struct address 
 		if (!same(&known->flow[i].endpoint, from))
 			continue;
 		service = known->flow[i].service;
+		known->flow[i].last_ns = now;
 		found = true;
 	}
 	bpf_spin_unlock(&known->lock);
@@ -104,15 +119,10 @@ int sluice_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read4(&to, ctx);
-	switch (sending(ctx, &to)) {
-	case REFUSE:
-		return refuse();
-	case TRANSLATE:
+	enum decision decision = sending(ctx, &to);
+	if (decision == TRANSLATE)
 		write4(ctx, &to);
-	case PASS:
-		return 1;
-	}
-	return 1;
+	return answer(decision);
 }
 
 SEC("cgroup/sendmsg6")
@@ -120,15 +130,10 @@ int sluice_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read6(&to, ctx);
-	switch (sending(ctx, &to)) {
-	case REFUSE:
-		return refuse();
-	case TRANSLATE:
+	enum decision decision = sending(ctx, &to);
+	if (decision == TRANSLATE)
 		write6(ctx, &to);
-	case PASS:
-		return 1;
-	}
-	return 1;
+	return answer(decision);
 }
 
 SEC("cgroup/recvmsg4")

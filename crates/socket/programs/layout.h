@@ -80,7 +80,8 @@ struct meta {
 	__u64 host_cookie;
 	__u64 heartbeat_ns;
 	__u32 relay_mark;
-	__u32 knobs;
+	__u32 sidecar_ports; /* two, in network order; 0 is none */
+	__u64 flow_idle_ns; /* 0: for ever */
 };
 
 /* Slots are endpoint ids. An array's element takes at least 8 bytes, so they are kept by the cache line. */
@@ -118,6 +119,7 @@ struct flow {
 	struct address endpoint;
 	__u32 id;
 	__u32 incarnation;
+	__u64 last_ns; /* when something was sent or received; of CLOCK_MONOTONIC_COARSE */
 };
 
 /* Flows that go on, and those whose answers may still come. */

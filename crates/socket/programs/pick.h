@@ -177,9 +177,11 @@ static __always_inline void count_connection(__u32 id)
 		__sync_fetch_and_add(&account->connections, 1);
 }
 
-/* -ECONNREFUSED; without it the caller would see EPERM. */
-static __always_inline int refuse(void)
+/* What a hook returns. Refused is -ECONNREFUSED; without that the caller would see EPERM. */
+static __always_inline int answer(enum decision decision)
 {
+	if (decision != REFUSE)
+		return 1;
 	bpf_set_retval(-111);
 	return 0;
 }

@@ -17,7 +17,7 @@ use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
 /// new directory. A test knows what the layout of this number is.
-pub(crate) const LAYOUT: u64 = 1;
+pub(crate) const LAYOUT: u64 = 2;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const SOCK_ADDR: u32 = 18;
@@ -213,10 +213,9 @@ impl Place<'_> {
                     return Err(foreign(format!("a link of type {}", info.attach)));
                 }
                 if info.cgroup == self.cgroup_id {
-                    let old = bpf::program_by_id(info.program)
-                        .map_err(Error::system(format!("opening the program at {}", path.display())))?;
-                    return bpf::replace_program(link.as_fd(), program, old.as_fd())
-                        .map_err(|_| Error::Raced { program: hook.name.into() });
+                    // Whoever holds the pins is alone with them.
+                    return bpf::replace_program(link.as_fd(), program)
+                        .map_err(Error::system(format!("replacing the program at {}", path.display())));
                 }
                 // To a cgroup that is gone, or that is not the one any more: without effect.
                 self.attach(hook, program, &path, true)

@@ -5,6 +5,7 @@ use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use sluice_socket_maps::{
     Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
@@ -98,6 +99,17 @@ impl Attached {
         self.write_meta(Meta { relay_mark: mark, ..self.meta() });
     }
 
+    /// Has pods be left alone in which somebody listens at one of these ports, for what is redirected there; 0 is none.
+    pub fn set_sidecar_ports(&mut self, ports: [u16; 2]) {
+        self.write_meta(Meta { sidecar_ports: ports.map(u16::to_be_bytes), ..self.meta() });
+    }
+
+    /// Has unconnected sockets be given another endpoint after nothing was sent or received for this long.
+    pub fn set_flow_idle(&mut self, idle: Duration) {
+        let flow_idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+        self.write_meta(Meta { flow_idle_ns, ..self.meta() });
+    }
+
     /// Tells the programs that an agent is alive at this time, in nanoseconds of `CLOCK_MONOTONIC`.
     pub fn heartbeat(&self, now_ns: u64) {
         if let Some(word) = self.meta.words().get(2) {
@@ -107,14 +119,17 @@ impl Attached {
 
     /// What all programs read.
     pub fn meta(&self) -> Meta {
-        let [layout, host_cookie, heartbeat_ns, rest] = load(self.meta.words(), 0);
-        let (relay_mark, knobs) = halves(rest);
-        Meta { layout, host_cookie, heartbeat_ns, relay_mark, knobs }
+        let [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns] = load(self.meta.words(), 0);
+        let (relay_mark, ports) = halves(rest);
+        let [a, b, c, d] = ports.to_ne_bytes();
+        Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports: [[a, b], [c, d]], flow_idle_ns }
     }
 
     fn write_meta(&self, meta: Meta) {
-        let Meta { layout, host_cookie, heartbeat_ns, relay_mark, knobs } = meta;
-        store(self.meta.words(), 0, [layout, host_cookie, heartbeat_ns, word(relay_mark, knobs)]);
+        let Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports, flow_idle_ns } = meta;
+        let [[a, b], [c, d]] = sidecar_ports;
+        let rest = word(relay_mark, u32::from_ne_bytes([a, b, c, d]));
+        store(self.meta.words(), 0, [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns]);
     }
 
     /// All frontends. One that is being changed may be missing.

@@ -11,8 +11,8 @@ pub enum Error {
     Busy(PathBuf),
     /// No bpffs to pin in.
     #[error(
-        "{path} is in no bpffs ({source}): mount one with `mount -t bpf bpf /sys/fs/bpf`; a container needs the \
-         host's, with mountPropagation Bidirectional"
+        "{path} is in no bpffs ({source}): mount one with `mount -t bpf bpf /sys/fs/bpf`; a container needs that of \
+         the host"
     )]
     NoBpffs {
         /// Where the pins were to be.
@@ -36,6 +36,12 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// Nothing of BPF is for this process.
+    #[error(
+        "bpf(2) is not allowed here ({0}): it takes CAP_BPF, and in a container a seccomp profile that has bpf(2) for whoever \
+         has that, as current ones of containerd and Docker do"
+    )]
+    Denied(io::Error),
     /// The kernel did not take a map.
     #[error("this kernel makes no map {map} ({source}): it takes Linux 6.1, and CAP_BPF and CAP_NET_ADMIN")]
     Map {
@@ -67,12 +73,6 @@ pub enum Error {
         program: String,
         /// The cgroup.
         cgroup: PathBuf,
-    },
-    /// Somebody changed a link meanwhile.
-    #[error("the link of {program} was changed by somebody else meanwhile: only one agent may run")]
-    Raced {
-        /// Our program.
-        program: String,
     },
     /// The object that was built in cannot be used.
     #[error(

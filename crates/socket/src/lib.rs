@@ -27,5 +27,5 @@ pub use census::{Census, Translated};
 pub use cgroup::cgroup_root;
 pub use destroy::Ended;
 pub use error::Error;
-pub use pins::{PINS, remove};
+pub use pins::{PINS, ensure_bpffs, remove, remove_held};
 pub use probe::{Finding, State, probe};

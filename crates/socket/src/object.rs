@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use aya_obj::btf::{Btf, BtfFeatures};
 use aya_obj::generated::bpf_insn;
 use aya_obj::maps::Map;
+use rustix::io::Errno;
 use sluice_sys::bpf;
 
 use crate::Error;
@@ -44,7 +45,11 @@ impl Object {
             .fixup_and_sanitize_btf(&features)
             .map_err(failed)?
             .ok_or_else(|| failed("it has no BTF"))?;
-        let btf = bpf::load_btf(&types.to_bytes()).map_err(Error::system("loading types"))?;
+        // The first of all calls of bpf(2).
+        let btf = bpf::load_btf(&types.to_bytes()).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::PERM | Errno::NOSYS) => Error::Denied(error),
+            _ => Error::system("loading types")(error),
+        })?;
         inner.relocate_btf(kernel).map_err(failed)?;
         Ok(Self { inner, btf })
     }

@@ -65,18 +65,40 @@ fn lock(root: &Path) -> Result<File, Error> {
     }
 }
 
-/// The directory, or the one that it is to be made in, is in a bpffs.
-fn ensure_bpffs(root: &Path) -> Result<(), Error> {
-    let failed = |source| Error::NoBpffs { path: root.into(), source };
-    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+/// Sees to it that `pins` are in a bpffs, and mounts one if there is none where distributions have one; whether it
+/// did. It takes CAP_SYS_ADMIN, which an agent needs for nothing else: somebody else may do it before it starts.
+///
+/// # Errors
+/// They are in another file system, or none can be mounted.
+pub fn ensure_bpffs(pins: &Path) -> Result<bool, Error> {
+    match find_bpffs(pins)? {
+        Bpffs::There(_) => Ok(false),
+        Bpffs::ToBeMounted(at) => {
+            bpf::mount_bpffs(at).map(|()| true).map_err(|source| Error::NoBpffs { path: pins.into(), source })
+        }
+    }
+}
+
+/// The file system that pins are to be in.
+pub(crate) enum Bpffs<'a> {
+    /// It is there, as far as down to here.
+    There(&'a Path),
+    /// This is where it belongs.
+    ToBeMounted(&'a Path),
+}
+
+/// The bpffs that `pins`, or the directory that they are to be made in, are in.
+pub(crate) fn find_bpffs(pins: &Path) -> Result<Bpffs<'_>, Error> {
+    let failed = |source| Error::NoBpffs { path: pins.into(), source };
+    let there = pins.ancestors().find(|path| path.exists()).unwrap_or(pins);
     if bpf::is_bpffs(there).map_err(failed)? {
-        return Ok(());
+        return Ok(Bpffs::There(there));
     }
     let usual = Path::new(BPFFS);
-    if root.starts_with(usual) && usual.exists() {
-        return bpf::mount_bpffs(usual).map_err(failed);
+    if pins.starts_with(usual) && usual.exists() {
+        return Ok(Bpffs::ToBeMounted(usual));
     }
-    Err(failed(io::Error::other("another file system")))
+    Err(failed(io::Error::other(format!("{} is another file system", there.display()))))
 }
 
 /// Links first: what is attached has its maps until the end.
@@ -108,6 +130,32 @@ pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
 /// # Errors
 /// An agent holds it ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
 pub fn remove(pins: &Path) -> io::Result<bool> {
+    if !is_ours(pins)? {
+        return Ok(false);
+    }
+    let _lock = lock(pins).map_err(|error| match error {
+        Error::System { source, .. } => source,
+        busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
+    })?;
+    remove_tree(pins)?;
+    Ok(true)
+}
+
+/// The same although an agent may hold it, which goes on without: no connection is decided at its socket any more, and
+/// whatever else it has for them has all.
+///
+/// # Errors
+/// Something cannot be removed.
+pub fn remove_held(pins: &Path) -> io::Result<bool> {
+    if !is_ours(pins)? {
+        return Ok(false);
+    }
+    remove_tree(pins)?;
+    Ok(true)
+}
+
+/// Whether there is anything, and it is in a bpffs.
+fn is_ours(pins: &Path) -> io::Result<bool> {
     if !pins.exists() {
         return Ok(false);
     }
@@ -117,10 +165,5 @@ pub fn remove(pins: &Path) -> io::Result<bool> {
             format!("{} is in no bpffs, so nothing there is ours", pins.display()),
         ));
     }
-    let _lock = lock(pins).map_err(|error| match error {
-        Error::System { source, .. } => source,
-        busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
-    })?;
-    remove_tree(pins)?;
     Ok(true)
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use sluice_sys::bpf;
 
 use crate::attach::rehearse;
-use crate::{PINS, cgroup, cgroup_root};
+use crate::pins::{self, Bpffs};
+use crate::{cgroup, cgroup_root};
 
 /// How something that is needed stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,35 +33,38 @@ pub struct Finding {
 }
 
 /// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
-/// are loaded and forgotten.
-pub fn probe() -> Vec<Finding> {
-    vec![cgroup2(), bpffs(), types(), programs(), barrier()]
+/// are loaded and forgotten. Without a `cgroup` it is to be the root of all.
+pub fn probe(cgroup: Option<&Path>, pins: &Path) -> Vec<Finding> {
+    vec![cgroup2(cgroup), bpffs(pins), types(), programs(), barrier()]
 }
 
-fn cgroup2() -> Finding {
+fn cgroup2(named: Option<&Path>) -> Finding {
     let mend =
         "mount cgroup2 (all distributions with systemd do); a container needs the host's /sys/fs/cgroup";
-    let (state, seen) = match cgroup_root() {
+    let found = named.map_or_else(cgroup_root, |path| cgroup::id(path).map(|_| path.into()));
+    let (state, seen) = match found {
+        Ok(path) => (State::Ok, path.display().to_string()),
         Err(error) => (State::Missing, error.to_string()),
-        Ok(path) => match cgroup::id(&path) {
-            Ok(cgroup::ROOT) => (State::Ok, path.display().to_string()),
-            Ok(_) => (State::Missing, format!("{} is not the root of all cgroups", path.display())),
-            Err(error) => (State::Missing, error.to_string()),
-        },
     };
     Finding { what: "cgroup2", state, seen, mend }
 }
 
-fn bpffs() -> Finding {
-    let mend =
-        "mount -t bpf bpf /sys/fs/bpf; a container needs the host's, with mountPropagation Bidirectional";
-    let at = Path::new(PINS).parent().unwrap_or(Path::new("/"));
-    let (state, seen) = match bpf::is_bpffs(at) {
-        Ok(true) => (State::Ok, at.display().to_string()),
-        Ok(false) => (State::Mendable, format!("{} is no bpffs; the agent mounts one", at.display())),
-        Err(error) => (State::Missing, format!("{}: {error}", at.display())),
+fn bpffs(pins: &Path) -> Finding {
+    let mend = "mount -t bpf bpf /sys/fs/bpf on the node; a container needs that of the host";
+    let (state, seen) = match pins::find_bpffs(pins) {
+        Ok(Bpffs::There(at)) => (State::Ok, at.display().to_string()),
+        Ok(Bpffs::ToBeMounted(at)) if may_mount() => {
+            (State::Mendable, format!("{} is no bpffs; the agent mounts one", at.display()))
+        }
+        Ok(Bpffs::ToBeMounted(at)) => (State::Missing, format!("{} is no bpffs", at.display())),
+        Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "bpffs", state, seen, mend }
+}
+
+fn may_mount() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
 fn types() -> Finding {

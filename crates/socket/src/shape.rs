@@ -56,7 +56,7 @@ pub(crate) const SHAPES: [Shape; 9] = [
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
     array("endpoints", 64, |capacity| capacity.endpoints),
     array("accounts", 64, |capacity| capacity.endpoints),
-    array("meta", 32, |_| 1),
+    array("meta", 40, |_| 1),
     Shape {
         name: "affinity",
         kind: kind::LRU_HASH,
@@ -66,5 +66,5 @@ pub(crate) const SHAPES: [Shape; 9] = [
         elements: |_| AFFINITIES,
     },
     storage("conns", 56),
-    storage("flows", 400),
+    storage("flows", 464),
 ];

@@ -97,6 +97,9 @@ impl SocketOutcomes {
             return [Err(WhyRelayed::OwnClusterIp); 2];
         }
         let backends = port.load();
+        if !backends.rules.at_socket {
+            return Self::RELAY;
+        }
         let node = at_node(&backends, kind);
         let pod = if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(&backends, kind) };
         [node, pod].map(|outcome| match outcome {
@@ -200,6 +203,8 @@ mod tests {
         ("a cluster IP that is on an interface",               "own",           "here there", ClusterIp, "relay", "relay"),
         ("the node's address",                                 "own",           "here there", NodePort, "cluster", "relay"),
         ("on loopback: a pod's own",                           "loopback",      "", NodePort, "refuse", "relay"),
+        ("kept out by its annotation",                         "out",           "here there", ClusterIp, "relay", "relay"),
+        ("kept out by its annotation, no endpoint",            "out",           "", ClusterIp, "relay", "relay"),
         ("an endpoint of the other family",                    "",              "v6", ClusterIp, "relay", "relay"),
     ];
 
@@ -221,6 +226,7 @@ mod tests {
                 allowed_sources: has("ranges").then(|| vec!["10.0.0.0/8".parse().unwrap()].into()),
                 masquerade: Masquerade { always: false, all: has("masquerade"), detects_local_pods: true },
                 passive_health: true,
+                at_socket: !has("out"),
                 limit: has("limit")
                     .then(|| ConnectionLimit::new(NonZeroU32::MIN, &Arc::new(AtomicU32::new(0)))),
             };

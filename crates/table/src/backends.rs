@@ -41,6 +41,8 @@ pub(crate) struct PortRules {
     pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
     pub(crate) masquerade: Masquerade,
     pub(crate) passive_health: bool,
+    /// Whether connections may be decided at the clients' sockets.
+    pub(crate) at_socket: bool,
     pub(crate) limit: Option<ConnectionLimit>,
 }
 

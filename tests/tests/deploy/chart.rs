@@ -42,6 +42,7 @@ fn it_makes_what_the_overlays_are() {
     let cases = [
         (json!({}), overlay("kubeadm")),
         (json!({ "migrate": true }), with_components("kubeadm", &["migrate"])),
+        (json!({ "capture": "socket" }), with_components("kubeadm", &["socket"])),
         (json!({ "apiserver": account, "clusterCIDR": "10.244.0.0/16" }), overlay("managed")),
     ];
     for (values, wanted) in cases {
@@ -71,6 +72,7 @@ fn wrong_values_are_refused() {
         json!({ "apiserver": { "mode": "account" } }),
         json!({ "apiserver": { "mode": "kubeadmin" } }),
         json!({ "apiserver": { "mode": "account", "masters": ["10.0.0.2:6443"] } }),
+        json!({ "capture": "bind" }),
         json!({ "clusterCidr": "10.244.0.0/16" }),
         json!({ "clusterCIDR": "pods" }),
         json!({ "gracePeriodSeconds": "25s" }),

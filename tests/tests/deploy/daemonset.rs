@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Container;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sluice::capture_args::CaptureMode;
 use sluice::cli::{self, Command};
 
 use crate::manifests::{OVERLAYS, containers, daemonset, overlay, pod, with_components};
@@ -40,6 +41,39 @@ fn the_agent_understands_its_command_lines() {
         let mut mistaken = agent.clone();
         mistaken.args.as_mut().unwrap().push("--no-such-flag".into());
         assert!(parse(&mistaken).is_err());
+    }
+}
+
+#[test]
+#[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
+fn in_socket_mode_the_agent_has_two_capabilities_more_and_no_other_container_has_more() {
+    for name in OVERLAYS {
+        let (plain, pod) =
+            (pod(&daemonset(&overlay(name))), pod(&daemonset(&with_components(name, &["socket"]))));
+        for container in [&pod.init_containers.as_ref().unwrap()[0], &pod.containers[0]] {
+            let Ok(Command::Agent(args)) = parse(container) else { panic!("{name}: {container:?}") };
+            assert_eq!(args.capture.capture, CaptureMode::Socket, "{name}: {}", container.name);
+        }
+        let Ok(Command::Agent(args)) = parse(&pod.containers[0]) else { panic!("{name}") };
+        let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
+        let bpffs = mounts.iter().find(|mount| mount.name == "bpffs").unwrap();
+        assert!(args.capture.socket.socket_pins.starts_with(&bpffs.mount_path), "{name}");
+        let capabilities = |container: &Container| {
+            let context = container.security_context.as_ref().unwrap();
+            context.capabilities.as_ref().map(|all| all.add.clone().unwrap_or_default()).unwrap_or_default()
+        };
+        for (before, after) in containers(&plain).zip(containers(&pod)) {
+            let more: &[&str] = if after.name == "agent" { &["BPF", "PERFMON"] } else { &[] };
+            let wanted: Vec<String> =
+                capabilities(before).into_iter().chain(more.iter().map(|more| (*more).into())).collect();
+            assert_eq!(capabilities(after), wanted, "{name}: {}", after.name);
+            for mount in after.volume_mounts.iter().flatten() {
+                let is_privileged = after.security_context.as_ref().unwrap().privileged == Some(true);
+                let is_allowed = is_privileged || mount.mount_propagation.as_deref() != Some("Bidirectional");
+                assert!(is_allowed, "{name}: Kubernetes lets only privileged containers mount: {mount:?}");
+                assert!(mount.name != "cgroup" || mount.read_only == Some(true), "{name}: {mount:?}");
+            }
+        }
     }
 }
 

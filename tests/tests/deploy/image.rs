@@ -7,19 +7,21 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use sluice_model::{Family, Protocol};
 use sluice_testbed::apiserver::{Apiserver, Resource};
-use sluice_testbed::lab::{Lab, LabError, Load, PATIENCE, Process};
+use sluice_testbed::lab::{Cgroup, Lab, LabError, Load, PATIENCE, Process, SILENCE};
 use tempfile::TempDir;
 
-use crate::manifests::{daemonset, overlay, pod};
+use crate::manifests::{daemonset, overlay, pod, with_components};
 use crate::pod::{Node, arguments};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -33,6 +35,69 @@ const KUBE_PROXY: &str = "table ip kube-proxy {
     chain services { }
 }";
 
+/// A place for socket mode: the node's directories are mounted there, and sockets of the thread that makes it, and of all
+/// that it starts, are what programs may decide about. Nobody else's on this machine.
+struct SocketPlace {
+    cgroup: Cgroup,
+    /// The mount namespace.
+    mounts: fs::File,
+    directory: TempDir,
+}
+
+impl SocketPlace {
+    /// Before the lab is made, whose clients are to be decided about.
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).expect("this takes root");
+        let path = directory.path().to_str().unwrap();
+        // What is mounted there by a container is to be seen by the others.
+        for arguments in [&["--make-rprivate", "/"][..], &["--bind", path, path], &["--make-shared", path]] {
+            assert!(Command::new("mount").args(arguments).status().unwrap().success(), "{arguments:?}");
+        }
+        let mounts = fs::File::open("/proc/thread-self/ns/mnt").unwrap();
+        Self { cgroup: Cgroup::enter().unwrap(), mounts, directory }
+    }
+
+    /// The node's /sys/fs/bpf, where nothing is mounted at first.
+    fn bpffs(&self) -> PathBuf {
+        self.directory.path().join("sys/fs/bpf")
+    }
+
+    /// Whether anything of an agent's is pinned there.
+    fn is_pinned(&self) -> bool {
+        self.bpffs().join("sluice").exists()
+    }
+
+    /// The cgroup, for a container that has this machine's /sys/fs/cgroup at /host/cgroup.
+    fn flag(&self) -> String {
+        let below = self.cgroup.path().strip_prefix("/sys/fs/cgroup").unwrap();
+        format!("--socket-cgroup=/host/cgroup/{}", below.display())
+    }
+
+    /// A command that runs there, in the cgroup too, as a container runtime gives each container one.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let mounts = format!("/proc/{}/fd/{}", std::process::id(), self.mounts.as_raw_fd());
+        command.arg(format!("--mount={mounts}"));
+        command.args(["sh", "-c", "echo 0 >\"$0/cgroup.threads\" && exec \"$@\""]);
+        command.arg(self.cgroup.path()).arg(program);
+        command
+    }
+
+    /// What is attached.
+    fn programs(&self) -> usize {
+        let shown =
+            Command::new("bpftool").args(["cgroup", "show"]).arg(self.cgroup.path()).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).matches(" sluice_").count()
+    }
+}
+
+impl Drop for SocketPlace {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--recursive", "--lazy"]).arg(self.directory.path()).status();
+    }
+}
+
 /// A lab with an apiserver, `pod-1` as a Service's only endpoint, and a node that has the image.
 struct Scene {
     lab: Lab,
@@ -41,6 +106,8 @@ struct Scene {
     _apiserver: Apiserver,
     _runtime: tokio::runtime::Runtime,
     _server: sluice_testbed::lab::Server,
+    /// Last: it goes when all threads of the lab have.
+    sockets: Option<SocketPlace>,
 }
 
 /// A container that runs, or has run.
@@ -52,6 +119,14 @@ struct Running<'a> {
 
 impl Scene {
     fn new() -> Self {
+        Self::build(None)
+    }
+
+    fn with_sockets() -> Self {
+        Self::build(Some(SocketPlace::new()))
+    }
+
+    fn build(sockets: Option<SocketPlace>) -> Self {
         let from = |variable: &str| PathBuf::from(std::env::var_os(variable).expect(".ci/image sets it"));
         let lab = well(Lab::new());
         let server = well(lab.pod(1).serve(8080));
@@ -73,17 +148,36 @@ impl Scene {
             root: from("SLUICE_IMAGE_ROOT"),
             image: config["OCIv1"]["config"].clone(),
             files: directory.path().join("node"),
+            directories: sockets
+                .iter()
+                .flat_map(|place| {
+                    fs::create_dir_all(place.bpffs()).unwrap();
+                    [("/sys/fs/cgroup", "/sys/fs/cgroup".into()), ("/sys/fs/bpf", place.bpffs())]
+                })
+                .collect(),
             config_maps: BTreeMap::from([("kube-proxy", kube_proxy_config(&apiserver.url()))]),
+            is_old: false,
             token: "secret",
             authority: apiserver.ca_pem(),
             service: "10.96.0.1",
         };
-        Self { lab, node, directory, _apiserver: apiserver, _runtime: runtime, _server: server }
+        Self { lab, node, directory, _apiserver: apiserver, _runtime: runtime, _server: server, sockets }
     }
 
     /// The pod of an overlay, with what a person has to fill in.
     fn pod(&self, name: &str) -> PodSpec {
-        let mut pod = pod(&daemonset(&overlay(name)));
+        self.fill_in(&overlay(name))
+    }
+
+    /// The same in socket mode, and only sockets of the lab are decided about.
+    fn socket_pod(&self, name: &str) -> PodSpec {
+        let mut pod = self.fill_in(&with_components(name, &["socket"]));
+        pod.containers[0].args.as_mut().unwrap().push(self.sockets.as_ref().unwrap().flag());
+        pod
+    }
+
+    fn fill_in(&self, objects: &[Value]) -> PodSpec {
+        let mut pod = pod(&daemonset(objects));
         for argument in pod.containers.iter_mut().flat_map(|container| container.args.iter_mut().flatten()) {
             if argument.starts_with("--master=") {
                 *argument = format!("--master=https://{}:6443", self.lab.node().v4);
@@ -116,7 +210,8 @@ impl Scene {
     }
 
     fn runc(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("runc");
+        let mut command =
+            self.sockets.as_ref().map_or_else(|| Command::new("runc"), |place| place.command("runc"));
         command.arg("--root").arg(self.directory.path().join("runc"));
         command.args(arguments);
         command
@@ -282,6 +377,130 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         assert_eq!(scene.containers(), "");
         assert_eq!(scene.kernel(), before, "{name}: nothing is left");
     }
+}
+
+/// Whether this is answered by the lab's backend, for everybody on the node.
+fn is_answered_on_the_node(scene: &Scene, patience: Duration) -> Vec<bool> {
+    let hosts = [scene.lab.pod(0), scene.lab.node()];
+    let ask = |family, protocol| {
+        hosts.map(|host| host.ask(protocol, cluster_ip(family), patience).by() == Some("pod-1"))
+    };
+    FAMILIES
+        .into_iter()
+        .flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|p| ask(family, p)))
+        .flatten()
+        .collect()
+}
+
+#[test]
+#[ignore = "needs the image: .ci/image builds it and runs this"]
+fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
+    let scene = Scene::with_sockets();
+    let before = scene.kernel();
+    let place = scene.sockets.as_ref().unwrap();
+    let patience = Duration::from_secs(30);
+    for name in ["managed", "kubeadm"] {
+        let pod = scene.socket_pod(name);
+        let mut first = scene.start_pod(&pod);
+        well(first.process.wait_for("are decided when they are made", PATIENCE));
+        well(first.process.wait_for(READY, PATIENCE));
+        let status = scene.runc(&["exec", &first.id, "/usr/bin/sluice", "status"]).output().unwrap();
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(status.contains("on, for sockets below /host/cgroup/"), "{status}");
+        scene.assert_served();
+        let attached = place.programs();
+        assert!(attached > 0 && place.is_pinned(), "{name}");
+
+        // Another one takes its place: the programs are replaced, by somebody who has no more rights than this one.
+        let mut second = scene.start_pod(&pod);
+        well(second.process.wait_for(READY, PATIENCE));
+        first.signal("TERM");
+        first.assert_ends_well(patience);
+        first.assert_content();
+        well(second.process.wait_for("as the earlier agent has ended", PATIENCE));
+        second.assert_content();
+        assert_eq!(place.programs(), attached, "{name}");
+        scene.assert_served();
+
+        // There is no agent, nobody to relay, and connections are made.
+        second.signal("KILL");
+        well(second.process.wait(PATIENCE));
+        assert_eq!(is_answered_on_the_node(&scene, PATIENCE), [true; 8], "{name}");
+
+        // Socket mode is left by an update, while an agent still has it.
+        let mut third = scene.start_pod(&pod);
+        well(third.process.wait_for(READY, PATIENCE));
+        assert_eq!(place.programs(), attached, "{name}");
+        let mut fourth = scene.start_pod(&scene.pod(name));
+        assert_eq!((place.programs(), place.is_pinned()), (0, false), "{name}");
+        scene.assert_served();
+        well(fourth.process.wait_for(READY, PATIENCE));
+        third.signal("TERM");
+        third.assert_ends_well(patience);
+        scene.assert_served();
+        fourth.signal("TERM");
+        fourth.assert_ends_well(patience);
+
+        // It is left by hand, after an agent that was killed.
+        let mut fifth = scene.start_pod(&pod);
+        well(fifth.process.wait_for(READY, PATIENCE));
+        fifth.signal("KILL");
+        well(fifth.process.wait(PATIENCE));
+        assert_eq!(place.programs(), attached, "{name}");
+        let settings = pod.init_containers.iter().flatten().find(|container| container.name == "settings");
+        let mut cleanup = scene.start(&pod, settings.unwrap(), &["cleanup".to_owned()]);
+        cleanup.assert_ends_well(PATIENCE);
+        assert_eq!((place.programs(), place.is_pinned()), (0, false), "{name}");
+        assert_eq!(is_answered_on_the_node(&scene, SILENCE), [false; 8], "{name}: it was they who did it");
+        drop((first, second, third, fourth, fifth, cleanup));
+        assert_eq!(scene.containers(), "");
+        assert_eq!(scene.kernel(), before, "{name}: nothing is left");
+    }
+}
+
+#[test]
+#[ignore = "needs the image: .ci/image builds it and runs this"]
+fn in_a_container_the_root_of_all_cgroups_is_found_and_without_it_the_mend_is_told() {
+    let mut scene = Scene::with_sockets();
+    let pod = scene.socket_pod("managed");
+    // It mounts the bpffs.
+    let settings = &pod.init_containers.as_ref().unwrap()[0];
+    let mut running = scene.start(&pod, settings, &arguments(settings, scene.node.name));
+    running.assert_ends_well(PATIENCE);
+    let socket_mode = |scene: &Scene, container: &Container| {
+        // Nobody is there to ask for the Node, which is said at once.
+        let nobody = "--master=http://127.0.0.1:1";
+        let arguments =
+            ["check", "--output", "json", nobody, "--socket-pins=/host/bpf/sluice"].map(str::to_owned);
+        let mut running = scene.start(&pod, container, &arguments);
+        well(running.process.wait(PATIENCE));
+        let findings: Value = serde_json::from_str(&running.process.lines().concat()).unwrap();
+        let found = findings["findings"].as_array().unwrap().iter().find(|f| f["about"] == "socket mode");
+        found.unwrap().to_string()
+    };
+    running.assert_content();
+    drop(running);
+    let agent = pod.containers[0].clone();
+    let found = socket_mode(&scene, &agent);
+    assert!(found.contains("have what they need") && found.contains("cgroup2 (/host/cgroup"), "{found}");
+    for (mount, mend) in
+        [("cgroup", "a container needs the host's /sys/fs/cgroup"), ("bpffs", "mount -t bpf")]
+    {
+        let mut without = agent.clone();
+        without.volume_mounts.as_mut().unwrap().retain(|other| other.name != mount);
+        let found = socket_mode(&scene, &without);
+        assert!(found.contains("relay all connections") && found.contains(mend), "without {mount}: {found}");
+    }
+    for capability in ["BPF", "PERFMON"] {
+        let mut without = agent.clone();
+        let context = without.security_context.as_mut().unwrap();
+        context.capabilities.as_mut().unwrap().add.as_mut().unwrap().retain(|other| *other != capability);
+        let found = socket_mode(&scene, &without);
+        assert!(found.contains("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"), "without {capability}: {found}");
+    }
+    scene.node.is_old = true;
+    let found = socket_mode(&scene, &agent);
+    assert!(found.contains("a seccomp profile that has bpf(2)"), "{found}");
 }
 
 #[test]

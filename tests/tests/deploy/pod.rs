@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, SecurityContext, Volume};
+use k8s_openapi::api::core::v1::{Container, PodSpec, SecurityContext, Volume, VolumeMount};
 use serde_json::{Value, json};
 
 /// Where a pod finds its account.
@@ -67,8 +67,12 @@ pub(crate) struct Node {
     pub(crate) image: Value,
     /// Where the node's own files are.
     pub(crate) files: PathBuf,
+    /// Directories of the node that are this machine's, by where the node has them.
+    pub(crate) directories: BTreeMap<&'static str, PathBuf>,
     /// ConfigMaps: their files.
     pub(crate) config_maps: BTreeMap<&'static str, Vec<(&'static str, String)>>,
+    /// Whether its runtime is one whose default profile has no bpf(2) for CAP_BPF.
+    pub(crate) is_old: bool,
     /// The account's token and the apiserver's authority.
     pub(crate) token: &'static str,
     pub(crate) authority: String,
@@ -101,12 +105,18 @@ impl Node {
         let mut linux = json!({
             "namespaces": [{ "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }],
         });
+        let mounts = container.volume_mounts.iter().flatten();
+        let propagations: Vec<&str> = mounts.map(|mount| propagation(mount, privileged)).collect();
+        if let Some(most) = ["rshared", "rslave"].into_iter().find(|kind| propagations.contains(kind)) {
+            linux["rootfsPropagation"] = json!(most);
+        }
         if !privileged {
+            linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": "cgroup" }));
             linux["maskedPaths"] = json!(MASKED);
             linux["readonlyPaths"] = json!(READ_ONLY);
             let profile = pod.security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
             if profile.is_some_and(|profile| profile.type_ == "RuntimeDefault") {
-                linux["seccomp"] = seccomp(&capabilities);
+                linux["seccomp"] = seccomp(&capabilities, self.is_old);
             }
         }
         let config = json!({
@@ -135,24 +145,40 @@ impl Node {
             json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"] }),
             json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", sys] }),
         ];
-        let bind = |source: PathBuf, to: &str, options: &str| json!({ "destination": to, "type": "bind", "source": source, "options": ["rbind", options] });
+        if !privileged {
+            // As a node of cgroup v2 has it: the container's own.
+            mounts.push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup2", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "ro"] }));
+        }
+        let bind = |source: PathBuf, to: &str, options: &[&str]| {
+            let options = [&["rbind"], options].concat();
+            json!({ "destination": to, "type": "bind", "source": source, "options": options })
+        };
         let account = bundle.join("account");
         write(&account, [("token", self.token), ("ca.crt", &self.authority), ("namespace", "kube-system")]);
-        mounts.push(bind(account, ACCOUNT, "ro"));
+        mounts.push(bind(account, ACCOUNT, &["ro"]));
         for mount in container.volume_mounts.iter().flatten() {
             let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mount.name).unwrap();
             let options = if mount.read_only == Some(true) { "ro" } else { "rw" };
-            mounts.push(bind(self.volume(volume, bundle), &mount.mount_path, options));
+            let options = [options, propagation(mount, privileged)];
+            mounts.push(bind(self.volume(volume, bundle), &mount.mount_path, &options));
         }
         mounts
     }
 
     fn volume(&self, volume: &Volume, bundle: &Path) -> PathBuf {
         if let Some(host) = &volume.host_path {
-            assert_eq!(host.type_.as_deref(), Some("FileOrCreate"));
             let path = self.files.join(host.path.trim_start_matches('/'));
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            match host.type_.as_deref() {
+                Some("FileOrCreate") => {
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+                }
+                Some("Directory") => match self.directories.get(host.path.as_str()) {
+                    Some(directory) => return directory.clone(),
+                    None => fs::create_dir_all(&path).unwrap(),
+                },
+                other => panic!("{}: {other:?}", host.path),
+            }
             return path;
         }
         if volume.empty_dir.is_some() {
@@ -164,6 +190,16 @@ impl Node {
         let path = bundle.join(&volume.name);
         write(&path, self.config_maps[name].iter().map(|(file, text)| (*file, text.as_str())));
         path
+    }
+}
+
+/// Which mounts are seen on the other side. Kubernetes lets only privileged containers mount for the node.
+fn propagation(mount: &VolumeMount, privileged: bool) -> &'static str {
+    match mount.mount_propagation.as_deref() {
+        None | Some("None") => "rprivate",
+        Some("HostToContainer") => "rslave",
+        Some("Bidirectional") if privileged => "rshared",
+        other => panic!("{}: {other:?}", mount.name),
     }
 }
 
@@ -190,9 +226,17 @@ fn capabilities(context: &SecurityContext) -> Vec<String> {
     capabilities.add.iter().flatten().map(|name| full(name)).collect()
 }
 
-/// The default profile for these capabilities, as a runtime is told it.
-fn seccomp(capabilities: &[String]) -> Value {
-    let profile: Value = serde_json::from_str(&fs::read_to_string(SECCOMP).unwrap()).unwrap();
+/// The default profile for these capabilities, as a runtime is told it. Debian's has no rule for CAP_BPF, which containerd
+/// and Docker have.
+fn seccomp(capabilities: &[String], is_old: bool) -> Value {
+    let mut profile: Value = serde_json::from_str(&fs::read_to_string(SECCOMP).unwrap()).unwrap();
+    if !is_old && capabilities.iter().any(|capability| capability == "CAP_BPF") {
+        let calls = profile["syscalls"].as_array_mut().unwrap();
+        for call in calls.iter_mut() {
+            call["names"].as_array_mut().unwrap().retain(|name| name != "bpf");
+        }
+        calls.push(json!({ "names": ["bpf"], "action": "SCMP_ACT_ALLOW" }));
+    }
     let architecture = match std::env::consts::ARCH {
         "x86_64" => ("amd64", "SCMP_ARCH_X86_64"),
         "aarch64" => ("arm64", "SCMP_ARCH_AARCH64"),

@@ -4,12 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
+use sluice::capture_args::CaptureMode;
 use sluice::cli;
 
-use crate::manifests::{daemonset, overlay, pod, repository};
+use crate::manifests::{daemonset, overlay, pod, repository, with_components};
 
 fn unit() -> String {
     fs::read_to_string(repository().join("deploy/systemd/sluice.service")).unwrap()
+}
+
+/// What socket mode adds.
+fn drop_in() -> String {
+    fs::read_to_string(repository().join("deploy/systemd/socket-mode.conf")).unwrap()
 }
 
 fn settings(unit: &str) -> BTreeMap<&str, &str> {
@@ -18,26 +24,33 @@ fn settings(unit: &str) -> BTreeMap<&str, &str> {
 
 #[test]
 fn the_agent_understands_its_command_line_and_has_the_time_that_it_gives() {
-    let unit = unit();
-    let settings = settings(&unit);
-    assert_eq!(settings["Environment"], "SLUICE_FLAGS=");
-    let line = settings["ExecStart"].strip_suffix(" $SLUICE_FLAGS").unwrap();
-    let words: Vec<_> = line.split(' ').map(Into::into).collect();
-    let cli = cli::try_parse(&words).unwrap_or_else(|error| panic!("{error}"));
-    let cli::Command::Agent(agent) = cli.command else { panic!("{line}") };
-    assert!(agent.grace_period.as_secs() < settings["TimeoutStopSec"].parse().unwrap());
+    let (unit, drop_in) = (unit(), drop_in());
+    let all = settings(&unit);
+    assert_eq!(all["Environment"], "SLUICE_FLAGS=");
+    for (text, capture) in [(&unit, CaptureMode::Tproxy), (&drop_in, CaptureMode::Socket)] {
+        let line = settings(text)["ExecStart"].strip_suffix(" $SLUICE_FLAGS").unwrap();
+        let words: Vec<_> = line.split(' ').map(Into::into).collect();
+        let cli = cli::try_parse(&words).unwrap_or_else(|error| panic!("{error}"));
+        let cli::Command::Agent(agent) = cli.command else { panic!("{line}") };
+        assert_eq!(agent.capture.capture, capture);
+        assert!(agent.grace_period.as_secs() < all["TimeoutStopSec"].parse().unwrap());
+    }
 }
 
 #[test]
 #[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
 fn it_has_the_capabilities_of_the_daemonset() {
-    let unit = unit();
-    let ours: BTreeSet<&str> = settings(&unit)["CapabilityBoundingSet"].split(' ').collect();
-    let pod = pod(&daemonset(&overlay("managed")));
-    let context = pod.containers[0].security_context.clone().unwrap();
-    let theirs = context.capabilities.unwrap().add.unwrap();
-    let theirs: Vec<String> = theirs.iter().map(|name| format!("CAP_{name}")).collect();
-    assert_eq!(ours, theirs.iter().map(String::as_str).collect());
+    let (unit, drop_in) = (unit(), drop_in());
+    let of = |text| settings(text)["CapabilityBoundingSet"].split(' ').map(str::to_owned);
+    for (ours, objects) in [
+        (of(&unit).collect::<BTreeSet<String>>(), overlay("managed")),
+        (of(&unit).chain(of(&drop_in)).collect(), with_components("managed", &["socket"])),
+    ] {
+        let pod = pod(&daemonset(&objects));
+        let context = pod.containers[0].security_context.clone().unwrap();
+        let theirs = context.capabilities.unwrap().add.unwrap();
+        assert_eq!(ours, theirs.iter().map(|name| format!("CAP_{name}")).collect());
+    }
 }
 
 #[test]
@@ -45,7 +58,11 @@ fn systemd_understands_it() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sluice.service");
     // The program is to be there.
-    fs::write(&file, unit().replace("/usr/local/bin/sluice", "/bin/true")).unwrap();
+    let with_a_program = |text: String| text.replace("/usr/local/bin/sluice", "/bin/true");
+    fs::write(&file, with_a_program(unit())).unwrap();
+    let below = directory.path().join("sluice.service.d");
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("socket-mode.conf"), with_a_program(drop_in())).unwrap();
     match Command::new("systemd-analyze").arg("verify").arg(&file).output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: there is no systemd-analyze here");

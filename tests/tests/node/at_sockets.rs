@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 
+use sluice::at_socket::AtSocketConfig;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Server};
 use socket2::{Domain, Socket, Type};
@@ -14,10 +15,14 @@ use super::world::{BACKEND, FAMILIES, PROTOCOLS, Sockets, World, service, slices
 
 /// A lab, and Service 1 with `pod-1` and `other-pod-0` behind it.
 fn world() -> (World, Vec<Server>) {
+    world_with(|_| {})
+}
+
+fn world_with(change: impl FnOnce(&mut AtSocketConfig)) -> (World, Vec<Server>) {
     let sockets = Sockets::new();
     let lab = Lab::new().unwrap_or_else(|error| panic!("{error}"));
     let servers = [lab.pod(1), lab.other_pod(0)].map(|host| host.serve(BACKEND).unwrap()).into();
-    let mut world = World::with_sockets(sockets, lab);
+    let mut world = World::with_sockets_and(sockets, lab, change);
     let changes = with_both(&world);
     world.apply(changes);
     (world, servers)
@@ -73,7 +78,7 @@ fn a_client_with_a_v4_mapped_address_is_served_too() {
         socket.connect_timeout(&mapped.into(), PATIENCE).unwrap();
         assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(mapped), "it sees the Service's address");
         let mut line = String::new();
-        let stream = std::net::TcpStream::from(socket);
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         BufReader::new(stream).read_line(&mut line).unwrap();
         line
@@ -245,5 +250,119 @@ fn a_socket_that_is_not_connected_goes_on_with_another_endpoint() {
         world.apply(slices(1, &[left]));
         assert!(ask().contains(&left.0.name), "{first}");
         world.apply(slices(1, &[(&here, "node"), (&there, "other")]));
+    }
+}
+
+/// Whether a worker has a part in a connection of this host to Service 1.
+fn is_relayed(world: &World, host: &Host, protocol: Protocol, family: Family) -> bool {
+    // Both are counted before the client is answered; what ends is counted at some time after it.
+    let begun = |world: &World| {
+        let stats = world.proxy().stats();
+        stats.tcp_accepted + stats.udp_flows_opened
+    };
+    let before = begun(world);
+    let outcome = host.ask(protocol, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+    assert!(outcome.by().is_some(), "{family} {protocol} {}: {outcome:?}", host.name);
+    begun(world) > before
+}
+
+#[test]
+fn with_host_only_pods_are_relayed_and_the_nodes_processes_are_not() {
+    let (world, _servers) = world_with(|config| config.host_only = true);
+    for family in FAMILIES {
+        for protocol in PROTOCOLS {
+            assert!(is_relayed(&world, world.lab.pod(0), protocol, family));
+            assert!(!is_relayed(&world, world.lab.node(), protocol, family));
+        }
+    }
+}
+
+#[test]
+fn a_service_is_kept_out_by_its_annotation_and_let_in_again() {
+    let (mut world, _servers) = world();
+    let both = |world: &World| {
+        [world.lab.pod(0), world.lab.node()].map(|host| is_relayed(world, host, Protocol::Tcp, Family::V4))
+    };
+    for (value, wanted) in [(None, false), (Some("false"), true), (Some("true"), false), (Some("off"), true)]
+    {
+        let mut service = service(1, TrafficPolicy::Cluster);
+        service.annotations.extend(value.map(|value| ("socket-mode".into(), value.into())));
+        world.apply([Change::Apply(service.into())]);
+        assert_eq!(both(&world), [wanted; 2], "{value:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_relayed() {
+    let (mut world, _servers) = world_with(|config| config.endpoints = 3);
+    let relayed = |world: &World| {
+        let clients = FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| (protocol, family)));
+        clients.filter(|(protocol, family)| is_relayed(world, world.lab.pod(0), *protocol, *family)).count()
+    };
+    // Two endpoints in each of four service ports, and there is room for one and a half.
+    assert_eq!(relayed(&world), 3);
+    world.apply(slices(1, &[(world.lab.pod(1), "node")]));
+    world.tick();
+    assert_eq!(relayed(&world), 1);
+    let changes = with_both(&world);
+    world.apply(changes);
+    assert_eq!(relayed(&world), 3);
+}
+
+/// As Istio and Linkerd do it: rules in the pod's namespace turn what leaves it to a proxy there, which asks the kernel
+/// where it was to go.
+#[test]
+fn a_sidecar_sees_the_services_address() {
+    let (world, _servers) = world();
+    let (pod, to) = (world.lab.pod(0), world.address(Kind::ClusterIp, 1, Family::V4));
+    let port = AtSocketConfig::SIDECAR_PORTS[0];
+    let mesh = format!(
+        "table ip mesh {{
+            chain output {{
+                type nat hook output priority -100
+                ip protocol tcp redirect to :{port}
+            }}
+        }}"
+    );
+    pod.ns.nft_file(&mesh).unwrap();
+    let proxy = pod.ns.run(|| TcpListener::bind(("0.0.0.0", port))).unwrap();
+    let _client = pod.ns.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+    let taken: Socket = proxy.accept().unwrap().0.into();
+    assert_eq!(taken.original_dst_v4().unwrap().as_socket(), Some(to));
+}
+
+/// As network policies of Calico and others do it.
+#[test]
+fn rules_about_forwarded_packets_see_the_pods_at_both_ends() {
+    let (world, _servers) = world();
+    let (client, server) = (world.lab.pod(0), world.lab.pod(1));
+    let policy = format!(
+        "table ip policies {{
+            chain forward {{
+                type filter hook forward priority 0
+                ip saddr {} ip daddr {} tcp dport {BACKEND} reject with tcp reset
+            }}
+        }}",
+        client.v4, server.v4
+    );
+    world.lab.node().ns.nft_file(&policy).unwrap();
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let outcomes: Vec<Outcome> = (0..4).map(|_| client.ask(Protocol::Tcp, to, PATIENCE)).collect();
+    let refused = outcomes.iter().filter(|outcome| outcome.by().is_none()).count();
+    let by_the_other = outcomes.iter().filter(|outcome| outcome.by() == Some("other-pod-0")).count();
+    assert!(refused > 0 && refused + by_the_other == 4, "{outcomes:?}");
+}
+
+#[test]
+fn a_pod_that_reaches_itself_sees_its_own_address() {
+    let (mut world, _servers) = world();
+    let own = world.lab.pod(1).clone();
+    world.apply(slices(1, &[(&own, "node")]));
+    for family in FAMILIES {
+        for protocol in PROTOCOLS {
+            let outcome = own.ask(protocol, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+            let told = (outcome.by(), outcome.source());
+            assert_eq!(told, (Some("pod-1"), Some(own.ip(family))), "{family} {protocol}");
+        }
     }
 }

@@ -54,8 +54,7 @@ impl Sockets {
     }
 
     fn config(&self) -> AtSocketConfig {
-        let (cgroup, pins) = (Some(self.cgroup.path().into()), self.directory.path().join("sluice"));
-        AtSocketConfig { cgroup, pins }
+        AtSocketConfig::new(Some(self.cgroup.path().into()), self.directory.path().join("sluice"))
     }
 }
 
@@ -98,8 +97,14 @@ impl World {
 
     /// The same, and what can be decided at sockets is.
     pub fn with_sockets(sockets: Sockets, lab: Lab) -> Self {
-        let at_socket = Some(sockets.config());
-        let mut world = Self::new(lab, |config| config.at_socket = at_socket);
+        Self::with_sockets_and(sockets, lab, |_| {})
+    }
+
+    /// The same with something changed about it.
+    pub fn with_sockets_and(sockets: Sockets, lab: Lab, change: impl FnOnce(&mut AtSocketConfig)) -> Self {
+        let mut at_socket = sockets.config();
+        change(&mut at_socket);
+        let mut world = Self::new(lab, |config| config.at_socket = Some(at_socket));
         world.sockets = Some(sockets);
         world
     }

@@ -21,9 +21,9 @@ pub struct Status {
     pub process: u32,
     /// How connections get to endpoints: `bind`, `tproxy` or `socket`.
     pub mode: String,
-    /// Why not by `socket`, where that was asked for.
+    /// Whether connections get their endpoint at their sockets: `on` or `off`, and where or why not.
     #[serde(default)]
-    pub why_not_socket: Option<String>,
+    pub at_sockets: String,
     /// The node's name.
     pub node: String,
     /// When it started (RFC 3339).

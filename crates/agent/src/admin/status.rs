@@ -56,7 +56,7 @@ pub(super) fn status(inside: &Inside) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         process: std::process::id(),
         mode: observer.mode().to_owned(),
-        why_not_socket: observer.at_socket().reason().map(|reason| (*reason).clone()),
+        at_sockets: observer.at_sockets(),
         node: inside.node.clone(),
         started: inside.started_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         uptime_seconds: inside.started.elapsed().as_secs(),

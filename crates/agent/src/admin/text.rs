@@ -35,8 +35,8 @@ pub(super) fn status(status: &Status, is_wide: bool) -> String {
     lines.extend(status.problems.iter().map(|problem| ("Problem", problem.clone())));
     lines.push(("Version", status.version.clone()));
     lines.push(("Node", format!("{}, process {}", status.node, status.process)));
-    let why = status.why_not_socket.as_ref().map(|why| format!(", not socket: {why}"));
-    lines.push(("Mode", format!("{}{}", status.mode, why.unwrap_or_default())));
+    lines.push(("Mode", status.mode.clone()));
+    lines.push(("Sockets", status.at_sockets.clone()));
     lines.push(("Started", format!("{} ({} ago)", status.started, time(status.uptime_seconds))));
     let source = match (status.is_synced, status.age_seconds) {
         (false, _) => format!("{}, not everything is known so far", status.source),

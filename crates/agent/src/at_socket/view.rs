@@ -1,6 +1,7 @@
 //! What is decided at clients' sockets, for whoever looks at the proxy: whether anything is, how much, and which sockets.
 //! Shared; any thread may look.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -37,6 +38,8 @@ pub(crate) struct Looks {
     pub(crate) swept: Arc<Swept>,
     /// How much the maps hold.
     pub(crate) capacity: Capacity,
+    /// Whose sockets they are.
+    pub(crate) cgroup: PathBuf,
 }
 
 impl View {

@@ -3,17 +3,20 @@
 use sluice_socket::State;
 
 use super::Finding;
+use crate::socket_args::SocketArgs;
 
 /// What is there and what is missing, each with its mend.
-pub(super) fn finding() -> Finding {
-    judge(&sluice_socket::probe())
+pub(super) fn finding(args: &SocketArgs) -> Finding {
+    judge(&args.probe())
 }
 
 fn judge(needs: &[sluice_socket::Finding]) -> Finding {
     let missing = || needs.iter().filter(|need| need.state == State::Missing);
     let list = |say: fn(&sluice_socket::Finding) -> String| missing().map(say).collect::<Vec<_>>().join("; ");
     if missing().next().is_none() {
-        return Finding::ok("socket mode", "--capture socket and auto have what they need");
+        let seen: Vec<String> = needs.iter().map(|need| format!("{} ({})", need.what, need.seen)).collect();
+        let what = format!("--capture socket and auto have what they need: {}", seen.join("; "));
+        return Finding::ok("socket mode", what);
     }
     let what = list(|need| format!("{} ({})", need.what, need.seen));
     let what = format!("--capture socket and auto relay all connections here, for want of: {what}");
@@ -30,6 +33,7 @@ mod tests {
         let need = |what, state| sluice_socket::Finding { what, state, seen: "seen".into(), mend: "do this" };
         let all = judge(&[need("cgroup2", State::Ok), need("bpffs", State::Mendable)]);
         assert_eq!((all.level, all.mend.as_str()), (Level::Ok, ""));
+        assert!(all.what.ends_with("cgroup2 (seen); bpffs (seen)"), "{}", all.what);
         let some =
             judge(&[need("cgroup2", State::Ok), need("BTF", State::Missing), need("BPF", State::Missing)]);
         assert_eq!(some.level, Level::Ok);

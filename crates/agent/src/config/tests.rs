@@ -119,6 +119,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         "connectionLog" => ("off", "off"),
         "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
+        "socketSidecarPorts" => ("[\"7\"]", "7"),
         _ => match kind {
             Kind::Text | Kind::TextOrOff => ("some", "some"),
             Kind::Bool => ("true", "true"),

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sluice_socket::{Config, Error, Programs, remove};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use sluice_socket::{Config, Error, Programs, remove, remove_held};
 use sluice_socket_maps::{Capacity, Kernel, Living, protocol};
 use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
@@ -80,6 +81,57 @@ fn an_upgrade_under_load_leaves_nothing_untranslated() {
     let after = node.programs();
     assert_eq!(after.lines().count(), programs.lines().count());
     assert_ne!(after, programs, "they are others");
+}
+
+/// What an agent has in a cluster.
+fn with_an_agents_rights<T: Send>(node: &Node, work: impl FnOnce() -> T + Send) -> T {
+    node.host.run(|| {
+        let rights = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::PERFMON;
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: rights, permitted: rights, inheritable: none })
+            .unwrap();
+        work()
+    })
+}
+
+#[test]
+fn to_attach_and_to_take_over_takes_three_capabilities_and_to_remove_none() {
+    let node = Node::new();
+    let to = service(false, 1, 53);
+    for is_first in [true, false] {
+        let mut kernel = with_an_agents_rights(&node, || Programs::attach(&node.config)).unwrap();
+        assert_eq!(kernel.is_fresh(), is_first);
+        serve(&mut kernel, 1, to, &at(1));
+        assert!(is_translated(&node, to));
+    }
+    let removed = node.host.run(|| {
+        set_capabilities(
+            None,
+            CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            },
+        )
+        .unwrap();
+        remove(&node.config.pins)
+    });
+    assert!(removed.unwrap());
+    assert!(!is_translated(&node, to));
+}
+
+#[test]
+fn what_an_agent_holds_can_be_taken_away_from_it() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    assert!(is_translated(&node, to));
+    assert!(remove_held(&node.config.pins).unwrap());
+    assert!(!is_translated(&node, to));
+    // It may go on as if nothing had happened.
+    kernel.remove_frontends(&[key(to, protocol::UDP)]).unwrap();
+    assert!(!remove_held(&node.config.pins).unwrap());
 }
 
 #[test]

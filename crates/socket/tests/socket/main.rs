@@ -9,6 +9,7 @@
 )]
 
 mod census;
+mod edges;
 mod health;
 mod layout;
 mod life;

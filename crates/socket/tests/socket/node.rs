@@ -67,7 +67,7 @@ impl Node {
 
     /// Where the pins of this version are.
     pub(crate) fn pins(&self) -> PathBuf {
-        self.config.pins.join("v1")
+        self.config.pins.join("v2")
     }
 
     /// What is attached to the cgroup.

@@ -139,6 +139,22 @@ fn others_answers_keep_their_address() {
     assert_eq!(answers, [(b"direct".to_vec(), at[1]), (b"service".to_vec(), to)]);
 }
 
+/// A limit: the answer does not say what it answers.
+#[test]
+fn what_an_endpoint_says_that_was_asked_directly_too_is_from_the_service() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (endpoints, at) = endpoints(&node.host, false, 1);
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at);
+    let client = client(&node.host, to);
+    for (asked, said) in [(at[0], at[0]), (to, to), (at[0], to)] {
+        client.send_to(b"ask", asked).unwrap();
+        answer(&endpoints[0]);
+        assert_eq!(received(&client), (b"ask".to_vec(), said), "{asked}");
+    }
+}
+
 #[test]
 fn a_refusal_is_econnrefused() {
     let node = Node::new();
@@ -155,5 +171,33 @@ fn a_refusal_is_econnrefused() {
                 assert_eq!(client.connect(to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
             }
         }
+    }
+}
+
+#[test]
+fn a_socket_that_was_silent_for_long_is_given_the_endpoint_that_is_due() {
+    const IDLE: Duration = Duration::from_millis(20);
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        let (endpoints, at) = endpoints(&node.host, v6, 2);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, 1, to, &at);
+        let client = client(&node.host, to);
+        let ask = || client.send_to(b"ask", to).unwrap();
+        kernel.set_flow_idle(Duration::from_secs(3600));
+        for _ in 0..2 {
+            ask();
+            answer(&endpoints[0]);
+            std::thread::sleep(IDLE * 2);
+        }
+        kernel.set_flow_idle(IDLE);
+        ask();
+        answer(&endpoints[1]);
+        assert_eq!(received(&client), (b"ask".to_vec(), to), "late answers are from the Service as well");
+        kernel.set_flow_idle(Duration::ZERO);
+        std::thread::sleep(IDLE * 2);
+        ask();
+        answer(&endpoints[1]);
     }
 }

@@ -2,10 +2,9 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use super::map::is;
-use super::{Command, address, bpf_fd, length, name, text};
+use super::{Command, address, bpf_fd, length, name};
 
 /// Bytes of an instruction.
 const INSTRUCTION: usize = 8;
@@ -137,62 +136,4 @@ pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     };
     // SAFETY: the kernel reads `size` bytes.
     unsafe { bpf_fd(Command::BtfLoad, &mut attributes) }
-}
-
-/// What a program is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProgramInfo {
-    /// Its number.
-    pub id: u32,
-    /// Its name.
-    pub name: String,
-    /// `enum bpf_prog_type`.
-    pub kind: u32,
-    /// A hash of its instructions.
-    pub tag: [u8; 8],
-}
-
-/// What a program is.
-///
-/// # Errors
-/// The descriptor is not that of a program (`EINVAL`).
-pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
-    #[derive(Default)]
-    #[repr(C)]
-    struct Info {
-        kind: u32,
-        id: u32,
-        tag: [u8; 8],
-        machine_length: u32,
-        length: u32,
-        machine: u64,
-        instructions: u64,
-        load_time: u64,
-        user: u32,
-        map_count: u32,
-        maps: u64,
-        name: [u8; 16],
-    }
-    if !is(program, "prog") {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    // SAFETY: that is the beginning of `bpf_prog_info`. With lengths of 0 the kernel follows none of its addresses.
-    let info: Info = unsafe { super::info(program)? };
-    Ok(ProgramInfo { id: info.id, name: text(&info.name), kind: info.kind, tag: info.tag })
-}
-
-/// A program by its number.
-///
-/// # Errors
-/// `ENOENT`: it is gone. `EPERM` without CAP_SYS_ADMIN.
-pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        id: u32,
-        next: u32,
-        flags: u32,
-    }
-    let mut attributes = Attributes { id, next: 0, flags: 0 };
-    // SAFETY: there are no addresses in it.
-    unsafe { bpf_fd(Command::ProgramById, &mut attributes) }
 }

@@ -16,6 +16,10 @@ use crate::source_address::Masquerade;
 use crate::topology::Locality;
 use crate::{Balance, node_ports, source_ranges};
 
+/// The annotation by which a Service is kept out of what is decided at sockets. Whatever is not `true` does: a Service that
+/// is relayed by mistake is served as well.
+const AT_SOCKET: &str = "socket-mode";
+
 /// The node as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {
@@ -70,6 +74,7 @@ impl<'a> Surroundings<'a> {
                 detects_local_pods: self.config.local_pods.are_detected(family, self.node),
             },
             passive_health: self.config.passive_health,
+            at_socket: service.annotations.get(AT_SOCKET).is_none_or(|value| &**value == "true"),
             limit: service.max_connections.map(|max| ConnectionLimit::new(max, used_connections)),
         }
     }

@@ -1,0 +1,107 @@
+//! What the command line says about socket mode, and whether this node can have it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{ArgAction, Args};
+use sluice_socket::State;
+use tracing::{info, warn};
+
+use crate::at_socket::AtSocketConfig;
+use crate::values::{self, Listed};
+
+/// Where socket mode has its programs.
+#[derive(Debug, Clone, Args)]
+pub struct SocketArgs {
+    /// The cgroup below which sockets are decided about, for --capture socket [default: the root of all].
+    #[arg(long, value_name = "PATH")]
+    pub socket_cgroup: Option<PathBuf>,
+    /// A directory of a bpffs, where the programs and maps of --capture socket outlive the agent.
+    #[arg(long, value_name = "PATH", default_value = sluice_socket::PINS)]
+    pub socket_pins: PathBuf,
+    /// Decide only about sockets of the node's own network; pods' connections are relayed.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
+    pub socket_host_only: bool,
+    /// Relay connections of pods in which somebody listens at one of these ports (two at the most): a proxy that what
+    /// leaves the pod is redirected to, by rules that go by the Service's address. Empty is none.
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "15001,4140")]
+    pub socket_sidecar_ports: Vec<Listed<u16>>,
+    /// How many endpoints can be decided about, counted in each service port; what is beyond is relayed. Each takes 152
+    /// bytes of the kernel's memory, used or not. Another number makes new maps, and all is relayed until they are filled.
+    #[arg(long, value_name = "N", default_value_t = AtSocketConfig::ENDPOINTS,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
+    pub socket_endpoints: u32,
+}
+
+impl SocketArgs {
+    /// What this node has and lacks.
+    pub(crate) fn probe(&self) -> Vec<sluice_socket::Finding> {
+        sluice_socket::probe(self.socket_cgroup.as_deref(), &self.socket_pins)
+    }
+
+    /// What is to decide at sockets.
+    ///
+    /// # Errors
+    /// There are too many ports.
+    pub(crate) fn config(&self, flow_idle: Duration) -> Result<AtSocketConfig> {
+        let ports: Vec<u16> = self.socket_sidecar_ports.iter().filter_map(|port| port.0).collect();
+        let sidecar_ports = match ports[..] {
+            [] => [0, 0],
+            [one] => [one, 0],
+            [one, two] => [one, two],
+            _ => bail!("--socket-sidecar-ports: two at the most"),
+        };
+        Ok(AtSocketConfig {
+            host_only: self.socket_host_only,
+            sidecar_ports,
+            flow_idle,
+            endpoints: self.socket_endpoints,
+            ..AtSocketConfig::new(self.socket_cgroup.clone(), self.socket_pins.clone())
+        })
+    }
+
+    /// What this node lacks.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        let findings = self.probe();
+        let missing: Vec<String> = findings
+            .iter()
+            .filter(|finding| finding.state == State::Missing)
+            .map(|finding| format!("{}: {} ({})", finding.what, finding.seen, finding.mend))
+            .collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+
+    /// Sees to it that there is a place for pins, so that an agent without the right to mount has one. Without it
+    /// that agent relays all connections, which is no reason to fail.
+    pub(crate) fn prepare(&self) {
+        match sluice_socket::ensure_bpffs(&self.socket_pins) {
+            Ok(false) => {}
+            Ok(true) => info!("a bpffs is mounted for {}", self.socket_pins.display()),
+            Err(error) => warn!("there is no place for what --capture socket has in the kernel: {error}"),
+        }
+    }
+
+    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then.
+    pub(crate) fn remove_leftovers(&self) {
+        self.tell(sluice_socket::remove(&self.socket_pins));
+    }
+
+    /// The same, although that agent may still run: it is about to be replaced, and relays meanwhile.
+    pub(crate) fn take_away(&self) {
+        self.tell(sluice_socket::remove_held(&self.socket_pins));
+    }
+
+    fn tell(&self, removed: io::Result<bool>) {
+        match removed {
+            Ok(false) => {}
+            Ok(true) => info!("nothing is decided at sockets any more, as --capture is another one now"),
+            Err(error) => warn!(
+                "an earlier agent's programs may still decide about connections: {error}; stop the agents of this \
+                 node and run sluice cleanup"
+            ),
+        }
+    }
+}
