@@ -81,12 +81,9 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         ..WriterConfig::new(node.as_str())
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
-    let doors = match &capture {
-        CaptureConfig::Bind => None,
-        CaptureConfig::Tproxy(config) => Some(config.ports),
-    };
+    let is_capturing = matches!(capture, CaptureConfig::Tproxy(_));
     let at_socket = args.capture.at_socket();
-    if doors.is_some() && at_socket.is_none() {
+    if is_capturing && at_socket.is_none() {
         args.capture.remove_at_socket();
     }
     let (events, unwritten) = Events::new();
@@ -98,7 +95,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         at_socket,
         events: events.clone(),
     })?;
-    if doors.is_some() {
+    if is_capturing {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
@@ -141,7 +138,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             feed: controller.feed().clone(),
             health,
             node,
-            is_capturing: doors.is_some(),
+            is_capturing,
             pod_cidrs: args.capture.pod_cidrs(),
             dataplane,
             started,
@@ -193,8 +190,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let deadline = Instant::now() + grace_period;
     let end = async move {
         let mut grace = grace_period;
-        if let Some(ports) = doors {
-            let end = handover::wait(&observer, ports, deadline).await;
+        if is_capturing {
+            let end = handover::wait(&observer, deadline).await;
             grace = end.grace(deadline.saturating_duration_since(Instant::now()));
             let connections = observer.stats().tcp_active;
             info!(connections, ?grace, "no new connections from now on: {end}");
