@@ -85,12 +85,9 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         ..WriterConfig::new(node.as_str())
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
-    let doors = match &capture {
-        CaptureConfig::Bind => None,
-        CaptureConfig::Tproxy(config) => Some(config.ports),
-    };
+    let is_capturing = matches!(capture, CaptureConfig::Tproxy(_));
     let (at_socket, lacking) = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
-    if doors.is_some() && at_socket.is_none() {
+    if is_capturing && at_socket.is_none() {
         args.capture.socket.remove_leftovers();
     }
     let (events, unwritten) = Events::new();
@@ -102,7 +99,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         at_socket,
         events: events.clone(),
     })?;
-    if doors.is_some() {
+    if is_capturing {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
@@ -131,7 +128,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         health: health.clone(),
         health_checks: health_checks.stats().clone(),
         node,
-        is_capturing: doors.is_some(),
+        is_capturing,
         pod_cidrs: args.capture.pod_cidrs(),
         dataplane,
         started,
@@ -199,8 +196,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let deadline = Instant::now() + grace_period;
     let end = async move {
         let mut grace = grace_period;
-        if let Some(ports) = doors {
-            let end = handover::wait(&observer, ports, deadline).await;
+        if is_capturing {
+            let end = handover::wait(&observer, deadline).await;
             grace = end.grace(deadline.saturating_duration_since(Instant::now()));
             let connections = observer.stats().tcp_active;
             info!(connections, ?grace, "no new connections from now on: {end}");

@@ -18,6 +18,7 @@ const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6
 /// The doors and which of them are open.
 #[derive(Debug)]
 pub(crate) struct Doors {
+    ports: Ports,
     closed: Vec<(SocketAddr, Origin)>,
     /// Whether something that has been said is in the way of a door.
     is_blocked: bool,
@@ -46,7 +47,13 @@ impl Doors {
             .into_iter()
             .flat_map(|(port, origin)| ADDRESSES.map(|ip| (SocketAddr::new(ip, port), origin)))
             .collect();
-        Self { closed, is_blocked: false, lacks_v6: false }
+        Self { ports, closed, is_blocked: false, lacks_v6: false }
+    }
+
+    /// Closes all of them: another agent has the same.
+    pub(crate) fn close(&mut self, dataplane: &Dataplane) {
+        dataplane.let_go();
+        *self = Self { lacks_v6: self.lacks_v6, ..Self::new(self.ports) };
     }
 
     /// Opens those that are closed; to be tried again for as long as some are.

@@ -1,16 +1,11 @@
 //! From SIGTERM to the end in TPROXY mode: until when an agent goes on serving.
 //!
 //! The kernel hands connections over to whoever has the doors, and to nobody while they are closed: a SYN is
-//! then lost without an answer. So an agent that is to end keeps them open until a successor has them, too, or
+//! then lost without an answer. So an agent that is to end keeps them open until a successor has taken its place, or
 //! until ending cuts off nobody.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-
-use sluice_capture::tproxy::Ports;
 
 use crate::proxy::Observer;
 
@@ -21,13 +16,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// answer the last datagrams.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// How `/proc/net/tcp` spells TCP_LISTEN.
-const LISTEN: &str = "0A";
-
 /// Why an agent need not serve any longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Another process listens on all doors.
+    /// Another agent has taken this one's place.
     Successor,
     /// No TCP session is left.
     Idle,
@@ -69,13 +61,13 @@ impl End {
 }
 
 /// Returns when there is a reason to end, at the deadline at the latest.
-pub(crate) async fn wait(observer: &Observer, ports: Ports, deadline: Instant) -> End {
+pub(crate) async fn wait(observer: &Observer, deadline: Instant) -> End {
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;
         let sight = Sight {
             is_alive: observer.is_alive(),
-            has_successor: is_shared(ports, observer.workers()),
+            has_successor: observer.is_replaced(),
             sessions: observer.stats().tcp_active,
             left: deadline.saturating_duration_since(Instant::now()),
         };
@@ -99,45 +91,8 @@ fn decide(sight: Sight) -> Option<End> {
     }
 }
 
-/// Whether others listen on the doors, too. Each of our workers has a socket of its own on each.
-fn is_shared(ports: Ports, workers: usize) -> bool {
-    // IPv6 may be missing on this machine; where it is not, its doors are opened along with these.
-    let doors = [ports.outside, ports.local_pod, ports.node];
-    match File::open("/proc/thread-self/net/tcp").and_then(|table| listeners(BufReader::new(table), doors)) {
-        Ok(listeners) => listeners.iter().all(|number| *number > workers),
-        Err(error) => {
-            // Then the grace period ends it.
-            tracing::debug!("cannot look for another agent: {error}");
-            false
-        }
-    }
-}
-
-/// How many sockets listen on each of these ports of 127.0.0.1, by the text of `/proc/net/tcp`. The kernel lists
-/// sockets that listen before all others, of which there may be very many.
-fn listeners<const N: usize>(table: impl BufRead, ports: [u16; N]) -> io::Result<[usize; N]> {
-    // An address is printed as a number of this machine's, a port as a number.
-    let address = u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
-    let doors = ports.map(|port| format!("{address:08X}:{port:04X}"));
-    let mut numbers = [0; N];
-    for line in table.lines().skip(1) {
-        let line = line?;
-        let mut words = line.split_whitespace().skip(1);
-        let (local, state) = (words.next(), words.nth(1));
-        if state != Some(LISTEN) {
-            break;
-        }
-        for (door, number) in doors.iter().zip(&mut numbers) {
-            *number += usize::from(local == Some(door.as_str()));
-        }
-    }
-    Ok(numbers)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -160,29 +115,5 @@ mod tests {
             assert_eq!(end.map(|end| (end, end.grace(left))), wanted, "{name}");
             assert_eq!(decide(Sight { is_alive: false, ..sight }), Some(End::Broken), "{name}");
         }
-    }
-
-    #[test]
-    fn sockets_that_listen_are_counted_and_no_others() {
-        let address = format!("{:08X}", u32::from_ne_bytes([127, 0, 0, 1]));
-        let table = format!(
-            "  sl  local_address rem_address   st tx_queue rx_queue\n   \
-             0: {address}:2819 00000000:0000 0A 00000000:00000000\n   \
-             1: 00000000:2819 00000000:0000 0A 00000000:00000000\n   \
-             2: {address}:2819 00000000:0000 0A 00000000:00000000\n   \
-             3: {address}:281B 00000000:0000 0A 00000000:00000000\n   \
-             4: {address}:2819 {address}:D2F0 01 00000000:00000000\n"
-        );
-        assert_eq!(listeners(table.as_bytes(), [10_265, 10_266, 10_267]).unwrap(), [2, 0, 1]);
-        assert_eq!(listeners(&b""[..], [10_265]).unwrap(), [0]);
-    }
-
-    #[test]
-    fn the_kernel_lists_our_sockets() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let ports = Ports { outside: port, local_pod: port, node: port };
-        assert!(is_shared(ports, 0));
-        assert!(!is_shared(ports, 1));
     }
 }

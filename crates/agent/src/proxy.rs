@@ -17,7 +17,7 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Failures, Listeners};
 use sluice_capture::socket::AtSockets;
-use sluice_capture::tproxy::{self, NodeAddresses, Tproxy};
+use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
 use sluice_table::{
@@ -89,8 +89,10 @@ pub struct Proxy {
     sweeper: Option<Sweeper>,
     /// What others may see of all that.
     view: View,
-    /// What is to, once an earlier agent does not any more.
+    /// What is to, once another agent does not any more.
     at_socket: Option<AtSocketConfig>,
+    /// The same where nothing was in the way, for when it is to begin anew.
+    attached: Option<AtSocketConfig>,
     /// The node's addresses, as far as they are watched.
     interface_addresses: Vec<IpAddr>,
     attach_tried: Instant,
@@ -99,6 +101,10 @@ pub struct Proxy {
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
     doors: Option<Doors>,
+    /// Whether it is this agent that captures.
+    tenure: Option<Arc<Tenure>>,
+    /// Whether another one does, and has what is captured.
+    is_replaced: bool,
     /// What the capture has done; bind mode has nothing to do with the kernel's rules.
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
@@ -123,6 +129,7 @@ pub struct Proxy {
 pub struct Observer {
     table: Table,
     dataplane: Arc<Dataplane>,
+    tenure: Option<Arc<Tenure>>,
     captured: Option<Arc<tproxy::Counters>>,
     failures: Failures,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
@@ -163,6 +170,11 @@ impl Observer {
     /// For how long the capture has failed to bring the kernel in line; none where it has not.
     pub fn capture_failing_for(&self) -> Option<Duration> {
         self.captured.as_ref().and_then(|counters| counters.failing_for())
+    }
+
+    /// Whether another agent, which lives, captures in the place of this one.
+    pub fn is_replaced(&self) -> bool {
+        self.tenure.as_ref().is_some_and(|tenure| tenure.is_replaced())
     }
 
     /// What the workers have done so far.
@@ -293,6 +305,7 @@ impl Proxy {
         );
         let dataplane = Arc::new(dataplane?);
         let failures = Failures::default();
+        let mut tenure = None;
         let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {
                 let (table, events) = (writer.table().clone(), config.events.clone());
@@ -303,16 +316,17 @@ impl Proxy {
                 let doors = Doors::new(config.ports);
                 let tproxy = Tproxy::start(config).context("cannot capture")?;
                 let counters = tproxy.counters();
+                tenure = Some(tproxy.tenure());
                 (Box::new(tproxy), Some(doors), Some(counters))
             }
         };
         let mut at_socket = config.at_socket;
         let view = View::default();
-        let attached = at_socket.as_ref().map(|config| attach(config, writer.table()));
-        let (sockets, sweeper) = match attached {
+        let mut attached = None;
+        let (sockets, sweeper) = match at_socket.as_ref().map(|config| attach(config, writer.table())) {
             None => (None, None),
             Some(Ok(AtSocket { sockets, sweeper, looks })) => {
-                at_socket = None;
+                attached = at_socket.take();
                 view.set_attached(looks);
                 (Some(sockets), Some(sweeper))
             }
@@ -337,11 +351,14 @@ impl Proxy {
             sweeper,
             view,
             at_socket,
+            attached,
             interface_addresses: Vec::new(),
             attach_tried: Instant::now(),
             under_way: None,
             dataplane,
             doors,
+            tenure,
+            is_replaced: false,
             captured,
             failures,
             interfaces,
@@ -386,8 +403,8 @@ impl Proxy {
     /// Goes on with bringing workers and kernel in line with what the writer knows, as far as that does not mean to wait.
     /// Returns whether they are.
     pub fn advance(&mut self) -> bool {
+        let changed = self.writer.take_changed();
         if let Some(sockets) = &mut self.sockets {
-            let changed = self.writer.take_changed();
             sockets.change(&changed);
             self.sweeper.iter().for_each(|sweeper| sweeper.changed(&changed));
         }
@@ -483,10 +500,34 @@ impl Proxy {
         Ok(())
     }
 
-    /// Has the workers take what the kernel hands over: once they know what to do with it.
+    /// Has the workers take what the kernel hands over: once they know what to do with it, unless it is another agent's.
     fn open_doors(&mut self) {
-        if let Some(doors) = &mut self.doors {
+        if let Some(doors) = &mut self.doors
+            && !self.is_replaced
+        {
             doors.open(&self.dataplane);
+        }
+    }
+
+    /// Leaves to another agent that has taken this one's place what goes by this one's view, and takes it back should that
+    /// one end.
+    fn follow_tenure(&mut self) {
+        let (Some(tenure), Some(doors)) = (&self.tenure, &mut self.doors) else { return };
+        let was_replaced = std::mem::replace(&mut self.is_replaced, tenure.is_replaced());
+        match (was_replaced, self.is_replaced) {
+            (false, true) => {
+                doors.close(&self.dataplane);
+                // What is attached stays so, and the other one takes it over.
+                (self.sockets, self.sweeper) = (None, None);
+                self.view.set_detached("another agent has taken over");
+                tenure.let_go();
+                info!("another agent takes new connections; those of this one go on");
+            }
+            (true, false) => {
+                self.at_socket = self.at_socket.take().or(self.attached.take());
+                info!("the other agent has ended: this one takes new connections again");
+            }
+            _ => {}
         }
     }
 
@@ -508,6 +549,7 @@ impl Proxy {
         let now = Instant::now();
         if self.has_begun {
             self.follow_interfaces();
+            self.follow_tenure();
             self.open_doors();
             self.keep_sockets(now);
         }
@@ -528,12 +570,15 @@ impl Proxy {
         if let Some(sockets) = &mut self.sockets {
             sockets.keep();
         }
-        let is_due = now >= self.attach_tried + ATTACH_RETRY && self.has_offered && self.under_way.is_none();
+        let is_due = now >= self.attach_tried + ATTACH_RETRY
+            && self.has_offered
+            && self.under_way.is_none()
+            && !self.is_replaced;
         let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
         self.attach_tried = now;
         match attach(config, self.writer.table()) {
             Ok(AtSocket { mut sockets, sweeper, looks }) => {
-                self.at_socket = None;
+                self.attached = self.at_socket.take();
                 self.view.set_attached(looks);
                 self.writer.follow_changes();
                 sockets.set_interfaces(&self.interface_addresses);
@@ -586,6 +631,7 @@ impl Proxy {
         Observer {
             table: self.writer.table().clone(),
             dataplane: Arc::clone(&self.dataplane),
+            tenure: self.tenure.clone(),
             captured: self.captured.clone(),
             failures: self.failures.clone(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),

@@ -9,7 +9,7 @@
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
-//! * `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
+//! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
@@ -29,6 +29,7 @@ mod listing;
 pub mod marks;
 mod netlink;
 mod nft;
+mod owner;
 mod retry;
 mod routing;
 mod ruleset;
@@ -50,6 +51,7 @@ use counters::Part;
 pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
+pub use owner::Tenure;
 use retry::Retry;
 use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};
@@ -167,6 +169,11 @@ impl Tproxy {
         })
     }
 
+    /// Whether it is this agent that keeps all this.
+    pub fn tenure(&self) -> Arc<Tenure> {
+        Arc::clone(self.table.owner().tenure())
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
         self.counters.stats()
@@ -177,10 +184,37 @@ impl Tproxy {
         Arc::clone(&self.counters)
     }
 
+    /// Looks whether it is this agent that keeps all this; it becomes the one that does where that is its turn.
+    fn is_owner(&mut self, now: Instant) -> bool {
+        let was_owner = self.table.owner().is_current();
+        if !self.has_begun || !(was_owner || self.table_retry.is_due(now)) {
+            return false;
+        }
+        match self.table.look_for_owner() {
+            Ok(true) => true,
+            Ok(false) => {
+                self.leave();
+                false
+            }
+            Err(error) => {
+                self.note_table(Err(error), now);
+                was_owner
+            }
+        }
+    }
+
+    /// What is not as this agent wants it is not its failure.
+    fn leave(&mut self) {
+        self.counters.success(Part::Table);
+        self.counters.success(Part::Routing);
+        self.table_retry.succeeded();
+        self.routing_retry.succeeded();
+    }
+
     /// Makes what is wanted true, unless that has failed and its time has not come.
     fn apply(&mut self, now: Instant) {
-        if self.has_begun && self.table_retry.is_due(now) {
-            let outcome = self.table.apply(&mut self.wanted, now);
+        if self.table_retry.is_due(now) {
+            let outcome = self.table.apply(&mut self.wanted);
             self.note_table(outcome, now);
         }
     }
@@ -203,6 +237,8 @@ impl Tproxy {
                     info!("nftables is as it is to be again");
                 }
             }
+            // A transaction came too late. It is looked again, before anything else, at the next occasion.
+            Err(Error::Replaced) => {}
             Err(error) => {
                 self.counters.failure(Part::Table);
                 if self.table_retry.failed(now, &error) {
@@ -213,9 +249,7 @@ impl Tproxy {
     }
 
     fn keep_bridges(&mut self, now: Instant) {
-        if self.has_begun
-            && let Some(bridge_netfilter) = &mut self.bridge_netfilter
-        {
+        if let Some(bridge_netfilter) = &mut self.bridge_netfilter {
             bridge_netfilter.keep_off(&mut self.settings, now);
         }
     }
@@ -256,17 +290,24 @@ impl Capture for Tproxy {
         }
         self.wanted.change_cluster_addresses(change.cluster_addresses);
         self.has_begun = true;
-        self.keep_bridges(now);
-        self.apply(now);
+        if self.is_owner(now) {
+            self.keep_bridges(now);
+            self.apply(now);
+        }
     }
 
     fn keep(&mut self, now: Instant) {
+        let was_owner = self.table.owner().is_current();
+        if !self.is_owner(now) {
+            return;
+        }
         self.keep_routing(now);
         self.keep_bridges(now);
         self.crowding.look(now);
-        if self.table_retry.is_pending() {
+        // What another agent has left is no damage.
+        if !was_owner || self.table_retry.is_pending() {
             self.apply(now);
-        } else if self.has_begun {
+        } else {
             let outcome = self.table.check(&mut self.wanted, now);
             self.note_table(outcome, now);
         }
@@ -278,7 +319,16 @@ impl Capture for Tproxy {
         if self.config.local_pods == LocalPods::NodeCidrs {
             self.wanted.set_local_pods(cidrs);
         }
-        self.apply(Instant::now());
+        let now = Instant::now();
+        if self.is_owner(now) {
+            self.apply(now);
+        }
+    }
+}
+
+impl Drop for Tproxy {
+    fn drop(&mut self) {
+        self.table.owner().tenure().end();
     }
 }
 

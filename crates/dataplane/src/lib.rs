@@ -225,6 +225,12 @@ impl Dataplane {
         self.permits().remove(&frontend);
     }
 
+    /// Takes nothing new by any socket, as another process does, which has sockets at the same addresses; returns when no
+    /// worker does any more. What has come until then is taken, and goes on. [`Dataplane::open_captured`] opens anew.
+    pub fn let_go(&self) {
+        self.ask(Command::LetGo);
+    }
+
     /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would
     /// end by themselves within a second, but a socket with an address of this machine keeps the kernel from
     /// refusing what is sent there.

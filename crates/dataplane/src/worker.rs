@@ -65,6 +65,8 @@ pub(crate) enum Command {
     Refuse(Option<SocketAddr>, Sender<()>),
     /// Stop serving a frontend, and say so when it is done.
     Close(Frontend, Sender<()>),
+    /// Take nothing new by any socket, as another process does; what came until then is taken. Say so when it is done.
+    LetGo(Sender<()>),
     /// End flows that lead nowhere any more, and say so when it is done.
     EndFlows(Sender<()>),
     /// Show some connections.
@@ -191,6 +193,11 @@ impl Worker {
         is_answered && self.tcp.sessions() == 0 && !self.udp.has_ready()
     }
 
+    fn let_go(&mut self) {
+        self.tcp.close_all_listeners(&mut self.core);
+        self.udp.let_go(&mut self.core);
+    }
+
     fn look(&self, Place { protocol, slot }: Place) -> Part {
         let mut connections = Vec::new();
         let next = match protocol {
@@ -243,9 +250,12 @@ impl Worker {
                     self.has_commands = true;
                     return ControlFlow::Continue(());
                 }
+                Command::LetGo(done) => {
+                    self.let_go();
+                    let _ = done.send(());
+                }
                 Command::Drain => {
-                    self.tcp.close_all_listeners(&mut self.core);
-                    self.udp.drain(&mut self.core);
+                    self.let_go();
                     self.draining = Some(self.core.now + ANSWERS);
                 }
                 Command::Stop => return ControlFlow::Break(()),

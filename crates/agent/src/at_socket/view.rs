@@ -2,7 +2,7 @@
 //! Shared; any thread may look.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use sluice_capture::socket::Ledger;
@@ -21,7 +21,7 @@ pub(crate) struct View(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     reason: ArcSwapOption<String>,
-    looks: OnceLock<Looks>,
+    looks: ArcSwapOption<Looks>,
     stats: Mutex<Stats>,
 }
 
@@ -49,11 +49,18 @@ impl View {
         self.0.reason.store(Some(Arc::new(line.chars().take(REASON).collect())));
     }
 
-    /// From now on it is, for as long as the proxy lives.
+    /// From now on it is.
     pub(crate) fn set_attached(&self, looks: Looks) {
         self.0.reason.store(None);
-        // It was not before.
-        let _ = self.0.looks.set(looks);
+        self.0.looks.store(Some(Arc::new(looks)));
+    }
+
+    /// It is not any more, by this agent: what is in the maps may mean something else from now on.
+    pub(crate) fn set_detached(&self, reason: &str) {
+        self.settle();
+        if self.0.looks.swap(None).is_some() {
+            self.set_reason(reason);
+        }
     }
 
     /// How much there is now.
@@ -67,8 +74,8 @@ impl View {
     }
 
     /// What there is to see, where anything is decided.
-    pub(crate) fn looks(&self) -> Option<&Looks> {
-        self.0.looks.get()
+    pub(crate) fn looks(&self) -> Option<Arc<Looks>> {
+        self.0.looks.load_full()
     }
 
     /// How much there was a moment ago.

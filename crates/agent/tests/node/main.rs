@@ -24,4 +24,5 @@ mod monitoring;
 mod repairs;
 mod restarts;
 mod settings;
+mod two_agents;
 mod wrong_use;

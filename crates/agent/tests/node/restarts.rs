@@ -41,7 +41,7 @@ fn after_kill_9_the_next_agent_answers_the_first_question_and_those_asked_before
 }
 
 #[test]
-fn a_restart_with_unchanged_services_changes_nothing_in_the_kernel() {
+fn a_restart_with_unchanged_services_changes_nothing_in_the_kernel_but_who_the_owner_is() {
     let scene = Scene::new();
     let mut agent = scene.start();
     let before = kernel(&scene);
@@ -60,7 +60,9 @@ fn a_restart_with_unchanged_services_changes_nothing_in_the_kernel() {
     let begin = said.iter().rposition(|line| line.contains("begin")).unwrap();
     let end = said.iter().position(|line| line.contains("end")).unwrap();
     // What begins like this says which program made the change before it.
-    let changes: Vec<_> = said[begin + 1..end].iter().filter(|line| !line.starts_with('#')).collect();
+    let lines = said[begin + 1..end].iter().filter(|line| !line.starts_with('#'));
+    let (owners, changes): (Vec<_>, Vec<_>) = lines.partition(|line| line.contains("inet sluice_owner"));
+    assert_eq!(owners.len(), 4, "for each of two agents one element goes and one comes: {owners:#?}");
     assert!(changes.is_empty(), "{changes:#?}");
     assert_eq!(kernel(&scene), before);
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -82,21 +82,27 @@ impl Scene {
 
     /// The agent's command line, following the manifests.
     pub(crate) fn command(&self) -> Command {
+        self.command_following(&self.manifests())
+    }
+
+    /// The same, following others.
+    pub(crate) fn command_following(&self, manifests: &Path) -> Command {
         let mut command = sluice(AGENT);
-        command.arg("--manifests").arg(self.manifests()).arg("--admin-socket").arg(self.socket());
+        command.arg("--manifests").arg(manifests).arg("--admin-socket").arg(self.socket());
         command
     }
 
-    /// What `nft` lists on the node, without counters and without the connections that packets have noted.
+    /// What `nft` lists on the node, without counters, without the connections that packets have noted, and without the
+    /// number of the agent that is the owner.
     pub(crate) fn nft(&self, what: &str) -> String {
         let listing = well(self.lab.node().ns.nft(&format!("--stateless list {what}")));
         let mut kept = String::new();
         let (mut set, mut inside) = ("", false);
         for line in listing.lines() {
             let text = line.trim_start();
-            set = text.strip_prefix("set ").unwrap_or(set);
+            set = text.strip_prefix("set ").or(text.strip_prefix("map ")).unwrap_or(set);
             // Elements may take several lines, the last of which ends in a brace.
-            inside |= set.contains("_flows") && text.starts_with("elements =");
+            inside |= (set.contains("_flows") || set == "agent {") && text.starts_with("elements =");
             if inside {
                 inside = !line.ends_with('}');
             } else {

@@ -3,8 +3,9 @@
 
 use tracing::{debug, info, warn};
 
+use super::owner::Owner;
 use super::ruleset::{Ruleset, TABLE};
-use super::{Config, Error, nft, table};
+use super::{Config, Error, table};
 
 /// The table.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ impl Bridge {
 
     /// Sees to it that it is there; returns whether somebody else had changed it. A kernel that cannot have it serves
     /// all endpoints but those on bridges: that is said once.
-    pub(super) fn keep(&mut self) -> bool {
-        match self.try_keep() {
+    pub(super) fn keep(&mut self, owner: &mut Owner) -> bool {
+        match self.try_keep(owner) {
             Ok(is_repaired) => {
                 self.has_complained = false;
                 return is_repaired;
@@ -41,7 +42,7 @@ impl Bridge {
         false
     }
 
-    fn try_keep(&mut self) -> Result<bool, Error> {
+    fn try_keep(&mut self, owner: &mut Owner) -> Result<bool, Error> {
         let listed = self.listed()?;
         if let Some(listed) = &listed
             && self
@@ -53,11 +54,11 @@ impl Bridge {
             return Ok(false);
         }
         match listed.and_then(|listed| self.ruleset.succession(&listed)) {
-            Some(succession) => nft::execute(&succession).or_else(|error| {
+            Some(succession) => owner.execute(&succession).or_else(|error| {
                 warn!("open connections may be cut off: the table bridge {TABLE} is deleted first: {error}");
-                nft::execute(&self.ruleset.definition())
+                owner.execute(&self.ruleset.definition())
             })?,
-            None => nft::execute(&self.ruleset.definition())?,
+            None => owner.execute(&self.ruleset.definition())?,
         }
         let was_ours = self.known.is_some();
         self.known = self.listed()?;

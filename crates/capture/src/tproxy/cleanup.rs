@@ -2,7 +2,7 @@
 
 use super::generation::Generations;
 use super::ruleset::{BRIDGE, INET, TABLE};
-use super::{Error, nft, routing, settings, table};
+use super::{Error, nft, owner, routing, settings, table};
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub fn cleanup() -> Result<Cleaned, Error> {
         }
     }
     removed.extend(routing::remove()?.into_iter().map(|item| format!("the {item} for captured packets")));
+    if table::structure(INET, owner::TABLE)?.is_some() {
+        nft::execute(&format!("delete table {INET} {}\n", owner::TABLE))?;
+        removed.push(format!("the nftables table {INET} {}", owner::TABLE));
+    }
     let settings::Restored { any, restored, kept } = settings::restore()?;
     if any {
         removed.push(format!("the nftables table {INET} {}", settings::TABLE));

@@ -16,6 +16,9 @@ pub enum Error {
     /// What nft prints is not understood.
     #[error("what nft lists is not understood: {0}; try another version of it")]
     Listing(#[from] serde_json::Error),
+    /// It is not this agent's to change nftables any more.
+    #[error("another agent has taken this one's place")]
+    Replaced,
     /// The kernel does not answer about nftables.
     #[error("cannot ask the kernel about nftables: {0}; {mend}", mend = mend(*.0))]
     Generation(Errno),

@@ -57,28 +57,33 @@ impl Netlink {
     /// # Errors
     /// The system has no socket to give; the next two likewise.
     pub(super) fn route() -> io::Result<Self> {
-        Self::open(None, 0)
+        Self::open(None, 0, 0)
     }
 
     /// For requests about nftables.
     pub(super) fn netfilter() -> io::Result<Self> {
-        Self::open(Some(NETFILTER), 0)
+        Self::open(Some(NETFILTER), 0, 0)
+    }
+
+    /// The same with a port of its own (EADDRINUSE: another socket of this network namespace has it).
+    pub(super) fn netfilter_at(port: u32) -> io::Result<Self> {
+        Self::open(Some(NETFILTER), port, 0)
     }
 
     /// For notices of these [`groups`].
     pub(super) fn notices(groups: u32) -> io::Result<Self> {
-        Self::open(None, groups)
+        Self::open(None, 0, groups)
     }
 
     /// For notices of all changes of nftables.
     pub(super) fn nftables_notices() -> io::Result<Self> {
-        Self::open(Some(NETFILTER), groups::NFTABLES)
+        Self::open(Some(NETFILTER), 0, groups::NFTABLES)
     }
 
-    fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+    fn open(protocol: Option<Protocol>, port: u32, groups: u32) -> io::Result<Self> {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER))?;
-        bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+        bind(&socket, &SocketAddrNetlink::new(port, groups))?;
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 

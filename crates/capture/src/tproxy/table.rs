@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::elements::{Delta, difference};
 use super::generation::{Generation, Generations};
 use super::listing::{self, Listing};
+use super::owner::Owner;
 use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
 use super::wanted::Wanted;
 use super::{Config, Error, nft, script};
@@ -23,21 +24,17 @@ use crate::program;
 const COMPARISON_PAUSE: Duration = Duration::from_secs(2);
 const COMPARISON_SHARE: u32 = 20;
 
-/// For so long an agent leaves the table to another agent, of another version or configuration, that has written it
-/// anew: mostly it is about to take this one's place. Two that never end take turns.
-const GIVING_WAY: Duration = Duration::from_secs(60);
-
 /// The table.
 #[derive(Debug)]
 pub(super) struct Table {
     ruleset: Ruleset,
+    owner: Owner,
     bridge: Bridge,
     generations: Generations,
     changes: Changes,
     known: Option<Known>,
     /// This process has written the table, or adopted it.
     is_ours: bool,
-    gives_way_until: Option<Instant>,
     listing: Trust,
     comparison_due: Option<Instant>,
     counters: Arc<Counters>,
@@ -141,16 +138,33 @@ impl Table {
         generations.current()?;
         Ok(Self {
             ruleset: Ruleset::inet(config),
+            owner: Owner::open()?,
             bridge: Bridge::new(config),
             generations,
             changes: Changes::default(),
             known: None,
             is_ours: false,
-            gives_way_until: None,
             listing: Trust::Yes,
             comparison_due: None,
             counters,
         })
+    }
+
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Looks whether this agent keeps the table. Where that has changed, nothing is known of the table any more.
+    ///
+    /// # Errors
+    /// As [`Owner::look`].
+    pub(super) fn look_for_owner(&mut self) -> Result<bool, Error> {
+        let was_owner = self.owner.is_current();
+        let looked = self.owner.look();
+        if self.owner.is_current() != was_owner {
+            (self.known, self.is_ours) = (None, false);
+        }
+        looked
     }
 
     /// Makes what changed about the elements true, in one transaction. Where the table is not known: makes
@@ -158,8 +172,8 @@ impl Table {
     ///
     /// # Errors
     /// It did not work. The table is looked at anew when this is tried again.
-    pub(super) fn apply(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
-        let outcome = self.try_apply(wanted, now);
+    pub(super) fn apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        let outcome = self.try_apply(wanted);
         self.forget_after(&outcome);
         outcome
     }
@@ -184,9 +198,9 @@ impl Table {
         }
     }
 
-    fn try_apply(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+    fn try_apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
         if self.known.is_none() {
-            return self.reconcile(wanted, now);
+            return self.reconcile(wanted);
         }
         let delta = wanted.delta();
         if delta.is_empty() {
@@ -198,7 +212,7 @@ impl Table {
             Err(Error::Nft(program::Error::Failed { message, .. })) => {
                 // Mostly the elements are not those that were left.
                 debug!("elements cannot be changed, so all of them are compared: {message}");
-                let outcome = self.reconcile(wanted, now)?;
+                let outcome = self.reconcile(wanted)?;
                 Ok(match outcome {
                     Outcome::Edited(elements) if elements != delta.len() => {
                         Outcome::Repaired(Damage::Elements(elements))
@@ -212,13 +226,13 @@ impl Table {
 
     fn try_check(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
         let current = self.current()?;
-        let Some(known) = &mut self.known else { return self.reconcile(wanted, now) };
+        let Some(known) = &mut self.known else { return self.reconcile(wanted) };
         if known.elements_at == Some(current) {
             return Ok(Outcome::Nothing);
         }
         if known.structure_at != Some(current) {
             if structure(INET, TABLE)?.as_ref() != Some(&known.structure) {
-                return self.reconcile(wanted, now);
+                return self.reconcile(wanted);
             }
             known.structure_at = Some(current);
         }
@@ -229,7 +243,7 @@ impl Table {
             return Ok(Outcome::Nothing);
         }
         let start = Instant::now();
-        let outcome = self.reconcile(wanted, now);
+        let outcome = self.reconcile(wanted);
         self.comparison_due = Some(now + COMPARISON_PAUSE.max(start.elapsed() * COMPARISON_SHARE));
         outcome
     }
@@ -248,19 +262,16 @@ impl Table {
 
     /// Looks at the tables, all of them. Changes the elements that are not as they are wanted; writes all of it where
     /// the structure is not, or where that is the only way.
-    fn reconcile(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
-        if self.gives_way_until.is_some_and(|until| now < until) {
-            return Ok(Outcome::Nothing);
-        }
-        let is_bridge_repaired = self.bridge.keep();
-        let outcome = self.reconcile_inet(wanted, now)?;
+    fn reconcile(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
+        let is_bridge_repaired = self.bridge.keep(&mut self.owner);
+        let outcome = self.reconcile_inet(wanted)?;
         Ok(match outcome {
             Outcome::Nothing if is_bridge_repaired => Outcome::Repaired(Damage::Bridge),
             outcome => outcome,
         })
     }
 
-    fn reconcile_inet(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
+    fn reconcile_inet(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
         match self.look(wanted)? {
             Sight::Same(_, delta) if delta.is_empty() => {
                 wanted.settle();
@@ -274,16 +285,6 @@ impl Table {
                 }
                 outcome => outcome,
             },
-            Sight::Different(Why::Other) if self.is_ours => {
-                warn!(
-                    "another agent, of another version or configuration, has written the table inet {TABLE}: it is \
-                     left to that one for {} s; is this one to end?",
-                    GIVING_WAY.as_secs()
-                );
-                (self.known, self.is_ours) = (None, false);
-                self.gives_way_until = Some(now + GIVING_WAY);
-                Ok(Outcome::Nothing)
-            }
             Sight::Different(why) => self.write(wanted, why),
         }
     }
@@ -372,7 +373,7 @@ impl Table {
     /// Makes what is wanted true. Returns the generation after that.
     fn execute(&mut self, script: &str, wanted: &mut Wanted) -> Result<Generation, Error> {
         self.changes.pause();
-        nft::execute(script)?;
+        self.owner.execute(script)?;
         self.counters.transaction(wanted.elements().len());
         wanted.settle();
         self.changes.listen();

@@ -190,7 +190,7 @@ fn cleanup_removes_what_is_ours_and_nothing_else() {
         let during = kernel_state();
         assert!(during.contains("table inet sluice") && during.contains("7583"), "{during}");
         let cleaned = cleanup().unwrap();
-        assert_eq!(cleaned.removed.len(), 7, "{cleaned:?}");
+        assert_eq!(cleaned.removed.len(), 8, "{cleaned:?}");
         assert_eq!(kernel_state(), before);
         assert!(cleanup().unwrap().removed.is_empty(), "there is nothing left to remove");
         assert_eq!(kernel_state(), before);

@@ -5,6 +5,7 @@
 mod addresses;
 mod elements;
 mod namespace;
+mod owners;
 mod repair;
 mod restart;
 mod services;

@@ -37,7 +37,7 @@ pub(crate) fn try_run(command: &str) -> Result<String, String> {
     }
 }
 
-/// All that there is of nftables, policy rules and routes.
+/// All that there is of nftables, policy rules and routes, but for who the owner is.
 pub(crate) fn kernel_state() -> String {
     [
         "nft --stateless list ruleset",
@@ -48,6 +48,10 @@ pub(crate) fn kernel_state() -> String {
     ]
     .map(run)
     .join("\n---\n")
+    .lines()
+    .filter(|line| !line.trim_start().starts_with("elements = { 0x"))
+    .collect::<Vec<_>>()
+    .join("\n")
 }
 
 /// The table without what packets put into it, in an order that does not depend on when elements came.
@@ -112,19 +116,26 @@ impl Monitor {
         monitor
     }
 
-    /// The transactions since the last call, each with what it did, line by line.
+    /// The transactions since the last call, each with what it did, line by line. Who the owner is each of them says; that
+    /// is left out.
     pub(crate) fn transactions(&mut self) -> Vec<Vec<String>> {
         self.markers += 1;
         let marker = format!("add table inet marker{}", self.markers);
         run(&format!("nft {marker}"));
         let mut transactions = Vec::new();
         let mut current = Vec::new();
+        let mut has_owner = false;
         for line in self.lines.by_ref() {
             let line = line.unwrap();
             if line == marker {
                 break;
             }
-            if line.starts_with("# new generation") {
+            if line.contains(" inet sluice_owner") {
+                has_owner = true;
+            } else if line.starts_with("# new generation") {
+                if current.is_empty() && std::mem::take(&mut has_owner) {
+                    continue;
+                }
                 transactions.push(std::mem::take(&mut current));
             } else {
                 current.push(line);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sluice_capture::Capture;
 use sluice_capture::tproxy::{Config, Tproxy};
@@ -180,33 +180,6 @@ fn what_packets_have_put_into_sets_is_not_listed() {
 fn bytes_read() -> u64 {
     let counters = fs::read_to_string("/proc/thread-self/io").unwrap();
     counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
-}
-
-/// While an update is rolled out, the old agent and the new one run side by side.
-#[test]
-fn an_agent_leaves_the_table_to_another_one_for_a_while() {
-    in_namespace(|| {
-        let mut old = serving(Config { track: true, ..config() }, 3);
-        let mut new = serving(config(), 3);
-        let its_own = table();
-        let now = Instant::now();
-        for _ in 0..3 {
-            old.keep(now);
-            offer(
-                &mut old,
-                &[state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)],
-            );
-            new.keep(now);
-            assert_eq!(table(), its_own);
-        }
-        assert_eq!((old.stats().repairs, new.stats().repairs), (0, 0));
-        // The other one does not go away, but ends without having cleaned up.
-        drop(new);
-        old.keep(now + Duration::from_secs(59));
-        assert_eq!(table(), its_own);
-        old.keep(now + Duration::from_secs(61));
-        assert!(table().contains("203.0.113.5") && !table().contains("notrack"));
-    });
 }
 
 #[test]

@@ -41,6 +41,10 @@ use groups::Groups;
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_LIMIT: usize = 4_096;
 
+/// How long after clients were turned away from a socket one of their datagrams may still come by it: one that another CPU
+/// was about to put there.
+const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
+
 /// How often it is said that flows make room for others.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -62,6 +66,8 @@ pub(crate) struct UdpRelay {
     state: State,
     ready: VecDeque<Ready>,
     is_housekeeping_due: bool,
+    /// How many frontends are to be closed.
+    closing: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +114,8 @@ struct Frontend {
     joining: Joining,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
+    /// Clients have been turned away from it: it is closed then.
+    closes: Option<Instant>,
 }
 
 impl Frontend {
@@ -174,6 +182,7 @@ impl UdpRelay {
             },
             ready: VecDeque::new(),
             is_housekeeping_due: false,
+            closing: 0,
         }
     }
 
@@ -183,7 +192,7 @@ impl UdpRelay {
         let socket = mio::net::UdpSocket::from_std(socket);
         let drops = DropsCounted::default();
         let joining = Joining::default();
-        let frontend = Frontend { socket, address, door, drops, joining, is_queued: false };
+        let frontend = Frontend { socket, address, door, drops, joining, is_queued: false, closes: None };
         let id = self.state.frontends.insert_with(|_| frontend);
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
@@ -216,14 +225,36 @@ impl UdpRelay {
     }
 
     /// Takes nothing new: what clients have sent so far goes on to endpoints, and what they answer goes back.
-    pub(crate) fn drain(&mut self, core: &mut Core) {
+    pub(crate) fn let_go(&mut self, core: &mut Core) {
         for id in self.state.frontends.ids() {
             if let Some(frontend) = self.state.frontends.get_mut(id)
-                && let Err(error) = socket::turn_away(&frontend.socket)
+                && frontend.closes.is_none()
             {
-                tracing::debug!(%error, "what clients send until a UDP socket is closed may be lost");
+                if let Err(error) = socket::turn_away(&frontend.socket) {
+                    tracing::debug!(%error, "what clients send until a UDP socket is closed may be lost");
+                }
+                // Replies leave by one that is its frontend's own.
+                if let Door::Captured(_) = frontend.door {
+                    frontend.closes = Some(core.now + LAST_DATAGRAMS);
+                    self.closing += 1;
+                }
+                self.on_frontend(id, core);
             }
-            self.on_frontend(id, core);
+        }
+    }
+
+    /// Closes sockets that clients have been turned away from, once nothing of theirs is here.
+    fn close_frontends(&mut self, core: &Core) {
+        if self.closing > 0 && !self.has_ready() {
+            for id in self.state.frontends.ids() {
+                if let Some(frontend) = self.state.frontends.get_mut(id)
+                    && frontend.closes.is_some_and(|closes| closes <= core.now)
+                {
+                    frontend.count_drops(core);
+                    self.state.frontends.remove(id);
+                    self.closing -= 1;
+                }
+            }
         }
     }
 
@@ -344,12 +375,13 @@ impl UdpRelay {
         flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
         self.count_drops(core);
+        self.close_frontends(core);
         self.keep_house(core);
     }
 
-    /// Sees to it that there is a housekeeping while there are flows.
+    /// Sees to it that there is a housekeeping while there are flows, or sockets that are to be closed.
     fn keep_house(&mut self, core: &mut Core) {
-        if !self.is_housekeeping_due && self.state.flows.len() > 0 {
+        if !self.is_housekeeping_due && (self.state.flows.len() > 0 || self.closing > 0) {
             core.timers.set(core.now + HOUSEKEEPING, TimerOwner::UdpHousekeeping);
             self.is_housekeeping_due = true;
         }

@@ -22,7 +22,7 @@ pub(super) fn add(view: &View, table: &Table, mut add: impl FnMut(Connection)) -
     let now = clock_gettime(ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
     let mut table = table.reader();
-    looks.census.list()?.iter().for_each(|socket| add(connection(looks, &mut table, socket, now)));
+    looks.census.list()?.iter().for_each(|socket| add(connection(&looks, &mut table, socket, now)));
     Ok(())
 }
 

@@ -1,0 +1,355 @@
+//! Which agent keeps nftables and routing where two run on a node, as they do while an update is rolled out: the one that
+//! began last, for as long as it lives.
+//!
+//! The owner is the element of a set, in a table of its own, which structures and versions come and go without. Each
+//! transaction of ours deletes the element of the agent that is thought to be the owner and adds our own
+//! ([`Owner::execute`]): deleting what is not there is an error, so the kernel carries out none of an agent that has been
+//! replaced, however late it comes. Looking who it is costs the kernel one small answer, and no program is started.
+//!
+//! An agent's number is the port of a netlink socket, which no other socket of the network namespace can have while it is
+//! open: so it is known who lives, across containers and without a file, and the kernel forgets whoever dies.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use netlink_packet_core::{NLM_F_DUMP, NetlinkBuffer, NlasIterator};
+use rustix::io::Errno;
+use tracing::{info, warn};
+
+use super::generation::NFGENMSG;
+use super::netlink::{Netlink, attribute, nftables_request};
+use super::ruleset::INET;
+use super::{Error, nft};
+
+/// The table's name.
+pub(super) const TABLE: &str = "sluice_owner";
+
+/// The set's.
+const SET: &str = "agent";
+
+/// NFT_MSG_GETSETELEM, in NFNL_SUBSYS_NFTABLES.
+const GET_ELEMENTS: u16 = 10 << 8 | 13;
+/// NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS.
+const LIST: (u16, u16, u16) = (1, 2, 3);
+/// NFTA_SET_ELEM_KEY and, in it, NFTA_DATA_VALUE.
+const ELEMENT: (u16, u16) = (1, 1);
+
+/// NFPROTO_INET.
+const FAMILY: u8 = 1;
+
+/// How long a predecessor may take to close its doors. Until then both serve what either knows.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// An agent: the port of its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Agent(u32);
+
+/// What says that an agent serves: the socket whose port is its number.
+#[derive(Debug)]
+struct Sign {
+    agent: Agent,
+    _socket: Netlink,
+}
+
+/// Whether this agent is the owner, or another one has taken its place; for whoever has the doors to go by.
+#[derive(Debug, Default)]
+pub struct Tenure(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Until it is the owner for the first time, and once it has ended, there is none.
+    sign: Option<Sign>,
+    is_replaced: bool,
+}
+
+/// This agent's view of who is the owner.
+#[derive(Debug)]
+pub(super) struct Owner {
+    netlink: Netlink,
+    tenure: Arc<Tenure>,
+    /// This agent's number, as long as it is the owner.
+    own: Option<Agent>,
+    /// Who was last seen to be.
+    seen: Option<Agent>,
+    /// Who has taken this agent's place.
+    successor: Option<Agent>,
+}
+
+impl Agent {
+    /// Ports that begin like this are not process numbers, which the kernel gives to sockets that ask for none.
+    const FIRST: u32 = 1 << 31;
+
+    fn any() -> Self {
+        let number = RandomState::new().hash_one(std::process::id());
+        Self(u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default() | Self::FIRST)
+    }
+
+    /// Whether its socket is open.
+    fn is_alive(self) -> bool {
+        // Any other error says nothing of it; then it keeps its place, and it is looked again.
+        Netlink::netfilter_at(self.0).is_err()
+    }
+}
+
+impl Sign {
+    fn make() -> io::Result<Self> {
+        loop {
+            let agent = Agent::any();
+            match Netlink::netfilter_at(agent.0) {
+                Ok(socket) => return Ok(Self { agent, _socket: socket }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Tenure {
+    /// Whether another agent, which lives, has taken this one's place. It may be given back.
+    pub fn is_replaced(&self) -> bool {
+        self.state().is_replaced
+    }
+
+    /// This agent takes no new connections: its successor, if it has one, need not wait for that any longer.
+    pub fn let_go(&self) {
+        let mut state = self.state();
+        if state.is_replaced {
+            state.sign = None;
+        }
+    }
+
+    /// This agent keeps nothing any more.
+    pub(super) fn end(&self) {
+        self.state().sign = None;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Owner {
+    /// Gets ready; it is not the owner yet.
+    ///
+    /// # Errors
+    /// The system has no socket to give.
+    pub(super) fn open() -> Result<Self, Error> {
+        let netlink = Netlink::netfilter().map_err(Error::Netlink)?;
+        Ok(Self { netlink, tenure: Arc::default(), own: None, seen: None, successor: None })
+    }
+
+    pub(super) fn tenure(&self) -> &Arc<Tenure> {
+        &self.tenure
+    }
+
+    /// Whether this agent was the owner when that was last looked at.
+    pub(super) fn is_current(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Looks who the owner is. Becomes it where there is no other one that lives; at first in any case. Returns whether it
+    /// is.
+    ///
+    /// # Errors
+    /// The kernel does not say, or nft fails; it is what it was before.
+    pub(super) fn look(&mut self) -> Result<bool, Error> {
+        let there = self.read()?;
+        if self.own.is_some() && (there == self.own || there.is_none()) {
+            // None is there where somebody has flushed everything; the next transaction has it again.
+            self.seen = there;
+            return Ok(true);
+        }
+        self.seen = there;
+        let is_first = self.own.is_none() && self.successor.is_none();
+        // Where none is there, somebody has flushed everything, and its owner has it again soon.
+        if let Some(other) = there.or(self.successor)
+            && !is_first
+            && other.is_alive()
+        {
+            self.leave(other);
+            return Ok(false);
+        }
+        self.take(is_first).map(|()| true)
+    }
+
+    fn leave(&mut self, successor: Agent) {
+        (self.own, self.successor) = (None, Some(successor));
+        if !std::mem::replace(&mut self.tenure.state().is_replaced, true) {
+            info!("another agent has taken this one's place, and keeps nftables and routing from now on");
+        }
+    }
+
+    fn take(&mut self, is_first: bool) -> Result<(), Error> {
+        let sign = Sign::make().map_err(Error::Netlink)?;
+        let agent = sign.agent;
+        let predecessor = self.seen.filter(|seen| is_first && seen.is_alive());
+        nft::execute(&self.succession(agent))?;
+        (self.own, self.seen, self.successor) = (Some(agent), Some(agent), None);
+        *self.tenure.state() = State { sign: Some(sign), is_replaced: false };
+        if let Some(predecessor) = predecessor {
+            info!("this agent takes the place of another one, which serves");
+            let start = Instant::now();
+            while predecessor.is_alive() {
+                if start.elapsed() >= PATIENCE {
+                    warn!("the agent whose place this one takes goes on taking connections; does it hang?");
+                    break;
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes a script as one transaction, which has no effect where another agent has become the owner.
+    ///
+    /// # Errors
+    /// That ([`Error::Replaced`]), or what nft says.
+    pub(super) fn execute(&mut self, script: &str) -> Result<(), Error> {
+        let own = self.own.ok_or(Error::Replaced)?;
+        let outcome = nft::execute(&(self.succession(own) + script));
+        self.seen = match &outcome {
+            Ok(()) => Some(own),
+            Err(_) => self.read()?,
+        };
+        if self.seen.is_some_and(|seen| seen != own) { Err(Error::Replaced) } else { outcome }
+    }
+
+    /// The commands by which an agent becomes the owner in the place of the one that was seen, or remains it.
+    fn succession(&self, agent: Agent) -> String {
+        let element = |agent: Agent| format!("element {INET} {TABLE} {SET} {{ {:#010x} }}\n", agent.0);
+        let seen = match self.seen {
+            Some(seen) => format!("delete {}", element(seen)),
+            // With room for one, another one's element is in the way of ours.
+            None => format!(
+                "add table {INET} {TABLE} {{ comment \"which agent keeps the tables {0}\"; }}\n\
+                 add set {INET} {TABLE} {SET} {{ type mark; size 1; comment \"the port of its netlink socket\"; }}\n",
+                super::ruleset::TABLE
+            ),
+        };
+        format!("{seen}add {}", element(agent))
+    }
+
+    /// The owner, as the kernel has it.
+    fn read(&mut self) -> Result<Option<Agent>, Error> {
+        let name = |text: &str| [text.as_bytes(), b"\0"].concat();
+        let attributes = [(LIST.0, &*name(TABLE)), (LIST.1, &*name(SET))];
+        let mut request = nftables_request(GET_ELEMENTS, FAMILY, &attributes);
+        let mut header = NetlinkBuffer::new(&mut request);
+        header.set_flags(header.flags() | NLM_F_DUMP);
+        let mut found = None;
+        match self.netlink.exchange(request, |answer| found = found.or(element(answer.payload()))) {
+            Ok(()) => Ok(found),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(Error::Generation(error)),
+        }
+    }
+}
+
+/// The first element in a message with elements.
+fn element(payload: &[u8]) -> Option<Agent> {
+    let elements = attribute(payload, NFGENMSG, LIST.2)?;
+    let first = NlasIterator::new(&*elements).next()?.ok()?.value().to_vec();
+    let key = attribute(&attribute(&first, 0, ELEMENT.0)?, 0, ELEMENT.1)?;
+    // A mark is in the byte order of the machine.
+    Some(Agent(u32::from_ne_bytes(*key.first_chunk()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_lives_as_long_as_its_socket_is_open() {
+        let (one, other) = (Sign::make().unwrap(), Sign::make().unwrap());
+        assert_ne!(one.agent, other.agent);
+        assert!(one.agent.is_alive() && other.agent.is_alive());
+        let gone = one.agent;
+        drop(one);
+        assert!(is_gone(gone) && other.agent.is_alive());
+    }
+
+    /// On a thread of its own, in a network namespace that ends with it.
+    fn in_namespace(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// Waits until an agent's socket is closed: programs that other threads start have it, too, for a moment.
+    fn is_gone(agent: Agent) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while agent.is_alive() && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        !agent.is_alive()
+    }
+
+    fn end(owner: &Owner) {
+        owner.tenure.end();
+        assert!(owner.own.is_none_or(is_gone));
+    }
+
+    fn tables() -> String {
+        String::from_utf8(nft::run(&["list", "tables"], "").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_transaction_that_comes_late_has_no_effect() {
+        in_namespace(|| {
+            let (mut old, mut new) = (Owner::open().unwrap(), Owner::open().unwrap());
+            assert!(old.look().unwrap());
+            old.execute("add table inet first\n").unwrap();
+            // So that it is not waited for.
+            end(&old);
+            assert!(new.look().unwrap());
+            assert!(matches!(old.execute("add table inet late\n"), Err(Error::Replaced)));
+            new.execute("add table inet second\n").unwrap();
+            assert!(!old.look().unwrap() && old.tenure.is_replaced() && !old.is_current());
+            assert!(matches!(old.execute("add table inet late\n"), Err(Error::Replaced)));
+            let tables = tables();
+            assert!(tables.contains("first") && tables.contains("second") && !tables.contains("late"));
+            end(&new);
+            assert!(old.look().unwrap() && !old.tenure.is_replaced());
+            assert!(matches!(new.execute("add table inet late\n"), Err(Error::Replaced)));
+        });
+    }
+
+    #[test]
+    fn where_none_is_there_two_cannot_become_it() {
+        in_namespace(|| {
+            let (mut one, mut other) = (Owner::open().unwrap(), Owner::open().unwrap());
+            assert!(one.look().unwrap());
+            // It has looked before.
+            other.seen = None;
+            assert!(nft::execute(&other.succession(Agent::any())).is_err());
+            nft::execute("flush ruleset\n").unwrap();
+            assert!(one.execute("add table inet x\n").is_err(), "it is found out");
+            one.execute("add table inet x\n").unwrap();
+            assert!(one.look().unwrap() && one.read().unwrap() == one.own);
+            other.seen = one.own;
+        });
+    }
+
+    #[test]
+    fn who_has_been_replaced_lets_go_and_nobody_else() {
+        let tenure = Tenure::default();
+        let sign = Sign::make().unwrap();
+        let agent = sign.agent;
+        tenure.state().sign = Some(sign);
+        tenure.let_go();
+        assert!(agent.is_alive() && !tenure.is_replaced());
+        tenure.state().is_replaced = true;
+        assert!(agent.is_alive(), "its doors may be open");
+        tenure.let_go();
+        assert!(is_gone(agent));
+    }
+}
