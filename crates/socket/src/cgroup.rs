@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::mounts;
+
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
 /// The number of the root of all cgroups, in every namespace of cgroups.
@@ -15,28 +17,10 @@ pub(crate) const ROOT: u64 = 1;
 /// # Errors
 /// It is not mounted, or `/proc` is not.
 pub fn cgroup_root() -> io::Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    in_mounts(&mounts).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "cgroup2 is not mounted"))
-}
-
-/// The mount of cgroup2 that shows most: the one of a root, if there is one.
-fn in_mounts(mounts: &str) -> Option<PathBuf> {
-    let found = mounts.lines().filter_map(|line| {
-        // See proc_pid_mountinfo(5): id, parent, device, root, mount point, options, ... - type ...
-        let (before, after) = line.split_once(" - ")?;
-        if after.split(' ').next()? != "cgroup2" {
-            return None;
-        }
-        let mut fields = before.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        Some((root, unescape(point)))
-    });
-    found.min_by_key(|(root, _)| root.len()).map(|(_, point)| PathBuf::from(point))
-}
-
-/// Octal numbers stand for white space and backslashes.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+    let mounts = mounts::of_type("cgroup2")?;
+    // The mount that shows most: the one of a root, if there is one.
+    let most = mounts.into_iter().min_by_key(|(root, _)| root.len()).map(|(_, point)| point);
+    most.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "cgroup2 is not mounted"))
 }
 
 /// The number of a cgroup, as links have it.
@@ -53,16 +37,6 @@ pub(crate) fn id(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mount_of_the_root_is_found_wherever_it_is() {
-        let mounts = "\
-            32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
-            40 31 0:38 /kubepods/a /part rw shared:3 - cgroup2 cgroup2 rw\n\
-            41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw,relatime shared:4 master:1 - cgroup2 cgroup2 rw\n";
-        assert_eq!(in_mounts(mounts), Some("/sys/fs/cgroup/uni fied".into()));
-        assert_eq!(in_mounts("32 31 0:29 / /a rw - cgroup cgroup rw,cpu\ncgroup2\n - \n"), None);
-    }
 
     #[test]
     fn what_is_no_cgroup_has_no_number() {
