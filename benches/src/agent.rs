@@ -55,7 +55,7 @@ impl Agent<'_> {
             Source::Kubeconfig(path) => command.arg("--kubeconfig").arg(path),
         };
         command
-            .args(["--metrics-bind-address", &METRICS.to_string()])
+            .args(["--metrics-bind-address", &METRICS.to_string(), "--admin-socket", "0"])
             .args(self.arguments)
             .env_remove("RUST_LOG");
         let agent = node.spawn(&command)?;

@@ -54,7 +54,7 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
     if let Some(path) = &args.config.write_config_to {
         config::write(&args.said.effective, path)
     } else if args.cleanup {
-        cleanup::run(&CleanupArgs { kube_proxy: false, force: false })
+        cleanup::run(&CleanupArgs { kube_proxy: false, socket_pins: None, force: false })
     } else if args.init_only {
         init::run(&args.capture)
     } else {

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -18,6 +18,10 @@ pub struct CleanupArgs {
     /// before.
     #[arg(long)]
     pub kube_proxy: bool,
+    /// Remove programs of --capture socket that are pinned below this directory, and none elsewhere [default: wherever
+    /// there are any].
+    #[arg(long, value_name = "PATH", conflicts_with = "kube_proxy")]
+    pub socket_pins: Option<PathBuf>,
     /// Remove it although its owner runs and may make all of it again.
     #[arg(long)]
     pub force: bool,
@@ -29,7 +33,7 @@ pub struct CleanupArgs {
 /// The owner runs, or something could not be removed.
 pub fn run(args: &CleanupArgs) -> Result<()> {
     let mut out = Output::new();
-    if args.kube_proxy { remove_kube_proxy(args.force, &mut out) } else { remove_own(args.force, &mut out) }
+    if args.kube_proxy { remove_kube_proxy(args.force, &mut out) } else { remove_own(args, &mut out) }
 }
 
 fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
@@ -62,20 +66,15 @@ fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn remove_own(force: bool, out: &mut impl Write) -> Result<()> {
+fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
     let agents = running::agents(&running::processes());
-    if !agents.is_empty() && !force {
+    if !agents.is_empty() && !args.force {
         bail!(
             "an agent runs here (process {}) and would make all of it again: stop it first, or give --force",
             listed(&agents)
         );
     }
-    let pins = Path::new(sluice_socket::PINS);
-    let was_pinned = sluice_socket::remove(pins)
-        .with_context(|| format!("cannot remove the programs of --capture socket at {}", pins.display()))?;
-    if was_pinned {
-        writeln!(out, "removed: programs and maps at {}", pins.display())?;
-    }
+    let was_pinned = remove_pinned(args.socket_pins.as_deref(), out)?;
     let tproxy::Cleaned { removed, restored, kept } =
         tproxy::cleanup().context("cannot remove everything")?;
     say(out, "removed", &removed)?;
@@ -85,6 +84,30 @@ fn remove_own(force: bool, out: &mut impl Write) -> Result<()> {
         writeln!(out, "nothing of an agent's is here")?;
     }
     Ok(())
+}
+
+/// Removes programs that decide at sockets; whether there were any.
+fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
+    let pins = match only {
+        Some(pins) => [pins.to_owned()].into(),
+        None => {
+            let mut pins = sluice_socket::pinned().context("cannot look for programs of --capture socket")?;
+            // What was left half made has no program.
+            pins.insert(sluice_socket::PINS.into());
+            pins
+        }
+    };
+    let mut was_pinned = false;
+    for pins in pins {
+        let was_here = sluice_socket::remove(&pins).with_context(|| {
+            format!("cannot remove the programs of --capture socket at {}", pins.display())
+        })?;
+        if was_here {
+            writeln!(out, "removed: programs and maps at {}", pins.display())?;
+        }
+        was_pinned |= was_here;
+    }
+    Ok(was_pinned)
 }
 
 fn listed<T: Display>(things: impl IntoIterator<Item = T>) -> String {

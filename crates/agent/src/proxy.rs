@@ -588,7 +588,7 @@ impl Proxy {
                 sockets.forget_others();
                 sweeper.wake();
                 (self.sockets, self.sweeper) = (Some(sockets), Some(sweeper));
-                info!("connections are decided at their sockets, as the earlier agent has ended");
+                info!("connections are decided at their sockets, as the earlier agent does not any more");
             }
             Err(error) if error.is_busy => {}
             Err(error) => {

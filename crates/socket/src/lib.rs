@@ -6,7 +6,7 @@
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps.
 //! * `census`: which sockets are translated. `destroy`: ending some.
-//! * `cgroup`: finding the root of all cgroups. `probe`: what a node lacks, each with its mend.
+//! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!
 //! No threads and no clocks of its own; little of it is called more often than endpoints change.
 
@@ -16,6 +16,7 @@ mod census;
 mod cgroup;
 mod destroy;
 mod error;
+mod mounts;
 mod object;
 mod pins;
 mod probe;
@@ -27,5 +28,5 @@ pub use census::{Census, Translated};
 pub use cgroup::cgroup_root;
 pub use destroy::Ended;
 pub use error::Error;
-pub use pins::{PINS, ensure_bpffs, remove, remove_held};
+pub use pins::{PINS, ensure_bpffs, pinned, remove, remove_held};
 pub use probe::{Finding, State, probe};

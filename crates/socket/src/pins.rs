@@ -1,5 +1,6 @@
 //! The directory of pins: `v<layout>` below it has all maps and links, and outlives the agent.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use sluice_sys::bpf;
 
-use crate::Error;
+use crate::{Error, mounts};
 
 /// Where pins are unless said otherwise.
 pub const PINS: &str = "/sys/fs/bpf/sluice";
@@ -112,12 +113,51 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
+/// How deep below a bpffs pins are looked for, and among how many entries: others keep theirs there, too.
+const DEPTH: usize = 8;
+const ENTRIES: usize = 100_000;
+
+/// Every directory below a mounted bpffs that programs of this crate's are pinned in, whoever chose it: what [`remove`]
+/// takes.
+///
+/// # Errors
+/// What is mounted cannot be read.
+pub fn pinned() -> io::Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let mut left = ENTRIES;
+    for (_, point) in mounts::of_type("bpf")? {
+        find(&point, DEPTH, &mut left, &mut found);
+    }
+    Ok(found)
+}
+
+fn find(directory: &Path, depth: usize, left: &mut usize, found: &mut BTreeSet<PathBuf>) {
+    // One that is gone, or that may not be read, has nothing to say.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Some(fewer) = left.checked_sub(1) else { return };
+        *left = fewer;
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if depth > 0 {
+                find(&path, depth - 1, left, found);
+            }
+        } else if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OURS))
+            && let Some(root) = directory.parent()
+        {
+            found.insert(root.to_owned());
+        }
+    }
+}
+
 fn is_link(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK))
 }
 
 /// What names of links begin with.
 const LINK: &str = "link_";
+
+/// The same of our programs.
+const OURS: &str = "link_sluice_";
 
 /// Where the link of a program is.
 pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {

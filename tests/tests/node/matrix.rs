@@ -155,8 +155,10 @@ fn check_all<T>(proxy: impl FnOnce(Lab, T) -> World, before: impl FnOnce() -> T)
     for setting in ["net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"] {
         lab.node().ns.set(setting, "0").expect("the limit can be lifted");
     }
-    let _servers = [lab.pod(1), lab.other_pod(0)].map(|host| host.serve(BACKEND).expect("the port is free"));
     let mut world = proxy(lab, before);
+    // They end before the world does, which waits for whoever is in its cgroup.
+    let servers = [world.lab.pod(1), world.lab.other_pod(0)];
+    let _servers = servers.map(|host| host.serve(BACKEND).expect("the port is free"));
     let mut changes = Vec::new();
     for policy in POLICIES {
         let model = if policy == Policy::Local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };

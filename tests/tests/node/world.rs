@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, unshare};
 use sluice::at_socket::AtSocketConfig;
 use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
@@ -15,8 +13,7 @@ use sluice_model::{
     SlicePort, TrafficPolicy,
 };
 use sluice_table::{LocalPods, WriterConfig};
-use sluice_testbed::lab::{Cgroup, Host, Lab};
-use tempfile::TempDir;
+use sluice_testbed::lab::{Bpffs, Cgroup, Host, Lab};
 
 /// The port that all backends listen on.
 pub const BACKEND: u16 = 8080;
@@ -39,29 +36,24 @@ pub struct World {
 /// A place where programs decide at sockets: those of the thread that makes it, and of all that it starts.
 pub struct Sockets {
     cgroup: Cgroup,
-    directory: TempDir,
+    bpffs: Bpffs,
 }
 
 impl Sockets {
     /// Before the lab is made, whose clients are to be decided about.
     pub fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        unshare(CloneFlags::CLONE_NEWNS).expect("these tests take root");
-        let private = Command::new("mount").args(["--make-rprivate", "/"]).status().expect("mount is here");
-        assert!(private.success());
-        sluice_sys::bpf::mount_bpffs(directory.path()).expect("a bpffs can be mounted");
-        Self { cgroup: Cgroup::enter().expect("cgroup2 is mounted"), directory }
+        let bpffs = Bpffs::mount().expect("these tests take root");
+        Self { cgroup: Cgroup::enter().expect("cgroup2 is mounted"), bpffs }
     }
 
     fn config(&self) -> AtSocketConfig {
-        AtSocketConfig::new(Some(self.cgroup.path().into()), self.directory.path().join("sluice"))
+        AtSocketConfig::new(Some(self.cgroup.path().into()), self.bpffs.path().join("sluice"))
     }
 }
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        let _ = sluice_socket::remove(&self.directory.path().join("sluice"));
-        let _ = Command::new("umount").arg(self.directory.path()).status();
+        let _ = sluice_socket::remove(&self.bpffs.path().join("sluice"));
     }
 }
 

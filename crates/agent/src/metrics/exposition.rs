@@ -17,8 +17,8 @@ pub(super) fn takes_openmetrics(headers: &HeaderMap) -> bool {
     accepted.any(|value| value.contains("application/openmetrics-text"))
 }
 
-/// OpenMetrics as Prometheus' text: there a counter's name ends in `_total` where it is described, too; units are not
-/// spoken of, and nothing stands at the end.
+/// OpenMetrics as Prometheus' text: there the name of a counter ends in `_total`, and that of an info, which is a gauge, in
+/// `_info`, where it is described, too; units are not spoken of, and nothing stands at the end.
 pub(super) fn classic(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len() + openmetrics.len() / 64);
     let mut help = "";
@@ -37,6 +37,7 @@ pub(super) fn classic(openmetrics: &str) -> String {
         let (name, kind) = described.split_once(' ').unwrap_or((described, "untyped"));
         let (suffix, kind) = match kind {
             "counter" => ("_total", kind),
+            "info" => ("_info", "gauge"),
             "unknown" => ("", "untyped"),
             _ => ("", kind),
         };
@@ -54,9 +55,11 @@ mod tests {
 
     #[test]
     fn counters_are_described_under_their_whole_name() {
-        let openmetrics = "# HELP a Said.\n# TYPE a counter\na_total{b=\"# c\"} 1\n# HELP d Now.\n# TYPE d gauge\n\
+        let openmetrics = "# HELP i Is.\n# TYPE i info\ni_info{c=\"d\"} 1\n\
+                           # HELP a Said.\n# TYPE a counter\na_total{b=\"# c\"} 1\n# HELP d Now.\n# TYPE d gauge\n\
                            # UNIT d seconds\nd 2.5\n# EOF\n";
-        let wanted = "# HELP a_total Said.\n# TYPE a_total counter\na_total{b=\"# c\"} 1\n# HELP d Now.\n\
+        let wanted = "# HELP i_info Is.\n# TYPE i_info gauge\ni_info{c=\"d\"} 1\n\
+                      # HELP a_total Said.\n# TYPE a_total counter\na_total{b=\"# c\"} 1\n# HELP d Now.\n\
                       # TYPE d gauge\nd 2.5\n";
         assert_eq!(classic(openmetrics), wanted);
     }

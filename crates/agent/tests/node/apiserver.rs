@@ -30,7 +30,8 @@ fn what_kubectl_creates_is_served_and_what_it_deletes_is_not() {
         well(lab.node().ns.output_with_input("kubectl", &words, manifest));
     };
     kubectl("create -f -", &node(&lab));
-    let agent = sluice(AGENT.into_iter().chain(["--kubeconfig", kubeconfig.to_str().unwrap()]));
+    let arguments = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--admin-socket", "0"];
+    let agent = sluice(AGENT.into_iter().chain(arguments));
     let agent = well(lab.node().spawn(&agent));
     well(agent.wait_for(READY, PATIENCE));
 

@@ -1,35 +1,310 @@
-//! What is said of socket mode where it cannot be had: connections are relayed, and people learn why.
+//! `--capture socket` and `--capture auto` as real processes: what an agent tells of connections that it has no part in, who
+//! takes over, and what becomes of it where it cannot be had.
 
-use std::process::Command;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
-use sluice_testbed::lab::PATIENCE;
+use rustix::process::{Pid, Signal, kill_process};
+use sluice_model::{Family, Protocol};
+use sluice_testbed::lab::{Bpffs, Cgroup, PATIENCE};
 
-use crate::scene::{AGENT, READY, Scene, sluice, well};
+use crate::manifests::{cluster_ip, node_port};
+use crate::scene::{AGENT, Conversation, READY, Scene, sluice, until};
+
+const METRICS: &str = "127.0.0.1:10249";
+
+/// A scene whose sockets can be decided about, by agents that are processes of this thread's.
+struct Sockets {
+    scene: Scene,
+    cgroup: Cgroup,
+    bpffs: Bpffs,
+}
+
+impl Sockets {
+    fn new() -> Self {
+        let bpffs = Bpffs::mount().unwrap();
+        let cgroup = Cgroup::enter().unwrap();
+        Self { scene: Scene::new(), cgroup, bpffs }
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.bpffs.path().join("sluice")
+    }
+
+    /// The number tells agents apart.
+    fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
+        let directory = self.scene.manifests().parent().unwrap().to_path_buf();
+        let admin = directory.join(format!("admin-{number}.sock"));
+        let log = directory.join(format!("log-{number}"));
+        let arguments = AGENT.map(|argument| match argument {
+            "tproxy" => capture,
+            "0" if number == 1 => METRICS,
+            other => other,
+        });
+        let mut command = sluice(arguments);
+        command.arg("--manifests").arg(self.scene.manifests()).arg("--admin-socket").arg(&admin);
+        command.arg("--socket-cgroup").arg(self.cgroup.path()).arg("--socket-pins").arg(pins);
+        command.args(["--service-metrics", "endpoint", "--grace-period", "1"]);
+        let out = File::create(&log).unwrap();
+        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        let agent = Agent { child: self.scene.lab.node().ns.run(|| command.spawn()).unwrap(), admin, log };
+        agent.wait_for(READY);
+        agent
+    }
+}
+
+/// An agent in the cgroup and the mount namespace of the test.
+struct Agent {
+    child: Child,
+    admin: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, text: &str) {
+        until(&format!("{text:?} in {}", self.log()), || self.log().contains(text));
+    }
+
+    /// What a command answers.
+    #[track_caller]
+    fn ask(&self, arguments: &[&str]) -> String {
+        let output = sluice(arguments).arg("--admin-socket").arg(&self.admin).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ask(&[arguments, &["-o", "json"]].concat())).unwrap()
+    }
+
+    fn stop(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn metrics(scene: &Scene) -> String {
+    let mut stream = scene.lab.node().tcp_stream(METRICS.parse().unwrap(), PATIENCE).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The sum over all series of a metric whose labels have all of these parts.
+fn value(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let series = metrics.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with([' ', '{'])) && labels.iter().all(|part| line.contains(part))
+    });
+    series.map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
 
 #[test]
-fn where_it_cannot_be_had_all_is_relayed_and_log_and_status_say_why() {
-    let scene = Scene::new();
-    for (capture, said, warned) in [
-        ("tproxy", "off: --capture tproxy", None),
-        ("socket", "off: /proc is no cgroup of version 2", Some("/proc is no cgroup of version 2")),
-        ("auto", "off: this node lacks cgroup2: another file system", Some("this node lacks cgroup2")),
-    ] {
-        let arguments = AGENT.map(|argument| if argument == "tproxy" { capture } else { argument });
-        let mut command = sluice(arguments);
-        command.arg("--manifests").arg(scene.manifests()).arg("--admin-socket").arg(scene.socket());
-        // No place for programs: none is to be attached for this machine.
-        command.args(["--socket-cgroup", "/proc", "--socket-pins", "/proc/sluice"]);
-        let mut agent = well(scene.lab.node().spawn(&command));
-        well(agent.wait_for(READY, PATIENCE));
-        if let Some(warned) = warned {
-            well(agent.wait_for(warned, PATIENCE));
-        }
-        scene.assert_served(1);
-        let mut status = Command::new(env!("CARGO_BIN_EXE_sluice"));
-        let status = status.args(["status", "-o", "json", "--admin-socket"]).arg(scene.socket()).output();
-        let status: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap();
-        let at_sockets = status["atSockets"].as_str().unwrap();
-        assert!(at_sockets.starts_with(said), "{capture}: {at_sockets}");
-        agent.kill();
+fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let agent = sockets.start(1, "socket", &sockets.pins());
+    let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
+    let mut conversations: Vec<_> = (0..4).map(|_| Conversation::begin(pod, to)).collect();
+    conversations.iter_mut().for_each(|conversation| conversation.say("hello"));
+    let mut relayed = Conversation::begin(scene.lab.outside(), node_port(1, Family::V4));
+    relayed.say("hello");
+    let udp = pod.ns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(to).unwrap();
+        socket
+    });
+
+    let of_web = [r#"service="s1",port="tcp""#];
+    let told = metrics(scene);
+    let value_of = |told: &str, name: &str| value(told, &format!("sluice_{name}"), &of_web);
+    assert_eq!(value_of(&told, "service_connections_total"), Some(5.0), "{told}");
+    assert_eq!(value_of(&told, "service_connections_translated_total"), Some(4.0));
+    assert_eq!(value_of(&told, "endpoint_connections_translated_total"), Some(4.0));
+    assert_eq!(value_of(&told, "endpoint_connections_total"), Some(5.0));
+    assert_eq!(value_of(&told, "service_connections_active"), Some(5.0));
+    let info = [r#"mode="socket""#, r#"wanted="socket""#, r#"reason="""#];
+    assert_eq!(value(&told, "sluice_capture_info", &info), Some(1.0));
+    assert!(value(&told, "sluice_socket_frontends", &[]).unwrap() > 0.0);
+    assert_eq!(value(&told, "sluice_socket_waiting", &[]), Some(0.0));
+    assert_eq!(value(&told, "sluice_socket_connections_total", &[]), Some(5.0));
+
+    // All of them are there, and filters and orders go on working.
+    let list = agent.json(&["connections"]);
+    let rows = list["items"].as_array().unwrap();
+    let translated: Vec<_> = rows.iter().filter(|row| row["state"] == "translated").collect();
+    assert_eq!((rows.len(), translated.len()), (6, 5), "{list}");
+    for row in &translated {
+        assert_eq!((&row["service"], &row["bytesToEndpoint"]), (&"s1".into(), &serde_json::Value::Null));
+        assert_eq!(row["frontend"], to.to_string());
+        assert!(row["client"].as_str().unwrap().starts_with(&pod.v4.to_string()), "{row}");
+        assert!(row["ageSeconds"].as_f64().unwrap() < 3600.0);
     }
+    let filtered = agent.json(&["connections", "--protocol", "udp"]);
+    assert_eq!(filtered["items"][0]["client"], udp.local_addr().unwrap().to_string());
+    assert_eq!(filtered["matched"], 1);
+    let by_bytes = agent.ask(&["connections", "--sort", "bytes"]);
+    assert!(by_bytes.lines().nth(1).unwrap().contains(" open "), "{by_bytes}");
+    assert!(by_bytes.contains("translated"), "{by_bytes}");
+
+    let service = agent.json(&["services", "s1"]);
+    let tcp = |service: &serde_json::Value| {
+        let ports = service["items"][0]["ports"].as_array().unwrap().clone();
+        ports.into_iter().find(|port| port["protocol"] == "TCP" && port["family"] == "IPv4").unwrap()
+    };
+    let traffic = &tcp(&service)["traffic"];
+    assert_eq!(
+        (&traffic["total"], &traffic["translated"], &traffic["open"]),
+        (&5.into(), &4.into(), &5.into())
+    );
+    assert_eq!(traffic["bytesToEndpoint"], 6, "what is relayed");
+    assert!(agent.ask(&["services", "s1"]).contains("4 of all were translated"));
+
+    // What they carried is known when they are over, of an endpoint that has gone by then, too.
+    scene.apply(&crate::manifests::Service::new(1).here(scene.lab.pod(1)));
+    until("one endpoint is left", || {
+        tcp(&agent.json(&["services", "s1"]))["endpoints"].as_array().unwrap().len() == 1
+    });
+    conversations.iter_mut().for_each(|conversation| conversation.say("and"));
+    drop(conversations);
+    until("they are over", || tcp(&agent.json(&["services", "s1"]))["traffic"]["open"] == 1);
+    let traffic = tcp(&agent.json(&["services", "s1"]))["traffic"].clone();
+    let sent = traffic["bytesToEndpoint"].as_u64().unwrap();
+    // "hello" of all, and "and" of four, each with the end of a line; a reset leaves it open what was acknowledged.
+    assert!((6 + 4 * 6..=6 + 4 * 10 + 4).contains(&sent), "{traffic}");
+    let told = metrics(scene);
+    assert_eq!(value_of(&told, "service_connections_total"), Some(5.0));
+    assert_eq!(value_of(&told, "service_connections_translated_closed_total"), Some(4.0));
+    assert!(value_of(&told, "service_connections_translated_closed_seconds_total").unwrap() > 0.0);
+
+    let status = agent.json(&["status"]);
+    let on = format!("on, for sockets below {}", sockets.cgroup.path().display());
+    assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
+    assert_eq!(status["counters"]["socket_connections"], 5);
+    let explain = |client: &str, to: SocketAddr| {
+        let told = agent.json(&["explain", client, &to.to_string()]);
+        (told["atSocket"]["verdict"].clone(), told["atSocket"]["why"].as_str().unwrap().to_owned())
+    };
+    let pod_ip = pod.v4.to_string();
+    assert_eq!(explain(&pod_ip, to).0, "translate");
+    let (verdict, why) = explain(&pod_ip, node_port(1, Family::V4));
+    assert!(verdict == "pass" && why.contains("the node's address"), "{why}");
+    let (verdict, why) = explain("192.0.2.1", node_port(1, Family::V4));
+    assert!(verdict == "pass" && why.contains("not on this node"), "{why}");
+}
+
+#[test]
+fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let first = sockets.start(1, "socket", &sockets.pins());
+    let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
+    let mut open = Conversation::begin(pod, to);
+    let load = pod.load(Protocol::Tcp, to);
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    let second = sockets.start(2, "socket", &sockets.pins());
+    second.wait_for("connections are decided at their sockets, as the earlier agent does not any more");
+    let status = first.json(&["status"]);
+    assert_eq!(
+        (&status["mode"], &status["atSockets"]),
+        (&"tproxy".into(), &"off: another agent has taken over".into())
+    );
+    first.stop();
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    open.say("on");
+    let status = second.json(&["status"]);
+    let on = format!("on, for sockets below {}", sockets.cgroup.path().display());
+    assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
+    let list = second.json(&["connections", "--service", "default/s1"]);
+    assert!(list["items"].as_array().unwrap().iter().any(|row| row["state"] == "translated"), "{list}");
+    let service = second.json(&["services", "s1"]);
+    let ports = service["items"][0]["ports"].as_array().unwrap();
+    let traffic = &ports.iter().find(|port| port["protocol"] == "TCP").unwrap()["traffic"];
+    let (total, open_now) = (traffic["total"].as_u64().unwrap(), traffic["open"].as_u64().unwrap());
+    assert!(total > 0 && open_now >= 1, "{traffic}");
+}
+
+#[test]
+fn where_sockets_cannot_be_had_all_is_relayed_and_the_reason_is_told() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    for capture in ["auto", "socket"] {
+        let agent = sockets.start(1, capture, &scene.manifests());
+        scene.assert_served(1);
+        let status = agent.json(&["status"]);
+        assert_eq!(status["mode"], "tproxy");
+        let why = status["atSockets"].as_str().unwrap().to_owned();
+        assert!(why.contains("in no bpffs") && why.contains("mount"), "{why}");
+        let told = metrics(scene);
+        let labels = [r#"mode="tproxy""#, &format!("wanted=\"{capture}\""), "in no bpffs"];
+        assert_eq!(value(&told, "sluice_capture_info", &labels), Some(1.0), "{told}");
+        let explained = agent.json(&[
+            "explain",
+            &scene.lab.pod(0).v4.to_string(),
+            &cluster_ip(1, Family::V4).to_string(),
+        ]);
+        assert_eq!(explained["atSocket"]["verdict"], "pass");
+        agent.stop();
+    }
+    let left = Command::new("bpftool").args(["cgroup", "show"]).arg(sockets.cgroup.path()).output().unwrap();
+    assert!(!String::from_utf8_lossy(&left.stdout).contains("sluice_"), "{left:?}");
+}
+
+#[test]
+fn cleanup_removes_the_programs_wherever_they_are() {
+    let sockets = Sockets::new();
+    let pins = sockets.pins();
+    sockets.start(1, "socket", &pins).stop();
+    let cleanup = || {
+        let mut command = sluice(["cleanup", "--force", "--socket-pins"]);
+        command.arg(&pins).stdin(Stdio::null()).stderr(Stdio::piped());
+        let output = sockets.scene.lab.node().ns.run(|| command.output()).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(cleanup().contains(&format!("removed: programs and maps at {}", pins.display())));
+    assert!(!pins.exists() && !cleanup().contains("programs"));
+}
+
+#[test]
+#[ignore = "a measurement: run it alone, with --nocapture"]
+fn what_listing_ten_thousand_sockets_costs() {
+    let sockets = Sockets::new();
+    let agent = sockets.start(1, "socket", &sockets.pins());
+    let (pod, to) = (sockets.scene.lab.pod(0), cluster_ip(1, Family::V4));
+    let connect = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(to).unwrap();
+        socket
+    };
+    let all: Vec<UdpSocket> = pod.ns.run(|| (0..10_000).map(|_| connect()).collect());
+    let mut times: Vec<_> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            let said = agent.ask(&["connections", "-o", "json", "--limit", "10000"]);
+            (start.elapsed(), said.matches("\"translated\"").count())
+        })
+        .collect();
+    times.sort_unstable();
+    println!("{} sockets: median {:?}, all {times:?}", all.len(), times[4]);
+    assert!(times.iter().all(|(_, listed)| *listed == all.len()));
 }

@@ -25,7 +25,8 @@ fn kubeadms_file_serves_a_node_and_where_node_ports_are_is_followed() {
         fs::rename(new, &file).unwrap();
     };
     put(&text);
-    let agent = sluice(["agent", "--config", file.to_str().unwrap(), "--hostname-override=node"]);
+    let agent =
+        sluice(["agent", "--config", file.to_str().unwrap(), "--hostname-override=node", "--admin-socket=0"]);
     let agent = well(scene.lab.node().spawn(&agent));
     well(agent.wait_for(READY, PATIENCE));
     scene.assert_served(1);

@@ -17,7 +17,9 @@ fn a_client_that_is_held_up_is_said_and_counted() {
     let _server = well(node.serve(BACKEND));
     let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_249));
     let arguments = AGENT.map(|argument| if argument == "0" { "127.0.0.1:10249" } else { argument });
-    let agent = well(node.spawn(sluice(arguments).arg("--manifests").arg(scene.manifests())));
+    let mut command = sluice(arguments);
+    command.arg("--manifests").arg(scene.manifests()).args(["--admin-socket", "0"]);
+    let agent = well(node.spawn(&command));
     well(agent.wait_for(READY, PATIENCE));
 
     let spent = "limit rate over 1/hour burst 1 packets timeout 1h";

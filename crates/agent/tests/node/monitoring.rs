@@ -37,9 +37,11 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
     let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
     apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
     let url = apiserver.url();
-    let [flag, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
-    assert_eq!(flag, "--metrics-bind-address");
-    let arguments = AGENT[..AGENT.len() - 1].iter().copied().chain(["127.0.0.1:10249", "--master", &url]);
+    let [address, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
+    assert_eq!(address, "--metrics-bind-address");
+    let admin = ["--admin-socket", "0"];
+    let arguments = AGENT[..AGENT.len() - 1].iter().copied();
+    let arguments = arguments.chain(["127.0.0.1:10249", "--master", &url]).chain(admin);
     let agent = well(lab.node().spawn(&sluice(arguments)));
     well(agent.wait_for(READY, PATIENCE));
 

@@ -38,7 +38,7 @@ fn scraped(accept: &str) -> String {
 
 /// The family that a sample belongs to.
 fn family<'a>(name: &'a str, kinds: &BTreeMap<&'a str, &'a str>) -> &'a str {
-    let stripped = ["_total", "_bucket", "_sum", "_count"]
+    let stripped = ["_total", "_bucket", "_sum", "_count", "_info"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix).filter(|family| kinds.contains_key(family)));
     if kinds.contains_key(name) { name } else { stripped.unwrap_or_default() }

@@ -256,3 +256,14 @@ fn pins_outside_of_a_bpffs_are_refused() {
     assert!(remove(elsewhere.path()).is_err());
     assert!(elsewhere.path().exists());
 }
+
+#[test]
+fn pins_are_found_wherever_they_are() {
+    let node = Node::new();
+    let is_found = || sluice_socket::pinned().unwrap().contains(&node.config.pins);
+    assert!(!is_found());
+    drop(node.attach().unwrap());
+    assert!(is_found());
+    assert!(remove(&node.config.pins).unwrap());
+    assert!(!is_found());
+}

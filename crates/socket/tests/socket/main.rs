@@ -8,6 +8,7 @@
     reason = "helpers of tests fail tests"
 )]
 
+mod balance;
 mod census;
 mod edges;
 mod health;

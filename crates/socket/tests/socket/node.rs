@@ -3,16 +3,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
 use sluice_socket::{Attached, Config, Error, Programs};
 use sluice_socket_maps::{
     Capacity, Endpoint, FrontendKey, FrontendValue, Kernel, Outcome, Set, endpoint_flags, protocol, verdict,
 };
-use sluice_sys::bpf;
-use sluice_testbed::lab::{Cgroup, Namespace};
-use tempfile::TempDir;
+use sluice_testbed::lab::{Bpffs, Cgroup, Namespace};
 
 pub(crate) const CAPACITY: Capacity = Capacity { frontends: 1000, sets: 100, slots: 1000, endpoints: 1000 };
 
@@ -24,24 +20,13 @@ pub(crate) struct Node {
     pub(crate) pod: Namespace,
     pub(crate) config: Config,
     cgroup: Cgroup,
-    directory: TempDir,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // What something is mounted on is not removed.
-        let _ = Command::new("umount").arg("--lazy").arg(self.directory.path()).status();
-    }
+    _bpffs: Bpffs,
 }
 
 impl Node {
     /// The calling thread gets a mount namespace of its own, and a cgroup.
     pub(crate) fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        unshare(CloneFlags::CLONE_NEWNS).expect("these tests take root");
-        let private = Command::new("mount").args(["--make-rprivate", "/"]).status().unwrap();
-        assert!(private.success());
-        bpf::mount_bpffs(directory.path()).unwrap();
+        let bpffs = Bpffs::mount().expect("these tests take root");
         let cgroup = Cgroup::enter().unwrap();
         let [host, pod] = ["host", "pod"].map(|name| {
             let namespace = Namespace::new(name).unwrap();
@@ -55,9 +40,9 @@ impl Node {
                 .unwrap();
             namespace
         });
-        let pins = directory.path().join("sluice");
+        let pins = bpffs.path().join("sluice");
         let config = Config { cgroup: cgroup.path().into(), pins, capacity: CAPACITY };
-        Self { host, pod, config, cgroup, directory }
+        Self { host, pod, config, cgroup, _bpffs: bpffs }
     }
 
     /// What an agent does.

@@ -3,13 +3,13 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sluice_socket_maps::{Endpoint, Kernel};
+use sluice_socket_maps::{Endpoint, Kernel, endpoint_flags};
 
 use crate::node::{Node, desc, endpoint, endpoint_ip, fill, serve, service};
 
-/// How often endpoints change at least, and how often is connected: more with `SLUICE_SWAP_PICKS`.
+/// How often endpoints change at least, and how often is connected, for some ten seconds: more with `SLUICE_SWAP_PICKS`.
 const ROUNDS: u64 = 50;
-const PICKS: u64 = 200_000;
+const PICKS: u64 = 10_000_000;
 
 /// Endpoints in a version of the set.
 const COUNT: u32 = 3;
@@ -21,9 +21,9 @@ fn nobody_picks_what_was_taken_out_before_a_barrier() {
     let picks = std::env::var("SLUICE_SWAP_PICKS").map_or(PICKS, |picks| picks.parse().unwrap());
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
-    let to = service(false, 1, 53);
-    let at: Vec<SocketAddr> = (1..=3).map(|number| (endpoint_ip(false, number), 53).into()).collect();
-    let poison = Endpoint { flags: 0, ..endpoint(at[0]) };
+    let to = service(true, 1, 53);
+    let at: Vec<SocketAddr> = (1..=3).map(|number| (endpoint_ip(true, number), 53).into()).collect();
+    let poison = Endpoint { flags: endpoint_flags::V4, ..endpoint(at[0]) };
     serve(&mut kernel, 1, to, &at);
     fill(&mut kernel, 2, &at);
 
@@ -33,8 +33,9 @@ fn nobody_picks_what_was_taken_out_before_a_barrier() {
             .map(|_| {
                 scope.spawn(|| {
                     node.host.run(|| {
+                        // One that is connected anew is led anew, unless it was led to a loopback address.
+                        let socket = UdpSocket::bind("[::]:0").unwrap();
                         while !done.load(Ordering::Relaxed) {
-                            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                             socket.connect(to).expect("what was picked is in use");
                             picked.fetch_add(1, Ordering::Relaxed);
                         }

@@ -78,6 +78,12 @@ impl Drop for Cgroup {
     }
 }
 
+/// Moves the calling thread to the cgroup of its process, if it has been started in one of these. Where there are none
+/// there is nothing to leave.
+pub(super) fn leave_all() {
+    let _ = own().and_then(|own| move_thread(&own));
+}
+
 fn move_thread(to: &Path) -> io::Result<()> {
     // 0 is whoever writes.
     fs::write(to.join("cgroup.threads"), "0")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::{Host, LabError, Namespace};
+use super::{Host, LabError, Namespace, cgroup};
 
 /// Starts programs. The kernel kills them when the thread that started them ends, which is why it is this
 /// one: it lives as long as the process.
@@ -18,6 +18,8 @@ static STARTER: LazyLock<Sender<Order>> = LazyLock::new(|| {
     let (sender, orders) = mpsc::channel::<Order>();
     // Without the thread an order fails, which says it as well.
     let _ = thread::Builder::new().name("lab-starter".into()).spawn(move || {
+        // Whoever wants the first program may be in a cgroup that is to go before this process ends.
+        cgroup::leave_all();
         let home = Namespace::current();
         for Order { mut command, namespace, result } in orders {
             let started = home.as_ref().map_err(|error| error.kind().into()).and_then(|home| {

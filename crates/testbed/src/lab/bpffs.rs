@@ -1,0 +1,54 @@
+//! A bpffs for a thread and what it starts, where programs and maps are pinned that nobody else is to meet.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::LabError;
+
+/// A bpffs in a mount namespace that the thread which made it is in, and all that it starts from then on. What is pinned
+/// is gone with it.
+#[derive(Debug)]
+pub struct Bpffs {
+    path: PathBuf,
+}
+
+impl Bpffs {
+    /// Moves the calling thread to a mount namespace of its own, and mounts one there.
+    ///
+    /// # Errors
+    /// It takes root.
+    pub fn mount() -> Result<Self, LabError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("sluice-lab-{}-bpffs-{count}", std::process::id()));
+        let failed = |what: &str, error| LabError::io(&format!("{what} {}", path.display()))(error);
+        unshare(CloneFlags::CLONE_NEWNS).map_err(|error| failed("unsharing mounts for", error.into()))?;
+        let private = Command::new("mount").args(["--make-rprivate", "/"]).status();
+        private
+            .and_then(
+                |status| if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) },
+            )
+            .map_err(|error| failed("making mounts private for", error))?;
+        fs::create_dir(&path).map_err(|error| failed("making", error))?;
+        let bpffs = Self { path: path.clone() };
+        sluice_sys::bpf::mount_bpffs(&path).map_err(|error| failed("mounting a bpffs on", error))?;
+        Ok(bpffs)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
+        let _ = fs::remove_dir(&self.path);
+    }
+}
