@@ -67,7 +67,6 @@ mod tests {
         let none = root_of(Vec::new(), |_| Ok(ROOT)).unwrap_err();
         assert_eq!(none.to_string(), "cgroup2 is not mounted");
     }
-    }
 
     #[test]
     fn what_is_no_cgroup_has_no_number() {
