@@ -119,6 +119,7 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<AtSocket,
             swept: Arc::clone(sweeper.swept()),
             capacity: place.capacity,
             cgroup: place.cgroup,
+            host_only: config.host_only,
         };
         let maps = Maps::adopt(attached).map_err(io)?;
         Ok(AtSocket {

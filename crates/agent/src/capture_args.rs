@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
-use tracing::info;
 
 use crate::at_socket::AtSocketConfig;
 use crate::proxy::CaptureConfig;

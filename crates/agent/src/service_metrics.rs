@@ -485,7 +485,7 @@ mod tests {
         let ledger = Arc::new(Ledger::new(account));
         let room = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
         let maps = Maps::new(Memory::new(room));
-        let mut sockets = Sockets::new(maps, writer.table(), Arc::clone(&ledger));
+        let mut sockets = Sockets::new(maps, writer.table(), Arc::clone(&ledger), false);
         let frontends: Vec<_> = writer.table().routes().iter().map(|route| route.frontend()).collect();
         sockets.offer(&frontends);
         measure("settling what has changed of each endpoint", || {

@@ -13,7 +13,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use link::{LinkInfo, create_link, iterate_storage, link_info, read_iterator, replace_program};
-pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup_all, map_info, update_batch};
+pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, map_info, update_batch};
 pub use mapping::Mapping;
 pub use pin::{get, is_bpffs, mount_bpffs, pin};
 pub use program::{ProgramSpec, Rejected, load_btf, load_program};
@@ -23,6 +23,7 @@ pub use program::{ProgramSpec, Rejected, load_btf, load_program};
 #[repr(i32)]
 enum Command {
     MapCreate = 0,
+    MapLookup = 1,
     ProgramLoad = 5,
     Pin = 6,
     Get = 7,

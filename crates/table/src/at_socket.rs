@@ -38,6 +38,8 @@ pub struct SocketOutcomes {
 pub enum WhyRelayed {
     /// NodeLocal DNSCache has the cluster IP of kube-dns on an interface, and must get what is sent to it.
     OwnClusterIp,
+    /// The Service's annotation says so.
+    KeptOut,
     /// In a pod a loopback address is the pod's own.
     PodsLoopback,
     /// Whoever is not in the ranges hears nothing, and a socket may have no address yet.
@@ -62,6 +64,7 @@ impl fmt::Display for WhyRelayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OwnClusterIp => "the cluster IP is on an interface of this node",
+            Self::KeptOut => "an annotation of the Service keeps it out (sluice.dev/socket-mode)",
             Self::PodsLoopback => "in a pod a loopback address is the pod's own",
             Self::SourceRanges => "only some sources may connect, and a socket may have no address yet",
             Self::Balance(balance) => return write!(f, "the Service is balanced by {balance}"),
@@ -98,7 +101,7 @@ impl SocketOutcomes {
         }
         let backends = port.load();
         if !backends.rules.at_socket {
-            return Self::RELAY;
+            return [Err(WhyRelayed::KeptOut); 2];
         }
         let node = at_node(&backends, kind);
         let pod = if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(&backends, kind) };

@@ -120,6 +120,9 @@ fn at_socket(view: &View, route: &Route, origin: Origin) -> Option<AtSocket> {
     if origin == Origin::Outside {
         return pass("the client is not on this node".to_owned());
     }
+    if looks.host_only && origin != Origin::Node {
+        return pass("pods are left alone (--socket-host-only)".to_owned());
+    }
     let known = match looks.frontends.get(&route.frontend().into()) {
         Ok(known) => known,
         Err(error) => return pass(format!("not known: {error}")),

@@ -40,6 +40,8 @@ pub(crate) struct Looks {
     pub(crate) capacity: Capacity,
     /// Whose sockets they are.
     pub(crate) cgroup: PathBuf,
+    /// Whether nothing is decided about those of pods.
+    pub(crate) host_only: bool,
 }
 
 impl View {

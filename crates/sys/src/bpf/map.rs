@@ -114,6 +114,16 @@ pub(super) fn is(fd: BorrowedFd<'_>, what: &str) -> bool {
     kind.and_then(|kind| kind.strip_prefix(['-', '_'])) == Some(what)
 }
 
+/// What commands for one element take.
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
 /// Keys and values have the size that the map says.
 fn check(map: BorrowedFd<'_>, keys: usize, values: Option<usize>, count: usize) -> io::Result<()> {
     let info = map_info(map)?;
@@ -122,6 +132,39 @@ fn check(map: BorrowedFd<'_>, keys: usize, values: Option<usize>, count: usize) 
         Ok(())
     } else {
         Err(io::ErrorKind::InvalidInput.into())
+    }
+}
+
+/// One element, or nothing if it is not there.
+///
+/// # Errors
+/// The key has another size than the map says; it is a map per CPU.
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    check(map, key.len(), None, 1)?;
+    let mut value = vec![0; value_room(&map_info(map)?)?];
+    let mut attributes = Element {
+        map: number(map),
+        pad: 0,
+        key: address(key.as_ptr()),
+        value: address(value.as_mut_ptr()),
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a key and writes a value, which are that large.
+    match unsafe { bpf(Command::MapLookup, &mut attributes) } {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the kernel writes for one value. Maps per CPU have one for each, so they are refused.
+fn value_room(info: &MapInfo) -> io::Result<usize> {
+    /// Of `enum bpf_map_type`: hash, array, LRU hash, storage of sockets.
+    const ONE_VALUE: [u32; 4] = [1, 2, 9, 24];
+    if ONE_VALUE.contains(&info.kind) {
+        Ok(info.value_size as usize)
+    } else {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
