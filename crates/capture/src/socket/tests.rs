@@ -34,7 +34,7 @@ impl World {
         let read = Arc::clone(&accounts);
         let ledger =
             Arc::new(Ledger::new(move |id| read.lock().unwrap().get(&id).copied().unwrap_or_default()));
-        let sockets = Sockets::new(Maps::new(Memory::new(ROOM)), writer.table(), Arc::clone(&ledger));
+        let sockets = Sockets::new(Maps::new(Memory::new(ROOM)), writer.table(), Arc::clone(&ledger), false);
         let mut world = Self { writer, sockets, ledger, accounts };
         let name = ObjectName::new("default", "web");
         let port = sluice_model::ServicePort { name: "main".into(), protocol, port: 80, node_port: None };
@@ -190,7 +190,7 @@ fn what_an_earlier_agent_has_told_is_not_told_again_and_what_is_open_is() {
     let read = Arc::clone(&world.accounts);
     let ledger = Arc::new(Ledger::new(move |id| read.lock().unwrap().get(&id).copied().unwrap_or_default()));
     let maps = Maps::adopt(maps.into_kernel()).unwrap();
-    let mut sockets = Sockets::new(maps, world.writer.table(), Arc::clone(&ledger));
+    let mut sockets = Sockets::new(maps, world.writer.table(), Arc::clone(&ledger), false);
     sockets.offer(&[frontend(Protocol::Tcp)]);
     sockets.forget_others();
     world = World { sockets, ledger, ..world };
