@@ -79,6 +79,7 @@ impl Page {
             "/" => response(StatusCode::OK, HTML, include_str!("page/page.html")),
             "/status/page.css" => ok("text/css; charset=utf-8", include_str!("page/page.css")),
             "/status/page.js" => ok("text/javascript; charset=utf-8", include_str!("page/page.js")),
+            "/status/plots.js" => ok("text/javascript; charset=utf-8", include_str!("page/plots.js")),
             "/status/icon.svg" => ok("image/svg+xml", include_str!("page/icon.svg")),
             "/status/data" => self.data(request.uri().query().unwrap_or_default()).await,
             _ => response(StatusCode::NOT_FOUND, TEXT, "there is no such page: try /\n"),

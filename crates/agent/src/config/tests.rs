@@ -115,7 +115,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         }
         "capture" => ("bind", "bind"),
         "serviceMetrics" => ("endpoint", "endpoint"),
-        "statusPage" => ("off", "off"),
+        "statusPage" => ("all", "all"),
         "connectionLog" => ("1/100", "1/100"),
         "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),

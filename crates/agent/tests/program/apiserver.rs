@@ -178,7 +178,7 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     assert!((0.0..600.0).contains(&(now - last)), "{last}");
     assert!(get("/healthz").starts_with("HTTP/1.1 200"));
-    assert!(get("/").starts_with("HTTP/1.1 404"));
+    assert!(get("/nothing").starts_with("HTTP/1.1 404"));
     assert!(get("/proxyMode").ends_with("\r\n\r\nbind"), "none of kube-proxy's");
 }
 
