@@ -89,8 +89,9 @@ impl Page {
     async fn data(&self, query: &str) -> Response<Full<Bytes>> {
         let found = async {
             let question = data::Question::read(query)?;
-            let _turn = self.turn.acquire().await;
-            data::find(&self.inside, question).await
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let turn = turn.map_err(|error| Refusal::Unable(error.to_string()))?;
+            data::find(&self.inside, question, turn).await
         };
         match tokio::time::timeout(TIME, found).await {
             Ok(Ok(body)) => response(StatusCode::OK, JSON, body),
