@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Inside, Page};
+use crate::capture_trouble::CaptureTrouble;
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
 use crate::controller::{Controller, Feed};
@@ -157,6 +158,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let admin = args.admin_socket().map(|path| Admin::start(path, Arc::clone(&inside)));
 
     let mut grace_period = args.grace_period;
+    let mut trouble = CaptureTrouble::default();
     let mut check = tokio::time::interval(CHECK);
     loop {
         tokio::select! {
@@ -166,6 +168,10 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             },
             _ = check.tick() => {
                 following.check_age();
+                let failures = observer.capture_stats().map_or(0, |stats| stats.failures);
+                if let Some(trouble) = trouble.look(observer.capture_failing_for(), failures) {
+                    events.say(trouble);
+                }
                 health_checks.update(observer.node_port_addresses().to_vec());
                 if !controller.is_alive() {
                     bail!("the data plane has broken down");

@@ -299,7 +299,7 @@ pub struct DemoArgs {
     #[arg(long)]
     pub once: bool,
     /// How many requests to send in each round.
-    #[arg(long, value_name = "N", default_value = "3000")]
+    #[arg(long, value_name = "N", default_value = "3000", value_parser = values::at_least_one)]
     pub requests: NonZeroUsize,
     /// Settings of the data plane.
     #[command(flatten)]
@@ -311,7 +311,7 @@ pub struct DemoArgs {
 #[command(next_help_heading = "Data plane")]
 pub struct DataplaneArgs {
     /// Worker threads that carry traffic [default: one for each CPU].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
     pub workers: Option<NonZeroUsize>,
     /// What one client address may have, in a hundred: of TCP sessions as many as leave the rest free, of UDP flows as
     /// many before its own make room for new ones first.
@@ -470,6 +470,7 @@ mod tests {
         }
         assert!(said("sluice agent --grace-period soon").contains("25s"));
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
+        assert!(said("sluice agent --workers 0").contains("a number from 1 on"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
     }
 

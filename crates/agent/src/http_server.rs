@@ -264,6 +264,22 @@ mod tests {
         assert!(is_ended(&mut idle).await, "nothing asked after the first answer");
     }
 
+    #[test]
+    fn both_ends_have_to_be_loopback() {
+        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 1);
+        for (peer, local, wanted) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("::1", "::1", true),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1", true),
+            ("192.0.2.1", "127.0.0.1", false),
+            ("127.0.0.1", "192.0.2.1", false),
+            ("::ffff:192.0.2.1", "::ffff:192.0.2.2", false),
+        ] {
+            let ends = Ends { peer: at(peer), local: at(local) };
+            assert_eq!(ends.are_loopback(), wanted, "{ends:?}");
+        }
+    }
+
     #[tokio::test]
     async fn a_client_that_does_not_take_its_answer_is_cut_off() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

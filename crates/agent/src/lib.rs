@@ -9,6 +9,7 @@ pub mod admin;
 pub mod agent;
 pub mod at_socket;
 pub mod capture_args;
+mod capture_trouble;
 pub mod check;
 pub mod cleanup;
 pub mod cli;

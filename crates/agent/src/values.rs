@@ -1,6 +1,6 @@
 //! Values of flags as kube-proxy takes them, and people write them.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -27,6 +27,11 @@ pub(crate) fn some_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("it is to be longer than nothing; leave it out for the default".to_owned()),
         some => Ok(some),
     }
+}
+
+/// A number of what there has to be some of.
+pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "write a number from 1 on")
 }
 
 /// One in so many, or none at all.

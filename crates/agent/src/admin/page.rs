@@ -79,6 +79,7 @@ impl Page {
             "/" => response(StatusCode::OK, HTML, include_str!("page/page.html")),
             "/status/page.css" => ok("text/css; charset=utf-8", include_str!("page/page.css")),
             "/status/page.js" => ok("text/javascript; charset=utf-8", include_str!("page/page.js")),
+            "/status/plots.js" => ok("text/javascript; charset=utf-8", include_str!("page/plots.js")),
             "/status/icon.svg" => ok("image/svg+xml", include_str!("page/icon.svg")),
             "/status/data" => self.data(request.uri().query().unwrap_or_default()).await,
             _ => response(StatusCode::NOT_FOUND, TEXT, "there is no such page: try /\n"),
@@ -88,8 +89,9 @@ impl Page {
     async fn data(&self, query: &str) -> Response<Full<Bytes>> {
         let found = async {
             let question = data::Question::read(query)?;
-            let _turn = self.turn.acquire().await;
-            data::find(&self.inside, question).await
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let turn = turn.map_err(|error| Refusal::Unable(error.to_string()))?;
+            data::find(&self.inside, question, turn).await
         };
         match tokio::time::timeout(TIME, found).await {
             Ok(Ok(body)) => response(StatusCode::OK, JSON, body),

@@ -16,6 +16,7 @@ mod changes;
 mod closed_doors;
 mod config;
 mod crowding;
+mod events;
 mod firewalls;
 mod health_checks;
 mod inside;

@@ -20,7 +20,7 @@ fn asked(text: &str) -> BTreeSet<&str> {
 }
 
 /// What is answered there.
-fn get(server: SocketAddr, path: &str) -> std::io::Result<String> {
+pub(crate) fn get(server: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;

@@ -80,10 +80,18 @@ pub(crate) fn get(server: SocketAddr, path: &str) -> String {
 
 /// The same, in a form that is asked for.
 pub(crate) fn get_as(server: SocketAddr, path: &str, accept: &str) -> String {
+    request(server, path, &format!("host: a\r\naccept: {accept}"))
+}
+
+/// The same of a server by that name.
+pub(crate) fn get_by(server: SocketAddr, path: &str, host: &str) -> String {
+    request(server, path, &format!("host: {host}"))
+}
+
+fn request(server: SocketAddr, path: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\naccept: {accept}\r\nconnection: close\r\n\r\n")
-        .unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

@@ -8,6 +8,7 @@ mod browser;
 mod common;
 mod config;
 mod connections;
+mod crowd;
 mod demo;
 mod events;
 mod exposition;

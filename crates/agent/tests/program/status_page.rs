@@ -58,6 +58,7 @@ fn it_is_looked_at_on_this_machine_under_its_own_names_and_nothing_else() {
         ("/", "text/html; charset=utf-8"),
         ("/status/page.css", "text/css; charset=utf-8"),
         ("/status/page.js", "text/javascript; charset=utf-8"),
+        ("/status/plots.js", "text/javascript; charset=utf-8"),
         ("/status/icon.svg", "image/svg+xml"),
         ("/status/data", "application/json"),
         ("/?x=1", "text/html; charset=utf-8"),
