@@ -26,7 +26,8 @@ mod watch;
 mod yaml;
 
 pub use commands::{
-    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
+    AskArgs, ConnectionsArgs, Expected, ExplainArgs, ServicesArgs, StatusArgs, connections, explain,
+    services, status,
 };
 pub use connections::{Peer, Sort};
 pub use output::Output;
