@@ -28,7 +28,8 @@ mod top;
 mod watch;
 
 pub use commands::{
-    AskArgs, ConnectionsArgs, ExplainArgs, ServicesArgs, StatusArgs, connections, explain, services, status,
+    AskArgs, ConnectionsArgs, Expected, ExplainArgs, ServicesArgs, StatusArgs, connections, explain,
+    services, status,
 };
 pub use connections::{Peer, Sort};
 pub use output::Output;

@@ -1,15 +1,18 @@
 //! Logs: to standard error, one line an event, as text or as JSON.
 
 mod json;
+mod patient;
 
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
 
 use clap::ValueEnum;
+use patient::Patient;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -60,8 +63,13 @@ pub fn start_at(level: &str, format: Format) -> Logging {
         Ok(filter) => (filter, true),
         Err(_) => (EnvFilter::new(level), false),
     };
+    let writer = match Patient::stderr() {
+        Ok(patient) => BoxMakeWriter::new(patient),
+        // Then there is nobody to wait for.
+        Err(_) => BoxMakeWriter::new(std::io::stderr),
+    };
     let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::stderr().is_terminal())
         .event_format(Lines(format))
         .with_env_filter(filter)

@@ -5,15 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use sluice_model::{Family, Protocol};
@@ -222,32 +220,12 @@ impl Scene {
         String::from_utf8(self.runc(&["list", "--quiet"]).output().unwrap().stdout).unwrap()
     }
 
-    /// Whether a probe succeeds, as the kubelet sees it.
-    fn probe(&self, probe: &Probe) -> bool {
-        let get = probe.http_get.as_ref().unwrap();
-        let IntOrString::Int(port) = get.port else { panic!("{get:?}") };
-        let (port, path) = (u16::try_from(port).unwrap(), get.path.as_deref().unwrap());
-        let address: SocketAddr =
-            (get.host.as_deref().unwrap().parse::<std::net::IpAddr>().unwrap(), port).into();
-        let patience = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).try_into().unwrap());
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, patience)?;
-            stream.set_read_timeout(Some(patience))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        let answer = self.lab.node().ns.run(ask);
-        answer.is_ok_and(|answer| answer.split(' ').nth(1).is_some_and(|status| matches!(status, "200")))
-    }
-
     /// All probes of an agent that runs succeed, by and by.
     #[track_caller]
     fn assert_probed(&self, running: &Running<'_>, agent: &Container) {
         for probe in [&agent.startup_probe, &agent.liveness_probe, &agent.readiness_probe] {
             let deadline = Instant::now() + PATIENCE;
-            while !self.probe(probe.as_ref().unwrap()) {
+            while !running.probe(probe.as_ref().unwrap()) {
                 assert!(Instant::now() < deadline, "{probe:?}: {:#?}", running.process.lines());
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -286,6 +264,12 @@ impl Scene {
 }
 
 impl Running<'_> {
+    /// Whether a probe succeeds, as the kubelet sees it.
+    fn probe(&self, probe: &Probe) -> bool {
+        let command = probe.exec.as_ref().and_then(|exec| exec.command.as_ref()).unwrap();
+        self.scene.runc(&["exec", &self.id]).args(command).output().unwrap().status.success()
+    }
+
     fn signal(&self, signal: &str) {
         assert!(self.scene.runc(&["kill", &self.id, signal]).status().unwrap().success());
     }
@@ -347,7 +331,9 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         };
         assert_answered();
         let mut second = scene.start_pod(&pod);
-        well(second.process.wait_for(READY, PATIENCE));
+        // The kubelet tells the first one to end once the second one is ready.
+        scene.assert_probed(&second, agent);
+        assert!(second.process.lines().iter().any(|line| line.contains(READY)), "it is ready by itself");
         first.signal("TERM");
         first.assert_ends_well(kill);
         assert!(
@@ -355,8 +341,6 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         );
         first.assert_content();
         assert_answered();
-        // The port that is probed was the first one's until it was told to end.
-        scene.assert_probed(&second, agent);
         for report in loads.into_iter().map(Load::stop) {
             // A datagram may be lost, and who sends them asks again; of some thousand in an update one was. A connection may not.
             let is_datagram = |failure: &String| failure.contains(": UDP ");

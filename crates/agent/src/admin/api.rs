@@ -38,6 +38,12 @@ pub struct Status {
     pub age_seconds: Option<f64>,
     /// Whether `/healthz` says that all is well.
     pub is_healthy: bool,
+    /// Whether it is of use to let it go on: `/livez` says so.
+    #[serde(default)]
+    pub is_live: bool,
+    /// Whether it serves: it is healthy, and what it was told has taken effect.
+    #[serde(default)]
+    pub is_ready: bool,
     /// Whether it was told to end and is letting connections finish.
     pub is_stopping: bool,
     /// What is wrong, one sentence each.

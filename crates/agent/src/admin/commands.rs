@@ -30,12 +30,24 @@ pub struct AskArgs {
 /// Arguments of `sluice status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
+    /// Only say, by the exit status, whether it is so: for probes.
+    #[arg(long, value_enum, value_name = "STATE", conflicts_with_all = ["output", "watch"])]
+    pub expect: Option<Expected>,
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
     /// How often to ask.
     #[command(flatten)]
     pub watch: WatchArgs,
+}
+
+/// What a probe asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Expected {
+    /// A restart would mend nothing.
+    Live,
+    /// It serves: everything is known, and has taken effect.
+    Ready,
 }
 
 /// Arguments of `sluice services`.
@@ -159,7 +171,11 @@ impl FromStr for Destination {
 ///
 /// # Errors
 /// There is no answer.
-pub async fn status(StatusArgs { ask, watch }: &StatusArgs) -> Result<()> {
+pub async fn status(StatusArgs { expect, ask, watch }: &StatusArgs) -> Result<()> {
+    if let Some(expected) = expect {
+        let status: Status = client::ask(&ask.admin_socket, "/v1/status").await?;
+        return expected.found(&status);
+    }
     let still = |status: &mut Status| {
         status.uptime_seconds = 0;
         status.age_seconds = status.age_seconds.map(|_| 0.0);
@@ -167,6 +183,20 @@ pub async fn status(StatusArgs { ask, watch }: &StatusArgs) -> Result<()> {
     let question = || client::ask(&ask.admin_socket, "/v1/status");
     let ways = Show { text: text::status, still, since: |_, _| {}, is_list: false };
     show(async || question().await, watch, ask.output, ways).await
+}
+
+impl Expected {
+    fn found(self, status: &Status) -> Result<()> {
+        let (is_so, name) = match self {
+            Self::Live => (status.is_live, "live"),
+            Self::Ready => (status.is_ready, "ready"),
+        };
+        match status.problems.as_slice() {
+            _ if is_so => Ok(()),
+            [] => bail!("the agent is not {name}: it has begun just now"),
+            problems => bail!("the agent is not {name}: {}", problems.join("; ")),
+        }
+    }
 }
 
 /// `sluice services`: what there is, where it leads, and what it carries.

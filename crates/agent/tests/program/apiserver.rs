@@ -116,6 +116,22 @@ async fn the_status_tells_whether_the_apiserver_is_there() {
     });
     let told = status();
     assert_eq!((&told["services"], &told["isHealthy"]), (&1.into(), &true.into()), "{told}");
+
+    // One that comes now knows nothing, and no restart would mend that.
+    let other = cluster.directory.path().join("other.sock");
+    let other = other.to_str().unwrap();
+    let mut new = Agent::spawn(&["--kubeconfig", &cluster.kubeconfig(), "--admin-socket", other]);
+    new.wait_for("answering commands");
+    let expect = |socket: &str, state: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.args(["status", "--expect", state, "--admin-socket", socket]).output().unwrap()
+    };
+    assert!(expect(other, "live").status.success() && expect(socket, "ready").status.success());
+    let output = expect(other, "ready");
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let parts = ["the agent is not ready: ", "the apiserver has not told everything"];
+    assert!(parts.iter().all(|part| complaint.contains(part)), "{complaint}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,6 +151,9 @@ fn the_status_says_that_it_stops_and_the_socket_goes_with_the_agent() {
     assert_eq!((&status["services"], &status["endpoints"]), (&1.into(), &2.into()));
     assert!(scene.ask("status").contains("State:       healthy\n"));
     assert!(scene.ask("status -o wide").contains("udp_flows_evicted"));
+    for state in ["live", "ready"] {
+        assert_eq!(scene.ask(&format!("status --expect {state}")), "");
+    }
 
     let mut open = TcpStream::connect(scene.frontend).unwrap();
     open.read_exact(&mut [0]).unwrap();
