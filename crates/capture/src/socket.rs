@@ -4,6 +4,10 @@
 //!
 //! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
 //! go first: at any time there is a way for what the programs leave alone.
+//!
+//! `numbers`: how the relay and the programs tell each other what they know of an endpoint.
+
+mod numbers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -11,7 +15,9 @@ use std::sync::Arc;
 
 use sluice_model::{Frontend, FrontendKind};
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
-use sluice_table::{AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes, Table};
+use sluice_table::{
+    AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
+};
 use tracing::warn;
 
 /// What decides at clients' sockets.
@@ -34,6 +40,10 @@ pub trait AtSockets: Send + Sync {
     /// Does what is due. To be called several times a second.
     fn keep(&mut self);
 
+    /// Says that there is a relay now, which takes what is left to it: endpoints in doubt are. To be called several times
+    /// a second for as long as there is one.
+    fn beat(&mut self);
+
     /// How much there is.
     fn stats(&self) -> Stats;
 }
@@ -50,6 +60,7 @@ struct Known {
 pub struct Sockets<K> {
     maps: Maps<K>,
     table: Reader,
+    health: Arc<dyn SocketHealth>,
     ports: HashMap<PortKey, Known>,
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
@@ -67,6 +78,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     /// Maps that are kept in line with a table.
     pub fn new(maps: Maps<K>, table: &Table) -> Self {
         Self {
+            health: maps.kernel().health(),
             maps,
             table: table.reader(),
             ports: HashMap::new(),
@@ -105,10 +117,21 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             keys.into_iter().filter_map(|key| Some((key, self.wanted(self.ports.get(&key)?)))).collect();
         let gone: Vec<PortKey> =
             ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key).collect();
+        let keys: Vec<PortKey> = ports.iter().map(|(key, _)| *key).collect();
         self.maps.apply(ports);
+        self.share_health(&keys);
         gone.iter().for_each(|key| {
             self.ports.remove(key);
         });
+    }
+
+    /// Has ports go by the numbers that the maps have for their endpoints now.
+    fn share_health(&self, keys: &[PortKey]) {
+        for key in keys {
+            if let Some(known) = self.ports.get(key) {
+                numbers::share(&known.port, *key, &self.maps, &self.health);
+            }
+        }
     }
 
     fn wanted(&self, known: &Known) -> Port {
@@ -193,12 +216,17 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     }
 
     fn keep(&mut self) {
-        self.maps.retry();
+        let changed = self.maps.retry();
+        self.share_health(&changed);
         let waiting = self.maps.stats().waiting;
         if waiting > self.said {
             warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
         }
         self.said = waiting;
+    }
+
+    fn beat(&mut self) {
+        self.maps.kernel_mut().beat();
     }
 
     fn stats(&self) -> Stats {

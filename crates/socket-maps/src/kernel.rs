@@ -1,6 +1,9 @@
 //! What the kernel offers for changing the maps; in tests, plain memory.
 
 use std::io;
+use std::sync::Arc;
+
+use sluice_table::SocketHealth;
 
 use crate::layout::{Endpoint, FrontendKey, FrontendValue, Set};
 
@@ -20,7 +23,8 @@ pub struct Capacity {
 /// The maps that the programs read. Readers run at any time, on all CPUs, and what they see is in the order of the
 /// calls.
 pub trait Kernel {
-    /// Writes endpoints from id `first` on.
+    /// Writes endpoints from id `first` on, each with an incarnation that its id has not had: what is known of their health is
+    /// overwritten.
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
     /// Writes slots from `first` on.
     fn write_slots(&mut self, first: u32, ids: &[u32]);
@@ -45,6 +49,10 @@ pub trait Kernel {
     /// # Errors
     /// The kernel refuses: some may be gone.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
+    /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
+    fn health(&self) -> Arc<dyn SocketHealth>;
+    /// Tells the programs that there is a relay now, which takes what they leave to it. It is believed for a while.
+    fn beat(&mut self);
     /// How much fits.
     fn capacity(&self) -> Capacity;
 }

@@ -23,10 +23,8 @@ pub mod verdict {
 pub mod endpoint_flags {
     /// Its address is an IPv4 one, mapped into IPv6.
     pub const V4: u16 = 1;
-    /// Nobody has had a connection to it yet.
+    /// Nobody has had a connection to it yet. Never of a set for datagrams, which prove nothing.
     pub const UNPROVEN: u16 = 2;
-    /// It has failed; not to be used while the relay can do better.
-    pub const SUSPECT: u16 = 4;
 }
 
 /// A frontend: where clients connect to.
@@ -104,7 +102,7 @@ pub struct Endpoint {
     pub fails: u32,
     /// Zero.
     pub pad: u32,
-    /// Suspect until then, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Passed over until then where there is no relay, in nanoseconds of `CLOCK_MONOTONIC`.
     pub until_ns: u64,
     /// Zero.
     pub pad2: [u8; 24],

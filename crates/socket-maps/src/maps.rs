@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 
-use sluice_model::Frontend;
-use sluice_table::{AtSocket, SetName, SocketOutcomes, continue_from};
+use sluice_model::{Frontend, Protocol};
+use sluice_table::{AtSocket, SetName, SocketNumber, SocketOutcomes, continue_from};
 
 use crate::address::in_order;
 use crate::adopt::{Found, Living, LivingSet};
@@ -47,6 +47,11 @@ impl Port {
             SetName::Cluster => &self.cluster,
             SetName::Local => &self.local,
         }
+    }
+
+    /// Whether its endpoints are connected to, so that it shows whether they are there.
+    fn has_connections(&self) -> bool {
+        self.frontends.first().is_some_and(|(frontend, _)| frontend.protocol == Protocol::Tcp)
     }
 
     fn names(&self, name: SetName) -> bool {
@@ -237,16 +242,20 @@ impl<K: Kernel> Maps<K> {
         self.flush();
     }
 
-    /// Tries again what did not fit, if there may be room, and what the kernel has refused.
-    pub fn retry(&mut self) {
+    /// Tries again what did not fit, if there may be room, and what the kernel has refused. Returns the ports that may have
+    /// changed.
+    pub fn retry(&mut self) -> Vec<PortKey> {
         if !self.touched.is_empty() {
             self.flush();
         }
-        if !self.waiting.is_empty() && (std::mem::take(&mut self.has_room) || self.reclaim()) {
-            let waiting = std::mem::take(&mut self.waiting);
-            self.apply(waiting);
-            self.has_room = false;
+        if self.waiting.is_empty() || !(std::mem::take(&mut self.has_room) || self.reclaim()) {
+            return Vec::new();
         }
+        let waiting = std::mem::take(&mut self.waiting);
+        let keys = waiting.keys().copied().collect();
+        self.apply(waiting);
+        self.has_room = false;
+        keys
     }
 
     /// How much there is.
@@ -259,6 +268,15 @@ impl<K: Kernel> Maps<K> {
             waiting: self.waiting.len(),
             failures: self.failures,
         }
+    }
+
+    /// The endpoints that a port has in a set, by address, and their numbers. None where the set is not used, or has no room.
+    pub fn numbers(&self, key: PortKey, name: SetName) -> impl Iterator<Item = (SocketAddr, SocketNumber)> {
+        let set = self.ports.get(&key).and_then(|state| state.sets[index(name)].as_ref());
+        set.into_iter().flat_map(|set| &set.members.list).map(|(address, id)| {
+            let incarnation = self.incarnations.get(*id as usize).copied().unwrap_or_default();
+            (*address, SocketNumber { id: *id, incarnation })
+        })
     }
 
     /// What all is written through.
@@ -336,9 +354,10 @@ impl<K: Kernel> Maps<K> {
             if addresses.is_empty() {
                 continue;
             }
+            let is_unproven = port.has_connections();
             let done = match place {
-                Some(set) => self.change_set(set, addresses),
-                None => self.make_set(addresses, state.service).map(|set| *place = Some(set)),
+                Some(set) => self.change_set(set, addresses, is_unproven),
+                None => self.make_set(addresses, state.service, is_unproven).map(|set| *place = Some(set)),
             };
             if done.is_err() {
                 if !is_last_resort {
@@ -473,9 +492,14 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    fn make_set(&mut self, addresses: &[SocketAddr], service: u32) -> Result<SetState, Full> {
+    fn make_set(
+        &mut self,
+        addresses: &[SocketAddr],
+        service: u32,
+        is_unproven: bool,
+    ) -> Result<SetState, Full> {
         let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.members(&[], addresses) else {
+        let Ok(mut members) = self.members(&[], addresses, is_unproven) else {
             // Nobody has seen it.
             self.set_ids.take_back(id);
             return Err(Full);
@@ -486,12 +510,17 @@ impl<K: Kernel> Maps<K> {
         Ok(SetState { id, members })
     }
 
-    fn change_set(&mut self, set: &mut SetState, addresses: &[SocketAddr]) -> Result<(), Full> {
+    fn change_set(
+        &mut self,
+        set: &mut SetState,
+        addresses: &[SocketAddr],
+        is_unproven: bool,
+    ) -> Result<(), Full> {
         let before: Vec<SocketAddr> = set.members.list.iter().map(|(address, _)| *address).collect();
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.members(&set.members.list, addresses)?;
+        let mut members = self.members(&set.members.list, addresses, is_unproven)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
@@ -504,7 +533,12 @@ impl<K: Kernel> Maps<K> {
     }
 
     /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
-    fn members(&mut self, before: &[(SocketAddr, u32)], addresses: &[SocketAddr]) -> Result<Members, Full> {
+    fn members(
+        &mut self,
+        before: &[(SocketAddr, u32)],
+        addresses: &[SocketAddr],
+        is_unproven: bool,
+    ) -> Result<Members, Full> {
         let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
         let range = self.ranges.give(count).ok_or(Full)?;
         let mut list = Vec::with_capacity(addresses.len());
@@ -530,8 +564,11 @@ impl<K: Kernel> Maps<K> {
         }
         new.sort_unstable();
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-            let endpoints: Vec<Endpoint> =
-                run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
+            let mut endpoint = |(id, address): &(u32, SocketAddr)| {
+                let endpoint = self.endpoint(*id, *address);
+                if is_unproven { endpoint.unproven() } else { endpoint }
+            };
+            let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
         Ok(Members { list, range, rotation: 0 })

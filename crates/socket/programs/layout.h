@@ -50,7 +50,6 @@ struct set {
 enum endpoint_flags {
 	ENDPOINT_V4 = 1,
 	ENDPOINT_UNPROVEN = 2,
-	ENDPOINT_SUSPECT = 4,
 };
 
 struct endpoint {

@@ -49,6 +49,7 @@
 //! connections that were just being closed.) Making one takes root, or a kernel that lets users
 //! have user namespaces; see [`Lab::new`]. It uses the programs `ip`, `nft`, `setpriv` and `unshare`.
 
+mod bpffs;
 mod cgroup;
 mod error;
 mod namespace;
@@ -62,6 +63,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Family;
 
+pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;
 pub use error::LabError;
 pub use namespace::Namespace;

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
 use ipnet::IpNet;
-use nix::sched::{CloneFlags, unshare};
 use sluice::at_socket::AtSocketConfig;
 use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
@@ -15,7 +13,7 @@ use sluice_model::{
     SlicePort, TrafficPolicy,
 };
 use sluice_table::{LocalPods, WriterConfig};
-use sluice_testbed::lab::{Cgroup, Host, Lab};
+use sluice_testbed::lab::{Bpffs, Cgroup, Host, Lab};
 use tempfile::TempDir;
 
 /// The port that all backends listen on.
@@ -39,6 +37,7 @@ pub struct World {
 /// A place where programs decide at sockets: those of the thread that makes it, and of all that it starts.
 pub struct Sockets {
     cgroup: Cgroup,
+    _bpffs: Bpffs,
     directory: TempDir,
 }
 
@@ -46,11 +45,8 @@ impl Sockets {
     /// Before the lab is made, whose clients are to be decided about.
     pub fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        unshare(CloneFlags::CLONE_NEWNS).expect("these tests take root");
-        let private = Command::new("mount").args(["--make-rprivate", "/"]).status().expect("mount is here");
-        assert!(private.success());
-        sluice_sys::bpf::mount_bpffs(directory.path()).expect("a bpffs can be mounted");
-        Self { cgroup: Cgroup::enter().expect("cgroup2 is mounted"), directory }
+        let bpffs = Bpffs::mount(directory.path()).expect("these tests take root");
+        Self { cgroup: Cgroup::enter().expect("cgroup2 is mounted"), _bpffs: bpffs, directory }
     }
 
     fn config(&self) -> AtSocketConfig {
@@ -62,7 +58,6 @@ impl Sockets {
 impl Drop for Sockets {
     fn drop(&mut self) {
         let _ = sluice_socket::remove(&self.directory.path().join("sluice"));
-        let _ = Command::new("umount").arg(self.directory.path()).status();
     }
 }
 

@@ -1,9 +1,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use sluice_model::Protocol;
+use sluice_table::SocketHealth;
 
 use super::*;
 use crate::adopt::Contents;
@@ -167,6 +169,25 @@ fn a_successor_takes_over_turns_and_numbers_and_forgets_what_is_gone() {
 }
 
 #[test]
+fn a_successor_knows_which_endpoints_are_in_doubt() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.apply([balanced(&[1], 1, &[1, 2, 3])]);
+    let number = |maps: &Maps<Memory>, endpoint| {
+        let (at, key) = (addresses(1, &[endpoint])[0], PortKey(1));
+        maps.numbers(key, SetName::Cluster).find(|(address, _)| *address == at).unwrap().1
+    };
+    let health = maps.kernel().health();
+    for endpoint in [1, 2] {
+        health.has_served(number(&maps, endpoint));
+    }
+    health.has_failed(number(&maps, 2));
+    let mut maps = successor(maps);
+    maps.apply([balanced(&[1], 1, &[1, 2, 3, 4])]);
+    let doubts = [1, 2, 3, 4].map(|endpoint| maps.kernel().health().is_in_doubt(number(&maps, endpoint)));
+    assert_eq!(doubts, [false, true, true, true]);
+}
+
+#[test]
 fn a_set_is_not_taken_over_while_frontends_of_others_lead_to_it() {
     let mut maps = Maps::new(Memory::new(LARGE));
     maps.apply([balanced(&[1, 2], 1, &[1])]);
@@ -250,6 +271,8 @@ macro_rules! delegate {
             self.fails()?;
             self.memory.remove_frontends(keys)
         }
+        fn health(&self) -> Arc<dyn SocketHealth> { self.memory.health() }
+        fn beat(&mut self) { self.memory.beat() }
         fn capacity(&self) -> Capacity { self.memory.capacity() }
     })* };
 }
@@ -431,6 +454,12 @@ impl Kernel for Watched {
             self.interleave();
         }
         self.fails()
+    }
+    fn health(&self) -> Arc<dyn SocketHealth> {
+        self.memory.health()
+    }
+    fn beat(&mut self) {
+        self.memory.beat();
     }
     fn capacity(&self) -> Capacity {
         self.memory.capacity()
