@@ -16,7 +16,7 @@ use std::sync::Arc;
 use sluice_model::{Frontend, FrontendKind};
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
 use sluice_table::{
-    AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
+    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
 };
 use tracing::warn;
 
@@ -162,6 +162,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             frontends: known.frontends.iter().map(outcomes).collect(),
             cluster: addresses(backends.cluster()),
             local: addresses(backends.local()),
+            is_random: backends.balance() == Balance::Random,
         }
     }
 }

@@ -32,6 +32,8 @@ pub trait Kernel {
     fn write_set(&mut self, id: u32, set: Set);
     /// Has a set use another range from the next turn on, in one step.
     fn publish(&mut self, id: u32, desc: u64);
+    /// Has a set's endpoints be chosen in another way, one of [`set_flags`](crate::set_flags), from the next one on.
+    fn write_flags(&mut self, id: u32, flags: u32);
     /// How many turns a set has had.
     fn cursor(&self, id: u32) -> u64;
     /// Returns once no reader holds anything that was published before.

@@ -19,6 +19,12 @@ pub mod verdict {
     pub const REFUSE: u8 = 2;
 }
 
+/// Bits of [`Set::flags`].
+pub mod set_flags {
+    /// Any endpoint, with equal chances, instead of turns.
+    pub const RANDOM: u32 = 1;
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
     /// Its address is an IPv4 one, mapped into IPv6.
@@ -76,7 +82,7 @@ pub struct Set {
     pub desc: u64,
     /// How many turns there have been.
     pub cursor: u64,
-    /// None yet.
+    /// Bits of [`set_flags`].
     pub flags: u32,
     /// Session affinity by client, in seconds; 0 is none.
     pub affinity_s: u32,

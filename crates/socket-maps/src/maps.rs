@@ -18,7 +18,7 @@ use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, set_flags, verdict};
 use crate::ranges::{Range, Ranges};
 
 /// Sets that a service port has: one for each traffic policy.
@@ -39,6 +39,8 @@ pub struct Port {
     pub cluster: Vec<SocketAddr>,
     /// Those for traffic policy Local.
     pub local: Vec<SocketAddr>,
+    /// Whether any is chosen, with equal chances, instead of turns.
+    pub is_random: bool,
 }
 
 impl Port {
@@ -52,6 +54,10 @@ impl Port {
     /// Whether its endpoints are connected to, so that it shows whether they are there.
     fn has_connections(&self) -> bool {
         self.frontends.first().is_some_and(|(frontend, _)| frontend.protocol == Protocol::Tcp)
+    }
+
+    fn set_flags(&self) -> u32 {
+        if self.is_random { set_flags::RANDOM } else { 0 }
     }
 
     fn names(&self, name: SetName) -> bool {
@@ -89,6 +95,7 @@ pub(crate) struct Members {
 #[derive(Debug)]
 struct SetState {
     id: u32,
+    flags: u32,
     members: Members,
 }
 
@@ -368,6 +375,12 @@ impl<K: Kernel> Maps<K> {
                 outdated.iter().for_each(|set| self.dropped.add_set(set));
                 result = done;
             }
+            if let Some(set) = place
+                && set.flags != port.set_flags()
+            {
+                set.flags = port.set_flags();
+                self.kernel.write_flags(set.id, set.flags);
+            }
         }
         let placed = self.place_frontends(key, state, port, is_last_resort);
         if placed.is_err() && !is_last_resort {
@@ -486,7 +499,7 @@ impl<K: Kernel> Maps<K> {
                     && let Some(set) = self.living.remove(&lived.set)
                 {
                     state.service = set.service;
-                    *place = Some(SetState { id: lived.set, members: set.members });
+                    *place = Some(SetState { id: lived.set, flags: set.flags, members: set.members });
                 }
             }
         }
@@ -507,7 +520,7 @@ impl<K: Kernel> Maps<K> {
         members.rotation = 0;
         let desc = self.write(&members).pack();
         self.kernel.write_set(id, Set { desc, service, ..Set::default() });
-        Ok(SetState { id, members })
+        Ok(SetState { id, flags: 0, members })
     }
 
     fn change_set(

@@ -199,6 +199,12 @@ impl Kernel for Memory {
         }
     }
 
+    fn write_flags(&mut self, id: u32, flags: u32) {
+        if let Some(set) = self.contents.sets.get_mut(id as usize) {
+            set.flags = flags;
+        }
+    }
+
     fn cursor(&self, id: u32) -> u64 {
         self.set(id).cursor
     }

@@ -29,7 +29,7 @@ fn set(maps: &mut Maps<Memory>, protocol: Protocol, endpoints: &[u8]) {
     let outcome = AtSocket::Balance(SetName::Cluster);
     let frontends = vec![(frontend(protocol), SocketOutcomes { node: outcome, pod: outcome })];
     let cluster = endpoints.iter().map(|number| address(*number)).collect();
-    maps.apply([(KEY, Port { frontends, cluster, local: Vec::new() })]);
+    maps.apply([(KEY, Port { frontends, cluster, ..Port::default() })]);
 }
 
 /// The last bytes of the endpoints of so many connections; 0 for those that are left to the relay.

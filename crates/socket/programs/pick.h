@@ -113,7 +113,8 @@ static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 
 	choice->desc = *(volatile __u64 *)&set->desc;
 	if (!(choice->desc >> 16 & 0xffff))
 		return false;
-	choice->turn = __sync_fetch_and_add(&set->cursor, 1) + (choice->desc & 0xffff);
+	__u64 turn = set->flags & SET_RANDOM ? bpf_get_prandom_u32() : __sync_fetch_and_add(&set->cursor, 1);
+	choice->turn = turn + (choice->desc & 0xffff);
 	if (!take(choice))
 		return false;
 	if (set->affinity_s)

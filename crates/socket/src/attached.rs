@@ -205,6 +205,13 @@ impl Kernel for Attached {
         }
     }
 
+    fn write_flags(&mut self, id: u32, flags: u32) {
+        // The third word's first half.
+        if let Some(half) = self.sets.halves().get(id as usize * 8 + 4) {
+            half.store(flags, Ordering::Relaxed);
+        }
+    }
+
     fn cursor(&self, id: u32) -> u64 {
         self.set(id).cursor
     }

@@ -19,7 +19,8 @@ pub enum AtSocket {
     Relay,
     /// They are refused.
     Refuse,
-    /// They lead to the endpoints of a set, which is not empty, in turns, and endpoints see the client's own address.
+    /// They lead to the endpoints of a set, which is not empty, in turns or by chance, as the port's policy says, and
+    /// endpoints see the client's own address.
     Balance(SetName),
 }
 
@@ -85,7 +86,9 @@ fn outcome(backends: &Backends, kind: FrontendKind, choice: Result<SetName, Verd
     if backends.allowed_sources(kind).is_some() {
         return AtSocket::Relay;
     }
-    let is_simple = rules.balance == Balance::RoundRobin && rules.affinity.is_none() && rules.limit.is_none();
+    let is_simple = matches!(rules.balance, Balance::RoundRobin | Balance::Random)
+        && rules.affinity.is_none()
+        && rules.limit.is_none();
     match choice {
         Ok(set) if is_simple => AtSocket::Balance(set),
         // A socket can be refused, but not be made to hear nothing.
@@ -138,7 +141,7 @@ mod tests {
         ("source ranges do not guard cluster IPs",             "ranges",        "here there", ClusterIp, "cluster", "cluster"),
         ("least connections",                                  "least",         "here there", ClusterIp, "relay", "relay"),
         ("source hash",                                        "hash",          "here there", ClusterIp, "relay", "relay"),
-        ("random",                                             "random",        "here there", ClusterIp, "relay", "relay"),
+        ("random",                                             "random",        "here there", ClusterIp, "cluster", "cluster"),
         ("least connections, no endpoint",                     "least",         "", ClusterIp, "refuse", "refuse"),
         ("affinity",                                           "affinity",      "here there", ClusterIp, "relay", "relay"),
         ("a limit of connections",                             "limit",         "here there", ClusterIp, "relay", "relay"),
