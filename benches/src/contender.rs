@@ -15,7 +15,7 @@ use sluice_testbed::lab::Process;
 
 use sockets::Sockets;
 
-use crate::site::{HTTP, Site, await_tcp, end};
+use crate::site::{HTTP, Site, TCP_ECHO, await_tcp, end};
 use crate::tool::is_installed;
 
 /// The Service's address, where packets for it are captured.
@@ -156,6 +156,11 @@ impl Contender {
         let running = Running { ip: ip.into(), processes, sockets, site };
         if is_installed("nginx") {
             running.as_client(|| await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes))?;
+        }
+        // The first connection to an endpoint is relayed, and what sockperf makes is the only one.
+        if running.sockets.is_some() && is_installed("sockperf") {
+            running
+                .as_client(|| await_tcp(running.site.client(), (ip, TCP_ECHO).into(), &running.processes))?;
         }
         Ok(running)
     }

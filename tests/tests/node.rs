@@ -20,6 +20,8 @@ mod at_sockets;
 mod changes;
 #[path = "node/client_ports.rs"]
 mod client_ports;
+#[path = "node/doubt.rs"]
+mod doubt;
 #[path = "node/endpoints.rs"]
 mod endpoints;
 #[path = "node/host_network.rs"]

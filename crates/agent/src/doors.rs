@@ -56,6 +56,11 @@ impl Doors {
         *self = Self { lacks_v6: self.lacks_v6, ..Self::new(self.ports) };
     }
 
+    /// Whether whatever comes in here is taken.
+    pub(crate) fn are_open(&self) -> bool {
+        self.closed.iter().all(|(address, _)| address.is_ipv6() && self.lacks_v6)
+    }
+
     /// Opens those that are closed; to be tried again for as long as some are.
     pub(crate) fn open(&mut self, dataplane: &Dataplane) {
         for news in self.open_with(|address, origin| dataplane.open_captured(address, origin)) {
@@ -149,6 +154,7 @@ mod tests {
         }
         assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["no IPv6"]);
         assert_eq!(doors.closed.len(), 3, "those of IPv4 are open");
+        assert!(doors.are_open(), "nobody comes by the others");
         assert_eq!(said(&mut doors, None, None), ["IPv6"]);
         assert!(doors.closed.is_empty());
         assert_eq!(said(&mut doors, None, None), NONE);
@@ -158,11 +164,13 @@ mod tests {
     fn what_is_in_the_way_is_said_once_each_time() {
         let mut doors = Doors::new(Ports::from_first(10_265));
         let taken = Some(Errno::ADDRINUSE);
+        assert!(!doors.are_open());
         assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), ["no IPv6", "blocked"]);
         assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), NONE);
         assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["all open"]);
         assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), NONE);
         assert_eq!(said(&mut doors, None, taken), ["blocked"]);
+        assert!(!doors.are_open());
         assert_eq!(said(&mut doors, None, None), ["all open"]);
         assert_eq!(said(&mut doors, Some(Errno::MFILE), taken), NONE, "nothing is left to open");
     }

@@ -569,6 +569,10 @@ impl Proxy {
     fn keep_sockets(&mut self, now: Instant) {
         if let Some(sockets) = &mut self.sockets {
             sockets.keep();
+            // From then on there is a way for what is left to the relay, and somebody who takes it.
+            if self.has_offered && self.doors.as_ref().is_some_and(Doors::are_open) {
+                sockets.beat();
+            }
         }
         let is_due = now >= self.attach_tried + ATTACH_RETRY
             && self.has_offered
@@ -653,9 +657,9 @@ impl Proxy {
 
     /// Accepts nothing new, lets connections finish for up to `grace`, and returns how many were cut off.
     pub fn shut_down(self, grace: Duration) -> u64 {
-        let Self { capture, dataplane, .. } = self;
-        // The kernel's rules are left to a successor, which may be of another version.
-        drop(capture);
+        let Self { capture, sockets, dataplane, .. } = self;
+        // The kernel's rules, and its programs, are left to a successor, which may be of another version.
+        drop((capture, sockets));
         dataplane.drain(grace)
     }
 }

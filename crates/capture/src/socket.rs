@@ -4,8 +4,11 @@
 //!
 //! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
 //! go first: at any time there is a way for what the programs leave alone.
+//!
+//! `numbers`: how the relay and the programs tell each other what they know of an endpoint.
 
 mod ledger;
+mod numbers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +16,10 @@ use std::sync::Arc;
 
 use sluice_model::{Frontend, FrontendKind, Protocol};
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
-use sluice_table::{AtSocket, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes, Table, Upstream};
+use sluice_table::{
+    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
+    Upstream,
+};
 use tracing::warn;
 
 pub use self::ledger::Ledger;
@@ -38,6 +44,10 @@ pub trait AtSockets: Send + Sync {
     /// Does what is due. To be called several times a second.
     fn keep(&mut self);
 
+    /// Says that there is a relay now, which takes what is left to it: endpoints in doubt are. To be called several times
+    /// a second for as long as there is one.
+    fn beat(&mut self);
+
     /// How much there is.
     fn stats(&self) -> Stats;
 }
@@ -54,6 +64,7 @@ struct Known {
 pub struct Sockets<K> {
     maps: Maps<K>,
     table: Reader,
+    health: Arc<dyn SocketHealth>,
     ports: HashMap<PortKey, Known>,
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
@@ -81,6 +92,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>, host_only: bool) -> Self {
         maps.follow_ids();
         Self {
+            health: maps.kernel().health(),
             maps,
             table: table.reader(),
             ports: HashMap::new(),
@@ -124,6 +136,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         let keys: Vec<PortKey> = ports.iter().map(|(key, _)| *key).collect();
         self.maps.apply(ports);
         self.book(&keys);
+        self.share_health(&keys);
         gone.iter().for_each(|key| {
             self.ports.remove(key);
         });
@@ -142,6 +155,15 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             let owned = |(address, id)| Some((id, Arc::clone(by_address.get(&address)?)));
             let is_tcp = known.port.name().protocol == Protocol::Tcp;
             self.ledger.bind(is_tcp, self.maps.members(*key).filter_map(owned));
+        }
+    }
+
+    /// Has ports go by the numbers that the maps have for their endpoints now.
+    fn share_health(&self, keys: &[PortKey]) {
+        for key in keys {
+            if let Some(known) = self.ports.get(key) {
+                numbers::share(&known.port, *key, &self.maps, &self.health);
+            }
         }
     }
 
@@ -174,6 +196,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             frontends: known.frontends.iter().map(outcomes).collect(),
             cluster: addresses(backends.cluster()),
             local: addresses(backends.local()),
+            is_random: backends.balance() == Balance::Random,
         }
     }
 }
@@ -229,13 +252,18 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     }
 
     fn keep(&mut self) {
-        let tried = self.maps.retry();
-        self.book(&tried);
+        let changed = self.maps.retry();
+        self.book(&changed);
+        self.share_health(&changed);
         let waiting = self.maps.stats().waiting;
         if waiting > self.said {
             warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
         }
         self.said = waiting;
+    }
+
+    fn beat(&mut self) {
+        self.maps.kernel_mut().beat();
     }
 
     fn stats(&self) -> Stats {

@@ -40,6 +40,16 @@ impl Endpoint {
         }
     }
 
+    /// The same, for connections: whether there is somebody is not known before the first one.
+    pub fn unproven(self) -> Self {
+        Self { flags: self.flags | endpoint_flags::UNPROVEN, ..self }
+    }
+
+    /// Whether connections may fail there.
+    pub fn is_in_doubt(&self) -> bool {
+        self.flags & endpoint_flags::UNPROVEN != 0 || self.fails != 0
+    }
+
     /// Address and port.
     pub fn address(&self) -> SocketAddr {
         let ip = IpAddr::V6(Ipv6Addr::from(self.addr)).to_canonical();

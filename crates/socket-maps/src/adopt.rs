@@ -38,6 +38,7 @@ pub trait Living: Kernel {
 pub(crate) struct LivingSet {
     pub(crate) members: Members,
     pub(crate) service: u32,
+    pub(crate) flags: u32,
     /// The frontends that name it.
     pub(crate) named_by: HashSet<FrontendKey>,
 }
@@ -106,5 +107,10 @@ fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -
     let list = slots.iter().map(endpoint).collect::<Option<Vec<_>>>()?;
     let is_in_order = list.is_sorted_by(|(a, _), (b, _)| a < b);
     let members = Members { list, range, rotation: u64::from(desc.rotation), protocol };
-    is_in_order.then(|| LivingSet { members, service: set.service, named_by: HashSet::new() })
+    is_in_order.then(|| LivingSet {
+        members,
+        service: set.service,
+        flags: set.flags,
+        named_by: HashSet::new(),
+    })
 }

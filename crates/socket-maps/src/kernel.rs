@@ -1,6 +1,9 @@
 //! What the kernel offers for changing the maps; in tests, plain memory.
 
 use std::io;
+use std::sync::Arc;
+
+use sluice_table::SocketHealth;
 
 use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set};
 
@@ -20,7 +23,8 @@ pub struct Capacity {
 /// The maps that the programs read. Readers run at any time, on all CPUs, and what they see is in the order of the
 /// calls.
 pub trait Kernel {
-    /// Writes endpoints from id `first` on.
+    /// Writes endpoints from id `first` on, each with an incarnation that its id has not had: what is known of their health is
+    /// overwritten.
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
     /// Has an endpoint's id mean something else, and nothing but that: what remembers it chooses anew.
     fn renew_endpoint(&mut self, id: u32, incarnation: u32);
@@ -34,6 +38,8 @@ pub trait Kernel {
     fn write_set(&mut self, id: u32, set: Set);
     /// Has a set use another range from the next turn on, in one step.
     fn publish(&mut self, id: u32, desc: u64);
+    /// Has a set's endpoints be chosen in another way, one of [`set_flags`](crate::set_flags), from the next one on.
+    fn write_flags(&mut self, id: u32, flags: u32);
     /// How many turns a set has had.
     fn cursor(&self, id: u32) -> u64;
     /// Returns once no reader holds anything that was published before.
@@ -51,6 +57,10 @@ pub trait Kernel {
     /// # Errors
     /// The kernel refuses: some may be gone.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
+    /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
+    fn health(&self) -> Arc<dyn SocketHealth>;
+    /// Tells the programs that there is a relay now, which takes what they leave to it. It is believed for a while.
+    fn beat(&mut self);
     /// How much fits.
     fn capacity(&self) -> Capacity;
 }

@@ -19,14 +19,18 @@ pub mod verdict {
     pub const REFUSE: u8 = 2;
 }
 
+/// Bits of [`Set::flags`].
+pub mod set_flags {
+    /// Any endpoint, with equal chances, instead of turns.
+    pub const RANDOM: u32 = 1;
+}
+
 /// Bits of [`Endpoint::flags`].
 pub mod endpoint_flags {
     /// Its address is an IPv4 one, mapped into IPv6.
     pub const V4: u16 = 1;
-    /// Nobody has had a connection to it yet.
+    /// Nobody has had a connection to it yet. Never of a set for datagrams, which prove nothing.
     pub const UNPROVEN: u16 = 2;
-    /// It has failed; not to be used while the relay can do better.
-    pub const SUSPECT: u16 = 4;
 }
 
 /// A frontend: where clients connect to.
@@ -78,7 +82,7 @@ pub struct Set {
     pub desc: u64,
     /// How many turns there have been.
     pub cursor: u64,
-    /// None yet.
+    /// Bits of [`set_flags`].
     pub flags: u32,
     /// Session affinity by client, in seconds; 0 is none.
     pub affinity_s: u32,
@@ -104,7 +108,7 @@ pub struct Endpoint {
     pub fails: u32,
     /// Zero.
     pub pad: u32,
-    /// Suspect until then, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Passed over until then where there is no relay, in nanoseconds of `CLOCK_MONOTONIC`.
     pub until_ns: u64,
     /// Zero.
     pub pad2: [u8; 24],

@@ -11,14 +11,16 @@ use std::io;
 use std::net::SocketAddr;
 
 use sluice_model::Frontend;
-use sluice_table::{AtSocket, SetName, SocketOutcomes, continue_from};
+use sluice_table::{AtSocket, SetName, SocketNumber, SocketOutcomes, continue_from};
 
 use crate::address::in_order;
 use crate::adopt::{Found, Living, LivingSet};
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, verdict};
+use crate::layout::{
+    Account, Endpoint, FrontendKey, FrontendValue, Outcome, Set, protocol, set_flags, verdict,
+};
 use crate::ranges::{Range, Ranges};
 
 /// Sets that a service port has: one for each traffic policy.
@@ -39,6 +41,8 @@ pub struct Port {
     pub cluster: Vec<SocketAddr>,
     /// Those for traffic policy Local.
     pub local: Vec<SocketAddr>,
+    /// Whether any is chosen, with equal chances, instead of turns.
+    pub is_random: bool,
 }
 
 impl Port {
@@ -47,6 +51,10 @@ impl Port {
             SetName::Cluster => &self.cluster,
             SetName::Local => &self.local,
         }
+    }
+
+    fn set_flags(&self) -> u32 {
+        if self.is_random { set_flags::RANDOM } else { 0 }
     }
 
     fn names(&self, name: SetName) -> bool {
@@ -97,6 +105,7 @@ pub(crate) struct Members {
 #[derive(Debug)]
 struct SetState {
     id: u32,
+    flags: u32,
     members: Members,
 }
 
@@ -321,6 +330,15 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
+    /// The endpoints that a port has in a set, by address, and their numbers. None where the set is not used, or has no room.
+    pub fn numbers(&self, key: PortKey, name: SetName) -> impl Iterator<Item = (SocketAddr, SocketNumber)> {
+        let set = self.ports.get(&key).and_then(|state| state.sets[index(name)].as_ref());
+        set.into_iter().flat_map(|set| &set.members.list).map(|(address, id)| {
+            let incarnation = self.incarnations.get(*id as usize).copied().unwrap_or_default();
+            (*address, SocketNumber { id: *id, incarnation })
+        })
+    }
+
     /// What all is written through.
     pub fn kernel(&self) -> &K {
         &self.kernel
@@ -422,6 +440,12 @@ impl<K: Kernel> Maps<K> {
                 let outdated = place.take();
                 outdated.iter().for_each(|set| self.dropped.add_set(set));
                 result = done;
+            }
+            if let Some(set) = place
+                && set.flags != port.set_flags()
+            {
+                set.flags = port.set_flags();
+                self.kernel.write_flags(set.id, set.flags);
             }
         }
         let placed = self.place_frontends(key, state, port, is_last_resort);
@@ -560,7 +584,7 @@ impl<K: Kernel> Maps<K> {
                 {
                     state.service = set.service;
                     found.extend(set.members.list.iter().map(|(_, id)| *id));
-                    *place = Some(SetState { id: lived.set, members: set.members });
+                    *place = Some(SetState { id: lived.set, flags: set.flags, members: set.members });
                 }
             }
         }
@@ -577,7 +601,7 @@ impl<K: Kernel> Maps<K> {
         members.rotation = 0;
         let desc = self.write(&members).pack();
         self.kernel.write_set(id, Set { desc, service, ..Set::default() });
-        Ok(SetState { id, members })
+        Ok(SetState { id, flags: 0, members })
     }
 
     fn change_set(&mut self, set: &mut SetState, addresses: &[SocketAddr]) -> Result<(), Full> {
@@ -631,9 +655,14 @@ impl<K: Kernel> Maps<K> {
             list.push((*address, id));
         }
         new.sort_unstable();
+        // It shows with the first connection whether somebody is there. Datagrams show nothing.
+        let is_unproven = protocol == protocol::TCP;
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
-            let endpoints: Vec<Endpoint> =
-                run.iter().map(|(id, address)| self.endpoint(*id, *address)).collect();
+            let mut endpoint = |(id, address): &(u32, SocketAddr)| {
+                let endpoint = self.endpoint(*id, *address);
+                if is_unproven { endpoint.unproven() } else { endpoint }
+            };
+            let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
         // Only now: what is over by the number's former meaning is not counted any more.

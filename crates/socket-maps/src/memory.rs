@@ -3,23 +3,32 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sluice_model::Frontend;
+use sluice_model::{Frontend, Protocol};
+use sluice_table::{SocketHealth, SocketNumber};
 
 use crate::adopt::{Contents, Living};
 use crate::desc::Desc;
 use crate::kernel::{Capacity, Kernel};
-use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, verdict};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, endpoint_flags, verdict};
 
 /// Maps without programs.
 #[derive(Debug)]
 pub struct Memory {
     capacity: Capacity,
+    /// But for frontends and endpoints.
     contents: Contents,
+    endpoints: Endpoints,
     frontends: HashMap<FrontendKey, FrontendValue>,
     accounts: HashMap<u32, Account>,
+    has_relay: bool,
     writes: Writes,
 }
+
+/// The array of endpoints, which others change too.
+#[derive(Debug, Clone)]
+struct Endpoints(Arc<Mutex<Vec<Endpoint>>>);
 
 /// What was written so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,13 +67,16 @@ impl Memory {
             frontends: Vec::new(),
             sets: vec![Set::default(); capacity.sets as usize],
             slots: vec![0; capacity.slots as usize],
-            endpoints: vec![Endpoint::default(); capacity.endpoints as usize],
+            endpoints: Vec::new(),
         };
+        let endpoints = vec![Endpoint::default(); capacity.endpoints as usize];
         Self {
             capacity,
             contents,
+            endpoints: Endpoints(Arc::new(Mutex::new(endpoints))),
             frontends: HashMap::new(),
             accounts: HashMap::new(),
+            has_relay: false,
             writes: Writes::default(),
         }
     }
@@ -92,7 +104,7 @@ impl Memory {
 
     /// An endpoint.
     pub fn endpoint(&self, id: u32) -> Endpoint {
-        self.contents.endpoints.get(id as usize).copied().unwrap_or_default()
+        self.endpoints.lock().get(id as usize).copied().unwrap_or_default()
     }
 
     /// What the programs would count.
@@ -107,7 +119,12 @@ impl Memory {
         set.cursor - 1
     }
 
-    /// What a program makes of a connection, by whose socket it is.
+    /// Lets nobody be there any more who takes what is left to the relay.
+    pub fn end_relay(&mut self) {
+        self.has_relay = false;
+    }
+
+    /// What a program makes of a connection, by whose socket it is. With nobody there to relay it does not look at health.
     pub fn pick(&mut self, frontend: Frontend, is_node: bool) -> Picked {
         let Some(value) = self.frontend(frontend.into()) else { return Picked::Untranslated };
         let outcome = if is_node { value.node } else { value.pod };
@@ -117,7 +134,12 @@ impl Memory {
             _ => {
                 let turn = self.turn(outcome.set);
                 let slot = Desc::unpack(self.set(outcome.set).desc).slot(turn);
-                slot.map_or(Picked::Untranslated, |slot| Picked::Endpoint(self.slot(slot).1.address()))
+                let endpoint = slot.map(|slot| self.slot(slot).1);
+                let is_left = |endpoint: &Endpoint| {
+                    frontend.protocol == Protocol::Tcp && self.has_relay && endpoint.is_in_doubt()
+                };
+                let endpoint = endpoint.filter(|endpoint| !is_left(endpoint));
+                endpoint.map_or(Picked::Untranslated, |endpoint| Picked::Endpoint(endpoint.address()))
             }
         }
     }
@@ -131,13 +153,46 @@ fn write<T: Copy>(array: &mut [T], first: u32, items: &[T]) -> u64 {
     items.len() as u64
 }
 
+impl Endpoints {
+    fn lock(&self) -> MutexGuard<'_, Vec<Endpoint>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the endpoint that a number means, if it still does.
+    fn change(&self, number: SocketNumber, change: impl FnOnce(&mut Endpoint)) {
+        let mut endpoints = self.lock();
+        let endpoint = endpoints.get_mut(number.id as usize);
+        if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.incarnation == number.incarnation) {
+            change(endpoint);
+        }
+    }
+}
+
+impl SocketHealth for Endpoints {
+    fn is_in_doubt(&self, number: SocketNumber) -> bool {
+        let endpoint = self.lock().get(number.id as usize).copied().unwrap_or_default();
+        endpoint.incarnation == number.incarnation && endpoint.is_in_doubt()
+    }
+
+    fn has_served(&self, number: SocketNumber) {
+        self.change(number, |endpoint| {
+            endpoint.flags &= !endpoint_flags::UNPROVEN;
+            endpoint.fails = 0;
+        });
+    }
+
+    fn has_failed(&self, number: SocketNumber) {
+        self.change(number, |endpoint| endpoint.fails += 1);
+    }
+}
+
 impl Kernel for Memory {
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) {
-        self.writes.endpoints += write(&mut self.contents.endpoints, first, endpoints);
+        self.writes.endpoints += write(&mut self.endpoints.lock(), first, endpoints);
     }
 
     fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
-        if let Some(endpoint) = self.contents.endpoints.get_mut(id as usize) {
+        if let Some(endpoint) = self.endpoints.lock().get_mut(id as usize) {
             endpoint.incarnation = incarnation;
         }
     }
@@ -162,6 +217,12 @@ impl Kernel for Memory {
         self.writes.published += 1;
         if let Some(set) = self.contents.sets.get_mut(id as usize) {
             set.desc = desc;
+        }
+    }
+
+    fn write_flags(&mut self, id: u32, flags: u32) {
+        if let Some(set) = self.contents.sets.get_mut(id as usize) {
+            set.flags = flags;
         }
     }
 
@@ -194,6 +255,14 @@ impl Kernel for Memory {
         Ok(())
     }
 
+    fn health(&self) -> Arc<dyn SocketHealth> {
+        Arc::new(self.endpoints.clone())
+    }
+
+    fn beat(&mut self) {
+        self.has_relay = true;
+    }
+
     fn capacity(&self) -> Capacity {
         self.capacity
     }
@@ -202,6 +271,7 @@ impl Kernel for Memory {
 impl Living for Memory {
     fn contents(&self) -> io::Result<Contents> {
         let frontends = self.frontends.iter().map(|(key, value)| (*key, *value)).collect();
-        Ok(Contents { frontends, ..self.contents.clone() })
+        let endpoints = self.endpoints.lock().clone();
+        Ok(Contents { frontends, endpoints, ..self.contents.clone() })
     }
 }

@@ -22,10 +22,9 @@ static __always_inline void has_failed(struct endpoint *endpoint)
 
 static __always_inline void has_served(struct endpoint *endpoint)
 {
-	/* Port and flags are one word, and the agent may write flags. */
-	if (endpoint->flags & (ENDPOINT_UNPROVEN | ENDPOINT_SUSPECT))
-		__sync_fetch_and_and((__u32 *)&endpoint->port,
-				     ~((ENDPOINT_UNPROVEN | ENDPOINT_SUSPECT) << 16));
+	/* Port and flags are one word, and the agent changes flags too. */
+	if (endpoint->flags & ENDPOINT_UNPROVEN)
+		__sync_fetch_and_and((__u32 *)&endpoint->port, ~(ENDPOINT_UNPROVEN << 16));
 	if (endpoint->fails) {
 		*(volatile __u32 *)&endpoint->fails = 0;
 		*(volatile __u64 *)&endpoint->until_ns = 0;

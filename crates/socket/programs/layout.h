@@ -38,6 +38,10 @@ struct frontend_value {
 	__u32 service;
 };
 
+enum set_flags {
+	SET_RANDOM = 1, /* any endpoint, with equal chances, instead of turns */
+};
+
 struct set {
 	__u64 desc; /* base:32 | count:16 | rotation:16 */
 	__u64 cursor;
@@ -50,7 +54,6 @@ struct set {
 enum endpoint_flags {
 	ENDPOINT_V4 = 1,
 	ENDPOINT_UNPROVEN = 2,
-	ENDPOINT_SUSPECT = 4,
 };
 
 struct endpoint {

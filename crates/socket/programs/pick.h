@@ -18,8 +18,8 @@ struct choice {
 };
 
 #define NSEC_PER_SEC 1000000000ull
-/* An agent beats every second. */
-#define ALIVE_NS (5 * NSEC_PER_SEC)
+/* An agent beats four times a second. */
+#define ALIVE_NS (2 * NSEC_PER_SEC)
 /* How many endpoints are looked at for one that has not failed. */
 #define TRIES 8
 
@@ -113,7 +113,8 @@ static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 
 	choice->desc = *(volatile __u64 *)&set->desc;
 	if (!(choice->desc >> 16 & 0xffff))
 		return false;
-	choice->turn = __sync_fetch_and_add(&set->cursor, 1) + (choice->desc & 0xffff);
+	__u64 turn = set->flags & SET_RANDOM ? bpf_get_prandom_u32() : __sync_fetch_and_add(&set->cursor, 1);
+	choice->turn = turn + (choice->desc & 0xffff);
 	if (!take(choice))
 		return false;
 	if (set->affinity_s)
@@ -124,7 +125,7 @@ static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 
 /* Whether an endpoint is one that connections may fail at. */
 static __always_inline bool is_doubtful(const struct endpoint *endpoint)
 {
-	return endpoint->flags & (ENDPOINT_UNPROVEN | ENDPOINT_SUSPECT) || *(volatile __u32 *)&endpoint->fails;
+	return endpoint->flags & ENDPOINT_UNPROVEN || *(volatile __u32 *)&endpoint->fails;
 }
 
 /* Whether a connection to the endpoint of choice is to be made from here. An endpoint that is in doubt is left to
@@ -137,11 +138,12 @@ static __always_inline bool is_to_be_translated(struct choice *choice)
 	__u32 zero = 0;
 	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
 	__u64 now = bpf_ktime_get_ns();
-	if (m && now - *(volatile __u64 *)&m->heartbeat_ns < ALIVE_NS)
+	/* It may have been written since. */
+	if (m && (__s64)(now - *(volatile __u64 *)&m->heartbeat_ns) < (__s64)ALIVE_NS)
 		return false;
 	struct choice next = *choice;
 	for (int i = 0; i < TRIES; i++) {
-		if (!(next.endpoint->flags & ENDPOINT_SUSPECT) && *(volatile __u64 *)&next.endpoint->until_ns <= now) {
+		if (*(volatile __u64 *)&next.endpoint->until_ns <= now) {
 			choice->id = next.id;
 			choice->endpoint = next.endpoint;
 			break;

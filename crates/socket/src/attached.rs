@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use sluice_socket_maps::{
     Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
 };
 use sluice_sys::bpf::{self, Mapping};
+use sluice_table::SocketHealth;
 
 use crate::attach::LAYOUT;
+use crate::health::{Health, now_ns};
 use crate::pins::Pins;
 use crate::{Census, Error};
 
@@ -33,7 +36,7 @@ pub struct Attached {
     census: OwnedFd,
     sets: Mapping,
     slots: Mapping,
-    endpoints: Mapping,
+    endpoints: Arc<Mapping>,
     accounts: Accounts,
     accounts_map: OwnedFd,
     meta: Mapping,
@@ -65,7 +68,7 @@ impl Attached {
             census,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
-            endpoints: mapping("endpoints")?,
+            endpoints: Arc::new(mapping("endpoints")?),
             accounts: Accounts(mapping("accounts")?),
             accounts_map: keep("accounts")?,
             meta: mapping("meta")?,
@@ -270,6 +273,13 @@ impl Kernel for Attached {
         }
     }
 
+    fn write_flags(&mut self, id: u32, flags: u32) {
+        // The third word's first half.
+        if let Some(half) = self.sets.halves().get(id as usize * 8 + 4) {
+            half.store(flags, Ordering::Relaxed);
+        }
+    }
+
     fn cursor(&self, id: u32) -> u64 {
         self.set(id).cursor
     }
@@ -293,6 +303,14 @@ impl Kernel for Attached {
             bpf::delete_batch(self.frontends.as_fd(), &bytes, keys.len())?;
         }
         Ok(())
+    }
+
+    fn health(&self) -> Arc<dyn SocketHealth> {
+        Arc::new(Health::new(Arc::clone(&self.endpoints)))
+    }
+
+    fn beat(&mut self) {
+        self.heartbeat(now_ns());
     }
 
     fn capacity(&self) -> Capacity {
@@ -334,14 +352,14 @@ fn store<const N: usize>(words: &[AtomicU64], index: u32, values: [u64; N]) {
 }
 
 /// Two halves as they are in memory, one after the other.
-fn word(first: u32, second: u32) -> u64 {
+pub(crate) fn word(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
     bytes[4..].copy_from_slice(&second.to_ne_bytes());
     u64::from_ne_bytes(bytes)
 }
 
-fn halves(word: u64) -> (u32, u32) {
+pub(crate) fn halves(word: u64) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }

@@ -4,7 +4,8 @@
 //!
 //! * `programs/`: the programs in C, and the object that is made of them and loaded.
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
-//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps.
+//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
+//!   known of endpoints, changed by others too.
 //! * `census`: which sockets are translated. `destroy`: ending some.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!
@@ -16,6 +17,7 @@ mod census;
 mod cgroup;
 mod destroy;
 mod error;
+mod health;
 mod mounts;
 mod object;
 mod pins;

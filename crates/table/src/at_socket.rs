@@ -20,7 +20,8 @@ pub enum AtSocket {
     Relay,
     /// They are refused.
     Refuse,
-    /// They lead to the endpoints of a set, which is not empty, in turns, and endpoints see the client's own address.
+    /// They lead to the endpoints of a set, which is not empty, in turns or by chance, as the port's policy says, and
+    /// endpoints see the client's own address.
     Balance(SetName),
 }
 
@@ -44,7 +45,7 @@ pub enum WhyRelayed {
     PodsLoopback,
     /// Whoever is not in the ranges hears nothing, and a socket may have no address yet.
     SourceRanges,
-    /// Another one than round robin.
+    /// One that is neither in turns nor by chance.
     Balance(Balance),
     /// Of clients.
     Affinity,
@@ -147,7 +148,9 @@ fn outcome(
         return Err(WhyRelayed::SourceRanges);
     }
     match choice {
-        Ok(_) if rules.balance != Balance::RoundRobin => Err(WhyRelayed::Balance(rules.balance)),
+        Ok(_) if !matches!(rules.balance, Balance::RoundRobin | Balance::Random) => {
+            Err(WhyRelayed::Balance(rules.balance))
+        }
         Ok(_) if rules.affinity.is_some() => Err(WhyRelayed::Affinity),
         Ok(_) if rules.limit.is_some() => Err(WhyRelayed::Limit),
         Ok(set) => Ok(AtSocket::Balance(set)),
@@ -199,7 +202,7 @@ mod tests {
         ("source ranges do not guard cluster IPs",             "ranges",        "here there", ClusterIp, "cluster", "cluster"),
         ("least connections",                                  "least",         "here there", ClusterIp, "relay", "relay"),
         ("source hash",                                        "hash",          "here there", ClusterIp, "relay", "relay"),
-        ("random",                                             "random",        "here there", ClusterIp, "relay", "relay"),
+        ("random",                                             "random",        "here there", ClusterIp, "cluster", "cluster"),
         ("least connections, no endpoint",                     "least",         "", ClusterIp, "refuse", "refuse"),
         ("affinity",                                           "affinity",      "here there", ClusterIp, "relay", "relay"),
         ("a limit of connections",                             "limit",         "here there", ClusterIp, "relay", "relay"),

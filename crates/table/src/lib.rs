@@ -31,6 +31,7 @@
 //! | `sluice.dev/max-connections` | `connection_limit.rs` |
 //! | `healthCheckNodePort` | `health_check.rs` |
 //! | what is decided before there is a packet | `at_socket.rs` |
+//! | what is known of endpoints there | `socket_health.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
 //! Pure: no sockets, no async, no clock.
@@ -62,6 +63,7 @@ mod policy;
 mod roster;
 mod selection;
 mod service_port;
+mod socket_health;
 mod source_address;
 mod source_ranges;
 mod upstream;
@@ -88,6 +90,7 @@ pub use passive_health::Heard;
 pub use policy::SetName;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
+pub use socket_health::{SocketHealth, SocketNumber};
 pub use source_address::SourceAddress;
 pub use upstream::{Condition, Traffic, Translated, Upstream, UpstreamStats};
 pub use verdict::{Reason, Verdict};

@@ -11,6 +11,7 @@ use crate::balance::Connecting;
 use crate::connection_limit::Slot;
 use crate::passive_health::{Heard, Seen};
 use crate::service_port::{Asked, Picked, ServicePort};
+use crate::socket_health::may_be_decided_there;
 use crate::{Balance, Lease, Reason, SourceAddress, Upstream, Verdict};
 
 /// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
@@ -108,7 +109,10 @@ impl Selection {
             None => None,
             Some(limit) => Some(limit.take().ok_or(TOO_MANY)?),
         };
-        let picked = port.pick(&backends, Asked { set, client, source, now });
+        let asked = Asked { set, client, source, now };
+        let may_be_due_to_doubt = may_be_decided_there(kind, client.origin);
+        let in_doubt = may_be_due_to_doubt.then(|| port.pick_in_doubt(&backends, asked)).flatten();
+        let picked = in_doubt.or_else(|| port.pick(&backends, asked));
         let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
         let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);
@@ -168,6 +172,7 @@ impl Selection {
         self.connecting = None;
         let seen = Seen::new(self.source_address(upstream), self.client.ip);
         upstream.note_failure(self.passive_health, seen, heard, now);
+        self.port.tell(upstream, false);
         if !self.failed.iter().any(|failed| Arc::ptr_eq(failed, upstream)) {
             self.failed.push(Arc::clone(upstream));
         }
@@ -188,6 +193,7 @@ impl Selection {
         let source = self.source_address(upstream);
         if self.port.name().protocol == Protocol::Tcp {
             upstream.note_success(Seen::new(source, self.client.ip));
+            self.port.tell(upstream, true);
         }
         Lease::new(upstream, self.client.ip, source, self.passive_health).with(self.slot.take())
     }

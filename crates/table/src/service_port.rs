@@ -16,6 +16,7 @@ use crate::balance::Balancer;
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
+use crate::socket_health::{SocketHealth, tell};
 use crate::{Balance, Client, Datagrams, ServiceTimes, SourceAddress, Traffic, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
@@ -26,6 +27,8 @@ use crate::{Balance, Client, Datagrams, ServiceTimes, SourceAddress, Traffic, Up
 pub struct ServicePort {
     backends: ArcSwap<Backends>,
     balancers: [Balancer; 2],
+    /// Whether there is a [`Self::socket_health`]; where there is not, a pick need not look there.
+    has_socket_health: AtomicBool,
     /// Made when the Service first asks for it.
     affinity: OnceLock<Box<Affinity>>,
     affinity_budget: Arc<Budget>,
@@ -33,6 +36,8 @@ pub struct ServicePort {
     family: Family,
     roster: Mutex<Roster>,
     has_lost: AtomicBool,
+    /// What is known of its endpoints where connections are decided at their sockets, if they are.
+    socket_health: OnceLock<Arc<dyn SocketHealth>>,
     /// Made with the first connection that is timed.
     times: OnceLock<Box<ServiceTimes>>,
     /// Made with the first datagram that is counted.
@@ -71,12 +76,14 @@ impl ServicePort {
         Self {
             backends: ArcSwap::default(),
             balancers: [0, 1].map(|set: u64| Balancer::new(random.hash_one(set))),
+            has_socket_health: AtomicBool::new(false),
             affinity: OnceLock::new(),
             affinity_budget,
             name: Arc::new(name),
             family,
             roster: Mutex::default(),
             has_lost: AtomicBool::new(false),
+            socket_health: OnceLock::new(),
             times: OnceLock::new(),
             datagrams: OnceLock::new(),
         }
@@ -149,6 +156,20 @@ impl ServicePort {
         self.has_lost.store(true, Ordering::Relaxed);
     }
 
+    /// From now on shares what is known of its endpoints with those who decide at clients' sockets. The first to say so
+    /// counts.
+    pub fn share_health(&self, with: &Arc<dyn SocketHealth>) {
+        self.socket_health.get_or_init(|| Arc::clone(with));
+        self.has_socket_health.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes how connecting to an endpoint went, where others share what is known of it.
+    pub(crate) fn tell(&self, upstream: &Upstream, has_served: bool) {
+        if let Some(health) = self.socket_health.get() {
+            tell(&**health, upstream, has_served);
+        }
+    }
+
     /// The writer holds it while it changes endpoints, others for a look.
     pub(crate) fn roster(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
@@ -186,6 +207,24 @@ impl ServicePort {
             }
         }
         self.pick_other(backends, asked, &[], false)
+    }
+
+    /// An endpoint that is in doubt where connections are decided at their sockets, for a client that was not decided about
+    /// there: most likely because of it. So each has its share of new connections, as many as if it was not in doubt.
+    #[inline]
+    pub(crate) fn pick_in_doubt(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
+        let health = self.has_socket_health.load(Ordering::Relaxed).then(|| self.socket_health.get())??;
+        let set = backends.set(asked.set);
+        let rotation = &self.balancer(asked.set).rotation;
+        let (before, after) = set.upstreams().split_at_checked(set.position(rotation.peek()))?;
+        let is_it = |upstream: &&Arc<Upstream>| {
+            upstream.socket_number(asked.set).is_some_and(|number| health.is_in_doubt(number))
+                && !asked.is_passed_over(upstream, &backends.rules)
+        };
+        let upstream = after.iter().chain(before).find(is_it)?;
+        // Whoever asks next begins behind it.
+        rotation.next();
+        Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false })
     }
 
     /// The same, other than the endpoints that `failed` this connection. `is_last_resort` says that all

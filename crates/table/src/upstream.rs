@@ -10,6 +10,8 @@ use sluice_model::{Endpoint, ServicePortName};
 
 use crate::SourceAddress;
 use crate::passive_health::{Heard, PassiveHealth, Seen};
+use crate::policy::SetName;
+use crate::socket_health::{SocketNumber, SocketNumbers};
 
 /// One endpoint of one service port. The same value lives for as long as the address stays in the
 /// service port, whatever happens to its conditions, so its numbers do not restart.
@@ -24,6 +26,7 @@ pub struct Upstream {
     /// How often it has left the sets that connections are led to.
     tenure: AtomicU32,
     stats: UpstreamStats,
+    socket_numbers: SocketNumbers,
     service_port: Arc<ServicePortName>,
 }
 
@@ -196,6 +199,7 @@ impl Upstream {
             in_node_network: AtomicBool::new(false),
             tenure: AtomicU32::new(0),
             stats: UpstreamStats::default(),
+            socket_numbers: SocketNumbers::default(),
             service_port,
         }
     }
@@ -237,6 +241,18 @@ impl Upstream {
     pub(crate) fn set_in_node_network(&self, is_it: bool) {
         if self.is_in_node_network() != is_it {
             self.in_node_network.store(is_it, Ordering::Relaxed);
+        }
+    }
+
+    /// What programs at clients' sockets tell it by, as an endpoint of a set. None where they do not know it.
+    pub fn socket_number(&self, set: SetName) -> Option<SocketNumber> {
+        self.socket_numbers.get(set)
+    }
+
+    /// Goes by another one.
+    pub fn set_socket_number(&self, set: SetName, number: Option<SocketNumber>) {
+        if self.socket_number(set) != number {
+            self.socket_numbers.set(set, number);
         }
     }
 

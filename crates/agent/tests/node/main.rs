@@ -25,5 +25,6 @@ mod monitoring;
 mod repairs;
 mod restarts;
 mod settings;
+mod sockets_stay;
 mod two_agents;
 mod wrong_use;

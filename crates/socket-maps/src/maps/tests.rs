@@ -1,9 +1,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use sluice_model::Protocol;
+use sluice_table::SocketHealth;
 
 use super::*;
 use crate::adopt::Contents;
@@ -28,7 +30,7 @@ fn balanced(frontends: &[u8], port: u8, endpoints: &[u8]) -> (PortKey, Port) {
     };
     let outcomes = SocketOutcomes { node: outcome, pod: outcome };
     let frontends = frontends.iter().map(|number| (frontend(*number), outcomes)).collect();
-    (PortKey(port.into()), Port { frontends, cluster: addresses(port, endpoints), local: Vec::new() })
+    (PortKey(port.into()), Port { frontends, cluster: addresses(port, endpoints), ..Port::default() })
 }
 
 fn picks(maps: &mut Maps<Memory>, number: u8, times: usize) -> Vec<Picked> {
@@ -74,6 +76,7 @@ fn outcomes_differ_by_who_connects() {
         frontends: vec![(frontend(1), outcomes), (frontend(2), local), (frontend(3), SocketOutcomes::RELAY)],
         cluster: addresses(1, &[1, 2]),
         local: addresses(1, &[2]),
+        is_random: false,
     };
     maps.apply([(PortKey(1), port)]);
     let mut pick = |number, is_node| maps.kernel_mut().pick(frontend(number), is_node);
@@ -81,6 +84,30 @@ fn outcomes_differ_by_who_connects() {
     assert_eq!([pick(2, true), pick(2, true)], ends(1, &[2, 2])[..]);
     assert_eq!([pick(1, false), pick(2, false)], [Picked::Untranslated, Picked::Refused]);
     assert_eq!(maps.stats().frontends, 2, "what is the same as none is none");
+}
+
+#[test]
+fn how_endpoints_are_chosen_may_change_and_a_successor_knows_it() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    let random = |is_random| {
+        let (key, port) = balanced(&[1], 1, &[1, 2]);
+        (key, Port { is_random, ..port })
+    };
+    let flags = |maps: &Maps<Memory>| {
+        let value = maps.kernel().frontend(frontend(1).into()).unwrap();
+        maps.kernel().set(value.pod.set).flags
+    };
+    maps.apply([random(true)]);
+    assert_eq!(flags(&maps), set_flags::RANDOM);
+    maps.apply([random(false)]);
+    assert_eq!(flags(&maps), 0);
+    maps.apply([random(true)]);
+    let mut maps = successor(maps);
+    let writes = maps.kernel().writes();
+    maps.apply([random(true)]);
+    assert_eq!((flags(&maps), maps.kernel().writes()), (set_flags::RANDOM, writes));
+    maps.apply([random(false)]);
+    assert_eq!(flags(&maps), 0);
 }
 
 #[test]
@@ -223,6 +250,25 @@ fn a_successor_takes_over_turns_and_numbers_and_forgets_what_is_gone() {
 }
 
 #[test]
+fn a_successor_knows_which_endpoints_are_in_doubt() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.apply([balanced(&[1], 1, &[1, 2, 3])]);
+    let number = |maps: &Maps<Memory>, endpoint| {
+        let (at, key) = (addresses(1, &[endpoint])[0], PortKey(1));
+        maps.numbers(key, SetName::Cluster).find(|(address, _)| *address == at).unwrap().1
+    };
+    let health = maps.kernel().health();
+    for endpoint in [1, 2] {
+        health.has_served(number(&maps, endpoint));
+    }
+    health.has_failed(number(&maps, 2));
+    let mut maps = successor(maps);
+    maps.apply([balanced(&[1], 1, &[1, 2, 3, 4])]);
+    let doubts = [1, 2, 3, 4].map(|endpoint| maps.kernel().health().is_in_doubt(number(&maps, endpoint)));
+    assert_eq!(doubts, [false, true, true, true]);
+}
+
+#[test]
 fn a_set_is_not_taken_over_while_frontends_of_others_lead_to_it() {
     let mut maps = Maps::new(Memory::new(LARGE));
     maps.apply([balanced(&[1, 2], 1, &[1])]);
@@ -299,6 +345,7 @@ macro_rules! delegate {
         fn write_slots(&mut self, first: u32, ids: &[u32]) { self.memory.write_slots(first, ids) }
         fn write_set(&mut self, id: u32, set: Set) { self.memory.write_set(id, set) }
         fn publish(&mut self, id: u32, desc: u64) { self.memory.publish(id, desc) }
+        fn write_flags(&mut self, id: u32, flags: u32) { self.memory.write_flags(id, flags) }
         fn cursor(&self, id: u32) -> u64 { self.memory.cursor(id) }
         fn barrier(&mut self) -> io::Result<()> { self.fails()?; self.memory.barrier() }
         fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {
@@ -309,6 +356,8 @@ macro_rules! delegate {
             self.fails()?;
             self.memory.remove_frontends(keys)
         }
+        fn health(&self) -> Arc<dyn SocketHealth> { self.memory.health() }
+        fn beat(&mut self) { self.memory.beat() }
         fn capacity(&self) -> Capacity { self.memory.capacity() }
     })* };
 }
@@ -480,6 +529,10 @@ impl Kernel for Watched {
         self.memory.publish(id, desc);
         self.interleave();
     }
+    fn write_flags(&mut self, id: u32, flags: u32) {
+        self.memory.write_flags(id, flags);
+        self.interleave();
+    }
     fn cursor(&self, id: u32) -> u64 {
         self.memory.cursor(id)
     }
@@ -500,6 +553,12 @@ impl Kernel for Watched {
             self.interleave();
         }
         self.fails()
+    }
+    fn health(&self) -> Arc<dyn SocketHealth> {
+        self.memory.health()
+    }
+    fn beat(&mut self) {
+        self.memory.beat();
     }
     fn capacity(&self) -> Capacity {
         self.memory.capacity()

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use sluice_socket::Attached;
 use sluice_socket_maps::{Endpoint, Kernel, Set, endpoint_flags};
+use sluice_table::SocketNumber;
+use socket2::{Domain, Socket, Type};
 
 use crate::node::{Node, desc, endpoint, endpoint_ip, serve, service};
 
@@ -86,7 +88,7 @@ fn an_endpoint_that_refuses_is_left_to_the_relay_until_it_has_served() {
     kernel.heartbeat(now_ns());
     assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable, "to the relay");
     // An agent that has died some time ago.
-    kernel.heartbeat(now_ns().saturating_sub(6_000_000_000));
+    kernel.heartbeat(now_ns().saturating_sub(3_000_000_000));
     let _listener = node.host.run(|| TcpListener::bind(at[0])).unwrap();
     connect(&node, to).unwrap();
     until(&kernel, "it has served", |kernel| kernel.endpoint(10).fails == 0);
@@ -101,26 +103,66 @@ fn an_endpoint_is_left_to_the_relay_until_it_has_been_proven() {
     let (_listeners, at) = listen(&node, 2);
     let to = service(false, 1, 80);
     serve(&mut kernel, 1, to, &at);
-    let doubtful = |flags| Endpoint { flags: endpoint_flags::V4 | flags, ..endpoint(at[0]) };
-    for flag in [endpoint_flags::UNPROVEN, endpoint_flags::SUSPECT] {
-        kernel.write_endpoints(10, &[doubtful(flag)]);
-        kernel.heartbeat(now_ns());
-        for is_doubtful in [true, false, true, false] {
-            assert_eq!(connect(&node, to).is_err(), is_doubtful);
-        }
+    let unproven = Endpoint { flags: endpoint_flags::V4 | endpoint_flags::UNPROVEN, ..endpoint(at[0]) };
+    kernel.write_endpoints(10, &[unproven]);
+    kernel.beat();
+    for is_left in [true, false, true, false] {
+        assert_eq!(connect(&node, to).is_err(), is_left);
     }
-    // Nobody is there to relay: the suspect one is passed over.
+    // With nobody there to relay it is not passed over, and a connection proves it.
+    kernel.heartbeat(0);
+    connect(&node, to).unwrap();
+    until(&kernel, "it is proven", |kernel| kernel.endpoint(10).flags == endpoint_flags::V4);
+    assert_eq!(kernel.endpoint(10).port, at[0].port().to_be_bytes());
+    kernel.beat();
+    connect(&node, to).unwrap();
+    connect(&node, to).unwrap();
+}
+
+#[test]
+fn what_the_relay_finds_out_counts_for_the_programs_and_only_of_whom_it_is_about() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node, 2);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    let unproven = Endpoint { flags: endpoint_flags::V4 | endpoint_flags::UNPROVEN, ..endpoint(at[0]) };
+    kernel.write_endpoints(10, &[unproven]);
+    kernel.beat();
+    let health = kernel.health();
+    let number = SocketNumber { id: 10, incarnation: 1 };
+    let former = SocketNumber { incarnation: 0, ..number };
+    health.has_served(former);
+    assert!(health.is_in_doubt(number) && !health.is_in_doubt(former));
+    health.has_served(number);
+    assert!(!health.is_in_doubt(number));
+    assert_eq!(kernel.endpoint(10), endpoint(at[0]), "address and port are what they were");
+    for _ in 0..2 {
+        connect(&node, to).unwrap();
+    }
+
+    health.has_failed(former);
+    assert!(!health.is_in_doubt(number));
+    for fails in 1..=2 {
+        health.has_failed(number);
+        assert_eq!((kernel.endpoint(10).fails, health.is_in_doubt(number)), (fails, true));
+    }
+    for is_left in [true, false, true, false] {
+        assert_eq!(connect(&node, to).is_err(), is_left);
+    }
+    // With nobody there to relay it is passed over.
     kernel.heartbeat(0);
     let before = kernel.account(11).connections;
+    assert!(kernel.endpoint(10).until_ns > now_ns(), "for two seconds");
     for _ in 0..4 {
         connect(&node, to).unwrap();
     }
     assert_eq!(kernel.account(11).connections, before + 4);
-    // One that is only unproven is not, and a connection proves it.
-    kernel.write_endpoints(10, &[doubtful(endpoint_flags::UNPROVEN)]);
-    connect(&node, to).unwrap();
-    until(&kernel, "it is proven", |kernel| kernel.endpoint(10).flags == endpoint_flags::V4);
-    assert_eq!(kernel.endpoint(10).port, at[0].port().to_be_bytes());
+    health.has_served(number);
+    assert_eq!(kernel.endpoint(10), endpoint(at[0]));
+    // A number that is none.
+    health.has_failed(SocketNumber { id: u32::MAX, incarnation: 1 });
+    assert!(!health.is_in_doubt(SocketNumber { id: 1000, incarnation: 0 }));
 }
 
 #[test]
@@ -135,7 +177,16 @@ fn silence_is_an_endpoints_fault_and_a_client_that_gives_up_is_not() {
         .unwrap();
     let given_up = |after| node.host.run(|| TcpStream::connect_timeout(&to, after)).unwrap_err();
     assert_eq!(given_up(Duration::from_millis(50)).kind(), io::ErrorKind::TimedOut);
-    until(&kernel, "it was given up", |kernel| kernel.account(10).aborted == 1);
+    // One that does not even wait, and one that resets what there is not yet.
+    for lingers in [None, Some(Duration::ZERO)] {
+        node.host.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.set_linger(lingers).unwrap();
+            assert!(socket.connect(&to.into()).is_err(), "it is being made");
+        });
+    }
+    until(&kernel, "they were given up", |kernel| kernel.account(10).aborted == 3);
     assert_eq!(kernel.endpoint(10).fails, 0);
     // The first packet is sent again after a second.
     std::thread::scope(|scope| {

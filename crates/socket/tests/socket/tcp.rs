@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sluice_socket_maps::{FrontendValue, Kernel, protocol, verdict};
+use sluice_socket_maps::{FrontendValue, Kernel, protocol, set_flags, verdict};
 use sluice_testbed::lab::Namespace;
 use socket2::{Domain, Socket, Type};
 
@@ -104,6 +104,29 @@ fn processes_on_all_cpus_share_the_turns() {
     for server in servers {
         assert_eq!(server.join().unwrap(), 100);
     }
+}
+
+#[test]
+fn endpoints_may_be_chosen_by_chance() {
+    const CONNECTS: u64 = 100;
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node.host, false, 2);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    kernel.write_flags(1, set_flags::RANDOM);
+    let before = kernel.set(1);
+    for _ in 0..CONNECTS {
+        connect(&node.host, to).unwrap();
+    }
+    assert_eq!(kernel.set(1), before, "no turn was taken");
+    // Six standard deviations of five connections each.
+    let counts = [10, 11].map(|id| kernel.account(id).connections);
+    let is_likely = counts.iter().all(|count| (20..=80).contains(count));
+    assert!(counts[0] + counts[1] == CONNECTS && is_likely, "{counts:?}");
+    kernel.write_flags(1, 0);
+    connect(&node.host, to).unwrap();
+    assert_eq!(kernel.set(1).cursor, before.cursor + 1);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::LabError;
 #[derive(Debug)]
 pub struct Bpffs {
     path: PathBuf,
+    namespace: PathBuf,
 }
 
 impl Bpffs {
@@ -34,8 +35,11 @@ impl Bpffs {
                 |status| if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) },
             )
             .map_err(|error| failed("making mounts private for", error))?;
+        let thread =
+            fs::read_link("/proc/thread-self").map_err(|error| failed("finding the thread of", error))?;
+        let namespace = Path::new("/proc").join(thread).join("ns/mnt");
         fs::create_dir(&path).map_err(|error| failed("making", error))?;
-        let bpffs = Self { path: path.clone() };
+        let bpffs = Self { path: path.clone(), namespace };
         sluice_sys::bpf::mount_bpffs(&path).map_err(|error| failed("mounting a bpffs on", error))?;
         Ok(bpffs)
     }
@@ -43,6 +47,22 @@ impl Bpffs {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same command, as a process that sees it: processes of a [`Host`](super::Host) are not started by the calling thread.
+    #[must_use]
+    pub fn seen_by(&self, command: &Command) -> Command {
+        let mut seen = Command::new("nsenter");
+        let mut option = std::ffi::OsString::from("--mount=");
+        option.push(&self.namespace);
+        seen.arg(option).arg("--").arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => seen.env(name, value),
+                None => seen.env_remove(name),
+            };
+        }
+        seen
     }
 }
 

@@ -1,0 +1,117 @@
+//! What is known of endpoints, in the words that the programs read: see `health.h`, which does the same for what it
+//! sees. Both write at any time, on all CPUs; what was heard last counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::time::{ClockId, clock_gettime};
+use sluice_socket_maps::endpoint_flags::UNPROVEN;
+use sluice_sys::bpf::Mapping;
+use sluice_table::{SocketHealth, SocketNumber};
+
+use crate::attached::{halves, word};
+
+/// Words of an endpoint, and where among them is what.
+const WORDS: usize = 8;
+const PORT_AND_INCARNATION: usize = 2;
+const FAILS: usize = 3;
+const UNTIL: usize = 4;
+
+/// How long whoever fails for the first time is passed over while there is no relay; twice as long each time, up to 16
+/// times.
+const PAUSE_NS: u64 = 1_000_000_000;
+const DOUBLINGS: u32 = 4;
+
+/// Now, as the programs have it.
+pub(crate) fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither is ever negative.
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec))
+}
+
+/// The array of endpoints, for as long as anybody has this.
+#[derive(Debug)]
+pub(crate) struct Health(Arc<Mapping>);
+
+/// The health of one endpoint.
+#[derive(Debug)]
+struct Words<'a> {
+    /// Port and flags in the one half, the incarnation in the other.
+    who: &'a AtomicU64,
+    fails: &'a AtomicU32,
+    until_ns: &'a AtomicU64,
+}
+
+impl Health {
+    pub(crate) fn new(endpoints: Arc<Mapping>) -> Self {
+        Self(endpoints)
+    }
+
+    /// None of a number that is none.
+    fn of(&self, number: SocketNumber) -> Option<Words<'_>> {
+        let first = (number.id as usize).checked_mul(WORDS)?;
+        let words = self.0.words().get(first..first.checked_add(WORDS)?)?;
+        Some(Words {
+            who: words.get(PORT_AND_INCARNATION)?,
+            fails: self.0.halves().get((first + FAILS) * 2)?,
+            until_ns: words.get(UNTIL)?,
+        })
+    }
+}
+
+impl Words<'_> {
+    /// The half with the flags, if the number still means the same.
+    fn port_and_flags(&self, number: SocketNumber) -> Option<u32> {
+        let (port_and_flags, incarnation) = halves(self.who.load(Ordering::Relaxed));
+        (incarnation == number.incarnation).then_some(port_and_flags)
+    }
+
+    /// Notes that it is proven; whether the number still means the same.
+    fn prove(&self, number: SocketNumber) -> bool {
+        while let Some(port_and_flags) = self.port_and_flags(number) {
+            let clear = port_and_flags & !unproven();
+            let [old, new] = [port_and_flags, clear].map(|half| word(half, number.incarnation));
+            // Only while it is the endpoint that is meant: the number may be given to another one at any time.
+            if old == new || self.who.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The flag of whoever is in doubt without having failed, in the half that flags share with the port.
+fn unproven() -> u32 {
+    let [a, b] = UNPROVEN.to_ne_bytes();
+    u32::from_ne_bytes([0, 0, a, b])
+}
+
+impl SocketHealth for Health {
+    fn is_in_doubt(&self, number: SocketNumber) -> bool {
+        self.of(number).is_some_and(|words| {
+            words
+                .port_and_flags(number)
+                .is_some_and(|half| half & unproven() != 0 || words.fails.load(Ordering::Relaxed) != 0)
+        })
+    }
+
+    fn has_served(&self, number: SocketNumber) {
+        let Some(words) = self.of(number) else { return };
+        // An endpoint that is given the number in between may lose a failure, or be passed over for a while.
+        if words.prove(number) && words.fails.load(Ordering::Relaxed) != 0 {
+            words.fails.store(0, Ordering::Relaxed);
+            words.until_ns.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn has_failed(&self, number: SocketNumber) {
+        let Some(words) = self.of(number) else { return };
+        if words.port_and_flags(number).is_some() {
+            let fails = words.fails.fetch_add(1, Ordering::Relaxed);
+            let until = now_ns().saturating_add(PAUSE_NS << fails.min(DOUBLINGS));
+            words.until_ns.store(until, Ordering::Relaxed);
+        }
+    }
+}

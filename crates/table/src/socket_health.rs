@@ -1,0 +1,194 @@
+//! What is known of endpoints where connections are decided at clients' sockets, by programs that see how those fare: in
+//! doubt is who is new there, or has failed. Whoever is in doubt is left to the relay, which finds out what is true:
+//! it asks those first, has others to ask when they fail, and says what became of it.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sluice_model::FrontendKind;
+
+use crate::policy::SetName;
+use crate::{Origin, Upstream};
+
+/// What the programs tell an endpoint of a set by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketNumber {
+    /// Its number, which others have after it.
+    pub id: u32,
+    /// How often the number was given; never 0 but after four billion times.
+    pub incarnation: u32,
+}
+
+/// The health of endpoints as the programs have it. Called by workers, which must not wait.
+///
+/// A number that means another endpoint by now is left alone.
+pub trait SocketHealth: Debug + Send + Sync {
+    /// Whether connections to it are left to the relay, for as long as there is one.
+    fn is_in_doubt(&self, number: SocketNumber) -> bool;
+
+    /// Somebody has connected to it just now.
+    fn has_served(&self, number: SocketNumber);
+
+    /// It has just refused somebody, or was silent.
+    fn has_failed(&self, number: SocketNumber);
+}
+
+/// The numbers of one endpoint: one for each set that it may be in.
+#[derive(Debug, Default)]
+pub(crate) struct SocketNumbers([AtomicU64; 2]);
+
+impl SocketNumbers {
+    /// What stands for none.
+    const NONE: u64 = 0;
+
+    fn of(&self, set: SetName) -> &AtomicU64 {
+        let [cluster, local] = &self.0;
+        match set {
+            SetName::Cluster => cluster,
+            SetName::Local => local,
+        }
+    }
+
+    pub(crate) fn set(&self, set: SetName, number: Option<SocketNumber>) {
+        let word = number.map_or(Self::NONE, |SocketNumber { id, incarnation }| {
+            u64::from(incarnation) << 32 | u64::from(id)
+        });
+        self.of(set).store(word, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self, set: SetName) -> Option<SocketNumber> {
+        let word = self.of(set).load(Ordering::Relaxed);
+        let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+        let number = SocketNumber {
+            id: u32::from_le_bytes([a, b, c, d]),
+            incarnation: u32::from_le_bytes([e, f, g, h]),
+        };
+        (word != Self::NONE).then_some(number)
+    }
+}
+
+/// Whether a client's connections of this kind are decided at their sockets, as far as that can be said of one that
+/// was not: others have no reason to find out about endpoints.
+pub(crate) fn may_be_decided_there(kind: FrontendKind, origin: Origin) -> bool {
+    // Without a local detector pods are outside. Towards other kinds of addresses endpoints see the node's, unless the
+    // client is the node.
+    kind == FrontendKind::ClusterIp || origin == Origin::Node
+}
+
+/// Tells the programs how connecting to an endpoint went.
+pub(crate) fn tell(health: &dyn SocketHealth, upstream: &Upstream, has_served: bool) {
+    for number in [SetName::Cluster, SetName::Local].into_iter().filter_map(|set| upstream.socket_number(set))
+    {
+        if has_served {
+            health.has_served(number);
+        } else {
+            health.has_failed(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
+
+    use sluice_model::{Family, ObjectName, Protocol, ServicePortName};
+
+    use super::*;
+    use crate::affinity::Budget;
+    use crate::backends::{Facts, PortRules};
+    use crate::{Client, Heard, Selection, ServicePort};
+
+    /// The endpoints in doubt.
+    #[derive(Debug, Default)]
+    struct Doubts(Mutex<BTreeSet<u32>>);
+
+    impl SocketHealth for Doubts {
+        fn is_in_doubt(&self, number: SocketNumber) -> bool {
+            self.0.lock().unwrap().contains(&number.id)
+        }
+        fn has_served(&self, number: SocketNumber) {
+            self.0.lock().unwrap().remove(&number.id);
+        }
+        fn has_failed(&self, number: SocketNumber) {
+            self.0.lock().unwrap().insert(number.id);
+        }
+    }
+
+    /// A port with endpoints 1 to 4, told apart by their ports and numbers.
+    fn port() -> (Arc<ServicePort>, Arc<Doubts>) {
+        let service = ObjectName::new("default", "web");
+        let name = ServicePortName { service, port: "http".into(), protocol: Protocol::Tcp };
+        let port = ServicePort::new(name, Family::V4, Budget::new(10));
+        let upstream = |number: u16| {
+            let upstream = Upstream::new(([10, 1, 0, 1], number).into(), Arc::clone(port.shared_name()));
+            let number = SocketNumber { id: number.into(), incarnation: 1 };
+            upstream.set_socket_number(SetName::Cluster, Some(number));
+            Arc::new(upstream)
+        };
+        let rules = PortRules { passive_health: true, ..PortRules::default() };
+        port.publish((1..=4).map(upstream).collect(), Vec::new(), Facts::default(), rules);
+        let doubts = Arc::<Doubts>::default();
+        let health: Arc<dyn SocketHealth> = Arc::clone(&doubts) as _;
+        port.share_health(&health);
+        (Arc::new(port), doubts)
+    }
+
+    fn select(port: &Arc<ServicePort>, kind: FrontendKind, client: u8) -> Selection {
+        let client = Client { ip: [10, 244, 1, client].into(), origin: Origin::LocalPod };
+        Selection::new(port, kind, client, Instant::now()).unwrap()
+    }
+
+    /// Whom so many connections are led to first; all are established.
+    fn connect(port: &Arc<ServicePort>, kind: FrontendKind, times: usize) -> Vec<u16> {
+        let connect = |_| {
+            let mut selection = select(port, kind, 1);
+            let upstream = selection.next(Instant::now()).unwrap();
+            drop(selection.connected(&upstream, Instant::now()));
+            upstream.address().port()
+        };
+        (0..times).map(connect).collect()
+    }
+
+    #[test]
+    fn those_in_doubt_come_first_for_clients_that_are_decided_about_at_their_sockets() {
+        let (port, doubts) = port();
+        assert_eq!(connect(&port, FrontendKind::ClusterIp, 3), [1, 2, 3]);
+        doubts.0.lock().unwrap().extend([2, 3]);
+        assert_eq!(connect(&port, FrontendKind::ClusterIp, 3), [2, 3, 2], "4 is due; then they have served");
+        doubts.0.lock().unwrap().insert(2);
+        assert_eq!(connect(&port, FrontendKind::NodePort, 3), [3, 4, 1], "it may have been led here anyway");
+        assert_eq!(connect(&port, FrontendKind::NodePort, 1), [2]);
+        assert!(doubts.0.lock().unwrap().is_empty(), "whoever has connected to it");
+    }
+
+    #[test]
+    fn whoever_fails_is_in_doubt_and_asked_again_until_it_is_passed_over() {
+        let (port, doubts) = port();
+        for client in 1..=3 {
+            let mut selection = select(&port, FrontendKind::ClusterIp, client);
+            let first = selection.next(Instant::now()).unwrap();
+            assert_eq!(first.address().port(), 1, "client {client}");
+            selection.fail(&first, Heard::Refusal, Instant::now());
+            assert_eq!(*doubts.0.lock().unwrap(), BTreeSet::from([1]));
+            let other = selection.next(Instant::now()).unwrap();
+            assert_ne!(other.address().port(), 1);
+            drop(selection.connected(&other, Instant::now()));
+        }
+        assert!(!connect(&port, FrontendKind::ClusterIp, 8).contains(&1), "three clients were refused");
+        assert_eq!(*doubts.0.lock().unwrap(), BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn numbers_are_of_a_set_and_go() {
+        let numbers = SocketNumbers::default();
+        let (one, other) =
+            (SocketNumber { id: 0, incarnation: 1 }, SocketNumber { id: 7, incarnation: 1 << 31 });
+        numbers.set(SetName::Cluster, Some(one));
+        assert_eq!((numbers.get(SetName::Cluster), numbers.get(SetName::Local)), (Some(one), None));
+        numbers.set(SetName::Local, Some(other));
+        numbers.set(SetName::Cluster, None);
+        assert_eq!((numbers.get(SetName::Cluster), numbers.get(SetName::Local)), (None, Some(other)));
+    }
+}
