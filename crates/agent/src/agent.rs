@@ -89,7 +89,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         CaptureConfig::Bind => None,
         CaptureConfig::Tproxy(config) => Some(config.ports),
     };
-    let (at_socket, standing) = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
+    let at_socket = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
     if doors.is_some() && at_socket.is_none() {
         args.capture.socket.remove_leftovers();
     }
@@ -146,7 +146,6 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             health,
             node,
             is_capturing: doors.is_some(),
-            at_sockets: standing,
             pod_cidrs: args.capture.pod_cidrs(),
             dataplane,
             started,

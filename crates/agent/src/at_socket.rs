@@ -1,10 +1,8 @@
 //! Socket mode's programs, as an agent has them: attached in the place of an earlier agent's, or removed.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use sluice_capture::socket::{AtSockets, Sockets};
 use sluice_capture::tproxy;
 use sluice_socket::Programs;
@@ -30,36 +28,6 @@ pub struct AtSocketConfig {
     pub flow_idle: Duration,
     /// How many endpoints there may be, counted in each service port.
     pub endpoints: u32,
-    /// What is said of it.
-    pub standing: Standing,
-}
-
-/// Whether connections are decided at sockets, and if not why: for people. Clones are the same.
-#[derive(Debug, Clone)]
-pub struct Standing(Arc<ArcSwap<String>>);
-
-impl Standing {
-    /// It is not, and will not be.
-    pub(crate) fn off(why: &str) -> Self {
-        let standing = Self::default();
-        standing.say(format!("off: {why}"));
-        standing
-    }
-
-    fn say(&self, text: String) {
-        self.0.store(Arc::new(text));
-    }
-
-    /// In words that begin with `on`, `off` or `not yet`.
-    pub(crate) fn text(&self) -> String {
-        self.0.load().to_string()
-    }
-}
-
-impl Default for Standing {
-    fn default() -> Self {
-        Self(Arc::new(ArcSwap::from_pointee("not yet".to_owned())))
-    }
 }
 
 impl AtSocketConfig {
@@ -78,7 +46,6 @@ impl AtSocketConfig {
             sidecar_ports: Self::SIDECAR_PORTS,
             flow_idle: CONVERSATION_IDLE,
             endpoints: Self::ENDPOINTS,
-            standing: Standing::default(),
         }
     }
 
@@ -123,18 +90,13 @@ pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<Box<dyn A
         attached.set_sidecar_ports(config.sidecar_ports);
         attached.set_flow_idle(config.flow_idle);
         info!("connections of sockets below {} are decided when they are made", place.cgroup.display());
-        config.standing.say(format!("on, for sockets below {}", place.cgroup.display()));
         Maps::adopt(attached).map_err(|error| not(error.to_string()))
     };
     let error = match attach() {
         Ok(maps) => return Ok(Box::new(Sockets::new(maps, table, config.host_only))),
-        Err(error) if error.is_busy => {
-            config.standing.say(format!("not yet: {}", error.reason));
-            return Err(error);
-        }
+        Err(error) if error.is_busy => return Err(error),
         Err(error) => error,
     };
-    config.standing.say(format!("off: {}", error.reason));
     match sluice_socket::remove(&config.pins) {
         Ok(_) => Err(error),
         Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),

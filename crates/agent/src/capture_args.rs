@@ -13,7 +13,7 @@ use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
 use tracing::info;
 
-use crate::at_socket::{AtSocketConfig, Standing};
+use crate::at_socket::AtSocketConfig;
 use crate::proxy::CaptureConfig;
 use crate::socket_args::SocketArgs;
 use crate::values::{self, Listed};
@@ -226,27 +226,24 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
-    /// What is to decide at clients' sockets, if anything is, and what is said of it; `flow_idle` is how long a UDP flow
-    /// rests before it is none.
+    /// What is to decide at clients' sockets, if anything is; `flow_idle` is how long a UDP flow rests before it is none.
     ///
     /// # Errors
     /// A flag makes no sense.
-    pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<(Option<AtSocketConfig>, Standing)> {
+    pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<Option<AtSocketConfig>> {
         let config = self.socket.config(flow_idle)?;
-        let standing = config.standing.clone();
-        Ok(match self.capture {
-            CaptureMode::Bind | CaptureMode::Tproxy => {
-                (None, Standing::off(&format!("--capture {}", self.capture.name())))
-            }
-            CaptureMode::Socket => (Some(config), standing),
-            CaptureMode::Auto => match self.socket.lacks() {
-                None => (Some(config), standing),
-                Some(lacks) => {
+        let is_wanted = match self.capture {
+            CaptureMode::Bind | CaptureMode::Tproxy => false,
+            CaptureMode::Socket => true,
+            CaptureMode::Auto => {
+                let lacks = self.socket.lacks();
+                if let Some(lacks) = &lacks {
                     info!("all connections are relayed, as this node lacks {lacks}");
-                    (None, Standing::off(&format!("this node lacks {lacks}")))
                 }
-            },
-        })
+                lacks.is_none()
+            }
+        };
+        Ok(is_wanted.then_some(config))
     }
 
     /// How to capture.

@@ -404,9 +404,6 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         let mut first = scene.start_pod(&pod);
         well(first.process.wait_for("are decided when they are made", PATIENCE));
         well(first.process.wait_for(READY, PATIENCE));
-        let status = scene.runc(&["exec", &first.id, "/usr/bin/sluice", "status"]).output().unwrap();
-        let status = String::from_utf8_lossy(&status.stdout).into_owned();
-        assert!(status.contains("on, for sockets below /host/cgroup/"), "{status}");
         scene.assert_served();
         let attached = place.programs();
         assert!(attached > 0 && place.is_pinned(), "{name}");

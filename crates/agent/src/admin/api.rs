@@ -21,9 +21,6 @@ pub struct Status {
     pub process: u32,
     /// How connections get to it: `bind` or `tproxy`.
     pub mode: String,
-    /// Whether connections get their endpoint at their sockets: `on`, `off` or `not yet`, and where or why.
-    #[serde(default)]
-    pub at_sockets: String,
     /// The node's name.
     pub node: String,
     /// When it started (RFC 3339).

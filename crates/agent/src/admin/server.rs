@@ -20,7 +20,6 @@ use tracing::{info, warn};
 use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
-use crate::at_socket::Standing;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::http_server::{self, Connections, Settings};
@@ -53,8 +52,6 @@ pub(crate) struct Inside {
     pub node: String,
     /// Whether packets are captured, rather than frontends listened on.
     pub is_capturing: bool,
-    /// Whether connections are decided at sockets.
-    pub at_sockets: Standing,
     /// Where pods of this node have their addresses, where that is how they are told.
     pub pod_cidrs: Vec<IpNet>,
     /// What the data plane was told.

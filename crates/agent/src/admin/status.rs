@@ -41,7 +41,6 @@ pub(super) fn status(inside: &Inside) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         process: std::process::id(),
         mode: if inside.is_capturing { "tproxy" } else { "bind" }.to_owned(),
-        at_sockets: inside.at_sockets.text(),
         node: inside.node.clone(),
         started: inside.started_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         uptime_seconds: inside.started.elapsed().as_secs(),

@@ -34,7 +34,6 @@ pub(super) fn status(status: &Status, is_wide: bool) -> String {
     lines.push(("Version", status.version.clone()));
     lines.push(("Node", format!("{}, process {}", status.node, status.process)));
     lines.push(("Mode", status.mode.clone()));
-    lines.push(("Sockets", status.at_sockets.clone()));
     lines.push(("Started", format!("{} ({} ago)", status.started, time(status.uptime_seconds))));
     let source = match (status.is_synced, status.age_seconds) {
         (false, _) => format!("{}, not everything is known so far", status.source),

@@ -11,7 +11,6 @@ mod manifests;
 mod scene;
 
 mod apiserver;
-mod at_sockets;
 mod changes;
 mod closed_doors;
 mod config;
