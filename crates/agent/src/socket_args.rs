@@ -105,3 +105,34 @@ impl SocketArgs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        socket: SocketArgs,
+    }
+
+    fn config(flags: &str) -> Result<AtSocketConfig, String> {
+        let words = std::iter::once("sluice").chain(flags.split_whitespace());
+        let program = Program::try_parse_from(words).map_err(|error| error.to_string())?;
+        program.socket.config(Duration::from_secs(7)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_ports_of_sidecars_are_known_by_default_and_there_may_be_fewer_and_not_more() {
+        let ports = |flags: &str| config(flags).map(|config| config.sidecar_ports);
+        assert_eq!(ports(""), Ok([15_001, 4_140]));
+        assert_eq!(ports("--socket-sidecar-ports 7"), Ok([7, 0]));
+        assert_eq!(ports("--socket-sidecar-ports="), Ok([0, 0]));
+        assert!(ports("--socket-sidecar-ports 1,2,3").unwrap_err().contains("two at the most"));
+        assert!(ports("--socket-sidecar-ports mesh").is_err());
+        assert!(config("--socket-endpoints 0").is_err());
+        assert_eq!(config("").map(|config| config.flow_idle), Ok(Duration::from_secs(7)));
+    }
+}

@@ -68,6 +68,8 @@ pub struct Sockets<K> {
     ports: HashMap<PortKey, Known>,
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
+    /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
+    external: BTreeSet<Frontend>,
     interfaces: BTreeSet<IpAddr>,
     /// Whether nothing is decided about pods.
     host_only: bool,
@@ -97,6 +99,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             table: table.reader(),
             ports: HashMap::new(),
             holders: HashMap::new(),
+            external: BTreeSet::new(),
             interfaces: BTreeSet::new(),
             host_only,
             said: 0,
@@ -107,6 +110,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     /// Lets go of a frontend; whose it was.
     fn release(&mut self, frontend: Frontend) -> Option<PortKey> {
         let holder = self.holders.remove(&frontend)?;
+        self.external.remove(&frontend);
         if let Some(known) = self.ports.get_mut(&holder) {
             known.frontends.remove(&frontend);
         }
@@ -176,8 +180,10 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
                 SetName::Cluster => backends.cluster(),
                 SetName::Local => backends.local(),
             };
-            let is_frontend = |address| self.holders.contains_key(&Frontend { address, protocol });
-            set.upstreams().iter().any(|upstream| is_frontend(upstream.address()))
+            let is_frontend = |address| self.external.contains(&Frontend { address, protocol });
+            // Most clusters have none, and ten times as many endpoints as Services.
+            !self.external.is_empty()
+                && set.upstreams().iter().any(|upstream| is_frontend(upstream.address()))
         };
         let leads_on = [SetName::Cluster, SetName::Local].map(|name| (name, leads_on(name)));
         let fits = |outcome| match outcome {
@@ -214,9 +220,9 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
             known.frontends.insert(*frontend, kind);
             self.holders.insert(*frontend, key);
             touched.insert(key);
-            // The table has no endpoints that are cluster IPs.
             if kind.is_external() {
                 external.insert(*frontend);
+                self.external.insert(*frontend);
             }
         }
         touched.extend(self.with_endpoint_in(&external));
