@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use sluice::at_socket::AtSocketConfig;
 use sluice_benches::cluster::{endpoint_change, objects};
 use sluice_benches::say;
-use sluice_capture::socket::{AtSockets, Sockets};
+use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_model::{Change, Family, Frontend};
 use sluice_socket::{Attached, Config, Programs, remove};
 use sluice_socket_maps::Maps;
@@ -78,7 +79,9 @@ fn frontends(writer: &Writer) -> Vec<Frontend> {
 }
 
 fn sockets(attached: Attached, writer: &Writer) -> Sockets<Attached> {
-    Sockets::new(Maps::adopt(attached).expect("maps can be read"), writer.table(), false)
+    let accounts = attached.accounts().expect("accounts can be read");
+    let ledger = Arc::new(Ledger::new(move |id| accounts.account(id)));
+    Sockets::new(Maps::adopt(attached).expect("maps can be read"), writer.table(), ledger, false)
 }
 
 /// From the table being known to everything being live, in maps that are empty.
