@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sluice_dataplane::{Config, raise_descriptor_limit};
@@ -196,8 +197,8 @@ pub struct PortArgs {
     #[arg(long, value_enum, value_name = "WHO", default_value_t = StatusPage::Loopback)]
     pub status_page: StatusPage,
     /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
-    /// [default: /run/sluice/admin.sock with `--capture tproxy`, nowhere with `--capture bind`].
-    #[arg(long, value_name = "PATH")]
+    /// [default: /run/sluice/admin.sock, and nowhere with `--capture bind`].
+    #[arg(long, value_name = "PATH", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub admin_socket: Option<PathBuf>,
     /// Let the log level be changed at run time: PUT a number, as --v has it, to `/debug/flags/v` of
     /// --metrics-bind-address.
@@ -426,6 +427,16 @@ mod tests {
     fn said(line: &str) -> String {
         let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
         try_parse(&arguments).map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn commands_are_answered_nowhere_where_that_is_said() {
+        for (flag, wanted) in [("=", None), ("=0", None), ("=/a", Some("/a")), (" /a", Some("/a"))] {
+            let line = format!("sluice agent --capture tproxy --admin-socket{flag}");
+            let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
+            let Command::Agent(args) = try_parse(&arguments).unwrap().command else { panic!("{line}") };
+            assert_eq!(args.admin_socket(), wanted.map(PathBuf::from), "{line}");
+        }
     }
 
     #[test]
