@@ -40,6 +40,7 @@ impl Scene {
         let url = self.apiserver.url();
         let arguments = AGENT[..AGENT.len() - 1].iter().copied().chain(["127.0.0.1:10249", "--master", &url]);
         let mut command: Command = sluice(arguments);
+        command.args(["--admin-socket", "0"]);
         command.envs(environment.iter().copied());
         let agent = well(self.lab.node().spawn(&command));
         well(agent.wait_for(READY, PATIENCE));

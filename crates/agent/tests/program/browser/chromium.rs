@@ -35,7 +35,8 @@ impl Browser {
     pub(super) fn start() -> Self {
         let profile = TempDir::new().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", RUN]).arg(profile.path()).process_group(0);
+        // What it makes for itself goes with the rest.
+        command.args(["-c", RUN]).arg(profile.path()).env("TMPDIR", profile.path()).process_group(0);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let commands = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
