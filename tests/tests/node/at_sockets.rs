@@ -154,19 +154,29 @@ fn connected(host: &Host, to: SocketAddr) -> UdpSocket {
     })
 }
 
+/// As every program does it: a call with a time limit is not begun again by itself after it was interrupted (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
 /// Who answers a connected socket; an error if it cannot be asked.
 fn answer(socket: &UdpSocket) -> io::Result<String> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(b"who")?;
     let mut buffer = [0; 256];
-    let length = socket.recv(&mut buffer)?;
+    let length = receive(socket, &mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
 /// The error that a socket has which was not used meanwhile, once it has one.
 fn error_of(socket: &UdpSocket) -> Option<io::ErrorKind> {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.recv(&mut [0; 1]).err().map(|error| error.kind())
+    receive(socket, &mut [0; 1]).err().map(|error| error.kind())
 }
 
 /// Sockets of a pod and of the node that are connected to Service 1, and whom each is answered by.
