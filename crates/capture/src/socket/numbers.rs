@@ -1,12 +1,13 @@
 //! What an endpoint's health is shared by: the numbers that the maps have for it, told to the table, so that workers
 //! look at the programs' own words, and write there how connecting to it went. Nothing has to be carried to and fro.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sluice_model::Protocol;
 use sluice_socket_maps::{Kernel, Maps, PortKey};
 use sluice_table::{ServicePort, SetName, SocketHealth};
+
+use super::canonical;
 
 /// Has the endpoints of a port, as they are now, go by the numbers that they have now. Datagrams prove nothing, and their
 /// endpoints have none.
@@ -25,8 +26,7 @@ pub(super) fn share<K: Kernel>(
         // Both are in the order of addresses, each once.
         let mut numbers = maps.numbers(key, name).peekable();
         for upstream in set.upstreams() {
-            let address = upstream.address();
-            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+            let address = canonical(upstream.address());
             while numbers.next_if(|(number, _)| *number < address).is_some() {}
             let number = numbers.next_if(|(number, _)| *number == address);
             upstream.set_socket_number(name, number.map(|(_, number)| number));
