@@ -89,10 +89,8 @@ pub struct Proxy {
     sweeper: Option<Sweeper>,
     /// What others may see of all that.
     view: View,
-    /// What is to, once another agent does not any more.
+    /// What is to, now or once another agent does not any more.
     at_socket: Option<AtSocketConfig>,
-    /// The same where nothing was in the way, for when it is to begin anew.
-    attached: Option<AtSocketConfig>,
     /// The node's addresses, as far as they are watched.
     interface_addresses: Vec<IpAddr>,
     attach_tried: Instant,
@@ -322,11 +320,9 @@ impl Proxy {
         };
         let mut at_socket = config.at_socket;
         let view = View::default();
-        let mut attached = None;
         let (sockets, sweeper) = match at_socket.as_ref().map(|config| attach(config, writer.table())) {
             None => (None, None),
             Some(Ok(AtSocket { sockets, sweeper, looks })) => {
-                attached = at_socket.take();
                 view.set_attached(looks);
                 (Some(sockets), Some(sweeper))
             }
@@ -351,7 +347,6 @@ impl Proxy {
             sweeper,
             view,
             at_socket,
-            attached,
             interface_addresses: Vec::new(),
             attach_tried: Instant::now(),
             under_way: None,
@@ -524,7 +519,6 @@ impl Proxy {
                 info!("another agent takes new connections; those of this one go on");
             }
             (true, false) => {
-                self.at_socket = self.at_socket.take().or(self.attached.take());
                 info!("the other agent has ended: this one takes new connections again");
             }
             _ => {}
@@ -574,7 +568,8 @@ impl Proxy {
                 sockets.beat();
             }
         }
-        let is_due = now >= self.attach_tried + ATTACH_RETRY
+        let is_due = self.sockets.is_none()
+            && now >= self.attach_tried + ATTACH_RETRY
             && self.has_offered
             && self.under_way.is_none()
             && !self.is_replaced;
@@ -582,7 +577,6 @@ impl Proxy {
         self.attach_tried = now;
         match attach(config, self.writer.table()) {
             Ok(AtSocket { mut sockets, sweeper, looks }) => {
-                self.attached = self.at_socket.take();
                 self.view.set_attached(looks);
                 self.writer.follow_changes();
                 sockets.set_interfaces(&self.interface_addresses);
