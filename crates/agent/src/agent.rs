@@ -8,10 +8,12 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
-use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
+use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
+use sluice_model::Change;
 use sluice_table::WriterConfig;
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::Receiver;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -144,7 +146,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             health,
             health_checks,
             detail: args.ports.service_metrics,
-            mode: args.capture.capture.name(),
+            wanted: args.capture.mode().name(),
             configz,
             started: started_at,
             turn: Arc::new(Semaphore::new(1)),
@@ -224,7 +226,7 @@ fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
     let open = |place: Option<Place>, what, flag| {
         place.map(|place| Opening::new(place, what, flag, args.ports.bind_address_hard_fail)).transpose()
     };
-    let healthz = args.ports.healthz(args.capture.capture);
+    let healthz = args.ports.healthz(args.capture.mode());
     let healthz = open(healthz, "health checks of the node", "--healthz-bind-address")?;
     Ok((healthz, open(args.ports.metrics(), "metrics", "--metrics-bind-address")?))
 }
@@ -234,10 +236,11 @@ async fn told_to_end(signals: &mut Signals) {
     while signals.next().await == Told::HangUp {}
 }
 
-/// Where objects come from, checked as far as that needs nobody else.
+/// Where objects come from, checked as far as that needs nobody else: what is wrong about it is said before the kernel is
+/// touched. An apiserver is being asked already.
 enum Source {
     Manifests(ManifestSource),
-    Apiserver(apiserver::Config),
+    Apiserver(ApiserverSource, Receiver<Vec<Change>>),
 }
 
 /// A source that is being followed.
@@ -251,7 +254,9 @@ impl Source {
         if !args.manifests.is_empty() {
             return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
         }
-        Ok(Self::Apiserver(args.apiserver.config(node)))
+        let (source, batches) = ApiserverSource::start(args.apiserver.config(node))
+            .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+        Ok(Self::Apiserver(source, batches))
     }
 
     /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
@@ -265,9 +270,7 @@ impl Source {
                 say_ready(&observer);
                 Ok(Following::Manifests { _watch: watch })
             }
-            Self::Apiserver(config) => {
-                let (source, mut batches) = ApiserverSource::start(config)
-                    .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+            Self::Apiserver(source, mut batches) => {
                 let feed = feed.clone();
                 let task = tokio::spawn(async move {
                     let mut is_ready = false;
@@ -321,7 +324,7 @@ impl Following {
 
 /// What kube-proxy says of its start.
 fn starting(args: &AgentArgs) -> Happening {
-    let mode = args.capture.capture.name();
+    let mode = args.capture.mode().name();
     let note = format!("Sluice {} serves this node (--capture {mode})", env!("CARGO_PKG_VERSION"));
     Happening { about: About::Node, kind: Kind::Normal, reason: "Starting", action: "StartSluice", note }
 }

@@ -1,26 +1,33 @@
-//! Socket mode's programs, as an agent has them: attached in the place of an earlier agent's, or removed.
+//! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
+//! and removed where nobody would look after them.
 //!
-//! `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
+//! `attach`: how it begins. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
 
+mod attach;
 mod sweep;
 mod view;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sluice_capture::socket::{AtSockets, Ledger, Sockets};
-use sluice_capture::tproxy;
-use sluice_socket::Programs;
-use sluice_socket_maps::{Capacity, Maps};
-use sluice_table::Table;
-use tracing::info;
+use sluice_model::Frontend;
+use sluice_socket_maps::Capacity;
+use sluice_table::{ServicePort, Writer};
+use tracing::{info, warn};
+
+use self::attach::{Attached, attach};
+pub(crate) use self::view::{Looks, View};
 
 /// How long the relay keeps a flow by default that was answered, as conntrack does.
 const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 
-pub(crate) use self::sweep::Sweeper;
-pub(crate) use self::view::{Looks, View};
+/// How long to wait before it is looked again whether an earlier agent still decides at sockets.
+const ATTACH_RETRY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the programs are still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Where programs that decide at sockets are attached, and kept.
 #[derive(Debug, Clone)]
@@ -71,74 +78,162 @@ impl AtSocketConfig {
     }
 }
 
-/// What decides at sockets, and what looks after these.
-pub(crate) struct AtSocket {
-    /// What is told of changes.
-    pub(crate) sockets: Box<dyn AtSockets>,
-    /// What is told of what is gone.
-    pub(crate) sweeper: Sweeper,
-    /// What others may see.
-    pub(crate) looks: Looks,
+/// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
+pub(crate) struct SocketMode {
+    /// What is to, now or once another agent does not any more.
+    config: Option<AtSocketConfig>,
+    attached: Option<Attached>,
+    view: View,
+    /// The node's addresses, as far as they are watched.
+    interfaces: Vec<IpAddr>,
+    /// When it was last looked whether programs can be attached, or still are.
+    looked: Instant,
 }
 
-/// Why nothing is decided at sockets.
-pub(crate) struct NotAttached {
-    /// As people are told.
-    pub(crate) reason: String,
-    /// An agent that is about to be replaced still does it.
-    pub(crate) is_busy: bool,
-}
-
-/// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not, and takes care
-/// that none do.
-pub(crate) fn attach(config: &AtSocketConfig, table: &Table) -> Result<AtSocket, NotAttached> {
-    let not = |reason: String| NotAttached { reason, is_busy: false };
-    let attach = || -> Result<AtSocket, NotAttached> {
-        let root = sluice_socket::cgroup_root;
-        let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
-        let place = sluice_socket::Config {
-            cgroup,
-            pins: config.pins.clone(),
-            capacity: AtSocketConfig::capacity_for(config.endpoints),
-        };
-        let mut attached = Programs::attach(&place).map_err(|error| NotAttached {
-            is_busy: matches!(error, sluice_socket::Error::Busy(_)),
-            reason: error.to_string(),
-        })?;
-        attached.set_relay_mark(tproxy::marks::UPSTREAM);
-        attached.set_sidecar_ports(config.sidecar_ports);
-        attached.set_flow_idle(config.flow_idle);
-        let io = |error: std::io::Error| not(error.to_string());
-        let sweeper = Sweeper::start(attached.census().map_err(io)?, table).map_err(io)?;
-        let accounts = attached.accounts().map_err(io)?;
-        let ledger = Arc::new(Ledger::new(move |id| accounts.account(id)));
-        let looks = Looks {
-            census: attached.census().map_err(io)?,
-            frontends: attached.look_up().map_err(io)?,
-            ledger: Arc::clone(&ledger),
-            swept: Arc::clone(sweeper.swept()),
-            capacity: place.capacity,
-            cgroup: place.cgroup,
-            host_only: config.host_only,
-        };
-        let maps = Maps::adopt(attached).map_err(io)?;
-        Ok(AtSocket {
-            sockets: Box::new(Sockets::new(maps, table, ledger, config.host_only)),
-            sweeper,
-            looks,
-        })
-    };
-    let error = match attach() {
-        Ok(attached) => {
-            let cgroup = attached.looks.cgroup.display();
-            info!("connections of sockets below {cgroup} are decided when they are made");
-            return Ok(attached);
+impl SocketMode {
+    /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
+    pub(crate) fn start(config: Option<AtSocketConfig>, writer: &mut Writer) -> Self {
+        let (view, interfaces) = Default::default();
+        let mut mode = Self { config, attached: None, view, interfaces, looked: Instant::now() };
+        if let Attempt::Busy(reason) = mode.attach(writer) {
+            mode.say_off(&reason);
         }
-        Err(error) if error.is_busy => return Err(error),
-        Err(error) => error,
-    };
-    match sluice_socket::remove(&config.pins) {
-        Ok(_) => Err(error),
-        Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),
+        mode
     }
+
+    /// What others may see of it.
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// These service ports are other ones now.
+    pub(crate) fn change(&mut self, ports: &[Arc<ServicePort>]) {
+        if let Some(Attached { sockets, sweeper, .. }) = &mut self.attached {
+            sockets.change(ports);
+            sweeper.changed(ports);
+        }
+    }
+
+    /// Once this returns nothing is decided any more about connections to these.
+    pub(crate) fn withdraw(&mut self, frontends: &[Frontend]) {
+        if let Some(Attached { sockets, .. }) = &mut self.attached {
+            sockets.withdraw(frontends);
+        }
+    }
+
+    /// Has these be decided about from now on; with `is_all` nothing else.
+    pub(crate) fn offer(&mut self, frontends: &[Frontend], is_all: bool) {
+        if let Some(Attached { sockets, .. }) = &mut self.attached {
+            sockets.offer(frontends);
+            if is_all {
+                sockets.forget_others();
+            }
+        }
+    }
+
+    /// UDP endpoints or frontends are gone.
+    pub(crate) fn wake_sweeper(&self) {
+        if let Some(Attached { sweeper, .. }) = &self.attached {
+            sweeper.wake();
+        }
+    }
+
+    /// Learns the addresses of the node's interfaces.
+    pub(crate) fn set_interfaces(&mut self, addresses: Vec<IpAddr>) {
+        if let Some(Attached { sockets, .. }) = &mut self.attached {
+            sockets.set_interfaces(&addresses);
+        }
+        self.interfaces = addresses;
+    }
+
+    /// Lets others see how much there is.
+    pub(crate) fn report(&self) {
+        if let Some(Attached { sockets, .. }) = &self.attached {
+            self.view.set_stats(sockets.stats());
+        }
+    }
+
+    /// What is attached stays so, and another agent takes it over.
+    pub(crate) fn let_go(&mut self) {
+        self.attached = None;
+        self.view.set_detached("another agent has taken over");
+    }
+
+    /// Does what is due several times a second: looks after what is attached, where `serves` says that there is a relay that
+    /// takes what is left to it. Takes over from an agent that has ended, where `may_attach` says that this one knows
+    /// everything that there is to be decided.
+    pub(crate) fn keep(&mut self, now: Instant, serves: bool, may_attach: bool, writer: &mut Writer) {
+        if let Some(Attached { sockets, .. }) = &mut self.attached {
+            sockets.keep();
+            if serves {
+                sockets.beat();
+            }
+            if now >= self.looked + LOOK {
+                self.looked = now;
+                self.notice_loss();
+            }
+        } else if may_attach && now >= self.looked + ATTACH_RETRY {
+            self.looked = now;
+            if let Attempt::Done = self.attach(writer) {
+                let routes = writer.table().routes();
+                let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
+                self.set_interfaces(self.interfaces.clone());
+                self.offer(&frontends, true);
+                self.wake_sweeper();
+                info!("connections are decided at their sockets, as the earlier agent does not any more");
+            }
+        }
+    }
+
+    fn attach(&mut self, writer: &mut Writer) -> Attempt {
+        let Some(config) = &self.config else { return Attempt::None };
+        match attach(config, writer.table()) {
+            Ok((attached, looks)) => {
+                self.view.set_attached(looks);
+                self.attached = Some(attached);
+                writer.follow_changes();
+                Attempt::Done
+            }
+            Err(error) if error.is_busy => Attempt::Busy(error.reason),
+            Err(error) => {
+                self.say_off(&error.reason);
+                self.config = None;
+                Attempt::None
+            }
+        }
+    }
+
+    fn say_off(&self, reason: &str) {
+        warn!("no connection is decided at its socket, all are relayed: {reason}");
+        self.view.set_reason(reason);
+    }
+
+    /// Whoever takes one of the programs away wants none, or does not know: what is left of them would decide about some
+    /// connections and forget the others, so all go. They are not put back, as an agent that is about to take this one's
+    /// place may have done it.
+    fn notice_loss(&mut self) {
+        let Some(Attached { links, .. }) = &self.attached else { return };
+        let missing: Vec<&str> = links.missing().collect();
+        if missing.is_empty() {
+            return;
+        }
+        let reason =
+            format!("somebody has taken {} away; restart the agent to have it back", missing.join(", "));
+        warn!("no connection is decided at its socket any more, all are relayed: {reason}");
+        self.attached = None;
+        self.view.set_detached(&reason);
+        // Whoever holds what is left has it now.
+        if let Some(Err(error)) = self.config.take().map(|config| sluice_socket::remove(&config.pins)) {
+            warn!("what is left of it cannot be removed: {error}");
+        }
+    }
+}
+
+/// What came of attaching.
+enum Attempt {
+    Done,
+    /// An agent that is about to be replaced still has it.
+    Busy(String),
+    /// Nothing is to be attached, or not here.
+    None,
 }

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
+use rustix::thread::CapabilitySet;
 use sluice_capture::tproxy;
 use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
@@ -21,9 +22,13 @@ use crate::values::{self, Listed};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Capturing")]
 pub struct CaptureArgs {
-    /// How connections to Service addresses get here.
-    #[arg(long, value_enum, default_value_t = CaptureMode::Bind)]
-    pub capture: CaptureMode,
+    /// How connections to Service addresses get here [default: auto where Services come from an apiserver and this
+    /// process may have the node's network (CAP_NET_ADMIN), or where a configuration of kube-proxy's says so; else bind].
+    #[arg(long, value_enum)]
+    pub capture: Option<CaptureMode>,
+    /// The default.
+    #[arg(skip = CaptureMode::Bind)]
+    default_mode: CaptureMode,
     /// How pods of this node are told from other clients: they keep their address at cluster IPs, and
     /// externalTrafficPolicy Local does not bind them.
     #[arg(long, value_enum, value_name = "MODE", default_value_t = DetectLocalMode::ClusterCidr)]
@@ -74,9 +79,9 @@ pub enum CaptureMode {
     Tproxy,
     /// The same, and connections of this node's pods and processes get their endpoint when they are made, by programs
     /// in the kernel, as far as those can decide: no byte of them passes the agent. Needs CAP_BPF and CAP_PERFMON,
-    /// too. Where it cannot be had: tproxy, and the log says why.
+    /// too. Where it cannot be had: tproxy, and a warning says why.
     Socket,
-    /// `socket` where this node has what it needs, else `tproxy`.
+    /// `socket` where this node has what it needs, else `tproxy`, and the log says why.
     Auto,
 }
 
@@ -171,14 +176,27 @@ pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<S
     let names: Vec<String> = given.map(|id| format!("--{}", id.replace('_', "-"))).collect();
     (!names.is_empty()).then(|| {
         format!(
-            "{} only for --capture tproxy, and without it this agent listens on the Services' own addresses: \
-             add --capture tproxy to serve a node, or leave it out",
+            "{} only for an agent that captures, and this one listens on the Services' own addresses (--capture bind): \
+             add --capture auto to serve a node, or leave it out",
             names.join(", ") + if names.len() == 1 { " is" } else { " are" }
         )
     })
 }
 
 impl CaptureArgs {
+    /// How connections get here.
+    pub fn mode(&self) -> CaptureMode {
+        self.capture.unwrap_or(self.default_mode)
+    }
+
+    /// Has the default be what a node wants, where it is one whose network this process may have.
+    pub(crate) fn set_default(&mut self, has_apiserver: bool) {
+        let is_node = has_apiserver
+            && rustix::thread::capabilities(None)
+                .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+        self.default_mode = if is_node { CaptureMode::Auto } else { CaptureMode::Bind };
+    }
+
     fn cluster_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.cluster_cidr.iter().filter_map(|listed| listed.0)
     }
@@ -191,7 +209,7 @@ impl CaptureArgs {
 
     /// How pods of this node are told, as the table wants it.
     pub fn local_pods(&self) -> LocalPods {
-        match (self.capture, self.detect_local_mode) {
+        match (self.mode(), self.detect_local_mode) {
             // Nothing is known of clients there but their addresses, and endpoints see the node's anyway.
             (CaptureMode::Bind, _) => LocalPods::DetectedIn(Vec::new()),
             (_, DetectLocalMode::ClusterCidr) => {
@@ -232,7 +250,7 @@ impl CaptureArgs {
     /// A flag makes no sense.
     pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<(Option<AtSocketConfig>, Option<String>)> {
         let config = self.socket.config(flow_idle)?;
-        Ok(match self.capture {
+        Ok(match self.mode() {
             CaptureMode::Bind | CaptureMode::Tproxy => (None, None),
             CaptureMode::Socket => (Some(config), None),
             CaptureMode::Auto => match self.socket.lacks() {
@@ -247,7 +265,7 @@ impl CaptureArgs {
     /// # Errors
     /// The way to detect local pods needs another flag.
     pub fn capture(&self) -> Result<CaptureConfig> {
-        if self.capture == CaptureMode::Bind {
+        if self.mode() == CaptureMode::Bind {
             return Ok(CaptureConfig::Bind);
         }
         let local_pods = match self.detect_local_mode {

@@ -46,7 +46,7 @@ pub enum Command {
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
     #[command(display_name = NAME)]
     Demo(DemoArgs),
-    /// Say what is in the way of `sluice agent --capture tproxy` on this node.
+    /// Say what is in the way of `sluice agent` on this node.
     #[command(display_name = NAME)]
     Check(CheckArgs),
     /// Remove what an agent has made in the kernel, or what kube-proxy has left there.
@@ -107,8 +107,8 @@ pub struct AgentArgs {
     #[command(flatten)]
     pub ports: PortArgs,
     /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
-    /// `--capture bind` new ones are refused from the signal on. With `--capture tproxy` they are served until
-    /// another agent on this node takes them, no connection is open, or this time is over.
+    /// `--capture bind` new ones are refused from the signal on. Otherwise they are served until another agent on this
+    /// node takes them, no connection is open, or this time is over.
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::duration,
           help_heading = "Data plane")]
     pub grace_period: Duration,
@@ -157,7 +157,7 @@ pub struct Said {
 #[command(next_help_heading = "Configuration")]
 pub struct ConfigArgs {
     /// A KubeProxyConfiguration, as kubeadm writes it, with the agent's own settings below `sluice`. Flags win; a field
-    /// that there is not is an error. It implies --capture tproxy. Changes are followed: of the log level, of node
+    /// that there is not is an error. It implies --capture auto. Changes are followed: of the log level, of node
     /// port addresses and of the grace period at once, others are named.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -175,7 +175,7 @@ pub struct ConfigArgs {
 pub struct PortArgs {
     /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
     /// Node is about to be deleted, and `/livez`. `0` or nothing for nowhere [default: port 10256 of all addresses,
-    /// IPv4 and IPv6, with --capture tproxy, otherwise nowhere].
+    /// IPv4 and IPv6; nowhere with --capture bind].
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<BindAddress>,
     /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
@@ -245,7 +245,7 @@ impl AgentArgs {
         match &self.ports.admin_socket {
             Some(path) if matches!(path.as_os_str().to_str(), Some("" | "0")) => None,
             Some(path) => Some(path.clone()),
-            None if self.capture.capture != CaptureMode::Bind => Some(DEFAULT_PATH.into()),
+            None if self.capture.mode() != CaptureMode::Bind => Some(DEFAULT_PATH.into()),
             None => None,
         }
     }
@@ -411,7 +411,8 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
     let matches = command.try_get_matches_from_mut(merged.arguments)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Agent(args), Some(("agent", agent))) = (&mut cli.command, matches.subcommand()) {
-        if let Some(complaint) = capture_args::out_of_place(given_agent, args.capture.capture) {
+        args.capture.set_default(args.source.manifests.is_empty());
+        if let Some(complaint) = capture_args::out_of_place(given_agent, args.capture.mode()) {
             return Err(command.error(ErrorKind::ArgumentConflict, complaint).into());
         }
         let effective = command.find_subcommand("agent").map(|command| config::Effective::of(command, agent));
@@ -453,14 +454,37 @@ mod tests {
             "--disable-bridge-netfilter=false",
         ] {
             let name = flag.split([' ', '=']).next().unwrap();
-            let complaint = said(&format!("sluice agent {flag}"));
+            let complaint = said(&format!("sluice agent --manifests a {flag}"));
             assert!(
-                complaint.contains(&format!("{name} ")) && complaint.contains("--capture tproxy"),
+                complaint.contains(&format!("{name} ")) && complaint.contains("--capture auto"),
                 "{complaint}"
             );
             assert_eq!(said(&format!("sluice agent --capture tproxy {flag}")), "", "{flag}");
         }
-        assert_eq!(said("sluice agent --nodeport-addresses 127.0.0.0/8"), "", "bind mode has nodePorts");
+        assert_eq!(
+            said("sluice agent --capture bind --nodeport-addresses 127.0.0.0/8"),
+            "",
+            "it has nodePorts"
+        );
+    }
+
+    #[test]
+    fn a_node_is_captured_by_default_where_an_apiserver_says_what_and_a_privilege_is_there() {
+        let mode = |flags: &str| {
+            let arguments: Vec<OsString> =
+                ["sluice", "agent"].into_iter().chain(flags.split_whitespace()).map(Into::into).collect();
+            let Command::Agent(args) = try_parse(&arguments).unwrap().command else { panic!("{flags}") };
+            args.capture.mode()
+        };
+        let privileged = rustix::thread::capabilities(None).unwrap().effective;
+        let is_privileged = privileged.contains(rustix::thread::CapabilitySet::NET_ADMIN);
+        let node = if is_privileged { CaptureMode::Auto } else { CaptureMode::Bind };
+        assert_eq!(mode(""), node);
+        assert_eq!(mode("--master https://192.0.2.1:6443"), node);
+        assert_eq!(mode("--manifests a"), CaptureMode::Bind);
+        assert_eq!(mode("--manifests a --capture tproxy"), CaptureMode::Tproxy);
+        assert_eq!(mode("--capture bind"), CaptureMode::Bind);
+        assert_eq!(mode("--proxy-mode nftables --manifests a"), CaptureMode::Auto);
     }
 
     #[test]
@@ -503,7 +527,7 @@ mod tests {
             let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
             let Command::Agent(args) = cli.command else { panic!("{flags}") };
             let said = |place: Option<Place>| place.map(|place| place.to_string());
-            assert_eq!(said(args.ports.healthz(args.capture.capture)).as_deref(), healthz, "{flags}");
+            assert_eq!(said(args.ports.healthz(args.capture.mode())).as_deref(), healthz, "{flags}");
             assert_eq!(said(args.ports.metrics()).as_deref(), metrics, "{flags}");
         }
     }

@@ -13,7 +13,7 @@ use crate::capture_args::{CaptureArgs, CaptureMode};
 /// # Errors
 /// One of them could not be made, or there is no nft to write down what it was.
 pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
-    match capture.capture {
+    match capture.mode() {
         CaptureMode::Socket | CaptureMode::Auto => capture.socket.prepare(),
         CaptureMode::Tproxy => capture.socket.take_away(),
         CaptureMode::Bind => {}

@@ -59,8 +59,9 @@ pub(crate) struct Metrics {
     pub health: Health,
     /// The health check node ports.
     pub health_checks: health_checks::Stats,
-    /// What `/proxyMode` says: how packets get here. None of kube-proxy's modes, by which it would be taken for one.
-    pub mode: &'static str,
+    /// How connections were to get here. `/proxyMode` says how they do, which is none of kube-proxy's modes, by which it
+    /// would be taken for one.
+    pub wanted: &'static str,
     /// What `/configz` says: what the agent was started with.
     pub configz: Arc<str>,
     /// When this process began.
@@ -122,7 +123,7 @@ impl Metrics {
                 Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
-            "/proxyMode" => text(StatusCode::OK, self.mode.to_owned()),
+            "/proxyMode" => text(StatusCode::OK, self.observer.mode().to_owned()),
             "/configz" => {
                 let mut response = text(StatusCode::OK, self.configz.to_string());
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

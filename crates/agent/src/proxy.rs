@@ -16,7 +16,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Failures, Listeners};
-use sluice_capture::socket::AtSockets;
 use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
@@ -25,7 +24,7 @@ use sluice_table::{
 };
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocket, AtSocketConfig, Sweeper, View, attach};
+use crate::at_socket::{AtSocketConfig, SocketMode, View};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
@@ -34,9 +33,6 @@ const CANNOT_WATCH: &str = "cannot watch the node's addresses";
 
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
-
-/// How long to wait before it is looked again whether an earlier agent still decides at sockets.
-const ATTACH_RETRY: Duration = Duration::from_secs(1);
 
 /// How the proxy is to run.
 #[derive(Debug, Clone)]
@@ -84,16 +80,7 @@ pub struct Proxy {
     node: Arc<str>,
     capture: Background,
     /// What decides at clients' sockets.
-    sockets: Option<Box<dyn AtSockets>>,
-    /// What ends sockets that lead nowhere any more, as long as something decides at sockets.
-    sweeper: Option<Sweeper>,
-    /// What others may see of all that.
-    view: View,
-    /// What is to, now or once another agent does not any more.
-    at_socket: Option<AtSocketConfig>,
-    /// The node's addresses, as far as they are watched.
-    interface_addresses: Vec<IpAddr>,
-    attach_tried: Instant,
+    at_socket: SocketMode,
     /// What the capture is about to make true, and since when; the table is not finished with it.
     under_way: Option<(Plan, Instant)>,
     dataplane: Arc<Dataplane>,
@@ -318,24 +305,7 @@ impl Proxy {
                 (Box::new(tproxy), Some(doors), Some(counters))
             }
         };
-        let mut at_socket = config.at_socket;
-        let view = View::default();
-        let (sockets, sweeper) = match at_socket.as_ref().map(|config| attach(config, writer.table())) {
-            None => (None, None),
-            Some(Ok(AtSocket { sockets, sweeper, looks })) => {
-                view.set_attached(looks);
-                (Some(sockets), Some(sweeper))
-            }
-            Some(Err(error)) => {
-                warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
-                view.set_reason(&error.reason);
-                at_socket = at_socket.filter(|_| error.is_busy);
-                (None, None)
-            }
-        };
-        if sockets.is_some() {
-            writer.follow_changes();
-        }
+        let at_socket = SocketMode::start(config.at_socket, &mut writer);
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = needs_interfaces.then(NodeAddresses::watch).transpose();
         let interfaces = interfaces.context(CANNOT_WATCH)?;
@@ -343,12 +313,7 @@ impl Proxy {
             writer,
             node,
             capture,
-            sockets,
-            sweeper,
-            view,
             at_socket,
-            interface_addresses: Vec::new(),
-            attach_tried: Instant::now(),
             under_way: None,
             dataplane,
             doors,
@@ -399,17 +364,14 @@ impl Proxy {
     /// Returns whether they are.
     pub fn advance(&mut self) -> bool {
         let changed = self.writer.take_changed();
-        if let Some(sockets) = &mut self.sockets {
-            sockets.change(&changed);
-            self.sweeper.iter().for_each(|sweeper| sweeper.changed(&changed));
-        }
+        self.at_socket.change(&changed);
         if let Some(step) = self.capture.take_done() {
             self.finish(&step);
         }
         if self.under_way.is_none() {
             self.begin_step();
         }
-        self.sockets.iter().for_each(|sockets| self.view.set_stats(sockets.stats()));
+        self.at_socket.report();
         self.under_way.is_none()
     }
 
@@ -439,10 +401,8 @@ impl Proxy {
             warn!(service = %notice.service(), "{notice}");
             self.events.warn(notice.service(), notice.reason(), "Serve", notice.to_string());
         }
-        if let Some(sockets) = &mut self.sockets {
-            let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
-            sockets.withdraw(&frontends);
-        }
+        let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
+        self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);
         self.open_doors();
         self.capture.begin(Step {
@@ -459,14 +419,9 @@ impl Proxy {
         // The first step has everything that there is.
         let is_first = !std::mem::replace(&mut self.has_offered, true);
         let rerouted = std::mem::take(&mut plan.rerouted);
-        if let Some(sockets) = &mut self.sockets {
-            let offered = step.offer.iter().map(|state| state.frontend);
-            let frontends: Vec<Frontend> = offered.chain(rerouted.iter().copied()).collect();
-            sockets.offer(&frontends);
-            if is_first {
-                sockets.forget_others();
-            }
-        }
+        let offered = step.offer.iter().map(|state| state.frontend);
+        let frontends: Vec<Frontend> = offered.chain(rerouted.iter().copied()).collect();
+        self.at_socket.offer(&frontends, is_first);
         let is_udp = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
         let has_rerouted = rerouted.iter().any(is_udp);
         self.writer.finish(&mut plan);
@@ -475,7 +430,7 @@ impl Proxy {
             self.dataplane.end_flows();
         }
         if is_first || has_withdrawn || has_rerouted {
-            self.sweeper.iter().for_each(Sweeper::wake);
+            self.at_socket.wake_sweeper();
         }
         let took = start.elapsed();
         self.step_durations.observe(took.as_secs_f64());
@@ -512,9 +467,7 @@ impl Proxy {
         match (was_replaced, self.is_replaced) {
             (false, true) => {
                 doors.close(&self.dataplane);
-                // What is attached stays so, and the other one takes it over.
-                (self.sockets, self.sweeper) = (None, None);
-                self.view.set_detached("another agent has taken over");
+                self.at_socket.let_go();
                 tenure.let_go();
                 info!("another agent takes new connections; those of this one go on");
             }
@@ -529,10 +482,7 @@ impl Proxy {
     fn follow_interfaces(&mut self) {
         if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
             let addresses: Vec<IpAddr> = addresses.into_iter().collect();
-            if let Some(sockets) = &mut self.sockets {
-                sockets.set_interfaces(&addresses);
-            }
-            self.interface_addresses.clone_from(&addresses);
+            self.at_socket.set_interfaces(addresses.clone());
             self.writer.set_interfaces(addresses);
         }
     }
@@ -545,7 +495,10 @@ impl Proxy {
             self.follow_interfaces();
             self.follow_tenure();
             self.open_doors();
-            self.keep_sockets(now);
+            // From then on there is a way for what is left to the relay, and somebody who takes it.
+            let serves = self.has_offered && self.doors.as_ref().is_some_and(Doors::are_open);
+            let may_attach = self.has_offered && self.under_way.is_none() && !self.is_replaced;
+            self.at_socket.keep(now, serves, may_attach, &mut self.writer);
         }
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
             self.affinity_expired = now;
@@ -557,44 +510,6 @@ impl Proxy {
     /// When endpoints changed, as [`Writer::take_triggers`] has it.
     pub(crate) fn take_triggers(&mut self) -> Vec<SystemTime> {
         self.writer.take_triggers()
-    }
-
-    /// Looks after what decides at sockets, and takes over from an agent that has ended.
-    fn keep_sockets(&mut self, now: Instant) {
-        if let Some(sockets) = &mut self.sockets {
-            sockets.keep();
-            // From then on there is a way for what is left to the relay, and somebody who takes it.
-            if self.has_offered && self.doors.as_ref().is_some_and(Doors::are_open) {
-                sockets.beat();
-            }
-        }
-        let is_due = self.sockets.is_none()
-            && now >= self.attach_tried + ATTACH_RETRY
-            && self.has_offered
-            && self.under_way.is_none()
-            && !self.is_replaced;
-        let Some(config) = self.at_socket.as_ref().filter(|_| is_due) else { return };
-        self.attach_tried = now;
-        match attach(config, self.writer.table()) {
-            Ok(AtSocket { mut sockets, sweeper, looks }) => {
-                self.view.set_attached(looks);
-                self.writer.follow_changes();
-                sockets.set_interfaces(&self.interface_addresses);
-                let routes = self.writer.table().routes();
-                let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
-                sockets.offer(&frontends);
-                sockets.forget_others();
-                sweeper.wake();
-                (self.sockets, self.sweeper) = (Some(sockets), Some(sweeper));
-                info!("connections are decided at their sockets, as the earlier agent does not any more");
-            }
-            Err(error) if error.is_busy => {}
-            Err(error) => {
-                warn!("no connection is decided at its socket, all are relayed: {}", error.reason);
-                self.view.set_reason(&error.reason);
-                self.at_socket = None;
-            }
-        }
     }
 
     /// Whether the kernel is as it was last asked to be.
@@ -635,7 +550,7 @@ impl Proxy {
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
             step_durations: self.step_durations.clone(),
-            view: self.view.clone(),
+            view: self.at_socket.view().clone(),
         }
     }
 
@@ -651,9 +566,9 @@ impl Proxy {
 
     /// Accepts nothing new, lets connections finish for up to `grace`, and returns how many were cut off.
     pub fn shut_down(self, grace: Duration) -> u64 {
-        let Self { capture, sockets, dataplane, .. } = self;
+        let Self { capture, at_socket, dataplane, .. } = self;
         // The kernel's rules, and its programs, are left to a successor, which may be of another version.
-        drop((capture, sockets));
+        drop((capture, at_socket));
         dataplane.drain(grace)
     }
 }

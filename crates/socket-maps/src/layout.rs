@@ -33,6 +33,14 @@ pub mod endpoint_flags {
     pub const UNPROVEN: u16 = 2;
 }
 
+/// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect.
+pub mod meta_flags {
+    /// Those of the node's own network.
+    pub const NODE_UDP: u32 = 1;
+    /// All others.
+    pub const PODS_UDP: u32 = 2;
+}
+
 /// A frontend: where clients connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[repr(C)]
@@ -152,4 +160,8 @@ pub struct Meta {
     pub sidecar_ports: [[u8; 2]; 2],
     /// How long a flow of an unconnected socket keeps its endpoint while nothing is said; 0 is for ever.
     pub flow_idle_ns: u64,
+    /// Bits of [`meta_flags`].
+    pub flags: u32,
+    #[doc(hidden)]
+    pub pad: u32,
 }

@@ -19,6 +19,6 @@ pub use adopt::{Contents, Living};
 pub use desc::Desc;
 pub use kernel::{Capacity, Kernel};
 pub use layout::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set, verdict};
-pub use layout::{endpoint_flags, protocol, set_flags};
+pub use layout::{endpoint_flags, meta_flags, protocol, set_flags};
 pub use maps::{IdChange, Maps, Port, PortKey, Stats};
 pub use memory::{Memory, Picked, Writes};

@@ -53,6 +53,14 @@ static __always_inline bool has_sidecar(struct bpf_sock_addr *ctx, const struct 
 	return (one && is_listened_on(ctx, v4, one)) || (two && is_listened_on(ctx, v4, two));
 }
 
+/* Whether a connected UDP socket that leads nowhere any more would be ended. */
+static __always_inline bool will_be_ended(__u64 client)
+{
+	__u32 zero = 0;
+	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
+	return m && m->flags & (client == m->host_cookie ? META_NODE_UDP : META_PODS_UDP);
+}
+
 /* What the table says of a socket that connects or sends there: 0 if it is to be left alone. */
 static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct address *to, __u8 protocol, __u64 client)
 {
@@ -73,6 +81,8 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 		goto pass;
 	if (verdict == VERDICT_REFUSE)
 		return REFUSE;
+	if (protocol == IPPROTO_UDP && !will_be_ended(client))
+		goto pass;
 	struct choice choice;
 	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, client, &choice))
 		goto pass;

@@ -78,6 +78,12 @@ struct account {
 	__u64 duration_us;
 };
 
+/* Whose UDP sockets are decided about when they connect: somebody has to end those whose endpoint goes. */
+enum meta_flags {
+	META_NODE_UDP = 1, /* those of the node's own network */
+	META_PODS_UDP = 2, /* all others */
+};
+
 struct meta {
 	__u64 layout;
 	__u64 host_cookie;
@@ -85,6 +91,8 @@ struct meta {
 	__u32 relay_mark;
 	__u32 sidecar_ports; /* two, in network order; 0 is none */
 	__u64 flow_idle_ns; /* 0: for ever */
+	__u32 flags;
+	__u32 pad;
 };
 
 /* Slots are endpoint ids. An array's element takes at least 8 bytes, so they are kept by the cache line. */

@@ -10,6 +10,7 @@ use aya_obj::btf::{Btf, BtfKind};
 use sluice_socket_maps::Capacity;
 use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 
+use crate::links::Links;
 use crate::object::Object;
 use crate::pins::{Pins, link_path};
 use crate::shape::{SHAPES, Shape};
@@ -17,7 +18,7 @@ use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
 /// new directory. A test knows what the layout of this number is.
-pub(crate) const LAYOUT: u64 = 2;
+pub(crate) const LAYOUT: u64 = 3;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const SOCK_ADDR: u32 = 18;
@@ -93,8 +94,9 @@ impl Programs {
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
             Ok((maps, fresh)) => {
+                let links = place.links();
                 pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
-                Attached::new(pins, &maps, census, config.capacity, fresh)
+                Attached::new(pins, &maps, census, links, config.capacity, fresh)
             }
             Err(error) => {
                 if was_empty {
@@ -141,6 +143,10 @@ struct Place<'a> {
 type Maps = HashMap<&'static str, OwnedFd>;
 
 impl Place<'_> {
+    fn links(&self) -> Links {
+        Links { directory: self.directory.to_owned(), cgroup_id: self.cgroup_id }
+    }
+
     /// Everything but the mappings. Whether the maps are new, and so empty.
     fn fill(&self, object: &mut Object) -> Result<(Maps, bool), Error> {
         let (maps, new) = self.maps(object)?;

@@ -16,6 +16,7 @@ use sluice_table::SocketHealth;
 
 use crate::attach::LAYOUT;
 use crate::health::{Health, now_ns};
+use crate::links::Links;
 use crate::pins::Pins;
 use crate::{Census, Error};
 
@@ -34,12 +35,14 @@ pub struct Attached {
     frontends: OwnedFd,
     conns: OwnedFd,
     census: OwnedFd,
+    links: Links,
     sets: Mapping,
     slots: Mapping,
     endpoints: Arc<Mapping>,
     accounts: Accounts,
     accounts_map: OwnedFd,
     meta: Mapping,
+    meta_map: OwnedFd,
     capacity: Capacity,
     fresh: bool,
 }
@@ -49,6 +52,7 @@ impl Attached {
         pins: Pins,
         maps: &HashMap<&'static str, OwnedFd>,
         census: OwnedFd,
+        links: Links,
         capacity: Capacity,
         fresh: bool,
     ) -> Result<Self, Error> {
@@ -66,12 +70,14 @@ impl Attached {
             frontends: keep("frontends")?,
             conns: keep("conns")?,
             census,
+            links,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
             endpoints: Arc::new(mapping("endpoints")?),
             accounts: Accounts(mapping("accounts")?),
             accounts_map: keep("accounts")?,
             meta: mapping("meta")?,
+            meta_map: keep("meta")?,
             capacity,
             fresh,
         };
@@ -88,7 +94,13 @@ impl Attached {
     /// # Errors
     /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
-        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()? })
+        let meta = Mapping::new(self.meta_map.as_fd())?;
+        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()?, meta })
+    }
+
+    /// Where the programs are attached.
+    pub fn links(&self) -> Links {
+        self.links.clone()
     }
 
     /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by
@@ -122,17 +134,20 @@ impl Attached {
 
     /// What all programs read.
     pub fn meta(&self) -> Meta {
-        let [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns] = load(self.meta.words(), 0);
+        let [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns, flags] = load(self.meta.words(), 0);
         let (relay_mark, ports) = halves(rest);
         let [a, b, c, d] = ports.to_ne_bytes();
-        Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports: [[a, b], [c, d]], flow_idle_ns }
+        let (sidecar_ports, (flags, pad)) = ([[a, b], [c, d]], halves(flags));
+        Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports, flow_idle_ns, flags, pad }
     }
 
     fn write_meta(&self, meta: Meta) {
-        let Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports, flow_idle_ns } = meta;
+        let Meta { layout, host_cookie, heartbeat_ns, relay_mark, sidecar_ports, flow_idle_ns, flags, pad } =
+            meta;
         let [[a, b], [c, d]] = sidecar_ports;
         let rest = word(relay_mark, u32::from_ne_bytes([a, b, c, d]));
-        store(self.meta.words(), 0, [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns]);
+        let flags = word(flags, pad);
+        store(self.meta.words(), 0, [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns, flags]);
     }
 
     /// All frontends. One that is being changed may be missing.
@@ -331,7 +346,7 @@ impl Living for Attached {
 }
 
 /// The network namespace of this thread.
-fn own_namespace() -> io::Result<u64> {
+pub(crate) fn own_namespace() -> io::Result<u64> {
     bpf::netns_cookie(UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?.as_fd())
 }
 

@@ -2,16 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
-use sluice_socket_maps::protocol;
-use sluice_sys::bpf;
+use sluice_socket_maps::{Meta, meta_flags, protocol};
+use sluice_sys::bpf::{self, Mapping};
 
-use crate::destroy::{self, Ended};
+use crate::destroy::{self, Endable, Ended};
 
 /// Bytes of what the program writes of a socket: `struct translated` of layout.h.
 const RECORD: usize = 96;
+
+/// Where the flags are in `struct meta`, in halves of a word.
+const FLAGS: usize = offset_of!(Meta, flags) / size_of::<u32>();
 
 /// A socket that is translated: one of TCP, or a connected one of UDP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +48,7 @@ pub struct Translated {
 pub struct Census {
     pub(crate) program: OwnedFd,
     pub(crate) conns: OwnedFd,
+    pub(crate) meta: Mapping,
 }
 
 impl Census {
@@ -54,6 +60,16 @@ impl Census {
         let link = bpf::iterate_storage(self.program.as_fd(), self.conns.as_fd())?;
         let written = bpf::read_iterator(link.as_fd())?;
         Ok(written.as_chunks().0.iter().map(Translated::read).collect())
+    }
+
+    /// Has UDP sockets be decided about when they connect, for whose clients these can be ended later. Others go by the
+    /// rules, and their flows by the relay, which ends them.
+    pub fn set_endable(&self, endable: Endable) {
+        let node = if endable.of_node { meta_flags::NODE_UDP } else { 0 };
+        let pods = if endable.of_pods { meta_flags::PODS_UDP } else { 0 };
+        if let Some(flags) = self.meta.halves().get(FLAGS) {
+            flags.store(node | pods, Ordering::Relaxed);
+        }
     }
 
     /// Ends connected UDP sockets that are stale, as their endpoint or their Service is gone: who uses one has an error

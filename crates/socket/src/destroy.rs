@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
+use sluice_socket_maps::protocol;
 use sluice_sys::bpf;
 
+use crate::attached::own_namespace;
 use crate::census::Translated;
 
 /// What became of sockets that were to be ended.
@@ -28,17 +30,67 @@ pub struct Ended {
     pub unreached: usize,
 }
 
+/// Whose connected UDP sockets this process can end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endable {
+    /// Those of its own network namespace: the kernel has `CONFIG_INET_DIAG_DESTROY`.
+    pub of_node: bool,
+    /// Those of others: it may also enter these.
+    pub of_pods: bool,
+}
+
+impl Endable {
+    /// Tries it on a socket of its own.
+    pub fn probe() -> Self {
+        let of_node = end_own().is_ok();
+        let may_enter = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+        Self { of_node, of_pods: of_node && may_enter }
+    }
+}
+
+fn end_own() -> io::Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
+    // To itself: nothing is sent.
+    let local = socket.local_addr()?;
+    socket.connect(local)?;
+    let (namespace, cookie) =
+        (bpf::netns_cookie(socket.as_fd())?, rustix::net::sockopt::socket_cookie(&socket)?);
+    end(
+        &diag()?,
+        &Translated {
+            namespace,
+            cookie,
+            protocol: protocol::UDP,
+            is_v6: local.is_ipv6(),
+            local,
+            service: local,
+            endpoint: local,
+            id: 0,
+            incarnation: 0,
+            since_ns: 0,
+        },
+    )
+}
+
 /// Ends in each of the wanted namespaces what `sockets` says of it.
 pub(crate) fn in_namespaces(
     wanted: &BTreeSet<u64>,
     mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
 ) -> io::Result<Ended> {
+    let (mut done, mut left) = (Ended::default(), wanted.clone());
+    // To be in one's own takes no rights.
+    let own = own_namespace()?;
+    if left.remove(&own) {
+        end_all(&sockets(own), &mut done)?;
+    }
+    if left.is_empty() {
+        return Ok(done);
+    }
     // A thread of its own, as it moves from one namespace to the next.
     let done = std::thread::scope(|scope| {
         scope
-            .spawn(|| -> io::Result<Ended> {
-                let mut done = Ended::default();
-                let mut left = wanted.clone();
+            .spawn(move || -> io::Result<Ended> {
                 let mut seen = HashSet::new();
                 // One at a time: there may be more of them than descriptors.
                 for link in links()? {
@@ -87,12 +139,7 @@ fn enter(namespace: &File) -> io::Result<u64> {
 }
 
 fn end_all(sockets: &[Translated], done: &mut Ended) -> io::Result<()> {
-    let diag = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        Some(netlink::SOCK_DIAG),
-    )?;
+    let diag = diag()?;
     for socket in sockets {
         match end(&diag, socket) {
             Ok(()) => done.ended += 1,
@@ -102,6 +149,11 @@ fn end_all(sockets: &[Translated], done: &mut Ended) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn diag() -> io::Result<OwnedFd> {
+    let (flags, protocol) = (SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?)
 }
 
 /// Ends a socket. The cookie sees to it that it is this one, and none that got its addresses since.

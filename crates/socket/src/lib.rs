@@ -6,6 +6,7 @@
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
 //!   known of endpoints, changed by others too.
+//! * `links`: whether it is still attached.
 //! * `census`: which sockets are translated. `destroy`: ending some.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!
@@ -18,6 +19,7 @@ mod cgroup;
 mod destroy;
 mod error;
 mod health;
+mod links;
 mod mounts;
 mod object;
 mod pins;
@@ -28,7 +30,8 @@ pub use attach::{Config, Programs};
 pub use attached::{Accounts, Attached, Frontends};
 pub use census::{Census, Translated};
 pub use cgroup::cgroup_root;
-pub use destroy::Ended;
+pub use destroy::{Endable, Ended};
 pub use error::Error;
+pub use links::Links;
 pub use pins::{PINS, ensure_bpffs, pinned, remove, remove_held};
 pub use probe::{Finding, State, probe};

@@ -5,6 +5,7 @@ use std::path::Path;
 use sluice_sys::bpf;
 
 use crate::attach::rehearse;
+use crate::destroy::Endable;
 use crate::pins::{self, Bpffs};
 use crate::{cgroup, cgroup_root};
 
@@ -15,6 +16,8 @@ pub enum State {
     Ok,
     /// It is not there, and the agent can see to it itself.
     Mendable,
+    /// It is not there: socket mode does without, and leaves more to the relay.
+    Lesser,
     /// It is not there: no socket mode.
     Missing,
 }
@@ -35,7 +38,7 @@ pub struct Finding {
 /// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
 /// are loaded and forgotten. Without a `cgroup` it is to be the root of all.
 pub fn probe(cgroup: Option<&Path>, pins: &Path) -> Vec<Finding> {
-    vec![cgroup2(cgroup), bpffs(pins), types(), programs(), barrier()]
+    vec![cgroup2(cgroup), bpffs(pins), types(), programs(), barrier(), ending()]
 }
 
 fn cgroup2(named: Option<&Path>) -> Finding {
@@ -81,6 +84,15 @@ fn programs() -> Finding {
         Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "BPF programs", state, seen, mend }
+}
+
+fn ending() -> Finding {
+    let mend = "CAP_SYS_ADMIN, and a kernel with CONFIG_INET_DIAG_DESTROY";
+    let (state, seen) = match Endable::probe() {
+        Endable { of_pods: true, .. } => (State::Ok, "they can be ended when their endpoint goes"),
+        _ => (State::Lesser, "they cannot be ended when their endpoint goes, so they are relayed"),
+    };
+    Finding { what: "connected UDP sockets of pods", state, seen: seen.into(), mend }
 }
 
 fn barrier() -> Finding {

@@ -56,7 +56,7 @@ pub(crate) const SHAPES: [Shape; 9] = [
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
     array("endpoints", 64, |capacity| capacity.endpoints),
     array("accounts", 64, |capacity| capacity.endpoints),
-    array("meta", 40, |_| 1),
+    array("meta", 48, |_| 1),
     Shape {
         name: "affinity",
         kind: kind::LRU_HASH,

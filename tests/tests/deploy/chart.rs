@@ -42,7 +42,7 @@ fn it_makes_what_the_overlays_are() {
     let cases = [
         (json!({}), overlay("kubeadm")),
         (json!({ "migrate": true }), with_components("kubeadm", &["migrate"])),
-        (json!({ "capture": "socket" }), with_components("kubeadm", &["socket"])),
+        (json!({ "capture": "tproxy" }), with_components("kubeadm", &["tproxy"])),
         (json!({ "apiserver": account, "clusterCIDR": "10.244.0.0/16" }), overlay("managed")),
     ];
     for (values, wanted) in cases {
@@ -51,7 +51,7 @@ fn it_makes_what_the_overlays_are() {
     }
     let values = json!({
         "apiserver": { "mode": "kubeconfig", "kubeconfigSecret": "mine" },
-        "settings": false, "leftovers": false, "gracePeriodSeconds": 300, "extraArgs": ["--track-connections"],
+        "capture": "tproxy", "settings": false, "leftovers": false, "gracePeriodSeconds": 300, "extraArgs": ["--track-connections"],
     });
     let made = by_kind(render(&values).unwrap());
     let pod = &made["DaemonSet"]["spec"]["template"]["spec"];

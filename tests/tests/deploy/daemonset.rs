@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice::admin::Expected;
 use sluice::capture_args::CaptureMode;
@@ -47,13 +47,15 @@ fn the_agent_understands_its_command_lines() {
 
 #[test]
 #[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
-fn in_socket_mode_the_agent_has_two_capabilities_more_and_no_other_container_has_more() {
+fn without_socket_mode_the_agent_has_three_capabilities_less_and_only_its_own_mounts() {
     for name in OVERLAYS {
-        let (plain, pod) =
-            (pod(&daemonset(&overlay(name))), pod(&daemonset(&with_components(name, &["socket"]))));
-        for container in [&pod.init_containers.as_ref().unwrap()[0], &pod.containers[0]] {
-            let Ok(Command::Agent(args)) = parse(container) else { panic!("{name}: {container:?}") };
-            assert_eq!(args.capture.capture, CaptureMode::Socket, "{name}: {}", container.name);
+        let (pod, without) =
+            (pod(&daemonset(&overlay(name))), pod(&daemonset(&with_components(name, &["tproxy"]))));
+        for (pod, mode) in [(&pod, CaptureMode::Auto), (&without, CaptureMode::Tproxy)] {
+            for container in [&pod.init_containers.as_ref().unwrap()[0], &pod.containers[0]] {
+                let Ok(Command::Agent(args)) = parse(container) else { panic!("{name}: {container:?}") };
+                assert_eq!(args.capture.mode(), mode, "{name}: {}", container.name);
+            }
         }
         let Ok(Command::Agent(args)) = parse(&pod.containers[0]) else { panic!("{name}") };
         let mounts = pod.containers[0].volume_mounts.as_ref().unwrap();
@@ -63,18 +65,35 @@ fn in_socket_mode_the_agent_has_two_capabilities_more_and_no_other_container_has
             let context = container.security_context.as_ref().unwrap();
             context.capabilities.as_ref().map(|all| all.add.clone().unwrap_or_default()).unwrap_or_default()
         };
-        for (before, after) in containers(&plain).zip(containers(&pod)) {
-            let more: &[&str] = if after.name == "agent" { &["BPF", "PERFMON"] } else { &[] };
+        for (all, fewer) in containers(&pod).zip(containers(&without)) {
+            let more: &[&str] = if all.name == "agent" { &["BPF", "PERFMON", "SYS_ADMIN"] } else { &[] };
             let wanted: Vec<String> =
-                capabilities(before).into_iter().chain(more.iter().map(|more| (*more).into())).collect();
-            assert_eq!(capabilities(after), wanted, "{name}: {}", after.name);
-            for mount in after.volume_mounts.iter().flatten() {
-                let is_privileged = after.security_context.as_ref().unwrap().privileged == Some(true);
+                capabilities(fewer).into_iter().chain(more.iter().map(|more| (*more).into())).collect();
+            assert_eq!(capabilities(all), wanted, "{name}: {}", all.name);
+            for mount in all.volume_mounts.iter().flatten() {
+                let is_privileged = all.security_context.as_ref().unwrap().privileged == Some(true);
                 let is_allowed = is_privileged || mount.mount_propagation.as_deref() != Some("Bidirectional");
                 assert!(is_allowed, "{name}: Kubernetes lets only privileged containers mount: {mount:?}");
-                assert!(mount.name != "cgroup" || mount.read_only == Some(true), "{name}: {mount:?}");
+                let is_looked_at = ["cgroup", "netns"].contains(&mount.name.as_str());
+                assert!(!is_looked_at || mount.read_only == Some(true), "{name}: {mount:?}");
             }
         }
+        let paths = |pod: &PodSpec| -> Vec<String> {
+            let volumes = pod.volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref());
+            volumes.map(|path| path.path.clone()).collect()
+        };
+        assert_eq!(paths(&without), ["/sys/fs/bpf", "/run/xtables.lock"], "{name}");
+        assert_eq!(
+            paths(&pod),
+            ["/sys/fs/bpf", "/sys/fs/cgroup", "/run/netns", "/run/xtables.lock"],
+            "{name}"
+        );
+        let mounted: Vec<&str> =
+            without.containers[0].volume_mounts.iter().flatten().map(|mount| mount.name.as_str()).collect();
+        assert!(
+            !mounted.iter().any(|name| ["bpffs", "cgroup", "netns"].contains(name)),
+            "{name}: {mounted:?}"
+        );
     }
 }
 

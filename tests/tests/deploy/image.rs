@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use sluice_model::{Family, Protocol};
 use sluice_testbed::apiserver::{Apiserver, Resource};
-use sluice_testbed::lab::{Cgroup, Lab, LabError, Load, PATIENCE, Process, SILENCE};
+use sluice_testbed::lab::{Cgroup, Host, Lab, LabError, Load, PATIENCE, Process, SILENCE};
 use tempfile::TempDir;
 
 use crate::manifests::{daemonset, overlay, pod, with_components};
@@ -61,6 +62,20 @@ impl SocketPlace {
         self.directory.path().join("sys/fs/bpf")
     }
 
+    /// The node's /run/netns, where its container runtime has the pods' network namespaces.
+    fn netns(&self) -> PathBuf {
+        self.directory.path().join("run/netns")
+    }
+
+    /// Has a pod's namespace be there.
+    fn name_namespace(&self, pod: &Host) {
+        let path = self.netns().join(&pod.name);
+        fs::write(&path, "").unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["--bind", "/proc/self/ns/net"]).arg(path);
+        assert!(pod.ns.run(|| mount.status()).unwrap().success(), "{}", pod.name);
+    }
+
     /// Whether anything of an agent's is pinned there.
     fn is_pinned(&self) -> bool {
         self.bpffs().join("sluice").exists()
@@ -101,7 +116,7 @@ struct Scene {
     lab: Lab,
     node: Node,
     directory: TempDir,
-    _apiserver: Apiserver,
+    apiserver: Apiserver,
     _runtime: tokio::runtime::Runtime,
     _server: sluice_testbed::lab::Server,
     /// Last: it goes when all threads of the lab have.
@@ -149,8 +164,13 @@ impl Scene {
             directories: sockets
                 .iter()
                 .flat_map(|place| {
-                    fs::create_dir_all(place.bpffs()).unwrap();
-                    [("/sys/fs/cgroup", "/sys/fs/cgroup".into()), ("/sys/fs/bpf", place.bpffs())]
+                    [place.bpffs(), place.netns()].iter().for_each(|path| fs::create_dir_all(path).unwrap());
+                    place.name_namespace(lab.pod(0));
+                    [
+                        ("/sys/fs/cgroup", "/sys/fs/cgroup".into()),
+                        ("/sys/fs/bpf", place.bpffs()),
+                        ("/run/netns", place.netns()),
+                    ]
                 })
                 .collect(),
             config_maps: BTreeMap::from([("kube-proxy", kube_proxy_config(&apiserver.url()))]),
@@ -159,19 +179,19 @@ impl Scene {
             authority: apiserver.ca_pem(),
             service: "10.96.0.1",
         };
-        Self { lab, node, directory, _apiserver: apiserver, _runtime: runtime, _server: server, sockets }
+        Self { lab, node, directory, apiserver, _runtime: runtime, _server: server, sockets }
     }
 
-    /// The pod of an overlay, with what a person has to fill in.
+    /// The pod of an overlay, with what a person has to fill in. Only sockets of the lab are decided about, if any are.
     fn pod(&self, name: &str) -> PodSpec {
-        self.fill_in(&overlay(name))
+        let mut pod = self.fill_in(&overlay(name));
+        pod.containers[0].args.as_mut().unwrap().extend(self.sockets.as_ref().map(SocketPlace::flag));
+        pod
     }
 
-    /// The same in socket mode, and only sockets of the lab are decided about.
-    fn socket_pod(&self, name: &str) -> PodSpec {
-        let mut pod = self.fill_in(&with_components(name, &["socket"]));
-        pod.containers[0].args.as_mut().unwrap().push(self.sockets.as_ref().unwrap().flag());
-        pod
+    /// The same without socket mode.
+    fn relaying_pod(&self, name: &str) -> PodSpec {
+        self.fill_in(&with_components(name, &["tproxy"]))
     }
 
     fn fill_in(&self, objects: &[Value]) -> PodSpec {
@@ -233,7 +253,7 @@ impl Scene {
     }
 
     /// Everybody who can ask, and where.
-    fn questions(&self) -> Vec<(&sluice_testbed::lab::Host, SocketAddr)> {
+    fn questions(&self) -> Vec<(&Host, SocketAddr)> {
         let of_family = |family: Family| {
             let node_port = (self.lab.node().ip(family), 30_007).into();
             [
@@ -252,6 +272,44 @@ impl Scene {
                 let outcome = host.ask(protocol, to, PATIENCE);
                 assert_eq!(outcome.by(), Some("pod-1"), "{protocol} {to} from {}: {outcome:?}", host.name);
             }
+        }
+    }
+
+    /// A UDP socket of a pod is connected to a Service, and then the endpoint goes and comes back. Where the agent may enter
+    /// the pod's network, the socket is told; elsewhere it never was the endpoint's, and goes on.
+    #[track_caller]
+    fn assert_no_socket_waits_for_a_gone_endpoint(&self, may_enter: bool) {
+        let socket = self.lab.pod(0).ns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(cluster_ip(Family::V4)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        });
+        let is_answered = || {
+            socket.send(b"who").unwrap();
+            // A read with a time limit may be interrupted.
+            loop {
+                match socket.recv(&mut [0; 64]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    answer => return answer,
+                }
+            }
+        };
+        is_answered().unwrap();
+        self.apiserver.delete(Resource::EndpointSlices, "default", "web-ipv4").unwrap();
+        if may_enter {
+            let told = loop {
+                match socket.recv(&mut [0; 64]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    told => break told,
+                }
+            };
+            assert_eq!(told.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        }
+        self.apiserver.create(Resource::EndpointSlices, slice(&self.lab, Family::V4)).unwrap();
+        self.assert_served();
+        if !may_enter {
+            is_answered().unwrap();
         }
     }
 
@@ -363,6 +421,13 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
     }
 }
 
+/// Has a container run without some of its capabilities.
+fn take_away(container: &mut Container, capabilities: &[&str]) {
+    let context = container.security_context.as_mut().unwrap();
+    let all = context.capabilities.as_mut().unwrap().add.as_mut().unwrap();
+    all.retain(|capability| !capabilities.contains(&&**capability));
+}
+
 /// Whether this is answered by the lab's backend, for everybody on the node.
 fn is_answered_on_the_node(scene: &Scene, patience: Duration) -> Vec<bool> {
     let hosts = [scene.lab.pod(0), scene.lab.node()];
@@ -383,8 +448,11 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
     let before = scene.kernel();
     let place = scene.sockets.as_ref().unwrap();
     let patience = Duration::from_secs(30);
-    for name in ["managed", "kubeadm"] {
-        let pod = scene.socket_pod(name);
+    for (name, may_enter) in [("managed", true), ("kubeadm", false)] {
+        let mut pod = scene.pod(name);
+        if !may_enter {
+            take_away(&mut pod.containers[0], &["SYS_ADMIN"]);
+        }
         let mut first = scene.start_pod(&pod);
         well(first.process.wait_for("are decided when they are made", PATIENCE));
         well(first.process.wait_for(READY, PATIENCE));
@@ -394,6 +462,7 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         scene.assert_served();
         let attached = place.programs();
         assert!(attached > 0 && place.is_pinned(), "{name}");
+        scene.assert_no_socket_waits_for_a_gone_endpoint(may_enter);
 
         // Another one takes its place: the programs are replaced, by somebody who has no more rights than this one.
         let mut second = scene.start_pod(&pod);
@@ -415,7 +484,7 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         let mut third = scene.start_pod(&pod);
         well(third.process.wait_for(READY, PATIENCE));
         assert_eq!(place.programs(), attached, "{name}");
-        let mut fourth = scene.start_pod(&scene.pod(name));
+        let mut fourth = scene.start_pod(&scene.relaying_pod(name));
         assert_eq!((place.programs(), place.is_pinned()), (0, false), "{name}");
         scene.assert_served();
         well(fourth.process.wait_for(READY, PATIENCE));
@@ -446,7 +515,7 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
 #[ignore = "needs the image: .ci/image builds it and runs this"]
 fn in_a_container_the_root_of_all_cgroups_is_found_and_without_it_the_mend_is_told() {
     let mut scene = Scene::with_sockets();
-    let pod = scene.socket_pod("managed");
+    let pod = scene.pod("managed");
     // It mounts the bpffs.
     let settings = &pod.init_containers.as_ref().unwrap()[0];
     let mut running = scene.start(&pod, settings, &arguments(settings, scene.node.name));
@@ -475,15 +544,19 @@ fn in_a_container_the_root_of_all_cgroups_is_found_and_without_it_the_mend_is_to
         let found = socket_mode(&scene, &without);
         assert!(found.contains("relay all connections") && found.contains(mend), "without {mount}: {found}");
     }
+    // It stands for the other two.
+    let mut less = agent.clone();
+    take_away(&mut less, &["SYS_ADMIN"]);
+    let found = socket_mode(&scene, &less);
+    assert!(found.contains("have what they need") && found.contains("CAP_SYS_ADMIN"), "{found}");
     for capability in ["BPF", "PERFMON"] {
-        let mut without = agent.clone();
-        let context = without.security_context.as_mut().unwrap();
-        context.capabilities.as_mut().unwrap().add.as_mut().unwrap().retain(|other| *other != capability);
+        let mut without = less.clone();
+        take_away(&mut without, &[capability]);
         let found = socket_mode(&scene, &without);
         assert!(found.contains("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"), "without {capability}: {found}");
     }
     scene.node.is_old = true;
-    let found = socket_mode(&scene, &agent);
+    let found = socket_mode(&scene, &less);
     assert!(found.contains("a seccomp profile that has bpf(2)"), "{found}");
 }
 
@@ -491,7 +564,7 @@ fn in_a_container_the_root_of_all_cgroups_is_found_and_without_it_the_mend_is_to
 #[ignore = "needs the image: .ci/image builds it and runs this"]
 fn each_capability_of_the_agent_is_one_that_its_check_asks_for_and_no_more_are() {
     let scene = Scene::new();
-    let pod = scene.pod("managed");
+    let pod = scene.relaying_pod("managed");
     let level = |container: &Container| {
         let arguments = ["check", "--output", "json"].map(str::to_owned);
         let mut running = scene.start(&pod, container, &arguments);
@@ -507,8 +580,7 @@ fn each_capability_of_the_agent_is_one_that_its_check_asks_for_and_no_more_are()
     };
     for capability in capabilities(&agent) {
         let mut without = agent.clone();
-        let context = without.security_context.as_mut().unwrap();
-        context.capabilities.as_mut().unwrap().add.as_mut().unwrap().retain(|other| *other != capability);
+        take_away(&mut without, &[&capability]);
         assert_ne!(level(&without), "ok", "without {capability}");
     }
 }

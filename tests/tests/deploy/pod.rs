@@ -173,7 +173,7 @@ impl Node {
                     fs::create_dir_all(path.parent().unwrap()).unwrap();
                     fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
                 }
-                Some("Directory") => match self.directories.get(host.path.as_str()) {
+                Some("Directory" | "DirectoryOrCreate") => match self.directories.get(host.path.as_str()) {
                     Some(directory) => return directory.clone(),
                     None => fs::create_dir_all(&path).unwrap(),
                 },

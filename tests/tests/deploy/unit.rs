@@ -13,9 +13,9 @@ fn unit() -> String {
     fs::read_to_string(repository().join("deploy/systemd/sluice.service")).unwrap()
 }
 
-/// What socket mode adds.
+/// What there is for a node without socket mode.
 fn drop_in() -> String {
-    fs::read_to_string(repository().join("deploy/systemd/socket-mode.conf")).unwrap()
+    fs::read_to_string(repository().join("deploy/systemd/tproxy.conf")).unwrap()
 }
 
 fn settings(unit: &str) -> BTreeMap<&str, &str> {
@@ -27,12 +27,12 @@ fn the_agent_understands_its_command_line_and_has_the_time_that_it_gives() {
     let (unit, drop_in) = (unit(), drop_in());
     let all = settings(&unit);
     assert_eq!(all["Environment"], "SLUICE_FLAGS=");
-    for (text, capture) in [(&unit, CaptureMode::Tproxy), (&drop_in, CaptureMode::Socket)] {
+    for (text, capture) in [(&unit, CaptureMode::Auto), (&drop_in, CaptureMode::Tproxy)] {
         let line = settings(text)["ExecStart"].strip_suffix(" $SLUICE_FLAGS").unwrap();
         let words: Vec<_> = line.split(' ').map(Into::into).collect();
         let cli = cli::try_parse(&words).unwrap_or_else(|error| panic!("{error}"));
         let cli::Command::Agent(agent) = cli.command else { panic!("{line}") };
-        assert_eq!(agent.capture.capture, capture);
+        assert_eq!(agent.capture.mode(), capture);
         assert!(agent.grace_period.as_secs() < all["TimeoutStopSec"].parse().unwrap());
     }
 }
@@ -44,7 +44,8 @@ fn it_has_the_capabilities_of_the_daemonset() {
     let of = |text| settings(text)["CapabilityBoundingSet"].split(' ').map(str::to_owned);
     for (ours, objects) in [
         (of(&unit).collect::<BTreeSet<String>>(), overlay("managed")),
-        (of(&unit).chain(of(&drop_in)).collect(), with_components("managed", &["socket"])),
+        // An empty line before it takes back what the unit says.
+        (of(&drop_in).collect(), with_components("managed", &["tproxy"])),
     ] {
         let pod = pod(&daemonset(&objects));
         let context = pod.containers[0].security_context.clone().unwrap();
@@ -62,7 +63,7 @@ fn systemd_understands_it() {
     fs::write(&file, with_a_program(unit())).unwrap();
     let below = directory.path().join("sluice.service.d");
     fs::create_dir(&below).unwrap();
-    fs::write(below.join("socket-mode.conf"), with_a_program(drop_in())).unwrap();
+    fs::write(below.join("tproxy.conf"), with_a_program(drop_in())).unwrap();
     match Command::new("systemd-analyze").arg("verify").arg(&file).output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: there is no systemd-analyze here");

@@ -73,8 +73,8 @@ fn unreachable(socket: &Path, error: &io::Error) -> anyhow::Error {
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
-            "no agent answers at {socket}: start one with --admin-socket (`sluice agent --capture tproxy` has it \
-             anyway), give this command the agent's --admin-socket, or run it in the agent's pod (`kubectl exec`)"
+            "no agent answers at {socket}: start one with --admin-socket (one that captures has it anyway), give this \
+             command the agent's --admin-socket, or run it in the agent's pod (`kubectl exec`)"
         ),
         io::ErrorKind::ConnectionRefused => {
             anyhow!("the agent that answered at {socket} has ended without a trace: start it again")

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluice_model::Protocol;
-use sluice_socket::{Census, Ended, Translated};
+use sluice_socket::{Census, Endable, Ended, Translated};
 use sluice_table::{FrontendKey, Reader, ServicePort, Table};
 use tracing::{info, warn};
 
@@ -60,15 +60,20 @@ impl Sweeper {
     /// # Errors
     /// The system gives no thread.
     pub(crate) fn start(census: Census, table: &Table) -> io::Result<Self> {
-        let (mut table, swept) = (table.reader(), Arc::<Swept>::default());
+        let endable = Endable::probe();
+        census.set_endable(endable);
+        if !endable.of_pods {
+            info!(
+                "pods' UDP sockets that are connected are relayed, as they could not be ended: it takes CAP_SYS_ADMIN, \
+                 and a kernel with CONFIG_INET_DIAG_DESTROY"
+            );
+        }
+        let swept = Arc::<Swept>::default();
         let (wake, woken) = sync_channel(1);
         let counted = Arc::clone(&swept);
-        let sweep = move || {
-            let mut serving = Serving::default();
-            census.end_datagram_sockets(|socket| !serving.has(&mut table, socket))
-        };
+        let look = InKernel { census, endable, table: table.reader() };
         let builder = std::thread::Builder::new().name("socket-sweep".to_owned());
-        let thread = builder.spawn(move || follow(&woken, PAUSE, &counted, sweep))?;
+        let thread = builder.spawn(move || follow(&woken, PAUSE, &counted, look))?;
         Ok(Self { wake: Some(wake), thread: Some(thread), swept })
     }
 
@@ -121,13 +126,34 @@ impl Serving {
     }
 }
 
+/// Looking at all sockets.
+trait Look {
+    /// Ends what is to be ended.
+    fn end_stale(&mut self) -> io::Result<Ended>;
+
+    /// Some of pods' cannot be: has no more of them be decided about.
+    fn leave_pods(&mut self);
+}
+
+struct InKernel {
+    census: Census,
+    endable: Endable,
+    table: Reader,
+}
+
+impl Look for InKernel {
+    fn end_stale(&mut self) -> io::Result<Ended> {
+        let mut serving = Serving::default();
+        self.census.end_datagram_sockets(|socket| !serving.has(&mut self.table, socket))
+    }
+
+    fn leave_pods(&mut self) {
+        self.census.set_endable(Endable { of_pods: false, ..self.endable });
+    }
+}
+
 /// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
-fn follow(
-    woken: &Receiver<()>,
-    pause: Duration,
-    swept: &Swept,
-    mut sweep: impl FnMut() -> io::Result<Ended>,
-) {
+fn follow(woken: &Receiver<()>, pause: Duration, swept: &Swept, mut look: impl Look) {
     let mut not_before = Instant::now();
     let mut retry: Option<Duration> = None;
     loop {
@@ -145,7 +171,9 @@ fn follow(
             }
         }
         let start = Instant::now();
-        let trouble = judge(sweep(), swept);
+        let done = look.end_stale();
+        let has_left = done.as_ref().is_ok_and(|done| done.refused + done.unreached > 0);
+        let trouble = judge(done, swept);
         let end = Instant::now();
         not_before = end + pause.max((end - start) * REST);
         // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
@@ -153,6 +181,12 @@ fn follow(
             warn!(
                 "connected UDP sockets may wait for endpoints that are gone: {trouble}; this is tried again"
             );
+            if has_left {
+                look.leave_pods();
+                warn!(
+                    "pods' UDP sockets that connect from now on are relayed, until the agent is started again"
+                );
+            }
         }
         retry = trouble.map(|_| retry.map_or(pause, |last| LONGEST_RETRY.min(last * 2)));
     }
@@ -170,8 +204,8 @@ fn judge(done: io::Result<Ended>, swept: &Swept) -> Option<String> {
             let mut troubles = Vec::new();
             if unreached > 0 {
                 troubles.push(format!(
-                    "{unreached} are in network namespaces in which no process is that this agent sees (in a pod it \
-                     takes `hostPID: true`)"
+                    "{unreached} are in network namespaces in which no process is that this agent sees (a pod \
+                     needs the node's /run/netns, or where its container runtime has them)"
                 ));
             }
             if refused > 0 {
@@ -195,24 +229,39 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
+    /// Answers what it was told to.
+    struct Told<'a, A> {
+        answers: A,
+        looks: SyncSender<()>,
+        left: &'a AtomicU64,
+    }
+
+    impl<A: Iterator<Item = io::Result<Ended>>> Look for Told<'_, A> {
+        fn end_stale(&mut self) -> io::Result<Ended> {
+            self.looks.send(()).unwrap();
+            self.answers.next().unwrap_or(Ok(Ended::default()))
+        }
+
+        fn leave_pods(&mut self) {
+            self.left.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn what_has_failed_is_tried_again_and_what_came_meanwhile_is_one_look() {
         let (wake, woken) = sync_channel(1);
         let (looks, looked) = sync_channel(0);
-        let swept = Swept::default();
+        let (swept, left) = (Swept::default(), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let mut answers = [
+            let answers = [
                 Err(io::ErrorKind::OutOfMemory.into()),
                 Ok(Ended { ended: 2, refused: 1, unreached: 0 }),
                 Ok(Ended { ended: 1, ..Ended::default() }),
             ]
             .into_iter();
-            let sweep = move || {
-                looks.send(()).unwrap();
-                answers.next().unwrap_or(Ok(Ended::default()))
-            };
-            let swept = &swept;
-            scope.spawn(move || follow(&woken, Duration::from_millis(1), swept, sweep));
+            let (swept, left) = (&swept, &left);
+            let look = Told { answers, looks, left };
+            scope.spawn(move || follow(&woken, Duration::from_millis(1), swept, look));
             wake.send(()).unwrap();
             // Once because it was woken, twice more by itself.
             (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
@@ -223,5 +272,6 @@ mod tests {
             drop(wake);
         });
         assert_eq!((swept.ended(), swept.failed()), (3, 2));
+        assert_eq!(left.into_inner(), 1, "a second look had left one");
     }
 }

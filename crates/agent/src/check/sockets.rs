@@ -11,16 +11,22 @@ pub(super) fn finding(args: &SocketArgs) -> Finding {
 }
 
 fn judge(needs: &[sluice_socket::Finding]) -> Finding {
-    let missing = || needs.iter().filter(|need| need.state == State::Missing);
-    let list = |say: fn(&sluice_socket::Finding) -> String| missing().map(say).collect::<Vec<_>>().join("; ");
-    if missing().next().is_none() {
-        let seen: Vec<String> = needs.iter().map(|need| format!("{} ({})", need.what, need.seen)).collect();
-        let what = format!("--capture socket and auto have what they need: {}", seen.join("; "));
-        return Finding::ok("socket mode", what);
-    }
-    let what = list(|need| format!("{} ({})", need.what, need.seen));
-    let what = format!("--capture socket and auto relay all connections here, for want of: {what}");
-    Finding { mend: list(|need| format!("{}: {}", need.what, need.mend)), ..Finding::ok("socket mode", what) }
+    let list = |state: Option<State>, say: fn(&sluice_socket::Finding) -> String| {
+        let needs = needs.iter().filter(|need| state.is_none_or(|state| need.state == state));
+        needs.map(say).collect::<Vec<_>>().join("; ")
+    };
+    let seen = |need: &sluice_socket::Finding| format!("{} ({})", need.what, need.seen);
+    let mend = |need: &sluice_socket::Finding| format!("{}: {}", need.what, need.mend);
+    let is_missing = needs.iter().any(|need| need.state == State::Missing);
+    let (what, wanting) = if is_missing {
+        let missing = list(Some(State::Missing), seen);
+        let what = format!("--capture socket and auto relay all connections here, for want of: {missing}");
+        (what, State::Missing)
+    } else {
+        let all = list(None, seen);
+        (format!("--capture socket and auto have what they need: {all}"), State::Lesser)
+    };
+    Finding { mend: list(Some(wanting), mend), ..Finding::ok("socket mode", what) }
 }
 
 #[cfg(test)]
@@ -34,6 +40,9 @@ mod tests {
         let all = judge(&[need("cgroup2", State::Ok), need("bpffs", State::Mendable)]);
         assert_eq!((all.level, all.mend.as_str()), (Level::Ok, ""));
         assert!(all.what.ends_with("cgroup2 (seen); bpffs (seen)"), "{}", all.what);
+        let less = judge(&[need("cgroup2", State::Ok), need("ending", State::Lesser)]);
+        assert_eq!((less.level, less.mend.as_str()), (Level::Ok, "ending: do this"));
+        assert!(less.what.contains("have what they need"), "{}", less.what);
         let some =
             judge(&[need("cgroup2", State::Ok), need("BTF", State::Missing), need("BPF", State::Missing)]);
         assert_eq!(some.level, Level::Ok);

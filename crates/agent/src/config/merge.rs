@@ -74,7 +74,7 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
         })?;
         merging.fields(&fields);
         // Who has a configuration of kube-proxy's has a node.
-        merging.add("capture", &vec!["tproxy".to_owned()], &Origin { name: String::new(), line: None });
+        merging.add("capture", &vec!["auto".to_owned()], &Origin { name: String::new(), line: None });
     }
     if merging.is_v6 {
         let origin = Origin { name: "bindAddress".to_owned(), line: None };
@@ -132,7 +132,7 @@ impl Merging<'_> {
         match meaning {
             Meaning::As(flag) => self.add(flag, words, origin),
             Meaning::Mode if MODES.contains(&first) => {
-                self.add("capture", &vec!["tproxy".to_owned()], origin);
+                self.add("capture", &vec!["auto".to_owned()], origin);
             }
             Meaning::Mode => {
                 let what = format!("{first:?} is to be one of {}", MODES.join(", "));

@@ -158,7 +158,7 @@ fn every_field_has_an_effect_or_is_named_in_the_one_warning() {
                 assert_eq!(value(&args, flag)[0], word, "{}", row.field);
                 assert_eq!(named, "", "{}", row.field);
             }
-            Meaning::Mode => assert_eq!(value(&args, "capture"), ["tproxy"]),
+            Meaning::Mode => assert_eq!(value(&args, "capture"), ["auto"]),
             _ => assert!(named.contains(&format!(": {} (", row.field)), "{}: {named}", row.field),
         }
         let nothing = with(&one_field(row.field, "null"), "");
@@ -184,7 +184,7 @@ fn every_flag_has_an_effect_or_is_named_in_the_one_warning() {
                 Meaning::As(ours) => {
                     assert_eq!((value(&args, ours)[0].as_str(), &*named), (word, ""), "{flag}")
                 }
-                Meaning::Mode => assert_eq!(value(&args, "capture"), ["tproxy"]),
+                Meaning::Mode => assert_eq!(value(&args, "capture"), ["auto"]),
                 _ => assert!(named.contains(&format!(": --{} (", row.flag)), "{flag}: {named}"),
             }
         }
@@ -221,9 +221,9 @@ fn what_kubeadm_writes_is_taken_as_it_is() {
     assert_eq!(args.said.named, None);
     assert_eq!(args.source.apiserver.kubeconfig, Some("/var/lib/kube-proxy/kubeconfig.conf".into()));
     assert_eq!(value(&args, "cluster-cidr"), ["10.244.0.0/16"]);
-    assert_eq!(value(&args, "capture"), ["tproxy"]);
+    assert_eq!(value(&args, "capture"), ["auto"]);
     // Nothing else is another than without it.
-    let plain = parse("--hostname-override=node-1 --capture tproxy").unwrap();
+    let plain = parse("--hostname-override=node-1 --capture auto").unwrap();
     let difference = args.said.effective.difference(&plain.said.effective);
     assert_eq!(difference, ["cluster-cidr", "config", "kubeconfig"]);
     assert_eq!(with(&KUBEADM.replace("10.244.0.0/16", "\"\""), "").said.named, None);

@@ -13,8 +13,11 @@ impl Metrics {
     /// How connections get to endpoints, and why not at the socket where that was asked for.
     pub(super) fn encode_mode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let reason = self.observer.at_socket().reason().map_or_else(String::new, |reason| (*reason).clone());
-        let labels =
-            [("mode", self.observer.mode().to_owned()), ("wanted", self.mode.to_owned()), ("reason", reason)];
+        let labels = [
+            ("mode", self.observer.mode().to_owned()),
+            ("wanted", self.wanted.to_owned()),
+            ("reason", reason),
+        ];
         let help = "How connections get to endpoints, and why not as they were to";
         Info::new(labels.to_vec()).encode(encoder.encode_descriptor(
             "capture",

@@ -2,7 +2,7 @@
 //! takes over, and what becomes of it where it cannot be had.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Bpffs, Cgroup, PATIENCE};
 
-use crate::manifests::{cluster_ip, node_port};
+use crate::manifests::{Service, cluster_ip, node_port};
 use crate::scene::{AGENT, Conversation, READY, Scene, sluice, until};
 
 const METRICS: &str = "127.0.0.1:10249";
@@ -35,8 +35,21 @@ impl Sockets {
         self.bpffs.path().join("sluice")
     }
 
+    /// What is attached.
+    fn programs(&self) -> String {
+        let shown =
+            Command::new("bpftool").args(["cgroup", "show"]).arg(self.cgroup.path()).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        shown.lines().filter(|line| line.contains("sluice_")).collect()
+    }
+
     /// The number tells agents apart.
     fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
+        self.start_by(sluice([] as [&str; 0]), number, capture, pins)
+    }
+
+    /// The same where a command is the program, or runs it.
+    fn start_by(&self, mut command: Command, number: u8, capture: &str, pins: &Path) -> Agent {
         let directory = self.scene.manifests().parent().unwrap().to_path_buf();
         let admin = directory.join(format!("admin-{number}.sock"));
         let log = directory.join(format!("log-{number}"));
@@ -45,8 +58,12 @@ impl Sockets {
             "0" if number == 1 => METRICS,
             other => other,
         });
-        let mut command = sluice(arguments);
-        command.arg("--manifests").arg(self.scene.manifests()).arg("--admin-socket").arg(&admin);
+        command
+            .args(arguments)
+            .arg("--manifests")
+            .arg(self.scene.manifests())
+            .arg("--admin-socket")
+            .arg(&admin);
         command.arg("--socket-cgroup").arg(self.cgroup.path()).arg("--socket-pins").arg(pins);
         command.args(["--service-metrics", "endpoint", "--grace-period", "1"]);
         let out = File::create(&log).unwrap();
@@ -178,7 +195,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert!(agent.ask(&["services", "s1"]).contains("4 of all were translated"));
 
     // What they carried is known when they are over, of an endpoint that has gone by then, too.
-    scene.apply(&crate::manifests::Service::new(1).here(scene.lab.pod(1)));
+    scene.apply(&Service::new(1).here(scene.lab.pod(1)));
     until("one endpoint is left", || {
         tcp(&agent.json(&["services", "s1"]))["endpoints"].as_array().unwrap().len() == 1
     });
@@ -265,8 +282,91 @@ fn where_sockets_cannot_be_had_all_is_relayed_and_the_reason_is_told() {
         assert_eq!(explained["atSocket"]["verdict"], "pass");
         agent.stop();
     }
-    let left = Command::new("bpftool").args(["cgroup", "show"]).arg(sockets.cgroup.path()).output().unwrap();
-    assert!(!String::from_utf8_lossy(&left.stdout).contains("sluice_"), "{left:?}");
+    assert_eq!(sockets.programs(), "");
+}
+
+#[test]
+fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_started_again() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let agent = sockets.start(1, "auto", &sockets.pins());
+    let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
+    let mut open = Conversation::begin(pod, to);
+    let load = pod.load(Protocol::Tcp, to);
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    let is_connect = |path: &PathBuf| path.ends_with("link_sluice_connect4");
+    let version = fs::read_dir(sockets.pins()).unwrap().next().unwrap().unwrap().path();
+    let pin = fs::read_dir(version).unwrap().map(|entry| entry.unwrap().path()).find(is_connect).unwrap();
+    fs::remove_file(pin).unwrap();
+    agent.wait_for("somebody has taken sluice_connect4 away");
+    let status = agent.json(&["status"]);
+    assert_eq!(status["mode"], "tproxy");
+    assert!(status["atSockets"].as_str().unwrap().starts_with("off: somebody has taken"), "{status}");
+    // Nothing of it is left, which would be kept in line by nobody.
+    assert_eq!(sockets.programs(), "");
+    assert!(!sockets.pins().exists());
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    agent.stop();
+    let again = sockets.start(1, "auto", &sockets.pins());
+    assert_eq!(again.json(&["status"])["mode"], "socket");
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    open.say("on");
+}
+
+/// As in a pod that has fewer rights than the manifests give it.
+#[test]
+fn where_pods_sockets_could_not_be_ended_their_connected_ones_of_udp_are_relayed() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let mut without = Command::new("setpriv");
+    without
+        .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+        .arg(sluice([] as [&str; 0]).get_program());
+    let agent = sockets.start_by(without, 1, "socket", &sockets.pins());
+    agent.wait_for("pods' UDP sockets that are connected are relayed");
+    let to = cluster_ip(1, Family::V4);
+    let [pod, node] = [scene.lab.pod(0), scene.lab.node()].map(|host| {
+        host.ns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        })
+    });
+    let ask = |socket: &UdpSocket| {
+        socket.send(b"who").unwrap();
+        // A read with a time limit may be interrupted.
+        while let Err(error) = socket.recv(&mut [0; 64]) {
+            assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        }
+    };
+    ask(&pod);
+    ask(&node);
+    let list = agent.json(&["connections", "--protocol", "udp"]);
+    let state = |socket: &UdpSocket| {
+        let client = socket.local_addr().unwrap().to_string();
+        let rows = list["items"].as_array().unwrap();
+        rows.iter().find(|row| row["client"] == client).map(|row| row["state"].clone())
+    };
+    assert_eq!(state(&node), Some("translated".into()), "{list}");
+    assert_eq!(state(&pod), Some("answered".into()), "{list}");
+    // Its endpoint goes, whichever that is: another one answers.
+    for is_here in [true, false] {
+        let service = Service::new(1);
+        let (here, there) = (scene.lab.pod(1), scene.lab.other_pod(0));
+        scene.apply(&if is_here { service.here(here) } else { service.there(there) });
+        until("it is the only endpoint", || {
+            let service = agent.json(&["services", "s1"]);
+            let mut ports = service["items"][0]["ports"].as_array().unwrap().iter();
+            ports.all(|port| {
+                let endpoints = port["endpoints"].as_array().unwrap();
+                endpoints.len() == 1 && endpoints[0]["isHere"] == is_here
+            })
+        });
+        ask(&pod);
+    }
 }
 
 #[test]

@@ -122,13 +122,16 @@ impl Agent {
     }
 
     pub(crate) fn spawn(arguments: &[&str]) -> Self {
+        let says = |flag: &str| arguments.iter().any(|argument| argument.starts_with(flag));
+        let mut quiet = vec!["agent"];
         // No metrics unless asked for: the default port is there only once.
-        let quiet = ["agent", "--metrics-bind-address", "0"];
-        let quiet = if arguments.iter().any(|argument| argument.starts_with(quiet[1])) {
-            &quiet[..1]
-        } else {
-            &quiet
-        };
+        if !says("--metrics-bind-address") {
+            quiet.extend(["--metrics-bind-address", "0"]);
+        }
+        // Root with an apiserver would take this machine for a node.
+        if !says("--capture") && !says("--config") {
+            quiet.extend(["--capture", "bind"]);
+        }
         Self::run(Command::new(env!("CARGO_BIN_EXE_sluice")).args(quiet).args(arguments))
     }
 

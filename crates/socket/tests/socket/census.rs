@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sluice_socket::{Ended, Translated};
+use sluice_socket::{Endable, Ended, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
 use sluice_testbed::lab::Namespace;
@@ -71,6 +71,34 @@ fn sockets_of_all_namespaces_are_listed() {
                     since_ns,
                 };
                 assert_eq!(listed, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn datagram_sockets_that_nobody_could_end_are_left_alone_when_they_connect() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    let endable = node.host.run(Endable::probe);
+    assert_eq!(endable, Endable { of_node: true, of_pods: true }, "this test runs as root");
+    for (set, v6) in [(1, false), (2, true)] {
+        let at: SocketAddr = (endpoint_ip(v6, 1), 7).into();
+        let to = service(v6, 1, 80);
+        serve(&mut kernel, set, to, &[at]);
+        for (of_node, of_pods) in [(true, true), (true, false), (false, false)] {
+            census.set_endable(Endable { of_node, of_pods });
+            for (namespace, is_led) in [(&node.host, of_node), (&node.pod, of_pods)] {
+                let any = if v6 { "[::]:0" } else { "0.0.0.0:0" };
+                let socket = namespace.run(|| UdpSocket::bind(any).unwrap());
+                // What is left alone may have no route.
+                let _ = namespace.run(|| socket.connect(to));
+                let led = census.list().unwrap().into_iter().filter(|socket| socket.endpoint == at).count();
+                assert_eq!(led, usize::from(is_led), "{to} {of_node} {of_pods}");
+                // Sockets that are not connected are decided about in any case.
+                let unconnected = namespace.run(|| UdpSocket::bind(any).unwrap());
+                namespace.run(|| unconnected.send_to(b"a", to)).unwrap();
             }
         }
     }

@@ -7,8 +7,8 @@ use std::process::Command;
 use serde_json::Value;
 use sluice_socket_maps::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set};
 
-/// Of layout 2. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
-const DIGEST: u64 = 8_286_662_048_237_554_088;
+/// Of layout 3. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
+const DIGEST: u64 = 2_999_405_042_474_921_774;
 
 /// What maps consist of.
 const STRUCTS: [&str; 13] = [
@@ -81,7 +81,8 @@ fn c_and_rust_have_the_same() {
             "meta",
             rust!(Meta {
                 layout "layout", host_cookie "host_cookie", heartbeat_ns "heartbeat_ns",
-                relay_mark "relay_mark", sidecar_ports "sidecar_ports", flow_idle_ns "flow_idle_ns"
+                relay_mark "relay_mark", sidecar_ports "sidecar_ports", flow_idle_ns "flow_idle_ns",
+                flags "flags", pad "pad"
             }),
         ),
     ];

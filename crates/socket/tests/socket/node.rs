@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use sluice_socket::{Attached, Config, Error, Programs};
+use sluice_socket::{Attached, Config, Endable, Error, Programs};
 use sluice_socket_maps::{
     Capacity, Endpoint, FrontendKey, FrontendValue, Kernel, Outcome, Set, endpoint_flags, protocol, verdict,
 };
@@ -47,12 +47,17 @@ impl Node {
 
     /// What an agent does.
     pub(crate) fn attach(&self) -> Result<Attached, Error> {
-        self.host.run(|| Programs::attach(&self.config))
+        self.host.run(|| {
+            let attached = Programs::attach(&self.config)?;
+            let census = attached.census().expect("descriptors are left");
+            census.set_endable(Endable::probe());
+            Ok(attached)
+        })
     }
 
     /// Where the pins of this version are.
     pub(crate) fn pins(&self) -> PathBuf {
-        self.config.pins.join("v2")
+        self.config.pins.join("v3")
     }
 
     /// What is attached to the cgroup.
