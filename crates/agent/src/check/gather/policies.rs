@@ -53,16 +53,18 @@ mod tests {
 
     use super::*;
 
+    /// Tables with chains, and who is found: name, chain, whether there are policies.
+    type Case = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str, bool)]);
+
     #[test]
     fn who_enforces_policies() {
-        let calico = ("Calico", "ip filter cali-FORWARD");
         #[rustfmt::skip]
-        let cases: [(&[(&str, &str)], &[(&str, &str, bool)]); 9] = [
+        let cases: [Case; 9] = [
             (&[], &[]),
             (&[("filter", "FORWARD"), ("filter", "DOCKER-USER"), ("filter", "KUBE-FORWARD")], &[]),
-            (&[("filter", "cali-FORWARD"), ("filter", "cali-pri-kns.default")], &[(calico.0, calico.1, false)]),
-            (&[("filter", "cali-FORWARD"), ("filter", "cali-pi-_Pyr2KyLC3z4TW9IH9kv")], &[(calico.0, calico.1, true)]),
-            (&[("filter", "cali-FORWARD"), ("filter", "cali-po-default.deny")], &[(calico.0, calico.1, true)]),
+            (&[("filter", "cali-FORWARD"), ("filter", "cali-pri-kns.default")], &[("Calico", "ip filter cali-FORWARD", false)]),
+            (&[("filter", "cali-FORWARD"), ("filter", "cali-pi-_Pyr2KyLC3z4TW9IH9kv")], &[("Calico", "ip filter cali-FORWARD", true)]),
+            (&[("filter", "cali-FORWARD"), ("filter", "cali-po-default.deny")], &[("Calico", "ip filter cali-FORWARD", true)]),
             (&[("calico", "filter-cali-FORWARD"), ("calico", "filter-cali-pi-gnp")], &[("Calico", "ip calico filter-cali-FORWARD", true)]),
             (&[("filter", "KUBE-ROUTER-FORWARD"), ("filter", "KUBE-NWPLCY-DEFAULT")], &[("kube-router", "ip filter KUBE-ROUTER-FORWARD", false)]),
             (&[("filter", "KUBE-ROUTER-FORWARD"), ("filter", "KUBE-NWPLCY-2UTXQIFBI5TAPUCL")], &[("kube-router", "ip filter KUBE-ROUTER-FORWARD", true)]),
