@@ -8,10 +8,11 @@ use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_dataplane::Config;
-use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
+use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
+use sluice_model::Change;
 use sluice_table::WriterConfig;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -67,11 +68,12 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
 async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.config.hostname_override.as_deref())?;
-    let source = Source::new(&args.source, &node)?;
     let service_times = args.ports.service_metrics != Detail::Off;
     let dataplane = Config { service_times, ..args.dataplane.config() };
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
+    // Before anything is changed on the node: what cannot be followed ends the agent.
+    let source = Source::new(&args.source, &node)?;
 
     let mut file = config::Follower::new(args).await;
     if let Some(score) = args.oom_score_adj {
@@ -234,10 +236,10 @@ async fn told_to_end(signals: &mut Signals) {
     while signals.next().await == Told::HangUp {}
 }
 
-/// Where objects come from, checked as far as that needs nobody else.
+/// Where objects come from. An apiserver is asked already.
 enum Source {
     Manifests(ManifestSource),
-    Apiserver(apiserver::Config),
+    Apiserver(ApiserverSource, mpsc::Receiver<Vec<Change>>),
 }
 
 /// A source that is being followed.
@@ -251,7 +253,9 @@ impl Source {
         if !args.manifests.is_empty() {
             return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
         }
-        Ok(Self::Apiserver(args.apiserver.config(node)))
+        let (source, batches) = ApiserverSource::start(args.apiserver.config(node))
+            .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+        Ok(Self::Apiserver(source, batches))
     }
 
     /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
@@ -265,9 +269,7 @@ impl Source {
                 say_ready(&observer);
                 Ok(Following::Manifests { _watch: watch })
             }
-            Self::Apiserver(config) => {
-                let (source, mut batches) = ApiserverSource::start(config)
-                    .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+            Self::Apiserver(source, mut batches) => {
                 let feed = feed.clone();
                 let task = tokio::spawn(async move {
                     let mut is_ready = false;
