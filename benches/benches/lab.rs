@@ -29,13 +29,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    match smoke() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    itself::exit_code(smoke())
 }
 
 fn smoke() -> Result<()> {

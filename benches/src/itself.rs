@@ -8,7 +8,7 @@ use clap::Parser;
 use sluice::cli::{self, Cli};
 use sluice::{agent, logging};
 
-use crate::hold;
+use crate::{hold, interrupt, say};
 
 /// The first word of the agent.
 const AGENT: &str = "sluice";
@@ -21,6 +21,22 @@ pub fn run_if_asked() -> Option<ExitCode> {
         AGENT => Some(run_agent(&arguments)),
         hold::WORD => Some(hold::run(rest)),
         _ => None,
+    }
+}
+
+/// The `main` of a program that measures: it may be interrupted, and says why it has failed.
+pub fn main(measure: impl FnOnce() -> Result<()>) -> ExitCode {
+    run_if_asked().unwrap_or_else(|| exit_code(interrupt::watch().and_then(|()| measure())))
+}
+
+/// Says what has gone wrong, if anything has.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Benchmarks, each beside a direct-connection baseline: see `benches/`; and programs that measure in a lab: `compare` for
-//! Sluice beside others, `fairness`, `memory`, and `soak`.
+//! Sluice beside others, `fairness`, `memory`, and `soak`. `regression` compares what two trees have measured.
 
 use std::io::Write;
 
@@ -15,6 +15,7 @@ pub mod itself;
 pub mod machine;
 pub mod manifests;
 pub mod memory;
+pub mod regression;
 pub mod site;
 pub mod soak;
 pub mod table;

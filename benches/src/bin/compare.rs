@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use sluice_benches::compare::{Column, Plan, plot, run, tables};
 use sluice_benches::contender::{Contender, NAMES};
-use sluice_benches::{interrupt, itself, say};
+use sluice_benches::{itself, say};
 
 /// Measures Sluice beside a direct connection, the kernel's DNAT, and other relays: in network namespaces that it makes and
 /// takes away, as root or under `unshare -Urnm`. `benches/compare/run` installs what it needs first.
@@ -42,20 +42,10 @@ fn column(name: &str) -> Result<Column> {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = itself::run_if_asked() {
-        return status;
-    }
-    match measure(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    itself::main(|| measure(Arguments::parse()))
 }
 
 fn measure(arguments: Arguments) -> Result<()> {
-    interrupt::watch()?;
     let Arguments { rounds, seconds, only, contenders, output } = arguments;
     let columns = if only.is_empty() { Column::ALL.into() } else { only };
     let contenders = if contenders.is_empty() {

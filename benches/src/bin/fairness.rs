@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use sluice_benches::fairness::{Carrier, Noise, Plan, run};
-use sluice_benches::{interrupt, itself, machine, say};
+use sluice_benches::{itself, machine, say};
 
 /// Measures how long small exchanges with a quiet Service take beside the noise of another one's clients: through
 /// Sluice, without a proxy, and through haproxy where that is installed. In network namespaces that it makes and takes
@@ -29,20 +29,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = itself::run_if_asked() {
-        return status;
-    }
-    match measure(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    itself::main(|| measure(&Arguments::parse()))
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    interrupt::watch()?;
     let mut plan = if arguments.smoke { Plan::SMOKE } else { Plan::FULL };
     if !arguments.smoke {
         (plan.rounds, plan.time) = (arguments.rounds, Duration::from_secs(arguments.seconds));

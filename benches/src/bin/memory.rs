@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use sluice_benches::memory::{Plan, run, table};
-use sluice_benches::{interrupt, itself, machine, say};
+use sluice_benches::{itself, machine, say};
 
 /// Measures what TCP sessions and UDP flows that do nothing cost: memory of the agent and of the kernel, beyond what client
 /// and server have without a relay. It fails if something is not given back when they are closed. In network namespaces
@@ -25,20 +25,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = itself::run_if_asked() {
-        return status;
-    }
-    match measure(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    itself::main(|| measure(&Arguments::parse()))
 }
 
 fn measure(arguments: &Arguments) -> Result<()> {
-    interrupt::watch()?;
     let Arguments { sessions, flows, smoke } = *arguments;
     let plan = if smoke { Plan::SMOKE } else { Plan { sessions, flows, ..Plan::FULL } };
     let costs = run(plan, say)?;

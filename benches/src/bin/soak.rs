@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use sluice_benches::soak::{Plan, run};
-use sluice_benches::{interrupt, itself, machine, say};
+use sluice_benches::{itself, machine, say};
 
 /// Soaks a node's agent: mixed load, changing and dying endpoints, Services that come and go, floods, and agents that take
 /// over from each other. It fails if an error is not one that a client has to expect, or if something grows. In network
@@ -22,20 +22,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = itself::run_if_asked() {
-        return status;
-    }
-    match soak(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    itself::main(|| soak(&Arguments::parse()))
 }
 
 fn soak(arguments: &Arguments) -> Result<()> {
-    interrupt::watch()?;
     let plan = if arguments.smoke { Plan::SMOKE } else { Plan::of_minutes(arguments.minutes) };
     let report = run(plan, say)?;
     writeln!(std::io::stdout(), "{}\n{report}", machine::heading())?;

@@ -12,8 +12,7 @@ use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_model::Change;
 use sluice_table::WriterConfig;
-use tokio::sync::Semaphore;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -69,11 +68,12 @@ pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
 async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     let (started, started_at) = (Instant::now(), Timestamp::now());
     let node = node_name(args.config.hostname_override.as_deref())?;
-    let source = Source::new(&args.source, &node)?;
     let service_times = args.ports.service_metrics != Detail::Off;
     let dataplane = Config { service_times, ..args.dataplane.config() };
     let Config { workers, descriptors, .. } = dataplane;
     info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
+    // Before anything is changed on the node: what cannot be followed ends the agent.
+    let source = Source::new(&args.source, &node)?;
 
     let mut file = config::Follower::new(args).await;
     if let Some(score) = args.oom_score_adj {
@@ -236,11 +236,10 @@ async fn told_to_end(signals: &mut Signals) {
     while signals.next().await == Told::HangUp {}
 }
 
-/// Where objects come from, checked as far as that needs nobody else: what is wrong about it is said before the kernel is
-/// touched. An apiserver is being asked already.
+/// Where objects come from. An apiserver is asked already.
 enum Source {
     Manifests(ManifestSource),
-    Apiserver(ApiserverSource, Receiver<Vec<Change>>),
+    Apiserver(ApiserverSource, mpsc::Receiver<Vec<Change>>),
 }
 
 /// A source that is being followed.

@@ -4,6 +4,7 @@
 mod at_socket;
 mod exposition;
 mod kube_proxy;
+mod load;
 
 use std::fmt;
 use std::sync::Arc;
@@ -174,6 +175,9 @@ impl Collector for Metrics {
         )?;
         let help = "Addresses and ports that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
+        self.encode_build(&mut encoder)?;
+        self.encode_size(&mut encoder)?;
+        self.encode_workers(&mut encoder)?;
         self.encode_mode(&mut encoder)?;
         self.encode_capture(&mut encoder)?;
         self.encode_at_socket(&mut encoder)?;

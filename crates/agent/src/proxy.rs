@@ -4,7 +4,8 @@
 //! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
 //! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
 
-use std::collections::BTreeMap;
+mod observer;
+
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,16 +18,17 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Failures, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
-use sluice_dataplane::{AllTimes, Config, Dataplane, Part, Place, Stats, WorkerLoad};
-use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol, ServicePortName};
-use sluice_table::{
-    FrontendKey, NodePortAddresses, Notice, Plan, Table, Upstream, Verdict, Writer, WriterConfig,
-};
+use sluice_dataplane::{Config, Dataplane, Stats};
+use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
+use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocketConfig, SocketMode, View};
+use crate::at_socket::{AtSocketConfig, SocketMode};
 use crate::doors::{self, Doors};
 use crate::events::Events;
+
+pub use observer::Observer;
+pub(crate) use observer::Size;
 
 /// What fails if the kernel does not tell of addresses.
 const CANNOT_WATCH: &str = "cannot watch the node's addresses";
@@ -107,140 +109,6 @@ pub struct Proxy {
     has_offered: bool,
     affinity_expired: Instant,
     events: Events,
-}
-
-/// A view of a running proxy.
-#[derive(Debug, Clone)]
-pub struct Observer {
-    table: Table,
-    dataplane: Arc<Dataplane>,
-    tenure: Option<Arc<Tenure>>,
-    captured: Option<Arc<tproxy::Counters>>,
-    failures: Failures,
-    node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
-    node_eligible: Arc<ArcSwap<Option<bool>>>,
-    step_durations: Histogram,
-    view: View,
-}
-
-impl Observer {
-    /// What is decided at clients' sockets.
-    pub(crate) fn at_socket(&self) -> &View {
-        &self.view
-    }
-
-    /// How connections get to endpoints, as it is now: `bind`, `tproxy` or `socket`.
-    pub(crate) fn mode(&self) -> &'static str {
-        match (&self.captured, self.view.looks()) {
-            (None, _) => "bind",
-            (Some(_), None) => "tproxy",
-            (Some(_), Some(_)) => "socket",
-        }
-    }
-
-    /// Whether connections are decided at sockets, in words that begin with `on` or `off`, and where or why not.
-    pub(crate) fn at_sockets(&self) -> String {
-        match (self.view.looks(), self.view.reason()) {
-            (Some(looks), _) => format!("on, for sockets below {}", looks.cgroup.display()),
-            (None, Some(reason)) => format!("off: {reason}"),
-            (None, None) => format!("off: --capture {}", self.mode()),
-        }
-    }
-
-    /// What the capture has done to the kernel's rules so far, where it goes by them.
-    pub fn capture_stats(&self) -> Option<tproxy::Stats> {
-        self.captured.as_ref().map(|counters| counters.stats())
-    }
-
-    /// For how long the capture has failed to bring the kernel in line; none where it has not.
-    pub fn capture_failing_for(&self) -> Option<Duration> {
-        self.captured.as_ref().and_then(|counters| counters.failing_for())
-    }
-
-    /// Whether another agent, which lives, captures in the place of this one.
-    pub fn is_replaced(&self) -> bool {
-        self.tenure.as_ref().is_some_and(|tenure| tenure.is_replaced())
-    }
-
-    /// What the workers have done so far.
-    pub fn stats(&self) -> Stats {
-        self.dataplane.stats()
-    }
-
-    /// How long things took so far.
-    pub(crate) fn times(&self) -> AllTimes {
-        self.dataplane.times()
-    }
-
-    /// What each worker is busy with now.
-    pub fn loads(&self) -> Vec<WorkerLoad> {
-        self.dataplane.loads()
-    }
-
-    /// Has a worker show some of its connections: see [`Dataplane::look`].
-    pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
-        self.dataplane.look(worker, place, answer);
-    }
-
-    /// Whether every worker runs.
-    pub fn is_alive(&self) -> bool {
-        self.dataplane.is_alive()
-    }
-
-    /// How many workers there are.
-    pub fn workers(&self) -> usize {
-        self.dataplane.workers()
-    }
-
-    /// The table.
-    pub fn table(&self) -> &Table {
-        &self.table
-    }
-
-    /// The addresses that nodePorts are served on now.
-    pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
-        self.node_port_addresses.load_full()
-    }
-
-    /// Whether load balancers may send to this node, as its Node object says; none where there is none.
-    pub fn node_eligible(&self) -> Option<bool> {
-        **self.node_eligible.load()
-    }
-
-    /// How long the capture's steps took, in seconds.
-    pub(crate) fn step_durations(&self) -> &Histogram {
-        &self.step_durations
-    }
-
-    /// How many frontends are served.
-    pub fn frontends(&self) -> usize {
-        self.table.routes().len().saturating_sub(self.unserved())
-    }
-
-    /// How many frontends are to be served and cannot be listened on.
-    pub fn unserved(&self) -> usize {
-        self.failures.count()
-    }
-
-    /// Frontends that are to be served and cannot be listened on, and why.
-    pub fn failures(&self) -> BTreeMap<Frontend, String> {
-        self.failures.all()
-    }
-
-    /// Every endpoint that can serve, with its service port, in order and each once.
-    pub fn endpoints(&self) -> Vec<(ServicePortName, Arc<Upstream>)> {
-        let endpoints: BTreeMap<_, _> = self
-            .table
-            .routes()
-            .iter()
-            .flat_map(|route| {
-                let backends = route.service_port().backends();
-                let sets = [backends.cluster().upstreams(), backends.local().upstreams()].concat();
-                sets.into_iter().map(|u| ((route.service_port().name().clone(), u.address()), u))
-            })
-            .collect();
-        endpoints.into_iter().map(|((name, _), upstream)| (name, upstream)).collect()
-    }
 }
 
 /// The data plane's sockets, as bind mode wants them.

@@ -1,7 +1,6 @@
 //! `/v1/status`: how the agent is, from what it shares.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use sluice_dataplane as dataplane;
@@ -9,6 +8,7 @@ use sluice_dataplane as dataplane;
 use super::api::{Limits, Status, WorkerLoad};
 use super::server::Inside;
 use crate::health::Unhealthy;
+use crate::proxy::Size;
 
 /// How the agent is now.
 pub(super) fn status(inside: &Inside) -> Status {
@@ -35,12 +35,7 @@ pub(super) fn status(inside: &Inside) -> Status {
     if !observer.is_alive() {
         problems.push("a worker has ended: the agent is about to end, to be started again".to_owned());
     }
-    let routes = observer.table().routes();
-    let names: BTreeSet<_> = routes.iter().map(|route| &route.service_port().name().service).collect();
-    let mut seen = BTreeSet::new();
-    let ports = routes.iter().map(|route| route.service_port());
-    let ports = ports.filter(|port| seen.insert(Arc::as_ptr(port)));
-    let endpoints = ports.map(|port| port.endpoints().len()).sum();
+    let Size { services, endpoints } = observer.size();
     let mut counters: BTreeMap<String, u64> =
         observer.stats().named().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
     if let Some(sum) = observer.at_socket().settle() {
@@ -77,7 +72,7 @@ pub(super) fn status(inside: &Inside) -> Status {
             udp_idle_seconds: inside.dataplane.udp_idle.as_secs(),
             tcp_half_closed_seconds: inside.dataplane.half_closed_idle.as_secs(),
         },
-        services: names.len(),
+        services,
         frontends: observer.frontends(),
         frontends_failed: observer.unserved(),
         endpoints,

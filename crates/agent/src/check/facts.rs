@@ -45,9 +45,8 @@ pub(super) struct Facts {
     /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
     /// known (`net.bridge.bridge-nf-call-iptables`).
     pub bridge_rules: Vec<(Family, bool)>,
-    /// Chains of nftables that decide about packets to this node and refuse those that nothing allows; or why that
-    /// cannot be said. None where it could not be asked.
-    pub closed_chains: Option<Result<Vec<ClosedChain>, String>>,
+    /// What others have in nftables; or why that cannot be said. None where it could not be asked.
+    pub others_chains: Option<Result<OthersChains, String>>,
     /// Programs of iptables-legacy and the tables that they have.
     pub legacy_tables: Vec<(&'static str, String)>,
     /// The name of this node and what the cluster has under it; none where an agent asks, which finds out by itself.
@@ -104,6 +103,15 @@ pub(super) struct Bridge {
     pub has_pods: bool,
 }
 
+/// Chains of others that have a say about packets to Services, or are thought to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OthersChains {
+    /// Those that decide about packets to this node and refuse what nothing allows.
+    pub closed: Vec<ClosedChain>,
+    /// Who enforces network policies where packets are forwarded.
+    pub enforcers: Vec<Enforcer>,
+}
+
 /// A chain at the input hook that refuses what it does not accept.
 #[derive(Debug, Clone)]
 pub(super) struct ClosedChain {
@@ -111,4 +119,14 @@ pub(super) struct ClosedChain {
     pub name: String,
     /// Whether a rule accepts what has the mark of captured packets.
     pub accepts_mark: bool,
+}
+
+/// A program that enforces network policies at the forward hook.
+#[derive(Debug, Clone)]
+pub(super) struct Enforcer {
+    pub name: &'static str,
+    /// Family, table and name of the chain that it was known by.
+    pub chain: String,
+    /// Whether policies select pods of this node.
+    pub has_policies: bool,
 }

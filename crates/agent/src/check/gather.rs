@@ -2,6 +2,7 @@
 
 mod firewall;
 mod nft;
+mod policies;
 
 use std::fs;
 use std::path::Path;
@@ -49,7 +50,7 @@ pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
         tw_reuse: setting("net/ipv4/tcp_tw_reuse"),
         bridges: bridges(),
         bridge_rules: bridge_rules(),
-        closed_chains: capabilities.net_admin.then(firewall::closed_chains),
+        others_chains: capabilities.net_admin.then(firewall::chains),
         legacy_tables: legacy_tables(),
         capabilities,
         node,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::table::{Meaning, OWN, OWN_TABLE, TABLE};
+use super::table::{Meaning, OWN, OWN_TABLE, Row, TABLE};
 use super::*;
 use crate::cli::{self, AgentArgs, Complaint};
 
@@ -352,4 +352,34 @@ fn what_is_written_is_read_as_the_same() {
         }
         assert_eq!(one, other, "{text}");
     }
+}
+
+/// A row of the documentation.
+fn documented(row: &Row) -> String {
+    use Meaning::{As, BindAddress, Elsewhere, Meaningless, Mode, NotOffered};
+    let quoted = |before: &str, name: &str| match name {
+        "" => String::new(),
+        name => format!("`{before}{name}`"),
+    };
+    let here = match row.meaning {
+        As(flag) if flag == row.flag => "its effect".to_owned(),
+        As(flag) => format!("`--{flag}`"),
+        Mode => "each means `--capture tproxy`".to_owned(),
+        BindAddress => "its family is that of addresses that are not given".to_owned(),
+        Elsewhere(why) => format!("elsewhere: {why}"),
+        Meaningless(why) => format!("no meaning: {why}"),
+        NotOffered(why) => format!("not offered: {why}"),
+    };
+    format!("| {} | {} | {here} |", quoted("--", row.flag), quoted("", row.field))
+}
+
+#[test]
+fn the_documentation_has_every_flag_and_field_and_what_becomes_of_it() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+    let text = fs::read_to_string(path).unwrap();
+    let lines: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("| `") || line.starts_with("|  |")).collect();
+    let own = OWN_TABLE.iter().map(|own| format!("| `{}` | `--{}` |", own.field, own.flag));
+    let wanted: Vec<String> = own.chain(TABLE.iter().map(documented)).collect();
+    assert_eq!(lines, wanted);
 }

@@ -4,7 +4,7 @@ use sluice_model::Protocol;
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE};
 
 use crate::manifests::{BACKEND, FAMILIES, Service, cluster_ip};
-use crate::scene::{Scene, well};
+use crate::scene::{Scene, sluice, well};
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
@@ -43,6 +43,41 @@ table inet cni {
     }
 }
 ";
+
+/// As Calico's iptables have it: a policy by which this pod may send to nobody.
+const POLICY: &str = "
+table ip filter {
+    chain cali-po-nobody {
+        counter drop
+    }
+    chain cali-FORWARD {
+        ip saddr 10.244.1.2 jump cali-po-nobody
+    }
+    chain FORWARD {
+        type filter hook forward priority 0; policy accept;
+        jump cali-FORWARD
+    }
+}
+";
+
+/// It is no good, so it is said: by `check`, and in the log of an agent that nobody has checked for.
+#[test]
+fn policies_where_packets_are_forwarded_do_not_see_services_which_is_said() {
+    let scene = Scene::new();
+    let (node, pod) = (scene.lab.node(), scene.lab.pod(0));
+    let address = pod.ip(FAMILIES[0]).to_string();
+    well(node.ns.nft_file(&POLICY.replace("10.244.1.2", &address)));
+    let direct = (scene.lab.pod(1).ip(FAMILIES[0]), BACKEND).into();
+    assert_eq!(pod.ask(Protocol::Tcp, direct, SILENCE), Outcome::Silent, "the policy holds");
+
+    let said = "network policies: Calico enforces some for pods of this node (ip filter cali-FORWARD)";
+    let mut check = well(node.spawn(&sluice(["check"])));
+    assert!(!well(check.wait(PATIENCE)).success(), "{:?}", check.lines());
+    well(check.wait_for("Calico enforces some for pods of this node (ip filter cali-FORWARD)", PATIENCE));
+    let agent = scene.start();
+    well(agent.wait_for(said, PATIENCE));
+    scene.assert_served(1);
+}
 
 #[test]
 fn a_firewall_lets_services_in_and_nothing_else() {

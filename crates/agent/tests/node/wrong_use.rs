@@ -1,10 +1,13 @@
 //! Where the program cannot work it ends, and says why and what helps.
 
+use std::fs;
 use std::process::Command;
 
 use sluice_testbed::lab::PATIENCE;
+use tempfile::TempDir;
 
-use crate::scene::{AGENT, Scene, well};
+use crate::scene::{AGENT, Scene, sluice, well};
+use crate::settings;
 
 /// The program fails on the node, and says all of this in one line.
 #[track_caller]
@@ -32,6 +35,36 @@ fn without_nft() {
         &["env", "PATH=/nonexistent"],
         &["program nft is not here", "install it"],
     );
+}
+
+/// As in kube-proxy's ConfigMap, after somebody has edited it.
+#[test]
+fn without_a_kubeconfig_that_is_one_nothing_is_changed_on_the_node() {
+    let scene = Scene::new();
+    let ns = &scene.lab.node().ns;
+    let kernel = || {
+        let ip = ["rule", "-6 rule", "route show table all", "-6 route show table all"];
+        let routing = ip.map(|what| well(ns.ip(what))).concat();
+        (well(ns.nft("list ruleset")), routing, settings::values(&scene.lab))
+    };
+    let before = kernel();
+    let directory = TempDir::new().unwrap();
+    let [kubeconfig, config] = ["kubeconfig.conf", "config.conf"].map(|name| directory.path().join(name));
+    fs::write(&kubeconfig, "apiVersion: v1\nkind: Config\nclusters: 7\n").unwrap();
+    let text = format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+         clientConnection:\n  kubeconfig: {}\n",
+        kubeconfig.display()
+    );
+    fs::write(&config, text).unwrap();
+    let mut agent =
+        well(scene.lab.node().spawn(&sluice(["agent".as_ref(), "--config".as_ref(), config.as_os_str()])));
+    let line = well(agent.wait_for("ERROR", PATIENCE));
+    for part in ["cannot follow an apiserver", "kubeconfig.conf", "clusters"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(well(agent.wait(PATIENCE)).code(), Some(1));
+    assert_eq!(kernel(), before);
 }
 
 #[test]

@@ -68,6 +68,15 @@ fn each_family_is_described_once_and_stands_together_and_no_series_is_there_twic
             }
         }
         assert!(series.len() > 100, "{text}");
+        // What there is to serve, by whom, and how busy they are.
+        let version = concat!("sluice_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1");
+        let there = ["sluice_services 1", "sluice_endpoints 1", version];
+        for line in there {
+            assert!(text.lines().any(|other| other.trim_end_matches(".0") == line), "{line}: {text}");
+        }
+        for worker in ["worker_cpu_seconds_total", "worker_tcp_sessions", "worker_udp_flows"] {
+            assert!(series.contains(format!("sluice_{worker}{{worker=\"0\"}}").as_str()), "{worker}: {text}");
+        }
         assert_eq!(text.ends_with("# EOF\n"), accept == OPENMETRICS);
     }
 }

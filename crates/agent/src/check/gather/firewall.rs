@@ -1,28 +1,30 @@
-//! Other people's chains that decide about packets to this node, as nft lists them.
+//! Other people's chains that have a say about packets, as nft lists them.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 use sluice_capture::tproxy::marks;
 
-use super::super::facts::ClosedChain;
+use super::super::facts::{ClosedChain, OthersChains};
 use super::nft::nft;
+use super::policies;
 
 /// The table of an agent's.
 const OWN_TABLE: &str = "sluice";
 
-/// Chains of others at the input hook that refuse what they do not accept.
+/// Chains of others that packets to Services meet, or do not meet though somebody relies on it.
 ///
 /// # Errors
 /// They cannot be looked at, with the reason.
-pub(super) fn closed_chains() -> Result<Vec<ClosedChain>, String> {
+pub(super) fn chains() -> Result<OthersChains, String> {
     let listing = parse(&nft(&["--json", "list", "chains"], "")?)?;
+    let enforcers = policies::enforcers(items(&listing));
     let mut closed = Vec::new();
     for (family, table) in tables(&listing) {
         let listing = nft(&["--json", "--terse", "list", "table", &family, &table], "")?;
         closed.extend(Table(items(&parse(&listing)?)).closed_chains());
     }
-    Ok(closed)
+    Ok(OthersChains { closed, enforcers })
 }
 
 fn parse(listing: &str) -> Result<Value, String> {
@@ -58,6 +60,7 @@ const DEPTH: usize = 16;
 struct Table<'a>(&'a [Value]);
 
 impl<'a> Table<'a> {
+    /// Those at the input hook that refuse what they do not accept.
     fn closed_chains(&self) -> Vec<ClosedChain> {
         let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["hook"] == "input");
         let closed = chains.filter_map(|chain| {

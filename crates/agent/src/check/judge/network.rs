@@ -3,7 +3,7 @@
 use sluice_capture::tproxy::marks;
 use sluice_model::Family;
 
-use super::super::facts::Facts;
+use super::super::facts::{Enforcer, Facts};
 use super::super::finding::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -11,6 +11,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.extend(bridges(facts));
     findings.push(forwarding(facts));
     findings.extend(firewalls(facts));
+    findings.extend(policies(facts));
     findings.extend(localnet(facts));
     findings
 }
@@ -105,7 +106,7 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
         mask = marks::MASK,
     );
     let mut findings = Vec::new();
-    match &facts.closed_chains {
+    match &facts.others_chains {
         None => {}
         Some(Err(error)) => findings.push(Finding::warning(
             ABOUT,
@@ -113,7 +114,7 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
             "see that nft works: nft list ruleset",
         )),
         Some(Ok(chains)) => {
-            let closed = names(chains.iter().filter(|c| !c.accepts_mark).map(|c| c.name.as_str()));
+            let closed = names(chains.closed.iter().filter(|c| !c.accepts_mark).map(|c| c.name.as_str()));
             findings.push(if closed.is_empty() {
                 Finding::ok(ABOUT, "no chain of nftables refuses packets to Services by default")
             } else {
@@ -132,12 +133,48 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
         Finding::warning(
             ABOUT,
             format!(
-                "tables of {program} ({tables}) were not looked at, and may refuse packets to Services, too"
+                "tables of {program} ({tables}) were not looked at, and may refuse packets to Services, or enforce \
+                 network policies that do not see these"
             ),
-            format!("see {program}-save: if INPUT refuses by default, it needs the rule for captured packets: {rule}"),
+            format!(
+                "see {program}-save: if INPUT refuses by default, it needs the rule for captured packets: {rule}; \
+                 policies in FORWARD (chains cali-FORWARD, KUBE-ROUTER-FORWARD, WEAVE-NPC) are as docs/migrate.md says"
+            ),
         )
     }));
     findings
+}
+
+/// Captured packets end at the agent, whose own go out by the output hook: policies that are judged where packets are
+/// forwarded see neither.
+fn policies(facts: &Facts) -> Vec<Finding> {
+    const ABOUT: &str = "network policies";
+    let Some(Ok(chains)) = &facts.others_chains else { return Vec::new() };
+    if chains.enforcers.is_empty() {
+        return vec![Finding::ok(
+            ABOUT,
+            "no chain of nftables is known to enforce any where packets are forwarded",
+        )];
+    }
+    let finding = |enforcer: &Enforcer| {
+        let Enforcer { name, chain, has_policies } = enforcer;
+        let mend = "do not rely on these policies for traffic to Services, or do not run the agent here: see what \
+                    docs/migrate.md says of CNIs; with --capture socket they see what it translates";
+        if *has_policies {
+            let what = format!(
+                "{name} enforces some for pods of this node ({chain}): what is relayed to a Service does not pass \
+                 there, so they neither allow nor deny it"
+            );
+            Finding::problem(ABOUT, what, mend)
+        } else {
+            let what = format!(
+                "{name} would enforce them where relayed traffic does not pass ({chain}); there are none for pods of \
+                 this node now"
+            );
+            Finding::warning(ABOUT, what, mend)
+        }
+    };
+    chains.enforcers.iter().map(finding).collect()
 }
 
 /// Left by kube-proxy's iptables mode, which serves nodePorts on 127.0.0.1 by it. (CVE-2020-8558.)

@@ -3,7 +3,9 @@
 use sluice_capture::kube_proxy::{Found, Trace};
 use sluice_model::Family;
 
-use super::super::facts::{Bridge, Capabilities, ClosedChain, Feature, Interface, NodeObject};
+use super::super::facts::{
+    Bridge, Capabilities, ClosedChain, Enforcer, Feature, Interface, NodeObject, OthersChains,
+};
 use super::super::finding::Level;
 use super::*;
 use crate::running::{Process, Sign};
@@ -34,10 +36,22 @@ fn good() -> Facts {
         tw_reuse: Some(2),
         bridges: Vec::new(),
         bridge_rules: Vec::new(),
-        closed_chains: Some(Ok(Vec::new())),
+        others_chains: Some(Ok(OthersChains::default())),
         legacy_tables: Vec::new(),
         node: Some(("node-1".to_owned(), NodeObject::There)),
     }
+}
+
+fn closed(name: &str, accepts_mark: bool) -> OthersChains {
+    OthersChains {
+        closed: vec![ClosedChain { name: name.to_owned(), accepts_mark }],
+        ..OthersChains::default()
+    }
+}
+
+fn enforced(has_policies: bool) -> OthersChains {
+    let enforcer = Enforcer { name: "Calico", chain: "ip filter cali-FORWARD".to_owned(), has_policies };
+    OthersChains { enforcers: vec![enforcer], ..OthersChains::default() }
 }
 
 /// Name; what is different; what is said other than that all is well: level, about, part of what.
@@ -52,7 +66,7 @@ const CASES: &[Case] = &[
     ("no CAP_NET_ADMIN: nothing could be looked at", |f| {
         f.capabilities.net_admin = false;
         f.features.clear();
-        f.closed_chains = None;
+        f.others_chains = None;
         f.leftovers = Err("not permitted".to_owned());
     }, &[(Problem, "capabilities", "CAP_NET_ADMIN")]),
     ("no CAP_NET_BIND_SERVICE", |f| f.capabilities.net_bind_service = false,
@@ -115,13 +129,17 @@ const CASES: &[Case] = &[
     }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
     ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
     ("a firewall", |f| {
-        f.closed_chains = Some(Ok(vec![ClosedChain { name: "ip filter INPUT".to_owned(), accepts_mark: false }]));
+        f.others_chains = Some(Ok(closed("ip filter INPUT", false)));
     }, &[(Warning, "firewall", "ip filter INPUT")]),
     ("a firewall that knows the mark", |f| {
-        f.closed_chains = Some(Ok(vec![ClosedChain { name: "ip filter INPUT".to_owned(), accepts_mark: true }]));
+        f.others_chains = Some(Ok(closed("ip filter INPUT", true)));
     }, &[]),
-    ("chains that cannot be looked at", |f| f.closed_chains = Some(Err("nft failed".to_owned())),
+    ("chains that cannot be looked at", |f| f.others_chains = Some(Err("nft failed".to_owned())),
         &[(Warning, "firewall", "could not be looked for: nft failed")]),
+    ("a CNI that may enforce policies", |f| f.others_chains = Some(Ok(enforced(false))),
+        &[(Warning, "network policies", "Calico would enforce them where relayed traffic does not pass (ip filter cali-FORWARD)")]),
+    ("a CNI that enforces some", |f| f.others_chains = Some(Ok(enforced(true))),
+        &[(Problem, "network policies", "Calico enforces some for pods of this node (ip filter cali-FORWARD)")]),
     ("tables of iptables-legacy", |f| f.legacy_tables = vec![("ip6tables-legacy", "filter".to_owned())],
         &[(Warning, "firewall", "tables of ip6tables-legacy (filter) were not looked at")]),
     ("kube-proxy has left route_localnet", |f| f.interfaces[0].route_localnet = true,
@@ -180,14 +198,13 @@ fn where_all_is_well_everything_is_said_once() {
     let number = about.len();
     about.sort_unstable();
     about.dedup();
-    assert_eq!((about.len(), number), (15, 15), "{about:?}");
+    assert_eq!((about.len(), number), (16, 16), "{about:?}");
 }
 
 #[test]
 fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
     let mut facts = good();
-    let chain = ClosedChain { name: "inet firewall input".to_owned(), accepts_mark: false };
-    facts.closed_chains = Some(Ok(vec![chain]));
+    facts.others_chains = Some(Ok(closed("inet firewall input", false)));
     let findings = judge(&facts);
     let firewall = findings.iter().find(|finding| finding.about == "firewall").unwrap();
     assert!(firewall.mend.contains("meta mark & 0x30 == 0x10 accept"), "{}", firewall.mend);
