@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::admin::{Admin, Inside, Page};
+use crate::at_socket::AtSocketWish;
 use crate::capture_trouble::CaptureTrouble;
 use crate::cleanup::CleanupArgs;
 use crate::cli::{AgentArgs, SourceArgs};
@@ -89,7 +90,12 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
     let is_capturing = matches!(capture, CaptureConfig::Tproxy(_));
-    let (at_socket, lacking) = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
+    let (at_socket, lacking) =
+        match args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))? {
+            AtSocketWish::None => (None, None),
+            AtSocketWish::Wanted(config) => (Some(config), None),
+            AtSocketWish::Lacking(what) => (None, Some(what)),
+        };
     if is_capturing && at_socket.is_none() {
         args.capture.socket.remove_leftovers();
     }

@@ -78,6 +78,17 @@ impl AtSocketConfig {
     }
 }
 
+/// What is to decide at clients' sockets.
+#[derive(Debug)]
+pub(crate) enum AtSocketWish {
+    /// Nothing.
+    None,
+    /// Programs, as far as they can be had.
+    Wanted(AtSocketConfig),
+    /// Nothing, as a node that might have them lacks this.
+    Lacking(String),
+}
+
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
 pub(crate) struct SocketMode {
     /// What is to, now or once another agent does not any more.

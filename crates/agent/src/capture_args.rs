@@ -13,7 +13,7 @@ use sluice_capture::tproxy;
 use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
 
-use crate::at_socket::AtSocketConfig;
+use crate::at_socket::AtSocketWish;
 use crate::proxy::CaptureConfig;
 use crate::socket_args::SocketArgs;
 use crate::values::{self, Listed};
@@ -243,19 +243,18 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
-    /// What is to decide at clients' sockets, if anything is; or what this node lacks for what might. `flow_idle` is how long a
-    /// UDP flow rests before it is none.
+    /// What is to decide at clients' sockets. `flow_idle` is how long a UDP flow rests before it is none.
     ///
     /// # Errors
     /// A flag makes no sense.
-    pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<(Option<AtSocketConfig>, Option<String>)> {
+    pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<AtSocketWish> {
         let config = self.socket.config(flow_idle)?;
         Ok(match self.mode() {
-            CaptureMode::Bind | CaptureMode::Tproxy => (None, None),
-            CaptureMode::Socket => (Some(config), None),
+            CaptureMode::Bind | CaptureMode::Tproxy => AtSocketWish::None,
+            CaptureMode::Socket => AtSocketWish::Wanted(config),
             CaptureMode::Auto => match self.socket.lacks() {
-                None => (Some(config), None),
-                Some(lacks) => (None, Some(format!("this node lacks {lacks}"))),
+                None => AtSocketWish::Wanted(config),
+                Some(lacks) => AtSocketWish::Lacking(format!("this node lacks {lacks}")),
             },
         })
     }

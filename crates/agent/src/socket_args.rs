@@ -63,8 +63,15 @@ impl SocketArgs {
         })
     }
 
-    /// What this node lacks.
+    /// What this node lacks to be decided about without having been asked for by name.
     pub(crate) fn lacks(&self) -> Option<String> {
+        if self.socket_cgroup.is_none() && !sluice_socket::is_initial_network() {
+            return Some(
+                "the machine's initial network namespace, and the root of all cgroups has everybody's sockets (name \
+                 the node's cgroup: --socket-cgroup)"
+                    .to_owned(),
+            );
+        }
         let findings = self.probe();
         let missing: Vec<String> = findings
             .iter()

@@ -21,6 +21,13 @@ pub fn cgroup_root() -> io::Result<PathBuf> {
     root_of(points, id)
 }
 
+/// Whether this thread's network namespace is the machine's initial one. An agent in another one is the node of a part of the
+/// machine, as in a lab or where nodes are containers, and the root of all cgroups has the sockets of all of it.
+pub fn is_initial_network() -> bool {
+    // The kernel shows this setting nowhere else.
+    Path::new("/proc/sys/net/core/netdev_budget").exists()
+}
+
 /// A mount whose own directory has the number of the root. What mountinfo has as a mount's root does not tell: it goes
 /// by the namespace of cgroups, in which a container's own is `/` and the root of all `/../..`.
 fn root_of(points: Vec<PathBuf>, id: impl Fn(&Path) -> io::Result<u64>) -> io::Result<PathBuf> {

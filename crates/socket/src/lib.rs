@@ -29,7 +29,7 @@ mod shape;
 pub use attach::{Config, Programs};
 pub use attached::{Accounts, Attached, Frontends};
 pub use census::{Census, Translated};
-pub use cgroup::cgroup_root;
+pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};
 pub use error::Error;
 pub use links::Links;

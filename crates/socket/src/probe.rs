@@ -7,7 +7,7 @@ use sluice_sys::bpf;
 use crate::attach::rehearse;
 use crate::destroy::Endable;
 use crate::pins::{self, Bpffs};
-use crate::{cgroup, cgroup_root};
+use crate::{cgroup, cgroup_root, is_initial_network};
 
 /// How something that is needed stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Finding {
 /// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
 /// are loaded and forgotten. Without a `cgroup` it is to be the root of all.
 pub fn probe(cgroup: Option<&Path>, pins: &Path) -> Vec<Finding> {
-    vec![cgroup2(cgroup), bpffs(pins), types(), programs(), barrier(), ending()]
+    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), barrier(), ending()]
 }
 
 fn cgroup2(named: Option<&Path>) -> Finding {
@@ -50,6 +50,19 @@ fn cgroup2(named: Option<&Path>) -> Finding {
         Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "cgroup2", state, seen, mend }
+}
+
+fn scope(named: Option<&Path>) -> Finding {
+    let mend = "--socket-cgroup, the cgroup below which the node's processes and pods are";
+    let (state, seen) = match named {
+        Some(_) => (State::Ok, "those below a cgroup that was named"),
+        None if is_initial_network() => (State::Ok, "all of the machine"),
+        None => (
+            State::Lesser,
+            "all of the machine, of which this network namespace is only a part: auto relays all connections",
+        ),
+    };
+    Finding { what: "whose sockets", state, seen: seen.into(), mend }
 }
 
 fn bpffs(pins: &Path) -> Finding {

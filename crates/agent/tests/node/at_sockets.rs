@@ -45,11 +45,18 @@ impl Sockets {
 
     /// The number tells agents apart.
     fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
-        self.start_by(sluice([] as [&str; 0]), number, capture, pins)
+        self.start_by(sluice([] as [&str; 0]), number, capture, Some(self.cgroup.path()), pins)
     }
 
     /// The same where a command is the program, or runs it.
-    fn start_by(&self, mut command: Command, number: u8, capture: &str, pins: &Path) -> Agent {
+    fn start_by(
+        &self,
+        mut command: Command,
+        number: u8,
+        capture: &str,
+        cgroup: Option<&Path>,
+        pins: &Path,
+    ) -> Agent {
         let directory = self.scene.manifests().parent().unwrap().to_path_buf();
         let admin = directory.join(format!("admin-{number}.sock"));
         let log = directory.join(format!("log-{number}"));
@@ -64,7 +71,10 @@ impl Sockets {
             .arg(self.scene.manifests())
             .arg("--admin-socket")
             .arg(&admin);
-        command.arg("--socket-cgroup").arg(self.cgroup.path()).arg("--socket-pins").arg(pins);
+        if let Some(cgroup) = cgroup {
+            command.arg("--socket-cgroup").arg(cgroup);
+        }
+        command.arg("--socket-pins").arg(pins);
         command.args(["--service-metrics", "endpoint", "--grace-period", "1"]);
         let out = File::create(&log).unwrap();
         command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
@@ -324,7 +334,7 @@ fn where_pods_sockets_could_not_be_ended_their_connected_ones_of_udp_are_relayed
     without
         .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
         .arg(sluice([] as [&str; 0]).get_program());
-    let agent = sockets.start_by(without, 1, "socket", &sockets.pins());
+    let agent = sockets.start_by(without, 1, "socket", Some(sockets.cgroup.path()), &sockets.pins());
     agent.wait_for("pods' UDP sockets that are connected are relayed");
     let to = cluster_ip(1, Family::V4);
     let [pod, node] = [scene.lab.pod(0), scene.lab.node()].map(|host| {
@@ -407,4 +417,16 @@ fn what_listing_ten_thousand_sockets_costs() {
     times.sort_unstable();
     println!("{} sockets: median {:?}, all {times:?}", all.len(), times[4]);
     assert!(times.iter().all(|(_, listed)| *listed == all.len()));
+}
+
+/// Whoever has a namespace of its own on this machine is no node of the machine, whose sockets are all below the root.
+#[test]
+fn in_a_network_namespace_of_its_own_the_root_of_all_cgroups_is_left_alone_unless_asked_for() {
+    let sockets = Sockets::new();
+    let agent = sockets.start_by(sluice([] as [&str; 0]), 1, "auto", None, &sockets.pins());
+    let status = agent.json(&["status"]);
+    assert_eq!(status["mode"], "tproxy");
+    assert!(status["atSockets"].as_str().unwrap().contains("--socket-cgroup"), "{status}");
+    sockets.scene.assert_served(1);
+    assert!(!sockets.pins().exists());
 }
