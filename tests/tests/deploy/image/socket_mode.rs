@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Container;
 use nix::sched::{CloneFlags, unshare};
@@ -121,6 +121,11 @@ fn assert_no_socket_waits_for_a_gone_endpoint(scene: &Scene, may_enter: bool) {
         assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
     scene.apiserver.create(Resource::EndpointSlices, slice(&scene.lab, Family::V4)).unwrap();
+    // The agent hears of it in a moment.
+    let deadline = Instant::now() + PATIENCE;
+    while is_answered_on_the_node(scene, PATIENCE) != [true; 8] {
+        assert!(Instant::now() < deadline, "the endpoint is there again");
+    }
     scene.assert_served();
     if !may_enter {
         socket.send(b"who").unwrap();
@@ -182,7 +187,14 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         // There is no agent, nobody to relay, and connections are made.
         second.signal("KILL");
         well(second.process.wait(PATIENCE));
-        assert_eq!(is_answered_on_the_node(&scene, PATIENCE), [true; 8], "{name}");
+        let patience_for_udp = if may_enter { PATIENCE } else { SILENCE };
+        let of_family = [true, true, may_enter, true];
+        let answered = is_answered_on_the_node(&scene, patience_for_udp);
+        assert_eq!(
+            answered,
+            [of_family; 2].concat(),
+            "{name}: a pod's datagrams are relayed where it may not"
+        );
 
         // Socket mode is left by an update, while an agent still has it.
         let mut third = scene.start_pod(&pod);
