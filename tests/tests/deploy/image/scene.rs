@@ -223,6 +223,7 @@ impl Drop for Running<'_> {
         let _ = self.scene.runc(&["delete", "--force", &self.id]).output();
     }
 }
+
 /// An error as a person is to read it.
 #[track_caller]
 pub(super) fn well<T>(result: Result<T, LabError>) -> T {

@@ -79,6 +79,7 @@ impl Drop for SocketPlace {
         let _ = Command::new("umount").args(["--recursive", "--lazy"]).arg(self.directory.path()).status();
     }
 }
+
 /// Whether this is answered by the lab's backend, for everybody on the node.
 fn is_answered_on_the_node(scene: &Scene, patience: Duration) -> Vec<bool> {
     let hosts = [scene.lab.pod(0), scene.lab.node()];
