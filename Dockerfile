@@ -64,7 +64,7 @@ COPY ${PROGRAM} /usr/bin/sluice
 FROM ${RUST} AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --package sluice && strip target/release/sluice
+RUN cargo build --profile dist --locked --package sluice && strip target/dist/sluice
 
 FROM node
-COPY --from=build /src/target/release/sluice /usr/bin/sluice
+COPY --from=build /src/target/dist/sluice /usr/bin/sluice
