@@ -3,7 +3,7 @@
 //! ```text
 //! listener ─accept─► session: Connecting ─► Relaying ─► ended
 //!                      │ connect: which endpoint next, and for how long
-//!                      └ direction x 2: buffer or pipe, one way
+//!                      └ relaying: direction x 2: buffer or pipe, one way
 //! ```
 
 pub(crate) mod client_sessions;
@@ -13,5 +13,6 @@ pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod pipe;
 pub(crate) mod relay;
+pub(crate) mod relaying;
 pub(crate) mod session;
 pub(crate) mod socket;

@@ -12,7 +12,7 @@ use socket2::SockRef;
 
 use super::*;
 use crate::connection::{ConnectionState, PART};
-use crate::tcp::session::TURN_BUDGET;
+use crate::tcp::relaying::TURN_BUDGET;
 use crate::{tcp, test_table, udp};
 
 const BULK: usize = 100;

@@ -1,0 +1,171 @@
+//! The two directions of a session whose endpoint has answered: what is moved, whose turn is over, and who was reset.
+//! When a session begins and ends, and its deadlines, are [`super::session`]'s matter.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sluice_table::{Lease, ServicePort};
+
+use super::direction::{Direction, Pump, Pumped};
+use super::peer::Peer;
+use super::session::{Context, Side, Step};
+use super::socket;
+use crate::connection::ConnectionState;
+use crate::connection_log::End;
+
+/// Bytes that one direction may move before others get their turn: one fill of a pipe.
+pub(crate) const TURN_BUDGET: usize = 256 << 10;
+
+/// How long what was sent before a reset may take to reach the other side before that one is reset
+/// too; a reset makes the kernel throw away what is still on its way.
+const RESET_GRACE: Duration = Duration::from_secs(1);
+
+/// What a session is once an endpoint has answered.
+#[derive(Debug)]
+pub(super) struct Relaying {
+    pub(super) upstream: Peer,
+    to_upstream: Direction,
+    to_downstream: Direction,
+    pub(super) lease: Lease,
+    pub(super) service: Arc<ServicePort>,
+    /// Who was reset first, if anyone, and when that was noticed.
+    pub(super) reset: Option<(Side, Instant)>,
+    pub(super) last_moved: Instant,
+    /// It was old enough for keepalive and has it.
+    pub(super) is_settled: bool,
+    /// Bytes that were passed on.
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl Relaying {
+    /// Between an endpoint that has just answered and the session's client.
+    pub(super) fn new(upstream: Peer, lease: Lease, service: Arc<ServicePort>, now: Instant) -> Self {
+        Self {
+            upstream,
+            to_upstream: Direction::default(),
+            to_downstream: Direction::default(),
+            lease,
+            service,
+            reset: None,
+            last_moved: now,
+            is_settled: false,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    /// How it is.
+    pub(super) fn state(&self) -> ConnectionState {
+        match (self.reset, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
+            (Some(_), ..) => ConnectionState::Resetting,
+            (None, true, _) => ConnectionState::ClientClosed,
+            (None, false, true) => ConnectionState::EndpointClosed,
+            (None, false, false) => ConnectionState::Open,
+        }
+    }
+
+    /// Whether one side has ended and the other has not.
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.to_upstream.is_finished() != self.to_downstream.is_finished()
+    }
+
+    /// Whether a direction moves much at a time.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
+    }
+
+    /// Moves what can be moved, both ways.
+    pub(super) fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
+        let mut pumped = [Pumped::Waiting; 2];
+        // Twice at most: what is found out about one direction may change what the other is to do.
+        for _ in 0..2 {
+            let reset_before = self.reset;
+            pumped = self.pump_both(downstream, context);
+            if self.reset == reset_before {
+                break;
+            }
+        }
+        let [to_upstream, to_downstream] = pumped;
+        if let Some((side, since)) = self.reset {
+            let (direction, other) = match side {
+                Side::Downstream => (to_upstream, &self.upstream),
+                Side::Upstream => (to_downstream, &*downstream),
+            };
+            let is_over = match direction {
+                Pumped::Waiting => false,
+                Pumped::Yielded => return Step::Again,
+                Pumped::TargetReset => true,
+                Pumped::SourceReset | Pumped::Finished => socket::is_delivered(&other.stream),
+            };
+            return if is_over || context.core.now >= since + RESET_GRACE {
+                context.core.stats.tcp_resets.add(1);
+                Step::End(match side {
+                    Side::Downstream => End::ClientReset,
+                    Side::Upstream => End::EndpointReset,
+                })
+            } else {
+                Step::Wait
+            };
+        }
+        match pumped {
+            [Pumped::Finished, Pumped::Finished] => Step::End(End::Closed),
+            [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,
+            _ => Step::Wait,
+        }
+    }
+
+    /// Pumps the directions that are alive and notes which side was reset.
+    fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
+        let (stats, now) = (&*context.core.stats, context.core.now);
+        let mut pump =
+            Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, reset: false, is_last: false };
+        let reset_side = self.reset.map(|(side, _)| side);
+        let mut pumped = [Pumped::Waiting; 2];
+        // The direction towards a side that was reset is dead.
+        if reset_side != Some(Side::Upstream) {
+            pump.reset = reset_side == Some(Side::Downstream);
+            pump.is_last = self.to_downstream.is_finished();
+            let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
+            self.note(Side::Downstream, outcome, bytes, downstream, now);
+            pumped[0] = outcome;
+        }
+        if self.reset.map(|(side, _)| side) != Some(Side::Downstream) {
+            pump.reset = reset_side == Some(Side::Upstream);
+            pump.is_last = self.to_upstream.is_finished();
+            let (outcome, bytes) = self.to_downstream.pump(&mut self.upstream, downstream, &mut pump);
+            self.note(Side::Upstream, outcome, bytes, downstream, now);
+            pumped[1] = outcome;
+        }
+        pumped
+    }
+
+    /// Takes in the outcome of the direction that comes from `source`.
+    fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
+        if bytes > 0 {
+            self.last_moved = now;
+            let stats = self.lease.upstream().stats();
+            let (own, of_endpoint) = match source {
+                Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
+                Side::Upstream => (&mut self.received, &stats.bytes_from_endpoint),
+            };
+            *own += bytes as u64;
+            of_endpoint.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        let culprit = match (outcome, source) {
+            (Pumped::SourceReset, side) => side,
+            (Pumped::TargetReset, Side::Downstream) => Side::Upstream,
+            (Pumped::TargetReset, Side::Upstream) => Side::Downstream,
+            _ => return,
+        };
+        if self.reset.is_none() {
+            self.reset = Some((culprit, now));
+            // Whatever it sent before is there to be read, whether or not an event says so.
+            match culprit {
+                Side::Downstream => downstream.readable = true,
+                Side::Upstream => self.upstream.readable = true,
+            }
+        }
+    }
+}
