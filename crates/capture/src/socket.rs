@@ -17,7 +17,7 @@ use std::sync::Arc;
 use sluice_model::{Frontend, FrontendKind, Protocol};
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
 use sluice_table::{
-    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
+    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SharedHealth, SocketOutcomes, Table,
     Upstream,
 };
 use tracing::warn;
@@ -64,7 +64,7 @@ struct Known {
 pub struct Sockets<K> {
     maps: Maps<K>,
     table: Reader,
-    health: Arc<dyn SocketHealth>,
+    health: SharedHealth,
     ports: HashMap<PortKey, Known>,
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,

@@ -1,9 +1,8 @@
 //! What the kernel offers for changing the maps; in tests, plain memory.
 
 use std::io;
-use std::sync::Arc;
 
-use sluice_table::SocketHealth;
+use sluice_table::SharedHealth;
 
 use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set};
 
@@ -58,7 +57,7 @@ pub trait Kernel {
     /// The kernel refuses: some may be gone.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
     /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
-    fn health(&self) -> Arc<dyn SocketHealth>;
+    fn health(&self) -> SharedHealth;
     /// Tells the programs that there is a relay now, which takes what they leave to it. It is believed for a while.
     fn beat(&mut self);
     /// How much fits.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluice_model::{Frontend, Protocol};
-use sluice_table::{SocketHealth, SocketNumber};
+use sluice_table::{SharedHealth, SocketHealth, SocketNumber};
 
 use crate::adopt::{Contents, Living};
 use crate::desc::Desc;
@@ -255,8 +255,8 @@ impl Kernel for Memory {
         Ok(())
     }
 
-    fn health(&self) -> Arc<dyn SocketHealth> {
-        Arc::new(self.endpoints.clone())
+    fn health(&self) -> SharedHealth {
+        Arc::new(Box::new(self.endpoints.clone()))
     }
 
     fn beat(&mut self) {

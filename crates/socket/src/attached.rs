@@ -12,7 +12,7 @@ use sluice_socket_maps::{
     Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
 };
 use sluice_sys::bpf::{self, Mapping};
-use sluice_table::SocketHealth;
+use sluice_table::SharedHealth;
 
 use crate::attach::LAYOUT;
 use crate::health::{Health, now_ns};
@@ -305,8 +305,8 @@ impl Kernel for Attached {
         Ok(())
     }
 
-    fn health(&self) -> Arc<dyn SocketHealth> {
-        Arc::new(Health::new(Arc::clone(&self.endpoints)))
+    fn health(&self) -> SharedHealth {
+        Arc::new(Box::new(Health::new(Arc::clone(&self.endpoints))))
     }
 
     fn beat(&mut self) {

@@ -1,22 +1,15 @@
 //! What an endpoint's health is shared by: the numbers that the maps have for it, told to the table, so that workers
 //! look at the programs' own words, and write there how connecting to it went. Nothing has to be carried to and fro.
 
-use std::sync::Arc;
-
 use sluice_model::Protocol;
 use sluice_socket_maps::{Kernel, Maps, PortKey};
-use sluice_table::{ServicePort, SetName, SocketHealth};
+use sluice_table::{ServicePort, SetName, SharedHealth};
 
 use super::canonical;
 
 /// Has the endpoints of a port, as they are now, go by the numbers that they have now. Datagrams prove nothing, and their
 /// endpoints have none.
-pub(super) fn share<K: Kernel>(
-    port: &ServicePort,
-    key: PortKey,
-    maps: &Maps<K>,
-    health: &Arc<dyn SocketHealth>,
-) {
+pub(super) fn share<K: Kernel>(port: &ServicePort, key: PortKey, maps: &Maps<K>, health: &SharedHealth) {
     if port.name().protocol != Protocol::Tcp {
         return;
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sluice_model::Protocol;
-use sluice_table::SocketHealth;
+use sluice_table::SharedHealth;
 
 use super::*;
 use crate::adopt::Contents;
@@ -356,7 +356,7 @@ macro_rules! delegate {
             self.fails()?;
             self.memory.remove_frontends(keys)
         }
-        fn health(&self) -> Arc<dyn SocketHealth> { self.memory.health() }
+        fn health(&self) -> SharedHealth { self.memory.health() }
         fn beat(&mut self) { self.memory.beat() }
         fn capacity(&self) -> Capacity { self.memory.capacity() }
     })* };
@@ -554,7 +554,7 @@ impl Kernel for Watched {
         }
         self.fails()
     }
-    fn health(&self) -> Arc<dyn SocketHealth> {
+    fn health(&self) -> SharedHealth {
         self.memory.health()
     }
     fn beat(&mut self) {
