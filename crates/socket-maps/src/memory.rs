@@ -177,12 +177,13 @@ impl SocketHealth for Endpoints {
     fn has_served(&self, number: SocketNumber) {
         self.change(number, |endpoint| {
             endpoint.flags &= !endpoint_flags::UNPROVEN;
-            endpoint.fails = 0;
+            endpoint.failures = 0;
         });
     }
 
     fn has_failed(&self, number: SocketNumber) {
-        self.change(number, |endpoint| endpoint.fails += 1);
+        // No clock is there.
+        self.change(number, |endpoint| endpoint.failures = endpoint.failures().and_one(0).pack());
     }
 }
 
@@ -257,6 +258,10 @@ impl Kernel for Memory {
 
     fn health(&self) -> SharedHealth {
         Arc::new(Box::new(self.endpoints.clone()))
+    }
+
+    fn take_over(&mut self) -> io::Result<()> {
+        Ok(())
     }
 
     fn beat(&mut self) {

@@ -17,7 +17,7 @@ use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
 /// new directory. A test knows what the layout of this number is.
-pub(crate) const LAYOUT: u64 = 2;
+pub(crate) const LAYOUT: u64 = 3;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const SOCK_ADDR: u32 = 18;
@@ -92,10 +92,9 @@ impl Programs {
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
-            Ok((maps, fresh)) => {
-                pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
-                Attached::new(pins, &maps, census, config.capacity, fresh)
-            }
+            // What versions with another layout have attached translates beside this, before this, until all is in
+            // these maps.
+            Ok((maps, fresh)) => Attached::new(pins, &maps, census, config.capacity, fresh),
             Err(error) => {
                 if was_empty {
                     // Nothing of what was begun is to stay; the first error is the one that counts.
