@@ -80,7 +80,7 @@ fn frontends(writer: &Writer) -> Vec<Frontend> {
 
 fn sockets(attached: Attached, writer: &Writer) -> Sockets<Attached> {
     let accounts = attached.accounts().expect("accounts can be read");
-    let ledger = Arc::new(Ledger::new(move |id| accounts.account(id)));
+    let ledger = Arc::new(Ledger::new(accounts));
     Sockets::new(Maps::adopt(attached).expect("maps can be read"), writer.table(), ledger, false)
 }
 

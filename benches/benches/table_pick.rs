@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use sluice_benches::cluster::{self, Cluster};
 use sluice_model::Protocol;
-use sluice_table::{Client, FrontendKey, Origin, SetName, SocketHealth, SocketNumber, Table};
+use sluice_table::{Client, FrontendKey, Origin, SetName, SharedHealth, SocketHealth, SocketNumber, Table};
 
 /// Endpoint changes a second while the readers read.
 const CHANGES_PER_SECOND: u32 = 1_000;
@@ -157,14 +157,15 @@ fn in_doubt(criterion: &mut Criterion) {
         let mut reader = table.reader();
         if let Some(doubts) = doubts {
             let port = Arc::clone(reader.lookup(key).expect("it is served").service_port());
+            // Spread over all of them.
+            let is_in_doubt = |id| doubts > 0 && id % (ENDPOINTS / doubts) == 0;
+            let health = Doubts((0..ENDPOINTS).map(|id| AtomicBool::new(is_in_doubt(id))).collect());
+            let health: SharedHealth = Arc::new(Box::new(health));
+            port.share_health(&health);
+            // Only then: those of whoever it was shared with before are gone.
             for (id, upstream) in (0..).zip(port.endpoints()) {
                 upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
             }
-            // Spread over all of them.
-            let is_in_doubt = |id| doubts > 0 && id % (ENDPOINTS / doubts) == 0;
-            let health: Arc<dyn SocketHealth> =
-                Arc::new(Doubts((0..ENDPOINTS).map(|id| AtomicBool::new(is_in_doubt(id))).collect()));
-            port.share_health(&health);
         }
         let id = doubts.map_or("tproxy_alone".to_owned(), |doubts| doubts.to_string());
         group.bench_function(id, |bencher| {

@@ -50,8 +50,8 @@ impl AtSocketConfig {
     /// Where Istio and Linkerd have what leaves a pod redirected to.
     pub const SIDECAR_PORTS: [u16; 2] = [15_001, 4_140];
 
-    /// Those of 10,000 Services with ten endpoints each, and some room.
-    pub const ENDPOINTS: u32 = 1 << 17;
+    /// Those of 10,000 Services with ten endpoints each, and a tenth more.
+    pub const ENDPOINTS: u32 = 110_000;
 
     /// Everything else as it is by default.
     pub fn new(cgroup: Option<PathBuf>, pins: PathBuf) -> Self {
@@ -65,14 +65,14 @@ impl AtSocketConfig {
         }
     }
 
-    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 152 bytes
+    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 86 bytes
     /// an endpoint; that of frontends has it by use.
     pub fn capacity_for(endpoints: u32) -> Capacity {
         Capacity {
             frontends: (endpoints / 2).max(1 << 16),
             sets: (endpoints / 4).max(1 << 10),
-            // Two versions of each set, each a power of two.
-            slots: endpoints.saturating_mul(4),
+            // Each set has a power of two of them. And the next version of the largest that there may be.
+            slots: endpoints.saturating_mul(2).saturating_add(1 << 16),
             endpoints,
         }
     }

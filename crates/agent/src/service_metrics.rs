@@ -358,7 +358,7 @@ fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
 
     use sluice_capture::socket::{AtSockets, Ledger, Sockets};
@@ -479,11 +479,11 @@ mod tests {
         for detail in [Detail::Off, Detail::Service, Detail::Endpoint] {
             measure(&format!("{detail:?}"), || text_of(writer.table(), detail, ROWS).len());
         }
-        let connections = Arc::new(AtomicU64::new(1));
+        let connections = Arc::new(AtomicU32::new(1));
         let made = Arc::clone(&connections);
         let account = move |_| Account { connections: made.load(Ordering::Relaxed), ..Account::default() };
         let ledger = Arc::new(Ledger::new(account));
-        let room = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 19, endpoints: 1 << 17 };
+        let room = Capacity { frontends: 65_536, sets: 32_768, slots: 1 << 18, endpoints: 110_000 };
         let maps = Maps::new(Memory::new(room));
         let mut sockets = Sockets::new(maps, writer.table(), Arc::clone(&ledger), false);
         let frontends: Vec<_> = writer.table().routes().iter().map(|route| route.frontend()).collect();

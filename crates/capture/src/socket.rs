@@ -5,7 +5,7 @@
 //! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
 //! go first: at any time there is a way for what the programs leave alone.
 //!
-//! `numbers`: how the relay and the programs tell each other what they know of an endpoint.
+//! `numbers`: whom the maps' numbers of endpoints are told. `ledger`: what connections did.
 
 mod ledger;
 mod numbers;
@@ -14,15 +14,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use sluice_model::{Frontend, FrontendKind, Protocol};
-use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
+use sluice_model::{Frontend, FrontendKind};
+use sluice_socket_maps::{IdChange, Kernel, Maps, Port, PortKey, Stats};
 use sluice_table::{
-    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketHealth, SocketOutcomes, Table,
-    Upstream,
+    AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SharedHealth, SocketOutcomes, Table,
 };
 use tracing::warn;
 
-pub use self::ledger::Ledger;
+pub use self::ledger::{Ledger, Sum};
 
 /// What decides at clients' sockets.
 pub trait AtSockets: Send + Sync {
@@ -64,7 +63,7 @@ struct Known {
 pub struct Sockets<K> {
     maps: Maps<K>,
     table: Reader,
-    health: Arc<dyn SocketHealth>,
+    health: SharedHealth,
     ports: HashMap<PortKey, Known>,
     /// Where each frontend that is offered leads.
     holders: HashMap<Frontend, PortKey>,
@@ -139,34 +138,19 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key).collect();
         let keys: Vec<PortKey> = ports.iter().map(|(key, _)| *key).collect();
         self.maps.apply(ports);
-        self.book(&keys);
-        self.share_health(&keys);
+        let changes = self.maps.take_id_changes();
+        self.share(&changes, &keys);
         gone.iter().for_each(|key| {
             self.ports.remove(key);
         });
     }
 
-    /// Tells the ledger what numbers mean, of these ports and of what is gone.
-    fn book(&mut self, keys: &[PortKey]) {
-        self.ledger.follow(&self.maps.take_id_changes());
-        for key in keys {
-            let Some(known) = self.ports.get(key) else { continue };
-            let backends = known.port.backends();
-            let sets = [backends.cluster(), backends.local()];
-            let upstreams = sets.into_iter().flat_map(|set| set.upstreams());
-            let by_address: HashMap<SocketAddr, &Arc<Upstream>> =
-                upstreams.map(|upstream| (canonical(upstream.address()), upstream)).collect();
-            let owned = |(address, id)| Some((id, Arc::clone(by_address.get(&address)?)));
-            let is_tcp = known.port.name().protocol == Protocol::Tcp;
-            self.ledger.bind(is_tcp, self.maps.members(*key).filter_map(owned));
-        }
-    }
-
-    /// Has ports go by the numbers that the maps have for their endpoints now.
-    fn share_health(&self, keys: &[PortKey]) {
+    /// Has ledger and table go by the numbers that the maps have now, for the endpoints of these ports and for what is gone.
+    fn share(&self, changes: &[IdChange], keys: &[PortKey]) {
+        self.ledger.follow(changes);
         for key in keys {
             if let Some(known) = self.ports.get(key) {
-                numbers::share(&known.port, *key, &self.maps, &self.health);
+                numbers::share(&known.port, *key, &self.maps, &self.health, &self.ledger);
             }
         }
     }
@@ -196,12 +180,21 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             let pod = if self.host_only { AtSocket::Relay } else { fits(said.pod) };
             (*frontend, SocketOutcomes { node: fits(said.node), pod })
         };
-        let addresses =
-            |set: &sluice_table::EndpointSet| set.upstreams().iter().map(|u| u.address()).collect();
+        let frontends: Vec<_> = known.frontends.iter().map(outcomes).collect();
+        let addresses = |name, set: &sluice_table::EndpointSet| {
+            let leads_there = |(_, outcomes): &(Frontend, SocketOutcomes)| {
+                [outcomes.node, outcomes.pod].contains(&AtSocket::Balance(name))
+            };
+            if frontends.iter().any(leads_there) {
+                set.upstreams().iter().map(|upstream| upstream.address()).collect()
+            } else {
+                Vec::new()
+            }
+        };
         Port {
-            frontends: known.frontends.iter().map(outcomes).collect(),
-            cluster: addresses(backends.cluster()),
-            local: addresses(backends.local()),
+            cluster: addresses(SetName::Cluster, backends.cluster()),
+            local: addresses(SetName::Local, backends.local()),
+            frontends,
             is_random: backends.balance() == Balance::Random,
         }
     }
@@ -254,13 +247,18 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
 
     fn forget_others(&mut self) {
         self.maps.forget_unclaimed();
-        self.book(&[]);
+        let changes = self.maps.take_id_changes();
+        self.share(&changes, &[]);
+        if let Err(error) = self.maps.kernel_mut().take_over() {
+            warn!("what an older version has attached stays so beside this one's: {error}");
+        }
     }
 
     fn keep(&mut self) {
         let changed = self.maps.retry();
-        self.book(&changed);
-        self.share_health(&changed);
+        let changes = self.maps.take_id_changes();
+        self.share(&changes, &changed);
+        self.ledger.settle_some();
         let waiting = self.maps.stats().waiting;
         if waiting > self.said {
             warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");

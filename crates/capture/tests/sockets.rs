@@ -11,7 +11,7 @@ use sluice_model::{
 };
 use sluice_socket_maps::{Account, Capacity, Kernel, Maps, Memory};
 use sluice_table::{
-    Client, FrontendKey, Heard, Origin, Selection, SetName, SocketHealth, Upstream, Writer, WriterConfig,
+    Client, FrontendKey, Heard, Origin, Selection, SetName, SharedHealth, Upstream, Writer, WriterConfig,
 };
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -24,7 +24,7 @@ fn frontend(number: u8, protocol: Protocol) -> Frontend {
 struct World {
     writer: Writer,
     sockets: Sockets<Memory>,
-    health: Arc<dyn SocketHealth>,
+    health: SharedHealth,
 }
 
 impl World {

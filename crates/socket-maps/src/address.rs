@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use sluice_model::{Frontend, Protocol};
 
+use crate::failures::Failures;
 use crate::layout::{Endpoint, FrontendKey, endpoint_flags, protocol};
 
 fn mapped(ip: IpAddr) -> [u8; 16] {
@@ -47,7 +48,12 @@ impl Endpoint {
 
     /// Whether connections may fail there.
     pub fn is_in_doubt(&self) -> bool {
-        self.flags & endpoint_flags::UNPROVEN != 0 || self.fails != 0
+        self.flags & endpoint_flags::UNPROVEN != 0 || self.failures != 0
+    }
+
+    /// Failures since the last success.
+    pub fn failures(&self) -> Failures {
+        Failures::unpack(self.failures)
     }
 
     /// Address and port.

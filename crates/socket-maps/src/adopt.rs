@@ -98,7 +98,7 @@ fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -
     let set = contents.sets.get(id as usize)?;
     let desc = Desc::unpack(set.desc);
     let range = Range::at(desc.base, desc.count);
-    if desc.count == 0 || desc.rotation >= desc.count || set.affinity_s != 0 || !ranges.give_this(range) {
+    if desc.count == 0 || desc.rotation >= desc.count || !ranges.give_this(range) {
         return None;
     }
     let base = desc.base as usize;

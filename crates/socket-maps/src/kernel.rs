@@ -1,11 +1,10 @@
 //! What the kernel offers for changing the maps; in tests, plain memory.
 
 use std::io;
-use std::sync::Arc;
 
-use sluice_table::SocketHealth;
+use sluice_table::SharedHealth;
 
-use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set};
+use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, Totals};
 
 /// How much fits into the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +17,25 @@ pub struct Capacity {
     pub slots: u32,
     /// Endpoints.
     pub endpoints: u32,
+}
+
+/// What the programs count; any thread may ask.
+pub trait Counters: Send + Sync {
+    /// What sockets translated to an endpoint have done.
+    fn account(&self, id: u32) -> Account;
+    /// What all of them have done.
+    fn totals(&self) -> Totals;
+}
+
+/// Accounts and nothing else.
+impl<F: Fn(u32) -> Account + Send + Sync> Counters for F {
+    fn account(&self, id: u32) -> Account {
+        self(id)
+    }
+
+    fn totals(&self) -> Totals {
+        Totals::default()
+    }
 }
 
 /// The maps that the programs read. Readers run at any time, on all CPUs, and what they see is in the order of the
@@ -58,7 +76,12 @@ pub trait Kernel {
     /// The kernel refuses: some may be gone.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
     /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
-    fn health(&self) -> Arc<dyn SocketHealth>;
+    fn health(&self) -> SharedHealth;
+    /// Everything is in: takes away what programs with maps of another layout have left, which went on until now.
+    ///
+    /// # Errors
+    /// Something cannot be removed.
+    fn take_over(&mut self) -> io::Result<()>;
     /// Tells the programs that there is a relay now, which takes what they leave to it. It is believed for a while.
     fn beat(&mut self);
     /// How much fits.

@@ -1,6 +1,8 @@
 //! How the maps that the programs in the kernel read are laid out, byte by byte. The C side has the same in
 //! `layout.h`; a test of the crate that loads the programs compares both by BTF.
 
+use sluice_table::BUCKETS;
+
 /// Values of [`FrontendKey::protocol`]: those of IP.
 pub mod protocol {
     /// TCP, and MPTCP.
@@ -92,12 +94,8 @@ pub struct Set {
     pub cursor: u64,
     /// Bits of [`set_flags`].
     pub flags: u32,
-    /// Session affinity by client, in seconds; 0 is none.
-    pub affinity_s: u32,
     /// The service port, for counting.
     pub service: u32,
-    /// Zero.
-    pub pad: u32,
 }
 
 /// An endpoint of a set.
@@ -112,36 +110,46 @@ pub struct Endpoint {
     pub flags: u16,
     /// Another one whenever the id stops meaning what it did: sockets that remember it choose anew.
     pub incarnation: u32,
-    /// Failures since the last success.
-    pub fails: u32,
-    /// Zero.
-    pub pad: u32,
-    /// Passed over until then where there is no relay, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub until_ns: u64,
-    /// Zero.
-    pub pad2: [u8; 24],
+    /// Failures since the last success, as [`Failures::pack`](crate::Failures::pack) has them.
+    pub failures: u64,
 }
 
-/// What the sockets translated to an endpoint have done. All of it only grows.
+/// What the sockets translated to an endpoint have done. All of it only grows; numbers of 32 bits begin again at 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Account {
-    /// Connections made, and datagram sockets and flows translated.
-    pub connections: u64,
+    /// Connections that were established, and datagram sockets and flows translated.
+    pub connections: u32,
+    /// Of the connections, those that are over.
+    pub closed: u32,
     /// Connections that were refused or came to nothing by another error of the endpoint's or the network's.
-    pub failed: u64,
-    /// Connections whose first packet had to be sent again.
-    pub timeouts: u64,
-    /// Connections that the client gave up before they were made.
-    pub aborted: u64,
-    /// Connections that were made and are over.
-    pub closed: u64,
+    pub failed: u32,
+    /// Zero.
+    pub pad: u32,
     /// Bytes to the endpoint that it acknowledged, of connections that are over.
     pub bytes_to: u64,
     /// Bytes from the endpoint, of connections that are over.
     pub bytes_from: u64,
     /// How long those connections lasted, in microseconds, all together.
     pub duration_us: u64,
+}
+
+/// Elements of the array of [`Totals`]: a CPU counts in one of them.
+pub const STRIPES: u32 = 64;
+
+/// What is counted of all endpoints together. All of it only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Totals {
+    /// Connections that the client gave up before they were made.
+    pub aborted: u64,
+    /// Connections whose first packet had to be sent again.
+    pub timeouts: u64,
+    /// Connections that are over, by how long they lasted: up to each bound of
+    /// [`Times::of_lives`](sluice_table::Times::of_lives), and longer.
+    pub lives: [u64; BUCKETS + 1],
+    /// Zero.
+    pub pad: [u64; 5],
 }
 
 /// What all programs read.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluice_model::{Frontend, Protocol};
-use sluice_table::{SocketHealth, SocketNumber};
+use sluice_table::{SharedHealth, SocketHealth, SocketNumber};
 
 use crate::adopt::{Contents, Living};
 use crate::desc::Desc;
@@ -177,12 +177,13 @@ impl SocketHealth for Endpoints {
     fn has_served(&self, number: SocketNumber) {
         self.change(number, |endpoint| {
             endpoint.flags &= !endpoint_flags::UNPROVEN;
-            endpoint.fails = 0;
+            endpoint.failures = 0;
         });
     }
 
     fn has_failed(&self, number: SocketNumber) {
-        self.change(number, |endpoint| endpoint.fails += 1);
+        // No clock is there.
+        self.change(number, |endpoint| endpoint.failures = endpoint.failures().and_one(0).pack());
     }
 }
 
@@ -255,8 +256,12 @@ impl Kernel for Memory {
         Ok(())
     }
 
-    fn health(&self) -> Arc<dyn SocketHealth> {
-        Arc::new(self.endpoints.clone())
+    fn health(&self) -> SharedHealth {
+        Arc::new(Box::new(self.endpoints.clone()))
+    }
+
+    fn take_over(&mut self) -> io::Result<()> {
+        Ok(())
     }
 
     fn beat(&mut self) {

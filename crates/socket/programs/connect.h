@@ -84,7 +84,7 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	if (protocol == IPPROTO_UDP && !will_be_ended(client))
 		goto pass;
 	struct choice choice;
-	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, client, &choice))
+	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, &choice))
 		goto pass;
 	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice))
 		goto pass;
@@ -97,7 +97,9 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	conn->incarnation = choice.endpoint->incarnation;
 	conn->since_ns = bpf_ktime_get_ns();
 	*to = conn->endpoint;
-	count_connection(choice.id);
+	/* One of TCP counts once it has come about. */
+	if (protocol == IPPROTO_UDP)
+		count_connection(choice.id);
 	return TRANSLATE;
 pass:
 	/* It may have been connected to a service before. */

@@ -62,7 +62,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	}
 
 	struct choice choice;
-	if (has_sidecar(ctx, to, client) || !pick(outcome, to, client, &choice))
+	if (has_sidecar(ctx, to, client) || !pick(outcome, to, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);

@@ -14,10 +14,11 @@ static __always_inline struct endpoint *endpoint_of(const struct conn *conn)
 
 static __always_inline void has_failed(struct endpoint *endpoint)
 {
-	__u32 fails = __sync_fetch_and_add(&endpoint->fails, 1);
+	/* Two at once may count as one. */
+	__u64 count = *(volatile __u64 *)&endpoint->failures & FAILURES_COUNT;
 	/* 1, 2, 4, 8, 16 s, as long as nothing else is heard. */
-	__u64 pause = NSEC_PER_SEC << (fails < 4 ? fails : 4);
-	*(volatile __u64 *)&endpoint->until_ns = bpf_ktime_get_ns() + pause;
+	__u64 until = bpf_ktime_get_ns() + (NSEC_PER_SEC << (count < 4 ? count : 4));
+	*(volatile __u64 *)&endpoint->failures = (until & ~FAILURES_COUNT) | (count < FAILURES_COUNT ? count + 1 : count);
 }
 
 static __always_inline void has_served(struct endpoint *endpoint)
@@ -25,10 +26,8 @@ static __always_inline void has_served(struct endpoint *endpoint)
 	/* Port and flags are one word, and the agent changes flags too. */
 	if (endpoint->flags & ENDPOINT_UNPROVEN)
 		__sync_fetch_and_and((__u32 *)&endpoint->port, ~(ENDPOINT_UNPROVEN << 16));
-	if (endpoint->fails) {
-		*(volatile __u32 *)&endpoint->fails = 0;
-		*(volatile __u64 *)&endpoint->until_ns = 0;
-	}
+	if (endpoint->failures)
+		*(volatile __u64 *)&endpoint->failures = 0;
 }
 
 /* What a connection that could not be made ended with: 0 if the client gave it up. */
@@ -43,35 +42,104 @@ static __always_inline int error_of(struct bpf_sock_ops *ctx)
 	return ((struct sock *)tcp)->sk_err;
 }
 
-static __always_inline void closed(struct bpf_sock_ops *ctx, const struct conn *conn, __u32 from)
+static __always_inline struct totals *totals_here(void)
 {
-	struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
-	struct endpoint *endpoint = endpoint_of(conn);
-	if (!account || !endpoint)
-		return;
-	if (from == BPF_TCP_SYN_SENT) {
-		if (error_of(ctx)) {
-			__sync_fetch_and_add(&account->failed, 1);
-			has_failed(endpoint);
-		} else {
-			__sync_fetch_and_add(&account->aborted, 1);
-		}
+	__u32 stripe = bpf_get_smp_processor_id() % STRIPES;
+	return bpf_map_lookup_elem(&totals, &stripe);
+}
+
+/* The bound that a life does not pass. */
+static __always_inline __u32 life_of(__u64 us)
+{
+	__u32 at = 0;
+#define PASSES(bound) at += us > bound##ull;
+	LIFE_BOUNDS_US(PASSES)
+#undef PASSES
+	return at;
+}
+
+/* A connection was given up, or could not be made. */
+static __always_inline void has_come_to_nothing(struct bpf_sock_ops *ctx, const struct conn *conn)
+{
+	if (!error_of(ctx)) {
+		struct totals *all = totals_here();
+		if (all)
+			__sync_fetch_and_add(&all->aborted, 1);
 		return;
 	}
+	struct endpoint *endpoint = endpoint_of(conn);
+	struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
+	if (!endpoint || !account)
+		return;
+	__sync_fetch_and_add(&account->failed, 1);
+	has_failed(endpoint);
+}
+
+/* A connection that was made is over. */
+static __always_inline void is_over(struct bpf_sock_ops *ctx, const struct conn *conn)
+{
+	struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
+	struct totals *all = totals_here();
+	if (!account || !all || !endpoint_of(conn))
+		return;
+	__u64 us = (bpf_ktime_get_ns() - conn->since_ns) / 1000;
+	__sync_fetch_and_add(&all->lives[life_of(us)], 1);
 	__sync_fetch_and_add(&account->closed, 1);
 	/* The kernel counts our SYN, and each side's FIN, as a byte. */
 	__u64 to = ctx->bytes_acked, back = ctx->bytes_received;
 	__sync_fetch_and_add(&account->bytes_to, to ? to - 1 : 0);
 	__sync_fetch_and_add(&account->bytes_from, back);
-	__sync_fetch_and_add(&account->duration_us, (bpf_ktime_get_ns() - conn->since_ns) / 1000);
+	__sync_fetch_and_add(&account->duration_us, us);
+}
+
+/* A connection counts from when it is established until it is closed. So what never came about never counts: where
+ * there is no route or no port, where it was refused or given up, or where it waits for its first data. */
+static __always_inline void has_become(struct bpf_sock_ops *ctx, const struct conn *conn, __u32 from, __u32 to)
+{
+	if (to == BPF_TCP_ESTABLISHED) {
+		struct endpoint *endpoint = endpoint_of(conn);
+		if (!endpoint)
+			return;
+		has_served(endpoint);
+		count_connection(conn->id);
+	} else if (from == BPF_TCP_SYN_SENT || from == BPF_TCP_SYN_RECV) {
+		has_come_to_nothing(ctx, conn);
+	} else if (from != BPF_TCP_CLOSE) {
+		is_over(ctx, conn);
+	}
+}
+
+/* The first time-out of a connection that is being made: once is enough. */
+static __always_inline void is_silent(const struct conn *conn)
+{
+	struct endpoint *endpoint = endpoint_of(conn);
+	if (!endpoint)
+		return;
+	struct totals *all = totals_here();
+	if (all)
+		__sync_fetch_and_add(&all->timeouts, 1);
+	has_failed(endpoint);
+}
+
+/* Whether a call is of any interest, before it is looked whose it is: most are not. */
+static __always_inline bool is_of_interest(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		return true;
+	case BPF_SOCK_OPS_RTO_CB:
+		return ctx->state == BPF_TCP_SYN_SENT && ctx->args[0] == 0;
+	case BPF_SOCK_OPS_STATE_CB:
+		return ctx->args[1] == BPF_TCP_ESTABLISHED || ctx->args[1] == BPF_TCP_CLOSE;
+	default:
+		return false;
+	}
 }
 
 SEC("sockops")
 int sluice_sockops(struct bpf_sock_ops *ctx)
 {
-	__u32 op = ctx->op;
-	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB &&
-	    op != BPF_SOCK_OPS_RTO_CB && op != BPF_SOCK_OPS_STATE_CB)
+	if (!is_of_interest(ctx))
 		return 1;
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk)
@@ -79,29 +147,17 @@ int sluice_sockops(struct bpf_sock_ops *ctx)
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn)
 		return 1;
-	struct endpoint *endpoint = endpoint_of(conn);
-	switch (op) {
+	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		/* Asks for the other calls, for this socket only. */
 		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 						       BPF_SOCK_OPS_RTO_CB_FLAG);
 		break;
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		if (endpoint)
-			has_served(endpoint);
-		break;
 	case BPF_SOCK_OPS_RTO_CB:
-		/* The first time-out of a connection that is being made: once is enough. */
-		if (endpoint && ctx->state == BPF_TCP_SYN_SENT && ctx->args[0] == 0) {
-			struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
-			if (account)
-				__sync_fetch_and_add(&account->timeouts, 1);
-			has_failed(endpoint);
-		}
+		is_silent(conn);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ctx->args[1] == BPF_TCP_CLOSE)
-			closed(ctx, conn, ctx->args[0]);
+		has_become(ctx, conn, ctx->args[0], ctx->args[1]);
 		break;
 	}
 	return 1;

@@ -46,9 +46,7 @@ struct set {
 	__u64 desc; /* base:32 | count:16 | rotation:16 */
 	__u64 cursor;
 	__u32 flags;
-	__u32 affinity_s;
 	__u32 service;
-	__u32 pad;
 };
 
 enum endpoint_flags {
@@ -61,22 +59,38 @@ struct endpoint {
 	__u16 port;
 	__u16 flags;
 	__u32 incarnation;
-	__u32 fails;
-	__u32 pad;
-	__u64 until_ns;
-	__u8 pad2[24];
+	__u64 failures; /* 0: none since it last served; see FAILURES_COUNT */
 };
 
+/* How many failures there were, 7 at most; the other bits are until when the endpoint is passed over where there is
+ * no relay, in nanoseconds of CLOCK_MONOTONIC. */
+#define FAILURES_COUNT 7ull
+
+/* The agent looks often enough to see that a number of 32 bits begins again. */
 struct account {
-	__u64 connections;
-	__u64 failed;
-	__u64 timeouts;
-	__u64 aborted;
-	__u64 closed;
+	__u32 connections;
+	__u32 closed;
+	__u32 failed;
+	__u32 pad;
 	__u64 bytes_to;
 	__u64 bytes_from;
 	__u64 duration_us;
 };
+
+/* How long connections last, in microseconds: the bounds that the agent has for those that it relays. A test compares. */
+#define LIFE_BOUNDS_US(X) X(10000) X(100000) X(1000000) X(10000000) X(60000000) X(600000000) X(3600000000) X(86400000000)
+/* And one for what lasts longer. */
+#define LIVES 9
+
+/* What is counted of all endpoints together, by CPU, so that no two contend for a line. */
+struct totals {
+	__u64 aborted;
+	__u64 timeouts;
+	__u64 lives[LIVES];
+	__u64 pad[5];
+};
+
+#define STRIPES 64
 
 /* Whose UDP sockets are decided about when they connect: somebody has to end those whose endpoint goes. */
 enum meta_flags {
@@ -100,19 +114,6 @@ struct meta {
 
 struct slot_line {
 	__u32 ids[SLOTS_PER_LINE];
-};
-
-/* Session affinity: which endpoint of a set the sockets of a network namespace were given. */
-struct affinity_key {
-	__u64 client;
-	__u32 set;
-	__u32 pad;
-};
-
-struct affinity {
-	__u32 id;
-	__u32 incarnation;
-	__u64 last_ns;
 };
 
 /* What a connected socket was translated to. */

@@ -28,14 +28,8 @@ MAPPED_ARRAY(sets, struct set);
 MAPPED_ARRAY(slots, struct slot_line);
 MAPPED_ARRAY(endpoints, struct endpoint);
 MAPPED_ARRAY(accounts, struct account);
+MAPPED_ARRAY(totals, struct totals);
 MAPPED_ARRAY(meta, struct meta);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct affinity_key);
-	__type(value, struct affinity);
-} affinity SEC(".maps");
 
 #define SOCKET_STORAGE(name, element)                  \
 	struct {                                       \

@@ -74,36 +74,8 @@ static __always_inline bool take(struct choice *choice)
 	return choice->endpoint != 0;
 }
 
-/* Has a client keep the endpoint that it was given before, or from now on the one of choice. */
-static __always_inline void keep(struct set *set, __u32 id, __u64 client, struct choice *choice)
-{
-	struct affinity_key key = { .client = client, .set = id };
-	__u64 now = bpf_ktime_get_ns();
-	struct affinity *known = bpf_map_lookup_elem(&affinity, &key);
-	if (!known) {
-		struct affinity new = { .id = choice->id, .incarnation = choice->endpoint->incarnation, .last_ns = now };
-		if (!bpf_map_update_elem(&affinity, &key, &new, BPF_NOEXIST))
-			return;
-		/* Another socket of the client was faster. */
-		known = bpf_map_lookup_elem(&affinity, &key);
-		if (!known)
-			return;
-	}
-	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &known->id);
-	if (endpoint && endpoint->incarnation == known->incarnation &&
-	    now - known->last_ns < set->affinity_s * NSEC_PER_SEC) {
-		choice->id = known->id;
-		choice->endpoint = endpoint;
-	} else {
-		known->id = choice->id;
-		known->incarnation = choice->endpoint->incarnation;
-	}
-	known->last_ns = now;
-}
-
-/* The endpoint whose turn it is, or that the client keeps. False where there is none, or it cannot be had from
- * here. */
-static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 client, struct choice *choice)
+/* The endpoint whose turn it is. False where there is none, or it cannot be had from here. */
+static __always_inline bool pick(__u64 outcome, const struct address *to, struct choice *choice)
 {
 	__u32 id = outcome;
 	struct set *set = bpf_map_lookup_elem(&sets, &id);
@@ -117,15 +89,13 @@ static __always_inline bool pick(__u64 outcome, const struct address *to, __u64 
 	choice->turn = turn + (choice->desc & 0xffff);
 	if (!take(choice))
 		return false;
-	if (set->affinity_s)
-		keep(set, id, client, choice);
 	return !(choice->endpoint->flags & ENDPOINT_V4) != is_v4(to->ip);
 }
 
 /* Whether an endpoint is one that connections may fail at. */
 static __always_inline bool is_doubtful(const struct endpoint *endpoint)
 {
-	return endpoint->flags & ENDPOINT_UNPROVEN || *(volatile __u32 *)&endpoint->fails;
+	return endpoint->flags & ENDPOINT_UNPROVEN || *(volatile __u64 *)&endpoint->failures;
 }
 
 /* Whether a connection to the endpoint of choice is to be made from here. An endpoint that is in doubt is left to
@@ -143,7 +113,7 @@ static __always_inline bool is_to_be_translated(struct choice *choice)
 		return false;
 	struct choice next = *choice;
 	for (int i = 0; i < TRIES; i++) {
-		if (*(volatile __u64 *)&next.endpoint->until_ns <= now) {
+		if (*(volatile __u64 *)&next.endpoint->failures <= now) {
 			choice->id = next.id;
 			choice->endpoint = next.endpoint;
 			break;

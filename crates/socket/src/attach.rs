@@ -93,9 +93,10 @@ impl Programs {
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
+            // What versions with another layout have attached translates beside this, before this, until all is in
+            // these maps.
             Ok((maps, fresh)) => {
                 let links = place.links();
-                pins.remove_others().map_err(Error::system("removing what older versions have pinned"))?;
                 Attached::new(pins, &maps, census, links, config.capacity, fresh)
             }
             Err(error) => {

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_socket_maps::{
-    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
+    Account, Capacity, Contents, Counters, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta,
+    Outcome, STRIPES, Set, Totals,
 };
 use sluice_sys::bpf::{self, Mapping};
-use sluice_table::SocketHealth;
+use sluice_table::SharedHealth;
 
 use crate::attach::LAYOUT;
 use crate::health::{Health, now_ns};
@@ -31,7 +32,7 @@ const BATCH: usize = 4096;
 /// what is in the maps. Another agent may take over from then on.
 #[derive(Debug)]
 pub struct Attached {
-    _pins: Pins,
+    pins: Pins,
     frontends: OwnedFd,
     conns: OwnedFd,
     census: OwnedFd,
@@ -39,8 +40,8 @@ pub struct Attached {
     sets: Mapping,
     slots: Mapping,
     endpoints: Arc<Mapping>,
-    accounts: Accounts,
-    accounts_map: OwnedFd,
+    accounts: Mapping,
+    counters: [OwnedFd; 2],
     meta: Mapping,
     meta_map: OwnedFd,
     capacity: Capacity,
@@ -66,7 +67,7 @@ impl Attached {
             map.try_clone().map_err(Error::system(format!("keeping {name}")))
         };
         let attached = Self {
-            _pins: pins,
+            pins,
             frontends: keep("frontends")?,
             conns: keep("conns")?,
             census,
@@ -74,8 +75,8 @@ impl Attached {
             sets: mapping("sets")?,
             slots: mapping("slots")?,
             endpoints: Arc::new(mapping("endpoints")?),
-            accounts: Accounts(mapping("accounts")?),
-            accounts_map: keep("accounts")?,
+            accounts: mapping("accounts")?,
+            counters: [keep("accounts")?, keep("totals")?],
             meta: mapping("meta")?,
             meta_map: keep("meta")?,
             capacity,
@@ -162,9 +163,9 @@ impl Attached {
 
     /// A set.
     pub fn set(&self, id: u32) -> Set {
-        let [desc, cursor, flags, service] = load(self.sets.words(), id);
-        let ((flags, affinity_s), (service, pad)) = (halves(flags), halves(service));
-        Set { desc, cursor, flags, affinity_s, service, pad }
+        let [desc, cursor, rest] = load(self.sets.words(), id);
+        let (flags, service) = halves(rest);
+        Set { desc, cursor, flags, service }
     }
 
     /// What is in a slot.
@@ -174,28 +175,18 @@ impl Attached {
 
     /// An endpoint, with its health.
     pub fn endpoint(&self, id: u32) -> Endpoint {
-        let words: [u64; 8] = load(self.endpoints.words(), id);
-        let [a, b, c, d, until_ns, ..] = words;
+        let [a, b, c, failures] = load(self.endpoints.words(), id);
         let mut addr = [0; 16];
         addr[..8].copy_from_slice(&a.to_ne_bytes());
         addr[8..].copy_from_slice(&b.to_ne_bytes());
-        let ((port, incarnation), (fails, pad)) = (halves(c), halves(d));
+        let (port, incarnation) = halves(c);
         let [p0, p1, f0, f1] = port.to_ne_bytes();
-        Endpoint {
-            addr,
-            port: [p0, p1],
-            flags: u16::from_ne_bytes([f0, f1]),
-            incarnation,
-            fails,
-            pad,
-            until_ns,
-            pad2: [0; 24],
-        }
+        Endpoint { addr, port: [p0, p1], flags: u16::from_ne_bytes([f0, f1]), incarnation, failures }
     }
 
     /// What sockets translated to an endpoint have done.
     pub fn account(&self, id: u32) -> Account {
-        self.accounts.account(id)
+        account(&self.accounts, id)
     }
 
     /// What looks single frontends up.
@@ -206,12 +197,13 @@ impl Attached {
         self.frontends.try_clone().map(Frontends)
     }
 
-    /// The same for others, on any thread.
+    /// What the programs count, for others, on any thread.
     ///
     /// # Errors
     /// No memory is left.
     pub fn accounts(&self) -> io::Result<Accounts> {
-        Mapping::new(self.accounts_map.as_fd()).map(Accounts)
+        let [accounts, totals] = &self.counters;
+        Ok(Accounts { accounts: Mapping::new(accounts.as_fd())?, totals: Mapping::new(totals.as_fd())? })
     }
 }
 
@@ -230,44 +222,61 @@ impl Frontends {
     }
 }
 
-/// Accounts of endpoints, to be read.
+/// What the programs count, to be read.
 #[derive(Debug)]
-pub struct Accounts(Mapping);
+pub struct Accounts {
+    accounts: Mapping,
+    totals: Mapping,
+}
 
-impl Accounts {
-    /// What sockets translated to an endpoint have done.
-    pub fn account(&self, id: u32) -> Account {
-        let [connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us] =
-            load(self.0.words(), id);
-        Account { connections, failed, timeouts, aborted, closed, bytes_to, bytes_from, duration_us }
+impl Counters for Accounts {
+    fn account(&self, id: u32) -> Account {
+        account(&self.accounts, id)
     }
+
+    fn totals(&self) -> Totals {
+        let mut sum = Totals::default();
+        for stripe in 0..STRIPES {
+            let words: [u64; size_of::<Totals>() / 8] = load(self.totals.words(), stripe);
+            let [aborted, timeouts, lives @ .., _, _, _, _, _] = words;
+            sum.aborted += aborted;
+            sum.timeouts += timeouts;
+            sum.lives.iter_mut().zip(lives).for_each(|(sum, more)| *sum += more);
+        }
+        sum
+    }
+}
+
+fn account(accounts: &Mapping, id: u32) -> Account {
+    let [made, failed, bytes_to, bytes_from, duration_us] = load(accounts.words(), id);
+    let ((connections, closed), (failed, pad)) = (halves(made), halves(failed));
+    Account { connections, closed, failed, pad, bytes_to, bytes_from, duration_us }
 }
 
 impl Kernel for Attached {
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) {
         for (id, endpoint) in (first..).zip(endpoints) {
-            let Endpoint { addr, port, flags, incarnation, fails, pad, until_ns, pad2: _ } = *endpoint;
+            let Endpoint { addr, port, flags, incarnation, failures } = *endpoint;
             let [a, b] = words(&addr);
             let [f0, f1] = flags.to_ne_bytes();
             let port = u32::from_ne_bytes([port[0], port[1], f0, f1]);
-            let words = [a, b, word(port, incarnation), word(fails, pad), until_ns, 0, 0, 0];
-            store(self.endpoints.words(), id, words);
+            store(self.endpoints.words(), id, [a, b, word(port, incarnation), failures]);
         }
     }
 
     fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
         // Behind the address, the port and the flags.
-        if let Some(half) = self.endpoints.halves().get(id as usize * 16 + 5) {
+        if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 5) {
             half.store(incarnation, Ordering::Relaxed);
         }
     }
 
     fn account(&self, id: u32) -> Account {
-        self.accounts.account(id)
+        account(&self.accounts, id)
     }
 
     fn clear_account(&mut self, id: u32) {
-        store(self.accounts.0.words(), id, [0; 8]);
+        store(self.accounts.words(), id, [0; 5]);
     }
 
     fn write_slots(&mut self, first: u32, ids: &[u32]) {
@@ -278,19 +287,19 @@ impl Kernel for Attached {
     }
 
     fn write_set(&mut self, id: u32, set: Set) {
-        let Set { desc, cursor, flags, affinity_s, service, pad } = set;
-        store(self.sets.words(), id, [desc, cursor, word(flags, affinity_s), word(service, pad)]);
+        let Set { desc, cursor, flags, service } = set;
+        store(self.sets.words(), id, [desc, cursor, word(flags, service)]);
     }
 
     fn publish(&mut self, id: u32, desc: u64) {
-        if let Some(word) = self.sets.words().get(id as usize * 4) {
+        if let Some(word) = self.sets.words().get(id as usize * 3) {
             word.store(desc, Ordering::Release);
         }
     }
 
     fn write_flags(&mut self, id: u32, flags: u32) {
         // The third word's first half.
-        if let Some(half) = self.sets.halves().get(id as usize * 8 + 4) {
+        if let Some(half) = self.sets.halves().get(id as usize * 6 + 4) {
             half.store(flags, Ordering::Relaxed);
         }
     }
@@ -320,8 +329,12 @@ impl Kernel for Attached {
         Ok(())
     }
 
-    fn health(&self) -> Arc<dyn SocketHealth> {
-        Arc::new(Health::new(Arc::clone(&self.endpoints)))
+    fn health(&self) -> SharedHealth {
+        Arc::new(Box::new(Health::new(Arc::clone(&self.endpoints))))
+    }
+
+    fn take_over(&mut self) -> io::Result<()> {
+        self.pins.remove_others()
     }
 
     fn beat(&mut self) {

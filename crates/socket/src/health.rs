@@ -2,9 +2,10 @@
 //! sees. Both write at any time, on all CPUs; what was heard last counts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
+use sluice_socket_maps::Failures;
 use sluice_socket_maps::endpoint_flags::UNPROVEN;
 use sluice_sys::bpf::Mapping;
 use sluice_table::{SocketHealth, SocketNumber};
@@ -12,15 +13,9 @@ use sluice_table::{SocketHealth, SocketNumber};
 use crate::attached::{halves, word};
 
 /// Words of an endpoint, and where among them is what.
-const WORDS: usize = 8;
+const WORDS: usize = 4;
 const PORT_AND_INCARNATION: usize = 2;
-const FAILS: usize = 3;
-const UNTIL: usize = 4;
-
-/// How long whoever fails for the first time is passed over while there is no relay; twice as long each time, up to 16
-/// times.
-const PAUSE_NS: u64 = 1_000_000_000;
-const DOUBLINGS: u32 = 4;
+const FAILURES: usize = 3;
 
 /// Now, as the programs have it.
 pub(crate) fn now_ns() -> u64 {
@@ -39,8 +34,7 @@ pub(crate) struct Health(Arc<Mapping>);
 struct Words<'a> {
     /// Port and flags in the one half, the incarnation in the other.
     who: &'a AtomicU64,
-    fails: &'a AtomicU32,
-    until_ns: &'a AtomicU64,
+    failures: &'a AtomicU64,
 }
 
 impl Health {
@@ -52,11 +46,7 @@ impl Health {
     fn of(&self, number: SocketNumber) -> Option<Words<'_>> {
         let first = (number.id as usize).checked_mul(WORDS)?;
         let words = self.0.words().get(first..first.checked_add(WORDS)?)?;
-        Some(Words {
-            who: words.get(PORT_AND_INCARNATION)?,
-            fails: self.0.halves().get((first + FAILS) * 2)?,
-            until_ns: words.get(UNTIL)?,
-        })
+        Some(Words { who: words.get(PORT_AND_INCARNATION)?, failures: words.get(FAILURES)? })
     }
 }
 
@@ -93,25 +83,25 @@ impl SocketHealth for Health {
         self.of(number).is_some_and(|words| {
             words
                 .port_and_flags(number)
-                .is_some_and(|half| half & unproven() != 0 || words.fails.load(Ordering::Relaxed) != 0)
+                .is_some_and(|half| half & unproven() != 0 || words.failures.load(Ordering::Relaxed) != 0)
         })
     }
 
     fn has_served(&self, number: SocketNumber) {
         let Some(words) = self.of(number) else { return };
         // An endpoint that is given the number in between may lose a failure, or be passed over for a while.
-        if words.prove(number) && words.fails.load(Ordering::Relaxed) != 0 {
-            words.fails.store(0, Ordering::Relaxed);
-            words.until_ns.store(0, Ordering::Relaxed);
+        if words.prove(number) && words.failures.load(Ordering::Relaxed) != 0 {
+            words.failures.store(0, Ordering::Relaxed);
         }
     }
 
     fn has_failed(&self, number: SocketNumber) {
         let Some(words) = self.of(number) else { return };
         if words.port_and_flags(number).is_some() {
-            let fails = words.fails.fetch_add(1, Ordering::Relaxed);
-            let until = now_ns().saturating_add(PAUSE_NS << fails.min(DOUBLINGS));
-            words.until_ns.store(until, Ordering::Relaxed);
+            let now = now_ns();
+            let and_one = |word| Some(Failures::unpack(word).and_one(now).pack());
+            // It is never refused.
+            let _ = words.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, and_one);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The maps as they are to be: their kinds and sizes, which the object says, and how many elements each has, which
 //! whoever loads them says.
 
-use sluice_socket_maps::Capacity;
+use sluice_socket_maps::{Capacity, STRIPES};
 
 /// Slots in an element of their map: `SLOTS_PER_LINE` of layout.h.
 pub(crate) const SLOTS_PER_LINE: u32 = 16;
@@ -10,13 +10,8 @@ pub(crate) const SLOTS_PER_LINE: u32 = 16;
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
-    pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const SOCKET_STORAGE: u32 = 24;
 }
-
-/// Clients with session affinity, each with one Service. The kernel has memory for all of them from the start, about
-/// 100 bytes each, and forgets the one that was seen longest ago.
-const AFFINITIES: u32 = 16_384;
 
 /// `BPF_F_NO_PREALLOC` and `BPF_F_MMAPABLE`.
 const NO_PREALLOC: u32 = 1;
@@ -52,19 +47,12 @@ pub(crate) const SHAPES: [Shape; 9] = [
         flags: NO_PREALLOC,
         elements: |capacity| capacity.frontends,
     },
-    array("sets", 32, |capacity| capacity.sets),
+    array("sets", 24, |capacity| capacity.sets),
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
-    array("endpoints", 64, |capacity| capacity.endpoints),
-    array("accounts", 64, |capacity| capacity.endpoints),
+    array("endpoints", 32, |capacity| capacity.endpoints),
+    array("accounts", 40, |capacity| capacity.endpoints),
+    array("totals", 128, |_| STRIPES),
     array("meta", 48, |_| 1),
-    Shape {
-        name: "affinity",
-        kind: kind::LRU_HASH,
-        key_size: 16,
-        value_size: 16,
-        flags: 0,
-        elements: |_| AFFINITIES,
-    },
     storage("conns", 56),
     storage("flows", 464),
 ];

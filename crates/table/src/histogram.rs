@@ -103,6 +103,11 @@ pub struct Times {
 }
 
 impl Times {
+    /// How long connections lasted, as others have counted: up to each bound and longer, and all together.
+    pub fn of_lives(counts: [u64; BUCKETS + 1], sum: Duration) -> Self {
+        Self { bounds: &LIFE, counts, sum }
+    }
+
     /// How many there were.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()

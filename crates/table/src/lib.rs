@@ -91,7 +91,7 @@ pub use passive_health::Heard;
 pub use policy::SetName;
 pub use selection::{Client, Origin, Rejection, Selection};
 pub use service_port::ServicePort;
-pub use socket_health::{SocketHealth, SocketNumber};
+pub use socket_health::{SharedHealth, SocketHealth, SocketNumber};
 pub use source_address::SourceAddress;
 pub use upstream::{Condition, Traffic, Translated, Upstream, UpstreamStats};
 pub use verdict::{Reason, Verdict};

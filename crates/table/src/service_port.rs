@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use sluice_model::{Family, ServicePortName};
 
 use crate::affinity::{Affinity, Budget};
@@ -17,7 +17,7 @@ use crate::doubt_search::{self, DoubtSearch};
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
-use crate::socket_health::{SocketHealth, tell};
+use crate::socket_health::{SharedHealth, SocketHealth, tell};
 use crate::{Balance, Client, Datagrams, ServiceTimes, SourceAddress, Traffic, Upstream};
 
 /// One family's half of a service port. Lives from the first frontend that leads to it until the
@@ -38,7 +38,7 @@ pub struct ServicePort {
     roster: Mutex<Roster>,
     has_lost: AtomicBool,
     /// What is known of its endpoints where connections are decided at their sockets, if they are.
-    socket_health: OnceLock<Arc<dyn SocketHealth>>,
+    socket_health: ArcSwapOption<Box<dyn SocketHealth>>,
     /// Of each set, made when one in doubt is first looked for among many.
     doubts: [OnceLock<Box<DoubtSearch>>; 2],
     /// Made with the first connection that is timed.
@@ -86,7 +86,7 @@ impl ServicePort {
             family,
             roster: Mutex::default(),
             has_lost: AtomicBool::new(false),
-            socket_health: OnceLock::new(),
+            socket_health: ArcSwapOption::empty(),
             doubts: Default::default(),
             times: OnceLock::new(),
             datagrams: OnceLock::new(),
@@ -160,17 +160,30 @@ impl ServicePort {
         self.has_lost.store(true, Ordering::Relaxed);
     }
 
-    /// From now on shares what is known of its endpoints with those who decide at clients' sockets. The first to say so
-    /// counts.
-    pub fn share_health(&self, with: &Arc<dyn SocketHealth>) {
-        self.socket_health.get_or_init(|| Arc::clone(with));
+    /// From now on shares what is known of its endpoints with those who decide at clients' sockets, in the place of those
+    /// that it was shared with so far: the numbers that endpoints had there are gone.
+    pub fn share_health(&self, with: &SharedHealth) {
+        if self.socket_health.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, with)) {
+            return;
+        }
+        // First: who sees the new ones and then asks for a number is not to find one of the old.
+        for upstream in self.roster().current() {
+            upstream.set_socket_number(SetName::Cluster, None);
+            upstream.set_socket_number(SetName::Local, None);
+        }
+        self.socket_health.store(Some(Arc::clone(with)));
         self.has_socket_health.store(true, Ordering::Relaxed);
+    }
+
+    /// What is known of its endpoints where connections are decided at their sockets, for a moment.
+    fn socket_health(&self) -> Option<Guard<Option<SharedHealth>>> {
+        self.has_socket_health.load(Ordering::Relaxed).then(|| self.socket_health.load())
     }
 
     /// Notes how connecting to an endpoint went, where others share what is known of it.
     pub(crate) fn tell(&self, upstream: &Upstream, has_served: bool) {
-        if let Some(health) = self.socket_health.get() {
-            tell(&**health, upstream, has_served);
+        if let Some(health) = self.socket_health().as_deref().and_then(Option::as_ref) {
+            tell(&***health, upstream, has_served);
         }
     }
 
@@ -217,7 +230,8 @@ impl ServicePort {
     /// there: most likely because of it. So each has its share of new connections, as many as if it was not in doubt.
     #[inline]
     pub(crate) fn pick_in_doubt(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
-        let health = self.has_socket_health.load(Ordering::Relaxed).then(|| self.socket_health.get())??;
+        let health = self.socket_health()?;
+        let health = health.as_ref()?;
         let set = backends.set(asked.set);
         let rotation = &self.balancer(asked.set).rotation;
         let (upstreams, first) = (set.upstreams(), set.position(rotation.peek()));

@@ -3,6 +3,7 @@
 //! it asks those first, has others to ask when they fail, and says what became of it.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_model::FrontendKind;
@@ -32,6 +33,9 @@ pub trait SocketHealth: Debug + Send + Sync {
     /// It has just refused somebody, or was silent.
     fn has_failed(&self, number: SocketNumber);
 }
+
+/// The same, shared by service ports. Behind a thin pointer, which each of them can swap.
+pub type SharedHealth = Arc<Box<dyn SocketHealth>>;
 
 /// The numbers of one endpoint: one for each set that it may be in.
 #[derive(Debug, Default)]
@@ -90,7 +94,8 @@ pub(crate) fn tell(health: &dyn SocketHealth, upstream: &Upstream, has_served: b
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
     use std::time::Instant;
 
     use sluice_model::{Family, ObjectName, Protocol, ServicePortName};
@@ -116,22 +121,55 @@ mod tests {
         }
     }
 
+    impl SocketHealth for Arc<Doubts> {
+        fn is_in_doubt(&self, number: SocketNumber) -> bool {
+            (**self).is_in_doubt(number)
+        }
+        fn has_served(&self, number: SocketNumber) {
+            (**self).has_served(number);
+        }
+        fn has_failed(&self, number: SocketNumber) {
+            (**self).has_failed(number);
+        }
+    }
+
+    impl Doubts {
+        fn of(ids: impl IntoIterator<Item = u32>) -> Arc<Self> {
+            Arc::new(Self(Mutex::new(ids.into_iter().collect())))
+        }
+
+        fn ids(&self) -> BTreeSet<u32> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    fn shared(doubts: &Arc<Doubts>) -> SharedHealth {
+        Arc::new(Box::new(Arc::clone(doubts)))
+    }
+
+    /// Gives the endpoints the numbers that their ports are.
+    fn number(port: &ServicePort) {
+        for upstream in port.backends().cluster().upstreams() {
+            let number = SocketNumber { id: upstream.address().port().into(), incarnation: 1 };
+            upstream.set_socket_number(SetName::Cluster, Some(number));
+        }
+    }
+
     /// A port with endpoints 1 to 4, told apart by their ports and numbers.
     fn port() -> (Arc<ServicePort>, Arc<Doubts>) {
         let service = ObjectName::new("default", "web");
         let name = ServicePortName { service, port: "http".into(), protocol: Protocol::Tcp };
         let port = ServicePort::new(name, Family::V4, Budget::new(10));
-        let upstream = |number: u16| {
-            let upstream = Upstream::new(([10, 1, 0, 1], number).into(), Arc::clone(port.shared_name()));
-            let number = SocketNumber { id: number.into(), incarnation: 1 };
-            upstream.set_socket_number(SetName::Cluster, Some(number));
-            Arc::new(upstream)
-        };
+        let at = |number: u16| ([10, 1, 0, 1], number).into();
+        let mut roster = port.roster();
+        drop(roster.take_over(port.shared_name(), (1..=4).map(at)));
+        let upstreams = roster.current().to_vec();
+        drop(roster);
         let rules = PortRules { passive_health: true, ..PortRules::default() };
-        port.publish((1..=4).map(upstream).collect(), Vec::new(), Facts::default(), rules);
+        port.publish(upstreams, Vec::new(), Facts::default(), rules);
         let doubts = Arc::<Doubts>::default();
-        let health: Arc<dyn SocketHealth> = Arc::clone(&doubts) as _;
-        port.share_health(&health);
+        port.share_health(&shared(&doubts));
+        number(&port);
         (Arc::new(port), doubts)
     }
 
@@ -178,6 +216,55 @@ mod tests {
         }
         assert!(!connect(&port, FrontendKind::ClusterIp, 8).contains(&1), "three clients were refused");
         assert_eq!(*doubts.0.lock().unwrap(), BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn others_may_take_the_place_of_those_that_health_was_shared_with() {
+        let (port, former) = port();
+        let latter = Doubts::of([2]);
+        let words = shared(&latter);
+        port.share_health(&words);
+        let numbers =
+            || port.endpoints().iter().map(|u| u.socket_number(SetName::Cluster)).collect::<Vec<_>>();
+        assert_eq!(numbers(), [None; 4], "what a number has meant to the former says nothing");
+        number(&port);
+        port.share_health(&words);
+        assert!(numbers().iter().all(Option::is_some), "they are the same");
+        former.0.lock().unwrap().insert(3);
+        assert_eq!(connect(&port, FrontendKind::ClusterIp, 3), [2, 2, 3], "in doubt, and then due");
+        assert_eq!((latter.ids(), former.ids()), (BTreeSet::new(), BTreeSet::from([3])));
+        let mut selection = select(&port, FrontendKind::ClusterIp, 1);
+        let failed = selection.next(Instant::now()).unwrap();
+        selection.fail(&failed, Heard::Refusal, Instant::now());
+        assert_eq!(latter.ids(), BTreeSet::from([4]));
+        assert_eq!(Arc::strong_count(&former), 1, "nothing of the former stays");
+    }
+
+    #[test]
+    fn workers_go_on_while_others_take_their_place() {
+        let (port, _) = port();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        assert_eq!(connect(&port, FrontendKind::ClusterIp, 10).len(), 10);
+                    }
+                });
+            }
+            for _ in 0..1_000 {
+                let doubts = Doubts::of(1..=4);
+                port.share_health(&shared(&doubts));
+                number(&port);
+                connect(&port, FrontendKind::ClusterIp, 4);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let last = Doubts::of(1..=4);
+        port.share_health(&shared(&last));
+        number(&port);
+        connect(&port, FrontendKind::ClusterIp, 4);
+        assert_eq!(last.ids(), BTreeSet::new());
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         let links = attached.links();
         let sweeper = Sweeper::start(attached.census().map_err(io)?, table).map_err(io)?;
         let accounts = attached.accounts().map_err(io)?;
-        let ledger = Arc::new(Ledger::new(move |id| accounts.account(id)));
+        let ledger = Arc::new(Ledger::new(accounts));
         let looks = Looks {
             census: attached.census().map_err(io)?,
             frontends: attached.look_up().map_err(io)?,

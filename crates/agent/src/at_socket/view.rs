@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
-use sluice_capture::socket::Ledger;
+use sluice_capture::socket::{Ledger, Sum};
 use sluice_socket::{Census, Frontends};
-use sluice_socket_maps::{Account, Capacity, Stats};
+use sluice_socket_maps::{Capacity, Stats};
 
 use super::sweep::Swept;
 
@@ -86,7 +86,7 @@ impl View {
     }
 
     /// Lets the table's endpoints have what their translated sockets did; what all did together.
-    pub(crate) fn settle(&self) -> Option<Account> {
+    pub(crate) fn settle(&self) -> Option<Sum> {
         let looks = self.looks()?;
         looks.ledger.settle();
         Some(looks.ledger.sum())

@@ -4,10 +4,9 @@ use std::fmt;
 
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::info::Info;
 
-use super::{Metrics, counter, gauge};
+use super::{Metrics, counter, gauge, histogram};
 
 impl Metrics {
     /// How connections get to endpoints, and why not at the socket where that was asked for.
@@ -46,31 +45,59 @@ impl Metrics {
         }
         let help = "Service ports of which something has no room there, and is relayed";
         gauge(encoder, "socket_waiting", help, stats.waiting as f64)?;
-        let help = "How often something had no room there, or the kernel refused a change";
-        counter(encoder, "socket_map_failures", help, stats.failures)?;
-        let help = "Connected UDP sockets that were ended, as their endpoint or Service is gone";
-        counter(encoder, "socket_ended", help, looks.swept.ended())?;
-        let help = "Looks after which such a socket was left, or at which the kernel told nothing";
-        counter(encoder, "socket_end_failures", help, looks.swept.failed())?;
-
-        let sum = looks.ledger.sum();
-        let help = "Connections and flows that were led to an endpoint at the client's socket";
-        counter(encoder, "socket_connections", help, sum.connections)?;
-        let help = "Of those of TCP, the ones that are over";
-        counter(encoder, "socket_connections_closed", help, sum.closed)?;
-        let help = "Of those of TCP, the ones that the endpoint or the network did not let come about";
-        counter(encoder, "socket_connections_failed", help, sum.failed)?;
-        let help = "Of those of TCP, the ones that the client gave up before they came about";
-        counter(encoder, "socket_connections_aborted", help, sum.aborted)?;
-        let help = "Of those of TCP, the ones whose first packet was not answered within a second";
-        counter(encoder, "socket_connections_slow", help, sum.timeouts)?;
-        let help = "Bytes from clients to endpoints, of those of TCP that are over";
-        counter(encoder, "socket_bytes_from_clients", help, sum.bytes_to)?;
-        let help = "Bytes from endpoints to clients, of those of TCP that are over";
-        counter(encoder, "socket_bytes_to_clients", help, sum.bytes_from)?;
-        let help = "How long those lasted together that are over";
-        let seconds = ConstCounter::new(sum.duration_us as f64 / 1e6);
-        let name = "socket_connections_closed_seconds";
-        seconds.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+        let (sum, totals) = (looks.ledger.sum(), looks.ledger.totals());
+        let counters = [
+            (
+                "socket_map_failures",
+                "How often something had no room there, or the kernel refused a change",
+                stats.failures,
+            ),
+            (
+                "socket_ended",
+                "Connected UDP sockets that were ended, as their endpoint or Service is gone",
+                looks.swept.ended(),
+            ),
+            (
+                "socket_end_failures",
+                "Looks after which such a socket was left, or at which the kernel told nothing",
+                looks.swept.failed(),
+            ),
+            (
+                "socket_connections",
+                "TCP connections that were led to an endpoint at the client's socket and came about, and flows",
+                sum.connections,
+            ),
+            ("socket_connections_closed", "Of those of TCP, the ones that are over", sum.closed),
+            (
+                "socket_connections_failed",
+                "TCP connections led there that the endpoint or the network did not let come about",
+                sum.failed,
+            ),
+            (
+                "socket_connections_aborted",
+                "TCP connections led there that the client gave up before they came about",
+                totals.aborted,
+            ),
+            (
+                "socket_connections_slow",
+                "TCP connections led there whose first packet was not answered within a second",
+                totals.timeouts,
+            ),
+            (
+                "socket_bytes_from_clients",
+                "Bytes from clients to endpoints, of those of TCP that are over",
+                sum.bytes_to,
+            ),
+            (
+                "socket_bytes_to_clients",
+                "Bytes from endpoints to clients, of those of TCP that are over",
+                sum.bytes_from,
+            ),
+        ];
+        for (name, help, value) in counters {
+            counter(encoder, name, help, value)?;
+        }
+        let help = "How long those of TCP lasted that are over";
+        histogram(encoder, "socket_connection_duration_seconds", help, &looks.ledger.lives())
     }
 }

@@ -220,6 +220,11 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert_eq!(value_of(&told, "service_connections_total"), Some(5.0));
     assert_eq!(value_of(&told, "service_connections_translated_closed_total"), Some(4.0));
     assert!(value_of(&told, "service_connections_translated_closed_seconds_total").unwrap() > 0.0);
+    let life = |of: &str, labels: &[&str]| {
+        value(&told, &format!("sluice_socket_connection_duration_seconds_{of}"), labels)
+    };
+    assert_eq!((life("count", &[]), life("bucket", &[r#"le="+Inf""#])), (Some(4.0), Some(4.0)), "{told}");
+    assert!(life("sum", &[]).unwrap() > 0.0);
 
     let status = agent.json(&["status"]);
     let on = format!("on, for sockets below {}", sockets.cgroup.path().display());

@@ -8,17 +8,37 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use sluice_socket_maps::{Account, IdChange};
-use sluice_table::Upstream;
+use sluice_socket_maps::{Account, Counters, IdChange, Totals};
+use sluice_table::{Times, Upstream};
 
 /// How many accounts are settled while others wait: some tens of microseconds.
 const CHUNK: usize = 2_048;
 
 /// The accounts that there are, and whose they are.
 pub struct Ledger {
-    read: Box<dyn Fn(u32) -> Account + Send + Sync>,
+    counters: Box<dyn Counters>,
+    /// What an earlier agent knows of.
+    began: Totals,
     books: Mutex<Books>,
+}
+
+/// What all connections did together that were led to their endpoint at the client's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum {
+    /// Connections of TCP that were established, and datagram sockets and flows.
+    pub connections: u64,
+    /// Of TCP's, those that are over.
+    pub closed: u64,
+    /// Those that the endpoint or the network did not let come about.
+    pub failed: u64,
+    /// Bytes from clients, of connections that are over.
+    pub bytes_to: u64,
+    /// Bytes to clients, of connections that are over.
+    pub bytes_from: u64,
+    /// How long those lasted, in microseconds.
+    pub duration_us: u64,
 }
 
 #[derive(Debug, Default)]
@@ -28,7 +48,9 @@ struct Books {
     /// What endpoints had done that an earlier agent has given their numbers.
     found: HashMap<u32, Account>,
     /// Over all numbers, since this agent has looked.
-    sum: Account,
+    sum: Sum,
+    /// Where [`Ledger::settle_some`] goes on.
+    next: usize,
 }
 
 /// An endpoint that is led to.
@@ -40,13 +62,12 @@ struct Entry {
     has_left: bool,
     /// As far as the endpoint has it.
     seen: Account,
-    made: u64,
-    open: u64,
+    open: u32,
 }
 
-/// Connections that came about, or may.
-fn made(account: &Account) -> u64 {
-    account.connections.saturating_sub(account.failed + account.aborted)
+/// Connections that are not over: one of the numbers may be newer than the other.
+fn open(account: &Account) -> u32 {
+    account.connections.wrapping_sub(account.closed).cast_signed().max(0).cast_unsigned()
 }
 
 fn add(to: &AtomicU64, more: u64) {
@@ -57,39 +78,33 @@ fn add(to: &AtomicU64, more: u64) {
 
 impl Entry {
     /// Lets the endpoint have what is new.
-    fn settle(&mut self, now: Account, sum: &mut Account) {
+    fn settle(&mut self, now: Account, sum: &mut Sum) {
         if now == self.seen {
             return;
         }
+        let Some(more) = since(&self.seen, &now) else { return };
         let to = self.upstream.stats().translated();
-        let seen = self.seen;
-        let mut more = |of: fn(&mut Account) -> &mut u64| {
-            let (mut now, mut seen) = (now, seen);
-            let more = of(&mut now).saturating_sub(*of(&mut seen));
-            *of(sum) += more;
-            more
-        };
-        more(|account| &mut account.connections);
-        more(|account| &mut account.timeouts);
-        more(|account| &mut account.aborted);
-        add(&to.failures, more(|account| &mut account.failed));
-        add(&to.closed, more(|account| &mut account.closed));
-        add(&to.micros, more(|account| &mut account.duration_us));
-        add(&to.bytes_to_endpoint, more(|account| &mut account.bytes_to));
-        add(&to.bytes_from_endpoint, more(|account| &mut account.bytes_from));
-        // One that is being made counts, and stops to if it fails. What was told is never taken back.
-        let made = made(&now);
-        add(&to.connections, made.saturating_sub(self.made));
-        self.made = self.made.max(made);
+        let parts = [
+            (&to.connections, &mut sum.connections, more.connections),
+            (&to.closed, &mut sum.closed, more.closed),
+            (&to.failures, &mut sum.failed, more.failed),
+            (&to.bytes_to_endpoint, &mut sum.bytes_to, more.bytes_to),
+            (&to.bytes_from_endpoint, &mut sum.bytes_from, more.bytes_from),
+            (&to.micros, &mut sum.duration_us, more.duration_us),
+        ];
+        for (to, sum, more) in parts {
+            add(to, more);
+            *sum += more;
+        }
         self.seen = now;
-        self.set_open(if self.is_tcp { made.saturating_sub(now.closed) } else { 0 });
+        self.set_open(if self.is_tcp { open(&now) } else { 0 });
     }
 
-    fn set_open(&mut self, open: u64) {
+    fn set_open(&mut self, open: u32) {
         if open != self.open {
             let to = self.upstream.stats().translated();
             // Other numbers of the endpoint's have a part in it.
-            to.active.fetch_add(open.wrapping_sub(self.open), Ordering::Relaxed);
+            to.active.fetch_add(u64::from(open).wrapping_sub(self.open.into()), Ordering::Relaxed);
             self.open = open;
         }
     }
@@ -100,36 +115,79 @@ impl Entry {
     }
 }
 
+/// What has come to an account. None where it has been cleared, for what its number means next: what it had before is
+/// told when that is.
+fn since(seen: &Account, now: &Account) -> Option<Sum> {
+    let small = |of: fn(&Account) -> u32| u64::try_from(of(now).wrapping_sub(of(seen)).cast_signed()).ok();
+    let large = |of: fn(&Account) -> u64| of(now).checked_sub(of(seen));
+    Some(Sum {
+        connections: small(|account| account.connections)?,
+        closed: small(|account| account.closed)?,
+        failed: small(|account| account.failed)?,
+        bytes_to: large(|account| account.bytes_to)?,
+        bytes_from: large(|account| account.bytes_from)?,
+        duration_us: large(|account| account.duration_us)?,
+    })
+}
+
 impl Ledger {
-    /// Accounts as they are read by `read`.
-    pub fn new(read: impl Fn(u32) -> Account + Send + Sync + 'static) -> Self {
-        Self { read: Box::new(read), books: Mutex::default() }
+    /// Of what these have counted.
+    pub fn new(counters: impl Counters + 'static) -> Self {
+        let counters: Box<dyn Counters> = Box::new(counters);
+        Self { began: counters.totals(), counters, books: Mutex::default() }
     }
 
     /// Lets every endpoint have what its account says.
     pub fn settle(&self) {
         let mut from = 0;
-        loop {
-            let mut books = self.books();
-            let Books { entries, sum, .. } = &mut *books;
-            let rest = entries.get_mut(from..).unwrap_or_default();
-            if rest.is_empty() {
-                return;
-            }
-            for (id, place) in (from..).zip(rest.iter_mut().take(CHUNK)) {
-                let Some(entry) = place else { continue };
-                entry.settle((self.read)(u32::try_from(id).unwrap_or(u32::MAX)), sum);
-                if entry.is_over() {
-                    *place = None;
-                }
-            }
+        while self.settle_from(&mut self.books(), from) {
             from += CHUNK;
         }
     }
 
+    /// The same for some, and when it is called the next time for others. Called several times a second it sees every account
+    /// long before its numbers begin again, although nobody else looks; and lets go of endpoints that are over.
+    pub(super) fn settle_some(&self) {
+        let mut books = self.books();
+        let from = books.next;
+        books.next = if self.settle_from(&mut books, from) { from + CHUNK } else { 0 };
+    }
+
+    /// For a chunk; whether there was any.
+    fn settle_from(&self, books: &mut Books, from: usize) -> bool {
+        let Books { entries, sum, .. } = books;
+        let rest = entries.get_mut(from..).unwrap_or_default();
+        for (id, place) in (from..).zip(rest.iter_mut().take(CHUNK)) {
+            let Some(entry) = place else { continue };
+            entry.settle(self.counters.account(u32::try_from(id).unwrap_or(u32::MAX)), sum);
+            if entry.is_over() {
+                *place = None;
+            }
+        }
+        !rest.is_empty()
+    }
+
     /// What was settled so far, of all endpoints together.
-    pub fn sum(&self) -> Account {
+    pub fn sum(&self) -> Sum {
         self.books().sum
+    }
+
+    /// What is not known by endpoint.
+    pub fn totals(&self) -> Totals {
+        let (now, began) = (self.counters.totals(), &self.began);
+        let mut lives = now.lives;
+        lives.iter_mut().zip(began.lives).for_each(|(now, began)| *now = now.saturating_sub(began));
+        Totals {
+            aborted: now.aborted.saturating_sub(began.aborted),
+            timeouts: now.timeouts.saturating_sub(began.timeouts),
+            lives,
+            ..Totals::default()
+        }
+    }
+
+    /// How long connections lasted that are over, as far as accounts were settled.
+    pub fn lives(&self) -> Times {
+        Times::of_lives(self.totals().lives, Duration::from_micros(self.sum().duration_us))
     }
 
     /// Whose a number is, as long as something may come of it.
@@ -142,19 +200,19 @@ impl Ledger {
     /// Learns what became of numbers.
     pub(super) fn follow(&self, changes: &[IdChange]) {
         let mut books = self.books();
-        let Books { entries, found, sum } = &mut *books;
+        let Books { entries, found, sum, .. } = &mut *books;
         for change in changes {
             let (IdChange::Found(id) | IdChange::Left(id) | IdChange::Freed(id, _)) = *change;
             let place = entries.get_mut(id as usize);
             match (*change, place) {
                 (IdChange::Found(_), _) => {
-                    found.insert(id, (self.read)(id));
+                    found.insert(id, self.counters.account(id));
                 }
                 (IdChange::Left(_), Some(place)) => {
                     found.remove(&id);
                     if let Some(entry) = place {
                         entry.has_left = true;
-                        entry.settle((self.read)(id), sum);
+                        entry.settle(self.counters.account(id), sum);
                         if entry.is_over() {
                             *place = None;
                         }
@@ -176,7 +234,7 @@ impl Ledger {
     }
 
     /// Learns whose numbers are.
-    pub(super) fn bind(&self, is_tcp: bool, ids: impl Iterator<Item = (u32, Arc<Upstream>)>) {
+    pub(super) fn bind<'a>(&self, is_tcp: bool, ids: impl Iterator<Item = (u32, &'a Arc<Upstream>)>) {
         let mut books = self.books();
         let Books { entries, found, .. } = &mut *books;
         for (id, upstream) in ids {
@@ -186,21 +244,20 @@ impl Ledger {
             }
             let Some(place) = entries.get_mut(at) else { continue };
             match place {
-                Some(entry) if Arc::ptr_eq(&entry.upstream, &upstream) => {}
+                Some(entry) if Arc::ptr_eq(&entry.upstream, upstream) => {}
                 // The endpoint had gone and is back, without a time in which nothing led there.
                 Some(entry) => {
                     let open = entry.open;
                     entry.set_open(0);
-                    entry.upstream = upstream;
+                    entry.upstream = Arc::clone(upstream);
                     entry.set_open(open);
                 }
                 None => {
                     let seen = found.remove(&id).unwrap_or_default();
-                    let made = made(&seen);
-                    let entry = Entry { upstream, is_tcp, has_left: false, seen, made, open: 0 };
-                    let entry = place.insert(entry);
+                    let upstream = Arc::clone(upstream);
+                    let entry = place.insert(Entry { upstream, is_tcp, has_left: false, seen, open: 0 });
                     if is_tcp {
-                        entry.set_open(made.saturating_sub(seen.closed));
+                        entry.set_open(open(&seen));
                     }
                 }
             }

@@ -1,10 +1,11 @@
 //! Whose the numbers are that the programs count by.
 
 use std::sync::Mutex;
+use std::time::Instant;
 
-use sluice_model::{Change, Endpoint, EndpointSlice, Family, ObjectName, Service, SlicePort};
-use sluice_socket_maps::{Account, Capacity, Memory};
-use sluice_table::{FrontendKey, Traffic, Writer, WriterConfig};
+use sluice_model::{Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, SlicePort};
+use sluice_socket_maps::{Account, Capacity, Memory, Picked};
+use sluice_table::{Client, FrontendKey, Origin, Traffic, Writer, WriterConfig};
 
 use super::*;
 
@@ -65,16 +66,18 @@ impl World {
     /// Has an endpoint, which is one now, have done so much more.
     fn count(&mut self, number: u8, more: Account) {
         let (key, _) = self.sockets.ports.iter().next().unwrap();
-        let (_, id) = self.sockets.maps.members(*key).find(|(address, _)| *address == at(number)).unwrap();
+        let mut numbers = self.sockets.maps.numbers(*key, SetName::Cluster);
+        let id = numbers.find(|(address, _)| *address == at(number)).unwrap().1.id;
+        drop(numbers);
         self.count_id(id, more);
     }
 
     fn count_id(&mut self, id: u32, more: Account) {
         let mut accounts = self.accounts.lock().unwrap();
         let account = accounts.entry(id).or_default();
-        account.connections += more.connections;
-        account.failed += more.failed;
-        account.closed += more.closed;
+        account.connections = account.connections.wrapping_add(more.connections);
+        account.failed = account.failed.wrapping_add(more.failed);
+        account.closed = account.closed.wrapping_add(more.closed);
         account.bytes_to += more.bytes_to;
         account.duration_us += more.duration_us;
         // The maps ask the kernel, which is this one.
@@ -98,18 +101,18 @@ impl World {
     }
 }
 
-fn made(connections: u64) -> Account {
+fn made(connections: u32) -> Account {
     Account { connections, ..Account::default() }
 }
 
-fn closed(closed: u64, bytes_to: u64) -> Account {
-    Account { closed, bytes_to, duration_us: 1_000 * closed, ..Account::default() }
+fn closed(closed: u32, bytes_to: u64) -> Account {
+    Account { closed, bytes_to, duration_us: 1_000 * u64::from(closed), ..Account::default() }
 }
 
 #[test]
 fn what_connections_did_is_told_of_their_endpoint_and_stays_in_the_sum_when_it_goes() {
     let mut world = World::new(Protocol::Tcp, &[1, 2]);
-    world.count(1, made(5));
+    world.count(1, made(4));
     world.count(1, Account { failed: 1, ..closed(2, 70) });
     world.count(2, made(1));
     let one = world.traffic_of(Protocol::Tcp, 1);
@@ -127,7 +130,7 @@ fn what_connections_did_is_told_of_their_endpoint_and_stays_in_the_sum_when_it_g
     let sum = world.traffic(Protocol::Tcp);
     assert_eq!((sum.connections, sum.active, sum.bytes_to_endpoint), (5, 1, 105));
     assert!(world.ledger.upstream(0).is_none(), "nothing comes of it any more");
-    assert_eq!((world.ledger.sum().connections, world.ledger.sum().closed), (6, 4));
+    assert_eq!((world.ledger.sum().connections, world.ledger.sum().closed), (5, 4));
 }
 
 #[test]
@@ -200,4 +203,69 @@ fn what_an_earlier_agent_has_told_is_not_told_again_and_what_is_open_is() {
     world.count(1, closed(1, 6));
     let sum = world.traffic(Protocol::Tcp);
     assert_eq!((sum.translated, sum.active, sum.bytes_to_endpoint), (1, 4, 6));
+}
+
+#[test]
+fn numbers_that_begin_again_are_no_fewer_connections() {
+    let mut world = World::new(Protocol::Tcp, &[1]);
+    world.count(1, made((1 << 31) - 1));
+    world.count(1, closed((1 << 31) - 1, 0));
+    // Nobody looks but what looks all the time.
+    world.sockets.keep();
+    world.count(1, made((1 << 31) - 1));
+    world.count(1, closed((1 << 31) - 3, 0));
+    let one = world.traffic_of(Protocol::Tcp, 1);
+    assert_eq!((one.connections, one.translated_closed, one.active), ((1 << 32) - 2, (1 << 32) - 4, 2));
+    world.count(1, made(5));
+    world.count(1, closed(6, 0));
+    let one = world.traffic_of(Protocol::Tcp, 1);
+    assert_eq!((one.connections, one.translated_closed, one.active), ((1 << 32) + 3, (1 << 32) + 2, 1));
+}
+
+#[test]
+fn an_account_that_is_cleared_for_what_comes_next_is_told_once() {
+    let mut world = World::new(Protocol::Tcp, &[1, 2, 3, 4]);
+    world.count(1, made(3));
+    assert_eq!(world.traffic(Protocol::Tcp).connections, 3);
+    // Somebody looks while the number is being given to another one.
+    let account = world.accounts.lock().unwrap().insert(0, Account::default()).unwrap();
+    assert_eq!(world.traffic(Protocol::Tcp).connections, 3);
+    world.ledger.follow(&[IdChange::Freed(0, account)]);
+    assert_eq!((world.traffic(Protocol::Tcp).connections, world.ledger.sum().connections), (3, 3));
+}
+
+#[test]
+fn an_endpoint_that_is_over_is_let_go_without_anybody_looking() {
+    let mut world = World::new(Protocol::Tcp, &[1, 2]);
+    world.count(1, made(1));
+    world.endpoints(Protocol::Tcp, &[2]);
+    assert!(world.ledger.upstream(0).is_some(), "a connection is open");
+    world.count_id(0, closed(1, 9));
+    world.sockets.keep();
+    assert!(world.ledger.upstream(0).is_none());
+}
+
+#[test]
+fn an_agent_that_comes_back_after_another_one_goes_by_the_maps_that_it_finds() {
+    let mut world = World::new(Protocol::Tcp, &[1, 2]);
+    world.sockets.keep();
+    // The other one has had maps of another size; they are as new.
+    let ledger = Arc::new(Ledger::new(|_| Account::default()));
+    let room = Capacity { endpoints: 8, ..ROOM };
+    let mut sockets = Sockets::new(Maps::new(Memory::new(room)), world.writer.table(), ledger, false);
+    sockets.offer(&[frontend(Protocol::Tcp)]);
+    sockets.maps.kernel_mut().beat();
+    assert_eq!(sockets.maps.kernel_mut().pick(frontend(Protocol::Tcp), true), Picked::Untranslated);
+    // The relay finds out that they serve.
+    let client = Client { ip: [10, 0, 0, 1].into(), origin: Origin::Node };
+    for _ in 0..2 {
+        let route = world.writer.table().reader().lookup(FrontendKey::from(frontend(Protocol::Tcp))).cloned();
+        let mut selection = route.unwrap().select(client, Instant::now()).unwrap();
+        let upstream = selection.next(Instant::now()).unwrap();
+        drop(selection.connected(&upstream, Instant::now()));
+    }
+    for _ in 0..2 {
+        let picked = sockets.maps.kernel_mut().pick(frontend(Protocol::Tcp), true);
+        assert!(matches!(picked, Picked::Endpoint(_)), "{picked:?}");
+    }
 }

@@ -36,8 +36,9 @@ fn port(number: u8, endpoints: impl IntoIterator<Item = u8>) -> (PortKey, Port) 
 /// How many connects each endpoint of Service 1 got that is there all the time.
 fn counts(maps: &Maps<Attached>) -> Vec<u64> {
     let wanted: Vec<SocketAddr> = (1..=COUNT).map(at).collect();
-    let members = maps.members(PortKey(1)).filter(|(address, _)| wanted.contains(address));
-    members.map(|(_, id)| maps.kernel().account(id).connections).collect()
+    let numbers = maps.numbers(PortKey(1), SetName::Cluster);
+    let members = numbers.filter(|(address, _)| wanted.contains(address));
+    members.map(|(_, number)| maps.kernel().account(number.id).connections.into()).collect()
 }
 
 /// Threads that connect, two on each CPU, until so many connects are made.
@@ -131,7 +132,7 @@ fn a_set_that_changes_all_the_time_loses_no_turn_and_favours_nobody_by_more_than
         std::thread::sleep(std::time::Duration::from_micros(200));
     });
     let counts = counts(&maps);
-    let all: u64 = (0..1 << 14).map(|id| maps.kernel().account(id).connections).sum();
+    let all: u64 = (0..1 << 14).map(|id| u64::from(maps.kernel().account(id).connections)).sum();
     assert_eq!(all, connects);
     let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
     let bound = changes * (1 + clients as u64);

@@ -5,11 +5,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use sluice_socket::{Config, Programs, remove};
+use sluice_socket::{Config, Programs};
 use sluice_socket_maps::{Kernel, protocol, verdict};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::node::{Node, both, endpoint_ip, key, serve, service};
+use crate::node::{Node, both, endpoint_ip, key, remove_pinned, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -167,6 +167,6 @@ fn programs_at_a_cgroup_below_run_first_and_both_have_a_say() {
         connect(refused).unwrap();
     });
     drop(below);
-    assert!(remove(&config.pins).unwrap());
+    assert!(remove_pinned(&config.pins));
     fs::remove_dir(&inner).unwrap();
 }

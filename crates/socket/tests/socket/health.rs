@@ -1,16 +1,16 @@
 //! How connections fare: what the kernel finds out about endpoints, and what becomes of that.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sluice_socket::Attached;
-use sluice_socket_maps::{Endpoint, Kernel, Set, endpoint_flags};
+use sluice_socket_maps::{Counters, Endpoint, Kernel, Totals, endpoint_flags};
 use sluice_table::SocketNumber;
 use socket2::{Domain, Socket, Type};
 
-use crate::node::{Node, desc, endpoint, endpoint_ip, serve, service};
+use crate::node::{Node, endpoint, endpoint_ip, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -42,6 +42,15 @@ fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
     }
 }
 
+/// How often the first endpoint has failed since it last served.
+fn fails(kernel: &Attached) -> u8 {
+    kernel.endpoint(10).failures().count
+}
+
+fn totals(kernel: &Attached) -> Totals {
+    kernel.accounts().unwrap().totals()
+}
+
 #[test]
 fn what_a_connection_was_is_counted_when_it_is_over() {
     let node = Node::new();
@@ -64,11 +73,18 @@ fn what_a_connection_was_is_counted_when_it_is_over() {
         }
         until(&kernel, "it is over", |kernel| kernel.account(10).closed == count);
         let account = kernel.account(10);
-        assert_eq!((account.connections, account.failed, account.aborted), (count, 0, 0));
+        assert_eq!((account.connections, account.failed), (count, 0));
         // A FIN may count as a byte.
-        assert!((1000 * count..=1001 * count).contains(&account.bytes_to), "{account:?}");
-        assert!((3000 * count..=3001 * count).contains(&account.bytes_from), "{account:?}");
-        assert!(account.duration_us > 0);
+        assert!(
+            (1000 * u64::from(count)..=1001 * u64::from(count)).contains(&account.bytes_to),
+            "{account:?}"
+        );
+        assert!(
+            (3000 * u64::from(count)..=3001 * u64::from(count)).contains(&account.bytes_from),
+            "{account:?}"
+        );
+        assert_eq!(totals(&kernel).lives.iter().sum::<u64>(), u64::from(count));
+        assert!(account.duration_us > 0, "{account:?}");
     }
 }
 
@@ -81,9 +97,9 @@ fn an_endpoint_that_refuses_is_left_to_the_relay_until_it_has_served() {
     serve(&mut kernel, 1, to, &at);
     drop(listeners);
     assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-    until(&kernel, "it has failed", |kernel| kernel.endpoint(10).fails == 1);
+    until(&kernel, "it has failed", |kernel| fails(kernel) == 1);
     assert_eq!(kernel.account(10).failed, 1);
-    assert!(kernel.endpoint(10).until_ns > now_ns() - 20_000_000_000);
+    assert!(kernel.endpoint(10).failures().until_ns > now_ns() - 20_000_000_000);
 
     kernel.heartbeat(now_ns());
     assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable, "to the relay");
@@ -91,7 +107,7 @@ fn an_endpoint_that_refuses_is_left_to_the_relay_until_it_has_served() {
     kernel.heartbeat(now_ns().saturating_sub(3_000_000_000));
     let _listener = node.host.run(|| TcpListener::bind(at[0])).unwrap();
     connect(&node, to).unwrap();
-    until(&kernel, "it has served", |kernel| kernel.endpoint(10).fails == 0);
+    until(&kernel, "it has served", |kernel| fails(kernel) == 0);
     kernel.heartbeat(now_ns());
     connect(&node, to).unwrap();
 }
@@ -143,9 +159,9 @@ fn what_the_relay_finds_out_counts_for_the_programs_and_only_of_whom_it_is_about
 
     health.has_failed(former);
     assert!(!health.is_in_doubt(number));
-    for fails in 1..=2 {
+    for times in 1..=2 {
         health.has_failed(number);
-        assert_eq!((kernel.endpoint(10).fails, health.is_in_doubt(number)), (fails, true));
+        assert_eq!((fails(&kernel), health.is_in_doubt(number)), (times, true));
     }
     for is_left in [true, false, true, false] {
         assert_eq!(connect(&node, to).is_err(), is_left);
@@ -153,7 +169,7 @@ fn what_the_relay_finds_out_counts_for_the_programs_and_only_of_whom_it_is_about
     // With nobody there to relay it is passed over.
     kernel.heartbeat(0);
     let before = kernel.account(11).connections;
-    assert!(kernel.endpoint(10).until_ns > now_ns(), "for two seconds");
+    assert!(kernel.endpoint(10).failures().until_ns > now_ns(), "for two seconds");
     for _ in 0..4 {
         connect(&node, to).unwrap();
     }
@@ -186,39 +202,99 @@ fn silence_is_an_endpoints_fault_and_a_client_that_gives_up_is_not() {
             assert!(socket.connect(&to.into()).is_err(), "it is being made");
         });
     }
-    until(&kernel, "they were given up", |kernel| kernel.account(10).aborted == 3);
-    assert_eq!(kernel.endpoint(10).fails, 0);
+    until(&kernel, "they were given up", |kernel| totals(kernel).aborted == 3);
+    assert_eq!(fails(&kernel), 0);
     // The first packet is sent again after a second.
     std::thread::scope(|scope| {
         scope.spawn(|| given_up(Duration::from_secs(3)));
-        until(&kernel, "a packet was sent again", |kernel| kernel.account(10).timeouts == 1);
+        until(&kernel, "a packet was sent again", |kernel| totals(kernel).timeouts == 1);
     });
-    assert_eq!((kernel.endpoint(10).fails, kernel.account(10).failed), (1, 0));
+    assert_eq!((fails(&kernel), kernel.account(10).failed), (1, 0));
+}
+
+/// `MSG_FASTOPEN` and `MSG_DONTWAIT` of send(2).
+const FAST_OPEN: i32 = 0x2000_0000;
+const DO_NOT_WAIT: i32 = 0x40;
+
+/// A socket that may share its port.
+fn socket(to: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket
 }
 
 #[test]
-fn clients_keep_their_endpoint_where_the_service_has_affinity() {
-    let node = Node::new();
-    let mut kernel = node.attach().unwrap();
-    let (listeners, at) = listen(&node, 3);
-    let to = service(false, 1, 80);
-    serve(&mut kernel, 1, to, &at);
-    kernel.write_set(1, Set { desc: desc(10, 3, 0), affinity_s: 3600, service: 1, ..Set::default() });
-    for _ in 0..5 {
-        connect(&node, to).unwrap();
+fn connections_that_never_came_about_are_not_open_and_those_that_did_are_until_they_are_over() {
+    for v6 in [false, true] {
+        let node = Node::new();
+        let mut kernel = node.attach().unwrap();
+        // Data may go with the first packet without a cookie.
+        node.host.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "7")).unwrap();
+        let listener = node.host.run(|| TcpListener::bind((endpoint_ip(v6, 1), 0)).unwrap());
+        let refusing = node.host.run(|| TcpListener::bind((endpoint_ip(v6, 1), 0)).unwrap());
+        let silent = node.host.run(|| TcpListener::bind((endpoint_ip(v6, 2), 0)).unwrap());
+        let away: SocketAddr = if v6 { "[fd55::1]:80" } else { "10.55.0.1:80" }.parse().unwrap();
+        let at = |listener: &TcpListener| listener.local_addr().unwrap();
+        let [served, no_route, refused, unanswered] = [1, 2, 3, 4].map(|number| service(v6, number, 80));
+        for (set, to, endpoint) in [
+            (1, served, at(&listener)),
+            (2, no_route, away),
+            (3, refused, at(&refusing)),
+            (4, unanswered, at(&silent)),
+        ] {
+            serve(&mut kernel, set, to, &[endpoint]);
+        }
+        drop(refusing);
+        let drop_it = format!(
+            "add table inet t\nadd chain inet t c {{ type filter hook input priority 0; }}\n\
+             add rule inet t c {} daddr {} tcp flags syn drop",
+            if v6 { "ip6" } else { "ip" },
+            endpoint_ip(v6, 2)
+        );
+        node.host.nft_file(&drop_it).unwrap();
+        let fast = |to: SocketAddr, flags| {
+            node.host.run(|| {
+                let socket = socket(to);
+                socket.send_to_with_flags(b"x", &to.into(), FAST_OPEN | flags).map(|_| socket)
+            })
+        };
+
+        assert_eq!(connect(&node, no_route).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable);
+        assert_eq!(fast(no_route, 0).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable);
+        assert_eq!(connect(&node, refused).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(fast(refused, 0).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        until(&kernel, "they were refused", |kernel| kernel.account(30).failed == 2);
+        // Closed at once.
+        node.host.run(|| {
+            let socket = socket(unanswered);
+            socket.set_nonblocking(true).unwrap();
+            assert!(socket.connect(&unanswered.into()).is_err(), "it is being made");
+        });
+        // What it would send is taken, or not.
+        drop(fast(unanswered, DO_NOT_WAIT));
+        until(&kernel, "they were given up", |kernel| totals(kernel).aborted == 2);
+        assert_eq!([10, 20, 30, 40].map(|id| kernel.account(id).connections), [0; 4]);
+
+        let one = node.host.run(|| {
+            let socket = socket(served);
+            socket.connect(&served.into()).unwrap();
+            socket
+        });
+        let two = fast(served, 0).unwrap();
+        // From the port of the first to the same endpoint.
+        node.host.run(|| {
+            let socket = socket(served);
+            let port = one.local_addr().unwrap().as_socket().unwrap().port();
+            let any: SocketAddr = (if v6 { "::" } else { "0.0.0.0" }.parse::<IpAddr>().unwrap(), port).into();
+            socket.bind(&any.into()).unwrap();
+            let taken = socket.connect(&served.into()).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrNotAvailable);
+        });
+        until(&kernel, "two are open", |kernel| kernel.account(10).connections == 2);
+        assert_eq!(kernel.account(10).closed, 0);
+        drop((one, two, listener));
+        until(&kernel, "they are over", |kernel| kernel.account(10).closed == 2);
+        assert_eq!([10, 20, 30, 40].map(|id| kernel.account(id).connections), [2, 0, 0, 0]);
+        assert_eq!(totals(&kernel).lives.iter().sum::<u64>(), 2);
     }
-    assert_eq!([10, 11, 12].map(|id| kernel.account(id).connections), [5, 0, 0]);
-    // Another client, whose connections nobody takes.
-    let refused = node.pod.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap_err();
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
-    assert_eq!(kernel.account(12).connections, 1, "its turn was the sixth");
-    // The first client's endpoint goes.
-    let mut gone = endpoint(at[0]);
-    gone.incarnation = 2;
-    kernel.write_endpoints(10, &[gone]);
-    for _ in 0..3 {
-        connect(&node, to).unwrap();
-    }
-    assert_eq!([10, 11].map(|id| kernel.account(id).connections), [8, 0]);
-    drop(listeners);
 }

@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
-use sluice_socket_maps::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, Set};
+use sluice_socket_maps::{
+    Account, Endpoint, Failures, FrontendKey, FrontendValue, Meta, Outcome, STRIPES, Set, Totals,
+};
+use sluice_table::{BUCKETS, Times};
 
 /// Of layout 3. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
-const DIGEST: u64 = 2_999_405_042_474_921_774;
+const DIGEST: u64 = 15_701_508_457_757_840_379;
 
 /// What maps consist of.
-const STRUCTS: [&str; 13] = [
+const STRUCTS: [&str; 12] = [
     "account",
     "address",
-    "affinity",
-    "affinity_key",
     "conn",
     "endpoint",
     "flow",
@@ -25,6 +27,7 @@ const STRUCTS: [&str; 13] = [
     "meta",
     "outcome",
     "set",
+    "totals",
 ];
 
 /// Sizes, and fields with their offsets, by BTF.
@@ -60,21 +63,26 @@ fn c_and_rust_have_the_same() {
         (
             "set",
             rust!(Set {
-                desc "desc", cursor "cursor", flags "flags", affinity_s "affinity_s", service "service", pad "pad"
+                desc "desc", cursor "cursor", flags "flags", service "service"
             }),
         ),
         (
             "endpoint",
             rust!(Endpoint {
-                addr "ip", port "port", flags "flags", incarnation "incarnation", fails "fails", pad "pad",
-                until_ns "until_ns", pad2 "pad2"
+                addr "ip", port "port", flags "flags", incarnation "incarnation", failures "failures"
             }),
         ),
         (
             "account",
             rust!(Account {
-                connections "connections", failed "failed", timeouts "timeouts", aborted "aborted",
-                closed "closed", bytes_to "bytes_to", bytes_from "bytes_from", duration_us "duration_us"
+                connections "connections", closed "closed", failed "failed", pad "pad",
+                bytes_to "bytes_to", bytes_from "bytes_from", duration_us "duration_us"
+            }),
+        ),
+        (
+            "totals",
+            rust!(Totals {
+                aborted "aborted", timeouts "timeouts", lives "lives", pad "pad"
             }),
         ),
         (
@@ -99,4 +107,17 @@ fn another_layout_has_another_number() {
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     assert_eq!(digest, DIGEST, "change LAYOUT too: {structs:#?}");
+}
+
+#[test]
+fn lives_are_counted_by_the_bounds_that_the_relay_has() {
+    let header = include_str!("../../programs/layout.h");
+    let line = header.lines().find_map(|line| line.strip_prefix("#define LIFE_BOUNDS_US(X) ")).unwrap();
+    let number = |item: &str| item.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap();
+    let bounds: Vec<u128> = line.split_whitespace().map(number).collect();
+    let times = Times::of_lives([0; BUCKETS + 1], Duration::ZERO);
+    assert_eq!(bounds, times.buckets().filter_map(|(bound, _)| Some(bound?.as_micros())).collect::<Vec<_>>());
+    assert!(header.contains(&format!("#define LIVES {}\n", bounds.len() + 1)));
+    assert!(header.contains(&format!("#define STRIPES {STRIPES}\n")));
+    assert!(header.contains(&format!("#define FAILURES_COUNT {}ull\n", Failures::MOST)));
 }

@@ -12,7 +12,9 @@ use sluice_socket_maps::{Capacity, Kernel, Living, protocol};
 use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
 
-use crate::node::{CAPACITY, Node, balance, endpoint_ip, key, serve, service};
+use crate::node::{CAPACITY, Node, balance, endpoint_ip, key, remove_pinned, serve, service};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn at(count: u8) -> Vec<SocketAddr> {
     (1..=count).map(|number| (endpoint_ip(false, number), 53).into()).collect()
@@ -23,13 +25,11 @@ fn is_translated(node: &Node, to: SocketAddr) -> bool {
     node.host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().connect(to).is_ok())
 }
 
-/// The kernel lets go of a link a moment after the last one who has it.
-#[track_caller]
-fn until_not_translated(node: &Node, to: SocketAddr) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while is_translated(node, to) {
+/// Waits until no more programs are attached: the kernel detaches what is not pinned any more when it gets to it.
+fn until_attached(node: &Node, count: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    while node.programs().lines().count() > count {
         assert!(Instant::now() < deadline, "{}", node.programs());
-        std::thread::yield_now();
     }
 }
 
@@ -129,7 +129,8 @@ fn to_attach_and_to_take_over_takes_three_capabilities_and_to_remove_none() {
         remove(&node.config.pins)
     });
     assert!(removed.unwrap());
-    until_not_translated(&node, to);
+    until_attached(&node, 0);
+    assert!(!is_translated(&node, to));
 }
 
 #[test]
@@ -144,7 +145,8 @@ fn what_an_agent_holds_can_be_taken_away_from_it() {
     assert_eq!(links.missing().count(), 0);
     assert!(remove_held(&node.config.pins).unwrap());
     assert_eq!(links.missing().count(), programs);
-    until_not_translated(&node, to);
+    until_attached(&node, 0);
+    assert!(!is_translated(&node, to));
     // It may go on as if nothing had happened.
     kernel.remove_frontends(&[key(to, protocol::UDP)]).unwrap();
     assert!(!remove_held(&node.config.pins).unwrap());
@@ -169,9 +171,9 @@ fn removal_leaves_nothing() {
     serve(&mut kernel, 1, to, &at(1));
     drop(kernel);
     assert_ne!(node.programs(), "");
-    assert!(remove(&node.config.pins).unwrap());
-    until_not_translated(&node, to);
-    assert_eq!(node.programs(), "");
+    assert!(remove_pinned(&node.config.pins));
+    until_attached(&node, 0);
+    assert!(!is_translated(&node, to));
     assert!(!node.config.pins.exists());
     assert!(!remove(&node.config.pins).unwrap(), "there was nothing");
 }
@@ -186,13 +188,39 @@ fn another_capacity_or_a_lost_map_makes_new_maps() {
     node.config.capacity = Capacity { sets: 200, slots: 2000, endpoints: 2000, ..CAPACITY };
     let mut kernel = node.attach().unwrap();
     assert!(kernel.is_fresh());
-    until_not_translated(&node, to);
+    assert!(!is_translated(&node, to), "they are empty");
     serve(&mut kernel, 150, to, &at(1));
     assert!(is_translated(&node, to));
     drop(kernel);
     fs::remove_file(node.pins().join("slots")).unwrap();
     assert!(node.attach().unwrap().is_fresh());
     assert!(!node.attach().unwrap().is_fresh());
+}
+
+#[test]
+fn what_has_another_layout_goes_on_until_everything_is_in_the_new_maps() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    drop(kernel);
+    let other = node.config.pins.join("v1");
+    fs::rename(node.pins(), &other).unwrap();
+
+    let mut kernel = node.attach().unwrap();
+    assert!(kernel.is_fresh());
+    assert!(is_translated(&node, to), "by what is in the other maps");
+    assert_eq!(node.programs().lines().count(), 18);
+    serve(&mut kernel, 1, to, &at(1));
+    assert!(is_translated(&node, to));
+    assert_eq!(kernel.cursor(1), 0);
+    kernel.take_over().unwrap();
+    assert!(is_translated(&node, to) && !other.exists());
+    until_attached(&node, 9);
+    let before = kernel.cursor(1);
+    assert!(is_translated(&node, to));
+    assert_eq!(kernel.cursor(1), before + 1);
+    kernel.take_over().unwrap();
 }
 
 #[test]
@@ -249,7 +277,8 @@ fn a_cgroup_that_somebody_has_for_himself_is_left_alone() {
     let id = programs.lines().find(|line| line.contains("sluice_connect4")).unwrap();
     let id = id.split_whitespace().next().unwrap();
     node.host.output("bpftool", &["prog", "pin", "id", id, pinned]).unwrap();
-    remove(&node.config.pins).unwrap();
+    assert!(remove_pinned(&node.config.pins));
+    until_attached(&node, 0);
     node.host
         .output("bpftool", &["cgroup", "attach", cgroup, "cgroup_inet4_connect", "pinned", pinned])
         .unwrap();

@@ -1,10 +1,12 @@
 //! A node as these tests have it: two namespaces, a cgroup and a bpffs, with nothing that would carry a packet to a
 //! Service's address.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use sluice_socket::{Attached, Config, Endable, Error, Programs};
+use sluice_socket::{Attached, Config, Endable, Error, Programs, remove};
 use sluice_socket_maps::{
     Capacity, Endpoint, FrontendKey, FrontendValue, Kernel, Outcome, Set, endpoint_flags, protocol, verdict,
 };
@@ -65,6 +67,20 @@ impl Node {
         let cgroup = self.cgroup.path().to_str().unwrap();
         let shown = self.host.output("bpftool", &["cgroup", "show", cgroup]).unwrap();
         shown.lines().filter(|line| line.contains("sluice_")).map(|line| format!("{line}\n")).collect()
+    }
+}
+
+/// Removes what an agent has pinned that is not there any more. A process that another test is just starting holds its lock
+/// with it for a moment.
+pub(crate) fn remove_pinned(pins: &Path) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match remove(pins) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            removed => return removed.unwrap(),
+        }
     }
 }
 

@@ -108,7 +108,7 @@ fn processes_on_all_cpus_share_the_turns() {
 
 #[test]
 fn endpoints_may_be_chosen_by_chance() {
-    const CONNECTS: u64 = 100;
+    const CONNECTS: u32 = 100;
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     let (_listeners, at) = listen(&node.host, false, 2);

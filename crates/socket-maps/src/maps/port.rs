@@ -1,0 +1,43 @@
+//! Service ports as whoever knows the table wants them.
+
+use std::net::SocketAddr;
+
+use sluice_model::Frontend;
+use sluice_table::{AtSocket, SetName, SocketOutcomes};
+
+use crate::layout::set_flags;
+
+/// A service port, by a number of the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey(pub u64);
+
+/// A service port as it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Port {
+    /// Its frontends, and what happens to connections there. What is the same as no entry needs not be here.
+    pub frontends: Vec<(Frontend, SocketOutcomes)>,
+    /// The endpoints for traffic policy Cluster; looked at only where an outcome names the set.
+    pub cluster: Vec<SocketAddr>,
+    /// Those for traffic policy Local.
+    pub local: Vec<SocketAddr>,
+    /// Whether any is chosen, with equal chances, instead of turns.
+    pub is_random: bool,
+}
+
+impl Port {
+    pub(super) fn set(&self, name: SetName) -> &[SocketAddr] {
+        match name {
+            SetName::Cluster => &self.cluster,
+            SetName::Local => &self.local,
+        }
+    }
+
+    pub(super) fn set_flags(&self) -> u32 {
+        if self.is_random { set_flags::RANDOM } else { 0 }
+    }
+
+    pub(super) fn names(&self, name: SetName) -> bool {
+        let is_named = |outcome: AtSocket| outcome == AtSocket::Balance(name);
+        self.frontends.iter().any(|(_, outcomes)| is_named(outcomes.node) || is_named(outcomes.pod))
+    }
+}

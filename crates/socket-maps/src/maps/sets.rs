@@ -1,0 +1,193 @@
+//! Sets: their versions, and the numbers of their endpoints.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
+use sluice_table::{AtSocket, SetName, continue_from};
+
+use super::{Full, IdChange, Maps, Port, PortState};
+use crate::adopt::LivingSet;
+use crate::desc::Desc;
+use crate::kernel::Kernel;
+use crate::layout::{Endpoint, FrontendKey, Set, protocol, verdict};
+use crate::ranges::Range;
+
+/// One version of a set.
+#[derive(Debug)]
+pub(crate) struct Members {
+    /// In the order of their turns, with their numbers.
+    pub(crate) list: Vec<(SocketAddr, u32)>,
+    pub(crate) range: Range,
+    pub(crate) rotation: u64,
+    /// One of [`protocol`].
+    pub(crate) protocol: u8,
+}
+
+#[derive(Debug)]
+pub(super) struct SetState {
+    pub(super) id: u32,
+    pub(super) flags: u32,
+    pub(super) members: Members,
+}
+
+impl<K: Kernel> Maps<K> {
+    /// Takes over what an earlier agent has left of a port: sets that only its frontends lead to.
+    pub(super) fn claim(&mut self, state: &mut PortState, port: &Port) {
+        if self.living.is_empty() {
+            return;
+        }
+        let own: HashSet<FrontendKey> =
+            port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
+        let mut found = Vec::new();
+        for (frontend, outcomes) in &port.frontends {
+            let Some(placed) = self.placed.get(&FrontendKey::from(*frontend)) else { continue };
+            let lived = placed.value;
+            for (outcome, lived) in [(outcomes.node, lived.node), (outcomes.pod, lived.pod)] {
+                let AtSocket::Balance(name) = outcome else { continue };
+                let place = &mut state.sets[index(name)];
+                let is_its = |set: &LivingSet| set.named_by.is_subset(&own);
+                if place.is_none()
+                    && lived.verdict == verdict::BALANCE
+                    && self.living.get(&lived.set).is_some_and(is_its)
+                    && let Some(set) = self.living.remove(&lived.set)
+                {
+                    state.service = set.service;
+                    found.extend(set.members.list.iter().map(|(_, id)| *id));
+                    *place = Some(SetState { id: lived.set, flags: set.flags, members: set.members });
+                }
+            }
+        }
+        self.note_ids(IdChange::Found, found);
+    }
+
+    pub(super) fn make_set(
+        &mut self,
+        addresses: &[SocketAddr],
+        protocol: u8,
+        service: u32,
+    ) -> Result<SetState, Full> {
+        let id = self.set_ids.give().ok_or(Full)?;
+        let Ok(mut members) = self.next_version(&[], addresses, protocol) else {
+            // Nobody has seen it.
+            self.set_ids.take_back(id);
+            return Err(Full);
+        };
+        members.rotation = 0;
+        let desc = self.write(&members).pack();
+        self.kernel.write_set(id, Set { desc, service, ..Set::default() });
+        Ok(SetState { id, flags: 0, members })
+    }
+
+    pub(super) fn change_set(&mut self, set: &mut SetState, addresses: &[SocketAddr]) -> Result<(), Full> {
+        let before: Vec<SocketAddr> = set.members.list.iter().map(|(address, _)| *address).collect();
+        if before == addresses {
+            return Ok(());
+        }
+        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol)?;
+        let turn = self.kernel.cursor(set.id);
+        members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
+        let desc = self.write(&members).pack();
+        self.kernel.publish(set.id, desc);
+        self.retired.ranges.push(set.members.range);
+        let is_gone = |(address, _): &&(SocketAddr, u32)| addresses.binary_search(address).is_err();
+        let gone: Vec<u32> = set.members.list.iter().filter(is_gone).map(|(_, id)| *id).collect();
+        self.retired.add_endpoints(set.members.protocol, gone.iter().copied());
+        self.note_ids(IdChange::Left, gone);
+        self.renew_flowing();
+        set.members = members;
+        Ok(())
+    }
+
+    /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
+    fn next_version(
+        &mut self,
+        before: &[(SocketAddr, u32)],
+        addresses: &[SocketAddr],
+        protocol: u8,
+    ) -> Result<Members, Full> {
+        let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
+        let range = self.ranges.give(count).ok_or(Full)?;
+        let mut list = Vec::with_capacity(addresses.len());
+        let mut new = Vec::new();
+        for address in addresses {
+            let stays = before.binary_search_by_key(address, |(address, _)| *address).ok();
+            let id = match stays.and_then(|at| before.get(at)) {
+                Some((_, id)) => *id,
+                None => match self.endpoint_ids.give() {
+                    Some(id) => {
+                        new.push((id, *address));
+                        id
+                    }
+                    None => {
+                        // Nobody has seen them.
+                        new.into_iter().for_each(|(id, _)| self.endpoint_ids.take_back(id));
+                        self.ranges.take_back(range);
+                        return Err(Full);
+                    }
+                },
+            };
+            list.push((*address, id));
+        }
+        new.sort_unstable();
+        // It shows with the first connection whether somebody is there. Datagrams show nothing.
+        let is_unproven = protocol == protocol::TCP;
+        for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
+            let mut endpoint = |(id, address): &(u32, SocketAddr)| {
+                let endpoint = self.endpoint(*id, *address);
+                if is_unproven { endpoint.unproven() } else { endpoint }
+            };
+            let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
+            run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
+        }
+        // Only now: what is over by the number's former meaning is not counted any more.
+        new.iter().for_each(|(id, _)| self.kernel.clear_account(*id));
+        Ok(Members { list, range, rotation: 0, protocol })
+    }
+
+    /// An endpoint that is given a number.
+    fn endpoint(&mut self, id: u32, address: SocketAddr) -> Endpoint {
+        Endpoint::new(address, self.next_incarnation(id))
+    }
+
+    fn next_incarnation(&mut self, id: u32) -> u32 {
+        let at = id as usize;
+        if self.incarnations.len() <= at {
+            self.incarnations.resize(at + 1, 0);
+        }
+        self.incarnations.get_mut(at).map_or(0, |incarnation| {
+            *incarnation = incarnation.wrapping_add(1);
+            *incarnation
+        })
+    }
+
+    /// Writes the slots of a version; what is to be published of it.
+    fn write(&mut self, members: &Members) -> Desc {
+        let ids: Vec<u32> = members.list.iter().map(|(_, id)| *id).collect();
+        self.kernel.write_slots(members.range.base, &ids);
+        // Neither is more than what `next_version` has checked.
+        let count = u16::try_from(ids.len()).unwrap_or(0);
+        let rotation = u16::try_from(members.rotation).unwrap_or(0);
+        Desc { base: members.range.base, count, rotation }
+    }
+
+    /// Has flows to endpoints that nothing leads to any more choose anew.
+    pub(super) fn renew_flowing(&mut self) {
+        let flowing = std::mem::take(&mut self.retired.flowing);
+        self.renew(&flowing);
+        self.renewed[0].extend(flowing);
+    }
+
+    pub(super) fn renew(&mut self, ids: &[u32]) {
+        for id in ids {
+            let incarnation = self.next_incarnation(*id);
+            self.kernel.renew_endpoint(*id, incarnation);
+        }
+    }
+}
+
+pub(super) fn index(name: SetName) -> usize {
+    match name {
+        SetName::Cluster => 0,
+        SetName::Local => 1,
+    }
+}
