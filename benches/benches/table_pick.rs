@@ -8,11 +8,15 @@
 //!   cache: the worst case.
 //!
 //! Times are per pick and reader, on all readers at once.
+//!
+//! `in_doubt`: one Service with 1,000 endpoints whose connections are decided at their sockets, of which so many are in doubt and
+//! stay so: what a connection costs that was left to the relay.
 
 #![expect(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,7 +24,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use sluice_benches::cluster::{self, Cluster};
 use sluice_model::Protocol;
-use sluice_table::{Client, FrontendKey, Origin, Table};
+use sluice_table::{Client, FrontendKey, Origin, SetName, SocketHealth, SocketNumber, Table};
 
 /// Endpoint changes a second while the readers read.
 const CHANGES_PER_SECOND: u32 = 1_000;
@@ -130,5 +134,57 @@ fn picks(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, picks);
+/// Endpoints in doubt, by their numbers.
+#[derive(Debug)]
+struct Doubts(Vec<AtomicBool>);
+
+impl SocketHealth for Doubts {
+    fn is_in_doubt(&self, number: SocketNumber) -> bool {
+        let doubt = usize::try_from(number.id).ok().and_then(|id| self.0.get(id));
+        doubt.is_some_and(|doubt| doubt.load(Ordering::Relaxed))
+    }
+    fn has_served(&self, _: SocketNumber) {}
+    fn has_failed(&self, _: SocketNumber) {}
+}
+
+fn in_doubt(criterion: &mut Criterion) {
+    const ENDPOINTS: u32 = 1_000;
+    let mut group = criterion.benchmark_group(format!("table_pick/in_doubt_of_{ENDPOINTS}"));
+    for doubts in [None, Some(0), Some(1), Some(100)] {
+        let cluster = Cluster::new(1, ENDPOINTS);
+        let table = cluster.writer.table();
+        let key = FrontendKey::new(cluster::cluster_ip(0), cluster::PORT, Protocol::Tcp);
+        let mut reader = table.reader();
+        if let Some(doubts) = doubts {
+            let port = Arc::clone(reader.lookup(key).expect("it is served").service_port());
+            for (id, upstream) in (0..).zip(port.endpoints()) {
+                upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
+            }
+            // Spread over all of them.
+            let is_in_doubt = |id| doubts > 0 && id % (ENDPOINTS / doubts) == 0;
+            let health: Arc<dyn SocketHealth> =
+                Arc::new(Doubts((0..ENDPOINTS).map(|id| AtomicBool::new(is_in_doubt(id))).collect()));
+            port.share_health(&health);
+        }
+        let id = doubts.map_or("tproxy_alone".to_owned(), |doubts| doubts.to_string());
+        group.bench_function(id, |bencher| {
+            let client = Client { ip: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1)), origin: Origin::LocalPod };
+            bencher.iter_custom(|picks| {
+                let start = Instant::now();
+                for pick in (0..picks).step_by(CHUNK) {
+                    // As fresh as a worker's.
+                    let now = Instant::now();
+                    for _ in pick..picks.min(pick + CHUNK as u64) {
+                        let route = reader.lookup(key).expect("it is served");
+                        let mut selection = route.select(client, now).expect("it has endpoints");
+                        black_box(selection.next(now));
+                    }
+                }
+                start.elapsed()
+            });
+        });
+    }
+}
+
+criterion_group!(benches, picks, in_doubt);
 criterion_main!(benches);

@@ -31,7 +31,7 @@
 //! | `sluice.dev/max-connections` | `connection_limit.rs` |
 //! | `healthCheckNodePort` | `health_check.rs` |
 //! | what is decided before there is a packet | `at_socket.rs` |
-//! | what is known of endpoints there | `socket_health.rs` |
+//! | what is known of endpoints there | `socket_health.rs`, `doubt_search.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
 //! Pure: no sockets, no async, no clock.
@@ -51,6 +51,7 @@ mod balance;
 mod cluster_addresses;
 mod connection_limit;
 mod datagrams;
+mod doubt_search;
 mod endpoint_set;
 mod health_check;
 mod histogram;

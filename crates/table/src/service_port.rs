@@ -13,6 +13,7 @@ use sluice_model::{Family, ServicePortName};
 use crate::affinity::{Affinity, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
+use crate::doubt_search::{self, DoubtSearch};
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
@@ -38,6 +39,8 @@ pub struct ServicePort {
     has_lost: AtomicBool,
     /// What is known of its endpoints where connections are decided at their sockets, if they are.
     socket_health: OnceLock<Arc<dyn SocketHealth>>,
+    /// Of each set, made when one in doubt is first looked for among many.
+    doubts: [OnceLock<Box<DoubtSearch>>; 2],
     /// Made with the first connection that is timed.
     times: OnceLock<Box<ServiceTimes>>,
     /// Made with the first datagram that is counted.
@@ -84,6 +87,7 @@ impl ServicePort {
             roster: Mutex::default(),
             has_lost: AtomicBool::new(false),
             socket_health: OnceLock::new(),
+            doubts: Default::default(),
             times: OnceLock::new(),
             datagrams: OnceLock::new(),
         }
@@ -216,12 +220,24 @@ impl ServicePort {
         let health = self.has_socket_health.load(Ordering::Relaxed).then(|| self.socket_health.get())??;
         let set = backends.set(asked.set);
         let rotation = &self.balancer(asked.set).rotation;
-        let (before, after) = set.upstreams().split_at_checked(set.position(rotation.peek()))?;
+        let (upstreams, turn) = (set.upstreams(), rotation.peek());
         let is_it = |upstream: &&Arc<Upstream>| {
             upstream.socket_number(asked.set).is_some_and(|number| health.is_in_doubt(number))
                 && !asked.is_passed_over(upstream, &backends.rules)
         };
-        let upstream = after.iter().chain(before).find(is_it)?;
+        let upstream = if upstreams.len() <= doubt_search::SMALL {
+            let (before, after) = upstreams.split_at_checked(set.position(turn))?;
+            after.iter().chain(before).find(is_it)?
+        } else {
+            let [cluster, local] = &self.doubts;
+            let search = match asked.set {
+                SetName::Cluster => cluster,
+                SetName::Local => local,
+            };
+            let search = search.get_or_init(|| Box::new(DoubtSearch::new(asked.now)));
+            let is_there = |place| upstreams.get(place).is_some_and(|upstream| is_it(&upstream));
+            upstreams.get(search.find(upstreams.len(), turn, asked.now, is_there)?)?
+        };
         // Whoever asks next begins behind it.
         rotation.next();
         Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false })
