@@ -89,6 +89,8 @@ pub(crate) struct Shared {
     counters: Arc<watch::Sender<Counters>>,
     /// Changes when all connections are to be dropped.
     connection_drops: watch::Sender<()>,
+    /// Changes when no connection is to take new requests.
+    connection_ends: watch::Sender<()>,
 }
 
 /// What all servers of one cluster share.
@@ -112,9 +114,10 @@ pub(crate) struct Config {
 impl Shared {
     fn new(address: SocketAddr, config: Config, cluster: Arc<Cluster>) -> Arc<Self> {
         let faults = Arc::new(Faults::new(Arc::clone(&cluster.tick)));
-        let (counters, connection_drops) = Default::default();
+        let (counters, connection_drops, connection_ends) = Default::default();
         let started = AtomicU64::default();
-        let shared = Self { address, config, cluster, started, faults, counters, connection_drops };
+        let shared =
+            Self { address, config, cluster, started, faults, counters, connection_drops, connection_ends };
         shared.note_start();
         Arc::new(shared)
     }

@@ -31,10 +31,12 @@ async fn a_watch_that_is_cut_or_closed_goes_on_where_it_was() {
             Config { kubeconfig: Some(kubeconfig.path().to_owned()), masters: Vec::new(), ..config(&server) };
         let mut followed = Followed::new(config);
         followed.next().await;
-        for (i, fault) in (0..).zip(["cut", "close", "mid-event", "connections"]) {
+        for (i, fault) in (0..).zip(["cut", "goaway", "close", "mid-event", "connections"]) {
             until(&server, |counters| counters.open_watches(Resource::Services) == 1).await;
             match fault {
                 "cut" => server.faults().cut_watches(),
+                // The watch goes on where it is, and the next one begins elsewhere.
+                "goaway" => server.end_connections(),
                 "close" => server.faults().close_watches(),
                 "mid-event" => server.faults().cut_next_event(Target::resource(Resource::Services), 30),
                 _ => server.drop_connections(),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use hyper::service::service_fn;
@@ -105,9 +106,16 @@ async fn serve_http<S>(stream: S, shared: Arc<Shared>, certificate: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let mut ends = shared.connection_ends.subscribe();
     let service = service_fn(move |request| router::handle(Arc::clone(&shared), certificate, request));
-    let served =
-        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let served = loop {
+        tokio::select! {
+            served = connection.as_mut() => break served,
+            Ok(()) = ends.changed() => connection.as_mut().graceful_shutdown(),
+        }
+    };
     if let Err(error) = served {
         debug!(error, "a connection ended early");
     }

@@ -251,6 +251,12 @@ impl Apiserver {
         self.shared.connection_drops.send_modify(|()| {});
     }
 
+    /// Takes no new requests on any connection that there is: HTTP/2's GOAWAY, as apiservers send it to spread clients and before
+    /// they stop. Open watches go on there.
+    pub fn end_connections(&self) {
+        self.shared.connection_ends.send_modify(|()| {});
+    }
+
     /// Closes every connection, and refuses new ones until [`Apiserver::start_again`].
     ///
     /// # Errors
