@@ -26,6 +26,8 @@ mod doubt;
 mod endpoints;
 #[path = "node/host_network.rs"]
 mod host_network;
+#[path = "node/marks.rs"]
+mod marks;
 #[path = "node/matrix.rs"]
 mod matrix;
 #[path = "node/odd_endpoints.rs"]

@@ -127,6 +127,34 @@ fn a_client_is_refused_where_the_nodes_port_is_closed() {
     }
 }
 
+/// At a pace at which the kernel has something to say all the time, of two CPUs.
+#[test]
+fn every_question_of_clients_that_ask_two_at_a_time_is_refused() {
+    /// Fewer than a worker tells a client in a second.
+    const QUESTIONS: usize = 45;
+    let world = world(Wiring::Routed);
+    let node = world.lab.node();
+    // Or else the kernel keeps most of its errors back.
+    node.ns.set_all(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv6/icmp/ratelimit", "0")]).unwrap();
+    let limits = [("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")];
+    if let Err(error) = node.ns.set_all(&limits) {
+        eprintln!("skipped: before Linux 6.11 the limit on errors is that of all namespaces ({error})");
+        return;
+    }
+    for (family, client) in
+        FAMILIES.into_iter().flat_map(|f| [0, 1].map(|pod| world.lab.pod(pod)).map(|pod| (f, pod)))
+    {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let ask = || (0..QUESTIONS).map(|_| client.ask(Protocol::Udp, to, PATIENCE)).collect::<Vec<_>>();
+        let outcomes = std::thread::scope(|scope| {
+            let other = scope.spawn(ask);
+            [ask(), other.join().unwrap()].concat()
+        });
+        let lost = outcomes.iter().filter(|outcome| **outcome != Outcome::Refused).count();
+        assert_eq!(lost, 0, "{family} {}", client.name);
+    }
+}
+
 #[test]
 fn a_client_is_refused_once_a_process_of_the_node_has_closed_its_port_and_served_when_it_is_back() {
     let world = world(Wiring::Routed);

@@ -229,7 +229,7 @@ fn comment(line: &str) -> Option<&str> {
 }
 
 /// What a template says of an address family.
-type FamilyWords = [(&'static str, &'static str); 6];
+type FamilyWords = [(&'static str, &'static str); 7];
 
 const FAMILIES: [FamilyWords; 2] = [
     [
@@ -239,6 +239,8 @@ const FAMILIES: [FamilyWords; 2] = [
         ("$loopback", "127.0.0.1"),
         ("$listen", "127.0.0.1"),
         ("$icmp", "icmp"),
+        // Behind eight bytes of ICMP and the quoted header, which is one that was sent here, without options.
+        ("$quoted_ports", "@th,224,32"),
     ],
     [
         ("$ip", "ip6"),
@@ -247,6 +249,7 @@ const FAMILIES: [FamilyWords; 2] = [
         ("$loopback", "::1"),
         ("$listen", "[::1]"),
         ("$icmp", "icmpv6"),
+        ("$quoted_ports", "@th,384,32"),
     ],
 ];
 
