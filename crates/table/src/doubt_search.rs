@@ -6,7 +6,7 @@
 //! grows with the set: so all that is looked for in vain takes a thousandth of a worker's time, or so, however many
 //! connections there are that have nothing to do with a doubt.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// The largest set that is looked through each time: some hundred nanoseconds.
@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_micros(10);
 pub(crate) struct DoubtSearch {
     /// Places, with 1 added; 0 is none.
     remembered: [AtomicU32; REMEMBERED],
+    /// Where the next look begins: behind the last one that is remembered.
+    next: AtomicUsize,
     began: Instant,
     /// When it may be looked through again, in nanoseconds from the beginning.
     again: AtomicU64,
@@ -30,41 +32,40 @@ pub(crate) struct DoubtSearch {
 
 impl DoubtSearch {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { remembered: Default::default(), began: now, again: AtomicU64::new(0) }
+        Self {
+            remembered: Default::default(),
+            next: AtomicUsize::new(0),
+            began: now,
+            again: AtomicU64::new(0),
+        }
     }
 
-    /// A place, of a set of this size, of which this is so; those from `first` on come first. May say that there is none when there
-    /// is one.
+    /// A place, of a set of this size, of which this is so; another one for each `turn`, where there are some. May say that there
+    /// is none when there is one.
     pub(crate) fn find(
         &self,
         len: usize,
-        first: usize,
+        turn: u64,
         now: Instant,
         is_it: impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let (before, after) = self.remembered.split_at(first % REMEMBERED);
+        let first = usize::try_from(turn % REMEMBERED as u64).unwrap_or(0);
+        let (before, after) = self.remembered.split_at_checked(first)?;
         for slot in after.iter().chain(before) {
             let entry = slot.load(Ordering::Relaxed);
-            let Some(place) = usize::try_from(entry).ok().and_then(|entry| entry.checked_sub(1)) else {
-                continue;
-            };
+            let place = usize::try_from(entry).ok().and_then(|entry| entry.checked_sub(1));
+            let Some(place) = place else { continue };
             if place < len && is_it(place) {
                 return Some(place);
             }
             // Unless another worker has put another one there.
             let _ = slot.compare_exchange(entry, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
-        self.look_through(len, first, now, is_it)
+        self.look_through(len, now, is_it)
     }
 
     #[inline(never)]
-    fn look_through(
-        &self,
-        len: usize,
-        first: usize,
-        now: Instant,
-        is_it: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    fn look_through(&self, len: usize, now: Instant, is_it: impl Fn(usize) -> bool) -> Option<usize> {
         let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let elapsed = nanoseconds(now.saturating_duration_since(self.began));
         let again = self.again.load(Ordering::Relaxed);
@@ -75,14 +76,19 @@ impl DoubtSearch {
         let pause = PAUSE.saturating_mul(u32::try_from(len).unwrap_or(u32::MAX));
         let next = elapsed.saturating_add(nanoseconds(pause));
         self.again.compare_exchange(again, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
-        let mut found = (first..len).chain(0..first.min(len)).filter(|place| is_it(*place));
-        let place = found.next()?;
-        for (slot, place) in self.remembered.iter().zip(std::iter::once(place).chain(found)) {
+        let from = self.next.load(Ordering::Relaxed).min(len);
+        let mut found = (from..len).chain(0..from).filter(|place| is_it(*place));
+        let mut first = None;
+        for (slot, place) in self.remembered.iter().zip(&mut found) {
+            first.get_or_insert(place);
             slot.store(u32::try_from(place + 1).unwrap_or(0), Ordering::Relaxed);
+            self.next.store(place + 1, Ordering::Relaxed);
         }
-        // There may be more than are remembered.
-        self.again.store(0, Ordering::Relaxed);
-        Some(place)
+        if first.is_some() {
+            // There may be more than are remembered.
+            self.again.store(0, Ordering::Relaxed);
+        }
+        first
     }
 }
 
@@ -90,8 +96,16 @@ impl DoubtSearch {
 mod tests {
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
+    use std::sync::{Arc, Mutex};
+
+    use sluice_model::{Family, FrontendKind, Protocol, ServicePortName};
 
     use super::*;
+    use crate::affinity::Budget;
+    use crate::backends::{Facts, PortRules};
+    use crate::upstream::tests::test_port;
+    use crate::{Client, Origin, Selection, ServicePort, SetName, SocketHealth, SocketNumber, Upstream};
 
     const LEN: usize = 1_000;
 
@@ -111,9 +125,9 @@ mod tests {
         }
 
         /// What is found, and after how many looks.
-        fn find(&self, first: usize) -> (Option<usize>, usize) {
+        fn find(&self, turn: u64) -> (Option<usize>, usize) {
             self.looks.set(0);
-            let found = self.search.find(LEN, first, self.now, |place| {
+            let found = self.search.find(LEN, turn, self.now, |place| {
                 self.looks.set(self.looks.get() + 1);
                 self.doubts.borrow().contains(&place)
             });
@@ -121,11 +135,57 @@ mod tests {
         }
     }
 
+    /// Endpoints in doubt until somebody has connected to them, by their numbers.
+    #[derive(Debug, Default)]
+    struct Doubts(Mutex<BTreeSet<u32>>);
+
+    impl SocketHealth for Doubts {
+        fn is_in_doubt(&self, number: SocketNumber) -> bool {
+            self.0.lock().unwrap().contains(&number.id)
+        }
+        fn has_served(&self, number: SocketNumber) {
+            self.0.lock().unwrap().remove(&number.id);
+        }
+        fn has_failed(&self, number: SocketNumber) {
+            self.0.lock().unwrap().insert(number.id);
+        }
+    }
+
+    #[test]
+    fn connections_to_many_endpoints_are_led_to_those_in_doubt_first() {
+        let name = ServicePortName { protocol: Protocol::Tcp, ..test_port().as_ref().clone() };
+        let port = Arc::new(ServicePort::new(name, Family::V4, Budget::new(1)));
+        let upstreams: Vec<_> = (0..200)
+            .map(|id: u32| {
+                let address = (Ipv4Addr::from(0x0af4_0000 + id), 80).into();
+                let upstream = Upstream::new(address, Arc::clone(port.shared_name()));
+                upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
+                Arc::new(upstream)
+            })
+            .collect();
+        port.publish(upstreams.clone(), Vec::new(), Facts::default(), PortRules::default());
+        let doubts = Arc::new(Doubts(Mutex::new((0..200).step_by(10).collect())));
+        let health: Arc<dyn SocketHealth> = Arc::clone(&doubts) as _;
+        port.share_health(&health);
+        let now = Instant::now();
+        let client = Client { ip: [10, 244, 1, 1].into(), origin: Origin::LocalPod };
+        let connect = || {
+            let mut selection = Selection::new(&port, FrontendKind::ClusterIp, client, now).unwrap();
+            let upstream = selection.next(now).unwrap();
+            drop(selection.connected(&upstream, now));
+            upstreams.iter().position(|other| Arc::ptr_eq(other, &upstream)).unwrap()
+        };
+        let first: BTreeSet<usize> = (0..20).map(|_| connect()).collect();
+        assert_eq!(first, (0..200).step_by(10).collect());
+        let then: BTreeSet<usize> = (0..200).map(|_| connect()).collect();
+        assert_eq!(then.len(), 200, "one after the other");
+    }
+
     #[test]
     fn a_set_without_doubts_is_looked_through_now_and_then() {
         let mut set = Set::new([]);
         assert_eq!(set.find(7), (None, LEN));
-        assert!((0..LEN).all(|first| set.find(first) == (None, 0)));
+        assert!((0..100).all(|turn| set.find(turn) == (None, 0)));
         set.now += Duration::from_millis(10);
         assert_eq!((set.find(7), set.find(7)), ((None, LEN), (None, 0)));
         set.doubts.borrow_mut().insert(500);
@@ -137,7 +197,7 @@ mod tests {
     fn one_that_stays_in_doubt_is_found_at_a_look() {
         let set = Set::new([500]);
         assert_eq!(set.find(0), (Some(500), LEN));
-        assert!((0..LEN).all(|first| set.find(first) == (Some(500), 1)));
+        assert!((0..100).all(|turn| set.find(turn) == (Some(500), 1)));
         set.doubts.borrow_mut().clear();
         assert_eq!(set.find(0), (None, 1 + LEN));
         assert_eq!(set.find(0), (None, 0));
@@ -147,12 +207,13 @@ mod tests {
     fn all_are_found_by_those_who_end_their_doubts() {
         let set = Set::new((0..100).map(|n| n * 10));
         let mut looks = 0;
-        for first in 0..100 {
-            let (found, more) = set.find(first);
+        for turn in 0..100 {
+            let (found, more) = set.find(turn);
             assert!(set.doubts.borrow_mut().remove(&found.expect("one is left")));
             looks += more;
         }
         assert!(set.doubts.borrow().is_empty());
+        // Once round the set to find them, and once for the last few, which are too few to be enough.
         assert!(looks < 3 * LEN, "{looks}");
     }
 

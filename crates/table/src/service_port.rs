@@ -234,13 +234,13 @@ impl ServicePort {
         let health = health.as_ref()?;
         let set = backends.set(asked.set);
         let rotation = &self.balancer(asked.set).rotation;
-        let (upstreams, first) = (set.upstreams(), set.position(rotation.peek()));
+        let (upstreams, turn) = (set.upstreams(), rotation.peek());
         let is_it = |upstream: &&Arc<Upstream>| {
             upstream.socket_number(asked.set).is_some_and(|number| health.is_in_doubt(number))
                 && !asked.is_passed_over(upstream, &backends.rules)
         };
         let upstream = if upstreams.len() <= doubt_search::SMALL {
-            let (before, after) = upstreams.split_at_checked(first)?;
+            let (before, after) = upstreams.split_at_checked(set.position(turn))?;
             after.iter().chain(before).find(is_it)?
         } else {
             let [cluster, local] = &self.doubts;
@@ -250,7 +250,7 @@ impl ServicePort {
             };
             let search = search.get_or_init(|| Box::new(DoubtSearch::new(asked.now)));
             let is_there = |place| upstreams.get(place).is_some_and(|upstream| is_it(&upstream));
-            upstreams.get(search.find(upstreams.len(), first, asked.now, is_there)?)?
+            upstreams.get(search.find(upstreams.len(), turn, asked.now, is_there)?)?
         };
         // Whoever asks next begins behind it.
         rotation.next();
