@@ -105,7 +105,9 @@ mod tests {
     use crate::affinity::Budget;
     use crate::backends::{Facts, PortRules};
     use crate::upstream::tests::test_port;
-    use crate::{Client, Origin, Selection, ServicePort, SetName, SocketHealth, SocketNumber, Upstream};
+    use crate::{
+        Client, Origin, Selection, ServicePort, SetName, SharedHealth, SocketHealth, SocketNumber, Upstream,
+    };
 
     const LEN: usize = 1_000;
 
@@ -158,15 +160,15 @@ mod tests {
         let upstreams: Vec<_> = (0..200)
             .map(|id: u32| {
                 let address = (Ipv4Addr::from(0x0af4_0000 + id), 80).into();
-                let upstream = Upstream::new(address, Arc::clone(port.shared_name()));
-                upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
-                Arc::new(upstream)
+                Arc::new(Upstream::new(address, Arc::clone(port.shared_name())))
             })
             .collect();
         port.publish(upstreams.clone(), Vec::new(), Facts::default(), PortRules::default());
-        let doubts = Arc::new(Doubts(Mutex::new((0..200).step_by(10).collect())));
-        let health: Arc<dyn SocketHealth> = Arc::clone(&doubts) as _;
+        let health: SharedHealth = Arc::new(Box::new(Doubts(Mutex::new((0..200).step_by(10).collect()))));
         port.share_health(&health);
+        for (id, upstream) in (0..).zip(&upstreams) {
+            upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
+        }
         let now = Instant::now();
         let client = Client { ip: [10, 244, 1, 1].into(), origin: Origin::LocalPod };
         let connect = || {
