@@ -288,6 +288,7 @@ fn a_cgroup_that_somebody_has_for_himself_is_left_alone() {
         "{refused}"
     );
     assert!(!node.config.pins.exists(), "nothing stays of the attempt");
+    until_attached(&node, 1);
     assert_eq!(node.programs().lines().count(), 1);
 }
 
