@@ -364,7 +364,7 @@ fn documented(row: &Row) -> String {
     let here = match row.meaning {
         As(flag) if flag == row.flag => "its effect".to_owned(),
         As(flag) => format!("`--{flag}`"),
-        Mode => "each means `--capture tproxy`".to_owned(),
+        Mode => "each means `--capture auto`".to_owned(),
         BindAddress => "its family is that of addresses that are not given".to_owned(),
         Elsewhere(why) => format!("elsewhere: {why}"),
         Meaningless(why) => format!("no meaning: {why}"),
