@@ -37,6 +37,7 @@ mod names;
 mod reason;
 mod resource;
 mod transport;
+mod warned;
 mod write;
 
 use std::net::IpAddr;

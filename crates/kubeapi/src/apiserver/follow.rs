@@ -7,7 +7,7 @@
 //!    └─┘ failed: wait    └─┘ ended, cut, dead: wait unless it had lived, go on from the last version
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use super::names::Names;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 use super::transport::{self, Answer, Transport};
+use super::warned::Warned;
 
 /// A page of a list that is larger is asked for again with half as many objects. 500 of the largest
 /// EndpointSlices (1000 endpoints) have about that.
@@ -55,7 +56,7 @@ pub(super) struct Follower {
     /// Names that many objects have in common.
     names: Names,
     /// What was wrong with objects, when they were last seen.
-    warned: HashMap<Option<ObjectRef>, String>,
+    warned: Warned,
     /// Objects per page; 0 is all of them in one.
     page: usize,
     /// Something was wrong, and has not been seen to work since.
@@ -96,7 +97,7 @@ impl Follower {
             page: timing.page,
             known: HashSet::new(),
             names: Names::default(),
-            warned: HashMap::new(),
+            warned: Warned::default(),
             troubled: false,
             has_node: None,
             resource,
@@ -137,6 +138,7 @@ impl Follower {
                 tracing::debug!(resource = %self.resource, "the cluster has none of these");
                 self.health().is_absent();
                 let gone = self.known.drain().map(Change::Delete).collect();
+                self.warned = Warned::default();
                 self.say(News::Changes(gone)).await;
                 self.say(News::Listed(self.resource)).await;
                 State::Absent
@@ -157,6 +159,8 @@ impl Follower {
     /// Reads all pages. What is gone is said to be deleted after the last one.
     async fn read_list(&mut self) -> Result<String, Failure> {
         let mut seen = HashSet::new();
+        // What cannot be used, and so is not known.
+        let mut unusable = HashSet::new();
         let mut next = String::new();
         loop {
             let mut query = self.resource.selectors(&self.node);
@@ -181,7 +185,12 @@ impl Follower {
             let mut changes = Vec::new();
             for item in page.items.iter().flatten() {
                 let object = decode::object(self.resource, item.get());
-                seen.extend(self.apply(object, &mut changes).filter(|name| self.known.contains(name)));
+                match self.apply(object, &mut changes) {
+                    Some(name) if self.known.contains(&name) => {
+                        seen.insert(name);
+                    }
+                    name => unusable.extend(Some(name).filter(|name| self.warned.has(name))),
+                }
             }
             self.health.contact(self.resource);
             self.say(News::Changes(changes)).await;
@@ -190,6 +199,10 @@ impl Follower {
                 let version = page.metadata.version;
                 let gone = self.known.difference(&seen).cloned().map(Change::Delete).collect();
                 self.known = seen;
+                let known = &self.known;
+                self.warned.retain(|name| {
+                    unusable.contains(name) || name.as_ref().is_some_and(|name| known.contains(name))
+                });
                 self.say(News::Changes(gone)).await;
                 return Ok(version);
             }
@@ -410,17 +423,10 @@ impl Follower {
 
     /// Warns, unless the same was the last thing said of the object. Nothing is wrong when `what` is empty.
     fn warn_once(&mut self, name: Option<&ObjectRef>, what: &str) {
-        if what.is_empty() {
-            if !self.warned.is_empty() {
-                self.warned.remove(&name.cloned());
-            }
-            return;
-        }
         let what = reason::one_line(what);
-        if self.warned.get(&name.cloned()) != Some(&what) {
+        if self.warned.is_news(name, &what) {
             let subject = name.map_or_else(|| format!("one of the {}", self.resource), ToString::to_string);
             tracing::warn!("{subject}: {what}");
-            self.warned.insert(name.cloned(), what);
         }
     }
 
