@@ -104,10 +104,9 @@ mod tests {
     use super::*;
     use crate::affinity::Budget;
     use crate::backends::{Facts, PortRules};
+    use crate::socket_health::tests::Doubts;
     use crate::upstream::tests::test_port;
-    use crate::{
-        Client, Origin, Selection, ServicePort, SetName, SharedHealth, SocketHealth, SocketNumber, Upstream,
-    };
+    use crate::{Client, Origin, Selection, ServicePort, SetName, SharedHealth, SocketNumber, Upstream};
 
     const LEN: usize = 1_000;
 
@@ -134,22 +133,6 @@ mod tests {
                 self.doubts.borrow().contains(&place)
             });
             (found, self.looks.get())
-        }
-    }
-
-    /// Endpoints in doubt until somebody has connected to them, by their numbers.
-    #[derive(Debug, Default)]
-    struct Doubts(Mutex<BTreeSet<u32>>);
-
-    impl SocketHealth for Doubts {
-        fn is_in_doubt(&self, number: SocketNumber) -> bool {
-            self.0.lock().unwrap().contains(&number.id)
-        }
-        fn has_served(&self, number: SocketNumber) {
-            self.0.lock().unwrap().remove(&number.id);
-        }
-        fn has_failed(&self, number: SocketNumber) {
-            self.0.lock().unwrap().insert(number.id);
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn tell(health: &dyn SocketHealth, upstream: &Upstream, has_served: b
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
     use std::sync::atomic::AtomicBool;
@@ -105,9 +105,9 @@ mod tests {
     use crate::backends::{Facts, PortRules};
     use crate::{Client, Heard, Selection, ServicePort};
 
-    /// The endpoints in doubt.
+    /// The endpoints in doubt, by their numbers.
     #[derive(Debug, Default)]
-    struct Doubts(Mutex<BTreeSet<u32>>);
+    pub(crate) struct Doubts(pub(crate) Mutex<BTreeSet<u32>>);
 
     impl SocketHealth for Doubts {
         fn is_in_doubt(&self, number: SocketNumber) -> bool {
