@@ -90,13 +90,8 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     };
     let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
     let is_capturing = matches!(capture, CaptureConfig::Tproxy(_));
-    let (at_socket, lacking) =
-        match args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))? {
-            AtSocketWish::None => (None, None),
-            AtSocketWish::Wanted(config) => (Some(config), None),
-            AtSocketWish::Lacking(what) => (None, Some(what)),
-        };
-    if is_capturing && at_socket.is_none() {
+    let at_socket = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
+    if is_capturing && !matches!(at_socket, AtSocketWish::Wanted(_)) {
         args.capture.socket.remove_leftovers();
     }
     let (events, unwritten) = Events::new();
@@ -112,10 +107,6 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         check::warn_of_problems();
     }
     let observer = proxy.observer();
-    if let Some(lacking) = lacking {
-        info!("all connections are relayed: {lacking}");
-        observer.at_socket().set_reason(&lacking);
-    }
     let controller = Controller::start(proxy).context("cannot start the controller")?;
     let mut following = source.follow(controller.feed(), observer.clone()).await?;
     match following.events() {

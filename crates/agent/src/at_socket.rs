@@ -79,8 +79,8 @@ impl AtSocketConfig {
 }
 
 /// What is to decide at clients' sockets.
-#[derive(Debug)]
-pub(crate) enum AtSocketWish {
+#[derive(Debug, Clone)]
+pub enum AtSocketWish {
     /// Nothing.
     None,
     /// Programs, as far as they can be had.
@@ -103,8 +103,17 @@ pub(crate) struct SocketMode {
 
 impl SocketMode {
     /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
-    pub(crate) fn start(config: Option<AtSocketConfig>, writer: &mut Writer) -> Self {
-        let (view, interfaces) = Default::default();
+    pub(crate) fn start(wish: AtSocketWish, writer: &mut Writer) -> Self {
+        let (view, interfaces): (View, _) = Default::default();
+        let config = match wish {
+            AtSocketWish::None => None,
+            AtSocketWish::Wanted(config) => Some(config),
+            AtSocketWish::Lacking(what) => {
+                info!("all connections are relayed: {what}");
+                view.set_reason(&what);
+                None
+            }
+        };
         let mut mode = Self { config, attached: None, view, interfaces, looked: Instant::now() };
         if let Attempt::Busy(reason) = mode.attach(writer) {
             mode.say_off(&reason);

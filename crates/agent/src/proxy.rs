@@ -23,7 +23,7 @@ use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
 use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer, WriterConfig};
 use tracing::{debug, info, warn};
 
-use crate::at_socket::{AtSocketConfig, SocketMode};
+use crate::at_socket::{AtSocketWish, SocketMode};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
@@ -48,7 +48,7 @@ pub struct ProxyConfig {
     /// Where nodePorts are served.
     pub node_ports: NodePortAddresses,
     /// What decides at clients' sockets, beside a capture of packets.
-    pub at_socket: Option<AtSocketConfig>,
+    pub at_socket: AtSocketWish,
     /// Where people are told of what concerns single objects.
     pub events: Events,
 }
@@ -61,7 +61,7 @@ impl ProxyConfig {
             dataplane,
             capture: CaptureConfig::Bind,
             node_ports: NodePortAddresses::Primary,
-            at_socket: None,
+            at_socket: AtSocketWish::None,
             events: Events::default(),
         }
     }

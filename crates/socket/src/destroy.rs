@@ -11,12 +11,13 @@ use std::path::PathBuf;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
-use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf;
 
 use crate::attached::own_namespace;
 use crate::census::Translated;
+use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,9 +44,7 @@ impl Endable {
     /// Tries it on a socket of its own.
     pub fn probe() -> Self {
         let of_node = end_own().is_ok();
-        let may_enter = rustix::thread::capabilities(None)
-            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-        Self { of_node, of_pods: of_node && may_enter }
+        Self { of_node, of_pods: of_node && is_administrator() }
     }
 }
 

@@ -9,6 +9,7 @@
 //! * `links`: whether it is still attached.
 //! * `census`: which sockets are translated. `destroy`: ending some.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
+//!   `rights`: what this thread may do.
 //!
 //! No threads and no clocks of its own; little of it is called more often than endpoints change.
 
@@ -24,6 +25,7 @@ mod mounts;
 mod object;
 mod pins;
 mod probe;
+mod rights;
 mod shape;
 
 pub use attach::{Config, Programs};

@@ -7,6 +7,7 @@ use sluice_sys::bpf;
 use crate::attach::rehearse;
 use crate::destroy::Endable;
 use crate::pins::{self, Bpffs};
+use crate::rights::is_administrator;
 use crate::{cgroup, cgroup_root, is_initial_network};
 
 /// How something that is needed stands.
@@ -69,18 +70,13 @@ fn bpffs(pins: &Path) -> Finding {
     let mend = "mount -t bpf bpf /sys/fs/bpf on the node; a container needs that of the host";
     let (state, seen) = match pins::find_bpffs(pins) {
         Ok(Bpffs::There(at)) => (State::Ok, at.display().to_string()),
-        Ok(Bpffs::ToBeMounted(at)) if may_mount() => {
+        Ok(Bpffs::ToBeMounted(at)) if is_administrator() => {
             (State::Mendable, format!("{} is no bpffs; the agent mounts one", at.display()))
         }
         Ok(Bpffs::ToBeMounted(at)) => (State::Missing, format!("{} is no bpffs", at.display())),
         Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "bpffs", state, seen, mend }
-}
-
-fn may_mount() -> bool {
-    rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
 fn types() -> Finding {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use sluice::at_socket::AtSocketConfig;
+use sluice::at_socket::{AtSocketConfig, AtSocketWish};
 use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
@@ -96,7 +96,7 @@ impl World {
     pub fn with_sockets_and(sockets: Sockets, lab: Lab, change: impl FnOnce(&mut AtSocketConfig)) -> Self {
         let mut at_socket = sockets.config();
         change(&mut at_socket);
-        let mut world = Self::new(lab, |config| config.at_socket = Some(at_socket));
+        let mut world = Self::new(lab, |config| config.at_socket = AtSocketWish::Wanted(at_socket));
         world.sockets = Some(sockets);
         world
     }
