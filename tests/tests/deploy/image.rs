@@ -11,16 +11,42 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
-use sluice_model::Protocol;
+use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Load, PATIENCE};
 
+use cluster::cluster_ip;
 use scene::{READY, Scene, take_away, well};
 
-/// What kube-proxy's nftables mode has at least.
-const KUBE_PROXY: &str = "table ip kube-proxy {
-    comment \"rules for kube-proxy\"
-    chain services { }
-}";
+/// A table as kube-proxy's nftables mode has it: it leads to the lab's endpoint, by IPv4.
+fn kube_proxy(scene: &Scene) -> String {
+    let (to, endpoint) = (cluster_ip(Family::V4), scene.lab.pod(1).v4);
+    let lead = format!(
+        "ip daddr {} meta l4proto {{ tcp, udp }} th dport {} dnat to {endpoint}:8080",
+        to.ip(),
+        to.port()
+    );
+    format!(
+        "table ip kube-proxy {{
+            comment \"rules for kube-proxy\"
+            chain services {{ {lead}; }}
+            chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+            chain nat-output {{ type nat hook output priority -100; jump services; }}
+        }}"
+    )
+}
+
+/// Has kube-proxy's rules be there, and the Service be served by them.
+#[track_caller]
+fn serve_by_kube_proxy(scene: &Scene) {
+    well(scene.lab.node().ns.nft_file(&kube_proxy(scene)));
+    for (client, protocol) in [scene.lab.pod(0), scene.lab.node()]
+        .into_iter()
+        .flat_map(|c| [Protocol::Tcp, Protocol::Udp].map(|p| (c, p)))
+    {
+        let outcome = client.ask(protocol, cluster_ip(Family::V4), PATIENCE);
+        assert_eq!(outcome.by(), Some("pod-1"), "{protocol} from {}: {outcome:?}", client.name);
+    }
+}
 
 #[test]
 #[ignore = "needs the image: .ci/image builds it and runs this"]
@@ -31,7 +57,7 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
     for name in ["managed", "kubeadm"] {
         let pod = scene.pod(name);
         let agent = &pod.containers[0];
-        well(scene.lab.node().ns.nft_file(KUBE_PROXY));
+        serve_by_kube_proxy(&scene);
         let begin = Instant::now();
         let mut first = scene.start_pod(&pod);
         well(first.process.wait_for(READY, PATIENCE));
@@ -80,6 +106,9 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
         drop((first, second, cleanup));
         assert_eq!(scene.containers(), "");
         assert_eq!(scene.kernel(), before, "{name}: nothing is left");
+        // Back again.
+        serve_by_kube_proxy(&scene);
+        well(scene.lab.node().ns.nft("delete table ip kube-proxy"));
     }
 }
 
