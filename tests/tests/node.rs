@@ -16,6 +16,8 @@ mod world;
 mod access;
 #[path = "node/at_sockets.rs"]
 mod at_sockets;
+#[path = "node/between_pods.rs"]
+mod between_pods;
 #[path = "node/changes.rs"]
 mod changes;
 #[path = "node/client_ports.rs"]

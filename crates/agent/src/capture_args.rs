@@ -10,6 +10,7 @@ use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
 use rustix::thread::CapabilitySet;
 use sluice_capture::tproxy;
+use sluice_dataplane::EPHEMERAL_PORTS;
 use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
 
@@ -285,6 +286,7 @@ impl CaptureArgs {
             cluster_cidrs: self.cluster_cidrs().collect(),
             track: self.track_connections,
             bridge_netfilter_off: self.disable_bridge_netfilter,
+            pod_ports: EPHEMERAL_PORTS,
         }))
     }
 }

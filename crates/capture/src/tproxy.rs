@@ -5,7 +5,7 @@
 //! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
 //! dropped never gets as far as a worker. A second table, `bridge sluice`, has no elements of ours.
 //!
-//! * `elements`, `wanted`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
+//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
@@ -30,6 +30,7 @@ pub mod marks;
 mod netlink;
 mod nft;
 mod owner;
+mod pods;
 mod retry;
 mod routing;
 mod ruleset;
@@ -38,6 +39,7 @@ mod settings;
 mod table;
 mod wanted;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -76,6 +78,8 @@ pub struct Config {
     pub track: bool,
     /// Keep `net.bridge.bridge-nf-call-iptables` and `-ip6tables` at 0, for pods on Linux bridges.
     pub bridge_netfilter_off: bool,
+    /// Ports that pods' kernels choose from, and that workers never take for a socket that has a client's address.
+    pub pod_ports: RangeInclusive<u16>,
 }
 
 /// The ports on 127.0.0.1 and ::1 that captured packets are handed over at, by the client's origin.
@@ -127,6 +131,7 @@ pub struct Tproxy {
     settings: Settings,
     crowding: Crowding,
     counters: Arc<Counters>,
+    addresses: NodeAddresses,
 }
 
 impl Tproxy {
@@ -166,6 +171,7 @@ impl Tproxy {
             settings,
             crowding,
             counters,
+            addresses: NodeAddresses::watch()?,
         })
     }
 
@@ -211,8 +217,18 @@ impl Tproxy {
         self.routing_retry.succeeded();
     }
 
+    /// Looks at the node's own addresses. Whether they have changed.
+    fn look_at_addresses(&mut self) -> bool {
+        let changed = self.addresses.changed();
+        if let Some(addresses) = &changed {
+            self.wanted.set_node_addresses(addresses);
+        }
+        changed.is_some()
+    }
+
     /// Makes what is wanted true, unless that has failed and its time has not come.
     fn apply(&mut self, now: Instant) {
+        self.wanted.settle_pods();
         if self.table_retry.is_due(now) {
             let outcome = self.table.apply(&mut self.wanted);
             self.note_table(outcome, now);
@@ -290,6 +306,7 @@ impl Capture for Tproxy {
         }
         self.wanted.change_cluster_addresses(change.cluster_addresses);
         self.has_begun = true;
+        self.look_at_addresses();
         if self.is_owner(now) {
             self.keep_bridges(now);
             self.apply(now);
@@ -298,6 +315,7 @@ impl Capture for Tproxy {
 
     fn keep(&mut self, now: Instant) {
         let was_owner = self.table.owner().is_current();
+        let has_other_addresses = self.look_at_addresses();
         if !self.is_owner(now) {
             return;
         }
@@ -305,7 +323,7 @@ impl Capture for Tproxy {
         self.keep_bridges(now);
         self.crowding.look(now);
         // What another agent has left is no damage.
-        if !was_owner || self.table_retry.is_pending() {
+        if !was_owner || has_other_addresses || self.table_retry.is_pending() {
             self.apply(now);
         } else {
             let outcome = self.table.check(&mut self.wanted, now);

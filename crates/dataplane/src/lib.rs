@@ -41,6 +41,7 @@ use sluice_table::{Origin, Table};
 pub use connection::{Connection, ConnectionState, Part, Place};
 pub use descriptors::raise_descriptor_limit;
 pub use load::WorkerLoad;
+pub use local_ports::EPHEMERAL_PORTS;
 pub use stats::{AllTimes, Stats};
 pub use transparent::Marks;
 

@@ -15,9 +15,12 @@ use socket2::{Domain, Socket, Type};
 /// For IPv6 too, whatever its name.
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// The kernel's default. Every new network namespace begins with it, whatever the node's setting: it is what pods
-/// choose from.
-const DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
+/// The ports that pods' kernels choose from: the kernel's default, which every new network namespace begins with,
+/// whatever the node's setting.
+///
+/// No socket of ours that has a client's address ever has one of these, so that a packet to one of them and to a pod
+/// is an answer to that pod. Rules that capture may rely on it.
+pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// Ports that no kernel chooses by default and hardly any program binds: the first choice.
 const HIGH: RangeInclusive<u16> = 61_000..=u16::MAX;
@@ -29,6 +32,9 @@ const LOW: RangeInclusive<u16> = 10_000..=29_999;
 /// How many ports of each range are tried at most. A client that has half of a range finds none there one in 256
 /// times.
 const TRIES: u16 = 8;
+
+/// How often [`choices`] are drawn at last. A client that has nine tenths of all ports finds none one in 850 times.
+const LAST_ROUNDS: u8 = 4;
 
 /// Which port a connection to an endpoint is to have that has its client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub(crate) enum UpstreamPort {
 impl UpstreamPort {
     /// For a client that has this port.
     pub(crate) fn of_client(port: u16) -> Self {
-        if DEFAULT.contains(&port) { Self::Choose } else { Self::Keep }
+        if EPHEMERAL_PORTS.contains(&port) { Self::Choose } else { Self::Keep }
     }
 }
 
@@ -51,7 +57,7 @@ impl UpstreamPort {
 /// many towards an endpoint as its own kernel gives it towards the Service.
 pub(crate) fn counterpart(port: u16) -> u16 {
     let (high, low) = (HIGH.len(), LOW.len());
-    let number = usize::from(port.saturating_sub(*DEFAULT.start())) % (high + low);
+    let number = usize::from(port.saturating_sub(*EPHEMERAL_PORTS.start())) % (high + low);
     let (start, offset) = if number < high { (HIGH.start(), number) } else { (LOW.start(), number - high) };
     start.saturating_add(u16::try_from(offset).unwrap_or(0))
 }
@@ -70,6 +76,12 @@ pub(crate) fn choices(random: u64) -> impl Iterator<Item = u16> {
     })
 }
 
+/// The same for a client that has most of them, when few tries have found none: some more, before it is told that it has no
+/// port left.
+pub(crate) fn last_choices() -> impl Iterator<Item = u16> {
+    (0..LAST_ROUNDS).flat_map(|_| choices(rand::random()))
+}
+
 /// The range, and whether a socket can be told to have one port of it chosen.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalPorts {
@@ -84,7 +96,7 @@ impl LocalPorts {
     pub(crate) fn of_this_node() -> Self {
         match std::fs::read_to_string(SETTING).ok().as_deref().and_then(parse) {
             Some(range) => Self { can_ask: is_known_to_the_kernel(), range },
-            None => Self { can_ask: false, range: DEFAULT },
+            None => Self { can_ask: false, range: EPHEMERAL_PORTS },
         }
     }
 
@@ -125,7 +137,7 @@ fn parse(text: &str) -> Option<RangeInclusive<u16>> {
 fn is_known_to_the_kernel() -> bool {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     Socket::new(Domain::for_address(any), Type::STREAM.cloexec(), None)
-        .is_ok_and(|socket| local_port::choose_from(&socket, DEFAULT).is_ok())
+        .is_ok_and(|socket| local_port::choose_from(&socket, EPHEMERAL_PORTS).is_ok())
 }
 
 #[cfg(test)]
@@ -153,12 +165,12 @@ mod tests {
 
     #[test]
     fn a_clients_ports_have_counterparts_that_no_pods_kernel_chooses_and_few_of_them_share_one() {
-        let counterparts: Vec<u16> = DEFAULT.map(counterpart).collect();
+        let counterparts: Vec<u16> = EPHEMERAL_PORTS.map(counterpart).collect();
         assert!(counterparts.iter().all(|port| HIGH.contains(port) || LOW.contains(port)));
         let distinct: std::collections::BTreeSet<_> = counterparts.iter().collect();
         assert_eq!(distinct.len(), HIGH.len() + LOW.len());
         for port in [0, 1, u16::MAX] {
-            assert!(!DEFAULT.contains(&counterpart(port)));
+            assert!(!EPHEMERAL_PORTS.contains(&counterpart(port)));
         }
     }
 
@@ -167,7 +179,7 @@ mod tests {
         let mut first = std::collections::BTreeSet::new();
         for random in (0..10_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).chain([u64::MAX]) {
             let ports: Vec<u16> = choices(random).collect();
-            assert!(ports.iter().all(|port| !DEFAULT.contains(port)), "{ports:?}");
+            assert!(ports.iter().all(|port| !EPHEMERAL_PORTS.contains(port)), "{ports:?}");
             assert!(ports[..8].iter().all(|port| HIGH.contains(port)), "{ports:?}");
             assert!(ports[8..].iter().all(|port| LOW.contains(port)), "{ports:?}");
             let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
@@ -175,6 +187,15 @@ mod tests {
             first.insert(ports[0]);
         }
         assert!(first.len() > HIGH.len() / 2, "{} different ones to begin with", first.len());
+    }
+
+    #[test]
+    fn who_has_most_ports_is_offered_many_more_and_none_that_a_pods_kernel_chooses() {
+        let ports: Vec<u16> = last_choices().collect();
+        assert!(ports.iter().all(|port| HIGH.contains(port) || LOW.contains(port)), "{ports:?}");
+        assert_eq!(ports.len(), 64);
+        let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert!(distinct.len() > 48, "{ports:?}");
     }
 
     #[test]

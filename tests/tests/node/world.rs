@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use sluice::at_socket::{AtSocketConfig, AtSocketWish};
 use sluice::proxy::{CaptureConfig, Proxy, ProxyConfig};
 use sluice_capture::tproxy;
-use sluice_dataplane::Config;
+use sluice_dataplane::{Config, EPHEMERAL_PORTS};
 use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, Node, Object, ObjectName, Protocol, Service, ServicePort,
     SlicePort, TrafficPolicy,
@@ -79,6 +79,7 @@ impl World {
             cluster_cidrs: cluster,
             track: false,
             bridge_netfilter_off: true,
+            pod_ports: EPHEMERAL_PORTS,
         });
         let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
         change(&mut config);

@@ -11,9 +11,8 @@ use serde_json::Value as Json;
 use serde_json::value::RawValue;
 use sluice_model::{Family, Frontend, Protocol};
 
-use super::elements::{Chain, Elements, Key, SetName, Value};
+use super::elements::{Chain, Elements, Key, NetworkChain, Place, SetName, Value};
 use super::ruleset::{ChainShape, INET, Shape, TABLE};
-use super::script::set_name;
 
 /// What shows the tables of the family, without elements.
 pub(super) const TABLES: [&str; 5] = ["--json", "--terse", "list", "ruleset", INET];
@@ -77,7 +76,7 @@ pub(super) fn sets() -> impl Iterator<Item = Vec<String>> {
     let sets = SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)]);
     sets.map(|set| {
         let kind = if set.0.is_map() { "map" } else { "set" };
-        let name = set_name(set);
+        let name = Place::Set(set.0, set.1).to_string();
         ["--json", "list", kind, INET, TABLE, &name].map(str::to_owned).into()
     })
 }
@@ -99,19 +98,31 @@ impl Listing {
                 let hook = kind.zip(hook).zip(prio).map(|((kind, hook), priority)| (kind, hook, priority));
                 self.shape.chains.insert(name, ChainShape { hook, rules: Vec::new() });
             }
-            if let Some(RuleItem { chain, comment, .. }) = rule.filter(|rule| rule.table == TABLE)
-                && let Some(chain) = self.shape.chains.get_mut(&chain)
-            {
-                chain.rules.push(comment);
+            if let Some(RuleItem { chain, comment, .. }) = rule.filter(|rule| rule.table == TABLE) {
+                if is_of_networks(&chain) {
+                    self.take_network(&chain, comment.as_deref());
+                } else if let Some(chain) = self.shape.chains.get_mut(&chain) {
+                    chain.rules.push(comment);
+                }
             }
         }
         Ok(())
     }
 
+    /// A rule for a network, which is known by its comment, and nothing else: it may be written anew.
+    fn take_network(&mut self, chain: &str, comment: Option<&str>) {
+        match comment.and_then(parse_rule).filter(|key| key.place().to_string() == chain) {
+            Some(key) if self.elements.insert(key, Value::Member).is_none() => {}
+            _ => self.strangers += 1,
+        }
+    }
+
     fn take_elements(&mut self, set: &SetItem<'_>) {
         let families = [Family::V4, Family::V6];
         let known = SetName::ALL.into_iter().flat_map(|name| families.map(|family| (name, family)));
-        let Some((name, family)) = known.into_iter().find(|known| set_name(*known) == set.name) else {
+        let Some((name, family)) =
+            known.into_iter().find(|(name, family)| Place::Set(*name, *family).to_string() == set.name)
+        else {
             return;
         };
         for element in &set.elem {
@@ -124,6 +135,20 @@ impl Listing {
             }
         }
     }
+}
+
+/// Whether a chain's rules are elements.
+fn is_of_networks(chain: &str) -> bool {
+    let families = [Family::V4, Family::V6];
+    let chains = NetworkChain::ALL.into_iter().flat_map(|name| families.map(|family| (name, family)));
+    chains.into_iter().any(|(name, family)| Place::Rules(name, family).to_string() == chain)
+}
+
+/// A rule for a network, as it was written.
+fn parse_rule(rule: &str) -> Option<Key> {
+    let network = rule.split(' ').nth(2)?.parse().ok()?;
+    let keys = [Key::ToOthers(network), Key::ToPods(network), Key::FromPods(network)];
+    keys.into_iter().find(|key| key.to_string() == rule)
 }
 
 fn parse_element(name: SetName, family: Family, element: &Json) -> Option<(Key, Value)> {

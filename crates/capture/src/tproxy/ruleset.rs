@@ -269,6 +269,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$pod_port", &pod),
         ("$node_port", &node),
         ("$flow_rate", &flow_rate),
+        ("$ephemeral", &format!("{}-{}", config.pod_ports.start(), config.pod_ports.end())),
         ("$captured", &hex(CAPTURED)),
         ("$downstream", &hex(DOWNSTREAM)),
         ("$upstream", &hex(UPSTREAM)),
@@ -322,8 +323,7 @@ fn fnv1a(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::super::Ports;
-    use super::super::elements::{Chain, SetName};
-    use super::super::script::set_name;
+    use super::super::elements::{Chain, NetworkChain, Place, SetName};
     use super::*;
     use sluice_model::Family;
 
@@ -334,6 +334,7 @@ mod tests {
             cluster_cidrs: Vec::new(),
             track: false,
             bridge_netfilter_off: false,
+            pod_ports: 32_768..=60_999,
         }
     }
 
@@ -343,8 +344,16 @@ mod tests {
         for chain in Chain::ALL {
             assert!(ruleset.shape.chains.contains_key(chain.name()), "{}", chain.name());
         }
-        for set in SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)]) {
-            assert!(ruleset.shape.sets.contains(&set_name(set)), "{}", set_name(set));
+        for family in [Family::V4, Family::V6] {
+            for set in SetName::ALL.map(|set| Place::Set(set, family).to_string()) {
+                assert!(ruleset.shape.sets.contains(&set), "{set}");
+            }
+            for chain in NetworkChain::ALL.map(|chain| Place::Rules(chain, family).to_string()) {
+                assert!(
+                    ruleset.shape.chains.get(&chain).is_some_and(|chain| chain.rules.is_empty()),
+                    "{chain}"
+                );
+            }
         }
     }
 
@@ -413,7 +422,7 @@ mod tests {
         assert!(another_size.starts_with(&wanted), "{another_size}");
         assert_eq!(script(262_144, "somebody's"), None);
         let sets: Vec<String> = dynamic(&Ruleset::inet(&config()).text).into_keys().collect();
-        assert_eq!(sets.len(), 14, "{sets:?}");
+        assert_eq!(sets.len(), 15, "{sets:?}");
     }
 
     #[test]

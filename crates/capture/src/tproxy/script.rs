@@ -1,67 +1,75 @@
 //! What nft is told: a transaction as text. No I/O.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use sluice_model::Family;
-
-use super::elements::{Delta, Edit, Elements, Key, SetName, Value};
+use super::elements::{Delta, Edit, Elements, Key, Place, Value};
 use super::ruleset::TABLE;
-
-/// The name of a set or map in the table.
-pub(super) fn set_name(set: (SetName, Family)) -> String {
-    let digit = match set.1 {
-        Family::V4 => '4',
-        Family::V6 => '6',
-    };
-    format!("{}{digit}", set.0.stem())
-}
 
 /// The whole table, elements and all: what writes its structure, and the elements.
 pub(super) fn whole(structure: String, elements: &Elements) -> String {
-    let added = elements.iter().map(|(key, value)| (key.set(), element(key, *value)));
     let mut script = structure;
-    write_commands(&mut script, "add", added);
+    write_commands(&mut script, "add", elements.iter().map(|(key, value)| (key, Some(*value))));
+    write_rules(&mut script, elements.keys());
     script
 }
 
-/// Changes elements.
-pub(super) fn edits(delta: &Delta) -> String {
+/// Changes elements, which then are these.
+pub(super) fn edits(delta: &Delta, elements: &Elements) -> String {
     let mut script = String::new();
     let deleted = delta.iter().filter(|(_, edit)| !matches!(edit, Edit::Add(_)));
-    write_commands(&mut script, "delete", deleted.map(|(key, _)| (key.set(), key.to_string())));
+    write_commands(&mut script, "delete", deleted.map(|(key, _)| (key, None)));
     let added = delta.iter().filter_map(|(key, edit)| match edit {
-        Edit::Add(value) | Edit::Replace(value) => Some((key.set(), element(key, *value))),
+        Edit::Add(value) | Edit::Replace(value) => Some((key, Some(*value))),
         Edit::Delete => None,
     });
     write_commands(&mut script, "add", added);
+    let places: BTreeSet<Place> = delta.keys().map(Key::place).filter(is_rules).collect();
+    for place in &places {
+        let _ = writeln!(script, "flush chain inet {TABLE} {place}");
+    }
+    write_rules(&mut script, elements.keys().filter(|key| places.contains(&key.place())));
     script
 }
 
-fn element(key: &Key, value: Value) -> String {
-    match value {
-        Value::Goto(chain) => format!("{key} : goto {}", chain.name()),
-        Value::Member => key.to_string(),
+/// Whether rules are among what changes.
+pub(super) fn changes_rules(delta: &Delta) -> bool {
+    delta.keys().map(Key::place).any(|place| is_rules(&place))
+}
+
+fn is_rules(place: &Place) -> bool {
+    matches!(place, Place::Rules(..))
+}
+
+/// Each has itself for its comment, by which it is known when it is listed.
+fn write_rules<'a>(script: &mut String, keys: impl Iterator<Item = &'a Key>) {
+    for key in keys.filter(|key| is_rules(&key.place())) {
+        let _ = writeln!(script, "add rule inet {TABLE} {} {key} comment \"{key}\"", key.place());
     }
 }
 
 /// One command for each run of elements of the same set.
-fn write_commands(
+fn write_commands<'a>(
     script: &mut String,
     verb: &str,
-    elements: impl Iterator<Item = ((SetName, Family), String)>,
+    elements: impl Iterator<Item = (&'a Key, Option<Value>)>,
 ) {
     let mut open = None;
-    for (set, element) in elements {
+    for (key, value) in elements.filter(|(key, _)| !is_rules(&key.place())) {
+        let set = key.place();
         if open == Some(set) {
             script.push_str(", ");
         } else {
             if open.is_some() {
                 script.push_str(" }\n");
             }
-            let _ = write!(script, "{verb} element inet {TABLE} {} {{ ", set_name(set));
+            let _ = write!(script, "{verb} element inet {TABLE} {set} {{ ");
             open = Some(set);
         }
-        script.push_str(&element);
+        let _ = match value {
+            Some(Value::Goto(chain)) => write!(script, "{key} : goto {}", chain.name()),
+            Some(Value::Member) | None => write!(script, "{key}"),
+        };
     }
     if open.is_some() {
         script.push_str(" }\n");
@@ -93,7 +101,7 @@ mod tests {
         let after = elements(&[(2, Refuse), (3, Refuse), (4, Refuse), (5, Relay)], &["10.0.0.2", "fd00::1"]);
         let delta = difference(&before, &after);
         assert_eq!(
-            edits(&delta),
+            edits(&delta, &after),
             "delete element inet sluice frontends6 \
              { fd00::1 . udp . 1, fd00::1 . udp . 2, fd00::1 . udp . 4 }\n\
              delete element inet sluice cluster_ips4 { 10.0.0.1 }\n\
@@ -101,6 +109,25 @@ mod tests {
              { fd00::1 . udp . 2 : goto refuse, fd00::1 . udp . 4 : goto refuse, fd00::1 . udp . 5 : goto relay }\n\
              add element inet sluice cluster_ips4 { 10.0.0.2 }\n"
         );
-        assert_eq!(edits(&difference(&after, &after)), "");
+        assert_eq!(edits(&difference(&after, &after), &after), "");
+    }
+
+    #[test]
+    fn a_chain_of_networks_is_written_as_a_whole() {
+        let networks = |keys: &[Key]| keys.iter().map(|key| (*key, Value::Member)).collect::<Elements>();
+        let net = |text: &str| text.parse().unwrap();
+        let to_pods = Key::ToPods(net("10.244.0.0/16"));
+        let before = networks(&[to_pods, Key::FromPods(net("10.244.0.0/16")), Key::ToPods(net("fd00::/64"))]);
+        let after =
+            networks(&[to_pods, Key::FromPods(net("10.244.0.0/16")), Key::ToOthers(net("10.244.0.1/32"))]);
+        let delta = difference(&before, &after);
+        assert!(changes_rules(&delta) && !changes_rules(&difference(&after, &after)));
+        assert_eq!(
+            edits(&delta, &after),
+            "flush chain inet sluice to_pods4\n\
+             flush chain inet sluice to_pods6\n\
+             add rule inet sluice to_pods4 ip daddr 10.244.0.1/32 return comment \"ip daddr 10.244.0.1/32 return\"\n\
+             add rule inet sluice to_pods4 ip daddr 10.244.0.0/16 goto between_pods comment \"ip daddr 10.244.0.0/16 goto between_pods\"\n"
+        );
     }
 }

@@ -328,7 +328,11 @@ impl Table {
 
     /// Changes elements of the table as it was at a time.
     fn edit(&mut self, wanted: &mut Wanted, delta: &Delta, at: Generation) -> Result<Outcome, Error> {
-        let after = self.execute(&script::edits(delta), wanted)?;
+        let after = self.execute(&script::edits(delta, wanted.elements()), wanted)?;
+        if script::changes_rules(delta) {
+            // The structure is listed otherwise now. It is seldom, so it is looked at once more.
+            self.known = None;
+        }
         if let Some(known) = &mut self.known {
             // What was known then is known now, if there was no other change in between.
             let follow =

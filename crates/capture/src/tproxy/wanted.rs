@@ -8,6 +8,7 @@ use sluice_model::{Family, Frontend, FrontendKind, Protocol};
 use sluice_table::{ClusterAddressChange, FrontendState, Verdict};
 
 use super::elements::{Chain, Delta, Elements, Key, Value, edit};
+use super::pods::Pods;
 
 /// What there is to be, and how that differs from what was last made true.
 #[derive(Debug, Default)]
@@ -23,6 +24,10 @@ pub(super) struct Wanted {
     service_cidrs: Vec<IpNet>,
     local_pods: Vec<IpNet>,
     untracked: Vec<IpNet>,
+    /// The node's own, once they are known.
+    node_addresses: Option<Vec<IpAddr>>,
+    pods: Pods,
+    are_pods_stale: bool,
 }
 
 type NodePort = (Family, Protocol, u16);
@@ -96,6 +101,7 @@ impl Wanted {
         if let Some(ranges) = &change.ranges {
             let before = std::mem::replace(&mut self.service_cidrs, IpNet::aggregate(ranges));
             self.replace(&before, &self.service_cidrs.clone(), Key::ServiceCidr);
+            self.are_pods_stale = true;
         }
     }
 
@@ -107,6 +113,31 @@ impl Wanted {
     pub(super) fn set_untracked(&mut self, cidrs: &[IpNet]) {
         let before = std::mem::replace(&mut self.untracked, IpNet::aggregate(&cidrs.to_vec()));
         self.replace(&before, &self.untracked.clone(), Key::Untracked);
+        self.are_pods_stale = true;
+    }
+
+    pub(super) fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
+        self.node_addresses = Some(addresses.to_vec());
+        self.are_pods_stale = true;
+    }
+
+    /// Brings the elements that say where only pods are in line with all others. Before that they are as they were.
+    pub(super) fn settle_pods(&mut self) {
+        if !std::mem::take(&mut self.are_pods_stale) {
+            return;
+        }
+        let services = self.elements.keys().filter_map(|key| match key {
+            Key::ClusterIp(ip) | Key::ExternalIp(ip) => Some(*ip),
+            _ => None,
+        });
+        let after = self.node_addresses.as_ref().map(|node| {
+            Pods::new(&self.untracked, &self.service_cidrs, services.chain(node.iter().copied()))
+        });
+        let before = std::mem::replace(&mut self.pods, after.unwrap_or_default());
+        let (networks, others) = (self.pods.networks.clone(), Vec::from_iter(self.pods.others.clone()));
+        self.replace(&Vec::from_iter(before.others), &others, Key::ToOthers);
+        self.replace(&before.networks, &networks, Key::ToPods);
+        self.replace(&before.networks, &networks, Key::FromPods);
     }
 
     fn replace(&mut self, before: &[IpNet], after: &[IpNet], key: impl Fn(IpNet) -> Key) {
@@ -178,6 +209,10 @@ impl Wanted {
             None => self.elements.remove(&key),
         };
         if old != value {
+            if let Key::ClusterIp(ip) | Key::ExternalIp(ip) = key {
+                let is_in = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&ip));
+                self.are_pods_stale |= is_in(&self.untracked) && !is_in(&self.service_cidrs);
+            }
             self.touched.entry(key).or_insert(old);
         }
     }

@@ -45,7 +45,7 @@ fn five_thousand_services_in_one_transaction_and_away() {
         let offer = sluice_capture::Change { withdraw: &[], offer: &states, cluster_addresses };
         clock("5,000 Services, 30,000 frontends", &mut tproxy, offer);
         assert_eq!(tproxy.stats().transactions, 1);
-        assert_eq!(tproxy.stats().elements, 20_000 + 10_000 + 2 + 2 + 10_000 + 2 + 1 + 2);
+        assert_eq!(tproxy.stats().elements, 20_000 + 10_000 + 2 + 2 + 10_000 + 2 + 1 + 2 + 2 + 2);
 
         let nothing = &sluice_table::ClusterAddressChange::default();
         let one = [state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)];
@@ -68,7 +68,7 @@ fn five_thousand_services_in_one_transaction_and_away() {
         clock("5,000 Services away", &mut tproxy, away);
         assert_eq!(
             tproxy.stats().elements,
-            1 + 1 + 1 + 2,
+            1 + 1 + 1 + 2 + 2 + 2,
             "the external IP with its address, and where pods are"
         );
         assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (3, 0));

@@ -17,6 +17,7 @@ pub(crate) fn config() -> Config {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()],
         track: false,
         bridge_netfilter_off: true,
+        pod_ports: 32_768..=60_999,
     }
 }
 

@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mio::net::TcpStream;
+use rustix::io::Errno;
 use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::failure;
-use crate::local_ports::{LocalPorts, UpstreamPort, choices, counterpart};
+use crate::local_ports::{LocalPorts, UpstreamPort, choices, counterpart, last_choices};
 use crate::transparent::{Local, Marks, make_transparent};
 
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
@@ -89,15 +90,14 @@ pub(crate) fn connect(address: SocketAddr, local: Local, ports: &LocalPorts) -> 
         UpstreamPort::Choose => counterpart(client.port()),
     };
     let others = choices(rand::random()).step_by(OTHERS_APART);
-    for port in std::iter::once(first).chain(others) {
+    for port in std::iter::once(first).chain(others).chain(last_choices()) {
         match start_connect(address, local, |socket| bind(socket, SocketAddr::new(client.ip(), port), ports))
         {
             Err(error) if failure::is_about_the_port(&error) => {}
             done => return done,
         }
     }
-    // The client has most of them. Better one that it may need itself than none.
-    start_connect(address, local, |socket| bind_without_port(socket, client.ip()))
+    Err(Errno::ADDRNOTAVAIL.into())
 }
 
 /// Binds a socket to a client's address and a port.
@@ -134,7 +134,7 @@ fn start_connect(
     bind(&socket)?;
     match socket.connect(&address.into()) {
         Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
         Err(error) => return Err(error),
     }
     Ok(TcpStream::from_std(socket.into()))

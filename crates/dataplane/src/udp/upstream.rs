@@ -3,11 +3,12 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use rustix::io::Errno;
 use socket2::Socket;
 
 use super::socket;
 use crate::failure;
-use crate::local_ports::{UpstreamPort, choices, counterpart};
+use crate::local_ports::{UpstreamPort, counterpart, last_choices};
 use crate::transparent::{Local, make_transparent};
 
 /// A flow's socket, and whether it has the client's port.
@@ -60,7 +61,7 @@ fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
 /// Binds a socket to a port of its own: not shared, so that the kernel says which are free. First to the counterpart of
 /// the client's, which hardly any other flow of the client has: drawn at random, most would be taken once it has thousands.
 fn bind_chosen(socket: &Socket, client: SocketAddr) -> io::Result<()> {
-    let ports = std::iter::once(counterpart(client.port())).chain(choices(rand::random()));
+    let ports = std::iter::once(counterpart(client.port())).chain(last_choices());
     let client = client.ip();
     for port in ports {
         match socket.bind(&SocketAddr::new(client, port).into()) {
@@ -68,8 +69,7 @@ fn bind_chosen(socket: &Socket, client: SocketAddr) -> io::Result<()> {
             bound => return bound,
         }
     }
-    // The client has most of them. Better one that it may need itself than none.
-    socket.bind(&SocketAddr::new(client, 0).into())
+    Err(Errno::ADDRNOTAVAIL.into())
 }
 
 #[cfg(test)]

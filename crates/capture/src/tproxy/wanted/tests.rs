@@ -2,7 +2,6 @@ use sluice_model::{ObjectName, ServicePortName};
 use sluice_table::Reason;
 
 use super::super::elements::difference;
-use super::super::script::set_name;
 use super::*;
 
 /// `clusterIP 10.96.0.1:80 tcp relay/drop 192.0.2.0/24 ...`: kind, address, protocol, what happens to clients
@@ -47,7 +46,7 @@ fn state(text: &str) -> FrontendState {
 /// Each element on a line: its set, and what nft would be told to add.
 fn lines(wanted: &Wanted) -> Vec<String> {
     let line = |(key, value): (&Key, &Value)| {
-        let set = set_name(key.set());
+        let set = key.place();
         match value {
             Value::Member => format!("{set} {key}"),
             Value::Goto(chain) => format!("{set} {key} : {}", chain.name()),
@@ -265,4 +264,48 @@ fn ranges_never_overlap() {
     wanted.set_local_pods(&[]);
     wanted.set_untracked(&[]);
     assert_eq!(lines(&wanted), ["cluster_ips6 fd00::1"]);
+}
+
+#[test]
+fn where_only_pods_are_is_known_once_the_nodes_addresses_are_and_follows_all_that_changes() {
+    let ips = |text: &str| text.split_whitespace().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+    let mut wanted = Wanted::default();
+    let pods = |wanted: &mut Wanted| {
+        wanted.settle_pods();
+        let all = lines(wanted);
+        let rules = all.iter().filter_map(|line| line.strip_prefix("to_pods4 ip daddr "));
+        rules.collect::<Vec<_>>().join(", ")
+    };
+    let services = |added: &str, removed: &str, ranges: Option<&str>| ClusterAddressChange {
+        added: ips(added),
+        removed: ips(removed),
+        ranges: ranges.map(cidrs),
+    };
+    wanted.set_untracked(&cidrs("10.244.0.0/30"));
+    wanted.change_cluster_addresses(&services("10.96.0.1", "", Some("10.96.0.0/16")));
+    assert_eq!(pods(&mut wanted), "");
+    wanted.set_node_addresses(&ips("127.0.0.1 192.0.2.1"));
+    assert_eq!(pods(&mut wanted), "10.244.0.0/30 goto between_pods");
+    assert!(lines(&wanted).contains(&"from_pods4 ip saddr 10.244.0.0/30 goto time_wait".to_owned()));
+    wanted.set_node_addresses(&ips("127.0.0.1 10.244.0.1"));
+    assert_eq!(pods(&mut wanted), "10.244.0.1/32 return, 10.244.0.0/30 goto between_pods");
+    wanted.change_cluster_addresses(&services("10.244.0.2", "", None));
+    assert_eq!(
+        pods(&mut wanted),
+        "10.244.0.1/32 return, 10.244.0.2/32 return, 10.244.0.0/30 goto between_pods"
+    );
+    wanted.change_cluster_addresses(&services("", "10.244.0.2", None));
+    assert_eq!(pods(&mut wanted), "10.244.0.1/32 return, 10.244.0.0/30 goto between_pods");
+    wanted.offer(&state("externalIP 10.244.0.3:80 tcp relay/relay"));
+    assert_eq!(
+        pods(&mut wanted),
+        "10.244.0.1/32 return, 10.244.0.3/32 return, 10.244.0.0/30 goto between_pods"
+    );
+    wanted.change_cluster_addresses(&services("", "", Some("10.96.0.0/16 10.244.0.2/31")));
+    assert_eq!(
+        pods(&mut wanted),
+        "10.244.0.1/32 return, 10.244.0.2/31 return, 10.244.0.0/30 goto between_pods"
+    );
+    wanted.set_untracked(&[]);
+    assert_eq!(pods(&mut wanted), "");
 }

@@ -1,0 +1,91 @@
+//! Where pods have their addresses, and nobody else. No I/O.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use sluice_model::Family;
+
+/// How many networks and others a family may have. Each is compared with every packet between pods, so that many cost more
+/// than they save. Mostly there are one or two, and the address of the node's bridge.
+const COMPARED_MAX: usize = 8;
+
+/// What is told from what by comparing addresses.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Pods {
+    /// Pod networks.
+    pub networks: Vec<IpNet>,
+    /// What in these networks is no pod's.
+    pub others: BTreeSet<IpNet>,
+}
+
+impl Pods {
+    /// From all pod networks, the ranges that cluster IPs come from, and single addresses that are no pods'. A family with
+    /// too many of them has none.
+    pub(super) fn new(
+        networks: &[IpNet],
+        service_cidrs: &[IpNet],
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
+        let addresses =
+            addresses.into_iter().filter(|ip| !service_cidrs.iter().any(|range| range.contains(ip)));
+        let others = service_cidrs.iter().copied().chain(addresses.map(IpNet::from));
+        let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let others = others.filter(|other| networks.iter().any(|network| overlap(network, other)));
+        let mut pods = Self { networks: networks.to_vec(), others: others.collect() };
+        for family in [Family::V4, Family::V6] {
+            let is_of = |network: &IpNet| Family::of(network.addr()) == family;
+            let compared = pods.networks.iter().chain(&pods.others).filter(|network| is_of(network)).count();
+            if compared > COMPARED_MAX {
+                pods.networks.retain(|network| !is_of(network));
+                pods.others.retain(|network| !is_of(network));
+            }
+        }
+        pods
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn networks(text: &str) -> Vec<IpNet> {
+        text.split_whitespace().map(|network| network.parse().unwrap()).collect()
+    }
+
+    fn check(pod_networks: &str, service_cidrs: &str, addresses: &str, others: &str) {
+        let addresses: Vec<IpAddr> = addresses.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+        let pods = Pods::new(&networks(pod_networks), &networks(service_cidrs), addresses);
+        let others = networks(others).into_iter().collect();
+        assert_eq!(pods, Pods { networks: networks(pod_networks), others });
+    }
+
+    #[test]
+    fn what_has_an_address_there_and_is_no_pod() {
+        check("", "10.96.0.0/12", "10.96.0.1", "");
+        check(
+            "10.244.1.0/24 fd00:244::/64",
+            "10.96.0.0/12 fd00:96::/112",
+            "10.0.0.1 fd00:244::1",
+            "fd00:244::1/128",
+        );
+        check(
+            "10.244.1.0/24 10.244.3.0/24",
+            "",
+            "10.244.1.0 10.244.2.1 10.244.3.9",
+            "10.244.1.0/32 10.244.3.9/32",
+        );
+        // A supernet of pods and Services, and the other way round.
+        check("10.0.0.0/8", "10.96.0.0/12", "10.96.0.1 10.100.0.1", "10.96.0.0/12");
+        check("10.96.1.0/24", "10.96.0.0/12", "10.96.1.7", "10.96.0.0/12");
+    }
+
+    #[test]
+    fn a_family_with_too_many_has_none() {
+        let addresses = (1..=8).map(|last| IpAddr::from([10, 244, 0, last]));
+        let both = networks("10.244.0.0/16 fd00:244::/64");
+        let pods = Pods::new(&both, &[], addresses.clone());
+        assert_eq!(pods, Pods { networks: networks("fd00:244::/64"), others: BTreeSet::new() });
+        assert_eq!(Pods::new(&both, &[], addresses.skip(1)).others.len(), 7);
+    }
+}
