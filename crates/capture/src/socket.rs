@@ -10,7 +10,7 @@
 mod ledger;
 mod numbers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -51,11 +51,18 @@ pub trait AtSockets: Send + Sync {
     fn stats(&self) -> Stats;
 }
 
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// How many ports are changed at a time: their endpoints, a thousand or two, are looked at several times, and from the
+/// second one on are in the processor's cache.
+const TOGETHER: usize = 128;
+
 /// A service port with its frontends.
 #[derive(Debug)]
 struct Known {
     port: Arc<ServicePort>,
-    frontends: BTreeMap<Frontend, FrontendKind>,
+    /// In order.
+    frontends: Vec<(Frontend, FrontendKind)>,
 }
 
 /// The maps of socket mode, kept in line with the table.
@@ -64,9 +71,9 @@ pub struct Sockets<K> {
     maps: Maps<K>,
     table: Reader,
     health: SharedHealth,
-    ports: HashMap<PortKey, Known>,
+    ports: Map<PortKey, Known>,
     /// Where each frontend that is offered leads.
-    holders: HashMap<Frontend, PortKey>,
+    holders: Map<Frontend, PortKey>,
     /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
     external: BTreeSet<Frontend>,
     interfaces: BTreeSet<IpAddr>,
@@ -96,8 +103,8 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             health: maps.kernel().health(),
             maps,
             table: table.reader(),
-            ports: HashMap::new(),
-            holders: HashMap::new(),
+            ports: Map::default(),
+            holders: Map::default(),
             external: BTreeSet::new(),
             interfaces: BTreeSet::new(),
             host_only,
@@ -111,7 +118,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         let holder = self.holders.remove(&frontend)?;
         self.external.remove(&frontend);
         if let Some(known) = self.ports.get_mut(&holder) {
-            known.frontends.remove(&frontend);
+            known.frontends.retain(|(other, _)| *other != frontend);
         }
         Some(holder)
     }
@@ -132,8 +139,14 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
 
     /// Brings the maps in line with what these ports are now.
     fn refresh(&mut self, keys: impl IntoIterator<Item = PortKey>) {
+        let keys: Vec<PortKey> = keys.into_iter().collect();
+        keys.chunks(TOGETHER).for_each(|keys| self.refresh_some(keys));
+    }
+
+    /// The same, for a few.
+    fn refresh_some(&mut self, keys: &[PortKey]) {
         let ports: Vec<(PortKey, Port)> =
-            keys.into_iter().filter_map(|key| Some((key, self.wanted(self.ports.get(&key)?)))).collect();
+            keys.iter().filter_map(|key| Some((*key, self.wanted(self.ports.get(key)?)))).collect();
         let gone: Vec<PortKey> =
             ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key).collect();
         let keys: Vec<PortKey> = ports.iter().map(|(key, _)| *key).collect();
@@ -174,7 +187,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             AtSocket::Balance(name) if leads_on.contains(&(name, true)) => AtSocket::Relay,
             outcome => outcome,
         };
-        let outcomes = |(frontend, kind): (&Frontend, &FrontendKind)| {
+        let outcomes = |(frontend, kind): &(Frontend, FrontendKind)| {
             let ip = frontend.address.ip();
             let said = SocketOutcomes::of(&known.port, *kind, ip, self.interfaces.contains(&ip));
             let pod = if self.host_only { AtSocket::Relay } else { fits(said.pod) };
@@ -204,13 +217,17 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     fn offer(&mut self, frontends: &[Frontend]) {
         let mut touched = BTreeSet::new();
         let mut external = BTreeSet::new();
+        self.holders.reserve(frontends.len());
         for frontend in frontends {
             touched.extend(self.release(*frontend));
             let Some(route) = self.table.lookup(FrontendKey::from(*frontend)) else { continue };
             let (port, kind) = (Arc::clone(route.service_port()), route.kind());
             let key = key(&port);
-            let known = self.ports.entry(key).or_insert_with(|| Known { port, frontends: BTreeMap::new() });
-            known.frontends.insert(*frontend, kind);
+            let known =
+                self.ports.entry(key).or_insert_with(|| Known { port, frontends: Vec::with_capacity(1) });
+            // It was released, so it is nobody's now.
+            let at = known.frontends.partition_point(|(other, _)| other < frontend);
+            known.frontends.insert(at, (*frontend, kind));
             self.holders.insert(*frontend, key);
             touched.insert(key);
             if kind.is_external() {

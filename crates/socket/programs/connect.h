@@ -40,53 +40,51 @@ static __always_inline bool is_listened_on(struct bpf_sock_addr *ctx, bool v4, _
 /* Whether a pod has a proxy that what it sends is redirected to, by rules in its namespace: those have to see the
  * address of the service. Asked for each connection, as a proxy comes and goes. The node's own network is left out,
  * where anybody may listen for anything. */
-static __always_inline bool has_sidecar(struct bpf_sock_addr *ctx, const struct address *to, __u64 client)
+static __always_inline bool has_sidecar(struct bpf_sock_addr *ctx, const struct address *to,
+					const struct client *client)
 {
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
-	if (!m || client == m->host_cookie)
+	if (client->is_node)
 		return false;
 	/* Two ports in network order. */
-	__u32 ports = m->sidecar_ports;
+	__u32 ports = client->meta->sidecar_ports;
 	__u16 one = ports, two = ports >> 16;
 	bool v4 = is_v4(to->ip);
 	return (one && is_listened_on(ctx, v4, one)) || (two && is_listened_on(ctx, v4, two));
 }
 
 /* Whether a connected UDP socket that leads nowhere any more would be ended. */
-static __always_inline bool will_be_ended(__u64 client)
+static __always_inline bool will_be_ended(const struct client *client)
 {
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
-	return m && m->flags & (client == m->host_cookie ? META_NODE_UDP : META_PODS_UDP);
+	return client->meta->flags & (client->is_node ? META_NODE_UDP : META_PODS_UDP);
 }
 
 /* What the table says of a socket that connects or sends there: 0 if it is to be left alone. */
-static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct address *to, __u8 protocol, __u64 client)
+static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct address *to, __u8 protocol,
+					const struct client *client)
 {
 	__u64 outcome = frontend(to, protocol, client);
-	return verdict_of(outcome) != VERDICT_RELAY && !is_relay(sk) ? outcome : 0;
+	return verdict_of(outcome) != VERDICT_RELAY && !is_relay(sk, client->meta) ? outcome : 0;
 }
 
 static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struct address *to)
 {
 	struct bpf_sock *sk = ctx->sk;
 	__u8 protocol = service_protocol(ctx);
-	if (!protocol || !sk)
+	struct client client;
+	if (!protocol || !sk || !find_client(&client, ctx))
 		return PASS;
-	__u64 client = bpf_get_netns_cookie(ctx);
-	__u64 outcome = outcome_of(sk, to, protocol, client);
+	__u64 outcome = outcome_of(sk, to, protocol, &client);
 	__u8 verdict = verdict_of(outcome);
-	if (verdict != VERDICT_RELAY && has_sidecar(ctx, to, client))
+	if (verdict != VERDICT_RELAY && has_sidecar(ctx, to, &client))
 		goto pass;
 	if (verdict == VERDICT_REFUSE)
 		return REFUSE;
-	if (protocol == IPPROTO_UDP && !will_be_ended(client))
+	if (protocol == IPPROTO_UDP && !will_be_ended(&client))
 		goto pass;
 	struct choice choice;
 	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, &choice))
 		goto pass;
-	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice))
+	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))
 		goto pass;
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn)

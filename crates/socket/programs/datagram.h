@@ -7,11 +7,9 @@
 #include "connect.h"
 
 /* How long a flow keeps its endpoint while nothing is sent or received. */
-static __always_inline __u64 idle_ns(void)
+static __always_inline __u64 idle_ns(const struct meta *m)
 {
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
-	return m && m->flow_idle_ns ? m->flow_idle_ns : ~0ull;
+	return m->flow_idle_ns ? m->flow_idle_ns : ~0ull;
 }
 
 static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct address *to)
@@ -25,11 +23,13 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 		if (conn && same(&conn->endpoint, to))
 			return PASS;
 	}
-	__u64 client = bpf_get_netns_cookie(ctx);
-	__u64 outcome = outcome_of(sk, to, IPPROTO_UDP, client);
+	struct client client;
+	if (!find_client(&client, ctx))
+		return PASS;
+	__u64 outcome = outcome_of(sk, to, IPPROTO_UDP, &client);
 	__u8 verdict = verdict_of(outcome);
 	if (verdict == VERDICT_REFUSE)
-		return has_sidecar(ctx, to, client) ? PASS : REFUSE;
+		return has_sidecar(ctx, to, &client) ? PASS : REFUSE;
 	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk))
 		return PASS;
 	struct flows *known = bpf_sk_storage_get(&flows, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -38,7 +38,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 
 	struct flow flow = {};
 	__u32 at = FLOWS_CURRENT;
-	__u64 now = bpf_ktime_get_coarse_ns(), idle = idle_ns();
+	__u64 now = bpf_ktime_get_coarse_ns(), idle = idle_ns(client.meta);
 	bool is_idle = false;
 	bpf_spin_lock(&known->lock);
 	for (int i = 0; i < FLOWS_CURRENT; i++) {
@@ -62,7 +62,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	}
 
 	struct choice choice;
-	if (has_sidecar(ctx, to, client) || !pick(outcome, to, &choice))
+	if (has_sidecar(ctx, to, &client) || !pick(outcome, to, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);

@@ -23,6 +23,23 @@ struct choice {
 /* How many endpoints are looked at for one that has not failed. */
 #define TRIES 8
 
+/* Whose socket it is. */
+struct client {
+	const struct meta *meta;
+	bool is_node; /* of the node's own network */
+};
+
+/* False only if a map has no element, which an array has. */
+static __always_inline bool find_client(struct client *client, struct bpf_sock_addr *ctx)
+{
+	__u32 zero = 0;
+	client->meta = bpf_map_lookup_elem(&meta, &zero);
+	if (!client->meta)
+		return false;
+	client->is_node = bpf_get_netns_cookie(ctx) == client->meta->host_cookie;
+	return true;
+}
+
 /* Upper bits of a hash of the key, for the check in outcomes; the Rust side has the same. */
 static __always_inline __u32 check_of(const struct frontend_key *key)
 {
@@ -33,11 +50,11 @@ static __always_inline __u32 check_of(const struct frontend_key *key)
 	return hash >> 8;
 }
 
-/* What the table says of a frontend, for a client in this namespace: 0 if it is none.
+/* What the table says of a frontend, for a client: 0 if it is none.
  *
  * The element of a hash map may be taken for another key while we read it. So an outcome is read in one piece and
  * has to have the check value of our key. */
-static __always_inline __u64 frontend(const struct address *to, __u8 protocol, __u64 client)
+static __always_inline __u64 frontend(const struct address *to, __u8 protocol, const struct client *client)
 {
 	struct frontend_key key = { .port = to->port, .protocol = protocol };
 	key.ip[0] = to->ip[0];
@@ -47,11 +64,7 @@ static __always_inline __u64 frontend(const struct address *to, __u8 protocol, _
 	struct frontend_value *value = bpf_map_lookup_elem(&frontends, &key);
 	if (!value)
 		return 0;
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
-	if (!m)
-		return 0;
-	struct outcome *outcome = client == m->host_cookie ? &value->node : &value->pod;
+	struct outcome *outcome = client->is_node ? &value->node : &value->pod;
 	__u64 word = *(volatile __u64 *)outcome;
 	return word >> 40 == check_of(&key) ? word : 0;
 }
@@ -101,15 +114,13 @@ static __always_inline bool is_doubtful(const struct endpoint *endpoint)
 /* Whether a connection to the endpoint of choice is to be made from here. An endpoint that is in doubt is left to
  * the relay, which tries another one before the client notices. With no agent alive there is no relay: then those
  * that have failed of late are passed over, as long as there are others. */
-static __always_inline bool is_to_be_translated(struct choice *choice)
+static __always_inline bool is_to_be_translated(struct choice *choice, const struct meta *m)
 {
 	if (!is_doubtful(choice->endpoint))
 		return true;
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
 	__u64 now = bpf_ktime_get_ns();
 	/* It may have been written since. */
-	if (m && (__s64)(now - *(volatile __u64 *)&m->heartbeat_ns) < (__s64)ALIVE_NS)
+	if ((__s64)(now - *(volatile __u64 *)&m->heartbeat_ns) < (__s64)ALIVE_NS)
 		return false;
 	struct choice next = *choice;
 	for (int i = 0; i < TRIES; i++) {
@@ -135,11 +146,9 @@ static __always_inline void address_of(struct address *to, const struct endpoint
 }
 
 /* The relay's own sockets are not to come back to it. */
-static __always_inline bool is_relay(struct bpf_sock *sk)
+static __always_inline bool is_relay(struct bpf_sock *sk, const struct meta *m)
 {
-	__u32 zero = 0;
-	struct meta *m = bpf_map_lookup_elem(&meta, &zero);
-	return m && m->relay_mark && (sk->mark & m->relay_mark) == m->relay_mark;
+	return m->relay_mark && (sk->mark & m->relay_mark) == m->relay_mark;
 }
 
 static __always_inline void count_connection(__u32 id)

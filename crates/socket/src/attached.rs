@@ -314,17 +314,19 @@ impl Kernel for Attached {
 
     fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {
         for entries in entries.chunks(BATCH) {
-            let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key_bytes(key)).collect();
-            let values: Vec<u8> = entries.iter().flat_map(|(key, value)| value_bytes(key, value)).collect();
-            bpf::update_batch(self.frontends.as_fd(), &keys, &values, entries.len())?;
+            let keys: Vec<[u8; KEY]> = entries.iter().map(|(key, _)| key_bytes(key)).collect();
+            let values: Vec<[u8; VALUE]> =
+                entries.iter().map(|(key, value)| value_bytes(key, value)).collect();
+            let (keys, values) = (keys.as_flattened(), values.as_flattened());
+            bpf::update_batch(self.frontends.as_fd(), keys, values, entries.len())?;
         }
         Ok(())
     }
 
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()> {
         for keys in keys.chunks(BATCH) {
-            let bytes: Vec<u8> = keys.iter().flat_map(key_bytes).collect();
-            bpf::delete_batch(self.frontends.as_fd(), &bytes, keys.len())?;
+            let bytes: Vec<[u8; KEY]> = keys.iter().map(key_bytes).collect();
+            bpf::delete_batch(self.frontends.as_fd(), bytes.as_flattened(), keys.len())?;
         }
         Ok(())
     }

@@ -253,7 +253,9 @@ impl Ledger {
                     entry.set_open(open);
                 }
                 None => {
-                    let seen = found.remove(&id).unwrap_or_default();
+                    // Most of the time an earlier agent has left none.
+                    let seen = if found.is_empty() { None } else { found.remove(&id) };
+                    let seen = seen.unwrap_or_default();
                     let upstream = Arc::clone(upstream);
                     let entry = place.insert(Entry { upstream, is_tcp, has_left: false, seen, open: 0 });
                     if is_tcp {

@@ -269,3 +269,38 @@ fn an_agent_that_comes_back_after_another_one_goes_by_the_maps_that_it_finds() {
         assert!(matches!(picked, Picked::Endpoint(_)), "{picked:?}");
     }
 }
+
+#[test]
+fn more_ports_than_are_changed_at_a_time_are_all_told() {
+    let count = 2 * TOGETHER + 1;
+    let frontends: Vec<Frontend> = (0..count)
+        .map(|n| {
+            let [.., high, low] = n.to_be_bytes();
+            Frontend::new([10, 97, high, low].into(), 80, Protocol::Tcp)
+        })
+        .collect();
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    for (n, frontend) in frontends.iter().enumerate() {
+        let name = ObjectName::new("default", format!("web-{n}"));
+        let port = sluice_model::ServicePort {
+            name: "main".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: None,
+        };
+        writer.apply(Change::Apply(Service::new(name, vec![frontend.address.ip()], vec![port]).into()));
+    }
+    let mut plan = writer.plan();
+    writer.publish(&mut plan);
+    writer.finish(&mut plan);
+    let room = Capacity { frontends: u32::try_from(count).unwrap(), ..ROOM };
+    let ledger = Arc::new(Ledger::new(|_| Account::default()));
+    let mut sockets = Sockets::new(Maps::new(Memory::new(room)), writer.table(), ledger, false);
+    sockets.offer(&frontends);
+    assert_eq!((sockets.stats().frontends, sockets.stats().waiting), (count, 0));
+    for frontend in &frontends {
+        assert_eq!(sockets.maps.kernel_mut().pick(*frontend, false), Picked::Refused, "{frontend:?}");
+    }
+    sockets.withdraw(&frontends);
+    assert_eq!((sockets.stats().frontends, sockets.ports.len()), (0, 0));
+}

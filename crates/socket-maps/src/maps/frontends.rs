@@ -61,8 +61,8 @@ impl<K: Kernel> Maps<K> {
                 self.touched.insert(frontend);
             }
         }
-        // Most of the time they are the same.
-        if before != now {
+        // Most of the time there are none, or the same.
+        if !before.is_empty() && before != now {
             let stay: HashSet<&FrontendKey> = now.iter().collect();
             for frontend in before.iter().filter(|frontend| !stay.contains(frontend)) {
                 if self.placed.get(frontend).is_some_and(|placed| placed.owner == Some(key)) {

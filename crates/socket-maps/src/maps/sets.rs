@@ -108,7 +108,7 @@ impl<K: Kernel> Maps<K> {
         let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
         let range = self.ranges.give(count).ok_or(Full)?;
         let mut list = Vec::with_capacity(addresses.len());
-        let mut new = Vec::new();
+        let mut new = Vec::with_capacity(addresses.len().saturating_sub(before.len()));
         for address in addresses {
             let stays = before.binary_search_by_key(address, |(address, _)| *address).ok();
             let id = match stays.and_then(|at| before.get(at)) {
