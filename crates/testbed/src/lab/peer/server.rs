@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -16,6 +17,9 @@ use crate::lab::{Host, LabError};
 
 /// The longest datagram that UDP carries over IPv4, and some more.
 const DATAGRAM: usize = 65_536;
+
+/// How long a program may take to start, on a busy machine.
+const A_MOMENT: Duration = Duration::from_secs(5);
 
 /// A port from which nobody sends (RFC 863).
 const DISCARD: u16 = 9;
@@ -57,7 +61,7 @@ impl Host {
         let failed =
             |source| LabError::Io { what: format!("a server on {addresses:?} of {}", self.name), source };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
-        let sockets = self.ns.run(|| bind(addresses)).map_err(failed)?;
+        let sockets = self.ns.run(|| bind_when_free(addresses)).map_err(failed)?;
         let Sockets { tcp, udp } = sockets.try_clone().map_err(failed)?;
         let seen = Arc::new(Seen::default());
         let (stop, stopped) = oneshot::channel();
@@ -116,6 +120,19 @@ impl Sockets {
         for socket in &self.udp {
             // One that is connected takes nothing from others.
             let _ = socket.local_addr().and_then(|own| socket.connect((own.ip(), DISCARD)));
+        }
+    }
+}
+
+/// Waits for what a server before has closed, and a program that is just being started has for a moment.
+fn bind_when_free(addresses: &[SocketAddr]) -> io::Result<Sockets> {
+    let deadline = Instant::now() + A_MOMENT;
+    loop {
+        match bind(addresses) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            bound => return bound,
         }
     }
 }
