@@ -42,7 +42,7 @@ fn smoke() -> Result<()> {
     )?;
     writeln!(out, "{}", results.table())?;
     writeln!(out, "{}", memory::table(&memory::run(memory::Plan::SMOKE, say)?))?;
-    let report = soak::run(soak::Plan::SMOKE, say)?;
+    let report = soak::run(soak::Plan::SMOKE, soak::Mode::Tproxy, say)?;
     writeln!(out, "{report}")?;
     report.verdict()
 }

@@ -19,6 +19,9 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// Arguments for the mode of a node.
 pub const TPROXY: [&str; 4] = ["--capture", "tproxy", "--cluster-cidr", "10.244.0.0/16"];
 
+/// The same, where clients' sockets are led to endpoints; which sockets that are is to be added.
+pub const SOCKET: [&str; 4] = ["--capture", "socket", "--cluster-cidr", "10.244.0.0/16"];
+
 /// How an agent is to be started.
 #[derive(Debug, Clone, Copy)]
 pub struct Agent<'a> {

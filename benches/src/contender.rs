@@ -4,7 +4,6 @@
 mod kernel;
 mod relays;
 mod sluice;
-mod sockets;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -13,9 +12,8 @@ use anyhow::{Context, Result, bail};
 use sluice_model::Protocol;
 use sluice_testbed::lab::Process;
 
-use sockets::Sockets;
-
 use crate::site::{HTTP, Site, TCP_ECHO, await_tcp, end};
+use crate::sockets::Sockets;
 use crate::tool::is_installed;
 
 /// The Service's address, where packets for it are captured.
@@ -150,7 +148,8 @@ impl Contender {
     /// # Errors
     /// It does not start.
     pub fn start(&self, site: Site) -> Result<Running> {
-        let sockets = matches!(self.kind, Kind::SluiceSocket(_)).then(|| Sockets::new(&site)).transpose();
+        let sockets =
+            matches!(self.kind, Kind::SluiceSocket(_)).then(|| Sockets::new(site.directory())).transpose();
         let sockets = sockets.with_context(|| self.name.clone())?;
         let (ip, processes) = self.start_at(&site, sockets.as_ref()).with_context(|| self.name.clone())?;
         let running = Running { ip: ip.into(), processes, sockets, site };

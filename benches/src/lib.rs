@@ -18,6 +18,7 @@ pub mod memory;
 pub mod regression;
 pub mod site;
 pub mod soak;
+mod sockets;
 pub mod table;
 pub mod tool;
 pub mod usage;

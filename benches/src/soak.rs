@@ -30,8 +30,10 @@ use load::Load;
 use samples::{Course, Sample, Series, sample};
 use trouble::Trouble;
 
+use crate::agent::{SOCKET, TPROXY};
 use crate::flood::Flood;
 use crate::interrupt;
+use crate::sockets::Sockets;
 use crate::table::figure;
 
 const FIFTHS: u32 = 5;
@@ -99,6 +101,15 @@ impl Plan {
     };
 }
 
+/// How the agents capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Clients' sockets are led to endpoints.
+    Socket,
+    /// All is relayed.
+    Tproxy,
+}
+
 /// What became of it.
 #[derive(Debug)]
 pub struct Report {
@@ -117,9 +128,23 @@ pub struct Report {
 ///
 /// # Errors
 /// There can be no lab, an agent does not start or has ended, or somebody wants this to end.
-pub fn run(plan: Plan, mut say: impl FnMut(&str)) -> Result<Report> {
+pub fn run(plan: Plan, mode: Mode, say: impl FnMut(&str)) -> Result<Report> {
+    match mode {
+        Mode::Tproxy => run_with(plan, &TPROXY.map(str::to_owned), say),
+        Mode::Socket => {
+            let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
+            let sockets = Sockets::new(directory.path())?;
+            let mut arguments: Vec<String> = SOCKET.map(str::to_owned).into();
+            arguments.extend(sockets.arguments());
+            // All threads and processes but the agents are started from there.
+            sockets.within(|| run_with(plan, &arguments, say))
+        }
+    }
+}
+
+fn run_with(plan: Plan, arguments: &[String], mut say: impl FnMut(&str)) -> Result<Report> {
     let cluster = Cluster::new(plan.refusing)?;
-    let mut agents = Agents::start(cluster.lab.node(), cluster.kubeconfig(), plan.udp_idle)?;
+    let mut agents = Agents::start(cluster.lab.node(), cluster.kubeconfig(), plan.udp_idle, arguments)?;
     let idle = sample(agents.current(), cluster.lab.node())?;
     let ledger = Arc::new(Ledger::new());
     let (is_over, failed) = (AtomicBool::new(false), Mutex::new(None));

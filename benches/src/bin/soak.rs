@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use sluice_benches::soak::{Plan, run};
+use sluice_benches::soak::{Mode, Plan, run};
 use sluice_benches::{itself, machine, say};
 
 /// Soaks a node's agent: mixed load, changing and dying endpoints, Services that come and go, floods, and agents that take
@@ -16,6 +16,9 @@ struct Arguments {
     /// How long.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(Plan::MINUTES..))]
     minutes: u64,
+    /// By which mode of a node: where clients' sockets are led to endpoints (it takes root), or where all is relayed.
+    #[arg(long, value_enum, default_value_t = Mode::Socket)]
+    capture: Mode,
     /// Only see that it works, for some seconds.
     #[arg(long)]
     smoke: bool,
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
 
 fn soak(arguments: &Arguments) -> Result<()> {
     let plan = if arguments.smoke { Plan::SMOKE } else { Plan::of_minutes(arguments.minutes) };
-    let report = run(plan, say)?;
+    let report = run(plan, arguments.capture, say)?;
     writeln!(std::io::stdout(), "{}\n{report}", machine::heading())?;
     report.verdict()
 }

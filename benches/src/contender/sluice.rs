@@ -7,7 +7,7 @@ use anyhow::Result;
 use sluice_testbed::lab::Process;
 
 use super::{CLUSTER_IP, LISTEN_IP};
-use crate::agent::{Agent, Source, TPROXY};
+use crate::agent::{Agent, SOCKET, Source, TPROXY};
 use crate::manifests::{Manifests, service};
 use crate::site::Site;
 
@@ -18,10 +18,8 @@ pub(super) fn tproxy(site: &Site, program: Option<&Path>) -> Result<Process> {
 
 /// On a node, where clients' sockets are led to endpoints.
 pub(super) fn socket(site: &Site, program: Option<&Path>, flags: &[String]) -> Result<Process> {
-    let mut arguments = TPROXY.to_vec();
+    let mut arguments = SOCKET.to_vec();
     arguments.extend(flags.iter().map(String::as_str));
-    let mode = arguments.iter_mut().find(|argument| **argument == "tproxy");
-    mode.into_iter().for_each(|mode| *mode = "socket");
     start(site, program, &arguments, CLUSTER_IP)
 }
 

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use sluice_testbed::lab::{Host, PATIENCE, Process};
 
 use super::ledger::{Cause, Ledger};
-use crate::agent::{Agent, Source, TPROXY, metrics};
+use crate::agent::{Agent, Source, metrics};
 use crate::interrupt;
 
 /// How long an agent may wait for what it carries after SIGTERM. All loads' connections are shorter.
@@ -22,7 +22,8 @@ const TEXTS: usize = 100;
 pub(super) struct Agents {
     node: Host,
     kubeconfig: PathBuf,
-    udp_idle: String,
+    /// Their arguments.
+    arguments: Vec<String>,
     current: Process,
     /// Warnings and errors of those before, and how often each was said.
     said: BTreeMap<String, usize>,
@@ -33,10 +34,17 @@ impl Agents {
     ///
     /// # Errors
     /// It does not start.
-    pub(super) fn start(node: &Host, kubeconfig: PathBuf, udp_idle: Duration) -> Result<Self> {
-        let udp_idle = format!("{}ms", udp_idle.as_millis());
-        let current = start(node, &kubeconfig, &udp_idle)?;
-        let agents = Self { node: node.clone(), kubeconfig, udp_idle, current, said: BTreeMap::new() };
+    pub(super) fn start(
+        node: &Host,
+        kubeconfig: PathBuf,
+        udp_idle: Duration,
+        mode: &[String],
+    ) -> Result<Self> {
+        let (udp_idle, grace) = (format!("{}ms", udp_idle.as_millis()), format!("{}s", GRACE.as_secs()));
+        let more = ["--udp-idle-timeout", &udp_idle, "--grace-period", &grace].map(str::to_owned);
+        let arguments = [mode, &more].concat();
+        let current = start(node, &kubeconfig, &arguments)?;
+        let agents = Self { node: node.clone(), kubeconfig, arguments, current, said: BTreeMap::new() };
         agents.await_metrics()?;
         Ok(agents)
     }
@@ -52,7 +60,7 @@ impl Agents {
     /// One does not start, or does not end well.
     pub(super) fn hand_over(&mut self, ledger: &Ledger) -> Result<()> {
         let _ongoing = ledger.begin(Cause::HandOver);
-        let next = start(&self.node, &self.kubeconfig, &self.udp_idle)?;
+        let next = start(&self.node, &self.kubeconfig, &self.arguments)?;
         let mut last = std::mem::replace(&mut self.current, next);
         last.signal(Signal::TERM)?;
         let status = last.wait(GRACE + PATIENCE)?;
@@ -95,8 +103,7 @@ impl Agents {
     }
 }
 
-fn start(node: &Host, kubeconfig: &Path, udp_idle: &str) -> Result<Process> {
-    let grace = format!("{}s", GRACE.as_secs());
-    let arguments = [&TPROXY[..], &["--udp-idle-timeout", udp_idle, "--grace-period", &grace]].concat();
+fn start(node: &Host, kubeconfig: &Path, arguments: &[String]) -> Result<Process> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Agent { program: None, arguments: &arguments, source: Source::Kubeconfig(kubeconfig) }.start(node)
 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use sluice_testbed::apiserver::{Apiserver, Resource, Status};
-use sluice_testbed::lab::{Host, Lab, Server};
+use sluice_testbed::lab::{Host, Lab, Process, Server};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -41,6 +42,8 @@ pub(super) struct Cluster {
     apiserver: Apiserver,
     directory: TempDir,
     _servers: Vec<Server>,
+    /// A pod's network namespace is found by its processes, where its sockets are to be ended.
+    _processes: Vec<Process>,
     // The apiserver runs on it.
     _runtime: Runtime,
 }
@@ -64,6 +67,11 @@ impl Cluster {
             .map(|host| Ok(host.serve(SERVER_PORT)?))
             .collect::<Result<Vec<_>>>()?;
 
+        let mut program = Command::new("sleep");
+        program.arg("infinity");
+        let processes = [lab.pod(0), lab.pod(8)].map(|client| client.spawn(&program));
+        let processes = processes.into_iter().collect::<Result<Vec<_>, _>>()?;
+
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let builder = Apiserver::builder()
             .bind((lab.node().v4, 6443).into())
@@ -71,7 +79,8 @@ impl Cluster {
             .service_cidrs(&["10.96.0.0/16".parse()?]);
         let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start()))?;
         let directory = tempfile::Builder::new().prefix("sluice-bench-").tempdir()?;
-        let cluster = Self { lab, apiserver, directory, _servers: servers, _runtime: runtime };
+        let cluster =
+            Self { lab, apiserver, directory, _servers: servers, _processes: processes, _runtime: runtime };
         fs::write(cluster.kubeconfig(), cluster.apiserver.kubeconfig()?)?;
         cluster.fill(refusing)?;
         Ok(cluster)

@@ -12,6 +12,9 @@ const UNDER_WAY: Duration = Duration::from_millis(100);
 /// How long it may take until an agent knows what the apiserver has been told, on a busy machine.
 const KNOWN: Duration = Duration::from_millis(100);
 
+/// How long it may take until an agent has ended a socket whose endpoint serves no more: it looks once a second.
+const ENDED: Duration = Duration::from_secs(3);
+
 /// How long after the end of a flood of datagrams there may still be some in queues.
 const QUEUES: Duration = Duration::from_millis(200);
 
@@ -88,6 +91,8 @@ pub(super) struct Failure {
     pub(super) begin: Instant,
     /// When it was found out.
     pub(super) end: Instant,
+    /// Whether the socket was ended.
+    pub(super) is_ended: bool,
     /// What happened.
     pub(super) what: String,
 }
@@ -188,7 +193,7 @@ impl Ledger {
     }
 
     fn line(&self, failure: &Failure, spans: &[Span]) -> String {
-        let Failure { kind, service, begin, end, what } = failure;
+        let Failure { kind, service, begin, end, what, .. } = failure;
         let mut meanwhile: Vec<&str> = Vec::new();
         for span in spans.iter().filter(|span| span.overlaps(*begin, *end)) {
             if !meanwhile.contains(&span.cause.name()) {
@@ -211,6 +216,10 @@ fn explains(cause: Cause, failure: &Failure, spans: &[Span]) -> bool {
     let (from, to) = match cause {
         // Whatever was under way, on open connections too.
         Cause::Death if failure.service == Service::Mortal => (begin, end),
+        // Socket mode's way to have a client choose anew.
+        Cause::Change if failure.service == Service::Changing && failure.is_ended => {
+            (end.checked_sub(ENDED).unwrap_or(end), end)
+        }
         // TCP connections go on. A UDP flow ends once the agent knows, and with it the answer that is under way.
         Cause::Change if failure.service == Service::Changing && failure.kind.is_udp() => {
             (begin.checked_sub(KNOWN).unwrap_or(begin), end.min(begin + UNDER_WAY))
@@ -251,7 +260,8 @@ mod tests {
     use super::*;
 
     fn failure(kind: Kind, service: Service, begin: Instant, took: u64) -> Failure {
-        Failure { kind, service, begin, end: begin + Duration::from_millis(took), what: "reset".into() }
+        let end = begin + Duration::from_millis(took);
+        Failure { kind, service, begin, end, is_ended: false, what: "reset".into() }
     }
 
     #[test]
@@ -285,6 +295,15 @@ mod tests {
         for (kind, service, begin, took, wanted) in cases {
             let failure = failure(kind, service, at(begin), took);
             assert_eq!(is_explained(&failure), wanted, "{failure:?}");
+        }
+        for (service, begin, wanted) in [
+            (Service::Changing, 5_900, true),
+            (Service::Changing, 6_100, false),
+            (Service::Steady, 4_000, false),
+        ] {
+            let failure = Failure { is_ended: true, ..failure(Kind::Conversation, service, at(begin), 100) };
+            let spans = &spans[1..2];
+            assert_eq!(explains(Cause::Change, &failure, spans), wanted, "{failure:?}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use sluice_testbed::lab::{Host, WHO};
 
 use super::ledger::{Failure, Ledger, Service};
@@ -149,6 +150,7 @@ impl Client {
             service,
             begin,
             end,
+            is_ended: is_ended(error),
             what: format!("{what}, from {}", self.host.name),
         });
     }
@@ -196,6 +198,8 @@ impl Client {
                 }
                 // Sent, and lost since.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.failed(service, begin, &error),
+                // Its endpoint serves no more, and it has to be made anew.
+                Err(error) if is_ended(&error) => return Err(error),
                 // An ICMP error may be about one that was sent before.
                 Err(error) => self.failed(service, *well, &error),
             }
@@ -206,6 +210,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Whether a datagram socket was ended, as its endpoint serves no more: found out by receiving, or by sending.
+fn is_ended(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::DESTADDRREQ))
 }
 
 fn connect(to: SocketAddr) -> io::Result<BufReader<TcpStream>> {

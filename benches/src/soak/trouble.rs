@@ -116,7 +116,7 @@ impl Trouble<'_> {
                 let what = if is_there { "not served" } else { "still served" };
                 let (service, end) = (Service::Temporary, Instant::now());
                 let what = format!("{what}: {outcome:?}");
-                return self.ledger.failed(Failure { kind, service, begin, end, what });
+                return self.ledger.failed(Failure { kind, service, begin, end, is_ended: false, what });
             }
         }
     }

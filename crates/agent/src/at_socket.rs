@@ -26,6 +26,9 @@ const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 /// How long to wait before it is looked again whether an earlier agent still decides at sockets.
 const ATTACH_RETRY: Duration = Duration::from_secs(1);
 
+/// How long an update may take, in which one agent takes over from another: what takes longer is a problem.
+const HAND_OVER: Duration = Duration::from_secs(60);
+
 /// How often it is looked whether the programs are still there.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -99,6 +102,8 @@ pub(crate) struct SocketMode {
     interfaces: Vec<IpAddr>,
     /// When it was last looked whether programs can be attached, or still are.
     looked: Instant,
+    /// Since when another agent has what is to be attached, until that has been called a problem.
+    waits: Option<Instant>,
 }
 
 impl SocketMode {
@@ -114,9 +119,11 @@ impl SocketMode {
                 None
             }
         };
-        let mut mode = Self { config, attached: None, view, interfaces, looked: Instant::now() };
+        let mut mode = Self { config, attached: None, view, interfaces, looked: Instant::now(), waits: None };
         if let Attempt::Busy(reason) = mode.attach(writer) {
-            mode.say_off(&reason);
+            info!("all connections are relayed until another agent lets go of what decides at their sockets");
+            mode.view.set_reason(&reason);
+            mode.waits = Some(mode.looked);
         }
         mode
     }
@@ -194,7 +201,14 @@ impl SocketMode {
             }
         } else if may_attach && now >= self.looked + ATTACH_RETRY {
             self.looked = now;
-            if let Attempt::Done = self.attach(writer) {
+            let attempt = self.attach(writer);
+            if let Attempt::Busy(reason) = &attempt
+                && self.waits.is_some_and(|since| now >= since + HAND_OVER)
+            {
+                self.waits = None;
+                self.say_off(reason);
+            }
+            if let Attempt::Done = attempt {
                 let routes = writer.table().routes();
                 let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
                 self.set_interfaces(self.interfaces.clone());

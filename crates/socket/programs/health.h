@@ -30,16 +30,23 @@ static __always_inline void has_served(struct endpoint *endpoint)
 		*(volatile __u64 *)&endpoint->failures = 0;
 }
 
-/* What a connection that could not be made ended with: 0 if the client gave it up. */
-static __always_inline int error_of(struct bpf_sock_ops *ctx)
+/* Both directions, as close(2) has them before anything else. */
+#define SHUTDOWN_MASK 3
+
+/* Whether it was the client who ended a connection that was being made: then the socket has no error. But who has
+ * one may have lost it again: a client that polls takes it (SO_ERROR) as soon as it is there, which may be before we
+ * are asked. What the kernel ends has nothing left that waits to be acknowledged (tcp_done_with_error); what the
+ * client does has its first packet there, or has not sent one (TCP_FASTOPEN_CONNECT) and is closed. */
+static __always_inline bool was_given_up(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk)
-		return 0;
+		return true;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
-		return 0;
-	return ((struct sock *)tcp)->sk_err;
+		return true;
+	struct sock *sock = (struct sock *)tcp;
+	return !sock->sk_err && (sock->sk_shutdown == SHUTDOWN_MASK || tcp->packets_out);
 }
 
 static __always_inline struct totals *totals_here(void)
@@ -61,7 +68,7 @@ static __always_inline __u32 life_of(__u64 us)
 /* A connection was given up, or could not be made. */
 static __always_inline void has_come_to_nothing(struct bpf_sock_ops *ctx, const struct conn *conn)
 {
-	if (!error_of(ctx)) {
+	if (was_given_up(ctx)) {
 		struct totals *all = totals_here();
 		if (all)
 			__sync_fetch_and_add(&all->aborted, 1);

@@ -32,9 +32,11 @@ struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
 	int sk_err;
+	__u8 sk_shutdown;
 } KERNEL_TYPE;
 
 struct tcp_sock {
+	__u32 packets_out;
 } KERNEL_TYPE;
 
 struct seq_file;

@@ -73,7 +73,7 @@ impl Census {
     }
 
     /// Ends connected UDP sockets that are stale, as their endpoint or their Service is gone: who uses one has an error
-    /// at once (`ECONNABORTED`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy leaves
+    /// at once (`ECONNABORTED`; to send, `EDESTADDRREQ`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy leaves
     /// them: the endpoint may still serve them, and if not the client will be told.
     ///
     /// What the maps said until now is seen: a socket that is being connected by it is waited for. Where there is a

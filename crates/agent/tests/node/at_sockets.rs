@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_model::{Family, Protocol};
-use sluice_testbed::lab::{Bpffs, Cgroup, PATIENCE};
+use sluice_testbed::lab::{Bpffs, Cgroup, Lab, PATIENCE};
 
 use crate::manifests::{Service, cluster_ip, node_port};
 use crate::scene::{AGENT, Conversation, READY, Scene, sluice, until};
 
-const METRICS: &str = "127.0.0.1:10249";
+pub(crate) const METRICS: &str = "127.0.0.1:10249";
 
 /// A scene whose sockets can be decided about, by agents that are processes of this thread's.
 struct Sockets {
@@ -57,42 +57,47 @@ impl Sockets {
         cgroup: Option<&Path>,
         pins: &Path,
     ) -> Agent {
-        let directory = self.scene.manifests().parent().unwrap().to_path_buf();
-        let admin = directory.join(format!("admin-{number}.sock"));
-        let log = directory.join(format!("log-{number}"));
         let arguments = AGENT.map(|argument| match argument {
             "tproxy" => capture,
             "0" if number == 1 => METRICS,
             other => other,
         });
-        command
-            .args(arguments)
-            .arg("--manifests")
-            .arg(self.scene.manifests())
-            .arg("--admin-socket")
-            .arg(&admin);
+        command.args(arguments).arg("--manifests").arg(self.scene.manifests());
         if let Some(cgroup) = cgroup {
             command.arg("--socket-cgroup").arg(cgroup);
         }
         command.arg("--socket-pins").arg(pins);
         command.args(["--service-metrics", "endpoint", "--grace-period", "1"]);
-        let out = File::create(&log).unwrap();
-        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        let agent = Agent { child: self.scene.lab.node().ns.run(|| command.spawn()).unwrap(), admin, log };
-        agent.wait_for(READY);
-        agent
+        Agent::start(command, &self.scene.lab, self.scene.manifests().parent().unwrap(), number)
     }
 }
 
 /// An agent in the cgroup and the mount namespace of the test.
-struct Agent {
+pub(crate) struct Agent {
     child: Child,
     admin: PathBuf,
     log: PathBuf,
 }
 
 impl Agent {
-    fn log(&self) -> String {
+    /// Starts one on the node, with its files in a directory, and waits until it is ready.
+    pub(crate) fn start(mut command: Command, lab: &Lab, directory: &Path, number: u8) -> Self {
+        let admin = directory.join(format!("admin-{number}.sock"));
+        let log = directory.join(format!("log-{number}"));
+        let out = File::create(&log).unwrap();
+        command.arg("--admin-socket").arg(&admin);
+        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        let agent = Self { child: lab.node().ns.run(|| command.spawn()).unwrap(), admin, log };
+        agent.wait_for(READY);
+        agent
+    }
+
+    /// How many files it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
@@ -126,8 +131,8 @@ impl Drop for Agent {
     }
 }
 
-fn metrics(scene: &Scene) -> String {
-    let mut stream = scene.lab.node().tcp_stream(METRICS.parse().unwrap(), PATIENCE).unwrap();
+pub(crate) fn metrics(lab: &Lab) -> String {
+    let mut stream = lab.node().tcp_stream(METRICS.parse().unwrap(), PATIENCE).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -135,7 +140,7 @@ fn metrics(scene: &Scene) -> String {
 }
 
 /// The sum over all series of a metric whose labels have all of these parts.
-fn value(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+pub(crate) fn value(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
     let series = metrics.lines().filter(|line| {
         let rest = line.strip_prefix(name);
         rest.is_some_and(|rest| rest.starts_with([' ', '{'])) && labels.iter().all(|part| line.contains(part))
@@ -160,7 +165,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     });
 
     let of_web = [r#"service="s1",port="tcp""#];
-    let told = metrics(scene);
+    let told = metrics(&scene.lab);
     let value_of = |told: &str, name: &str| value(told, &format!("sluice_{name}"), &of_web);
     assert_eq!(value_of(&told, "service_connections_total"), Some(5.0), "{told}");
     assert_eq!(value_of(&told, "service_connections_translated_total"), Some(4.0));
@@ -216,7 +221,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     let sent = traffic["bytesToEndpoint"].as_u64().unwrap();
     // "hello" of all, and "and" of four, each with the end of a line; a reset leaves it open what was acknowledged.
     assert!((6 + 4 * 6..=6 + 4 * 10 + 4).contains(&sent), "{traffic}");
-    let told = metrics(scene);
+    let told = metrics(&scene.lab);
     assert_eq!(value_of(&told, "service_connections_total"), Some(5.0));
     assert_eq!(value_of(&told, "service_connections_translated_closed_total"), Some(4.0));
     assert!(value_of(&told, "service_connections_translated_closed_seconds_total").unwrap() > 0.0);
@@ -253,6 +258,7 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
     assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
     let second = sockets.start(2, "socket", &sockets.pins());
     second.wait_for("connections are decided at their sockets, as the earlier agent does not any more");
+    assert!(!second.log().contains("no connection is decided"), "an update is no problem: {}", second.log());
     let status = first.json(&["status"]);
     assert_eq!(
         (&status["mode"], &status["atSockets"]),
@@ -286,7 +292,7 @@ fn where_sockets_cannot_be_had_all_is_relayed_and_the_reason_is_told() {
         assert_eq!(status["mode"], "tproxy");
         let why = status["atSockets"].as_str().unwrap().to_owned();
         assert!(why.contains("in no bpffs") && why.contains("mount"), "{why}");
-        let told = metrics(scene);
+        let told = metrics(&scene.lab);
         let labels = [r#"mode="tproxy""#, &format!("wanted=\"{capture}\""), "in no bpffs"];
         assert_eq!(value(&told, "sluice_capture_info", &labels), Some(1.0), "{told}");
         let explained = agent.json(&[

@@ -24,6 +24,7 @@ mod leftovers;
 mod monitoring;
 mod repairs;
 mod restarts;
+mod service_types;
 mod settings;
 mod sockets_stay;
 mod two_agents;

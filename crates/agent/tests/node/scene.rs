@@ -92,24 +92,9 @@ impl Scene {
         command
     }
 
-    /// What `nft` lists on the node, without counters, without the connections that packets have noted, and without the
-    /// number of the agent that is the owner.
+    /// See [`nft`].
     pub(crate) fn nft(&self, what: &str) -> String {
-        let listing = well(self.lab.node().ns.nft(&format!("--stateless list {what}")));
-        let mut kept = String::new();
-        let (mut set, mut inside) = ("", false);
-        for line in listing.lines() {
-            let text = line.trim_start();
-            set = text.strip_prefix("set ").or(text.strip_prefix("map ")).unwrap_or(set);
-            // Elements may take several lines, the last of which ends in a brace.
-            inside |= (set.contains("_flows") || set == "agent {") && text.starts_with("elements =");
-            if inside {
-                inside = !line.ends_with('}');
-            } else {
-                kept.extend([line, "\n"]);
-            }
-        }
-        kept
+        nft(&self.lab, what)
     }
 
     /// Starts an agent and waits until it is ready.
@@ -157,6 +142,26 @@ impl Scene {
         loads.assert_answered();
         loads
     }
+}
+
+/// What `nft` lists on the node, without counters, without the connections that packets have noted, and without the
+/// number of the agent that is the owner.
+pub(crate) fn nft(lab: &Lab, what: &str) -> String {
+    let listing = well(lab.node().ns.nft(&format!("--stateless list {what}")));
+    let mut kept = String::new();
+    let (mut set, mut inside) = ("", false);
+    for line in listing.lines() {
+        let text = line.trim_start();
+        set = text.strip_prefix("set ").or(text.strip_prefix("map ")).unwrap_or(set);
+        // Elements may take several lines, the last of which ends in a brace.
+        inside |= (set.contains("_flows") || set == "agent {") && text.starts_with("elements =");
+        if inside {
+            inside = !line.ends_with('}');
+        } else {
+            kept.extend([line, "\n"]);
+        }
+    }
+    kept
 }
 
 /// Load that must not notice anything.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::ControlFlow;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -49,7 +50,11 @@ impl FlowSocket {
     }
 
     /// Sends a batch to the endpoint: see [`SendBatch::send_joined`].
-    pub(crate) fn send(&mut self, batch: &mut SendBatch<'_>, failed: impl FnMut(usize, io::Error)) -> Sent {
+    pub(crate) fn send(
+        &mut self,
+        batch: &mut SendBatch<'_>,
+        failed: impl FnMut(usize, io::Error) -> ControlFlow<()>,
+    ) -> Sent {
         if batch.largest() > NEVER_FRAGMENTED && !self.lets_fragment {
             self.lets_fragment = true;
             // None is known for a UDP socket; without it, what is too large for some link is lost.

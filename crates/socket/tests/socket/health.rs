@@ -42,6 +42,11 @@ fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
     }
 }
 
+/// An agent that is there for longer than a test takes, however busy the machine is.
+fn has_agent(kernel: &mut Attached) {
+    kernel.heartbeat(now_ns() + 3_600_000_000_000);
+}
+
 /// How often the first endpoint has failed since it last served.
 fn fails(kernel: &Attached) -> u8 {
     kernel.endpoint(10).failures().count
@@ -101,15 +106,50 @@ fn an_endpoint_that_refuses_is_left_to_the_relay_until_it_has_served() {
     assert_eq!(kernel.account(10).failed, 1);
     assert!(kernel.endpoint(10).failures().until_ns > now_ns() - 20_000_000_000);
 
-    kernel.heartbeat(now_ns());
+    has_agent(&mut kernel);
     assert_eq!(connect(&node, to).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable, "to the relay");
     // An agent that has died some time ago.
     kernel.heartbeat(now_ns().saturating_sub(3_000_000_000));
     let _listener = node.host.run(|| TcpListener::bind(at[0])).unwrap();
     connect(&node, to).unwrap();
     until(&kernel, "it has served", |kernel| fails(kernel) == 0);
-    kernel.heartbeat(now_ns());
+    has_agent(&mut kernel);
     connect(&node, to).unwrap();
+}
+
+/// As a client does it that waits for many at a time, while the refusal comes in on another processor.
+#[test]
+fn a_refusal_is_the_endpoints_also_where_the_client_takes_the_error_first() {
+    const TIMES: u32 = 20_000;
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    drop(listeners);
+    let (sender, sockets) = std::sync::mpsc::sync_channel::<std::sync::Arc<Socket>>(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for socket in sockets {
+                while socket.take_error().unwrap().is_none() {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        node.host.run(|| {
+            for _ in 0..TIMES {
+                let socket = std::sync::Arc::new(Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
+                socket.set_nonblocking(true).unwrap();
+                sender.send(std::sync::Arc::clone(&socket)).unwrap();
+                let _ = socket.connect(&to.into());
+            }
+        });
+        drop(sender);
+    });
+    until(&kernel, "all have failed", |kernel| {
+        kernel.account(10).failed + u32::try_from(totals(kernel).aborted).unwrap() == TIMES
+    });
+    assert_eq!(totals(&kernel).aborted, 0);
 }
 
 #[test]
@@ -121,7 +161,7 @@ fn an_endpoint_is_left_to_the_relay_until_it_has_been_proven() {
     serve(&mut kernel, 1, to, &at);
     let unproven = Endpoint { flags: endpoint_flags::V4 | endpoint_flags::UNPROVEN, ..endpoint(at[0]) };
     kernel.write_endpoints(10, &[unproven]);
-    kernel.beat();
+    has_agent(&mut kernel);
     for is_left in [true, false, true, false] {
         assert_eq!(connect(&node, to).is_err(), is_left);
     }
@@ -130,7 +170,7 @@ fn an_endpoint_is_left_to_the_relay_until_it_has_been_proven() {
     connect(&node, to).unwrap();
     until(&kernel, "it is proven", |kernel| kernel.endpoint(10).flags == endpoint_flags::V4);
     assert_eq!(kernel.endpoint(10).port, at[0].port().to_be_bytes());
-    kernel.beat();
+    has_agent(&mut kernel);
     connect(&node, to).unwrap();
     connect(&node, to).unwrap();
 }
@@ -144,7 +184,7 @@ fn what_the_relay_finds_out_counts_for_the_programs_and_only_of_whom_it_is_about
     serve(&mut kernel, 1, to, &at);
     let unproven = Endpoint { flags: endpoint_flags::V4 | endpoint_flags::UNPROVEN, ..endpoint(at[0]) };
     kernel.write_endpoints(10, &[unproven]);
-    kernel.beat();
+    has_agent(&mut kernel);
     let health = kernel.health();
     let number = SocketNumber { id: 10, incarnation: 1 };
     let former = SocketNumber { incarnation: 0, ..number };
@@ -202,7 +242,15 @@ fn silence_is_an_endpoints_fault_and_a_client_that_gives_up_is_not() {
             assert!(socket.connect(&to.into()).is_err(), "it is being made");
         });
     }
-    until(&kernel, "they were given up", |kernel| totals(kernel).aborted == 3);
+    // One that thinks better of it.
+    node.host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.connect(&to.into()).is_err(), "it is being made");
+        let _ = socket.shutdown(std::net::Shutdown::Both);
+        assert_eq!(socket.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
+    });
+    until(&kernel, "they were given up", |kernel| totals(kernel).aborted == 4);
     assert_eq!(fails(&kernel), 0);
     // The first packet is sent again after a second.
     std::thread::scope(|scope| {

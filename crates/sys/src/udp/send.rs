@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -36,7 +36,8 @@ pub struct Sent {
     pub bytes: usize,
     /// Not taken, for a reason that was reported; gone.
     pub failed: usize,
-    /// Not tried, because the socket's buffer is full. They are still in the batch.
+    /// Not sent, because the socket's buffer is full or whoever was told of a failure has stopped. They are still in the
+    /// batch.
     pub left: usize,
 }
 
@@ -74,6 +75,11 @@ impl<'a> SendBatch<'a> {
         self.len
     }
 
+    /// How many datagrams that is, those of a train one by one.
+    pub fn datagrams(&self) -> usize {
+        self.payloads[..self.len].iter().map(|payload| payload.datagrams()).sum()
+    }
+
     /// Whether there is nothing in the batch.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -94,9 +100,9 @@ impl<'a> SendBatch<'a> {
         self.largest
     }
 
-    /// Sends everything in order, without waiting. A datagram that the kernel does not take is passed
-    /// over after `failed` was told its position in the batch and the error. Afterwards the batch holds
-    /// what found no room in the socket's buffer, and nothing else.
+    /// Sends everything in order, without waiting. Of a datagram that the kernel does not take `failed` is told the
+    /// position in the batch and the error: it is passed over, or everything ends with it. Afterwards the batch holds what
+    /// found no room in the socket's buffer, or that datagram and all behind it, and nothing else.
     ///
     /// A train that the kernel does not take as one, since its datagrams would have to be fragmented or
     /// the device cannot do it, is sent one by one.
@@ -104,7 +110,11 @@ impl<'a> SendBatch<'a> {
     /// `ConnectionRefused` and other errors of the network on a connected socket speak of a datagram
     /// sent earlier, but cost the one at hand: it is not sent. The kernel reports them at some later
     /// call, and forgets one that strikes in the middle of a batch, so that their number means little.
-    pub fn send(&mut self, socket: impl AsFd, mut failed: impl FnMut(usize, io::Error)) -> Sent {
+    pub fn send(
+        &mut self,
+        socket: impl AsFd,
+        mut failed: impl FnMut(usize, io::Error) -> ControlFlow<()>,
+    ) -> Sent {
         self.send_reporting(socket.as_fd(), None, &mut failed)
     }
 
@@ -114,7 +124,7 @@ impl<'a> SendBatch<'a> {
         &mut self,
         socket: impl AsFd,
         joining: &Joining,
-        mut failed: impl FnMut(usize, io::Error),
+        mut failed: impl FnMut(usize, io::Error) -> ControlFlow<()>,
     ) -> Sent {
         self.send_reporting(socket.as_fd(), Some(joining), &mut failed)
     }
@@ -136,7 +146,7 @@ impl<'a> SendBatch<'a> {
         &mut self,
         socket: BorrowedFd<'_>,
         joining: Option<&Joining>,
-        failed: &mut dyn FnMut(usize, io::Error),
+        failed: &mut dyn FnMut(usize, io::Error) -> ControlFlow<()>,
     ) -> Sent {
         let mut sent = Sent::default();
         let mut next = 0;
@@ -167,7 +177,9 @@ impl<'a> SendBatch<'a> {
                     next += 1;
                 }
                 Err(error) => {
-                    failed(next, error);
+                    if failed(next, error).is_break() {
+                        break;
+                    }
                     sent.failed += self.payloads[next].datagrams();
                     next += 1;
                 }
@@ -178,7 +190,7 @@ impl<'a> SendBatch<'a> {
             self.destinations.copy_within(next..self.len, 0);
             self.len -= next;
         }
-        sent.left = self.payloads[..self.len].iter().map(|payload| payload.datagrams()).sum();
+        sent.left = self.datagrams();
         sent
     }
 
@@ -207,14 +219,14 @@ impl<'a> SendBatch<'a> {
         count
     }
 
-    /// Sends the datagrams of a train one by one. False: the socket is full, and what is left of the
-    /// train is in its place.
+    /// Sends the datagrams of a train one by one. False: nothing more is to be sent, and what is left of the train is in
+    /// its place.
     fn send_singly(
         &mut self,
         socket: BorrowedFd<'_>,
         train: usize,
         sent: &mut Sent,
-        failed: &mut dyn FnMut(usize, io::Error),
+        failed: &mut dyn FnMut(usize, io::Error) -> ControlFlow<()>,
     ) -> bool {
         let (payload, destination) = (self.payloads[train], self.destinations[train]);
         let Some(size) = payload.segment_size() else { return true };
@@ -368,7 +380,7 @@ mod tests {
         batch.push(Payload::train(&bytes, 7), None).unwrap();
         let (mut sent, mut received, mut stops) = (Sent::default(), Vec::new(), 0);
         loop {
-            let mut failed = |_, error| panic!("{error}");
+            let mut failed = |_, error: io::Error| panic!("{error}");
             let done = batch.send_singly(sender.as_fd(), 0, &mut sent, &mut failed);
             let mut buffer = [0; 100];
             while let Ok(len) = receiver.recv(&mut buffer) {

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -240,7 +241,10 @@ fn datagrams_that_cannot_be_sent_do_not_keep_back_the_others() {
                 pushed.unwrap();
             }
             let mut errors = Vec::new();
-            let sent = sends.send(&sender, |index, error| errors.push((index, error.raw_os_error())));
+            let sent = sends.send(&sender, |index, error| {
+                errors.push((index, error.raw_os_error()));
+                ControlFlow::Continue(())
+            });
             let expected: Vec<_> = bad_at
                 .iter()
                 .map(|&at| (at, Some(if at % 2 == 0 { libc::EMSGSIZE } else { libc::EINVAL })))
@@ -285,7 +289,10 @@ fn a_refusal_costs_the_next_datagram_sent_and_no_other() {
             sends.push(payload, None).unwrap();
         }
         let mut errors = Vec::new();
-        let sent = sends.send(&sender, |index, error| errors.push((index, error.kind())));
+        let sent = sends.send(&sender, |index, error| {
+            errors.push((index, error.kind()));
+            ControlFlow::Continue(())
+        });
         assert_eq!(errors, [(0, ErrorKind::ConnectionRefused)]);
         assert_eq!(sent, Sent { datagrams: 2, bytes: 11, failed: 1, left: 0 });
         let received = receive(&mut RecvBatch::new(), &receiver, 2);
@@ -399,7 +406,10 @@ fn a_train_that_fails_is_counted_by_its_datagrams() {
     sends.push(Payload::train(&bytes, 30), nowhere).unwrap();
     sends.push(&b"b"[..], Some(address(&sender))).unwrap();
     let mut errors = Vec::new();
-    let sent = sends.send(&sender, |index, error| errors.push((index, error.raw_os_error())));
+    let sent = sends.send(&sender, |index, error| {
+        errors.push((index, error.raw_os_error()));
+        ControlFlow::Continue(())
+    });
     assert_eq!(errors, [(1, Some(libc::EINVAL)); 4]);
     assert_eq!(sent, Sent { datagrams: 2, bytes: 2, failed: 4, left: 0 });
 }
@@ -529,13 +539,60 @@ fn a_refusal_costs_one_datagram_of_those_that_would_be_joined() {
             sends.push(payload, None).unwrap();
         }
         let mut errors = Vec::new();
-        let sent = sends
-            .send_joined(&sender, &Joining::default(), |index, error| errors.push((index, error.kind())));
+        let sent = sends.send_joined(&sender, &Joining::default(), |index, error| {
+            errors.push((index, error.kind()));
+            ControlFlow::Continue(())
+        });
         assert_eq!(errors, [(0, ErrorKind::ConnectionRefused)]);
         assert_eq!(sent, Sent { datagrams: 2, bytes: 10, failed: 1, left: 0 });
         let received = receive(&mut RecvBatch::new(), &receiver, 2);
         assert_eq!(received[0].payload, b"2nd..");
     }
+}
+
+#[test]
+fn whoever_stops_at_a_refusal_has_it_and_all_behind_it_still() {
+    for (loopback, joined) in LOOPBACKS.into_iter().zip([false, true]) {
+        let refusing = refusing(loopback);
+        let sender = connected(loopback, &refusing);
+        send_all(&sender, [&b"anyone?"[..]], None);
+        wait_for(&sender, PollFlags::ERR);
+        let bytes = pattern(100, 0);
+        let mut sends = SendBatch::new();
+        sends.push(&b"first"[..], None).unwrap();
+        sends.push(Payload::train(&bytes, 30), None).unwrap();
+        let stop = |_, _| ControlFlow::Break(());
+        let sent = match joined {
+            true => sends.send_joined(&sender, &Joining::default(), stop),
+            false => sends.send(&sender, stop),
+        };
+        assert_eq!((sent, sends.len()), (Sent { left: 5, ..Sent::default() }, 2));
+
+        let receiver = socket(loopback);
+        sender.connect(address(&receiver)).unwrap();
+        let sent = sends.send(&sender, |_, error| panic!("{error}"));
+        assert_eq!(sent, Sent { datagrams: 5, bytes: 105, failed: 0, left: 0 });
+        let received = receive(&mut RecvBatch::new(), &receiver, 5);
+        assert_eq!(received[0].payload, b"first");
+        assert!(received[1..].iter().flat_map(|datagram| &datagram.payload).eq(&bytes));
+    }
+}
+
+#[test]
+fn whoever_stops_in_a_train_has_the_rest_of_it_still() {
+    let sender = socket(LOOPBACKS[0]);
+    let nowhere = Some(SocketAddr::new(address(&sender).ip(), 0));
+    let bytes = pattern(100, 0);
+    let mut sends = SendBatch::new();
+    sends.push(&b"a"[..], Some(address(&sender))).unwrap();
+    sends.push(Payload::train(&bytes, 30), nowhere).unwrap();
+    let mut errors = 0;
+    let sent = sends.send(&sender, |_, _| {
+        errors += 1;
+        if errors == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(sent, Sent { datagrams: 1, bytes: 1, failed: 1, left: 3 });
+    assert_eq!(sends.datagrams(), 3);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +15,15 @@ use super::{Link, Reply, State};
 use crate::client::Door;
 use crate::core::Core;
 use crate::token::SlotId;
+
+/// What became of a client's datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    /// They were sent, or are counted as lost.
+    Counted,
+    /// The endpoint refuses, and the flow has ended: what was not sent is in the batch, and counted nowhere.
+    Refused,
+}
 
 impl State {
     /// Sends what clients have sent to their flows' endpoints.
@@ -53,7 +63,7 @@ impl State {
         if self.waiting.holds(&key) {
             return self.wait(key, from, group, received, core);
         }
-        let refused = match self.flow_of(key, count, core) {
+        let passed = match self.flow_of(key, count, core) {
             Some(id) => self.send(id, frontend, &mut run, core),
             None if self.must_wait(key.client.ip()) => return self.wait(key, from, group, received, core),
             None => {
@@ -61,20 +71,11 @@ impl State {
                 self.open_and_send(key, from, &mut run, count, core)
             }
         };
-        if refused.is_empty() {
-            return;
-        }
-        // The endpoint is gone, which an earlier datagram has found out: these go elsewhere.
-        let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
-        let again = whole.enumerate().filter(|(index, _)| refused.contains(index));
-        let mut rest = SendBatch::new();
-        let count = fill(&mut rest, None, again.map(|(_, datagram)| datagram), core);
-        let lost = self.forward_run(key, from, &mut rest, count, core);
-        core.stats.udp_dropped_error.add(lost.len() as u64);
+        self.send_elsewhere(key, from, &mut run, passed, core);
     }
 
-    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none. Returns which of them were
-    /// not sent because the endpoint refuses; the flow has ended then.
+    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none; another one, if the endpoint
+    /// refuses.
     pub(super) fn forward_run(
         &mut self,
         key: FlowKey,
@@ -82,13 +83,41 @@ impl State {
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
-    ) -> Vec<usize> {
-        if run.is_empty() {
-            return Vec::new();
+    ) {
+        if !run.is_empty() {
+            let passed = self.forward_once(key, from, run, count, core);
+            self.send_elsewhere(key, from, run, passed, core);
         }
+    }
+
+    fn forward_once(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        run: &mut SendBatch<'_>,
+        count: u64,
+        core: &mut Core,
+    ) -> Passed {
         match self.flow_of(key, count, core) {
             Some(id) => self.send(id, from.0, run, core),
             None => self.open_and_send(key, from, run, count, core),
+        }
+    }
+
+    /// What an endpoint that is gone has left in a batch goes to another one: an earlier datagram has found it out. Once.
+    fn send_elsewhere(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        run: &mut SendBatch<'_>,
+        passed: Passed,
+        core: &mut Core,
+    ) {
+        if passed == Passed::Refused {
+            let count = run.datagrams() as u64;
+            if self.forward_once(key, from, run, count, core) == Passed::Refused {
+                core.stats.udp_dropped_error.add(run.datagrams() as u64);
+            }
         }
     }
 
@@ -110,47 +139,51 @@ impl State {
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
-    ) -> Vec<usize> {
+    ) -> Passed {
         match self.open(key, from, count, core) {
             Ok(id) => self.send(id, from.0, run, core),
             Err(why) => {
                 why.count(count, core);
-                Vec::new()
+                Passed::Counted
             }
         }
     }
 
-    /// Sends a client's datagrams to the endpoint of their flow. Returns which of them were not sent because it refuses;
-    /// the flow has ended then.
-    fn send(&mut self, id: FlowId, frontend: SlotId, run: &mut SendBatch<'_>, core: &mut Core) -> Vec<usize> {
-        let Some(flow) = self.flows.flow(id) else { return Vec::new() };
+    /// Sends a client's datagrams to the endpoint of their flow, up to where it is found to refuse.
+    fn send(&mut self, id: FlowId, frontend: SlotId, run: &mut SendBatch<'_>, core: &mut Core) -> Passed {
+        let Some(flow) = self.flows.flow(id) else { return Passed::Counted };
         let link = &mut flow.upstream;
         if let Reply::Bound(at) = &mut link.reply {
             *at = frontend;
         }
-        let mut refused = Vec::new();
+        let mut passed = Passed::Counted;
         let mut failed = 0;
-        let sent = link.socket.send(run, |index, error| match error.kind() {
+        let sent = link.socket.send(run, |_, error| match error.kind() {
             ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                refused.push(index);
+                passed = Passed::Refused;
+                ControlFlow::Break(())
             }
-            _ => failed += 1,
+            _ => {
+                failed += 1;
+                ControlFlow::Continue(())
+            }
         });
+        let full = if passed == Passed::Refused { 0 } else { sent.left as u64 };
         link.sent += sent.bytes as u64;
         link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         if core.service_times {
             let datagrams = link.route.service_port().datagrams();
             datagrams.forwarded(sent.datagrams as u64);
-            datagrams.lost(Loss::Full, sent.left as u64);
+            datagrams.lost(Loss::Full, full);
             datagrams.lost(Loss::Error, failed);
         }
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
-        core.stats.udp_dropped_full.add(sent.left as u64);
+        core.stats.udp_dropped_full.add(full);
         core.stats.udp_dropped_error.add(failed);
-        if !refused.is_empty() {
+        if passed == Passed::Refused {
             self.refused(id, core);
         }
-        refused
+        passed
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
@@ -170,7 +203,10 @@ impl State {
             return self.end(id, core);
         };
         let mut failed = 0;
-        let sent = replies.send_joined(socket, joining, |_, _| failed += 1);
+        let sent = replies.send_joined(socket, joining, |_, _| {
+            failed += 1;
+            ControlFlow::Continue(())
+        });
         flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);

@@ -50,30 +50,13 @@ impl State {
     }
 
     fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, Door)>, core: &mut Core) {
-        let count = |datagrams: &mut dyn Iterator<Item = &Parcel>| {
-            datagrams.map(|parcel| parcel.payload().datagrams() as u64).sum()
-        };
-        let whole = count(&mut datagrams.iter());
+        let whole = datagrams.iter().map(|parcel| parcel.payload().datagrams() as u64).sum();
         if self.frontends.get_mut(from.0).is_none() {
             // Withdrawn meanwhile.
             return NotOpened::Unroutable.count(whole, core);
         }
         let mut run = batch(datagrams.iter(), core);
-        let refused = self.forward_run(*key, *from, &mut run, whole, core);
-        if refused.is_empty() {
-            return;
-        }
-        // As for what has just come: they go elsewhere.
-        let again = || {
-            datagrams
-                .iter()
-                .enumerate()
-                .filter(|(index, _)| refused.contains(index))
-                .map(|(_, parcel)| parcel)
-        };
-        let mut rest = batch(again(), core);
-        let lost = self.forward_run(*key, *from, &mut rest, count(&mut again()), core);
-        core.stats.udp_dropped_error.add(lost.len() as u64);
+        self.forward_run(*key, *from, &mut run, whole, core);
     }
 
     /// Counts what was lost, and says now and then whose it was.

@@ -28,11 +28,17 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_endpoints_before(&[])
+    }
+
+    /// One whose Service has these endpoints besides its own.
+    fn with_endpoints_before(others: &[SocketAddr]) -> Self {
         let endpoint = bind(Ipv4Addr::LOCALHOST);
         endpoint.set_nonblocking(true).unwrap();
         let listener = socket::listen((Ipv4Addr::LOCALHOST, 0).into(), None).unwrap();
         let frontend = listener.local_addr().unwrap();
-        let writer = test_table::writer(frontend, Protocol::Udp, &[endpoint.local_addr().unwrap()]);
+        let endpoints = [others, &[endpoint.local_addr().unwrap()]].concat();
+        let writer = test_table::writer(frontend, Protocol::Udp, &endpoints);
         let poll = Poll::new().unwrap();
         let mut core = Core {
             registry: poll.registry().try_clone().unwrap(),
@@ -198,4 +204,32 @@ fn what_there_is_no_room_for_is_counted() {
     let stats = world.stats();
     assert!(stats.udp_dropped_waiting > 0);
     assert_eq!(stats.udp_datagrams_forwarded + stats.udp_dropped_waiting, 2 * OPENED_PER_TURN as u64);
+}
+
+#[test]
+fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_order() {
+    // It holds on to its port and takes nothing: what is sent to it is refused.
+    let (gone, peer) = (bind(Ipv4Addr::LOCALHOST), bind(Ipv4Addr::LOCALHOST));
+    gone.connect(peer.local_addr().unwrap()).unwrap();
+    let mut world = World::with_endpoints_before(&[gone.local_addr().unwrap()]);
+    // The one who is led there, and hears nothing: its flow's socket has the refusal by now.
+    let client = loop {
+        let client = world.ask(Ipv4Addr::LOCALHOST, b"lost");
+        world.on_frontend();
+        world.end_turn();
+        if world.received().is_empty() {
+            break client;
+        }
+    };
+    let flows = world.relay.flows();
+    // Of several sizes, so that they go neither as one train nor in one system call.
+    let burst: Vec<Vec<u8>> = (0..10).map(|n| vec![n; 1 + usize::from(n % 3)]).collect();
+    for payload in &burst {
+        client.send_to(payload, world.frontend).unwrap();
+    }
+    world.on_frontend();
+    assert_eq!(world.received(), burst);
+    assert_eq!(world.relay.flows(), flows, "one in place of the other");
+    let stats = world.stats();
+    assert_eq!((stats.udp_dropped_error, stats.udp_dropped_full), (0, 0), "{stats:?}");
 }

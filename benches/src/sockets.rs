@@ -1,25 +1,24 @@
 //! Where Sluice's socket mode is measured: a cgroup for its clients, as no program is to be attached for the whole machine
-//! and the other contenders' clients, and a bpffs for the pins.
+//! and other contenders' clients, and a bpffs for the pins.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use sluice_testbed::lab::Cgroup;
 
-use crate::site::Site;
-
 /// What the agent attaches to and pins below. Dropped after the agent has ended, and on the thread that made it; the
 /// programs go with it.
-pub(super) struct Sockets {
+#[derive(Debug)]
+pub(crate) struct Sockets {
     cgroup: Cgroup,
     bpffs: PathBuf,
 }
 
 impl Sockets {
-    /// Makes it; nobody is there yet.
-    pub(super) fn new(site: &Site) -> Result<Self> {
-        let bpffs = site.directory().join("bpf");
+    /// Makes it, with the bpffs in a directory; nobody is there yet.
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
+        let bpffs = directory.join("bpf");
         std::fs::create_dir(&bpffs).context("a directory")?;
         let mounted =
             Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status().context("mount")?;
@@ -30,7 +29,7 @@ impl Sockets {
     }
 
     /// Does something that is decided about there, and nothing else is.
-    pub(super) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.cgroup.join()?;
         let result = work();
         self.cgroup.leave()?;
@@ -38,7 +37,7 @@ impl Sockets {
     }
 
     /// The agent's flags for it.
-    pub(super) fn arguments(&self) -> [String; 4] {
+    pub(crate) fn arguments(&self) -> [String; 4] {
         let (cgroup, pins) = (self.cgroup.path().display(), self.bpffs.join("sluice"));
         let pins = pins.display().to_string();
         ["--socket-cgroup".to_owned(), cgroup.to_string(), "--socket-pins".to_owned(), pins]
