@@ -27,6 +27,11 @@ const REST: u32 = 20;
 /// What has failed is tried again after a pause, and after twice as long each time, up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
 
+/// Where sockets of pods were left that cannot be ended, pods are relayed for so long at the least, and for twice as long each
+/// time, up to the longest: whoever makes such sockets and closes them again has not all pods change to and fro.
+const ABSENCE: Duration = Duration::from_secs(60);
+const LONGEST_ABSENCE: Duration = Duration::from_secs(3600);
+
 /// What came of it so far.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
@@ -73,7 +78,7 @@ impl Sweeper {
         let counted = Arc::clone(&swept);
         let look = InKernel { census, endable, table: table.reader() };
         let builder = std::thread::Builder::new().name("socket-sweep".to_owned());
-        let thread = builder.spawn(move || follow(&woken, PAUSE, &counted, look))?;
+        let thread = builder.spawn(move || follow(&woken, PACE, &counted, look))?;
         Ok(Self { wake: Some(wake), thread: Some(thread), swept })
     }
 
@@ -133,6 +138,9 @@ trait Look {
 
     /// Some of pods' cannot be: has no more of them be decided about.
     fn leave_pods(&mut self);
+
+    /// Has them be decided about again.
+    fn take_pods(&mut self);
 }
 
 struct InKernel {
@@ -150,14 +158,31 @@ impl Look for InKernel {
     fn leave_pods(&mut self) {
         self.census.set_endable(Endable { of_pods: false, ..self.endable });
     }
+
+    fn take_pods(&mut self) {
+        self.census.set_endable(self.endable);
+    }
 }
 
+/// How long it waits.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    pause: Duration,
+    absence: Duration,
+}
+
+const PACE: Pace = Pace { pause: PAUSE, absence: ABSENCE };
+
 /// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
-fn follow(woken: &Receiver<()>, pause: Duration, swept: &Swept, mut look: impl Look) {
+fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) {
+    let Pace { pause, mut absence } = pace;
     let mut not_before = Instant::now();
     let mut retry: Option<Duration> = None;
+    // Pods have been left, and are so until then at the least.
+    let mut left_until: Option<Instant> = None;
     loop {
-        let waited = match retry {
+        let back = left_until.map(|until| until.saturating_duration_since(Instant::now()).max(pause));
+        let waited = match retry.into_iter().chain(back).min() {
             None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(after) => woken.recv_timeout(after),
         };
@@ -176,17 +201,31 @@ fn follow(woken: &Receiver<()>, pause: Duration, swept: &Swept, mut look: impl L
         let trouble = judge(done, swept);
         let end = Instant::now();
         not_before = end + pause.max((end - start) * REST);
-        // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
-        if let Some(trouble) = trouble.as_ref().filter(|_| retry == Some(pause)) {
-            warn!(
-                "connected UDP sockets may wait for endpoints that are gone: {trouble}; this is tried again"
-            );
-            if has_left {
-                look.leave_pods();
+        match &trouble {
+            // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
+            Some(trouble) if retry == Some(pause) => {
                 warn!(
-                    "pods' UDP sockets that connect from now on are relayed, until the agent is started again"
+                    "connected UDP sockets may wait for endpoints that are gone: {trouble}; this is tried again"
                 );
+                if has_left && left_until.is_none() {
+                    look.leave_pods();
+                    let least = absence.as_secs();
+                    warn!(
+                        "pods' UDP sockets that connect from now on are relayed, for {least} s at the least and as long as \
+                         one is left"
+                    );
+                    left_until = Some(end + absence);
+                    absence = LONGEST_ABSENCE.min(absence * 2);
+                }
             }
+            None if left_until.is_some_and(|until| until <= end) => {
+                look.take_pods();
+                info!(
+                    "pods' UDP sockets that connect are led to endpoints again: none is left that cannot be ended"
+                );
+                left_until = None;
+            }
+            _ => {}
         }
         retry = trouble.map(|_| retry.map_or(pause, |last| LONGEST_RETRY.min(last * 2)));
     }
@@ -234,24 +273,32 @@ mod tests {
         answers: A,
         looks: SyncSender<()>,
         left: &'a AtomicU64,
+        taken: &'a AtomicU64,
     }
 
     impl<A: Iterator<Item = io::Result<Ended>>> Look for Told<'_, A> {
         fn end_stale(&mut self) -> io::Result<Ended> {
-            self.looks.send(()).unwrap();
+            // Whoever has seen enough is not waited for.
+            let _ = self.looks.send(());
             self.answers.next().unwrap_or(Ok(Ended::default()))
         }
 
         fn leave_pods(&mut self) {
             self.left.fetch_add(1, Ordering::Relaxed);
         }
+
+        fn take_pods(&mut self) {
+            self.taken.fetch_add(1, Ordering::Relaxed);
+        }
     }
+
+    const QUICK: Pace = Pace { pause: Duration::from_millis(1), absence: LONGEST_ABSENCE };
 
     #[test]
     fn what_has_failed_is_tried_again_and_what_came_meanwhile_is_one_look() {
         let (wake, woken) = sync_channel(1);
         let (looks, looked) = sync_channel(0);
-        let (swept, left) = (Swept::default(), AtomicU64::new(0));
+        let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let answers = [
                 Err(io::ErrorKind::OutOfMemory.into()),
@@ -259,9 +306,9 @@ mod tests {
                 Ok(Ended { ended: 1, ..Ended::default() }),
             ]
             .into_iter();
-            let (swept, left) = (&swept, &left);
-            let look = Told { answers, looks, left };
-            scope.spawn(move || follow(&woken, Duration::from_millis(1), swept, look));
+            let (swept, left, taken) = (&swept, &left, &taken);
+            let look = Told { answers, looks, left, taken };
+            scope.spawn(move || follow(&woken, QUICK, swept, look));
             wake.send(()).unwrap();
             // Once because it was woken, twice more by itself.
             (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
@@ -273,5 +320,31 @@ mod tests {
         });
         assert_eq!((swept.ended(), swept.failed()), (3, 2));
         assert_eq!(left.into_inner(), 1, "a second look had left one");
+        assert_eq!(taken.into_inner(), 0, "it is not time yet");
+    }
+
+    #[test]
+    fn pods_are_decided_about_again_once_none_is_left_that_cannot_be_ended() {
+        let (wake, woken) = sync_channel(1);
+        let (looks, looked) = sync_channel(0);
+        let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
+        let stays = || Ok(Ended { unreached: 1, ..Ended::default() });
+        let counts = || [&left, &taken].map(|count| count.load(Ordering::Relaxed));
+        std::thread::scope(|scope| {
+            let answers = [stays(), stays(), stays(), Ok(Ended::default())].into_iter();
+            let look = Told { answers, looks, left: &left, taken: &taken };
+            let pace = Pace { absence: Duration::from_millis(2), ..QUICK };
+            let swept = &swept;
+            scope.spawn(move || follow(&woken, pace, swept, look));
+            wake.send(()).unwrap();
+            // The look that begins shows what came of the ones before.
+            (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
+            assert_eq!(counts(), [1, 0]);
+            // And this is the one after which none is left.
+            looked.recv_timeout(PATIENCE).unwrap();
+            drop(looked);
+            drop(wake);
+        });
+        assert_eq!(counts(), [1, 1]);
     }
 }
