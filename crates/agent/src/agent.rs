@@ -119,7 +119,10 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         ProxyHealth::new(observer.clone(), controller.programming().clone(), following.health().cloned());
     let health_checks = {
         let health = health.clone();
-        HealthChecks::start(observer.table().clone(), events.clone(), move || health.verdict().is_ok())
+        let listeners = observer.listeners().clone();
+        HealthChecks::start(observer.table().clone(), listeners, events.clone(), move || {
+            health.verdict().is_ok()
+        })
     };
     let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
     let inside = Arc::new(Inside {

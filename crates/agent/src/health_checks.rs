@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use sluice_dataplane::Listeners;
 use sluice_model::ObjectName;
 use sluice_table::Table;
 use tokio::sync::watch;
@@ -62,14 +63,20 @@ pub(crate) struct Failure {
 }
 
 impl HealthChecks {
-    /// Starts, on no address so far. `healthy` is asked at each request whether the proxy as a whole is.
+    /// Starts, on no address so far. Each port on each address takes one of the `listeners`. `healthy` is asked at each
+    /// request whether the proxy as a whole is.
     ///
     /// Must be called within a tokio runtime.
-    pub fn start(table: Table, events: Events, healthy: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn start(
+        table: Table,
+        listeners: Listeners,
+        events: Events,
+        healthy: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
         let (addresses, changes) = watch::channel(Vec::new());
         let connections = Connections::new(CONNECTIONS);
         let stats = Stats { ports: Arc::default(), connections: connections.clone() };
-        let ports = Ports::new(connections, events, Arc::new(healthy));
+        let ports = Ports::new(connections, listeners, events, Arc::new(healthy));
         let task = tokio::spawn(follow(table, changes, ports, Arc::clone(&stats.ports)));
         Self { addresses, stats, task }
     }

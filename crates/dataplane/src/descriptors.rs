@@ -1,9 +1,11 @@
 //! How many file descriptors the data plane may hold. All workers share one budget: whoever would go
 //! over it is turned away, and nothing that already runs is disturbed.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Kept for everything else in the process: the apiserver's connections, files, logs, health checks; but,
@@ -14,6 +16,10 @@ const RESERVE: u64 = 256;
 /// wait for events (epoll, its duplicate in the registry, the waker).
 const RESERVE_PER_WORKER: u64 = 15;
 
+/// Sockets that listen may take one in this many of the file descriptors: where nobody can connect to any more they are of no
+/// use.
+const LISTENERS_SHARE: usize = 2;
+
 /// The data plane's share of the process's file descriptors, or a part of that.
 #[derive(Debug)]
 pub(crate) struct Descriptors {
@@ -23,9 +29,34 @@ pub(crate) struct Descriptors {
     whole: Option<(Arc<Descriptors>, usize)>,
 }
 
+/// What sockets that listen may take of the budget, others than the workers' own: of frontends on their own addresses, and of
+/// whoever else in this process opens as many as Services ask for. Cloning it shares it.
+#[derive(Debug, Clone)]
+pub struct Listeners(Arc<Descriptors>);
+
+impl Listeners {
+    /// A budget by itself.
+    pub fn new(limit: usize) -> Self {
+        Self(Descriptors::new(limit))
+    }
+
+    /// One of a data plane's, of which connections take the rest.
+    pub(crate) fn of(whole: &Arc<Descriptors>) -> Self {
+        Self(whole.part(whole.limit / LISTENERS_SHARE, 0))
+    }
+
+    /// For so many sockets.
+    ///
+    /// # Errors
+    /// `EMFILE`: there are no more.
+    pub fn take(&self, count: usize) -> io::Result<Permit> {
+        self.0.take(count).ok_or_else(|| Errno::MFILE.into())
+    }
+}
+
 /// A number of descriptors taken from the budget; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub struct Permit {
     descriptors: Arc<Descriptors>,
     count: usize,
 }

@@ -39,7 +39,7 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
 pub use connection::{Connection, ConnectionState, Part, Place};
-pub use descriptors::raise_descriptor_limit;
+pub use descriptors::{Listeners, Permit, raise_descriptor_limit};
 pub use load::WorkerLoad;
 pub use local_ports::EPHEMERAL_PORTS;
 pub use stats::{AllTimes, Stats};
@@ -48,7 +48,7 @@ pub use transparent::Marks;
 use client::Door;
 use connection::Look;
 use connection_log::LogThread;
-use descriptors::{Descriptors, Permit};
+use descriptors::Descriptors;
 use local_ports::LocalPorts;
 use stats::WorkerStats;
 use token::Source;
@@ -96,15 +96,10 @@ pub struct Dataplane {
     workers: Vec<WorkerHandle>,
     log: Option<LogThread>,
     marks: Option<Marks>,
-    /// What sockets of frontends on their own addresses may take.
-    for_frontends: Arc<Descriptors>,
+    listeners: Listeners,
     /// What they have taken.
     frontends: Mutex<HashMap<Frontend, Permit>>,
 }
-
-/// Sockets of frontends on their own addresses may take one in this many of the file descriptors: a frontend that
-/// nobody can connect to any more is of no use.
-const FRONTEND_SHARE: usize = 2;
 
 #[derive(Debug)]
 struct WorkerHandle {
@@ -145,8 +140,13 @@ impl Dataplane {
             Ok(WorkerHandle { commands, waker, stats, id, thread: Some(thread) })
         });
         let workers = workers.collect::<io::Result<_>>()?;
-        let for_frontends = descriptors.part(config.descriptors / FRONTEND_SHARE, 0);
-        Ok(Self { workers, log: thread, marks: config.marks, for_frontends, frontends: Mutex::default() })
+        let listeners = Listeners::of(&descriptors);
+        Ok(Self { workers, log: thread, marks: config.marks, listeners, frontends: Mutex::default() })
+    }
+
+    /// What others than workers may take of the file descriptors, for sockets that listen.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
     }
 
     /// How many workers there are: a frontend needs a socket for each.
@@ -161,7 +161,7 @@ impl Dataplane {
     /// The address is taken, privileged, or not one of this machine's; frontends have their share of the file
     /// descriptors. Nothing is left behind.
     pub fn open(&self, frontend: Frontend) -> io::Result<()> {
-        let permit = self.for_frontends.take(self.workers.len()).ok_or(rustix::io::Errno::MFILE)?;
+        let permit = self.listeners.take(self.workers.len())?;
         match frontend.protocol {
             Protocol::Tcp => self.hand_out(
                 || tcp::socket::listen(frontend.address, None),

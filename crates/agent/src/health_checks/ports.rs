@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use sluice_dataplane::{Listeners, Permit};
 use sluice_model::{Family, ObjectName};
 use sluice_table::HealthCheck;
 use tokio::net::{TcpListener, TcpSocket};
@@ -40,6 +41,7 @@ pub(super) type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;
 /// The ports.
 pub(super) struct Ports {
     connections: Connections,
+    listeners: Listeners,
     events: Events,
     healthy: Healthy,
     ports: BTreeMap<SocketAddr, Port>,
@@ -61,7 +63,7 @@ struct Port {
 }
 
 enum State {
-    Open { _server: Server },
+    Open { _server: Server, _permit: Permit },
     Failed { reason: Option<i32>, retry_at: Instant },
 }
 
@@ -76,9 +78,15 @@ impl Drop for Server {
 
 impl Ports {
     /// None so far.
-    pub(super) fn new(connections: Connections, events: Events, healthy: Healthy) -> Self {
+    pub(super) fn new(
+        connections: Connections,
+        listeners: Listeners,
+        events: Events,
+        healthy: Healthy,
+    ) -> Self {
         Self {
             connections,
+            listeners,
             events,
             healthy,
             ports: BTreeMap::new(),
@@ -178,15 +186,17 @@ impl Ports {
         now: Instant,
     ) -> State {
         let service = check.service();
-        match listen(address) {
-            Ok(listener) => {
+        let opened = self.listeners.take(1).and_then(|permit| Ok((permit, listen(address)?)));
+        match opened {
+            Ok((permit, listener)) => {
                 match failed_before {
                     Some(_) => {
                         info!(%address, %service, "the health check port can be had now and is served")
                     }
                     None => debug!(%address, %service, "health check port opened"),
                 }
-                State::Open { _server: self.serve(listener, Family::of(address.ip()), Arc::clone(check)) }
+                let server = self.serve(listener, Family::of(address.ip()), Arc::clone(check));
+                State::Open { _server: server, _permit: permit }
             }
             Err(error) => {
                 let reason = error.raw_os_error();

@@ -55,10 +55,14 @@ struct World {
 
 impl World {
     fn new(addresses: &[IpAddr]) -> Self {
+        Self::with_listeners(addresses, Listeners::new(usize::MAX))
+    }
+
+    fn with_listeners(addresses: &[IpAddr], listeners: Listeners) -> Self {
         let writer = Writer::new(WriterConfig::new("here"));
         let healthy = Arc::new(AtomicBool::new(true));
         let asked = Arc::clone(&healthy);
-        let checks = HealthChecks::start(writer.table().clone(), Events::default(), move || {
+        let checks = HealthChecks::start(writer.table().clone(), listeners, Events::default(), move || {
             asked.load(Ordering::Relaxed)
         });
         checks.update(addresses.to_vec());
@@ -123,6 +127,17 @@ async fn ask(ip: IpAddr, port: u16) -> Option<(u16, usize)> {
     let endpoints = usize::try_from(json["localEndpoints"].as_u64().unwrap()).unwrap();
     assert!(head.contains(&format!("x-load-balancing-endpoint-weight: {endpoints}")), "{head}");
     Some((head.split(' ').nth(1).unwrap().parse().unwrap(), endpoints))
+}
+
+/// Waits until so many ports are open, and so many cannot be had.
+async fn until_counted(world: &World, open: usize, failed: usize) {
+    let counts = || (world.checks.stats().open(), world.checks.stats().failed());
+    let counted = tokio::time::timeout(DEADLINE, async {
+        while counts() != (open, failed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert!(counted.await.is_ok(), "wanted {open} open and {failed} failed, there are {:?}", counts());
 }
 
 /// Waits until a port answers this.
@@ -284,4 +299,24 @@ async fn two_agents_share_a_port_as_in_a_rolling_update() {
     let [old, _new] = worlds;
     drop(old);
     until(V4, reserved.port, Some((200, 1))).await;
+}
+
+#[tokio::test]
+async fn ports_take_no_more_descriptors_than_there_are_for_them_and_give_them_back() {
+    let (first, second) = (reserve(&[V4, OTHER_V4]), reserve(&[V4, OTHER_V4]));
+    let listeners = Listeners::new(3);
+    let mut world = World::with_listeners(&[V4, OTHER_V4], listeners.clone());
+    world.add("first", first.port);
+    until_counted(&world, 2, 0).await;
+    world.add("second", second.port);
+    until_counted(&world, 3, 1).await;
+    assert!(listeners.take(1).is_err());
+    let is_said = |failures: &[Failure]| failures.iter().any(|failure| failure.what.contains("ulimit -n"));
+    assert!(is_said(&world.checks.stats().failures()));
+    world.remove("first");
+    until_counted(&world, 2, 0).await;
+    assert!(listeners.take(1).is_ok());
+    world.remove("second");
+    until_counted(&world, 0, 0).await;
+    assert!(listeners.take(3).is_ok());
 }

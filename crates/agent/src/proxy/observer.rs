@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use prometheus_client::metrics::histogram::Histogram;
 use sluice_capture::bind::Failures;
 use sluice_capture::tproxy::{self, Tenure};
-use sluice_dataplane::{AllTimes, Dataplane, Part, Place, Stats, WorkerLoad};
+use sluice_dataplane::{AllTimes, Dataplane, Listeners, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Frontend, ServicePortName};
 use sluice_table::{Table, Upstream};
 
@@ -110,6 +110,11 @@ impl Observer {
     /// The table.
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// What others than workers may take of the file descriptors, for sockets that listen.
+    pub fn listeners(&self) -> &Listeners {
+        self.dataplane.listeners()
     }
 
     /// The addresses that nodePorts are served on now.
