@@ -104,11 +104,15 @@ impl fmt::Display for Place {
             Self::Set(set, family) => (set.stem(), family),
             Self::Rules(chain, family) => (chain.stem(), family),
         };
-        let digit = match family {
-            Family::V4 => '4',
-            Family::V6 => '6',
-        };
-        write!(f, "{stem}{digit}")
+        write!(f, "{stem}{}", digit(*family))
+    }
+}
+
+/// What ends the name of a set or chain of one family.
+fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
     }
 }
 
@@ -212,7 +216,10 @@ impl fmt::Display for Key {
             Self::ServiceCidr(cidr) | Self::LocalPods(cidr) | Self::Untracked(cidr) => write!(f, "{cidr}"),
             Self::ToOthers(network) => write!(f, "{} daddr {network} return", nft_family(network)),
             Self::ToPods(network) => write!(f, "{} daddr {network} goto between_pods", nft_family(network)),
-            Self::FromPods(network) => write!(f, "{} saddr {network} goto time_wait", nft_family(network)),
+            Self::FromPods(network) => {
+                let digit = digit(Family::of(network.addr()));
+                write!(f, "{} saddr {network} goto time_wait{digit}", nft_family(network))
+            }
             Self::AllowedSource(this, source) => {
                 frontend(this, f)?;
                 write!(f, " . {source}")

@@ -286,7 +286,7 @@ fn where_only_pods_are_is_known_once_the_nodes_addresses_are_and_follows_all_tha
     assert_eq!(pods(&mut wanted), "");
     wanted.set_node_addresses(&ips("127.0.0.1 192.0.2.1"));
     assert_eq!(pods(&mut wanted), "10.244.0.0/30 goto between_pods");
-    assert!(lines(&wanted).contains(&"from_pods4 ip saddr 10.244.0.0/30 goto time_wait".to_owned()));
+    assert!(lines(&wanted).contains(&"from_pods4 ip saddr 10.244.0.0/30 goto time_wait4".to_owned()));
     wanted.set_node_addresses(&ips("127.0.0.1 10.244.0.1"));
     assert_eq!(pods(&mut wanted), "10.244.0.1/32 return, 10.244.0.0/30 goto between_pods");
     wanted.change_cluster_addresses(&services("10.244.0.2", "", None));
