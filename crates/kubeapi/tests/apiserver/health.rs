@@ -73,14 +73,14 @@ async fn the_age_of_the_last_contact_grows_while_the_server_is_away() {
     server.stop().await.unwrap();
     reason(&followed, "cannot be reached").await;
     let before = health.last_contact().unwrap();
+    // Each resource has a connection of its own, and finds out by itself.
     soon(async {
-        while health.last_contact().unwrap() <= before {
+        while health.last_contact().unwrap() <= before || health.of(Watched::Services).errors() == 0 {
             tokio::task::yield_now().await;
         }
     })
     .await;
     assert!(health.is_synced(), "what was read still counts");
-    assert!(health.of(Watched::Services).errors() > 0);
 }
 
 #[tokio::test]
