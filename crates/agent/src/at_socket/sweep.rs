@@ -182,7 +182,7 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
     let mut left_until: Option<Instant> = None;
     loop {
         let back = left_until.map(|until| until.saturating_duration_since(Instant::now()).max(pause));
-        let waited = match retry.into_iter().chain(back).min() {
+        let waited = match retry.or(back) {
             None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(after) => woken.recv_timeout(after),
         };
