@@ -15,22 +15,23 @@ fn world() -> World {
     World::new(Lab::new().unwrap_or_else(|error| panic!("{error}")), |_| {})
 }
 
-fn slices_with_port(world: &World, port: u16) -> Vec<Change> {
+/// With a Service whose endpoint, a pod, listens on a port.
+fn world_with_endpoint(port: u16) -> World {
+    let mut world = world();
     let mut changes = slices(1, &[(world.lab.pod(1), "node")]);
     for change in &mut changes {
         let Change::Apply(Object::EndpointSlice(slice)) = change else { panic!("{change:?}") };
         slice.ports.iter_mut().for_each(|slice_port| slice_port.number = port);
     }
-    changes
+    changes.push(Change::Apply(service(1, TrafficPolicy::Cluster).into()));
+    world.apply(changes);
+    world
 }
 
 #[test]
 fn an_endpoint_may_listen_where_pods_choose_their_ports() {
-    let mut world = world();
+    let world = world_with_endpoint(HIGH_PORT);
     let _server = world.lab.pod(1).serve(HIGH_PORT).unwrap();
-    let changes = slices_with_port(&world, HIGH_PORT);
-    let service = [Change::Apply(service(1, TrafficPolicy::Cluster).into())];
-    world.apply(service.into_iter().chain(changes));
     let ask_all = |when: &str| {
         for (family, protocol) in families_and_protocols() {
             for kind in KINDS {
@@ -49,11 +50,8 @@ fn an_endpoint_may_listen_where_pods_choose_their_ports() {
 /// Each packet that takes the longer way is counted while nobody repairs the rules.
 #[test]
 fn pods_conversations_take_the_shorter_way_and_those_with_services_do_not() {
-    let mut world = world();
+    let mut world = world_with_endpoint(BACKEND);
     let _server = world.lab.pod(1).serve(BACKEND).unwrap();
-    let changes = slices_with_port(&world, BACKEND);
-    let service = [Change::Apply(service(1, TrafficPolicy::Cluster).into())];
-    world.apply(service.into_iter().chain(changes));
     world.stop();
     let node = &world.lab.node().ns;
     for chain in ["packets4", "packets6"] {
