@@ -1,6 +1,8 @@
 //! What pods send to each other passes a shorter way through the rules. Nothing of ours may take it.
 
-use sluice_model::{Change, Object, TrafficPolicy};
+use std::net::{IpAddr, SocketAddr};
+
+use sluice_model::{Change, Family, Object, TrafficPolicy};
 use sluice_testbed::lab::{Lab, PATIENCE};
 use sluice_tests::wait::until;
 
@@ -94,5 +96,39 @@ fn an_address_of_the_node_among_the_pods_is_known_as_long_as_it_is_there() {
         let prefix = if family == "ip" { 32 } else { 128 };
         node.ip(&format!("address del {ip}/{prefix} dev lo")).unwrap();
         until("the address has gone", || !rules(chain).contains(&rule));
+    }
+}
+
+#[test]
+fn external_addresses_among_the_pods_are_served_however_many_there_are() {
+    let mut world = world_with_endpoint(BACKEND);
+    let _server = world.lab.pod(1).serve(BACKEND).unwrap();
+    let addresses = |last: u8| -> [IpAddr; 2] {
+        [format!("10.244.1.{last}"), format!("fd00:244:1::{last}")].map(|ip| ip.parse().unwrap())
+    };
+    let mut service = service(1, TrafficPolicy::Cluster);
+    service.external_ips = (100..120).flat_map(addresses).collect();
+    world.apply([Change::Apply(service.into())]);
+    for last in [100, 119] {
+        for (ip, (family, protocol)) in
+            families_and_protocols().flat_map(|of| addresses(last).map(|ip| (ip, of)))
+        {
+            if Family::of(ip) == family {
+                let to = SocketAddr::new(ip, world.address(Kind::ExternalIp, 1, family).port());
+                let outcome = world.lab.pod(0).ask(protocol, to, PATIENCE);
+                assert_eq!(outcome.by(), Some("pod-1"), "{protocol} to {to}: {outcome:?}");
+            }
+        }
+    }
+    let node = &world.lab.node().ns;
+    for chain in ["to_pods4", "to_pods6"] {
+        let rules = node.nft(&format!("list chain inet sluice {chain}")).unwrap();
+        let place = |what: &str| rules.find(what).unwrap_or_else(|| panic!("{what} is not in {rules}"));
+        assert!(place("@external_ips") < place("goto between_pods"), "{rules}");
+        assert_eq!(
+            rules.matches(" return").count(),
+            2,
+            "the bridge's address, and one for all others: {rules}"
+        );
     }
 }

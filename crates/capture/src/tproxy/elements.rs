@@ -177,6 +177,8 @@ pub(super) enum Key {
     AllowedSource(Frontend, IpNet),
     /// What in a pod network is no pod's, and before that network.
     ToOthers(IpNet),
+    /// The same, of Services: they may have any number of addresses there, so those are looked up, in a set that has them all.
+    ToServices(SetName, Family),
     ToPods(IpNet),
     FromPods(IpNet),
 }
@@ -198,6 +200,7 @@ impl Key {
             Self::AllowedSource(frontend, _) => set(SetName::AllowedSources, frontend.address.ip()),
             Self::ToOthers(network) | Self::ToPods(network) => rules(NetworkChain::ToPods, network),
             Self::FromPods(network) => rules(NetworkChain::FromPods, network),
+            Self::ToServices(_, family) => Place::Rules(NetworkChain::ToPods, *family),
         }
     }
 }
@@ -209,16 +212,22 @@ impl fmt::Display for Key {
             let (ip, port) = (frontend.address.ip(), frontend.address.port());
             write!(f, "{ip} . {} . {port}", nft_protocol(frontend.protocol))
         };
+        let of = |network: &IpNet| Family::of(network.addr());
         match self {
             Self::Frontend(this) => frontend(this, f),
             Self::NodePort(_, protocol, port) => write!(f, "{} . {port}", nft_protocol(*protocol)),
             Self::NodeIp(ip) | Self::ExternalIp(ip) | Self::ClusterIp(ip) => write!(f, "{ip}"),
             Self::ServiceCidr(cidr) | Self::LocalPods(cidr) | Self::Untracked(cidr) => write!(f, "{cidr}"),
-            Self::ToOthers(network) => write!(f, "{} daddr {network} return", nft_family(network)),
-            Self::ToPods(network) => write!(f, "{} daddr {network} goto between_pods", nft_family(network)),
+            Self::ToOthers(network) => write!(f, "{} daddr {network} return", nft_family(of(network))),
+            Self::ToServices(set, family) => {
+                write!(f, "{} daddr @{} return", nft_family(*family), Place::Set(*set, *family))
+            }
+            Self::ToPods(network) => {
+                write!(f, "{} daddr {network} goto between_pods", nft_family(of(network)))
+            }
             Self::FromPods(network) => {
-                let digit = digit(Family::of(network.addr()));
-                write!(f, "{} saddr {network} goto time_wait{digit}", nft_family(network))
+                let family = of(network);
+                write!(f, "{} saddr {network} goto time_wait{}", nft_family(family), digit(family))
             }
             Self::AllowedSource(this, source) => {
                 frontend(this, f)?;
@@ -228,9 +237,9 @@ impl fmt::Display for Key {
     }
 }
 
-/// The family of a network's addresses as nft spells it.
-fn nft_family(network: &IpNet) -> &'static str {
-    match Family::of(network.addr()) {
+/// The family as nft spells it.
+fn nft_family(family: Family) -> &'static str {
+    match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
     }

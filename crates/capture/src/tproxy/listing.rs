@@ -72,13 +72,17 @@ struct RuleItem {
 }
 
 /// What shows each set and map with elements of ours.
-pub(super) fn sets() -> impl Iterator<Item = Vec<String>> {
-    let sets = SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)]);
-    sets.map(|set| {
-        let kind = if set.0.is_map() { "map" } else { "set" };
-        let name = Place::Set(set.0, set.1).to_string();
+pub(super) fn each_set() -> impl Iterator<Item = Vec<String>> {
+    sets().map(|(set, family)| {
+        let kind = if set.is_map() { "map" } else { "set" };
+        let name = Place::Set(set, family).to_string();
         ["--json", "list", kind, INET, TABLE, &name].map(str::to_owned).into()
     })
+}
+
+/// All that have elements of ours.
+fn sets() -> impl Iterator<Item = (SetName, Family)> {
+    SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)])
 }
 
 impl Listing {
@@ -118,10 +122,8 @@ impl Listing {
     }
 
     fn take_elements(&mut self, set: &SetItem<'_>) {
-        let families = [Family::V4, Family::V6];
-        let known = SetName::ALL.into_iter().flat_map(|name| families.map(|family| (name, family)));
         let Some((name, family)) =
-            known.into_iter().find(|(name, family)| Place::Set(*name, *family).to_string() == set.name)
+            sets().find(|(name, family)| Place::Set(*name, *family).to_string() == set.name)
         else {
             return;
         };
@@ -144,11 +146,14 @@ fn is_of_networks(chain: &str) -> bool {
     chains.into_iter().any(|(name, family)| Place::Rules(name, family).to_string() == chain)
 }
 
-/// A rule for a network, as it was written.
+/// A rule for a network, or for Services' addresses in networks, as it was written.
 fn parse_rule(rule: &str) -> Option<Key> {
-    let network = rule.split(' ').nth(2)?.parse().ok()?;
-    let keys = [Key::ToOthers(network), Key::ToPods(network), Key::FromPods(network)];
-    keys.into_iter().find(|key| key.to_string() == rule)
+    let network = rule.split(' ').nth(2).and_then(|network| network.parse().ok());
+    let of_network = network
+        .into_iter()
+        .flat_map(|network| [Key::ToOthers(network), Key::ToPods(network), Key::FromPods(network)]);
+    let of_services = sets().map(|(set, family)| Key::ToServices(set, family));
+    of_network.chain(of_services).find(|key| key.to_string() == rule)
 }
 
 fn parse_element(name: SetName, family: Family, element: &Json) -> Option<(Key, Value)> {
@@ -301,6 +306,22 @@ mod tests {
             );
             let listing = Listing::parse(json.as_bytes()).unwrap();
             assert_eq!((listing.strangers, listing.elements.len()), (1, 0), "{element}");
+        }
+    }
+
+    #[test]
+    fn rules_of_networks_are_known_by_their_comments() {
+        let net = |text: &str| text.parse().unwrap();
+        let known = [
+            Key::ToOthers(net("10.244.0.1/32")),
+            Key::ToPods(net("fd00:244::/64")),
+            Key::FromPods(net("10.244.0.0/16")),
+            Key::ToServices(SetName::ExternalIps, Family::V4),
+            Key::ToServices(SetName::ClusterIps, Family::V6),
+        ];
+        assert_eq!(known.map(|key| parse_rule(&key.to_string())), known.map(Some));
+        for strange in ["", "ip daddr", "ip daddr @external_ips6 return", "ip6 daddr 10.0.0.0/8 return"] {
+            assert_eq!(parse_rule(strange), None, "{strange}");
         }
     }
 

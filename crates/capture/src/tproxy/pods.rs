@@ -15,21 +15,16 @@ const COMPARED_MAX: usize = 8;
 pub(super) struct Pods {
     /// Pod networks.
     pub networks: Vec<IpNet>,
-    /// What in these networks is no pod's.
+    /// What in these networks is no pod's: the node's own addresses, and ranges that cluster IPs come from.
     pub others: BTreeSet<IpNet>,
 }
 
 impl Pods {
-    /// From all pod networks, the ranges that cluster IPs come from, and single addresses that are no pods'. A family with
-    /// too many of them has none.
-    pub(super) fn new(
-        networks: &[IpNet],
-        service_cidrs: &[IpNet],
-        addresses: impl IntoIterator<Item = IpAddr>,
-    ) -> Self {
-        let addresses =
-            addresses.into_iter().filter(|ip| !service_cidrs.iter().any(|range| range.contains(ip)));
-        let others = service_cidrs.iter().copied().chain(addresses.map(IpNet::from));
+    /// From all pod networks, the ranges that cluster IPs come from, and the node's own addresses. A family with too many of
+    /// them has none.
+    pub(super) fn new(networks: &[IpNet], service_cidrs: &[IpNet], node: &[IpAddr]) -> Self {
+        let addresses = node.iter().filter(|ip| !service_cidrs.iter().any(|range| range.contains(*ip)));
+        let others = service_cidrs.iter().copied().chain(addresses.copied().map(IpNet::from));
         let overlap = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
         let others = others.filter(|other| networks.iter().any(|network| overlap(network, other)));
         let mut pods = Self { networks: networks.to_vec(), others: others.collect() };
@@ -43,6 +38,12 @@ impl Pods {
         }
         pods
     }
+
+    /// Whether an address is taken for a pod's.
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        let has = |network: &IpNet| network.contains(&ip);
+        self.networks.iter().any(has) && !self.others.iter().any(has)
+    }
 }
 
 #[cfg(test)]
@@ -55,7 +56,7 @@ mod tests {
 
     fn check(pod_networks: &str, service_cidrs: &str, addresses: &str, others: &str) {
         let addresses: Vec<IpAddr> = addresses.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
-        let pods = Pods::new(&networks(pod_networks), &networks(service_cidrs), addresses);
+        let pods = Pods::new(&networks(pod_networks), &networks(service_cidrs), &addresses);
         let others = networks(others).into_iter().collect();
         assert_eq!(pods, Pods { networks: networks(pod_networks), others });
     }
@@ -82,10 +83,10 @@ mod tests {
 
     #[test]
     fn a_family_with_too_many_has_none() {
-        let addresses = (1..=8).map(|last| IpAddr::from([10, 244, 0, last]));
+        let addresses: Vec<IpAddr> = (1..=8).map(|last| IpAddr::from([10, 244, 0, last])).collect();
         let both = networks("10.244.0.0/16 fd00:244::/64");
-        let pods = Pods::new(&both, &[], addresses.clone());
+        let pods = Pods::new(&both, &[], &addresses);
         assert_eq!(pods, Pods { networks: networks("fd00:244::/64"), others: BTreeSet::new() });
-        assert_eq!(Pods::new(&both, &[], addresses.skip(1)).others.len(), 7);
+        assert_eq!(Pods::new(&both, &[], addresses.get(1..).unwrap()).others.len(), 7);
     }
 }

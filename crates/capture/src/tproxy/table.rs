@@ -403,7 +403,7 @@ fn listing() -> Result<serde_json::Result<Listing>, Error> {
             Err(error) => return Ok(Err(error)),
         },
     };
-    for arguments in listing::sets() {
+    for arguments in listing::each_set() {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         match nft::run(&arguments, "") {
             Ok(json) => {

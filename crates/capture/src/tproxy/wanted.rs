@@ -1,13 +1,13 @@
 //! From the table's frontends and addresses to the elements that there are to be. No I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sluice_model::{Family, Frontend, FrontendKind, Protocol};
 use sluice_table::{ClusterAddressChange, FrontendState, Verdict};
 
-use super::elements::{Chain, Delta, Elements, Key, Value, edit};
+use super::elements::{Chain, Delta, Elements, Key, Place, SetName, Value, edit};
 use super::pods::Pods;
 
 /// What there is to be, and how that differs from what was last made true.
@@ -126,14 +126,19 @@ impl Wanted {
         if !std::mem::take(&mut self.are_pods_stale) {
             return;
         }
-        let services = self.elements.keys().filter_map(|key| match key {
-            Key::ClusterIp(ip) | Key::ExternalIp(ip) => Some(*ip),
-            _ => None,
-        });
-        let after = self.node_addresses.as_ref().map(|node| {
-            Pods::new(&self.untracked, &self.service_cidrs, services.chain(node.iter().copied()))
-        });
-        let before = std::mem::replace(&mut self.pods, after.unwrap_or_default());
+        let after = self
+            .node_addresses
+            .as_ref()
+            .map(|node| Pods::new(&self.untracked, &self.service_cidrs, node))
+            .unwrap_or_default();
+        let services: BTreeSet<Key> =
+            self.elements.keys().filter_map(|key| to_services(key, &after)).collect();
+        for set in SetName::ALL {
+            for key in [Family::V4, Family::V6].map(|family| Key::ToServices(set, family)) {
+                self.put(key, services.contains(&key).then_some(Value::Member));
+            }
+        }
+        let before = std::mem::replace(&mut self.pods, after);
         let (networks, others) = (self.pods.networks.clone(), Vec::from_iter(self.pods.others.clone()));
         self.replace(&Vec::from_iter(before.others), &others, Key::ToOthers);
         self.replace(&before.networks, &networks, Key::ToPods);
@@ -209,13 +214,20 @@ impl Wanted {
             None => self.elements.remove(&key),
         };
         if old != value {
-            if let Key::ClusterIp(ip) | Key::ExternalIp(ip) = key {
-                let is_in = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&ip));
-                self.are_pods_stale |= is_in(&self.untracked) && !is_in(&self.service_cidrs);
-            }
+            // What the last one leaves behind stays until something else changes: rules cost more to change than to have, and
+            // who may give a Service addresses may do so all the time.
+            let rule = value.and_then(|_| to_services(&key, &self.pods));
+            self.are_pods_stale |= rule.is_some_and(|rule| !self.elements.contains_key(&rule));
             self.touched.entry(key).or_insert(old);
         }
     }
+}
+
+/// What tells an address of a Service from pods', where it would be taken for one.
+fn to_services(key: &Key, pods: &Pods) -> Option<Key> {
+    let (Key::ClusterIp(ip) | Key::ExternalIp(ip)) = key else { return None };
+    let Place::Set(set, family) = key.place() else { return None };
+    pods.contains(*ip).then_some(Key::ToServices(set, family))
 }
 
 /// The elements that an address has, however many frontends of a kind there are on it.

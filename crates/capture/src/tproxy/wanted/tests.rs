@@ -2,6 +2,7 @@ use sluice_model::{ObjectName, ServicePortName};
 use sluice_table::Reason;
 
 use super::super::elements::difference;
+use super::super::script;
 use super::*;
 
 /// `clusterIP 10.96.0.1:80 tcp relay/drop 192.0.2.0/24 ...`: kind, address, protocol, what happens to clients
@@ -289,18 +290,6 @@ fn where_only_pods_are_is_known_once_the_nodes_addresses_are_and_follows_all_tha
     assert!(lines(&wanted).contains(&"from_pods4 ip saddr 10.244.0.0/30 goto time_wait4".to_owned()));
     wanted.set_node_addresses(&ips("127.0.0.1 10.244.0.1"));
     assert_eq!(pods(&mut wanted), "10.244.0.1/32 return, 10.244.0.0/30 goto between_pods");
-    wanted.change_cluster_addresses(&services("10.244.0.2", "", None));
-    assert_eq!(
-        pods(&mut wanted),
-        "10.244.0.1/32 return, 10.244.0.2/32 return, 10.244.0.0/30 goto between_pods"
-    );
-    wanted.change_cluster_addresses(&services("", "10.244.0.2", None));
-    assert_eq!(pods(&mut wanted), "10.244.0.1/32 return, 10.244.0.0/30 goto between_pods");
-    wanted.offer(&state("externalIP 10.244.0.3:80 tcp relay/relay"));
-    assert_eq!(
-        pods(&mut wanted),
-        "10.244.0.1/32 return, 10.244.0.3/32 return, 10.244.0.0/30 goto between_pods"
-    );
     wanted.change_cluster_addresses(&services("", "", Some("10.96.0.0/16 10.244.0.2/31")));
     assert_eq!(
         pods(&mut wanted),
@@ -308,4 +297,47 @@ fn where_only_pods_are_is_known_once_the_nodes_addresses_are_and_follows_all_tha
     );
     wanted.set_untracked(&[]);
     assert_eq!(pods(&mut wanted), "");
+}
+
+#[test]
+fn however_many_addresses_services_have_among_pods_they_are_one_rule() {
+    let mut wanted = Wanted::default();
+    let pods = |wanted: &mut Wanted| {
+        wanted.settle_pods();
+        let edits = wanted.delta();
+        wanted.settle();
+        let all = lines(wanted);
+        let rules = all.iter().filter_map(|line| line.strip_prefix("to_pods4 ip daddr "));
+        (rules.collect::<Vec<_>>().join(", "), script::changes_rules(&edits))
+    };
+    let services = |added: &str, removed: &str| {
+        let ips = |text: &str| text.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+        ClusterAddressChange { added: ips(added), removed: ips(removed), ranges: None }
+    };
+    wanted.set_untracked(&cidrs("10.244.0.0/24"));
+    wanted.set_node_addresses(&["10.244.0.1".parse().unwrap()]);
+    // On the node's own address, in another network, of the other family: none of them would be taken for a pod's.
+    for address in ["10.244.0.1", "192.0.2.1", "[fd00:244::1]"] {
+        wanted.offer(&state(&format!("externalIP {address}:80 tcp relay/relay")));
+    }
+    let (without, is_changed) = pods(&mut wanted);
+    assert_eq!((&*without, is_changed), ("10.244.0.1/32 return, 10.244.0.0/24 goto between_pods", true));
+    for last in 10..100 {
+        wanted.offer(&state(&format!("externalIP 10.244.0.{last}:80 tcp relay/relay")));
+        let (rules, is_changed) = pods(&mut wanted);
+        let wanted = "10.244.0.1/32 return, @external_ips4 return, 10.244.0.0/24 goto between_pods";
+        assert_eq!((&*rules, is_changed), (wanted, last == 10));
+    }
+    // That they come and go changes no rules.
+    for last in 10..100 {
+        wanted.withdraw(state(&format!("externalIP 10.244.0.{last}:80 tcp relay/relay")).frontend);
+        assert!(!pods(&mut wanted).1);
+    }
+    wanted.change_cluster_addresses(&services("10.244.0.2", ""));
+    assert!(pods(&mut wanted).0.contains("@cluster_ips4 return"));
+    wanted.change_cluster_addresses(&services("", "10.244.0.2"));
+    assert!(!pods(&mut wanted).1);
+    // Something else does, and what nobody needs any more goes.
+    wanted.set_node_addresses(&["10.244.0.1".parse().unwrap()]);
+    assert_eq!(pods(&mut wanted), (without, true));
 }
