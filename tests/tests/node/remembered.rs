@@ -2,11 +2,11 @@
 //! answers on bridges, answers of endpoints in the node's own network, connections of the node's processes.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use sluice_capture::tproxy::Stats;
-use sluice_model::{Change, Family, Protocol, TrafficPolicy};
+use sluice_model::{Change, Endpoint, Family, Object, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Wiring, ask_on};
 
 use super::rules::Kind;
@@ -74,6 +74,35 @@ fn refused_connections_leave_nothing_behind() {
         }
         assert_eq!((lives(&world, set), lives(&world, NODE)), (vec![], vec![]), "{set}");
     }
+}
+
+/// Where to turn answers to is known by the bridge's port, of which there is one for each pod.
+#[test]
+fn however_many_addresses_endpoints_have_they_take_one_place_in_the_map_of_ports() {
+    let mut world = world(|lab| lab.pod(1));
+    let pod = world.lab.pod(1).clone();
+    let mut changes = slices(1, &[]);
+    for change in &mut changes {
+        let Change::Apply(Object::EndpointSlice(slice)) = change else { panic!("{change:?}") };
+        let addresses = (0x20..0x30).map(|last| match slice.family {
+            Family::V4 => IpAddr::from([10, 244, 1, last]),
+            Family::V6 => format!("fd00:244:1::{last:x}").parse().unwrap(),
+        });
+        for ip in addresses {
+            pod.ns.ip(&format!("address add {ip} dev eth0 nodad")).unwrap();
+            slice.endpoints.push(Endpoint { node: Some("node".into()), ..Endpoint::ready(ip) });
+        }
+    }
+    world.apply(changes);
+    for family in FAMILIES {
+        for _ in 0..16 {
+            let outcome =
+                world.lab.pod(0).ask(Protocol::Tcp, world.address(Kind::ClusterIp, 1, family), PATIENCE);
+            assert!(matches!(outcome, Outcome::Reset | Outcome::Refused), "{outcome:?}");
+        }
+    }
+    let listed = world.lab.node().ns.nft("list map bridge sluice ports").unwrap();
+    assert_eq!(listed.matches(" expires ").count(), 1, "{listed}");
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn what_packets_have_put_into_sets_outlives_another_structure() {
         for set in SETS {
             run(&format!("nft add element {set} {{ {FLOW} }}"));
         }
-        run("nft add element bridge sluice nodes4 { 10.244.0.7 timeout 3m : 02:00:00:00:00:01 }");
+        run("nft add element bridge sluice ports { lo timeout 3m : 02:00:00:00:00:01 }");
         run("nft flush chain bridge sluice structure");
         run("nft delete chain bridge sluice structure");
         drop(serving(config(), 3));
@@ -106,7 +106,7 @@ fn what_packets_have_put_into_sets_outlives_another_structure() {
                 "{listed}"
             );
         }
-        assert!(run("nft list map bridge sluice nodes4").contains("02:00:00:00:00:01"));
+        assert!(run("nft list map bridge sluice ports").contains("02:00:00:00:00:01"));
     });
 }
 
