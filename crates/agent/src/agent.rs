@@ -20,7 +20,7 @@ use crate::admin::{Admin, Inside, Page};
 use crate::at_socket::AtSocketWish;
 use crate::capture_trouble::CaptureTrouble;
 use crate::cleanup::CleanupArgs;
-use crate::cli::{AgentArgs, SourceArgs};
+use crate::cli::AgentArgs;
 use crate::controller::{Controller, Feed};
 use crate::events::{About, Events, Happening, Kind};
 use crate::health::Health as ProxyHealth;
@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
 use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
+use crate::source_args::SourceArgs;
 use crate::{check, cleanup, config, handover, init, logging};
 
 /// How much longer than any other flow one that was answered may be silent: the relay's, and one of a socket that is decided

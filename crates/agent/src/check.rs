@@ -22,9 +22,9 @@ use facts::NodeObject;
 pub use finding::{Finding, Level};
 
 use crate::agent;
-use crate::cli::ApiserverArgs;
 use crate::errors;
 use crate::socket_args::SocketArgs;
+use crate::source_args::ApiserverArgs;
 
 /// How long an apiserver may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

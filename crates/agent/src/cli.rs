@@ -7,22 +7,18 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use sluice_dataplane::{Config, raise_descriptor_limit};
-use sluice_kubeapi::apiserver;
 
-use crate::admin::{
-    ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, StatusPage, TopArgs,
-};
+use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
 use crate::check::CheckArgs;
 use crate::cleanup::CleanupArgs;
-use crate::listen::{BindAddress, Place};
+use crate::dataplane_args::DataplaneArgs;
 use crate::logging::Format;
+use crate::port_args::PortArgs;
 use crate::reference::{CompletionArgs, ManArgs};
-use crate::service_metrics::Detail;
+use crate::source_args::SourceArgs;
 use crate::{config, values};
 
 /// A Kubernetes node proxy: makes every Service address lead to a healthy endpoint.
@@ -169,76 +165,6 @@ pub struct ConfigArgs {
     pub hostname_override: Option<String>,
 }
 
-/// Where the agent answers to others than clients of Services, as kube-proxy does.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Health and metrics")]
-pub struct PortArgs {
-    /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
-    /// Node is about to be deleted, and `/livez`. `0` or nothing for nowhere [default: port 10256 of all addresses,
-    /// IPv4 and IPv6; nowhere with --capture bind].
-    #[arg(long, value_name = "ADDRESS")]
-    pub healthz_bind_address: Option<BindAddress>,
-    /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
-    #[arg(long, value_name = "PORT")]
-    pub healthz_port: Option<u16>,
-    /// Where metrics are served, as `/metrics`, the status page, `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
-    /// nowhere.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: BindAddress,
-    /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
-    #[arg(long, value_name = "PORT")]
-    pub metrics_port: Option<u16>,
-    /// Of what /metrics tells besides totals: each Service port, or each endpoint, too; 10,000 of each at the most,
-    /// those first that have carried something.
-    #[arg(long, value_enum, value_name = "DETAIL", default_value_t = Detail::Service)]
-    pub service_metrics: Detail,
-    /// Who is shown the status page, `/` of --metrics-bind-address, which names all Services and endpoints: nobody, clients
-    /// of this node that ask a loopback address, or all who reach the port.
-    #[arg(long, value_enum, value_name = "WHO", default_value_t = StatusPage::Loopback)]
-    pub status_page: StatusPage,
-    /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
-    /// [default: /run/sluice/admin.sock, and nowhere with `--capture bind`].
-    #[arg(long, value_name = "PATH", value_parser = OsStringValueParser::new().map(PathBuf::from))]
-    pub admin_socket: Option<PathBuf>,
-    /// Let the log level be changed at run time: PUT a number, as --v has it, to `/debug/flags/v` of
-    /// --metrics-bind-address.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_parser = values::boolean)]
-    pub profiling: bool,
-    /// End where one of these addresses cannot be had, instead of waiting for it. An agent that is to take over
-    /// from another one must wait.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
-          action = clap::ArgAction::Set, value_parser = values::boolean)]
-    pub bind_address_hard_fail: bool,
-}
-
-/// kube-proxy's port for health checks.
-const HEALTHZ_PORT: u16 = 10_256;
-
-/// kube-proxy's port for metrics.
-const METRICS_PORT: u16 = 10_249;
-
-impl PortArgs {
-    /// Where health checks of the node are answered, if anywhere.
-    pub fn healthz(&self, capture: CaptureMode) -> Option<Place> {
-        match (self.healthz_bind_address, self.healthz_port) {
-            (_, Some(0)) => None,
-            (Some(address), port) => address.place(port.unwrap_or(HEALTHZ_PORT)),
-            (None, Some(port)) => Some(Place::Everywhere(port)),
-            (None, None) if capture != CaptureMode::Bind => Some(Place::Everywhere(HEALTHZ_PORT)),
-            (None, None) => None,
-        }
-    }
-
-    /// Where metrics are served, if anywhere.
-    pub fn metrics(&self) -> Option<Place> {
-        match self.metrics_port {
-            Some(0) => None,
-            port => self.metrics_bind_address.place(port.unwrap_or(METRICS_PORT)),
-        }
-    }
-}
-
 impl AgentArgs {
     /// Where commands are answered, if anywhere.
     pub(crate) fn admin_socket(&self) -> Option<PathBuf> {
@@ -248,48 +174,6 @@ impl AgentArgs {
             None if self.capture.mode() != CaptureMode::Bind => Some(DEFAULT_PATH.into()),
             None => None,
         }
-    }
-}
-
-/// Where Services and endpoints come from: an apiserver, found as kubectl finds it, or files.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Source")]
-pub struct SourceArgs {
-    /// Kubernetes manifests with Services and EndpointSlices instead of an apiserver: a YAML or JSON
-    /// file, or a directory of them. May be given several times. Changes on disk take effect within a
-    /// second.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "master"])]
-    pub manifests: Vec<PathBuf>,
-    /// The apiserver.
-    #[command(flatten)]
-    pub apiserver: ApiserverArgs,
-}
-
-/// How the apiserver is reached.
-#[derive(Debug, Args)]
-pub struct ApiserverArgs {
-    /// The kubeconfig to reach the apiserver with [default: the files of KUBECONFIG; without them, the
-    /// pod's service account].
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig's context to use instead of its current one.
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-    /// An apiserver's own address, such as https://10.0.0.2:6443: instead of the kubeconfig's or the
-    /// `kubernetes` Service's, which this agent is to provide and must not need. May be given several
-    /// times: the next one is used while one does not answer.
-    #[arg(long, value_name = "URL")]
-    pub master: Vec<String>,
-}
-
-impl ApiserverArgs {
-    /// What a node of this name is to be told by it, or asks it.
-    pub(crate) fn config(&self, node: &str) -> apiserver::Config {
-        let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
-        config.kubeconfig.clone_from(&self.kubeconfig);
-        config.context.clone_from(&self.context);
-        config.masters = self.master.iter().filter(|master| !master.is_empty()).cloned().collect();
-        config
     }
 }
 
@@ -305,50 +189,6 @@ pub struct DemoArgs {
     /// Settings of the data plane.
     #[command(flatten)]
     pub dataplane: DataplaneArgs,
-}
-
-/// Settings of the data plane.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Data plane")]
-pub struct DataplaneArgs {
-    /// Worker threads that carry traffic [default: one for each CPU].
-    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
-    pub workers: Option<NonZeroUsize>,
-    /// What one client address may have, in a hundred: of TCP sessions as many as leave the rest free, of UDP flows as
-    /// many before its own make room for new ones first.
-    #[arg(long, value_name = "PERCENT", default_value_t = Config::CLIENT_SHARE,
-          value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub client_share: u8,
-    /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew; four times as long
-    /// once it was answered and has lasted for two seconds, and where it is decided at the client's socket.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::some_duration)]
-    pub udp_idle_timeout: Duration,
-    /// Which connections and flows are told of in the log when they end, with client, endpoint, bytes and duration:
-    /// `off`, `all`, or one in so many, as `1/100`.
-    #[arg(long, value_name = "SAMPLE", default_value = "off", value_parser = values::sample)]
-    pub connection_log: values::Sample,
-    /// How long a TCP connection of which one side has closed may stand still before it is cut off.
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = values::duration)]
-    pub tcp_half_closed_timeout: Duration,
-}
-
-impl DataplaneArgs {
-    /// What the data plane is to be like on this machine: one worker for each CPU that this process may
-    /// use unless another number was asked for, and all the file descriptors that can be had.
-    pub fn config(&self) -> Config {
-        let cpus = || std::thread::available_parallelism().ok();
-        let workers = self.workers.or_else(cpus).map_or(1, NonZeroUsize::get);
-        Config {
-            workers,
-            descriptors: raise_descriptor_limit(workers),
-            client_share: self.client_share,
-            udp_idle: self.udp_idle_timeout,
-            half_closed_idle: self.tcp_half_closed_timeout,
-            marks: None,
-            connection_log: self.connection_log.0,
-            service_times: false,
-        }
-    }
 }
 
 /// What is wrong with a command line, or what it asks to be told.
@@ -507,29 +347,6 @@ mod tests {
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
         assert!(said("sluice agent --workers 0").contains("a number from 1 on"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
-    }
-
-    #[test]
-    fn the_agents_ports_are_kube_proxys() {
-        #[rustfmt::skip]
-        let cases = [
-            ("",                                                      None,                  Some("127.0.0.1:10249")),
-            ("--capture tproxy",                                      Some("port 10256"),    Some("127.0.0.1:10249")),
-            ("--healthz-port 7",                                      Some("port 7"),        Some("127.0.0.1:10249")),
-            ("--capture tproxy --healthz-port 0 --metrics-port 0",    None,                  None),
-            ("--healthz-bind-address 0.0.0.0 --healthz-port 7",       Some("0.0.0.0:7"),     Some("127.0.0.1:10249")),
-            ("--healthz-bind-address [::]:8 --healthz-port 7",        Some("[::]:8"),        Some("127.0.0.1:10249")),
-            ("--capture tproxy --healthz-bind-address= --metrics-bind-address=", None,       None),
-            ("--healthz-bind-address :: --metrics-bind-address ::1",  Some("[::]:10256"),    Some("[::1]:10249")),
-        ];
-        for (flags, healthz, metrics) in cases {
-            let line = format!("sluice agent {flags}");
-            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-            let Command::Agent(args) = cli.command else { panic!("{flags}") };
-            let said = |place: Option<Place>| place.map(|place| place.to_string());
-            assert_eq!(said(args.ports.healthz(args.capture.mode())).as_deref(), healthz, "{flags}");
-            assert_eq!(said(args.ports.metrics()).as_deref(), metrics, "{flags}");
-        }
     }
 
     #[test]
