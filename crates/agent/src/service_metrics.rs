@@ -3,16 +3,16 @@
 //! A node may have a hundred thousand endpoints, most of which it never connects to. So how much is told is a setting,
 //! and there is a bound; over it, those come first that have carried something.
 
-use std::borrow::Cow;
+mod rows;
+
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::net::SocketAddr;
-use std::sync::Arc;
 
 use clap::ValueEnum;
-use sluice_model::{Protocol, ServicePortName};
-use sluice_table::{DatagramCounts, Datagrams, Loss, ServicePort, Table, Times, Traffic, Upstream};
+use sluice_model::Protocol;
+use sluice_table::{Loss, Table, Times, Traffic};
+
+use self::rows::{Row, keep, rows};
 
 /// Service ports, and endpoints, that are told of at the most: each has seven series.
 const ROWS: usize = 10_000;
@@ -90,53 +90,6 @@ const METRICS: [Metric; 7] = [
     },
 ];
 
-/// What one series of each metric is about.
-#[derive(Debug)]
-struct Row {
-    name: ServicePortName,
-    /// Without braces.
-    labels: String,
-    traffic: Traffic,
-    /// How long connections took to establish, and how long they lasted.
-    times: Option<Box<[Times; 2]>>,
-    /// Of UDP.
-    datagrams: Option<DatagramCounts>,
-}
-
-/// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
-/// others as far as there is room.
-#[derive(Debug)]
-struct Endpoints {
-    bound: usize,
-    seen: usize,
-    busy: Vec<(ServicePortName, SocketAddr, Traffic)>,
-    idle: Vec<(ServicePortName, SocketAddr, Traffic)>,
-}
-
-impl Endpoints {
-    fn add(&mut self, name: &ServicePortName, upstream: &Upstream) {
-        let traffic = upstream.stats().traffic();
-        let rows = if traffic == Traffic::default() { &mut self.idle } else { &mut self.busy };
-        self.seen += 1;
-        if rows.len() < self.bound {
-            rows.push((name.clone(), upstream.address(), traffic));
-        }
-    }
-
-    fn left_out(&self) -> usize {
-        self.seen.saturating_sub(self.bound)
-    }
-
-    fn rows(self) -> Vec<Row> {
-        let kept = self.busy.into_iter().chain(self.idle).take(self.bound);
-        let row = |(name, address, traffic)| {
-            let labels = format!("{},endpoint=\"{address}\"", labels(&name));
-            Row { name, labels, traffic, times: None, datagrams: None }
-        };
-        kept.map(row).collect()
-    }
-}
-
 /// Writes them in OpenMetrics' form, as far as is wanted.
 ///
 /// By hand: the same labels stand with each number of a row, and to write them anew each time took most of a scrape.
@@ -180,24 +133,6 @@ const SERIES_BYTES: usize = 128;
 
 fn describe(text: &mut String, name: &str, help: &str, kind: &str) -> fmt::Result {
     write!(text, "# HELP {PREFIX}{name} {help}.\n# TYPE {PREFIX}{name} {kind}\n")
-}
-
-fn labels(name: &ServicePortName) -> String {
-    let ServicePortName { service, port, protocol } = name;
-    let protocol = match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-    };
-    let [namespace, service, port] = [&service.namespace, &service.name, port].map(|text| escaped(text));
-    format!("namespace=\"{namespace}\",service=\"{service}\",port=\"{port}\",protocol=\"{protocol}\"")
-}
-
-/// A label's value. Names of objects have nothing to escape; whoever writes manifests may write anything.
-fn escaped(text: &str) -> Cow<'_, str> {
-    if !text.contains(['\\', '"', '\n']) {
-        return text.into();
-    }
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
 }
 
 fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt::Result {
@@ -308,56 +243,10 @@ fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, f
     Ok(left_out)
 }
 
-/// A row for each service port, both families together, and one for each of its endpoints where that is wanted; by name.
-fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
-    let mut ports: BTreeMap<(ServicePortName, sluice_model::Family), Arc<ServicePort>> = BTreeMap::new();
-    for route in table.routes() {
-        let port = route.service_port();
-        ports.entry((port.name().clone(), port.family())).or_insert_with(|| Arc::clone(port));
-    }
-    let mut services: Vec<Row> = Vec::new();
-    let mut endpoints = Endpoints { bound, seen: 0, busy: Vec::new(), idle: Vec::new() };
-    for ((name, _), port) in ports {
-        let (current, traffic) = port.endpoints_and_traffic();
-        let times = port.times_so_far();
-        let times = times.map(|times| Box::new([times.connecting.times(), times.lives.times()]));
-        let datagrams = port.datagrams_so_far().map(Datagrams::counts);
-        if detail == Detail::Endpoint {
-            current.iter().for_each(|upstream| endpoints.add(&name, upstream));
-        }
-        match services.last_mut().filter(|row| row.name == name) {
-            Some(row) => {
-                row.traffic += traffic;
-                if let Some(datagrams) = datagrams {
-                    *row.datagrams.get_or_insert_default() += datagrams;
-                }
-                row.times = match (row.times.take(), times) {
-                    (Some(mut sum), Some(times)) => {
-                        sum.iter_mut().zip(*times).for_each(|(sum, times)| *sum += times);
-                        Some(sum)
-                    }
-                    (one, other) => one.or(other),
-                };
-            }
-            None => services.push(Row { labels: labels(&name), name, traffic, times, datagrams }),
-        }
-    }
-    (services, endpoints)
-}
-
-/// Keeps as many, those that have carried or failed something first; how many it leaves out.
-fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
-    let left_out = rows.len().saturating_sub(bound);
-    if left_out > 0 {
-        rows.sort_by_key(|row| row.traffic == Traffic::default());
-        rows.truncate(bound);
-    }
-    left_out
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
 
@@ -463,12 +352,6 @@ mod tests {
         assert!(told.contains("sluice_service_metrics_left_out 4\n"), "{told}");
         let told = text_of(writer.table(), Detail::Endpoint, 5);
         assert!(told.contains("sluice_service_metrics_left_out 0\n"), "{told}");
-    }
-
-    #[test]
-    fn what_is_in_a_name_ends_no_label() {
-        assert_eq!(escaped("a\\b\"c\nd"), "a\\\\b\\\"c\\nd");
-        assert!(matches!(escaped("web-1"), Cow::Borrowed("web-1")));
     }
 
     #[test]
