@@ -4,6 +4,7 @@
 //! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
 //! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
 
+mod notices;
 mod observer;
 
 use std::io;
@@ -21,12 +22,13 @@ use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{Config, Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
 use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer, WriterConfig};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::at_socket::{AtSocketWish, SocketMode};
 use crate::doors::{self, Doors};
 use crate::events::Events;
 
+use notices::Teller;
 pub use observer::Observer;
 pub(crate) use observer::Size;
 
@@ -108,7 +110,7 @@ pub struct Proxy {
     /// Whether everything that there was at first is decided at sockets.
     has_offered: bool,
     affinity_expired: Instant,
-    events: Events,
+    teller: Teller,
 }
 
 /// The data plane's sockets, as bind mode wants them.
@@ -197,7 +199,7 @@ impl Proxy {
             has_captured: false,
             has_offered: false,
             affinity_expired: Instant::now(),
-            events: config.events,
+            teller: Teller::new(config.events),
         };
         proxy.follow_interfaces();
         Ok(proxy)
@@ -265,10 +267,7 @@ impl Proxy {
         if plan.is_empty() && !is_first {
             return;
         }
-        for notice in &plan.notices {
-            warn!(service = %notice.service(), "{notice}");
-            self.events.warn(notice.service(), notice.reason(), "Serve", notice.to_string());
-        }
+        self.teller.tell(&plan.notices, start);
         let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
         self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);
@@ -368,6 +367,7 @@ impl Proxy {
             let may_attach = self.has_offered && self.under_way.is_none() && !self.is_replaced;
             self.at_socket.keep(now, serves, may_attach, &mut self.writer);
         }
+        self.teller.sum_up(now);
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
             self.affinity_expired = now;
             self.writer.expire_affinity(now);

@@ -1,6 +1,5 @@
 //! From changed claims and verdicts to what the capture and the table have to do.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -10,6 +9,10 @@ use super::Writer;
 use super::port_state::PortState;
 use crate::lookup::RouteMap;
 use crate::{ClusterAddressChange, FrontendKey, Notice, Origin, Route, Verdict};
+
+/// Of how many of a frontend's claimants that do not get it there is a notice: of the next in line. Any number of Services
+/// may name one.
+const CLAIMANTS_TOLD: usize = 8;
 
 /// A frontend as the capture is told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +164,15 @@ impl Writer {
         let now: Vec<Notice> = match self.claims.holder(&frontend) {
             None => Vec::new(),
             Some(holder) => {
-                let losers: BTreeSet<_> = self.claims.losers(&frontend).map(|claim| &claim.port).collect();
+                let mut losers: Vec<&ServicePortName> = Vec::new();
+                for claim in self.claims.losers(&frontend) {
+                    if losers.len() == CLAIMANTS_TOLD {
+                        break;
+                    }
+                    if !losers.contains(&&claim.port) {
+                        losers.push(&claim.port);
+                    }
+                }
                 let conflict = |claimant: &ServicePortName| Notice::Conflict {
                     frontend,
                     holder: holder.port.clone(),

@@ -189,6 +189,27 @@ fn the_older_service_keeps_a_contested_address_and_the_other_inherits_it() {
 }
 
 #[test]
+fn however_many_services_name_an_address_a_few_are_told_that_they_do_not_get_it() {
+    let mut writer = writer();
+    let claimants = || (1..=100).map(|n| apply(service(&format!("web-{n:03}"), n, WEB)));
+    let told = |plan: &Plan| -> Vec<String> {
+        let name = |notice: &Notice| notice.service().name.to_string();
+        plan.notices.iter().map(name).collect()
+    };
+    let plan = step(&mut writer, claimants());
+    let next: Vec<String> = (2..10).map(|n| format!("web-{n:03}")).collect();
+    assert_eq!(told(&plan), next);
+    // The last in line comes and goes: it is nothing new to those before.
+    step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "web-100")))]);
+    let plan = step(&mut writer, [apply(service("web-100", 100, WEB))]);
+    assert_eq!((told(&plan), writer.standing_notices().count()), (vec![], 8));
+    // Whoever gets it now is another one for all that are in line.
+    let plan = step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "web-001")))]);
+    let next: Vec<String> = (3..11).map(|n| format!("web-{n:03}")).collect();
+    assert_eq!(told(&plan), next);
+}
+
+#[test]
 fn an_endpoint_that_is_the_service_itself_is_left_out_and_named() {
     let mut writer = Writer::new(WriterConfig::new("here"));
     let mut reader = writer.table().reader();
