@@ -227,7 +227,8 @@ impl Metrics {
             let Some(elements) = elements else { continue };
             gauge(encoder, &format!("nftables_{name}"), "Elements of this set", elements as f64)?;
         }
-        Ok(())
+        let help = "1 while br_netfilter is on and cannot be switched off: pods on bridges have no Services";
+        gauge(encoder, "bridge_netfilter", help, f64::from(stats.bridge_netfilter))
     }
 
     fn encode_health_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

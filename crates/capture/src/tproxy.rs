@@ -266,7 +266,7 @@ impl Tproxy {
 
     fn keep_bridges(&mut self, now: Instant) {
         if let Some(bridge_netfilter) = &mut self.bridge_netfilter {
-            bridge_netfilter.keep_off(&mut self.settings, now);
+            bridge_netfilter.keep_off(&mut self.settings, &self.counters, now);
         }
     }
 

@@ -32,6 +32,12 @@ pub(super) fn status(inside: &Inside) -> Status {
         };
         problems.push(format!("{what} cannot be listened on: the log says why"));
     }
+    if observer.capture_stats().is_some_and(|stats| stats.bridge_netfilter) {
+        problems.push(
+            "net.bridge.bridge-nf-call-iptables or -ip6tables is not 0 and cannot be set: pods on bridges have no Services"
+                .to_owned(),
+        );
+    }
     if !observer.is_alive() {
         problems.push("a worker has ended: the agent is about to end, to be started again".to_owned());
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::counters::Counters;
 use super::settings::Settings;
 
 /// Of the network namespace. Where the module is not loaded there are none; loading it sets them to 1.
@@ -15,36 +16,44 @@ pub(super) const SETTINGS: [&str; 2] =
 /// How often somebody may have set them again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How often it is said that they cannot be set.
+const SAID_AGAIN: Duration = Duration::from_secs(600);
+
 /// Both settings.
 #[derive(Debug, Default)]
 pub(super) struct BridgeNetfilter {
     due: Option<Instant>,
-    has_complained: bool,
+    silent_until: Option<Instant>,
 }
 
 impl BridgeNetfilter {
     /// Sets to 0 what is not, if it is time to look.
-    pub(super) fn keep_off(&mut self, settings: &mut Settings, now: Instant) {
+    pub(super) fn keep_off(&mut self, settings: &mut Settings, counters: &Counters, now: Instant) {
         if self.due.is_some_and(|due| now < due) {
             return;
         }
         self.due = Some(now + PAUSE);
+        let mut refusal = None;
         for setting in SETTINGS {
             if matches!(settings.get(setting), None | Some(0)) {
                 continue;
             }
             match settings.set(setting, 0) {
-                Ok(()) => {
-                    info!("{setting} is set to 0: with it, pods on bridges would have no Services")
-                }
-                Err(error) if !self.has_complained => {
-                    self.has_complained = true;
-                    warn!(
-                        "pods on bridges have no Services while {setting} is not 0, and it cannot be \
-                         set: {error}; set it on the node (said once)"
-                    );
-                }
-                Err(_) => {}
+                Ok(()) => info!("{setting} is set to 0: with it, pods on bridges would have no Services"),
+                Err(error) => refusal = Some((setting, error)),
+            }
+        }
+        counters.bridge_netfilter(refusal.is_some());
+        match refusal {
+            // Whatever sets it next does so anew.
+            None => self.silent_until = None,
+            Some(_) if self.silent_until.is_some_and(|until| now < until) => {}
+            Some((setting, error)) => {
+                self.silent_until = Some(now + SAID_AGAIN);
+                warn!(
+                    "pods on bridges have no Services while {setting} is not 0, and it cannot be set: {error}; set it \
+                     on the node, where a file in /etc/sysctl.d may say otherwise"
+                );
             }
         }
     }

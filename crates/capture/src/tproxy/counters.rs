@@ -1,6 +1,6 @@
 //! What a capture has done so far, for others to read.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ pub struct Counters {
     elements: AtomicU64,
     crowded: [AtomicU64; Bound::ALL.len()],
     remembered: [AtomicU64; Remembered::ALL.len()],
+    bridge_netfilter: AtomicBool,
     failing: Mutex<Failing>,
 }
 
@@ -62,6 +63,8 @@ pub struct Stats {
     pub node_flows: Option<u64>,
     /// Those of answers.
     pub answers: Option<u64>,
+    /// Whether br_netfilter is on and cannot be switched off: pods on bridges have no Services.
+    pub bridge_netfilter: bool,
 }
 
 impl Counters {
@@ -83,6 +86,7 @@ impl Counters {
             host_flows: remembered(Remembered::HostFlows),
             node_flows: remembered(Remembered::NodeFlows),
             answers: remembered(Remembered::Answers),
+            bridge_netfilter: self.bridge_netfilter.load(Ordering::Relaxed),
         }
     }
 
@@ -109,6 +113,10 @@ impl Counters {
     pub(super) fn remembered(&self, set: Remembered, elements: Option<u64>) {
         let number = elements.unwrap_or(UNKNOWN);
         let _ = self.remembered.get(set as usize).map(|gauge| gauge.store(number, Ordering::Relaxed));
+    }
+
+    pub(super) fn bridge_netfilter(&self, is_on: bool) {
+        self.bridge_netfilter.store(is_on, Ordering::Relaxed);
     }
 
     pub(super) fn failure(&self, part: Part) {

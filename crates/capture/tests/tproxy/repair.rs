@@ -306,3 +306,34 @@ fn without_a_loopback_interface_there_is_no_start() {
         assert!(error.to_string().contains("ip link set lo up"), "{error}");
     });
 }
+
+/// As in the DaemonSet's container, whose /proc/sys cannot be written: only what is started before it may.
+#[test]
+fn br_netfilter_that_cannot_be_switched_off_is_said_for_as_long_as_it_is_on() {
+    const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    in_namespace(|| {
+        if std::fs::write(SETTING, "1").is_err() {
+            println!("this kernel has no br_netfilter");
+            return;
+        }
+        let mut tproxy = serving(config(), 3);
+        assert_eq!(std::fs::read_to_string(SETTING).unwrap().trim(), "0");
+        let mut now = Instant::now();
+        // Whoever sets it does so on the node.
+        let mut look = |value: &str| {
+            run("mount --bind /proc/sys /proc/sys");
+            if !value.is_empty() {
+                std::fs::write(SETTING, value).unwrap();
+            }
+            run("mount -o remount,bind,ro /proc/sys");
+            now += Duration::from_secs(2);
+            tproxy.keep(now);
+            run("umount /proc/sys");
+            tproxy.stats().bridge_netfilter
+        };
+        assert_eq!(["1", "", "0", "1"].map(look), [true, true, false, true]);
+        tproxy.keep(now + Duration::from_secs(2));
+        assert!(!tproxy.stats().bridge_netfilter, "it may again");
+        assert_eq!(std::fs::read_to_string(SETTING).unwrap().trim(), "0");
+    });
+}
