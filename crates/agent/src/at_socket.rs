@@ -5,6 +5,8 @@
 
 mod attach;
 mod sweep;
+#[cfg(test)]
+pub(crate) mod tests;
 mod view;
 
 use std::net::IpAddr;
@@ -14,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Frontend;
 use sluice_socket_maps::Capacity;
-use sluice_table::{ServicePort, Writer};
+use sluice_table::{ServicePort, Table, Writer};
 use tracing::{info, warn};
 
-use self::attach::{Attached, attach};
+use self::attach::{Attached, NotAttached, attach};
 pub(crate) use self::view::{Looks, View};
 
 /// How long the relay keeps a flow by default that was answered, as conntrack does.
@@ -92,8 +94,12 @@ pub enum AtSocketWish {
     Lacking(String),
 }
 
+/// Has programs decide at sockets, as [`attach`] does.
+type Attach = Box<dyn FnMut(&AtSocketConfig, &Table) -> Result<(Attached, Looks), NotAttached> + Send>;
+
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
 pub(crate) struct SocketMode {
+    attach: Attach,
     /// What is to, now or once another agent does not any more.
     config: Option<AtSocketConfig>,
     attached: Option<Attached>,
@@ -109,6 +115,10 @@ pub(crate) struct SocketMode {
 impl SocketMode {
     /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
     pub(crate) fn start(wish: AtSocketWish, writer: &mut Writer) -> Self {
+        Self::start_with(wish, writer, Box::new(attach))
+    }
+
+    fn start_with(wish: AtSocketWish, writer: &mut Writer, attach: Attach) -> Self {
         let (view, interfaces): (View, _) = Default::default();
         let config = match wish {
             AtSocketWish::None => None,
@@ -119,7 +129,8 @@ impl SocketMode {
                 None
             }
         };
-        let mut mode = Self { config, attached: None, view, interfaces, looked: Instant::now(), waits: None };
+        let looked = Instant::now();
+        let mut mode = Self { attach, config, attached: None, view, interfaces, looked, waits: None };
         if let Attempt::Busy(reason) = mode.attach(writer) {
             info!("all connections are relayed until another agent lets go of what decides at their sockets");
             mode.view.set_reason(&reason);
@@ -187,9 +198,8 @@ impl SocketMode {
     }
 
     /// Does what is due several times a second: looks after what is attached, where `serves` says that there is a relay that
-    /// takes what is left to it. Takes over from an agent that has ended, where `may_attach` says that this one knows
-    /// everything that there is to be decided.
-    pub(crate) fn keep(&mut self, now: Instant, serves: bool, may_attach: bool, writer: &mut Writer) {
+    /// takes what is left to it.
+    pub(crate) fn keep(&mut self, now: Instant, serves: bool) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             sockets.keep();
             if serves {
@@ -199,29 +209,36 @@ impl SocketMode {
                 self.looked = now;
                 self.notice_loss();
             }
-        } else if may_attach && now >= self.looked + ATTACH_RETRY {
-            self.looked = now;
-            let attempt = self.attach(writer);
-            if let Attempt::Busy(reason) = &attempt
-                && self.waits.is_some_and(|since| now >= since + HAND_OVER)
-            {
-                self.waits = None;
-                self.say_off(reason);
-            }
-            if let Attempt::Done = attempt {
-                let routes = writer.table().routes();
-                let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
-                self.set_interfaces(self.interfaces.clone());
-                self.offer(&frontends, true);
-                self.wake_sweeper();
-                info!("connections are decided at their sockets, as the earlier agent does not any more");
-            }
+        }
+    }
+
+    /// Takes over from an agent that has ended, if that is due. To be called while all frontends in the table are served
+    /// and none is about to be withdrawn: these are offered.
+    pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer) {
+        if self.attached.is_some() || now < self.looked + ATTACH_RETRY {
+            return;
+        }
+        self.looked = now;
+        let attempt = self.attach(writer);
+        if let Attempt::Busy(reason) = &attempt
+            && self.waits.is_some_and(|since| now >= since + HAND_OVER)
+        {
+            self.waits = None;
+            self.say_off(reason);
+        }
+        if let Attempt::Done = attempt {
+            let routes = writer.table().routes();
+            let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
+            self.set_interfaces(self.interfaces.clone());
+            self.offer(&frontends, true);
+            self.wake_sweeper();
+            info!("connections are decided at their sockets, as the earlier agent does not any more");
         }
     }
 
     fn attach(&mut self, writer: &mut Writer) -> Attempt {
         let Some(config) = &self.config else { return Attempt::None };
-        match attach(config, writer.table()) {
+        match (self.attach)(config, writer.table()) {
             Ok((attached, looks)) => {
                 self.view.set_attached(looks);
                 self.attached = Some(attached);

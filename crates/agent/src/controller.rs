@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
@@ -66,7 +66,7 @@ impl Controller {
     /// The system gives no thread.
     pub fn start(proxy: Proxy) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
-        let programming = Arc::<Programming>::default();
+        let programming = Arc::clone(proxy.programming());
         let feed = Feed { messages, programming: Arc::clone(&programming) };
         let builder = std::thread::Builder::new().name("controller".to_owned());
         let thread = builder.spawn(move || control(proxy, &receiver, &programming))?;
@@ -204,20 +204,16 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                     }
                 }
                 // The first changes count even if there are none.
-                if !waiting.is_empty() || !changes.is_empty() {
+                if batches > 0 {
+                    programming.taken(Instant::now(), batches, &changes);
                     proxy.take(changes);
                 }
-                programming.taken(batches);
                 answer(&mut waiting);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return proxy.shut_down(Duration::ZERO),
         }
         tick = if proxy.poll() {
-            programming.settled(Instant::now(), proxy.is_in_line());
-            if proxy.is_in_line() {
-                programming.endpoints_settled(&proxy.take_triggers(), SystemTime::now());
-            }
             answer(&mut settling);
             TICK
         } else {

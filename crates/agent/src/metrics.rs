@@ -257,8 +257,7 @@ impl Metrics {
             gauge(encoder, "apiserver_last_contact_seconds", help, age.as_secs_f64())?;
         }
         if let Some(has_node) = health.has_node() {
-            let help =
-                "1 while the cluster has a Node of this agent's name: without it there are no nodePorts";
+            let help = "1 while the cluster has a Node of this agent's name: as long as it had none there are no nodePorts";
             gauge(encoder, "apiserver_has_node", help, f64::from(has_node))?;
         }
         counter(encoder, "events_written", "Events written", self.events.written())?;

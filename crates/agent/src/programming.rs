@@ -9,6 +9,9 @@ use jiff::Timestamp;
 use prometheus_client::metrics::histogram::{Histogram, linear_buckets};
 use sluice_model::{Change, Object, ObjectRef};
 
+/// Changes of endpoints of a step that are timed at the most; what is beyond it is not measured.
+const TRIGGERS: usize = 100_000;
+
 /// The state of what is queued.
 #[derive(Debug)]
 pub(crate) struct Programming {
@@ -29,15 +32,69 @@ impl Default for Programming {
     }
 }
 
+/// Where changes are on their way. Each step takes its own along, so those that come while it is under way are never a
+/// reason why it is not done.
 #[derive(Debug, Default)]
 struct State {
-    /// Batches of changes that were handed over.
-    queued: u64,
-    /// Those of them that the proxy has taken in.
-    taken: u64,
-    /// Since when the oldest that has not taken effect waits.
-    oldest: Option<Instant>,
+    /// Handed over, and not taken in by the proxy.
+    queued: Waiting,
+    /// Taken in, and in no step.
+    taken: Waiting,
+    /// In the step that is under way, or in one that failed.
+    in_step: Waiting,
+    /// When the endpoints of these changed in the cluster.
+    triggers: Vec<SystemTime>,
     numbers: Numbers,
+}
+
+/// Batches of changes that are equally far.
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: u64,
+    /// Since when the oldest waits.
+    since: Option<Instant>,
+    services: u64,
+    endpoints: u64,
+}
+
+impl Waiting {
+    /// So many batches with these changes, the oldest of which waits since then.
+    fn new(batches: u64, since: Option<Instant>, changes: &[Change]) -> Self {
+        let count =
+            |is_one: fn(&Change) -> bool| changes.iter().filter(|change| is_one(change)).count() as u64;
+        Self { batches, since, services: count(is_service), endpoints: count(is_slice) }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.batches += more.batches;
+        self.since = self.since.into_iter().chain(more.since).min();
+        self.services += more.services;
+        self.endpoints += more.endpoints;
+    }
+
+    /// Takes some of them out. What is left came after these, and waits since `now` at the earliest.
+    fn take(&mut self, batches: u64, changes: &[Change], now: Instant) -> Self {
+        let taken = Self::new(batches, self.since, changes);
+        self.batches = self.batches.saturating_sub(taken.batches);
+        self.services = self.services.saturating_sub(taken.services);
+        self.endpoints = self.endpoints.saturating_sub(taken.endpoints);
+        self.since = (self.batches > 0).then_some(now);
+        taken
+    }
+}
+
+fn is_service(change: &Change) -> bool {
+    matches!(change, Change::Apply(Object::Service(_)) | Change::Delete(ObjectRef::Service(_)))
+}
+
+fn is_slice(change: &Change) -> bool {
+    matches!(change, Change::Apply(Object::EndpointSlice(_)) | Change::Delete(ObjectRef::EndpointSlice(_)))
+}
+
+impl State {
+    fn waiting(&self) -> [&Waiting; 3] {
+        [&self.queued, &self.taken, &self.in_step]
+    }
 }
 
 /// What there was so far.
@@ -56,55 +113,52 @@ pub(crate) struct Numbers {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub total: u64,
-    /// Those that have not taken effect. A batch that comes while another is under way makes these last as long as it.
+    /// Those that have not taken effect.
     pub pending: u64,
-}
-
-impl Numbers {
-    fn count(&mut self, change: &Change) {
-        let changes = match change {
-            Change::Apply(Object::Service(_)) | Change::Delete(ObjectRef::Service(_)) => &mut self.services,
-            Change::Apply(Object::EndpointSlice(_)) | Change::Delete(ObjectRef::EndpointSlice(_)) => {
-                &mut self.endpoints
-            }
-            _ => return,
-        };
-        changes.total += 1;
-        changes.pending += 1;
-    }
 }
 
 impl Programming {
     /// A batch of changes is handed over now.
     pub(crate) fn queued(&self, now: Instant, changes: &[Change]) {
         let mut state = self.lock();
+        let batch = Waiting::new(1, Some(now), changes);
         state.numbers.last_queued = Some(Timestamp::now());
-        changes.iter().for_each(|change| state.numbers.count(change));
-        state.queued += 1;
-        state.oldest.get_or_insert(now);
+        state.numbers.services.total += batch.services;
+        state.numbers.endpoints.total += batch.endpoints;
+        state.queued.add(batch);
     }
 
-    /// The proxy knows this many more batches.
-    pub(crate) fn taken(&self, batches: u64) {
-        self.lock().taken += batches;
+    /// The proxy is about to take in this many more batches, with these changes.
+    pub(crate) fn taken(&self, now: Instant, batches: u64, changes: &[Change]) {
+        let state = &mut *self.lock();
+        state.taken.add(state.queued.take(batches, changes, now));
     }
 
-    /// All that was taken has taken effect; where `is_good` is false only as far as that could be done.
-    pub(crate) fn settled(&self, now: Instant, is_good: bool) {
+    /// A step begins with all that was taken in so far. `triggers`: when endpoints changed in the cluster since the last
+    /// step.
+    pub(crate) fn step_begins(&self, triggers: Vec<SystemTime>) {
+        let state = &mut *self.lock();
+        state.in_step.add(std::mem::take(&mut state.taken));
+        let room = TRIGGERS.saturating_sub(state.triggers.len());
+        state.triggers.extend(triggers.into_iter().take(room));
+    }
+
+    /// The step is done, and what it was to do has taken effect if `is_good`. If not it waits on: a later step that is good
+    /// has it too.
+    pub(crate) fn step_ends(&self, is_good: bool) {
         let mut state = self.lock();
-        if state.oldest.is_none() || !is_good {
+        if state.in_step.since.is_none() || !is_good {
             return;
         }
-        // What came in since has not waited for longer than this.
-        state.oldest = (state.taken != state.queued).then_some(now);
+        state.in_step = Waiting::default();
         state.numbers.updated = Some(Timestamp::now());
-        if state.oldest.is_none() {
-            (state.numbers.services.pending, state.numbers.endpoints.pending) = (0, 0);
-        }
+        let triggers = std::mem::take(&mut state.triggers);
+        drop(state);
+        self.endpoints_settled(&triggers, SystemTime::now());
     }
 
     /// Changes of endpoints that happened in the cluster at these times have taken effect now.
-    pub(crate) fn endpoints_settled(&self, triggers: &[SystemTime], now: SystemTime) {
+    fn endpoints_settled(&self, triggers: &[SystemTime], now: SystemTime) {
         for trigger in triggers.iter().filter(|trigger| **trigger > self.started) {
             // A clock that is behind makes no time negative.
             let took = now.duration_since(*trigger).unwrap_or_default();
@@ -119,7 +173,8 @@ impl Programming {
 
     /// For how long a change has waited; none where nothing waits.
     pub(crate) fn pending_for(&self, now: Instant) -> Option<Duration> {
-        self.lock().oldest.map(|since| now.saturating_duration_since(since))
+        let oldest = self.lock().waiting().into_iter().filter_map(|waiting| waiting.since).min();
+        oldest.map(|since| now.saturating_duration_since(since))
     }
 
     /// When changes last took effect.
@@ -129,7 +184,11 @@ impl Programming {
 
     /// What there was so far.
     pub(crate) fn numbers(&self) -> Numbers {
-        self.lock().numbers
+        let state = self.lock();
+        let mut numbers = state.numbers;
+        numbers.services.pending = state.waiting().iter().map(|waiting| waiting.services).sum();
+        numbers.endpoints.pending = state.waiting().iter().map(|waiting| waiting.endpoints).sum();
+        numbers
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -167,28 +226,64 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let waits = |seconds| programming.pending_for(at(seconds)).map(|time| time.as_secs());
-        programming.settled(at(0), true);
+        programming.step_ends(true);
         assert_eq!((waits(0), programming.updated()), (None, None), "nothing was queued so far");
 
-        let service = Change::Delete(ObjectRef::Service(sluice_model::ObjectName::new("default", "web")));
-        programming.queued(at(10), &[service.clone(), service]);
+        let batch = [service(), service()];
+        programming.queued(at(10), &batch);
         programming.queued(at(20), &[]);
-        programming.taken(1);
+        programming.taken(at(25), 1, &batch);
+        programming.step_begins(Vec::new());
         assert_eq!(waits(30), Some(20), "the oldest counts");
-        programming.settled(at(40), false);
+        programming.step_ends(false);
         assert_eq!((waits(40), programming.updated()), (Some(30), None), "an attempt that failed is none");
-        programming.settled(at(50), true);
-        assert_eq!(waits(60), Some(10), "one of two is not in it");
+        assert_eq!(programming.numbers().services, Changes { total: 2, pending: 2 });
+        programming.step_ends(true);
+        assert_eq!(waits(60), Some(35), "one of two is not in it");
         assert!(programming.updated().is_some());
-        assert_eq!(
-            programming.numbers().services,
-            Changes { total: 2, pending: 2 },
-            "it may be one of these"
-        );
-        programming.taken(1);
-        programming.settled(at(70), true);
-        assert_eq!(waits(80), None);
         assert_eq!(programming.numbers().services, Changes { total: 2, pending: 0 });
+        programming.taken(at(65), 1, &[]);
+        programming.step_begins(Vec::new());
+        programming.step_ends(true);
+        assert_eq!(waits(80), None);
         assert_eq!(programming.numbers().endpoints, Changes::default());
+    }
+
+    #[test]
+    fn where_each_step_is_good_no_change_waits_for_longer_than_the_step_that_it_is_in_and_the_one_before() {
+        let programming = Programming::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let change_at = |seconds| {
+            programming.queued(at(seconds), &[service()]);
+            programming.taken(at(seconds), 1, &[service()]);
+        };
+        change_at(0);
+        programming.step_begins(Vec::new());
+        // Steps of ten seconds, in each of which there is something for the next one.
+        for step in 0..20 {
+            change_at(10 * step + 5);
+            programming.step_ends(true);
+            programming.step_begins(Vec::new());
+            assert_eq!(programming.pending_for(at(10 * step + 10)), Some(Duration::from_secs(5)));
+            assert_eq!(programming.numbers().services.pending, 1);
+        }
+        // They fail from now on.
+        for step in 20..40 {
+            change_at(10 * step + 5);
+            programming.step_ends(false);
+            programming.step_begins(Vec::new());
+            let wanted = Duration::from_secs(10 * (step + 1) - 195);
+            assert_eq!(programming.pending_for(at(10 * step + 10)), Some(wanted));
+            assert_eq!(programming.numbers().services.pending, step - 18);
+        }
+        // And one that is good has all of theirs.
+        programming.step_ends(true);
+        assert_eq!(programming.pending_for(at(500)), None);
+        assert_eq!(programming.numbers().services, Changes { total: 41, pending: 0 });
+    }
+
+    fn service() -> Change {
+        Change::Delete(ObjectRef::Service(sluice_model::ObjectName::new("default", "web")))
     }
 }

@@ -4,13 +4,16 @@
 //! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
 //! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
 
+mod config;
 mod notices;
 mod observer;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -19,15 +22,17 @@ use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
 use sluice_capture::bind::{Bind, Failures, Listeners};
 use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
-use sluice_dataplane::{Config, Dataplane, Stats};
+use sluice_dataplane::{Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
-use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer, WriterConfig};
+use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer};
 use tracing::{debug, info};
 
-use crate::at_socket::{AtSocketWish, SocketMode};
+use crate::at_socket::SocketMode;
 use crate::doors::{self, Doors};
 use crate::events::Events;
+use crate::programming::Programming;
 
+pub use config::{CaptureConfig, ProxyConfig};
 use notices::Teller;
 pub use observer::Observer;
 pub(crate) use observer::Size;
@@ -38,46 +43,6 @@ const CANNOT_WATCH: &str = "cannot watch the node's addresses";
 /// How often clients that session affinity has forgotten are looked for.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
 
-/// How the proxy is to run.
-#[derive(Debug, Clone)]
-pub struct ProxyConfig {
-    /// What the rules need to know.
-    pub table: WriterConfig,
-    /// The workers.
-    pub dataplane: Config,
-    /// How connections get to them.
-    pub capture: CaptureConfig,
-    /// Where nodePorts are served.
-    pub node_ports: NodePortAddresses,
-    /// What decides at clients' sockets, beside a capture of packets.
-    pub at_socket: AtSocketWish,
-    /// Where people are told of what concerns single objects.
-    pub events: Events,
-}
-
-impl ProxyConfig {
-    /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
-    pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
-        Self {
-            table,
-            dataplane,
-            capture: CaptureConfig::Bind,
-            node_ports: NodePortAddresses::Primary,
-            at_socket: AtSocketWish::None,
-            events: Events::default(),
-        }
-    }
-}
-
-/// How connections get to the workers.
-#[derive(Debug, Clone)]
-pub enum CaptureConfig {
-    /// Listen on the frontends' own addresses.
-    Bind,
-    /// Have the kernel hand over what is sent to them.
-    Tproxy(tproxy::Config),
-}
-
 /// A running proxy. Dropping it cuts every connection off; see [`Proxy::shut_down`].
 pub struct Proxy {
     writer: Writer,
@@ -87,6 +52,7 @@ pub struct Proxy {
     at_socket: SocketMode,
     /// What the capture is about to make true, and since when; the table is not finished with it.
     under_way: Option<(Plan, Instant)>,
+    programming: Arc<Programming>,
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
     doors: Option<Doors>,
@@ -185,6 +151,7 @@ impl Proxy {
             capture,
             at_socket,
             under_way: None,
+            programming: Arc::default(),
             dataplane,
             doors,
             tenure,
@@ -239,6 +206,10 @@ impl Proxy {
             self.finish(&step);
         }
         if self.under_way.is_none() {
+            // Between two steps, as there may be no moment without one: what is offered then is in the table and captured.
+            if self.has_offered && !self.is_replaced {
+                self.at_socket.take_over(Instant::now(), &mut self.writer);
+            }
             self.begin_step();
         }
         self.at_socket.report();
@@ -262,9 +233,11 @@ impl Proxy {
             self.node_port_addresses.store(Arc::new(node_port_addresses));
         }
         let mut plan = self.writer.plan();
+        self.programming.step_begins(self.writer.take_triggers());
         // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
         let is_first = !std::mem::replace(&mut self.has_captured, true);
         if plan.is_empty() && !is_first {
+            self.programming.step_ends(self.is_in_line());
             return;
         }
         self.teller.tell(&plan.notices, start);
@@ -299,6 +272,7 @@ impl Proxy {
         if is_first || has_withdrawn || has_rerouted {
             self.at_socket.wake_sweeper();
         }
+        self.programming.step_ends(self.is_in_line());
         let took = start.elapsed();
         self.step_durations.observe(took.as_secs_f64());
         report(step, took);
@@ -364,8 +338,7 @@ impl Proxy {
             self.open_doors();
             // From then on there is a way for what is left to the relay, and somebody who takes it.
             let serves = self.has_offered && self.doors.as_ref().is_some_and(Doors::are_open);
-            let may_attach = self.has_offered && self.under_way.is_none() && !self.is_replaced;
-            self.at_socket.keep(now, serves, may_attach, &mut self.writer);
+            self.at_socket.keep(now, serves);
         }
         self.teller.sum_up(now);
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
@@ -375,9 +348,9 @@ impl Proxy {
         !self.has_begun || self.advance()
     }
 
-    /// When endpoints changed, as [`Writer::take_triggers`] has it.
-    pub(crate) fn take_triggers(&mut self) -> Vec<SystemTime> {
-        self.writer.take_triggers()
+    /// Which changes have taken effect. Whoever hands some over says there which.
+    pub(crate) fn programming(&self) -> &Arc<Programming> {
+        &self.programming
     }
 
     /// Whether the kernel is as it was last asked to be.

@@ -44,6 +44,8 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 pub struct Writer {
     config: WriterConfig,
     table: Table,
+    /// This node, as the cluster last had it: a Node that is deleted takes no node away, which goes on as it was known, as
+    /// rules of kube-proxy's do.
     node: Option<Node>,
     /// The addresses of the node's interfaces, as far as the rules need them.
     interfaces: BTreeSet<IpAddr>,
@@ -128,13 +130,11 @@ impl Writer {
         match change {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
             Change::Apply(Object::EndpointSlice(slice)) => self.apply_slice(slice),
-            Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(Some(node)),
-            Change::Apply(Object::Node(_)) => {}
+            Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(node),
+            Change::Apply(Object::Node(_)) | Change::Delete(ObjectRef::Node(_)) => {}
             Change::Apply(Object::ServiceCidr(cidr)) => self.cluster_addresses.set_cidr(cidr),
             Change::Delete(ObjectRef::Service(name)) => self.delete_service(&name),
             Change::Delete(ObjectRef::EndpointSlice(name)) => self.delete_slice(&name),
-            Change::Delete(ObjectRef::Node(name)) if name == self.config.node => self.set_node(None),
-            Change::Delete(ObjectRef::Node(_)) => {}
             Change::Delete(ObjectRef::ServiceCidr(name)) => self.cluster_addresses.remove_cidr(&name),
         }
     }
@@ -264,7 +264,8 @@ impl Writer {
         }
     }
 
-    fn set_node(&mut self, node: Option<Node>) {
+    fn set_node(&mut self, node: Node) {
+        let node = Some(node);
         if self.node == node {
             return;
         }
@@ -354,11 +355,10 @@ impl Writer {
         }
     }
 
-    /// Whether nothing is kept of any object.
+    /// Whether nothing is kept of any object but the Node.
     #[cfg(test)]
     fn is_forgetful(&self) -> bool {
-        self.node.is_none()
-            && self.interfaces.is_empty()
+        self.interfaces.is_empty()
             && self.services.is_empty()
             && self.slice_owners.is_empty()
             && self.claims.is_empty()

@@ -19,11 +19,17 @@ pub(super) fn status(inside: &Inside) -> Status {
     problems.extend(apiserver.iter().flat_map(|health| health.reasons()).map(|(_, reason)| reason));
     problems.sort_unstable();
     problems.dedup();
-    if let Some(false) = apiserver.and_then(|health| health.has_node()) {
-        problems.push(format!(
-            "the cluster has no Node {}: there are no nodePorts (--hostname-override)",
-            inside.node
-        ));
+    if let Some(health) = apiserver
+        && health.has_node() == Some(false)
+    {
+        let node = &inside.node;
+        problems.push(match health.had_node() {
+            true => format!(
+                "the cluster has no Node {node} any more: nodePorts and zones go by what it said last, and load balancers \
+                 are told not to send here"
+            ),
+            false => format!("the cluster has no Node {node}: there are no nodePorts (--hostname-override)"),
+        });
     }
     if observer.unserved() > 0 {
         let what = match observer.unserved() {

@@ -52,6 +52,9 @@ async fn load_balancers_hear_that_a_node_is_to_go_and_kubelets_do_not() {
     cluster.kubectl("delete node node-1", "");
     until("it is gone", || healthz().0 == 503);
     assert_eq!(ask(health, "/livez").0, 200);
+    agent.wait_for("no Node \"node-1\" any more");
+    cluster.kubectl("create -f -", NODE);
+    until("it is there again", || healthz().0 == 200);
 }
 
 #[test]

@@ -402,14 +402,19 @@ impl Follower {
             return;
         }
         let has_node = !self.known.is_empty();
-        if !has_node && self.has_node != Some(false) {
-            tracing::warn!(
+        match (self.has_node, has_node) {
+            (None, false) => tracing::warn!(
                 "the cluster has no Node {:?}: nodePorts, health checks and zones do not work until it has: see \
                  kubectl get nodes, and give this one's name with --hostname-override",
                 self.node
-            );
-        } else if has_node && self.has_node == Some(false) {
-            tracing::info!("the cluster has the Node {:?} now", self.node);
+            ),
+            (Some(true), false) => tracing::warn!(
+                "the cluster has no Node {:?} any more: nodePorts and zones go by what it said last, and load balancers \
+                 are told not to send here until there is one again",
+                self.node
+            ),
+            (Some(false), true) => tracing::info!("the cluster has the Node {:?} now", self.node),
+            _ => {}
         }
         self.has_node = Some(has_node);
         self.health.set_has_node(has_node);

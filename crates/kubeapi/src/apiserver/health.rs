@@ -19,6 +19,8 @@ pub struct Health {
     resources: [ResourceHealth; Resource::ALL.len()],
     /// The cluster has a Node of this name.
     has_node: AtomicBool,
+    /// It had one once.
+    had_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
     answers: Mutex<BTreeMap<(String, Option<u16>), u64>>,
 }
@@ -50,6 +52,7 @@ impl Health {
             unnoticed,
             synced: AtomicBool::new(false),
             has_node: AtomicBool::new(false),
+            had_node: AtomicBool::new(false),
             resources: Default::default(),
             reasons: Mutex::default(),
             answers: Mutex::default(),
@@ -66,8 +69,14 @@ impl Health {
         self.of(Resource::Node).is_listed().then(|| self.has_node.load(Relaxed))
     }
 
+    /// Whether the cluster had a Node of this agent's name at any time since the start: what was known of it last goes on.
+    pub fn had_node(&self) -> bool {
+        self.had_node.load(Relaxed)
+    }
+
     pub(super) fn set_has_node(&self, has_node: bool) {
         self.has_node.store(has_node, Relaxed);
+        self.had_node.fetch_or(has_node, Relaxed);
     }
 
     /// One resource.

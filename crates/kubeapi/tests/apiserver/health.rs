@@ -88,11 +88,12 @@ async fn whether_the_cluster_has_this_node_is_known() {
     let server = plain().await;
     server.create(Resource::Nodes, node("another")).unwrap();
     let mut followed = Followed::synced(&server).await;
-    assert_eq!(followed.health().has_node(), Some(false));
+    let known = |followed: &Followed| (followed.health().has_node(), followed.health().had_node());
+    assert_eq!(known(&followed), (Some(false), false));
     server.create(Resource::Nodes, node(NODE)).unwrap();
     followed.until_like(&server).await;
-    assert_eq!(followed.health().has_node(), Some(true));
+    assert_eq!(known(&followed), (Some(true), true));
     server.delete(Resource::Nodes, "", NODE).unwrap();
     followed.until_like(&server).await;
-    assert_eq!(followed.health().has_node(), Some(false));
+    assert_eq!(known(&followed), (Some(false), true));
 }

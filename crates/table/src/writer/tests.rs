@@ -311,6 +311,45 @@ fn a_zone_change_of_the_node_is_live() {
 }
 
 #[test]
+fn a_node_that_is_deleted_goes_on_as_it_was_known_until_there_is_another_one_of_its_name() {
+    let mut writer = Writer::new(WriterConfig {
+        local_pods: LocalPods::DetectedByNodeCidrs,
+        frontends_lead_back: false,
+        ..WriterConfig::new("here")
+    });
+    let mut reader = writer.table().reader();
+    let mut web = service("web", 1, WEB);
+    web.ports[0].node_port = Some(30080);
+    let mut hinted = slice("web-a", "web", &[1, 2]);
+    hinted.endpoints[0].zone_hints = Box::from(["z1".into()]);
+    hinted.endpoints[1].zone_hints = Box::from(["z2".into()]);
+    let node = Node {
+        name: "here".into(),
+        zone: Some("z2".into()),
+        addresses: vec![[192, 168, 0, 7].into()],
+        pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+        eligible: true,
+    };
+    step(&mut writer, [apply(web), apply(hinted), Change::Apply(Object::Node(node.clone()))]);
+    let gone = Change::Delete(ObjectRef::Node("here".into()));
+    assert!(step(&mut writer, [gone.clone()]).is_empty(), "no frontend is withdrawn");
+    assert_eq!(writer.node_port_addresses(), node.addresses);
+    // Whatever else is worked out anew goes by the same node.
+    step(&mut writer, [apply(slice("web-b", "web", &[]))]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [2, 2], "the endpoint of its zone");
+    assert!(writer.config.local_pods.are_detected(Family::V4, writer.node.as_ref()));
+
+    let moved = Node { addresses: vec![[192, 168, 0, 9].into()], zone: Some("z1".into()), ..node };
+    let plan = step(&mut writer, [Change::Apply(Object::Node(moved))]);
+    let said = |states: &[FrontendState]| -> Vec<String> {
+        states.iter().map(|state| state.frontend.to_string()).collect()
+    };
+    assert_eq!(said(&plan.withdraw), ["192.168.0.7:30080/TCP"]);
+    assert_eq!(said(&plan.offer), ["192.168.0.9:30080/TCP"]);
+    assert_eq!(picks(&mut reader, key(WEB), 2), [1, 1]);
+}
+
+#[test]
 fn failed_endpoints_are_named_once_and_their_load_spreads_evenly() {
     let mut writer = writer();
     let mut reader = writer.table().reader();

@@ -206,7 +206,10 @@ impl Run {
                 self.writer.apply(Change::Apply(object));
             }
             Event::Delete(n) => {
-                self.objects.remove(&n);
+                // A node goes on as it was known.
+                if n != NODE {
+                    self.objects.remove(&n);
+                }
                 self.writer.apply(Change::Delete(object(n, 0).reference()));
             }
             Event::Publish => self.publish(),

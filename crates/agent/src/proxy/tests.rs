@@ -1,0 +1,101 @@
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
+
+use sluice_capture::Change as CaptureChange;
+use sluice_dataplane::Config;
+use sluice_model::{ObjectName, Service, ServicePort};
+use sluice_table::WriterConfig;
+
+use super::*;
+use crate::at_socket;
+use crate::controller::{Controller, Feed};
+
+/// A capture during each step of which somebody changes something, for so many steps.
+struct Restless {
+    steps: u16,
+    feed: Arc<OnceLock<Feed>>,
+    programming: Arc<Programming>,
+    looks: Arc<AtomicU64>,
+    began: Option<Instant>,
+    seen: Sender<Seen>,
+}
+
+/// What is seen while a step is under way.
+#[derive(Debug)]
+struct Seen {
+    /// Something waits that was there before the step before this one.
+    has_old: bool,
+    /// How often it was looked whether another agent still has socket mode.
+    looks: u64,
+}
+
+impl Capture for Restless {
+    fn change(&mut self, _: CaptureChange<'_>, now: Instant) {
+        let oldest = self.programming.pending_for(now);
+        let step = Seen {
+            has_old: self.began.is_some_and(|began| oldest > Some(now.duration_since(began))),
+            looks: self.looks.load(Ordering::SeqCst),
+        };
+        self.began = Some(now);
+        self.seen.send(step).unwrap();
+        if let Some(left) = self.steps.checked_sub(1) {
+            self.steps = left;
+            block_on(self.feed.get().unwrap().take(vec![service(left)])).unwrap();
+        }
+    }
+
+    fn keep(&mut self, _: Instant) {}
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// A Service, with another port than those with other numbers.
+fn service(number: u16) -> Change {
+    let ports =
+        vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 1 + number, node_port: None }];
+    let ip = IpAddr::from([10, 0, 0, 1]);
+    Change::Apply(Service::new(ObjectName::new("default", "web"), vec![ip], ports).into())
+}
+
+/// What is seen in each of the steps of such a capture.
+fn restless(steps: u16) -> (Vec<Seen>, Controller) {
+    let dataplane = Config {
+        workers: 1,
+        descriptors: 1_024,
+        client_share: 100,
+        udp_idle: Config::UDP_IDLE,
+        half_closed_idle: Config::HALF_CLOSED_IDLE,
+        connection_log: None,
+        service_times: false,
+        marks: None,
+    };
+    let mut proxy = Proxy::start(ProxyConfig::bind(WriterConfig::new("here"), dataplane)).unwrap();
+    let (mode, looks) = at_socket::tests::busy(&mut proxy.writer);
+    proxy.at_socket = mode;
+    let (feed, (seen, steps_seen)) = (Arc::<OnceLock<Feed>>::default(), mpsc::channel());
+    let programming = Arc::clone(proxy.programming());
+    let capture = Restless { steps, feed: Arc::clone(&feed), programming, looks, began: None, seen };
+    proxy.capture = Background::start(Box::new(capture)).unwrap();
+    let controller = Controller::start(proxy).unwrap();
+    feed.set(controller.feed().clone()).unwrap();
+    block_on(controller.feed().apply(vec![service(steps)])).unwrap();
+    (steps_seen.try_iter().collect(), controller)
+}
+
+#[test]
+fn where_each_step_finds_something_new_nothing_waits_for_longer_than_since_the_step_before() {
+    let (seen, controller) = restless(20);
+    assert_eq!(seen.len(), 21);
+    assert!(seen.iter().all(|step| !step.has_old), "{seen:?}");
+    assert_eq!(controller.programming().pending_for(Instant::now()), None);
+}
+
+#[test]
+fn where_each_step_finds_something_new_socket_mode_is_taken_over_all_the_same() {
+    let (seen, _controller) = restless(3);
+    let looks: Vec<u64> = seen.iter().map(|step| step.looks).collect();
+    assert_eq!(looks[..2], [1, 2], "as soon as there is a step that is done: {looks:?}");
+}
