@@ -13,6 +13,9 @@ use crate::proxy::Observer;
 /// How long changes may fail to reach the kernel. kube-proxy: twice its sync period of 30 s.
 const STALE: Duration = Duration::from_secs(60);
 
+/// Changes that have waited for so long, while no attempt fails, wait for a thread that hangs.
+const HUNG: Duration = Duration::from_secs(300);
+
 /// What is asked for the answer. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
@@ -84,6 +87,12 @@ impl Health {
         judge(is_synced, self.observer.capture_failing_for().max(pending))
     }
 
+    /// Whether a new process would do better. One that finds the kernel's rules as hard to change would not: it could not
+    /// even start, while this one carries connections on by those that there are.
+    pub(crate) fn is_live(&self) -> bool {
+        is_live(self.observer.capture_failing_for(), self.programming.pending_for(Instant::now()))
+    }
+
     /// How all of it is now.
     pub(crate) fn state(&self) -> State {
         State {
@@ -100,6 +109,10 @@ fn judge(is_synced: bool, stale_for: Option<Duration>) -> Result<(), Unhealthy> 
         Some(time) if time >= STALE => Err(Unhealthy::Failing(time)),
         _ => Ok(()),
     }
+}
+
+fn is_live(failing_for: Option<Duration>, pending_for: Option<Duration>) -> bool {
+    failing_for.is_some() || pending_for.is_none_or(|time| time < HUNG)
 }
 
 /// What the Node says. A cluster that has no Node of this name has no use for this node (kube-proxy: `NodeEligible`),
@@ -125,6 +138,14 @@ mod tests {
             assert_eq!(judge(is_synced, stale_for), wanted, "{name}");
         }
         assert!(Unhealthy::Failing(seconds(61)).to_string().contains("for 61 s"));
+    }
+
+    #[test]
+    fn a_new_process_is_better_where_this_one_hangs_and_not_where_the_kernel_refuses() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert!(is_live(None, None) && is_live(None, seconds(299)));
+        assert!(!is_live(None, seconds(300)));
+        assert!(is_live(seconds(1), seconds(1_000)) && is_live(seconds(1_000), seconds(1_000)));
     }
 
     #[test]

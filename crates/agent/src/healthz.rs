@@ -45,8 +45,8 @@ impl Drop for Healthz {
     }
 }
 
-/// The answer to a request of any method, as kube-proxy has it. Kubelets' `/livez` is about what a restart could mend:
-/// neither a node that is about to go nor an apiserver that says nothing.
+/// The answer to a request of any method, as kube-proxy has it. `/livez` is about neither a node that is about to go nor an
+/// apiserver that says nothing. Our own manifests do not ask it ([`Health::is_live`]).
 fn answer(path: &str, state: &State, now: Timestamp) -> Response<Full<Bytes>> {
     let is_well = match (path, state.verdict) {
         ("/healthz", verdict) => verdict.is_ok(),

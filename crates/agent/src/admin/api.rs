@@ -38,7 +38,8 @@ pub struct Status {
     pub age_seconds: Option<f64>,
     /// Whether `/healthz` says that all is well.
     pub is_healthy: bool,
-    /// Whether it is of use to let it go on: `/livez` says so.
+    /// Whether it is of use to let it go on: nothing hangs. `/livez` says less of it, as kube-proxy's does: a kernel whose rules
+    /// cannot be changed is no reason to start anew.
     #[serde(default)]
     pub is_live: bool,
     /// Whether it serves: it is healthy, and what it was told has taken effect.

@@ -7,7 +7,6 @@ use sluice_dataplane as dataplane;
 
 use super::api::{Limits, Status, WorkerLoad};
 use super::server::Inside;
-use crate::health::Unhealthy;
 use crate::proxy::Size;
 
 /// How the agent is now.
@@ -72,7 +71,7 @@ pub(super) fn status(inside: &Inside) -> Status {
         is_synced: apiserver.is_none_or(|health| health.is_synced()),
         age_seconds: apiserver.and_then(|health| health.last_contact()).map(|age| age.as_secs_f64()),
         is_healthy: verdict.is_ok(),
-        is_live: !matches!(verdict, Err(Unhealthy::Failing(_))),
+        is_live: inside.health.is_live(),
         is_ready: verdict.is_ok() && inside.health.programming().updated().is_some(),
         is_stopping: inside.is_stopping.load(Ordering::Relaxed),
         problems,
