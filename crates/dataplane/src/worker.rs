@@ -1,6 +1,6 @@
 //! One worker: a thread with one event loop, and everything that lives and dies on it.
 //!
-//! A turn of the loop: wait (not at all while somebody has more to do), events, turns of those with
+//! A turn of the loop: wait (not at all while somebody has more to do), events, new connections, turns of those with
 //! more to do, deadlines, commands.
 
 use std::io;
@@ -163,7 +163,7 @@ impl Worker {
         for event in &*events {
             match Source::of(event.token()) {
                 Some(Source::Waker) => is_woken = true,
-                Some(Source::Listener(id)) => self.tcp.on_listener(id, &mut self.core),
+                Some(Source::Listener(id)) => self.tcp.on_listener(id),
                 Some(Source::Downstream(id)) => {
                     self.tcp.on_session(id, Side::Downstream, event, &mut self.core);
                 }
@@ -175,6 +175,9 @@ impl Worker {
                 None => {}
             }
         }
+        // Never behind bulk: however long that line is, a queue that nobody empties is full soon.
+        let until = self.core.refresh() + SLICE;
+        self.tcp.run_listeners(until, &mut self.core);
         let until = self.core.refresh() + SLICE;
         self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
         self.udp.run_ready(&mut self.core);

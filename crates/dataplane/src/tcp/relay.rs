@@ -24,8 +24,8 @@ use crate::connection::{Connection, PART};
 use crate::core::{Core, TimerOwner};
 use crate::token::{SlotId, Slots, Source};
 
-/// Connections that are accepted before established ones get their turn again.
-const ACCEPT_BATCH: usize = 64;
+/// Connections that are accepted on a listener before others, and established ones, get their turn again.
+pub(crate) const ACCEPT_BATCH: usize = 64;
 
 /// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
 /// before: descriptors may become free elsewhere.
@@ -43,19 +43,15 @@ pub(crate) struct TcpRelay {
     listeners: Slots<Listener>,
     sessions: Slots<Session>,
     tools: Tools,
-    /// Who has more to do, in the order of their turns.
-    ready: VecDeque<Ready>,
+    /// Listeners that connections may wait on, in the order of their turns.
+    accepting: VecDeque<SlotId>,
+    /// Sessions that have more to do, in the order of their turns.
+    ready: VecDeque<SlotId>,
     /// Listeners that wait for descriptors, or do not work.
     paused: Vec<SlotId>,
     clients: ClientSessions,
     /// When it was last said that a client has more than its share.
     greed_said: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Ready {
-    Listener(SlotId),
-    Session(SlotId),
 }
 
 impl TcpRelay {
@@ -65,6 +61,7 @@ impl TcpRelay {
             listeners: Slots::default(),
             sessions: Slots::default(),
             tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
+            accepting: VecDeque::new(),
             ready: VecDeque::new(),
             paused: Vec::new(),
             clients: ClientSessions::new(config.client_share, config.workers),
@@ -138,23 +135,16 @@ impl TcpRelay {
 
     /// Whether somebody waits for a turn.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.accepting.is_empty()
     }
 
-    /// A connection waits on a listener.
-    pub(crate) fn on_listener(&mut self, id: SlotId, core: &mut Core) {
-        let is_queued = self.listeners.get_mut(id).is_none_or(|listener| listener.is_queued);
-        if !is_queued && self.accept(id, core) {
-            self.queue_listener(id);
-        }
-    }
-
-    fn queue_listener(&mut self, id: SlotId) {
+    /// A connection waits on a listener, which is given a turn.
+    pub(crate) fn on_listener(&mut self, id: SlotId) {
         if let Some(listener) = self.listeners.get_mut(id)
             && !listener.is_queued
         {
             listener.is_queued = true;
-            self.ready.push_back(Ready::Listener(id));
+            self.accepting.push_back(id);
         }
     }
 
@@ -172,34 +162,40 @@ impl TcpRelay {
         self.settle(id, step, core);
     }
 
-    /// Gives everybody who waits for a turn one turn, but stops when it is late, or after so many turns: those who are
-    /// left come first the next time.
+    /// Accepts a batch on each listener that connections may wait on, one at least, but stops when it is late: those that
+    /// are left come first the next time.
+    pub(crate) fn run_listeners(&mut self, until: Instant, core: &mut Core) {
+        for _ in 0..self.accepting.len() {
+            let Some(id) = self.accepting.pop_front() else { return };
+            let Some(listener) = self.listeners.get_mut(id) else { continue };
+            listener.is_queued = false;
+            if self.accept(id, core) {
+                self.on_listener(id);
+            }
+            if core.refresh() >= until {
+                return;
+            }
+        }
+    }
+
+    /// Gives every session that waits for a turn one turn, but stops when it is late, or after so many turns: those that
+    /// are left come first the next time.
     pub(crate) fn run_ready(&mut self, until: Instant, turns: usize, core: &mut Core) {
         for _ in 0..self.ready.len().min(turns) {
             if core.refresh() >= until {
                 return;
             }
-            match self.ready.pop_front() {
-                Some(Ready::Listener(id)) => {
-                    if let Some(listener) = self.listeners.get_mut(id) {
-                        listener.is_queued = false;
-                        self.on_listener(id, core);
-                    }
-                }
-                Some(Ready::Session(id)) => {
-                    let Some(session) = self.sessions.get_mut(id) else { continue };
-                    session.is_queued = false;
-                    let step = session.turn(&mut Context { core, tools: &mut self.tools });
-                    self.settle(id, step, core);
-                }
-                None => return,
-            }
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(session) = self.sessions.get_mut(id) else { continue };
+            session.is_queued = false;
+            let step = session.turn(&mut Context { core, tools: &mut self.tools });
+            self.settle(id, step, core);
         }
     }
 
     /// Lets listeners that ran out of descriptors look again.
     pub(crate) fn resume_accepting(&mut self) {
-        std::mem::take(&mut self.paused).into_iter().for_each(|id| self.queue_listener(id));
+        std::mem::take(&mut self.paused).into_iter().for_each(|id| self.on_listener(id));
     }
 
     /// Accepts a batch; whether there may be more.
@@ -316,7 +312,7 @@ impl TcpRelay {
                     && !session.is_queued
                 {
                     session.is_queued = true;
-                    self.ready.push_back(Ready::Session(id));
+                    self.ready.push_back(id);
                 }
             }
             Step::End(end) => {

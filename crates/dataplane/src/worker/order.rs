@@ -1,4 +1,4 @@
-//! Who comes first in a worker: small exchanges and datagrams before bulk, by counts of the loop's turns. A worker without
+//! Who comes first in a worker: small exchanges, datagrams and new connections before bulk, by counts of the loop's turns. A worker without
 //! a thread, turned by hand, so that nothing happens in between.
 
 use std::io::{ErrorKind, Read, Write};
@@ -12,6 +12,7 @@ use socket2::SockRef;
 
 use super::*;
 use crate::connection::{ConnectionState, PART};
+use crate::tcp::relay::ACCEPT_BATCH;
 use crate::tcp::relaying::TURN_BUDGET;
 use crate::{tcp, test_table, udp};
 
@@ -96,6 +97,21 @@ impl World {
         })
     }
 
+    /// Sessions that wait in line all the time: each endpoint has sent all that its socket takes.
+    fn bulk(&mut self) -> Vec<[TcpStream; 2]> {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let frontend = self.serve_tcp("bulk", endpoint.local_addr().unwrap());
+        let mut sessions: Vec<[TcpStream; 2]> =
+            (0..BULK).map(|_| self.connect(frontend, &endpoint)).collect();
+        for [_, endpoint] in &mut sessions {
+            SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
+            while endpoint.write(&[0; 65_536]).is_ok() {}
+        }
+        // Each session is found to be bulk, and from then on waits in line.
+        self.turn();
+        sessions
+    }
+
     /// Turns the loop until something is there; how many turns that took, and how many bytes TCP was moved meanwhile.
     fn turns_until(&mut self, mut is_there: impl FnMut() -> bool) -> (usize, u64) {
         let before = self.moved();
@@ -110,8 +126,12 @@ impl World {
     }
 
     fn moved(&self) -> u64 {
-        let stats = crate::Stats::sum([&*self.worker.core.stats]);
+        let stats = self.stats();
         stats.bytes_spliced + stats.bytes_copied
+    }
+
+    fn stats(&self) -> crate::Stats {
+        crate::Stats::sum([&*self.worker.core.stats])
     }
 }
 
@@ -149,9 +169,8 @@ fn assert_is_first((turns, moved): (usize, u64)) {
 #[test]
 fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_sessions() {
     let mut world = World::new();
-    let [bulk, small] = [(); 2].map(|()| TcpListener::bind(ANY).unwrap());
+    let small = TcpListener::bind(ANY).unwrap();
     let answers = UdpSocket::bind(ANY).unwrap();
-    let bulk_at = world.serve_tcp("bulk", bulk.local_addr().unwrap());
     let small_at = world.serve_tcp("small", small.local_addr().unwrap());
     let dns_at = world.serve_udp("dns", answers.local_addr().unwrap());
     let [mut client, mut endpoint] = world.connect(small_at, &small);
@@ -160,13 +179,7 @@ fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_se
     for socket in [&resolver, &answers] {
         socket.set_nonblocking(true).unwrap();
     }
-    let mut sessions: Vec<[TcpStream; 2]> = (0..BULK).map(|_| world.connect(bulk_at, &bulk)).collect();
-    for [_, endpoint] in &mut sessions {
-        SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
-        while endpoint.write(&[0; 65_536]).is_ok() {}
-    }
-    // Each session is found to be bulk, and from then on waits in line.
-    world.turn();
+    let _bulk = world.bulk();
 
     for _ in 0..2 {
         client.write_all(b"?").unwrap();
@@ -186,6 +199,23 @@ fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_se
         answers.send_to(b"!", from.unwrap()).unwrap();
         await_delivery(&answers);
         assert_is_first(world.turns_until(|| resolver.recv(&mut [0; 8]).is_ok()));
+    }
+}
+
+#[test]
+fn new_connections_are_accepted_a_batch_in_each_turn_before_a_line_of_a_hundred_bulk_sessions() {
+    const BURST: usize = 3 * ACCEPT_BATCH + 1;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let _bulk = world.bulk();
+    let accepted = |world: &World| world.stats().tcp_accepted;
+    let before = accepted(&world);
+    let _clients: Vec<TcpStream> = (0..BURST).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    for turn in 1..=BURST.div_ceil(ACCEPT_BATCH) {
+        assert!(world.worker.tcp.has_ready(), "bulk waits for its turn all the time");
+        world.turn();
+        assert_eq!(accepted(&world) - before, BURST.min(turn * ACCEPT_BATCH) as u64, "turn {turn}");
     }
 }
 
