@@ -11,6 +11,7 @@ mod connection;
 mod connection_log;
 mod core;
 mod descriptors;
+mod drops;
 mod failure;
 mod load;
 mod local_ports;

@@ -227,11 +227,20 @@ impl TcpRelay {
                 }
             }
         }
+        // Whenever the queue has been full, so many are taken from it.
+        self.count_drops(id, core);
         true
+    }
+
+    fn count_drops(&mut self, id: SlotId, core: &Core) {
+        if let Some(listener) = self.listeners.get_mut(id) {
+            core.stats.tcp_dropped_queue.add(listener.dropped());
+        }
     }
 
     /// Lets a listener be, until a session ends or some time has passed.
     fn pause(&mut self, id: SlotId, core: &mut Core) {
+        self.count_drops(id, core);
         if self.paused.is_empty() {
             core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
         }

@@ -21,7 +21,6 @@ use sluice_model::Protocol;
 use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
-use super::drops::DropsCounted;
 use super::flow_socket::FlowSocket;
 use super::flow_table::{Cause, Ended, Flow, FlowId, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
@@ -34,6 +33,7 @@ use crate::connection::{Connection, ConnectionState, PART};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
+use crate::drops::DropsCounted;
 use crate::token::{SlotId, Slots, Source};
 use groups::Groups;
 

@@ -6,9 +6,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 
+use rustix::io::Errno;
 use sluice_sys::tcp::unacknowledged_bytes;
 use sluice_table::{Writer, WriterConfig};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::*;
 use crate::connection::{ConnectionState, PART};
@@ -65,6 +66,10 @@ impl World {
     /// A TCP Service with this endpoint; returns its address.
     fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        self.serve_tcp_by(socket, name, endpoint)
+    }
+
+    fn serve_tcp_by(&mut self, socket: TcpListener, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let frontend = socket.local_addr().unwrap();
         test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, &[endpoint]);
         self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
@@ -217,6 +222,30 @@ fn new_connections_are_accepted_a_batch_in_each_turn_before_a_line_of_a_hundred_
         world.turn();
         assert_eq!(accepted(&world) - before, BURST.min(turn * ACCEPT_BATCH) as u64, "turn {turn}");
     }
+}
+
+#[test]
+fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
+    const DROPPED: usize = 10;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+    rustix::net::listen(&socket, ACCEPT_BATCH.try_into().unwrap()).unwrap();
+    let frontend = world.serve_tcp_by(socket, "web", endpoint.local_addr().unwrap());
+    // The kernel takes one more than it was told.
+    let _clients: Vec<Socket> = (0..=ACCEPT_BATCH + DROPPED)
+        .map(|_| {
+            let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+            let connecting = client.connect(&frontend.into()).unwrap_err();
+            assert_eq!(connecting.raw_os_error(), Some(Errno::INPROGRESS.raw_os_error()));
+            client
+        })
+        .collect();
+    world.turn();
+    let stats = world.stats();
+    assert_eq!(stats.tcp_accepted, ACCEPT_BATCH as u64);
+    // More where a client has asked again meanwhile.
+    assert!(stats.tcp_dropped_queue >= DROPPED as u64, "{}", stats.tcp_dropped_queue);
 }
 
 #[test]
