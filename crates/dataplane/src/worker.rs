@@ -47,12 +47,16 @@ const ANSWERS: Duration = Duration::from_secs(1);
 /// Events taken from the kernel at a time: so many small exchanges may come before a deadline is looked at.
 const EVENTS: usize = 256;
 
-/// How long those with more to do are given turns before events are looked at again: what a small exchange waits for
+/// How long each line of those with more to do moves before events are looked at again: what a small exchange waits for
 /// bulk at the most, but for one turn.
 const SLICE: Duration = Duration::from_millis(1);
 
 /// And how many turns there are in that time at the most; about as many as a fast machine gets done.
 const SLICE_TURNS: usize = 16;
+
+/// Deadlines that are seen to in such a time at the most. Many take little, as those of connections that get older than
+/// half a minute; to ask another endpoint takes as long as to accept a connection.
+const SLICE_DEADLINES: usize = 64;
 
 /// What the rest of the program asks of a worker.
 #[derive(Debug)]
@@ -180,7 +184,7 @@ impl Worker {
         self.tcp.run_listeners(until, &mut self.core);
         let until = self.core.refresh() + SLICE;
         self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
-        self.udp.run_ready(&mut self.core);
+        self.udp.run_ready(SLICE, SLICE_TURNS, &mut self.core);
         self.run_timers();
         self.core.stats.deadlines.set(self.core.timers.len());
         if is_woken {
@@ -213,13 +217,20 @@ impl Worker {
         Part { connections, next }
     }
 
+    /// Sees to deadlines that are due by now, one at least, but stops when it is late, or after so many: those that are
+    /// left are due in the next turn, which does not wait then.
     fn run_timers(&mut self) {
-        self.core.refresh();
-        while let Some(owner) = self.core.timers.pop_due(self.core.now) {
+        // What comes due meanwhile is the next turn's.
+        let now = self.core.refresh();
+        for _ in 0..SLICE_DEADLINES {
+            let Some(owner) = self.core.timers.pop_due(now) else { return };
             match owner {
                 TimerOwner::Session(id) => self.tcp.on_session_timer(id, &mut self.core),
                 TimerOwner::AcceptRetry => self.tcp.resume_accepting(),
                 TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
+            }
+            if self.core.refresh() >= now + SLICE {
+                return;
             }
         }
     }

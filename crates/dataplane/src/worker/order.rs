@@ -249,6 +249,38 @@ fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
 }
 
 #[test]
+fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_come_between() {
+    const DUE: usize = 10_000;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let [mut client, accepted] = world.connect(frontend, &endpoint);
+    let due = world.worker.core.now;
+    (0..DUE).for_each(|_| _ = world.worker.core.timers.set(due, TimerOwner::AcceptRetry));
+    client.write_all(b"?").unwrap();
+    await_delivery(&client);
+    let mut left = world.worker.core.timers.len();
+    for turn in 1.. {
+        // None of them waits for an event.
+        world.turn();
+        let now_left = world.worker.core.timers.len();
+        assert!(
+            now_left < left && left - now_left <= SLICE_DEADLINES,
+            "{left}, then {now_left}, in turn {turn}"
+        );
+        left = now_left;
+        if receives(&accepted) {
+            assert!(turn <= 2, "{turn} turns of the loop");
+            break;
+        }
+    }
+    while world.worker.core.timers.wait(world.worker.core.now) == Some(Duration::ZERO) {
+        world.turn();
+    }
+    assert_eq!(world.worker.core.timers.len(), 1, "the session's own");
+}
+
+#[test]
 fn a_walk_over_connections_takes_one_part_in_a_turn_and_ends_with_whoever_asks() {
     let mut world = World::new();
     let endpoint = TcpListener::bind(ANY).unwrap();
