@@ -32,6 +32,8 @@ pub(crate) struct Says {
     pub(crate) unanswered: Throttle,
     /// A connection to an endpoint cannot be started, nor a flow opened.
     pub(crate) unstarted: Throttle,
+    /// There is no port left towards an endpoint.
+    pub(crate) exhausted: Throttle,
     /// A socket cannot be registered.
     pub(crate) unregistered: Throttle,
 }

@@ -13,6 +13,7 @@ use sluice_table::FrontendKey;
 
 use super::client_sessions::ClientSessions;
 use super::direction::{BUFFER_SIZE, Tools};
+use super::exhausted::Exhausted;
 use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::pipe::PipePool;
@@ -43,6 +44,7 @@ pub(crate) struct TcpRelay {
     listeners: Slots<Listener>,
     sessions: Slots<Session>,
     tools: Tools,
+    pub(crate) exhausted: Exhausted,
     /// Listeners that connections may wait on, in the order of their turns.
     accepting: VecDeque<SlotId>,
     /// Sessions that have more to do, in the order of their turns.
@@ -61,6 +63,7 @@ impl TcpRelay {
             listeners: Slots::default(),
             sessions: Slots::default(),
             tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
+            exhausted: Exhausted::default(),
             accepting: VecDeque::new(),
             ready: VecDeque::new(),
             paused: Vec::new(),
@@ -151,14 +154,19 @@ impl TcpRelay {
     /// An event of a session's socket.
     pub(crate) fn on_session(&mut self, id: SlotId, side: Side, event: &Event, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_event(side, event, &mut Context { core, tools: &mut self.tools });
+        let step = session.on_event(
+            side,
+            event,
+            &mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted },
+        );
         self.settle(id, step, core);
     }
 
     /// A session's deadline.
     pub(crate) fn on_session_timer(&mut self, id: SlotId, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_timer(&mut Context { core, tools: &mut self.tools });
+        let step =
+            session.on_timer(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
         self.settle(id, step, core);
     }
 
@@ -188,7 +196,8 @@ impl TcpRelay {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(session) = self.sessions.get_mut(id) else { continue };
             session.is_queued = false;
-            let step = session.turn(&mut Context { core, tools: &mut self.tools });
+            let step =
+                session.turn(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
             self.settle(id, step, core);
         }
     }
@@ -294,7 +303,8 @@ impl TcpRelay {
         core.stats.tcp_active.add(1);
         self.clients.add(address.ip());
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.begin(&mut Context { core, tools: &mut self.tools });
+        let step =
+            session.begin(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
         self.settle(id, step, core);
     }
 

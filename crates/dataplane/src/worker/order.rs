@@ -13,8 +13,10 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::*;
 use crate::connection::{ConnectionState, PART};
+use crate::tcp::exhausted::Path;
 use crate::tcp::relay::ACCEPT_BATCH;
 use crate::tcp::relaying::TURN_BUDGET;
+use crate::tcp::socket::Search;
 use crate::{tcp, test_table, udp};
 
 const BULK: usize = 100;
@@ -66,12 +68,12 @@ impl World {
     /// A TCP Service with this endpoint; returns its address.
     fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
-        self.serve_tcp_by(socket, name, endpoint)
+        self.serve_tcp_by(socket, name, &[endpoint])
     }
 
-    fn serve_tcp_by(&mut self, socket: TcpListener, name: &str, endpoint: SocketAddr) -> SocketAddr {
+    fn serve_tcp_by(&mut self, socket: TcpListener, name: &str, endpoints: &[SocketAddr]) -> SocketAddr {
         let frontend = socket.local_addr().unwrap();
-        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, &[endpoint]);
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, endpoints);
         self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
         frontend
     }
@@ -231,7 +233,7 @@ fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
     let endpoint = TcpListener::bind(ANY).unwrap();
     let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
     rustix::net::listen(&socket, ACCEPT_BATCH.try_into().unwrap()).unwrap();
-    let frontend = world.serve_tcp_by(socket, "web", endpoint.local_addr().unwrap());
+    let frontend = world.serve_tcp_by(socket, "web", &[endpoint.local_addr().unwrap()]);
     // The kernel takes one more than it was told.
     let _clients: Vec<Socket> = (0..=ACCEPT_BATCH + DROPPED)
         .map(|_| {
@@ -278,6 +280,38 @@ fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_
         world.turn();
     }
     assert_eq!(world.worker.core.timers.len(), 1, "the session's own");
+}
+
+#[test]
+fn towards_an_endpoint_without_a_port_left_nothing_is_tried_for_a_while() {
+    let mut world = World::new();
+    let endpoints = [(); 2].map(|()| TcpListener::bind(ANY).unwrap());
+    let [first, second] = endpoints.each_ref().map(|endpoint| {
+        endpoint.set_nonblocking(true).unwrap();
+        endpoint.local_addr().unwrap()
+    });
+    let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+    let frontend = world.serve_tcp_by(socket, "web", &[first, second]);
+    // For longer than this takes.
+    let until = world.worker.core.now + Duration::from_secs(3_600);
+    let use_up = |world: &mut World, endpoint| {
+        let path = Path { from: None, endpoint };
+        assert!(world.worker.tcp.exhausted.found_none(path, Search::Thorough, until));
+    };
+    use_up(&mut world, first);
+    let _clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    world.turn();
+    assert_eq!(
+        endpoints.each_ref().map(|endpoint| endpoint.incoming().map_while(Result::ok).count()),
+        [0, 4]
+    );
+
+    use_up(&mut world, second);
+    let mut client = TcpStream::connect(frontend).unwrap();
+    world.turn();
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let stats = world.stats();
+    assert_eq!((stats.tcp_over_limit, stats.tcp_all_endpoints_failed), (1, 0));
 }
 
 #[test]
