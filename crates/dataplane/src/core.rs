@@ -22,6 +22,7 @@ use crate::transparent::Marks;
 pub(crate) enum TimerOwner {
     Session(SlotId),
     AcceptRetry,
+    UnusedPipes,
     UdpHousekeeping,
 }
 

@@ -80,7 +80,10 @@ counters! {
     bytes_spliced,
     /// Bytes moved through a worker's buffer.
     bytes_copied,
-    /// Times that a bulk transfer was copied because no pipe could be had.
+    /// Pipes that hold bytes of bulk transfers, or are kept for the next one.
+    pipes_active,
+    /// Times that a bulk transfer was copied because no pipe could be had: file descriptors had run out, or pipes have
+    /// their share of what the node's processes may have (`fs.pipe-user-pages-soft`).
     pipe_fallbacks,
     /// UDP datagrams received from clients.
     udp_datagrams_in,

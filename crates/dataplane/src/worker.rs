@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
+    /// Those of pipes.
+    pub(crate) pipes: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
     pub(crate) log: Option<ConnectionLog>,
 }
@@ -113,7 +115,7 @@ impl Worker {
         shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let Shared { reader, stats, descriptors, local_ports, log } = shared;
+        let Shared { reader, stats, descriptors, pipes, local_ports, log } = shared;
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
@@ -133,7 +135,7 @@ impl Worker {
             descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
             ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
         };
-        let (tcp, udp) = (TcpRelay::new(config, &core), UdpRelay::new(limits, budget));
+        let (tcp, udp) = (TcpRelay::new(config, &pipes), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })
     }
 
@@ -186,6 +188,7 @@ impl Worker {
         self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
         self.udp.run_ready(SLICE, SLICE_TURNS, &mut self.core);
         self.run_timers();
+        self.tcp.keep_house(&mut self.core);
         self.core.stats.deadlines.set(self.core.timers.len());
         if is_woken {
             self.obey()?;
@@ -227,6 +230,7 @@ impl Worker {
             match owner {
                 TimerOwner::Session(id) => self.tcp.on_session_timer(id, &mut self.core),
                 TimerOwner::AcceptRetry => self.tcp.resume_accepting(),
+                TimerOwner::UnusedPipes => self.tcp.close_unused_pipes(),
                 TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
             }
             if self.core.refresh() >= now + SLICE {

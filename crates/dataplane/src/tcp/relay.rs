@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -23,6 +24,7 @@ use crate::Config;
 use crate::client::Door;
 use crate::connection::{Connection, PART};
 use crate::core::{Core, TimerOwner};
+use crate::descriptors::Descriptors;
 use crate::token::{SlotId, Slots, Source};
 
 /// Connections that are accepted on a listener before others, and established ones, get their turn again.
@@ -31,6 +33,9 @@ pub(crate) const ACCEPT_BATCH: usize = 64;
 /// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
 /// before: descriptors may become free elsewhere.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How long pipes are kept that nobody uses, or up to twice as long.
+const PIPES_KEPT: Duration = Duration::from_secs(5);
 
 /// How long a client that has too much is not spoken of again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -51,14 +56,17 @@ pub(crate) struct TcpRelay {
     ready: VecDeque<SlotId>,
     /// Listeners that wait for descriptors, or do not work.
     paused: Vec<SlotId>,
+    /// There is a deadline for closing unused pipes.
+    is_look_due: bool,
     clients: ClientSessions,
     /// When it was last said that a client has more than its share.
     greed_said: Option<Instant>,
 }
 
 impl TcpRelay {
-    pub(crate) fn new(config: &Config, core: &Core) -> Self {
-        let pipes = PipePool::new(core.descriptors.clone());
+    /// With the workers' budget of pipes.
+    pub(crate) fn new(config: &Config, pipes: &Arc<Descriptors>) -> Self {
+        let pipes = PipePool::new(pipes);
         Self {
             listeners: Slots::default(),
             sessions: Slots::default(),
@@ -67,6 +75,7 @@ impl TcpRelay {
             accepting: VecDeque::new(),
             ready: VecDeque::new(),
             paused: Vec::new(),
+            is_look_due: false,
             clients: ClientSessions::new(config.client_share, config.workers),
             greed_said: None,
         }
@@ -200,6 +209,21 @@ impl TcpRelay {
                 session.turn(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
             self.settle(id, step, core);
         }
+    }
+
+    /// Sees to it that unused pipes are closed, while there are any.
+    pub(crate) fn keep_house(&mut self, core: &mut Core) {
+        core.stats.pipes_active.set(self.tools.pipes.count());
+        if !self.is_look_due && self.tools.pipes.has_pooled() {
+            self.is_look_due = true;
+            core.timers.set(core.now + PIPES_KEPT, TimerOwner::UnusedPipes);
+        }
+    }
+
+    /// Closes pipes that have not been used for a while.
+    pub(crate) fn close_unused_pipes(&mut self) {
+        self.is_look_due = false;
+        self.tools.pipes.close_unused();
     }
 
     /// Lets listeners that ran out of descriptors look again.

@@ -38,6 +38,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_pipes(1_000)
+    }
+
+    /// One that may hold so many pipes.
+    fn with_pipes(pipes: usize) -> Self {
         let config = Config {
             workers: 1,
             descriptors: 4_096,
@@ -50,10 +55,12 @@ impl World {
         };
         let writer = Writer::new(WriterConfig::new("here"));
         let (commands, receiver) = mpsc::channel();
+        let descriptors = Descriptors::new(config.descriptors);
         let shared = Shared {
             reader: writer.table().reader(),
             stats: Arc::default(),
-            descriptors: Descriptors::new(config.descriptors),
+            pipes: descriptors.part(2 * pipes, 0),
+            descriptors,
             local_ports: LocalPorts::of_this_node(),
             log: None,
         };
@@ -63,6 +70,12 @@ impl World {
 
     fn turn(&mut self) {
         assert!(self.worker.turn(&mut self.events).is_continue());
+    }
+
+    /// The same where there may be no event to wait for.
+    fn turn_at_once(&mut self) {
+        self.worker.has_commands = true;
+        self.turn();
     }
 
     /// A TCP Service with this endpoint; returns its address.
@@ -312,6 +325,53 @@ fn towards_an_endpoint_without_a_port_left_nothing_is_tried_for_a_while() {
     assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     let stats = world.stats();
     assert_eq!((stats.tcp_over_limit, stats.tcp_all_endpoints_failed), (1, 0));
+}
+
+#[test]
+fn slow_readers_hold_no_more_pipes_than_there_may_be_and_pipes_that_nobody_uses_are_closed() {
+    const PIPES: usize = 2;
+    let mut world = World::with_pipes(PIPES);
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let mut sessions: Vec<[TcpStream; 2]> =
+        (0..3 * PIPES).map(|_| world.connect(frontend, &endpoint)).collect();
+    let mut sent = 0;
+    // Until nothing moves any more: nobody reads.
+    loop {
+        let before = sent;
+        for [_, endpoint] in &mut sessions {
+            sent += std::iter::from_fn(|| endpoint.write(&[0; 65_536]).ok()).sum::<usize>();
+        }
+        if sent == before && !world.worker.tcp.has_ready() {
+            break;
+        }
+        world.turn_at_once();
+    }
+    let stats = world.stats();
+    assert_eq!(stats.pipes_active, PIPES as u64);
+    assert!(stats.pipe_fallbacks > 0);
+
+    let mut received = 0;
+    for _ in 0..PATIENCE {
+        if received == sent {
+            break;
+        }
+        for [client, _] in &mut sessions {
+            received += std::iter::from_fn(|| client.read(&mut [0; 65_536]).ok()).sum::<usize>();
+        }
+        world.turn_at_once();
+    }
+    let stats = world.stats();
+    assert_eq!((received, stats.pipes_active), (sent, PIPES as u64));
+    for pipes in [PIPES, 0] {
+        let sets = |owner: &_| *owner == TimerOwner::UnusedPipes;
+        let long_after = world.worker.core.now + Duration::from_secs(3_600);
+        let due = std::iter::from_fn(|| world.worker.core.timers.pop_due(long_after)).filter(sets);
+        assert_eq!(due.count(), 1, "there is a deadline for it");
+        world.worker.tcp.close_unused_pipes();
+        world.turn_at_once();
+        assert_eq!(world.stats().pipes_active, pipes as u64);
+    }
 }
 
 #[test]
