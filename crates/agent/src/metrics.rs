@@ -343,6 +343,6 @@ mod tests {
         let stats = Stats::default().named();
         let gauges: Vec<&str> =
             stats.into_iter().map(|(name, _)| name).filter(|name| is_gauge(name)).collect();
-        assert_eq!(gauges, ["tcp_active", "deadlines", "udp_flows_active"]);
+        assert_eq!(gauges, ["tcp_active", "deadlines", "pipes_active", "udp_flows_active"]);
     }
 }

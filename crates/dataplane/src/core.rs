@@ -22,6 +22,7 @@ use crate::transparent::Marks;
 pub(crate) enum TimerOwner {
     Session(SlotId),
     AcceptRetry,
+    UnusedPipes,
     UdpHousekeeping,
 }
 
@@ -32,6 +33,8 @@ pub(crate) struct Says {
     pub(crate) unanswered: Throttle,
     /// A connection to an endpoint cannot be started, nor a flow opened.
     pub(crate) unstarted: Throttle,
+    /// There is no port left towards an endpoint.
+    pub(crate) exhausted: Throttle,
     /// A socket cannot be registered.
     pub(crate) unregistered: Throttle,
 }

@@ -78,9 +78,14 @@ impl Descriptors {
         self.reserve(count).then(|| Permit { descriptors: Arc::clone(self), count })
     }
 
+    /// How many are taken.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// How many are left.
     pub(crate) fn free(&self) -> usize {
-        self.limit.saturating_sub(self.used.load(Ordering::Relaxed))
+        self.limit.saturating_sub(self.used())
     }
 
     fn reserve(&self, count: usize) -> bool {

@@ -28,13 +28,19 @@ pub(crate) fn is_of_this_node(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a client's port cannot be had, so that another one will have to do: somebody has it, or it is
-/// below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is missing.
+/// Whether an error of bind(2) says that a client's port cannot be had, so that another one will have to do: somebody has
+/// it, or it is below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is missing.
 pub(crate) fn is_about_the_port(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
         Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL | Errno::ACCESS)
     )
+}
+
+/// Whether an error of connect(2) says that the port cannot be had towards this destination. EACCES is not one here: a
+/// route or a rule of this node forbids the destination.
+pub(crate) fn is_taken_towards_it(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL))
 }
 
 #[cfg(test)]
@@ -61,5 +67,8 @@ mod tests {
         let helps = |errno: Errno| is_about_the_port(&errno.into());
         assert!(helps(Errno::ADDRINUSE) && helps(Errno::ADDRNOTAVAIL) && helps(Errno::ACCESS));
         assert!(!helps(Errno::PERM) && !helps(Errno::NOBUFS) && !helps(Errno::HOSTUNREACH));
+        let helps_to_connect = |errno: Errno| is_taken_towards_it(&errno.into());
+        assert!(helps_to_connect(Errno::ADDRINUSE) && helps_to_connect(Errno::ADDRNOTAVAIL));
+        assert!(!helps_to_connect(Errno::ACCESS) && !helps_to_connect(Errno::PERM));
     }
 }

@@ -11,6 +11,7 @@ mod connection;
 mod connection_log;
 mod core;
 mod descriptors;
+mod drops;
 mod failure;
 mod load;
 mod local_ports;
@@ -118,7 +119,7 @@ impl Dataplane {
     /// The system refuses a thread or an epoll instance.
     pub fn start(config: Config, table: &Table) -> io::Result<Self> {
         let descriptors = Descriptors::new(config.descriptors);
-        let local_ports = LocalPorts::of_this_node();
+        let (pipes, local_ports) = (tcp::pipe::budget(&descriptors), LocalPorts::of_this_node());
         let log = config.connection_log.map(connection_log::start).transpose()?;
         let (log, thread) = log.unzip();
         let workers = (0..config.workers.max(1)).map(|number| {
@@ -126,9 +127,10 @@ impl Dataplane {
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
             let (commands, receiver) = mpsc::channel();
             let stats = Arc::<WorkerStats>::default();
-            let (reader, descriptors) = (table.reader(), Arc::clone(&descriptors));
+            let reader = table.reader();
+            let (descriptors, pipes) = (Arc::clone(&descriptors), Arc::clone(&pipes));
             let (log, local_ports) = (log.clone(), local_ports.clone());
-            let shared = Shared { reader, stats: Arc::clone(&stats), descriptors, local_ports, log };
+            let shared = Shared { reader, stats: Arc::clone(&stats), descriptors, pipes, local_ports, log };
             let worker = Worker::new(&config, poll, shared, receiver)?;
             let id = Arc::<OnceLock<i32>>::default();
             let own = Arc::clone(&id);

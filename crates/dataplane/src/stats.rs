@@ -69,6 +69,9 @@ counters! {
     accept_paused,
     /// Times that a listener did not work at all; what it is was logged.
     accept_failed,
+    /// SYNs and last segments of handshakes that the kernel dropped at a listener, nearly always because its queue was
+    /// full: connections came faster than a worker accepted them. Clients send them again, after a second and later.
+    tcp_dropped_queue,
     /// TCP connections reset because their client's address had more than its share of what was left.
     tcp_over_share,
     /// Deadlines that workers wait for.
@@ -77,7 +80,10 @@ counters! {
     bytes_spliced,
     /// Bytes moved through a worker's buffer.
     bytes_copied,
-    /// Times that a bulk transfer was copied because no pipe could be had.
+    /// Pipes that hold bytes of bulk transfers, or are kept for the next one.
+    pipes_active,
+    /// Times that a bulk transfer was copied because no pipe could be had: file descriptors had run out, or pipes have
+    /// their share of what the node's processes may have (`fs.pipe-user-pages-soft`).
     pipe_fallbacks,
     /// UDP datagrams received from clients.
     udp_datagrams_in,

@@ -9,6 +9,7 @@
 pub(crate) mod client_sessions;
 pub(crate) mod connect;
 pub(crate) mod direction;
+pub(crate) mod exhausted;
 pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod pipe;

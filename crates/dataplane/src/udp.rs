@@ -9,7 +9,6 @@ pub(crate) mod relay;
 pub(crate) mod replies;
 pub(crate) mod socket;
 
-mod drops;
 mod flow_class;
 mod flow_clients;
 mod flow_queue;

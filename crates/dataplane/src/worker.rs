@@ -1,6 +1,6 @@
 //! One worker: a thread with one event loop, and everything that lives and dies on it.
 //!
-//! A turn of the loop: wait (not at all while somebody has more to do), events, turns of those with
+//! A turn of the loop: wait (not at all while somebody has more to do), events, new connections, turns of those with
 //! more to do, deadlines, commands.
 
 use std::io;
@@ -47,12 +47,16 @@ const ANSWERS: Duration = Duration::from_secs(1);
 /// Events taken from the kernel at a time: so many small exchanges may come before a deadline is looked at.
 const EVENTS: usize = 256;
 
-/// How long those with more to do are given turns before events are looked at again: what a small exchange waits for
+/// How long each line of those with more to do moves before events are looked at again: what a small exchange waits for
 /// bulk at the most, but for one turn.
 const SLICE: Duration = Duration::from_millis(1);
 
 /// And how many turns there are in that time at the most; about as many as a fast machine gets done.
 const SLICE_TURNS: usize = 16;
+
+/// Deadlines that are seen to in such a time at the most. Many take little, as those of connections that get older than
+/// half a minute; to ask another endpoint takes as long as to accept a connection.
+const SLICE_DEADLINES: usize = 64;
 
 /// What the rest of the program asks of a worker.
 #[derive(Debug)]
@@ -83,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
+    /// Those of pipes.
+    pub(crate) pipes: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
     pub(crate) log: Option<ConnectionLog>,
 }
@@ -109,7 +115,7 @@ impl Worker {
         shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let Shared { reader, stats, descriptors, local_ports, log } = shared;
+        let Shared { reader, stats, descriptors, pipes, local_ports, log } = shared;
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
@@ -129,7 +135,7 @@ impl Worker {
             descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
             ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
         };
-        let (tcp, udp) = (TcpRelay::new(config, &core), UdpRelay::new(limits, budget));
+        let (tcp, udp) = (TcpRelay::new(config, &pipes), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })
     }
 
@@ -163,7 +169,7 @@ impl Worker {
         for event in &*events {
             match Source::of(event.token()) {
                 Some(Source::Waker) => is_woken = true,
-                Some(Source::Listener(id)) => self.tcp.on_listener(id, &mut self.core),
+                Some(Source::Listener(id)) => self.tcp.on_listener(id),
                 Some(Source::Downstream(id)) => {
                     self.tcp.on_session(id, Side::Downstream, event, &mut self.core);
                 }
@@ -175,10 +181,14 @@ impl Worker {
                 None => {}
             }
         }
+        // Never behind bulk: however long that line is, a queue that nobody empties is full soon.
+        let until = self.core.refresh() + SLICE;
+        self.tcp.run_listeners(until, &mut self.core);
         let until = self.core.refresh() + SLICE;
         self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
-        self.udp.run_ready(&mut self.core);
+        self.udp.run_ready(SLICE, SLICE_TURNS, &mut self.core);
         self.run_timers();
+        self.tcp.keep_house(&mut self.core);
         self.core.stats.deadlines.set(self.core.timers.len());
         if is_woken {
             self.obey()?;
@@ -210,13 +220,21 @@ impl Worker {
         Part { connections, next }
     }
 
+    /// Sees to deadlines that are due by now, one at least, but stops when it is late, or after so many: those that are
+    /// left are due in the next turn, which does not wait then.
     fn run_timers(&mut self) {
-        self.core.refresh();
-        while let Some(owner) = self.core.timers.pop_due(self.core.now) {
+        // What comes due meanwhile is the next turn's.
+        let now = self.core.refresh();
+        for _ in 0..SLICE_DEADLINES {
+            let Some(owner) = self.core.timers.pop_due(now) else { return };
             match owner {
                 TimerOwner::Session(id) => self.tcp.on_session_timer(id, &mut self.core),
                 TimerOwner::AcceptRetry => self.tcp.resume_accepting(),
+                TimerOwner::UnusedPipes => self.tcp.close_unused_pipes(),
                 TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
+            }
+            if self.core.refresh() >= now + SLICE {
+                return;
             }
         }
     }

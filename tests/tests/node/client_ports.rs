@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, Server, ask_on};
+use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
-use super::hosts::{add_service, lab, world};
+use super::hosts::{add_service, host_named, lab, serve, world};
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, World, service, slices};
 
@@ -235,4 +236,36 @@ fn a_port_of_a_client_stays_free_for_the_nodes_own_connections() {
             Err(error) => panic!("{family}: {error}"),
         }
     }
+}
+
+#[test]
+fn who_is_seen_with_the_nodes_address_gets_another_endpoint_where_the_ports_towards_one_are_used_up() {
+    let lab = lab();
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40001")).unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let endpoints = [("other-pod-0", "other"), ("other-pod-1", "other")];
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &endpoints[..1]);
+    let to = world.address(Kind::NodePort, 1, Family::V4);
+    // Who answers, and the connection, which stays.
+    let connect = |world: &World| {
+        let stream = world.lab.outside().tcp_stream(to, PATIENCE).ok()?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).ok()?;
+        Some((line.split_whitespace().next()?.to_owned(), stream))
+    };
+    let two: Vec<_> = (0..2).map(|_| connect(&world).expect("there is a port")).collect();
+    assert!(two.iter().all(|(by, _)| by == "other-pod-0"));
+    for lost in 1..=3 {
+        assert!(connect(&world).is_none());
+        assert_eq!(world.proxy().stats().tcp_over_limit, lost);
+    }
+    let pods = endpoints.map(|(name, node)| (host_named(&world.lab, name).clone(), node));
+    let _other = serve(&pods[1].0);
+    world.apply(slices(1, &pods.each_ref().map(|(pod, node)| (pod, *node))));
+    let others: Vec<_> = (0..2).map(|_| connect(&world).expect("the other endpoint has ports")).collect();
+    assert!(others.iter().all(|(by, _)| by == "other-pod-1"));
+    assert!(connect(&world).is_none(), "now neither has");
+    assert_eq!(world.proxy().stats().tcp_over_limit, 4);
+    drop(two);
+    wait::until("it is tried again", || connect(&world).is_some_and(|(by, _)| by == "other-pod-0"));
 }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use sluice_sys::tcp::refuse_new_connections;
 
 use crate::client::Door;
+use crate::drops::DropsCounted;
 
 /// A listening socket of one worker.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct Listener {
     /// The address it listens on.
     address: SocketAddr,
     door: Door,
+    drops: DropsCounted,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
     /// It was said that it does not work.
@@ -43,7 +45,8 @@ impl Listener {
     pub(crate) fn new(socket: TcpListener, door: Door) -> io::Result<Self> {
         let address = socket.local_addr()?;
         let socket = mio::net::TcpListener::from_std(socket);
-        Ok(Self { socket, address, door, is_queued: false, is_reported: false })
+        let drops = DropsCounted::default();
+        Ok(Self { socket, address, door, drops, is_queued: false, is_reported: false })
     }
 
     pub(crate) fn source(&mut self) -> &mut mio::net::TcpListener {
@@ -76,6 +79,11 @@ impl Listener {
             Door::Bound => refuse_new_connections(self.socket.as_fd()),
             Door::Captured(_) => Ok(()),
         }
+    }
+
+    /// What the kernel has dropped since the last call, as the queue was full.
+    pub(crate) fn dropped(&mut self) -> u64 {
+        self.drops.more(&self.socket)
     }
 
     pub(crate) fn accept(&self) -> Accepted {

@@ -13,8 +13,38 @@ use crate::descriptors::{Descriptors, Permit};
 /// nothing more, and unprivileged users have 64 MiB of pipe for all their processes, pipe(7)).
 const CAPACITY: usize = 256 << 10;
 
+/// How many pages the kernel counts for such a pipe, where a page has 4 KiB; fewer where it has more.
+const PAGES: usize = CAPACITY >> 12;
+
 /// Empty pipes that a worker keeps for the next bulk transfer.
-const MAX_POOLED: usize = 32;
+const MAX_POOLED: usize = 8;
+
+/// Beyond so many pages in pipes of one user, processes without CAP_SYS_RESOURCE get pipes of two pages (pipe(7)). The user
+/// is mostly root, and root of all containers that have no user namespace is the same one.
+const SETTING: &str = "/proc/sys/fs/pipe-user-pages-soft";
+
+/// What the setting is by default.
+const DEFAULT_PAGES: usize = 16_384;
+
+/// Pipes may take one in this many of them; the rest is other programs'.
+const SHARE: usize = 4;
+
+/// File descriptors of a pipe.
+const DESCRIPTORS: usize = 2;
+
+/// The file descriptors of pipes, of all workers together: of few, as a slow reader holds one for as long as it likes.
+pub(crate) fn budget(descriptors: &Arc<Descriptors>) -> Arc<Descriptors> {
+    let pipes = most(std::fs::read_to_string(SETTING).ok().as_deref());
+    descriptors.part(pipes.saturating_mul(DESCRIPTORS), 0)
+}
+
+/// How many pipes there may be, by what the setting says, if it can be read: 0 is no limit.
+fn most(setting: Option<&str>) -> usize {
+    match setting.and_then(|pages| pages.trim().parse().ok()).unwrap_or(DEFAULT_PAGES) {
+        0 => usize::MAX,
+        pages => pages / SHARE / PAGES,
+    }
+}
 
 /// A pipe: `write` in, `read` out.
 #[derive(Debug)]
@@ -30,18 +60,25 @@ pub(crate) struct Pipe {
 /// A worker's empty pipes.
 #[derive(Debug)]
 pub(crate) struct PipePool {
+    /// The one that was used last is the last one, and used next.
     pooled: Vec<Pipe>,
+    /// How many of them, the first ones, nobody has used since the last look.
+    unused: usize,
+    /// The worker's part of the [`budget`].
     descriptors: Arc<Descriptors>,
 }
 
 impl PipePool {
-    pub(crate) fn new(descriptors: Arc<Descriptors>) -> Self {
-        Self { pooled: Vec::new(), descriptors }
+    /// Within the [`budget`], of which the other workers have theirs too.
+    pub(crate) fn new(budget: &Arc<Descriptors>) -> Self {
+        Self { pooled: Vec::new(), unused: 0, descriptors: budget.part(usize::MAX, 0) }
     }
 
     /// An empty pipe, if one can be had.
     pub(crate) fn take(&mut self) -> Option<Pipe> {
-        self.pooled.pop().or_else(|| self.make().ok().flatten())
+        let pipe = self.pooled.pop();
+        self.unused = self.unused.min(self.pooled.len());
+        pipe.or_else(|| self.make().ok().flatten())
     }
 
     /// Gives an empty pipe back. One that still holds bytes must be dropped instead: the next
@@ -52,8 +89,24 @@ impl PipePool {
         }
     }
 
+    /// Closes those that nobody has used since the last call.
+    pub(crate) fn close_unused(&mut self) {
+        self.pooled.drain(..self.unused);
+        self.unused = self.pooled.len();
+    }
+
+    /// Whether there are pipes that nobody uses now.
+    pub(crate) fn has_pooled(&self) -> bool {
+        !self.pooled.is_empty()
+    }
+
+    /// How many there are, with bytes or without.
+    pub(crate) fn count(&self) -> usize {
+        self.descriptors.used() / DESCRIPTORS
+    }
+
     fn make(&self) -> io::Result<Option<Pipe>> {
-        let Some(permit) = self.descriptors.take(2) else { return Ok(None) };
+        let Some(permit) = self.descriptors.take(DESCRIPTORS) else { return Ok(None) };
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
         // Over the user's quota the pipe keeps the size it has: it works all the same.
         let capacity = match fcntl_setpipe_size(&write, CAPACITY) {
@@ -69,20 +122,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pipes_are_reused_and_bounded_by_the_descriptors() {
-        let mut pool = PipePool::new(Descriptors::new(4));
-        let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
-        assert!(pool.take().is_none(), "two pipes are four descriptors");
-        pool.put(a);
-        assert!(pool.take().is_some());
-        drop(b);
+    fn pipes_are_reused_and_bounded_by_the_descriptors_and_by_their_own_budget() {
+        for (all, those_of_pipes) in [(4, 100), (100, 4)] {
+            let all = Descriptors::new(all);
+            let mut pool = PipePool::new(&all.part(those_of_pipes, 0));
+            let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
+            assert!(pool.take().is_none(), "two pipes are four descriptors");
+            pool.put(a);
+            assert!(pool.take().is_some());
+            assert_eq!(pool.count(), 1);
+            drop(b);
+            assert_eq!((pool.count(), all.used()), (0, 0));
+        }
     }
 
     #[test]
     fn the_pool_keeps_no_more_than_its_bound() {
-        let mut pool = PipePool::new(Descriptors::new(1_000));
+        let mut pool = PipePool::new(&Descriptors::new(1_000));
         let pipes: Vec<Pipe> = std::iter::from_fn(|| pool.take()).take(MAX_POOLED + 5).collect();
         pipes.into_iter().for_each(|pipe| pool.put(pipe));
         assert_eq!(pool.pooled.len(), MAX_POOLED);
+    }
+
+    #[test]
+    fn pipes_that_nobody_has_used_between_two_looks_are_closed() {
+        let mut pool = PipePool::new(&Descriptors::new(1_000));
+        let pipes: Vec<Pipe> = std::iter::from_fn(|| pool.take()).take(5).collect();
+        pipes.into_iter().for_each(|pipe| pool.put(pipe));
+        pool.close_unused();
+        assert_eq!(pool.count(), 5, "all have been used");
+        let two = [pool.take().unwrap(), pool.take().unwrap()];
+        two.into_iter().for_each(|pipe| pool.put(pipe));
+        pool.close_unused();
+        assert_eq!(pool.count(), 2);
+        let held = pool.take().unwrap();
+        let mut counts = [(); 2].map(|()| {
+            pool.close_unused();
+            pool.count()
+        });
+        assert_eq!(counts, [1, 1], "one is in use all the time");
+        pool.put(held);
+        counts = [(); 2].map(|()| {
+            pool.close_unused();
+            pool.count()
+        });
+        assert_eq!(counts, [1, 0]);
+        assert!(!pool.has_pooled());
+    }
+
+    #[test]
+    fn a_quarter_of_what_a_user_may_have_in_pipes_is_ours() {
+        let of = |setting| most(Some(setting));
+        assert_eq!((of("16384\n"), of("65536\n"), of("100\n")), (64, 256, 0));
+        assert_eq!(of("0\n"), usize::MAX, "no limit");
+        assert_eq!((most(None), of("?")), (64, 64));
+        assert!(budget(&Descriptors::new(1_000)).free() > 0, "this machine's");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -13,6 +14,7 @@ use sluice_table::FrontendKey;
 
 use super::client_sessions::ClientSessions;
 use super::direction::{BUFFER_SIZE, Tools};
+use super::exhausted::Exhausted;
 use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::pipe::PipePool;
@@ -22,14 +24,18 @@ use crate::Config;
 use crate::client::Door;
 use crate::connection::{Connection, PART};
 use crate::core::{Core, TimerOwner};
+use crate::descriptors::Descriptors;
 use crate::token::{SlotId, Slots, Source};
 
-/// Connections that are accepted before established ones get their turn again.
-const ACCEPT_BATCH: usize = 64;
+/// Connections that are accepted on a listener before others, and established ones, get their turn again.
+pub(crate) const ACCEPT_BATCH: usize = 64;
 
 /// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
 /// before: descriptors may become free elsewhere.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How long pipes are kept that nobody uses, or up to twice as long.
+const PIPES_KEPT: Duration = Duration::from_secs(5);
 
 /// How long a client that has too much is not spoken of again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
@@ -43,30 +49,33 @@ pub(crate) struct TcpRelay {
     listeners: Slots<Listener>,
     sessions: Slots<Session>,
     tools: Tools,
-    /// Who has more to do, in the order of their turns.
-    ready: VecDeque<Ready>,
+    pub(crate) exhausted: Exhausted,
+    /// Listeners that connections may wait on, in the order of their turns.
+    accepting: VecDeque<SlotId>,
+    /// Sessions that have more to do, in the order of their turns.
+    ready: VecDeque<SlotId>,
     /// Listeners that wait for descriptors, or do not work.
     paused: Vec<SlotId>,
+    /// There is a deadline for closing unused pipes.
+    is_look_due: bool,
     clients: ClientSessions,
     /// When it was last said that a client has more than its share.
     greed_said: Option<Instant>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Ready {
-    Listener(SlotId),
-    Session(SlotId),
-}
-
 impl TcpRelay {
-    pub(crate) fn new(config: &Config, core: &Core) -> Self {
-        let pipes = PipePool::new(core.descriptors.clone());
+    /// With the workers' budget of pipes.
+    pub(crate) fn new(config: &Config, pipes: &Arc<Descriptors>) -> Self {
+        let pipes = PipePool::new(pipes);
         Self {
             listeners: Slots::default(),
             sessions: Slots::default(),
             tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
+            exhausted: Exhausted::default(),
+            accepting: VecDeque::new(),
             ready: VecDeque::new(),
             paused: Vec::new(),
+            is_look_due: false,
             clients: ClientSessions::new(config.client_share, config.workers),
             greed_said: None,
         }
@@ -138,68 +147,88 @@ impl TcpRelay {
 
     /// Whether somebody waits for a turn.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.accepting.is_empty()
     }
 
-    /// A connection waits on a listener.
-    pub(crate) fn on_listener(&mut self, id: SlotId, core: &mut Core) {
-        let is_queued = self.listeners.get_mut(id).is_none_or(|listener| listener.is_queued);
-        if !is_queued && self.accept(id, core) {
-            self.queue_listener(id);
-        }
-    }
-
-    fn queue_listener(&mut self, id: SlotId) {
+    /// A connection waits on a listener, which is given a turn.
+    pub(crate) fn on_listener(&mut self, id: SlotId) {
         if let Some(listener) = self.listeners.get_mut(id)
             && !listener.is_queued
         {
             listener.is_queued = true;
-            self.ready.push_back(Ready::Listener(id));
+            self.accepting.push_back(id);
         }
     }
 
     /// An event of a session's socket.
     pub(crate) fn on_session(&mut self, id: SlotId, side: Side, event: &Event, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_event(side, event, &mut Context { core, tools: &mut self.tools });
+        let step = session.on_event(
+            side,
+            event,
+            &mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted },
+        );
         self.settle(id, step, core);
     }
 
     /// A session's deadline.
     pub(crate) fn on_session_timer(&mut self, id: SlotId, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_timer(&mut Context { core, tools: &mut self.tools });
+        let step =
+            session.on_timer(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
         self.settle(id, step, core);
     }
 
-    /// Gives everybody who waits for a turn one turn, but stops when it is late, or after so many turns: those who are
-    /// left come first the next time.
+    /// Accepts a batch on each listener that connections may wait on, one at least, but stops when it is late: those that
+    /// are left come first the next time.
+    pub(crate) fn run_listeners(&mut self, until: Instant, core: &mut Core) {
+        for _ in 0..self.accepting.len() {
+            let Some(id) = self.accepting.pop_front() else { return };
+            let Some(listener) = self.listeners.get_mut(id) else { continue };
+            listener.is_queued = false;
+            if self.accept(id, core) {
+                self.on_listener(id);
+            }
+            if core.refresh() >= until {
+                return;
+            }
+        }
+    }
+
+    /// Gives every session that waits for a turn one turn, but stops when it is late, or after so many turns: those that
+    /// are left come first the next time.
     pub(crate) fn run_ready(&mut self, until: Instant, turns: usize, core: &mut Core) {
         for _ in 0..self.ready.len().min(turns) {
             if core.refresh() >= until {
                 return;
             }
-            match self.ready.pop_front() {
-                Some(Ready::Listener(id)) => {
-                    if let Some(listener) = self.listeners.get_mut(id) {
-                        listener.is_queued = false;
-                        self.on_listener(id, core);
-                    }
-                }
-                Some(Ready::Session(id)) => {
-                    let Some(session) = self.sessions.get_mut(id) else { continue };
-                    session.is_queued = false;
-                    let step = session.turn(&mut Context { core, tools: &mut self.tools });
-                    self.settle(id, step, core);
-                }
-                None => return,
-            }
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(session) = self.sessions.get_mut(id) else { continue };
+            session.is_queued = false;
+            let step =
+                session.turn(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
+            self.settle(id, step, core);
         }
+    }
+
+    /// Sees to it that unused pipes are closed, while there are any.
+    pub(crate) fn keep_house(&mut self, core: &mut Core) {
+        core.stats.pipes_active.set(self.tools.pipes.count());
+        if !self.is_look_due && self.tools.pipes.has_pooled() {
+            self.is_look_due = true;
+            core.timers.set(core.now + PIPES_KEPT, TimerOwner::UnusedPipes);
+        }
+    }
+
+    /// Closes pipes that have not been used for a while.
+    pub(crate) fn close_unused_pipes(&mut self) {
+        self.is_look_due = false;
+        self.tools.pipes.close_unused();
     }
 
     /// Lets listeners that ran out of descriptors look again.
     pub(crate) fn resume_accepting(&mut self) {
-        std::mem::take(&mut self.paused).into_iter().for_each(|id| self.queue_listener(id));
+        std::mem::take(&mut self.paused).into_iter().for_each(|id| self.on_listener(id));
     }
 
     /// Accepts a batch; whether there may be more.
@@ -231,11 +260,20 @@ impl TcpRelay {
                 }
             }
         }
+        // Whenever the queue has been full, so many are taken from it.
+        self.count_drops(id, core);
         true
+    }
+
+    fn count_drops(&mut self, id: SlotId, core: &Core) {
+        if let Some(listener) = self.listeners.get_mut(id) {
+            core.stats.tcp_dropped_queue.add(listener.dropped());
+        }
     }
 
     /// Lets a listener be, until a session ends or some time has passed.
     fn pause(&mut self, id: SlotId, core: &mut Core) {
+        self.count_drops(id, core);
         if self.paused.is_empty() {
             core.timers.set(core.now + ACCEPT_RETRY, TimerOwner::AcceptRetry);
         }
@@ -289,7 +327,8 @@ impl TcpRelay {
         core.stats.tcp_active.add(1);
         self.clients.add(address.ip());
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.begin(&mut Context { core, tools: &mut self.tools });
+        let step =
+            session.begin(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
         self.settle(id, step, core);
     }
 
@@ -316,7 +355,7 @@ impl TcpRelay {
                     && !session.is_queued
                 {
                     session.is_queued = true;
-                    self.ready.push_back(Ready::Session(id));
+                    self.ready.push_back(id);
                 }
             }
             Step::End(end) => {

@@ -24,9 +24,10 @@ use sluice_table::{Selection, Upstream};
 
 use super::connect::{Attempts, Failure, Overdue};
 use super::direction::Tools;
+use super::exhausted::{Exhausted, Path};
 use super::peer::Peer;
 use super::relaying::Relaying;
-use super::socket::{self, Ending};
+use super::socket::{self, Ending, Search};
 use crate::connection::{Connection, ConnectionState};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
@@ -46,6 +47,7 @@ const RESET_POLL: Duration = Duration::from_millis(5);
 pub(crate) struct Context<'a> {
     pub(crate) core: &'a mut Core,
     pub(crate) tools: &'a mut Tools,
+    pub(crate) exhausted: &'a mut Exhausted,
 }
 
 /// What is to become of a session after it was looked at.
@@ -96,6 +98,9 @@ enum State {
 struct Connecting {
     attempts: Attempts,
     current: Option<(Peer, Arc<Upstream>)>,
+    /// How long the next attempt looks for a port. Thoroughly once: all attempts together are to take no more than a few
+    /// ports for each endpoint besides.
+    search: Search,
 }
 
 impl Session {
@@ -110,7 +115,7 @@ impl Session {
         now: Instant,
     ) -> Self {
         let attempts = Attempts::new(selection, now);
-        let state = State::Connecting(Connecting { attempts, current: None });
+        let state = State::Connecting(Connecting { attempts, current: None, search: Search::Thorough });
         let (deadline, is_queued) = (None, false);
         Self { id, downstream, client, state, deadline, began: now, trace, is_queued, _permit: permit }
     }
@@ -123,7 +128,7 @@ impl Session {
     /// How it is.
     pub(crate) fn look(&self) -> Connection {
         let (state, service_port, endpoint, moved, sent, received) = match &self.state {
-            State::Connecting(Connecting { attempts, current }) => {
+            State::Connecting(Connecting { attempts, current, .. }) => {
                 let port = attempts.selection().service_port().shared_name();
                 let endpoint = current.as_ref().map(|(_, upstream)| upstream.address());
                 (ConnectionState::Connecting, port, endpoint, self.began, 0, 0)
@@ -307,7 +312,8 @@ impl Session {
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let failed = match start_connect(self.id, (self.client, &upstream), local, context) {
+            let ends = (self.client, &*upstream);
+            let failed = match start_connect(self.id, ends, local, &mut connecting.search, context) {
                 Ok(peer) => {
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
@@ -423,13 +429,24 @@ fn start_connect(
     id: SlotId,
     (client, upstream): (SocketAddr, &Upstream),
     local: Local,
+    search: &mut Search,
     context: &mut Context<'_>,
 ) -> Result<Peer, Failure> {
     if context.core.leads_back(upstream.address(), Protocol::Tcp) {
         return Err(Failure::Refused);
     }
-    let stream = socket::connect(upstream.address(), local, &context.core.local_ports)
-        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
+    let path = Path { from: local.client.map(|client| client.ip()), endpoint: upstream.address() };
+    if context.exhausted.has(path, context.core.now) {
+        return Err(Failure::NoPort);
+    }
+    let stream =
+        socket::connect(upstream.address(), local, &context.core.local_ports, *search).map_err(|error| {
+            let failure = cannot_start(client, upstream, &error, context.core);
+            if failure == Failure::NoPort {
+                on_no_port(path, std::mem::replace(search, Search::Short), context);
+            }
+            failure
+        })?;
     if socket::is_connected(&stream) {
         let is_itself = socket::is_self_connected(&stream, upstream.address(), &context.core.local_ports);
         return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
@@ -438,6 +455,27 @@ fn start_connect(
     peer.watch_all(&context.core.registry, Source::Upstream(id).token())
         .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
     Ok(peer)
+}
+
+/// Sees to it that a path is not tried again soon if it has no port left.
+fn on_no_port(path: Path, search: Search, context: &mut Context<'_>) {
+    let now = context.core.now;
+    if context.exhausted.found_none(path, search, now)
+        && let Some(left_out) = context.core.says.exhausted.admit(now)
+    {
+        let Path { from, endpoint } = path;
+        match from {
+            Some(client) => tracing::warn!(
+                %client, %endpoint, left_out,
+                "a client has no port left towards an endpoint: for a second its connections go to others, or are reset"
+            ),
+            None => tracing::warn!(
+                %endpoint, left_out,
+                "this node has no port left towards an endpoint (net.ipv4.ip_local_port_range): for a second connections \
+                 go to others, or are reset"
+            ),
+        }
+    }
 }
 
 fn cannot_start(client: SocketAddr, upstream: &Upstream, error: &io::Error, core: &mut Core) -> Failure {

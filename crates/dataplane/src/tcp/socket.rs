@@ -1,7 +1,7 @@
 //! Socket options and the ends of a connection.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -73,6 +73,15 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
     Ok(socket.into())
 }
 
+/// How long a port is looked for that a client can have towards an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// Some ports are tried: nearly always the first one will do.
+    Short,
+    /// So many that a client that finds none has nearly all.
+    Thorough,
+}
+
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
 /// A client's address is used with the client's port where that matters, and otherwise with one that the client does
@@ -82,18 +91,63 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
 /// ([`LocalPorts::can_ask_for`]).
 ///
 /// # Errors
-/// It failed at once: no route, no descriptor, no local port.
-pub(crate) fn connect(address: SocketAddr, local: Local, ports: &LocalPorts) -> io::Result<TcpStream> {
-    let Some(client) = local.client else { return start_connect(address, local, |_| Ok(())) };
-    let first = match UpstreamPort::of_client(client.port()) {
-        UpstreamPort::Keep => client.port(),
-        UpstreamPort::Choose => counterpart(client.port()),
+/// It failed at once: no route, no descriptor, no local port (`EADDRNOTAVAIL`).
+pub(crate) fn connect(
+    address: SocketAddr,
+    local: Local,
+    ports: &LocalPorts,
+    search: Search,
+) -> io::Result<TcpStream> {
+    let Some(client) = local.client else { return start_connect(open(address, local)?, address) };
+    let open = || {
+        let socket = open(address, local)?;
+        make_transparent(&socket, client.ip())?;
+        // The client's connections to other endpoints have the port too, and so may a listener of the node that is
+        // started later.
+        socket.set_reuse_address(true)?;
+        Ok(socket)
+    };
+    let bind = |socket: &Socket, port| bind(socket, SocketAddr::new(client.ip(), port), ports);
+    connect_from_one_of(candidates(client.port(), search), open, bind, |socket| {
+        start_connect(socket, address)
+    })
+}
+
+/// The ports to try for a client that has this one.
+fn candidates(client: u16, search: Search) -> impl Iterator<Item = u16> {
+    let first = match UpstreamPort::of_client(client) {
+        UpstreamPort::Keep => client,
+        UpstreamPort::Choose => counterpart(client),
     };
     let others = choices(rand::random()).step_by(OTHERS_APART);
-    for port in std::iter::once(first).chain(others).chain(last_choices()) {
-        match start_connect(address, local, |socket| bind(socket, SocketAddr::new(client.ip(), port), ports))
-        {
-            Err(error) if failure::is_about_the_port(&error) => {}
+    let last = (search == Search::Thorough).then(last_choices).into_iter().flatten();
+    std::iter::once(first).chain(others).chain(last)
+}
+
+/// Connects from the first port that can be had. A port that bind(2) does not give leaves the socket as it is, for the next
+/// one; a socket that has a port keeps it, also where connect(2) finds it taken.
+fn connect_from_one_of<S, C>(
+    ports: impl Iterator<Item = u16>,
+    open: impl Fn() -> io::Result<S>,
+    bind: impl Fn(&S, u16) -> io::Result<()>,
+    connect: impl Fn(S) -> io::Result<C>,
+) -> io::Result<C> {
+    let mut unbound = None;
+    for port in ports {
+        let socket = match unbound.take() {
+            Some(socket) => socket,
+            None => open()?,
+        };
+        match bind(&socket, port) {
+            Ok(()) => {}
+            Err(error) if failure::is_about_the_port(&error) => {
+                unbound = Some(socket);
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        match connect(socket) {
+            Err(error) if failure::is_taken_towards_it(&error) => {}
             done => return done,
         }
     }
@@ -102,36 +156,26 @@ pub(crate) fn connect(address: SocketAddr, local: Local, ports: &LocalPorts) -> 
 
 /// Binds a socket to a client's address and a port.
 fn bind(socket: &Socket, local: SocketAddr, ports: &LocalPorts) -> io::Result<()> {
-    if ports.can_ask_for(local.port()) {
-        local_port::choose_from(socket, local.port()..=local.port())?;
-        return bind_without_port(socket, local.ip());
+    if !ports.can_ask_for(local.port()) {
+        return socket.bind(&local.into());
     }
-    make_transparent(socket, local.ip())?;
-    // The client's connections to other endpoints have the port too, and so may a listener of the node that is started
-    // later.
-    socket.set_reuse_address(true)?;
-    socket.bind(&local.into())
-}
-
-/// Binds a socket to a client's address, and leaves the port to connect(2).
-fn bind_without_port(socket: &Socket, client: IpAddr) -> io::Result<()> {
-    make_transparent(socket, client)?;
-    socket.set_reuse_address(true)?;
+    // To the address alone; the port is left to connect(2).
+    local_port::choose_from(socket, local.port()..=local.port())?;
     local_port::choose_at_connect(socket)?;
-    socket.bind(&SocketAddr::new(client, 0).into())
+    socket.bind(&SocketAddr::new(local.ip(), 0).into())
 }
 
-fn start_connect(
-    address: SocketAddr,
-    local: Local,
-    bind: impl FnOnce(&Socket) -> io::Result<()>,
-) -> io::Result<TcpStream> {
+/// A socket towards an endpoint.
+fn open(address: SocketAddr, local: Local) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     set_stream_options(&socket)?;
     // The last segment of the handshake waits for the first bytes and goes with them; see [`acknowledge_at_once`].
     socket.set_tcp_quickack(false)?;
     local.prepare(&socket)?;
-    bind(&socket)?;
+    Ok(socket)
+}
+
+fn start_connect(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
     match socket.connect(&address.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
@@ -180,4 +224,70 @@ pub(crate) fn keep_alive(stream: &TcpStream) {
         .with_retries(KEEPALIVE_PROBES);
     // Failing means that the connection is gone already.
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// How many sockets are opened, bound and connected for a client, and what comes of it, where bind(2) and connect(2)
+    /// say this of each port.
+    fn tries(search: Search, bound: Option<Errno>, connected: Option<Errno>) -> ([u32; 3], Option<i32>) {
+        let counts = [(); 3].map(|()| Cell::new(0));
+        let count = |step: usize, outcome: Option<Errno>| {
+            counts[step].set(counts[step].get() + 1);
+            outcome.map_or(Ok(()), |errno| Err(io::Error::from(errno)))
+        };
+        let outcome = connect_from_one_of(
+            candidates(40_000, search),
+            || count(0, None),
+            |&(), _| count(1, bound),
+            |()| count(2, connected),
+        );
+        (counts.map(Cell::into_inner), outcome.err().and_then(|error| error.raw_os_error()))
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_bound_takes_no_socket_of_its_own() {
+        let none = Some(Errno::ADDRNOTAVAIL.raw_os_error());
+        assert_eq!(tries(Search::Short, None, None), ([1, 1, 1], None));
+        assert_eq!(tries(Search::Short, Some(Errno::ADDRINUSE), None), ([1, 5, 0], none));
+        assert_eq!(tries(Search::Thorough, Some(Errno::ACCESS), None), ([1, 69, 0], none));
+        assert_eq!(tries(Search::Short, None, Some(Errno::ADDRNOTAVAIL)), ([5, 5, 5], none));
+        assert_eq!(tries(Search::Thorough, None, Some(Errno::ADDRNOTAVAIL)), ([69, 69, 69], none));
+    }
+
+    #[test]
+    fn what_is_not_about_the_port_is_not_tried_with_another_one() {
+        for errno in [Errno::ACCESS, Errno::NETUNREACH, Errno::NOBUFS] {
+            let outcome = tries(Search::Thorough, None, Some(errno));
+            assert_eq!(
+                outcome,
+                ([1, 1, 1], Some(errno.raw_os_error())),
+                "a route that prohibits, and the like"
+            );
+        }
+        assert_eq!(
+            tries(Search::Thorough, Some(Errno::NOBUFS), None),
+            ([1, 1, 0], Some(Errno::NOBUFS.raw_os_error()))
+        );
+    }
+
+    /// As the loop above relies on it.
+    #[test]
+    fn a_socket_whose_port_could_not_be_bound_can_have_another_one() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken_at = taken.local_addr().unwrap();
+        let ports = LocalPorts::with_range(1..=1);
+        let local = Local { client: None, mark: None };
+        let socket = open(taken_at, local).unwrap();
+        let error = bind(&socket, taken_at, &ports).unwrap_err();
+        assert!(failure::is_about_the_port(&error), "{error}");
+        bind(&socket, "127.0.0.1:0".parse().unwrap(), &ports).unwrap();
+        let bound = socket.local_addr().unwrap().as_socket().unwrap();
+        let connected = start_connect(socket, taken_at).unwrap();
+        assert_eq!(connected.local_addr().unwrap(), bound);
+    }
 }

@@ -10,7 +10,7 @@ use mio::{Interest, Registry, Token};
 use sluice_sys::udp::{self, Joining, RecvBatch, SendBatch, Sent};
 use socket2::Domain;
 
-use super::drops::DropsCounted;
+use crate::drops::DropsCounted;
 
 /// Datagrams of up to so many bytes reach anybody unfragmented: Linux takes no path to be narrower than 552 bytes
 /// (`net.ipv4.route.min_pmtu`), and IPv6 has none below 1,280.

@@ -21,7 +21,6 @@ use sluice_model::Protocol;
 use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
-use super::drops::DropsCounted;
 use super::flow_socket::FlowSocket;
 use super::flow_table::{Cause, Ended, Flow, FlowId, FlowLimits, FlowTable};
 use super::kept_ports::{KeptPort, KeptPorts};
@@ -34,6 +33,7 @@ use crate::connection::{Connection, ConnectionState, PART};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
+use crate::drops::DropsCounted;
 use crate::token::{SlotId, Slots, Source};
 use groups::Groups;
 
@@ -64,16 +64,13 @@ const OPENED_AT_ONCE: usize = OPENED_PER_TURN / 2;
 pub(crate) struct UdpRelay {
     received: RecvBatch,
     state: State,
-    ready: VecDeque<Ready>,
+    /// Frontends that more may have been sent to, in the order of their turns.
+    ready_frontends: VecDeque<SlotId>,
+    /// And flows whose endpoints may have sent more.
+    ready_flows: VecDeque<FlowId>,
     is_housekeeping_due: bool,
     /// How many frontends are to be closed.
     closing: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Ready {
-    Frontend(SlotId),
-    Flow(FlowId),
 }
 
 #[derive(Debug)]
@@ -180,7 +177,8 @@ impl UdpRelay {
                 complained: None,
                 complained_of_waiting: None,
             },
-            ready: VecDeque::new(),
+            ready_frontends: VecDeque::new(),
+            ready_flows: VecDeque::new(),
             is_housekeeping_due: false,
             closing: 0,
         }
@@ -270,32 +268,42 @@ impl UdpRelay {
 
     /// Whether somebody waits for a turn.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.state.waiting.is_empty()
+        !self.ready_frontends.is_empty() || !self.ready_flows.is_empty() || !self.state.waiting.is_empty()
     }
 
-    /// Gives everybody who waits for a turn one turn, and ends the turn of the loop.
-    pub(crate) fn run_ready(&mut self, core: &mut Core) {
-        self.run_sockets(core);
+    /// Gives sockets that wait for a turn one turn, and ends the turn of the loop.
+    pub(crate) fn run_ready(&mut self, slice: Duration, turns: usize, core: &mut Core) {
+        // Clients that ask are never behind endpoints that send without end.
+        let until = core.refresh() + slice;
+        self.run_frontends(until, turns, core);
+        let until = core.refresh() + slice;
+        self.run_flows(until, turns, core);
         self.state.serve_waiting(core);
         self.keep_house(core);
     }
 
-    fn run_sockets(&mut self, core: &mut Core) {
-        for _ in 0..self.ready.len() {
-            match self.ready.pop_front() {
-                Some(Ready::Frontend(id)) => {
-                    if let Some(frontend) = self.state.frontends.get_mut(id) {
-                        frontend.is_queued = false;
-                        self.on_frontend(id, core);
-                    }
-                }
-                Some(Ready::Flow(id)) => {
-                    if let Some(flow) = self.state.flows.flow(id) {
-                        flow.upstream.is_queued = false;
-                        self.on_flow(id, core);
-                    }
-                }
-                None => return,
+    /// One turn at least, until it is late or so many have had theirs; those who are left come first the next time.
+    fn run_frontends(&mut self, until: Instant, turns: usize, core: &mut Core) {
+        for _ in 0..self.ready_frontends.len().min(turns) {
+            let Some(id) = self.ready_frontends.pop_front() else { return };
+            let Some(frontend) = self.state.frontends.get_mut(id) else { continue };
+            frontend.is_queued = false;
+            self.on_frontend(id, core);
+            if core.refresh() >= until {
+                return;
+            }
+        }
+    }
+
+    /// The same.
+    fn run_flows(&mut self, until: Instant, turns: usize, core: &mut Core) {
+        for _ in 0..self.ready_flows.len().min(turns) {
+            let Some(id) = self.ready_flows.pop_front() else { return };
+            let Some(flow) = self.state.flows.flow(id) else { continue };
+            flow.upstream.is_queued = false;
+            self.on_flow(id, core);
+            if core.refresh() >= until {
+                return;
             }
         }
     }
@@ -322,7 +330,7 @@ impl UdpRelay {
         self.keep_house(core);
         if let Some(frontend) = self.state.frontends.get_mut(id) {
             frontend.is_queued = true;
-            self.ready.push_back(Ready::Frontend(id));
+            self.ready_frontends.push_back(id);
         }
     }
 
@@ -352,7 +360,7 @@ impl UdpRelay {
         }
         if let Some(flow) = self.state.flows.flow(id) {
             flow.upstream.is_queued = true;
-            self.ready.push_back(Ready::Flow(id));
+            self.ready_flows.push_back(id);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Who comes first in a worker: small exchanges and datagrams before bulk, by counts of the loop's turns. A worker without
+//! Who comes first in a worker: small exchanges, datagrams and new connections before bulk, by counts of the loop's turns. A worker without
 //! a thread, turned by hand, so that nothing happens in between.
 
 use std::io::{ErrorKind, Read, Write};
@@ -6,13 +6,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 
+use rustix::io::Errno;
 use sluice_sys::tcp::unacknowledged_bytes;
 use sluice_table::{Writer, WriterConfig};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::*;
 use crate::connection::{ConnectionState, PART};
+use crate::tcp::exhausted::Path;
+use crate::tcp::relay::ACCEPT_BATCH;
 use crate::tcp::relaying::TURN_BUDGET;
+use crate::tcp::socket::Search;
 use crate::{tcp, test_table, udp};
 
 const BULK: usize = 100;
@@ -34,6 +38,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_pipes(1_000)
+    }
+
+    /// One that may hold so many pipes.
+    fn with_pipes(pipes: usize) -> Self {
         let config = Config {
             workers: 1,
             descriptors: 4_096,
@@ -46,10 +55,12 @@ impl World {
         };
         let writer = Writer::new(WriterConfig::new("here"));
         let (commands, receiver) = mpsc::channel();
+        let descriptors = Descriptors::new(config.descriptors);
         let shared = Shared {
             reader: writer.table().reader(),
             stats: Arc::default(),
-            descriptors: Descriptors::new(config.descriptors),
+            pipes: descriptors.part(2 * pipes, 0),
+            descriptors,
             local_ports: LocalPorts::of_this_node(),
             log: None,
         };
@@ -61,11 +72,21 @@ impl World {
         assert!(self.worker.turn(&mut self.events).is_continue());
     }
 
+    /// The same where there may be no event to wait for.
+    fn turn_at_once(&mut self) {
+        self.worker.has_commands = true;
+        self.turn();
+    }
+
     /// A TCP Service with this endpoint; returns its address.
     fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        self.serve_tcp_by(socket, name, &[endpoint])
+    }
+
+    fn serve_tcp_by(&mut self, socket: TcpListener, name: &str, endpoints: &[SocketAddr]) -> SocketAddr {
         let frontend = socket.local_addr().unwrap();
-        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, &[endpoint]);
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, endpoints);
         self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
         frontend
     }
@@ -96,6 +117,21 @@ impl World {
         })
     }
 
+    /// Sessions that wait in line all the time: each endpoint has sent all that its socket takes.
+    fn bulk(&mut self) -> Vec<[TcpStream; 2]> {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let frontend = self.serve_tcp("bulk", endpoint.local_addr().unwrap());
+        let mut sessions: Vec<[TcpStream; 2]> =
+            (0..BULK).map(|_| self.connect(frontend, &endpoint)).collect();
+        for [_, endpoint] in &mut sessions {
+            SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
+            while endpoint.write(&[0; 65_536]).is_ok() {}
+        }
+        // Each session is found to be bulk, and from then on waits in line.
+        self.turn();
+        sessions
+    }
+
     /// Turns the loop until something is there; how many turns that took, and how many bytes TCP was moved meanwhile.
     fn turns_until(&mut self, mut is_there: impl FnMut() -> bool) -> (usize, u64) {
         let before = self.moved();
@@ -110,8 +146,12 @@ impl World {
     }
 
     fn moved(&self) -> u64 {
-        let stats = crate::Stats::sum([&*self.worker.core.stats]);
+        let stats = self.stats();
         stats.bytes_spliced + stats.bytes_copied
+    }
+
+    fn stats(&self) -> crate::Stats {
+        crate::Stats::sum([&*self.worker.core.stats])
     }
 }
 
@@ -149,9 +189,8 @@ fn assert_is_first((turns, moved): (usize, u64)) {
 #[test]
 fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_sessions() {
     let mut world = World::new();
-    let [bulk, small] = [(); 2].map(|()| TcpListener::bind(ANY).unwrap());
+    let small = TcpListener::bind(ANY).unwrap();
     let answers = UdpSocket::bind(ANY).unwrap();
-    let bulk_at = world.serve_tcp("bulk", bulk.local_addr().unwrap());
     let small_at = world.serve_tcp("small", small.local_addr().unwrap());
     let dns_at = world.serve_udp("dns", answers.local_addr().unwrap());
     let [mut client, mut endpoint] = world.connect(small_at, &small);
@@ -160,13 +199,7 @@ fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_se
     for socket in [&resolver, &answers] {
         socket.set_nonblocking(true).unwrap();
     }
-    let mut sessions: Vec<[TcpStream; 2]> = (0..BULK).map(|_| world.connect(bulk_at, &bulk)).collect();
-    for [_, endpoint] in &mut sessions {
-        SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
-        while endpoint.write(&[0; 65_536]).is_ok() {}
-    }
-    // Each session is found to be bulk, and from then on waits in line.
-    world.turn();
+    let _bulk = world.bulk();
 
     for _ in 0..2 {
         client.write_all(b"?").unwrap();
@@ -186,6 +219,158 @@ fn a_small_exchange_and_a_datagram_are_served_before_a_line_of_a_hundred_bulk_se
         answers.send_to(b"!", from.unwrap()).unwrap();
         await_delivery(&answers);
         assert_is_first(world.turns_until(|| resolver.recv(&mut [0; 8]).is_ok()));
+    }
+}
+
+#[test]
+fn new_connections_are_accepted_a_batch_in_each_turn_before_a_line_of_a_hundred_bulk_sessions() {
+    const BURST: usize = 3 * ACCEPT_BATCH + 1;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let _bulk = world.bulk();
+    let accepted = |world: &World| world.stats().tcp_accepted;
+    let before = accepted(&world);
+    let _clients: Vec<TcpStream> = (0..BURST).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    for turn in 1..=BURST.div_ceil(ACCEPT_BATCH) {
+        assert!(world.worker.tcp.has_ready(), "bulk waits for its turn all the time");
+        world.turn();
+        assert_eq!(accepted(&world) - before, BURST.min(turn * ACCEPT_BATCH) as u64, "turn {turn}");
+    }
+}
+
+#[test]
+fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
+    const DROPPED: usize = 10;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+    rustix::net::listen(&socket, ACCEPT_BATCH.try_into().unwrap()).unwrap();
+    let frontend = world.serve_tcp_by(socket, "web", &[endpoint.local_addr().unwrap()]);
+    // The kernel takes one more than it was told.
+    let _clients: Vec<Socket> = (0..=ACCEPT_BATCH + DROPPED)
+        .map(|_| {
+            let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+            let connecting = client.connect(&frontend.into()).unwrap_err();
+            assert_eq!(connecting.raw_os_error(), Some(Errno::INPROGRESS.raw_os_error()));
+            client
+        })
+        .collect();
+    world.turn();
+    let stats = world.stats();
+    assert_eq!(stats.tcp_accepted, ACCEPT_BATCH as u64);
+    // More where a client has asked again meanwhile.
+    assert!(stats.tcp_dropped_queue >= DROPPED as u64, "{}", stats.tcp_dropped_queue);
+}
+
+#[test]
+fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_come_between() {
+    const DUE: usize = 10_000;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let [mut client, accepted] = world.connect(frontend, &endpoint);
+    let due = world.worker.core.now;
+    (0..DUE).for_each(|_| _ = world.worker.core.timers.set(due, TimerOwner::AcceptRetry));
+    client.write_all(b"?").unwrap();
+    await_delivery(&client);
+    let mut left = world.worker.core.timers.len();
+    for turn in 1.. {
+        // None of them waits for an event.
+        world.turn();
+        let now_left = world.worker.core.timers.len();
+        assert!(
+            now_left < left && left - now_left <= SLICE_DEADLINES,
+            "{left}, then {now_left}, in turn {turn}"
+        );
+        left = now_left;
+        if receives(&accepted) {
+            assert!(turn <= 2, "{turn} turns of the loop");
+            break;
+        }
+    }
+    while world.worker.core.timers.wait(world.worker.core.now) == Some(Duration::ZERO) {
+        world.turn();
+    }
+    assert_eq!(world.worker.core.timers.len(), 1, "the session's own");
+}
+
+#[test]
+fn towards_an_endpoint_without_a_port_left_nothing_is_tried_for_a_while() {
+    let mut world = World::new();
+    let endpoints = [(); 2].map(|()| TcpListener::bind(ANY).unwrap());
+    let [first, second] = endpoints.each_ref().map(|endpoint| {
+        endpoint.set_nonblocking(true).unwrap();
+        endpoint.local_addr().unwrap()
+    });
+    let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+    let frontend = world.serve_tcp_by(socket, "web", &[first, second]);
+    // For longer than this takes.
+    let until = world.worker.core.now + Duration::from_secs(3_600);
+    let use_up = |world: &mut World, endpoint| {
+        let path = Path { from: None, endpoint };
+        assert!(world.worker.tcp.exhausted.found_none(path, Search::Thorough, until));
+    };
+    use_up(&mut world, first);
+    let _clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    world.turn();
+    assert_eq!(
+        endpoints.each_ref().map(|endpoint| endpoint.incoming().map_while(Result::ok).count()),
+        [0, 4]
+    );
+
+    use_up(&mut world, second);
+    let mut client = TcpStream::connect(frontend).unwrap();
+    world.turn();
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let stats = world.stats();
+    assert_eq!((stats.tcp_over_limit, stats.tcp_all_endpoints_failed), (1, 0));
+}
+
+#[test]
+fn slow_readers_hold_no_more_pipes_than_there_may_be_and_pipes_that_nobody_uses_are_closed() {
+    const PIPES: usize = 2;
+    let mut world = World::with_pipes(PIPES);
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let mut sessions: Vec<[TcpStream; 2]> =
+        (0..3 * PIPES).map(|_| world.connect(frontend, &endpoint)).collect();
+    let mut sent = 0;
+    // Until nothing moves any more: nobody reads.
+    loop {
+        let before = sent;
+        for [_, endpoint] in &mut sessions {
+            sent += std::iter::from_fn(|| endpoint.write(&[0; 65_536]).ok()).sum::<usize>();
+        }
+        if sent == before && !world.worker.tcp.has_ready() {
+            break;
+        }
+        world.turn_at_once();
+    }
+    let stats = world.stats();
+    assert_eq!(stats.pipes_active, PIPES as u64);
+    assert!(stats.pipe_fallbacks > 0);
+
+    let mut received = 0;
+    for _ in 0..PATIENCE {
+        if received == sent {
+            break;
+        }
+        for [client, _] in &mut sessions {
+            received += std::iter::from_fn(|| client.read(&mut [0; 65_536]).ok()).sum::<usize>();
+        }
+        world.turn_at_once();
+    }
+    let stats = world.stats();
+    assert_eq!((received, stats.pipes_active), (sent, PIPES as u64));
+    for pipes in [PIPES, 0] {
+        let sets = |owner: &_| *owner == TimerOwner::UnusedPipes;
+        let long_after = world.worker.core.now + Duration::from_secs(3_600);
+        let due = std::iter::from_fn(|| world.worker.core.timers.pop_due(long_after)).filter(sets);
+        assert_eq!(due.count(), 1, "there is a deadline for it");
+        world.worker.tcp.close_unused_pipes();
+        world.turn_at_once();
+        assert_eq!(world.stats().pipes_active, pipes as u64);
     }
 }
 

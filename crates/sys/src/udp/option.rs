@@ -47,7 +47,8 @@ pub fn receive_trains(socket: impl AsFd) -> io::Result<()> {
 
 /// How many datagrams the kernel has dropped rather than put in the socket's queue, nearly always because that was
 /// full: `SK_MEMINFO_DROPS` of `SO_MEMINFO` (Linux 4.12). It counts from the socket's beginning, starts again at 0
-/// after `u32::MAX`, and counts a train as one.
+/// after `u32::MAX`, and counts a train as one. Of a TCP socket that listens these are SYNs and last segments of
+/// handshakes (`tcp_listendrop`).
 ///
 /// # Errors
 /// The descriptor is not a socket.

@@ -16,6 +16,9 @@ use crate::timers::Timers;
 /// More than are opened in a few turns, and fewer than a socket's queue has room for without privileges.
 const FLOOD: usize = 300;
 
+/// For as many turns as are given.
+const LONG: Duration = Duration::from_secs(3_600);
+
 /// A relay with one socket, turned by hand.
 struct World {
     relay: UdpRelay,
@@ -23,7 +26,7 @@ struct World {
     frontend: SocketAddr,
     endpoint: UdpSocket,
     _writer: Writer,
-    _poll: Poll,
+    poll: Poll,
 }
 
 impl World {
@@ -61,7 +64,7 @@ impl World {
         };
         let mut relay = UdpRelay::new(limits, budget);
         relay.listen(listener, Door::Bound, &mut core).unwrap();
-        Self { relay, core, frontend, endpoint, _writer: writer, _poll: poll }
+        Self { relay, core, frontend, endpoint, _writer: writer, poll }
     }
 
     /// One client sends from this many ports.
@@ -83,7 +86,28 @@ impl World {
     }
 
     fn end_turn(&mut self) {
-        self.relay.run_ready(&mut self.core);
+        self.relay.run_ready(LONG, usize::MAX, &mut self.core);
+    }
+
+    /// Flows of as many clients, each of which the endpoint has sent an answer and waits in line.
+    fn flows_in_line(&mut self, count: usize) -> Vec<UdpSocket> {
+        let clients: Vec<UdpSocket> = (0..count).map(|_| self.ask(Ipv4Addr::LOCALHOST, b"ask")).collect();
+        self.on_frontend();
+        self.end_turn();
+        for _ in 0..count {
+            let (_, flow) = self.endpoint.recv_from(&mut [0; 64]).unwrap();
+            self.endpoint.send_to(b"answer", flow).unwrap();
+        }
+        let mut events = mio::Events::with_capacity(2 * count);
+        self.poll.poll(&mut events, Some(LONG)).unwrap();
+        for event in &events {
+            if let Some(Source::Flow(id)) = Source::of(event.token()) {
+                self.relay.state.flows.flow(id).unwrap().upstream.is_queued = true;
+                self.relay.ready_flows.push_back(id);
+            }
+        }
+        assert_eq!(self.relay.ready_flows.len(), count);
+        clients
     }
 
     /// What the endpoint has been sent.
@@ -176,6 +200,33 @@ fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
         world.on_frontend();
     }
     assert!(numbers.len() > usize::from(many));
+}
+
+#[test]
+fn a_turn_of_the_loop_moves_the_line_by_so_many_flows_or_for_so_long_and_the_rest_comes_next() {
+    let mut world = World::new();
+    let _clients = world.flows_in_line(10);
+    let mut returned = Vec::new();
+    for (slice, turns) in [(LONG, 3), (Duration::ZERO, 3), (Duration::ZERO, 3), (LONG, 4), (LONG, 9)] {
+        assert!(world.relay.has_ready());
+        world.relay.run_ready(slice, turns, &mut world.core);
+        returned.push(world.stats().udp_datagrams_returned);
+    }
+    assert_eq!(returned, [3, 4, 5, 9, 10]);
+    assert!(!world.relay.has_ready());
+}
+
+#[test]
+fn what_clients_send_is_not_behind_a_line_of_flows() {
+    let mut world = World::new();
+    let clients = world.flows_in_line(10);
+    clients[0].send_to(b"more", world.frontend).unwrap();
+    let id = world.relay.state.frontends.ids()[0];
+    world.relay.state.frontends.get_mut(id).unwrap().is_queued = true;
+    world.relay.ready_frontends.push_back(id);
+    world.relay.run_ready(LONG, 1, &mut world.core);
+    assert_eq!(world.received(), [b"more"]);
+    assert_eq!(world.stats().udp_datagrams_returned, 1);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use sluice_sys::udp;
 pub(crate) struct DropsCounted(u32);
 
 impl DropsCounted {
-    /// How many datagrams were dropped since the last call, or, at the first one, so far. (A train that is
-    /// dropped is one.)
+    /// How many datagrams were dropped since the last call, or, at the first one, so far (a train that is dropped is
+    /// one); of a listener, how many SYNs and last segments of handshakes.
     pub(crate) fn more(&mut self, socket: impl AsFd) -> u64 {
         // No error is known for a socket that is open; the next call has what this one has not.
         let Ok(dropped) = udp::dropped(socket) else { return 0 };
