@@ -1,16 +1,18 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
+//! `attach`: how it begins. `shortage`: how often that is tried. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
+mod shortage;
 mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 mod view;
 
+use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,8 @@ use sluice_socket_maps::Capacity;
 use sluice_table::{ServicePort, Table, Writer};
 use tracing::{info, warn};
 
-use self::attach::{Attached, NotAttached, attach};
+use self::attach::{Attached, Hindrance, NotAttached};
+use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
 
 /// How long the relay keeps a flow by default that was answered, as conntrack does.
@@ -94,12 +97,30 @@ pub enum AtSocketWish {
     Lacking(String),
 }
 
-/// Has programs decide at sockets, as [`attach`] does.
-type Attach = Box<dyn FnMut(&AtSocketConfig, &Table) -> Result<(Attached, Looks), NotAttached> + Send>;
+/// Where programs are attached and removed.
+trait Place: Send {
+    /// As [`attach::attach`] does.
+    fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
+    /// As [`sluice_socket::remove`] does.
+    fn remove(&mut self, pins: &Path) -> io::Result<bool>;
+}
+
+/// This node.
+struct Node;
+
+impl Place for Node {
+    fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
+        attach::attach(config, table)
+    }
+
+    fn remove(&mut self, pins: &Path) -> io::Result<bool> {
+        sluice_socket::remove(pins)
+    }
+}
 
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
 pub(crate) struct SocketMode {
-    attach: Attach,
+    place: Box<dyn Place>,
     /// What is to, now or once another agent does not any more.
     config: Option<AtSocketConfig>,
     attached: Option<Attached>,
@@ -110,15 +131,17 @@ pub(crate) struct SocketMode {
     looked: Instant,
     /// Since when another agent has what is to be attached, until that has been called a problem.
     waits: Option<Instant>,
+    /// What the system is short of, if that is why nothing is attached.
+    shortage: Option<Shortage>,
 }
 
 impl SocketMode {
     /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
     pub(crate) fn start(wish: AtSocketWish, writer: &mut Writer) -> Self {
-        Self::start_with(wish, writer, Box::new(attach))
+        Self::start_at(wish, writer, Box::new(Node))
     }
 
-    fn start_with(wish: AtSocketWish, writer: &mut Writer, attach: Attach) -> Self {
+    fn start_at(wish: AtSocketWish, writer: &mut Writer, place: Box<dyn Place>) -> Self {
         let (view, interfaces): (View, _) = Default::default();
         let config = match wish {
             AtSocketWish::None => None,
@@ -129,9 +152,9 @@ impl SocketMode {
                 None
             }
         };
-        let looked = Instant::now();
-        let mut mode = Self { attach, config, attached: None, view, interfaces, looked, waits: None };
-        if let Attempt::Busy(reason) = mode.attach(writer) {
+        let (attached, shortage, looked) = (None, None, Instant::now());
+        let mut mode = Self { place, config, attached, view, interfaces, looked, waits: None, shortage };
+        if let Attempt::Busy(reason) = mode.attach(looked, writer) {
             info!("all connections are relayed until another agent lets go of what decides at their sockets");
             mode.view.set_reason(&reason);
             mode.waits = Some(mode.looked);
@@ -212,14 +235,16 @@ impl SocketMode {
         }
     }
 
-    /// Takes over from an agent that has ended, if that is due. To be called while all frontends in the table are served
-    /// and none is about to be withdrawn: these are offered.
+    /// Takes over from an agent that has ended, or attaches what could not be so far, if that is due. To be called while all
+    /// frontends in the table are served and none is about to be withdrawn: these are offered.
     pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer) {
-        if self.attached.is_some() || now < self.looked + ATTACH_RETRY {
+        let delay = self.shortage.as_ref().map_or(ATTACH_RETRY, Shortage::delay);
+        if self.attached.is_some() || now < self.looked + delay {
             return;
         }
         self.looked = now;
-        let attempt = self.attach(writer);
+        let was_short = self.shortage.is_some();
+        let attempt = self.attach(now, writer);
         if let Attempt::Busy(reason) = &attempt
             && self.waits.is_some_and(|since| now >= since + HAND_OVER)
         {
@@ -232,25 +257,71 @@ impl SocketMode {
             self.set_interfaces(self.interfaces.clone());
             self.offer(&frontends, true);
             self.wake_sweeper();
-            info!("connections are decided at their sockets, as the earlier agent does not any more");
+            let why = if was_short { "that works now" } else { "the earlier agent does not any more" };
+            info!("connections are decided at their sockets, as {why}");
         }
     }
 
-    fn attach(&mut self, writer: &mut Writer) -> Attempt {
+    fn attach(&mut self, now: Instant, writer: &mut Writer) -> Attempt {
         let Some(config) = &self.config else { return Attempt::None };
-        match (self.attach)(config, writer.table()) {
+        match self.place.attach(config, writer.table()) {
             Ok((attached, looks)) => {
+                self.shortage = None;
                 self.view.set_attached(looks);
                 self.attached = Some(attached);
                 writer.follow_changes();
                 Attempt::Done
             }
-            Err(error) if error.is_busy => Attempt::Busy(error.reason),
-            Err(error) => {
-                self.say_off(&error.reason);
-                self.config = None;
+            Err(NotAttached { hindrance: Hindrance::Busy, reason }) => {
+                self.shortage = None;
+                Attempt::Busy(reason)
+            }
+            Err(NotAttached { hindrance: Hindrance::Passing, reason }) => {
+                self.fall_short(now, &reason);
                 Attempt::None
             }
+            Err(NotAttached { hindrance: Hindrance::Lasting, reason }) => {
+                let left = self.remove_leftovers();
+                self.say_off(&format!("{reason}{left}"));
+                (self.config, self.shortage) = (None, None);
+                Attempt::None
+            }
+        }
+    }
+
+    /// An attempt has failed for want of something that may be there in a moment. By what an earlier agent has left clients
+    /// are served: it is not removed for that until it has become old.
+    fn fall_short(&mut self, now: Instant, reason: &str) {
+        let is_first = self.shortage.is_none();
+        let fate = self.shortage.get_or_insert_with(|| Shortage::new(now)).failed(now);
+        match fate {
+            Fate::Stays => {
+                let reason = format!(
+                    "tried again, and what an earlier agent may have left goes on until then: {reason}"
+                );
+                if is_first {
+                    warn!("connections are not decided at their sockets by this agent so far: {reason}");
+                }
+                self.view.set_reason(&reason);
+            }
+            Fate::Goes { is_news } => {
+                let left = self.remove_leftovers();
+                let reason =
+                    format!("tried again every {} minutes: {reason}{left}", shortage::SLOW.as_secs() / 60);
+                match is_news {
+                    true => self.say_off(&reason),
+                    false => self.view.set_reason(&reason),
+                }
+            }
+        }
+    }
+
+    /// Removes what an earlier agent has left. What is said after the reason for that: nothing, unless it cannot be removed.
+    fn remove_leftovers(&mut self) -> String {
+        let Some(config) = &self.config else { return String::new() };
+        match self.place.remove(&config.pins) {
+            Ok(_) => String::new(),
+            Err(left) => format!("; what is attached cannot be removed: {left}"),
         }
     }
 
@@ -274,7 +345,7 @@ impl SocketMode {
         self.attached = None;
         self.view.set_detached(&reason);
         // Whoever holds what is left has it now.
-        if let Some(Err(error)) = self.config.take().map(|config| sluice_socket::remove(&config.pins)) {
+        if let Some(Err(error)) = self.config.take().map(|config| self.place.remove(&config.pins)) {
             warn!("what is left of it cannot be removed: {error}");
         }
     }

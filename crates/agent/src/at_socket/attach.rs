@@ -1,8 +1,9 @@
-//! Attaching socket mode's programs in the place of those that an earlier agent has left, or removing these.
+//! Attaching socket mode's programs in the place of those that an earlier agent has left.
 
-use std::io;
+use std::error::Error;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_capture::tproxy;
 use sluice_socket::{Links, Programs};
@@ -27,58 +28,105 @@ pub(super) struct Attached {
 pub(super) struct NotAttached {
     /// As people are told.
     pub(super) reason: String,
-    /// An agent that is about to be replaced still does it.
-    pub(super) is_busy: bool,
+    pub(super) hindrance: Hindrance,
 }
 
-/// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not, and takes care
-/// that none do.
+/// How it is with what is in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hindrance {
+    /// An agent that is about to be replaced still decides.
+    Busy,
+    /// The system is short of something now, or was disturbed: the same may work in a moment.
+    Passing,
+    /// The same would fail again.
+    Lasting,
+}
+
+/// What the kernel answers where the same may work in a moment. `EAGAIN` is the verifier's answer while a signal is pending.
+const PASSING: [Errno; 6] =
+    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::INTR, Errno::BUSY];
+
+impl NotAttached {
+    fn new(error: &(dyn Error + 'static)) -> Self {
+        let hindrance = match error.downcast_ref() {
+            Some(sluice_socket::Error::Busy(_)) => Hindrance::Busy,
+            _ if passes(error) => Hindrance::Passing,
+            _ => Hindrance::Lasting,
+        };
+        Self { reason: error.to_string(), hindrance }
+    }
+}
+
+fn passes(error: &(dyn Error + 'static)) -> bool {
+    let mut answers = std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref().and_then(Errno::from_io_error));
+    answers.any(|answer| PASSING.contains(&answer))
+}
+
+/// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not. What such an
+/// agent has left goes on then by what is in its maps: whoever does not try again has to remove it.
 pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
-    let not = |reason: String| NotAttached { reason, is_busy: false };
-    let attach = || -> Result<(Attached, Looks), NotAttached> {
-        let root = sluice_socket::cgroup_root;
-        let cgroup = config.cgroup.clone().map_or_else(root, Ok).map_err(|error| not(error.to_string()))?;
-        let place = sluice_socket::Config {
-            cgroup,
-            pins: config.pins.clone(),
-            capacity: AtSocketConfig::capacity_for(config.endpoints),
-        };
-        let mut attached = Programs::attach(&place).map_err(|error| NotAttached {
-            is_busy: matches!(error, sluice_socket::Error::Busy(_)),
-            reason: error.to_string(),
-        })?;
-        attached.set_relay_mark(tproxy::marks::UPSTREAM);
-        attached.set_sidecar_ports(config.sidecar_ports);
-        attached.set_flow_idle(config.flow_idle);
-        let io = |error: io::Error| not(error.to_string());
-        let links = attached.links();
-        let sweeper = Sweeper::start(attached.census().map_err(io)?, table).map_err(io)?;
-        let accounts = attached.accounts().map_err(io)?;
-        let ledger = Arc::new(Ledger::new(accounts));
-        let looks = Looks {
-            census: attached.census().map_err(io)?,
-            frontends: attached.look_up().map_err(io)?,
-            ledger: Arc::clone(&ledger),
-            swept: Arc::clone(sweeper.swept()),
-            capacity: place.capacity,
-            cgroup: place.cgroup,
-            host_only: config.host_only,
-        };
-        let maps = Maps::adopt(attached).map_err(io)?;
-        let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
-        Ok((Attached { sockets, sweeper, links }, looks))
+    fn not(error: impl Error + 'static) -> NotAttached {
+        NotAttached::new(&error)
+    }
+    let cgroup = config.cgroup.clone().map_or_else(sluice_socket::cgroup_root, Ok).map_err(not)?;
+    let place = sluice_socket::Config {
+        cgroup,
+        pins: config.pins.clone(),
+        capacity: AtSocketConfig::capacity_for(config.endpoints),
     };
-    let error = match attach() {
-        Ok((attached, looks)) => {
-            let cgroup = looks.cgroup.display();
-            info!("connections of sockets below {cgroup} are decided when they are made");
-            return Ok((attached, looks));
+    let mut attached = Programs::attach(&place).map_err(not)?;
+    attached.set_relay_mark(tproxy::marks::UPSTREAM);
+    attached.set_sidecar_ports(config.sidecar_ports);
+    attached.set_flow_idle(config.flow_idle);
+    let links = attached.links();
+    let sweeper = Sweeper::start(attached.census().map_err(not)?, table).map_err(not)?;
+    let accounts = attached.accounts().map_err(not)?;
+    let ledger = Arc::new(Ledger::new(accounts));
+    let looks = Looks {
+        census: attached.census().map_err(not)?,
+        frontends: attached.look_up().map_err(not)?,
+        ledger: Arc::clone(&ledger),
+        swept: Arc::clone(sweeper.swept()),
+        capacity: place.capacity,
+        cgroup: place.cgroup,
+        host_only: config.host_only,
+    };
+    let maps = Maps::adopt(attached).map_err(not)?;
+    let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
+    info!("connections of sockets below {} are decided when they are made", looks.cgroup.display());
+    Ok((Attached { sockets, sweeper, links }, looks))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_is_short_of_passes_and_what_it_lacks_lasts() {
+        let answer = |errno: Errno| io::Error::from(errno);
+        let map = |errno| sluice_socket::Error::Map { map: "sets".into(), source: answer(errno) };
+        let program = |errno| sluice_socket::Error::Program {
+            program: "sluice_connect4".into(),
+            source: answer(errno),
+            log: String::new(),
+        };
+        let no_cgroup = |errno| sluice_socket::Error::NoCgroup { path: "/sys".into(), source: answer(errno) };
+        let cases = [
+            (map(Errno::NOMEM), Hindrance::Passing),
+            (map(Errno::PERM), Hindrance::Lasting),
+            (program(Errno::AGAIN), Hindrance::Passing),
+            (program(Errno::INVAL), Hindrance::Lasting),
+            (no_cgroup(Errno::NFILE), Hindrance::Passing),
+            (no_cgroup(Errno::NOENT), Hindrance::Lasting),
+            (sluice_socket::Error::Busy("/pins".into()), Hindrance::Busy),
+            (sluice_socket::Error::Object("no BTF".into()), Hindrance::Lasting),
+        ];
+        for (error, wanted) in cases {
+            assert_eq!(NotAttached::new(&error).hindrance, wanted, "{error}");
         }
-        Err(error) if error.is_busy => return Err(error),
-        Err(error) => error,
-    };
-    match sluice_socket::remove(&config.pins) {
-        Ok(_) => Err(error),
-        Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),
+        assert_eq!(NotAttached::new(&answer(Errno::MFILE)).hindrance, Hindrance::Passing);
     }
 }

@@ -109,6 +109,9 @@ pub struct Timing {
     pub absent: Duration,
     /// Objects per page of a list. 500, as client-go has.
     pub page: usize,
+    /// Bytes of a page. One that is larger is asked for again with half as many objects; a list that is asked for in one,
+    /// in pages. 256 MiB: 500 of the largest EndpointSlices (1000 endpoints) have about that.
+    pub page_bytes: usize,
 }
 
 impl Timing {
@@ -131,6 +134,7 @@ impl Default for Timing {
             fail_back: Duration::from_secs(300),
             absent: Duration::from_secs(600),
             page: 500,
+            page_bytes: 256 << 20,
         }
     }
 }

@@ -21,14 +21,12 @@ use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, 
 use super::health::{Health, ResourceHealth};
 use super::lines::{Line, Lines};
 use super::names::Names;
+use super::paging::Paging;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
+use super::resume::{Resume, resume};
 use super::transport::{self, Answer, Transport};
 use super::warned::Warned;
-
-/// A page of a list that is larger is asked for again with half as many objects. 500 of the largest
-/// EndpointSlices (1000 endpoints) have about that.
-const MAX_PAGE_BYTES: usize = 256 << 20;
 
 /// What a follower says.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,8 +55,7 @@ pub(super) struct Follower {
     names: Names,
     /// What was wrong with objects, when they were last seen.
     warned: Warned,
-    /// Objects per page; 0 is all of them in one.
-    page: usize,
+    paging: Paging,
     /// Something was wrong, and has not been seen to work since.
     troubled: bool,
     /// Whether there was a Node when it was last looked for.
@@ -76,13 +73,6 @@ enum State {
     Absent,
 }
 
-/// What becomes of a version that a watch could not go on from, or could not go on from yet.
-#[derive(Debug, PartialEq, Eq)]
-enum Resume {
-    Watch,
-    List,
-}
-
 impl Follower {
     pub(super) fn new(
         resource: Resource,
@@ -94,7 +84,7 @@ impl Follower {
     ) -> Self {
         Self {
             backoff: Backoff::new(timing.backoff_min, timing.backoff_max),
-            page: timing.page,
+            paging: Paging::new(timing.page),
             known: HashSet::new(),
             names: Names::default(),
             warned: Warned::default(),
@@ -127,7 +117,7 @@ impl Follower {
     async fn list(&mut self) -> State {
         match self.read_list().await {
             Ok(version) => {
-                self.page = self.timing.page;
+                self.paging.done();
                 self.look_for_node();
                 self.health().was_listed();
                 self.well();
@@ -144,10 +134,7 @@ impl Follower {
                 State::Absent
             }
             Err(failure) => {
-                if failure.reason == Reason::Expired {
-                    // Too many changes between two pages: everything at once, then.
-                    self.page = 0;
-                }
+                self.paging.failed(failure.reason == Reason::Expired);
                 let delay = self.delay(&failure);
                 self.say(News::Failed(self.resource)).await;
                 sleep(delay).await;
@@ -164,16 +151,17 @@ impl Follower {
         let mut next = String::new();
         loop {
             let mut query = self.resource.selectors(&self.node);
-            if self.page > 0 {
-                query.push(("limit", self.page.to_string()));
-            }
+            query.extend(self.paging.limit().map(|limit| ("limit", limit.to_string())));
             if !next.is_empty() {
                 query.push(("continue", next.clone()));
             }
             let mut answer = self.get(&query).await?;
             let Some(body) = self.body(&mut answer).await? else {
-                self.page = (self.page / 2).max(1);
-                continue;
+                if self.paging.too_large() {
+                    continue;
+                }
+                let what = format!("a list of more than {} MiB", self.timing.page_bytes >> 20);
+                return Err(answer.failure(Reason::NotUnderstood(what)));
             };
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| {
                 answer.failure(Reason::NotUnderstood(reason::one_line(&error.to_string())))
@@ -209,16 +197,12 @@ impl Follower {
         }
     }
 
-    /// The whole body of a page; `None` if it is too large to take and a smaller page can be had.
+    /// The whole body of a page; `None` if it is too large to take.
     async fn body(&self, answer: &mut Answer) -> Result<Option<Vec<u8>>, Failure> {
         let mut body = Vec::new();
         while let Some(bytes) = answer.chunk(self.timing.answer).await? {
-            if body.len() + bytes.len() > MAX_PAGE_BYTES {
-                if self.page > 1 {
-                    return Ok(None);
-                }
-                let what = format!("a list of more than {} MiB", MAX_PAGE_BYTES >> 20);
-                return Err(answer.failure(Reason::NotUnderstood(what)));
+            if body.len() + bytes.len() > self.timing.page_bytes {
+                return Ok(None);
             }
             body.extend_from_slice(&bytes);
         }
@@ -470,43 +454,3 @@ impl Follower {
 
 /// What an event has around its object.
 const MAX_EVENT_OVERHEAD: usize = 1024;
-
-/// Whether a watch may go on from the same version after this.
-fn resume(reason: &Reason) -> Resume {
-    match reason {
-        Reason::Status(502 | 503, _) => Resume::Watch,
-        // The version is too old (410), or of another time (400, 504), or what happened just after it cannot
-        // be read (500): only a list goes past that.
-        Reason::Expired | Reason::Status(..) => Resume::List,
-        // An event that is no event: the same again is as likely as not.
-        Reason::NotUnderstood(_) => Resume::List,
-        _ => Resume::Watch,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_goes_on_and_what_starts_over() {
-        for reason in [
-            Reason::Unreachable(String::new()),
-            Reason::Silent(Duration::ZERO),
-            Reason::Unauthorized,
-            Reason::Forbidden(Resource::Services),
-            Reason::Busy,
-            Reason::Status(503, String::new()),
-        ] {
-            assert_eq!(resume(&reason), Resume::Watch, "{reason}");
-        }
-        for reason in [
-            Reason::Expired,
-            Reason::Status(504, String::new()),
-            Reason::Status(500, String::new()),
-            Reason::NotUnderstood(String::new()),
-        ] {
-            assert_eq!(resume(&reason), Resume::List, "{reason}");
-        }
-    }
-}

@@ -120,6 +120,23 @@ async fn a_list_whose_pages_expire_is_read_in_one() {
 }
 
 #[tokio::test]
+async fn a_list_whose_pages_expire_and_that_is_too_large_in_one_is_read_in_pages_after_all() {
+    let server = plain().await;
+    for i in 0..30 {
+        server.create(Resource::Services, service(&format!("s{i}"))).unwrap();
+    }
+    server.faults().fail(Target::verb(Verb::List).of(Resource::Services), Failure::Expired, 1);
+    let page_bytes = 2 * server.get(Resource::Services, "default", "s29").unwrap().to_string().len();
+    let timing = Timing { page: 1, page_bytes, ..timing() };
+    let mut followed = Followed::new(Config { timing, ..config(&server) });
+    followed.next().await;
+    assert_eq!(followed.objects, held(&server));
+    let counters = server.counters().borrow().clone();
+    // The one that expires, the one that is too large, and all pages.
+    assert_eq!(counters.requests(Verb::List, Resource::Services), 32);
+}
+
+#[tokio::test]
 async fn an_object_that_stops_to_match_is_gone_and_may_come_back() {
     let server = plain().await;
     server.create(Resource::Services, service("a")).unwrap();

@@ -8,6 +8,8 @@ use super::{Command, address, bpf_fd, length, name};
 
 /// Bytes of an instruction.
 const INSTRUCTION: usize = 8;
+/// How often it is tried to load a program: the verifier gives up with `EAGAIN` where a signal is pending. As in libbpf.
+const ATTEMPTS: usize = 5;
 /// How much the verifier may say. It keeps the end, which has the reason.
 const LOG: usize = 64 * 1024;
 
@@ -42,9 +44,9 @@ pub struct Rejected {
 /// # Errors
 /// `EPERM` without CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; `EACCES` and `EINVAL` from the verifier.
 pub fn load_program(spec: &ProgramSpec<'_>) -> Result<OwnedFd, Rejected> {
-    try_load(spec, None).or_else(|_| {
+    while_disturbed(|| try_load(spec, None)).or_else(|_| {
         let mut log = vec![0; LOG];
-        try_load(spec, Some(&mut log)).map_err(|error| {
+        while_disturbed(|| try_load(spec, Some(&mut log))).map_err(|error| {
             let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
             let text = String::from_utf8_lossy(log.get(..end).unwrap_or_default());
             let lines: Vec<&str> = text.trim_end().lines().collect();
@@ -52,6 +54,18 @@ pub fn load_program(spec: &ProgramSpec<'_>) -> Result<OwnedFd, Rejected> {
             Rejected { error, log: last.join("\n") }
         })
     })
+}
+
+/// Tries again for as long as the answer is `EAGAIN`, [`ATTEMPTS`] times in all.
+fn while_disturbed<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut answer = attempt();
+    for _ in 1..ATTEMPTS {
+        if !answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            break;
+        }
+        answer = attempt();
+    }
+    answer
 }
 
 fn try_load(spec: &ProgramSpec<'_>, log: Option<&mut Vec<u8>>) -> io::Result<OwnedFd> {
@@ -136,4 +150,25 @@ pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     };
     // SAFETY: the kernel reads `size` bytes.
     unsafe { bpf_fd(Command::BtfLoad, &mut attributes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_a_signal_disturbs_is_tried_five_times_and_one_that_is_refused_once() {
+        let try_with = |kind: io::ErrorKind, good: usize| {
+            let mut attempts = 0;
+            let answer = while_disturbed(|| {
+                attempts += 1;
+                if attempts == good { Ok(()) } else { Err(io::Error::from(kind)) }
+            });
+            (attempts, answer.is_ok())
+        };
+        assert_eq!(try_with(io::ErrorKind::WouldBlock, 1), (1, true));
+        assert_eq!(try_with(io::ErrorKind::WouldBlock, 5), (5, true));
+        assert_eq!(try_with(io::ErrorKind::WouldBlock, 6), (5, false));
+        assert_eq!(try_with(io::ErrorKind::PermissionDenied, 2), (1, false));
+    }
 }

@@ -57,6 +57,8 @@ pub enum Failure {
         /// Seconds.
         retry_after: u32,
     },
+    /// 410, as of a list whose next page is of a revision that is forgotten.
+    Expired,
     /// 500.
     InternalError,
     /// 503.

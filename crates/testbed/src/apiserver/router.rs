@@ -150,6 +150,7 @@ async fn fail(
             status.retry_after = Some(retry_after);
             status
         }
+        Failure::Expired => Status::expired("The provided continue parameter is too old"),
         Failure::InternalError => {
             Status::new(500, "InternalError", "Internal error occurred: etcdserver: no leader")
         }
