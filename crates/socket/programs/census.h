@@ -22,6 +22,7 @@ int sluice_census(struct storage_iterator *ctx)
 		.local_port = sk->__sk_common.skc_num,
 		.protocol = sk->sk_protocol,
 		.family = sk->__sk_common.skc_family,
+		.device = sk->__sk_common.skc_bound_dev_if,
 	};
 	if (one.family == AF_INET) {
 		one.local[2] = bpf_htonl(0xffff);

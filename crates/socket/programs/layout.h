@@ -153,6 +153,7 @@ struct translated {
 	struct conn conn;
 	__u32 local[4];
 	__u16 local_port;
-	__u16 protocol;
-	__u32 family;
+	__u8 protocol; /* that of MPTCP ends in that of TCP */
+	__u8 family;
+	__u32 device; /* what it is bound to, or 0 */
 };

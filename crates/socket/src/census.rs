@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use sluice_socket_maps::{Meta, meta_flags, protocol};
 use sluice_sys::bpf::{self, Mapping};
 
-use crate::destroy::{self, Endable, Ended};
+use crate::destroy::{self, Connection, Done, Endable, Ended};
 
 /// Bytes of what the program writes of a socket: `struct translated` of layout.h.
 const RECORD: usize = 96;
@@ -31,6 +31,8 @@ pub struct Translated {
     pub is_v6: bool,
     /// Its own address.
     pub local: SocketAddr,
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), in its namespace; 0 is none.
+    pub device: u32,
     /// Where it has connected to.
     pub service: SocketAddr,
     /// Where it is connected to.
@@ -95,13 +97,24 @@ impl Census {
             return Ok(Ended::default());
         }
         let wanted: BTreeSet<u64> = ending.keys().copied().collect();
-        let done =
+        let Done { mut ended, absent } =
             destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default())?;
-        Ok(Ended { unreached: ending.values().map(Vec::len).sum(), ..done })
+        ended.unreached = ending.values().map(Vec::len).sum();
+        if !absent.is_empty() {
+            // What was closed meanwhile is not listed any more.
+            let is_absent = |socket: &Translated| absent.contains(&socket.connection());
+            ended.missed = self.list()?.into_iter().filter(is_absent).count();
+            ended.ended += absent.len().saturating_sub(ended.missed);
+        }
+        Ok(ended)
     }
 }
 
 impl Translated {
+    pub(crate) fn connection(&self) -> Connection {
+        (self.cookie, self.since_ns)
+    }
+
     fn read(record: &[u8; RECORD]) -> Self {
         let word = |at: usize| {
             let mut word = [0; 8];
@@ -116,13 +129,14 @@ impl Translated {
             octets.copy_from_slice(&record[at..at + 16]);
             IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
         };
-        let [protocol, _] = short(90);
+        let [protocol, family] = short(90);
         Self {
             namespace: word(0),
             cookie: word(8),
             protocol,
-            is_v6: half(92) == u32::from(rustix::net::AddressFamily::INET6.as_raw()),
+            is_v6: u16::from(family) == rustix::net::AddressFamily::INET6.as_raw(),
             local: SocketAddr::new(ip(72), u16::from_ne_bytes(short(88))),
+            device: half(92),
             service: SocketAddr::new(ip(16), u16::from_be_bytes(short(32))),
             endpoint: SocketAddr::new(ip(36), u16::from_be_bytes(short(52))),
             id: half(56),

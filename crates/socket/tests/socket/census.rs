@@ -10,6 +10,7 @@ use sluice_socket::{Endable, Ended, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
 use sluice_testbed::lab::Namespace;
+use socket2::SockRef;
 
 use crate::node::{Node, endpoint_ip, mapped, serve, service};
 
@@ -64,6 +65,7 @@ fn sockets_of_all_namespaces_are_listed() {
                     protocol,
                     is_v6: to_here.is_ipv6(),
                     local: SocketAddr::new(local.ip().to_canonical(), local.port()),
+                    device: 0,
                     service: to,
                     endpoint: at,
                     id: set * 10,
@@ -150,4 +152,78 @@ fn connected_datagram_sockets_of_an_endpoint_that_went_are_ended_and_no_others()
             server.read_exact(&mut [0; 2]).unwrap();
         }
     }
+}
+
+/// Binds a socket to an interface, as any process may.
+fn bind_to_device(socket: &UdpSocket, name: &str) {
+    SockRef::from(socket).bind_device(Some(name.as_bytes())).unwrap();
+}
+
+#[test]
+fn a_datagram_socket_that_is_bound_to_an_interface_is_ended_whenever_it_was_bound() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let _process = Process::of(&node.pod);
+    let census = kernel.census().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let at: SocketAddr = (endpoint_ip(v6, 1), 7).into();
+        let to = service(v6, 1, 80);
+        serve(&mut kernel, set, to, &[at]);
+        let sockets: Vec<UdpSocket> = [(to, false), (to, true), (mapped(to), false), (mapped(to), true)]
+            .map(|(to, is_connected_first)| {
+                node.pod.run(|| {
+                    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+                    if is_connected_first {
+                        socket.connect(to).unwrap();
+                    }
+                    bind_to_device(&socket, "lo");
+                    if !is_connected_first {
+                        socket.connect(to).unwrap();
+                    }
+                    socket
+                })
+            })
+            .into();
+        let ended = census.end_datagram_sockets(|socket| socket.endpoint == at).unwrap();
+        assert_eq!(ended, Ended { ended: 4, ..Ended::default() });
+        for socket in sockets {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_closed_has() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &[at]);
+    let connect = || {
+        node.host.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+    };
+    let (bound, mut closed) = (connect(), Some(connect()));
+    let end = |mut meanwhile: Box<dyn FnMut() + Send>| {
+        node.host.run(|| {
+            census.end_datagram_sockets(|_| {
+                meanwhile();
+                true
+            })
+        })
+    };
+    let bind = bound.try_clone().unwrap();
+    let ended = end(Box::new(move || {
+        bind_to_device(&bind, "lo");
+        drop(closed.take());
+    }));
+    assert_eq!(ended.unwrap(), Ended { ended: 1, missed: 1, ..Ended::default() });
+    assert!(bound.peer_addr().is_ok());
+    assert_eq!(end(Box::new(|| {})).unwrap(), Ended { ended: 1, ..Ended::default() });
+    assert_eq!(bound.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
