@@ -17,6 +17,7 @@ use sluice_socket_maps::Capacity;
 use sluice_table::{ServicePort, Writer};
 use tracing::{info, warn};
 
+pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, attach};
 pub(crate) use self::view::{Looks, View};
 
@@ -254,12 +255,19 @@ impl SocketMode {
         let reason =
             format!("somebody has taken {} away; restart the agent to have it back", missing.join(", "));
         warn!("no connection is decided at its socket any more, all are relayed: {reason}");
-        self.attached = None;
+        let census = self.attached.take().map(|attached| attached.census);
         self.view.set_detached(&reason);
         // Whoever holds what is left has it now.
-        if let Some(Err(error)) = self.config.take().map(|config| sluice_socket::remove(&config.pins)) {
-            warn!("what is left of it cannot be removed: {error}");
+        match self.config.take().map(|config| sluice_socket::remove(&config.pins)) {
+            Some(Err(error)) => warn!("what is left of it cannot be removed: {error}"),
+            Some(Ok(removed)) => warn_of_left(removed.left.as_deref()),
+            None => {}
         }
+        // If the maps' pins were gone, too, only this agent still knows whose sockets were connected.
+        let ended = census.map(|census| census.end_datagram_sockets(|_| true));
+        let left = ended
+            .and_then(|ended| ended.map_or_else(|error| Some(error.to_string()), |ended| ended.trouble()));
+        warn_of_left(left.as_deref());
     }
 }
 

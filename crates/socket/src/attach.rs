@@ -13,7 +13,7 @@ use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 use crate::links::Links;
 use crate::object::Object;
 use crate::pins::{Pins, link_path};
-use crate::shape::{SHAPES, Shape};
+use crate::shape::{CONNS, SHAPES, Shape};
 use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
@@ -166,7 +166,7 @@ impl Place<'_> {
     }
 
     /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
-    /// which those are.
+    /// which those are. What sockets are connected to is kept in any case: whoever is to end these has to find them.
     fn maps(&self, object: &Object) -> Result<(Maps, Vec<&'static str>), Error> {
         let mut pinned = Maps::new();
         for shape in &SHAPES {
@@ -177,8 +177,10 @@ impl Place<'_> {
         if pinned.len() == SHAPES.len() {
             return Ok((pinned, Vec::new()));
         }
-        let new = new_maps(object, &self.config.capacity)?;
-        Ok((new, SHAPES.iter().map(|shape| shape.name).collect()))
+        let mut maps = new_maps(object, &self.config.capacity)?;
+        let kept = pinned.remove(CONNS).and_then(|conns| maps.insert(CONNS, conns)).map(|_| CONNS);
+        let new = SHAPES.iter().map(|shape| shape.name).filter(|name| Some(*name) != kept);
+        Ok((maps, new.collect()))
     }
 
     /// A map that is pinned and has the size that it is to have.
@@ -257,6 +259,12 @@ fn load_census(object: &Object, kernel: &Btf) -> Result<OwnedFd, Error> {
         .id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func)
         .map_err(|error| Error::Object(error.to_string()))?;
     load_program(object, "sluice_census", TRACING.0, TRACING.1, target)
+}
+
+/// The same for maps that somebody else has made.
+pub(crate) fn census_program() -> Result<OwnedFd, Error> {
+    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    load_census(&Object::read(&kernel)?, &kernel)
 }
 
 fn load_program(object: &Object, name: &str, kind: u32, attach: u32, target: u32) -> Result<OwnedFd, Error> {

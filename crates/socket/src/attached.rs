@@ -19,6 +19,7 @@ use crate::attach::LAYOUT;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::pins::Pins;
+use crate::shape::CONNS;
 use crate::{Census, Error};
 
 /// Bytes of a key and a value of the map of frontends.
@@ -69,7 +70,7 @@ impl Attached {
         let attached = Self {
             pins,
             frontends: keep("frontends")?,
-            conns: keep("conns")?,
+            conns: keep(CONNS)?,
             census,
             links,
             sets: mapping("sets")?,
@@ -82,12 +83,25 @@ impl Attached {
             capacity,
             fresh,
         };
+        if fresh {
+            attached.begin_incarnations();
+        }
         let host = own_namespace().map_err(Error::system("asking for the network namespace"))?;
         let mut meta = attached.meta();
         meta.layout = LAYOUT;
         meta.host_cookie = host;
         attached.write_meta(meta);
         Ok(attached)
+    }
+
+    /// Sockets that were connected by earlier maps are known to these, too, but their ids mean nothing here. In milliseconds of
+    /// `CLOCK_MONOTONIC`: nobody gives a number as often as that, so these incarnations are beyond all earlier ones.
+    fn begin_incarnations(&self) {
+        #[expect(clippy::cast_possible_truncation, reason = "the numbers begin again every seven weeks")]
+        let first = (now_ns() / 1_000_000) as u32;
+        for id in 0..self.capacity.endpoints {
+            store(self.endpoints.words(), id, [0, 0, word(0, first), 0]);
+        }
     }
 
     /// What looks at sockets.
@@ -336,7 +350,7 @@ impl Kernel for Attached {
     }
 
     fn take_over(&mut self) -> io::Result<()> {
-        self.pins.remove_others()
+        self.pins.remove_others()?.map_or(Ok(()), |left| Err(io::Error::other(left)))
     }
 
     fn beat(&mut self) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use sluice_socket_maps::{Meta, meta_flags, protocol};
@@ -59,9 +59,7 @@ impl Census {
     /// # Errors
     /// The kernel is out of memory.
     pub fn list(&self) -> io::Result<Vec<Translated>> {
-        let link = bpf::iterate_storage(self.program.as_fd(), self.conns.as_fd())?;
-        let written = bpf::read_iterator(link.as_fd())?;
-        Ok(written.as_chunks().0.iter().map(Translated::read).collect())
+        list(self.program.as_fd(), self.conns.as_fd())
     }
 
     /// Has UDP sockets be decided about when they connect, for whose clients these can be ended later. Others go by the
@@ -84,30 +82,45 @@ impl Census {
     ///
     /// # Errors
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
-    pub fn end_datagram_sockets(&self, mut is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
-        // Where the kernel has no barrier, one that is being connected is left for the next time.
-        let _ = bpf::membarrier();
-        let mut ending: BTreeMap<u64, Vec<Translated>> = BTreeMap::new();
-        for socket in self.list()? {
-            if socket.protocol == protocol::UDP && is_stale(&socket) {
-                ending.entry(socket.namespace).or_default().push(socket);
-            }
-        }
-        if ending.is_empty() {
-            return Ok(Ended::default());
-        }
-        let wanted: BTreeSet<u64> = ending.keys().copied().collect();
-        let Done { mut ended, absent } =
-            destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default())?;
-        ended.unreached = ending.values().map(Vec::len).sum();
-        if !absent.is_empty() {
-            // What was closed meanwhile is not listed any more.
-            let is_absent = |socket: &Translated| absent.contains(&socket.connection());
-            ended.missed = self.list()?.into_iter().filter(is_absent).count();
-            ended.ended += absent.len().saturating_sub(ended.missed);
-        }
-        Ok(ended)
+    pub fn end_datagram_sockets(&self, is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
+        end_listed(self.program.as_fd(), self.conns.as_fd(), is_stale)
     }
+}
+
+fn list(program: BorrowedFd<'_>, conns: BorrowedFd<'_>) -> io::Result<Vec<Translated>> {
+    let link = bpf::iterate_storage(program, conns)?;
+    let written = bpf::read_iterator(link.as_fd())?;
+    Ok(written.as_chunks().0.iter().map(Translated::read).collect())
+}
+
+/// Like [`Census::end_datagram_sockets`], of a map.
+pub(crate) fn end_listed(
+    program: BorrowedFd<'_>,
+    conns: BorrowedFd<'_>,
+    mut is_stale: impl FnMut(&Translated) -> bool,
+) -> io::Result<Ended> {
+    // Where the kernel has no barrier, one that is being connected is left for the next time.
+    let _ = bpf::membarrier();
+    let mut ending: BTreeMap<u64, Vec<Translated>> = BTreeMap::new();
+    for socket in list(program, conns)? {
+        if socket.protocol == protocol::UDP && is_stale(&socket) {
+            ending.entry(socket.namespace).or_default().push(socket);
+        }
+    }
+    if ending.is_empty() {
+        return Ok(Ended::default());
+    }
+    let wanted: BTreeSet<u64> = ending.keys().copied().collect();
+    let Done { mut ended, absent } =
+        destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default())?;
+    ended.unreached = ending.values().map(Vec::len).sum();
+    if !absent.is_empty() {
+        // What was closed meanwhile is not listed any more.
+        let is_absent = |socket: &Translated| absent.contains(&socket.connection());
+        ended.missed = list(program, conns)?.into_iter().filter(is_absent).count();
+        ended.ended += absent.len().saturating_sub(ended.missed);
+    }
+    Ok(ended)
 }
 
 impl Translated {

@@ -34,6 +34,30 @@ pub struct Ended {
     pub missed: usize,
 }
 
+impl Ended {
+    /// Why some are not, for people: with what helps.
+    pub fn trouble(&self) -> Option<String> {
+        let Self { ended: _, refused, unreached, missed } = *self;
+        let mut troubles = Vec::new();
+        if unreached > 0 {
+            troubles.push(format!(
+                "{unreached} are in network namespaces in which no process is that is seen from here (a pod needs the \
+                 node's /run/netns, or where its container runtime has them)"
+            ));
+        }
+        if refused > 0 {
+            troubles.push(format!(
+                "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
+                 CONFIG_INET_DIAG_DESTROY)"
+            ));
+        }
+        if missed > 0 {
+            troubles.push(format!("the kernel does not find {missed} of them by their addresses"));
+        }
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    }
+}
+
 /// What came of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Done {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_capture::tproxy;
-use sluice_socket::{Links, Programs};
+use sluice_socket::{Census, Links, Programs};
 use sluice_socket_maps::Maps;
 use sluice_table::Table;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::sweep::Sweeper;
 use super::{AtSocketConfig, Looks};
@@ -21,6 +21,8 @@ pub(super) struct Attached {
     pub(super) sweeper: Sweeper,
     /// Whether it is still there.
     pub(super) links: Links,
+    /// Which sockets it has connected.
+    pub(super) census: Census,
 }
 
 /// Why nothing is decided at sockets.
@@ -29,6 +31,13 @@ pub(super) struct NotAttached {
     pub(super) reason: String,
     /// An agent that is about to be replaced still does it.
     pub(super) is_busy: bool,
+}
+
+/// Says why sockets may be left that nobody looks after any more, where there is a reason.
+pub(crate) fn warn_of_left(left: Option<&str>) {
+    if let Some(left) = left {
+        warn!("connected UDP sockets may wait for their endpoints once these go: {left}");
+    }
 }
 
 /// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not, and takes care
@@ -51,7 +60,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         attached.set_sidecar_ports(config.sidecar_ports);
         attached.set_flow_idle(config.flow_idle);
         let io = |error: io::Error| not(error.to_string());
-        let links = attached.links();
+        let (links, census) = (attached.links(), attached.census().map_err(io)?);
         let sweeper = Sweeper::start(attached.census().map_err(io)?, table).map_err(io)?;
         let accounts = attached.accounts().map_err(io)?;
         let ledger = Arc::new(Ledger::new(accounts));
@@ -66,7 +75,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         };
         let maps = Maps::adopt(attached).map_err(io)?;
         let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
-        Ok((Attached { sockets, sweeper, links }, looks))
+        Ok((Attached { sockets, sweeper, links, census }, looks))
     };
     let error = match attach() {
         Ok((attached, looks)) => {
@@ -78,7 +87,10 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         Err(error) => error,
     };
     match sluice_socket::remove(&config.pins) {
-        Ok(_) => Err(error),
+        Ok(removed) => {
+            warn_of_left(removed.left.as_deref());
+            Err(error)
+        }
         Err(left) => Err(not(format!("{}; what is attached cannot be removed: {left}", error.reason))),
     }
 }

@@ -235,28 +235,13 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
 fn judge(done: io::Result<Ended>, swept: &Swept) -> Option<String> {
     let trouble = match done {
         Err(error) => Some(format!("the kernel does not list sockets ({error})")),
-        Ok(Ended { ended, refused, unreached, missed }) => {
+        Ok(done) => {
+            let Ended { ended, .. } = done;
             if ended > 0 {
                 swept.ended.fetch_add(ended as u64, Ordering::Relaxed);
                 info!(sockets = ended, "connected UDP sockets were ended, as their endpoints are gone");
             }
-            let mut troubles = Vec::new();
-            if unreached > 0 {
-                troubles.push(format!(
-                    "{unreached} are in network namespaces in which no process is that this agent sees (a pod \
-                     needs the node's /run/netns, or where its container runtime has them)"
-                ));
-            }
-            if refused > 0 {
-                troubles.push(format!(
-                    "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
-                     CONFIG_INET_DIAG_DESTROY)"
-                ));
-            }
-            if missed > 0 {
-                troubles.push(format!("the kernel does not find {missed} of them by their addresses"));
-            }
-            (!troubles.is_empty()).then(|| troubles.join("; "))
+            done.trouble()
         }
     };
     if trouble.is_some() {

@@ -15,10 +15,10 @@ use socket2::SockRef;
 use crate::node::{Node, endpoint_ip, mapped, serve, service};
 
 /// A process of a pod: by those its namespace is found.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn of(namespace: &Namespace) -> Self {
+    pub(crate) fn of(namespace: &Namespace) -> Self {
         let cat = || Command::new("cat").stdin(Stdio::piped()).spawn();
         Self(namespace.run(cat).unwrap())
     }

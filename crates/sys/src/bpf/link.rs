@@ -47,6 +47,16 @@ pub fn replace_program(link: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<
     unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
 }
 
+/// Takes a program away from where a link holds it, at once: the last pin is let go of a moment later.
+///
+/// # Errors
+/// It is no link, or one of another kind.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = number(link);
+    // SAFETY: that is all that the command reads.
+    unsafe { bpf(Command::LinkDetach, &mut attributes) }.map(drop)
+}
+
 /// What a link to a cgroup is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkInfo {
