@@ -263,8 +263,8 @@ impl Counters for Accounts {
 
 fn account(accounts: &Mapping, id: u32) -> Account {
     let [made, failed, bytes_to, bytes_from, duration_us] = load(accounts.words(), id);
-    let ((connections, closed), (failed, pad)) = (halves(made), halves(failed));
-    Account { connections, closed, failed, pad, bytes_to, bytes_from, duration_us }
+    let ((connections, closed), (failed, served)) = (halves(made), halves(failed));
+    Account { connections, closed, failed, served, bytes_to, bytes_from, duration_us }
 }
 
 impl Kernel for Attached {
