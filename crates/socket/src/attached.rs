@@ -16,6 +16,7 @@ use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
 
 use crate::attach::LAYOUT;
+use crate::census::Listers;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::pins::Pins;
@@ -36,7 +37,7 @@ pub struct Attached {
     pins: Pins,
     frontends: OwnedFd,
     conns: OwnedFd,
-    census: OwnedFd,
+    listers: Listers,
     links: Links,
     sets: Mapping,
     slots: Mapping,
@@ -53,7 +54,7 @@ impl Attached {
     pub(crate) fn new(
         pins: Pins,
         maps: &HashMap<&'static str, OwnedFd>,
-        census: OwnedFd,
+        listers: Listers,
         links: Links,
         capacity: Capacity,
         fresh: bool,
@@ -71,7 +72,7 @@ impl Attached {
             pins,
             frontends: keep("frontends")?,
             conns: keep(CONNS)?,
-            census,
+            listers,
             links,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
@@ -110,7 +111,7 @@ impl Attached {
     /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
         let meta = Mapping::new(self.meta_map.as_fd())?;
-        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()?, meta })
+        Ok(Census { listers: self.listers.try_clone()?, conns: self.conns.try_clone()?, meta })
     }
 
     /// Where the programs are attached.

@@ -7,7 +7,7 @@
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
 //!   known of endpoints, changed by others too.
 //! * `links`: whether it is still attached. `removal`: taking all of it away.
-//! * `census`: which sockets are translated. `destroy`: ending some.
+//! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: how.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!   `rights`: what this thread may do.
 //!
@@ -18,6 +18,7 @@ mod attached;
 mod census;
 mod cgroup;
 mod destroy;
+mod ending;
 mod error;
 mod health;
 mod links;

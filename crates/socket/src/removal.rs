@@ -8,8 +8,8 @@ use std::path::Path;
 
 use sluice_sys::bpf;
 
-use crate::attach::census_program;
-use crate::census::end_listed;
+use crate::attach::datagram_lister;
+use crate::ending::end_listed;
 use crate::error::Error;
 use crate::pins::{Pins, is_link, lock};
 use crate::shape::CONNS;
@@ -109,7 +109,7 @@ fn end_connected(directory: &Path) -> io::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Ok(unlisted(&error)),
     };
-    let program = match census_program() {
+    let program = match datagram_lister() {
         Ok(program) => program,
         Err(error) => return Ok(unlisted(&error)),
     };

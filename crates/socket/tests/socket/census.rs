@@ -230,3 +230,29 @@ fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_cl
     assert_eq!(end(Box::new(|| {})).unwrap(), Ended { ended: 1, ..Ended::default() });
     assert_eq!(bound.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
+
+#[test]
+fn a_look_at_datagram_sockets_is_at_no_others() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let listener = node.host.run(|| TcpListener::bind((endpoint_ip(v6, 1), 0)).unwrap());
+        let to = service(v6, 1, 80);
+        serve(&mut kernel, set, to, &[listener.local_addr().unwrap()]);
+        let connections: Vec<TcpStream> =
+            node.host.run(|| (0..100).map(|_| TcpStream::connect(to).unwrap()).collect());
+        let any = if v6 { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = node.host.run(|| UdpSocket::bind(any).unwrap());
+        node.host.run(|| socket.connect(to)).unwrap();
+        let mut seen = Vec::new();
+        let ended = census.end_datagram_sockets(|socket| {
+            seen.push((socket.protocol, socket.local.port()));
+            false
+        });
+        assert_eq!(ended.unwrap(), Ended::default());
+        seen.retain(|(protocol, _)| *protocol == protocol::TCP);
+        assert_eq!(seen, [], "beside {} connections", connections.len());
+        assert!(census.list().unwrap().len() > connections.len());
+    }
+}
