@@ -212,22 +212,24 @@ fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_cl
         })
     };
     let (bound, mut closed) = (connect(), Some(connect()));
-    let end = |mut meanwhile: Box<dyn FnMut() + Send>| {
-        node.host.run(|| {
-            census.end_datagram_sockets(|_| {
-                meanwhile();
-                true
-            })
+    let port = bound.local_addr().unwrap().port();
+    node.host.ip_batch("link add one type veth peer name two").unwrap();
+    let mut names = ["one", "two"];
+    // Whenever it is looked at it is about to be bound to something else.
+    let ended = node.host.run(|| {
+        census.end_datagram_sockets(|socket| {
+            drop(closed.take());
+            if socket.local.port() == port {
+                names.rotate_left(1);
+                bind_to_device(&bound, names[0]);
+            }
+            true
         })
-    };
-    let bind = bound.try_clone().unwrap();
-    let ended = end(Box::new(move || {
-        bind_to_device(&bind, "lo");
-        drop(closed.take());
-    }));
+    });
     assert_eq!(ended.unwrap(), Ended { ended: 1, missed: 1, ..Ended::default() });
     assert!(bound.peer_addr().is_ok());
-    assert_eq!(end(Box::new(|| {})).unwrap(), Ended { ended: 1, ..Ended::default() });
+    let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
+    assert_eq!(ended.unwrap(), Ended { ended: 1, ..Ended::default() });
     assert_eq!(bound.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
@@ -255,4 +257,24 @@ fn a_look_at_datagram_sockets_is_at_no_others() {
         assert_eq!(seen, [], "beside {} connections", connections.len());
         assert!(census.list().unwrap().len() > connections.len());
     }
+}
+
+#[test]
+fn more_sockets_than_the_kernel_writes_at_a_time_are_ended() {
+    const COUNT: usize = 400;
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &[at]);
+    let connect = |_| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(to).unwrap();
+        socket
+    };
+    let sockets: Vec<UdpSocket> = node.host.run(|| (0..COUNT).map(connect).collect());
+    let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
+    assert_eq!(ended.unwrap(), Ended { ended: COUNT, ..Ended::default() });
+    assert!(sockets.iter().all(|socket| socket.peer_addr().is_err()));
 }
