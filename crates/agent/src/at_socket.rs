@@ -17,10 +17,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_model::Frontend;
+use sluice_socket::Removed;
 use sluice_socket_maps::Capacity;
 use sluice_table::{ServicePort, Table, Writer};
 use tracing::{info, warn};
 
+pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Hindrance, NotAttached};
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
@@ -102,7 +104,7 @@ trait Place: Send {
     /// As [`attach::attach`] does.
     fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
     /// As [`sluice_socket::remove`] does.
-    fn remove(&mut self, pins: &Path) -> io::Result<bool>;
+    fn remove(&mut self, pins: &Path) -> io::Result<Removed>;
 }
 
 /// This node.
@@ -113,7 +115,7 @@ impl Place for Node {
         attach::attach(config, table)
     }
 
-    fn remove(&mut self, pins: &Path) -> io::Result<bool> {
+    fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
         sluice_socket::remove(pins)
     }
 }
@@ -320,7 +322,10 @@ impl SocketMode {
     fn remove_leftovers(&mut self) -> String {
         let Some(config) = &self.config else { return String::new() };
         match self.place.remove(&config.pins) {
-            Ok(_) => String::new(),
+            Ok(removed) => {
+                warn_of_left(removed.left.as_deref());
+                String::new()
+            }
             Err(left) => format!("; what is attached cannot be removed: {left}"),
         }
     }
@@ -342,12 +347,19 @@ impl SocketMode {
         let reason =
             format!("somebody has taken {} away; restart the agent to have it back", missing.join(", "));
         warn!("no connection is decided at its socket any more, all are relayed: {reason}");
-        self.attached = None;
+        let census = self.attached.take().map(|attached| attached.census);
         self.view.set_detached(&reason);
         // Whoever holds what is left has it now.
-        if let Some(Err(error)) = self.config.take().map(|config| self.place.remove(&config.pins)) {
-            warn!("what is left of it cannot be removed: {error}");
+        match self.config.take().map(|config| self.place.remove(&config.pins)) {
+            Some(Err(error)) => warn!("what is left of it cannot be removed: {error}"),
+            Some(Ok(removed)) => warn_of_left(removed.left.as_deref()),
+            None => {}
         }
+        // If the maps' pins were gone, too, only this agent still knows whose sockets were connected.
+        let ended = census.map(|census| census.end_datagram_sockets(|_| true));
+        let left = ended
+            .and_then(|ended| ended.map_or_else(|error| Some(error.to_string()), |ended| ended.trouble()));
+        warn_of_left(left.as_deref());
     }
 }
 

@@ -99,13 +99,16 @@ fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
     };
     let mut was_pinned = false;
     for pins in pins {
-        let was_here = sluice_socket::remove(&pins).with_context(|| {
+        let removed = sluice_socket::remove(&pins).with_context(|| {
             format!("cannot remove the programs of --capture socket at {}", pins.display())
         })?;
-        if was_here {
+        if removed.was_there {
             writeln!(out, "removed: programs and maps at {}", pins.display())?;
         }
-        was_pinned |= was_here;
+        if let Some(left) = removed.left {
+            writeln!(out, "left: connected UDP sockets may wait for their endpoints once these go: {left}")?;
+        }
+        was_pinned |= removed.was_there;
     }
     Ok(was_pinned)
 }

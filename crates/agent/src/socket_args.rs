@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
-use sluice_socket::State;
+use sluice_socket::{Removed, State};
 use tracing::{info, warn};
 
-use crate::at_socket::AtSocketConfig;
+use crate::at_socket::{AtSocketConfig, warn_of_left};
 use crate::values::{self, Listed};
 
 /// Where socket mode has its programs.
@@ -101,10 +101,13 @@ impl SocketArgs {
         self.tell(sluice_socket::remove_held(&self.socket_pins));
     }
 
-    fn tell(&self, removed: io::Result<bool>) {
+    fn tell(&self, removed: io::Result<Removed>) {
         match removed {
-            Ok(false) => {}
-            Ok(true) => info!("nothing is decided at sockets any more, as --capture is another one now"),
+            Ok(Removed { was_there: false, .. }) => {}
+            Ok(removed) => {
+                info!("nothing is decided at sockets any more, as --capture is another one now");
+                warn_of_left(removed.left.as_deref());
+            }
             Err(error) => warn!(
                 "an earlier agent's programs may still decide about connections: {error}; stop the agents of this \
                  node and run sluice cleanup"

@@ -267,7 +267,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         let changes = self.maps.take_id_changes();
         self.share(&changes, &[]);
         if let Err(error) = self.maps.kernel_mut().take_over() {
-            warn!("what an older version has attached stays so beside this one's: {error}");
+            warn!("what an older version has left is not all gone: {error}");
         }
     }
 

@@ -114,7 +114,8 @@ pub struct Endpoint {
     pub failures: u64,
 }
 
-/// What the sockets translated to an endpoint have done. All of it only grows; numbers of 32 bits begin again at 0.
+/// What the sockets translated to an endpoint have done. All of it only grows; numbers of 32 bits begin again at 0,
+/// or are 0 until there is something to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Account {
@@ -124,8 +125,8 @@ pub struct Account {
     pub closed: u32,
     /// Connections that were refused or came to nothing by another error of the endpoint's or the network's.
     pub failed: u32,
-    /// Zero.
-    pub pad: u32,
+    /// When a connection was last established, in units of 2^20 ns of `CLOCK_MONOTONIC`.
+    pub served: u32,
     /// Bytes to the endpoint that it acknowledged, of connections that are over.
     pub bytes_to: u64,
     /// Bytes from the endpoint, of connections that are over.

@@ -1,16 +1,14 @@
 /* Which sockets of the node are translated, in all of its network namespaces. */
 #pragma once
 
-#include "address.h"
+#include "connect.h"
 #include "kernel.h"
-#include "maps.h"
 
-SEC("iter/bpf_sk_storage_map")
-int sluice_census(struct storage_iterator *ctx)
+static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 {
 	struct sock *sk = ctx->sk;
 	struct conn *conn = ctx->value;
-	if (!sk || !conn)
+	if (!sk || !conn || (only_udp && sk->sk_protocol != IPPROTO_UDP))
 		return 0;
 	/* One that was closed is there for a while, and has no port; one that was ended is not connected. */
 	if (!sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE)
@@ -22,6 +20,7 @@ int sluice_census(struct storage_iterator *ctx)
 		.local_port = sk->__sk_common.skc_num,
 		.protocol = sk->sk_protocol,
 		.family = sk->__sk_common.skc_family,
+		.device = sk->__sk_common.skc_bound_dev_if,
 	};
 	if (one.family == AF_INET) {
 		one.local[2] = bpf_htonl(0xffff);
@@ -34,4 +33,17 @@ int sluice_census(struct storage_iterator *ctx)
 	}
 	bpf_seq_write(ctx->meta->seq, &one, sizeof(one));
 	return 0;
+}
+
+SEC("iter/bpf_sk_storage_map")
+int sluice_census(struct storage_iterator *ctx)
+{
+	return list(ctx, false);
+}
+
+/* Those that are ended when their endpoint goes: of TCP there may be very many. */
+SEC("iter/bpf_sk_storage_map")
+int sluice_census_udp(struct storage_iterator *ctx)
+{
+	return list(ctx, true);
 }

@@ -21,6 +21,23 @@ static __always_inline void has_failed(struct endpoint *endpoint)
 	*(volatile __u64 *)&endpoint->failures = (until & ~FAILURES_COUNT) | (count < FAILURES_COUNT ? count + 1 : count);
 }
 
+/* Who is answered is answered long before. The first packet is sent again after a second. */
+#define SILENCE_NS (NSEC_PER_SEC / 2)
+
+/* Whether a connection that has failed says nothing about its endpoint. A client may throw away what it is answered
+ * (SO_ATTACH_FILTER), and any number of clients may. So silence is the client's where somebody else was answered within
+ * the last second, which is since its first packet was sent. A refusal is another matter: it comes at once, and others
+ * were served until then. */
+static __always_inline bool is_silence_of_one(const struct conn *conn)
+{
+	struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
+	__u64 now = bpf_ktime_get_ns();
+	if (!account || now - conn->since_ns < SILENCE_NS)
+		return false;
+	__u32 since_served = (__u32)(now >> SERVED_SHIFT) - *(volatile __u32 *)&account->served;
+	return since_served < NSEC_PER_SEC >> SERVED_SHIFT;
+}
+
 static __always_inline void has_served(struct endpoint *endpoint)
 {
 	/* Port and flags are one word, and the agent changes flags too. */
@@ -79,7 +96,8 @@ static __always_inline void has_come_to_nothing(struct bpf_sock_ops *ctx, const 
 	if (!endpoint || !account)
 		return;
 	__sync_fetch_and_add(&account->failed, 1);
-	has_failed(endpoint);
+	if (!is_silence_of_one(conn))
+		has_failed(endpoint);
 }
 
 /* A connection that was made is over. */
@@ -108,7 +126,11 @@ static __always_inline void has_become(struct bpf_sock_ops *ctx, const struct co
 		if (!endpoint)
 			return;
 		has_served(endpoint);
-		count_connection(conn->id);
+		struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
+		if (!account)
+			return;
+		*(volatile __u32 *)&account->served = bpf_ktime_get_ns() >> SERVED_SHIFT;
+		__sync_fetch_and_add(&account->connections, 1);
 	} else if (from == BPF_TCP_SYN_SENT || from == BPF_TCP_SYN_RECV) {
 		has_come_to_nothing(ctx, conn);
 	} else if (from != BPF_TCP_CLOSE) {
@@ -125,7 +147,8 @@ static __always_inline void is_silent(const struct conn *conn)
 	struct totals *all = totals_here();
 	if (all)
 		__sync_fetch_and_add(&all->timeouts, 1);
-	has_failed(endpoint);
+	if (!is_silence_of_one(conn))
+		has_failed(endpoint);
 }
 
 /* Whether a call is of any interest, before it is looked whose it is: most are not. */

@@ -24,6 +24,7 @@ struct sock_common {
 	__u16 skc_num;
 	__u16 skc_family;
 	volatile unsigned char skc_state;
+	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr___kernel skc_v6_rcv_saddr;
 } KERNEL_TYPE;

@@ -71,11 +71,14 @@ struct account {
 	__u32 connections;
 	__u32 closed;
 	__u32 failed;
-	__u32 pad;
+	__u32 served; /* when a connection was last established: see SERVED_SHIFT */
 	__u64 bytes_to;
 	__u64 bytes_from;
 	__u64 duration_us;
 };
+
+/* Of nanoseconds of CLOCK_MONOTONIC: a millisecond or so. The numbers begin again after seven weeks. */
+#define SERVED_SHIFT 20
 
 /* How long connections last, in microseconds: the bounds that the agent has for those that it relays. A test compares. */
 #define LIFE_BOUNDS_US(X) X(10000) X(100000) X(1000000) X(10000000) X(60000000) X(600000000) X(3600000000) X(86400000000)
@@ -153,6 +156,7 @@ struct translated {
 	struct conn conn;
 	__u32 local[4];
 	__u16 local_port;
-	__u16 protocol;
-	__u32 family;
+	__u8 protocol; /* that of MPTCP ends in that of TCP */
+	__u8 family;
+	__u32 device; /* what it is bound to, or 0 */
 };

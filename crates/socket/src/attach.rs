@@ -10,10 +10,11 @@ use aya_obj::btf::{Btf, BtfKind};
 use sluice_socket_maps::Capacity;
 use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 
+use crate::census::Listers;
 use crate::links::Links;
 use crate::object::Object;
 use crate::pins::{Pins, link_path};
-use crate::shape::{SHAPES, Shape};
+use crate::shape::{CONNS, SHAPES, Shape};
 use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
@@ -52,6 +53,9 @@ pub(crate) struct Hook {
 /// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.
 const SOCK_OPS: (u32, u32) = (13, 3);
 
+/// What lists connected UDP sockets.
+const DATAGRAMS: &str = "sluice_census_udp";
+
 /// `BPF_PROG_TYPE_TRACING`, and `BPF_TRACE_ITER`.
 const TRACING: (u32, u32) = (26, 28);
 
@@ -87,7 +91,7 @@ impl Programs {
         let cgroup = OwnedFd::from(fs::File::open(&config.cgroup).map_err(cgroup_failed)?);
         let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
         let mut object = Object::read(&kernel)?;
-        let census = load_census(&object, &kernel)?;
+        let listers = load_listers(&object, &kernel)?;
 
         let pins = Pins::open(&config.pins, LAYOUT)?;
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
@@ -97,7 +101,7 @@ impl Programs {
             // these maps.
             Ok((maps, fresh)) => {
                 let links = place.links();
-                Attached::new(pins, &maps, census, links, config.capacity, fresh)
+                Attached::new(pins, &maps, listers, links, config.capacity, fresh)
             }
             Err(error) => {
                 if was_empty {
@@ -121,7 +125,7 @@ pub(crate) fn rehearse() -> Result<(), Error> {
     let maps = new_maps(&object, &Capacity { frontends: 1, sets: 1, slots: 1, endpoints: 1 })?;
     object.link(&maps)?;
     HOOKS.iter().try_for_each(|hook| load(&object, hook).map(drop))?;
-    load_census(&object, &kernel).map(drop)
+    load_listers(&object, &kernel).map(drop)
 }
 
 fn new_maps(object: &Object, capacity: &Capacity) -> Result<Maps, Error> {
@@ -166,7 +170,7 @@ impl Place<'_> {
     }
 
     /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
-    /// which those are.
+    /// which those are. What sockets are connected to is kept in any case: whoever is to end these has to find them.
     fn maps(&self, object: &Object) -> Result<(Maps, Vec<&'static str>), Error> {
         let mut pinned = Maps::new();
         for shape in &SHAPES {
@@ -177,8 +181,10 @@ impl Place<'_> {
         if pinned.len() == SHAPES.len() {
             return Ok((pinned, Vec::new()));
         }
-        let new = new_maps(object, &self.config.capacity)?;
-        Ok((new, SHAPES.iter().map(|shape| shape.name).collect()))
+        let mut maps = new_maps(object, &self.config.capacity)?;
+        let kept = pinned.remove(CONNS).and_then(|conns| maps.insert(CONNS, conns)).map(|_| CONNS);
+        let new = SHAPES.iter().map(|shape| shape.name).filter(|name| Some(*name) != kept);
+        Ok((maps, new.collect()))
     }
 
     /// A map that is pinned and has the size that it is to have.
@@ -251,12 +257,25 @@ fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {
     load_program(object, hook.name, hook.kind, hook.attach, 0)
 }
 
-/// The program that lists sockets, which is attached to nothing.
-fn load_census(object: &Object, kernel: &Btf) -> Result<OwnedFd, Error> {
+/// The programs that list sockets, which are attached to nothing.
+fn load_listers(object: &Object, kernel: &Btf) -> Result<Listers, Error> {
+    Ok(Listers {
+        all: load_iterator(object, kernel, "sluice_census")?,
+        datagrams: load_iterator(object, kernel, DATAGRAMS)?,
+    })
+}
+
+/// What lists those of UDP, for maps that somebody else has made.
+pub(crate) fn datagram_lister() -> Result<OwnedFd, Error> {
+    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    load_iterator(&Object::read(&kernel)?, &kernel, DATAGRAMS)
+}
+
+fn load_iterator(object: &Object, kernel: &Btf, name: &str) -> Result<OwnedFd, Error> {
     let target = kernel
         .id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func)
         .map_err(|error| Error::Object(error.to_string()))?;
-    load_program(object, "sluice_census", TRACING.0, TRACING.1, target)
+    load_program(object, name, TRACING.0, TRACING.1, target)
 }
 
 fn load_program(object: &Object, name: &str, kind: u32, attach: u32, target: u32) -> Result<OwnedFd, Error> {

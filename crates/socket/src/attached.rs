@@ -16,9 +16,11 @@ use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
 
 use crate::attach::LAYOUT;
+use crate::census::Listers;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::pins::Pins;
+use crate::shape::CONNS;
 use crate::{Census, Error};
 
 /// Bytes of a key and a value of the map of frontends.
@@ -35,7 +37,7 @@ pub struct Attached {
     pins: Pins,
     frontends: OwnedFd,
     conns: OwnedFd,
-    census: OwnedFd,
+    listers: Listers,
     links: Links,
     sets: Mapping,
     slots: Mapping,
@@ -52,7 +54,7 @@ impl Attached {
     pub(crate) fn new(
         pins: Pins,
         maps: &HashMap<&'static str, OwnedFd>,
-        census: OwnedFd,
+        listers: Listers,
         links: Links,
         capacity: Capacity,
         fresh: bool,
@@ -69,8 +71,8 @@ impl Attached {
         let attached = Self {
             pins,
             frontends: keep("frontends")?,
-            conns: keep("conns")?,
-            census,
+            conns: keep(CONNS)?,
+            listers,
             links,
             sets: mapping("sets")?,
             slots: mapping("slots")?,
@@ -82,6 +84,9 @@ impl Attached {
             capacity,
             fresh,
         };
+        if fresh {
+            attached.begin_incarnations();
+        }
         let host = own_namespace().map_err(Error::system("asking for the network namespace"))?;
         let mut meta = attached.meta();
         meta.layout = LAYOUT;
@@ -90,13 +95,23 @@ impl Attached {
         Ok(attached)
     }
 
+    /// Sockets that were connected by earlier maps are known to these, too, but their ids mean nothing here. In milliseconds of
+    /// `CLOCK_MONOTONIC`: nobody gives a number as often as that, so these incarnations are beyond all earlier ones.
+    fn begin_incarnations(&self) {
+        #[expect(clippy::cast_possible_truncation, reason = "the numbers begin again every seven weeks")]
+        let first = (now_ns() / 1_000_000) as u32;
+        for id in 0..self.capacity.endpoints {
+            store(self.endpoints.words(), id, [0, 0, word(0, first), 0]);
+        }
+    }
+
     /// What looks at sockets.
     ///
     /// # Errors
     /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
         let meta = Mapping::new(self.meta_map.as_fd())?;
-        Ok(Census { program: self.census.try_clone()?, conns: self.conns.try_clone()?, meta })
+        Ok(Census { listers: self.listers.try_clone()?, conns: self.conns.try_clone()?, meta })
     }
 
     /// Where the programs are attached.
@@ -249,8 +264,8 @@ impl Counters for Accounts {
 
 fn account(accounts: &Mapping, id: u32) -> Account {
     let [made, failed, bytes_to, bytes_from, duration_us] = load(accounts.words(), id);
-    let ((connections, closed), (failed, pad)) = (halves(made), halves(failed));
-    Account { connections, closed, failed, pad, bytes_to, bytes_from, duration_us }
+    let ((connections, closed), (failed, served)) = (halves(made), halves(failed));
+    Account { connections, closed, failed, served, bytes_to, bytes_from, duration_us }
 }
 
 impl Kernel for Attached {
@@ -336,7 +351,7 @@ impl Kernel for Attached {
     }
 
     fn take_over(&mut self) -> io::Result<()> {
-        self.pins.remove_others()
+        self.pins.remove_others()?.map_or(Ok(()), |left| Err(io::Error::other(left)))
     }
 
     fn beat(&mut self) {

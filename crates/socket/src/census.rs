@@ -1,19 +1,22 @@
 //! Which sockets are translated, of all network namespaces, and ending some of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Read};
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-use sluice_socket_maps::{Meta, meta_flags, protocol};
+use sluice_socket_maps::{Meta, meta_flags};
 use sluice_sys::bpf::{self, Mapping};
 
-use crate::destroy::{self, Endable, Ended};
+use crate::destroy::{Connection, Endable, Ended};
+use crate::ending::end_listed;
 
 /// Bytes of what the program writes of a socket: `struct translated` of layout.h.
 const RECORD: usize = 96;
+
+/// Bytes that are read at a time: as much as the kernel writes, and more than a record.
+const PIECE: usize = 32 * 1024;
 
 /// Where the flags are in `struct meta`, in halves of a word.
 const FLAGS: usize = offset_of!(Meta, flags) / size_of::<u32>();
@@ -31,6 +34,8 @@ pub struct Translated {
     pub is_v6: bool,
     /// Its own address.
     pub local: SocketAddr,
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), in its namespace; 0 is none.
+    pub device: u32,
     /// Where it has connected to.
     pub service: SocketAddr,
     /// Where it is connected to.
@@ -43,10 +48,24 @@ pub struct Translated {
     pub since_ns: u64,
 }
 
+/// The programs that list sockets.
+#[derive(Debug)]
+pub(crate) struct Listers {
+    pub(crate) all: OwnedFd,
+    /// Those of UDP.
+    pub(crate) datagrams: OwnedFd,
+}
+
+impl Listers {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { all: self.all.try_clone()?, datagrams: self.datagrams.try_clone()? })
+    }
+}
+
 /// Looks at sockets; independent of whoever writes the maps, and on any thread.
 #[derive(Debug)]
 pub struct Census {
-    pub(crate) program: OwnedFd,
+    pub(crate) listers: Listers,
     pub(crate) conns: OwnedFd,
     pub(crate) meta: Mapping,
 }
@@ -57,9 +76,12 @@ impl Census {
     /// # Errors
     /// The kernel is out of memory.
     pub fn list(&self) -> io::Result<Vec<Translated>> {
-        let link = bpf::iterate_storage(self.program.as_fd(), self.conns.as_fd())?;
-        let written = bpf::read_iterator(link.as_fd())?;
-        Ok(written.as_chunks().0.iter().map(Translated::read).collect())
+        let mut all = Vec::new();
+        each(self.listers.all.as_fd(), self.conns.as_fd(), |socket| {
+            all.push(socket);
+            Ok(())
+        })?;
+        Ok(all)
     }
 
     /// Has UDP sockets be decided about when they connect, for whose clients these can be ended later. Others go by the
@@ -82,26 +104,47 @@ impl Census {
     ///
     /// # Errors
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
-    pub fn end_datagram_sockets(&self, mut is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
-        // Where the kernel has no barrier, one that is being connected is left for the next time.
-        let _ = bpf::membarrier();
-        let mut ending: BTreeMap<u64, Vec<Translated>> = BTreeMap::new();
-        for socket in self.list()? {
-            if socket.protocol == protocol::UDP && is_stale(&socket) {
-                ending.entry(socket.namespace).or_default().push(socket);
+    pub fn end_datagram_sockets(&self, is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
+        end_listed(self.listers.datagrams.as_fd(), self.conns.as_fd(), is_stale)
+    }
+}
+
+/// Has a program list sockets, one after the other.
+pub(crate) fn each(
+    program: BorrowedFd<'_>,
+    conns: BorrowedFd<'_>,
+    take: impl FnMut(Translated) -> io::Result<()>,
+) -> io::Result<()> {
+    let link = bpf::iterate_storage(program, conns)?;
+    read(bpf::run_iterator(link.as_fd())?, take)
+}
+
+fn read(mut source: impl Read, mut take: impl FnMut(Translated) -> io::Result<()>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    // A record may end in the next piece.
+    let mut rest = 0;
+    loop {
+        let filled = match source.read(&mut piece[rest..]) {
+            Ok(0) => return Ok(()),
+            Ok(length) => rest + length,
+            // Nothing was written of many sockets: it goes on from there.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                continue;
             }
-        }
-        if ending.is_empty() {
-            return Ok(Ended::default());
-        }
-        let wanted: BTreeSet<u64> = ending.keys().copied().collect();
-        let done =
-            destroy::in_namespaces(&wanted, |namespace| ending.remove(&namespace).unwrap_or_default())?;
-        Ok(Ended { unreached: ending.values().map(Vec::len).sum(), ..done })
+            Err(error) => return Err(error),
+        };
+        let (records, begun) = piece[..filled].as_chunks();
+        rest = begun.len();
+        records.iter().try_for_each(|record| take(Translated::read(record)))?;
+        piece.copy_within(filled - rest..filled, 0);
     }
 }
 
 impl Translated {
+    pub(crate) fn connection(&self) -> Connection {
+        (self.cookie, self.since_ns)
+    }
+
     fn read(record: &[u8; RECORD]) -> Self {
         let word = |at: usize| {
             let mut word = [0; 8];
@@ -116,18 +159,58 @@ impl Translated {
             octets.copy_from_slice(&record[at..at + 16]);
             IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
         };
-        let [protocol, _] = short(90);
+        let [protocol, family] = short(90);
         Self {
             namespace: word(0),
             cookie: word(8),
             protocol,
-            is_v6: half(92) == u32::from(rustix::net::AddressFamily::INET6.as_raw()),
+            is_v6: u16::from(family) == rustix::net::AddressFamily::INET6.as_raw(),
             local: SocketAddr::new(ip(72), u16::from_ne_bytes(short(88))),
+            device: half(92),
             service: SocketAddr::new(ip(16), u16::from_be_bytes(short(32))),
             endpoint: SocketAddr::new(ip(36), u16::from_be_bytes(short(52))),
             id: half(56),
             incarnation: half(60),
             since_ns: word(64),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives a few bytes at a time, and an error that is none now and then.
+    struct Halting<'a>(&'a [u8], usize);
+
+    impl Read for Halting<'_> {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            self.1 += 1;
+            if self.1.is_multiple_of(3) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let length = self.0.len().min(to.len()).min(70);
+            let (given, left) = self.0.split_at(length);
+            to[..length].copy_from_slice(given);
+            self.0 = left;
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn records_are_read_in_whatever_pieces_they_come() {
+        let records: Vec<u8> = (0..1000u64)
+            .flat_map(|cookie| [7, cookie].into_iter().chain([0; 10]))
+            .flat_map(u64::to_ne_bytes)
+            .collect();
+        assert_eq!(records.len(), 1000 * RECORD);
+        let mut cookies = Vec::new();
+        read(Halting(&records, 0), |socket| {
+            assert_eq!(socket.namespace, 7);
+            cookies.push(socket.cookie);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(cookies, (0..1000).collect::<Vec<_>>());
     }
 }

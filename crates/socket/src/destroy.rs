@@ -29,7 +29,45 @@ pub struct Ended {
     /// They are not, as their network namespace was not found: no process that is seen from here is in it, and it has no
     /// name.
     pub unreached: usize,
+    /// They are not, as the kernel does not find them by their addresses and interfaces, which may have changed meanwhile or be
+    /// those of others too: the next time it may.
+    pub missed: usize,
 }
+
+impl Ended {
+    /// Why some are not, for people: with what helps.
+    pub fn trouble(&self) -> Option<String> {
+        let Self { ended: _, refused, unreached, missed } = *self;
+        let mut troubles = Vec::new();
+        if unreached > 0 {
+            troubles.push(format!(
+                "{unreached} are in network namespaces in which no process is that is seen from here (a pod needs the \
+                 node's /run/netns, or where its container runtime has them)"
+            ));
+        }
+        if refused > 0 {
+            troubles.push(format!(
+                "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
+                 CONFIG_INET_DIAG_DESTROY)"
+            ));
+        }
+        if missed > 0 {
+            troubles.push(format!("the kernel does not find {missed} of them by their addresses"));
+        }
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    }
+}
+
+/// What came of requests.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) ended: Ended,
+    /// Those that the kernel did not find, which are not in `ended`.
+    pub(crate) absent: HashSet<Connection>,
+}
+
+/// What a socket has done when it connected, so that doing it again is another one: its cookie, and when that was.
+pub(crate) type Connection = (u64, u64);
 
 /// Whose connected UDP sockets this process can end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +101,7 @@ fn end_own() -> io::Result<()> {
             protocol: protocol::UDP,
             is_v6: local.is_ipv6(),
             local,
+            device: 0,
             service: local,
             endpoint: local,
             id: 0,
@@ -76,8 +115,8 @@ fn end_own() -> io::Result<()> {
 pub(crate) fn in_namespaces(
     wanted: &BTreeSet<u64>,
     mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
-) -> io::Result<Ended> {
-    let (mut done, mut left) = (Ended::default(), wanted.clone());
+) -> io::Result<Done> {
+    let (mut done, mut left) = (Done::default(), wanted.clone());
     // To be in one's own takes no rights.
     let own = own_namespace()?;
     if left.remove(&own) {
@@ -89,7 +128,7 @@ pub(crate) fn in_namespaces(
     // A thread of its own, as it moves from one namespace to the next.
     let done = std::thread::scope(|scope| {
         scope
-            .spawn(move || -> io::Result<Ended> {
+            .spawn(move || -> io::Result<Done> {
                 let mut seen = HashSet::new();
                 // One at a time: there may be more of them than descriptors.
                 for link in links()? {
@@ -137,14 +176,15 @@ fn enter(namespace: &File) -> io::Result<u64> {
     bpf::netns_cookie(socket.as_fd())
 }
 
-fn end_all(sockets: &[Translated], done: &mut Ended) -> io::Result<()> {
+fn end_all(sockets: &[Translated], done: &mut Done) -> io::Result<()> {
     let diag = diag()?;
     for socket in sockets {
         match end(&diag, socket) {
-            Ok(()) => done.ended += 1,
-            // It was closed meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => done.ended += 1,
-            Err(_) => done.refused += 1,
+            Ok(()) => done.ended.ended += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                done.absent.insert(socket.connection());
+            }
+            Err(_) => done.ended.refused += 1,
         }
     }
     Ok(())
@@ -192,8 +232,8 @@ fn request(socket: &Translated) -> Vec<u8> {
     for ip in [socket.local.ip(), socket.endpoint.ip()] {
         bytes.extend(address(ip, socket.is_v6));
     }
-    // Any interface.
-    bytes.extend([0; 4]);
+    // The kernel finds a socket that is bound to an interface by that one only.
+    bytes.extend(socket.device.to_ne_bytes());
     bytes.extend(socket.cookie.to_ne_bytes());
     bytes
 }

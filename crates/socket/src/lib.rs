@@ -6,8 +6,8 @@
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
 //!   known of endpoints, changed by others too.
-//! * `links`: whether it is still attached.
-//! * `census`: which sockets are translated. `destroy`: ending some.
+//! * `links`: whether it is still attached. `removal`: taking all of it away.
+//! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: how.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!   `rights`: what this thread may do.
 //!
@@ -18,6 +18,7 @@ mod attached;
 mod census;
 mod cgroup;
 mod destroy;
+mod ending;
 mod error;
 mod health;
 mod links;
@@ -25,6 +26,7 @@ mod mounts;
 mod object;
 mod pins;
 mod probe;
+mod removal;
 mod rights;
 mod shape;
 
@@ -35,5 +37,6 @@ pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};
 pub use error::Error;
 pub use links::Links;
-pub use pins::{PINS, ensure_bpffs, pinned, remove, remove_held};
+pub use pins::{PINS, ensure_bpffs, pinned};
 pub use probe::{Finding, State, probe};
+pub use removal::{Removed, remove, remove_held};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use sluice_sys::bpf;
 
+use crate::removal::remove_tree;
 use crate::{Error, mounts};
 
 /// Where pins are unless said otherwise.
@@ -19,7 +20,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// The directory, held: nobody else attaches or removes while this lives.
 #[derive(Debug)]
 pub(crate) struct Pins {
-    root: PathBuf,
+    pub(crate) root: PathBuf,
     /// `v<layout>`.
     pub(crate) directory: PathBuf,
     /// Locked.
@@ -37,17 +38,6 @@ impl Pins {
         Ok(Self { root: root.into(), directory, _lock: lock })
     }
 
-    /// Removes what versions with another layout have pinned: their programs are detached with it.
-    pub(crate) fn remove_others(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            let path = entry?.path();
-            if path != self.directory {
-                remove_tree(&path)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Removes what is pinned for this layout, and the directory above if nothing else is there.
     pub(crate) fn remove(&self) -> io::Result<()> {
         remove_tree(&self.directory)?;
@@ -57,7 +47,7 @@ impl Pins {
     }
 }
 
-fn lock(root: &Path) -> Result<File, Error> {
+pub(crate) fn lock(root: &Path) -> Result<File, Error> {
     let lock = File::open(root).map_err(Error::system(format!("opening {}", root.display())))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
@@ -102,17 +92,6 @@ pub(crate) fn find_bpffs(pins: &Path) -> Result<Bpffs<'_>, Error> {
     Err(failed(io::Error::other(format!("{} is another file system", there.display()))))
 }
 
-/// Links first: what is attached has its maps until the end.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    if !path.is_dir() {
-        return fs::remove_file(path);
-    }
-    let mut inside = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-    inside.sort_by_key(|path| !is_link(path));
-    inside.iter().try_for_each(|path| remove_tree(path))?;
-    fs::remove_dir(path)
-}
-
 /// How deep below a bpffs pins are looked for, and among how many entries: others keep theirs there, too.
 const DEPTH: usize = 8;
 const ENTRIES: usize = 100_000;
@@ -149,7 +128,7 @@ fn find(directory: &Path, depth: usize, left: &mut usize, found: &mut BTreeSet<P
     }
 }
 
-fn is_link(path: &Path) -> bool {
+pub(crate) fn is_link(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK))
 }
 
@@ -162,48 +141,4 @@ const OURS: &str = "link_sluice_";
 /// Where the link of a program is.
 pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
     directory.join(format!("{LINK}{program}"))
-}
-
-/// Detaches all programs and removes all maps that are pinned below `pins`. What is translated already stays so: open
-/// connections go on. Whether there was anything.
-///
-/// # Errors
-/// An agent holds it ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
-pub fn remove(pins: &Path) -> io::Result<bool> {
-    if !is_ours(pins)? {
-        return Ok(false);
-    }
-    let _lock = lock(pins).map_err(|error| match error {
-        Error::System { source, .. } => source,
-        busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
-    })?;
-    remove_tree(pins)?;
-    Ok(true)
-}
-
-/// The same although an agent may hold it, which goes on without: no connection is decided at its socket any more, and
-/// whatever else it has for them has all.
-///
-/// # Errors
-/// Something cannot be removed.
-pub fn remove_held(pins: &Path) -> io::Result<bool> {
-    if !is_ours(pins)? {
-        return Ok(false);
-    }
-    remove_tree(pins)?;
-    Ok(true)
-}
-
-/// Whether there is anything, and it is in a bpffs.
-fn is_ours(pins: &Path) -> io::Result<bool> {
-    if !pins.exists() {
-        return Ok(false);
-    }
-    if !bpf::is_bpffs(pins)? {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} is in no bpffs, so nothing there is ours", pins.display()),
-        ));
-    }
-    Ok(true)
 }

@@ -37,6 +37,9 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
     Shape { name, kind: kind::SOCKET_STORAGE, key_size: 4, value_size, flags: NO_PREALLOC, elements: |_| 0 }
 }
 
+/// The map of what connected sockets were translated to.
+pub(crate) const CONNS: &str = "conns";
+
 /// All maps.
 pub(crate) const SHAPES: [Shape; 9] = [
     Shape {
@@ -53,6 +56,6 @@ pub(crate) const SHAPES: [Shape; 9] = [
     array("accounts", 40, |capacity| capacity.endpoints),
     array("totals", 128, |_| STRIPES),
     array("meta", 48, |_| 1),
-    storage("conns", 56),
+    storage(CONNS, 56),
     storage("flows", 464),
 ];

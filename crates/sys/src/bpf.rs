@@ -12,7 +12,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-pub use link::{LinkInfo, create_link, iterate_storage, link_info, read_iterator, replace_program};
+pub use link::{LinkInfo, create_link, detach, iterate_storage, link_info, replace_program, run_iterator};
 pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, map_info, update_batch};
 pub use mapping::Mapping;
 pub use pin::{get, is_bpffs, mount_bpffs, pin};
@@ -35,6 +35,7 @@ enum Command {
     LinkCreate = 28,
     LinkUpdate = 29,
     IteratorCreate = 33,
+    LinkDetach = 34,
 }
 
 /// The system call. The kernel takes a shorter `bpf_attr` than its own for one that ends in zeros.

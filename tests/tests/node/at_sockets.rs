@@ -238,10 +238,20 @@ fn connected_datagram_sockets_of_an_endpoint_that_went_have_an_error_and_no_othe
 
 #[test]
 fn so_have_those_whose_endpoint_went_while_no_agent_was_there() {
+    an_endpoint_goes_between_two_agents(|_| {});
+}
+
+#[test]
+fn so_have_they_where_the_next_agent_has_maps_of_another_size() {
+    an_endpoint_goes_between_two_agents(|config| config.endpoints *= 2);
+}
+
+fn an_endpoint_goes_between_two_agents(change: impl FnOnce(&mut AtSocketConfig)) {
     let (mut world, _servers) = world();
     let _processes = [world.lab.pod(0), world.lab.node()].map(Process::of);
     let sockets = pairs(&world);
     world.stop();
+    world.change_sockets(change);
     let mut changes = with_both(&world);
     changes.truncate(1);
     changes.extend(slices(1, &[(world.lab.pod(1), "node")]));

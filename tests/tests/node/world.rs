@@ -107,6 +107,13 @@ impl World {
         self.sockets.is_some()
     }
 
+    /// Has the next agent decide at sockets in another way.
+    pub fn change_sockets(&mut self, change: impl FnOnce(&mut AtSocketConfig)) {
+        if let AtSocketWish::Wanted(config) = &mut self.config.at_socket {
+            change(config);
+        }
+    }
+
     /// Ends the agent: its connections are cut off, and what it has made in the kernel stays.
     pub fn stop(&mut self) {
         let proxy = self.proxy.take();

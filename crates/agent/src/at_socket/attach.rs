@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_capture::tproxy;
-use sluice_socket::{Links, Programs};
+use sluice_socket::{Census, Links, Programs};
 use sluice_socket_maps::Maps;
 use sluice_table::Table;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::sweep::Sweeper;
 use super::{AtSocketConfig, Looks};
@@ -22,6 +22,8 @@ pub(super) struct Attached {
     pub(super) sweeper: Sweeper,
     /// Whether it is still there.
     pub(super) links: Links,
+    /// Which sockets it has connected.
+    pub(super) census: Census,
 }
 
 /// Why nothing is decided at sockets.
@@ -29,6 +31,13 @@ pub(super) struct NotAttached {
     /// As people are told.
     pub(super) reason: String,
     pub(super) hindrance: Hindrance,
+}
+
+/// Says why sockets may be left that nobody looks after any more, where there is a reason.
+pub(crate) fn warn_of_left(left: Option<&str>) {
+    if let Some(left) = left {
+        warn!("connected UDP sockets may wait for their endpoints once these go: {left}");
+    }
 }
 
 /// How it is with what is in the way.
@@ -79,7 +88,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     attached.set_relay_mark(tproxy::marks::UPSTREAM);
     attached.set_sidecar_ports(config.sidecar_ports);
     attached.set_flow_idle(config.flow_idle);
-    let links = attached.links();
+    let (links, census) = (attached.links(), attached.census().map_err(not)?);
     let sweeper = Sweeper::start(attached.census().map_err(not)?, table).map_err(not)?;
     let accounts = attached.accounts().map_err(not)?;
     let ledger = Arc::new(Ledger::new(accounts));
@@ -95,7 +104,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     let maps = Maps::adopt(attached).map_err(not)?;
     let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
     info!("connections of sockets below {} are decided when they are made", looks.cgroup.display());
-    Ok((Attached { sockets, sweeper, links }, looks))
+    Ok((Attached { sockets, sweeper, links, census }, looks))
 }
 
 #[cfg(test)]

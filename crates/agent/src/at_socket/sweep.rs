@@ -235,25 +235,13 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
 fn judge(done: io::Result<Ended>, swept: &Swept) -> Option<String> {
     let trouble = match done {
         Err(error) => Some(format!("the kernel does not list sockets ({error})")),
-        Ok(Ended { ended, refused, unreached }) => {
+        Ok(done) => {
+            let Ended { ended, .. } = done;
             if ended > 0 {
                 swept.ended.fetch_add(ended as u64, Ordering::Relaxed);
                 info!(sockets = ended, "connected UDP sockets were ended, as their endpoints are gone");
             }
-            let mut troubles = Vec::new();
-            if unreached > 0 {
-                troubles.push(format!(
-                    "{unreached} are in network namespaces in which no process is that this agent sees (a pod \
-                     needs the node's /run/netns, or where its container runtime has them)"
-                ));
-            }
-            if refused > 0 {
-                troubles.push(format!(
-                    "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
-                     CONFIG_INET_DIAG_DESTROY)"
-                ));
-            }
-            (!troubles.is_empty()).then(|| troubles.join("; "))
+            done.trouble()
         }
     };
     if trouble.is_some() {
@@ -302,7 +290,7 @@ mod tests {
         std::thread::scope(|scope| {
             let answers = [
                 Err(io::ErrorKind::OutOfMemory.into()),
-                Ok(Ended { ended: 2, refused: 1, unreached: 0 }),
+                Ok(Ended { ended: 2, refused: 1, ..Ended::default() }),
                 Ok(Ended { ended: 1, ..Ended::default() }),
             ]
             .into_iter();
@@ -321,6 +309,24 @@ mod tests {
         assert_eq!((swept.ended(), swept.failed()), (3, 2));
         assert_eq!(left.into_inner(), 1, "a second look had left one");
         assert_eq!(taken.into_inner(), 0, "it is not time yet");
+    }
+
+    #[test]
+    fn a_socket_that_is_not_found_is_tried_again_and_costs_the_others_nothing() {
+        let (wake, woken) = sync_channel(1);
+        let (looks, looked) = sync_channel(0);
+        let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let answers = std::iter::repeat_with(|| Ok(Ended { missed: 1, ..Ended::default() })).take(3);
+            let (swept, left, taken) = (&swept, &left, &taken);
+            let look = Told { answers, looks, left, taken };
+            scope.spawn(move || follow(&woken, QUICK, swept, look));
+            wake.send(()).unwrap();
+            (0..4).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
+            drop(wake);
+        });
+        assert_eq!((swept.ended(), swept.failed()), (0, 3));
+        assert_eq!((left.into_inner(), taken.into_inner()), (0, 0));
     }
 
     #[test]

@@ -37,10 +37,10 @@ impl Place for Failing {
         Err(NotAttached { reason: "no memory".into(), hindrance: self.hindrance })
     }
 
-    fn remove(&mut self, pins: &Path) -> io::Result<bool> {
+    fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
         assert_eq!(pins, "/pins");
         self.removals.fetch_add(1, Ordering::SeqCst);
-        Ok(true)
+        Ok(Removed { was_there: true, left: None })
     }
 }
 

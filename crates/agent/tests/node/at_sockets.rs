@@ -315,11 +315,17 @@ fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_star
     let mut open = Conversation::begin(pod, to);
     let load = pod.load(Protocol::Tcp, to);
     assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
-    let is_connect = |path: &PathBuf| path.ends_with("link_sluice_connect4");
+    let udp = scene.lab.node().ns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    udp.connect(to).unwrap();
+    udp.set_read_timeout(Some(PATIENCE)).unwrap();
     let version = fs::read_dir(sockets.pins()).unwrap().next().unwrap().unwrap().path();
-    let pin = fs::read_dir(version).unwrap().map(|entry| entry.unwrap().path()).find(is_connect).unwrap();
-    fs::remove_file(pin).unwrap();
+    // Without the second nobody else knows which sockets were connected.
+    for pin in ["link_sluice_connect4", "conns"] {
+        fs::remove_file(version.join(pin)).unwrap();
+    }
     agent.wait_for("somebody has taken sluice_connect4 away");
+    // It would wait for its endpoint for ever.
+    assert_eq!(udp.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     let status = agent.json(&["status"]);
     assert_eq!(status["mode"], "tproxy");
     assert!(status["atSockets"].as_str().unwrap().starts_with("off: somebody has taken"), "{status}");

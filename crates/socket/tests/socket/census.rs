@@ -10,14 +10,15 @@ use sluice_socket::{Endable, Ended, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
 use sluice_testbed::lab::Namespace;
+use socket2::SockRef;
 
 use crate::node::{Node, endpoint_ip, mapped, serve, service};
 
 /// A process of a pod: by those its namespace is found.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn of(namespace: &Namespace) -> Self {
+    pub(crate) fn of(namespace: &Namespace) -> Self {
         let cat = || Command::new("cat").stdin(Stdio::piped()).spawn();
         Self(namespace.run(cat).unwrap())
     }
@@ -64,6 +65,7 @@ fn sockets_of_all_namespaces_are_listed() {
                     protocol,
                     is_v6: to_here.is_ipv6(),
                     local: SocketAddr::new(local.ip().to_canonical(), local.port()),
+                    device: 0,
                     service: to,
                     endpoint: at,
                     id: set * 10,
@@ -94,8 +96,11 @@ fn datagram_sockets_that_nobody_could_end_are_left_alone_when_they_connect() {
                 let socket = namespace.run(|| UdpSocket::bind(any).unwrap());
                 // What is left alone may have no route.
                 let _ = namespace.run(|| socket.connect(to));
-                let led = census.list().unwrap().into_iter().filter(|socket| socket.endpoint == at).count();
-                assert_eq!(led, usize::from(is_led), "{to} {of_node} {of_pods}");
+                // A process that another test is just starting may have those of before for a moment.
+                let port = socket.local_addr().unwrap().port();
+                let mut listed = census.list().unwrap().into_iter();
+                let is_here = listed.any(|socket| (socket.endpoint, socket.local.port()) == (at, port));
+                assert_eq!(is_here, is_led, "{to} {of_node} {of_pods}");
                 // Sockets that are not connected are decided about in any case.
                 let unconnected = namespace.run(|| UdpSocket::bind(any).unwrap());
                 namespace.run(|| unconnected.send_to(b"a", to)).unwrap();
@@ -150,4 +155,126 @@ fn connected_datagram_sockets_of_an_endpoint_that_went_are_ended_and_no_others()
             server.read_exact(&mut [0; 2]).unwrap();
         }
     }
+}
+
+/// Binds a socket to an interface, as any process may.
+fn bind_to_device(socket: &UdpSocket, name: &str) {
+    SockRef::from(socket).bind_device(Some(name.as_bytes())).unwrap();
+}
+
+#[test]
+fn a_datagram_socket_that_is_bound_to_an_interface_is_ended_whenever_it_was_bound() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let _process = Process::of(&node.pod);
+    let census = kernel.census().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let at: SocketAddr = (endpoint_ip(v6, 1), 7).into();
+        let to = service(v6, 1, 80);
+        serve(&mut kernel, set, to, &[at]);
+        let sockets: Vec<UdpSocket> = [(to, false), (to, true), (mapped(to), false), (mapped(to), true)]
+            .map(|(to, is_connected_first)| {
+                node.pod.run(|| {
+                    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+                    if is_connected_first {
+                        socket.connect(to).unwrap();
+                    }
+                    bind_to_device(&socket, "lo");
+                    if !is_connected_first {
+                        socket.connect(to).unwrap();
+                    }
+                    socket
+                })
+            })
+            .into();
+        let ended = census.end_datagram_sockets(|socket| socket.endpoint == at).unwrap();
+        assert_eq!(ended, Ended { ended: 4, ..Ended::default() });
+        for socket in sockets {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_closed_has() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &[at]);
+    let connect = || {
+        node.host.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+    };
+    let (bound, mut closed) = (connect(), Some(connect()));
+    let port = bound.local_addr().unwrap().port();
+    node.host.ip_batch("link add one type veth peer name two").unwrap();
+    let mut names = ["one", "two"];
+    // Whenever it is looked at it is about to be bound to something else.
+    let ended = node.host.run(|| {
+        census.end_datagram_sockets(|socket| {
+            drop(closed.take());
+            if socket.local.port() == port {
+                names.rotate_left(1);
+                bind_to_device(&bound, names[0]);
+            }
+            true
+        })
+    });
+    assert_eq!(ended.unwrap(), Ended { ended: 1, missed: 1, ..Ended::default() });
+    assert!(bound.peer_addr().is_ok());
+    let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
+    assert_eq!(ended.unwrap(), Ended { ended: 1, ..Ended::default() });
+    assert_eq!(bound.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
+}
+
+#[test]
+fn a_look_at_datagram_sockets_is_at_no_others() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let listener = node.host.run(|| TcpListener::bind((endpoint_ip(v6, 1), 0)).unwrap());
+        let to = service(v6, 1, 80);
+        serve(&mut kernel, set, to, &[listener.local_addr().unwrap()]);
+        let connections: Vec<TcpStream> =
+            node.host.run(|| (0..100).map(|_| TcpStream::connect(to).unwrap()).collect());
+        let any = if v6 { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = node.host.run(|| UdpSocket::bind(any).unwrap());
+        node.host.run(|| socket.connect(to)).unwrap();
+        let mut seen = Vec::new();
+        let ended = census.end_datagram_sockets(|socket| {
+            seen.push((socket.protocol, socket.local.port()));
+            false
+        });
+        assert_eq!(ended.unwrap(), Ended::default());
+        seen.retain(|(protocol, _)| *protocol == protocol::TCP);
+        assert_eq!(seen, [], "beside {} connections", connections.len());
+        assert!(census.list().unwrap().len() > connections.len());
+    }
+}
+
+#[test]
+fn more_sockets_than_the_kernel_writes_at_a_time_are_ended() {
+    const COUNT: usize = 400;
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &[at]);
+    let connect = |_| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect(to).unwrap();
+        socket
+    };
+    let sockets: Vec<UdpSocket> = node.host.run(|| (0..COUNT).map(connect).collect());
+    let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
+    assert_eq!(ended.unwrap(), Ended { ended: COUNT, ..Ended::default() });
+    assert!(sockets.iter().all(|socket| socket.peer_addr().is_err()));
 }

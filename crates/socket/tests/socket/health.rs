@@ -2,15 +2,19 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sluice_socket::Attached;
 use sluice_socket_maps::{Counters, Endpoint, Kernel, Totals, endpoint_flags};
 use sluice_table::SocketNumber;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockFilter, Socket, Type};
 
 use crate::node::{Node, endpoint, endpoint_ip, serve, service};
+
+/// `BPF_RET | BPF_K` of linux/filter.h.
+const RETURN: u16 = 6;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -258,6 +262,75 @@ fn silence_is_an_endpoints_fault_and_a_client_that_gives_up_is_not() {
         until(&kernel, "a packet was sent again", |kernel| totals(kernel).timeouts == 1);
     });
     assert_eq!((fails(&kernel), kernel.account(10).failed), (1, 0));
+}
+
+#[test]
+fn an_endpoint_that_was_reached_until_now_is_in_doubt_once_it_is_silent() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (_listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    connect(&node, to).unwrap();
+    node.host
+        .nft_file("add table ip t\nadd chain ip t c { type filter hook input priority 0; policy drop; }")
+        .unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| connect(&node, to));
+        until(&kernel, "it has failed with the first packet that was sent again", |kernel| {
+            fails(kernel) == 1
+        });
+        assert_eq!(totals(&kernel).timeouts, 1);
+        node.host.nft_file("delete table ip t").unwrap();
+    });
+}
+
+/// Connects without hearing what is answered, as any process may; until the first packet was sent again in vain.
+fn hear_nothing(node: &Node, to: SocketAddr) {
+    node.host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Of each packet, 0 bytes are let in.
+        socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).unwrap();
+        socket.set_tcp_user_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(socket.connect(&to.into()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    });
+}
+
+#[test]
+fn a_client_that_hears_nothing_does_not_put_an_endpoint_in_doubt_that_others_are_served_by() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 1);
+    let to = service(false, 1, 80);
+    serve(&mut kernel, 1, to, &at);
+    has_agent(&mut kernel);
+    let number = SocketNumber { id: 10, incarnation: 1 };
+    let health = kernel.health();
+    // While it goes on others are served: whoever is in doubt would be left to the relay, which is not there.
+    let are_served = || {
+        health.has_served(number);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                hear_nothing(&node, to);
+                is_over.store(true, Ordering::Relaxed);
+            });
+            let mut served = Ok(());
+            while served.is_ok() && !is_over.load(Ordering::Relaxed) {
+                served = connect(&node, to).map(drop);
+                served.is_ok().then(|| listeners[0].accept().unwrap());
+                // Not so many that ports are short.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            served.and_then(|()| connect(&node, to).map(drop)).is_ok()
+        })
+    };
+    // A machine that is busy may have stopped this for a second.
+    assert!((0..5).any(|_| are_served()));
+    assert!(totals(&kernel).timeouts > 0 && kernel.account(10).failed > 0);
+    // Nobody else is served.
+    hear_nothing(&node, to);
+    assert!(fails(&kernel) > 0);
 }
 
 /// `MSG_FASTOPEN` and `MSG_DONTWAIT` of send(2).

@@ -1,17 +1,19 @@
 //! What outlives an agent, and what does not.
 
 use std::fs;
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
-use sluice_socket::{Config, Endable, Error, Programs, remove, remove_held};
+use sluice_socket::{Config, Endable, Ended, Error, Programs, Removed, remove, remove_held};
 use sluice_socket_maps::{Capacity, Kernel, Living, protocol};
 use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
 
+use crate::census::Process;
 use crate::node::{CAPACITY, Node, balance, endpoint_ip, key, remove_pinned, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -128,7 +130,10 @@ fn to_attach_and_to_take_over_takes_three_capabilities_and_to_remove_none() {
         .unwrap();
         remove(&node.config.pins)
     });
-    assert!(removed.unwrap());
+    let removed = removed.unwrap();
+    assert!(removed.was_there);
+    let left = removed.left.expect("who has no rights does not see sockets");
+    assert!(left.starts_with("sockets cannot be listed"), "{left}");
     until_attached(&node, 0);
     assert!(!is_translated(&node, to));
 }
@@ -143,13 +148,13 @@ fn what_an_agent_holds_can_be_taken_away_from_it() {
     assert!(is_translated(&node, to));
     let programs = node.programs().lines().count();
     assert_eq!(links.missing().count(), 0);
-    assert!(remove_held(&node.config.pins).unwrap());
+    assert!(remove_held(&node.config.pins).unwrap().was_there);
     assert_eq!(links.missing().count(), programs);
     until_attached(&node, 0);
     assert!(!is_translated(&node, to));
     // It may go on as if nothing had happened.
     kernel.remove_frontends(&[key(to, protocol::UDP)]).unwrap();
-    assert!(!remove_held(&node.config.pins).unwrap());
+    assert!(!remove_held(&node.config.pins).unwrap().was_there);
 }
 
 #[test]
@@ -158,7 +163,7 @@ fn a_second_agent_is_refused_and_so_is_removal() {
     let kernel = node.attach().unwrap();
     let refused = node.attach().unwrap_err();
     assert!(matches!(&refused, Error::Busy(path) if *path == node.config.pins), "{refused}");
-    assert_eq!(remove(&node.config.pins).unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
+    assert_eq!(remove(&node.config.pins).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     drop(kernel);
     node.attach().unwrap();
 }
@@ -175,7 +180,7 @@ fn removal_leaves_nothing() {
     until_attached(&node, 0);
     assert!(!is_translated(&node, to));
     assert!(!node.config.pins.exists());
-    assert!(!remove(&node.config.pins).unwrap(), "there was nothing");
+    assert!(!remove(&node.config.pins).unwrap().was_there, "there was nothing");
 }
 
 #[test]
@@ -221,6 +226,82 @@ fn what_has_another_layout_goes_on_until_everything_is_in_the_new_maps() {
     assert!(is_translated(&node, to));
     assert_eq!(kernel.cursor(1), before + 1);
     kernel.take_over().unwrap();
+}
+
+/// A socket of a pod that was connected to a Service whose endpoint goes in some way: who uses it learns so.
+struct Connected(UdpSocket);
+
+impl Connected {
+    fn to(node: &Node, to: SocketAddr) -> Self {
+        let socket = node.pod.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        node.pod.run(|| socket.connect(to)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(socket)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.peer_addr().is_err()
+            && self.0.recv(&mut [0; 8]).unwrap_err().kind() == io::ErrorKind::ConnectionAborted
+    }
+}
+
+#[test]
+fn new_maps_know_the_sockets_that_were_connected_by_the_former_ones_and_no_numbers_of_these() {
+    let mut node = Node::new();
+    let _process = Process::of(&node.pod);
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    let first = kernel.endpoint(999).incarnation;
+    serve(&mut kernel, 1, to, &at(1));
+    let socket = Connected::to(&node, to);
+    drop(kernel);
+    node.config.capacity = Capacity { sets: 200, ..CAPACITY };
+    let kernel = node.attach().unwrap();
+    assert!(kernel.is_fresh());
+    assert!(kernel.endpoint(999).incarnation > first);
+    assert!(!socket.has_ended(), "its endpoint may go on");
+    // That is to say, the endpoint is another one.
+    let ended = node.host.run(|| kernel.census().unwrap().end_datagram_sockets(|_| true)).unwrap();
+    assert_eq!(ended, Ended { ended: 1, ..Ended::default() });
+    assert!(socket.has_ended());
+}
+
+#[test]
+fn connected_datagram_sockets_that_nobody_would_look_after_any_more_are_ended() {
+    let node = Node::new();
+    let process = Process::of(&node.pod);
+    let to = service(false, 1, 53);
+    let serving = || {
+        let mut kernel = node.attach().unwrap();
+        serve(&mut kernel, 1, to, &at(1));
+        kernel
+    };
+    // With an agent, and without.
+    let kernel = serving();
+    let socket = Connected::to(&node, to);
+    assert_eq!(remove_held(&node.config.pins).unwrap(), Removed { was_there: true, left: None });
+    assert!(socket.has_ended());
+    drop(kernel);
+    drop(serving());
+    let socket = Connected::to(&node, to);
+    assert!(remove_pinned(&node.config.pins));
+    assert!(socket.has_ended());
+    // By what has another layout.
+    drop(serving());
+    let socket = Connected::to(&node, to);
+    fs::rename(node.pins(), node.config.pins.join("v1")).unwrap();
+    let mut kernel = serving();
+    let mine = Connected::to(&node, to);
+    assert!(!socket.has_ended());
+    kernel.take_over().unwrap();
+    assert!(socket.has_ended());
+    assert!(mine.has_ended(), "what was attached first has connected it");
+    let mine = Connected::to(&node, to);
+    assert!(!mine.has_ended());
+    // A pod that cannot be found.
+    drop(process);
+    let left = remove_held(&node.config.pins).unwrap().left.unwrap();
+    assert!(left.starts_with("1 are in network namespaces"), "{left}");
 }
 
 #[test]
@@ -310,6 +391,6 @@ fn pins_are_found_wherever_they_are() {
     assert!(!is_found());
     drop(node.attach().unwrap());
     assert!(is_found());
-    assert!(remove(&node.config.pins).unwrap());
+    assert!(remove(&node.config.pins).unwrap().was_there);
     assert!(!is_found());
 }

@@ -79,7 +79,7 @@ pub(crate) fn remove_pinned(pins: &Path) -> bool {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                 std::thread::yield_now();
             }
-            removed => return removed.unwrap(),
+            removed => return removed.unwrap().was_there,
         }
     }
 }

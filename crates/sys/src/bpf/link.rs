@@ -1,7 +1,7 @@
 //! Links: what holds a program to a place. A link ends with its last descriptor and pin.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::map::is;
@@ -45,6 +45,16 @@ pub fn replace_program(link: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<
     let mut attributes = Attributes { link: number(link), new: number(new), flags: 0, old: 0 };
     // SAFETY: there are no addresses in it.
     unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
+}
+
+/// Takes a program away from where a link holds it, at once: the last pin is let go of a moment later.
+///
+/// # Errors
+/// It is no link, or one of another kind.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = number(link);
+    // SAFETY: that is all that the command reads.
+    unsafe { bpf(Command::LinkDetach, &mut attributes) }.map(drop)
 }
 
 /// What a link to a cgroup is.
@@ -115,11 +125,12 @@ pub fn iterate_storage(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Resu
     unsafe { bpf_fd(Command::LinkCreate, &mut attributes) }
 }
 
-/// Runs an iterator and returns all that it has written.
+/// Runs an iterator, whose program writes what is read from this. A read that has passed by very many sockets of which none was
+/// written ends with [`io::ErrorKind::WouldBlock`], and the next one goes on from there.
 ///
 /// # Errors
 /// The descriptor is not that of an iterator's link.
-pub fn read_iterator(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
     #[repr(C)]
     struct Attributes {
         link: u32,
@@ -127,8 +138,5 @@ pub fn read_iterator(link: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     }
     let mut attributes = Attributes { link: number(link), flags: 0 };
     // SAFETY: there are no addresses in it.
-    let run = unsafe { bpf_fd(Command::IteratorCreate, &mut attributes)? };
-    let mut written = Vec::new();
-    File::from(run).read_to_end(&mut written)?;
-    Ok(written)
+    unsafe { bpf_fd(Command::IteratorCreate, &mut attributes) }.map(File::from)
 }

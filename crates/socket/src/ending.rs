@@ -1,0 +1,155 @@
+//! Ending those of the connected UDP sockets that are stale, so many at a time that it does not matter how many there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use sluice_sys::bpf;
+
+use crate::census::{Translated, each};
+use crate::destroy::{self, Done, Ended};
+
+/// How many sockets are kept until they are ended.
+const MOST: usize = 4096;
+
+/// One that has ended some is followed by another, up to so many. The kernel remembers by a count where in its list it was, and clients
+/// close what was ended, so it may have passed some by.
+const LOOKS: usize = 3;
+
+/// Sockets by their network namespace.
+type Sockets = BTreeMap<u64, Vec<Translated>>;
+
+/// Like [`Census::end_datagram_sockets`](crate::Census::end_datagram_sockets), of a map, with the program that lists its sockets of UDP.
+pub(crate) fn end_listed(
+    program: BorrowedFd<'_>,
+    conns: BorrowedFd<'_>,
+    mut is_stale: impl FnMut(&Translated) -> bool,
+) -> io::Result<Ended> {
+    // Where the kernel has no barrier, one that is being connected is left for the next time.
+    let _ = bpf::membarrier();
+    let mut total = Ended::default();
+    for _ in 0..LOOKS {
+        let mut look = Look::new(|sockets: &mut Sockets| end(program, conns, sockets));
+        each(program, conns, |socket| if is_stale(&socket) { look.add(socket) } else { Ok(()) })?;
+        let found = look.finish()?;
+        total = Ended { ended: total.ended + found.ended, ..found };
+        if found.ended == 0 {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// Ends sockets; those are left in `sockets` whose namespaces are not found.
+fn end(program: BorrowedFd<'_>, conns: BorrowedFd<'_>, sockets: &mut Sockets) -> io::Result<Ended> {
+    let wanted: BTreeSet<u64> = sockets.keys().copied().collect();
+    let of = |namespace| sockets.remove(&namespace).unwrap_or_default();
+    let Done { mut ended, absent } = destroy::in_namespaces(&wanted, of)?;
+    if !absent.is_empty() {
+        // What was closed meanwhile is not listed any more.
+        each(program, conns, |socket| {
+            ended.missed += usize::from(absent.contains(&socket.connection()));
+            Ok(())
+        })?;
+        ended.ended += absent.len().saturating_sub(ended.missed);
+    }
+    Ok(ended)
+}
+
+/// One look at all sockets.
+struct Look<E> {
+    end: E,
+    kept: Sockets,
+    count: usize,
+    /// Namespaces that were not found, which would take a look at every process again.
+    unreached: BTreeSet<u64>,
+    ended: Ended,
+}
+
+impl<E: FnMut(&mut Sockets) -> io::Result<Ended>> Look<E> {
+    fn new(end: E) -> Self {
+        let (kept, unreached, ended) = Default::default();
+        Self { end, kept, count: 0, unreached, ended }
+    }
+
+    /// One that is to be ended.
+    fn add(&mut self, socket: Translated) -> io::Result<()> {
+        if self.unreached.contains(&socket.namespace) {
+            self.ended.unreached += 1;
+            return Ok(());
+        }
+        self.kept.entry(socket.namespace).or_default().push(socket);
+        self.count += 1;
+        if self.count == MOST {
+            self.end_kept()?;
+        }
+        Ok(())
+    }
+
+    fn end_kept(&mut self) -> io::Result<()> {
+        let mut sockets = std::mem::take(&mut self.kept);
+        self.count = 0;
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        let Ended { ended, refused, unreached: _, missed } = (self.end)(&mut sockets)?;
+        self.ended.ended += ended;
+        self.ended.refused += refused;
+        self.ended.missed += missed;
+        self.ended.unreached += sockets.values().map(Vec::len).sum::<usize>();
+        self.unreached.extend(sockets.into_keys());
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<Ended> {
+        self.end_kept()?;
+        Ok(self.ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use sluice_socket_maps::protocol;
+
+    use super::*;
+
+    fn socket(namespace: u64, cookie: u64) -> Translated {
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Translated {
+            namespace,
+            cookie,
+            protocol: protocol::UDP,
+            is_v6: false,
+            local: at,
+            device: 0,
+            service: at,
+            endpoint: at,
+            id: 0,
+            incarnation: 0,
+            since_ns: 0,
+        }
+    }
+
+    #[test]
+    fn however_many_are_stale_no_more_than_some_are_kept() {
+        const FOUND: u64 = 1;
+        const HIDDEN: u64 = 2;
+        let count = MOST as u64 * 5 / 2;
+        let mut batches = Vec::new();
+        let mut look = Look::new(|sockets: &mut Sockets| {
+            batches.push(sockets.values().map(Vec::len).sum::<usize>());
+            let ended = sockets.remove(&FOUND).unwrap_or_default().len();
+            Ok(Ended { ended, ..Ended::default() })
+        });
+        for cookie in 0..count {
+            look.add(socket(FOUND, cookie)).unwrap();
+            look.add(socket(HIDDEN, cookie)).unwrap();
+        }
+        let all = MOST * 5 / 2;
+        assert_eq!(look.finish().unwrap(), Ended { ended: all, unreached: all, ..Ended::default() });
+        // Once it is known that a namespace is not found its sockets are not kept.
+        assert_eq!(batches, [MOST, MOST, MOST]);
+    }
+}
