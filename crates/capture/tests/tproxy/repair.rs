@@ -320,7 +320,7 @@ fn br_netfilter_that_cannot_be_switched_off_is_said_for_as_long_as_it_is_on() {
         assert_eq!(std::fs::read_to_string(SETTING).unwrap().trim(), "0");
         let mut now = Instant::now();
         // Whoever sets it does so on the node.
-        let mut look = |value: &str| {
+        let look = |value: &str| {
             run("mount --bind /proc/sys /proc/sys");
             if !value.is_empty() {
                 std::fs::write(SETTING, value).unwrap();
