@@ -100,7 +100,7 @@ pub enum AtSocketWish {
 }
 
 /// Where programs are attached and removed.
-trait Place: Send {
+trait Place: Send + Sync {
     /// As [`attach::attach`] does.
     fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
     /// As [`sluice_socket::remove`] does.
