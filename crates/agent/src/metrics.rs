@@ -34,7 +34,7 @@ use crate::admin::Page;
 use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::listen::Opening;
 use crate::logging::{self, Logging};
 use crate::proxy::Observer;
@@ -42,7 +42,7 @@ use crate::service_metrics::{self, Detail};
 
 /// A scraper may keep its connection.
 const SETTINGS: Settings =
-    Settings { patience: Duration::from_secs(10), keep_alive: true };
+    Settings { patience: Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: true };
 
 /// The path that kube-proxy's components have for it (`DebugFlags`).
 const LEVEL: &str = "/debug/flags/v";

@@ -24,7 +24,7 @@ use crate::apart::Apart;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::health_checks;
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::proxy::Observer;
 
 /// Connections at a time. An answer about 10,000 Services has tens of megabytes.
@@ -32,7 +32,7 @@ const CONNECTIONS: usize = 8;
 
 /// A command asks at once, and one thing.
 const SETTINGS: Settings =
-    Settings { patience: Duration::from_secs(5), keep_alive: false };
+    Settings { patience: Duration::from_secs(5), answer_time: ANSWER_TIME, keep_alive: false };
 
 /// How long an answer may take to be found.
 const TIME: Duration = Duration::from_secs(20);

@@ -142,7 +142,11 @@ mod tests {
         let Gated { scrapes, mut begun, gate } = gated();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = Settings { patience: Duration::from_secs(20), keep_alive: false };
+        let settings = Settings {
+            patience: Duration::from_secs(20),
+            answer_time: Duration::from_secs(20),
+            keep_alive: false,
+        };
         // Nothing is sent by it: it is dropped with what the server does for a request.
         let (during, mut requests) = mpsc::unbounded_channel();
         let answer = move |_| {
