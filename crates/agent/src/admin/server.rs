@@ -204,7 +204,7 @@ async fn find_in(
     place: &Apart,
     find: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send + 'static,
 ) -> Result<Vec<u8>, Refusal> {
-    let found = place.run(find).await;
+    let found = place.run_blocking(find).await;
     found.unwrap_or_else(|error| Err(Refusal::Unable(format!("the answer was not finished: {error}"))))
 }
 
