@@ -12,7 +12,7 @@ use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_model::Change;
 use sluice_table::WriterConfig;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
@@ -150,7 +150,6 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
             wanted: args.capture.mode().name(),
             configz,
             started: started_at,
-            turn: Arc::new(Semaphore::new(1)),
             events: events.clone(),
             logging: args.ports.profiling.then(|| logging.clone()),
             page: Page::new(Arc::clone(&inside), args.ports.status_page),

@@ -10,11 +10,12 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 use crate::health::{Health, State, Unhealthy};
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::listen::Opening;
 
 /// A connection is for one request, as on the health check node ports.
-const SETTINGS: Settings = Settings { patience: std::time::Duration::from_secs(10), keep_alive: false };
+const SETTINGS: Settings =
+    Settings { patience: std::time::Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: false };
 
 /// Connections at a time: load balancers, from several places each.
 const CONNECTIONS: usize = 64;

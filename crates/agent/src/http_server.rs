@@ -1,15 +1,17 @@
-//! Serving HTTP, as the agent's own ports need it: accepting, a time limit for each request, and a bound
-//! on connections, so that nobody can use up the descriptors that traffic needs. Runs as tokio tasks; what
+//! Serving HTTP, as the agent's own ports need it: accepting, a time limit for each request and each answer, and a bound
+//! on connections, so that nobody can use up the descriptors and the memory that traffic needs. Runs as tokio tasks; what
 //! is answered is the caller's.
 
-use std::collections::{BTreeSet, VecDeque};
+mod answering;
+mod connections;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use answering::Answering;
+pub(crate) use connections::Connections;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -17,12 +19,15 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, warn};
 
 /// Pause after a failed accept: out of descriptors, mostly, and there is nothing to do but wait.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the largest answer may take, some 17 MB with 10,000 Services: those that are being taken are kept in memory.
+pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 /// How connections are treated.
 #[derive(Debug, Clone, Copy)]
@@ -30,67 +35,10 @@ pub(crate) struct Settings {
     /// How long a client may take to send a request, to begin one on a connection that is kept, and to take some of an
     /// answer.
     pub patience: Duration,
+    /// How long it may take for all of an answer.
+    pub answer_time: Duration,
     /// Whether a connection is kept for more than one request.
     pub keep_alive: bool,
-}
-
-/// The connections of any number of listeners, bounded together. Cloning it shares it.
-///
-/// Over the bound the oldest is cut off for the newest: whoever asks and goes is answered however many
-/// connections others hold.
-#[derive(Debug, Clone)]
-pub(crate) struct Connections(Arc<Pool>);
-
-#[derive(Debug)]
-struct Pool {
-    limit: usize,
-    cut_off: AtomicU64,
-    failed: AtomicU64,
-    /// Errors of accepting that have been said, by their number; the system has few.
-    said: Mutex<BTreeSet<Option<i32>>>,
-    /// The oldest first; some may have ended.
-    open: Mutex<VecDeque<AbortHandle>>,
-}
-
-impl Connections {
-    /// At most this many.
-    pub(crate) fn new(limit: usize) -> Self {
-        Self(Arc::new(Pool {
-            limit,
-            cut_off: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            said: Mutex::default(),
-            open: Mutex::default(),
-        }))
-    }
-
-    /// How many were cut off for newer ones.
-    pub(crate) fn cut_off(&self) -> u64 {
-        self.0.cut_off.load(Ordering::Relaxed)
-    }
-
-    /// How many times a connection could not be accepted.
-    pub(crate) fn failed(&self) -> u64 {
-        self.0.failed.load(Ordering::Relaxed)
-    }
-
-    /// Counts a connection that could not be accepted; whether it is the first with this error.
-    fn note_failure(&self, error: &io::Error) -> bool {
-        self.0.failed.fetch_add(1, Ordering::Relaxed);
-        self.0.said.lock().unwrap_or_else(PoisonError::into_inner).insert(error.raw_os_error())
-    }
-
-    fn admit(&self, connection: AbortHandle) {
-        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|connection| !connection.is_finished());
-        open.push_back(connection);
-        if open.len() > self.0.limit
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
-            self.0.cut_off.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 }
 
 /// Both ends of the connection that a request has come by; among its extensions.
@@ -190,10 +138,11 @@ where
         };
         let answer = answer.clone();
         let ends = L::ends(&stream);
-        let mut stream = TimeoutStream::new(stream);
+        let peer = ends.map(|ends| ends.peer.ip().to_canonical());
+        let mut stream = TimeoutStream::new(Answering::new(stream, settings.answer_time));
         stream.set_write_timeout(Some(settings.patience));
         let stream = TokioIo::new(Box::pin(stream));
-        connections.admit(own.spawn(async move {
+        let task = own.spawn(async move {
             let answer = service_fn(move |mut request: Request<Incoming>| {
                 if let Some(ends) = ends {
                     request.extensions_mut().insert(ends);
@@ -208,17 +157,21 @@ where
                 .keep_alive(settings.keep_alive)
                 .serve_connection(stream, answer)
                 .await;
-        }));
+        });
+        connections.admit(peer, task);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpSocket, TcpStream};
     use tokio::time::timeout;
 
     use super::*;
+
+    /// More than the buffers of two sockets.
+    const LARGE: usize = 64 << 20;
 
     /// How long a test waits for what must happen.
     const DEADLINE: Duration = Duration::from_secs(20);
@@ -227,7 +180,7 @@ mod tests {
     async fn server(connections: &Connections, patience: Duration) -> (SocketAddr, JoinSet<Infallible>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = Settings { patience, keep_alive: true };
+        let settings = Settings { patience, answer_time: DEADLINE, keep_alive: true };
         let mut task = JoinSet::new();
         task.spawn(serve(listener, connections.clone(), settings, |_| Response::new(Full::from("hello"))));
         (address, task)
@@ -280,26 +233,50 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_client_that_does_not_take_its_answer_is_cut_off() {
+    /// Asks a server for more than the buffers of two sockets hold. Returns when it has begun to answer, so what ends is
+    /// not a request that never came.
+    async fn large_answer(connections: &Connections, settings: Settings) -> (TcpStream, JoinSet<Infallible>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let connections = Connections::new(8);
-        let settings = Settings { patience: Duration::from_millis(50), keep_alive: true };
-        // More than the buffers of two sockets.
-        let answer = |_: &Request<Incoming>| Response::new(Full::from(vec![b'a'; 64 << 20]));
+        let answer = |_: &Request<Incoming>| Response::new(Full::from(vec![b'a'; LARGE]));
         let mut task = JoinSet::new();
         task.spawn(serve(listener, connections.clone(), settings, answer));
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-        // It has begun to answer, so what ends is not a request that never came.
         stream.peek(&mut [0; 1]).await.unwrap();
+        (stream, task)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_take_its_answer_is_cut_off() {
+        let connections = Connections::new(8);
+        let settings =
+            Settings { patience: Duration::from_millis(50), answer_time: DEADLINE * 10, keep_alive: true };
+        let (_stream, _task) = large_answer(&connections, settings).await;
         let ended = async {
-            while !connections.0.open.lock().unwrap().iter().all(AbortHandle::is_finished) {
+            while connections.open() > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         timeout(DEADLINE, ended).await.expect("the connection ends");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_its_answer_a_little_at_a_time_is_cut_off() {
+        let connections = Connections::new(8);
+        let settings =
+            Settings { patience: DEADLINE * 10, answer_time: Duration::from_millis(50), keep_alive: true };
+        let (mut stream, _task) = large_answer(&connections, settings).await;
+        let taking = async {
+            let mut taken = 0;
+            while connections.open() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                taken += stream.read(&mut [0; 1024]).await.unwrap_or(0);
+            }
+            taken
+        };
+        let taken = timeout(DEADLINE, taking).await.expect("the connection ends");
+        assert!(taken < LARGE);
     }
 
     #[tokio::test]
@@ -325,6 +302,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn over_the_bound_whoever_has_few_is_let_finish() {
+        const LIMIT: usize = 4;
+        let connections = Connections::new(LIMIT);
+        let (address, _task) = server(&connections, DEADLINE).await;
+        let mut scraper = TcpStream::connect(address).await.unwrap();
+        ask(&mut scraper).await.unwrap();
+        let mut others = Vec::new();
+        for _ in 0..2 * LIMIT {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            ask(&mut stream).await.unwrap();
+            others.push(stream);
+        }
+        ask(&mut scraper).await.expect("the oldest of all, but the only one of its client");
+        assert_eq!(connections.cut_off(), LIMIT as u64 + 1);
+        for stream in &mut others[..=LIMIT] {
+            assert!(is_ended(stream).await);
+        }
+        for stream in &mut others[LIMIT + 1..] {
+            ask(stream).await.expect("the newest of a client are kept");
+        }
+    }
+
+    #[tokio::test]
     async fn connections_that_ended_do_not_count() {
         let connections = Connections::new(1);
         let (address, _task) = server(&connections, DEADLINE).await;
@@ -336,24 +338,13 @@ mod tests {
             assert!(answer.ends_with("hello"), "{answer}");
             // The task ends a moment after the client has seen the end.
             let ended = async {
-                while connections.0.open.lock().unwrap().iter().any(|open| !open.is_finished()) {
+                while connections.open() > 0 {
                     tokio::task::yield_now().await;
                 }
             };
             timeout(DEADLINE, ended).await.expect("the connection ends");
         }
         assert_eq!(connections.cut_off(), 0);
-    }
-
-    #[test]
-    fn accepts_that_fail_are_counted_and_each_error_is_news_once() {
-        let connections = Connections::new(1);
-        let shared = connections.clone();
-        let [no_descriptors, aborted] = [24, 103].map(io::Error::from_raw_os_error);
-        assert!(connections.note_failure(&no_descriptors));
-        assert!(!shared.note_failure(&no_descriptors));
-        assert!(shared.note_failure(&aborted));
-        assert_eq!(connections.failed(), 3);
     }
 
     #[tokio::test]

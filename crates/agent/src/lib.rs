@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod agent;
+mod apart;
 pub mod at_socket;
 pub mod capture_args;
 mod capture_trouble;

@@ -2,6 +2,7 @@
 
 mod json;
 mod patient;
+mod place;
 
 use std::fmt;
 use std::io::IsTerminal;

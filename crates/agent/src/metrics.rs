@@ -5,6 +5,7 @@ mod at_socket;
 mod exposition;
 mod kube_proxy;
 mod load;
+mod scrapes;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,23 +25,24 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use scrapes::Scrapes;
 use sluice_kubeapi::apiserver::Resource;
 use sluice_table::Times;
-use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::admin::Page;
 use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::listen::Opening;
 use crate::logging::{self, Logging};
 use crate::proxy::Observer;
 use crate::service_metrics::{self, Detail};
 
 /// A scraper may keep its connection.
-const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: true };
+const SETTINGS: Settings =
+    Settings { patience: Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: true };
 
 /// The path that kube-proxy's components have for it (`DebugFlags`).
 const LEVEL: &str = "/debug/flags/v";
@@ -69,8 +71,6 @@ pub(crate) struct Metrics {
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
-    /// Metrics are put together one scrape after the other.
-    pub turn: Arc<Semaphore>,
     /// What people were told at objects.
     pub events: Events,
     /// Where the level of logs may be changed.
@@ -87,12 +87,14 @@ impl Metrics {
             if let Ok(address) = listener.local_addr() {
                 info!(%address, "serving metrics");
             }
-            let answer = move |request| self.clone().answer_later(request);
+            let scraped = self.clone();
+            let scrapes = Scrapes::start(move |is_openmetrics| scraped.metrics(is_openmetrics));
+            let answer = move |request| self.clone().answer_later(scrapes.clone(), request);
             http_server::serve_later(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await
         });
     }
 
-    async fn answer_later(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer_later(self, scrapes: Scrapes, request: Request<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path(), &self.logging) {
             (&Method::PUT, LEVEL, Some(logging)) => set_level(logging, request.into_body()).await,
             (&Method::PUT, LEVEL, None) => {
@@ -103,10 +105,7 @@ impl Metrics {
             }
             (&Method::GET | &Method::HEAD, "/metrics", _) => {
                 let is_openmetrics = exposition::takes_openmetrics(request.headers());
-                // With many Services it takes milliseconds, for which nothing else is to wait; and one at a time.
-                let Ok(_turn) = Arc::clone(&self.turn).acquire_owned().await else { return unable() };
-                let said = tokio::task::spawn_blocking(move || self.metrics(is_openmetrics)).await;
-                said.unwrap_or_else(|_| unable())
+                scrapes.next(is_openmetrics).await.unwrap_or_else(unable)
             }
             _ => match self.page.answer(&request).await {
                 Some(response) => response,

@@ -36,12 +36,21 @@ pub enum Notice {
     UnknownBalance {
         /// The Service.
         service: ObjectName,
-        /// What the annotation says.
+        /// What the annotation says, as far as a line has room for it.
         value: Arc<str>,
     },
 }
 
 impl Notice {
+    /// What somebody may have made as long as an object may be is told of with this many characters.
+    const SAID: usize = 300;
+
+    /// The annotation `sluice.dev/balance` of a Service names no balancing policy.
+    pub(crate) fn unknown_balance(service: ObjectName, value: &str) -> Self {
+        let end = value.char_indices().nth(Self::SAID).map_or(value.len(), |(end, _)| end);
+        Self::UnknownBalance { service, value: value[..end].into() }
+    }
+
     /// The Service that it is about.
     pub fn service(&self) -> &ObjectName {
         match self {

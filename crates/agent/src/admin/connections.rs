@@ -8,7 +8,6 @@ mod translated;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -18,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::api::{Connection, ConnectionList, ConnectionState};
 use super::server::{Inside, Refusal, value};
+use crate::proxy::Observer;
 
 /// Rows that an answer has at the most: some 4 MB.
 pub(super) const MOST: usize = 10_000;
@@ -147,7 +147,7 @@ impl Question {
 
 /// What is wanted of all that was shown.
 #[derive(Debug)]
-struct Found {
+pub(super) struct Found {
     question: Question,
     rows: Vec<Connection>,
     matched: usize,
@@ -171,10 +171,20 @@ impl Found {
         self.question.sort.sort(&mut self.rows);
         self.rows.truncate(self.question.limit);
     }
+
+    /// The answer, with what no worker knows of. For a thread that nobody waits for, as [`translated::add`] is.
+    pub(super) fn with_translated(mut self, observer: &Observer) -> Result<ConnectionList, Refusal> {
+        translated::add(observer.at_socket(), observer.table(), |connection| self.add([connection]))
+            .map_err(|error| {
+                Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
+            })?;
+        self.keep();
+        Ok(ConnectionList { items: self.rows, matched: self.matched, ended: Vec::new() })
+    }
 }
 
-/// The connections that are asked for.
-pub(super) async fn connections(inside: &Inside, question: Question) -> Result<ConnectionList, Refusal> {
+/// What the workers know of the connections that are asked for.
+pub(super) async fn of_workers(inside: &Inside, question: Question) -> Result<Found, Refusal> {
     let mut found = Found { question, rows: Vec::new(), matched: 0 };
     for worker in 0..inside.observer.workers() {
         let mut next = Some(dataplane::Place::default());
@@ -189,16 +199,7 @@ pub(super) async fn connections(inside: &Inside, question: Question) -> Result<C
             found.add(part.connections);
         }
     }
-    let observer = inside.observer.clone();
-    let all = tokio::task::spawn_blocking(move || {
-        translated::add(observer.at_socket(), observer.table(), |connection| found.add([connection]))?;
-        found.keep();
-        Ok(ConnectionList { items: found.rows, matched: found.matched, ended: Vec::new() })
-    });
-    let all = all.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-    all.map_err(|error| {
-        Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
-    })
+    Ok(found)
 }
 
 /// Notes which connections of an earlier answer have ended. Where not all are told, that cannot be known of those that are

@@ -17,11 +17,11 @@ use hyper::header::{
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::Semaphore;
 
 pub use access::StatusPage;
 
 use super::server::{Inside, Refusal};
+use crate::apart::Apart;
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -50,12 +50,12 @@ pub(crate) struct Page {
     inside: Arc<Inside>,
     setting: StatusPage,
     /// Answers are put together one after the other, however many look on.
-    turn: Arc<Semaphore>,
+    place: Apart,
 }
 
 impl Page {
     pub(crate) fn new(inside: Arc<Inside>, setting: StatusPage) -> Self {
-        Self { inside, setting, turn: Arc::new(Semaphore::new(1)) }
+        Self { inside, setting, place: Apart::new(1) }
     }
 
     /// The answer to a request, if it is for the page.
@@ -89,9 +89,9 @@ impl Page {
     async fn data(&self, query: &str) -> Response<Full<Bytes>> {
         let found = async {
             let question = data::Question::read(query)?;
-            let turn = Arc::clone(&self.turn).acquire_owned().await;
-            let turn = turn.map_err(|error| Refusal::Unable(error.to_string()))?;
-            data::find(&self.inside, question, turn).await
+            let found = self.place.run(data::find(Arc::clone(&self.inside), question)).await;
+            found
+                .unwrap_or_else(|error| Err(Refusal::Unable(format!("the answer was not finished: {error}"))))
         };
         match tokio::time::timeout(TIME, found).await {
             Ok(Ok(body)) => response(StatusCode::OK, JSON, body),

@@ -20,17 +20,19 @@ use tracing::{info, warn};
 use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
+use crate::apart::Apart;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::health_checks;
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::proxy::Observer;
 
 /// Connections at a time. An answer about 10,000 Services has tens of megabytes.
 const CONNECTIONS: usize = 8;
 
 /// A command asks at once, and one thing.
-const SETTINGS: Settings = Settings { patience: Duration::from_secs(5), keep_alive: false };
+const SETTINGS: Settings =
+    Settings { patience: Duration::from_secs(5), answer_time: ANSWER_TIME, keep_alive: false };
 
 /// How long an answer may take to be found.
 const TIME: Duration = Duration::from_secs(20);
@@ -39,6 +41,15 @@ const TIME: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_secs(5);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Where answers that take a while are found.
+#[derive(Debug, Clone)]
+struct Places {
+    /// What probes ask: the node's other answers, however large, are not in its way.
+    status: Apart,
+    /// All else.
+    other: Apart,
+}
 
 /// What can be looked at.
 #[derive(Debug)]
@@ -96,6 +107,7 @@ impl Drop for Admin {
 /// Has a socket at the path whenever no other agent has one.
 async fn keep(path: PathBuf, inside: Arc<Inside>) -> Infallible {
     let connections = Connections::new(CONNECTIONS);
+    let places = Places { status: Apart::new(1), other: Apart::new(1) };
     let mut has_complained = false;
     loop {
         match AdminSocket::bind(&path) {
@@ -103,8 +115,8 @@ async fn keep(path: PathBuf, inside: Arc<Inside>) -> Infallible {
                 info!(path = %path.display(), "answering commands such as `sluice services`");
                 has_complained = false;
                 let socket = Arc::new(socket);
-                let inside = Arc::clone(&inside);
-                let answer = move |request| answer(Arc::clone(&inside), request);
+                let (inside, places) = (Arc::clone(&inside), places.clone());
+                let answer = move |request| answer(Arc::clone(&inside), places.clone(), request);
                 let serving =
                     http_server::serve_later(Arc::clone(&socket), connections.clone(), SETTINGS, answer);
                 tokio::select! {
@@ -138,8 +150,8 @@ pub(super) enum Refusal {
     Unable(String),
 }
 
-async fn answer(inside: Arc<Inside>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let answered = match tokio::time::timeout(TIME, find(inside, &request)).await {
+async fn answer(inside: Arc<Inside>, places: Places, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let answered = match tokio::time::timeout(TIME, find(inside, &places, &request)).await {
         Ok(answered) => answered,
         Err(_) => Err(Refusal::Unable(format!("no answer could be found within {} s", TIME.as_secs()))),
     };
@@ -161,24 +173,24 @@ async fn answer(inside: Arc<Inside>, request: Request<Incoming>) -> Response<Ful
     response
 }
 
-async fn find(inside: Arc<Inside>, request: &Request<Incoming>) -> Result<Vec<u8>, Refusal> {
+async fn find(inside: Arc<Inside>, places: &Places, request: &Request<Incoming>) -> Result<Vec<u8>, Refusal> {
     if request.method() != Method::GET {
         return Err(Refusal::BadQuestion("only GET: nothing can be changed here".to_owned()));
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     match request.uri().path() {
-        "/v1/status" => apart(move || json(&status::status(&inside))).await,
+        "/v1/status" => find_in(&places.status, move || json(&status::status(&inside))).await,
         "/v1/services" => {
-            apart(move || {
+            let find = move || {
                 inside.observer.at_socket().settle();
                 json(&services::services(inside.observer.table(), &query)?)
-            })
-            .await
+            };
+            find_in(&places.other, find).await
         }
         "/v1/connections" => {
             let question = connections::Question::read(&query)?;
-            let list = connections::connections(&inside, question).await?;
-            apart(move || json(&list)).await
+            let found = connections::of_workers(&inside, question).await?;
+            find_in(&places.other, move || json(&found.with_translated(&inside.observer)?)).await
         }
         "/v1/explain" => {
             let question = explain::Question::read(&query)?;
@@ -188,9 +200,11 @@ async fn find(inside: Arc<Inside>, request: &Request<Incoming>) -> Result<Vec<u8
     }
 }
 
-/// Finds an answer that may take a while on a thread that nobody waits for.
-async fn apart(find: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send + 'static) -> Result<Vec<u8>, Refusal> {
-    let found = tokio::task::spawn_blocking(find).await;
+async fn find_in(
+    place: &Apart,
+    find: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send + 'static,
+) -> Result<Vec<u8>, Refusal> {
+    let found = place.run_blocking(find).await;
     found.unwrap_or_else(|error| Err(Refusal::Unable(format!("the answer was not finished: {error}"))))
 }
 

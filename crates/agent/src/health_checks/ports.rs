@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::Failure;
 use super::answer::answer;
 use crate::events::Events;
-use crate::http_server::{self, Connections, Settings};
+use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 
 /// Pause before a port that could not be had is tried again: people wait for what is in the way to go.
 const RETRY: Duration = Duration::from_secs(1);
@@ -33,7 +33,8 @@ const BACKLOG: u32 = 128;
 
 /// A connection is for one request: load balancers need no more, and a connection that is over at once
 /// takes no room from others.
-const SETTINGS: Settings = Settings { patience: Duration::from_secs(10), keep_alive: false };
+const SETTINGS: Settings =
+    Settings { patience: Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: false };
 
 /// Whether the proxy as a whole is healthy.
 pub(super) type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;

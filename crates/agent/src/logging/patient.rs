@@ -2,31 +2,85 @@
 //! worker, on whose thread connections wait, for none at all. What is lost is counted, and said once there is room.
 //!
 //! On the thread of whoever has something to say: what it said is written when it goes on, so a program that ends has
-//! nothing left to write.
+//! nothing left to write. Lines go through a queue with a bound. One thread at a time writes what is in it, which takes no time,
+//! as no more is written than there is room for; a worker that finds another at it leaves its line to that one.
 
-use std::fs::File;
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::place::Place;
 
 /// How long all but workers wait for a reader: it may be slow for a moment.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Bytes of lines that may wait for a reader; with one more line.
+const WAITING: usize = 64 << 10;
+
 /// How the names of workers' threads begin.
 const WORKER: &str = "sluice-";
 
-/// Where lines go.
+/// Where lines go. Cloning it shares it.
 #[derive(Debug, Clone)]
-pub(super) struct Patient(Arc<Mutex<Lines>>);
+pub(super) struct Patient(Arc<Shared>);
 
 #[derive(Debug)]
-struct Lines {
-    out: File,
-    lost: u64,
+struct Shared {
+    place: Place,
+    /// Nobody holds it for longer than a look takes.
+    queue: Mutex<Queue>,
+    /// What is left to write of the item before those in the queue. Whoever holds it writes.
+    rest: Mutex<Vec<u8>>,
+    /// How often a thread has waited for the reader.
+    #[cfg(test)]
+    waits: std::sync::atomic::AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    /// Of its lines.
+    bytes: usize,
+    /// Somebody has waited in vain. Nobody waits again before all that is here has been written.
+    has_stopped: bool,
+}
+
+#[derive(Debug)]
+enum Item {
+    Line(Vec<u8>),
+    /// This many lines were to be here.
+    Lost(u64),
+}
+
+impl Queue {
+    /// Takes a line, or counts it as lost.
+    fn push(&mut self, line: Vec<u8>) {
+        if self.bytes < WAITING {
+            self.bytes += line.len();
+            self.items.push_back(Item::Line(line));
+        } else if let Some(Item::Lost(lost)) = self.items.back_mut() {
+            *lost += 1;
+        } else {
+            self.items.push_back(Item::Lost(1));
+        }
+    }
+
+    /// What is to be written next.
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        Some(match self.items.pop_front()? {
+            Item::Line(line) => {
+                self.bytes -= line.len();
+                line
+            }
+            Item::Lost(lost) => {
+                format!("{lost} lines of this log were lost, as whoever reads it had stopped\n").into_bytes()
+            }
+        })
+    }
 }
 
 /// A line that is being written, as a whole when it is dropped.
@@ -42,59 +96,70 @@ impl Patient {
     /// # Errors
     /// It is closed, or there is no descriptor left.
     pub(super) fn stderr() -> io::Result<Self> {
-        Ok(Self::new(io::stderr().as_fd().try_clone_to_owned()?.into()))
+        Ok(Self::new(Place::new(io::stderr().as_fd().try_clone_to_owned()?)))
     }
 
-    fn new(out: File) -> Self {
-        Self(Arc::new(Mutex::new(Lines { out, lost: 0 })))
+    fn new(place: Place) -> Self {
+        Self(Arc::new(Shared {
+            place,
+            queue: Mutex::default(),
+            rest: Mutex::default(),
+            #[cfg(test)]
+            waits: Default::default(),
+        }))
     }
 
-    fn write(&self, line: &[u8]) {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, line: Vec<u8>) {
+        self.queue().push(line);
         let is_worker = std::thread::current().name().is_some_and(|name| name.starts_with(WORKER));
-        let deadline = Instant::now() + if is_worker { Duration::ZERO } else { PATIENCE };
-        loop {
-            // Nobody waits while others have to wait for that.
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.has_room(Duration::ZERO) {
-                return lines.write(line);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.write_waiting(is_worker) {
+            if is_worker || self.queue().has_stopped {
+                return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                lines.lost += 1;
+                self.queue().has_stopped = true;
                 return;
             }
-            let out = lines.out.try_clone();
-            drop(lines);
-            match out {
-                Ok(out) => has_room(&out, left),
-                Err(_) => return,
+            #[cfg(test)]
+            self.0.waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.place.wait(left);
+        }
+    }
+
+    /// Writes what waits, as far as there is room; whether that was all. What waits while another thread writes is left to
+    /// that one by workers.
+    fn write_waiting(&self, is_worker: bool) -> bool {
+        loop {
+            let mut rest = match self.0.rest.try_lock() {
+                Ok(rest) => rest,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if is_worker => return true,
+                Err(TryLockError::WouldBlock) => self.0.rest.lock().unwrap_or_else(PoisonError::into_inner),
             };
+            loop {
+                if !self.0.place.write(&mut rest) {
+                    return false;
+                }
+                match self.queue().pop() {
+                    Some(item) => *rest = item,
+                    None => break,
+                }
+            }
+            drop(rest);
+            let mut queue = self.queue();
+            // A worker may have left something before this thread let go.
+            if queue.items.is_empty() {
+                queue.has_stopped = false;
+                return true;
+            }
         }
     }
-}
-
-impl Lines {
-    fn has_room(&self, patience: Duration) -> bool {
-        has_room(&self.out, patience)
-    }
-
-    fn write(&mut self, line: &[u8]) {
-        if self.lost > 0 {
-            let lost = std::mem::take(&mut self.lost);
-            let said = format!("{lost} lines of this log were lost, as whoever reads it had stopped\n");
-            // A place that fails cannot be told so.
-            let _ = self.out.write_all(said.as_bytes());
-        }
-        let _ = self.out.write_all(line);
-    }
-}
-
-/// Whether a line can be written without waiting, by then: into a pipe, PIPE_BUF bytes (poll(2)). What cannot be written to
-/// at all is found out by writing.
-fn has_room(out: &File, patience: Duration) -> bool {
-    let patience = Timespec::try_from(patience).unwrap_or_default();
-    let mut polled = [PollFd::new(out, PollFlags::OUT)];
-    poll(&mut polled, Some(&patience)).map_or(true, |ready| ready > 0)
 }
 
 impl<'a> MakeWriter<'a> for Patient {
@@ -119,56 +184,149 @@ impl Write for Line<'_> {
 impl Drop for Line<'_> {
     fn drop(&mut self) {
         if !self.text.is_empty() {
-            self.lines.write(&self.text);
+            self.lines.write(std::mem::take(&mut self.text));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{BufRead, BufReader};
+    use std::sync::atomic::Ordering;
+    use std::sync::mpsc;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use rustix::pipe::pipe;
 
     use super::*;
 
-    /// On a thread of that name.
-    fn say(patient: &Patient, thread: &str, line: &'static str) {
-        let patient = patient.clone();
-        let say = move || write!(patient.make_writer(), "{line}").unwrap();
-        std::thread::Builder::new().name(thread.to_owned()).spawn(say).unwrap().join().unwrap();
+    /// How long a test waits for what must happen.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// On a thread of that name, which must not be held up for good.
+    fn say(patient: &Patient, thread: &str, line: impl Into<String>) {
+        let (patient, line) = (patient.clone(), line.into());
+        let (done, is_done) = mpsc::channel();
+        let say = move || {
+            write!(patient.make_writer(), "{line}").unwrap();
+            done.send(()).unwrap();
+        };
+        std::thread::Builder::new().name(thread.to_owned()).spawn(say).unwrap();
+        is_done.recv_timeout(DEADLINE).expect("nobody waits for good");
+    }
+
+    fn lost(patient: &Patient) -> u64 {
+        let of = |item: &Item| if let Item::Lost(lost) = item { *lost } else { 0 };
+        patient.queue().items.iter().map(of).sum()
+    }
+
+    /// Writes what waits, with the reader at work.
+    fn write_all(patient: &Patient) {
+        while !patient.write_waiting(false) {
+            assert!(patient.0.place.wait(DEADLINE));
+        }
+    }
+
+    fn waits(patient: &Patient) -> usize {
+        patient.0.waits.load(Ordering::Relaxed)
+    }
+
+    /// All kinds of places, with who reads there.
+    fn places() -> [(File, Patient); 3] {
+        let (reader, writer) = pipe().unwrap();
+        let own = Place::new(writer);
+        assert!(matches!(own, Place::Own(_)), "{own:?}");
+        let (second, writer) = pipe().unwrap();
+        let (third, socket) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let socket = Place::new(socket);
+        assert!(matches!(socket, Place::Socket(_)), "{socket:?}");
+        [(reader, own), (second, Place::Other(writer.into())), (third, socket)]
+            .map(|(reader, place)| (reader.into(), Patient::new(place)))
     }
 
     #[test]
     fn a_worker_does_not_wait_for_a_reader_and_what_is_lost_is_said() {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let patient = Patient::new(writer.into());
-        let lost = |patient: &Patient| patient.0.lock().unwrap().lost;
-        let mut written = 0;
-        // More than any pipe holds.
-        while lost(&patient) == 0 && written < 1 << 20 {
-            say(&patient, "sluice-0", "one that nobody reads\n");
-            written += 1;
+        for (reader, patient) in places() {
+            let mut written = 0;
+            while lost(&patient) == 0 && written < 1 << 14 {
+                say(&patient, "sluice-0", format!("{:1000}\n", "one that nobody reads"));
+                written += 1;
+            }
+            say(&patient, "sluice-1", "neither\n");
+            assert_eq!((lost(&patient), waits(&patient)), (2, 0));
+            // Whoever waits does so for a reader that comes back.
+            let slow = {
+                let patient = patient.clone();
+                std::thread::spawn(move || writeln!(patient.make_writer(), "too many").unwrap())
+            };
+            let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+            let before: Vec<String> = lines.by_ref().take(written - 1).collect();
+            assert!(before.iter().all(|line| line.starts_with("one that nobody reads")));
+            slow.join().unwrap();
+            assert!(lines.next().unwrap().starts_with("3 lines of this log were lost"));
+            say(&patient, "sluice-0", "and on\n");
+            assert_eq!(lines.next().unwrap(), "and on");
         }
-        say(&patient, "sluice-1", "neither\n");
-        assert_eq!(lost(&patient), 2);
-        // Whoever waits does so for a reader that comes back.
-        let slow = {
-            let patient = patient.clone();
-            std::thread::spawn(move || writeln!(patient.make_writer(), "at last").unwrap())
-        };
-        let mut lines = BufReader::new(File::from(reader)).lines().map(Result::unwrap);
-        let before: Vec<String> = lines.by_ref().take(written - 1).collect();
-        assert!(before.iter().all(|line| line == "one that nobody reads"));
-        slow.join().unwrap();
-        assert!(lines.next().unwrap().starts_with("2 lines of this log were lost"));
-        assert_eq!(lines.next().unwrap(), "at last");
-        say(&patient, "sluice-0", "and on\n");
-        assert_eq!(lines.next().unwrap(), "and on");
+    }
+
+    #[test]
+    fn of_a_reader_that_has_stopped_one_wait_is_enough_for_all_lines() {
+        for (reader, patient) in places() {
+            for _ in 0..2_000 {
+                say(&patient, "main", format!("{:1000}\n", "one that nobody reads"));
+            }
+            assert_eq!(waits(&patient), 1);
+            assert!(lost(&patient) > 0);
+            let said = format!("{} lines of this log were lost", lost(&patient));
+            let reading = std::thread::spawn(move || {
+                BufReader::new(reader).lines().map(Result::unwrap).any(|line| line.starts_with(&said))
+            });
+            write_all(&patient);
+            assert!(reading.join().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_line_that_has_no_room_holds_up_nobody_and_is_written_as_a_whole() {
+        let long = "long".repeat(250_000);
+        for (reader, patient) in places() {
+            say(&patient, "main", format!("{long}\n"));
+            assert_eq!(waits(&patient), 1);
+            say(&patient, "sluice-0", "a worker's\n");
+            say(&patient, "main", "another\n");
+            assert_eq!(waits(&patient), 1);
+            let reading = std::thread::spawn(|| {
+                let lines = BufReader::new(reader).lines().map(Result::unwrap);
+                lines.take(3).collect::<Vec<_>>()
+            });
+            write_all(&patient);
+            assert!(reading.join().unwrap() == [long.as_str(), "a worker's", "another"]);
+        }
+    }
+
+    #[test]
+    fn what_a_worker_says_while_another_thread_writes_is_left_to_that_one() {
+        for (reader, patient) in places() {
+            let writing = patient.0.rest.lock().unwrap();
+            say(&patient, "sluice-0", "a worker's\n");
+            drop(writing);
+            say(&patient, "main", "another\n");
+            let lines: Vec<_> = BufReader::new(reader).lines().take(2).map(Result::unwrap).collect();
+            assert_eq!(lines, ["a worker's", "another"]);
+        }
     }
 
     #[test]
     fn nobody_waits_for_one_that_has_gone() {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        for (reader, patient) in places() {
+            drop(reader);
+            say(&patient, "main", "nobody hears this\n");
+            assert_eq!(waits(&patient), 0);
+        }
+        let (reader, writer) = pipe().unwrap();
         drop(reader);
-        say(&Patient::new(writer.into()), "main", "nobody hears this\n");
+        say(&Patient::new(Place::new(writer)), "main", "nor this\n");
     }
 }

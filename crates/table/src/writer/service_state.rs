@@ -142,7 +142,7 @@ impl ServiceState {
         let mut change = EndpointChange::default();
         let mut notices = BTreeSet::new();
         if let Err(value) = rules::balance(service) {
-            notices.insert(Notice::UnknownBalance { service: service.name.clone(), value: value.into() });
+            notices.insert(Notice::unknown_balance(service.name.clone(), value));
         }
         let here = around.locality();
         let mut local_ready = BTreeSet::new();

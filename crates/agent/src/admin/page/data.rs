@@ -8,7 +8,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sluice_model::{Family, ObjectName};
 use sluice_table::{Route, ServicePort as Port, Upstream};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::super::api::{EndpointState, ServicePort, Status, Traffic};
 use super::super::server::{Inside, Refusal, value};
@@ -221,16 +220,10 @@ impl Entry {
     }
 }
 
-/// The answer to a question, as JSON. The turn is over when all work for it is, whether or not somebody still waits.
-pub(super) async fn find(
-    inside: &Arc<Inside>,
-    question: Question,
-    turn: OwnedSemaphorePermit,
-) -> Result<Vec<u8>, Refusal> {
-    let troubles = Troubles::of_objects(inside).await?;
-    let inside = Arc::clone(inside);
+/// The answer to a question, as JSON.
+pub(super) async fn find(inside: Arc<Inside>, question: Question) -> Result<Vec<u8>, Refusal> {
+    let troubles = Troubles::of_objects(&inside).await?;
     let found = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
         let data = collect(&inside, &question, troubles);
         serde_json::to_vec(&data).map_err(|error| Refusal::Unable(error.to_string()))
     });

@@ -235,6 +235,17 @@ fn an_unknown_balancing_policy_is_reported_once_and_names_what_there_is() {
 }
 
 #[test]
+fn of_an_annotation_as_long_as_an_object_a_line_says_the_beginning() {
+    let mut writer = writer();
+    let mut web = service("web", 1, WEB);
+    web.annotations.insert("balance".into(), "\u{e9}".repeat(100_000).into());
+    let notices = step(&mut writer, [apply(web)]).notices;
+    let said: Vec<String> = notices.iter().map(ToString::to_string).collect();
+    let beginning = "\u{e9}".repeat(300);
+    assert!(said[0].contains(&format!("\"{beginning}\" is no policy")), "{}", said[0].len());
+}
+
+#[test]
 fn cluster_addresses_are_told_with_the_plan() {
     let mut writer = writer();
     let cidr =
