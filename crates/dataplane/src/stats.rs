@@ -95,6 +95,8 @@ counters! {
     udp_flows_evicted,
     /// UDP flows ended early to make room for new ones, because their client had more than its share.
     udp_flows_over_share,
+    /// UDP flows ended early because new ones needed their ephemeral ports.
+    udp_flows_evicted_for_port,
     /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.

@@ -124,10 +124,11 @@ impl Worker {
             says: Says::default(),
             now: Instant::now(),
         };
-        let limits = FlowLimits::new(flow_capacity(config), config.client_share, config.udp_idle);
+        let ports = udp_ports(config, &core.local_ports);
+        let limits = FlowLimits::new(flow_capacity(config), ports, config.client_share, config.udp_idle);
         let budget = Budget {
             descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
-            ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
+            ephemeral_ports: Descriptors::new(ports),
         };
         let (tcp, udp) = (TcpRelay::new(config, &core), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })

@@ -80,3 +80,44 @@ fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
         assert_eq!(opened, 0, "{family}: the flows of the quiet one were all there");
     }
 }
+
+#[test]
+fn a_pod_that_takes_all_ports_for_udp_ends_no_flow_of_others_and_keeps_nobody_from_a_port() {
+    let lab = lab();
+    // Sixteen are for UDP.
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40031")).unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let [cluster_ip, node_port] =
+            [Kind::ClusterIp, Kind::NodePort].map(|kind| world.address(kind, 1, family));
+        let ask = |socket: &std::net::UdpSocket| {
+            let outcome = ask_on(socket, PATIENCE);
+            assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: {outcome:?}");
+        };
+        // Pods keep their addresses and need no port.
+        let quiet: Vec<_> = (0..5).map(|_| world.lab.pod(1).udp_socket(cluster_ip).unwrap()).collect();
+        quiet.iter().for_each(ask);
+        let asked_twice = |socket: std::net::UdpSocket| {
+            ask(&socket);
+            ask(&socket);
+            socket
+        };
+        let before = world.proxy().stats();
+        let held: Vec<_> =
+            (0..100).map(|_| asked_twice(world.lab.pod(0).udp_socket(node_port).unwrap())).collect();
+        // Others of the node's own have ports, too.
+        ask(&world.lab.node().udp_socket(cluster_ip).unwrap());
+        let stats = world.proxy().stats();
+        quiet.iter().for_each(ask);
+        assert_eq!(
+            world.proxy().stats().udp_flows_opened,
+            stats.udp_flows_opened,
+            "{family}: nobody else's ended"
+        );
+        let evicted = stats.udp_flows_evicted_for_port - before.udp_flows_evicted_for_port;
+        assert!(evicted >= 85, "{family}: {stats:?}");
+        assert_eq!((stats.udp_flows_evicted, stats.udp_flows_over_share, stats.udp_over_limit), (0, 0, 0));
+        drop(held);
+    }
+}

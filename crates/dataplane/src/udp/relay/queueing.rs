@@ -8,7 +8,7 @@ use super::super::flow_table::FlowKey;
 use super::super::waiting::{Lost, Parcel, Served};
 use super::groups::Group;
 use super::opening::NotOpened;
-use super::{COMPLAINT_INTERVAL, OPENED_AT_ONCE, OPENED_PER_TURN, State};
+use super::{OPENED_AT_ONCE, OPENED_PER_TURN, State};
 use crate::client::Door;
 use crate::core::Core;
 use crate::token::SlotId;
@@ -63,9 +63,7 @@ impl State {
     fn on_lost(&mut self, lost: &[Lost], core: &Core) {
         let Some(last) = lost.last() else { return };
         core.stats.udp_dropped_waiting.add(lost.iter().map(|lost| lost.datagrams).sum());
-        let due = |last| core.now.saturating_duration_since(last) >= COMPLAINT_INTERVAL;
-        if self.complained_of_waiting.is_none_or(due) {
-            self.complained_of_waiting = Some(core.now);
+        if self.says.no_turn.admit(core.now) {
             let client = last.client;
             tracing::warn!(
                 %client,

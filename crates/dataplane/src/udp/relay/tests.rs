@@ -54,12 +54,7 @@ impl World {
             says: Says::default(),
             now: Instant::now(),
         };
-        let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), 100, Config::UDP_IDLE);
-        let budget = Budget {
-            descriptors: Arc::clone(&core.descriptors),
-            ephemeral_ports: Descriptors::new(4 * FLOOD),
-        };
-        let mut relay = UdpRelay::new(limits, budget);
+        let mut relay = relay(&core, 4 * FLOOD);
         relay.listen(listener, Door::Bound, &mut core).unwrap();
         Self { relay, core, frontend, endpoint, _writer: writer, _poll: poll }
     }
@@ -96,6 +91,14 @@ impl World {
     fn stats(&self) -> crate::Stats {
         crate::Stats::sum([&*self.core.stats])
     }
+}
+
+/// One whose flows may have so many ports.
+fn relay(core: &Core, ports: usize) -> UdpRelay {
+    let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), ports, 100, Config::UDP_IDLE);
+    let budget =
+        Budget { descriptors: Arc::clone(&core.descriptors), ephemeral_ports: Descriptors::new(ports) };
+    UdpRelay::new(limits, budget)
 }
 
 fn bind(ip: impl Into<IpAddr>) -> UdpSocket {
