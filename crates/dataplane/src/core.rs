@@ -1,13 +1,14 @@
 //! What every part of a worker uses: one value, owned by the worker and lent to its TCP and UDP sides.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
-use sluice_model::Protocol;
+use sluice_model::{Family, Protocol};
 use sluice_table::{FrontendKey, Reader};
 
+use crate::client::{Door, Sharer};
 use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
@@ -64,6 +65,11 @@ impl Core {
     pub(crate) fn refresh(&mut self) -> Instant {
         self.now = Instant::now();
         self.now
+    }
+
+    /// Who the client at an address counts as.
+    pub(crate) fn sharer(&self, door: Door, ip: IpAddr) -> Sharer {
+        door.sharer(ip, self.reader.detects_local_pods(Family::V6))
     }
 
     /// Whether a connection to an endpoint would come back to us as a new one, round and round until

@@ -69,7 +69,7 @@ counters! {
     accept_paused,
     /// Times that a listener did not work at all; what it is was logged.
     accept_failed,
-    /// TCP connections reset because their client's address had more than its share of what was left.
+    /// TCP connections reset because their client had more than its share of what was left.
     tcp_over_share,
     /// Deadlines that workers wait for.
     deadlines,
@@ -119,7 +119,7 @@ counters! {
     /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
     udp_dropped_queue,
     /// UDP datagrams lost while they waited for flows to be opened: there was no room for more, and theirs was the client
-    /// address that had most waiting; or they had waited for 5 s. Whose they are was logged.
+    /// that had most waiting; or they had waited for 5 s. Whose they are was logged.
     udp_dropped_waiting,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,

@@ -7,6 +7,7 @@
 //! ```
 
 pub(crate) mod client_sessions;
+mod complaints;
 pub(crate) mod connect;
 pub(crate) mod direction;
 pub(crate) mod listener;

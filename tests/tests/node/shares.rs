@@ -1,8 +1,12 @@
 //! What one client or Service can have leaves something for others.
 
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+
 use sluice_model::{Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{PATIENCE, ask_on};
 use sluice_tests::wait;
+use socket2::{Domain, Socket, Type};
 
 use super::hosts::{add_service, lab};
 use super::rules::Kind;
@@ -51,6 +55,39 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     }
     assert_eq!(world.proxy().stats().udp_over_limit, 0);
     drop(connections);
+}
+
+#[test]
+fn an_outside_host_with_an_address_of_its_network_for_each_connection_has_one_share() {
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 48));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::NodePort, 1, Family::V6);
+    let outside = &world.lab.outside().ns;
+    let connections: Vec<TcpStream> = (1..=20)
+        .filter_map(|n| {
+            let from: Ipv6Addr = format!("fd00:20::1:{n}").parse().unwrap();
+            outside.ip(&format!("address add {from}/64 dev eth0 nodad")).unwrap();
+            outside.run(|| connect_from(from, to)).ok()
+        })
+        .collect();
+    wait::until("all are decided", || {
+        let stats = world.proxy().stats();
+        stats.tcp_active + stats.tcp_over_share + stats.tcp_over_limit == 20
+    });
+    let stats = world.proxy().stats();
+    assert_eq!(stats.tcp_over_limit, 0, "{stats:?}");
+    assert!(stats.tcp_over_share > 0, "{stats:?}");
+    let outcome = world.lab.pod(1).ask(Protocol::Tcp, to, PATIENCE);
+    assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}: {:?}", world.proxy().stats());
+    drop(connections);
+}
+
+fn connect_from(from: Ipv6Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
 }
 
 #[test]

@@ -27,6 +27,7 @@ use super::direction::Tools;
 use super::peer::Peer;
 use super::relaying::Relaying;
 use super::socket::{self, Ending};
+use crate::client::Sharer;
 use crate::connection::{Connection, ConnectionState};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
@@ -75,6 +76,8 @@ pub(crate) struct Session {
     downstream: Peer,
     /// The client's address.
     client: SocketAddr,
+    /// It counts as one with all of its network: a [`Sharer`], in one byte.
+    is_network: bool,
     state: State,
     deadline: Option<TimerId>,
     /// When the first attempt to connect began.
@@ -103,7 +106,7 @@ impl Session {
     pub(crate) fn new(
         id: SlotId,
         downstream: Peer,
-        client: SocketAddr,
+        (client, sharer): (SocketAddr, Sharer),
         selection: Selection,
         trace: Option<Box<Trace>>,
         permit: Permit,
@@ -111,13 +114,24 @@ impl Session {
     ) -> Self {
         let attempts = Attempts::new(selection, now);
         let state = State::Connecting(Connecting { attempts, current: None });
-        let (deadline, is_queued) = (None, false);
-        Self { id, downstream, client, state, deadline, began: now, trace, is_queued, _permit: permit }
+        let (deadline, is_queued, is_network) = (None, false, sharer.is_network());
+        Self {
+            id,
+            downstream,
+            client,
+            is_network,
+            state,
+            deadline,
+            began: now,
+            trace,
+            is_queued,
+            _permit: permit,
+        }
     }
 
-    /// The client's address.
-    pub(crate) fn client(&self) -> SocketAddr {
-        self.client
+    /// Who the client counts as.
+    pub(crate) fn sharer(&self) -> Sharer {
+        Sharer::of(self.client.ip(), self.is_network)
     }
 
     /// How it is.

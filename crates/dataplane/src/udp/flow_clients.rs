@@ -1,27 +1,27 @@
-//! Whose flows they are: those of each client address, and which clients have much of what flows hold. Pure.
+//! Whose flows they are: those of each client, and which clients have much of what flows hold. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use super::flow_class::{FlowQueues, Lack};
 use super::flow_limits::{FlowLimits, Shares};
 use super::flow_queue::Chain;
+use crate::client::Sharer;
 use crate::token::{SlotId, Slots};
 
 /// Names a client for as long as it has flows.
 pub(super) type ClientId = SlotId;
 
-/// A client address that has flows.
+/// A client that has flows.
 #[derive(Debug)]
 pub(super) struct FlowClient {
-    pub(super) ip: IpAddr,
+    pub(super) sharer: Sharer,
     pub(super) queues: FlowQueues,
 }
 
 /// All of them of one worker: no more than it has flows.
 #[derive(Debug)]
 pub(super) struct FlowClients {
-    ids: HashMap<IpAddr, ClientId, foldhash::fast::RandomState>,
+    ids: HashMap<Sharer, ClientId, foldhash::fast::RandomState>,
     clients: Slots<FlowClient>,
     places: Holders,
     ports: Holders,
@@ -41,16 +41,16 @@ impl FlowClients {
         Self { ids: HashMap::default(), clients: Slots::default(), places, ports }
     }
 
-    /// The client of this address, if it has flows.
-    pub(super) fn find(&self, ip: IpAddr) -> Option<ClientId> {
-        self.ids.get(&ip).copied()
+    /// This client, if it has flows.
+    pub(super) fn find(&self, sharer: Sharer) -> Option<ClientId> {
+        self.ids.get(&sharer).copied()
     }
 
-    /// The client of this address, which is about to have one flow more.
-    pub(super) fn found_or_new(&mut self, ip: IpAddr) -> ClientId {
+    /// This client, which is about to have one flow more.
+    pub(super) fn found_or_new(&mut self, sharer: Sharer) -> ClientId {
         let clients = &mut self.clients;
-        *self.ids.entry(ip).or_insert_with(|| {
-            clients.insert_with(|_| FlowClient { ip, queues: FlowQueues::new(Chain::Client) })
+        *self.ids.entry(sharer).or_insert_with(|| {
+            clients.insert_with(|_| FlowClient { sharer, queues: FlowQueues::new(Chain::Client) })
         })
     }
 
@@ -71,7 +71,7 @@ impl FlowClients {
         if flows == 0
             && let Some(client) = self.clients.remove(id)
         {
-            self.ids.remove(&client.ip);
+            self.ids.remove(&client.sharer);
         }
     }
 

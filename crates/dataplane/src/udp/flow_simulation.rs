@@ -4,18 +4,21 @@
 //! history alone and prints each step.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use sluice_table::Origin;
+
 use super::flow_class::Timeouts;
 use super::flow_limits::Shares;
 use super::flow_table::{
     Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
 };
+use crate::client::{Door, Sharer};
 
 const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
 const SEEDS: u64 = 600;
@@ -56,6 +59,11 @@ struct Simulation {
     serving: Vec<bool>,
     /// Flows that were there when a sweep was last requested, and have not been looked at.
     unswept: usize,
+}
+
+/// Whose a flow is: those with IPv6 addresses are outside.
+fn of(key: &FlowKey) -> Sharer {
+    Door::Captured(Origin::Outside).sharer(key.client.ip(), true)
 }
 
 /// Prints the seed when the thread panics.
@@ -204,26 +212,27 @@ impl Simulation {
     }
 
     /// The flows of which one has to make room for a client's new one, and why.
-    fn victims(&self, ip: IpAddr, lack: Lack) -> (Vec<FlowKey>, Cause) {
+    fn victims(&self, client: Sharer, lack: Lack) -> (Vec<FlowKey>, Cause) {
         let holders = || self.order.iter().filter(|key| self.has(key, lack));
-        let count = |ip| holders().filter(|key| key.client.ip() == ip).count();
+        let count = |client| holders().filter(|key| of(key) == client).count();
         let shares = if lack == Lack::Port { self.limits.ports } else { self.limits.places };
-        let victim_of = |ip| self.victim(|key| key.client.ip() == ip && self.has(key, lack));
+        let victim_of = |client| self.victim(|key| of(key) == client && self.has(key, lack));
         let cause = |cause| if lack == Lack::Port { Cause::EvictedForPort } else { cause };
-        if count(ip) > shares.share {
-            return (victim_of(ip).into_iter().collect(), cause(Cause::OverShare));
+        if count(client) > shares.share {
+            return (victim_of(client).into_iter().collect(), cause(Cause::OverShare));
         }
-        let clients: BTreeSet<IpAddr> = holders().map(|key| key.client.ip()).collect();
-        let over: Vec<IpAddr> = clients.iter().copied().filter(|&ip| count(ip) > shares.share).collect();
+        let clients: BTreeSet<Sharer> = holders().map(of).collect();
+        let over: Vec<Sharer> =
+            clients.iter().copied().filter(|&client| count(client) > shares.share).collect();
         if !over.is_empty() {
             return (over.into_iter().filter_map(victim_of).collect(), cause(Cause::OverShare));
         }
-        let most = clients.iter().map(|&ip| count(ip)).max().unwrap_or(0);
-        let victims = if count(ip) > shares.large {
-            victim_of(ip).into_iter().collect()
+        let most = clients.iter().map(|&client| count(client)).max().unwrap_or(0);
+        let victims = if count(client) > shares.large {
+            victim_of(client).into_iter().collect()
         } else if lack == Lack::Port && most > shares.large {
             let finished = holders().find(|key| self.is_finished(&self.flows[*key])).copied();
-            let largest = clients.into_iter().filter(|&ip| count(ip) == most).filter_map(victim_of);
+            let largest = clients.into_iter().filter(|&client| count(client) == most).filter_map(victim_of);
             finished.map_or_else(|| largest.collect(), |finished| vec![finished])
         } else {
             self.victim(|key| self.has(key, lack)).into_iter().collect()
@@ -339,16 +348,14 @@ impl Simulation {
         let upstream = (endpoint, self.openings);
         let has_port = self.rng.random_bool(0.5);
         if has_port && self.with_port() == self.ports {
-            self.evict(key.client.ip(), Lack::Port);
+            self.evict(of(&key), Lack::Port);
         }
         let (victims, cause) = match self.flows.contains_key(&key) {
             true => (vec![key], Cause::Replaced),
-            false if self.flows.len() == self.limits.capacity.get() => {
-                self.victims(key.client.ip(), Lack::Place)
-            }
+            false if self.flows.len() == self.limits.capacity.get() => self.victims(of(&key), Lack::Place),
             false => (Vec::new(), Cause::Idle),
         };
-        let (id, displaced) = self.table.opened(key, upstream, has_port, count, self.now);
+        let (id, displaced) = self.table.opened(key, of(&key), upstream, has_port, count, self.now);
         self.log(format_args!("    opened {id:?} to {upstream:?}"));
         self.made_room(displaced, &victims, cause);
         let flow = ModelFlow {
@@ -494,15 +501,15 @@ impl Simulation {
     }
 
     fn worker_evicts(&mut self) {
-        let ip = self.random_key().client.ip();
+        let client = of(&self.random_key());
         let lack = if self.rng.random_bool(0.5) { Lack::Place } else { Lack::Port };
-        self.evict(ip, lack);
+        self.evict(client, lack);
     }
 
-    fn evict(&mut self, ip: IpAddr, lack: Lack) {
-        self.log(format_args!("{ip} lacks a {lack:?}"));
-        let (victims, cause) = self.victims(ip, lack);
-        let evicted = self.table.make_room(ip, lack, self.now);
+    fn evict(&mut self, client: Sharer, lack: Lack) {
+        self.log(format_args!("{client} lacks a {lack:?}"));
+        let (victims, cause) = self.victims(client, lack);
+        let evicted = self.table.make_room(client, lack, self.now);
         self.made_room(evicted, &victims, cause);
     }
 }

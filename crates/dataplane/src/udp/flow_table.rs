@@ -19,12 +19,12 @@
 //! Everything about one flow happens on its worker's thread.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::flow_class::{Class, FlowQueues, STREAM_AFTER};
 use super::flow_clients::{ClientId, FlowClients};
 use super::flow_queue::{Chain, Linked, Links};
+use crate::client::Sharer;
 use crate::token::{SlotId, Slots};
 
 pub(crate) use super::flow_class::Lack;
@@ -167,12 +167,13 @@ impl<U> FlowTable<U> {
         action
     }
 
-    /// A flow was opened for `count` datagrams of a client, with an ephemeral port of the node or without. The flow
+    /// A flow was opened for `count` datagrams of a client, which counts as `sharer`, with an ephemeral port of the node or without. The flow
     /// whose place it takes is to be closed: at capacity that of [`make_room`](Self::make_room), and one with the same
     /// key if there is one.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
+        sharer: Sharer,
         upstream: U,
         has_port: bool,
         count: u64,
@@ -181,10 +182,10 @@ impl<U> FlowTable<U> {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
-            None if self.len() >= self.capacity() => self.make_room(key.client.ip(), Lack::Place, now),
+            None if self.len() >= self.capacity() => self.make_room(sharer, Lack::Place, now),
             None => None,
         };
-        let client = self.clients.found_or_new(key.client.ip());
+        let client = self.clients.found_or_new(sharer);
         let flow = Flow {
             key,
             opened: now,
@@ -234,9 +235,9 @@ impl<U> FlowTable<U> {
     ///
     /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
     /// else who has few gives one, that client does.
-    pub(crate) fn make_room(&mut self, ip: IpAddr, lack: Lack, now: Instant) -> Option<Ended<U>> {
+    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<Ended<U>> {
         let now = self.observe(now);
-        let own = self.clients.find(ip);
+        let own = self.clients.find(sharer);
         let holders = self.clients.holders(lack);
         let over_share = holders.over_share(own);
         let large = own.filter(|&id| holders.is_large(id));
@@ -322,6 +323,11 @@ impl<U> FlowTable<U> {
         self.flows.get_mut(id).map(|entry| &mut entry.flow)
     }
 
+    /// Whose a flow is.
+    pub(crate) fn sharer(&self, id: FlowId) -> Option<Sharer> {
+        Some(self.clients.get(self.flows.get(id)?.client)?.sharer)
+    }
+
     /// Shows flows, some from a slot on; where to go on, if there may be more.
     pub(crate) fn look(&self, slot: usize, most: usize, mut show: impl FnMut(&Flow<U>)) -> Option<usize> {
         self.flows.look(slot, most, |entry| show(&entry.flow))
@@ -338,9 +344,9 @@ impl<U> FlowTable<U> {
     }
 
     /// The client that has most of what is lacking, and how much, if it is large.
-    pub(crate) fn largest(&self, lack: Lack) -> Option<(IpAddr, usize)> {
+    pub(crate) fn largest(&self, lack: Lack) -> Option<(Sharer, usize)> {
         let (id, count) = self.clients.holders(lack).largest()?;
-        Some((self.clients.get(id)?.ip, count))
+        Some((self.clients.get(id)?.sharer, count))
     }
 
     /// How many flows there may be.

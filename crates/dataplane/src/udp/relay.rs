@@ -54,7 +54,7 @@ const BATCHES_PER_TURN: usize = 8;
 
 /// Flows opened in a turn of the loop. Opening one takes some twenty times as long as sending a datagram on: whoever sends
 /// each from another port must not keep the worker from everybody else for milliseconds. What is beyond it waits, in a
-/// line for each client address.
+/// line for each client.
 const OPENED_PER_TURN: usize = 32;
 
 /// And while somebody waits, so many of them for those who do not: they are answered at once, and those who wait get on.

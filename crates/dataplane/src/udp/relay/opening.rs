@@ -12,7 +12,7 @@ use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
 use super::super::upstream::{self, Connected};
 use super::{Link, Reply, State};
-use crate::client::Door;
+use crate::client::{Door, Sharer};
 use crate::core::Core;
 use crate::descriptors::Permit;
 use crate::failure;
@@ -94,10 +94,13 @@ impl State {
     ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
         let client = door.client(key.client.ip(), destination.ip());
+        let sharer = core.sharer(door, key.client.ip());
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => Reply::Captured(self.reply_socket(key, marks, core)?),
+            (Door::Captured(_), Some(marks)) => {
+                Reply::Captured(self.reply_socket(destination, sharer, marks, core)?)
+            }
             _ => Reply::Bound(frontend),
         };
         let (mut descriptor, mut ephemeral_port) = (None, None);
@@ -106,10 +109,10 @@ impl State {
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
             // First, as the flow that makes room for a port leaves its descriptor too.
             if local.client.is_none() && ephemeral_port.is_none() {
-                ephemeral_port = Some(self.take(key, Lack::Port, core)?);
+                ephemeral_port = Some(self.take(sharer, Lack::Port, core)?);
             }
             if descriptor.is_none() {
-                descriptor = Some(self.take(key, Lack::Place, core)?);
+                descriptor = Some(self.take(sharer, Lack::Place, core)?);
             }
             let ends = (key.client, upstream.address());
             let Some((socket, kept_port)) = self.connect(ends, local, core)? else {
@@ -134,7 +137,7 @@ impl State {
                 is_queued: false,
                 _descriptor: descriptor,
             };
-            let (id, displaced) = self.flows.opened(key, link, has_port, count, core.now);
+            let (id, displaced) = self.flows.opened(key, sharer, link, has_port, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
             self.kept_ports.opened(kept_port);
@@ -150,18 +153,18 @@ impl State {
         }
     }
 
-    /// The socket that replies of a flow's frontend leave by.
+    /// The socket that replies of a frontend leave by.
     fn reply_socket(
         &mut self,
-        key: FlowKey,
+        frontend: SocketAddr,
+        sharer: Sharer,
         marks: Marks,
         core: &Core,
     ) -> Result<Arc<ReplySocket>, NotOpened> {
-        let frontend = key.destination;
         if let Some(socket) = self.replies.find(frontend) {
             return Ok(socket);
         }
-        let permit = self.take(key, Lack::Place, core)?;
+        let permit = self.take(sharer, Lack::Place, core)?;
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
@@ -193,12 +196,12 @@ impl State {
 
     /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
     /// this worker that have it make room.
-    fn take(&mut self, key: FlowKey, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
+    fn take(&mut self, sharer: Sharer, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
         for _ in 0..EVICTIONS {
             if let Some(permit) = self.budget.of(lack).take(1) {
                 return Ok(permit);
             }
-            let Some(evicted) = self.flows.make_room(key.client.ip(), lack, core.now) else { break };
+            let Some(evicted) = self.flows.make_room(sharer, lack, core.now) else { break };
             self.on_end(Some(evicted), core);
         }
         self.budget.of(lack).take(1).ok_or(NotOpened::OfThisNode)

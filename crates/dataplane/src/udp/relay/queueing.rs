@@ -1,7 +1,5 @@
 //! What waits until its flow may be opened: who has to, and the turns of those who do.
 
-use std::net::IpAddr;
-
 use sluice_sys::udp::{RecvBatch, SendBatch};
 
 use super::super::flow_table::FlowKey;
@@ -9,13 +7,13 @@ use super::super::waiting::{Lost, Parcel, Served};
 use super::groups::Group;
 use super::opening::NotOpened;
 use super::{OPENED_AT_ONCE, OPENED_PER_TURN, State};
-use crate::client::Door;
+use crate::client::{Door, Sharer};
 use crate::core::Core;
 use crate::token::SlotId;
 
 impl State {
     /// Whether a client's new flow is not opened at once.
-    pub(super) fn must_wait(&self, client: IpAddr) -> bool {
+    pub(super) fn must_wait(&self, client: Sharer) -> bool {
         let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
         self.opened >= at_once || self.waiting.has_client(client)
     }
@@ -30,9 +28,10 @@ impl State {
         core: &Core,
     ) {
         let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
+        let sharer = core.sharer(from.1, key.client.ip());
         let mut lost = Vec::new();
         for datagram in whole {
-            self.waiting.push(key, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
+            self.waiting.push(key, sharer, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
         }
         self.on_lost(&lost, core);
     }

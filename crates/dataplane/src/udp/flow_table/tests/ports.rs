@@ -10,7 +10,7 @@ fn sixteen() -> Fixture {
 impl Fixture {
     /// Opens a flow that has a port.
     fn open_with_port(&mut self, key: FlowKey, at: u64) -> FlowId {
-        let (id, displaced) = self.table.opened(key, "here", true, 1, self.at(at));
+        let (id, displaced) = self.table.opened(key, of(key), "here", true, 1, self.at(at));
         assert!(displaced.is_none());
         id
     }
@@ -31,7 +31,7 @@ impl Fixture {
 
     /// Who leaves its port to a new flow of a client.
     fn leaves_its_port_to(&mut self, client: u16, at: u64) -> Option<FlowKey> {
-        let ended = self.table.make_room(key_of(client, 0).client.ip(), Lack::Port, self.at(at))?;
+        let ended = self.table.make_room(of(key_of(client, 0)), Lack::Port, self.at(at))?;
         assert_eq!(ended.cause, Cause::EvictedForPort);
         assert!(ended.flow.has_port, "it had one to leave");
         Some(ended.flow.key())
@@ -72,7 +72,7 @@ fn a_client_with_more_than_its_share_of_ports_leaves_its_own_to_itself_and_to_ot
         f.open_with_port(key_of(client, 53), now + 1_000);
     }
     assert!(f.lives(quiet));
-    assert_eq!(f.table.largest(Lack::Port), Some((key_of(0, 0).client.ip(), 12)));
+    assert_eq!(f.table.largest(Lack::Port), Some((of(key_of(0, 0)), 12)));
 }
 
 #[test]
@@ -88,8 +88,8 @@ fn a_newcomer_takes_the_port_of_whoever_has_most_however_little_others_have_been
         left.extend(f.leaves_its_port_to(client, now));
         f.open_streams_with_ports(client, 0..1, now + 3_000);
     }
-    let of = |client| left.iter().filter(|key| key.client.ip() == key_of(client, 0).client.ip()).count();
-    assert_eq!((of(0), of(20)), (5, 3), "both are no longer large");
+    let count = |client| left.iter().filter(|key| key.client.ip() == key_of(client, 0).client.ip()).count();
+    assert_eq!((count(0), count(20)), (5, 3), "both are no longer large");
     assert!(questions.iter().all(|&id| f.lives(id)));
     assert_eq!(f.leaves_its_port_to(13, now + 3_000), Some(key_of(1, 53)), "then as anywhere");
 }
