@@ -13,7 +13,8 @@ use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
-use crate::throttle::Throttle;
+use crate::tcp::port_shares::PortShares;
+use crate::throttle::{OnceAMinute, Throttle};
 use crate::timers::Timers;
 use crate::token::SlotId;
 use crate::transparent::Marks;
@@ -35,6 +36,8 @@ pub(crate) struct Says {
     pub(crate) unstarted: Throttle,
     /// A socket cannot be registered.
     pub(crate) unregistered: Throttle,
+    /// There is no port towards an endpoint, or a client has its share of those.
+    pub(crate) no_port: OnceAMinute,
 }
 
 /// What every part of a worker uses.
@@ -46,6 +49,8 @@ pub(crate) struct Core {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
+    /// Who has those towards endpoints that see this node's address.
+    pub(crate) port_shares: PortShares,
     /// The marks of our sockets, where traffic is captured.
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.

@@ -69,7 +69,8 @@ counters! {
     accept_paused,
     /// Times that a listener did not work at all; what it is was logged.
     accept_failed,
-    /// TCP connections reset because their client had more than its share of what was left.
+    /// TCP connections reset because their client had more than its share of what was left, of sessions or
+    /// of ports towards their endpoints.
     tcp_over_share,
     /// Deadlines that workers wait for.
     deadlines,

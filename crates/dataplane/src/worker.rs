@@ -23,6 +23,7 @@ use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
+use crate::tcp::port_shares::PortShares;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
 use crate::timers::Timers;
@@ -110,6 +111,7 @@ impl Worker {
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
         let Shared { reader, stats, descriptors, local_ports, log } = shared;
+        let port_shares = PortShares::new(config.client_share, local_ports.count(), config.workers);
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
@@ -117,6 +119,7 @@ impl Worker {
             stats,
             descriptors,
             local_ports,
+            port_shares,
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             log,

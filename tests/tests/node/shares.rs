@@ -83,6 +83,40 @@ fn an_outside_host_with_an_address_of_its_network_for_each_connection_has_one_sh
     drop(connections);
 }
 
+#[test]
+fn an_outside_host_that_holds_ports_towards_an_endpoint_leaves_some_to_others() {
+    let lab = lab();
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40031")).unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let to = world.address(Kind::NodePort, 1, family);
+        let before = world.proxy().stats();
+        let held: Vec<_> =
+            (0..40).filter_map(|_| world.lab.outside().tcp_stream(to, PATIENCE).ok()).collect();
+        let decided = |stats: &sluice_dataplane::Stats| {
+            stats.tcp_active + stats.tcp_over_share + stats.tcp_over_limit - before.tcp_over_share
+        };
+        wait::until("all are decided", || decided(&world.proxy().stats()) == 40);
+        let stats = world.proxy().stats();
+        // Three quarters, and one when there was as much as that left.
+        assert_eq!((stats.tcp_active, stats.tcp_over_limit), (25, 0), "{family}: {stats:?}");
+        for client in [world.lab.pod(0), world.lab.other(), world.lab.pod(1)] {
+            let outcome = client.ask(Protocol::Tcp, to, PATIENCE);
+            assert_eq!(
+                outcome.by(),
+                Some("other-pod-0"),
+                "{family}: {outcome:?}: {:?}",
+                world.proxy().stats()
+            );
+        }
+        drop(held);
+        wait::until("all have ended", || world.proxy().stats().tcp_active == 0);
+        let outcome = world.lab.outside().ask(Protocol::Tcp, to, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: what has ended does not count: {outcome:?}");
+    }
+}
+
 fn connect_from(from: Ipv6Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((from, 0)).into())?;

@@ -13,7 +13,6 @@
 //!
 //! Runs on the worker that accepted the connection, for all of its life.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +21,7 @@ use mio::event::Event;
 use sluice_model::Protocol;
 use sluice_table::{Selection, Upstream};
 
+use super::attempt;
 use super::connect::{Attempts, Failure, Overdue};
 use super::direction::Tools;
 use super::peer::Peer;
@@ -78,6 +78,8 @@ pub(crate) struct Session {
     client: SocketAddr,
     /// It counts as one with all of its network: a [`Sharer`], in one byte.
     is_network: bool,
+    /// It is counted among those that have a port of this node's towards the endpoint that is being asked, or is had.
+    has_port: bool,
     state: State,
     deadline: Option<TimerId>,
     /// When the first attempt to connect began.
@@ -114,12 +116,13 @@ impl Session {
     ) -> Self {
         let attempts = Attempts::new(selection, now);
         let state = State::Connecting(Connecting { attempts, current: None });
-        let (deadline, is_queued, is_network) = (None, false, sharer.is_network());
+        let (deadline, is_queued, has_port, is_network) = (None, false, false, sharer.is_network());
         Self {
             id,
             downstream,
             client,
             is_network,
+            has_port,
             state,
             deadline,
             began: now,
@@ -269,6 +272,15 @@ impl Session {
                 relaying.service.times().lives.add(lasted);
             }
         }
+        let endpoint = match &self.state {
+            State::Connecting(connecting) => {
+                connecting.current.as_ref().map(|(_, upstream)| upstream.address())
+            }
+            State::Relaying(relaying) => Some(relaying.lease.address()),
+        };
+        if let Some(endpoint) = endpoint {
+            self.leave_port(endpoint, core);
+        }
         self.tell(end, lasted, core);
         let ending = if end == End::Closed { Ending::Clean } else { Ending::Reset };
         socket::close(self.downstream.stream, ending);
@@ -278,6 +290,13 @@ impl Session {
             }
             State::Connecting(_) => {}
             State::Relaying(relaying) => socket::close(relaying.upstream.stream, ending),
+        }
+    }
+
+    /// Has no port of this node's towards this endpoint any more, if it had one.
+    fn leave_port(&mut self, endpoint: SocketAddr, core: &mut Core) {
+        if std::mem::take(&mut self.has_port) {
+            core.port_shares.remove(endpoint, self.sharer());
         }
     }
 
@@ -316,13 +335,19 @@ impl Session {
 
     /// Starts attempts until one is under way, or none is left.
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
+        let sharer = self.sharer();
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let mut failure = None;
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let failed = match start_connect(self.id, (self.client, &upstream), local, context) {
+            let failed = match attempt::start(self.id, (self.client, sharer), &upstream, local, context.core)
+            {
                 Ok(peer) => {
+                    self.has_port = local.client.is_none();
+                    if self.has_port {
+                        context.core.port_shares.add(upstream.address(), sharer);
+                    }
                     context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                     connecting.current = Some((peer, upstream));
                     if connecting.current.as_ref().is_some_and(|(peer, _)| peer.writable) {
@@ -342,11 +367,11 @@ impl Session {
             }
         }
         let stats = &context.core.stats;
-        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort));
-        if is_ours {
-            stats.tcp_over_limit.add(1);
-        } else {
-            stats.tcp_all_endpoints_failed.add(1);
+        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort | Failure::OverPortShare));
+        match failure {
+            Some(Failure::OverPortShare) => stats.tcp_over_share.add(1),
+            _ if is_ours => stats.tcp_over_limit.add(1),
+            _ => stats.tcp_all_endpoints_failed.add(1),
         }
         if let Some(left_out) = context.core.says.unanswered.admit(context.core.now) {
             let service = connecting.attempts.selection().service_port().name();
@@ -374,6 +399,7 @@ impl Session {
         if let Some((peer, upstream)) = connecting.current.take() {
             socket::close(peer.stream, Ending::Reset);
             connecting.attempts.fail(&upstream, failure, context.core.now);
+            self.leave_port(upstream.address(), context.core);
         }
         self.attempt(context)
     }
@@ -392,8 +418,9 @@ impl Session {
                 self.watch(context).unwrap_or(Step::Wait)
             }
             Overdue::Move | Overdue::GiveUp => {
-                if let Some((peer, _)) = connecting.current.take() {
+                if let Some((peer, upstream)) = connecting.current.take() {
                     socket::close(peer.stream, Ending::Reset);
+                    self.leave_port(upstream.address(), context.core);
                 }
                 match self.attempt(context) {
                     Step::Wait => self.watch(context).unwrap_or(Step::Wait),
@@ -429,34 +456,4 @@ impl Session {
         }
         step
     }
-}
-
-/// Starts to connect to an endpoint, and has it reported how that went, unless it is connected already: endpoints on
-/// this node answer within connect(2).
-fn start_connect(
-    id: SlotId,
-    (client, upstream): (SocketAddr, &Upstream),
-    local: Local,
-    context: &mut Context<'_>,
-) -> Result<Peer, Failure> {
-    if context.core.leads_back(upstream.address(), Protocol::Tcp) {
-        return Err(Failure::Refused);
-    }
-    let stream = socket::connect(upstream.address(), local, &context.core.local_ports)
-        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
-    if socket::is_connected(&stream) {
-        let is_itself = socket::is_self_connected(&stream, upstream.address(), &context.core.local_ports);
-        return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
-    }
-    let mut peer = Peer::connecting(stream);
-    peer.watch_all(&context.core.registry, Source::Upstream(id).token())
-        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
-    Ok(peer)
-}
-
-fn cannot_start(client: SocketAddr, upstream: &Upstream, error: &io::Error, core: &mut Core) -> Failure {
-    if let Some(left_out) = core.says.unstarted.admit(core.now) {
-        tracing::debug!(%client, endpoint = %upstream.address(), %error, left_out, "cannot start to connect");
-    }
-    Failure::to_start(error)
 }

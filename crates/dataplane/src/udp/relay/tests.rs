@@ -11,6 +11,7 @@ use crate::Config;
 use crate::client::Sharer;
 use crate::core::Says;
 use crate::local_ports::LocalPorts;
+use crate::tcp::port_shares::PortShares;
 use crate::test_table;
 use crate::timers::Timers;
 
@@ -48,6 +49,7 @@ impl World {
             stats: Arc::default(),
             descriptors: Descriptors::new(4 * FLOOD),
             local_ports: LocalPorts::with_range(32_768..=60_999),
+            port_shares: PortShares::new(100, 0, 1),
             marks: None,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             log: None,
