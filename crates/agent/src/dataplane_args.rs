@@ -15,8 +15,10 @@ pub struct DataplaneArgs {
     /// Worker threads that carry traffic [default: one for each CPU].
     #[arg(long, value_name = "N", value_parser = values::at_least_one)]
     pub workers: Option<NonZeroUsize>,
-    /// What one client address may have, in a hundred: of TCP sessions as many as leave the rest free, of UDP flows as
-    /// many before its own make room for new ones first.
+    /// What one client may have, in a hundred: of TCP sessions, and of the node's ports that they have towards an
+    /// endpoint, as many as leave the rest free; of UDP flows, and of the node's ports that those have, as many before
+    /// its own make room for new ones first. A client is an address; from outside, all IPv6 addresses of a /64 network,
+    /// where pods are told from others (--detect-local-mode).
     #[arg(long, value_name = "PERCENT", default_value_t = Config::CLIENT_SHARE,
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub client_share: u8,

@@ -1,6 +1,7 @@
-//! Where a client is, and by which door it came in.
+//! Where a client is, by which door it came in, and who counts as one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use sluice_table::{Client, Origin};
 
@@ -27,9 +28,57 @@ impl Door {
         Client { ip, origin }
     }
 
+    /// Who a client counts as. `tells_pods`: whether the capture tells this node's pods from others with IPv6 addresses;
+    /// if not, they come by the same door as whoever is outside.
+    pub(crate) fn sharer(self, ip: IpAddr, tells_pods: bool) -> Sharer {
+        match (self, ip) {
+            // All neighbours of the node have their link-local addresses in one network.
+            (Self::Captured(Origin::Outside), IpAddr::V6(v6)) if tells_pods => {
+                Sharer::of(ip, !v6.is_unicast_link_local())
+            }
+            _ => Sharer::Address(ip),
+        }
+    }
+
     /// Whether somebody connected to the socket itself, which only the capture may lead to.
     pub(crate) fn is_bypassed(self, own: SocketAddr, destination: SocketAddr) -> bool {
         self != Self::Bound && own == destination
+    }
+}
+
+/// Who counts as one client, where clients have shares of what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Sharer {
+    /// Whoever has an address.
+    Address(IpAddr),
+    /// Whoever has addresses in an IPv6 network of 64 bits, by its first one. A host that has one of them may have any
+    /// (RFC 4862, RFC 8981), and with a new one for each connection would never have more than its share.
+    Network(Ipv6Addr),
+}
+
+/// The part of an IPv6 address that names its network (RFC 4291, 2.5.1).
+const NETWORK: u128 = !0 << 64;
+
+impl Sharer {
+    /// That of an address: by itself, or with all of its network if it is an IPv6 address.
+    pub(crate) fn of(ip: IpAddr, with_network: bool) -> Self {
+        match ip {
+            IpAddr::V6(ip) if with_network => Self::Network(Ipv6Addr::from_bits(ip.to_bits() & NETWORK)),
+            _ => Self::Address(ip),
+        }
+    }
+
+    pub(crate) fn is_network(self) -> bool {
+        matches!(self, Self::Network(_))
+    }
+}
+
+impl fmt::Display for Sharer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => ip.fmt(f),
+            Self::Network(first) => write!(f, "{first}/64"),
+        }
     }
 }
 
@@ -58,5 +107,25 @@ mod tests {
         let door = Door::Captured(Origin::Node);
         assert!(door.is_bypassed(own, own) && !door.is_bypassed(own, frontend));
         assert!(!Door::Bound.is_bypassed(own, own));
+    }
+
+    #[test]
+    fn who_is_outside_counts_by_its_ipv6_network_and_everybody_else_by_its_address() {
+        let sharer = |door: Door, ip: &str| door.sharer(ip.parse().unwrap(), true).to_string();
+        let outside = Door::Captured(Origin::Outside);
+        assert_eq!(sharer(outside, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(sharer(outside, "2001:db8:1:2::"), sharer(outside, "2001:db8:1:2:ffff::1"));
+        assert_ne!(sharer(outside, "2001:db8:1:2::"), sharer(outside, "2001:db8:1:3::"));
+        assert_eq!(sharer(outside, "192.0.2.1"), "192.0.2.1");
+        assert_eq!(sharer(outside, "fe80::1"), "fe80::1");
+        for door in [Door::Captured(Origin::LocalPod), Door::Captured(Origin::Node), Door::Bound] {
+            assert_eq!(sharer(door, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2:3:4:5:6");
+        }
+    }
+
+    #[test]
+    fn each_address_counts_where_pods_may_be_among_those_outside() {
+        let ip = "2001:db8:1:2::1".parse().unwrap();
+        assert_eq!(Door::Captured(Origin::Outside).sharer(ip, false), Sharer::Address(ip));
     }
 }

@@ -1,18 +1,20 @@
 //! What every part of a worker uses: one value, owned by the worker and lent to its TCP and UDP sides.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Registry;
-use sluice_model::Protocol;
+use sluice_model::{Family, Protocol};
 use sluice_table::{FrontendKey, Reader};
 
+use crate::client::{Door, Sharer};
 use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
-use crate::throttle::Throttle;
+use crate::tcp::port_shares::PortShares;
+use crate::throttle::{OnceAMinute, Throttle};
 use crate::timers::Timers;
 use crate::token::SlotId;
 use crate::transparent::Marks;
@@ -37,6 +39,8 @@ pub(crate) struct Says {
     pub(crate) exhausted: Throttle,
     /// A socket cannot be registered.
     pub(crate) unregistered: Throttle,
+    /// There is no port towards an endpoint, or a client has its share of those.
+    pub(crate) no_port: OnceAMinute,
 }
 
 /// What every part of a worker uses.
@@ -48,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
+    /// Who has those towards endpoints that see this node's address.
+    pub(crate) port_shares: PortShares,
     /// The marks of our sockets, where traffic is captured.
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.
@@ -67,6 +73,11 @@ impl Core {
     pub(crate) fn refresh(&mut self) -> Instant {
         self.now = Instant::now();
         self.now
+    }
+
+    /// Who the client at an address counts as.
+    pub(crate) fn sharer(&self, door: Door, ip: IpAddr) -> Sharer {
+        door.sharer(ip, self.reader.detects_local_pods(Family::V6))
     }
 
     /// Whether a connection to an endpoint would come back to us as a new one, round and round until

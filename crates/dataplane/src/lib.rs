@@ -62,8 +62,9 @@ pub struct Config {
     pub workers: usize,
     /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
     pub descriptors: usize,
-    /// The share of a client address, in a hundred. Of TCP sessions it may have as many as leave the rest free; of
-    /// UDP flows, as many before its own make room first.
+    /// The share of a client, in a hundred: of an address, or of an IPv6 network of 64 bits outside this node. Of TCP
+    /// sessions it may have as many as leave the rest free; of UDP flows, and of the ephemeral ports that those have,
+    /// as many before its own make room first.
     pub client_share: u8,
     /// How long a UDP flow may be silent, both ways, before it ends; four times as long once it was answered and has
     /// lasted for two seconds.

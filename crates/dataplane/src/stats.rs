@@ -72,7 +72,8 @@ counters! {
     /// SYNs and last segments of handshakes that the kernel dropped at a listener, nearly always because its queue was
     /// full: connections came faster than a worker accepted them. Clients send them again, after a second and later.
     tcp_dropped_queue,
-    /// TCP connections reset because their client's address had more than its share of what was left.
+    /// TCP connections reset because their client had more than its share of what was left, of sessions or
+    /// of ports towards their endpoints.
     tcp_over_share,
     /// Deadlines that workers wait for.
     deadlines,
@@ -101,6 +102,8 @@ counters! {
     udp_flows_evicted,
     /// UDP flows ended early to make room for new ones, because their client had more than its share.
     udp_flows_over_share,
+    /// UDP flows ended early because new ones needed their ephemeral ports.
+    udp_flows_evicted_for_port,
     /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
     udp_flows_ended,
     /// UDP datagrams lost because there was no endpoint for them.
@@ -123,7 +126,7 @@ counters! {
     /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
     udp_dropped_queue,
     /// UDP datagrams lost while they waited for flows to be opened: there was no room for more, and theirs was the client
-    /// address that had most waiting; or they had waited for 5 s. Whose they are was logged.
+    /// that had most waiting; or they had waited for 5 s. Whose they are was logged.
     udp_dropped_waiting,
     /// UDP datagrams lost to an error of a socket.
     udp_dropped_error,

@@ -6,13 +6,16 @@
 //!                      └ relaying: direction x 2: buffer or pipe, one way
 //! ```
 
+mod attempt;
 pub(crate) mod client_sessions;
+mod complaints;
 pub(crate) mod connect;
 pub(crate) mod direction;
 pub(crate) mod exhausted;
 pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod pipe;
+pub(crate) mod port_shares;
 pub(crate) mod relay;
 pub(crate) mod relaying;
 pub(crate) mod session;

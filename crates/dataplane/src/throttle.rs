@@ -33,6 +33,21 @@ impl Throttle {
     }
 }
 
+/// Admits one message of a kind a minute, of one worker: for what goes on for as long as nobody mends it.
+#[derive(Debug, Default)]
+pub(crate) struct OnceAMinute(Option<Instant>);
+
+impl OnceAMinute {
+    /// Whether it may be said now.
+    pub(crate) fn admit(&mut self, now: Instant) -> bool {
+        let is_due = self.0.is_none_or(|said| now.saturating_duration_since(said) >= Duration::from_secs(60));
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +63,12 @@ mod tests {
         }
         assert_eq!(throttle.admit(start + INTERVAL), Some(1_000));
         assert_eq!(throttle.admit(start + INTERVAL), Some(0));
+    }
+    #[test]
+    fn what_goes_on_is_said_once_a_minute() {
+        let (start, mut said) = (Instant::now(), OnceAMinute::default());
+        let at = [0, 1, 59_999, 60_000, 119_999, 120_000];
+        let admitted = at.map(|millis| said.admit(start + Duration::from_millis(millis)));
+        assert_eq!(admitted, [true, false, false, true, false, true]);
     }
 }

@@ -11,6 +11,8 @@ pub(crate) mod socket;
 
 mod flow_class;
 mod flow_clients;
+mod flow_key;
+mod flow_limits;
 mod flow_queue;
 #[cfg(test)]
 mod flow_simulation;

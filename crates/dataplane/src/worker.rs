@@ -23,6 +23,7 @@ use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
+use crate::tcp::port_shares::PortShares;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
 use crate::timers::Timers;
@@ -116,6 +117,7 @@ impl Worker {
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
         let Shared { reader, stats, descriptors, pipes, local_ports, log } = shared;
+        let port_shares = PortShares::new(config.client_share, local_ports.count(), config.workers);
         let core = Core {
             registry: poll.registry().try_clone()?,
             timers: Timers::default(),
@@ -123,6 +125,7 @@ impl Worker {
             stats,
             descriptors,
             local_ports,
+            port_shares,
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             log,
@@ -130,10 +133,11 @@ impl Worker {
             says: Says::default(),
             now: Instant::now(),
         };
-        let limits = FlowLimits::new(flow_capacity(config), config.client_share, config.udp_idle);
+        let ports = udp_ports(config, &core.local_ports);
+        let limits = FlowLimits::new(flow_capacity(config), ports, config.client_share, config.udp_idle);
         let budget = Budget {
             descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
-            ephemeral_ports: Descriptors::new(udp_ports(config, &core.local_ports)),
+            ephemeral_ports: Descriptors::new(ports),
         };
         let (tcp, udp) = (TcpRelay::new(config, &pipes), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })

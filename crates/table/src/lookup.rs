@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, Cache};
 use ipnet::IpNet;
-use sluice_model::{Frontend, FrontendKind};
+use sluice_model::{Family, Frontend, FrontendKind};
 
 use crate::{
     Answer, Client, FrontendKey, HealthCheck, Origin, Rejection, Selection, ServicePort, Upstream, Verdict,
@@ -22,12 +22,30 @@ pub(crate) type RouteMap = HashMap<FrontendKey, Arc<Route>, foldhash::fast::Rand
 pub struct Table {
     routes: Arc<ArcSwap<RouteMap>>,
     health_checks: Arc<ArcSwap<Vec<Arc<HealthCheck>>>>,
+    local_detectors: Arc<LocalDetectors>,
+}
+
+/// For which families pods of this node are told from others.
+#[derive(Debug, Default)]
+struct LocalDetectors {
+    v4: AtomicBool,
+    v6: AtomicBool,
+}
+
+impl LocalDetectors {
+    fn of(&self, family: Family) -> &AtomicBool {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
 }
 
 impl Table {
     /// A reader for one thread.
     pub fn reader(&self) -> Reader {
-        Reader { cache: Cache::new(Arc::clone(&self.routes)) }
+        let local_detectors = Arc::clone(&self.local_detectors);
+        Reader { cache: Cache::new(Arc::clone(&self.routes)), local_detectors }
     }
 
     /// Every route there is, in no order. For status and statistics.
@@ -45,6 +63,10 @@ impl Table {
         self.health_checks.store(Arc::new(checks));
     }
 
+    pub(crate) fn set_detects_local_pods(&self, family: Family, detects: bool) {
+        self.local_detectors.of(family).store(detects, Ordering::Relaxed);
+    }
+
     pub(crate) fn swap(&self, routes: RouteMap) {
         self.routes.store(Arc::new(routes));
     }
@@ -59,6 +81,7 @@ impl Table {
 #[derive(Debug)]
 pub struct Reader {
     cache: Cache<Arc<ArcSwap<RouteMap>>, Arc<RouteMap>>,
+    local_detectors: Arc<LocalDetectors>,
 }
 
 impl Reader {
@@ -66,6 +89,11 @@ impl Reader {
     #[inline]
     pub fn lookup(&mut self, key: FrontendKey) -> Option<&Arc<Route>> {
         self.cache.load().get(&key)
+    }
+
+    /// Whether pods of this node are told from others by now: if not, every pod is [`Origin::Outside`].
+    pub fn detects_local_pods(&self, family: Family) -> bool {
+        self.local_detectors.of(family).load(Ordering::Relaxed)
     }
 }
 

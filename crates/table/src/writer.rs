@@ -83,7 +83,7 @@ const TRIGGERS_EACH: usize = 100;
 impl Writer {
     /// A writer of a new, empty table.
     pub fn new(config: WriterConfig) -> Self {
-        Self {
+        let writer = Self {
             affinity_budget: Budget::new(config.affinity_clients),
             with_affinity: BTreeSet::new(),
             config,
@@ -104,6 +104,16 @@ impl Writer {
             notices: Vec::new(),
             work: Work::default(),
             triggers: BTreeMap::new(),
+        };
+        writer.tell_of_local_detectors();
+        writer
+    }
+
+    /// Has readers know for which families pods of this node are told from others.
+    fn tell_of_local_detectors(&self) {
+        for family in [Family::V4, Family::V6] {
+            let detects = self.config.local_pods.are_detected(family, self.node.as_ref());
+            self.table.set_detects_local_pods(family, detects);
         }
     }
 
@@ -280,6 +290,7 @@ impl Writer {
         };
         let rules_changed = seen(&self.node) != seen(&node);
         self.node = node;
+        self.tell_of_local_detectors();
         if self.node_port_addresses() != ports_before {
             self.refresh_all_frontends();
         } else if rules_changed {

@@ -85,7 +85,7 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
     };
     let (is_good, said) = run(&["check", "rules"], "rules.json", &rules());
     assert!(is_good, "{said}");
-    assert!(said.contains("16 rules found"), "{said}");
+    assert!(said.contains("17 rules found"), "{said}");
 
     let series = |name: &str, values: &str| json!({ "series": format!("{name}{{job=\"sluice\",node=\"n\"}}"), "values": values });
     let bucket = |le: &str, values: &str| {

@@ -1,8 +1,12 @@
 //! What one client or Service can have leaves something for others.
 
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+
 use sluice_model::{Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{PATIENCE, ask_on};
 use sluice_tests::wait;
+use socket2::{Domain, Socket, Type};
 
 use super::hosts::{add_service, lab};
 use super::rules::Kind;
@@ -54,6 +58,73 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
 }
 
 #[test]
+fn an_outside_host_with_an_address_of_its_network_for_each_connection_has_one_share() {
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 48));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::NodePort, 1, Family::V6);
+    let outside = &world.lab.outside().ns;
+    let connections: Vec<TcpStream> = (1..=20)
+        .filter_map(|n| {
+            let from: Ipv6Addr = format!("fd00:20::1:{n}").parse().unwrap();
+            outside.ip(&format!("address add {from}/64 dev eth0 nodad")).unwrap();
+            outside.run(|| connect_from(from, to)).ok()
+        })
+        .collect();
+    wait::until("all are decided", || {
+        let stats = world.proxy().stats();
+        stats.tcp_active + stats.tcp_over_share + stats.tcp_over_limit == 20
+    });
+    let stats = world.proxy().stats();
+    assert_eq!(stats.tcp_over_limit, 0, "{stats:?}");
+    assert!(stats.tcp_over_share > 0, "{stats:?}");
+    let outcome = world.lab.pod(1).ask(Protocol::Tcp, to, PATIENCE);
+    assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}: {:?}", world.proxy().stats());
+    drop(connections);
+}
+
+#[test]
+fn an_outside_host_that_holds_ports_towards_an_endpoint_leaves_some_to_others() {
+    let lab = lab();
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40031")).unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let to = world.address(Kind::NodePort, 1, family);
+        let before = world.proxy().stats();
+        let held: Vec<_> =
+            (0..40).filter_map(|_| world.lab.outside().tcp_stream(to, PATIENCE).ok()).collect();
+        let decided = |stats: &sluice_dataplane::Stats| {
+            stats.tcp_active + stats.tcp_over_share + stats.tcp_over_limit - before.tcp_over_share
+        };
+        wait::until("all are decided", || decided(&world.proxy().stats()) == 40);
+        let stats = world.proxy().stats();
+        // Three quarters, and one when there was as much as that left.
+        assert_eq!((stats.tcp_active, stats.tcp_over_limit), (25, 0), "{family}: {stats:?}");
+        for client in [world.lab.pod(0), world.lab.other(), world.lab.pod(1)] {
+            let outcome = client.ask(Protocol::Tcp, to, PATIENCE);
+            assert_eq!(
+                outcome.by(),
+                Some("other-pod-0"),
+                "{family}: {outcome:?}: {:?}",
+                world.proxy().stats()
+            );
+        }
+        drop(held);
+        wait::until("all have ended", || world.proxy().stats().tcp_active == 0);
+        let outcome = world.lab.outside().ask(Protocol::Tcp, to, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: what has ended does not count: {outcome:?}");
+    }
+}
+
+fn connect_from(from: Ipv6Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
+}
+
+#[test]
 fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
     // Forty for UDP.
     let mut world =
@@ -78,5 +149,46 @@ fn a_pod_that_floods_udp_from_many_ports_ends_no_flow_of_others() {
         ask(&quiet);
         let opened = world.proxy().stats().udp_flows_opened - before.udp_flows_opened;
         assert_eq!(opened, 0, "{family}: the flows of the quiet one were all there");
+    }
+}
+
+#[test]
+fn a_pod_that_takes_all_ports_for_udp_ends_no_flow_of_others_and_keeps_nobody_from_a_port() {
+    let lab = lab();
+    // Sixteen are for UDP.
+    lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40031")).unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    for family in FAMILIES {
+        let [cluster_ip, node_port] =
+            [Kind::ClusterIp, Kind::NodePort].map(|kind| world.address(kind, 1, family));
+        let ask = |socket: &std::net::UdpSocket| {
+            let outcome = ask_on(socket, PATIENCE);
+            assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: {outcome:?}");
+        };
+        // Pods keep their addresses and need no port.
+        let quiet: Vec<_> = (0..5).map(|_| world.lab.pod(1).udp_socket(cluster_ip).unwrap()).collect();
+        quiet.iter().for_each(ask);
+        let asked_twice = |socket: std::net::UdpSocket| {
+            ask(&socket);
+            ask(&socket);
+            socket
+        };
+        let before = world.proxy().stats();
+        let held: Vec<_> =
+            (0..100).map(|_| asked_twice(world.lab.pod(0).udp_socket(node_port).unwrap())).collect();
+        // Others of the node's own have ports, too.
+        ask(&world.lab.node().udp_socket(cluster_ip).unwrap());
+        let stats = world.proxy().stats();
+        quiet.iter().for_each(ask);
+        assert_eq!(
+            world.proxy().stats().udp_flows_opened,
+            stats.udp_flows_opened,
+            "{family}: nobody else's ended"
+        );
+        let evicted = stats.udp_flows_evicted_for_port - before.udp_flows_evicted_for_port;
+        assert!(evicted >= 85, "{family}: {stats:?}");
+        assert_eq!((stats.udp_flows_evicted, stats.udp_flows_over_share, stats.udp_over_limit), (0, 0, 0));
+        drop(held);
     }
 }

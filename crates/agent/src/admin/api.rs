@@ -86,7 +86,7 @@ pub struct WorkerLoad {
 pub struct Limits {
     /// File descriptors for traffic: two a TCP session.
     pub descriptors: usize,
-    /// What one client address may have of them, in a hundred.
+    /// What one client may have of them, in a hundred.
     pub client_share_percent: u8,
     /// How long a UDP flow may be silent.
     pub udp_idle_seconds: u64,

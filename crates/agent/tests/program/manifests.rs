@@ -169,6 +169,21 @@ fn without_descriptors_new_connections_wait_or_are_reset_and_old_ones_go_on() {
 }
 
 #[test]
+fn that_descriptors_have_run_out_is_said_with_the_client_that_has_most() {
+    let (directory, frontend) = one_service(7);
+    let mut agent = Agent::run(Command::new("bash").args([
+        "-c",
+        "ulimit -n 48 && exec \"$0\" agent --metrics-bind-address 0 --manifests \"$1\" --workers 1 --client-share 100",
+        env!("CARGO_BIN_EXE_sluice"),
+        directory.path().to_str().unwrap(),
+    ]));
+    agent.wait_for("ready frontends");
+    let _flood: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    let line = agent.wait_for("file descriptors have run out");
+    assert!(line.contains("client=127.0.0.1") && line.contains("its_sessions="), "{line}");
+}
+
+#[test]
 fn sigterm_refuses_new_connections_and_lets_old_ones_finish() {
     let (directory, frontend) = one_service(7);
     let mut agent = start(&directory);

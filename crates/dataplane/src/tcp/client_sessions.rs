@@ -1,4 +1,4 @@
-//! How many sessions each client address has on a worker, and whether it may have one more.
+//! How many sessions each client has on a worker, and whether it may have one more.
 //!
 //! A client that leaks connections, or opens as many as it can, must not take them all from the others. What it may
 //! have goes by what is left: with a share of 50 % never more than is free, so that one such client ends up with half
@@ -6,13 +6,14 @@
 //! ports in this way: dynamic thresholds, Choudhury and Hahne 1998.)
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
-/// The sessions of one worker, by the client's address.
+use crate::client::Sharer;
+
+/// The sessions of one worker, by client.
 #[derive(Debug)]
 pub(crate) struct ClientSessions {
     /// None of zero: what is kept is bounded by the sessions.
-    counts: HashMap<IpAddr, usize, foldhash::fast::RandomState>,
+    counts: HashMap<Sharer, usize, foldhash::fast::RandomState>,
     /// In a hundred of what there is to have.
     share: usize,
     /// The kernel spreads a client's connections over all workers: each has seen one part in so many.
@@ -26,22 +27,27 @@ impl ClientSessions {
     }
 
     /// Whether a client may have one more session, while `free` more could be opened by anybody.
-    pub(crate) fn admits(&self, client: IpAddr, free: usize) -> bool {
+    pub(crate) fn admits(&self, client: Sharer, free: usize) -> bool {
         let Some(count) = self.counts.get(&client) else { return true };
         let others = 100_usize.saturating_sub(self.share);
         count.saturating_mul(self.workers).saturating_mul(others) <= free.saturating_mul(self.share)
     }
 
     /// How many sessions a client has on this worker.
-    pub(crate) fn count(&self, client: IpAddr) -> usize {
+    pub(crate) fn count(&self, client: Sharer) -> usize {
         self.counts.get(&client).copied().unwrap_or(0)
     }
 
-    pub(crate) fn add(&mut self, client: IpAddr) {
+    /// Who has most sessions on this worker, and how many: looks at all of them.
+    pub(crate) fn largest(&self) -> Option<(Sharer, usize)> {
+        self.counts.iter().max_by_key(|(_, count)| **count).map(|(&client, &count)| (client, count))
+    }
+
+    pub(crate) fn add(&mut self, client: Sharer) {
         *self.counts.entry(client).or_default() += 1;
     }
 
-    pub(crate) fn remove(&mut self, client: IpAddr) {
+    pub(crate) fn remove(&mut self, client: Sharer) {
         if let Some(count) = self.counts.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -55,8 +61,8 @@ impl ClientSessions {
 mod tests {
     use super::*;
 
-    fn client(number: u8) -> IpAddr {
-        [10, 244, 0, number].into()
+    fn client(number: u8) -> Sharer {
+        Sharer::Address([10, 244, 0, number].into())
     }
 
     /// Lets clients take all that they can get of `room` sessions, one after the other, and lists what each has.
@@ -79,6 +85,14 @@ mod tests {
         assert_eq!(greedy(9, 1_000, 50), [101, 100, 100, 100, 100, 100, 100, 100, 100]);
         assert_eq!(greedy(1, 1_000, 80), [801]);
         assert_eq!(greedy(1, 1_000, 100), [1_000], "no bound");
+    }
+
+    #[test]
+    fn who_has_most_is_known() {
+        let mut sessions = ClientSessions::new(50, 1);
+        assert_eq!(sessions.largest(), None);
+        [1, 2, 2, 3].into_iter().for_each(|number| sessions.add(client(number)));
+        assert_eq!(sessions.largest(), Some((client(2), 2)));
     }
 
     #[test]

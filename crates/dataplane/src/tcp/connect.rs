@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     TimedOut,
     /// This node has no port left towards this endpoint: no fault of the endpoint's, and no reason against another.
     NoPort,
+    /// The client has its share of the ports towards this endpoint: the same holds.
+    OverPortShare,
     /// This node is out of something, or forbids it: no endpoint is to blame.
     OfThisNode,
 }
@@ -142,7 +144,7 @@ impl Attempts {
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
         self.has_failed = true;
         match failure {
-            Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
+            Failure::NoPort | Failure::OverPortShare | Failure::OfThisNode => self.selection.skip(upstream),
             Failure::Refused => self.selection.fail(upstream, Heard::Refusal, now),
             Failure::TimedOut => {
                 self.selection.fail(upstream, Heard::Nothing, now);

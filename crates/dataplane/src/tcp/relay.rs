@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use sluice_model::Protocol;
 use sluice_table::FrontendKey;
 
 use super::client_sessions::ClientSessions;
+use super::complaints::Complaints;
 use super::direction::{BUFFER_SIZE, Tools};
 use super::exhausted::Exhausted;
 use super::listener::{Accepted, Listener};
@@ -37,9 +38,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long pipes are kept that nobody uses, or up to twice as long.
 const PIPES_KEPT: Duration = Duration::from_secs(5);
 
-/// How long a client that has too much is not spoken of again.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
-
 /// Descriptors of a session: one socket each side.
 const DESCRIPTORS: usize = 2;
 
@@ -59,8 +57,7 @@ pub(crate) struct TcpRelay {
     /// There is a deadline for closing unused pipes.
     is_look_due: bool,
     clients: ClientSessions,
-    /// When it was last said that a client has more than its share.
-    greed_said: Option<Instant>,
+    complaints: Complaints,
 }
 
 impl TcpRelay {
@@ -77,7 +74,7 @@ impl TcpRelay {
             paused: Vec::new(),
             is_look_due: false,
             clients: ClientSessions::new(config.client_share, config.workers),
-            greed_said: None,
+            complaints: Complaints::default(),
         }
     }
 
@@ -296,13 +293,15 @@ impl TcpRelay {
             core.stats.tcp_not_captured.add(1);
             return socket::close(stream, Ending::Reset);
         };
-        if !self.clients.admits(address.ip(), core.descriptors.free() / DESCRIPTORS) {
+        let sharer = core.sharer(door, address.ip());
+        if !self.clients.admits(sharer, core.descriptors.free() / DESCRIPTORS) {
             core.stats.tcp_over_share.add(1);
-            self.say_greed(address.ip(), core.now);
+            self.complaints.over_share(sharer, &self.clients, core.now);
             return socket::close(stream, Ending::Reset);
         }
         let Some(permit) = core.descriptors.take(DESCRIPTORS) else {
             core.stats.tcp_over_limit.add(1);
+            self.complaints.no_descriptors(&self.clients, self.sessions.len(), core.now);
             return socket::close(stream, Ending::Reset);
         };
         let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
@@ -322,28 +321,14 @@ impl TcpRelay {
         let trace = core.log.as_ref().and_then(|log| log.choose(frontend));
         // Others of the same batch may have taken a while.
         let (client, now) = (Peer::accepted(stream), core.refresh());
-        let new = |id| Session::new(id, client, address, selection, trace, permit, now);
+        let new = |id| Session::new(id, client, (address, sharer), selection, trace, permit, now);
         let id = self.sessions.insert_with(new);
         core.stats.tcp_active.add(1);
-        self.clients.add(address.ip());
+        self.clients.add(sharer);
         let Some(session) = self.sessions.get_mut(id) else { return };
         let step =
             session.begin(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
         self.settle(id, step, core);
-    }
-
-    /// Says that a client is turned away because it has too many sessions, now and then.
-    fn say_greed(&mut self, client: IpAddr, now: Instant) {
-        if self.greed_said.is_none_or(|said| now >= said + SAY_AGAIN) {
-            self.greed_said = Some(now);
-            let sessions = self.clients.count(client);
-            tracing::warn!(
-                %client,
-                sessions,
-                "a client has its share of all TCP sessions (of this worker's, so many); more are reset \
-                 (--client-share)"
-            );
-        }
     }
 
     /// Does what a session's step asks for.
@@ -360,7 +345,7 @@ impl TcpRelay {
             }
             Step::End(end) => {
                 if let Some(session) = self.sessions.remove(id) {
-                    self.clients.remove(session.client().ip());
+                    self.clients.remove(session.sharer());
                     session.end(end, core);
                     core.stats.tcp_active.sub(1);
                     self.resume_accepting();

@@ -13,7 +13,6 @@
 //!
 //! Runs on the worker that accepted the connection, for all of its life.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +21,14 @@ use mio::event::Event;
 use sluice_model::Protocol;
 use sluice_table::{Selection, Upstream};
 
+use super::attempt;
 use super::connect::{Attempts, Failure, Overdue};
 use super::direction::Tools;
-use super::exhausted::{Exhausted, Path};
+use super::exhausted::Exhausted;
 use super::peer::Peer;
 use super::relaying::Relaying;
 use super::socket::{self, Ending, Search};
+use crate::client::Sharer;
 use crate::connection::{Connection, ConnectionState};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
@@ -77,6 +78,10 @@ pub(crate) struct Session {
     downstream: Peer,
     /// The client's address.
     client: SocketAddr,
+    /// It counts as one with all of its network: a [`Sharer`], in one byte.
+    is_network: bool,
+    /// It is counted among those that have a port of this node's towards the endpoint that is being asked, or is had.
+    has_port: bool,
     state: State,
     deadline: Option<TimerId>,
     /// When the first attempt to connect began.
@@ -108,7 +113,7 @@ impl Session {
     pub(crate) fn new(
         id: SlotId,
         downstream: Peer,
-        client: SocketAddr,
+        (client, sharer): (SocketAddr, Sharer),
         selection: Selection,
         trace: Option<Box<Trace>>,
         permit: Permit,
@@ -116,13 +121,25 @@ impl Session {
     ) -> Self {
         let attempts = Attempts::new(selection, now);
         let state = State::Connecting(Connecting { attempts, current: None, search: Search::Thorough });
-        let (deadline, is_queued) = (None, false);
-        Self { id, downstream, client, state, deadline, began: now, trace, is_queued, _permit: permit }
+        let (deadline, is_queued, has_port, is_network) = (None, false, false, sharer.is_network());
+        Self {
+            id,
+            downstream,
+            client,
+            is_network,
+            has_port,
+            state,
+            deadline,
+            began: now,
+            trace,
+            is_queued,
+            _permit: permit,
+        }
     }
 
-    /// The client's address.
-    pub(crate) fn client(&self) -> SocketAddr {
-        self.client
+    /// Who the client counts as.
+    pub(crate) fn sharer(&self) -> Sharer {
+        Sharer::of(self.client.ip(), self.is_network)
     }
 
     /// How it is.
@@ -260,6 +277,15 @@ impl Session {
                 relaying.service.times().lives.add(lasted);
             }
         }
+        let endpoint = match &self.state {
+            State::Connecting(connecting) => {
+                connecting.current.as_ref().map(|(_, upstream)| upstream.address())
+            }
+            State::Relaying(relaying) => Some(relaying.lease.address()),
+        };
+        if let Some(endpoint) = endpoint {
+            self.leave_port(endpoint, core);
+        }
         self.tell(end, lasted, core);
         let ending = if end == End::Closed { Ending::Clean } else { Ending::Reset };
         socket::close(self.downstream.stream, ending);
@@ -269,6 +295,13 @@ impl Session {
             }
             State::Connecting(_) => {}
             State::Relaying(relaying) => socket::close(relaying.upstream.stream, ending),
+        }
+    }
+
+    /// Has no port of this node's towards this endpoint any more, if it had one.
+    fn leave_port(&mut self, endpoint: SocketAddr, core: &mut Core) {
+        if std::mem::take(&mut self.has_port) {
+            core.port_shares.remove(endpoint, self.sharer());
         }
     }
 
@@ -307,26 +340,32 @@ impl Session {
 
     /// Starts attempts until one is under way, or none is left.
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
+        let sharer = self.sharer();
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let mut failure = None;
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let ends = (self.client, &*upstream);
-            let failed = match start_connect(self.id, ends, local, &mut connecting.search, context) {
-                Ok(peer) => {
-                    context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
-                    connecting.current = Some((peer, upstream));
-                    if connecting.current.as_ref().is_some_and(|(peer, _)| peer.writable) {
-                        return self.connected(context);
+            let client = (self.client, sharer);
+            let failed =
+                match attempt::start(self.id, client, &upstream, local, &mut connecting.search, context) {
+                    Ok(peer) => {
+                        self.has_port = local.client.is_none();
+                        if self.has_port {
+                            context.core.port_shares.add(upstream.address(), sharer);
+                        }
+                        context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
+                        connecting.current = Some((peer, upstream));
+                        if connecting.current.as_ref().is_some_and(|(peer, _)| peer.writable) {
+                            return self.connected(context);
+                        }
+                        // Of the time at which it began, not of that at which the worker's turn did.
+                        let until = context.core.refresh() + timeout;
+                        self.set_deadline(until, context);
+                        return Step::Wait;
                     }
-                    // Of the time at which it began, not of that at which the worker's turn did.
-                    let until = context.core.refresh() + timeout;
-                    self.set_deadline(until, context);
-                    return Step::Wait;
-                }
-                Err(failed) => failed,
-            };
+                    Err(failed) => failed,
+                };
             failure = Some(failed);
             connecting.attempts.fail(&upstream, failed, context.core.now);
             if failed == Failure::OfThisNode {
@@ -334,11 +373,11 @@ impl Session {
             }
         }
         let stats = &context.core.stats;
-        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort));
-        if is_ours {
-            stats.tcp_over_limit.add(1);
-        } else {
-            stats.tcp_all_endpoints_failed.add(1);
+        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort | Failure::OverPortShare));
+        match failure {
+            Some(Failure::OverPortShare) => stats.tcp_over_share.add(1),
+            _ if is_ours => stats.tcp_over_limit.add(1),
+            _ => stats.tcp_all_endpoints_failed.add(1),
         }
         if let Some(left_out) = context.core.says.unanswered.admit(context.core.now) {
             let service = connecting.attempts.selection().service_port().name();
@@ -366,6 +405,7 @@ impl Session {
         if let Some((peer, upstream)) = connecting.current.take() {
             socket::close(peer.stream, Ending::Reset);
             connecting.attempts.fail(&upstream, failure, context.core.now);
+            self.leave_port(upstream.address(), context.core);
         }
         self.attempt(context)
     }
@@ -384,8 +424,9 @@ impl Session {
                 self.watch(context).unwrap_or(Step::Wait)
             }
             Overdue::Move | Overdue::GiveUp => {
-                if let Some((peer, _)) = connecting.current.take() {
+                if let Some((peer, upstream)) = connecting.current.take() {
                     socket::close(peer.stream, Ending::Reset);
+                    self.leave_port(upstream.address(), context.core);
                 }
                 match self.attempt(context) {
                     Step::Wait => self.watch(context).unwrap_or(Step::Wait),
@@ -421,66 +462,4 @@ impl Session {
         }
         step
     }
-}
-
-/// Starts to connect to an endpoint, and has it reported how that went, unless it is connected already: endpoints on
-/// this node answer within connect(2).
-fn start_connect(
-    id: SlotId,
-    (client, upstream): (SocketAddr, &Upstream),
-    local: Local,
-    search: &mut Search,
-    context: &mut Context<'_>,
-) -> Result<Peer, Failure> {
-    if context.core.leads_back(upstream.address(), Protocol::Tcp) {
-        return Err(Failure::Refused);
-    }
-    let path = Path { from: local.client.map(|client| client.ip()), endpoint: upstream.address() };
-    if context.exhausted.has(path, context.core.now) {
-        return Err(Failure::NoPort);
-    }
-    let stream =
-        socket::connect(upstream.address(), local, &context.core.local_ports, *search).map_err(|error| {
-            let failure = cannot_start(client, upstream, &error, context.core);
-            if failure == Failure::NoPort {
-                on_no_port(path, std::mem::replace(search, Search::Short), context);
-            }
-            failure
-        })?;
-    if socket::is_connected(&stream) {
-        let is_itself = socket::is_self_connected(&stream, upstream.address(), &context.core.local_ports);
-        return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
-    }
-    let mut peer = Peer::connecting(stream);
-    peer.watch_all(&context.core.registry, Source::Upstream(id).token())
-        .map_err(|error| cannot_start(client, upstream, &error, context.core))?;
-    Ok(peer)
-}
-
-/// Sees to it that a path is not tried again soon if it has no port left.
-fn on_no_port(path: Path, search: Search, context: &mut Context<'_>) {
-    let now = context.core.now;
-    if context.exhausted.found_none(path, search, now)
-        && let Some(left_out) = context.core.says.exhausted.admit(now)
-    {
-        let Path { from, endpoint } = path;
-        match from {
-            Some(client) => tracing::warn!(
-                %client, %endpoint, left_out,
-                "a client has no port left towards an endpoint: for a second its connections go to others, or are reset"
-            ),
-            None => tracing::warn!(
-                %endpoint, left_out,
-                "this node has no port left towards an endpoint (net.ipv4.ip_local_port_range): for a second connections \
-                 go to others, or are reset"
-            ),
-        }
-    }
-}
-
-fn cannot_start(client: SocketAddr, upstream: &Upstream, error: &io::Error, core: &mut Core) -> Failure {
-    if let Some(left_out) = core.says.unstarted.admit(core.now) {
-        tracing::debug!(%client, endpoint = %upstream.address(), %error, left_out, "cannot start to connect");
-    }
-    Failure::to_start(error)
 }

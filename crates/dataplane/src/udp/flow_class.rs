@@ -1,5 +1,5 @@
-//! The kinds of flows, by what has passed: how long each may be silent, and whose place is taken first when there is
-//! no room. Pure.
+//! The kinds of flows, by what has passed: how long each may be silent, and who makes room first when there is none.
+//! Pure.
 
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,18 @@ pub(super) const STREAM_AFTER: Duration = Duration::from_secs(2);
 
 /// For how long an exchange is spared, for something else to follow.
 pub(super) const EXCHANGE_SPARED: Duration = Duration::from_millis(250);
+
+/// What a new flow lacks, so that another one has to end for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// A place in the table, or a file descriptor. Every flow has both.
+    Place,
+    /// An ephemeral port of this node. Only flows whose endpoints see this node's address have one.
+    Port,
+}
+
+/// When a flow was last used: the number of the use, and its time.
+pub(super) type Use = (u64, Instant);
 
 /// How long flows may be silent, in both directions.
 #[derive(Debug, Clone, Copy)]
@@ -95,18 +107,71 @@ impl ClassQueues {
         self.remove(before, slots, id);
         self.push(after, slots, id);
     }
+}
 
-    /// Whose place is taken first: an exchange's, which is probably over; then an unanswered one's, as a flood
-    /// consists of those; and a conversation's last of all.
+/// The queues of flows that have an ephemeral port of the node, and of those that have none: who lacks a port has to
+/// find those that have one. A flow is in one of them.
+#[derive(Debug)]
+pub(super) struct FlowQueues {
+    with_port: ClassQueues,
+    without_port: ClassQueues,
+}
+
+impl FlowQueues {
+    pub(super) const fn new(chain: Chain) -> Self {
+        Self { with_port: ClassQueues::new(chain), without_port: ClassQueues::new(chain) }
+    }
+
+    /// Those of flows that have a port, or have none.
+    pub(super) fn of(&self, has_port: bool) -> &ClassQueues {
+        if has_port { &self.with_port } else { &self.without_port }
+    }
+
+    pub(super) fn of_mut(&mut self, has_port: bool) -> &mut ClassQueues {
+        if has_port { &mut self.with_port } else { &mut self.without_port }
+    }
+
+    /// How many flows have what is lacking.
+    pub(super) fn holders(&self, lack: Lack) -> usize {
+        match lack {
+            Lack::Place => self.with_port.len() + self.without_port.len(),
+            Lack::Port => self.with_port.len(),
+        }
+    }
+
+    /// Of a class, the flow that was not used for longest and has what is lacking.
+    pub(super) fn oldest(
+        &self,
+        class: Class,
+        lack: Lack,
+        last_use: &impl Fn(SlotId) -> Option<Use>,
+    ) -> Option<SlotId> {
+        let with_port = self.with_port.of(class).oldest();
+        let without_port = self.without_port.of(class).oldest().filter(|_| lack == Lack::Place);
+        with_port.into_iter().chain(without_port).min_by_key(|&id| last_use(id))
+    }
+
+    /// An exchange that is probably over.
+    pub(super) fn finished(
+        &self,
+        lack: Lack,
+        now: Instant,
+        last_use: &impl Fn(SlotId) -> Option<Use>,
+    ) -> Option<SlotId> {
+        let is_over = |(_, at): Use| now.saturating_duration_since(at) >= EXCHANGE_SPARED;
+        self.oldest(Class::Exchange, lack, last_use).filter(|&id| last_use(id).is_some_and(is_over))
+    }
+
+    /// Which flow ends first for what is lacking: an exchange that is probably over; then an unanswered one, as a flood
+    /// consists of those; and a conversation last of all.
     pub(super) fn victim(
         &self,
+        lack: Lack,
         now: Instant,
-        last_used: impl Fn(SlotId) -> Option<Instant>,
+        last_use: &impl Fn(SlotId) -> Option<Use>,
     ) -> Option<SlotId> {
-        let exchange = self.of(Class::Exchange).oldest();
-        let is_over = |at: Instant| now.saturating_duration_since(at) >= EXCHANGE_SPARED;
-        let over = exchange.filter(|&id| last_used(id).is_some_and(is_over));
         let others = [Class::Unanswered, Class::Exchange, Class::Answered, Class::Stream];
-        over.or_else(|| others.into_iter().find_map(|class| self.of(class).oldest()))
+        self.finished(lack, now, last_use)
+            .or_else(|| others.into_iter().find_map(|class| self.oldest(class, lack, last_use)))
     }
 }

@@ -1,79 +1,86 @@
-//! Whose flows they are: those of each client address, and which clients have more than their share. Pure.
+//! Whose flows they are: those of each client, and which clients have much of what flows hold. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
-use super::flow_class::ClassQueues;
+use super::flow_class::{FlowQueues, Lack};
+use super::flow_limits::{FlowLimits, Shares};
 use super::flow_queue::Chain;
+use crate::client::Sharer;
 use crate::token::{SlotId, Slots};
 
 /// Names a client for as long as it has flows.
 pub(super) type ClientId = SlotId;
 
-/// A client address that has flows.
+/// A client that has flows.
 #[derive(Debug)]
 pub(super) struct FlowClient {
-    ip: IpAddr,
-    pub(super) queues: ClassQueues,
+    pub(super) sharer: Sharer,
+    pub(super) queues: FlowQueues,
 }
 
 /// All of them of one worker: no more than it has flows.
 #[derive(Debug)]
 pub(super) struct FlowClients {
-    ids: HashMap<IpAddr, ClientId, foldhash::fast::RandomState>,
+    ids: HashMap<Sharer, ClientId, foldhash::fast::RandomState>,
     clients: Slots<FlowClient>,
-    /// How many flows a client may have before its own make room first.
-    share: usize,
-    /// Who has more: no more than there are shares in the whole.
-    over_share: Vec<ClientId>,
+    places: Holders,
+    ports: Holders,
+}
+
+/// Who has much of one thing that flows hold.
+#[derive(Debug)]
+pub(super) struct Holders {
+    shares: Shares,
+    /// Who has more than its share or is large, and how much: no more of them than there are such parts in the whole.
+    many: Vec<(ClientId, usize)>,
 }
 
 impl FlowClients {
-    pub(super) fn new(share: usize) -> Self {
-        Self { ids: HashMap::default(), clients: Slots::default(), share, over_share: Vec::new() }
+    pub(super) fn new(limits: &FlowLimits) -> Self {
+        let (places, ports) = (Holders::new(limits.places), Holders::new(limits.ports));
+        Self { ids: HashMap::default(), clients: Slots::default(), places, ports }
     }
 
-    /// The client of this address, if it has flows.
-    pub(super) fn find(&self, ip: IpAddr) -> Option<ClientId> {
-        self.ids.get(&ip).copied()
+    /// This client, if it has flows.
+    pub(super) fn find(&self, sharer: Sharer) -> Option<ClientId> {
+        self.ids.get(&sharer).copied()
     }
 
-    /// The client of this address, which is about to have one flow more.
-    pub(super) fn found_or_new(&mut self, ip: IpAddr) -> ClientId {
+    /// This client, which is about to have one flow more.
+    pub(super) fn found_or_new(&mut self, sharer: Sharer) -> ClientId {
         let clients = &mut self.clients;
-        *self.ids.entry(ip).or_insert_with(|| {
-            clients.insert_with(|_| FlowClient { ip, queues: ClassQueues::new(Chain::Client) })
+        *self.ids.entry(sharer).or_insert_with(|| {
+            clients.insert_with(|_| FlowClient { sharer, queues: FlowQueues::new(Chain::Client) })
         })
+    }
+
+    pub(super) fn get(&self, id: ClientId) -> Option<&FlowClient> {
+        self.clients.get(id)
     }
 
     pub(super) fn get_mut(&mut self, id: ClientId) -> Option<&mut FlowClient> {
         self.clients.get_mut(id)
     }
 
-    /// How many flows a client has.
-    pub(super) fn flows(&mut self, id: ClientId) -> usize {
-        self.clients.get_mut(id).map_or(0, |client| client.queues.len())
-    }
-
     /// A client has one flow more, or less.
     pub(super) fn changed(&mut self, id: ClientId) {
-        let flows = self.flows(id);
-        let listed = self.over_share.iter().position(|&other| other == id);
-        match (flows > self.share, listed) {
-            (true, None) => self.over_share.push(id),
-            (false, Some(at)) => drop(self.over_share.swap_remove(at)),
-            _ => {}
-        }
+        let holds = |lack| self.clients.get(id).map_or(0, |client| client.queues.holders(lack));
+        let (flows, ports) = (holds(Lack::Place), holds(Lack::Port));
+        self.places.has(id, flows);
+        self.ports.has(id, ports);
         if flows == 0
             && let Some(client) = self.clients.remove(id)
         {
-            self.ids.remove(&client.ip);
+            self.ids.remove(&client.sharer);
         }
     }
 
-    /// Somebody who has more than its share; this client if it has.
-    pub(super) fn over_share(&self, preferred: Option<ClientId>) -> Option<ClientId> {
-        preferred.filter(|id| self.over_share.contains(id)).or_else(|| self.over_share.first().copied())
+    /// Who has much of what is lacking.
+    pub(super) fn holders(&self, lack: Lack) -> &Holders {
+        match lack {
+            Lack::Place => &self.places,
+            Lack::Port => &self.ports,
+        }
     }
 
     /// All of them; for checks.
@@ -84,5 +91,45 @@ impl FlowClients {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.clients.len()
+    }
+}
+
+impl Holders {
+    const fn new(shares: Shares) -> Self {
+        Self { shares, many: Vec::new() }
+    }
+
+    /// A client has so much now.
+    fn has(&mut self, id: ClientId, count: usize) {
+        let listed = self.many.iter().position(|&(other, _)| other == id);
+        let is_many = count > self.shares.share.min(self.shares.large);
+        match listed {
+            None if is_many => self.many.push((id, count)),
+            Some(at) if is_many => self.many[at].1 = count,
+            Some(at) => drop(self.many.swap_remove(at)),
+            None => {}
+        }
+    }
+
+    /// How much a client has, if that is much.
+    fn count(&self, id: ClientId) -> usize {
+        self.many.iter().find(|(other, _)| *other == id).map_or(0, |&(_, count)| count)
+    }
+
+    /// Somebody who has more than its share; this client if it has.
+    pub(super) fn over_share(&self, preferred: Option<ClientId>) -> Option<ClientId> {
+        let is_over = |count| count > self.shares.share;
+        let first = || self.many.iter().find(|&&(_, count)| is_over(count)).map(|&(id, _)| id);
+        preferred.filter(|&id| is_over(self.count(id))).or_else(first)
+    }
+
+    pub(super) fn is_large(&self, id: ClientId) -> bool {
+        self.count(id) > self.shares.large
+    }
+
+    /// Who has most, and how much, if anybody is large.
+    pub(super) fn largest(&self) -> Option<(ClientId, usize)> {
+        let most = self.many.iter().max_by_key(|(_, count)| *count);
+        most.filter(|(_, count)| *count > self.shares.large).copied()
     }
 }

@@ -4,16 +4,21 @@
 //! history alone and prints each step.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use sluice_table::Origin;
+
+use super::flow_class::Timeouts;
+use super::flow_limits::Shares;
 use super::flow_table::{
-    Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Timeouts,
+    Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
 };
+use crate::client::{Door, Sharer};
 
 const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
 const SEEDS: u64 = 600;
@@ -27,6 +32,7 @@ type Upstream = (usize, u64);
 struct ModelFlow {
     id: FlowId,
     upstream: Upstream,
+    has_port: bool,
     opened: Instant,
     last_used: Instant,
     datagrams: u64,
@@ -38,6 +44,8 @@ struct Simulation {
     rng: StdRng,
     verbose: bool,
     limits: FlowLimits,
+    /// How many flows may have a port.
+    ports: usize,
     table: FlowTable<Upstream>,
     now: Instant,
 
@@ -51,6 +59,11 @@ struct Simulation {
     serving: Vec<bool>,
     /// Flows that were there when a sweep was last requested, and have not been looked at.
     unswept: usize,
+}
+
+/// Whose a flow is: those with IPv6 addresses are outside.
+fn of(key: &FlowKey) -> Sharer {
+    Door::Captured(Origin::Outside).sharer(key.client.ip(), true)
 }
 
 /// Prints the seed when the thread panics.
@@ -78,14 +91,14 @@ fn every_history_agrees_with_the_model() {
         seen.idle += counters.idle;
         seen.evicted += counters.evicted;
         seen.over_share += counters.over_share;
+        seen.evicted_for_port += counters.evicted_for_port;
         seen.gone += counters.gone;
         seen.closed += counters.closed;
         seen.replaced += counters.replaced;
     }
     if one.is_none() {
-        let rarest = [seen.idle, seen.evicted, seen.over_share, seen.gone, seen.closed, seen.replaced]
-            .into_iter()
-            .min();
+        let FlowCounters { idle, evicted, over_share, evicted_for_port, gone, closed, replaced, .. } = seen;
+        let rarest = [idle, evicted, over_share, evicted_for_port, gone, closed, replaced].into_iter().min();
         assert!(rarest >= Some(SEEDS), "histories in which nothing happens prove nothing: {seen:?}");
     }
 }
@@ -99,12 +112,16 @@ impl Simulation {
             stream: Duration::from_secs(if rng.random_bool(0.9) { 120 } else { 20 }),
             exchange: Duration::from_secs(if rng.random_bool(0.9) { 5 } else { 40 }),
         };
-        let limits = FlowLimits { capacity, client_share: rng.random_range(1..=capacity.get()), timeouts };
+        let ports = rng.random_range(1..=capacity.get());
+        let mut shares = |whole| Shares { share: rng.random_range(1..=whole), large: whole / 8 };
+        let (places, port_shares) = (shares(capacity.get()), shares(ports));
+        let limits = FlowLimits { capacity, places, ports: port_shares, timeouts };
         Self {
             serving: vec![true; rng.random_range(1..=5)],
             rng,
             verbose,
             limits,
+            ports,
             table: FlowTable::new(limits),
             now: Instant::now(),
             flows: HashMap::new(),
@@ -150,7 +167,7 @@ impl Simulation {
     /// What must hold between steps.
     fn compare(&mut self) {
         assert!(self.table.len() <= self.limits.capacity.get(), "never more flows than the bound");
-        assert_eq!(self.table.len(), self.flows.len());
+        assert_eq!((self.table.len(), self.table.with_port()), (self.flows.len(), self.with_port()));
         assert_eq!(self.table.counters(), self.counters);
         assert_eq!(self.table.next_deadline(), self.next_deadline());
     }
@@ -186,32 +203,53 @@ impl Simulation {
         over(false).or_else(|| over(true).filter(|_| self.is_pressed())).copied()
     }
 
-    /// The flows of which one has to make room for a client's new one, and why.
-    fn victims(&self, ip: IpAddr) -> (Vec<FlowKey>, Cause) {
-        let count = |ip| self.order.iter().filter(|key| key.client.ip() == ip).count();
-        let is_over = |ip| count(ip) > self.limits.client_share;
-        let own = |key: &FlowKey| key.client.ip() == ip;
-        if is_over(ip) {
-            return (self.victim(own).into_iter().collect(), Cause::OverShare);
-        }
-        let over: BTreeSet<IpAddr> =
-            self.order.iter().map(|key| key.client.ip()).filter(|ip| is_over(*ip)).collect();
-        if !over.is_empty() {
-            let victims = over.iter().filter_map(|ip| self.victim(|key| key.client.ip() == *ip));
-            return (victims.collect(), Cause::OverShare);
-        }
-        let is_large = count(ip) > self.limits.capacity.get() / 8;
-        let victim = if is_large { self.victim(own) } else { self.victim(|_| true) };
-        (victim.into_iter().collect(), Cause::Evicted)
+    fn has(&self, key: &FlowKey, lack: Lack) -> bool {
+        lack == Lack::Place || self.flows[key].has_port
     }
 
-    /// Whose place is taken among these.
+    fn with_port(&self) -> usize {
+        self.flows.values().filter(|flow| flow.has_port).count()
+    }
+
+    /// The flows of which one has to make room for a client's new one, and why.
+    fn victims(&self, client: Sharer, lack: Lack) -> (Vec<FlowKey>, Cause) {
+        let holders = || self.order.iter().filter(|key| self.has(key, lack));
+        let count = |client| holders().filter(|key| of(key) == client).count();
+        let shares = if lack == Lack::Port { self.limits.ports } else { self.limits.places };
+        let victim_of = |client| self.victim(|key| of(key) == client && self.has(key, lack));
+        let cause = |cause| if lack == Lack::Port { Cause::EvictedForPort } else { cause };
+        if count(client) > shares.share {
+            return (victim_of(client).into_iter().collect(), cause(Cause::OverShare));
+        }
+        let clients: BTreeSet<Sharer> = holders().map(of).collect();
+        let over: Vec<Sharer> =
+            clients.iter().copied().filter(|&client| count(client) > shares.share).collect();
+        if !over.is_empty() {
+            return (over.into_iter().filter_map(victim_of).collect(), cause(Cause::OverShare));
+        }
+        let most = clients.iter().map(|&client| count(client)).max().unwrap_or(0);
+        let victims = if count(client) > shares.large {
+            victim_of(client).into_iter().collect()
+        } else if lack == Lack::Port && most > shares.large {
+            let finished = holders().find(|key| self.is_finished(&self.flows[*key])).copied();
+            let largest = clients.into_iter().filter(|&client| count(client) == most).filter_map(victim_of);
+            finished.map_or_else(|| largest.collect(), |finished| vec![finished])
+        } else {
+            self.victim(|key| self.has(key, lack)).into_iter().collect()
+        };
+        (victims, cause(Cause::Evicted))
+    }
+
+    fn is_finished(&self, flow: &ModelFlow) -> bool {
+        Self::is_exchange(flow) && flow.last_used + Duration::from_millis(250) <= self.now
+    }
+
+    /// Which of these makes room.
     fn victim(&self, among: impl Fn(&FlowKey) -> bool) -> Option<FlowKey> {
         let first = |wanted: &dyn Fn(&ModelFlow) -> bool| {
             self.order.iter().find(|key| among(key) && wanted(&self.flows[*key])).copied()
         };
-        let spared = Duration::from_millis(250);
-        first(&|flow| Self::is_exchange(flow) && flow.last_used + spared <= self.now)
+        first(&|flow| self.is_finished(flow))
             .or_else(|| first(&|flow| flow.replies == 0))
             .or_else(|| first(&Self::is_exchange))
             .or_else(|| first(&|flow| !flow.is_conversation))
@@ -238,6 +276,7 @@ impl Simulation {
             Cause::Idle => &mut self.counters.idle,
             Cause::Evicted => &mut self.counters.evicted,
             Cause::OverShare => &mut self.counters.over_share,
+            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
             Cause::Gone => &mut self.counters.gone,
             Cause::Closed => &mut self.counters.closed,
             Cause::Replaced => &mut self.counters.replaced,
@@ -307,17 +346,22 @@ impl Simulation {
         let endpoint = candidates[self.rng.random_range(0..candidates.len())];
         self.openings += 1;
         let upstream = (endpoint, self.openings);
+        let has_port = self.rng.random_bool(0.5);
+        if has_port && self.with_port() == self.ports {
+            self.evict(of(&key), Lack::Port);
+        }
         let (victims, cause) = match self.flows.contains_key(&key) {
             true => (vec![key], Cause::Replaced),
-            false if self.flows.len() == self.limits.capacity.get() => self.victims(key.client.ip()),
+            false if self.flows.len() == self.limits.capacity.get() => self.victims(of(&key), Lack::Place),
             false => (Vec::new(), Cause::Idle),
         };
-        let (id, displaced) = self.table.opened(key, upstream, count, self.now);
+        let (id, displaced) = self.table.opened(key, of(&key), upstream, has_port, count, self.now);
         self.log(format_args!("    opened {id:?} to {upstream:?}"));
         self.made_room(displaced, &victims, cause);
         let flow = ModelFlow {
             id,
             upstream,
+            has_port,
             opened: self.now,
             last_used: self.now,
             datagrams: count,
@@ -457,10 +501,15 @@ impl Simulation {
     }
 
     fn worker_evicts(&mut self) {
-        let ip = self.random_key().client.ip();
-        self.log(format_args!("{ip} needs room"));
-        let (victims, cause) = self.victims(ip);
-        let evicted = self.table.make_room(ip, self.now);
+        let client = of(&self.random_key());
+        let lack = if self.rng.random_bool(0.5) { Lack::Place } else { Lack::Port };
+        self.evict(client, lack);
+    }
+
+    fn evict(&mut self, client: Sharer, lack: Lack) {
+        self.log(format_args!("{client} lacks a {lack:?}"));
+        let (victims, cause) = self.victims(client, lack);
+        let evicted = self.table.make_room(client, lack, self.now);
         self.made_room(evicted, &victims, cause);
     }
 }

@@ -6,8 +6,9 @@
 //! table answers what to do, and hands every flow that ends back, once, with the reason
 //! ([`Ended`]): whoever owns sockets closes them by dropping it.
 //!
-//! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place. Whose, is a matter of who has more
-//!   than [`FlowLimits::client_share`] and of what has passed in a flow (`flow_class`).
+//! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place, and where there is no ephemeral port left
+//!   for one, another one's port. Whose, is a matter of who has much of that ([`FlowLimits`]) and of what has passed in
+//!   a flow (`flow_class`).
 //! * A flow that nobody used for [`Timeouts::idle`] ends; a conversation after [`Timeouts::stream`]. While the
 //!   table is more than half full, a conversation has no more time than others, and an answered one-shot
 //!   (one datagram each way: most of DNS) ends after [`Timeouts::exchange`] already.
@@ -18,62 +19,20 @@
 //! Everything about one flow happens on its worker's thread.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use super::flow_class::{Class, ClassQueues, STREAM_AFTER};
+use super::flow_class::{Class, FlowQueues, STREAM_AFTER};
 use super::flow_clients::{ClientId, FlowClients};
 use super::flow_queue::{Chain, Linked, Links};
+use crate::client::Sharer;
 use crate::token::{SlotId, Slots};
 
-pub(crate) use super::flow_class::Timeouts;
+pub(crate) use super::flow_class::Lack;
+pub(crate) use super::flow_key::FlowKey;
+pub(crate) use super::flow_limits::FlowLimits;
 
 /// Names a flow for as long as it lives, and nothing afterwards. Fits the worker's tokens.
 pub(crate) type FlowId = SlotId;
-
-/// Who talks to which service address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FlowKey {
-    /// Where the client sends from, and where replies go.
-    pub(crate) client: SocketAddr,
-    /// Where the client sends to, and where replies must seem to come from.
-    pub(crate) destination: SocketAddr,
-}
-
-/// Bounds of a table.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FlowLimits {
-    /// Most flows at a time.
-    pub(crate) capacity: NonZeroUsize,
-    /// How many a client address may have before its own make room first.
-    pub(crate) client_share: usize,
-    /// How long a flow may be silent.
-    pub(crate) timeouts: Timeouts,
-}
-
-/// How long an answered question may be silent under pressure, at most: time enough for a second answer
-/// to the same question.
-const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
-
-/// How much longer a conversation may be silent than anything else: as the kernel's `nf_conntrack_udp_timeout_stream`,
-/// 120 s, is to `nf_conntrack_udp_timeout`, 30 s.
-const STREAM_FACTOR: u32 = 4;
-
-/// One in this many of all flows makes a client large: its new ones take its own place first where there is no room,
-/// even if it has less than its share.
-const LARGE: usize = 8;
-
-impl FlowLimits {
-    /// With a share of so many in a hundred for each client.
-    pub(crate) fn new(capacity: NonZeroUsize, client_percent: u8, idle: Duration) -> Self {
-        let client_share = capacity.get().saturating_mul(client_percent.into()) / 100;
-        let timeouts =
-            Timeouts { idle, stream: idle.saturating_mul(STREAM_FACTOR), exchange: idle.min(EXCHANGE_IDLE) };
-        Self { capacity, client_share: client_share.max(1), timeouts }
-    }
-}
 
 /// A flow, with whatever the worker keeps for it.
 #[derive(Debug)]
@@ -84,6 +43,7 @@ pub(crate) struct Flow<U> {
     datagrams: u64,
     replies: u64,
     is_stream: bool,
+    has_port: bool,
     /// Where it leads: endpoint, route, socket.
     pub(crate) upstream: U,
 }
@@ -116,6 +76,8 @@ pub(crate) enum Cause {
     Evicted,
     /// The same, and its client had more than its share.
     OverShare,
+    /// Another flow needed its ephemeral port.
+    EvictedForPort,
     /// Its endpoint stopped serving, or its route is gone.
     Gone,
     /// The worker closed it: its socket failed.
@@ -131,6 +93,7 @@ pub(crate) struct FlowCounters {
     pub(crate) idle: u64,
     pub(crate) evicted: u64,
     pub(crate) over_share: u64,
+    pub(crate) evicted_for_port: u64,
     pub(crate) gone: u64,
     pub(crate) closed: u64,
     pub(crate) replaced: u64,
@@ -142,7 +105,7 @@ pub(crate) struct FlowTable<U> {
     limits: FlowLimits,
     ids: HashMap<FlowKey, FlowId, foldhash::fast::RandomState>,
     flows: Slots<Entry<U>>,
-    queues: ClassQueues,
+    queues: FlowQueues,
     clients: FlowClients,
     /// Uses so far; numbers them, since two may happen at the same instant.
     uses: u64,
@@ -171,8 +134,8 @@ impl<U> FlowTable<U> {
             limits,
             ids: HashMap::default(),
             flows: Slots::default(),
-            queues: ClassQueues::new(Chain::Table),
-            clients: FlowClients::new(limits.client_share),
+            queues: FlowQueues::new(Chain::Table),
+            clients: FlowClients::new(&limits),
             uses: 0,
             latest: None,
             unswept: Vec::new(),
@@ -204,22 +167,25 @@ impl<U> FlowTable<U> {
         action
     }
 
-    /// A flow was opened for `count` datagrams of a client. The flow whose place it takes is to be
-    /// closed: at capacity that of [`make_room`](Self::make_room), and one with the same key if there is one.
+    /// A flow was opened for `count` datagrams of a client, which counts as `sharer`, with an ephemeral port of the node or without. The flow
+    /// whose place it takes is to be closed: at capacity that of [`make_room`](Self::make_room), and one with the same
+    /// key if there is one.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
+        sharer: Sharer,
         upstream: U,
+        has_port: bool,
         count: u64,
         now: Instant,
     ) -> (FlowId, Option<Ended<U>>) {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
-            None if self.len() >= self.capacity() => self.make_room(key.client.ip(), now),
+            None if self.len() >= self.capacity() => self.make_room(sharer, Lack::Place, now),
             None => None,
         };
-        let client = self.clients.found_or_new(key.client.ip());
+        let client = self.clients.found_or_new(sharer);
         let flow = Flow {
             key,
             opened: now,
@@ -227,15 +193,16 @@ impl<U> FlowTable<U> {
             datagrams: count,
             replies: 0,
             is_stream: false,
+            has_port,
             upstream,
         };
         let (class, used) = (flow.class(), self.next_use());
         let entry =
             Entry { flow, used, class, client, links: Links::default(), client_links: Links::default() };
         let id = self.flows.insert_with(|_| entry);
-        self.queues.push(class, &mut self.flows, id);
+        self.queues.of_mut(has_port).push(class, &mut self.flows, id);
         if let Some(client) = self.clients.get_mut(client) {
-            client.queues.push(class, &mut self.flows, id);
+            client.queues.of_mut(has_port).push(class, &mut self.flows, id);
         }
         self.clients.changed(client);
         self.ids.insert(key, id);
@@ -263,20 +230,31 @@ impl<U> FlowTable<U> {
         ended
     }
 
-    /// Ends a flow, for its place or its file descriptor, in favour of a client's new one: one of a client that has more
-    /// than its share, if there is one, or else the client's own if it has many, or else anybody's. Whose of those,
-    /// says [`ClassQueues::victim`].
-    pub(crate) fn make_room(&mut self, ip: IpAddr, now: Instant) -> Option<Ended<U>> {
+    /// Ends a flow that has what a client's new one lacks, if there is one: one of a client that has more than its share
+    /// of that, or else the client's own if it has many, or else anybody's. Whose of those, says [`FlowQueues::victim`].
+    ///
+    /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
+    /// else who has few gives one, that client does.
+    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<Ended<U>> {
         let now = self.observe(now);
-        let own = self.clients.find(ip);
-        let over_share = self.clients.over_share(own);
-        let large = own.filter(|&id| self.clients.flows(id) > self.capacity() / LARGE);
-        let last_used = |id| self.flows.get(id).map(|entry| entry.flow.last_used);
-        let victim = match over_share.or(large).and_then(|id| self.clients.get_mut(id)) {
-            Some(client) => client.queues.victim(now, last_used),
-            None => self.queues.victim(now, last_used),
+        let own = self.clients.find(sharer);
+        let holders = self.clients.holders(lack);
+        let over_share = holders.over_share(own);
+        let large = own.filter(|&id| holders.is_large(id));
+        let last_use = |id| self.flows.get(id).map(|entry| (entry.used, entry.flow.last_used));
+        let of_client = |id| self.clients.get(id)?.queues.victim(lack, now, &last_use);
+        let victim = match (over_share.or(large), holders.largest().filter(|_| lack == Lack::Port)) {
+            (Some(client), _) => of_client(client),
+            (None, Some((client, _))) => {
+                self.queues.finished(lack, now, &last_use).or_else(|| of_client(client))
+            }
+            (None, None) => self.queues.victim(lack, now, &last_use),
         };
-        let cause = if over_share.is_some() { Cause::OverShare } else { Cause::Evicted };
+        let cause = match lack {
+            Lack::Port => Cause::EvictedForPort,
+            Lack::Place if over_share.is_some() => Cause::OverShare,
+            Lack::Place => Cause::Evicted,
+        };
         let ended = victim.and_then(|id| self.end(id, cause));
         self.check();
         ended
@@ -345,6 +323,11 @@ impl<U> FlowTable<U> {
         self.flows.get_mut(id).map(|entry| &mut entry.flow)
     }
 
+    /// Whose a flow is.
+    pub(crate) fn sharer(&self, id: FlowId) -> Option<Sharer> {
+        Some(self.clients.get(self.flows.get(id)?.client)?.sharer)
+    }
+
     /// Shows flows, some from a slot on; where to go on, if there may be more.
     pub(crate) fn look(&self, slot: usize, most: usize, mut show: impl FnMut(&Flow<U>)) -> Option<usize> {
         self.flows.look(slot, most, |entry| show(&entry.flow))
@@ -353,6 +336,17 @@ impl<U> FlowTable<U> {
     /// How many flows there are.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
+    }
+
+    /// How many flows have an ephemeral port.
+    pub(crate) fn with_port(&self) -> usize {
+        self.queues.holders(Lack::Port)
+    }
+
+    /// The client that has most of what is lacking, and how much, if it is large.
+    pub(crate) fn largest(&self, lack: Lack) -> Option<(Sharer, usize)> {
+        let (id, count) = self.clients.holders(lack).largest()?;
+        Some((self.clients.get(id)?.sharer, count))
     }
 
     /// How many flows there may be.
@@ -388,20 +382,20 @@ impl<U> FlowTable<U> {
         entry.used = number;
         let classes = (entry.class, flow.class());
         entry.class = classes.1;
-        let client = entry.client;
-        self.queues.requeue(classes, &mut self.flows, id);
+        let (client, has_port) = (entry.client, entry.flow.has_port);
+        self.queues.of_mut(has_port).requeue(classes, &mut self.flows, id);
         if let Some(client) = self.clients.get_mut(client) {
-            client.queues.requeue(classes, &mut self.flows, id);
+            client.queues.of_mut(has_port).requeue(classes, &mut self.flows, id);
         }
     }
 
     /// Takes a flow out.
     fn end(&mut self, id: FlowId, cause: Cause) -> Option<Ended<U>> {
         let entry = self.flows.get(id)?;
-        let (class, client) = (entry.class, entry.client);
-        self.queues.remove(class, &mut self.flows, id);
+        let (class, client, has_port) = (entry.class, entry.client, entry.flow.has_port);
+        self.queues.of_mut(has_port).remove(class, &mut self.flows, id);
         if let Some(client) = self.clients.get_mut(client) {
-            client.queues.remove(class, &mut self.flows, id);
+            client.queues.of_mut(has_port).remove(class, &mut self.flows, id);
         }
         self.clients.changed(client);
         let flow = self.flows.remove(id)?.flow;
@@ -410,6 +404,7 @@ impl<U> FlowTable<U> {
             Cause::Idle => &mut self.counters.idle,
             Cause::Evicted => &mut self.counters.evicted,
             Cause::OverShare => &mut self.counters.over_share,
+            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
             Cause::Gone => &mut self.counters.gone,
             Cause::Closed => &mut self.counters.closed,
             Cause::Replaced => &mut self.counters.replaced,
@@ -435,7 +430,8 @@ impl<U> FlowTable<U> {
 
     /// The first flow of a class to expire, and when.
     fn first_deadline(&self, class: Class, is_scarce: bool) -> Option<(Instant, FlowId)> {
-        let id = self.queues.of(class).oldest()?;
+        let last_use = |id| self.flows.get(id).map(|entry| (entry.used, entry.flow.last_used));
+        let id = self.queues.oldest(class, Lack::Place, &last_use)?;
         let timeout = self.limits.timeouts.of(class, is_scarce);
         let deadline = self.flows.get(id)?.flow.last_used.checked_add(timeout)?;
         Some((deadline, id))
@@ -477,7 +473,13 @@ impl<U> Flow<U> {
 impl FlowCounters {
     /// Flows that are no more.
     pub(crate) fn ended(self) -> u64 {
-        self.idle + self.evicted + self.over_share + self.gone + self.closed + self.replaced
+        self.idle
+            + self.evicted
+            + self.over_share
+            + self.evicted_for_port
+            + self.gone
+            + self.closed
+            + self.replaced
     }
 }
 
@@ -487,20 +489,6 @@ impl<U> Linked for Entry<U> {
             Chain::Table => &mut self.links,
             Chain::Client => &mut self.client_links,
         }
-    }
-}
-
-/// Three words into the hasher. Not folded into fewer beforehand: clients choose their addresses and
-/// ports, and must not be able to choose them so that all land in one place.
-impl Hash for FlowKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let bits = |ip| match ip {
-            IpAddr::V4(ip) => u128::from(Ipv4Addr::to_bits(ip)),
-            IpAddr::V6(ip) => Ipv6Addr::to_bits(ip),
-        };
-        state.write_u128(bits(self.client.ip()));
-        state.write_u128(bits(self.destination.ip()));
-        state.write_u32(u32::from(self.client.port()) << 16 | u32::from(self.destination.port()));
     }
 }
 

@@ -10,13 +10,14 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flow_table::FlowKey;
+use crate::client::Sharer;
 use crate::transparent::{Marks, make_transparent};
 
 /// How many of them a worker sends in a second, like the kernel's `net.ipv4.icmp_msgs_per_sec` of all. Each answers a
 /// datagram, so that nobody gets more than it asked for.
 const PER_SECOND: u32 = 1_000;
 
-/// And how many to one client address, so that none takes them from all others. The kernel gives one a second to each
+/// And how many to one client, so that none takes them from all others. The kernel gives one a second to each
 /// (`net.ipv4.icmp_ratelimit`), which resolvers that ask for many at a time then wait for.
 const PER_CLIENT: u32 = 100;
 
@@ -35,9 +36,9 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Tells a flow's client. Whether it could be told. Without marks nothing is captured, and the service address is this
     /// node's own.
-    pub(super) fn send(&mut self, key: FlowKey, marks: Option<Marks>, now: Instant) -> bool {
+    pub(super) fn send(&mut self, key: FlowKey, client: Sharer, marks: Option<Marks>, now: Instant) -> bool {
         // Which of its addresses the client has used is not known.
-        if key.destination.ip().is_unspecified() || !self.rate.take(key.client.ip(), now) {
+        if key.destination.ip().is_unspecified() || !self.rate.take(client, now) {
             return false;
         }
         let sent = send(key, marks);
@@ -71,12 +72,12 @@ struct Rate {
     began: Option<Instant>,
     sent: u32,
     /// No more than were sent.
-    to: HashMap<IpAddr, u32, foldhash::fast::RandomState>,
+    to: HashMap<Sharer, u32, foldhash::fast::RandomState>,
 }
 
 impl Rate {
     /// Takes one for a client, if there is one left for it.
-    fn take(&mut self, client: IpAddr, now: Instant) -> bool {
+    fn take(&mut self, client: Sharer, now: Instant) -> bool {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
             (self.began, self.sent) = (Some(now), 0);
             self.to.clear();
@@ -211,7 +212,7 @@ mod tests {
     fn not_more_are_sent_in_a_second_than_may_be() {
         let mut rate = Rate::default();
         let now = Instant::now();
-        let client = |n: u32| IpAddr::from((0x0af4_0000 + n).to_be_bytes());
+        let client = |n: u32| Sharer::Address((0x0af4_0000 + n).to_be_bytes().into());
         assert_eq!((0..5_000).filter(|&n| rate.take(client(n), now)).count(), 1_000);
         assert!(!rate.take(client(0), now + Duration::from_millis(999)));
         assert_eq!(rate.to.len(), 1_000, "no more are remembered than were told");
@@ -223,7 +224,7 @@ mod tests {
     fn a_client_that_asks_again_and_again_leaves_refusals_to_others() {
         let mut rate = Rate::default();
         let now = Instant::now();
-        let [greedy, other] = ["10.244.0.1", "10.244.0.2"].map(|ip| ip.parse().unwrap());
+        let [greedy, other] = ["10.244.0.1", "10.244.0.2"].map(|ip| Sharer::Address(ip.parse().unwrap()));
         assert_eq!((0..5_000).filter(|_| rate.take(greedy, now)).count(), 100);
         assert!(rate.take(other, now));
         assert!(rate.take(greedy, now + Duration::from_secs(1)));

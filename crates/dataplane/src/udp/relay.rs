@@ -1,8 +1,10 @@
 //! The UDP side of a worker: sockets around the [flow table](super::flow_table).
 //!
 //! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
-//! an endpoint's replies: `passing`. `opening` is about flows that begin, `queueing` about those that wait until they may.
+//! an endpoint's replies: `passing`. `opening` is about flows that begin, `queueing` about those that wait until they may,
+//! and `ending` about those that are over.
 
+mod ending;
 mod groups;
 mod opening;
 mod passing;
@@ -22,7 +24,7 @@ use sluice_sys::udp::{Joining, RecvBatch};
 use sluice_table::{Lease, Route};
 
 use super::flow_socket::FlowSocket;
-use super::flow_table::{Cause, Ended, Flow, FlowId, FlowLimits, FlowTable};
+use super::flow_table::{Flow, FlowId, FlowLimits, FlowTable, Lack};
 use super::kept_ports::{KeptPort, KeptPorts};
 use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
@@ -30,11 +32,13 @@ use super::socket;
 use super::waiting::{self, Waiting};
 use crate::client::Door;
 use crate::connection::{Connection, ConnectionState, PART};
-use crate::connection_log::{End, Record, Trace};
+use crate::connection_log::Trace;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::{Descriptors, Permit};
 use crate::drops::DropsCounted;
+use crate::throttle::OnceAMinute;
 use crate::token::{SlotId, Slots, Source};
+use ending::on_end;
 use groups::Groups;
 
 /// How often idle and invalid flows are looked for, and how many of either at a time.
@@ -45,15 +49,12 @@ const HOUSEKEEPING_LIMIT: usize = 4_096;
 /// was about to put there.
 const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
 
-/// How often it is said that flows make room for others.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
 /// Batches taken from one socket before others get their turn.
 const BATCHES_PER_TURN: usize = 8;
 
 /// Flows opened in a turn of the loop. Opening one takes some twenty times as long as sending a datagram on: whoever sends
 /// each from another port must not keep the worker from everybody else for milliseconds. What is beyond it waits, in a
-/// line for each client address.
+/// line for each client.
 const OPENED_PER_TURN: usize = 32;
 
 /// And while somebody waits, so many of them for those who do not: they are answered at once, and those who wait get on.
@@ -86,10 +87,18 @@ struct State {
     waiting: Waiting<(SlotId, Door)>,
     /// Flows opened in this turn of the loop.
     opened: usize,
-    /// When it was last said that flows make room for others.
-    complained: Option<Instant>,
-    /// When it was last said that datagrams are lost while they wait.
-    complained_of_waiting: Option<Instant>,
+    says: Says,
+}
+
+/// What is said now and then: the counters alone nobody looks at.
+#[derive(Debug, Default)]
+struct Says {
+    /// Flows make room for others.
+    no_room: OnceAMinute,
+    /// Flows leave their ports to others.
+    no_port: OnceAMinute,
+    /// Datagrams are lost while they wait.
+    no_turn: OnceAMinute,
 }
 
 /// What the flows of a worker may hold.
@@ -99,6 +108,16 @@ pub(crate) struct Budget {
     pub(crate) descriptors: Arc<Descriptors>,
     /// Those whose endpoints see this node's address have one each.
     pub(crate) ephemeral_ports: Arc<Descriptors>,
+}
+
+impl Budget {
+    /// Where what a flow lacks is taken from.
+    fn of(&self, lack: Lack) -> &Arc<Descriptors> {
+        match lack {
+            Lack::Place => &self.descriptors,
+            Lack::Port => &self.ephemeral_ports,
+        }
+    }
 }
 
 /// A socket that clients send to.
@@ -137,7 +156,7 @@ struct Link {
     _ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
-    _permit: Permit,
+    _descriptor: Option<Permit>,
 }
 
 /// What a flow takes besides its sockets.
@@ -174,8 +193,7 @@ impl UdpRelay {
                 groups: Groups::default(),
                 waiting: Waiting::new(waiting::LIMIT),
                 opened: 0,
-                complained: None,
-                complained_of_waiting: None,
+                says: Says::default(),
             },
             ready_frontends: VecDeque::new(),
             ready_flows: VecDeque::new(),
@@ -396,34 +414,6 @@ impl UdpRelay {
     }
 }
 
-impl State {
-    fn end(&mut self, id: FlowId, core: &Core) {
-        let ended = self.flows.close(id);
-        self.on_end(ended, core);
-    }
-
-    fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
-        if let Some(ended) = ended {
-            self.complain(&ended, core.now);
-            on_end(ended, &mut self.kept_ports, core);
-        }
-    }
-
-    /// Says now and then that flows make room for others: the counters alone nobody looks at.
-    fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
-        let whose = match ended.cause {
-            Cause::Evicted => "it was the one least needed",
-            Cause::OverShare => "its client has more than its share (--client-share)",
-            _ => return,
-        };
-        if self.complained.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAINT_INTERVAL) {
-            self.complained = Some(now);
-            let (client, flows) = (ended.flow.key().client.ip(), self.flows.len());
-            tracing::warn!(%client, flows, "UDP flows end early to make room for new ones; {whose} (said once a minute)");
-        }
-    }
-}
-
 /// How a flow is.
 fn connection(flow: &Flow<Link>) -> Connection {
     let Link { lease, sent, received, .. } = &flow.upstream;
@@ -439,47 +429,4 @@ fn connection(flow: &Flow<Link>) -> Connection {
         bytes_to_endpoint: *sent,
         bytes_from_endpoint: *received,
     }
-}
-
-/// What is due for every flow that has ended; closes its socket.
-fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
-    kept_ports.ended(ended.flow.upstream.kept_port);
-    core.stats.udp_flows_active.sub(1);
-    core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
-    let lasted = ended.flow.lasted();
-    core.stats.times.udp_flows.add_alone(lasted);
-    if core.service_times {
-        ended.flow.upstream.route.service_port().times().lives.add(lasted);
-    }
-    tell(&ended, lasted, core);
-    match ended.cause {
-        Cause::Idle => core.stats.udp_flows_expired.add(1),
-        Cause::Evicted => core.stats.udp_flows_evicted.add(1),
-        Cause::OverShare => core.stats.udp_flows_over_share.add(1),
-        Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
-    }
-}
-
-/// Tells the log of a flow, if it is one of those that it is told of.
-fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
-    let link = &ended.flow.upstream;
-    let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };
-    let end = match ended.cause {
-        Cause::Idle => End::Idle,
-        Cause::Evicted | Cause::OverShare => End::MadeRoom,
-        Cause::Gone | Cause::Closed => End::EndpointGone,
-        Cause::Replaced => End::Replaced,
-    };
-    let record = Record {
-        protocol: Protocol::Udp,
-        client: ended.flow.key().client,
-        service_port: Arc::clone(link.lease.service_port()),
-        endpoint: Some(link.lease.address()),
-        bytes_to_endpoint: link.sent,
-        bytes_from_endpoint: link.received,
-        duration,
-        end,
-        trace: Trace::clone(trace),
-    };
-    log.put(record, &core.stats);
 }

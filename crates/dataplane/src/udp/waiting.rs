@@ -1,4 +1,4 @@
-//! Datagrams that wait until a flow is opened for them, in line by client address. Pure: no sockets, no clock.
+//! Datagrams that wait until a flow is opened for them, in line by client. Pure: no sockets, no clock.
 //!
 //! To open a flow takes some twenty times as long as to send a datagram on, so one client that sends each datagram from
 //! another port would keep all others waiting if they were served in the order of their arrival. Here each client has a
@@ -12,13 +12,13 @@
 //! * Nothing waits for longer than [`MAX_WAIT`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use sluice_sys::udp::{BATCH, Payload};
 
 use super::flow_table::FlowKey;
+use crate::client::Sharer;
 
 /// How much may wait: as much as the kernel holds for a socket of clients, so that a burst that it has room for is not
 /// lost here.
@@ -38,11 +38,11 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Waiting<F> {
     flows: HashMap<FlowKey, WaitingFlow<F>, foldhash::fast::RandomState>,
-    clients: HashMap<IpAddr, Line, foldhash::fast::RandomState>,
+    clients: HashMap<Sharer, Line, foldhash::fast::RandomState>,
     /// Whose turn it is. Each client that has a line is in here once.
-    turns: VecDeque<IpAddr>,
+    turns: VecDeque<Sharer>,
     /// Clients by what their datagrams count for.
-    by_size: BTreeSet<(usize, IpAddr)>,
+    by_size: BTreeSet<(usize, Sharer)>,
     size: usize,
     limit: usize,
 }
@@ -50,6 +50,8 @@ pub(crate) struct Waiting<F> {
 /// A flow that is not open, or was not when its first datagram came.
 #[derive(Debug)]
 struct WaitingFlow<F> {
+    /// In whose line it is.
+    client: Sharer,
     from: F,
     /// At least one, in the order of their arrival.
     datagrams: VecDeque<Parcel>,
@@ -83,7 +85,7 @@ pub(crate) struct Served<F> {
 /// What was lost: datagrams of a client; those of a train count one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lost {
-    pub(crate) client: IpAddr,
+    pub(crate) client: Sharer,
     pub(crate) datagrams: u64,
 }
 
@@ -133,20 +135,23 @@ impl<F: Copy> Waiting<F> {
     }
 
     /// Whether a client waits for a flow: further ones belong behind it.
-    pub(crate) fn has_client(&self, ip: IpAddr) -> bool {
-        !self.is_empty() && self.clients.contains_key(&ip)
+    pub(crate) fn has_client(&self, client: Sharer) -> bool {
+        !self.is_empty() && self.clients.contains_key(&client)
     }
 
-    /// Puts a datagram in line. `lost` is told what there is no room for.
+    /// Puts a datagram in line: in its client's, or wherever its flow waits already. `lost` is told what there is no
+    /// room for.
     pub(crate) fn push(
         &mut self,
         key: FlowKey,
+        client: Sharer,
         from: F,
         payload: Payload<'_>,
         now: Instant,
         lost: &mut impl FnMut(Lost),
     ) {
-        let (client, size) = (key.client.ip(), size(payload));
+        let client = self.flows.get(&key).map_or(client, |flow| flow.client);
+        let size = size(payload);
         if !self.make_room(client, size, lost) {
             return lost(Lost { client, datagrams: payload.datagrams() as u64 });
         }
@@ -158,7 +163,7 @@ impl<F: Copy> Waiting<F> {
         });
         let flow = self.flows.entry(key).or_insert_with(|| {
             line.flows.push_back(key);
-            WaitingFlow { from, datagrams: VecDeque::with_capacity(1) }
+            WaitingFlow { client, from, datagrams: VecDeque::with_capacity(1) }
         });
         flow.from = from;
         flow.datagrams.push_back(datagram);
@@ -187,7 +192,7 @@ impl<F: Copy> Waiting<F> {
         served
     }
 
-    fn next_of(&mut self, client: IpAddr, now: Instant, lost: &mut impl FnMut(Lost)) -> Option<Served<F>> {
+    fn next_of(&mut self, client: Sharer, now: Instant, lost: &mut impl FnMut(Lost)) -> Option<Served<F>> {
         loop {
             let line = self.clients.get_mut(&client)?;
             let key = *line.flows.front()?;
@@ -216,7 +221,7 @@ impl<F: Copy> Waiting<F> {
 
     /// Makes room for a datagram of a client: whoever has most loses what is last in its line. False if that is the
     /// datagram itself.
-    fn make_room(&mut self, client: IpAddr, size: usize, lost: &mut impl FnMut(Lost)) -> bool {
+    fn make_room(&mut self, client: Sharer, size: usize, lost: &mut impl FnMut(Lost)) -> bool {
         let own = self.clients.get(&client).map_or(0, |line| line.size);
         while self.size + size > self.limit {
             match self.by_size.last() {
@@ -227,7 +232,7 @@ impl<F: Copy> Waiting<F> {
         true
     }
 
-    fn lose_last(&mut self, client: IpAddr, lost: &mut impl FnMut(Lost)) {
+    fn lose_last(&mut self, client: Sharer, lost: &mut impl FnMut(Lost)) {
         let Some(line) = self.clients.get_mut(&client) else { return };
         let Some(&key) = line.flows.back() else { return };
         let Some(flow) = self.flows.get_mut(&key) else { return };
@@ -243,7 +248,7 @@ impl<F: Copy> Waiting<F> {
     }
 
     /// A client's datagrams count for something else.
-    fn resize(&mut self, client: IpAddr, change: impl FnOnce(usize) -> usize) {
+    fn resize(&mut self, client: Sharer, change: impl FnOnce(usize) -> usize) {
         let Some(line) = self.clients.get_mut(&client) else { return };
         let before = line.size;
         line.size = change(before);

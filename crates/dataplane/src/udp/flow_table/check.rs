@@ -1,6 +1,6 @@
 //! What must hold of a table at any time.
 
-use super::{Class, FlowTable};
+use super::{Class, FlowTable, Lack};
 
 impl<U> FlowTable<U> {
     /// Panics in debug builds if the table contradicts itself. Sizes after every transition; every
@@ -13,22 +13,25 @@ impl<U> FlowTable<U> {
         let len = self.len();
         assert!(len <= self.capacity(), "{len} flows, {} allowed", self.capacity());
         assert_eq!(len, self.ids.len(), "every flow has a key and every key a flow");
-        assert_eq!(len, self.queues.len(), "every flow is in one queue");
+        assert_eq!(len, self.queues.holders(Lack::Place), "every flow is in one queue");
         assert!(self.clients.len() <= len, "every client has a flow");
         assert_eq!(len as u64, self.counters.opened - self.counters.ended(), "what opened lives or ended");
         if len > EVERY_LINK_UP_TO {
             return;
         }
         let mut of_clients = 0;
-        for class in Class::ALL {
-            let walked = self.queues.of(class).walk(&mut self.flows);
-            assert_eq!(walked.len(), self.queues.of(class).len(), "links agree in both directions");
+        let kinds = [true, false].into_iter().flat_map(|port| Class::ALL.map(|class| (port, class)));
+        for (has_port, class) in kinds.clone() {
+            let queue = self.queues.of(has_port).of(class);
+            let walked = queue.walk(&mut self.flows);
+            assert_eq!(walked.len(), queue.len(), "links agree in both directions");
             let mut before = None;
             for id in walked {
                 let Some(entry) = self.flows.get(id) else { unreachable!("a walk yields slots in use") };
                 assert_eq!(self.ids.get(&entry.flow.key), Some(&id), "a key leads to its flow");
-                assert_eq!(self.clients.find(entry.flow.key.client.ip()), Some(entry.client), "whose it is");
-                assert_eq!(entry.class, class, "a flow is in its queue");
+                let sharer = self.clients.get(entry.client).map(|client| client.sharer);
+                assert_eq!(sharer.and_then(|it| self.clients.find(it)), Some(entry.client), "whose it is");
+                assert_eq!((entry.flow.has_port, entry.class), (has_port, class), "a flow is in its queue");
                 assert_eq!(class, entry.flow.class(), "its queue is up to date");
                 let order = Some((entry.used, entry.flow.last_used));
                 assert!(before < order, "a queue is in the order of use");
@@ -38,13 +41,14 @@ impl<U> FlowTable<U> {
         }
         for id in self.clients.ids() {
             let Some(client) = self.clients.get_mut(id) else { unreachable!("it was just there") };
-            for class in Class::ALL {
+            for (has_port, class) in kinds.clone() {
                 let mut before = None;
-                for flow in client.queues.of(class).walk(&mut self.flows) {
+                for flow in client.queues.of(has_port).of(class).walk(&mut self.flows) {
                     let Some(entry) = self.flows.get(flow) else {
                         unreachable!("a walk yields slots in use")
                     };
-                    assert!(entry.client == id && entry.class == class && before < Some(entry.used));
+                    let is_in_its_queue = (entry.flow.has_port, entry.class) == (has_port, class);
+                    assert!(entry.client == id && is_in_its_queue && before < Some(entry.used));
                     before = Some(entry.used);
                     of_clients += 1;
                 }

@@ -1,5 +1,9 @@
 //! One rule of the flow table at a time; the simulation beside it tries them together.
 
+use std::num::NonZeroUsize;
+
+use super::super::flow_class::Timeouts;
+use super::super::flow_limits::Shares;
 use super::*;
 
 const IDLE: Duration = Duration::from_secs(30);
@@ -17,8 +21,12 @@ fn fixture(capacity: usize) -> Fixture {
 }
 
 fn shared(capacity: usize, client_share: usize) -> Fixture {
+    with_shares(Shares { share: client_share, large: capacity / 8 }, Shares::of(usize::MAX, 100), capacity)
+}
+
+fn with_shares(places: Shares, ports: Shares, capacity: usize) -> Fixture {
     let capacity = NonZeroUsize::new(capacity).unwrap();
-    let limits = FlowLimits { capacity, client_share, timeouts: TIMEOUTS };
+    let limits = FlowLimits { capacity, places, ports, timeouts: TIMEOUTS };
     Fixture { table: FlowTable::new(limits), start: Instant::now() }
 }
 
@@ -32,13 +40,18 @@ fn key_of(client: u16, port: u16) -> FlowKey {
     FlowKey { client: ([10, 1, high, low.wrapping_add(1)], port).into(), ..key(port) }
 }
 
+/// Whose a flow is.
+fn of(key: FlowKey) -> Sharer {
+    Sharer::Address(key.client.ip())
+}
+
 impl Fixture {
     fn at(&self, millis: u64) -> Instant {
         self.start + Duration::from_millis(millis)
     }
 
     fn open(&mut self, client: u16, at: u64) -> FlowId {
-        let (id, displaced) = self.table.opened(key(client), "here", 1, self.at(at));
+        let (id, displaced) = self.table.opened(key(client), of(key(client)), "here", false, 1, self.at(at));
         assert!(displaced.is_none());
         id
     }
@@ -145,7 +158,7 @@ fn at_capacity_a_new_flow_takes_the_place_of_the_least_recently_used() {
     let ids = [1, 2, 3].map(|client| f.open(client, 0));
     assert!(f.forwards(1, 1).is_some());
     f.table.on_replies(ids[1], 1, f.at(1));
-    let (id, displaced) = f.table.opened(key(4), "here", 1, f.at(2));
+    let (id, displaced) = f.table.opened(key(4), of(key(4)), "here", false, 1, f.at(2));
     let displaced = displaced.unwrap();
     assert_eq!((displaced.id, displaced.cause), (ids[2], Cause::Evicted));
     assert_eq!(f.table.len(), 3);
@@ -179,7 +192,7 @@ fn a_flow_whose_upstream_is_not_valid_ends_at_the_next_datagram() {
 fn opening_a_flow_again_hands_back_the_one_before() {
     let mut f = fixture(1);
     let first = f.open(1, 0);
-    let (second, displaced) = f.table.opened(key(1), "there", 1, f.at(1));
+    let (second, displaced) = f.table.opened(key(1), of(key(1)), "there", false, 1, f.at(1));
     let displaced = displaced.unwrap();
     assert_eq!((displaced.id, displaced.cause), (first, Cause::Replaced));
     assert_eq!(f.forwards(1, 2), Some(second));
@@ -190,7 +203,7 @@ fn a_sweep_ends_what_is_not_valid_in_bounded_steps() {
     let mut f = fixture(100);
     for client in 0..10 {
         let upstream = if client % 2 == 0 { "going" } else { "staying" };
-        f.table.opened(key(client), upstream, 1, f.start);
+        f.table.opened(key(client), of(key(client)), upstream, false, 1, f.start);
     }
     f.table.request_sweep();
     f.open(99, 0);
@@ -220,10 +233,10 @@ fn time_that_goes_back_is_taken_for_the_latest() {
 
 #[test]
 fn a_timeout_without_end_has_no_deadline() {
-    let limits = FlowLimits::new(NonZeroUsize::MIN, 50, Duration::MAX);
+    let limits = FlowLimits::new(NonZeroUsize::MIN, 1, 50, Duration::MAX);
     let mut table = FlowTable::new(limits);
     let now = Instant::now();
-    table.opened(key(1), (), 1, now);
+    table.opened(key(1), of(key(1)), (), false, 1, now);
     assert_eq!(table.next_deadline(), None);
     assert_eq!(table.expire(now + IDLE * 1000, ALL, &mut |_| panic!("it never ends")), 0);
 }
@@ -231,7 +244,7 @@ fn a_timeout_without_end_has_no_deadline() {
 impl Fixture {
     /// Opens a flow of any client; returns it, and the one whose place it took.
     fn open_of(&mut self, key: FlowKey, at: u64) -> (FlowId, Option<(FlowKey, Cause)>) {
-        let (id, displaced) = self.table.opened(key, "here", 1, self.at(at));
+        let (id, displaced) = self.table.opened(key, of(key), "here", false, 1, self.at(at));
         (id, displaced.map(|ended| (ended.flow.key(), ended.cause)))
     }
 
@@ -381,3 +394,5 @@ fn slow_answers_find_their_flows_however_many_are_asked_meanwhile() {
         f.expired(at, ALL);
     }
 }
+
+mod ports;

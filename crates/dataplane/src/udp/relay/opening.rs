@@ -7,20 +7,19 @@ use sluice_model::Protocol;
 use sluice_table::{FrontendKey, Heard, Loss, Rejection, Route};
 
 use super::super::flow_socket::FlowSocket;
-use super::super::flow_table::{FlowId, FlowKey};
+use super::super::flow_table::{FlowId, FlowKey, Lack};
 use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
 use super::super::upstream::{self, Connected};
-use super::{Budget, Link, Reply, State};
-use crate::client::Door;
+use super::{Link, Reply, State};
+use crate::client::{Door, Sharer};
 use crate::core::Core;
-use crate::descriptors::{Descriptors, Permit};
+use crate::descriptors::Permit;
 use crate::failure;
 use crate::token::{SlotId, Source};
 use crate::transparent::{Local, Marks};
 
-/// How many older flows may make room for one descriptor or port. One does, unless another worker takes what it leaves,
-/// or it had none of the ports that are scarce.
+/// How many older flows may make room for one descriptor or port. One does, unless another worker takes what it leaves.
 const EVICTIONS: usize = 4;
 
 /// Why no flow was opened.
@@ -95,19 +94,25 @@ impl State {
     ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
         let client = door.client(key.client.ip(), destination.ip());
+        let sharer = core.sharer(door, key.client.ip());
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => Reply::Captured(self.reply_socket(key, marks, core)?),
+            (Door::Captured(_), Some(marks)) => {
+                Reply::Captured(self.reply_socket(destination, sharer, marks, core)?)
+            }
             _ => Reply::Bound(frontend),
         };
-        let permit = self.take(key, |budget| &budget.descriptors, core)?;
-        let mut ephemeral_port = None;
+        let (mut descriptor, mut ephemeral_port) = (None, None);
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
+            // First, as the flow that makes room for a port leaves its descriptor too.
             if local.client.is_none() && ephemeral_port.is_none() {
-                ephemeral_port = Some(self.take(key, |budget| &budget.ephemeral_ports, core)?);
+                ephemeral_port = Some(self.take(sharer, Lack::Port, core)?);
+            }
+            if descriptor.is_none() {
+                descriptor = Some(self.take(sharer, Lack::Place, core)?);
             }
             let ends = (key.client, upstream.address());
             let Some((socket, kept_port)) = self.connect(ends, local, core)? else {
@@ -116,6 +121,9 @@ impl State {
             };
             let lease = selection.connected(&upstream, core.now);
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
+            // Of an attempt that failed it may be left over, and then is given back.
+            let ephemeral_port = ephemeral_port.filter(|_| local.client.is_none());
+            let has_port = ephemeral_port.is_some();
             let link = Link {
                 socket,
                 lease,
@@ -125,12 +133,11 @@ impl State {
                 sent: 0,
                 received: 0,
                 trace,
-                // Of an attempt that failed it may be left over, and then is given back.
-                _ephemeral_port: ephemeral_port.filter(|_| local.client.is_none()),
+                _ephemeral_port: ephemeral_port,
                 is_queued: false,
-                _permit: permit,
+                _descriptor: descriptor,
             };
-            let (id, displaced) = self.flows.opened(key, link, count, core.now);
+            let (id, displaced) = self.flows.opened(key, sharer, link, has_port, count, core.now);
             core.stats.udp_flows_opened.add(1);
             core.stats.udp_flows_active.add(1);
             self.kept_ports.opened(kept_port);
@@ -146,18 +153,18 @@ impl State {
         }
     }
 
-    /// The socket that replies of a flow's frontend leave by.
+    /// The socket that replies of a frontend leave by.
     fn reply_socket(
         &mut self,
-        key: FlowKey,
+        frontend: SocketAddr,
+        sharer: Sharer,
         marks: Marks,
         core: &Core,
     ) -> Result<Arc<ReplySocket>, NotOpened> {
-        let frontend = key.destination;
         if let Some(socket) = self.replies.find(frontend) {
             return Ok(socket);
         }
-        let permit = self.take(key, |budget| &budget.descriptors, core)?;
+        let permit = self.take(sharer, Lack::Place, core)?;
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
@@ -188,20 +195,15 @@ impl State {
     }
 
     /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
-    /// this worker make room.
-    fn take(
-        &mut self,
-        key: FlowKey,
-        which: impl Fn(&Budget) -> &Arc<Descriptors>,
-        core: &Core,
-    ) -> Result<Permit, NotOpened> {
+    /// this worker that have it make room.
+    fn take(&mut self, sharer: Sharer, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
         for _ in 0..EVICTIONS {
-            if let Some(permit) = which(&self.budget).take(1) {
+            if let Some(permit) = self.budget.of(lack).take(1) {
                 return Ok(permit);
             }
-            let Some(evicted) = self.flows.make_room(key.client.ip(), core.now) else { break };
+            let Some(evicted) = self.flows.make_room(sharer, lack, core.now) else { break };
             self.on_end(Some(evicted), core);
         }
-        which(&self.budget).take(1).ok_or(NotOpened::OfThisNode)
+        self.budget.of(lack).take(1).ok_or(NotOpened::OfThisNode)
     }
 }

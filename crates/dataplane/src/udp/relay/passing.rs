@@ -65,7 +65,9 @@ impl State {
         }
         let passed = match self.flow_of(key, count, core) {
             Some(id) => self.send(id, frontend, &mut run, core),
-            None if self.must_wait(key.client.ip()) => return self.wait(key, from, group, received, core),
+            None if self.must_wait(core.sharer(door, key.client.ip())) => {
+                return self.wait(key, from, group, received, core);
+            }
             None => {
                 self.opened += 1;
                 self.open_and_send(key, from, &mut run, count, core)
@@ -223,8 +225,9 @@ impl State {
 
     /// Tells a flow's client that its endpoint refuses: what it has sent is lost.
     pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
-        if let Some(flow) = self.flows.flow(id)
-            && self.refusals.send(flow.key(), core.marks, core.now)
+        if let Some(sharer) = self.flows.sharer(id)
+            && let Some(flow) = self.flows.flow(id)
+            && self.refusals.send(flow.key(), sharer, core.marks, core.now)
         {
             core.stats.udp_refusals.add(1);
         }

@@ -1,21 +1,19 @@
 //! What waits until its flow may be opened: who has to, and the turns of those who do.
 
-use std::net::IpAddr;
-
 use sluice_sys::udp::{RecvBatch, SendBatch};
 
 use super::super::flow_table::FlowKey;
 use super::super::waiting::{Lost, Parcel, Served};
 use super::groups::Group;
 use super::opening::NotOpened;
-use super::{COMPLAINT_INTERVAL, OPENED_AT_ONCE, OPENED_PER_TURN, State};
-use crate::client::Door;
+use super::{OPENED_AT_ONCE, OPENED_PER_TURN, State};
+use crate::client::{Door, Sharer};
 use crate::core::Core;
 use crate::token::SlotId;
 
 impl State {
     /// Whether a client's new flow is not opened at once.
-    pub(super) fn must_wait(&self, client: IpAddr) -> bool {
+    pub(super) fn must_wait(&self, client: Sharer) -> bool {
         let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
         self.opened >= at_once || self.waiting.has_client(client)
     }
@@ -30,9 +28,10 @@ impl State {
         core: &Core,
     ) {
         let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
+        let sharer = core.sharer(from.1, key.client.ip());
         let mut lost = Vec::new();
         for datagram in whole {
-            self.waiting.push(key, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
+            self.waiting.push(key, sharer, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
         }
         self.on_lost(&lost, core);
     }
@@ -63,9 +62,7 @@ impl State {
     fn on_lost(&mut self, lost: &[Lost], core: &Core) {
         let Some(last) = lost.last() else { return };
         core.stats.udp_dropped_waiting.add(lost.iter().map(|lost| lost.datagrams).sum());
-        let due = |last| core.now.saturating_duration_since(last) >= COMPLAINT_INTERVAL;
-        if self.complained_of_waiting.is_none_or(due) {
-            self.complained_of_waiting = Some(core.now);
+        if self.says.no_turn.admit(core.now) {
             let client = last.client;
             tracing::warn!(
                 %client,

@@ -8,8 +8,10 @@ use sluice_table::Writer;
 
 use super::*;
 use crate::Config;
+use crate::client::Sharer;
 use crate::core::Says;
 use crate::local_ports::LocalPorts;
+use crate::tcp::port_shares::PortShares;
 use crate::test_table;
 use crate::timers::Timers;
 
@@ -50,6 +52,7 @@ impl World {
             stats: Arc::default(),
             descriptors: Descriptors::new(4 * FLOOD),
             local_ports: LocalPorts::with_range(32_768..=60_999),
+            port_shares: PortShares::new(100, 0, 1),
             marks: None,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             log: None,
@@ -57,12 +60,7 @@ impl World {
             says: Says::default(),
             now: Instant::now(),
         };
-        let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), 100, Config::UDP_IDLE);
-        let budget = Budget {
-            descriptors: Arc::clone(&core.descriptors),
-            ephemeral_ports: Descriptors::new(4 * FLOOD),
-        };
-        let mut relay = UdpRelay::new(limits, budget);
+        let mut relay = relay(&core, 4 * FLOOD);
         relay.listen(listener, Door::Bound, &mut core).unwrap();
         Self { relay, core, frontend, endpoint, _writer: writer, poll }
     }
@@ -120,6 +118,14 @@ impl World {
     fn stats(&self) -> crate::Stats {
         crate::Stats::sum([&*self.core.stats])
     }
+}
+
+/// One whose flows may have so many ports.
+fn relay(core: &Core, ports: usize) -> UdpRelay {
+    let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), ports, 100, Config::UDP_IDLE);
+    let budget =
+        Budget { descriptors: Arc::clone(&core.descriptors), ephemeral_ports: Descriptors::new(ports) };
+    UdpRelay::new(limits, budget)
 }
 
 fn bind(ip: impl Into<IpAddr>) -> UdpSocket {
@@ -182,7 +188,7 @@ fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
     world.flood(2 * OPENED_PER_TURN - 1);
     let client = world.ask(Ipv4Addr::LOCALHOST, &[0]);
     world.on_frontend();
-    assert!(world.relay.state.waiting.has_client(Ipv4Addr::LOCALHOST.into()));
+    assert!(world.relay.state.waiting.has_client(Sharer::Address(Ipv4Addr::LOCALHOST.into())));
     let many = u8::try_from(2 * BATCH).unwrap();
     for number in 1..many {
         client.send_to(&[number], world.frontend).unwrap();

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -11,6 +11,15 @@ const QUESTION: usize = 4 + OVERHEAD;
 
 fn ip(client: u8) -> IpAddr {
     Ipv4Addr::new(10, 244, 0, client).into()
+}
+
+fn sharer(client: u8) -> Sharer {
+    Sharer::Address(ip(client))
+}
+
+/// Whose a flow is.
+fn of(key: FlowKey) -> Sharer {
+    Sharer::Address(key.client.ip())
 }
 
 fn key(client: u8, port: u16) -> FlowKey {
@@ -38,7 +47,7 @@ impl Room {
 
     fn push_all<'a>(&mut self, key: FlowKey, payload: impl Into<Payload<'a>>) {
         let Self { waiting, now, lost } = self;
-        waiting.push(key, 0, payload.into(), *now, &mut |gone| lost.push(gone));
+        waiting.push(key, of(key), 0, payload.into(), *now, &mut |gone| lost.push(gone));
     }
 
     /// The flow that is served next, and the numbers of its datagrams.
@@ -97,12 +106,12 @@ fn at_the_bound_the_client_that_has_most_loses_what_is_last() {
     let mut room = Room::new(10 * QUESTION);
     (0..10).for_each(|port| room.push(key(1, port), u32::from(port)));
     room.push(key(1, 10), 10);
-    assert_eq!(room.lost, [Lost { client: ip(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
     // Others have as much as it has before they lose anything.
     (0..5).for_each(|port| room.push(key(2, port), 0));
-    assert_eq!(room.lost, [Lost { client: ip(1), datagrams: 1 }; 6]);
+    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }; 6]);
     room.push(key(2, 5), 0);
-    assert_eq!(room.lost[6..], [Lost { client: ip(2), datagrams: 1 }]);
+    assert_eq!(room.lost[6..], [Lost { client: sharer(2), datagrams: 1 }]);
     let served: Vec<_> =
         std::iter::from_fn(|| room.next()).filter(|(of, _)| of.client.ip() == ip(1)).collect();
     assert_eq!(served, (0..5).map(|port| (key(1, port), vec![u32::from(port)])).collect::<Vec<_>>());
@@ -114,12 +123,12 @@ fn a_datagram_that_is_larger_than_all_that_others_have_makes_no_room_for_itself(
     let mut room = Room::new(10 * QUESTION);
     (0..10).for_each(|client| room.push(key(client, 1), 0));
     room.push_all(key(20, 1), &[0; 2_000][..]);
-    assert_eq!(room.lost, [Lost { client: ip(20), datagrams: 1 }]);
-    assert!(!room.waiting.has_client(ip(20)));
+    assert_eq!(room.lost, [Lost { client: sharer(20), datagrams: 1 }]);
+    assert!(!room.waiting.has_client(sharer(20)));
     // And one larger than everything is not waited for.
     let mut room = Room::new(1_000);
     room.push_all(key(1, 1), &[0; 2_000][..]);
-    assert_eq!(room.lost, [Lost { client: ip(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
     room.assert_nothing_is_left();
 }
 
@@ -128,7 +137,7 @@ fn a_client_that_has_lost_everything_can_come_again() {
     let mut room = Room::new(4_000);
     room.push_all(key(1, 1), &[0; 3_000][..]);
     room.push_all(key(2, 1), &[0; 1_000][..]);
-    assert_eq!(room.lost, [Lost { client: ip(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
     room.push(key(1, 2), 9);
     let served = room.waiting.next(room.now, &mut |_| {}).unwrap();
     assert_eq!(served.key, key(1, 2), "it is in line once");
@@ -165,9 +174,20 @@ fn nothing_waits_for_too_long() {
     room.push(key(1, 2), 4);
     room.now += Duration::from_millis(1);
     assert_eq!(room.next(), Some((key(1, 2), vec![4])));
-    assert_eq!(room.lost, [Lost { client: ip(1), datagrams: 1 }; 2]);
+    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }; 2]);
     assert_eq!(room.next(), None);
-    assert_eq!(room.lost[2..], [Lost { client: ip(2), datagrams: 1 }]);
+    assert_eq!(room.lost[2..], [Lost { client: sharer(2), datagrams: 1 }]);
+    room.assert_nothing_is_left();
+}
+
+#[test]
+fn a_flow_that_waits_stays_in_its_line_whoever_its_client_counts_as_by_now() {
+    let mut room = Room::new(LIMIT);
+    room.push(key(1, 1), 1);
+    let Room { waiting, now, .. } = &mut room;
+    waiting.push(key(1, 1), sharer(2), 0, (&2_u32.to_be_bytes()[..]).into(), *now, &mut |_| {});
+    assert!(!waiting.has_client(sharer(2)));
+    assert_eq!(room.next(), Some((key(1, 1), vec![1, 2])));
     room.assert_nothing_is_left();
 }
 
@@ -175,16 +195,17 @@ fn nothing_waits_for_too_long() {
 fn trains_stay_trains_and_the_last_way_in_counts() {
     let mut waiting = Waiting::new(LIMIT);
     let (train, now) = ([7; 10], Instant::now());
-    waiting.push(key(1, 1), 'a', Payload::train(&train, 4), now, &mut |_| {});
-    waiting.push(key(1, 1), 'b', Payload::from(&[][..]), now, &mut |_| {});
+    waiting.push(key(1, 1), sharer(1), 'a', Payload::train(&train, 4), now, &mut |_| {});
+    waiting.push(key(1, 1), sharer(1), 'b', Payload::from(&[][..]), now, &mut |_| {});
     let served = waiting.next(now, &mut |_| {}).unwrap();
     assert_eq!(served.from, 'b');
     let payloads: Vec<Payload<'_>> = served.datagrams.iter().map(Parcel::payload).collect();
     assert_eq!(payloads, [Payload::train(&train, 4), Payload::from(&[][..])]);
     // And its datagrams are counted one by one when it is lost.
     let mut lost = Vec::new();
-    Waiting::new(1).push(key(1, 1), 'a', Payload::train(&train, 4), now, &mut |gone| lost.push(gone));
-    assert_eq!(lost, [Lost { client: ip(1), datagrams: 3 }]);
+    Waiting::new(1)
+        .push(key(1, 1), sharer(1), 'a', Payload::train(&train, 4), now, &mut |gone| lost.push(gone));
+    assert_eq!(lost, [Lost { client: sharer(1), datagrams: 3 }]);
 }
 
 /// Random histories, each of which follows from its seed: everything is served or lost, once and in order, clients take
@@ -197,7 +218,7 @@ fn every_history_is_fair() {
         let mut room = Room::new(limit);
         let (mut pushed, mut served, mut number) = (0, 0, 0);
         let mut last: HashMap<FlowKey, u32> = HashMap::new();
-        let mut turns_without: HashMap<IpAddr, usize> = HashMap::new();
+        let mut turns_without: HashMap<Sharer, usize> = HashMap::new();
         for _ in 0..2_000 {
             if rng.random_bool(0.6) {
                 // Some send much more than others.
@@ -215,8 +236,8 @@ fn every_history_is_fair() {
                 for number in numbers {
                     assert!(last.insert(key, number).is_none_or(|before| before < number), "seed {seed}");
                 }
-                turns_without.remove(&key.client.ip());
-                for ip in room.waiting.clients.keys().filter(|ip| **ip != key.client.ip()) {
+                turns_without.remove(&of(key));
+                for ip in room.waiting.clients.keys().filter(|client| **client != of(key)) {
                     let turns = turns_without.entry(*ip).or_default();
                     *turns += 1;
                     assert!(*turns <= 8, "seed {seed}: {ip} is passed over");

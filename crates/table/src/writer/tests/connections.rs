@@ -518,3 +518,25 @@ fn a_service_has_no_more_connections_than_its_limit_over_all_ports_and_addresses
     drop((third, many));
     assert!(!is_over(&mut reader, key(WEB)));
 }
+
+#[test]
+fn readers_know_for_which_families_pods_are_told_from_others() {
+    let config = WriterConfig { local_pods: LocalPods::DetectedByNodeCidrs, ..WriterConfig::new("here") };
+    let mut writer = Writer::new(config);
+    let reader = writer.table().reader();
+    let told = || [Family::V4, Family::V6].map(|family| reader.detects_local_pods(family));
+    assert_eq!(told(), [false, false]);
+    let node = Node {
+        name: "here".into(),
+        zone: None,
+        addresses: Vec::new(),
+        pod_cidrs: vec!["fd00:244::/64".parse().unwrap()],
+        eligible: true,
+    };
+    writer.apply(apply(node));
+    assert_eq!(told(), [false, true]);
+    writer.apply(Change::Delete(ObjectRef::Node("here".into())));
+    assert_eq!(told(), [false, false]);
+    let writer = Writer::new(WriterConfig::new("here"));
+    assert!(writer.table().reader().detects_local_pods(Family::V6), "from the start");
+}

@@ -1,0 +1,101 @@
+//! The start of one attempt to connect: whether the client may have a port for it, and its socket.
+
+use std::io;
+use std::net::SocketAddr;
+
+use sluice_model::Protocol;
+use sluice_table::Upstream;
+
+use super::connect::Failure;
+use super::exhausted::Path;
+use super::peer::Peer;
+use super::session::Context;
+use super::socket::{self, Search};
+use crate::client::Sharer;
+use crate::core::Core;
+use crate::token::{SlotId, Source};
+use crate::transparent::Local;
+
+/// Starts to connect to an endpoint, and has it reported how that went, unless it is connected already: endpoints on
+/// this node answer within connect(2). `search`: for how long a port is looked for, now and the next time.
+pub(super) fn start(
+    id: SlotId,
+    (client, sharer): (SocketAddr, Sharer),
+    upstream: &Upstream,
+    local: Local,
+    search: &mut Search,
+    context: &mut Context<'_>,
+) -> Result<Peer, Failure> {
+    let endpoint = upstream.address();
+    if context.core.leads_back(endpoint, Protocol::Tcp) {
+        return Err(Failure::Refused);
+    }
+    let path = Path { from: local.client.map(|client| client.ip()), endpoint };
+    if context.exhausted.has(path, context.core.now) {
+        return Err(Failure::NoPort);
+    }
+    if path.from.is_none() && !context.core.port_shares.admits(endpoint, sharer) {
+        say_no_port(endpoint, "a client has its share of them (--client-share)", context.core);
+        return Err(Failure::OverPortShare);
+    }
+    let stream = match socket::connect(endpoint, local, &context.core.local_ports, *search) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let failure = cannot_start(client, endpoint, &error, context.core);
+            if failure == Failure::NoPort {
+                on_no_port(path, std::mem::replace(search, Search::Short), context);
+            }
+            return Err(failure);
+        }
+    };
+    if socket::is_connected(&stream) {
+        let is_itself = socket::is_self_connected(&stream, endpoint, &context.core.local_ports);
+        return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
+    }
+    let mut peer = Peer::connecting(stream);
+    peer.watch_all(&context.core.registry, Source::Upstream(id).token())
+        .map_err(|error| cannot_start(client, endpoint, &error, context.core))?;
+    Ok(peer)
+}
+
+fn cannot_start(client: SocketAddr, endpoint: SocketAddr, error: &io::Error, core: &mut Core) -> Failure {
+    if let Some(left_out) = core.says.unstarted.admit(core.now) {
+        tracing::debug!(%client, %endpoint, %error, left_out, "cannot start to connect");
+    }
+    Failure::to_start(error)
+}
+
+/// Sees to it that a path is not tried again soon if it has no port left.
+fn on_no_port(path: Path, search: Search, context: &mut Context<'_>) {
+    let now = context.core.now;
+    if !context.exhausted.found_none(path, search, now) {
+        return;
+    }
+    let Path { from, endpoint } = path;
+    let Some(client) = from else {
+        return say_no_port(endpoint, "there are no more, and for a second none is looked for", context.core);
+    };
+    if let Some(left_out) = context.core.says.exhausted.admit(now) {
+        tracing::warn!(
+            %client, %endpoint, left_out,
+            "a client has no port left towards an endpoint: for a second its connections go to others, or are reset"
+        );
+    }
+}
+
+/// Says now and then that connections get none of this node's ports towards an endpoint.
+fn say_no_port(endpoint: SocketAddr, why: &str, core: &mut Core) {
+    if core.says.no_port.admit(core.now) {
+        let largest = core.port_shares.largest(endpoint);
+        let client = largest.map(|(client, _)| tracing::field::display(client));
+        let its_sessions = largest.map(|(_, count)| count);
+        tracing::warn!(
+            %endpoint,
+            client,
+            its_sessions,
+            "new TCP connections get no port of this node's towards an endpoint, which sees this node's address, and are \
+             reset if there is no other: {why}; the client named has most of this worker's (said once a minute). To \
+             mend it: see who has so many, add endpoints, or widen net.ipv4.ip_local_port_range"
+        );
+    }
+}

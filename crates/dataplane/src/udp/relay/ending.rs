@@ -1,0 +1,100 @@
+//! Flows that are over: what is counted and told of them, and said where they had to make room.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sluice_model::Protocol;
+
+use super::super::flow_table::{Cause, Ended, FlowId, Lack};
+use super::super::kept_ports::KeptPorts;
+use super::{Link, State};
+use crate::connection_log::{End, Record, Trace};
+use crate::core::Core;
+
+impl State {
+    pub(super) fn end(&mut self, id: FlowId, core: &Core) {
+        let ended = self.flows.close(id);
+        self.on_end(ended, core);
+    }
+
+    pub(super) fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
+        if let Some(ended) = ended {
+            self.complain(&ended, core.now);
+            on_end(ended, &mut self.kept_ports, core);
+        }
+    }
+
+    /// Says now and then that flows make room for others.
+    fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
+        let whose = match ended.cause {
+            Cause::Evicted => "it was the one least needed",
+            Cause::OverShare => "its client has more than its share (--client-share)",
+            Cause::EvictedForPort => return self.complain_of_ports(now),
+            _ => return,
+        };
+        if self.says.no_room.admit(now) {
+            let (client, flows) = (ended.flow.key().client.ip(), self.flows.len());
+            tracing::warn!(%client, flows, "UDP flows end early to make room for new ones; {whose} (said once a minute)");
+        }
+    }
+
+    fn complain_of_ports(&mut self, now: Instant) {
+        if self.says.no_port.admit(now) {
+            let largest = self.flows.largest(Lack::Port);
+            let client = largest.map(|(client, _)| tracing::field::display(client));
+            let (its_flows, flows) = (largest.map(|(_, count)| count), self.flows.with_port());
+            tracing::warn!(
+                client,
+                its_flows,
+                flows,
+                "UDP flows to endpoints that see this node's address end early, as new ones need their ports: of those they \
+                 have all that they may have; the client named has most, if any has many (said once a minute). To mend \
+                 it: see who has so many, or widen net.ipv4.ip_local_port_range"
+            );
+        }
+    }
+}
+
+/// What is due for every flow that has ended; closes its socket.
+pub(super) fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
+    kept_ports.ended(ended.flow.upstream.kept_port);
+    core.stats.udp_flows_active.sub(1);
+    core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
+    let lasted = ended.flow.lasted();
+    core.stats.times.udp_flows.add_alone(lasted);
+    if core.service_times {
+        ended.flow.upstream.route.service_port().times().lives.add(lasted);
+    }
+    tell(&ended, lasted, core);
+    match ended.cause {
+        Cause::Idle => core.stats.udp_flows_expired.add(1),
+        Cause::Evicted => core.stats.udp_flows_evicted.add(1),
+        Cause::OverShare => core.stats.udp_flows_over_share.add(1),
+        Cause::EvictedForPort => core.stats.udp_flows_evicted_for_port.add(1),
+        Cause::Gone | Cause::Closed | Cause::Replaced => core.stats.udp_flows_ended.add(1),
+    }
+}
+
+/// Tells the log of a flow, if it is one of those that it is told of.
+fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
+    let link = &ended.flow.upstream;
+    let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };
+    let end = match ended.cause {
+        Cause::Idle => End::Idle,
+        Cause::Evicted | Cause::OverShare | Cause::EvictedForPort => End::MadeRoom,
+        Cause::Gone | Cause::Closed => End::EndpointGone,
+        Cause::Replaced => End::Replaced,
+    };
+    let record = Record {
+        protocol: Protocol::Udp,
+        client: ended.flow.key().client,
+        service_port: Arc::clone(link.lease.service_port()),
+        endpoint: Some(link.lease.address()),
+        bytes_to_endpoint: link.sent,
+        bytes_from_endpoint: link.received,
+        duration,
+        end,
+        trace: Trace::clone(trace),
+    };
+    log.put(record, &core.stats);
+}
