@@ -100,9 +100,10 @@ async fn a_busy_apiserver_is_asked_again_and_one_that_hangs_holds_nothing_up() {
     let both = free_port(address());
     cluster.kubectl("create -f -", &(at("older", both) + &at("younger", both)));
     until("it is asked", || requests(&cluster, Verb::Create) == 3);
-    // More than wait to be written.
-    let many = (0..120).map(|n| {
-        let text = at(&format!("zz-{n}"), both);
+    // More than wait to be written; of each address eight are told that they do not get it.
+    let addresses: Vec<SocketAddr> = (0..20).map(|_| free_port(address())).collect();
+    let many = (0..180).map(|n| {
+        let text = at(&format!("zz-{n}"), addresses[n / 9]);
         text.lines().filter(|line| !line.contains("clusterIP")).map(|line| format!("{line}\n")).collect()
     });
     cluster.kubectl("create -f -", &many.collect::<Vec<String>>().concat());
