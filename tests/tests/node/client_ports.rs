@@ -242,7 +242,9 @@ fn a_port_of_a_client_stays_free_for_the_nodes_own_connections() {
 fn who_is_seen_with_the_nodes_address_gets_another_endpoint_where_the_ports_towards_one_are_used_up() {
     let lab = lab();
     lab.node().ns.run(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40001")).unwrap();
-    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let mut world = World::new(lab, |config| {
+        (config.dataplane.workers, config.dataplane.client_share) = (1, 100);
+    });
     let endpoints = [("other-pod-0", "other"), ("other-pod-1", "other")];
     let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &endpoints[..1]);
     let to = world.address(Kind::NodePort, 1, Family::V4);
