@@ -169,6 +169,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
                 Told::Terminate | Told::Interrupt => break,
             },
             _ = check.tick() => {
+                logging.flush();
                 following.check_age();
                 let failures = observer.capture_stats().map_or(0, |stats| stats.failures);
                 if let Some(trouble) = trouble.look(observer.capture_failing_for(), failures) {

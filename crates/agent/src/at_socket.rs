@@ -218,7 +218,9 @@ impl SocketMode {
 
     /// What is attached stays so, and another agent takes it over.
     pub(crate) fn let_go(&mut self) {
-        self.attached = None;
+        // Where somebody has removed it instead, its sockets are nobody else's.
+        self.notice_loss();
+        (self.attached, self.waits, self.shortage) = (None, None, None);
         self.view.set_detached("another agent has taken over");
     }
 
@@ -268,14 +270,17 @@ impl SocketMode {
         let Some(config) = &self.config else { return Attempt::None };
         match self.place.attach(config, writer.table()) {
             Ok((attached, looks)) => {
-                self.shortage = None;
+                (self.shortage, self.waits) = (None, None);
                 self.view.set_attached(looks);
                 self.attached = Some(attached);
                 writer.follow_changes();
                 Attempt::Done
             }
             Err(NotAttached { hindrance: Hindrance::Busy, reason }) => {
-                self.shortage = None;
+                if self.shortage.take().is_some() {
+                    self.waits = Some(now);
+                    self.view.set_reason(&reason);
+                }
                 Attempt::Busy(reason)
             }
             Err(NotAttached { hindrance: Hindrance::Passing, reason }) => {

@@ -13,7 +13,7 @@ use crate::proxy::Observer;
 /// How long changes may fail to reach the kernel. kube-proxy: twice its sync period of 30 s.
 const STALE: Duration = Duration::from_secs(60);
 
-/// Changes that have waited for so long, while no attempt fails, wait for a thread that hangs.
+/// Changes that have waited for so long, while no attempt fails, wait for a thread that hangs: one takes half a minute at most.
 const HUNG: Duration = Duration::from_secs(300);
 
 /// What is asked for the answer. Cloning it is cheap.
@@ -90,7 +90,9 @@ impl Health {
     /// Whether a new process would do better. One that finds the kernel's rules as hard to change would not: it could not
     /// even start, while this one carries connections on by those that there are.
     pub(crate) fn is_live(&self) -> bool {
-        is_live(self.observer.capture_failing_for(), self.programming.pending_for(Instant::now()))
+        let now = Instant::now();
+        let waiting = [self.programming.queued_for(now), self.programming.pending_for(now)];
+        is_live(waiting, self.observer.capture_last_failure())
     }
 
     /// How all of it is now.
@@ -111,8 +113,12 @@ fn judge(is_synced: bool, stale_for: Option<Duration>) -> Result<(), Unhealthy> 
     }
 }
 
-fn is_live(failing_for: Option<Duration>, pending_for: Option<Duration>) -> bool {
-    failing_for.is_some() || pending_for.is_none_or(|time| time < HUNG)
+/// For how long changes have waited to be taken in, and to take effect; how long ago an attempt at the latter failed: as long
+/// as attempts fail nothing hangs.
+fn is_live([queued, pending]: [Option<Duration>; 2], last_failure: Option<Duration>) -> bool {
+    let hangs = |time: Option<Duration>| time.is_some_and(|time| time >= HUNG);
+    let tries = last_failure.is_some_and(|time| time < HUNG);
+    !hangs(queued) && (!hangs(pending) || tries)
 }
 
 /// What the Node says. A cluster that has no Node of this name has no use for this node (kube-proxy: `NodeEligible`),
@@ -143,9 +149,17 @@ mod tests {
     #[test]
     fn a_new_process_is_better_where_this_one_hangs_and_not_where_the_kernel_refuses() {
         let seconds = |n| Some(Duration::from_secs(n));
-        assert!(is_live(None, None) && is_live(None, seconds(299)));
-        assert!(!is_live(None, seconds(300)));
-        assert!(is_live(seconds(1), seconds(1_000)) && is_live(seconds(1_000), seconds(1_000)));
+        let cases = [
+            ("nothing waits", [None, None], None, true),
+            ("a change waits", [None, seconds(299)], None, true),
+            ("and for too long", [None, seconds(300)], None, false),
+            ("but attempts fail all the time", [None, seconds(1_000)], seconds(30), true),
+            ("and do so no more", [None, seconds(1_000)], seconds(300), false),
+            ("nobody takes it in", [seconds(300), seconds(300)], seconds(30), false),
+        ];
+        for (name, waiting, last_failure, wanted) in cases {
+            assert_eq!(is_live(waiting, last_failure), wanted, "{name}");
+        }
     }
 
     #[test]

@@ -29,7 +29,11 @@ pub enum Format {
 
 /// Logs that have been started. Cloning it shares them.
 #[derive(Clone)]
-pub struct Logging(Option<Arc<dyn Fn(EnvFilter) + Send + Sync>>);
+pub struct Logging {
+    /// None where `RUST_LOG` has decided.
+    reload: Option<Arc<dyn Fn(EnvFilter) + Send + Sync>>,
+    lines: Option<Patient>,
+}
 
 impl fmt::Debug for Logging {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,10 +68,11 @@ pub fn start_at(level: &str, format: Format) -> Logging {
         Ok(filter) => (filter, true),
         Err(_) => (EnvFilter::new(level), false),
     };
-    let writer = match Patient::stderr() {
-        Ok(patient) => BoxMakeWriter::new(patient),
+    let lines = Patient::stderr().ok();
+    let writer = match lines.clone() {
+        Some(patient) => BoxMakeWriter::new(patient),
         // Then there is nobody to wait for.
-        Err(_) => BoxMakeWriter::new(std::io::stderr),
+        None => BoxMakeWriter::new(std::io::stderr),
     };
     let builder = tracing_subscriber::fmt()
         .with_writer(writer)
@@ -78,15 +83,31 @@ pub fn start_at(level: &str, format: Format) -> Logging {
     let handle = builder.reload_handle();
     builder.init();
     // A subscriber that is gone has nobody to say anything to.
-    Logging((!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _))
+    let reload = (!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _);
+    Logging { reload, lines }
 }
 
 impl Logging {
     /// Says as much as this from now on; false where `RUST_LOG` has decided.
     pub fn set(&self, level: &str) -> bool {
-        let Some(reload) = &self.0 else { return false };
+        let Some(reload) = &self.reload else { return false };
         reload(EnvFilter::new(level));
         true
+    }
+
+    /// Writes lines that wait for a reader, as far as there is room. To be called from time to time: whoever says
+    /// something does it too, but that may be the last for long.
+    pub fn flush(&self) {
+        if let Some(lines) = &self.lines {
+            lines.flush();
+        }
+    }
+
+    /// The same at the end of the process, with some patience for a reader.
+    pub fn finish(&self) {
+        if let Some(lines) = &self.lines {
+            lines.finish();
+        }
     }
 }
 

@@ -9,10 +9,11 @@ use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = cli::parse();
+    let mut logs = None;
     let result = match &cli.command {
         Command::Agent(args) => {
             let logging = logging::start_at(logging::level(cli.verbose, args.v, "info"), args.logging_format);
-            agent::run(args, &logging).await.map(|()| ExitCode::SUCCESS)
+            agent::run(args, logs.insert(logging)).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Demo(args) => {
             logging::start(cli.verbose, "warn");
@@ -61,11 +62,12 @@ async fn main() -> ExitCode {
                 .map_err(Into::into)
         }
     };
-    match result {
-        Ok(status) => status,
-        Err(error) => {
-            tracing::error!("{}", errors::reasons(&error));
-            ExitCode::FAILURE
-        }
+    let status = result.unwrap_or_else(|error| {
+        tracing::error!("{}", errors::reasons(&error));
+        ExitCode::FAILURE
+    });
+    if let Some(logs) = logs {
+        logs.finish();
     }
+    status
 }

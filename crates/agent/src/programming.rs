@@ -177,6 +177,11 @@ impl Programming {
         oldest.map(|since| now.saturating_duration_since(since))
     }
 
+    /// For how long a change has waited for the proxy to take it in, which waits for nothing; none where nothing waits.
+    pub(crate) fn queued_for(&self, now: Instant) -> Option<Duration> {
+        self.lock().queued.since.map(|since| now.saturating_duration_since(since))
+    }
+
     /// When changes last took effect.
     pub(crate) fn updated(&self) -> Option<Timestamp> {
         self.lock().numbers.updated

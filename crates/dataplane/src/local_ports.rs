@@ -92,7 +92,7 @@ pub(crate) struct LocalPorts {
 impl LocalPorts {
     /// Those of the calling thread's network namespace. Asked once: if the setting is changed later, clients
     /// with a port in one range and not in the other are treated as on an older kernel, or get another port;
-    /// that costs them nothing else.
+    /// and how many ports there are, of which clients have shares, is how many there were.
     pub(crate) fn of_this_node() -> Self {
         match std::fs::read_to_string(SETTING).ok().as_deref().and_then(parse) {
             Some(range) => Self { can_ask: is_known_to_the_kernel(), range },

@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya_obj::btf::{Btf, BtfKind};
+use aya_obj::btf::{Btf, BtfError, BtfKind};
+use rustix::io::Errno;
 use sluice_socket_maps::Capacity;
 use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 
@@ -89,7 +90,7 @@ impl Programs {
         let cgroup_failed = |source| Error::NoCgroup { path: config.cgroup.clone(), source };
         let cgroup_id = cgroup::id(&config.cgroup).map_err(cgroup_failed)?;
         let cgroup = OwnedFd::from(fs::File::open(&config.cgroup).map_err(cgroup_failed)?);
-        let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+        let kernel = kernel_types()?;
         let mut object = Object::read(&kernel)?;
         let listers = load_listers(&object, &kernel)?;
 
@@ -120,7 +121,7 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
 
 /// Makes the smallest maps and loads all programs, and forgets them: whether this kernel takes them from this process.
 pub(crate) fn rehearse() -> Result<(), Error> {
-    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    let kernel = kernel_types()?;
     let mut object = Object::read(&kernel)?;
     let maps = new_maps(&object, &Capacity { frontends: 1, sets: 1, slots: 1, endpoints: 1 })?;
     object.link(&maps)?;
@@ -194,7 +195,7 @@ impl Place<'_> {
         let map = match bpf::get(&path) {
             Ok(map) => map,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(foreign(error.to_string())),
+            Err(error) => return Err(not_ours(&path, error)),
         };
         let info = bpf::map_info(map.as_fd()).map_err(|_| foreign("no map".into()))?;
         let MapInfo { kind, key_size, value_size, flags, max_entries, .. } = info;
@@ -234,13 +235,13 @@ impl Place<'_> {
                 self.attach(hook, program, &path, true)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.attach(hook, program, &path, false),
-            Err(error) => Err(Error::Foreign { path, found: error.to_string() }),
+            Err(error) => Err(not_ours(&path, error)),
         }
     }
 
     fn attach(&self, hook: &Hook, program: BorrowedFd<'_>, path: &Path, replace: bool) -> Result<(), Error> {
         let link = bpf::create_link(program, self.cgroup, hook.attach).map_err(|error| {
-            if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) {
+            if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
                 Error::Exclusive { program: hook.name.into(), cgroup: self.config.cgroup.clone() }
             } else {
                 Error::system(format!("attaching {}", hook.name))(error)
@@ -265,9 +266,28 @@ fn load_listers(object: &Object, kernel: &Btf) -> Result<Listers, Error> {
     })
 }
 
+/// What is said of a pin that cannot be had: it is no map, program or link (`EINVAL`, `EACCES`, `EPERM`), or the system has
+/// no descriptor for it, which passes.
+fn not_ours(path: &Path, source: io::Error) -> Error {
+    match Errno::from_io_error(&source) {
+        Some(Errno::INVAL | Errno::ACCESS | Errno::PERM) => {
+            Error::Foreign { path: path.into(), found: source.to_string() }
+        }
+        _ => Error::system(format!("opening {}", path.display()))(source),
+    }
+}
+
+/// The types of the kernel's own structures.
+fn kernel_types() -> Result<Btf, Error> {
+    Btf::from_sys_fs().map_err(|error| match error {
+        BtfError::FileError { path, error } => Error::system(format!("reading {}", path.display()))(error),
+        other => Error::Object(other.to_string()),
+    })
+}
+
 /// What lists those of UDP, for maps that somebody else has made.
 pub(crate) fn datagram_lister() -> Result<OwnedFd, Error> {
-    let kernel = Btf::from_sys_fs().map_err(|error| Error::Object(error.to_string()))?;
+    let kernel = kernel_types()?;
     load_iterator(&Object::read(&kernel)?, &kernel, DATAGRAMS)
 }
 

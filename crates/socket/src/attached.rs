@@ -68,7 +68,7 @@ impl Attached {
             let map = maps.get(name).ok_or_else(|| absent(name))?;
             map.try_clone().map_err(Error::system(format!("keeping {name}")))
         };
-        let attached = Self {
+        let mut attached = Self {
             pins,
             frontends: keep("frontends")?,
             conns: keep(CONNS)?,
@@ -84,7 +84,9 @@ impl Attached {
             capacity,
             fresh,
         };
-        if fresh {
+        // The layout is written last: maps without it are new, or of an attempt that got no further than this.
+        if attached.fresh || attached.meta().layout != LAYOUT {
+            attached.fresh = true;
             attached.begin_incarnations();
         }
         let host = own_namespace().map_err(Error::system("asking for the network namespace"))?;

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 /// Why programs could not be attached. Each says what helps.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -94,4 +96,15 @@ impl Error {
     pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what: what.into(), source }
     }
+}
+
+/// What the kernel answers where the same may work in a moment. `EAGAIN` is the verifier's answer while a signal is pending.
+const PASSING: [Errno; 6] =
+    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::INTR, Errno::BUSY];
+
+/// Whether an error, or what caused it, says that the system is short of something now, or was disturbed.
+pub fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut answers = std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref().and_then(Errno::from_io_error));
+    answers.any(|answer| PASSING.contains(&answer))
 }

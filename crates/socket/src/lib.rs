@@ -35,7 +35,7 @@ pub use attached::{Accounts, Attached, Frontends};
 pub use census::{Census, Translated};
 pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};
-pub use error::Error;
+pub use error::{Error, passes};
 pub use links::Links;
 pub use pins::{PINS, ensure_bpffs, pinned};
 pub use probe::{Finding, State, probe};

@@ -10,7 +10,7 @@ use sluice_sys::bpf;
 
 use crate::attach::datagram_lister;
 use crate::ending::end_listed;
-use crate::error::Error;
+use crate::error::{Error, passes};
 use crate::pins::{Pins, is_link, lock};
 use crate::shape::CONNS;
 
@@ -72,28 +72,59 @@ fn is_ours(pins: &Path) -> io::Result<bool> {
 
 fn remove_root(pins: &Path) -> io::Result<Removed> {
     let left = remove_all(pins, |_| true)?;
-    fs::remove_dir(pins)?;
+    if fs::read_dir(pins)?.next().is_none() {
+        fs::remove_dir(pins)?;
+    }
     Ok(Removed { was_there: true, left })
 }
 
-/// Removes what is in the directory of all pins, layout by layout.
+/// Removes what is in the directory of all pins, layout by layout. Why connected UDP sockets may be left.
 fn remove_all(root: &Path, is_to_go: impl Fn(&Path) -> bool) -> io::Result<Option<String>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(root)? {
         let path = entry?.path();
-        if is_to_go(&path) {
-            if path.is_dir() {
-                left.extend(end_connected(&path)?);
+        if !is_to_go(&path) {
+            continue;
+        }
+        let connected = if path.is_dir() { end_connected(&path)? } else { Connected::None };
+        match connected {
+            Connected::None => remove_tree(&path)?,
+            Connected::Left(why) => {
+                left.push(why);
+                remove_tree(&path)?;
             }
-            remove_tree(&path)?;
+            // Whoever comes next finds the map, and them by it.
+            Connected::Unlisted(why) => {
+                left.push(format!(
+                    "{why}; they are known as long as {} is there",
+                    path.join(CONNS).display()
+                ));
+                remove_but_conns(&path)?;
+            }
         }
     }
     Ok((!left.is_empty()).then(|| left.join("; ")))
 }
 
-/// Ends the UDP sockets that the programs of a layout have connected, once these do not connect any more. Why some may be
-/// left.
-fn end_connected(directory: &Path) -> io::Result<Option<String>> {
+/// What became of connected UDP sockets.
+enum Connected {
+    /// There are none any more.
+    None,
+    /// Some may be left for good.
+    Left(String),
+    /// They could not be listed now, for want of something that may be there in a moment.
+    Unlisted(String),
+}
+
+impl Connected {
+    fn unlisted(error: &(dyn std::error::Error + 'static)) -> Self {
+        let why = format!("sockets cannot be listed: {error}");
+        if passes(error) { Self::Unlisted(why) } else { Self::Left(why) }
+    }
+}
+
+/// Ends the UDP sockets that the programs of a layout have connected, once these do not connect any more.
+fn end_connected(directory: &Path) -> io::Result<Connected> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         // What cannot be detached is once its pin is gone, which is a moment later.
@@ -103,21 +134,28 @@ fn end_connected(directory: &Path) -> io::Result<Option<String>> {
             let _ = bpf::detach(link.as_fd());
         }
     }
-    let unlisted = |error: &dyn std::fmt::Display| Some(format!("sockets cannot be listed: {error}"));
     let conns = match bpf::get(&directory.join(CONNS)) {
         Ok(conns) => conns,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Ok(unlisted(&error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Connected::None),
+        Err(error) => return Ok(Connected::unlisted(&error)),
     };
     let program = match datagram_lister() {
         Ok(program) => program,
-        Err(error) => return Ok(unlisted(&error)),
+        Err(error) => return Ok(Connected::unlisted(&error)),
     };
     // The kernel refuses a map whose elements are smaller than the program takes them for.
-    match end_listed(program.as_fd(), conns.as_fd(), |_| true) {
-        Ok(ended) => Ok(ended.trouble()),
-        Err(error) => Ok(unlisted(&error)),
-    }
+    Ok(match end_listed(program.as_fd(), conns.as_fd(), |_| true) {
+        Ok(ended) => ended.trouble().map_or(Connected::None, Connected::Left),
+        Err(error) => Connected::unlisted(&error),
+    })
+}
+
+/// What is pinned for a layout, but for the map of what sockets are connected to.
+fn remove_but_conns(directory: &Path) -> io::Result<()> {
+    let inside = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let (links, maps): (Vec<_>, Vec<_>) = inside.into_iter().partition(|path| is_link(path));
+    let maps = maps.iter().filter(|path| !path.ends_with(CONNS));
+    links.iter().chain(maps).try_for_each(|path| remove_tree(path))
 }
 
 /// Links first: what is attached has its maps until the end.

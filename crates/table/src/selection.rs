@@ -60,7 +60,10 @@ impl Rejection {
 /// one is not is small, and each costs a socket, a turn, and with a flood of clients the turns of others.
 const ENDPOINTS: usize = 4;
 
-/// Of those, the ones that are passed over otherwise. They have all just failed several times; what a
+/// Endpoints besides that one connection finds out not to be for it, which takes a look each.
+const NOT_TRIED: usize = 16;
+
+/// Of those that are tried, the ones that are passed over otherwise. They have all just failed several times; what a
 /// connection is to find out is whether that is over, and other connections find it out too.
 const LAST_RESORTS: usize = 2;
 
@@ -82,8 +85,11 @@ pub struct Selection {
     source: SourceAddress,
     /// The endpoint that was chosen together with the verdict.
     first: Option<Arc<Upstream>>,
-    /// Endpoints that failed, [`ENDPOINTS`] at most; allocates only once one did.
+    /// Endpoints that are not named any more: [`ENDPOINTS`] that were tried, and [`NOT_TRIED`] that were not, at most. Allocates
+    /// only once there is one.
     failed: Vec<Arc<Upstream>>,
+    /// How many of those were not tried.
+    not_tried: usize,
     /// How many were named that are passed over otherwise.
     last_resorts: usize,
     connecting: Option<Connecting>,
@@ -119,8 +125,20 @@ impl Selection {
         let connecting = connecting.map(Connecting::new);
         let passive_health = backends.rules.passive_health;
         let port = Arc::clone(port);
-        let failed = Vec::new();
-        Ok(Self { port, client, kind, source, first, failed, last_resorts, connecting, slot, passive_health })
+        let (failed, not_tried) = (Vec::new(), 0);
+        Ok(Self {
+            port,
+            client,
+            kind,
+            source,
+            first,
+            failed,
+            not_tried,
+            last_resorts,
+            connecting,
+            slot,
+            passive_health,
+        })
     }
 
     /// The service port that the connection is for.
@@ -158,7 +176,8 @@ impl Selection {
 
     /// Whether enough endpoints were named.
     fn is_exhausted(&self) -> bool {
-        self.failed.len() >= ENDPOINTS || self.last_resorts >= LAST_RESORTS
+        let tried = self.failed.len() - self.not_tried;
+        tried >= ENDPOINTS || self.not_tried >= NOT_TRIED || self.last_resorts >= LAST_RESORTS
     }
 
     /// The address from which to connect to the endpoint that was named last.
@@ -176,6 +195,12 @@ impl Selection {
         if !self.failed.iter().any(|failed| Arc::ptr_eq(failed, upstream)) {
             self.failed.push(Arc::clone(upstream));
         }
+    }
+
+    /// Has an endpoint not named again that was not even tried, as it is known that this client would not get there.
+    pub fn pass_by(&mut self, upstream: &Arc<Upstream>) {
+        self.skip(upstream);
+        self.not_tried += 1;
     }
 
     /// Has an endpoint not named again, by no fault of its own.

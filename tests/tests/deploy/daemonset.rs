@@ -82,7 +82,7 @@ fn without_socket_mode_the_agent_has_three_capabilities_less_and_only_its_own_mo
             let volumes = pod.volumes.iter().flatten().filter_map(|volume| volume.host_path.as_ref());
             volumes.map(|path| path.path.clone()).collect()
         };
-        assert_eq!(paths(&without), ["/sys/fs/bpf", "/run/xtables.lock"], "{name}");
+        assert_eq!(paths(&without), ["/sys/fs/bpf", "/run/netns", "/run/xtables.lock"], "{name}");
         assert_eq!(
             paths(&pod),
             ["/sys/fs/bpf", "/sys/fs/cgroup", "/run/netns", "/run/xtables.lock"],

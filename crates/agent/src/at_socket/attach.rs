@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_capture::tproxy;
 use sluice_socket::{Census, Links, Programs};
@@ -51,25 +50,15 @@ pub(super) enum Hindrance {
     Lasting,
 }
 
-/// What the kernel answers where the same may work in a moment. `EAGAIN` is the verifier's answer while a signal is pending.
-const PASSING: [Errno; 6] =
-    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::INTR, Errno::BUSY];
-
 impl NotAttached {
     fn new(error: &(dyn Error + 'static)) -> Self {
         let hindrance = match error.downcast_ref() {
             Some(sluice_socket::Error::Busy(_)) => Hindrance::Busy,
-            _ if passes(error) => Hindrance::Passing,
+            _ if sluice_socket::passes(error) => Hindrance::Passing,
             _ => Hindrance::Lasting,
         };
         Self { reason: error.to_string(), hindrance }
     }
-}
-
-fn passes(error: &(dyn Error + 'static)) -> bool {
-    let mut answers = std::iter::successors(Some(error), |error| (*error).source())
-        .filter_map(|error| error.downcast_ref().and_then(Errno::from_io_error));
-    answers.any(|answer| PASSING.contains(&answer))
 }
 
 /// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not. What such an
@@ -111,6 +100,8 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
 mod tests {
     use std::io;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]
@@ -131,6 +122,10 @@ mod tests {
             (no_cgroup(Errno::NFILE), Hindrance::Passing),
             (no_cgroup(Errno::NOENT), Hindrance::Lasting),
             (sluice_socket::Error::Busy("/pins".into()), Hindrance::Busy),
+            (
+                sluice_socket::Error::Foreign { path: "/pins".into(), found: "a file".into() },
+                Hindrance::Lasting,
+            ),
             (sluice_socket::Error::Object("no BTF".into()), Hindrance::Lasting),
         ];
         for (error, wanted) in cases {

@@ -57,9 +57,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Answering<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
-        if std::env::var("MUT").as_deref() != Ok("flush") {
-            self.deadline = None;
-        }
+        self.deadline = None;
         Poll::Ready(flushed)
     }
 

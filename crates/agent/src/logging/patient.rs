@@ -132,6 +132,22 @@ impl Patient {
         }
     }
 
+    /// Writes what waits, as far as there is room.
+    pub(super) fn flush(&self) {
+        self.write_waiting(true);
+    }
+
+    /// Writes all that waits, with as much patience as for one line.
+    pub(super) fn finish(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.write_waiting(false) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.0.place.wait(left) {
+                return;
+            }
+        }
+    }
+
     /// Writes what waits, as far as there is room; whether that was all. What waits while another thread writes is left to
     /// that one by workers.
     fn write_waiting(&self, is_worker: bool) -> bool {
@@ -261,10 +277,20 @@ mod tests {
                 let patient = patient.clone();
                 std::thread::spawn(move || writeln!(patient.make_writer(), "too many").unwrap())
             };
+            let deadline = Instant::now() + DEADLINE;
+            while lost(&patient) < 3 {
+                assert!(Instant::now() < deadline, "its line has no room either");
+                std::thread::yield_now();
+            }
+            let writing = {
+                let patient = patient.clone();
+                std::thread::spawn(move || write_all(&patient))
+            };
             let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
             let before: Vec<String> = lines.by_ref().take(written - 1).collect();
             assert!(before.iter().all(|line| line.starts_with("one that nobody reads")));
             slow.join().unwrap();
+            writing.join().unwrap();
             assert!(lines.next().unwrap().starts_with("3 lines of this log were lost"));
             say(&patient, "sluice-0", "and on\n");
             assert_eq!(lines.next().unwrap(), "and on");
@@ -315,6 +341,23 @@ mod tests {
             say(&patient, "main", "another\n");
             let lines: Vec<_> = BufReader::new(reader).lines().take(2).map(Result::unwrap).collect();
             assert_eq!(lines, ["a worker's", "another"]);
+        }
+    }
+
+    #[test]
+    fn what_waits_is_written_though_nothing_more_is_said() {
+        for (reader, patient) in places() {
+            // As much as there is room for, and a line more.
+            say(&patient, "main", format!("{}\n", "long".repeat(250_000)));
+            say(&patient, "sluice-0", "the last\n");
+            let reading = std::thread::spawn(|| BufReader::new(reader).lines().map(Result::unwrap).nth(1));
+            let deadline = Instant::now() + DEADLINE;
+            while !reading.is_finished() && Instant::now() < deadline {
+                patient.flush();
+                std::thread::yield_now();
+            }
+            assert_eq!(reading.join().unwrap().as_deref(), Some("the last"));
+            patient.finish();
         }
     }
 

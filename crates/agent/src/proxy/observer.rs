@@ -72,6 +72,11 @@ impl Observer {
         self.captured.as_ref().and_then(|counters| counters.failing_for())
     }
 
+    /// How long ago the capture failed to; none where it has not.
+    pub fn capture_last_failure(&self) -> Option<Duration> {
+        self.captured.as_ref().and_then(|counters| counters.last_failure())
+    }
+
     /// Whether another agent, which lives, captures in the place of this one.
     pub fn is_replaced(&self) -> bool {
         self.tenure.as_ref().is_some_and(|tenure| tenure.is_replaced())

@@ -27,6 +27,8 @@ const UNKNOWN: u64 = u64::MAX;
 struct Failing {
     table: Option<Instant>,
     routing: Option<Instant>,
+    /// When an attempt last failed.
+    last: Option<Instant>,
 }
 
 /// What is attempted.
@@ -97,6 +99,12 @@ impl Counters {
         failing.table.into_iter().chain(failing.routing).min().map(|since| since.elapsed())
     }
 
+    /// How long ago an attempt failed; none where none has.
+    pub fn last_failure(&self) -> Option<Duration> {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.last.map(|last| last.elapsed())
+    }
+
     pub(super) fn transaction(&self, elements: usize) {
         self.transactions.fetch_add(1, Ordering::Relaxed);
         self.elements(elements);
@@ -122,6 +130,7 @@ impl Counters {
     pub(super) fn failure(&self, part: Part) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.note(part, |since| since.or_else(|| Some(Instant::now())));
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner).last = Some(Instant::now());
     }
 
     pub(super) fn success(&self, part: Part) {
@@ -149,8 +158,9 @@ mod tests {
     #[test]
     fn a_part_fails_from_its_first_failure_to_its_next_success() {
         let counters = Counters::default();
-        assert_eq!(counters.failing_for(), None);
+        assert_eq!((counters.failing_for(), counters.last_failure()), (None, None));
         counters.failure(Part::Table);
+        assert!(counters.last_failure().is_some());
         let first = counters.failing.lock().unwrap().table;
         counters.failure(Part::Table);
         assert_eq!(counters.failing.lock().unwrap().table, first, "not since the second");

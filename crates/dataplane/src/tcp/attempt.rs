@@ -31,18 +31,21 @@ pub(super) fn start(
         return Err(Failure::Refused);
     }
     let path = Path { from: local.client.map(|client| client.ip()), endpoint };
-    if context.exhausted.has(path, context.core.now) {
-        return Err(Failure::NoPort);
+    let is_exhausted = context.exhausted.has(path, context.core.now);
+    if is_exhausted && path.from.is_none() {
+        return Err(Failure::KnownNoPort);
     }
     if path.from.is_none() && !context.core.port_shares.admits(endpoint, sharer) {
         say_no_port(endpoint, "a client has its share of them (--client-share)", context.core);
         return Err(Failure::OverPortShare);
     }
-    let stream = match socket::connect(endpoint, local, &context.core.local_ports, *search) {
+    // Of a client's ports not all were tried, and this connection's own one is another.
+    let now = if is_exhausted { Search::Single } else { *search };
+    let stream = match socket::connect(endpoint, local, &context.core.local_ports, now) {
         Ok(stream) => stream,
         Err(error) => {
             let failure = cannot_start(client, endpoint, &error, context.core);
-            if failure == Failure::NoPort {
+            if failure == Failure::NoPort && !is_exhausted {
                 on_no_port(path, std::mem::replace(search, Search::Short), context);
             }
             return Err(failure);
@@ -78,7 +81,8 @@ fn on_no_port(path: Path, search: Search, context: &mut Context<'_>) {
     if let Some(left_out) = context.core.says.exhausted.admit(now) {
         tracing::warn!(
             %client, %endpoint, left_out,
-            "a client has no port left towards an endpoint: for a second its connections go to others, or are reset"
+            "a client has hardly a port left towards an endpoint: for a second none but the first choice is tried, and its \
+             connections go to others, or are reset"
         );
     }
 }
@@ -95,7 +99,7 @@ fn say_no_port(endpoint: SocketAddr, why: &str, core: &mut Core) {
             its_sessions,
             "new TCP connections get no port of this node's towards an endpoint, which sees this node's address, and are \
              reset if there is no other: {why}; the client named has most of this worker's (said once a minute). To \
-             mend it: see who has so many, add endpoints, or widen net.ipv4.ip_local_port_range"
+             mend it: see who has so many, add endpoints, or widen net.ipv4.ip_local_port_range and start the agent again"
         );
     }
 }

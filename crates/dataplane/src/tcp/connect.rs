@@ -29,6 +29,8 @@ pub(crate) enum Failure {
     TimedOut,
     /// This node has no port left towards this endpoint: no fault of the endpoint's, and no reason against another.
     NoPort,
+    /// The same was found out a moment ago, and nothing was tried.
+    KnownNoPort,
     /// The client has its share of the ports towards this endpoint: the same holds.
     OverPortShare,
     /// This node is out of something, or forbids it: no endpoint is to blame.
@@ -36,6 +38,11 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Whether it is not the endpoint that is to blame.
+    pub(crate) fn is_ours(self) -> bool {
+        !matches!(self, Self::Refused | Self::TimedOut)
+    }
+
     /// What it means that an attempt could not be started.
     pub(crate) fn to_start(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -144,7 +151,8 @@ impl Attempts {
     pub(crate) fn fail(&mut self, upstream: &Arc<Upstream>, failure: Failure, now: Instant) {
         self.has_failed = true;
         match failure {
-            Failure::NoPort | Failure::OverPortShare | Failure::OfThisNode => self.selection.skip(upstream),
+            Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
+            Failure::KnownNoPort | Failure::OverPortShare => self.selection.pass_by(upstream),
             Failure::Refused => self.selection.fail(upstream, Heard::Refusal, now),
             Failure::TimedOut => {
                 self.selection.fail(upstream, Heard::Nothing, now);

@@ -260,10 +260,7 @@ impl Direction {
                 Ok(0)
             }
             Ok(bytes) => {
-                self.streak = if bytes < SMALL_FILL { self.streak + 1 } else { 0 };
-                if self.streak == SMALL_FILLS_TO_COPY {
-                    (self.bulk, self.streak) = (false, 0);
-                }
+                self.note(bytes >= SMALL_FILL);
                 self.pending = Pending::Piped { pipe, bytes };
                 Ok(bytes)
             }
@@ -271,6 +268,19 @@ impl Direction {
                 pipes.put(pipe);
                 Err(Blocked::Source(error.into()))
             }
+        }
+    }
+
+    /// Notes whether there was much at once, and changes over to bulk and back when that has been so, or not, a few times in
+    /// a row. In bulk without a pipe to be had bytes are copied, which ends it in the same way.
+    fn note(&mut self, is_much: bool) {
+        if is_much == self.bulk {
+            self.streak = 0;
+            return;
+        }
+        self.streak += 1;
+        if self.streak >= if self.bulk { SMALL_FILLS_TO_COPY } else { FULL_READS_TO_BULK } {
+            (self.bulk, self.streak) = (is_much, 0);
         }
     }
 
@@ -285,19 +295,15 @@ impl Direction {
         let buffer = &mut pump.tools.buffer;
         let read = from.receive(buffer).map_err(Blocked::Source)?;
         let mut flags = SendFlags::empty();
-        if read < buffer.len() {
-            self.streak = 0;
+        let is_full = read == buffer.len();
+        self.note(is_full);
+        if !is_full {
             // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
             from.readable = from.is_ending() || from.urgent;
             if from.is_closing() && !from.urgent && !pump.reset {
                 // A FIN is all that there can be; passed on, it goes in the same segment.
                 flags |= SendFlags::MORE;
                 self.end = Some(End::Eof);
-            }
-        } else {
-            self.streak += 1;
-            if self.streak == FULL_READS_TO_BULK {
-                (self.bulk, self.streak) = (true, 0);
             }
         }
         let bytes = buffer.get(..read).unwrap_or_default();

@@ -373,7 +373,7 @@ impl Session {
             }
         }
         let stats = &context.core.stats;
-        let is_ours = matches!(failure, Some(Failure::OfThisNode | Failure::NoPort | Failure::OverPortShare));
+        let is_ours = failure.is_some_and(Failure::is_ours);
         match failure {
             Some(Failure::OverPortShare) => stats.tcp_over_share.add(1),
             _ if is_ours => stats.tcp_over_limit.add(1),

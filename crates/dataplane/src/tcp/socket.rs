@@ -76,6 +76,8 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
 /// How long a port is looked for that a client can have towards an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Search {
+    /// One port is tried: there was none a moment ago, but clients have one each.
+    Single,
     /// Some ports are tried: nearly always the first one will do.
     Short,
     /// So many that a client that finds none has nearly all.
@@ -121,7 +123,8 @@ fn candidates(client: u16, search: Search) -> impl Iterator<Item = u16> {
     };
     let others = choices(rand::random()).step_by(OTHERS_APART);
     let last = (search == Search::Thorough).then(last_choices).into_iter().flatten();
-    std::iter::once(first).chain(others).chain(last)
+    let most = if search == Search::Single { 1 } else { usize::MAX };
+    std::iter::once(first).chain(others).chain(last).take(most)
 }
 
 /// Connects from the first port that can be had. A port that bind(2) does not give leaves the socket as it is, for the next
@@ -253,6 +256,7 @@ mod tests {
     fn a_port_that_cannot_be_bound_takes_no_socket_of_its_own() {
         let none = Some(Errno::ADDRNOTAVAIL.raw_os_error());
         assert_eq!(tries(Search::Short, None, None), ([1, 1, 1], None));
+        assert_eq!(tries(Search::Single, Some(Errno::ADDRINUSE), None), ([1, 1, 0], none));
         assert_eq!(tries(Search::Short, Some(Errno::ADDRINUSE), None), ([1, 5, 0], none));
         assert_eq!(tries(Search::Thorough, Some(Errno::ACCESS), None), ([1, 69, 0], none));
         assert_eq!(tries(Search::Short, None, Some(Errno::ADDRNOTAVAIL)), ([5, 5, 5], none));

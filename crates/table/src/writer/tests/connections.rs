@@ -188,6 +188,36 @@ fn a_process_of_the_node_that_refuses_clients_from_outside_is_passed_over_for_th
 }
 
 #[test]
+fn endpoints_that_are_not_tried_take_no_attempt_from_others() {
+    let now = Instant::now();
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    let endpoints: Vec<u8> = (1..=10).collect();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &endpoints))]);
+    let mut name = |is_tried: fn(u8) -> bool| {
+        let mut selection = reader.lookup(key(WEB)).unwrap().select(from(1), now).unwrap();
+        let mut named = Vec::new();
+        while let Some(upstream) = selection.next(now) {
+            named.push(octet(&upstream));
+            match is_tried(octet(&upstream)) {
+                true => selection.skip(&upstream),
+                false => selection.pass_by(&upstream),
+            }
+        }
+        named
+    };
+    assert_eq!(name(|_| true).len(), 4);
+    let mut named = name(|n| n == 10);
+    named.sort_unstable();
+    assert_eq!(named, endpoints, "each once, and the last one that there is too");
+    let many: Vec<u8> = (1..=100).collect();
+    step(&mut writer, [apply(slice("web-a", "web", &many))]);
+    let mut selection = reader.lookup(key(WEB)).unwrap().select(from(1), now).unwrap();
+    let named = std::iter::from_fn(|| selection.next(now).inspect(|upstream| selection.pass_by(upstream)));
+    assert_eq!(named.count(), 16);
+}
+
+#[test]
 fn an_endpoint_that_was_silent_for_a_client_is_tried_last_for_that_client_and_for_a_while() {
     let start = Instant::now();
     let (_writer, mut reader) = scene(|_| {});
