@@ -85,7 +85,7 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
     };
     let (is_good, said) = run(&["check", "rules"], "rules.json", &rules());
     assert!(is_good, "{said}");
-    assert!(said.contains("17 rules found"), "{said}");
+    assert!(said.contains("18 rules found"), "{said}");
 
     let series = |name: &str, values: &str| json!({ "series": format!("{name}{{job=\"sluice\",node=\"n\"}}"), "values": values });
     let bucket = |le: &str, values: &str| {
@@ -96,6 +96,8 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
     let cases = [
         ("SluiceDown", vec![series("up", "0x20")], true),
         ("SluiceDown", vec![series("up", "1x20")], false),
+        ("SluiceBridgeNetfilter", vec![series("sluice_bridge_netfilter", "1x20")], true),
+        ("SluiceBridgeNetfilter", vec![series("sluice_bridge_netfilter", "0x20")], false),
         ("SluiceNotSynced", vec![series("sluice_apiserver_synced", "0x20")], true),
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "0+60x20")], true),
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "30x20")], false),
