@@ -28,7 +28,7 @@ pub struct Translated {
     pub namespace: u64,
     /// Its own number (`SO_COOKIE`).
     pub cookie: u64,
-    /// One of [`protocol`].
+    /// One of [`sluice_socket_maps::protocol`].
     pub protocol: u8,
     /// Whether it is one of IPv6, whatever its addresses are.
     pub is_v6: bool,

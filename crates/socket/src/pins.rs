@@ -96,7 +96,7 @@ pub(crate) fn find_bpffs(pins: &Path) -> Result<Bpffs<'_>, Error> {
 const DEPTH: usize = 8;
 const ENTRIES: usize = 100_000;
 
-/// Every directory below a mounted bpffs that programs of this crate's are pinned in, whoever chose it: what [`remove`]
+/// Every directory below a mounted bpffs that programs of this crate's are pinned in, whoever chose it: what [`remove`](crate::remove)
 /// takes.
 ///
 /// # Errors
