@@ -13,6 +13,7 @@ use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
+use crate::tcp::exhausted::Exhausted;
 use crate::tcp::port_shares::PortShares;
 use crate::throttle::{OnceAMinute, Throttle};
 use crate::timers::Timers;
@@ -54,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) local_ports: LocalPorts,
     /// Who has those towards endpoints that see this node's address.
     pub(crate) port_shares: PortShares,
+    /// Where there was no port left a moment ago.
+    pub(crate) exhausted: Exhausted,
     /// The marks of our sockets, where traffic is captured.
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.

@@ -64,6 +64,7 @@ mod tests {
         assert_eq!(throttle.admit(start + INTERVAL), Some(1_000));
         assert_eq!(throttle.admit(start + INTERVAL), Some(0));
     }
+
     #[test]
     fn what_goes_on_is_said_once_a_minute() {
         let (start, mut said) = (Instant::now(), OnceAMinute::default());

@@ -23,6 +23,7 @@ use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
+use crate::tcp::exhausted::Exhausted;
 use crate::tcp::port_shares::PortShares;
 use crate::tcp::relay::TcpRelay;
 use crate::tcp::session::Side;
@@ -126,6 +127,7 @@ impl Worker {
             descriptors,
             local_ports,
             port_shares,
+            exhausted: Exhausted::default(),
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             log,

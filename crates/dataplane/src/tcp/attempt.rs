@@ -9,7 +9,6 @@ use sluice_table::Upstream;
 use super::connect::Failure;
 use super::exhausted::Path;
 use super::peer::Peer;
-use super::session::Context;
 use super::socket::{self, Search};
 use crate::client::Sharer;
 use crate::core::Core;
@@ -24,40 +23,40 @@ pub(super) fn start(
     upstream: &Upstream,
     local: Local,
     search: &mut Search,
-    context: &mut Context<'_>,
+    core: &mut Core,
 ) -> Result<Peer, Failure> {
     let endpoint = upstream.address();
-    if context.core.leads_back(endpoint, Protocol::Tcp) {
+    if core.leads_back(endpoint, Protocol::Tcp) {
         return Err(Failure::Refused);
     }
     let path = Path { from: local.client.map(|client| client.ip()), endpoint };
-    let is_exhausted = context.exhausted.has(path, context.core.now);
+    let is_exhausted = core.exhausted.has(path, core.now);
     if is_exhausted && path.from.is_none() {
         return Err(Failure::KnownNoPort);
     }
-    if path.from.is_none() && !context.core.port_shares.admits(endpoint, sharer) {
-        say_no_port(endpoint, "a client has its share of them (--client-share)", context.core);
+    if path.from.is_none() && !core.port_shares.admits(endpoint, sharer) {
+        say_no_port(endpoint, "a client has its share of them (--client-share)", core);
         return Err(Failure::OverPortShare);
     }
     // Of a client's ports not all were tried, and this connection's own one is another.
     let now = if is_exhausted { Search::Single } else { *search };
-    let stream = match socket::connect(endpoint, local, &context.core.local_ports, now) {
+    let stream = match socket::connect(endpoint, local, &core.local_ports, now) {
         Ok(stream) => stream,
         Err(error) => {
-            let failure = cannot_start(client, endpoint, &error, context.core);
+            let failure = cannot_start(client, endpoint, &error, core);
             if failure == Failure::NoPort && !is_exhausted {
-                on_no_port(path, std::mem::replace(search, Search::Short), context);
+                on_no_port(path, std::mem::replace(search, Search::Short), core);
             }
             return Err(failure);
         }
     };
     if socket::is_connected(&stream) {
-        let is_itself = socket::is_self_connected(&stream, endpoint, &context.core.local_ports);
+        let is_itself = socket::is_self_connected(&stream, endpoint, &core.local_ports);
         return if is_itself { Err(Failure::Refused) } else { Ok(Peer::connected(stream)) };
     }
     let mut peer = Peer::connecting(stream);
-    peer.watch_all(&context.core.registry, Source::Upstream(id).token())
-        .map_err(|error| cannot_start(client, endpoint, &error, context.core))?;
+    peer.watch_all(&core.registry, Source::Upstream(id).token())
+        .map_err(|error| cannot_start(client, endpoint, &error, core))?;
     Ok(peer)
 }
 
@@ -69,16 +68,16 @@ fn cannot_start(client: SocketAddr, endpoint: SocketAddr, error: &io::Error, cor
 }
 
 /// Sees to it that a path is not tried again soon if it has no port left.
-fn on_no_port(path: Path, search: Search, context: &mut Context<'_>) {
-    let now = context.core.now;
-    if !context.exhausted.found_none(path, search, now) {
+fn on_no_port(path: Path, search: Search, core: &mut Core) {
+    let now = core.now;
+    if !core.exhausted.found_none(path, search, now) {
         return;
     }
     let Path { from, endpoint } = path;
     let Some(client) = from else {
-        return say_no_port(endpoint, "there are no more, and for a second none is looked for", context.core);
+        return say_no_port(endpoint, "there are no more, and for a second none is looked for", core);
     };
-    if let Some(left_out) = context.core.says.exhausted.admit(now) {
+    if let Some(left_out) = core.says.exhausted.admit(now) {
         tracing::warn!(
             %client, %endpoint, left_out,
             "a client has hardly a port left towards an endpoint: for a second none but the first choice is tried, and its \

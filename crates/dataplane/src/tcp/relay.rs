@@ -15,7 +15,6 @@ use sluice_table::FrontendKey;
 use super::client_sessions::ClientSessions;
 use super::complaints::Complaints;
 use super::direction::{BUFFER_SIZE, Tools};
-use super::exhausted::Exhausted;
 use super::listener::{Accepted, Listener};
 use super::peer::Peer;
 use super::pipe::PipePool;
@@ -47,7 +46,6 @@ pub(crate) struct TcpRelay {
     listeners: Slots<Listener>,
     sessions: Slots<Session>,
     tools: Tools,
-    pub(crate) exhausted: Exhausted,
     /// Listeners that connections may wait on, in the order of their turns.
     accepting: VecDeque<SlotId>,
     /// Sessions that have more to do, in the order of their turns.
@@ -68,7 +66,6 @@ impl TcpRelay {
             listeners: Slots::default(),
             sessions: Slots::default(),
             tools: Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes },
-            exhausted: Exhausted::default(),
             accepting: VecDeque::new(),
             ready: VecDeque::new(),
             paused: Vec::new(),
@@ -160,19 +157,14 @@ impl TcpRelay {
     /// An event of a session's socket.
     pub(crate) fn on_session(&mut self, id: SlotId, side: Side, event: &Event, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step = session.on_event(
-            side,
-            event,
-            &mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted },
-        );
+        let step = session.on_event(side, event, &mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
     }
 
     /// A session's deadline.
     pub(crate) fn on_session_timer(&mut self, id: SlotId, core: &mut Core) {
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step =
-            session.on_timer(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
+        let step = session.on_timer(&mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
     }
 
@@ -202,8 +194,7 @@ impl TcpRelay {
             let Some(id) = self.ready.pop_front() else { return };
             let Some(session) = self.sessions.get_mut(id) else { continue };
             session.is_queued = false;
-            let step =
-                session.turn(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
+            let step = session.turn(&mut Context { core, tools: &mut self.tools });
             self.settle(id, step, core);
         }
     }
@@ -326,8 +317,7 @@ impl TcpRelay {
         core.stats.tcp_active.add(1);
         self.clients.add(sharer);
         let Some(session) = self.sessions.get_mut(id) else { return };
-        let step =
-            session.begin(&mut Context { core, tools: &mut self.tools, exhausted: &mut self.exhausted });
+        let step = session.begin(&mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
     }
 

@@ -24,7 +24,6 @@ use sluice_table::{Selection, Upstream};
 use super::attempt;
 use super::connect::{Attempts, Failure, Overdue};
 use super::direction::Tools;
-use super::exhausted::Exhausted;
 use super::peer::Peer;
 use super::relaying::Relaying;
 use super::socket::{self, Ending, Search};
@@ -48,7 +47,6 @@ const RESET_POLL: Duration = Duration::from_millis(5);
 pub(crate) struct Context<'a> {
     pub(crate) core: &'a mut Core,
     pub(crate) tools: &'a mut Tools,
-    pub(crate) exhausted: &'a mut Exhausted,
 }
 
 /// What is to become of a session after it was looked at.
@@ -348,7 +346,8 @@ impl Session {
             let local = Local::new(context.core.marks, self.client, source);
             let client = (self.client, sharer);
             let failed =
-                match attempt::start(self.id, client, &upstream, local, &mut connecting.search, context) {
+                match attempt::start(self.id, client, &upstream, local, &mut connecting.search, context.core)
+                {
                     Ok(peer) => {
                         self.has_port = local.client.is_none();
                         if self.has_port {

@@ -309,7 +309,7 @@ fn towards_an_endpoint_without_a_port_left_nothing_is_tried_for_a_while() {
     let until = world.worker.core.now + Duration::from_secs(3_600);
     let use_up = |world: &mut World, endpoint| {
         let path = Path { from: None, endpoint };
-        assert!(world.worker.tcp.exhausted.found_none(path, Search::Thorough, until));
+        assert!(world.worker.core.exhausted.found_none(path, Search::Thorough, until));
     };
     use_up(&mut world, first);
     let _clients: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(frontend).unwrap()).collect();

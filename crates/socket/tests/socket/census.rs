@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sluice_socket::{Endable, Ended, Translated};
+use sluice_socket::{Attached, Census, Endable, Ended, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
 use sluice_testbed::lab::Namespace;
@@ -196,14 +196,19 @@ fn a_datagram_socket_that_is_bound_to_an_interface_is_ended_whenever_it_was_boun
     }
 }
 
-#[test]
-fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_closed_has() {
+/// A node, what is attached there, its census, and a Service with one endpoint.
+fn serving_one() -> (Node, Attached, Census, SocketAddr) {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     let census = kernel.census().unwrap();
-    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
     let to = service(false, 1, 80);
-    serve(&mut kernel, 1, to, &[at]);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 7).into()]);
+    (node, kernel, census, to)
+}
+
+#[test]
+fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_closed_has() {
+    let (node, _kernel, census, to) = serving_one();
     let connect = || {
         node.host.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -262,12 +267,7 @@ fn a_look_at_datagram_sockets_is_at_no_others() {
 #[test]
 fn more_sockets_than_the_kernel_writes_at_a_time_are_ended() {
     const COUNT: usize = 400;
-    let node = Node::new();
-    let mut kernel = node.attach().unwrap();
-    let census = kernel.census().unwrap();
-    let at: SocketAddr = (endpoint_ip(false, 1), 7).into();
-    let to = service(false, 1, 80);
-    serve(&mut kernel, 1, to, &[at]);
+    let (node, _kernel, census, to) = serving_one();
     let connect = |_| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect(to).unwrap();

@@ -53,6 +53,7 @@ impl World {
             descriptors: Descriptors::new(4 * FLOOD),
             local_ports: LocalPorts::with_range(32_768..=60_999),
             port_shares: PortShares::new(100, 0, 1),
+            exhausted: Default::default(),
             marks: None,
             half_closed_idle: Config::HALF_CLOSED_IDLE,
             log: None,
