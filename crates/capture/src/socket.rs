@@ -278,7 +278,10 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         self.ledger.settle_some();
         let waiting = self.maps.stats().waiting;
         if waiting > self.said {
-            warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
+            warn!(
+                "{waiting} service ports do not fit into the maps of socket mode, and are relayed: raise \
+                 --socket-endpoints"
+            );
         }
         self.said = waiting;
     }
