@@ -185,7 +185,10 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         written.ledger.settle_some();
         let waiting = written.maps.stats().waiting;
         if waiting > *said {
-            warn!("{waiting} service ports do not fit into the maps of socket mode, and are relayed");
+            warn!(
+                "{waiting} service ports do not fit into the maps of socket mode, and are relayed: raise \
+                 --socket-endpoints"
+            );
         }
         *said = waiting;
     }

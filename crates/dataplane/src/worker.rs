@@ -316,7 +316,11 @@ fn report(listening: io::Result<()>) {
 }
 
 #[cfg(test)]
+mod by_hand;
+#[cfg(test)]
 mod order;
+#[cfg(test)]
+mod shortage;
 
 #[cfg(test)]
 mod tests {

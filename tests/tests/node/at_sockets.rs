@@ -1,7 +1,7 @@
 //! What is decided at the clients' sockets: that it is, that turns are exact, and that it goes on without an agent.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use sluice::at_socket::AtSocketConfig;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, PROTOCOLS, Sockets, World, service, slices};
@@ -71,22 +71,24 @@ fn no_worker_has_a_part_in_it_and_turns_are_exact() {
 }
 
 #[test]
-fn a_client_with_a_v4_mapped_address_is_served_too() {
+fn a_client_with_a_v4_mapped_address_is_one_of_ipv4() {
     let (world, _servers) = world();
-    let SocketAddr::V4(to) = world.address(Kind::ClusterIp, 1, Family::V4) else { panic!("IPv4") };
-    let mapped: SocketAddr = (IpAddr::V6(to.ip().to_ipv6_mapped()), to.port()).into();
-    let ask = || {
-        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
-        socket.connect_timeout(&mapped.into(), PATIENCE).unwrap();
-        assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(mapped), "it sees the Service's address");
-        let mut line = String::new();
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        BufReader::new(stream).read_line(&mut line).unwrap();
-        line
-    };
-    let line = world.lab.pod(0).ns.run(ask);
-    assert!(line.contains("pod-"), "{line}");
+    let before = world.proxy().stats();
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let SocketAddr::V4(v4) = to else { panic!("IPv4") };
+    let mapped: SocketAddr = (v4.ip().to_ipv6_mapped(), v4.port()).into();
+    for host in [world.lab.pod(0), world.lab.node()] {
+        for protocol in PROTOCOLS {
+            let outcomes: Vec<Outcome> = (0..4).map(|_| host.ask(protocol, mapped, PATIENCE)).collect();
+            let source = Some(host.ip(Family::V4));
+            assert!(outcomes.iter().all(|outcome| outcome.source() == source), "{outcomes:?}");
+            assert_eq!(tally(outcomes), each(2), "{protocol} {}", host.name);
+        }
+        let (stream, socket) = (host.tcp_stream(mapped, PATIENCE).unwrap(), host.udp_socket(mapped).unwrap());
+        let peers = [stream.peer_addr().unwrap(), socket.peer_addr().unwrap()];
+        assert_eq!(peers, [mapped; 2], "it sees the Service's address");
+    }
+    assert_eq!(format!("{:?}", world.proxy().stats()), format!("{before:?}"), "no worker has a part in it");
 }
 
 #[test]

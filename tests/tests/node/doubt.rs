@@ -58,8 +58,19 @@ fn answers(world: &mut World, times: usize) -> BTreeMap<String, usize> {
     answers
 }
 
+/// How long a client waits for an endpoint here: until the kernel has asked it a second time, and some more.
+const A_WHILE: Duration = Duration::from_secs(4);
+
 fn each(names: &[&str], times: usize) -> BTreeMap<String, usize> {
     names.iter().map(|name| ((*name).to_owned(), times)).collect()
+}
+
+/// Has a host answer nothing any more.
+fn silence(host: &Host) {
+    let silence = "add table inet t\nadd chain inet t c { type filter hook input priority 0; policy drop; }";
+    host.ns.nft_file(silence).unwrap();
+    // Those of IPv6 are heard of, or nobody is found out to be silent.
+    host.ns.nft_file("add rule inet t c icmpv6 type nd-neighbor-solicit accept").unwrap();
 }
 
 /// How many connections workers have had so far.
@@ -123,10 +134,7 @@ fn an_endpoint_that_refuses_from_the_start_costs_no_client_an_error() {
 fn an_endpoint_that_is_silent_from_the_start_costs_no_client_an_error() {
     let (mut world, _servers) =
         world(&["pod-1", "other-pod-0", "other-pod-1"], &["pod-1", "other-pod-0", "other-pod-1"]);
-    let silence = "add table inet t\nadd chain inet t c { type filter hook input priority 0; policy drop; }";
-    world.lab.other_pod(1).ns.nft_file(silence).unwrap();
-    // Those of IPv6 are heard of, or nobody is found out to be silent.
-    world.lab.other_pod(1).ns.nft_file("add rule inet t c icmpv6 type nd-neighbor-solicit accept").unwrap();
+    silence(world.lab.other_pod(1));
     let loads = load(&world, Protocol::Tcp);
     go_on(&mut world, &loads, 600);
     assert_unharmed(&mut world, loads);
@@ -161,6 +169,28 @@ fn one_that_dies_costs_one_client_an_error_and_has_its_turns_again_when_it_is_ba
 
     let _back = serve(&world.lab, "other-pod-0");
     until_translated(&mut world, &both);
+}
+
+#[test]
+fn one_that_falls_silent_costs_those_an_error_that_ask_before_it_is_found_out() {
+    const AT_ONCE: usize = 8;
+    let both = ["pod-1", "other-pod-0"];
+    let (mut world, _servers) = world(&both, &both);
+    assert_eq!(answers(&mut world, 4), each(&both, 2));
+    silence(world.lab.other_pod(0));
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let pod = world.lab.pod(0).clone();
+    std::thread::scope(|scope| {
+        // They wait until the silence is found out, after a second.
+        let asking = [(); AT_ONCE].map(|()| scope.spawn(|| pod.ask(Protocol::Tcp, to, A_WHILE)));
+        until(&mut world, "all have been told", |_| asking.iter().all(|asked| asked.is_finished()));
+        let outcomes = asking.map(|asked| asked.join().unwrap());
+        let answered = outcomes.iter().filter(|outcome| outcome.by() == Some("pod-1")).count();
+        let silent = outcomes.iter().filter(|outcome| **outcome == Outcome::Silent).count();
+        // Fewer where some ask later than that.
+        assert!((1..=AT_ONCE / 2).contains(&silent) && answered + silent == AT_ONCE, "{outcomes:?}");
+    });
+    assert_eq!(answers(&mut world, 6), each(&["pod-1"], 6));
 }
 
 /// Waits until no connection is relayed, and both have their turns.

@@ -24,6 +24,9 @@ const OPEN: u64 = 120;
 /// What has ended is not remembered for longer than this, in seconds.
 const ENDED: u64 = 10;
 
+/// And what nobody has answered so far not for longer than this.
+const ASKED: u64 = 15;
+
 /// Service 1 with this endpoint, which nobody listens at so far.
 fn world(endpoint: impl FnOnce(&Lab) -> &Host) -> World {
     let lab = Lab::builder().wiring(Wiring::Bridged).build().unwrap_or_else(|error| panic!("{error}"));
@@ -73,6 +76,28 @@ fn refused_connections_leave_nothing_behind() {
             }
         }
         assert_eq!((lives(&world, set), lives(&world, NODE)), (vec![], vec![]), "{set}");
+    }
+}
+
+/// An endpoint that is silent must not fill the set: each SYN is one that is sent again.
+#[test]
+fn what_nobody_answers_is_remembered_for_seconds() {
+    const SILENT: &str = "table inet silent {
+        chain in { type filter hook input priority 0; tcp dport 8080 tcp flags syn drop; }
+    }";
+    for (set, endpoint) in [(BRIDGE, "pod"), (HOST, "node")] {
+        let world = world(|lab| if endpoint == "pod" { lab.pod(1) } else { lab.node() });
+        let host = if endpoint == "pod" { world.lab.pod(1) } else { world.lab.node() };
+        host.ns.nft_file(SILENT).unwrap();
+        let mut clients = Vec::new();
+        for family in FAMILIES {
+            // The relay answers the client, and asks the endpoint.
+            let to = world.address(Kind::ClusterIp, 1, family);
+            clients.push(world.lab.pod(0).tcp_stream(to, PATIENCE).unwrap());
+            until(&world, set, "one that was begun", |lives| {
+                lives.len() >= clients.len() && lives.iter().all(|left| *left <= ASKED)
+            });
+        }
     }
 }
 

@@ -1,5 +1,9 @@
-//! Datagrams of any size, and bulk.
+//! Datagrams of any size, bulk, and what is so little that it is one packet.
 
+use std::io::{BufRead, BufReader, Read};
+use std::net::Shutdown;
+
+use rustix::net::{SendFlags, send};
 use sluice_model::{Family, TrafficPolicy};
 use sluice_testbed::lab::PATIENCE;
 
@@ -31,4 +35,32 @@ fn datagrams_of_any_size_and_bulk_pass_whole() {
     }
     let stats = world.proxy().stats();
     assert_eq!((stats.udp_dropped_error, stats.udp_unroutable, stats.tcp_unroutable), (0, 0, 0), "{stats:?}");
+}
+
+#[test]
+fn data_and_the_end_behind_it_come_in_one_packet_if_they_left_in_one() {
+    const TIMES: usize = 8;
+    // Longer than the headers, with the timestamps among TCP's options.
+    const WHOLE: &str = "table inet t {
+        counter whole {}
+        chain in {
+            type filter hook input priority 0;
+            ip version 4 tcp dport 8080 tcp flags & fin == fin meta length > 52 counter name whole;
+        }
+    }";
+    let (world, _servers) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let pod = &world.lab.pod(1).ns;
+    pod.nft_file(WHOLE).unwrap();
+    for _ in 0..TIMES {
+        let to = world.address(Kind::ClusterIp, 1, Family::V4);
+        let mut stream = BufReader::new(world.lab.pod(0).tcp_stream(to, PATIENCE).unwrap());
+        let mut said = String::new();
+        stream.read_line(&mut said).unwrap();
+        send(stream.get_ref(), b"x\n", SendFlags::MORE).unwrap();
+        stream.get_ref().shutdown(Shutdown::Write).unwrap();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.ends_with("\nx\n"), "{said}");
+    }
+    let counted = pod.nft("list counter inet t whole").unwrap();
+    assert!(counted.contains(&format!("packets {TIMES} ")), "{counted}");
 }

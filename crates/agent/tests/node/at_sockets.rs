@@ -1,5 +1,5 @@
 //! `--capture socket` and `--capture auto` as real processes: what an agent tells of connections that it has no part in, who
-//! takes over, and what becomes of it where it cannot be had.
+//! takes over, and what is left.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -18,25 +18,25 @@ use crate::scene::{AGENT, Conversation, READY, Scene, sluice, until};
 pub(crate) const METRICS: &str = "127.0.0.1:10249";
 
 /// A scene whose sockets can be decided about, by agents that are processes of this thread's.
-struct Sockets {
-    scene: Scene,
-    cgroup: Cgroup,
+pub(crate) struct Sockets {
+    pub(crate) scene: Scene,
+    pub(crate) cgroup: Cgroup,
     bpffs: Bpffs,
 }
 
 impl Sockets {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bpffs = Bpffs::mount().unwrap();
         let cgroup = Cgroup::enter().unwrap();
         Self { scene: Scene::new(), cgroup, bpffs }
     }
 
-    fn pins(&self) -> PathBuf {
+    pub(crate) fn pins(&self) -> PathBuf {
         self.bpffs.path().join("sluice")
     }
 
     /// What is attached.
-    fn programs(&self) -> String {
+    pub(crate) fn programs(&self) -> String {
         let shown =
             Command::new("bpftool").args(["cgroup", "show"]).arg(self.cgroup.path()).output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
@@ -44,12 +44,12 @@ impl Sockets {
     }
 
     /// The number tells agents apart.
-    fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
+    pub(crate) fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
         self.start_by(sluice([] as [&str; 0]), number, capture, Some(self.cgroup.path()), pins)
     }
 
     /// The same where a command is the program, or runs it.
-    fn start_by(
+    pub(crate) fn start_by(
         &self,
         mut command: Command,
         number: u8,
@@ -102,23 +102,23 @@ impl Agent {
     }
 
     #[track_caller]
-    fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         until(&format!("{text:?} in {}", self.log()), || self.log().contains(text));
     }
 
     /// What a command answers.
     #[track_caller]
-    fn ask(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ask(&self, arguments: &[&str]) -> String {
         let output = sluice(arguments).arg("--admin-socket").arg(&self.admin).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn json(&self, arguments: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, arguments: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.ask(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         self.child.wait().unwrap();
     }
@@ -282,31 +282,6 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
 }
 
 #[test]
-fn where_sockets_cannot_be_had_all_is_relayed_and_the_reason_is_told() {
-    let sockets = Sockets::new();
-    let scene = &sockets.scene;
-    for capture in ["auto", "socket"] {
-        let agent = sockets.start(1, capture, &scene.manifests());
-        scene.assert_served(1);
-        let status = agent.json(&["status"]);
-        assert_eq!(status["mode"], "tproxy");
-        let why = status["atSockets"].as_str().unwrap().to_owned();
-        assert!(why.contains("in no bpffs") && why.contains("mount"), "{why}");
-        let told = metrics(&scene.lab);
-        let labels = [r#"mode="tproxy""#, &format!("wanted=\"{capture}\""), "in no bpffs"];
-        assert_eq!(value(&told, "sluice_capture_info", &labels), Some(1.0), "{told}");
-        let explained = agent.json(&[
-            "explain",
-            &scene.lab.pod(0).v4.to_string(),
-            &cluster_ip(1, Family::V4).to_string(),
-        ]);
-        assert_eq!(explained["atSocket"]["verdict"], "pass");
-        agent.stop();
-    }
-    assert_eq!(sockets.programs(), "");
-}
-
-#[test]
 fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_started_again() {
     let sockets = Sockets::new();
     let scene = &sockets.scene;
@@ -340,60 +315,6 @@ fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_star
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}");
     open.say("on");
-}
-
-/// As in a pod that has fewer rights than the manifests give it.
-#[test]
-fn where_pods_sockets_could_not_be_ended_their_connected_ones_of_udp_are_relayed() {
-    let sockets = Sockets::new();
-    let scene = &sockets.scene;
-    let mut without = Command::new("setpriv");
-    without
-        .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
-        .arg(sluice([] as [&str; 0]).get_program());
-    let agent = sockets.start_by(without, 1, "socket", Some(sockets.cgroup.path()), &sockets.pins());
-    agent.wait_for("pods' UDP sockets that are connected are relayed");
-    let to = cluster_ip(1, Family::V4);
-    let [pod, node] = [scene.lab.pod(0), scene.lab.node()].map(|host| {
-        host.ns.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            socket.connect(to).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            socket
-        })
-    });
-    let ask = |socket: &UdpSocket| {
-        socket.send(b"who").unwrap();
-        // A read with a time limit may be interrupted.
-        while let Err(error) = socket.recv(&mut [0; 64]) {
-            assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-        }
-    };
-    ask(&pod);
-    ask(&node);
-    let list = agent.json(&["connections", "--protocol", "udp"]);
-    let state = |socket: &UdpSocket| {
-        let client = socket.local_addr().unwrap().to_string();
-        let rows = list["items"].as_array().unwrap();
-        rows.iter().find(|row| row["client"] == client).map(|row| row["state"].clone())
-    };
-    assert_eq!(state(&node), Some("translated".into()), "{list}");
-    assert_eq!(state(&pod), Some("answered".into()), "{list}");
-    // Its endpoint goes, whichever that is: another one answers.
-    for is_here in [true, false] {
-        let service = Service::new(1);
-        let (here, there) = (scene.lab.pod(1), scene.lab.other_pod(0));
-        scene.apply(&if is_here { service.here(here) } else { service.there(there) });
-        until("it is the only endpoint", || {
-            let service = agent.json(&["services", "s1"]);
-            let mut ports = service["items"][0]["ports"].as_array().unwrap().iter();
-            ports.all(|port| {
-                let endpoints = port["endpoints"].as_array().unwrap();
-                endpoints.len() == 1 && endpoints[0]["isHere"] == is_here
-            })
-        });
-        ask(&pod);
-    }
 }
 
 #[test]
@@ -434,16 +355,4 @@ fn what_listing_ten_thousand_sockets_costs() {
     times.sort_unstable();
     println!("{} sockets: median {:?}, all {times:?}", all.len(), times[4]);
     assert!(times.iter().all(|(_, listed)| *listed == all.len()));
-}
-
-/// Whoever has a namespace of its own on this machine is no node of the machine, whose sockets are all below the root.
-#[test]
-fn in_a_network_namespace_of_its_own_the_root_of_all_cgroups_is_left_alone_unless_asked_for() {
-    let sockets = Sockets::new();
-    let agent = sockets.start_by(sluice([] as [&str; 0]), 1, "auto", None, &sockets.pins());
-    let status = agent.json(&["status"]);
-    assert_eq!(status["mode"], "tproxy");
-    assert!(status["atSockets"].as_str().unwrap().contains("--socket-cgroup"), "{status}");
-    sockets.scene.assert_served(1);
-    assert!(!sockets.pins().exists());
 }

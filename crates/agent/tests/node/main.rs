@@ -22,6 +22,7 @@ mod health_checks;
 mod inside;
 mod leftovers;
 mod monitoring;
+mod no_sockets;
 mod repairs;
 mod restarts;
 mod service_types;

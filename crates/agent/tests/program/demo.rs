@@ -1,7 +1,9 @@
 //! `sluice demo`: what the README promises of it.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -9,17 +11,54 @@ use tempfile::TempDir;
 
 use super::common::until;
 
-/// A demo whose files go into a directory of the test's.
-fn demo(directory: &TempDir, arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_sluice"))
-        .arg("demo")
-        .args(arguments)
-        .env("TMPDIR", directory.path())
-        .env_remove("RUST_LOG")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+/// Where demos run that are to need no privileges: those that root starts are somebody else's.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(place.files()).unwrap();
+        for (path, mode) in [(place.0.path(), 0o755), (&place.files(), 0o777)] {
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        // Where it was built others may not look. And a file that this process writes could not be run while another thread
+        // starts something.
+        let copied = Command::new("install").arg(env!("CARGO_BIN_EXE_sluice")).arg(place.program()).status();
+        assert!(copied.unwrap().success());
+        place
+    }
+
+    fn program(&self) -> PathBuf {
+        self.0.path().join("sluice")
+    }
+
+    /// Where demos have their files.
+    fn files(&self) -> PathBuf {
+        self.0.path().join("files")
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.files()).unwrap().next().is_none()
+    }
+
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = if rustix::process::geteuid().is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(self.program());
+            command
+        } else {
+            Command::new(self.program())
+        };
+        command
+            .arg("demo")
+            .args(arguments)
+            .env("TMPDIR", self.files())
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
 }
 
 /// The address of its HTTP Service, from the command that a person can try.
@@ -27,15 +66,11 @@ fn frontend(said: &str) -> &str {
     said.lines().find_map(|line| line.trim().strip_prefix("curl ")).unwrap()
 }
 
-fn is_empty(directory: &TempDir) -> bool {
-    fs::read_dir(directory.path()).unwrap().next().is_none()
-}
-
 #[test]
-fn demos_that_run_together_lose_no_request_and_share_nothing() {
-    let directory = tempfile::tempdir().unwrap();
+fn demos_that_run_together_lose_no_request_share_nothing_and_need_no_privileges() {
+    let place = Place::new();
     let demos: Vec<Child> =
-        (0..3).map(|_| demo(&directory, &["--once", "--requests", "300", "--workers", "2"])).collect();
+        (0..3).map(|_| place.start(&["--once", "--requests", "300", "--workers", "2"])).collect();
     let mut frontends = Vec::new();
     for demo in demos {
         let output = demo.wait_with_output().unwrap();
@@ -48,22 +83,22 @@ fn demos_that_run_together_lose_no_request_and_share_nothing() {
     frontends.sort_unstable();
     frontends.dedup();
     assert_eq!(frontends.len(), 3, "{frontends:?}");
-    assert!(is_empty(&directory));
+    assert!(place.is_empty());
 }
 
 #[test]
 fn a_demo_that_is_told_to_end_takes_its_files_away() {
+    let place = Place::new();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let directory = tempfile::tempdir().unwrap();
-        let mut demo = demo(&directory, &[]);
+        let mut demo = place.start(&[]);
         let mut said = BufReader::new(demo.stdout.take().unwrap()).lines();
         assert!(said.any(|line| line.unwrap().contains("curl ")));
-        assert!(!is_empty(&directory));
+        assert!(!place.is_empty());
         kill_process(Pid::from_child(&demo), signal).unwrap();
         // Whatever it writes is to find a reader.
         std::thread::spawn(move || said.for_each(drop));
         until("the demo ends", || demo.try_wait().unwrap().is_some());
-        assert!(is_empty(&directory), "{signal:?}");
+        assert!(place.is_empty(), "{signal:?}");
     }
 }
 

@@ -29,16 +29,29 @@ async fn load_balancers_hear_that_a_node_is_to_go_and_kubelets_do_not() {
         "node-1",
         "--healthz-bind-address",
         "127.0.0.1:0",
+        "--metrics-bind-address",
+        "127.0.0.1:0",
     ]);
     let health = agent.port("serving health checks of the node");
+    let metrics = agent.port("serving metrics");
+    let until_counted = |wanted: u8| {
+        let line = format!("\nsluice_apiserver_has_node {wanted}");
+        until(&line, || get(metrics, "/metrics").contains(&line));
+    };
     let healthz = || ask(health, "/healthz");
     let (status, body) = healthz();
     assert_eq!((status, &body["nodeEligible"]), (503, &false.into()), "a cluster without this node: {body}");
     let (status, body) = ask(health, "/livez");
     assert_eq!((status, &body["healthy"], body.get("nodeEligible")), (200, &true.into(), None), "{body}");
 
+    let warning = agent.wait_for("has no Node \"node-1\":");
+    assert!(warning.contains("WARN") && warning.contains("--hostname-override"), "{warning}");
+    until_counted(0);
+
     cluster.kubectl("create -f -", NODE);
     until("the node is sent to", || healthz().0 == 200);
+    agent.wait_for("has the Node \"node-1\" now");
+    until_counted(1);
     let (_, body) = healthz();
     assert_eq!(body["lastUpdated"].as_str().unwrap().len(), body["currentTime"].as_str().unwrap().len());
     assert_eq!(body["status"]["IPv6"]["healthy"], true, "{body}");
@@ -53,8 +66,11 @@ async fn load_balancers_hear_that_a_node_is_to_go_and_kubelets_do_not() {
     until("it is gone", || healthz().0 == 503);
     assert_eq!(ask(health, "/livez").0, 200);
     agent.wait_for("no Node \"node-1\" any more");
+    until_counted(0);
     cluster.kubectl("create -f -", NODE);
     until("it is there again", || healthz().0 == 200);
+    let times = |text: &str| agent.heard().iter().filter(|line| line.contains(text)).count();
+    assert_eq!(["has no Node \"node-1\":", "any more: nodePorts"].map(times), [1, 1]);
 }
 
 #[test]

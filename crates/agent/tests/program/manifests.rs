@@ -291,8 +291,12 @@ fn with_more_frontends_than_descriptors_those_that_have_some_are_served_and_so_i
     let metrics: SocketAddr = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
     let served: Vec<u16> = (0..FRONTENDS).filter(|number| ask(frontend(*number)).is_ok()).collect();
     assert_eq!(served.len(), 100, "{served:?}");
-    let failed = format!("sluice_frontends_failed {}.0\n", usize::from(FRONTENDS) - served.len());
-    assert!(get(metrics, "/metrics").contains(&failed), "{}", get(metrics, "/metrics"));
+    let metrics_of =
+        [("frontends", served.len()), ("frontends_failed", usize::from(FRONTENDS) - served.len())];
+    for (name, count) in metrics_of {
+        let metrics = get(metrics, "/metrics");
+        assert!(metrics.contains(&format!("\nsluice_{name} {count}.0\n")), "{metrics}");
+    }
 
     // More than there are descriptors for: some are reset, a few before connect(2) has returned.
     let busy = frontend(served[1]);

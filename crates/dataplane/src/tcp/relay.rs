@@ -32,7 +32,7 @@ pub(crate) const ACCEPT_BATCH: usize = 64;
 
 /// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
 /// before: descriptors may become free elsewhere.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How long pipes are kept that nobody uses, or up to twice as long.
 const PIPES_KEPT: Duration = Duration::from_secs(5);

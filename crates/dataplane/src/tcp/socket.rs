@@ -279,6 +279,21 @@ mod tests {
         );
     }
 
+    /// Where answers need it, the capture remembers an open connection for three minutes after it was last heard of.
+    #[test]
+    fn a_connection_that_is_silent_is_heard_of_before_anybody_forgets_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let stream = TcpStream::from_std(stream);
+        keep_alive(&stream);
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        // The first question, or its answer, may be lost.
+        let heard_of = socket.tcp_keepalive_time().unwrap() + socket.tcp_keepalive_interval().unwrap();
+        assert!(heard_of < Duration::from_secs(180), "{heard_of:?}");
+    }
+
     /// As the loop above relies on it.
     #[test]
     fn a_socket_whose_port_could_not_be_bound_can_have_another_one() {

@@ -83,6 +83,7 @@ mod tests {
         let local = Local { client: Some(client.parse().unwrap()), mark: None };
         match connect(endpoint, local, may_keep_port) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                assert!(!rustix::process::geteuid().is_root(), "{error}");
                 eprintln!("skipped: needs CAP_NET_ADMIN");
                 None
             }

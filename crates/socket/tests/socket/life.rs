@@ -203,6 +203,22 @@ fn another_capacity_or_a_lost_map_makes_new_maps() {
 }
 
 #[test]
+fn a_link_that_is_lost_is_made_anew_and_the_maps_stay() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    drop(kernel);
+    fs::remove_file(node.pins().join("link_sluice_connect4")).unwrap();
+    until_attached(&node, 8);
+    assert!(!is_translated(&node, to));
+    let kernel = node.attach().unwrap();
+    assert!(!kernel.is_fresh());
+    assert!(is_translated(&node, to));
+    assert_eq!((node.programs().lines().count(), kernel.links().missing().count()), (9, 0));
+}
+
+#[test]
 fn what_has_another_layout_goes_on_until_everything_is_in_the_new_maps() {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
@@ -338,8 +354,14 @@ fn a_cgroup_that_is_gone_is_noticed() {
     let to = service(false, 1, 53);
     serve(&mut kernel, 1, to, &at(1));
     assert!(is_translated(&node, to));
-    drop(kernel);
+    let links = kernel.links();
+    assert_eq!(links.missing().count(), 0);
     drop(gone);
+    let deadline = Instant::now() + PATIENCE;
+    while links.missing().count() < 9 {
+        assert!(Instant::now() < deadline, "{:?}", links.missing().collect::<Vec<_>>());
+    }
+    drop(kernel);
     node.config.cgroup = here;
     let refused = Programs::attach(&Config { cgroup: "/proc".into(), ..node.config.clone() }).unwrap_err();
     assert!(matches!(refused, Error::NoCgroup { .. }), "{refused}");

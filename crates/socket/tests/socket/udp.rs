@@ -1,7 +1,7 @@
 //! UDP: where datagrams go, and whom answers come from.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use sluice_socket_maps::{Kernel, protocol, verdict};
@@ -20,6 +20,16 @@ fn bind(namespace: &Namespace, at: SocketAddr) -> UdpSocket {
 /// A socket that talks to an address of this family.
 fn client(namespace: &Namespace, to: SocketAddr) -> UdpSocket {
     bind(namespace, if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap())
+}
+
+/// A Service's address in each form that a socket may name it by.
+fn addresses() -> [SocketAddr; 3] {
+    [service(false, 1, 53), service(true, 1, 53), mapped(service(false, 1, 53))]
+}
+
+/// Whether packets to an address are IPv6.
+fn is_v6(to: SocketAddr) -> bool {
+    matches!(to.ip().to_canonical(), IpAddr::V6(_))
 }
 
 /// Endpoints, and where they are.
@@ -96,10 +106,15 @@ fn a_socket_talks_to_several_services_and_each_answer_is_from_its_own() {
 
 #[test]
 fn a_flow_keeps_its_endpoint_until_that_goes_and_hears_its_late_answers() {
+    for to in addresses() {
+        keeps_its_endpoint(to);
+    }
+}
+
+fn keeps_its_endpoint(to: SocketAddr) {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
-    let (endpoints, at) = endpoints(&node.host, false, 2);
-    let to = service(false, 1, 53);
+    let (endpoints, at) = endpoints(&node.host, is_v6(to), 2);
     serve(&mut kernel, 1, to, &at);
     let client = client(&node.host, to);
     for _ in 0..5 {
@@ -126,17 +141,19 @@ fn a_flow_keeps_its_endpoint_until_that_goes_and_hears_its_late_answers() {
 fn others_answers_keep_their_address() {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
-    let (endpoints, at) = endpoints(&node.host, false, 2);
-    let to = service(false, 1, 53);
-    serve(&mut kernel, 1, to, &at[..1]);
-    let client = client(&node.host, to);
-    client.send_to(b"service", to).unwrap();
-    client.send_to(b"direct", at[1]).unwrap();
-    answer(&endpoints[0]);
-    answer(&endpoints[1]);
-    let mut answers = [received(&client), received(&client)];
-    answers.sort();
-    assert_eq!(answers, [(b"direct".to_vec(), at[1]), (b"service".to_vec(), to)]);
+    for (set, to) in (1..).zip(addresses()) {
+        let (endpoints, at) = endpoints(&node.host, is_v6(to), 2);
+        serve(&mut kernel, set, to, &at[..1]);
+        let direct = if to.is_ipv6() { mapped(at[1]) } else { at[1] };
+        let client = client(&node.host, to);
+        client.send_to(b"service", to).unwrap();
+        client.send_to(b"direct", direct).unwrap();
+        answer(&endpoints[0]);
+        answer(&endpoints[1]);
+        let mut answers = [received(&client), received(&client)];
+        answers.sort();
+        assert_eq!(answers, [(b"direct".to_vec(), direct), (b"service".to_vec(), to)]);
+    }
 }
 
 /// A limit: the answer does not say what it answers.

@@ -1,5 +1,6 @@
 //! The writer as its caller sees it: objects in, plans and answers out.
 
+mod affinity;
 mod answers;
 mod any_order;
 mod connections;

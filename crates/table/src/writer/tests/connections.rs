@@ -1,4 +1,4 @@
-//! Connections of clients across changes: affinity, balancing and passive health as a whole.
+//! Connections of clients across changes: balancing and passive health as a whole.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::*;
 use crate::{Balance, Selection, SourceAddress, Upstream};
 
-fn from(n: u8) -> Client {
+pub(super) const EXTERNAL: [u8; 4] = [198, 51, 100, 1];
+
+pub(super) fn from(n: u8) -> Client {
     Client { ip: [10, 1, 0, n].into(), origin: Origin::LocalPod }
 }
 
 /// The last octet of an endpoint.
-fn octet(upstream: &Upstream) -> u8 {
+pub(super) fn octet(upstream: &Upstream) -> u8 {
     match upstream.address().ip() {
         IpAddr::V4(ip) => ip.octets()[3],
         IpAddr::V6(_) => panic!("no IPv6 here"),
@@ -20,7 +22,7 @@ fn octet(upstream: &Upstream) -> u8 {
 }
 
 /// A writer with `web` on a cluster IP and a nodePort, endpoints 1 to 3, changed by `edit`.
-fn scene(edit: impl FnOnce(&mut Service)) -> (Writer, Reader) {
+pub(super) fn scene(edit: impl FnOnce(&mut Service)) -> (Writer, Reader) {
     let mut web = service("web", 1, WEB);
     web.external_ips = vec![[198, 51, 100, 1].into()];
     edit(&mut web);
@@ -30,93 +32,15 @@ fn scene(edit: impl FnOnce(&mut Service)) -> (Writer, Reader) {
     (writer, reader)
 }
 
-fn select(reader: &mut Reader, key: FrontendKey, client: Client, now: Instant) -> (Selection, Arc<Upstream>) {
+pub(super) fn select(
+    reader: &mut Reader,
+    key: FrontendKey,
+    client: Client,
+    now: Instant,
+) -> (Selection, Arc<Upstream>) {
     let mut selection = reader.lookup(key).unwrap().select(client, now).unwrap();
     let upstream = selection.next(now).unwrap();
     (selection, upstream)
-}
-
-const EXTERNAL: [u8; 4] = [198, 51, 100, 1];
-
-#[test]
-fn affinity_is_shared_by_all_addresses_and_survives_changes_of_others() {
-    let now = Instant::now();
-    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    let mut pick = |key, n, now| octet(&select(&mut reader, key, from(n), now).1);
-    assert_eq!([1, 2, 3, 1].map(|n| pick(key(WEB), n, now)), [1, 2, 3, 1]);
-    assert_eq!([1, 2, 3].map(|n| pick(key(EXTERNAL), n, now)), [1, 2, 3]);
-    writer.apply(apply(slice("web-a", "web", &[2, 3, 4, 5])));
-    assert_eq!([2, 3].map(|n| pick(key(WEB), n, now)), [2, 3]);
-    assert_eq!(pick(key(EXTERNAL), 1, now), pick(key(WEB), 1, now), "moved, and stays there");
-}
-
-#[test]
-fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
-    let now = Instant::now();
-    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
-    let mut unready = slice("web-a", "web", &[1, 2, 3]);
-    (unready.endpoints[0].ready, unready.endpoints[0].serving) = (false, false);
-    writer.apply(apply(unready));
-    writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
-    assert_ne!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
-}
-
-#[test]
-fn affinity_does_not_carry_a_client_past_the_policy() {
-    let now = Instant::now();
-    let (mut writer, mut reader) = scene(|web| {
-        web.affinity = Some(Duration::from_secs(100));
-        web.external_policy = TrafficPolicy::Local;
-    });
-    let mut mixed = slice("web-a", "web", &[1, 2, 3]);
-    mixed.endpoints[2].node = Some("here".into());
-    writer.apply(apply(mixed));
-    let client = Client { origin: Origin::Outside, ..from(1) };
-    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 1, "policy Cluster");
-    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), client, now).1), 3, "policy Local");
-    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 3, "and stays where it moved");
-}
-
-#[test]
-fn affinity_that_is_switched_off_is_forgotten() {
-    let now = Instant::now();
-    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    select(&mut reader, key(WEB), from(1), now);
-    writer.apply(apply(service("web", 1, WEB)));
-    let picks = [0; 4].map(|_| octet(&select(&mut reader, key(WEB), from(1), now).1));
-    assert_eq!(picks, [2, 3, 1, 2]);
-    let again = Service { affinity: Some(Duration::from_secs(100)), ..service("web", 1, WEB) };
-    writer.apply(apply(again));
-    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 3, "not the one it had");
-    writer.apply(apply(service("web", 1, WEB)));
-    writer.expire_affinity(now);
-    assert_eq!(port.affinity().unwrap().len(), 0);
-}
-
-#[test]
-fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
-    let now = Instant::now();
-    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
-    selection.fail(&first, Heard::Refusal, now);
-    let second = selection.next(now).unwrap();
-    let _lease = selection.connected(&second, now);
-    assert_ne!(octet(&first), octet(&second));
-    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), from(1), now).1), octet(&second));
-}
-
-#[test]
-fn the_table_forgets_idle_clients() {
-    let now = Instant::now();
-    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    (1..=20).for_each(|n| _ = select(&mut reader, key(WEB), from(n), now));
-    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    writer.expire_affinity(now + Duration::from_secs(99));
-    assert_eq!(port.affinity().unwrap().len(), 20);
-    writer.expire_affinity(now + Duration::from_secs(100));
-    assert_eq!(port.affinity().unwrap().len(), 0);
 }
 
 #[test]
@@ -243,15 +167,6 @@ fn an_endpoint_that_was_silent_for_a_client_is_tried_last_for_that_client_and_fo
     let later = start + Duration::from_secs(11);
     let picks = [(); 6].map(|()| octet(&select(&mut reader, key(WEB), from(1), later).1));
     assert!(picks.contains(&silent), "it is asked again");
-}
-
-#[test]
-fn an_ipv4_client_of_a_dual_stack_socket_is_the_same_client() {
-    let now = Instant::now();
-    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
-    let mapped = Client { ip: "::ffff:10.1.0.1".parse().unwrap(), origin: Origin::LocalPod };
-    let first = octet(&select(&mut reader, key(WEB), mapped, now).1);
-    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), first);
 }
 
 #[test]

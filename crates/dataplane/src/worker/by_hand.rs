@@ -1,0 +1,165 @@
+//! A worker without a thread, turned by hand, so that nothing happens in between.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+
+use sluice_sys::tcp::unacknowledged_bytes;
+use sluice_table::{Writer, WriterConfig};
+use socket2::SockRef;
+
+use super::*;
+use crate::tcp::relaying::TURN_BUDGET;
+use crate::{tcp, test_table, udp};
+
+const BULK: usize = 100;
+
+/// What each bulk endpoint has to send: several turns of it. The kernel doubles it for its own book-keeping.
+const TO_SEND: usize = 4 * TURN_BUDGET;
+
+/// How often things are tried that need the kernel to get on.
+pub(super) const PATIENCE: usize = 10_000;
+
+pub(super) const ANY: &str = "127.0.0.1:0";
+
+pub(super) struct World {
+    pub(super) worker: Worker,
+    events: Events,
+    writer: Writer,
+    pub(super) commands: Sender<Command>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self::with_pipes(1_000)
+    }
+
+    /// One that may hold so many pipes.
+    pub(super) fn with_pipes(pipes: usize) -> Self {
+        let config = Config {
+            workers: 1,
+            descriptors: 4_096,
+            client_share: 100,
+            udp_idle: Config::UDP_IDLE,
+            half_closed_idle: Config::HALF_CLOSED_IDLE,
+            connection_log: None,
+            service_times: true,
+            marks: None,
+        };
+        let writer = Writer::new(WriterConfig::new("here"));
+        let (commands, receiver) = mpsc::channel();
+        let descriptors = Descriptors::new(config.descriptors);
+        let shared = Shared {
+            reader: writer.table().reader(),
+            stats: Arc::default(),
+            pipes: descriptors.part(2 * pipes, 0),
+            descriptors,
+            local_ports: LocalPorts::of_this_node(),
+            log: None,
+        };
+        let worker = Worker::new(&config, Poll::new().unwrap(), shared, receiver).unwrap();
+        Self { worker, events: Events::with_capacity(EVENTS), writer, commands }
+    }
+
+    pub(super) fn turn(&mut self) {
+        assert!(self.worker.turn(&mut self.events).is_continue());
+    }
+
+    /// The same where there may be no event to wait for.
+    pub(super) fn turn_at_once(&mut self) {
+        self.worker.has_commands = true;
+        self.turn();
+    }
+
+    /// A TCP Service with this endpoint; returns its address.
+    pub(super) fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
+        let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        self.serve_tcp_by(socket, name, &[endpoint])
+    }
+
+    pub(super) fn serve_tcp_by(
+        &mut self,
+        socket: TcpListener,
+        name: &str,
+        endpoints: &[SocketAddr],
+    ) -> SocketAddr {
+        let frontend = socket.local_addr().unwrap();
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, endpoints);
+        self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        frontend
+    }
+
+    /// The same with UDP.
+    pub(super) fn serve_udp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
+        let socket = udp::socket::listen(ANY.parse().unwrap(), None).unwrap();
+        let frontend = socket.local_addr().unwrap();
+        test_table::add_service(&mut self.writer, name, frontend, Protocol::Udp, &[endpoint]);
+        self.worker.udp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        frontend
+    }
+
+    /// A client, and what its endpoint has accepted.
+    pub(super) fn connect(&mut self, frontend: SocketAddr, endpoint: &TcpListener) -> [TcpStream; 2] {
+        endpoint.set_nonblocking(true).unwrap();
+        let client = TcpStream::connect(frontend).unwrap();
+        // The client says nothing yet, and the endpoint is to know of it all the same.
+        self.turn();
+        let accepted = (0..PATIENCE).find_map(|_| {
+            std::thread::yield_now();
+            endpoint.accept().ok()
+        });
+        let (accepted, _) = accepted.expect("the connection is carried on within one turn");
+        [client, accepted].map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+    }
+
+    /// Sessions that wait in line all the time: each endpoint has sent all that its socket takes.
+    pub(super) fn bulk(&mut self) -> Vec<[TcpStream; 2]> {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let frontend = self.serve_tcp("bulk", endpoint.local_addr().unwrap());
+        let mut sessions: Vec<[TcpStream; 2]> =
+            (0..BULK).map(|_| self.connect(frontend, &endpoint)).collect();
+        for [_, endpoint] in &mut sessions {
+            SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
+            while endpoint.write(&[0; 65_536]).is_ok() {}
+        }
+        // Each session is found to be bulk, and from then on waits in line.
+        self.turn();
+        sessions
+    }
+
+    /// Turns the loop until something is there; how many turns that took, and how many bytes TCP was moved meanwhile.
+    pub(super) fn turns_until(&mut self, mut is_there: impl FnMut() -> bool) -> (usize, u64) {
+        let before = self.moved();
+        for turns in 1..=PATIENCE {
+            assert!(self.worker.tcp.has_ready(), "bulk waits for its turn all the time");
+            self.turn();
+            if is_there() {
+                return (turns, self.moved() - before);
+            }
+        }
+        panic!("it never came");
+    }
+
+    fn moved(&self) -> u64 {
+        let stats = self.stats();
+        stats.bytes_spliced + stats.bytes_copied
+    }
+
+    pub(super) fn stats(&self) -> crate::Stats {
+        crate::Stats::sum([&*self.worker.core.stats])
+    }
+}
+
+/// Waits until what was sent has come to the other socket, which is then ready to be read.
+pub(super) fn await_delivery(socket: impl AsFd) {
+    let is_delivered = || unacknowledged_bytes(socket.as_fd()).unwrap() == 0;
+    let arrived = (0..PATIENCE * 100).any(|_| {
+        std::thread::yield_now();
+        is_delivered()
+    });
+    assert!(arrived, "what was sent arrives");
+}

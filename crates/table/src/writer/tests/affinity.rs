@@ -1,0 +1,113 @@
+//! Affinity across changes, and what is remembered of clients.
+
+use std::time::Duration;
+
+use super::connections::{EXTERNAL, from, octet, scene, select};
+use super::*;
+
+#[test]
+fn affinity_is_shared_by_all_addresses_and_survives_changes_of_others() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let mut pick = |key, n, now| octet(&select(&mut reader, key, from(n), now).1);
+    assert_eq!([1, 2, 3, 1].map(|n| pick(key(WEB), n, now)), [1, 2, 3, 1]);
+    assert_eq!([1, 2, 3].map(|n| pick(key(EXTERNAL), n, now)), [1, 2, 3]);
+    writer.apply(apply(slice("web-a", "web", &[2, 3, 4, 5])));
+    assert_eq!([2, 3].map(|n| pick(key(WEB), n, now)), [2, 3]);
+    assert_eq!(pick(key(EXTERNAL), 1, now), pick(key(WEB), 1, now), "moved, and stays there");
+}
+
+#[test]
+fn affinity_goes_with_its_endpoint_even_if_that_comes_back() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
+    let mut unready = slice("web-a", "web", &[1, 2, 3]);
+    (unready.endpoints[0].ready, unready.endpoints[0].serving) = (false, false);
+    writer.apply(apply(unready));
+    writer.apply(apply(slice("web-a", "web", &[1, 2, 3])));
+    assert_ne!(octet(&select(&mut reader, key(WEB), from(1), now).1), 1);
+}
+
+#[test]
+fn affinity_does_not_carry_a_client_past_the_policy() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| {
+        web.affinity = Some(Duration::from_secs(100));
+        web.external_policy = TrafficPolicy::Local;
+    });
+    let mut mixed = slice("web-a", "web", &[1, 2, 3]);
+    mixed.endpoints[2].node = Some("here".into());
+    writer.apply(apply(mixed));
+    let client = Client { origin: Origin::Outside, ..from(1) };
+    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 1, "policy Cluster");
+    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), client, now).1), 3, "policy Local");
+    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 3, "and stays where it moved");
+}
+
+#[test]
+fn affinity_that_is_switched_off_is_forgotten() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    select(&mut reader, key(WEB), from(1), now);
+    writer.apply(apply(service("web", 1, WEB)));
+    let picks = [0; 4].map(|_| octet(&select(&mut reader, key(WEB), from(1), now).1));
+    assert_eq!(picks, [2, 3, 1, 2]);
+    let again = Service { affinity: Some(Duration::from_secs(100)), ..service("web", 1, WEB) };
+    writer.apply(apply(again));
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), 3, "not the one it had");
+    writer.apply(apply(service("web", 1, WEB)));
+    writer.expire_affinity(now);
+    assert_eq!(port.affinity().unwrap().len(), 0);
+}
+
+#[test]
+fn a_client_whose_endpoint_fails_keeps_the_one_that_answered() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let (mut selection, first) = select(&mut reader, key(WEB), from(1), now);
+    selection.fail(&first, Heard::Refusal, now);
+    let second = selection.next(now).unwrap();
+    let _lease = selection.connected(&second, now);
+    assert_ne!(octet(&first), octet(&second));
+    assert_eq!(octet(&select(&mut reader, key(EXTERNAL), from(1), now).1), octet(&second));
+}
+
+#[test]
+fn the_table_forgets_idle_clients() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    (1..=20).for_each(|n| _ = select(&mut reader, key(WEB), from(n), now));
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    writer.expire_affinity(now + Duration::from_secs(99));
+    assert_eq!(port.affinity().unwrap().len(), 20);
+    writer.expire_affinity(now + Duration::from_secs(100));
+    assert_eq!(port.affinity().unwrap().len(), 0);
+}
+
+#[test]
+fn an_ipv4_client_of_a_dual_stack_socket_is_the_same_client() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let mapped = Client { ip: "::ffff:10.1.0.1".parse().unwrap(), origin: Origin::LocalPod };
+    let first = octet(&select(&mut reader, key(WEB), mapped, now).1);
+    assert_eq!(octet(&select(&mut reader, key(WEB), from(1), now).1), first);
+}
+
+#[test]
+fn a_look_over_the_clients_of_a_port_is_one_look_however_many_addresses_it_has() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| {
+        web.affinity = Some(Duration::from_secs(100));
+        web.external_ips.push([198, 51, 100, 2].into());
+    });
+    for [high, low] in (0..3_000_u16).map(u16::to_be_bytes) {
+        let client = Client { ip: [10, 1, high, low].into(), origin: Origin::LocalPod };
+        select(&mut reader, key(WEB), client, now);
+    }
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    assert_eq!(port.affinity().unwrap().len(), 3_000);
+    writer.expire_affinity(now + Duration::from_secs(100));
+    assert_eq!(port.affinity().unwrap().len(), 3_000 - 1_024);
+}
