@@ -8,7 +8,7 @@
 //! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
 //!   reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `marks`: what marks mean; `mark_rules`: those of others.
 //! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
@@ -27,6 +27,7 @@ mod error;
 mod generation;
 mod listing;
 pub mod marks;
+mod mark_rules;
 mod netlink;
 mod nft;
 mod owner;
@@ -54,6 +55,7 @@ pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
 pub use owner::Tenure;
+pub use mark_rules::{MarkRule, others_mark_rules};
 use retry::Retry;
 use routing::Routing;
 pub use routing::{ROUTING_TABLE, RULE_PRIORITY};

@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::marks::{CAPTURED, DOWNSTREAM, MASK, UPSTREAM};
+use super::marks::{CAPTURED, DOWNSTREAM, MASK, UPSTREAM, WHOSE};
 use super::{Config, LocalPods};
 
 /// The tables' name.
@@ -273,7 +273,8 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$captured", &hex(CAPTURED)),
         ("$downstream", &hex(DOWNSTREAM)),
         ("$upstream", &hex(UPSTREAM)),
-        ("$ours", &hex(DOWNSTREAM & UPSTREAM)),
+        ("$either", &hex(!(DOWNSTREAM ^ UPSTREAM))),
+        ("$whose", &hex(WHOSE)),
         ("$others", &hex(!MASK)),
         ("$mask", &hex(MASK)),
         ("$flags", "@th,104,8"),
