@@ -5,10 +5,10 @@
 //! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
 //! dropped never gets as far as a worker. A second table, `bridge sluice`, has no elements of ours.
 //!
-//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules; `lifetimes`: how long what packets leave lives. `script`, `listing`: what nft
-//!   reads and what it prints. None of these does I/O.
+//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules; `lifetimes`: how long what packets
+//!   leave there lives. `marks`: what marks mean. `script`, `listing`: what nft reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `marks`: what marks mean; `mark_rules`: those of others.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
 //! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.

@@ -70,8 +70,8 @@ impl Bound {
             ),
             Self::FastClient => format!(
                 "{packets} packets to endpoints in this node's network were dropped: a client made more than {FLOW_RATE} \
-                 new connections or flows a second, or fewer flows where --udp-idle-timeout is longer than 30 s. To mend it: see who (nft list set {INET} {TABLE} clients_of_host_flows4), \
-                 and have it use connections for longer"
+                 new connections or flows a second (of flows fewer with an --udp-idle-timeout of more than 30 s). To \
+                 mend it: see who (nft list set {INET} {TABLE} clients_of_host_flows4), and have it use connections for longer"
             ),
             Self::NodeFlows => format!(
                 "{packets} new connections of this node's processes are not remembered: the set node_flows is full, and \

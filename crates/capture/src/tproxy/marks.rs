@@ -1,7 +1,7 @@
 //! Packet marks: the two bits by which the kernel's rules tell packets apart.
 //!
 //! Two bits of 32, since others use marks as well: kube-proxy and kubelet 0x4000 and 0x8000, Calico
-//! 0xffff0000, Cilium 0xf00. Rules only ever look at and set these two.
+//! 0xffff0000, Cilium 0xf00. Rules only ever set these two.
 
 /// The bits that are ours.
 pub const MASK: u32 = 0x30;
