@@ -34,6 +34,8 @@ mod marks;
 mod matrix;
 #[path = "node/odd_endpoints.rs"]
 mod odd_endpoints;
+#[path = "node/others_marks.rs"]
+mod others_marks;
 #[path = "node/ranges_and_limits.rs"]
 mod ranges_and_limits;
 #[path = "node/remembered.rs"]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use rustix::system::uname;
+use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
@@ -34,10 +35,6 @@ use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::source_args::SourceArgs;
 use crate::{check, cleanup, config, handover, init, logging};
-
-/// How much longer than any other flow one that was answered may be silent: the relay's, and one of a socket that is decided
-/// about, whose answers are not told apart.
-const CONVERSATION: u32 = 4;
 
 /// How often the agent looks after what runs beside it.
 const CHECK: Duration = Duration::from_millis(500);
@@ -89,9 +86,11 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
         local_pods: args.capture.local_pods(),
         ..WriterConfig::new(node.as_str())
     };
-    let (capture, node_ports) = (args.capture.capture()?, args.capture.node_ports()?);
+    let flow_idle =
+        tproxy::FlowIdle { any: dataplane.udp_idle, conversation: dataplane.udp_conversation_idle() };
+    let (capture, node_ports) = (args.capture.capture(flow_idle)?, args.capture.node_ports()?);
     let is_capturing = matches!(capture, CaptureConfig::Tproxy(_));
-    let at_socket = args.capture.at_socket(dataplane.udp_idle.saturating_mul(CONVERSATION))?;
+    let at_socket = args.capture.at_socket(flow_idle.conversation)?;
     if is_capturing && !matches!(at_socket, AtSocketWish::Wanted(_)) {
         args.capture.socket.remove_leftovers();
     }

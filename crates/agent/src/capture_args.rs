@@ -244,7 +244,8 @@ impl CaptureArgs {
         Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
     }
 
-    /// What is to decide at clients' sockets. `flow_idle` is how long a UDP flow rests before it is none.
+    /// What is to decide at clients' sockets. `flow_idle` is how long a UDP flow rests before it is none; answers are not told apart
+    /// there.
     ///
     /// # Errors
     /// A flag makes no sense.
@@ -264,7 +265,7 @@ impl CaptureArgs {
     ///
     /// # Errors
     /// The way to detect local pods needs another flag.
-    pub fn capture(&self) -> Result<CaptureConfig> {
+    pub fn capture(&self, flow_idle: tproxy::FlowIdle) -> Result<CaptureConfig> {
         if self.mode() == CaptureMode::Bind {
             return Ok(CaptureConfig::Bind);
         }
@@ -287,6 +288,7 @@ impl CaptureArgs {
             track: self.track_connections,
             bridge_netfilter_off: self.disable_bridge_netfilter,
             pod_ports: EPHEMERAL_PORTS,
+            flow_idle,
         }))
     }
 }
@@ -302,6 +304,9 @@ mod tests {
         #[command(flatten)]
         capture: CaptureArgs,
     }
+
+    const FLOW_IDLE: tproxy::FlowIdle =
+        tproxy::FlowIdle { any: Duration::from_secs(30), conversation: Duration::from_secs(120) };
 
     fn parse(arguments: &str) -> Result<CaptureArgs, clap::Error> {
         let words = std::iter::once("sluice").chain(arguments.split_whitespace());
@@ -329,7 +334,9 @@ mod tests {
         {
             let args = parse(&format!("--capture tproxy {arguments}")).unwrap();
             assert_eq!(args.local_pods(), LocalPods::DetectedIn(Vec::new()), "{arguments}");
-            let CaptureConfig::Tproxy(config) = args.capture().unwrap() else { panic!("not bind mode") };
+            let CaptureConfig::Tproxy(config) = args.capture(FLOW_IDLE).unwrap() else {
+                panic!("not bind mode")
+            };
             assert_eq!(config.cluster_cidrs, [], "{arguments}");
             assert_eq!(config.local_pods, tproxy::LocalPods::Cidrs(Vec::new()), "{arguments}");
             assert!(matches!(args.node_ports().unwrap(), NodePortAddresses::Primary), "{arguments}");
@@ -338,7 +345,8 @@ mod tests {
 
     #[test]
     fn modes_by_interface_need_its_name() {
-        let capture = |arguments: &str| parse(&format!("--capture tproxy {arguments}")).unwrap().capture();
+        let capture =
+            |arguments: &str| parse(&format!("--capture tproxy {arguments}")).unwrap().capture(FLOW_IDLE);
         assert!(capture("--detect-local-mode BridgeInterface").is_err());
         assert!(capture("--detect-local-mode BridgeInterface --pod-bridge-interface cni0").is_ok());
         assert!(capture("--detect-local-mode InterfaceNamePrefix").is_err());

@@ -5,10 +5,10 @@
 //! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
 //! dropped never gets as far as a worker. A second table, `bridge sluice`, has no elements of ours.
 //!
-//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules. `script`, `listing`: what nft
-//!   reads and what it prints. None of these does I/O.
+//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules; `lifetimes`: how long what packets
+//!   leave there lives. `marks`: what marks mean. `script`, `listing`: what nft reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes.
+//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
 //! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
@@ -25,7 +25,9 @@ mod crowding;
 mod elements;
 mod error;
 mod generation;
+mod lifetimes;
 mod listing;
+mod mark_rules;
 pub mod marks;
 mod netlink;
 mod nft;
@@ -41,7 +43,7 @@ mod wanted;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tracing::{debug, info, warn};
@@ -53,6 +55,7 @@ use counters::Part;
 pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
+pub use mark_rules::{MarkRule, others_mark_rules};
 pub use owner::Tenure;
 use retry::Retry;
 use routing::Routing;
@@ -80,6 +83,17 @@ pub struct Config {
     pub bridge_netfilter_off: bool,
     /// Ports that pods' kernels choose from, and that workers never take for a socket that has a client's address.
     pub pod_ports: RangeInclusive<u16>,
+    /// How long workers keep UDP flows: what rules remember of these lives a little longer.
+    pub flow_idle: FlowIdle,
+}
+
+/// How long a UDP flow may be silent, both ways, before a worker ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowIdle {
+    /// Any flow.
+    pub any: Duration,
+    /// One that was answered and has lasted for two seconds.
+    pub conversation: Duration,
 }
 
 /// The ports on 127.0.0.1 and ::1 that captured packets are handed over at, by the client's origin.

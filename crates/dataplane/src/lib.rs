@@ -90,6 +90,11 @@ impl Config {
     /// What kube-proxy sets the kernel's `nf_conntrack_tcp_timeout_close_wait` to, for the same reason:
     /// clients that close their side early and wait for a long answer.
     pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3_600);
+
+    /// How long a UDP flow may be silent that was answered and has lasted for two seconds.
+    pub fn udp_conversation_idle(&self) -> Duration {
+        self.udp_idle.saturating_mul(udp::STREAM_FACTOR)
+    }
 }
 
 /// The running workers. Dropping it stops them.

@@ -21,3 +21,5 @@ mod kept_ports;
 mod refusal;
 mod upstream;
 mod waiting;
+
+pub(crate) use flow_limits::STREAM_FACTOR;

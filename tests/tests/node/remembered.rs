@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
+use sluice::proxy::{CaptureConfig, ProxyConfig};
 use sluice_capture::tproxy::Stats;
 use sluice_model::{Change, Endpoint, Family, Object, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Wiring, ask_on};
 
 use super::rules::Kind;
-use super::world::{BACKEND, FAMILIES, World, service, slices};
+use super::world::{BACKEND, FAMILIES, World, flow_idle, service, slices};
 
 /// The sets, without the family's digit.
 const BRIDGE: &str = "bridge sluice answers";
@@ -29,13 +30,26 @@ const ASKED: u64 = 15;
 
 /// Service 1 with this endpoint, which nobody listens at so far.
 fn world(endpoint: impl FnOnce(&Lab) -> &Host) -> World {
+    world_with(|_| {}, endpoint)
+}
+
+/// The same, and something changed about the proxy.
+fn world_with(change: impl FnOnce(&mut ProxyConfig), endpoint: impl FnOnce(&Lab) -> &Host) -> World {
     let lab = Lab::builder().wiring(Wiring::Bridged).build().unwrap_or_else(|error| panic!("{error}"));
     let host = endpoint(&lab).clone();
-    let mut world = World::new(lab, |_| {});
+    let mut world = World::new(lab, change);
     let mut changes = vec![Change::Apply(service(1, TrafficPolicy::Cluster).into())];
     changes.extend(slices(1, &[(&host, "node")]));
     world.apply(changes);
     world
+}
+
+/// Has flows end after so long without a datagram.
+fn set_idle(config: &mut ProxyConfig, idle: Duration) {
+    config.dataplane.udp_idle = idle;
+    let flow_idle = flow_idle(&config.dataplane);
+    let CaptureConfig::Tproxy(capture) = &mut config.capture else { panic!("not capturing") };
+    capture.flow_idle = flow_idle;
 }
 
 /// Of both families together, for how many more seconds each element of a set lives.
@@ -204,16 +218,24 @@ fn connections_are_remembered_for_as_long_as_they_are_open_and_half_closed_ones_
 }
 
 #[test]
-fn flows_are_remembered_as_long_as_conntrack_would() {
-    for (set, endpoint) in [(BRIDGE, "pod"), (HOST, "node")] {
-        let world = world(|lab| if endpoint == "pod" { lab.pod(1) } else { lab.node() });
+fn flows_are_remembered_a_little_longer_than_a_worker_keeps_them() {
+    for ((set, endpoint), idle) in
+        [(BRIDGE, "pod"), (HOST, "node")].into_iter().flat_map(|at| [(at, 30), (at, 180)])
+    {
+        let world = world_with(
+            |config| set_idle(config, Duration::from_secs(idle)),
+            |lab| match endpoint {
+                "pod" => lab.pod(1),
+                _ => lab.node(),
+            },
+        );
         let host = if endpoint == "pod" { world.lab.pod(1) } else { world.lab.node() };
         let _server = host.serve(BACKEND).unwrap();
         let flow = world.lab.pod(0).udp_socket(world.address(Kind::ClusterIp, 1, Family::V4)).unwrap();
         assert_eq!(ask_on(&flow, PATIENCE).by(), Some(host.name.as_str()));
-        until(&world, set, "a question", |lives| lives.len() == 1 && (20..=30).contains(&lives[0]));
+        until(&world, set, "a question", |lives| lives.len() == 1 && (idle..idle + 10).contains(&lives[0]));
         let deadline = std::time::Instant::now() + PATIENCE;
-        while lives(&world, set)[0] <= 120 {
+        while lives(&world, set)[0] < 4 * idle {
             assert!(std::time::Instant::now() < deadline, "{:?}", lives(&world, set));
             assert_eq!(ask_on(&flow, PATIENCE).by(), Some(host.name.as_str()));
         }
@@ -299,10 +321,12 @@ fn a_client_that_makes_too_many_new_connections_is_held_up_and_no_other_one() {
         let open = fast.udp_socket(to).unwrap();
         assert_eq!(ask_on(&open, PATIENCE).by(), Some("node"));
         // As if it had made many.
-        let element = format!("element inet sluice clients_of_host_flows{digit} {{ {} ", fast.ip(family));
+        let element = |protocol: &str| {
+            format!("element inet sluice clients_of_host_flows{digit} {{ {} . {protocol} ", fast.ip(family))
+        };
         let spent = "limit rate over 1/hour burst 1 packets timeout 1h }";
-        host.ns.nft(&format!("delete {element}}}")).unwrap();
-        host.ns.nft(&format!("add {element}{spent}")).unwrap();
+        host.ns.nft(&format!("delete {}}}", element("udp"))).unwrap();
+        host.ns.nft(&format!("add {}{spent}", element("udp"))).unwrap();
         let before = world.proxy().observer().capture_stats().unwrap().fast_clients;
 
         assert_eq!(fast.ask(Protocol::Udp, to, PATIENCE).by(), Some("node"), "the last one for an hour");
@@ -313,8 +337,12 @@ fn a_client_that_makes_too_many_new_connections_is_held_up_and_no_other_one() {
         }
         until_counted(&world, "packets that were dropped", |stats| stats.fast_clients > before);
 
+        assert_eq!(fast.ask(Protocol::Tcp, to, PATIENCE).by(), Some("node"), "TCP has a bound of its own");
+        host.ns.nft(&format!("delete {}}}", element("tcp"))).unwrap();
+        host.ns.nft(&format!("add {}{spent}", element("tcp"))).unwrap();
+        assert_eq!(fast.ask(Protocol::Tcp, to, PATIENCE).by(), Some("node"), "the last one for an hour");
         let mut waiting = fast.tcp_stream(to, PATIENCE).unwrap();
-        host.ns.nft(&format!("delete {element}}}")).unwrap();
+        host.ns.nft(&format!("delete {}}}", element("tcp"))).unwrap();
         let mut greeting = [0; 4];
         waiting.read_exact(&mut greeting).unwrap();
         assert_eq!(&greeting, b"node", "it waits no longer than for its turn");

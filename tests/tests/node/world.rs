@@ -80,6 +80,7 @@ impl World {
             track: false,
             bridge_netfilter_off: true,
             pod_ports: EPHEMERAL_PORTS,
+            flow_idle: flow_idle(&dataplane),
         });
         let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
         change(&mut config);
@@ -226,6 +227,11 @@ pub fn slices(number: u8, endpoints: &[(&Host, &str)]) -> Vec<Change> {
 
 pub fn name(number: u8) -> ObjectName {
     ObjectName::new("default", format!("s{number}"))
+}
+
+/// How long such a data plane keeps flows.
+pub fn flow_idle(dataplane: &Config) -> tproxy::FlowIdle {
+    tproxy::FlowIdle { any: dataplane.udp_idle, conversation: dataplane.udp_conversation_idle() }
 }
 
 /// Names of hosts.

@@ -1,6 +1,7 @@
 //! What is so on this node, as far as it matters for capturing.
 
 use sluice_capture::kube_proxy::Found;
+use sluice_capture::tproxy::MarkRule;
 use sluice_model::Family;
 
 use crate::running::Sign;
@@ -45,6 +46,8 @@ pub(super) struct Facts {
     /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
     /// known (`net.bridge.bridge-nf-call-iptables`).
     pub bridge_rules: Vec<(Family, bool)>,
+    /// Policy rules of others that go by packets' marks; or why that cannot be said.
+    pub mark_rules: Result<Vec<MarkRule>, String>,
     /// What others have in nftables; or why that cannot be said. None where it could not be asked.
     pub others_chains: Option<Result<OthersChains, String>>,
     /// Programs of iptables-legacy and the tables that they have.

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use rustix::process::{Resource, getrlimit};
 use rustix::system::uname;
-use sluice_capture::kube_proxy;
+use sluice_capture::{kube_proxy, tproxy};
 use sluice_model::Family;
 use socket2::{Domain, Socket, Type};
 
@@ -50,6 +50,7 @@ pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
         tw_reuse: setting("net/ipv4/tcp_tw_reuse"),
         bridges: bridges(),
         bridge_rules: bridge_rules(),
+        mark_rules: tproxy::others_mark_rules().map_err(|error| error.to_string()),
         others_chains: capabilities.net_admin.then(firewall::chains),
         legacy_tables: legacy_tables(),
         capabilities,

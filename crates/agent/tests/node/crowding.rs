@@ -23,7 +23,7 @@ fn a_client_that_is_held_up_is_said_and_counted() {
     well(agent.wait_for(READY, PATIENCE));
 
     let spent = "limit rate over 1/hour burst 1 packets timeout 1h";
-    let element = format!("{{ {} {spent} }}", client.v4);
+    let element = format!("{{ {} . udp {spent} }}", client.v4);
     well(node.ns.nft(&format!("add element inet sluice clients_of_host_flows4 {element}")));
     let to = cluster_ip(3, Family::V4);
     assert!(client.ask(Protocol::Udp, to, PATIENCE).by().is_some());

@@ -71,7 +71,10 @@ fn without_a_kubeconfig_that_is_one_nothing_is_changed_on_the_node() {
 fn what_check_calls_a_problem_is_a_warning_of_the_agents() {
     let scene = Scene::new();
     well(scene.lab.node().ns.set("net/ipv4/conf/eth0/src_valid_mark", "1"));
+    well(scene.lab.node().ns.ip("rule add fwmark 0x20 lookup 100 priority 100"));
     let agent = well(scene.lab.node().spawn(&scene.command()));
+    let line = well(agent.wait_for("packet marks: ", PATIENCE));
+    assert!(line.contains("WARN") && line.contains("fwmark 0x20/0xffffffff, IPv4 priority 100"), "{line}");
     let line = well(agent.wait_for("reverse path: ", PATIENCE));
     for part in ["WARN", "on eth0", "To mend it: set net.ipv4.conf.INTERFACE.src_valid_mark=0"] {
         assert!(line.contains(part), "{line}");

@@ -10,8 +10,9 @@ use tracing::{debug, warn};
 use super::Error;
 use super::counters::Counters;
 use super::generation::NFGENMSG;
+use super::lifetimes::FLOW_RATE;
 use super::netlink::{Netlink, attribute, nftables_request};
-use super::ruleset::{BRIDGE, FLOW_RATE, INET, TABLE};
+use super::ruleset::{BRIDGE, INET, TABLE};
 
 /// How often it is looked.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -69,8 +70,8 @@ impl Bound {
             ),
             Self::FastClient => format!(
                 "{packets} packets to endpoints in this node's network were dropped: a client made more than {FLOW_RATE} \
-                 new connections or flows a second. To mend it: see who (nft list set {INET} {TABLE} clients_of_host_flows4), \
-                 and have it use connections for longer"
+                 new connections or flows a second (of flows fewer with an --udp-idle-timeout of more than 30 s). To \
+                 mend it: see who (nft list set {INET} {TABLE} clients_of_host_flows4), and have it use connections for longer"
             ),
             Self::NodeFlows => format!(
                 "{packets} new connections of this node's processes are not remembered: the set node_flows is full, and \

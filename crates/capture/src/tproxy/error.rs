@@ -28,6 +28,9 @@ pub enum Error {
     /// The kernel does not answer about the node's addresses.
     #[error("cannot get this node's addresses: {0}")]
     Addresses(Errno),
+    /// The kernel does not answer about policy rules.
+    #[error("cannot get this node's policy rules: {0}")]
+    Rules(Errno),
     /// A policy rule or route cannot be changed.
     #[error("cannot change the {item} for captured packets: {error}; {mend}", mend = mend(*.error))]
     Routing {

@@ -145,11 +145,11 @@ pub(super) fn remove() -> Result<Vec<Item>, Error> {
 }
 
 /// IPv6 is not in the kernel, or it is switched off for the loopback interface (EACCES).
-fn is_family_missing(error: Errno) -> bool {
+pub(super) fn is_family_missing(error: Errno) -> bool {
     matches!(error, Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS)
 }
 
-fn address_family(family: Family) -> AddressFamily {
+pub(super) fn address_family(family: Family) -> AddressFamily {
     match family {
         Family::V4 => AddressFamily::Inet,
         Family::V6 => AddressFamily::Inet6,

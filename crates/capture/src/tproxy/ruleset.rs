@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use super::marks::{CAPTURED, DOWNSTREAM, MASK, UPSTREAM};
-use super::{Config, LocalPods};
+use super::marks::{CAPTURED, DOWNSTREAM, MASK, UPSTREAM, WHOSE};
+use super::{Config, LocalPods, lifetimes};
 
 /// The tables' name.
 pub(super) const TABLE: &str = "sluice";
@@ -33,16 +33,6 @@ const STRUCTURE: &str = "structure";
 
 /// The comment of each table.
 const TABLE_COMMENT: &str = "Sluice keeps it: edits are undone";
-
-/// Lifetimes of what packets put into sets; `ruleset.nft` says why they are what they are.
-const LIFETIMES: [(&str, &str); 5] =
-    [("$t_syn", "15s"), ("$t_open", "3m"), ("$t_end", "10s"), ("$t_asked", "30s"), ("$t_stream", "130s")];
-
-/// How many connections and flows a second one client address may make that have to be remembered because their endpoint
-/// is in the node's own network. A connection is remembered for 10 s after its end and a datagram for 30 s, so that is a
-/// sixth and nearly half of what the set has room for. Under kube-proxy, nf_conntrack's default gives 2,200 connections and
-/// 8,700 datagrams a second to all clients together.
-pub(super) const FLOW_RATE: u32 = 4_000;
 
 /// The structure.
 #[derive(Debug)]
@@ -260,7 +250,6 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         return;
     }
     let ports = [config.ports.outside, config.ports.local_pod, config.ports.node];
-    let flow_rate = FLOW_RATE.to_string();
     let [outside, pod, node] = ports.map(|port| port.to_string());
     // Longer names first where one begins like another.
     let values = [
@@ -268,12 +257,12 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$outside_port", &outside),
         ("$pod_port", &pod),
         ("$node_port", &node),
-        ("$flow_rate", &flow_rate),
         ("$ephemeral", &format!("{}-{}", config.pod_ports.start(), config.pod_ports.end())),
         ("$captured", &hex(CAPTURED)),
         ("$downstream", &hex(DOWNSTREAM)),
         ("$upstream", &hex(UPSTREAM)),
-        ("$ours", &hex(DOWNSTREAM & UPSTREAM)),
+        ("$either", &hex(!(DOWNSTREAM ^ UPSTREAM))),
+        ("$whose", &hex(WHOSE)),
         ("$others", &hex(!MASK)),
         ("$mask", &hex(MASK)),
         ("$flags", "@th,104,8"),
@@ -281,7 +270,10 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
         ("$there", "$ip saddr . meta l4proto . th sport . $ip daddr . th dport"),
         ("$back", "$ip daddr . meta l4proto . th dport . $ip saddr . th sport"),
     ];
-    let line = replace(&replace(line, &values), &LIFETIMES);
+    let lifetimes = lifetimes::values(config.flow_idle);
+    let lifetimes: Vec<(&str, &str)> =
+        lifetimes.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let line = replace(&replace(line, &values), &lifetimes);
     for line in match line.split_once("$pods") {
         None => vec![line],
         Some((before, after)) => local_pods(config).map(|pods| format!("{before}{pods}{after}")).collect(),
@@ -322,8 +314,10 @@ fn fnv1a(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Ports;
+    use std::time::Duration;
+
     use super::super::elements::{Chain, NetworkChain, Place, SetName};
+    use super::super::{FlowIdle, Ports};
     use super::*;
     use sluice_model::Family;
 
@@ -335,6 +329,7 @@ mod tests {
             track: false,
             bridge_netfilter_off: false,
             pod_ports: 32_768..=60_999,
+            flow_idle: FlowIdle { any: Duration::from_secs(30), conversation: Duration::from_secs(120) },
         }
     }
 
@@ -393,11 +388,12 @@ mod tests {
             Config { track: true, ..config() },
             Config { ports: Ports::from_first(10_266), ..config() },
             Config { local_pods: LocalPods::None, ..config() },
+            Config { flow_idle: FlowIdle { any: Duration::from_secs(60), ..config().flow_idle }, ..config() },
         ]
         .iter()
         .map(|config| Ruleset::inet(config).comment)
         .collect();
-        assert_eq!(comments.len(), 4);
+        assert_eq!(comments.len(), 5);
         assert_eq!(Ruleset::inet(&config()).comment, Ruleset::inet(&config()).comment);
     }
 

@@ -1,9 +1,9 @@
 //! Services as the table tells of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use sluice_capture::tproxy::{Config, LocalPods, Ports, Tproxy};
+use sluice_capture::tproxy::{Config, FlowIdle, LocalPods, Ports, Tproxy};
 use sluice_capture::{Capture, Change};
 use sluice_model::{Frontend, FrontendKind, ObjectName, Protocol, ServicePortName};
 use sluice_table::{ClusterAddressChange, FrontendState, Reason, Verdict};
@@ -18,6 +18,7 @@ pub(crate) fn config() -> Config {
         track: false,
         bridge_netfilter_off: true,
         pod_ports: 32_768..=60_999,
+        flow_idle: FlowIdle { any: Duration::from_secs(30), conversation: Duration::from_secs(120) },
     }
 }
 

@@ -36,7 +36,7 @@ const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
 
 /// How much longer a conversation may be silent than anything else: as the kernel's `nf_conntrack_udp_timeout_stream`,
 /// 120 s, is to `nf_conntrack_udp_timeout`, 30 s.
-const STREAM_FACTOR: u32 = 4;
+pub(crate) const STREAM_FACTOR: u32 = 4;
 
 impl FlowLimits {
     /// With a share of so many in a hundred for each client: of the flows, and of the ephemeral ports that they may hold.

@@ -8,6 +8,7 @@ use super::super::finding::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![reverse_path(facts)];
+    findings.push(packet_marks(facts));
     findings.extend(bridges(facts));
     findings.push(forwarding(facts));
     findings.extend(firewalls(facts));
@@ -39,7 +40,36 @@ fn reverse_path(facts: &Facts) -> Finding {
     Finding::problem(
         ABOUT,
         format!("is looked up with the packet's mark on {marked}: the kernel drops every captured packet"),
-        "set net.ipv4.conf.INTERFACE.src_valid_mark=0 on each of these (WireGuard's wg-quick sets it)",
+        "set net.ipv4.conf.INTERFACE.src_valid_mark=0 on each of these, and rp_filter=2 where it is 1 (WireGuard's \
+         wg-quick, which sets the former, needs either)",
+    )
+}
+
+/// The kernel knows others' marks where a policy rule goes by them.
+fn packet_marks(facts: &Facts) -> Finding {
+    const ABOUT: &str = "packet marks";
+    let rules = match &facts.mark_rules {
+        Ok(rules) => rules,
+        Err(error) => {
+            return Finding::warning(
+                ABOUT,
+                error.as_str(),
+                "see that the kernel has policy routing: ip rule",
+            );
+        }
+    };
+    let clashing: Vec<String> =
+        rules.iter().filter(|rule| rule.clashes()).map(|rule| format!("({rule})")).collect();
+    if clashing.is_empty() {
+        return Finding::ok(ABOUT, "no policy rule of others goes by one that is taken for the agent's");
+    }
+    Finding::problem(
+        ABOUT,
+        format!(
+            "policy rules of others go by marks that are taken for the agent's: {}; packets that have these get lost",
+            clashing.join(", ")
+        ),
+        format!("have them use a mark that has none of the bits {:#x}", marks::MASK),
     )
 }
 

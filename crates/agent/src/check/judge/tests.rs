@@ -1,6 +1,7 @@
 //! Each case changes one thing on a node where all is well.
 
 use sluice_capture::kube_proxy::{Found, Trace};
+use sluice_capture::tproxy::MarkRule;
 use sluice_model::Family;
 
 use super::super::facts::{
@@ -36,10 +37,15 @@ fn good() -> Facts {
         tw_reuse: Some(2),
         bridges: Vec::new(),
         bridge_rules: Vec::new(),
+        mark_rules: Ok(Vec::new()),
         others_chains: Some(Ok(OthersChains::default())),
         legacy_tables: Vec::new(),
         node: Some(("node-1".to_owned(), NodeObject::There)),
     }
+}
+
+fn mark_rule(mark: u32) -> MarkRule {
+    MarkRule { family: Family::V6, priority: 100, mark, mask: u32::MAX }
 }
 
 fn closed(name: &str, accepts_mark: bool) -> OthersChains {
@@ -119,6 +125,11 @@ const CASES: &[Case] = &[
         f.bridges = vec![Bridge { name: "cni0".to_owned(), has_pods: true }];
         f.bridge_rules = vec![(Family::V4, false), (Family::V6, false)];
     }, &[]),
+    ("a rule for a mark of ours", |f| f.mark_rules = Ok(vec![mark_rule(0x20), mark_rule(0x310)]),
+        &[(Problem, "packet marks", "(fwmark 0x20/0xffffffff, IPv6 priority 100), (fwmark 0x310/0xffffffff")]),
+    ("a rule of wg-quick, whose mark has more bits than ours", |f| f.mark_rules = Ok(vec![mark_rule(0xca6c)]), &[]),
+    ("rules that cannot be listed", |f| f.mark_rules = Err("no answer".to_owned()),
+        &[(Warning, "packet marks", "no answer")]),
     ("a pod on a bridge whose packets pass the rules too early", |f| {
         f.bridges = vec![Bridge { name: "cni0".to_owned(), has_pods: true }];
         f.bridge_rules = vec![(Family::V4, true), (Family::V6, false)];
@@ -198,7 +209,7 @@ fn where_all_is_well_everything_is_said_once() {
     let number = about.len();
     about.sort_unstable();
     about.dedup();
-    assert_eq!((about.len(), number), (16, 16), "{about:?}");
+    assert_eq!((about.len(), number), (17, 17), "{about:?}");
 }
 
 #[test]

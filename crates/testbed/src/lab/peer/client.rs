@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use sluice_model::Protocol;
+use socket2::{Domain, Socket, Type};
 
 use super::{Answer, WHO};
 use crate::lab::Host;
@@ -83,9 +84,21 @@ impl Host {
     /// Asks who is there, from this host, and waits for as long as `patience` for the answer.
     pub fn ask(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Outcome {
         match protocol {
-            Protocol::Tcp => self.ns.run(|| ask_tcp(to, patience)),
+            Protocol::Tcp => self.ns.run(|| ask_tcp(patience, || TcpStream::connect_timeout(&to, patience))),
             Protocol::Udp => match self.udp_socket(to) {
                 Ok(socket) => ask_on(&socket, patience),
+                Err(error) => Outcome::of_error(&error),
+            },
+        }
+    }
+
+    /// The same by a socket that has a mark, as that of a tunnel has.
+    pub fn ask_marked(&self, mark: u32, protocol: Protocol, to: SocketAddr, patience: Duration) -> Outcome {
+        let connect = || connect_marked(mark, protocol, to, patience);
+        match protocol {
+            Protocol::Tcp => self.ns.run(|| ask_tcp(patience, || connect().map(TcpStream::from))),
+            Protocol::Udp => match self.ns.run(connect) {
+                Ok(socket) => ask_on(&UdpSocket::from(socket), patience),
                 Err(error) => Outcome::of_error(&error),
             },
         }
@@ -189,9 +202,21 @@ fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn ask_tcp(to: SocketAddr, patience: Duration) -> Outcome {
+/// A socket with a mark (`SO_MARK`, which takes CAP_NET_ADMIN), connected.
+fn connect_marked(mark: u32, protocol: Protocol, to: SocketAddr, patience: Duration) -> io::Result<Socket> {
+    let kind = match protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp => Type::DGRAM,
+    };
+    let socket = Socket::new(Domain::for_address(to), kind, None)?;
+    socket.set_mark(mark)?;
+    socket.connect_timeout(&to.into(), patience)?;
+    Ok(socket)
+}
+
+fn ask_tcp(patience: Duration, connect: impl FnOnce() -> io::Result<TcpStream>) -> Outcome {
     let deadline = Instant::now() + patience;
-    let stream = match TcpStream::connect_timeout(&to, patience) {
+    let stream = match connect() {
         Ok(stream) => stream,
         Err(error) => return Outcome::of_error(&error),
     };
