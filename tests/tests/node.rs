@@ -38,6 +38,8 @@ mod odd_endpoints;
 mod ranges_and_limits;
 #[path = "node/remembered.rs"]
 mod remembered;
+#[path = "node/routes.rs"]
+mod routes;
 #[path = "node/settings.rs"]
 mod settings;
 #[path = "node/shares.rs"]
