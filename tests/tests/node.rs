@@ -40,6 +40,8 @@ mod others_marks;
 mod ranges_and_limits;
 #[path = "node/remembered.rs"]
 mod remembered;
+#[path = "node/routes.rs"]
+mod routes;
 #[path = "node/settings.rs"]
 mod settings;
 #[path = "node/shares.rs"]

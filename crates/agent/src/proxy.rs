@@ -64,7 +64,7 @@ pub struct Proxy {
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
     failures: Failures,
-    /// The node's addresses, unless nothing depends on them.
+    /// The node's addresses; none if they cannot be watched and little depends on them.
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
@@ -143,8 +143,11 @@ impl Proxy {
         };
         let at_socket = SocketMode::start(config.at_socket, &mut writer);
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
-        let interfaces = needs_interfaces.then(NodeAddresses::watch).transpose();
-        let interfaces = interfaces.context(CANNOT_WATCH)?;
+        let interfaces = match NodeAddresses::watch() {
+            Err(error) if needs_interfaces => return Err(error).context(CANNOT_WATCH),
+            // What is left to depend on it: that UDP flows end with the address that they are sent from.
+            watched => watched.ok(),
+        };
         let mut proxy = Self {
             writer,
             node,
@@ -324,7 +327,10 @@ impl Proxy {
         if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
             let addresses: Vec<IpAddr> = addresses.into_iter().collect();
             self.at_socket.set_interfaces(addresses.clone());
-            self.writer.set_interfaces(addresses);
+            let gone = self.writer.set_interfaces(addresses);
+            if !gone.is_empty() {
+                self.dataplane.end_flows_from(gone);
+            }
         }
     }
 

@@ -42,7 +42,7 @@ pub(crate) enum End {
     Idle,
     /// It made room for others.
     MadeRoom,
-    /// Its endpoint stopped serving or refused, or its frontend is gone.
+    /// Its endpoint stopped serving or refused, or its frontend is gone, or the node's address that it was sent from.
     EndpointGone,
     /// The client opened it again.
     Replaced,

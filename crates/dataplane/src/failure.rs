@@ -28,6 +28,18 @@ pub(crate) fn is_of_this_node(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an error of connect(2) or sendmsg(2) itself says that this node knows no way to the endpoint from the socket's
+/// address: there is no route (ENETUNREACH), or one that leads nowhere on purpose (EHOSTUNREACH, EINVAL). It says nothing
+/// about the endpoint.
+///
+/// Not for what a socket reports later: then somebody on the way has said so.
+pub(crate) fn is_about_the_route(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw_os_error),
+        Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::INVAL)
+    )
+}
+
 /// Whether an error of bind(2) says that a client's port cannot be had, so that another one will have to do: somebody has
 /// it, or it is below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is missing.
 pub(crate) fn is_about_the_port(error: &io::Error) -> bool {

@@ -28,7 +28,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -244,7 +244,14 @@ impl Dataplane {
     /// end by themselves within a second, but a socket with an address of this machine keeps the kernel from
     /// refusing what is sent there.
     pub fn end_flows(&self) {
-        self.ask(Command::EndFlows);
+        self.end_flows_from([]);
+    }
+
+    /// The same, and ends those whose endpoint sees one of these addresses, which this node does not have any more: no answer
+    /// would come back. What the client sends next opens a flow with an address that there is.
+    pub fn end_flows_from(&self, gone: impl Into<Arc<[IpAddr]>>) {
+        let gone = gone.into();
+        self.ask(|done| Command::EndFlows(Arc::clone(&gone), done));
     }
 
     /// The sum of all counters now.

@@ -1,6 +1,7 @@
 //! A table with one Service, for tests of this crate.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use sluice_model::{
@@ -46,12 +47,17 @@ pub(crate) fn add_service(
 
 /// A selection among the endpoints `10.0.0.1` to `10.0.0.N`.
 pub(crate) fn selection(endpoints: u8) -> Selection {
+    selections(endpoints)()
+}
+
+/// Any number of them, one after the other.
+pub(crate) fn selections(endpoints: u8) -> impl FnMut() -> Selection {
     let frontend = SocketAddr::from(([10, 96, 0, 1], 80));
     let endpoints: Vec<_> = (1..=endpoints).map(|n| SocketAddr::from(([10, 0, 0, n], 8080))).collect();
     let writer = writer(frontend, Protocol::Tcp, &endpoints);
     let mut reader = writer.table().reader();
     let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
-    let route = reader.lookup(key).expect("the route was just published");
+    let route = Arc::clone(reader.lookup(key).expect("the route was just published"));
     let client = Client { ip: [10, 1, 0, 1].into(), origin: Origin::Outside };
-    route.select(client, Instant::now()).expect("it has endpoints")
+    move || route.select(client, Instant::now()).expect("it has endpoints")
 }

@@ -4,7 +4,7 @@
 //! more to do, deadlines, commands.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -73,8 +73,9 @@ pub(crate) enum Command {
     Close(Frontend, Sender<()>),
     /// Take nothing new by any socket, as another process does; what came until then is taken. Say so when it is done.
     LetGo(Sender<()>),
-    /// End flows that lead nowhere any more, and say so when it is done.
-    EndFlows(Sender<()>),
+    /// End flows that lead nowhere any more, or that these addresses are needed for, which are gone from this node, and say
+    /// so when it is done.
+    EndFlows(Arc<[IpAddr]>, Sender<()>),
     /// Show some connections.
     Look(Look),
     /// Accept nothing new; end when the last session has, and endpoints have had time to answer datagrams.
@@ -264,8 +265,8 @@ impl Worker {
                     // Nobody waiting any more is fine.
                     let _ = done.send(());
                 }
-                Command::EndFlows(done) => {
-                    self.udp.end_invalid(&mut self.core);
+                Command::EndFlows(gone, done) => {
+                    self.udp.end_invalid(&gone, &mut self.core);
                     let _ = done.send(());
                 }
                 Command::Look(Look { place, answer }) => {

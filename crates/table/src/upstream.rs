@@ -13,6 +13,13 @@ use crate::passive_health::{Heard, PassiveHealth, Seen};
 use crate::policy::SetName;
 use crate::socket_health::{SocketNumber, SocketNumbers};
 
+/// What takes less to connect to is near, and nothing is written down for it with each connection.
+const FAR: Duration = Duration::from_millis(100);
+
+/// What takes so long has not got the kernel's first SYN, which sends another one then (`TCP_TIMEOUT_INIT`): that says
+/// nothing about how far it is.
+const SYN_AGAIN: Duration = Duration::from_secs(1);
+
 /// One endpoint of one service port. The same value lives for as long as the address stays in the
 /// service port, whatever happens to its conditions, so its numbers do not restart.
 // In this order, what a pick looks at shares a cache line with the reference count that it changes.
@@ -25,6 +32,8 @@ pub struct Upstream {
     in_node_network: AtomicBool,
     /// How often it has left the sets that connections are led to.
     tenure: AtomicU32,
+    /// How long it takes to connect, in milliseconds; 0 unless that is [`FAR`] at least.
+    connect_time: AtomicU32,
     stats: UpstreamStats,
     socket_numbers: SocketNumbers,
     service_port: Arc<ServicePortName>,
@@ -198,6 +207,7 @@ impl Upstream {
             condition: AtomicU8::new(Condition::SERVING),
             in_node_network: AtomicBool::new(false),
             tenure: AtomicU32::new(0),
+            connect_time: AtomicU32::new(0),
             stats: UpstreamStats::default(),
             socket_numbers: SocketNumbers::default(),
             service_port,
@@ -290,6 +300,23 @@ impl Upstream {
         }
     }
 
+    /// How long it took to connect the last time, if that was long because it is far away.
+    pub fn connect_time(&self) -> Duration {
+        Duration::from_millis(self.connect_time.load(Ordering::Relaxed).into())
+    }
+
+    /// Takes note of how long it took to connect, or must be expected to take.
+    pub fn note_connect_time(&self, took: Duration) {
+        if took >= SYN_AGAIN {
+            return;
+        }
+        let took = if took < FAR { Duration::ZERO } else { took };
+        let millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        if self.connect_time.load(Ordering::Relaxed) != millis {
+            self.connect_time.store(millis, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn note_success(&self, seen: Seen) {
         self.health.succeeded(seen);
     }
@@ -315,5 +342,19 @@ pub(crate) mod tests {
     pub(crate) fn test_port() -> Arc<ServicePortName> {
         let service = ObjectName::new("default", "web");
         Arc::new(ServicePortName { service, port: "".into(), protocol: Protocol::Tcp })
+    }
+
+    #[test]
+    fn the_last_connect_tells_how_far_an_endpoint_is_unless_a_syn_was_lost() {
+        let upstream = Upstream::new("10.0.0.1:80".parse().unwrap(), test_port());
+        let after = |millis| {
+            upstream.note_connect_time(Duration::from_millis(millis));
+            upstream.connect_time().as_millis()
+        };
+        let expected =
+            [(3, 0), (300, 300), (650, 650), (1_000, 650), (3_100, 650), (999, 999), (100, 100), (99, 0)];
+        for (took, expected) in expected {
+            assert_eq!(after(took), expected, "{took}");
+        }
     }
 }

@@ -166,8 +166,8 @@ impl Writer {
     }
 
     /// Takes in the addresses of the node's interfaces: nodePorts may be served elsewhere, and other endpoints
-    /// be processes of this node.
-    pub fn set_interfaces(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+    /// be processes of this node. Returns those that were there and are gone.
+    pub fn set_interfaces(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
         let node_ports = self.node_port_addresses();
         let before = std::mem::replace(&mut self.interfaces, addresses.into_iter().collect());
         if self.node_port_addresses() != node_ports {
@@ -176,6 +176,7 @@ impl Writer {
         let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
         self.mark_endpoints_at(&changed);
         self.settle();
+        before.difference(&self.interfaces).copied().collect()
     }
 
     /// Has the Services with an endpoint at one of these addresses worked out anew: the rules know it as something else.

@@ -14,6 +14,10 @@ use crate::failure;
 /// (kube-proxy's user-space mode had the same steps: `EndpointDialTimeouts`).
 const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How many times as long as the last connect an attempt may take at least, where that was long: an endpoint may be on another
+/// continent, or beyond a satellite.
+const OF_CONNECT_TIME: u32 = 2;
+
 /// How long all attempts together may take: as long as the kernel sends a SYN again (`net.ipv4.tcp_syn_retries` of 6,
 /// tcp(7)), and so as long as a client waits for an endpoint that kube-proxy has sent it to. A queue that is full or a
 /// policy that comes late must not become a reset.
@@ -27,6 +31,8 @@ pub(crate) enum Failure {
     /// No answer in time. The endpoint may be slow or the packet lost, so it gets another chance when
     /// no other endpoint is left.
     TimedOut,
+    /// This node knows no way to the endpoint, which has not been asked: no fault of its own.
+    NoRoute,
     /// This node has no port left towards this endpoint: no fault of the endpoint's, and no reason against another.
     NoPort,
     /// The same was found out a moment ago, and nothing was tried.
@@ -38,9 +44,9 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Whether it is not the endpoint that is to blame.
+    /// Whether this node has not enough of something, or forbids it.
     pub(crate) fn is_ours(self) -> bool {
-        !matches!(self, Self::Refused | Self::TimedOut)
+        !matches!(self, Self::Refused | Self::TimedOut | Self::NoRoute)
     }
 
     /// What it means that an attempt could not be started.
@@ -48,6 +54,7 @@ impl Failure {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPort,
             _ if failure::is_of_this_node(error) => Self::OfThisNode,
+            _ if failure::is_about_the_route(error) => Self::NoRoute,
             _ => Self::reported(error),
         }
     }
@@ -83,6 +90,8 @@ pub(crate) struct Attempts {
     /// The endpoint under way has taken its time once, and was noted for it.
     is_overdue: bool,
     timeout: Duration,
+    /// When the attempt under way began.
+    asked: Instant,
     give_up: Instant,
     has_failed: bool,
 }
@@ -95,6 +104,7 @@ impl Attempts {
             timed_out: VecDeque::new(),
             is_overdue: false,
             timeout: FIRST_TIMEOUT,
+            asked: now,
             give_up: now + PATIENCE,
             has_failed: false,
         }
@@ -116,8 +126,9 @@ impl Attempts {
             return None;
         }
         let upstream = self.upcoming.take().or_else(|| self.another(now))?;
-        self.is_overdue = false;
-        Some((upstream, self.timeout))
+        (self.is_overdue, self.asked) = (false, now);
+        let timeout = self.timeout.max(upstream.connect_time() * OF_CONNECT_TIME);
+        Some((upstream, timeout))
     }
 
     fn another(&mut self, now: Instant) -> Option<Arc<Upstream>> {
@@ -143,7 +154,16 @@ impl Attempts {
     }
 
     /// Notes that an attempt has led to a connection.
+    ///
+    /// Where that took longer than others were given, they may be as far away, and are given the time the next time. Else
+    /// nobody would ever find out: they are asked first again, and before this one, which is known by then.
     pub(crate) fn connected(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Lease {
+        let took = now.saturating_duration_since(self.asked);
+        upstream.note_connect_time(took);
+        if took > FIRST_TIMEOUT {
+            let others = self.timed_out.iter().filter(|other| other.connect_time() < took);
+            others.for_each(|other| other.note_connect_time(took));
+        }
         self.selection.connected(upstream, now)
     }
 
@@ -152,7 +172,9 @@ impl Attempts {
         self.has_failed = true;
         match failure {
             Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
-            Failure::KnownNoPort | Failure::OverPortShare => self.selection.pass_by(upstream),
+            Failure::NoRoute | Failure::KnownNoPort | Failure::OverPortShare => {
+                self.selection.pass_by(upstream)
+            }
             Failure::Refused => self.selection.fail(upstream, Heard::Refusal, now),
             Failure::TimedOut => {
                 self.selection.fail(upstream, Heard::Nothing, now);
@@ -172,13 +194,19 @@ mod tests {
     enum Does {
         Refuse,
         NothingAtAll,
+        /// Answers after so many milliseconds.
+        Answer(u64),
     }
 
     /// Lets every attempt go as the endpoint of that number does, and lists who was asked and for how many
     /// milliseconds.
     fn run(endpoints: u8, does: impl Fn(u8) -> Does) -> Vec<(u8, u128)> {
+        run_with(test_table::selection(endpoints), does)
+    }
+
+    fn run_with(selection: Selection, does: impl Fn(u8) -> Does) -> Vec<(u8, u128)> {
         let mut now = Instant::now();
-        let mut attempts = Attempts::new(test_table::selection(endpoints), now);
+        let mut attempts = Attempts::new(selection, now);
         let mut seen = Vec::new();
         while let Some((upstream, mut timeout)) = attempts.next(now) {
             let std::net::IpAddr::V4(ip) = upstream.address().ip() else { panic!("only IPv4 here") };
@@ -190,6 +218,14 @@ mod tests {
             }
             let began = now;
             loop {
+                if let Does::Answer(after) = does(number)
+                    && now + timeout >= began + Duration::from_millis(after)
+                {
+                    now = began + Duration::from_millis(after);
+                    drop(attempts.connected(&upstream, now));
+                    seen.push((number, after.into()));
+                    return seen;
+                }
                 now += timeout;
                 match attempts.overdue(&upstream, now) {
                     Overdue::Wait(longer) => timeout = longer,
@@ -215,6 +251,39 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_that_are_far_are_waited_for_once_that_is_known() {
+        let mut select = test_table::selections(3);
+        let mut run = |does: fn(u8) -> Does| run_with(select(), does);
+        let far = |n| Does::Answer(300 + u64::from(n));
+        assert_eq!(run(far), [(1, 250), (2, 302)]);
+        // The third was not asked; with the time of one that is known for the first, it is asked first once.
+        let more: Vec<_> = (0..8).map(|_| run(far)).collect();
+        assert_eq!(more.iter().filter(|asked| asked.len() > 1).count(), 1, "{more:?}");
+        assert_eq!(more[5..], [[(3, 303)], [(1, 301)], [(2, 302)]]);
+        // One that is silent then has twice the time that it took, and no more the next time.
+        let silent = |n| if n == 1 { Does::NothingAtAll } else { Does::Answer(300) };
+        for _ in 0..2 {
+            assert_eq!(run(silent), [(3, 300)]);
+            assert_eq!(run(silent), [(1, 602), (2, 300)]);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_is_near_again_is_known_as_such() {
+        let mut select = test_table::selections(2);
+        let mut run = |does: fn(u8) -> Does| run_with(select(), does);
+        for took in [240, 20] {
+            for n in [1, 2] {
+                assert_eq!(
+                    run(if took == 20 { |_| Does::Answer(20) } else { |_| Does::Answer(240) }),
+                    [(n, took)]
+                );
+            }
+        }
+        assert_eq!(run(|n| if n == 1 { Does::NothingAtAll } else { Does::Answer(20) }), [(1, 250), (2, 20)]);
+    }
+
+    #[test]
     fn refusals_cost_no_patience_and_four_endpoints_are_asked_once_at_most() {
         assert_eq!(run(6, |_| Does::Refuse), [(1, 0), (2, 0), (3, 0), (4, 0)]);
     }
@@ -227,23 +296,27 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_a_port_towards_one_endpoint_asks_another_and_blames_none() {
-        let now = Instant::now();
-        let mut attempts = Attempts::new(test_table::selection(2), now);
-        let (first, _) = attempts.next(now).unwrap();
-        attempts.fail(&first, Failure::NoPort, now);
-        let (second, _) = attempts.next(now).unwrap();
-        assert_ne!(first.address(), second.address());
-        assert_eq!(first.failures_in_a_row(sluice_table::SourceAddress::Node), 0);
-        attempts.fail(&second, Failure::NoPort, now);
-        assert!(attempts.next(now).is_none());
+    fn a_node_without_a_port_or_a_route_towards_one_endpoint_asks_another_and_blames_none() {
+        for failure in [Failure::NoPort, Failure::NoRoute] {
+            let now = Instant::now();
+            let mut attempts = Attempts::new(test_table::selection(2), now);
+            let (first, _) = attempts.next(now).unwrap();
+            attempts.fail(&first, failure, now);
+            let (second, _) = attempts.next(now).unwrap();
+            assert_ne!(first.address(), second.address());
+            assert_eq!(first.failures_in_a_row(sluice_table::SourceAddress::Node), 0);
+            attempts.fail(&second, failure, now);
+            assert!(attempts.next(now).is_none());
+        }
     }
 
     #[test]
     fn errors_are_told_apart() {
         let both = |errno: Errno| (Failure::to_start(&errno.into()), Failure::reported(&errno.into()));
         assert_eq!(both(Errno::CONNREFUSED), (Failure::Refused, Failure::Refused));
-        assert_eq!(both(Errno::HOSTUNREACH), (Failure::Refused, Failure::Refused));
+        // This node's own routes, and somebody on the way.
+        assert_eq!(both(Errno::HOSTUNREACH), (Failure::NoRoute, Failure::Refused));
+        assert_eq!(both(Errno::NETUNREACH), (Failure::NoRoute, Failure::Refused));
         assert_eq!(both(Errno::TIMEDOUT), (Failure::TimedOut, Failure::TimedOut));
         assert_eq!(both(Errno::MFILE), (Failure::OfThisNode, Failure::Refused));
         assert_eq!(both(Errno::ADDRNOTAVAIL), (Failure::NoPort, Failure::Refused));

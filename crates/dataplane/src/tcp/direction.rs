@@ -297,6 +297,9 @@ impl Direction {
         let mut flags = SendFlags::empty();
         let is_full = read == buffer.len();
         self.note(is_full);
+        if self.bulk {
+            to.bound_unsent();
+        }
         if !is_full {
             // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
             from.readable = from.is_ending() || from.urgent;
@@ -324,5 +327,69 @@ impl Direction {
             self.pending = Pending::Bytes { bytes: rest.into(), start: 0 };
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use sluice_sys::tcp::unacknowledged_bytes;
+
+    use super::*;
+    use crate::descriptors::Descriptors;
+    use crate::tcp::peer::MOST_UNSENT;
+
+    /// A connection over loopback: the side that is not ours, and ours.
+    fn pair() -> (TcpStream, Peer) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        [&theirs, &ours].into_iter().for_each(|stream| stream.set_nonblocking(true).unwrap());
+        (theirs, Peer::accepted(mio::net::TcpStream::from_std(ours)))
+    }
+
+    /// What is in our socket of one way, with or without pipes, whose reader reads so much and then stops; once nothing moves
+    /// any more and, if that ever comes, it is no more than `bound`.
+    fn unsent_after(read: usize, pipes: usize, bound: usize) -> usize {
+        let (mut source, mut from) = pair();
+        let (mut reader, mut to) = pair();
+        let pipes = PipePool::new(&Descriptors::new(pipes));
+        let mut tools = Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes };
+        let stats = Arc::<WorkerStats>::default();
+        let (mut direction, mut left) = (Direction::default(), read);
+        let (bytes, mut buffer) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let written = source.write(&bytes).unwrap_or(0);
+            (from.readable, to.writable) = (true, true);
+            let mut pump =
+                Pump { tools: &mut tools, stats: &stats, budget: usize::MAX, reset: false, is_last: false };
+            let (pumped, moved) = direction.pump(&mut from, &mut to, &mut pump);
+            assert_eq!(pumped, Pumped::Waiting);
+            let most = left.min(buffer.len());
+            let taken = reader.read(&mut buffer[..most]).unwrap_or(0);
+            left -= taken;
+            // Its kernel acknowledges the last of it when it likes.
+            let unsent = unacknowledged_bytes(to.stream.as_fd()).unwrap();
+            let is_still = left == 0 && written + moved + taken == 0;
+            if (is_still && unsent <= bound) || Instant::now() >= deadline {
+                assert_eq!(left, 0, "it has read all that it wanted");
+                return unsent;
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_of_bulk_that_stops_leaves_little_in_our_socket() {
+        for pipes in [0, 10] {
+            // And what the kernel takes at once.
+            let bound = MOST_UNSENT as usize + BUFFER_SIZE;
+            let unsent = unsent_after(16 << 20, pipes, bound);
+            assert!(unsent <= bound, "of {pipes} descriptors for pipes: {unsent} bytes");
+        }
     }
 }

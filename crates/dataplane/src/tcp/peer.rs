@@ -7,6 +7,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt::set_tcp_nodelay;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use socket2::SockRef;
 
 /// One of a session's two sockets.
 #[derive(Debug)]
@@ -24,7 +25,15 @@ pub(crate) struct Peer {
     failed: bool,
     pace: Pace,
     watched: Watched,
+    /// The kernel takes no more than [`MOST_UNSENT`].
+    is_bounded: bool,
 }
+
+/// How many bytes the kernel takes of bulk that it cannot send yet, as the peer does not read them. Without it that is what a
+/// socket's buffer has grown to, up to 4 MiB (`net.ipv4.tcp_wmem`), and all TCP of a node shares what there is (`tcp_mem`):
+/// some hundred readers that stop would take it from everybody. What is on its way is not counted, so it bounds no
+/// rate: below half of it a socket is reported writable, and two fills of a pipe last until it is this session's turn.
+pub(crate) const MOST_UNSENT: u32 = 512 << 10;
 
 /// How the kernel sends what is written. By Nagle's algorithm a small piece waits until what was sent before is
 /// acknowledged; the first piece has nothing to wait for. So most connections to endpoints, which are written to once,
@@ -74,6 +83,15 @@ impl Peer {
             failed: false,
             pace,
             watched: Watched::Nothing,
+            is_bounded: false,
+        }
+    }
+
+    /// Has the kernel take only so much of what it cannot send, from now on: for bulk, as it is a system call.
+    pub(crate) fn bound_unsent(&mut self) {
+        if !std::mem::replace(&mut self.is_bounded, true) {
+            // Failing means that the connection is gone already.
+            let _ = SockRef::from(&self.stream).set_tcp_notsent_lowat(MOST_UNSENT);
         }
     }
 

@@ -439,11 +439,12 @@ impl Session {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
         let now = context.core.now;
-        let lease = connecting.attempts.connected(&endpoint, now);
+        // The time at which it is known, not that at which the worker's turn began.
+        let known = context.core.refresh();
+        let lease = connecting.attempts.connected(&endpoint, known);
         context.core.stats.tcp_established.add(1);
         let service = Arc::clone(connecting.attempts.selection().service_port());
-        // Of the time at which it is known, not of that at which the worker's turn began.
-        let took = context.core.refresh().saturating_duration_since(self.began);
+        let took = known.saturating_duration_since(self.began);
         context.core.stats.times.tcp_connecting.add_alone(took);
         if context.core.service_times {
             service.times().connecting.add(took);

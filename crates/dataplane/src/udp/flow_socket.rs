@@ -2,7 +2,7 @@
 //! one answer, and each system call counts for them.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 
 use mio::event::Source;
@@ -47,6 +47,11 @@ impl FlowSocket {
     /// Has its events reported.
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.socket.register(registry, token, Interest::READABLE)
+    }
+
+    /// Whether it sends from one of these addresses.
+    pub(crate) fn sends_from(&self, addresses: &[IpAddr]) -> bool {
+        self.socket.local_addr().is_ok_and(|own| addresses.contains(&own.ip()))
     }
 
     /// Sends a batch to the endpoint: see [`SendBatch::send_joined`].

@@ -78,7 +78,7 @@ pub(crate) enum Cause {
     OverShare,
     /// Another flow needed its ephemeral port.
     EvictedForPort,
-    /// Its endpoint stopped serving, or its route is gone.
+    /// Its endpoint stopped serving, or its route is gone, or the node's address that it was sent from.
     Gone,
     /// The worker closed it: its socket failed.
     Closed,

@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -153,7 +153,8 @@ struct Link {
     received: u64,
     /// Of a flow that is told of in the log.
     trace: Option<Box<Trace>>,
-    _ephemeral_port: Option<Permit>,
+    /// Of one whose endpoint sees this node's address.
+    ephemeral_port: Option<Permit>,
     /// It waits for a turn; an event in the meantime needs none of its own.
     is_queued: bool,
     _descriptor: Option<Permit>,
@@ -175,6 +176,11 @@ enum Reply {
 impl Link {
     fn is_valid(flow: &Flow<Self>) -> bool {
         flow.upstream.route.keeps_flow(&flow.upstream.lease)
+    }
+
+    /// Whether it needs one of these addresses of this node.
+    fn sends_from(&self, addresses: &[IpAddr]) -> bool {
+        !addresses.is_empty() && self.ephemeral_port.is_some() && self.socket.sends_from(addresses)
     }
 }
 
@@ -382,11 +388,12 @@ impl UdpRelay {
         }
     }
 
-    /// Ends all flows that lead nowhere any more.
-    pub(crate) fn end_invalid(&mut self, core: &mut Core) {
+    /// Ends all flows that lead nowhere any more, or for which this node has no address any more: these are gone.
+    pub(crate) fn end_invalid(&mut self, gone: &[IpAddr], core: &mut Core) {
         let State { flows, kept_ports, .. } = &mut self.state;
         flows.request_sweep();
-        flows.sweep(usize::MAX, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
+        let is_valid = |flow: &Flow<Link>| Link::is_valid(flow) && !flow.upstream.sends_from(gone);
+        flows.sweep(usize::MAX, is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
     }
 

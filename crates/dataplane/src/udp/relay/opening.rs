@@ -35,6 +35,17 @@ pub(super) enum NotOpened {
     NoReplySocket,
 }
 
+/// Why a flow has no socket towards an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotConnected {
+    /// The endpoint would lead back here.
+    LeadsBack,
+    /// This node knows no way there. No datagram has been sent: the endpoint has had no part in it.
+    NoRoute,
+    /// This node is out of something, or forbids it.
+    OfThisNode,
+}
+
 impl NotOpened {
     /// Counts the datagrams that the flow was for.
     pub(super) fn count(self, datagrams: u64, core: &Core) {
@@ -115,9 +126,17 @@ impl State {
                 descriptor = Some(self.take(sharer, Lack::Place, core)?);
             }
             let ends = (key.client, upstream.address());
-            let Some((socket, kept_port)) = self.connect(ends, local, core)? else {
-                selection.fail(&upstream, Heard::Refusal, core.now);
-                continue;
+            let (socket, kept_port) = match self.connect(ends, local, core) {
+                Ok(connected) => connected,
+                Err(NotConnected::LeadsBack) => {
+                    selection.fail(&upstream, Heard::Refusal, core.now);
+                    continue;
+                }
+                Err(NotConnected::NoRoute) => {
+                    selection.pass_by(&upstream);
+                    continue;
+                }
+                Err(NotConnected::OfThisNode) => return Err(NotOpened::OfThisNode),
             };
             let lease = selection.connected(&upstream, core.now);
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
@@ -133,7 +152,7 @@ impl State {
                 sent: 0,
                 received: 0,
                 trace,
-                _ephemeral_port: ephemeral_port,
+                ephemeral_port,
                 is_queued: false,
                 _descriptor: descriptor,
             };
@@ -168,28 +187,28 @@ impl State {
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
-    /// Opens a flow's socket, and says if it keeps its client's port; none if the endpoint cannot be reached, or
-    /// would lead back here.
+    /// Opens a flow's socket, and says if it keeps its client's port.
     fn connect(
         &self,
         (client, endpoint): (SocketAddr, SocketAddr),
         local: Local,
         core: &mut Core,
-    ) -> Result<Option<(FlowSocket, Option<KeptPort>)>, NotOpened> {
+    ) -> Result<(FlowSocket, Option<KeptPort>), NotConnected> {
         if core.leads_back(endpoint, Protocol::Udp) {
-            return Ok(None);
+            return Err(NotConnected::LeadsBack);
         }
         let port = local.client.map(|client| KeptPort { client, endpoint });
         let may_keep_port = port.is_some_and(|port| self.kept_ports.is_free(port));
         match upstream::connect(endpoint, local, may_keep_port) {
             Ok(Connected { socket, keeps_port }) => {
-                Ok(Some((FlowSocket::new(socket, endpoint), port.filter(|_| keeps_port))))
+                Ok((FlowSocket::new(socket, endpoint), port.filter(|_| keeps_port)))
             }
             Err(error) => {
                 if let Some(left_out) = core.says.unstarted.admit(core.now) {
                     tracing::debug!(%client, %endpoint, %error, left_out, "cannot open a flow");
                 }
-                if failure::is_of_this_node(&error) { Err(NotOpened::OfThisNode) } else { Ok(None) }
+                let is_limit = failure::is_of_this_node(&error);
+                Err(if is_limit { NotConnected::OfThisNode } else { NotConnected::NoRoute })
             }
         }
     }

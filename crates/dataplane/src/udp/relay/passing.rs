@@ -1,11 +1,12 @@
 //! Datagrams on their way through flows: from clients to endpoints, and back.
 
-use std::io::ErrorKind;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
 use sluice_sys::udp::{Datagram, RecvBatch, SendBatch};
 use sluice_table::Loss;
 
@@ -14,6 +15,7 @@ use super::groups::Group;
 use super::{Link, Reply, State};
 use crate::client::Door;
 use crate::core::Core;
+use crate::failure;
 use crate::token::SlotId;
 
 /// What became of a client's datagrams.
@@ -21,8 +23,30 @@ use crate::token::SlotId;
 enum Passed {
     /// They were sent, or are counted as lost.
     Counted,
-    /// The endpoint refuses, and the flow has ended: what was not sent is in the batch, and counted nowhere.
-    Refused,
+    /// The flow cannot go on and has ended: what was not sent is in the batch, and counted nowhere.
+    Ended,
+}
+
+/// Why a flow cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    /// The endpoint refuses.
+    Endpoint,
+    /// This node has no route any more that the flow's socket could use, or not the address that it has.
+    OfThisNode,
+}
+
+impl Hindrance {
+    /// What an error of a single datagram's means, if not just that it is lost. The kernel does not send from an IPv4
+    /// address that is not its own, and says EINVAL or ENETUNREACH, depending on its version. (An ICMP message
+    /// may say the latter, too, but is mostly heard of by an event.)
+    fn of(error: &io::Error) -> Option<Self> {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::CONNREFUSED) => Some(Self::Endpoint),
+            Some(Errno::ADDRNOTAVAIL) => Some(Self::OfThisNode),
+            _ => failure::is_about_the_route(error).then_some(Self::OfThisNode),
+        }
+    }
 }
 
 impl State {
@@ -76,8 +100,8 @@ impl State {
         self.send_elsewhere(key, from, &mut run, passed, core);
     }
 
-    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none; another one, if the endpoint
-    /// refuses.
+    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none; another one, if that one
+    /// cannot go on.
     pub(super) fn forward_run(
         &mut self,
         key: FlowKey,
@@ -106,7 +130,8 @@ impl State {
         }
     }
 
-    /// What an endpoint that is gone has left in a batch goes to another one: an earlier datagram has found it out. Once.
+    /// What a flow that cannot go on has left in a batch goes by another one, to another endpoint if that one refuses: an
+    /// earlier datagram has found it out. Once.
     fn send_elsewhere(
         &mut self,
         key: FlowKey,
@@ -115,9 +140,9 @@ impl State {
         passed: Passed,
         core: &mut Core,
     ) {
-        if passed == Passed::Refused {
+        if passed == Passed::Ended {
             let count = run.datagrams() as u64;
-            if self.forward_once(key, from, run, count, core) == Passed::Refused {
+            if self.forward_once(key, from, run, count, core) == Passed::Ended {
                 core.stats.udp_dropped_error.add(run.datagrams() as u64);
             }
         }
@@ -151,26 +176,24 @@ impl State {
         }
     }
 
-    /// Sends a client's datagrams to the endpoint of their flow, up to where it is found to refuse.
+    /// Sends a client's datagrams to the endpoint of their flow, up to where it is found that the flow cannot go on.
     fn send(&mut self, id: FlowId, frontend: SlotId, run: &mut SendBatch<'_>, core: &mut Core) -> Passed {
         let Some(flow) = self.flows.flow(id) else { return Passed::Counted };
         let link = &mut flow.upstream;
         if let Reply::Bound(at) = &mut link.reply {
             *at = frontend;
         }
-        let mut passed = Passed::Counted;
+        let mut hindrance = None;
         let mut failed = 0;
-        let sent = link.socket.send(run, |_, error| match error.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                passed = Passed::Refused;
-                ControlFlow::Break(())
+        let sent = link.socket.send(run, |_, error| {
+            hindrance = Hindrance::of(&error);
+            if hindrance.is_some() {
+                return ControlFlow::Break(());
             }
-            _ => {
-                failed += 1;
-                ControlFlow::Continue(())
-            }
+            failed += 1;
+            ControlFlow::Continue(())
         });
-        let full = if passed == Passed::Refused { 0 } else { sent.left as u64 };
+        let full = if hindrance.is_some() { 0 } else { sent.left as u64 };
         link.sent += sent.bytes as u64;
         link.lease.stats().bytes_to_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
         if core.service_times {
@@ -182,10 +205,12 @@ impl State {
         core.stats.udp_datagrams_forwarded.add(sent.datagrams as u64);
         core.stats.udp_dropped_full.add(full);
         core.stats.udp_dropped_error.add(failed);
-        if passed == Passed::Refused {
-            self.refused(id, core);
+        match hindrance {
+            None => return Passed::Counted,
+            Some(Hindrance::Endpoint) => self.refused(id, core),
+            Some(Hindrance::OfThisNode) => self.end(id, core),
         }
-        passed
+        Passed::Ended
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
