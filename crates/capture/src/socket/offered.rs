@@ -1,0 +1,178 @@
+//! What is offered: which frontends there are, whose they are, and what the programs are to be told of a service port.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use sluice_model::{Frontend, FrontendKind};
+use sluice_socket_maps::{Port, PortKey};
+use sluice_table::{AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes};
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A service port with its frontends.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) port: Arc<ServicePort>,
+    /// In order.
+    frontends: Vec<(Frontend, FrontendKind)>,
+}
+
+/// The frontends that are offered, by whose they are.
+#[derive(Debug)]
+pub(super) struct Offered {
+    table: Reader,
+    ports: Map<PortKey, Known>,
+    /// Where each frontend leads.
+    holders: Map<Frontend, PortKey>,
+    /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
+    external: BTreeSet<Frontend>,
+    interfaces: BTreeSet<IpAddr>,
+    /// Whether nothing is decided about pods.
+    host_only: bool,
+}
+
+/// What to tell a port by: as long as it is known its place in memory is nobody else's.
+pub(super) fn key(port: &Arc<ServicePort>) -> PortKey {
+    PortKey(Arc::as_ptr(port) as usize as u64)
+}
+
+impl Offered {
+    pub(super) fn new(table: Reader, host_only: bool) -> Self {
+        Self {
+            table,
+            ports: Map::default(),
+            holders: Map::default(),
+            external: BTreeSet::new(),
+            interfaces: BTreeSet::new(),
+            host_only,
+        }
+    }
+
+    pub(super) fn get(&self, key: PortKey) -> Option<&Known> {
+        self.ports.get(&key)
+    }
+
+    /// Forgets a port that has no frontend any more.
+    pub(super) fn forget(&mut self, key: PortKey) {
+        self.ports.remove(&key);
+    }
+
+    /// Adds frontends; the ports that this changes.
+    pub(super) fn add(&mut self, frontends: &[Frontend]) -> BTreeSet<PortKey> {
+        let mut touched = BTreeSet::new();
+        let mut external = BTreeSet::new();
+        self.holders.reserve(frontends.len());
+        for frontend in frontends {
+            touched.extend(self.release(*frontend));
+            let Some(route) = self.table.lookup(FrontendKey::from(*frontend)) else { continue };
+            let (port, kind) = (Arc::clone(route.service_port()), route.kind());
+            let key = key(&port);
+            let known =
+                self.ports.entry(key).or_insert_with(|| Known { port, frontends: Vec::with_capacity(1) });
+            // It was released, so it is nobody's now.
+            let at = known.frontends.partition_point(|(other, _)| other < frontend);
+            known.frontends.insert(at, (*frontend, kind));
+            self.holders.insert(*frontend, key);
+            touched.insert(key);
+            if kind.is_external() {
+                external.insert(*frontend);
+                self.external.insert(*frontend);
+            }
+        }
+        touched.extend(self.with_endpoint_in(&external));
+        touched
+    }
+
+    /// Takes frontends away; the ports that this changes.
+    pub(super) fn remove(&mut self, frontends: &[Frontend]) -> BTreeSet<PortKey> {
+        let mut touched: BTreeSet<PortKey> =
+            frontends.iter().filter_map(|frontend| self.release(*frontend)).collect();
+        touched.extend(self.with_endpoint_in(&frontends.iter().copied().collect()));
+        touched
+    }
+
+    /// Learns the addresses of the node's interfaces; the ports that this changes.
+    pub(super) fn set_interfaces(&mut self, addresses: &[IpAddr]) -> BTreeSet<PortKey> {
+        let before = std::mem::replace(&mut self.interfaces, addresses.iter().copied().collect());
+        let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
+        let holders = self.holders.iter();
+        holders
+            .filter(|(frontend, _)| changed.contains(&frontend.address.ip()))
+            .map(|(_, key)| *key)
+            .collect()
+    }
+
+    /// Lets go of a frontend; whose it was.
+    fn release(&mut self, frontend: Frontend) -> Option<PortKey> {
+        let holder = self.holders.remove(&frontend)?;
+        self.external.remove(&frontend);
+        if let Some(known) = self.ports.get_mut(&holder) {
+            known.frontends.retain(|(other, _)| *other != frontend);
+        }
+        Some(holder)
+    }
+
+    /// Ports with an endpoint that is one of these.
+    fn with_endpoint_in(&self, frontends: &BTreeSet<Frontend>) -> BTreeSet<PortKey> {
+        let has_one = |known: &Known| {
+            let backends = known.port.backends();
+            let mut upstreams = backends.cluster().upstreams().iter().chain(backends.local().upstreams());
+            let protocol = known.port.name().protocol;
+            upstreams.any(|upstream| frontends.contains(&Frontend { address: upstream.address(), protocol }))
+        };
+        if frontends.is_empty() {
+            return BTreeSet::new();
+        }
+        self.ports.iter().filter(|(_, known)| has_one(known)).map(|(key, _)| *key).collect()
+    }
+
+    /// What the programs are to be told of those of these ports that are known.
+    pub(super) fn wanted(&self, keys: &[PortKey]) -> Vec<(PortKey, Port)> {
+        keys.iter().filter_map(|key| Some((*key, self.wanted_of(self.ports.get(key)?)))).collect()
+    }
+
+    fn wanted_of(&self, known: &Known) -> Port {
+        let backends = known.port.backends();
+        let protocol = known.port.name().protocol;
+        // What is sent there would be captured on its way, and led to an endpoint of that frontend.
+        let leads_on = |name| {
+            let set = match name {
+                SetName::Cluster => backends.cluster(),
+                SetName::Local => backends.local(),
+            };
+            let is_frontend = |address| self.external.contains(&Frontend { address, protocol });
+            // Most clusters have none, and ten times as many endpoints as Services.
+            !self.external.is_empty()
+                && set.upstreams().iter().any(|upstream| is_frontend(upstream.address()))
+        };
+        let leads_on = [SetName::Cluster, SetName::Local].map(|name| (name, leads_on(name)));
+        let fits = |outcome| match outcome {
+            AtSocket::Balance(name) if leads_on.contains(&(name, true)) => AtSocket::Relay,
+            outcome => outcome,
+        };
+        let outcomes = |(frontend, kind): &(Frontend, FrontendKind)| {
+            let ip = frontend.address.ip();
+            let said = SocketOutcomes::of(&known.port, *kind, ip, self.interfaces.contains(&ip));
+            let pod = if self.host_only { AtSocket::Relay } else { fits(said.pod) };
+            (*frontend, SocketOutcomes { node: fits(said.node), pod })
+        };
+        let frontends: Vec<_> = known.frontends.iter().map(outcomes).collect();
+        let addresses = |name, set: &sluice_table::EndpointSet| {
+            let leads_there = |(_, outcomes): &(Frontend, SocketOutcomes)| {
+                [outcomes.node, outcomes.pod].contains(&AtSocket::Balance(name))
+            };
+            if frontends.iter().any(leads_there) {
+                set.upstreams().iter().map(|upstream| upstream.address()).collect()
+            } else {
+                Vec::new()
+            }
+        };
+        Port {
+            cluster: addresses(SetName::Cluster, backends.cluster()),
+            local: addresses(SetName::Local, backends.local()),
+            frontends,
+            is_random: backends.balance() == Balance::Random,
+        }
+    }
+}
