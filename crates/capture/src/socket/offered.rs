@@ -22,7 +22,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Offered {
     table: Reader,
-    ports: Map<PortKey, Known>,
+    pub(super) ports: Map<PortKey, Known>,
     /// Where each frontend leads.
     holders: Map<Frontend, PortKey>,
     /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
