@@ -10,6 +10,8 @@ use sluice_table::{Client, FrontendKey, Origin, SetName, Traffic, Writer, Writer
 
 use super::*;
 
+mod flows;
+
 const ROOM: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 4 };
 
 /// A table with one Service, what is decided at sockets, and what programs would have counted.
