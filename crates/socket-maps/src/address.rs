@@ -46,6 +46,16 @@ impl Endpoint {
         Self { flags: self.flags | endpoint_flags::UNPROVEN, ..self }
     }
 
+    /// The same, for datagrams.
+    pub fn with_flows(self) -> Self {
+        Self { flags: self.flags | endpoint_flags::FLOWS, ..self }
+    }
+
+    /// Whether flows may keep to it.
+    pub fn has_flows(&self) -> bool {
+        self.flags & endpoint_flags::FLOWS != 0
+    }
+
     /// Whether connections may fail there.
     pub fn is_in_doubt(&self) -> bool {
         self.flags & endpoint_flags::UNPROVEN != 0 || self.failures != 0

@@ -8,7 +8,7 @@ use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::{Capacity, Kernel};
 use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
-use crate::maps::Members;
+use crate::maps::{Members, Strays};
 use crate::ranges::{Range, Ranges};
 
 /// What is in the maps.
@@ -48,6 +48,8 @@ pub(crate) struct LivingSet {
 pub(crate) struct Found {
     pub(crate) frontends: HashMap<FrontendKey, FrontendValue>,
     pub(crate) sets: HashMap<u32, LivingSet>,
+    /// Endpoints that are in no set.
+    pub(crate) strays: Strays,
     pub(crate) set_ids: Ids,
     pub(crate) endpoint_ids: Ids,
     pub(crate) ranges: Ranges,
@@ -81,17 +83,33 @@ impl Found {
             let value = FrontendValue { node: plain(value.node), pod: plain(value.pod), ..*value };
             frontends.insert(*key, value);
         }
-        let endpoints = sets.values().flat_map(|set| &set.members.list).map(|(_, id)| *id).collect();
+        let mut endpoints: Vec<u32> =
+            sets.values().flat_map(|set| &set.members.list).map(|(_, id)| *id).collect();
+        let strays = strays(contents, &endpoints);
+        endpoints.extend(strays.values().flatten());
         Some(Self {
             set_ids: Ids::with_given(capacity.sets, sets.keys().copied().collect())?,
             endpoint_ids: Ids::with_given(capacity.endpoints, endpoints)?,
             incarnations: contents.endpoints.iter().map(|endpoint| endpoint.incarnation).collect(),
             frontends,
             sets,
+            strays,
             ranges,
             next_service,
         })
     }
+}
+
+/// Endpoints that are in no set. Flows may keep to them, until the number means something else.
+fn strays(contents: &Contents, in_sets: &[u32]) -> Strays {
+    let in_sets: HashSet<u32> = in_sets.iter().copied().collect();
+    let mut strays = Strays::new();
+    for (id, endpoint) in (0..).zip(&contents.endpoints) {
+        if endpoint.has_flows() && !in_sets.contains(&id) {
+            strays.entry(endpoint.address()).or_default().push(id);
+        }
+    }
+    strays
 }
 
 fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -> Option<LivingSet> {

@@ -33,6 +33,8 @@ pub mod endpoint_flags {
     pub const V4: u16 = 1;
     /// Nobody has had a connection to it yet. Never of a set for datagrams, which prove nothing.
     pub const UNPROVEN: u16 = 2;
+    /// Flows may keep to it: it is of UDP. For whoever takes the maps over.
+    pub const FLOWS: u16 = 4;
 }
 
 /// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect.

@@ -6,9 +6,11 @@
 //!   nobody holds it any more. A barrier takes milliseconds, so there is one when nothing else is free.
 //! * What does not fit is left to the other ways of capturing, and tried again.
 //!
-//! `port`: a service port as it is to be. `sets`, `frontends`: what is made of it. `retired`: what waits for a barrier.
+//! `port`: a service port as it is to be. `sets`, `frontends`: what is made of it. `parked`: endpoints that keep their flows.
+//! `retired`: what waits for a barrier.
 
 mod frontends;
+mod parked;
 mod port;
 mod retired;
 mod sets;
@@ -19,17 +21,19 @@ use std::net::SocketAddr;
 
 use sluice_table::{SetName, SocketNumber};
 
+pub(crate) use self::parked::Strays;
 pub use self::port::{Port, PortKey};
 pub(crate) use self::sets::Members;
 
 use self::frontends::Placed;
+use self::parked::Parked;
 use self::retired::Retired;
 use self::sets::{SetState, index};
 use crate::address::in_order;
 use crate::adopt::{Found, Living, LivingSet};
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Account, FrontendKey};
+use crate::layout::{Account, FrontendKey, protocol};
 use crate::ranges::Ranges;
 
 /// Sets that a service port has: one for each traffic policy.
@@ -70,6 +74,7 @@ struct PortState {
     service: u32,
     frontends: Vec<FrontendKey>,
     sets: [Option<SetState>; SETS],
+    parked: Parked,
 }
 
 /// Something has no room.
@@ -102,6 +107,8 @@ pub struct Maps<K> {
     has_room: bool,
     /// Sets of an earlier agent that nobody has claimed.
     living: HashMap<u32, LivingSet>,
+    /// Its endpoints that were in no set.
+    strays: Strays,
     failures: u64,
     /// What became of numbers, if somebody wants to know.
     id_changes: Option<Vec<IdChange>>,
@@ -127,6 +134,7 @@ impl<K: Kernel> Maps<K> {
             waiting: BTreeMap::new(),
             has_room: false,
             living: HashMap::new(),
+            strays: Strays::new(),
             failures: 0,
             id_changes: None,
         }
@@ -174,6 +182,7 @@ impl<K: Kernel> Maps<K> {
             next_service: found.next_service,
             placed: found.frontends.into_iter().map(placed).collect(),
             living: found.sets,
+            strays: found.strays,
             ..Self::new(kernel)
         })
     }
@@ -190,6 +199,7 @@ impl<K: Kernel> Maps<K> {
             self.dropped.sets.push(id);
             self.dropped.add_members(&set.members);
         }
+        self.forget_strays();
         self.flush();
     }
 
@@ -286,10 +296,23 @@ impl<K: Kernel> Maps<K> {
         if self.reclaim() && self.try_port(key, &port, false).is_ok() {
             return;
         }
+        if self.is_short_of_numbers(&port)
+            && self.give_up_parked()
+            && self.reclaim()
+            && self.try_port(key, &port, false).is_ok()
+        {
+            return;
+        }
         if self.try_port(key, &port, true).is_err() {
             self.failures += 1;
             self.waiting.insert(key, port);
         }
+    }
+
+    /// Whether there may not be as many numbers of endpoints as a port takes.
+    fn is_short_of_numbers(&self, port: &Port) -> bool {
+        let wanted = port.cluster.len() + port.local.len();
+        self.endpoint_ids.given() + wanted > self.kernel.capacity().endpoints as usize
     }
 
     /// Makes a port what it is to be. Where something has no room: nothing more than to that point, or, as the last
@@ -302,7 +325,7 @@ impl<K: Kernel> Maps<K> {
             self.next_service = self.next_service.checked_add(1).unwrap_or(1);
         }
         let result = self.update(key, &mut state, port, is_last_resort);
-        if !state.frontends.is_empty() || state.sets.iter().any(Option::is_some) {
+        if !state.frontends.is_empty() || state.sets.iter().any(Option::is_some) || !state.parked.is_empty() {
             self.ports.insert(key, state);
         }
         result
@@ -324,14 +347,18 @@ impl<K: Kernel> Maps<K> {
         // A port's frontends are all of one.
         let protocol =
             port.frontends.first().map_or(0, |(frontend, _)| FrontendKey::from(*frontend).protocol);
+        // Without a frontend it is gone, and its flows with it.
+        let serving = if protocol == protocol::UDP { in_order(&port.serving) } else { Vec::new() };
+        self.claim_strays(state, &serving);
+        let PortState { sets, parked, service, .. } = state;
         for (name, addresses) in &wanted {
-            let place = &mut state.sets[index(*name)];
+            let place = &mut sets[index(*name)];
             if addresses.is_empty() {
                 continue;
             }
             let done = match place {
-                Some(set) => self.change_set(set, addresses),
-                None => self.make_set(addresses, protocol, state.service).map(|set| *place = Some(set)),
+                Some(set) => self.change_set(set, addresses, &serving, parked),
+                None => self.make_set(addresses, protocol, *service, parked).map(|set| *place = Some(set)),
             };
             if done.is_err() {
                 if !is_last_resort {
@@ -356,9 +383,10 @@ impl<K: Kernel> Maps<K> {
         for (name, addresses) in &wanted {
             if addresses.is_empty() {
                 let left = state.sets[index(*name)].take();
-                left.iter().for_each(|set| self.dropped.add_set(set));
+                left.into_iter().for_each(|set| self.drop_set(set, &serving, &mut state.parked));
             }
         }
+        state.parked.retire_unless(&serving, &mut self.dropped);
         result.and(placed)
     }
 }

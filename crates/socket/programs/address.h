@@ -49,6 +49,33 @@ static __always_inline void write6(struct bpf_sock_addr *ctx, const struct addre
 	ctx->user_port = from->port;
 }
 
+/* Where a socket is connected to, as the kernel has it; without a port if it is not. */
+static __always_inline void peer_of(struct address *peer, struct bpf_sock *sk)
+{
+	bool v4 = sk->family == AF_INET;
+	__u32 ip4 = sk->dst_ip4;
+	__u32 ip6[4] = { sk->dst_ip6[0], sk->dst_ip6[1], sk->dst_ip6[2], sk->dst_ip6[3] };
+	/* Or the compiler chooses a field by its address, which the kernel does not allow. */
+	asm volatile("" : "+r"(ip4), "+r"(ip6[2]), "+r"(ip6[3]));
+	*peer = (struct address){ .port = sk->dst_port };
+	peer->ip[0] = v4 ? 0 : ip6[0];
+	peer->ip[1] = v4 ? 0 : ip6[1];
+	peer->ip[2] = v4 ? bpf_htonl(0xffff) : ip6[2];
+	peer->ip[3] = v4 ? ip4 : ip6[3];
+}
+
+/* Whether a socket has an address of its own: it was bound to one, or the kernel chose it for the peer. */
+static __always_inline bool has_source(struct bpf_sock *sk)
+{
+	__u32 ip4 = sk->src_ip4;
+	__u32 ip6[4] = { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] };
+	asm volatile("" : "+r"(ip4), "+r"(ip6[3]));
+	if (sk->family == AF_INET)
+		return ip4;
+	/* The wildcard of IPv4 may be mapped. */
+	return ip6[0] || ip6[1] || (ip6[2] && ip6[2] != bpf_htonl(0xffff)) || ip6[3];
+}
+
 /* Whether a socket is bound to a loopback address: from there nothing leaves the node. */
 static __always_inline bool bound_to_loopback(struct bpf_sock *sk)
 {

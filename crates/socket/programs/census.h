@@ -4,6 +4,21 @@
 #include "connect.h"
 #include "kernel.h"
 
+/* Where a socket is connected to. */
+static __always_inline void kernels_peer(struct address *peer, struct sock *sk)
+{
+	if (sk->__sk_common.skc_family == AF_INET) {
+		*peer = (struct address){ .ip = { 0, 0, bpf_htonl(0xffff), sk->__sk_common.skc_daddr } };
+	} else {
+		*peer = (struct address){};
+		peer->ip[0] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[0];
+		peer->ip[1] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[1];
+		peer->ip[2] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[2];
+		peer->ip[3] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[3];
+	}
+	peer->port = sk->__sk_common.skc_dport;
+}
+
 static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 {
 	struct sock *sk = ctx->sk;
@@ -22,6 +37,8 @@ static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 		.family = sk->__sk_common.skc_family,
 		.device = sk->__sk_common.skc_bound_dev_if,
 	};
+	/* The endpoint of before, where it was to connect to another one and that failed: it is found and ended by this. */
+	kernels_peer(&one.conn.endpoint, sk);
 	if (one.family == AF_INET) {
 		one.local[2] = bpf_htonl(0xffff);
 		one.local[3] = sk->__sk_common.skc_rcv_saddr;

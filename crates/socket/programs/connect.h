@@ -66,6 +66,27 @@ static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct addres
 	return verdict_of(outcome) != VERDICT_RELAY && !is_relay(sk, client->meta) ? outcome : 0;
 }
 
+/* What a socket was translated to, if it is still connected to that: connect(2) may have failed after we were asked, and
+ * AF_UNSPEC tells nobody. */
+static __always_inline struct conn *conn_of(struct bpf_sock *sk)
+{
+	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	if (!conn)
+		return 0;
+	struct address peer;
+	peer_of(&peer, sk);
+	return same(&conn->endpoint, &peer) ? conn : 0;
+}
+
+/* Whether a socket is bound to an address that it is to keep.
+ *
+ * Nothing leaves the node from a loopback address. And an endpoint may have no way back to any other of the node's, as
+ * that of a bridge: the relay answers there. A pod's address is its own. */
+static __always_inline bool is_bound(struct bpf_sock *sk, const struct client *client)
+{
+	return bound_to_loopback(sk) || (client->is_node && has_source(sk));
+}
+
 static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struct address *to)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -81,8 +102,16 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 		return REFUSE;
 	if (protocol == IPPROTO_UDP && !will_be_ended(&client))
 		goto pass;
+	/* A socket of UDP that connects once more keeps the address that the kernel has chosen, unless it was bound to one. */
+	bool is_again = protocol == IPPROTO_UDP && sk->state == BPF_TCP_ESTABLISHED;
+	bool was_led = is_again && conn_of(sk);
+	/* What it was connected to by itself is its peer still where this fails: it would be taken for the endpoint. */
+	if (is_again && !was_led)
+		goto pass;
+	if (verdict != VERDICT_BALANCE || (was_led ? bound_to_loopback(sk) : is_bound(sk, &client)))
+		goto pass;
 	struct choice choice;
-	if (verdict != VERDICT_BALANCE || bound_to_loopback(sk) || !pick(outcome, to, &choice))
+	if (!pick(outcome, to, &choice))
 		goto pass;
 	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))
 		goto pass;
@@ -130,7 +159,7 @@ int sluice_connect6(struct bpf_sock_addr *ctx)
 /* Whether a socket is connected to the endpoint of a service: then `peer` becomes the service. */
 static __always_inline bool service_of_conn(struct bpf_sock *sk, struct address *peer)
 {
-	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
+	struct conn *conn = conn_of(sk);
 	if (!conn || !same(&conn->endpoint, peer))
 		return false;
 	*peer = conn->service;

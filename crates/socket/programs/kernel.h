@@ -20,12 +20,15 @@ struct in6_addr___kernel {
 } KERNEL_TYPE;
 
 struct sock_common {
+	__u32 skc_daddr;
 	__u32 skc_rcv_saddr;
+	__u16 skc_dport;
 	__u16 skc_num;
 	__u16 skc_family;
 	volatile unsigned char skc_state;
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
+	struct in6_addr___kernel skc_v6_daddr;
 	struct in6_addr___kernel skc_v6_rcv_saddr;
 } KERNEL_TYPE;
 

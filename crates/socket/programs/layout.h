@@ -52,6 +52,7 @@ struct set {
 enum endpoint_flags {
 	ENDPOINT_V4 = 1,
 	ENDPOINT_UNPROVEN = 2,
+	ENDPOINT_FLOWS = 4, /* for the agent that takes the maps over */
 };
 
 struct endpoint {
@@ -134,18 +135,21 @@ struct flow {
 	struct address endpoint;
 	__u32 id;
 	__u32 incarnation;
-	__u64 last_ns; /* when something was sent or received; of CLOCK_MONOTONIC_COARSE */
+	/* When something was sent, or received by a call that asks from whom (recvfrom(2), recvmsg(2)): no program runs for
+	 * recv(2) or read(2). Of CLOCK_MONOTONIC_COARSE. */
+	__u64 last_ns;
 };
 
-/* Flows that go on, and those whose answers may still come. */
+/* Flows that go on, and those whose answers may still come: as many as the kernel has room for in 512 bytes, with what it
+ * keeps itself. The next size is 1024. */
 #define FLOWS_CURRENT 4
-#define FLOWS_OLD 4
+#define FLOWS_OLD 3
 
 struct flows {
 	struct bpf_spin_lock lock;
 	__u32 last; /* what was sent to last */
-	__u32 current; /* how many current ones have been begun */
-	__u32 old; /* how many have become old */
+	__u32 old; /* which of the old ones the next one takes the place of; past them it is the first */
+	__u32 pad;
 	struct flow flow[FLOWS_CURRENT + FLOWS_OLD];
 };
 

@@ -57,5 +57,5 @@ pub(crate) const SHAPES: [Shape; 9] = [
     array("totals", 128, |_| STRIPES),
     array("meta", 48, |_| 1),
     storage(CONNS, 56),
-    storage("flows", 464),
+    storage("flows", 408),
 ];

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_model::{Frontend, FrontendKind};
+use sluice_model::{Frontend, FrontendKind, Protocol};
 use sluice_socket_maps::{Port, PortKey};
 use sluice_table::{AtSocket, Balance, FrontendKey, Reader, ServicePort, SetName, SocketOutcomes};
 
@@ -22,7 +22,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Offered {
     table: Reader,
-    ports: Map<PortKey, Known>,
+    pub(super) ports: Map<PortKey, Known>,
     /// Where each frontend leads.
     holders: Map<Frontend, PortKey>,
     /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
@@ -168,10 +168,18 @@ impl Offered {
                 Vec::new()
             }
         };
+        // The rule that relayed flows go by. TCP has no flows.
+        let serving = if protocol == Protocol::Udp {
+            let endpoints = known.port.endpoints().into_iter();
+            endpoints.filter(|upstream| upstream.is_serving()).map(|upstream| upstream.address()).collect()
+        } else {
+            Vec::new()
+        };
         Port {
             cluster: addresses(SetName::Cluster, backends.cluster()),
             local: addresses(SetName::Local, backends.local()),
             frontends,
+            serving,
             is_random: backends.balance() == Balance::Random,
         }
     }

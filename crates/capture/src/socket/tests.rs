@@ -1,13 +1,16 @@
 //! Whose the numbers are that the programs count by.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use sluice_model::{Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, SlicePort};
-use sluice_socket_maps::{Account, Capacity, Memory, Picked};
-use sluice_table::{Client, FrontendKey, Origin, Traffic, Writer, WriterConfig};
+use sluice_socket_maps::{Account, Capacity, IdChange, Memory, Picked};
+use sluice_table::{Client, FrontendKey, Origin, SetName, Traffic, Writer, WriterConfig};
 
 use super::*;
+
+mod flows;
 
 const ROOM: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 4 };
 
@@ -65,8 +68,8 @@ impl World {
 
     /// Has an endpoint, which is one now, have done so much more.
     fn count(&mut self, number: u8, more: Account) {
-        let (key, _) = self.sockets.ports.iter().next().unwrap();
-        let mut numbers = self.sockets.maps.numbers(*key, SetName::Cluster);
+        let (key, _) = self.sockets.offered.ports.iter().next().unwrap();
+        let mut numbers = self.sockets.written.maps.numbers(*key, SetName::Cluster);
         let id = numbers.find(|(address, _)| *address == at(number)).unwrap().1.id;
         drop(numbers);
         self.count_id(id, more);
@@ -81,7 +84,7 @@ impl World {
         account.bytes_to += more.bytes_to;
         account.duration_us += more.duration_us;
         // The maps ask the kernel, which is this one.
-        self.sockets.maps.kernel_mut().set_account(id, *account);
+        self.sockets.written.maps.kernel_mut().set_account(id, *account);
     }
 
     fn port(&self, protocol: Protocol) -> Arc<ServicePort> {
@@ -189,7 +192,7 @@ fn what_an_earlier_agent_has_told_is_not_told_again_and_what_is_open_is() {
     let mut world = World::new(Protocol::Tcp, &[1]);
     world.count(1, made(7));
     world.count(1, closed(3, 50));
-    let Sockets { maps, .. } = world.sockets;
+    let Sockets { written: Written { maps, .. }, .. } = world.sockets;
     let read = Arc::clone(&world.accounts);
     let ledger = Arc::new(Ledger::new(move |id| read.lock().unwrap().get(&id).copied().unwrap_or_default()));
     let maps = Maps::adopt(maps.into_kernel()).unwrap();
@@ -254,8 +257,8 @@ fn an_agent_that_comes_back_after_another_one_goes_by_the_maps_that_it_finds() {
     let room = Capacity { endpoints: 8, ..ROOM };
     let mut sockets = Sockets::new(Maps::new(Memory::new(room)), world.writer.table(), ledger, false);
     sockets.offer(&[frontend(Protocol::Tcp)]);
-    sockets.maps.kernel_mut().beat();
-    assert_eq!(sockets.maps.kernel_mut().pick(frontend(Protocol::Tcp), true), Picked::Untranslated);
+    sockets.written.maps.kernel_mut().beat();
+    assert_eq!(sockets.written.maps.kernel_mut().pick(frontend(Protocol::Tcp), true), Picked::Untranslated);
     // The relay finds out that they serve.
     let client = Client { ip: [10, 0, 0, 1].into(), origin: Origin::Node };
     for _ in 0..2 {
@@ -265,7 +268,7 @@ fn an_agent_that_comes_back_after_another_one_goes_by_the_maps_that_it_finds() {
         drop(selection.connected(&upstream, Instant::now()));
     }
     for _ in 0..2 {
-        let picked = sockets.maps.kernel_mut().pick(frontend(Protocol::Tcp), true);
+        let picked = sockets.written.maps.kernel_mut().pick(frontend(Protocol::Tcp), true);
         assert!(matches!(picked, Picked::Endpoint(_)), "{picked:?}");
     }
 }
@@ -299,8 +302,8 @@ fn more_ports_than_are_changed_at_a_time_are_all_told() {
     sockets.offer(&frontends);
     assert_eq!((sockets.stats().frontends, sockets.stats().waiting), (count, 0));
     for frontend in &frontends {
-        assert_eq!(sockets.maps.kernel_mut().pick(*frontend, false), Picked::Refused, "{frontend:?}");
+        assert_eq!(sockets.written.maps.kernel_mut().pick(*frontend, false), Picked::Refused, "{frontend:?}");
     }
     sockets.withdraw(&frontends);
-    assert_eq!((sockets.stats().frontends, sockets.ports.len()), (0, 0));
+    assert_eq!((sockets.stats().frontends, sockets.offered.ports.len()), (0, 0));
 }

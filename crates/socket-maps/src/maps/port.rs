@@ -20,6 +20,8 @@ pub struct Port {
     pub cluster: Vec<SocketAddr>,
     /// Those for traffic policy Local.
     pub local: Vec<SocketAddr>,
+    /// The endpoints that serve whom they have, of UDP: flows to one that no set has any more stay there.
+    pub serving: Vec<SocketAddr>,
     /// Whether any is chosen, with equal chances, instead of turns.
     pub is_random: bool,
 }

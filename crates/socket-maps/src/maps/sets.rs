@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use sluice_table::{AtSocket, SetName, continue_from};
 
-use super::{Full, IdChange, Maps, Port, PortState};
+use super::{Full, IdChange, Maps, Parked, Port, PortState};
 use crate::adopt::LivingSet;
 use crate::desc::Desc;
 use crate::kernel::Kernel;
@@ -65,9 +65,10 @@ impl<K: Kernel> Maps<K> {
         addresses: &[SocketAddr],
         protocol: u8,
         service: u32,
+        parked: &mut Parked,
     ) -> Result<SetState, Full> {
         let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.next_version(&[], addresses, protocol) else {
+        let Ok(mut members) = self.next_version(&[], addresses, protocol, parked) else {
             // Nobody has seen it.
             self.set_ids.take_back(id);
             return Err(Full);
@@ -78,19 +79,27 @@ impl<K: Kernel> Maps<K> {
         Ok(SetState { id, flags: 0, members })
     }
 
-    pub(super) fn change_set(&mut self, set: &mut SetState, addresses: &[SocketAddr]) -> Result<(), Full> {
+    /// Has a set have these endpoints. Of those that it has no more, the `serving` ones are parked.
+    pub(super) fn change_set(
+        &mut self,
+        set: &mut SetState,
+        addresses: &[SocketAddr],
+        serving: &[SocketAddr],
+        parked: &mut Parked,
+    ) -> Result<(), Full> {
         let before: Vec<SocketAddr> = set.members.list.iter().map(|(address, _)| *address).collect();
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol)?;
+        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol, parked)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
         self.kernel.publish(set.id, desc);
         self.retired.ranges.push(set.members.range);
-        let is_gone = |(address, _): &&(SocketAddr, u32)| addresses.binary_search(address).is_err();
-        let gone: Vec<u32> = set.members.list.iter().filter(is_gone).map(|(_, id)| *id).collect();
+        set.members.list.retain(|(address, _)| addresses.binary_search(address).is_err());
+        park(&mut set.members, serving, parked);
+        let gone: Vec<u32> = set.members.list.iter().map(|(_, id)| *id).collect();
         self.retired.add_endpoints(set.members.protocol, gone.iter().copied());
         self.note_ids(IdChange::Left, gone);
         self.renew_flowing();
@@ -98,43 +107,51 @@ impl<K: Kernel> Maps<K> {
         Ok(())
     }
 
-    /// The next version of a set: endpoints that stay keep their numbers, others are given new ones and written.
+    /// Has a set be gone once no frontend names it.
+    pub(super) fn drop_set(&mut self, mut set: SetState, serving: &[SocketAddr], parked: &mut Parked) {
+        park(&mut set.members, serving, parked);
+        self.dropped.add_set(&set);
+    }
+
+    /// The next version of a set: endpoints that stay or were parked keep their numbers, others are given new ones and
+    /// written.
     fn next_version(
         &mut self,
         before: &[(SocketAddr, u32)],
         addresses: &[SocketAddr],
         protocol: u8,
+        parked: &mut Parked,
     ) -> Result<Members, Full> {
         let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
         let range = self.ranges.give(count).ok_or(Full)?;
         let mut list = Vec::with_capacity(addresses.len());
         let mut new = Vec::with_capacity(addresses.len().saturating_sub(before.len()));
+        let mut back = Vec::new();
         for address in addresses {
             let stays = before.binary_search_by_key(address, |(address, _)| *address).ok();
-            let id = match stays.and_then(|at| before.get(at)) {
-                Some((_, id)) => *id,
-                None => match self.endpoint_ids.give() {
-                    Some(id) => {
-                        new.push((id, *address));
-                        id
-                    }
-                    None => {
-                        // Nobody has seen them.
-                        new.into_iter().for_each(|(id, _)| self.endpoint_ids.take_back(id));
-                        self.ranges.take_back(range);
-                        return Err(Full);
-                    }
-                },
+            let id = if let Some((_, id)) = stays.and_then(|at| before.get(at)) {
+                *id
+            } else if let Some(id) = parked.take(*address) {
+                back.push((*address, id));
+                id
+            } else if let Some(id) = self.endpoint_ids.give() {
+                new.push((id, *address));
+                id
+            } else {
+                parked.add(back);
+                // Nobody has seen them.
+                new.into_iter().for_each(|(id, _)| self.endpoint_ids.take_back(id));
+                self.ranges.take_back(range);
+                return Err(Full);
             };
             list.push((*address, id));
         }
         new.sort_unstable();
         // It shows with the first connection whether somebody is there. Datagrams show nothing.
-        let is_unproven = protocol == protocol::TCP;
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
             let mut endpoint = |(id, address): &(u32, SocketAddr)| {
                 let endpoint = self.endpoint(*id, *address);
-                if is_unproven { endpoint.unproven() } else { endpoint }
+                if protocol == protocol::TCP { endpoint.unproven() } else { endpoint.with_flows() }
             };
             let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
@@ -183,6 +200,12 @@ impl<K: Kernel> Maps<K> {
             self.kernel.renew_endpoint(*id, incarnation);
         }
     }
+}
+
+/// Moves those of a set's endpoints that serve to the parked ones. Of TCP none are said to.
+fn park(members: &mut Members, serving: &[SocketAddr], parked: &mut Parked) {
+    let serves = |(address, _): &mut (SocketAddr, u32)| serving.binary_search(address).is_ok();
+    parked.add(members.list.extract_if(.., serves));
 }
 
 pub(super) fn index(name: SetName) -> usize {

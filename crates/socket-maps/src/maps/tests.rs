@@ -38,6 +38,7 @@ macro_rules! delegate {
     })* };
 }
 
+mod parked;
 mod readers;
 mod refusing;
 mod successor;
@@ -112,7 +113,7 @@ fn outcomes_differ_by_who_connects() {
         frontends: vec![(frontend(1), outcomes), (frontend(2), local), (frontend(3), SocketOutcomes::RELAY)],
         cluster: addresses(1, &[1, 2]),
         local: addresses(1, &[2]),
-        is_random: false,
+        ..Port::default()
     };
     maps.apply([(PortKey(1), port)]);
     let mut pick = |number, is_node| maps.kernel_mut().pick(frontend(number), is_node);

@@ -30,7 +30,7 @@ fn port(number: u8, endpoints: impl IntoIterator<Item = u8>) -> (PortKey, Port) 
     let to = service(true, number, 53);
     let frontends = vec![(Frontend::new(to.ip(), to.port(), Protocol::Udp), outcomes)];
     let cluster = endpoints.into_iter().map(at).collect();
-    (PortKey(number.into()), Port { frontends, cluster, local: Vec::new(), is_random: false })
+    (PortKey(number.into()), Port { frontends, cluster, ..Port::default() })
 }
 
 /// How many connects each endpoint of Service 1 got that is there all the time.

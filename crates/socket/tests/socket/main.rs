@@ -9,8 +9,11 @@
 )]
 
 mod balance;
+mod bound;
 mod census;
+mod connected_udp;
 mod edges;
+mod flows;
 mod health;
 mod layout;
 mod life;

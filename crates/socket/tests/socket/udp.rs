@@ -11,14 +11,14 @@ use crate::node::{Node, both, desc, endpoint, endpoint_ip, key, mapped, serve, s
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn bind(namespace: &Namespace, at: SocketAddr) -> UdpSocket {
+pub(crate) fn bind(namespace: &Namespace, at: SocketAddr) -> UdpSocket {
     let socket = namespace.run(|| UdpSocket::bind(at)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
 /// A socket that talks to an address of this family.
-fn client(namespace: &Namespace, to: SocketAddr) -> UdpSocket {
+pub(crate) fn client(namespace: &Namespace, to: SocketAddr) -> UdpSocket {
     bind(namespace, if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap())
 }
 
@@ -33,7 +33,7 @@ fn is_v6(to: SocketAddr) -> bool {
 }
 
 /// Endpoints, and where they are.
-fn endpoints(namespace: &Namespace, v6: bool, count: u8) -> (Vec<UdpSocket>, Vec<SocketAddr>) {
+pub(crate) fn endpoints(namespace: &Namespace, v6: bool, count: u8) -> (Vec<UdpSocket>, Vec<SocketAddr>) {
     let sockets: Vec<_> =
         (1..=count).map(|number| bind(namespace, (endpoint_ip(v6, number), 0).into())).collect();
     let at = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
@@ -41,14 +41,14 @@ fn endpoints(namespace: &Namespace, v6: bool, count: u8) -> (Vec<UdpSocket>, Vec
 }
 
 /// An endpoint takes one datagram and sends it back.
-fn answer(endpoint: &UdpSocket) -> Vec<u8> {
+pub(crate) fn answer(endpoint: &UdpSocket) -> Vec<u8> {
     let mut datagram = [0; 64];
     let (length, from) = endpoint.recv_from(&mut datagram).unwrap();
     endpoint.send_to(&datagram[..length], from).unwrap();
     datagram[..length].to_vec()
 }
 
-fn received(client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+pub(crate) fn received(client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut datagram = [0; 64];
     let (length, from) = client.recv_from(&mut datagram).unwrap();
     (datagram[..length].to_vec(), from)

@@ -42,7 +42,8 @@ impl PortState {
     }
 
     /// Swaps in the endpoints that the rules choose, keeping the long-lived half of those that stay;
-    /// whether anything changed. `candidates` are sorted by address; `is_own` says which addresses are this node's.
+    /// whether anything changed, if only that one that was in no set does not serve any more. `candidates` are sorted by
+    /// address; `is_own` says which addresses are this node's.
     pub(super) fn publish(
         &self,
         candidates: &[Candidate<'_>],
@@ -77,7 +78,7 @@ impl PortState {
         if has_lost {
             self.port.note_lost();
         }
-        changed
+        changed || has_lost
     }
 
     /// Takes every endpoint away: the service port is gone.

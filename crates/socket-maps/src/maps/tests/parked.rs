@@ -1,0 +1,162 @@
+//! Endpoints of UDP that serve and are in no set.
+
+use super::*;
+
+/// A port of UDP with these endpoints, and what serves beside them.
+fn port(port: u8, endpoints: &[u8], parked: &[u8]) -> (PortKey, Port) {
+    let (key, mut wanted) = balanced(&[port], port, endpoints);
+    wanted.frontends[0].0.protocol = Protocol::Udp;
+    wanted.serving = addresses(port, &[endpoints, parked].concat());
+    (key, wanted)
+}
+
+fn gone(number: u8) -> (PortKey, Port) {
+    (PortKey(number.into()), Port { serving: addresses(number, &[1, 2, 3]), ..Port::default() })
+}
+
+/// The numbers of a port's endpoints, with what they mean.
+fn numbers<K: Kernel>(maps: &Maps<K>, port: u8) -> Vec<(SocketAddr, SocketNumber)> {
+    maps.numbers(PortKey(port.into()), SetName::Cluster).collect()
+}
+
+fn keeps(maps: &Maps<Memory>, (address, number): (SocketAddr, SocketNumber)) -> bool {
+    let endpoint = maps.kernel().endpoint(number.id);
+    (endpoint.address(), endpoint.incarnation) == (address, number.incarnation)
+}
+
+#[test]
+fn one_that_serves_keeps_its_number_in_and_out_of_the_set() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.follow_ids();
+    maps.apply([port(1, &[1, 2], &[])]);
+    let before = numbers(&maps, 1);
+    maps.apply([port(1, &[2, 3], &[1])]);
+    maps.reclaim();
+    assert!(keeps(&maps, before[0]));
+    assert_eq!(maps.take_id_changes(), [], "what it did is still its own");
+    let writes = maps.kernel().writes().endpoints;
+    maps.apply([port(1, &[1, 2], &[3])]);
+    assert_eq!((numbers(&maps, 1), maps.kernel().writes().endpoints), (before.clone(), writes));
+    // None is left for new flows.
+    maps.apply([port(1, &[], &[1, 2])]);
+    assert!(before.iter().all(|number| keeps(&maps, *number)));
+    maps.apply([port(1, &[], &[2])]);
+    assert_eq!([0, 1].map(|at| keeps(&maps, before[at])), [false, true]);
+    maps.apply([gone(1)]);
+    assert!(!keeps(&maps, before[1]));
+    maps.reclaim();
+    assert_eq!((maps.stats().endpoints, maps.ports.len()), (0, 0));
+}
+
+#[test]
+fn of_tcp_there_are_none() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    let (key, mut wanted) = balanced(&[1], 1, &[1, 2]);
+    wanted.serving = addresses(1, &[1, 2]);
+    maps.apply([(key, wanted.clone())]);
+    wanted.cluster.truncate(1);
+    maps.apply([(key, wanted)]);
+    maps.reclaim();
+    assert_eq!(maps.stats().endpoints, 1);
+}
+
+#[test]
+fn where_numbers_are_short_those_that_are_in_no_set_make_room() {
+    let mut maps = Maps::new(Memory::new(SMALL));
+    let many: Vec<u8> = (1..=20).collect();
+    maps.apply([port(1, &many, &[])]);
+    let before = numbers(&maps, 1);
+    maps.apply([port(1, &[1], &many)]);
+    maps.apply([port(2, &[1, 2, 3, 4], &[])]);
+    assert!(before.iter().all(|number| keeps(&maps, *number)), "there is room yet");
+    maps.apply([port(3, &[1, 2, 3, 4], &[])]);
+    assert_eq!((maps.stats().waiting, maps.stats().endpoints, numbers(&maps, 3).len()), (0, 9, 4));
+    assert!(keeps(&maps, before[0]));
+    assert!(!before[1..].iter().any(|number| keeps(&maps, *number)));
+    // They are new when they are back.
+    maps.apply([port(1, &[1, 2], &many)]);
+    assert_eq!(numbers(&maps, 1)[0], before[0]);
+    assert_ne!(numbers(&maps, 1)[1], before[1]);
+}
+
+#[test]
+fn what_has_no_room_takes_none_out_for_nothing() {
+    let mut maps = Maps::new(Memory::new(SMALL));
+    maps.apply([port(1, &[1, 2, 3], &[])]);
+    let before = numbers(&maps, 1);
+    maps.apply([port(1, &[3], &[1, 2])]);
+    // More than there are numbers.
+    let many: Vec<u8> = (1..=30).collect();
+    let (key, wanted) = port(1, &many, &[]);
+    let mut state = maps.ports.remove(&key).unwrap();
+    assert!(maps.update(key, &mut state, &wanted, false).is_err());
+    maps.ports.insert(key, state);
+    assert!(before.iter().all(|number| keeps(&maps, *number)));
+    maps.apply([port(1, &[1, 2, 3], &[])]);
+    assert_eq!(numbers(&maps, 1), before);
+}
+
+#[test]
+fn a_successor_takes_them_over_and_what_serves_no_more_means_something_else() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.apply([port(1, &[1, 2, 3], &[]), port(2, &[1, 2], &[])]);
+    let [one, two] = [1, 2].map(|port| numbers(&maps, port));
+    maps.apply([port(1, &[3], &[1, 2]), port(2, &[2], &[1])]);
+    let mut maps = successor(maps);
+    maps.follow_ids();
+    // Nobody was there when the second one went.
+    maps.apply([port(1, &[3], &[1])]);
+    assert!(one.iter().all(|number| keeps(&maps, *number)));
+    maps.forget_unclaimed();
+    assert_eq!([0, 1, 2].map(|at| keeps(&maps, one[at])), [true, false, true]);
+    assert!(!two.iter().any(|number| keeps(&maps, *number)), "that port is gone");
+    maps.apply([port(1, &[1, 3], &[])]);
+    assert_eq!(numbers(&maps, 1), [one[0], one[2]]);
+    maps.apply([gone(1)]);
+    maps.reclaim();
+    assert_eq!((maps.stats().endpoints, maps.stats().slots), (0, 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Ports 1 to 3 have endpoints, and others serve; the maps are so small that not all may keep their numbers.
+    #[test]
+    fn a_number_means_the_same_as_long_as_its_endpoint_is_in_the_set_and_in_the_end_all_are_free(
+        changes in prop::collection::vec(
+            (1_u8..=3, prop::collection::btree_set(1_u8..12, 0..8), prop::collection::btree_set(1_u8..12, 0..12)), 1..40),
+        succeeds in prop::collection::vec(any::<bool>(), 40),
+    ) {
+        let mut maps = Maps::new(Memory::new(SMALL));
+        let mut now = BTreeMap::new();
+        for ((number, endpoints, serving), succeeds) in changes.into_iter().zip(succeeds) {
+            let [endpoints, serving] = [endpoints, serving].map(|all| all.into_iter().collect::<Vec<u8>>());
+            let before = numbers(&maps, number);
+            let wanted = port(number, &endpoints, &serving);
+            now.insert(number, wanted.clone());
+            maps.apply([wanted]);
+            prop_assert_eq!(maps.stats().waiting, 0, "what is parked takes nobody's room");
+            let after = numbers(&maps, number);
+            for (address, number) in before {
+                if let Some((_, same)) = after.iter().find(|(other, _)| *other == address) {
+                    prop_assert_eq!(*same, number);
+                }
+            }
+            if succeeds {
+                maps = successor(maps);
+                maps.apply(now.values().cloned());
+                maps.forget_unclaimed();
+                maps.retry();
+                prop_assert_eq!(numbers(&maps, number), after);
+            }
+            let all = [1, 2, 3].map(|port| numbers(&maps, port)).concat();
+            prop_assert!(all.iter().all(|number| keeps(&maps, *number)));
+        }
+        maps.apply([1, 2, 3].map(gone));
+        maps.forget_unclaimed();
+        maps.reclaim();
+        let Stats { frontends, sets, endpoints, slots, .. } = maps.stats();
+        prop_assert_eq!((frontends, sets, endpoints, slots), (0, 0, 0, 0));
+        prop_assert!(maps.ports.is_empty());
+    }
+}

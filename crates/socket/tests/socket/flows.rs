@@ -1,0 +1,132 @@
+//! Flows of unconnected UDP sockets: which endpoint they keep to, and until when.
+
+use std::io;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use sluice_socket_maps::{Kernel, protocol, verdict};
+
+use crate::node::{Node, both, endpoint, key, serve, service};
+use crate::udp::{answer, client, endpoints, received};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until the clock that flows go by has moved on.
+fn next_tick() {
+    let now = || clock_gettime(ClockId::MonotonicCoarse);
+    let start = now();
+    while now() == start {
+        std::thread::yield_now();
+    }
+}
+
+/// Has an endpoint send a datagram by itself until the client takes it for its own and not for the Service's.
+fn speak_until_it_is_not_the_services(endpoint: &UdpSocket, client: &UdpSocket) {
+    let to = (endpoint.local_addr().unwrap().ip(), client.local_addr().unwrap().port());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        endpoint.send_to(b"by itself", to).unwrap();
+        if received(client).1 == endpoint.local_addr().unwrap() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it is the Service's for ever");
+    }
+}
+
+#[test]
+fn who_talks_to_more_services_than_a_socket_has_flows_loses_the_one_that_was_silent_for_longest() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        let (endpoints, at) = endpoints(&node.host, v6, 2);
+        let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
+        for (set, to) in (1..).zip(&services) {
+            serve(&mut kernel, set, *to, &at);
+        }
+        let client = client(&node.host, services[0]);
+        let ask = |number: usize, turn: usize| {
+            next_tick();
+            client.send_to(b"ask", services[number - 1]).unwrap();
+            answer(&endpoints[turn]);
+            assert_eq!(received(&client), (b"ask".to_vec(), services[number - 1]), "{number}");
+        };
+        (1..=4).for_each(|number| ask(number, 0));
+        // The first one goes on, and the second one is silent.
+        ask(1, 0);
+        ask(5, 0);
+        [1, 3, 4, 5].into_iter().for_each(|number| ask(number, 0));
+        ask(2, 1);
+        assert_eq!([1, 2, 3, 4, 5].map(|set| kernel.cursor(set)), [1, 2, 1, 1, 1]);
+    }
+}
+
+#[test]
+fn an_endpoint_that_was_silent_for_long_speaks_for_itself() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        let (endpoints, at) = endpoints(&node.host, v6, 1);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, 1, to, &at);
+        let client = client(&node.host, to);
+        kernel.set_flow_idle(Duration::ZERO);
+        client.send_to(b"ask", to).unwrap();
+        answer(&endpoints[0]);
+        assert_eq!(received(&client).1, to);
+        next_tick();
+        let to_client = (at[0].ip(), client.local_addr().unwrap().port());
+        endpoints[0].send_to(b"late", to_client).unwrap();
+        assert_eq!(received(&client).1, to, "for ever");
+        kernel.set_flow_idle(Duration::from_nanos(1));
+        speak_until_it_is_not_the_services(&endpoints[0], &client);
+        // That was no answer, so it keeps nothing.
+        kernel.set_flow_idle(Duration::ZERO);
+        client.send_to(b"again", to).unwrap();
+        answer(&endpoints[0]);
+        assert_eq!(received(&client).1, to);
+    }
+}
+
+/// Its address may be another pod's by now, which the client talks to as a peer.
+#[test]
+fn what_comes_from_an_endpoint_that_went_does_not_keep_its_flow() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    kernel.set_flow_idle(Duration::from_millis(100));
+    for (set, v6) in [(1, false), (2, true)] {
+        let (endpoints, at) = endpoints(&node.host, v6, 1);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, set, to, &at);
+        let client = client(&node.host, to);
+        client.send_to(b"ask", to).unwrap();
+        answer(&endpoints[0]);
+        received(&client);
+        let mut gone = endpoint(at[0]);
+        gone.incarnation = 2;
+        kernel.write_endpoints(set * 10, &[gone]);
+        speak_until_it_is_not_the_services(&endpoints[0], &client);
+    }
+}
+
+#[test]
+fn a_flow_goes_on_where_others_are_refused_until_its_endpoint_goes() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let (endpoints, at) = endpoints(&node.host, v6, 1);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, set, to, &at);
+        let [flowing, other] = [(); 2].map(|()| client(&node.host, to));
+        flowing.send_to(b"first", to).unwrap();
+        answer(&endpoints[0]);
+        kernel.put_frontends(&[(key(to, protocol::UDP), both(verdict::REFUSE))]).unwrap();
+        flowing.send_to(b"on", to).unwrap();
+        assert_eq!(answer(&endpoints[0]), b"on");
+        assert_eq!(other.send_to(b"new", to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let mut gone = endpoint(at[0]);
+        gone.incarnation = 2;
+        kernel.write_endpoints(set * 10, &[gone]);
+        assert_eq!(flowing.send_to(b"over", to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
