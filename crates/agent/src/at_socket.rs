@@ -1,9 +1,11 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `shortage`: how often that is tried. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
+//! `attach`: how it begins. `shortage`: how often that is tried. `namespaces`: whose sockets are decided about. `sweep`: ending
+//! sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
+mod namespaces;
 mod shortage;
 mod sweep;
 #[cfg(test)]
@@ -49,6 +51,8 @@ pub struct AtSocketConfig {
     pub pins: PathBuf,
     /// Whether only sockets of the node's own network are decided about.
     pub host_only: bool,
+    /// Where pods' network namespaces have names: sockets in others are left alone. Empty, all are pods'.
+    pub namespaces: Vec<PathBuf>,
     /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
     pub sidecar_ports: [u16; 2],
     /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
@@ -70,6 +74,7 @@ impl AtSocketConfig {
             cgroup,
             pins,
             host_only: false,
+            namespaces: Vec::new(),
             sidecar_ports: Self::SIDECAR_PORTS,
             flow_idle: CONVERSATION_IDLE,
             endpoints: Self::ENDPOINTS,

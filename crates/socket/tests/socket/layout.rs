@@ -11,7 +11,7 @@ use sluice_socket_maps::{
 };
 use sluice_table::{BUCKETS, Times};
 
-/// Of layout 3. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned. A field that was zero
+/// Of layout 4. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned. A field that was zero
 /// and may stay so has a name by now: `served`.
 const DIGEST: u64 = 5_343_602_091_976_017_241;
 

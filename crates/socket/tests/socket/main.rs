@@ -16,6 +16,7 @@ mod layout;
 mod life;
 mod node;
 mod probe;
+mod strangers;
 mod swap;
 mod tcp;
 mod udp;

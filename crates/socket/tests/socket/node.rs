@@ -59,7 +59,7 @@ impl Node {
 
     /// Where the pins of this version are.
     pub(crate) fn pins(&self) -> PathBuf {
-        self.config.pins.join("v3")
+        self.config.pins.join("v4")
     }
 
     /// What is attached to the cgroup.
