@@ -37,10 +37,12 @@ impl Sockets {
     }
 
     /// The agent's flags for it.
-    pub(crate) fn arguments(&self) -> [String; 4] {
+    pub(crate) fn arguments(&self) -> [String; 5] {
         let (cgroup, pins) = (self.cgroup.path().display(), self.bpffs.join("sluice"));
         let pins = pins.display().to_string();
-        ["--socket-cgroup".to_owned(), cgroup.to_string(), "--socket-pins".to_owned(), pins]
+        // The lab's network namespaces have no names.
+        let namespaces = "--socket-namespaces=".to_owned();
+        ["--socket-cgroup".to_owned(), cgroup.to_string(), "--socket-pins".to_owned(), pins, namespaces]
     }
 }
 

@@ -1,9 +1,11 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `shortage`: how often that is tried. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
+//! `attach`: how it begins. `shortage`: how often that is tried. `namespaces`: whose sockets are decided about. `sweep`: ending
+//! sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
+mod namespaces;
 mod shortage;
 mod sweep;
 #[cfg(test)]
@@ -33,7 +35,8 @@ const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 /// How long to wait before it is looked again whether an earlier agent still decides at sockets.
 const ATTACH_RETRY: Duration = Duration::from_secs(1);
 
-/// How long an update may take, in which one agent takes over from another: what takes longer is a problem.
+/// How long an update may take, in which one agent takes over from another. Who has been replaced and holds what decides at
+/// sockets for longer does not live, although it has not ended.
 const HAND_OVER: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether the programs are still there.
@@ -48,6 +51,8 @@ pub struct AtSocketConfig {
     pub pins: PathBuf,
     /// Whether only sockets of the node's own network are decided about.
     pub host_only: bool,
+    /// Where pods' network namespaces have names: sockets in others are left alone. Empty, all are pods'.
+    pub namespaces: Vec<PathBuf>,
     /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
     pub sidecar_ports: [u16; 2],
     /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
@@ -69,6 +74,7 @@ impl AtSocketConfig {
             cgroup,
             pins,
             host_only: false,
+            namespaces: Vec::new(),
             sidecar_ports: Self::SIDECAR_PORTS,
             flow_idle: CONVERSATION_IDLE,
             endpoints: Self::ENDPOINTS,
@@ -105,6 +111,8 @@ trait Place: Send + Sync {
     fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
     /// As [`sluice_socket::remove`] does.
     fn remove(&mut self, pins: &Path) -> io::Result<Removed>;
+    /// As [`sluice_socket::remove_held`] does.
+    fn remove_held(&mut self, pins: &Path) -> io::Result<Removed>;
 }
 
 /// This node.
@@ -117,6 +125,10 @@ impl Place for Node {
 
     fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
         sluice_socket::remove(pins)
+    }
+
+    fn remove_held(&mut self, pins: &Path) -> io::Result<Removed> {
+        sluice_socket::remove_held(pins)
     }
 }
 
@@ -131,7 +143,7 @@ pub(crate) struct SocketMode {
     interfaces: Vec<IpAddr>,
     /// When it was last looked whether programs can be attached, or still are.
     looked: Instant,
-    /// Since when another agent has what is to be attached, until that has been called a problem.
+    /// Since when another agent has what is to be attached, or since that was taken away from it.
     waits: Option<Instant>,
     /// What the system is short of, if that is why nothing is attached.
     shortage: Option<Shortage>,
@@ -156,10 +168,10 @@ impl SocketMode {
         };
         let (attached, shortage, looked) = (None, None, Instant::now());
         let mut mode = Self { place, config, attached, view, interfaces, looked, waits: None, shortage };
-        if let Attempt::Busy(reason) = mode.attach(looked, writer) {
-            info!("all connections are relayed until another agent lets go of what decides at their sockets");
-            mode.view.set_reason(&reason);
-            mode.waits = Some(mode.looked);
+        if let Attempt::Busy(_) = mode.attach(looked, writer) {
+            info!(
+                "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
+            );
         }
         mode
     }
@@ -248,12 +260,11 @@ impl SocketMode {
         }
         self.looked = now;
         let was_short = self.shortage.is_some();
-        let attempt = self.attach(now, writer);
-        if let Attempt::Busy(reason) = &attempt
+        let mut attempt = self.attach(now, writer);
+        if let Attempt::Busy(_) = &attempt
             && self.waits.is_some_and(|since| now >= since + HAND_OVER)
         {
-            self.waits = None;
-            self.say_off(reason);
+            attempt = self.take_away(now, writer);
         }
         if let Attempt::Done = attempt {
             let routes = writer.table().routes();
@@ -277,9 +288,9 @@ impl SocketMode {
                 Attempt::Done
             }
             Err(NotAttached { hindrance: Hindrance::Busy, reason }) => {
-                if self.shortage.take().is_some() {
+                if self.shortage.take().is_some() || self.waits.is_none() {
                     self.waits = Some(now);
-                    self.view.set_reason(&reason);
+                    self.view.set_reason(&format!("another agent's programs decide so far: {reason}"));
                 }
                 Attempt::Busy(reason)
             }
@@ -294,6 +305,35 @@ impl SocketMode {
                 Attempt::None
             }
         }
+    }
+
+    /// The other agent has been replaced, and does not let go: by what it knew then its programs would go on deciding. This one has
+    /// the rules, and is the one that takes new connections.
+    fn take_away(&mut self, now: Instant, writer: &mut Writer) -> Attempt {
+        let Some(config) = &self.config else { return Attempt::None };
+        // Should that not help, it is tried again after as long.
+        self.waits = Some(now);
+        let seconds = HAND_OVER.as_secs();
+        warn!(
+            "another agent has held what decides at sockets for {seconds} s, although it is replaced: it hangs, and its \
+             programs are removed"
+        );
+        match self.place.remove_held(&config.pins) {
+            Ok(removed) => warn_of_left(removed.left.as_deref()),
+            Err(error) => {
+                let reason = format!(
+                    "an agent that hangs decides at sockets, by what it knew, and its programs cannot be removed: {error}"
+                );
+                warn!("{reason}; end it, and run sluice cleanup");
+                self.view.set_reason(&reason);
+                return Attempt::Busy(reason);
+            }
+        }
+        let attempt = self.attach(now, writer);
+        if let Attempt::Busy(reason) = &attempt {
+            self.say_off(reason);
+        }
+        attempt
     }
 
     /// An attempt has failed for want of something that may be there in a moment. By what an earlier agent has left clients
@@ -349,6 +389,8 @@ impl SocketMode {
         if missing.is_empty() {
             return;
         }
+        // Some may be attached although nobody finds their pins any more.
+        links.detach();
         let reason =
             format!("somebody has taken {} away; restart the agent to have it back", missing.join(", "));
         warn!("no connection is decided at its socket any more, all are relayed: {reason}");

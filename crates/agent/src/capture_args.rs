@@ -150,7 +150,7 @@ fn given(name: &Option<String>) -> Option<&str> {
 }
 
 /// Flags that are about captured packets.
-const ABOUT_CAPTURED: [&str; 13] = [
+const ABOUT_CAPTURED: [&str; 14] = [
     "detect_local_mode",
     "cluster_cidr",
     "pod_bridge_interface",
@@ -162,6 +162,7 @@ const ABOUT_CAPTURED: [&str; 13] = [
     "socket_cgroup",
     "socket_endpoints",
     "socket_host_only",
+    "socket_namespaces",
     "socket_pins",
     "socket_sidecar_ports",
 ];

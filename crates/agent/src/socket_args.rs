@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{ArgAction, Args};
-use sluice_socket::{Removed, State};
+use sluice_socket::{NAMED, Removed, State};
 use tracing::{info, warn};
 
 use crate::at_socket::{AtSocketConfig, warn_of_left};
@@ -25,6 +25,10 @@ pub struct SocketArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub socket_host_only: bool,
+    /// Where the node's container runtime has pods' network namespaces by name. Connections of sockets in others, as of
+    /// containers within a pod, are relayed. Where none of these is there, or empty, those of all are decided about.
+    #[arg(long, value_name = "PATHS", value_delimiter = ',', default_values = NAMED)]
+    pub socket_namespaces: Vec<Listed<PathBuf>>,
     /// Relay connections of pods in which somebody listens at one of these ports (two at the most): a proxy that what
     /// leaves the pod is redirected to, by rules that go by the Service's address. Empty is none.
     #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "15001,4140")]
@@ -39,7 +43,12 @@ pub struct SocketArgs {
 impl SocketArgs {
     /// What this node has and lacks.
     pub(crate) fn probe(&self) -> Vec<sluice_socket::Finding> {
-        sluice_socket::probe(self.socket_cgroup.as_deref(), &self.socket_pins)
+        sluice_socket::probe(self.socket_cgroup.as_deref(), &self.socket_pins, &self.namespaces())
+    }
+
+    /// Where they are looked for.
+    fn namespaces(&self) -> Vec<PathBuf> {
+        self.socket_namespaces.iter().filter_map(|path| path.0.clone()).collect()
     }
 
     /// What is to decide at sockets.
@@ -56,6 +65,7 @@ impl SocketArgs {
         };
         Ok(AtSocketConfig {
             host_only: self.socket_host_only,
+            namespaces: self.namespaces(),
             sidecar_ports,
             flow_idle,
             endpoints: self.socket_endpoints,
@@ -135,13 +145,17 @@ mod tests {
     }
 
     #[test]
-    fn two_ports_of_sidecars_are_known_by_default_and_there_may_be_fewer_and_not_more() {
+    fn two_ports_of_sidecars_and_two_directories_are_known_by_default_and_there_may_be_none() {
         let ports = |flags: &str| config(flags).map(|config| config.sidecar_ports);
         assert_eq!(ports(""), Ok([15_001, 4_140]));
         assert_eq!(ports("--socket-sidecar-ports 7"), Ok([7, 0]));
         assert_eq!(ports("--socket-sidecar-ports="), Ok([0, 0]));
         assert!(ports("--socket-sidecar-ports 1,2,3").unwrap_err().contains("two at the most"));
         assert!(ports("--socket-sidecar-ports mesh").is_err());
+        let namespaces = |flags: &str| config(flags).map(|config| config.namespaces);
+        assert_eq!(namespaces(""), Ok(NAMED.map(PathBuf::from).into()));
+        assert_eq!(namespaces("--socket-namespaces=/a,/b"), Ok(vec!["/a".into(), "/b".into()]));
+        assert_eq!(namespaces("--socket-namespaces="), Ok(Vec::new()));
         assert!(config("--socket-endpoints 0").is_err());
         assert_eq!(config("").map(|config| config.flow_idle), Ok(Duration::from_secs(7)));
     }

@@ -37,12 +37,14 @@ pub mod endpoint_flags {
     pub const FLOWS: u16 = 4;
 }
 
-/// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect.
+/// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect, and whose sockets at all.
 pub mod meta_flags {
     /// Those of the node's own network.
     pub const NODE_UDP: u32 = 1;
     /// All others.
     pub const PODS_UDP: u32 = 2;
+    /// Sockets in network namespaces that are neither the node's nor known are left alone, while an agent lives.
+    pub const KNOWN_ONLY: u32 = 4;
 }
 
 /// A frontend: where clients connect to.

@@ -63,7 +63,10 @@ static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct addres
 					const struct client *client)
 {
 	__u64 outcome = frontend(to, protocol, client);
-	return verdict_of(outcome) != VERDICT_RELAY && !is_relay(sk, client->meta) ? outcome : 0;
+	/* Most connections are to no frontend, and cost no more. */
+	if (verdict_of(outcome) == VERDICT_RELAY || is_relay(sk, client->meta) || is_stranger(client))
+		return 0;
+	return outcome;
 }
 
 /* What a socket was translated to, if it is still connected to that: connect(2) may have failed after we were asked, and

@@ -96,10 +96,12 @@ struct totals {
 
 #define STRIPES 64
 
-/* Whose UDP sockets are decided about when they connect: somebody has to end those whose endpoint goes. */
+/* Whose UDP sockets are decided about when they connect: somebody has to end those whose endpoint goes. And whose
+ * sockets are decided about at all. */
 enum meta_flags {
 	META_NODE_UDP = 1, /* those of the node's own network */
 	META_PODS_UDP = 2, /* all others */
+	META_KNOWN_ONLY = 4, /* of others only those in the map of namespaces, while an agent lives */
 };
 
 struct meta {

@@ -15,6 +15,15 @@ struct {
 	__type(value, struct frontend_value);
 } frontends SEC(".maps");
 
+/* Network namespaces that are pods', by cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u8);
+} namespaces SEC(".maps");
+
 #define MAPPED_ARRAY(name, element)                    \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY);      \

@@ -26,6 +26,7 @@ struct choice {
 /* Whose socket it is. */
 struct client {
 	const struct meta *meta;
+	__u64 namespace; /* of the network, by cookie */
 	bool is_node; /* of the node's own network */
 };
 
@@ -36,8 +37,27 @@ static __always_inline bool find_client(struct client *client, struct bpf_sock_a
 	client->meta = bpf_map_lookup_elem(&meta, &zero);
 	if (!client->meta)
 		return false;
-	client->is_node = bpf_get_netns_cookie(ctx) == client->meta->host_cookie;
+	client->namespace = bpf_get_netns_cookie(ctx);
+	client->is_node = client->namespace == client->meta->host_cookie;
 	return true;
+}
+
+/* Whether there is a relay. */
+static __always_inline bool is_agent_alive(const struct meta *m)
+{
+	__u64 now = bpf_ktime_get_ns();
+	/* It may have been written since. */
+	return (__s64)(now - *(volatile __u64 *)&m->heartbeat_ns) < (__s64)ALIVE_NS;
+}
+
+/* Whether a socket is in a network that is neither the node's nor a pod's: that of a container within a pod, say,
+ * whose cluster has Services of its own at the same addresses. What of it passes this node the rules see. With no
+ * agent alive nobody tells of new pods, and there is no relay: then it counts as a pod's. */
+static __always_inline bool is_stranger(const struct client *client)
+{
+	if (client->is_node || !(*(volatile __u32 *)&client->meta->flags & META_KNOWN_ONLY))
+		return false;
+	return !bpf_map_lookup_elem(&namespaces, &client->namespace) && is_agent_alive(client->meta);
 }
 
 /* Upper bits of a hash of the key, for the check in outcomes; the Rust side has the same. */
@@ -118,10 +138,9 @@ static __always_inline bool is_to_be_translated(struct choice *choice, const str
 {
 	if (!is_doubtful(choice->endpoint))
 		return true;
-	__u64 now = bpf_ktime_get_ns();
-	/* It may have been written since. */
-	if ((__s64)(now - *(volatile __u64 *)&m->heartbeat_ns) < (__s64)ALIVE_NS)
+	if (is_agent_alive(m))
 		return false;
+	__u64 now = bpf_ktime_get_ns();
 	struct choice next = *choice;
 	for (int i = 0; i < TRIES; i++) {
 		if (*(volatile __u64 *)&next.endpoint->failures <= now) {

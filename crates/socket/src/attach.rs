@@ -100,8 +100,8 @@ impl Programs {
         match place.fill(&mut object) {
             // What versions with another layout have attached translates beside this, before this, until all is in
             // these maps.
-            Ok((maps, fresh)) => {
-                let links = place.links();
+            Ok((maps, links, fresh)) => {
+                let links = Links::new(&pins.directory, cgroup_id, links);
                 Attached::new(pins, &maps, listers, links, config.capacity, fresh)
             }
             Err(error) => {
@@ -149,12 +149,8 @@ struct Place<'a> {
 type Maps = HashMap<&'static str, OwnedFd>;
 
 impl Place<'_> {
-    fn links(&self) -> Links {
-        Links { directory: self.directory.to_owned(), cgroup_id: self.cgroup_id }
-    }
-
-    /// Everything but the mappings. Whether the maps are new, and so empty.
-    fn fill(&self, object: &mut Object) -> Result<(Maps, bool), Error> {
+    /// Everything but the mappings; with the links, in the order of [`HOOKS`]. Whether the maps are new, and so empty.
+    fn fill(&self, object: &mut Object) -> Result<(Maps, Vec<OwnedFd>, bool), Error> {
         let (maps, new) = self.maps(object)?;
         object.link(&maps)?;
         let mut programs = Vec::with_capacity(HOOKS.len());
@@ -164,10 +160,9 @@ impl Place<'_> {
         for name in &new {
             self.pin_map(name, &maps)?;
         }
-        for (hook, program) in &programs {
-            self.link(hook, program.as_fd())?;
-        }
-        Ok((maps, !new.is_empty()))
+        let links = programs.iter().map(|(hook, program)| self.link(hook, program.as_fd()));
+        let links = links.collect::<Result<_, _>>()?;
+        Ok((maps, links, !new.is_empty()))
     }
 
     /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
@@ -217,7 +212,7 @@ impl Place<'_> {
     }
 
     /// Attaches a program, or replaces the one that is attached.
-    fn link(&self, hook: &Hook, program: BorrowedFd<'_>) -> Result<(), Error> {
+    fn link(&self, hook: &Hook, program: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
         let path = link_path(self.directory, hook.name);
         match bpf::get(&path) {
             Ok(link) => {
@@ -228,8 +223,9 @@ impl Place<'_> {
                 }
                 if info.cgroup == self.cgroup_id {
                     // Whoever holds the pins is alone with them.
-                    return bpf::replace_program(link.as_fd(), program)
-                        .map_err(Error::system(format!("replacing the program at {}", path.display())));
+                    bpf::replace_program(link.as_fd(), program)
+                        .map_err(Error::system(format!("replacing the program at {}", path.display())))?;
+                    return Ok(link);
                 }
                 // To a cgroup that is gone, or that is not the one any more: without effect.
                 self.attach(hook, program, &path, true)
@@ -239,7 +235,13 @@ impl Place<'_> {
         }
     }
 
-    fn attach(&self, hook: &Hook, program: BorrowedFd<'_>, path: &Path, replace: bool) -> Result<(), Error> {
+    fn attach(
+        &self,
+        hook: &Hook,
+        program: BorrowedFd<'_>,
+        path: &Path,
+        replace: bool,
+    ) -> Result<OwnedFd, Error> {
         let link = bpf::create_link(program, self.cgroup, hook.attach).map_err(|error| {
             if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) {
                 Error::Exclusive { program: hook.name.into(), cgroup: self.config.cgroup.clone() }
@@ -250,7 +252,8 @@ impl Place<'_> {
         if replace {
             fs::remove_file(path).map_err(Error::system(format!("removing {}", path.display())))?;
         }
-        bpf::pin(link.as_fd(), path).map_err(Error::system(format!("pinning {}", path.display())))
+        bpf::pin(link.as_fd(), path).map_err(Error::system(format!("pinning {}", path.display())))?;
+        Ok(link)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,8 +20,9 @@ use crate::attach::LAYOUT;
 use crate::census::Listers;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
+use crate::namespaces::Namespaces;
 use crate::pins::Pins;
-use crate::shape::CONNS;
+use crate::shape::{CONNS, NAMESPACES};
 use crate::{Census, Error};
 
 /// Bytes of a key and a value of the map of frontends.
@@ -36,6 +38,7 @@ const BATCH: usize = 4096;
 pub struct Attached {
     pins: Pins,
     frontends: OwnedFd,
+    namespaces: OwnedFd,
     conns: OwnedFd,
     listers: Listers,
     links: Links,
@@ -71,6 +74,7 @@ impl Attached {
         let mut attached = Self {
             pins,
             frontends: keep("frontends")?,
+            namespaces: keep(NAMESPACES)?,
             conns: keep(CONNS)?,
             listers,
             links,
@@ -114,6 +118,15 @@ impl Attached {
     pub fn census(&self) -> io::Result<Census> {
         let meta = Mapping::new(self.meta_map.as_fd())?;
         Ok(Census { listers: self.listers.try_clone()?, conns: self.conns.try_clone()?, meta })
+    }
+
+    /// What tells the programs which network namespaces are pods', by the names that they have in these directories. Until
+    /// it looks, and where it cannot be had, all but this thread's are.
+    ///
+    /// # Errors
+    /// No directory is named, it takes CAP_SYS_ADMIN, or no descriptors are left.
+    pub fn namespaces(&self, directories: &[PathBuf]) -> io::Result<Namespaces> {
+        Namespaces::new(directories, self.namespaces.try_clone()?, Mapping::new(self.meta_map.as_fd())?)
     }
 
     /// Where the programs are attached.

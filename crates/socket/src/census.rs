@@ -89,9 +89,7 @@ impl Census {
     pub fn set_endable(&self, endable: Endable) {
         let node = if endable.of_node { meta_flags::NODE_UDP } else { 0 };
         let pods = if endable.of_pods { meta_flags::PODS_UDP } else { 0 };
-        if let Some(flags) = self.meta.halves().get(FLAGS) {
-            flags.store(node | pods, Ordering::Relaxed);
-        }
+        set_flags(&self.meta, meta_flags::NODE_UDP | meta_flags::PODS_UDP, node | pods);
     }
 
     /// Ends connected UDP sockets that are stale, as their endpoint or their Service is gone: who uses one has an error
@@ -106,6 +104,15 @@ impl Census {
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
     pub fn end_datagram_sockets(&self, is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
         end_listed(self.listers.datagrams.as_fd(), self.conns.as_fd(), is_stale)
+    }
+}
+
+/// Has these flags of all programs be so; others, which another thread may be changing, stay as they are.
+pub(crate) fn set_flags(meta: &Mapping, which: u32, to: u32) {
+    if let Some(flags) = meta.halves().get(FLAGS) {
+        // It does not fail, as each value has another one.
+        let _ =
+            flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| Some(all & !which | to & which));
     }
 }
 

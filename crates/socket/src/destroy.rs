@@ -17,6 +17,7 @@ use sluice_sys::bpf;
 
 use crate::attached::own_namespace;
 use crate::census::Translated;
+use crate::namespaces::NAMED;
 use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
@@ -154,9 +155,6 @@ pub(crate) fn in_namespaces(
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Where network namespaces are named, by container runtimes too.
-const NAMED: &str = "/run/netns";
-
 /// Where every network namespace is that a process is in, or that has a name; many are there more than once.
 fn links() -> io::Result<impl Iterator<Item = PathBuf>> {
     let path = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.path());
@@ -165,12 +163,12 @@ fn links() -> io::Result<impl Iterator<Item = PathBuf>> {
         is_process.then(|| path.join("ns/net"))
     };
     // Nothing may have a name.
-    let named = fs::read_dir(NAMED).into_iter().flatten();
+    let named = NAMED.into_iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
     Ok(fs::read_dir("/proc")?.filter_map(path).filter_map(of_process).chain(named.filter_map(path)))
 }
 
 /// Moves this thread there; which one that is.
-fn enter(namespace: &File) -> io::Result<u64> {
+pub(crate) fn enter(namespace: &File) -> io::Result<u64> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
     bpf::netns_cookie(socket.as_fd())

@@ -7,6 +7,7 @@
 //!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
 //!   known of endpoints, changed by others too.
 //! * `links`: whether it is still attached. `removal`: taking all of it away.
+//! * `namespaces`: which of the network's are pods'.
 //! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: how.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!   `rights`: what this thread may do.
@@ -23,6 +24,7 @@ mod error;
 mod health;
 mod links;
 mod mounts;
+mod namespaces;
 mod object;
 mod pins;
 mod probe;
@@ -37,6 +39,7 @@ pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};
 pub use error::{Error, passes};
 pub use links::Links;
+pub use namespaces::{Known, NAMED, Namespaces};
 pub use pins::{PINS, ensure_bpffs, pinned};
 pub use probe::{Finding, State, probe};
 pub use removal::{Removed, remove, remove_held};

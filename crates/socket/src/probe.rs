@@ -1,6 +1,6 @@
 //! What socket mode needs of a node, and what of it is missing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sluice_sys::bpf;
 
@@ -17,7 +17,7 @@ pub enum State {
     Ok,
     /// It is not there, and the agent can see to it itself.
     Mendable,
-    /// It is not there: socket mode does without, and leaves more to the relay.
+    /// It is not there: socket mode does without, and leaves more to the relay, or less than it should.
     Lesser,
     /// It is not there: no socket mode.
     Missing,
@@ -37,9 +37,10 @@ pub struct Finding {
 }
 
 /// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
-/// are loaded and forgotten. Without a `cgroup` it is to be the root of all.
-pub fn probe(cgroup: Option<&Path>, pins: &Path) -> Vec<Finding> {
-    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), barrier(), ending()]
+/// are loaded and forgotten. Without a `cgroup` it is to be the root of all. Pods' network namespaces have names in `namespaces`.
+pub fn probe(cgroup: Option<&Path>, pins: &Path, namespaces: &[PathBuf]) -> Vec<Finding> {
+    let names = names(namespaces, is_administrator());
+    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), barrier(), ending(), names]
 }
 
 fn cgroup2(named: Option<&Path>) -> Finding {
@@ -104,6 +105,24 @@ fn ending() -> Finding {
     Finding { what: "connected UDP sockets of pods", state, seen: seen.into(), mend }
 }
 
+fn names(directories: &[PathBuf], is_administrator: bool) -> Finding {
+    let mend = "CAP_SYS_ADMIN, and the directory where the container runtime has them (--socket-namespaces); a container \
+                needs that of the host";
+    let there: Vec<String> = directories
+        .iter()
+        .filter_map(|path| Some((path, std::fs::read_dir(path).ok()?.count())))
+        .map(|(path, count)| format!("{count} names in {}", path.display()))
+        .collect();
+    let all = |why: &str| format!("{why}, so all count as pods', those of containers within pods too");
+    let (state, seen) = match (directories, &there[..]) {
+        ([], _) => (State::Ok, all("no directory of them is named")),
+        (_, []) => (State::Lesser, all("none of the directories is there that may have them")),
+        _ if !is_administrator => (State::Lesser, all("they cannot be entered")),
+        _ => (State::Ok, there.join(", ")),
+    };
+    Finding { what: "pods' network namespaces", state, seen, mend }
+}
+
 fn barrier() -> Finding {
     let mend = "a kernel with CONFIG_MEMBARRIER, started without nohz_full";
     let (state, seen) = match bpf::membarrier() {
@@ -111,4 +130,27 @@ fn barrier() -> Finding {
         Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "membarrier", state, seen, mend }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_of_pods_are_told_from_others_where_they_have_names_and_may_be_entered() {
+        let [there, absent] = ["/", "/nowhere/at/all"].map(PathBuf::from);
+        let found = |directories: &[&PathBuf], is_administrator| {
+            let directories: Vec<PathBuf> = directories.iter().map(|path| (*path).clone()).collect();
+            let finding = names(&directories, is_administrator);
+            (finding.state, finding.seen)
+        };
+        let (state, seen) = found(&[&absent, &there], true);
+        assert!(state == State::Ok && seen.ends_with(" names in /"), "{seen}");
+        for (directories, is_administrator, wanted) in
+            [(&[&there][..], false, State::Lesser), (&[&absent], true, State::Lesser), (&[], true, State::Ok)]
+        {
+            let (state, seen) = found(directories, is_administrator);
+            assert!(state == wanted && seen.contains("all count as pods'"), "{seen}");
+        }
+    }
 }

@@ -40,8 +40,14 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
 /// The map of what connected sockets were translated to.
 pub(crate) const CONNS: &str = "conns";
 
+/// The map of pods' network namespaces.
+pub(crate) const NAMESPACES: &str = "namespaces";
+
+/// How many there may be of these: a node has some hundred pods.
+pub(crate) const MOST_NAMESPACES: u32 = 8192;
+
 /// All maps.
-pub(crate) const SHAPES: [Shape; 9] = [
+pub(crate) const SHAPES: [Shape; 10] = [
     Shape {
         name: "frontends",
         kind: kind::HASH,
@@ -49,6 +55,14 @@ pub(crate) const SHAPES: [Shape; 9] = [
         value_size: 24,
         flags: NO_PREALLOC,
         elements: |capacity| capacity.frontends,
+    },
+    Shape {
+        name: NAMESPACES,
+        kind: kind::HASH,
+        key_size: 8,
+        value_size: 1,
+        flags: NO_PREALLOC,
+        elements: |_| MOST_NAMESPACES,
     },
     array("sets", 24, |capacity| capacity.sets),
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),

@@ -52,6 +52,7 @@
 mod bpffs;
 mod cgroup;
 mod error;
+mod names;
 mod namespace;
 mod peer;
 mod privilege;
@@ -66,6 +67,7 @@ use sluice_model::Family;
 pub use bpffs::Bpffs;
 pub use cgroup::Cgroup;
 pub use error::LabError;
+pub use names::Names;
 pub use namespace::Namespace;
 pub use peer::{Load, Outcome, Report, Server, WHO, ask_on};
 pub use process::Process;

@@ -9,8 +9,8 @@ use std::time::Instant;
 use rustix::io::Errno;
 use sluice::at_socket::AtSocketConfig;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server};
-use socket2::Socket;
+use sluice_testbed::lab::{Host, Lab, Names, Namespace, Outcome, PATIENCE, SILENCE, Server};
+use socket2::{Domain, Socket, Type};
 
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, PROTOCOLS, Sockets, World, service, slices};
@@ -413,4 +413,64 @@ fn a_pod_that_reaches_itself_sees_its_own_address() {
             assert_eq!(told, (Some("pod-1"), Some(own.ip(family))), "{family} {protocol}");
         }
     }
+}
+
+/// As with kind or a cluster in Docker within a pod of CI: its Services have the addresses that those of the node's cluster have.
+#[test]
+fn a_cluster_within_a_pod_has_its_own_services_at_the_same_addresses_and_pods_are_known_by_name() {
+    let names = Names::new().unwrap();
+    let (mut world, _servers) = world_with(|config| config.namespaces = vec![names.path().into()]);
+    let pod = world.lab.pod(0).clone();
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    // Its node and its client are on a cable of their own.
+    let [inner_node, inner_client] = ["inner-node", "inner-client"].map(|name| Namespace::new(name).unwrap());
+    let cable = format!("link add eth0 type veth peer name eth0 netns {}", inner_client.path().display());
+    inner_node
+        .ip_batch(&format!(
+            "{cable}\nlink set eth0 up\naddr add 172.31.0.1/24 dev eth0\nlink set lo up\naddr add {} dev lo\n",
+            to.ip()
+        ))
+        .unwrap();
+    inner_client
+        .ip_batch(
+            "link set eth0 up\naddr add 172.31.0.2/24 dev eth0\nroute add 10.96.0.0/16 via 172.31.0.1\n",
+        )
+        .unwrap();
+    let listener = inner_node.run(|| TcpListener::bind(to)).unwrap();
+    let receiver = inner_node.run(|| UdpSocket::bind(to)).unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+
+    let until_relayed = |world: &mut World, wanted: bool| {
+        let deadline = Instant::now() + PATIENCE;
+        let mut in_line = 0;
+        // Endpoints in doubt are relayed once in any case.
+        while in_line < 4 {
+            world.tick();
+            let is_so = is_relayed(world, &pod, Protocol::Tcp, Family::V4) == wanted;
+            in_line = if is_so { in_line + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "relayed: {}", !wanted);
+        }
+    };
+    until_relayed(&mut world, true);
+    names.add(&pod.ns).unwrap();
+    until_relayed(&mut world, false);
+
+    world.tick();
+    let client = inner_client.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+    assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+    for connects in [true, false] {
+        world.tick();
+        let client = inner_client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        if connects {
+            inner_client.run(|| client.connect(to)).unwrap();
+            client.send(b"who").unwrap();
+        } else {
+            client.send_to(b"who", to).unwrap();
+        }
+        let (_, from) = receiver.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!((from.ip(), from.port()), ([172, 31, 0, 2].into(), client.local_addr().unwrap().port()));
+    }
+
+    names.remove(&pod.ns).unwrap();
+    until_relayed(&mut world, true);
 }

@@ -10,6 +10,7 @@ use sluice_socket_maps::Maps;
 use sluice_table::Table;
 use tracing::{info, warn};
 
+use super::namespaces::Watcher;
 use super::sweep::Sweeper;
 use super::{AtSocketConfig, Looks};
 
@@ -23,6 +24,8 @@ pub(super) struct Attached {
     pub(super) links: Links,
     /// Which sockets it has connected.
     pub(super) census: Census,
+    /// Tells it whose sockets they are, for as long as it is held.
+    _watcher: Watcher,
 }
 
 /// Why nothing is decided at sockets.
@@ -79,6 +82,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     attached.set_flow_idle(config.flow_idle);
     let (links, census) = (attached.links(), attached.census().map_err(not)?);
     let sweeper = Sweeper::start(attached.census().map_err(not)?, table).map_err(not)?;
+    let watcher = Watcher::start(&attached, config).map_err(not)?;
     let accounts = attached.accounts().map_err(not)?;
     let ledger = Arc::new(Ledger::new(accounts));
     let looks = Looks {
@@ -86,6 +90,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         frontends: attached.look_up().map_err(not)?,
         ledger: Arc::clone(&ledger),
         swept: Arc::clone(sweeper.swept()),
+        names: Arc::clone(watcher.names()),
         capacity: place.capacity,
         cgroup: place.cgroup,
         host_only: config.host_only,
@@ -93,7 +98,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     let maps = Maps::adopt(attached).map_err(not)?;
     let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
     info!("connections of sockets below {} are decided when they are made", looks.cgroup.display());
-    Ok((Attached { sockets, sweeper, links, census }, looks))
+    Ok((Attached { sockets, sweeper, links, census, _watcher: watcher }, looks))
 }
 
 #[cfg(test)]

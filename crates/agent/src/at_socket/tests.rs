@@ -10,11 +10,13 @@ struct Failing {
     hindrance: Hindrance,
     attempts: Arc<AtomicU64>,
     removals: Arc<AtomicU64>,
+    /// How often it was taken away from whoever holds it.
+    taken: Arc<AtomicU64>,
 }
 
 impl Failing {
     fn new(hindrance: Hindrance) -> Self {
-        Self { hindrance, attempts: Arc::default(), removals: Arc::default() }
+        Self { hindrance, attempts: Arc::default(), removals: Arc::default(), taken: Arc::default() }
     }
 
     fn start(&self, writer: &mut Writer) -> SocketMode {
@@ -24,6 +26,10 @@ impl Failing {
 
     fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::SeqCst)
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Ordering::SeqCst)
     }
 
     fn removals(&self) -> u64 {
@@ -40,6 +46,12 @@ impl Place for Failing {
     fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
         assert_eq!(pins, "/pins");
         self.removals.fetch_add(1, Ordering::SeqCst);
+        Ok(Removed { was_there: true, left: None })
+    }
+
+    fn remove_held(&mut self, pins: &Path) -> io::Result<Removed> {
+        assert_eq!(pins, "/pins");
+        self.taken.fetch_add(1, Ordering::SeqCst);
         Ok(Removed { was_there: true, left: None })
     }
 }
@@ -86,4 +98,25 @@ fn where_attaching_would_fail_again_programs_go_at_once_and_it_is_not_tried_any_
     mode.take_over(mode.looked + Duration::from_secs(3600), &mut writer);
     assert_eq!((place.attempts(), place.removals()), (1, 1));
     assert_eq!(*mode.view().reason().unwrap(), "no memory");
+}
+
+#[test]
+fn from_an_agent_that_is_replaced_and_does_not_let_go_it_is_taken_away_after_a_minute() {
+    let place = Failing::new(Hindrance::Busy);
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    let mut mode = place.start(&mut writer);
+    let (start, mut attempts) = (mode.looked, place.attempts());
+    let why = |mode: &SocketMode| mode.view().reason().unwrap().to_string();
+    for second in 1..=125 {
+        assert!(
+            second > 60 || why(&mode).starts_with("another agent's programs decide so far"),
+            "{}",
+            why(&mode)
+        );
+        mode.take_over(start + Duration::from_secs(second), &mut writer);
+        // Once it is taken away that is made use of at once.
+        attempts += if second % 60 == 0 { 2 } else { 1 };
+        assert_eq!((second, place.taken(), place.attempts()), (second, second / 60, attempts));
+    }
+    assert_eq!((why(&mode), place.removals()), ("no memory".to_owned(), 0));
 }

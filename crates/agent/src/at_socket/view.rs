@@ -9,6 +9,7 @@ use sluice_capture::socket::{Ledger, Sum};
 use sluice_socket::{Census, Frontends};
 use sluice_socket_maps::{Capacity, Stats};
 
+use super::namespaces::Names;
 use super::sweep::Swept;
 
 /// A reason is a label of a metric: no more of it than people read.
@@ -36,6 +37,8 @@ pub(crate) struct Looks {
     pub(crate) ledger: Arc<Ledger>,
     /// Which of them were ended.
     pub(crate) swept: Arc<Swept>,
+    /// In which network namespaces.
+    pub(crate) names: Arc<Names>,
     /// How much the maps hold.
     pub(crate) capacity: Capacity,
     /// Whose sockets they are.

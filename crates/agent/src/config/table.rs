@@ -208,6 +208,7 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("socketCgroup",           "socket-cgroup",            Text),
     own("socketEndpoints",        "socket-endpoints",         Int),
     own("socketHostOnly",         "socket-host-only",         Bool),
+    own("socketNamespaces",       "socket-namespaces",        Texts),
     own("socketPins",             "socket-pins",              Text),
     own("socketSidecarPorts",     "socket-sidecar-ports",     Texts),
     own("statusPage",             "status-page",              TextOrOff),

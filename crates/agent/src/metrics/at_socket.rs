@@ -45,6 +45,8 @@ impl Metrics {
         }
         let help = "Service ports of which something has no room there, and is relayed";
         gauge(encoder, "socket_waiting", help, stats.waiting as f64)?;
+        let help = "Network namespaces of pods that the programs know; 0 where all are taken for that";
+        gauge(encoder, "socket_namespaces", help, looks.names.known() as f64)?;
         let (sum, totals) = (looks.ledger.sum(), looks.ledger.totals());
         let counters = [
             (

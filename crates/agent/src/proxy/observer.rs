@@ -56,7 +56,9 @@ impl Observer {
     /// Whether connections are decided at sockets, in words that begin with `on` or `off`, and where or why not.
     pub(crate) fn at_sockets(&self) -> String {
         match (self.view.looks(), self.view.reason()) {
-            (Some(looks), _) => format!("on, for sockets below {}", looks.cgroup.display()),
+            (Some(looks), _) => {
+                format!("on, for sockets below {}, {}", looks.cgroup.display(), looks.names.words())
+            }
             (None, Some(reason)) => format!("off: {reason}"),
             (None, None) => format!("off: --capture {}", self.mode()),
         }

@@ -67,7 +67,8 @@ impl Sockets {
             command.arg("--socket-cgroup").arg(cgroup);
         }
         command.arg("--socket-pins").arg(pins);
-        command.args(["--service-metrics", "endpoint", "--grace-period", "1"]);
+        // The lab's have no names.
+        command.args(["--socket-namespaces=", "--service-metrics", "endpoint", "--grace-period", "1"]);
         Agent::start(command, &self.scene.lab, self.scene.manifests().parent().unwrap(), number)
     }
 }
@@ -176,6 +177,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert_eq!(value(&told, "sluice_capture_info", &info), Some(1.0));
     assert!(value(&told, "sluice_socket_frontends", &[]).unwrap() > 0.0);
     assert_eq!(value(&told, "sluice_socket_waiting", &[]), Some(0.0));
+    assert_eq!(value(&told, "sluice_socket_namespaces", &[]), Some(0.0));
     assert_eq!(value(&told, "sluice_socket_connections_total", &[]), Some(5.0));
 
     // All of them are there, and filters and orders go on working.
@@ -232,7 +234,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert!(life("sum", &[]).unwrap() > 0.0);
 
     let status = agent.json(&["status"]);
-    let on = format!("on, for sockets below {}", sockets.cgroup.path().display());
+    let on = format!("on, for sockets below {}, in all network namespaces", sockets.cgroup.path().display());
     assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
     assert_eq!(status["counters"]["socket_connections"], 5);
     let explain = |client: &str, to: SocketAddr| {
@@ -270,7 +272,7 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
     assert_eq!(report.failed, 0, "{report:?}");
     open.say("on");
     let status = second.json(&["status"]);
-    let on = format!("on, for sockets below {}", sockets.cgroup.path().display());
+    let on = format!("on, for sockets below {}, in all network namespaces", sockets.cgroup.path().display());
     assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
     let list = second.json(&["connections", "--service", "default/s1"]);
     assert!(list["items"].as_array().unwrap().iter().any(|row| row["state"] == "translated"), "{list}");
@@ -315,6 +317,30 @@ fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_star
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}");
     open.say("on");
+}
+
+/// As somebody does who mounts a bpffs where there is one.
+#[test]
+fn programs_whose_pins_are_hidden_go_before_they_are_out_of_date() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let agent = sockets.start(1, "socket", &sockets.pins());
+    let load = scene.lab.pod(0).load(Protocol::Tcp, cluster_ip(1, Family::V4));
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    assert_ne!(sockets.programs(), "");
+    let umount = || Command::new("umount").arg(sockets.bpffs.path()).status().unwrap();
+    let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(sockets.bpffs.path()).status().unwrap();
+    assert!(mount.success());
+    agent.wait_for("no connection is decided at its socket any more");
+    assert_eq!((sockets.programs(), &agent.json(&["status"])["mode"]), (String::new(), &"tproxy".into()));
+    agent.stop();
+    let again = sockets.start(1, "socket", &sockets.pins());
+    assert_eq!(again.json(&["status"])["mode"], "socket");
+    assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    again.stop();
+    assert!(umount().success());
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Scene {
         command.arg("--kubeconfig").arg(&kubeconfig).args(["--service-metrics", "endpoint"]);
         if capture == "socket" {
             command.arg("--socket-cgroup").arg(cgroup.path());
-            command.arg("--socket-pins").arg(bpffs.path().join("sluice"));
+            command.arg("--socket-pins").arg(bpffs.path().join("sluice")).arg("--socket-namespaces=");
         }
         let agent = Agent::start(command, &lab, directory.path(), 1);
         Self {

@@ -37,7 +37,7 @@ impl Place {
         let mut command = sluice(of_tproxy.get_args().map(mode));
         command.arg("--socket-pins").arg(self.bpffs.path().join("sluice"));
         command.arg("--socket-cgroup").arg(self.cgroup.path());
-        command.args(["--grace-period", "600"]);
+        command.args(["--socket-namespaces=", "--grace-period", "600"]);
         well(self.scene.lab.node().spawn(&self.bpffs.seen_by(&command)))
     }
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -155,6 +157,58 @@ fn what_an_agent_holds_can_be_taken_away_from_it() {
     // It may go on as if nothing had happened.
     kernel.remove_frontends(&[key(to, protocol::UDP)]).unwrap();
     assert!(!remove_held(&node.config.pins).unwrap().was_there);
+    // Another one has them then, beside it.
+    let mut next = node.attach().unwrap();
+    assert!(next.is_fresh());
+    serve(&mut next, 1, to, &at(1));
+    assert_eq!((links.missing().count(), next.links().missing().count()), (programs, 0), "those are others");
+    links.detach();
+    drop((kernel, links));
+    assert_eq!(node.programs().lines().count(), programs);
+    assert!(is_translated(&node, to));
+    assert_eq!(remove(&node.config.pins).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+}
+
+#[test]
+fn programs_whose_pins_somebody_hides_are_missed_and_can_be_detached() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let links = kernel.links();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at(1));
+    let programs = node.programs().lines().count();
+    assert_eq!(links.missing().count(), 0);
+    let hiding = Hiding::below(node.config.pins.parent().unwrap());
+    assert_eq!(links.missing().count(), programs);
+    assert!(!remove_held(&node.config.pins).unwrap().was_there);
+    assert!(is_translated(&node, to), "nobody finds them, and they go on");
+    // Those of another agent are others.
+    let mut next = node.attach().unwrap();
+    assert_eq!(links.missing().count(), programs);
+    assert_eq!(node.programs().lines().count(), 2 * programs);
+    links.detach();
+    until_attached(&node, programs);
+    assert!(!is_translated(&node, to));
+    serve(&mut next, 1, to, &at(1));
+    assert!(is_translated(&node, to));
+    drop((next, hiding));
+    assert_eq!(links.missing().count(), programs, "they are found again, and do nothing");
+}
+
+/// A second bpffs over the first.
+struct Hiding<'a>(&'a Path);
+
+impl<'a> Hiding<'a> {
+    fn below(path: &'a Path) -> Self {
+        bpf::mount_bpffs(path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Hiding<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
 }
 
 #[test]

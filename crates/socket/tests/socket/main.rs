@@ -19,6 +19,7 @@ mod layout;
 mod life;
 mod node;
 mod probe;
+mod strangers;
 mod swap;
 mod tcp;
 mod udp;

@@ -10,7 +10,7 @@ use crate::node::Node;
 fn where_programs_can_be_attached_the_probe_finds_nothing_missing() {
     let node = Node::new();
     drop(node.attach().unwrap());
-    for finding in probe(Some(&node.config.cgroup), &node.config.pins) {
+    for finding in probe(Some(&node.config.cgroup), &node.config.pins, &["/".into()]) {
         assert!(!finding.mend.is_empty());
         assert_eq!(finding.state, State::Ok, "{finding:?}");
     }
@@ -33,5 +33,5 @@ fn without_privileges_the_probe_says_what_helps() {
 #[test]
 #[ignore = "the process of another test"]
 fn says_it() {
-    probe(None, Path::new(PINS)).iter().for_each(|finding| println!("{finding:?}"));
+    probe(None, Path::new(PINS), &[]).iter().for_each(|finding| println!("{finding:?}"));
 }

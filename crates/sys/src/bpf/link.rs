@@ -60,6 +60,8 @@ pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// What a link to a cgroup is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkInfo {
+    /// The link's own number.
+    pub id: u32,
     /// The program's number.
     pub program: u32,
     /// The cgroup's number, that of its directory's inode; 0 once it is gone.
@@ -93,7 +95,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     if info.kind != CGROUP {
         return Err(invalid());
     }
-    Ok(LinkInfo { program: info.program, cgroup: info.cgroup, attach: info.attach })
+    Ok(LinkInfo { id: info.id, program: info.program, cgroup: info.cgroup, attach: info.attach })
 }
 
 /// Prepares a run of an iterator over the sockets that have storage in `map`.

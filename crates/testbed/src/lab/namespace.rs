@@ -67,6 +67,15 @@ impl Namespace {
         Path::new("/proc").join(process).join("fd").join(self.link.as_raw_fd().to_string())
     }
 
+    /// Gives it a name in the mount namespace of the calling thread, a file, as container runtimes do.
+    ///
+    /// # Errors
+    /// It takes root, and a directory.
+    pub fn name_at(&self, path: &Path) -> Result<(), LabError> {
+        std::fs::write(path, "").map_err(LabError::io(&format!("making {}", path.display())))?;
+        self.output("mount", &["--bind", "/proc/self/ns/net", &path.to_string_lossy()]).map(drop)
+    }
+
     /// Runs a closure on a thread in the namespace and returns what it returns; if it panics this panics.
     /// A socket that it makes belongs to the namespace for good, wherever it is used afterwards.
     ///

@@ -55,11 +55,7 @@ impl SocketPlace {
 
     /// Has a pod's namespace be there.
     pub(super) fn name_namespace(&self, pod: &Host) {
-        let path = self.netns().join(&pod.name);
-        fs::write(&path, "").unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["--bind", "/proc/self/ns/net"]).arg(path);
-        assert!(pod.ns.run(|| mount.status()).unwrap().success(), "{}", pod.name);
+        pod.ns.name_at(&self.netns().join(&pod.name)).unwrap();
     }
 
     /// Whether anything of an agent's is pinned there.
@@ -164,6 +160,8 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         let status = scene.runc(&["exec", &first.id, "/usr/bin/sluice", "status"]).output().unwrap();
         let status = String::from_utf8_lossy(&status.stdout).into_owned();
         assert!(status.contains("on, for sockets below /host/cgroup/"), "{status}");
+        let whose = if may_enter { "of the node and of 1 pods" } else { "in all network namespaces" };
+        assert!(status.contains(whose), "{status}");
         scene.assert_served();
         let attached = place.programs();
         assert!(attached > 0 && place.is_pinned(), "{name}");

@@ -1,0 +1,235 @@
+//! Which network namespaces are pods': those that have a name where container runtimes give them one. All others but the node's,
+//! as of containers within a pod, are strangers', and their sockets are left alone.
+//!
+//! Nothing is known of a namespace but its cookie, which no other ever has; to ask for it is to enter.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
+use sluice_socket_maps::meta_flags;
+use sluice_sys::bpf::{self, Mapping};
+
+use crate::attached::own_namespace;
+use crate::census::set_flags;
+use crate::destroy::enter;
+use crate::rights::is_administrator;
+use crate::shape::MOST_NAMESPACES;
+
+/// Where container runtimes have pods' network namespaces: containerd and CRI-O, and Docker below cri-dockerd.
+pub const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
+
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS: u64 = 0x6e73_6673;
+
+/// What is known of namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// So many are pods', and sockets in others are left alone.
+    Some {
+        /// Those that there is room for.
+        known: usize,
+        /// Those that there is none for.
+        left_out: usize,
+    },
+    /// There is no such directory, so all are pods'.
+    All,
+}
+
+/// What tells a namespace from all others, as long as it is there: the kernel gives the inode of one that has gone to the next
+/// one, which has then another time.
+type Identity = (u64, u64, i64, i64);
+
+/// Has the programs know pods' namespaces.
+#[derive(Debug)]
+pub struct Namespaces {
+    directories: Vec<PathBuf>,
+    map: OwnedFd,
+    meta: Mapping,
+    /// The node's, to come back to.
+    own: File,
+    own_cookie: u64,
+    /// What is in the map.
+    known: BTreeSet<u64>,
+    /// Namespaces that were entered.
+    entered: HashMap<Identity, u64>,
+    /// Names that come and go; without, it takes a mount to notice.
+    names: Option<OwnedFd>,
+    /// Tells that something was mounted or unmounted.
+    mounts: File,
+}
+
+impl Namespaces {
+    /// Those that have a name in one of these directories, for programs with these maps. All are pods' until it looks.
+    pub(crate) fn new(directories: &[PathBuf], map: OwnedFd, meta: Mapping) -> io::Result<Self> {
+        set_flags(&meta, meta_flags::KNOWN_ONLY, 0);
+        if directories.is_empty() {
+            return Err(io::Error::other("no directory is named that has those of pods"));
+        }
+        if !is_administrator() {
+            return Err(io::Error::other("to know those of pods takes CAP_SYS_ADMIN"));
+        }
+        // An earlier agent may have left some.
+        let (keys, _) = bpf::lookup_all(map.as_fd())?;
+        Ok(Self {
+            directories: directories.to_owned(),
+            map,
+            meta,
+            own: File::open("/proc/thread-self/ns/net")?,
+            own_cookie: own_namespace()?,
+            known: keys.as_chunks().0.iter().map(|cookie| u64::from_ne_bytes(*cookie)).collect(),
+            entered: HashMap::new(),
+            names: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
+            mounts: File::open("/proc/thread-self/mountinfo")?,
+        })
+    }
+
+    /// Has the programs know those that have a name now. It takes a thread that may be in any of them meanwhile, and has the
+    /// node's mounts before it.
+    ///
+    /// # Errors
+    /// The kernel is out of memory or descriptors; what was known stays so.
+    pub fn look(&mut self) -> io::Result<Known> {
+        // Before they are read: what comes meanwhile is for the next look.
+        self.watch();
+        let Some(named) = self.named()? else {
+            set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
+            return Ok(Known::All);
+        };
+        let Change { gone, new, left_out } = Change::between(&self.known, &named, MOST_NAMESPACES as usize);
+        bpf::delete_batch(self.map.as_fd(), bytes(gone.iter()).as_flattened(), gone.len())?;
+        self.known.retain(|cookie| !gone.contains(cookie));
+        bpf::update_batch(
+            self.map.as_fd(),
+            bytes(new.iter()).as_flattened(),
+            &vec![1; new.len()],
+            new.len(),
+        )?;
+        self.known.extend(new);
+        set_flags(&self.meta, meta_flags::KNOWN_ONLY, meta_flags::KNOWN_ONLY);
+        Ok(Known::Some { known: self.known.len(), left_out })
+    }
+
+    /// Waits until another look may find something else, `stop` can be read, or this long. Whether it is `stop`.
+    ///
+    /// # Errors
+    /// The kernel is out of memory.
+    pub fn wait(&self, stop: BorrowedFd<'_>, longest: Duration) -> io::Result<bool> {
+        let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
+        let mut polled = vec![
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+            // It can be read at any time; what is new is urgent.
+            PollFd::from_borrowed_fd(self.mounts.as_fd(), PollFlags::PRI),
+        ];
+        polled.extend(self.names.as_ref().map(|names| PollFd::new(names, PollFlags::IN)));
+        match poll(&mut polled, Some(&longest)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(polled.first().is_some_and(|stop| !stop.revents().is_empty()))
+    }
+
+    fn watch(&self) {
+        let Some(names) = &self.names else { return };
+        let mut piece = [0; 4096];
+        while rustix::io::read(names, &mut piece).is_ok_and(|length| length > 0) {}
+        let changes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
+        let flags = changes | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+        for directory in &self.directories {
+            // What is watched already is watched once; what is not there yet is tried again.
+            let _ = inotify::add_watch(names, directory, flags);
+        }
+    }
+
+    /// The cookies of all that have a name, but the node's own. None if there is nowhere to have one.
+    fn named(&mut self) -> io::Result<Option<BTreeSet<u64>>> {
+        let directories: Vec<_> =
+            self.directories.iter().filter_map(|path| fs::read_dir(path).ok()).collect();
+        if directories.is_empty() {
+            return Ok(None);
+        }
+        let mut here = HashMap::new();
+        let mut has_moved = false;
+        for path in directories.into_iter().flatten().flatten().map(|entry| entry.path()) {
+            // A runtime makes a file first and has the namespace there a moment later, which is another look.
+            let Some(seen) = fs::metadata(&path).ok().filter(|_| is_namespace(&path)) else { continue };
+            if let Some(cookie) = self.entered.get(&identity(&seen)) {
+                here.insert(identity(&seen), *cookie);
+                continue;
+            }
+            has_moved = true;
+            // It may be of another kind, or gone.
+            let entered =
+                File::open(&path).and_then(|namespace| Ok((namespace.metadata()?, enter(&namespace)?)));
+            here.extend(entered.ok().map(|(seen, cookie)| (identity(&seen), cookie)));
+        }
+        if has_moved {
+            // Or this thread would keep a pod's from going.
+            enter(&self.own)?;
+        }
+        let mut named: BTreeSet<u64> = here.values().copied().collect();
+        named.remove(&self.own_cookie);
+        self.entered = here;
+        Ok(Some(named))
+    }
+}
+
+fn identity(of: &fs::Metadata) -> Identity {
+    (of.dev(), of.ino(), of.ctime(), of.ctime_nsec())
+}
+
+fn is_namespace(path: &Path) -> bool {
+    #[allow(clippy::unnecessary_cast, reason = "the type is another one on other targets")]
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 & 0xffff_ffff == NSFS)
+}
+
+fn bytes<'a>(cookies: impl Iterator<Item = &'a u64>) -> Vec<[u8; 8]> {
+    cookies.map(|cookie| cookie.to_ne_bytes()).collect()
+}
+
+/// What there is to do about what is in the map.
+#[derive(Debug, PartialEq, Eq)]
+struct Change {
+    gone: BTreeSet<u64>,
+    new: Vec<u64>,
+    left_out: usize,
+}
+
+impl Change {
+    fn between(known: &BTreeSet<u64>, named: &BTreeSet<u64>, room: usize) -> Self {
+        let gone: BTreeSet<u64> = known.difference(named).copied().collect();
+        let mut new: Vec<u64> = named.difference(known).copied().collect();
+        let room = (room + gone.len()).saturating_sub(known.len());
+        let left_out = new.len().saturating_sub(room);
+        new.truncate(room);
+        Self { gone, new, left_out }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_known_stays_so_and_what_has_no_room_is_left_out() {
+        let change = |known: &[u64], named: &[u64]| {
+            let [known, named] = [known, named].map(|all| all.iter().copied().collect());
+            let Change { gone, new, left_out } = Change::between(&known, &named, 3);
+            (Vec::from_iter(gone), new, left_out)
+        };
+        assert_eq!(change(&[], &[1, 2]), (vec![], vec![1, 2], 0));
+        assert_eq!(change(&[1, 2], &[2, 3]), (vec![1], vec![3], 0));
+        assert_eq!(change(&[7, 8], &[1, 2, 7, 8]), (vec![], vec![1], 1));
+        assert_eq!(change(&[7, 8, 9], &[1, 8, 9]), (vec![7], vec![1], 0));
+        assert_eq!(change(&[1, 2, 3], &[1, 2, 3, 4, 5]), (vec![], vec![], 2));
+        // More than there is room for, which another version may have had.
+        assert_eq!(change(&[1, 2, 3, 4], &[1, 2, 3, 4, 5]), (vec![], vec![], 1));
+    }
+}

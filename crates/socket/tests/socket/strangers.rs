@@ -1,0 +1,136 @@
+//! Whose sockets are decided about: pods' are known by the names of their network namespaces, and strangers' left alone.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sluice_socket::{Attached, Known, Namespaces};
+use sluice_socket_maps::{Kernel, meta_flags};
+use sluice_testbed::lab::{Names, Namespace};
+
+use crate::node::{Node, endpoint_ip, serve, service};
+
+/// A socket that connects, and one that sends, are led to the endpoint: no packet could get to the Service.
+fn is_translated(namespace: &Namespace, to: SocketAddr) -> bool {
+    namespace.run(|| {
+        let bind = || UdpSocket::bind("0.0.0.0:0").unwrap();
+        let both = [bind().connect(to).is_ok(), bind().send_to(b"who", to).is_ok()];
+        assert_eq!(both[0], both[1]);
+        both[0]
+    })
+}
+
+/// A namespace with its loopback interface.
+fn namespace(name: &str) -> Namespace {
+    let namespace = Namespace::new(name).unwrap();
+    namespace.ip("link set lo up").unwrap();
+    namespace
+}
+
+fn namespaces(node: &Node, kernel: &Attached, directories: &[PathBuf]) -> io::Result<Namespaces> {
+    node.host.run(|| kernel.namespaces(directories))
+}
+
+fn look(node: &Node, namespaces: &mut Namespaces) -> Known {
+    node.host.run(|| namespaces.look()).unwrap()
+}
+
+fn some(known: usize) -> Known {
+    Known::Some { known, left_out: 0 }
+}
+
+#[test]
+fn sockets_where_no_name_is_are_left_alone_while_an_agent_lives() {
+    let node = Node::new();
+    let names = Names::new().unwrap();
+    let directories = [names.path().to_owned(), "/nowhere/at/all".into()];
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let stranger = namespace("stranger");
+    let translated = || [&node.host, &node.pod, &stranger].map(|client| is_translated(client, to));
+    let mut known = namespaces(&node, &kernel, &directories).unwrap();
+    kernel.beat();
+    assert_eq!(translated(), [true; 3], "it has not looked");
+
+    names.add(&node.host).unwrap();
+    names.add(&node.pod).unwrap();
+    assert_eq!(look(&node, &mut known), some(1), "the node is no pod");
+    kernel.beat();
+    assert_eq!(translated(), [true, true, false]);
+    kernel.heartbeat(0);
+    assert_eq!(translated(), [true; 3], "there is no relay");
+    names.remove(&node.pod).unwrap();
+    names.add(&stranger).unwrap();
+    assert_eq!(look(&node, &mut known), some(1));
+    kernel.beat();
+    assert_eq!(translated(), [true, false, true]);
+
+    // The next agent finds what this one has left, as its pins are where they were.
+    drop((kernel, known));
+    let mut kernel = node.attach().unwrap();
+    kernel.beat();
+    assert_eq!(translated(), [true, false, true]);
+    let flags = |kernel: &Attached| kernel.meta().flags & meta_flags::KNOWN_ONLY;
+    let mut known = namespaces(&node, &kernel, &directories).unwrap();
+    assert_eq!((look(&node, &mut known), flags(&kernel)), (some(1), meta_flags::KNOWN_ONLY));
+    kernel.beat();
+    assert_eq!(translated(), [true, false, true]);
+    // One that cannot tell pods from others takes all for pods.
+    let mut known = namespaces(&node, &kernel, &directories[1..]).unwrap();
+    assert_eq!((look(&node, &mut known), flags(&kernel)), (Known::All, 0));
+    assert!(
+        look(&node, &mut namespaces(&node, &kernel, &directories).unwrap()) == some(1) && flags(&kernel) != 0
+    );
+    namespaces(&node, &kernel, &[]).unwrap_err();
+    assert_eq!(flags(&kernel), 0);
+    kernel.beat();
+    assert_eq!(translated(), [true; 3]);
+}
+
+#[test]
+fn a_pod_is_known_by_itself_whatever_its_name_and_inode_meant_before() {
+    let node = Node::new();
+    let names = Names::new().unwrap();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
+    for _ in 0..10 {
+        let pod = namespace("pod");
+        names.add(&pod).unwrap();
+        assert_eq!(look(&node, &mut known), some(1));
+        kernel.beat();
+        assert!(is_translated(&pod, to));
+        names.remove(&pod).unwrap();
+    }
+    assert_eq!(look(&node, &mut known), some(0));
+}
+
+#[test]
+fn a_name_that_comes_or_goes_ends_the_waiting() {
+    let node = Node::new();
+    let names = Names::new().unwrap();
+    let kernel = node.attach().unwrap();
+    let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
+    assert_eq!(look(&node, &mut known), some(0));
+    let (stopped, stop) = io::pipe().unwrap();
+    // So long that nobody waits for it to pass.
+    let mut until = |count| {
+        while look(&node, &mut known) != some(count) {
+            assert!(!known.wait(stopped.as_fd(), Duration::from_secs(3600)).unwrap());
+        }
+    };
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| names.add(&node.pod).unwrap());
+        until(1);
+        others.join().unwrap();
+        let others = scope.spawn(|| names.remove(&node.pod).unwrap());
+        until(0);
+        others.join().unwrap();
+    });
+    drop(stop);
+    assert!(known.wait(stopped.as_fd(), Duration::from_secs(3600)).unwrap());
+}
