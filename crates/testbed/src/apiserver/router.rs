@@ -17,6 +17,7 @@ use super::faults::Failure;
 use super::path::Path;
 use super::query::Query;
 use super::resource::Resource;
+use super::selector::Scope;
 use super::status::Status;
 use super::{Shared, reads, writes};
 
@@ -95,6 +96,16 @@ impl ApiRequest<'_> {
     async fn read(&self, body: Incoming) -> Result<Bytes, Status> {
         let body = Limited::new(body, MAX_BODY_BYTES).collect().await;
         body.map(|body| body.to_bytes()).map_err(|_| Status::too_large())
+    }
+
+    /// The part of the resource that it is about.
+    pub(crate) fn scope(&self) -> Result<Scope, Status> {
+        let resource = self.path.resource;
+        let fields = match resource {
+            Resource::Services if !self.shared.config.service_fields => &[],
+            _ => resource.info().fields,
+        };
+        self.query.scope(resource, fields, self.path.namespace.as_deref())
     }
 
     /// A header as text.
