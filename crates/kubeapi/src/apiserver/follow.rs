@@ -15,6 +15,7 @@ use sluice_model::{Change, ObjectRef};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use super::answer::{self, Answer};
 use super::backoff::Backoff;
 use super::config::Timing;
 use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
@@ -25,7 +26,7 @@ use super::paging::Paging;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 use super::resume::{Resume, resume};
-use super::transport::{self, Answer, Transport};
+use super::transport::Transport;
 use super::warned::Warned;
 
 /// What a follower says.
@@ -368,8 +369,8 @@ impl Follower {
             EventKind::Error => {
                 let status: decode::Status = serde_json::from_str(event.object.get()).unwrap_or_default();
                 let retry_after = status.details.and_then(|details| details.retry_after);
-                let reason = transport::of_status(self.resource, status.code, &status.message);
-                return Err((reason, transport::seconds(retry_after)));
+                let reason = answer::of_status(self.resource, status.code, &status.message);
+                return Err((reason, answer::seconds(retry_after)));
             }
             EventKind::Unknown => None,
         };
@@ -458,7 +459,7 @@ impl Follower {
     }
 
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {
-        let on_answer = |server: &str, status| self.health.answered(server, status);
+        let on_answer = |outcome| self.health.answered(outcome);
         self.transport.get(self.resource, query, || self.health().requested(), on_answer).await
     }
 

@@ -18,7 +18,7 @@ use super::path::Path;
 use super::query::Query;
 use super::resource::Resource;
 use super::selector::Scope;
-use super::status::Status;
+use super::status::{Cause, Status};
 use super::{Shared, reads, writes};
 
 /// The limit of a real apiserver.
@@ -162,6 +162,7 @@ async fn fail(
             status
         }
         Failure::Expired => Status::expired("The provided continue parameter is too old"),
+        Failure::Invalid => Status::invalid("Event", "events.k8s.io", "a", &[Cause::required("reason", "")]),
         Failure::InternalError => {
             Status::new(500, "InternalError", "Internal error occurred: etcdserver: no leader")
         }
