@@ -37,7 +37,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
-    #[command(display_name = NAME)]
+    // Of a flag that is given twice the last one counts, as with kube-proxy: so a manifest's flags can be added to.
+    #[command(display_name = NAME, args_override_self = true)]
     Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
     #[command(display_name = NAME)]
@@ -340,6 +341,7 @@ mod tests {
             "--capture tproxy --masquerade-all true --workers 2",
             "--capture tproxy --masquerade-all --track-connections false",
             "--capture tproxy --masquerade-all=false --detect-local-mode= --pod-bridge-interface=",
+            "--workers 2 --workers 3 --passive-health --passive-health=false",
         ] {
             assert_eq!(said(&format!("sluice agent {flags}")), "", "{flags}");
         }
@@ -347,6 +349,17 @@ mod tests {
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
         assert!(said("sluice agent --workers 0").contains("a number from 1 on"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
+    }
+
+    #[test]
+    fn the_last_of_several_counts() {
+        let line = "sluice agent --grace-period=25s --passive-health -v --capture=auto --grace-period 5m -v --capture bind \
+                    --passive-health=false";
+        let arguments: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
+        let cli = try_parse(&arguments).unwrap();
+        let Command::Agent(args) = cli.command else { panic!("{line}") };
+        assert_eq!((args.grace_period.as_secs(), args.passive_health, cli.verbose), (300, false, 2));
+        assert_eq!(args.capture.mode(), CaptureMode::Bind);
     }
 
     #[test]

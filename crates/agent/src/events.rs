@@ -3,6 +3,7 @@
 
 mod series;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,7 +30,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// An apiserver that wants to be left alone for longer is asked again after this.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// How long nothing is written after the apiserver has forbidden it. Then it may have been allowed.
+/// How long nothing is written in a namespace after the apiserver has forbidden it there. Then it may have been allowed. What
+/// may be written at all (`series`) bounds how many namespaces that are.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 
 /// What an Event is about.
@@ -39,6 +41,16 @@ pub(crate) enum About {
     Node,
     /// A Service.
     Service(ObjectName),
+}
+
+impl About {
+    /// Where Events about it are: those about a Node, which has no namespace, are in `default`.
+    fn namespace(&self) -> &str {
+        match self {
+            Self::Node => "default",
+            Self::Service(service) => &service.namespace,
+        }
+    }
 }
 
 /// How bad it is.
@@ -124,7 +136,7 @@ impl Events {
     /// Writes what is said, in a task of its own, until all senders are gone.
     pub(crate) fn write(&self, unwritten: Unwritten, writer: EventWriter, node: &str) {
         let recorder = Recorder::new(node);
-        let task = Task { writer, recorder, counts: Arc::clone(&self.counts), forbidden_until: None };
+        let task = Task { writer, recorder, counts: Arc::clone(&self.counts), forbidden: HashMap::new() };
         tokio::spawn(task.run(unwritten.0));
     }
 }
@@ -133,7 +145,8 @@ struct Task {
     writer: EventWriter,
     recorder: Recorder,
     counts: Arc<Counts>,
-    forbidden_until: Option<Instant>,
+    /// Until when, by namespace.
+    forbidden: HashMap<String, Instant>,
 }
 
 impl Task {
@@ -155,7 +168,8 @@ impl Task {
     }
 
     async fn take(&mut self, happening: &Happening) {
-        if self.forbidden_until.is_some_and(|until| Instant::now() < until) {
+        let until = self.forbidden.get(happening.about.namespace());
+        if until.is_some_and(|until| Instant::now() < *until) {
             return self.counts.drop_one();
         }
         match self.recorder.take(happening, Instant::now(), Timestamp::now()) {
@@ -173,20 +187,23 @@ impl Task {
             };
             let wait = match sent {
                 Ok(()) => {
-                    if self.forbidden_until.take().is_some() {
-                        info!("Events are written again");
+                    if self.forbidden.remove(request.namespace()).is_some() {
+                        info!("Events are written again in {}", request.namespace());
                     }
                     self.counts.written.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
-                Err(error @ EventError::Forbidden) => {
-                    if self.forbidden_until.replace(Instant::now() + FORBIDDEN).is_none() {
-                        warn!("no Events are written, all else goes on: {error}");
-                    }
+                Err(error @ EventError::Forbidden(_)) => {
+                    self.forbid(request.namespace().to_owned(), &error);
                     break;
                 }
                 // With its namespace, or after its time (an hour): a next one is a new one.
                 Err(EventError::Gone) => break,
+                // As in client-go: it would not be taken the next time, either.
+                Err(error @ EventError::Refused(_)) => {
+                    debug!("an Event was refused: {error}");
+                    break;
+                }
                 Err(EventError::Busy(after)) => after.unwrap_or(RETRY).min(RETRY_MAX),
                 Err(error @ EventError::Other(_)) => {
                     debug!("an Event was not written: {error}");
@@ -199,5 +216,17 @@ impl Task {
         }
         self.counts.drop_one();
         self.recorder.forget(request);
+    }
+
+    /// Writes nothing in a namespace for a while. Where that is so for one already, what else lacks the right is not said, too.
+    fn forbid(&mut self, namespace: String, error: &EventError) {
+        if self.forbidden.is_empty() {
+            warn!("no Events are written in {namespace}, all else goes on: {error}");
+        } else {
+            debug!("no Events are written in {namespace}: {error}");
+        }
+        let now = Instant::now();
+        self.forbidden.retain(|_, until| now < *until + FORBIDDEN);
+        self.forbidden.insert(namespace, now + FORBIDDEN);
     }
 }

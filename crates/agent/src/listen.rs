@@ -31,7 +31,7 @@ pub enum BindAddress {
 /// Where to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// At an address. `[::]` is all addresses of both families, as with kube-proxy.
+    /// At an address. `[::]` is all addresses of both families.
     At(SocketAddr),
     /// At all addresses of the families that this machine has.
     Everywhere(u16),
@@ -63,10 +63,14 @@ impl fmt::Display for BindAddress {
 }
 
 impl BindAddress {
-    /// Where that is, if a port that is not given is this one.
+    /// Where that is, if a port that is not given is this one. `0.0.0.0` is all addresses of both families, as with kube-proxy:
+    /// so Go's `net.Listen` has it.
     pub fn place(self, port: u16) -> Option<Place> {
         match self {
             Self::Nowhere => None,
+            Self::At(IpAddr::V4(Ipv4Addr::UNSPECIFIED), given) => {
+                Some(Place::Everywhere(given.unwrap_or(port)))
+            }
             Self::At(ip, given) => Some(Place::At(SocketAddr::new(ip, given.unwrap_or(port)))),
         }
     }
@@ -171,8 +175,9 @@ mod tests {
     fn addresses_are_written_as_for_kube_proxy() {
         #[rustfmt::skip]
         let cases = [
-            ("0.0.0.0:10256",   Some("0.0.0.0:10256")),
-            ("0.0.0.0",         Some("0.0.0.0:7")),
+            ("0.0.0.0:10256",   Some("port 10256")),
+            ("0.0.0.0",         Some("port 7")),
+            ("192.0.2.1:8",     Some("192.0.2.1:8")),
             ("[::]:1",          Some("[::]:1")),
             ("::",              Some("[::]:7")),
             ("[2001:db8::1]",   Some("[2001:db8::1]:7")),
@@ -191,10 +196,14 @@ mod tests {
 
     #[tokio::test]
     async fn everywhere_is_both_families() {
-        let listener = Place::Everywhere(0).listen().unwrap();
-        let port = listener.local_addr().unwrap().port();
-        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            TcpStream::connect((ip, port)).await.unwrap_or_else(|error| panic!("{ip}: {error}"));
+        let places =
+            ["0.0.0.0:0", "[::]:0"].map(|text| text.parse::<BindAddress>().unwrap().place(7).unwrap());
+        for place in places.into_iter().chain([Place::Everywhere(0)]) {
+            let listener = place.listen().unwrap();
+            let port = listener.local_addr().unwrap().port();
+            for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+                TcpStream::connect((ip, port)).await.unwrap_or_else(|error| panic!("{place}, {ip}: {error}"));
+            }
         }
     }
 

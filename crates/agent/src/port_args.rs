@@ -16,15 +16,15 @@ use crate::values;
 #[command(next_help_heading = "Health and metrics")]
 pub struct PortArgs {
     /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
-    /// Node is about to be deleted, and `/livez`. `0` or nothing for nowhere [default: port 10256 of all addresses,
+    /// Node is about to be deleted, and `/livez`. 0.0.0.0 is all addresses of both families, `0` or nothing nowhere [default: port 10256 of all addresses,
     /// IPv4 and IPv6; nowhere with --capture bind].
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<BindAddress>,
     /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
-    /// Where metrics are served, as `/metrics`, the status page, `/healthz`, `/proxyMode` and `/configz`. `0` or nothing for
-    /// nowhere.
+    /// Where metrics are served, as `/metrics`, the status page, `/healthz`, `/proxyMode` and `/configz`. 0.0.0.0 is all
+    /// addresses of both families, `0` or nothing nowhere.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: BindAddress,
     /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
@@ -96,7 +96,7 @@ mod tests {
             ("--capture tproxy",                                      Some("port 10256"),    Some("127.0.0.1:10249")),
             ("--healthz-port 7",                                      Some("port 7"),        Some("127.0.0.1:10249")),
             ("--capture tproxy --healthz-port 0 --metrics-port 0",    None,                  None),
-            ("--healthz-bind-address 0.0.0.0 --healthz-port 7",       Some("0.0.0.0:7"),     Some("127.0.0.1:10249")),
+            ("--healthz-bind-address 0.0.0.0 --healthz-port 7",       Some("port 7"),        Some("127.0.0.1:10249")),
             ("--healthz-bind-address [::]:8 --healthz-port 7",        Some("[::]:8"),        Some("127.0.0.1:10249")),
             ("--capture tproxy --healthz-bind-address= --metrics-bind-address=", None,       None),
             ("--healthz-bind-address :: --metrics-bind-address ::1",  Some("[::]:10256"),    Some("[::1]:10249")),

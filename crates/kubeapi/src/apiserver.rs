@@ -22,6 +22,7 @@
 //! its own.
 
 mod access;
+mod answer;
 mod backoff;
 mod client;
 mod collect;
@@ -51,7 +52,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use config::{Config, ConfigError, Environment, Timing};
-pub use health::{Health, ResourceHealth};
+pub use health::{Health, Outcome, ResourceHealth};
 pub use look::{LookError, has_node};
 pub use reason::Reason;
 pub use resource::Resource;
@@ -115,7 +116,7 @@ impl ApiserverSource {
 
     /// What writes Events there.
     pub fn events(&self) -> EventWriter {
-        EventWriter::new(Arc::clone(&self.transport))
+        EventWriter::new(Arc::clone(&self.transport), Arc::clone(&self.health))
     }
 
     /// How it is doing.
@@ -128,13 +129,14 @@ impl ApiserverSource {
 fn warn_of_circle(servers: &[Url], changes: &[Change]) {
     if let Some(address) = circle(servers, changes) {
         tracing::warn!(
-            "the apiserver's address {address} is that of a Service, which this agent is to provide: after a \
-             restart of the node there may be nobody else to do so; give the apiserver's own address with --master"
+            "the apiserver's address {address} is that of a Service, which this agent is to provide: when it is started again, \
+             alone, there may be nobody to lead it there, and it serves nothing; give the apiserver's own address with --master"
         );
     }
 }
 
-/// An apiserver's address that is the cluster IP of a Service.
+/// An apiserver's address that is one of a Service: its cluster IP, or one that comes from outside, such as the VIP of a load
+/// balancer. The rules that an agent leaves capture what its successor sends to that as well, and lead it to nobody.
 fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
     let hosts = servers.iter().filter_map(Url::host_str);
     let hosts: Vec<IpAddr> = hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();
@@ -142,7 +144,10 @@ fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
         Change::Apply(Object::Service(service)) => Some(service),
         _ => None,
     });
-    services.flat_map(|service| &service.cluster_ips).copied().find(|address| hosts.contains(address))
+    let addresses = services.flat_map(|service| {
+        [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips].into_iter().flatten()
+    });
+    addresses.copied().find(|address| hosts.contains(address))
 }
 
 #[cfg(test)]
@@ -156,13 +161,19 @@ mod tests {
     fn an_apiserver_behind_a_service_is_noticed() {
         let service = json!({
             "metadata": { "name": "kubernetes", "namespace": "default" },
-            "spec": { "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [{ "port": 443 }] },
+            "spec": {
+                "type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.7"],
+                "ports": [{ "port": 443 }],
+            },
+            "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.8" }] } },
         });
         let service = convert::service(&serde_json::from_value(service).unwrap()).result.unwrap();
         let changes = [Change::Apply(service.into())];
         let of = |url: &str| circle(&[Url::parse(url).unwrap()], &changes);
         assert_eq!(of("https://10.96.0.1"), Some("10.96.0.1".parse().unwrap()));
         assert_eq!(of("https://[fd00::1]:443"), Some("fd00::1".parse().unwrap()));
+        assert_eq!(of("https://192.0.2.7:6443"), Some("192.0.2.7".parse().unwrap()), "an external IP");
+        assert_eq!(of("https://192.0.2.8:6443"), Some("192.0.2.8".parse().unwrap()), "a load balancer's");
         assert_eq!(of("https://10.0.0.2:6443"), None);
         assert_eq!(of("https://kubernetes.default"), None);
     }

@@ -109,6 +109,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Config {
     bookmark_interval: Duration,
     watch_timeout: Duration,
+    service_fields: bool,
 }
 
 impl Shared {

@@ -53,6 +53,7 @@ fn it_makes_what_the_overlays_are() {
         "apiserver": { "mode": "kubeconfig", "kubeconfigSecret": "mine" },
         "capture": "tproxy", "settings": false, "leftovers": false, "gracePeriodSeconds": 300, "extraArgs": ["--track-connections"],
         "metricsBindAddress": "0.0.0.0:10249", "statusPage": "all",
+        "disableBridgeNetfilter": false,
     });
     let made = by_kind(render(&values).unwrap());
     let pod = &made["DaemonSet"]["spec"]["template"]["spec"];
@@ -67,8 +68,19 @@ fn it_makes_what_the_overlays_are() {
         "--track-connections",
         "--metrics-bind-address=0.0.0.0:10249",
         "--status-page=all",
+        "--disable-bridge-netfilter=false",
     ] {
         assert!(arguments.contains(&argument.into()), "{argument}: {arguments:?}");
+    }
+    assert_eq!(arguments.last(), Some(&"--track-connections".into()), "it wins");
+    // Who makes the kernel's settings is told, too.
+    for (mode, wanted) in [("kubeadm", 5), ("kubeconfig", 4)] {
+        let values = json!({ "apiserver": { "mode": mode }, "disableBridgeNetfilter": false });
+        let settings =
+            &by_kind(render(&values).unwrap())["DaemonSet"]["spec"]["template"]["spec"]["initContainers"][0];
+        let arguments = settings["args"].as_array().unwrap();
+        assert_eq!(arguments.last(), Some(&"--disable-bridge-netfilter=false".into()), "{mode}");
+        assert_eq!(arguments.len(), wanted, "{mode}: {arguments:?}");
     }
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice::admin::Expected;
 use sluice::capture_args::CaptureMode;
 use sluice::cli::{self, Command};
+use sluice::listen::Place;
 
 use crate::manifests::{OVERLAYS, containers, daemonset, overlay, pod, with_components};
 use crate::pod::arguments;
@@ -14,9 +15,13 @@ use crate::pod::arguments;
 /// Says what is wrong with a container's command line.
 fn parse(container: &Container) -> Result<Command, String> {
     // What kubeadm writes is at hand, too.
-    let config_map = format!("{}/tests/deploy/kubeadm/", env!("CARGO_MANIFEST_DIR"));
+    parse_with(container, &format!("{}/tests/deploy/kubeadm/", env!("CARGO_MANIFEST_DIR")))
+}
+
+/// The same, where kube-proxy's ConfigMap is in this directory.
+fn parse_with(container: &Container, config_map: &str) -> Result<Command, String> {
     let arguments = arguments(container, "node-1").into_iter();
-    let arguments = arguments.map(|argument| argument.replace("/var/lib/kube-proxy/", &config_map));
+    let arguments = arguments.map(|argument| argument.replace("/var/lib/kube-proxy/", config_map));
     let words = std::iter::once("sluice".to_owned()).chain(arguments);
     let words: Vec<_> = words.map(Into::into).collect();
     cli::try_parse(&words).map(|cli| cli.command).map_err(|error| error.to_string())
@@ -123,17 +128,38 @@ fn probes_ask_the_agent_of_their_own_pod() {
     }
 }
 
-/// Load balancers outside of the cluster ask for the node's health.
+/// Load balancers outside of the cluster ask for the node's health, over IPv6 as well; and Prometheus for metrics.
 #[test]
 #[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
 fn the_health_of_the_node_is_asked_for_from_outside() {
     for name in OVERLAYS {
-        let pod = pod(&daemonset(&overlay(name)));
-        let flag = arguments(&pod.containers[0], "node-1").into_iter().find_map(|argument| {
-            argument.strip_prefix("--healthz-bind-address=").map(|address| address.parse().unwrap())
-        });
-        let address: std::net::SocketAddr = flag.unwrap();
-        assert!(address.ip().is_unspecified(), "{name}");
+        let parse = |objects: Vec<_>| match parse(&pod(&daemonset(&objects)).containers[0]) {
+            Ok(Command::Agent(args)) => args,
+            other => panic!("{name}: {other:?}"),
+        };
+        let agent = parse(overlay(name));
+        assert_eq!(agent.ports.healthz(agent.capture.mode()), Some(Place::Everywhere(10_256)), "{name}");
+        let monitored = parse(with_components(name, &["monitoring"]));
+        assert_eq!(monitored.ports.metrics(), Some(Place::Everywhere(10_249)), "{name}");
+    }
+}
+
+/// What the administrator's configuration says is so in both containers that it is for, whatever the manifests say.
+#[test]
+#[ignore = "needs kubectl 1.21 or newer: .ci/manifests runs this"]
+fn the_configuration_file_counts_for_the_settings_and_for_the_agent() {
+    let pod = pod(&daemonset(&overlay("kubeadm")));
+    let directory = tempfile::tempdir().unwrap();
+    let given = include_str!("kubeadm/config.conf");
+    let more = "sluice:\n  disableBridgeNetfilter: false\n  gracePeriod: 7s\n";
+    std::fs::write(directory.path().join("config.conf"), format!("{given}{more}")).unwrap();
+    let there = format!("{}/", directory.path().display());
+    for container in [&pod.init_containers.as_ref().unwrap()[0], &pod.containers[0]] {
+        let mounts = container.volume_mounts.as_ref().unwrap();
+        assert!(mounts.iter().any(|mount| mount.mount_path == "/var/lib/kube-proxy"), "{}", container.name);
+        let Ok(Command::Agent(args)) = parse_with(container, &there) else { panic!("{}", container.name) };
+        assert!(!args.capture.disable_bridge_netfilter, "{}", container.name);
+        assert_eq!(args.grace_period.as_secs(), 7, "{}", container.name);
     }
 }
 

@@ -40,6 +40,14 @@ pub(super) enum Request {
     Patch { name: ObjectName, part: Value, key: Key },
 }
 
+impl Request {
+    /// Where the Event is.
+    pub(super) fn namespace(&self) -> &str {
+        let (Self::Create { key: (about, ..), .. } | Self::Patch { key: (about, ..), .. }) = self;
+        about.namespace()
+    }
+}
+
 /// What happens again: about what, how bad, reason, action.
 type Key = (About, Kind, &'static str, &'static str);
 
@@ -94,9 +102,10 @@ impl Recorder {
                 "kind": "Service", "namespace": &*service.namespace, "name": &*service.name, "apiVersion": "v1",
             }),
         };
-        let (namespace, of) = match about {
-            About::Node => ("default", self.node.as_str()),
-            About::Service(service) => (&*service.namespace, &*service.name),
+        let namespace = about.namespace();
+        let of = match about {
+            About::Node => self.node.as_str(),
+            About::Service(service) => &service.name,
         };
         // Each node's are told apart by their time, as client-go's are; two nodes may have the same.
         let name = format!("{of}.{:x}{:04x}", time.as_nanosecond(), rand_of(&self.node));

@@ -61,9 +61,9 @@ impl KubeProxy {
         let help = "Requests to apiservers, by status";
         let mut family =
             encoder.encode_descriptor("rest_client_requests", help, None, MetricType::Counter)?;
-        for ((host, status), number) in apiserver.answers() {
-            let code = status.map_or_else(|| NO_ANSWER.to_owned(), |status| status.to_string());
-            let labels = [("code", code), ("host", host), ("method", "GET".to_owned())];
+        for (outcome, number) in apiserver.answers() {
+            let code = outcome.status.map_or_else(|| NO_ANSWER.to_owned(), |status| status.to_string());
+            let labels = [("code", code), ("host", outcome.host), ("method", outcome.method)];
             ConstCounter::new(number).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

@@ -74,6 +74,19 @@ async fn what_kubectl_creates_is_served_and_what_it_deletes_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_apiserver_of_before_1_31_is_followed_and_that_is_said_once() {
+    let cluster = Cluster::start(Apiserver::builder().no_service_fields()).await;
+    let frontend = free_port(address());
+    cluster.kubectl("create -f -", &(service("web", frontend) + &slice("web", &[backend(1)])));
+    let mut agent = Agent::start(&["--kubeconfig", &cluster.kubeconfig()]);
+    assert_eq!(ask(frontend).unwrap(), 1);
+    let line = agent.wait_for("1.30");
+    assert!(line.contains("INFO") && line.contains("headless"), "{line}");
+    let said = agent.heard();
+    assert!(!said.iter().any(|line| line.contains("WARN") && line.contains("apiserver")), "{said:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_an_apiserver_what_was_last_known_is_served_and_caught_up_on_later() {
     let cluster = Cluster::start(Apiserver::builder().client_certificates()).await;
     let (frontend, other) = (free_port(address()), free_port(address()));
@@ -158,11 +171,12 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     }
     assert!(text.contains("\nsluice_apiserver_last_contact_seconds "), "{text}");
     // As dashboards for kube-proxy ask.
+    let host = cluster.apiserver.address();
     for line in [
         "kubeproxy_sync_proxy_rules_duration_seconds_count 1\n",
         "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
-        "rest_client_requests_total{code=\"200\",host=\"",
+        &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} "),
         "\nprocess_cpu_seconds_total ",
         "# TYPE sluice_tcp_connect_duration_seconds histogram\n",
         "\nsluice_tcp_connect_duration_seconds_count 1\n",
@@ -176,6 +190,8 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     assert!(openmetrics.contains("# TYPE sluice_tcp_established counter\n"), "{openmetrics}");
     assert!(openmetrics.ends_with("# EOF\n") && openmetrics.matches("# EOF").count() == 1);
 
+    let written = format!("rest_client_requests_total{{code=\"201\",host=\"{host}\",method=\"POST\"}} 1\n");
+    until("the Event of the start is counted", || get("/metrics").contains(&written));
     until("the session's end is measured", || {
         get("/metrics").contains("\nsluice_tcp_session_duration_seconds_count 1\n")
     });

@@ -86,6 +86,65 @@ async fn who_may_not_write_events_says_so_once_and_serves_all_the_same() {
     assert_eq!(agent.heard().iter().filter(|line| line.contains("no Events")).count(), 1);
 }
 
+/// As [`at`], in the namespace `shop`.
+fn in_shop(name: &str, external: SocketAddr) -> String {
+    at(name, external).replace("metadata:\n", "metadata:\n  namespace: shop\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_events_are_forbidden_they_are_written_elsewhere() {
+    let cluster = Cluster::start(Apiserver::builder()).await;
+    cluster.kubectl("create -f -", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n");
+    let creation = Target::verb(Verb::Create).of(Resource::Events);
+    cluster.apiserver.faults().fail(creation, Failure::Forbidden, 1);
+    let mut agent = agent(&cluster);
+    agent.wait_for("no Events are written in default");
+    let both = free_port(address());
+    cluster.kubectl("create -f -", &(in_shop("older", both) + &in_shop("younger", both)));
+    until("the conflict is told", || !told(&cluster).is_empty());
+    assert_eq!(told(&cluster), [("FrontendConflict".to_owned(), "younger".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_goes_takes_its_events_with_it_and_no_others() {
+    let cluster = Cluster::start(Apiserver::builder()).await;
+    let held = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  finalizers: [example.com/held]\n";
+    cluster.kubectl("create -f -", held);
+    let both = free_port(address());
+    let alone = in_shop("younger", both);
+    let alone: String =
+        alone.lines().filter(|line| !line.contains("externalIPs")).map(|l| format!("{l}\n")).collect();
+    cluster.kubectl("create -f -", &(in_shop("older", both) + &alone));
+    let mut agent = agent(&cluster);
+    until("the start is told", || told(&cluster).len() == 1);
+    cluster.kubectl("delete namespace shop --wait=false", "");
+    let patch = format!(
+        "patch service younger --namespace shop --type merge -p {{\"spec\":{{\"externalIPs\":[\"{}\"]}}}}",
+        both.ip()
+    );
+    cluster.kubectl(&patch, "");
+    until("it is tried", || requests(&cluster, Verb::Create) == 2);
+    let another = free_port(address());
+    cluster.kubectl("create -f -", &(at("a", another) + &at("b", another)));
+    until("the next conflict is told", || told(&cluster).len() == 2);
+    assert_eq!(told(&cluster)[0], ("FrontendConflict".to_owned(), "b".to_owned()));
+    assert!(!agent.heard().iter().any(|line| line.contains("no Events")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_refused_is_not_tried_again() {
+    let cluster = Cluster::start(Apiserver::builder()).await;
+    let creation = Target::verb(Verb::Create).of(Resource::Events);
+    cluster.apiserver.faults().fail(creation, Failure::Invalid, 1);
+    let _agent = agent(&cluster);
+    until("the start is refused", || requests(&cluster, Verb::Create) == 1);
+    let both = free_port(address());
+    cluster.kubectl("create -f -", &(at("older", both) + &at("younger", both)));
+    until("the conflict is told", || !told(&cluster).is_empty());
+    assert_eq!(told(&cluster), [("FrontendConflict".to_owned(), "younger".to_owned())]);
+    assert_eq!(requests(&cluster, Verb::Create), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_apiserver_is_asked_again_and_one_that_hangs_holds_nothing_up() {
     let cluster = Cluster::start(Apiserver::builder()).await;

@@ -74,6 +74,22 @@ pub(super) struct Status {
 pub(super) struct StatusDetails {
     #[serde(rename = "retryAfterSeconds", default)]
     pub(super) retry_after: Option<u32>,
+    #[serde(default)]
+    causes: Option<Vec<StatusCause>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct StatusCause {
+    #[serde(default)]
+    reason: String,
+}
+
+impl Status {
+    /// Nothing can be created in the namespace any more (admission's `NamespaceLifecycle`).
+    pub(super) fn is_of_terminating_namespace(&self) -> bool {
+        let causes = self.details.iter().filter_map(|details| details.causes.as_ref()).flatten();
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
 }
 
 /// What of an object could be understood.

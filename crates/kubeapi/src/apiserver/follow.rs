@@ -15,6 +15,7 @@ use sluice_model::{Change, ObjectRef};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use super::answer::{self, Answer};
 use super::backoff::Backoff;
 use super::config::Timing;
 use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
@@ -25,7 +26,7 @@ use super::paging::Paging;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 use super::resume::{Resume, resume};
-use super::transport::{self, Answer, Transport};
+use super::transport::Transport;
 use super::warned::Warned;
 
 /// What a follower says.
@@ -56,6 +57,8 @@ pub(super) struct Follower {
     /// What was wrong with objects, when they were last seen.
     warned: Warned,
     paging: Paging,
+    /// The apiserver does not know the field that is selected by.
+    lacks_field: bool,
     /// Something was wrong, and has not been seen to work since.
     troubled: bool,
     /// Whether there was a Node when it was last looked for.
@@ -85,6 +88,7 @@ impl Follower {
         Self {
             backoff: Backoff::new(timing.backoff_min, timing.backoff_max),
             paging: Paging::new(timing.page),
+            lacks_field: false,
             known: HashSet::new(),
             names: Names::default(),
             warned: Warned::default(),
@@ -133,6 +137,13 @@ impl Follower {
                 self.say(News::Listed(self.resource)).await;
                 State::Absent
             }
+            Err(Failure { reason: Reason::Status(400, _), .. })
+                if self.resource.may_lack_field() && !self.lacks_field =>
+            {
+                tracing::info!("the apiserver is of Kubernetes 1.30 or before: headless Services come, too");
+                self.lacks_field = true;
+                State::List
+            }
             Err(failure) => {
                 self.paging.failed(failure.reason == Reason::Expired);
                 let delay = self.delay(&failure);
@@ -143,26 +154,30 @@ impl Follower {
         }
     }
 
-    /// Reads all pages. What is gone is said to be deleted after the last one.
+    /// Reads all pages. What is gone is said to be deleted after the last one. A page that fails is asked for again, as the next
+    /// ones are of the same version: only the first one's failure is that of the whole list at once.
     async fn read_list(&mut self) -> Result<String, Failure> {
         let mut seen = HashSet::new();
         // What cannot be used, and so is not known.
         let mut unusable = HashSet::new();
         let mut next = String::new();
         loop {
-            let mut query = self.resource.selectors(&self.node);
-            query.extend(self.paging.limit().map(|limit| ("limit", limit.to_string())));
-            if !next.is_empty() {
-                query.push(("continue", next.clone()));
-            }
-            let mut answer = self.get(&query).await?;
-            let Some(body) = self.body(&mut answer).await? else {
-                if self.paging.too_large() {
+            let (answer, body) = match self.page(&next).await {
+                Ok(Some(page)) => page,
+                Ok(None) => continue,
+                Err(failure)
+                    if !next.is_empty()
+                        && resume(&failure.reason) == Resume::Watch
+                        && self.paging.page_failed() =>
+                {
+                    let delay = self.delay(&failure);
+                    self.say(News::Failed(self.resource)).await;
+                    sleep(delay).await;
                     continue;
                 }
-                let what = format!("a list of more than {} MiB", self.timing.page_bytes >> 20);
-                return Err(answer.failure(Reason::NotUnderstood(what)));
+                Err(failure) => return Err(failure),
             };
+            self.paging.page_came();
             let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| {
                 answer.failure(Reason::NotUnderstood(reason::one_line(&error.to_string())))
             })?;
@@ -193,6 +208,24 @@ impl Follower {
                 });
                 self.say(News::Changes(gone)).await;
                 return Ok(version);
+            }
+        }
+    }
+
+    /// A page, and whom it is from; `None` if it is too large to take, and a smaller one is to be asked for.
+    async fn page(&mut self, next: &str) -> Result<Option<(Answer, Vec<u8>)>, Failure> {
+        let mut query = self.selectors();
+        query.extend(self.paging.limit().map(|limit| ("limit", limit.to_string())));
+        if !next.is_empty() {
+            query.push(("continue", next.to_owned()));
+        }
+        let mut answer = self.get(&query).await?;
+        match self.body(&mut answer).await? {
+            Some(body) => Ok(Some((answer, body))),
+            None if self.paging.too_large() => Ok(None),
+            None => {
+                let what = format!("a list of more than {} MiB", self.timing.page_bytes >> 20);
+                Err(answer.failure(Reason::NotUnderstood(what)))
             }
         }
     }
@@ -236,7 +269,7 @@ impl Follower {
 
     /// Takes events until the watch ends. `version` goes along.
     async fn read_events(&mut self, version: &mut String) -> Result<(), Failure> {
-        let mut query = self.resource.selectors(&self.node);
+        let mut query = self.selectors();
         // Between one and two times as long, so that not all watches end at once.
         let seconds = self.timing.watch.mul_f64(1.0 + rand::random::<f64>()).as_secs().max(1);
         query.extend([
@@ -336,8 +369,8 @@ impl Follower {
             EventKind::Error => {
                 let status: decode::Status = serde_json::from_str(event.object.get()).unwrap_or_default();
                 let retry_after = status.details.and_then(|details| details.retry_after);
-                let reason = transport::of_status(self.resource, status.code, &status.message);
-                return Err((reason, transport::seconds(retry_after)));
+                let reason = answer::of_status(self.resource, status.code, &status.message);
+                return Err((reason, answer::seconds(retry_after)));
             }
             EventKind::Unknown => None,
         };
@@ -419,8 +452,14 @@ impl Follower {
         }
     }
 
+    fn selectors(&self) -> Vec<(&'static str, String)> {
+        let mut selectors = self.resource.selectors(&self.node);
+        selectors.retain(|(kind, _)| !(self.lacks_field && *kind == "fieldSelector"));
+        selectors
+    }
+
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {
-        let on_answer = |server: &str, status| self.health.answered(server, status);
+        let on_answer = |outcome| self.health.answered(outcome);
         self.transport.get(self.resource, query, || self.health().requested(), on_answer).await
     }
 

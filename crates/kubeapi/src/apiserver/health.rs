@@ -22,10 +22,21 @@ pub struct Health {
     /// It had one once.
     had_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
-    answers: Mutex<BTreeMap<(String, Option<u16>), u64>>,
+    answers: Mutex<BTreeMap<Outcome, u64>>,
 }
 
-/// Apiservers and statuses that are told apart in [`Health::answers`]; more than there are.
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outcome {
+    /// The apiserver: its host and port.
+    pub host: String,
+    /// As HTTP has it.
+    pub method: String,
+    /// `None` where there was no answer.
+    pub status: Option<u16>,
+}
+
+/// Outcomes that are told apart in [`Health::answers`]; more than there are.
 const ANSWERS_MAX: usize = 256;
 
 /// The state of one resource.
@@ -106,15 +117,14 @@ impl Health {
         reasons.iter().map(|(resource, (reason, server))| (*resource, line(server, reason))).collect()
     }
 
-    /// How many requests had this outcome, by apiserver: its status, or none where it has not answered.
-    pub fn answers(&self) -> Vec<((String, Option<u16>), u64)> {
+    /// How many requests had each outcome.
+    pub fn answers(&self) -> Vec<(Outcome, u64)> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.iter().map(|(outcome, number)| (outcome.clone(), *number)).collect()
     }
 
-    pub(super) fn answered(&self, server: &str, status: Option<u16>) {
+    pub(super) fn answered(&self, outcome: Outcome) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = (server.to_owned(), status);
         if answers.len() < ANSWERS_MAX || answers.contains_key(&outcome) {
             *answers.entry(outcome).or_default() += 1;
         }
@@ -280,17 +290,23 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_counted_by_apiserver_and_status_within_a_bound() {
+    fn outcomes_are_counted_by_apiserver_method_and_status_within_a_bound() {
         let health = Health::new(Duration::ZERO);
-        for status in [Some(200), None, Some(200)] {
-            health.answered("a:6443", status);
+        let outcome = |host: &str, method: &str, status| Outcome {
+            host: host.to_owned(),
+            method: method.to_owned(),
+            status,
+        };
+        for (method, status) in [("GET", Some(200)), ("GET", None), ("POST", Some(200)), ("GET", Some(200))] {
+            health.answered(outcome("a:6443", method, status));
         }
-        let wanted = [(("a:6443".to_owned(), None), 1), (("a:6443".to_owned(), Some(200)), 2)];
+        let wanted = [("GET", None, 1), ("GET", Some(200), 2), ("POST", Some(200), 1)];
+        let wanted = wanted.map(|(method, status, number)| (outcome("a:6443", method, status), number));
         assert_eq!(health.answers(), wanted);
         for status in 0..1000 {
-            health.answered("b:6443", Some(status));
+            health.answered(outcome("b:6443", "GET", Some(status)));
         }
-        health.answered("a:6443", None);
+        health.answered(outcome("a:6443", "GET", None));
         assert_eq!(health.answers().len(), ANSWERS_MAX);
         assert_eq!(health.answers()[0].1, 2, "what is known is counted on");
     }

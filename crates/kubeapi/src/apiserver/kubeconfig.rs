@@ -33,7 +33,7 @@ struct File {
 #[derive(Debug, Deserialize)]
 struct Named<T> {
     name: String,
-    #[serde(alias = "cluster", alias = "user", alias = "context")]
+    #[serde(alias = "cluster", alias = "user", alias = "context", alias = "extension")]
     value: Option<T>,
 }
 
@@ -47,7 +47,11 @@ struct Cluster {
     tls_server_name: Option<String>,
     proxy_url: Option<String>,
     disable_compression: Option<bool>,
+    extensions: Option<Vec<Named<Value>>>,
 }
+
+/// The extension of a cluster that is for exec plugins.
+const EXEC_EXTENSION: &str = "client.authentication.k8s.io/exec";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -387,6 +391,8 @@ fn cluster_info(cluster: &Cluster, trust: &Trust) -> Value {
     if let Trust::Authorities(pem) = trust {
         put("certificate-authority-data", Some(BASE64_STANDARD.encode(pem).into()));
     }
+    let extension = cluster.extensions.iter().flatten().find(|extension| extension.name == EXEC_EXTENSION);
+    put("config", extension.and_then(|extension| extension.value.clone()));
     json!(info)
 }
 

@@ -1,4 +1,8 @@
-//! How many objects of a list are asked for at a time.
+//! How many objects of a list are asked for at a time, and how often.
+
+/// How often a page after the first one is asked for again, before everything is listed anew. An apiserver knows for five minutes
+/// how a list goes on, and that is how long so many delays last.
+const RETRIES: usize = 10;
 
 /// The size of pages, from one list to the next.
 #[derive(Debug)]
@@ -9,11 +13,13 @@ pub(super) struct Paging {
     page: usize,
     /// This attempt asks for everything at once.
     is_whole: bool,
+    /// How often the page has failed that is asked for.
+    failures: usize,
 }
 
 impl Paging {
     pub(super) fn new(usual: usize) -> Self {
-        Self { usual, page: usual, is_whole: false }
+        Self { usual, page: usual, is_whole: false, failures: 0 }
     }
 
     /// How many objects to ask for; none is all.
@@ -33,10 +39,22 @@ impl Paging {
         }
     }
 
+    /// A page has failed that others came before. Whether it is asked for again.
+    pub(super) fn page_failed(&mut self) -> bool {
+        self.failures += 1;
+        self.failures <= RETRIES
+    }
+
+    /// A page is there.
+    pub(super) fn page_came(&mut self) {
+        self.failures = 0;
+    }
+
     /// A list has failed. Where `has_expired` says that there were too many changes between two pages the next attempt asks
     /// for everything at once, and only that: if it fails as well there are pages again.
     pub(super) fn failed(&mut self, has_expired: bool) {
         self.is_whole = has_expired && !self.is_whole;
+        self.failures = 0;
     }
 
     /// A list is complete.

@@ -120,7 +120,12 @@ pub(super) struct Failure {
 pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
     match find(error, |cause| cause.downcast_ref::<rustls::Error>()) {
         Some(error) => return of_tls(error),
-        None if error.is_timeout() => return Reason::Unreachable("no connection in time".to_owned()),
+        None if error.is_timeout() => {
+            // So it is where an agent has been started again alone, and its apiserver is behind a Service.
+            let what = "no connection in time (where this is an address of a Service, the rules of an earlier agent lead it to \
+                        nobody: give the apiserver's own with --master, or remove them with sluice cleanup)";
+            return Reason::Unreachable(what.to_owned());
+        }
         None => {}
     }
     let system =

@@ -1,17 +1,17 @@
-//! What a watch that has failed goes on with.
+//! What a watch or a list that has failed goes on with.
 
 use super::reason::Reason;
 
-/// What becomes of a version that a watch could not go on from, or could not go on from yet.
+/// What becomes of a version that a watch, or the next page of a list, could not go on from, or could not go on from yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resume {
-    /// It is watched from there.
+    /// It goes on from there.
     Watch,
     /// Everything is listed.
     List,
 }
 
-/// Whether a watch may go on from the same version after this.
+/// Whether it may go on from the same version after this.
 pub(super) fn resume(reason: &Reason) -> Resume {
     match reason {
         Reason::Status(502 | 503, _) => Resume::Watch,

@@ -10,24 +10,19 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::access::{Access, Auth, Secret};
+use super::answer::Answer;
 use super::client::{self, Server};
 use super::config::{self, Config, ConfigError, Timing};
-use super::decode;
 use super::exec::{self, Credential};
+use super::health::Outcome;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
-
-/// What of an answer that is an error is read.
-const MAX_ERROR_BYTES: usize = 64 * 1024;
-
-/// An apiserver that asks to be left alone for longer is asked again after this.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// Makes requests. Shared by all watches.
 #[derive(Debug)]
@@ -78,6 +73,29 @@ struct Ready {
     generation: u64,
 }
 
+impl Ready {
+    /// Sends a request, and waits for the head of what comes back.
+    async fn answer(
+        &self,
+        request: RequestBuilder,
+        method: &Method,
+        limit: Duration,
+        on_answer: &impl Fn(Outcome),
+    ) -> Result<Answer, Failure> {
+        let sent = timeout(limit, request.send()).await;
+        let status =
+            sent.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(|sent| sent.status().as_u16());
+        on_answer(Outcome { host: host(&self.server.url), method: method.to_string(), status });
+        let server = name(&self.server.url);
+        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
+        match sent {
+            Err(_) => Err(failed(Reason::Silent(limit))),
+            Ok(Err(error)) => Err(failed(reason::of_transport(&error))),
+            Ok(Ok(response)) => Ok(Answer::new(response, server, self.index)),
+        }
+    }
+}
+
 impl Transport {
     /// Reads the configuration, and makes sure that it can be used. Blocks on files. Sends nothing.
     pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
@@ -104,7 +122,7 @@ impl Transport {
     }
 
     /// Sends a GET. Every apiserver is tried once, and other credentials if there are any, before this
-    /// fails. What comes of each request is told: the apiserver's name, and the status if there was an answer.
+    /// fails. What comes of each request is told.
     ///
     /// # Errors
     /// There is no answer with status 200.
@@ -113,7 +131,7 @@ impl Transport {
         resource: Resource,
         query: &[(&str, String)],
         on_request: impl Fn(),
-        on_answer: impl Fn(&str, Option<u16>),
+        on_answer: impl Fn(Outcome),
     ) -> Result<Answer, Failure> {
         let mut tried = 0;
         let mut refreshed = false;
@@ -138,15 +156,15 @@ impl Transport {
     }
 
     /// Sends a request that changes something, to the apiserver in use. Whether another one is to be used is the watches'
-    /// matter: what is written is never so urgent.
+    /// matter: what is written is never so urgent. What comes of each request is told.
     ///
     /// # Errors
     /// There is no answer with a status of success. 403 and 404 are a [`Reason::Status`].
-    pub(super) async fn write(&self, write: &Write) -> Result<(), Failure> {
+    pub(super) async fn write(&self, write: &Write, on_answer: impl Fn(Outcome)) -> Result<(), Failure> {
         let mut refreshed = false;
         loop {
             let ready = self.prepare().await?;
-            match self.send_write(&ready, write).await {
+            match self.send_write(&ready, write, &on_answer).await {
                 Err(failure)
                     if failure.reason == Reason::Unauthorized
                         && !std::mem::replace(&mut refreshed, true)
@@ -156,9 +174,12 @@ impl Transport {
         }
     }
 
-    async fn send_write(&self, ready: &Ready, write: &Write) -> Result<(), Failure> {
-        let server = name(&ready.server.url);
-        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
+    async fn send_write(
+        &self,
+        ready: &Ready,
+        write: &Write,
+        on_answer: &impl Fn(Outcome),
+    ) -> Result<(), Failure> {
         let mut url = ready.server.base.clone();
         url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), write.path));
         let mut headers = HeaderMap::new();
@@ -167,13 +188,9 @@ impl Transport {
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.request(write.method.clone(), url).headers(headers);
         let limit = self.config.timing.answer;
-        let response = match timeout(limit, request.body(write.body.clone()).send()).await {
-            Err(_) => return Err(failed(Reason::Silent(limit))),
-            Ok(Err(error)) => return Err(failed(reason::of_transport(&error))),
-            Ok(Ok(response)) => response,
-        };
-        let answer = Answer { response, server, index: ready.index };
-        if answer.response.status().is_success() {
+        let request = request.body(write.body.clone());
+        let answer = ready.answer(request, &write.method, limit, on_answer).await?;
+        if answer.status().is_success() {
             return Ok(());
         }
         Err(answer.into_failure(None, limit).await)
@@ -184,10 +201,8 @@ impl Transport {
         ready: &Ready,
         resource: Resource,
         query: &[(&str, String)],
-        on_answer: &impl Fn(&str, Option<u16>),
+        on_answer: &impl Fn(Outcome),
     ) -> Result<Answer, Failure> {
-        let server = name(&ready.server.url);
-        let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
         let mut url = ready.server.base.clone();
         url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), resource.path()));
         url.query_pairs_mut().extend_pairs(query);
@@ -196,17 +211,8 @@ impl Transport {
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.get(url).headers(headers);
         let limit = self.config.timing.answer;
-        let outcome = timeout(limit, request.send()).await;
-        let status =
-            outcome.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(|sent| sent.status().as_u16());
-        on_answer(&server, status);
-        let response = match outcome {
-            Err(_) => return Err(failed(Reason::Silent(limit))),
-            Ok(Err(error)) => return Err(failed(reason::of_transport(&error))),
-            Ok(Ok(response)) => response,
-        };
-        let answer = Answer { response, server, index: ready.index };
-        if answer.response.status() == StatusCode::OK {
+        let answer = ready.answer(request, &Method::GET, limit, on_answer).await?;
+        if answer.status() == StatusCode::OK {
             return match answer.foreign_type() {
                 None => Ok(answer),
                 Some(what) => Err(answer.failure(Reason::NotUnderstood(what))),
@@ -366,6 +372,12 @@ fn name(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
+/// An apiserver as it is named in metrics, as client-go has it.
+fn host(url: &Url) -> String {
+    let port = url.port_or_known_default().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}{port}", url.host_str().unwrap_or_default())
+}
+
 fn authorization(session: &Session) -> Result<Option<HeaderValue>, String> {
     let value = match &session.access.auth {
         Auth::None => return Ok(None),
@@ -384,107 +396,19 @@ fn authorization(session: &Session) -> Result<Option<HeaderValue>, String> {
     Ok(Some(value))
 }
 
-/// A body that arrives.
-#[derive(Debug)]
-pub(super) struct Answer {
-    response: Response,
-    server: String,
-    index: usize,
-}
-
-impl Answer {
-    /// The next bytes; `None` at the end.
-    pub(super) async fn chunk(&mut self, limit: Duration) -> Result<Option<Bytes>, Failure> {
-        match timeout(limit, self.response.chunk()).await {
-            Err(_) => Err(self.failure(Reason::Silent(limit))),
-            Ok(Err(error)) => Err(self.failure(reason::of_transport(&error))),
-            Ok(Ok(bytes)) => Ok(bytes),
-        }
-    }
-
-    pub(super) fn failure(&self, reason: Reason) -> Failure {
-        Failure { reason, server: self.server.clone(), retry_after: None }
-    }
-
-    /// What it says it is, where that is nothing an apiserver sends: proxies answer with a page of their own.
-    fn foreign_type(&self) -> Option<String> {
-        let said = self.response.headers().get(CONTENT_TYPE)?.to_str().unwrap_or_default();
-        (!said.starts_with("application/json"))
-            .then(|| format!("an answer of type {}", reason::one_line(said)))
-    }
-
-    /// Which apiserver sends it: for [`Transport::give_up`].
-    pub(super) fn index(&self) -> usize {
-        self.index
-    }
-
-    /// What an answer with another status than 200 means.
-    async fn into_failure(mut self, resource: Option<Resource>, limit: Duration) -> Failure {
-        let status = self.response.status();
-        if status.is_redirection() {
-            let location = self.response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            return self.failure(elsewhere(status.as_u16(), location));
-        }
-        let header = self.response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        // The other form, a date, is not what apiservers send.
-        let header = header.and_then(|text| text.trim().parse::<u32>().ok());
-        let mut body = Vec::new();
-        while body.len() < MAX_ERROR_BYTES
-            && let Ok(Some(bytes)) = self.chunk(limit).await
-        {
-            body.extend_from_slice(&bytes);
-        }
-        let said: decode::Status = serde_json::from_slice(&body).unwrap_or_default();
-        let retry_after = header.or_else(|| said.details.as_ref().and_then(|details| details.retry_after));
-        let reason = match (resource, status) {
-            (None, StatusCode::FORBIDDEN) => Reason::Status(403, reason::one_line(&said.message)),
-            (None, status) => of_code(status.as_u16(), &said.message),
-            (Some(resource), status) => of_status(resource, status.as_u16(), &said.message),
-        };
-        let mut failure = self.failure(reason);
-        failure.retry_after = seconds(retry_after);
-        failure
-    }
-}
-
-/// What a redirect means. No apiserver sends one for what is asked here: a page to log in at does, or a balancer that wants
-/// HTTPS.
-fn elsewhere(status: u16, location: Option<&str>) -> Reason {
-    let to = location.map_or_else(String::new, |location| format!(" to {}", reason::one_line(location)));
-    Reason::NotUnderstood(format!("a redirect ({status}){to}, which is not followed"))
-}
-
-pub(super) fn seconds(retry_after: Option<u32>) -> Option<Duration> {
-    retry_after.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER))
-}
-
-/// What a status code means, of an answer or of an event.
-pub(super) fn of_status(resource: Resource, code: u16, message: &str) -> Reason {
-    match code {
-        403 => Reason::Forbidden(resource),
-        _ => of_code(code, message),
-    }
-}
-
-/// The same, whatever it was about.
-fn of_code(code: u16, message: &str) -> Reason {
-    match code {
-        401 => Reason::Unauthorized,
-        410 => Reason::Expired,
-        429 => Reason::Busy,
-        _ => Reason::Status(code, reason::one_line(message)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_redirect_says_where_to() {
-        let said = elsewhere(302, Some("https://login.example.com/")).to_string();
-        assert!(said.contains("302") && said.contains("https://login.example.com/"), "{said}");
-        assert!(said.contains("check the address"), "{said}");
-        assert!(elsewhere(301, None).to_string().contains("a redirect (301), which"));
+    fn an_apiserver_has_its_port_in_metrics() {
+        for (url, wanted) in [
+            ("https://10.0.0.2:6443", "10.0.0.2:6443"),
+            ("https://10.0.0.2/base", "10.0.0.2:443"),
+            ("https://[fd00::1]:6443/", "[fd00::1]:6443"),
+            ("http://a.example", "a.example:80"),
+        ] {
+            assert_eq!(host(&Url::parse(url).unwrap()), wanted);
+        }
     }
 }

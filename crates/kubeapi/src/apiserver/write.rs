@@ -9,36 +9,43 @@ use reqwest::Method;
 use serde_json::Value;
 use sluice_model::ObjectName;
 
-use super::reason::Reason;
+use super::health::Health;
+use super::reason::{Failure, Reason};
 use super::transport::{Transport, Write};
 
 /// Writes Events, with the apiservers and the credentials of the source that it comes from.
 #[derive(Debug, Clone)]
-pub struct EventWriter(Arc<Transport>);
+pub struct EventWriter {
+    transport: Arc<Transport>,
+    health: Arc<Health>,
+}
 
 /// Why an Event was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// 403: nobody has allowed it.
+    /// 403: nobody has allowed it, or the namespace has as many Events as its quota allows.
     #[error(
-        "the apiserver does not allow to write Events: apply the RBAC of deploy/ (create and patch of \
-         events.k8s.io)"
+        "the apiserver does not allow to write Events there: apply the RBAC of deploy/ (create and patch of \
+         events.k8s.io), or raise the namespace's quota: {0}"
     )]
-    Forbidden,
+    Forbidden(String),
     /// 429: not now. When again, if it says so.
     #[error("the apiserver is busy")]
     Busy(Option<Duration>),
-    /// 404: what is to be changed is there no more, or its namespace is not.
+    /// 404: what is to be changed is there no more, or its namespace is not, or goes.
     #[error("what it is about is gone")]
     Gone,
+    /// Another 4xx: it is never going to take this one.
+    #[error("{0}")]
+    Refused(String),
     /// Anything else, with what to do about it.
     #[error("{0}")]
     Other(String),
 }
 
 impl EventWriter {
-    pub(super) fn new(transport: Arc<Transport>) -> Self {
-        Self(transport)
+    pub(super) fn new(transport: Arc<Transport>, health: Arc<Health>) -> Self {
+        Self { transport, health }
     }
 
     /// Creates an Event. It has a namespace and a name.
@@ -67,11 +74,16 @@ impl EventWriter {
         body: &Value,
     ) -> Result<(), EventError> {
         let write = Write { method, path, kind, body: Bytes::from(body.to_string()) };
-        self.0.write(&write).await.map_err(|failure| match failure.reason {
-            Reason::Status(403, _) => EventError::Forbidden,
-            Reason::Status(404, _) => EventError::Gone,
-            Reason::Busy => EventError::Busy(failure.retry_after),
-            reason => EventError::Other(format!("the apiserver {}: {reason}", failure.server)),
+        let on_answer = |outcome| self.health.answered(outcome);
+        self.transport.write(&write, on_answer).await.map_err(|Failure { reason, server, retry_after }| {
+            let said = |reason: Reason| format!("the apiserver {server}: {reason}");
+            match reason {
+                Reason::Status(403, message) => EventError::Forbidden(message),
+                Reason::Status(404, _) => EventError::Gone,
+                Reason::Status(400..500, _) => EventError::Refused(said(reason)),
+                Reason::Busy => EventError::Busy(retry_after),
+                _ => EventError::Other(said(reason)),
+            }
         })
     }
 }

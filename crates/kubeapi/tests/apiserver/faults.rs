@@ -1,12 +1,14 @@
 //! One fault at a time, and how many requests it costs.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use sluice_kubeapi::apiserver::{Config, Environment, Resource as Watched, Timing};
 use sluice_testbed::apiserver::{Apiserver, Expiry, Failure, Resource, Target, Verb};
 
 use crate::canned::{Canned, EMPTY, QUIET};
-use crate::cluster::{Followed, NODE, config, plain, service, soon, start, timing, until};
+use crate::cluster::{Followed, NODE, config, held, plain, service, soon, start, timing, until};
 
 /// Followed, with its watch on Services open.
 async fn watched(server: &Apiserver, timing: Timing) -> Followed {
@@ -175,6 +177,109 @@ async fn retry_after_is_honoured() {
     followed.next().await;
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert_eq!(lists(&server), 2);
+}
+
+#[tokio::test]
+async fn a_page_that_fails_is_asked_for_again_and_no_other() {
+    let page = |names: [&str; 2], next: &str| {
+        let items = names.map(|name| {
+            let mut service = service(name);
+            service["spec"]["clusterIP"] = json!("10.96.0.1");
+            service
+        });
+        let list = json!({ "metadata": { "resourceVersion": "1", "continue": next }, "items": items });
+        let body = list.to_string();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let failures = [
+        "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+    ];
+    let times = AtomicUsize::new(0);
+    let canned = Canned::start(move |request| {
+        if request.contains("watch=true") {
+            QUIET.to_owned()
+        } else if !request.contains("/services?") {
+            EMPTY.to_owned()
+        } else if !request.contains("continue=") {
+            page(["a", "b"], "more")
+        } else {
+            let failure = failures.get(times.fetch_add(1, Relaxed));
+            failure.map_or_else(|| page(["c", "d"], ""), |failure| (*failure).to_owned())
+        }
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let timing = Timing { page: 2, ..timing() };
+    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    followed.next().await;
+    assert_eq!(followed.names(), ["a", "b", "c", "d"].map(|name| format!("Service default/{name}")));
+    let requests = canned.requests();
+    let lists = requests.iter().filter(|line| line.contains("/services?") && !line.contains("watch="));
+    let (next, first): (Vec<_>, Vec<_>) = lists.partition(|line| line.contains("continue=more"));
+    assert_eq!((first.len(), next.len()), (1, 4), "{requests:#?}");
+}
+
+#[tokio::test]
+async fn a_page_that_always_fails_is_not_asked_for_for_ever() {
+    let canned = Canned::start(|request| {
+        if request.contains("watch=true") {
+            return QUIET.to_owned();
+        } else if request.contains("continue=") {
+            return "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_owned();
+        } else if !request.contains("/services?") {
+            return EMPTY.to_owned();
+        }
+        let body = json!({ "metadata": { "resourceVersion": "1", "continue": "more" } }).to_string();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let timing = Timing { backoff_max: Duration::from_millis(10), ..timing() };
+    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let asked = |test: fn(&str) -> bool| {
+        let requests = canned.requests();
+        let lists = requests.iter().filter(|line| line.contains("/services?") && !line.contains("watch="));
+        lists.filter(|line| test(line)).count()
+    };
+    soon(async {
+        while asked(|line| !line.contains("continue=")) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert!((11..=12).contains(&asked(|line| line.contains("continue="))));
+    followed.assert_nothing();
+}
+
+#[tokio::test]
+async fn an_apiserver_that_knows_no_fields_of_services_is_one_of_an_older_version() {
+    let server = start(Apiserver::builder().plain_http().no_service_fields()).await;
+    let headless = |name: &str| {
+        let mut service = service(name);
+        service["spec"]["clusterIP"] = json!("None");
+        service
+    };
+    server.create(Resource::Services, service("a")).unwrap();
+    server.create(Resource::Services, headless("headless")).unwrap();
+    let mut followed = watched(&server, timing()).await;
+    assert!(followed.names().contains(&"Service default/a".to_owned()));
+    assert_eq!(followed.objects, held(&server), "and not the headless one");
+    assert_eq!(lists(&server), 2, "with the field, and without it");
+    let services = followed.health().of(Watched::Services);
+    assert_eq!((services.errors(), followed.health().reasons()), (0, vec![]), "nothing is wrong with it");
+    // It goes on so.
+    server.create(Resource::Services, headless("another")).unwrap();
+    server.create(Resource::Services, service("b")).unwrap();
+    assert_eq!(followed.next().await, ["+Service default/b"]);
+    let watches = Target::verb(Verb::Watch).of(Resource::Services);
+    server.faults().fail(watches, Failure::Expired, 1);
+    server.faults().close_watches();
+    until(&server, |counters| counters.requests(Verb::List, Resource::Services) >= 3).await;
+    server.delete(Resource::Services, "default", "a").unwrap();
+    followed.until_like(&server).await;
+    assert_eq!(lists(&server), 3);
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ pub struct Builder {
     history: usize,
     bookmark_interval: Duration,
     watch_timeout: Duration,
+    service_fields: bool,
 }
 
 impl Default for Builder {
@@ -49,6 +50,7 @@ impl Default for Builder {
             history: HISTORY,
             bookmark_interval: Duration::from_secs(60),
             watch_timeout: Duration::from_secs(30 * 60),
+            service_fields: true,
         }
     }
 }
@@ -142,6 +144,13 @@ impl Builder {
         self
     }
 
+    /// As before Kubernetes 1.31: Services cannot be selected by other fields than their names.
+    #[must_use]
+    pub fn no_service_fields(mut self) -> Self {
+        self.service_fields = false;
+        self
+    }
+
     /// Starts the server on the current tokio runtime.
     ///
     /// # Errors
@@ -157,7 +166,11 @@ impl Builder {
             .map(|certificates| certificates.server_config(self.http2))
             .transpose()?
             .map(Arc::new);
-        let config = Config { bookmark_interval: self.bookmark_interval, watch_timeout: self.watch_timeout };
+        let config = Config {
+            bookmark_interval: self.bookmark_interval,
+            watch_timeout: self.watch_timeout,
+            service_fields: self.service_fields,
+        };
         let cluster = Cluster {
             registry: Mutex::new(Registry::new(self.history, &self.service_cidrs, self.node_ports.clone())),
             authentication: Authentication::new(self.credentials.clone(), self.client_certificates),

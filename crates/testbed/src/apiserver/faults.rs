@@ -59,6 +59,8 @@ pub enum Failure {
     },
     /// 410, as of a list whose next page is of a revision that is forgotten.
     Expired,
+    /// 422, as of an object that is not valid.
+    Invalid,
     /// 500.
     InternalError,
     /// 503.

@@ -39,12 +39,17 @@ impl Query {
         self.get(name).map(parse).transpose()
     }
 
-    /// The part of the resource that the selectors choose.
-    pub(crate) fn scope(&self, resource: Resource, namespace: Option<&str>) -> Result<Scope, Status> {
+    /// The part of the resource that the selectors choose. These are the fields that it may be chosen by, besides its names.
+    pub(crate) fn scope(
+        &self,
+        resource: Resource,
+        fields: &[&str],
+        namespace: Option<&str>,
+    ) -> Result<Scope, Status> {
         Ok(Scope {
             namespace: namespace.map(str::to_owned),
             labels: LabelSelector::parse(self.get("labelSelector").unwrap_or_default())?,
-            fields: FieldSelector::parse(resource, self.get("fieldSelector").unwrap_or_default())?,
+            fields: FieldSelector::parse(resource, fields, self.get("fieldSelector").unwrap_or_default())?,
         })
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn answer_object(
 pub(crate) fn list(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     let format = response_format(request.header(&ACCEPT))?;
     let resource = request.path.resource;
-    let scope = request.query.scope(resource, request.path.namespace.as_deref())?;
+    let scope = request.scope()?;
     let query = request.query.list()?;
     let (page, metadata) = page(&request.shared.registry().store, resource, &scope, &query)?;
     let body = match format {
@@ -138,7 +138,7 @@ pub(crate) fn list_json(resource: Resource, page: &Page, metadata: &Value) -> Ve
 pub(crate) fn watch(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     let format = response_format(request.header(&ACCEPT))?;
     let (shared, resource) = (request.shared, request.path.resource);
-    let scope = request.query.scope(resource, request.path.namespace.as_deref())?;
+    let scope = request.scope()?;
     let query = request.query.watch(shared.config.watch_timeout)?;
     let include = Include::parse(request.query.get("includeObject"));
     let watch = Watch::start(shared, resource, scope, &query, format, include);

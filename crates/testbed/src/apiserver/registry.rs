@@ -124,10 +124,14 @@ impl Registry {
         metadata.insert("creationTimestamp".to_owned(), now().into());
         metadata.insert("generation".to_owned(), 1.into());
         let key = key_of(&value);
-        if resource.is_namespaced()
-            && self.store.get(Resource::Namespaces, &Key::new("", &key.namespace)).is_none()
-        {
-            return Err(Status::not_found(Resource::Namespaces, &key.namespace));
+        if resource.is_namespaced() {
+            match self.store.get(Resource::Namespaces, &Key::new("", &key.namespace)) {
+                None => return Err(Status::not_found(Resource::Namespaces, &key.namespace)),
+                Some(namespace) if !text(namespace.value(), "/metadata/deletionTimestamp").is_empty() => {
+                    return Err(Status::namespace_terminating(resource, &key.name, &key.namespace));
+                }
+                Some(_) => {}
+            }
         }
         if self.store.get(resource, &key).is_some() {
             return Err(Status::already_exists(resource, &key.name));

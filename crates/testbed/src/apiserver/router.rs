@@ -17,7 +17,8 @@ use super::faults::Failure;
 use super::path::Path;
 use super::query::Query;
 use super::resource::Resource;
-use super::status::Status;
+use super::selector::Scope;
+use super::status::{Cause, Status};
 use super::{Shared, reads, writes};
 
 /// The limit of a real apiserver.
@@ -97,6 +98,16 @@ impl ApiRequest<'_> {
         body.map(|body| body.to_bytes()).map_err(|_| Status::too_large())
     }
 
+    /// The part of the resource that it is about.
+    pub(crate) fn scope(&self) -> Result<Scope, Status> {
+        let resource = self.path.resource;
+        let fields = match resource {
+            Resource::Services if !self.shared.config.service_fields => &[],
+            _ => resource.info().fields,
+        };
+        self.query.scope(resource, fields, self.path.namespace.as_deref())
+    }
+
     /// A header as text.
     pub(crate) fn header(&self, name: &HeaderName) -> Option<&str> {
         header(&self.parts, name)
@@ -151,6 +162,7 @@ async fn fail(
             status
         }
         Failure::Expired => Status::expired("The provided continue parameter is too old"),
+        Failure::Invalid => Status::invalid("Event", "events.k8s.io", "a", &[Cause::required("reason", "")]),
         Failure::InternalError => {
             Status::new(500, "InternalError", "Internal error occurred: etcdserver: no leader")
         }

@@ -123,6 +123,22 @@ impl Status {
         Self::new(409, "Conflict", message).about(resource, name)
     }
 
+    /// The namespace is being deleted: nothing can be created in it any more.
+    pub(crate) fn namespace_terminating(resource: Resource, name: &str, namespace: &str) -> Self {
+        let message = format!(
+            "{} {name:?} is forbidden: unable to create new content in namespace {namespace} because it is being \
+             terminated",
+            resource.qualified()
+        );
+        let mut status = Self::new(403, "Forbidden", message).about(resource, name);
+        status.details["causes"] = json!([{
+            "reason": "NamespaceTerminating",
+            "message": format!("namespace {namespace} is being terminated"),
+            "field": "metadata.namespace",
+        }]);
+        status
+    }
+
     /// The history does not reach back to that resource version any more.
     pub(crate) fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)

@@ -64,7 +64,7 @@ pub(crate) fn delete(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<B
 pub(crate) fn delete_collection(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let preconditions = preconditions(body)?;
     let resource = request.path.resource;
-    let scope = request.query.scope(resource, request.path.namespace.as_deref())?;
+    let scope = request.scope()?;
     let (page, revision) = request.shared.write(|registry| {
         let store = &registry.store;
         let page = store.page(resource, &scope, store.revision(), None, usize::MAX);

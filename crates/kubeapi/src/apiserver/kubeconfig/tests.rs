@@ -97,6 +97,13 @@ fn credentials() {
     assert_eq!(exec.command, files.0.path().join("./plugin"));
     assert_eq!((exec.args, exec.env), (vec!["a".to_owned()], vec![("A".to_owned(), Secret("b".to_owned()))]));
     assert_eq!(exec.cluster.unwrap(), r#"{"server":"https://10.0.0.2:6443"}"#);
+    let extended = format!(
+        "{SERVER}, extensions: [{{name: other, extension: 1}}, {{name: client.authentication.k8s.io/exec, extension: \
+         {{audience: a}}}}]"
+    );
+    let Auth::Exec(exec) = files.load(&extended, user).unwrap().auth else { panic!("not an exec plugin") };
+    let wanted = r#"{"config":{"audience":"a"},"server":"https://10.0.0.2:6443"}"#;
+    assert_eq!(exec.cluster.unwrap(), wanted, "what the plugin's maker has put there");
 }
 
 #[test]

@@ -129,6 +129,18 @@ fn a_namespace_goes_with_what_it_holds() {
 }
 
 #[test]
+fn nothing_is_created_in_a_namespace_that_is_about_to_go() {
+    let mut registry = registry();
+    let held = json!({ "metadata": { "name": "shop", "finalizers": ["example.com/held"] } });
+    registry.create(Resource::Namespaces, None, held).unwrap();
+    registry.create(Resource::Services, Some("shop"), service("a")).unwrap();
+    registry.delete(Resource::Namespaces, &Key::new("", "shop"), &Preconditions::default()).unwrap();
+    let status = registry.create(Resource::Services, Some("shop"), service("b")).unwrap_err();
+    assert_eq!((status.code, &status.details["causes"][0]["reason"]), (403, &"NamespaceTerminating".into()));
+    assert_eq!(registry.store.all(Resource::Services).count(), 1, "what is there goes when nothing holds it");
+}
+
+#[test]
 fn addresses_come_from_every_service_cidr() {
     let mut registry = registry();
     let mut value = service("a");
