@@ -39,7 +39,7 @@ pub enum Known {
         /// Those that there is none for.
         left_out: usize,
     },
-    /// There is no such directory, so all are pods'.
+    /// There is no such directory, or none of them names any, so all are pods': its container runtime has the names elsewhere.
     All,
 }
 
@@ -148,16 +148,13 @@ impl Namespaces {
         }
     }
 
-    /// The cookies of all that have a name, but the node's own. None if there is nowhere to have one.
+    /// The cookies of all that have a name, but the node's own. None if there is no such name.
     fn named(&mut self) -> io::Result<Option<BTreeSet<u64>>> {
-        let directories: Vec<_> =
-            self.directories.iter().filter_map(|path| fs::read_dir(path).ok()).collect();
-        if directories.is_empty() {
-            return Ok(None);
-        }
+        let directories = self.directories.iter().filter_map(|path| fs::read_dir(path).ok());
         let mut here = HashMap::new();
         let mut has_moved = false;
-        for path in directories.into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let paths: Vec<PathBuf> = directories.flatten().flatten().map(|entry| entry.path()).collect();
+        for path in paths {
             // A runtime makes a file first and has the namespace there a moment later, which is another look.
             let Some(seen) = fs::metadata(&path).ok().filter(|_| is_namespace(&path)) else { continue };
             if let Some(cookie) = self.entered.get(&identity(&seen)) {
@@ -177,7 +174,7 @@ impl Namespaces {
         let mut named: BTreeSet<u64> = here.values().copied().collect();
         named.remove(&self.own_cookie);
         self.entered = here;
-        Ok(Some(named))
+        Ok((!named.is_empty()).then_some(named))
     }
 }
 

@@ -146,7 +146,7 @@ fn follow(mut namespaces: Namespaces, stopped: &PipeReader, begun: &SyncSender<(
             match looked {
                 Ok(Known::Some { known, left_out }) => Told::Some { known, left_out },
                 Ok(Known::All) => {
-                    Told::All("there is no directory that has those of pods (--socket-namespaces)".to_owned())
+                    Told::All("none has a name where those of pods should have one (--socket-namespaces)".to_owned())
                 }
                 Err(error) => Told::Failed(error.to_string()),
             },
