@@ -451,6 +451,8 @@ fn a_cluster_within_a_pod_has_its_own_services_at_the_same_addresses_and_pods_ar
             assert!(Instant::now() < deadline, "relayed: {}", !wanted);
         }
     };
+    // Without any name all would be taken for pods.
+    names.add(&world.lab.pod(1).ns).unwrap();
     until_relayed(&mut world, true);
     names.add(&pod.ns).unwrap();
     until_relayed(&mut world, false);

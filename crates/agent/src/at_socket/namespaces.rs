@@ -145,9 +145,9 @@ fn follow(mut namespaces: Namespaces, stopped: &PipeReader, begun: &SyncSender<(
             names,
             match looked {
                 Ok(Known::Some { known, left_out }) => Told::Some { known, left_out },
-                Ok(Known::All) => {
-                    Told::All("none has a name where those of pods should have one (--socket-namespaces)".to_owned())
-                }
+                Ok(Known::All) => Told::All(
+                    "none has a name where those of pods should have one (--socket-namespaces)".to_owned(),
+                ),
                 Err(error) => Told::Failed(error.to_string()),
             },
         );

@@ -1,14 +1,16 @@
 //! Whose sockets are decided about: pods' are known by the names of their network namespaces, and strangers' left alone.
 
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::Instant;
 
 use sluice_socket::{Attached, Known, Namespaces};
 use sluice_socket_maps::{Kernel, meta_flags};
-use sluice_testbed::lab::{Names, Namespace};
+use sluice_testbed::lab::{Names, Namespace, PATIENCE};
 
 use crate::node::{Node, endpoint_ip, serve, service};
 
@@ -118,12 +120,14 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
     let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
     assert_eq!(look(&node, &mut known), Known::All);
     let (stopped, stop) = io::pipe().unwrap();
-    // So long that nobody waits for it to pass.
     let mut until = |wanted| {
+        let deadline = Instant::now() + PATIENCE;
         while look(&node, &mut known) != wanted {
-            assert!(!known.wait(stopped.as_fd(), Duration::from_secs(3600)).unwrap());
+            assert!(!known.wait(stopped.as_fd(), PATIENCE).unwrap());
+            assert!(Instant::now() < deadline, "nothing has ended it");
         }
     };
+    let link = names.path().join("link");
     std::thread::scope(|scope| {
         let others = scope.spawn(|| names.add(&node.pod).unwrap());
         until(some(1));
@@ -131,7 +135,14 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
         let others = scope.spawn(|| names.remove(&node.pod).unwrap());
         until(Known::All);
         others.join().unwrap();
+        // A name need not be a mount.
+        let others = scope.spawn(|| symlink(node.pod.path(), &link).unwrap());
+        until(some(1));
+        others.join().unwrap();
+        let others = scope.spawn(|| fs::remove_file(&link).unwrap());
+        until(Known::All);
+        others.join().unwrap();
     });
     drop(stop);
-    assert!(known.wait(stopped.as_fd(), Duration::from_secs(3600)).unwrap());
+    assert!(known.wait(stopped.as_fd(), PATIENCE).unwrap());
 }
