@@ -172,6 +172,8 @@ impl SocketMode {
             info!(
                 "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
             );
+            // It has not been asked to so far: this one is not ready to serve.
+            mode.waits = None;
         }
         mode
     }

@@ -26,7 +26,7 @@ pub struct SocketArgs {
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub socket_host_only: bool,
     /// Where the node's container runtime has pods' network namespaces by name. Connections of sockets in others, as of
-    /// containers within a pod, are relayed. Where none of these is there, or empty, those of all are decided about.
+    /// containers within a pod, are relayed. Where none has a name in any of these, those of all are decided about.
     #[arg(long, value_name = "PATHS", value_delimiter = ',', default_values = NAMED)]
     pub socket_namespaces: Vec<Listed<PathBuf>>,
     /// Relay connections of pods in which somebody listens at one of these ports (two at the most): a proxy that what

@@ -108,8 +108,9 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 		__u32 old = known->old < FLOWS_OLD ? known->old : 0;
 		known->old = old + 1;
 		known->flow[FLOWS_CURRENT + old] = known->flow[at];
-		/* Answers to it are late from now on. */
-		known->flow[FLOWS_CURRENT + old].last_ns = now;
+		/* Answers to it are late from now on, unless nobody waits for any. */
+		if (!is_idle(&known->flow[at], now, idle))
+			known->flow[FLOWS_CURRENT + old].last_ns = now;
 	}
 	known->flow[at] = flow;
 	known->last = at;

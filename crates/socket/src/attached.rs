@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use sluice_socket_maps::{
     Account, Capacity, Contents, Counters, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta,
-    Outcome, STRIPES, Set, Totals,
+    Outcome, STRIPES, Set, Totals, meta_flags,
 };
 use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
 
 use crate::attach::LAYOUT;
-use crate::census::Listers;
+use crate::census::{Listers, set_flags};
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::namespaces::Namespaces;
@@ -126,6 +126,8 @@ impl Attached {
     /// # Errors
     /// No directory is named, it takes CAP_SYS_ADMIN, or no descriptors are left.
     pub fn namespaces(&self, directories: &[PathBuf]) -> io::Result<Namespaces> {
+        // Whatever an earlier agent knew.
+        set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
         Namespaces::new(directories, self.namespaces.try_clone()?, Mapping::new(self.meta_map.as_fd())?)
     }
 

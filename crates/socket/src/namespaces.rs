@@ -20,6 +20,7 @@ use sluice_sys::bpf::{self, Mapping};
 use crate::attached::own_namespace;
 use crate::census::set_flags;
 use crate::destroy::enter;
+use crate::error::passes;
 use crate::rights::is_administrator;
 use crate::shape::MOST_NAMESPACES;
 
@@ -67,9 +68,8 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Those that have a name in one of these directories, for programs with these maps. All are pods' until it looks.
+    /// Those that have a name in one of these directories, for programs with these maps.
     pub(crate) fn new(directories: &[PathBuf], map: OwnedFd, meta: Mapping) -> io::Result<Self> {
-        set_flags(&meta, meta_flags::KNOWN_ONLY, 0);
         if directories.is_empty() {
             return Err(io::Error::other("no directory is named that has those of pods"));
         }
@@ -150,26 +150,37 @@ impl Namespaces {
 
     /// The cookies of all that have a name, but the node's own. None if there is no such name.
     fn named(&mut self) -> io::Result<Option<BTreeSet<u64>>> {
-        let directories = self.directories.iter().filter_map(|path| fs::read_dir(path).ok());
+        let mut paths = Vec::new();
+        for directory in &self.directories {
+            match named_in(directory) {
+                Ok(named) => paths.extend(named),
+                // Or what was known would be forgotten.
+                Err(error) if passes(&error) => return Err(error),
+                Err(_) => {}
+            }
+        }
         let mut here = HashMap::new();
-        let mut has_moved = false;
-        let paths: Vec<PathBuf> = directories.flatten().flatten().map(|entry| entry.path()).collect();
+        let (mut has_moved, mut failed) = (false, None);
         for path in paths {
-            // A runtime makes a file first and has the namespace there a moment later, which is another look.
-            let Some(seen) = fs::metadata(&path).ok().filter(|_| is_namespace(&path)) else { continue };
+            let Ok(seen) = fs::metadata(&path) else { continue };
             if let Some(cookie) = self.entered.get(&identity(&seen)) {
                 here.insert(identity(&seen), *cookie);
                 continue;
             }
             has_moved = true;
-            // It may be of another kind, or gone.
-            let entered =
-                File::open(&path).and_then(|namespace| Ok((namespace.metadata()?, enter(&namespace)?)));
-            here.extend(entered.ok().map(|(seen, cookie)| (identity(&seen), cookie)));
+            match File::open(&path).and_then(|namespace| Ok((namespace.metadata()?, enter(&namespace)?))) {
+                Ok((seen, cookie)) => drop(here.insert(identity(&seen), cookie)),
+                Err(error) if passes(&error) => failed = Some(error),
+                // It is of another kind, or gone.
+                Err(_) => {}
+            }
         }
         if has_moved {
             // Or this thread would keep a pod's from going.
             enter(&self.own)?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         let mut named: BTreeSet<u64> = here.values().copied().collect();
         named.remove(&self.own_cookie);
@@ -180,6 +191,13 @@ impl Namespaces {
 
 fn identity(of: &fs::Metadata) -> Identity {
     (of.dev(), of.ino(), of.ctime(), of.ctime_nsec())
+}
+
+/// The names of namespaces in a directory. A runtime makes a file first and has the namespace there a moment later: then
+/// there is none so far.
+pub(crate) fn named_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.filter(|path| is_namespace(path)).collect())
 }
 
 fn is_namespace(path: &Path) -> bool {

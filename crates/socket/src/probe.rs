@@ -6,6 +6,7 @@ use sluice_sys::bpf;
 
 use crate::attach::rehearse;
 use crate::destroy::Endable;
+use crate::namespaces::named_in;
 use crate::pins::{self, Bpffs};
 use crate::rights::is_administrator;
 use crate::{cgroup, cgroup_root, is_initial_network};
@@ -110,13 +111,14 @@ fn names(directories: &[PathBuf], is_administrator: bool) -> Finding {
                 needs that of the host";
     let there: Vec<String> = directories
         .iter()
-        .filter_map(|path| Some((path, std::fs::read_dir(path).ok()?.count())))
+        .map(|path| (path, named_in(path).map_or(0, |named| named.len())))
+        .filter(|(_, count)| *count > 0)
         .map(|(path, count)| format!("{count} names in {}", path.display()))
         .collect();
     let all = |why: &str| format!("{why}, so all count as pods', those of containers within pods too");
     let (state, seen) = match (directories, &there[..]) {
         ([], _) => (State::Ok, all("no directory of them is named")),
-        (_, []) => (State::Lesser, all("none of the directories is there that may have them")),
+        (_, []) => (State::Lesser, all("none has a name where it may have one")),
         _ if !is_administrator => (State::Lesser, all("they cannot be entered")),
         _ => (State::Ok, there.join(", ")),
     };
@@ -138,17 +140,19 @@ mod tests {
 
     #[test]
     fn namespaces_of_pods_are_told_from_others_where_they_have_names_and_may_be_entered() {
-        let [there, absent] = ["/", "/nowhere/at/all"].map(PathBuf::from);
+        let [there, absent, without] = ["/proc/self/ns", "/nowhere/at/all", "/"].map(PathBuf::from);
         let found = |directories: &[&PathBuf], is_administrator| {
             let directories: Vec<PathBuf> = directories.iter().map(|path| (*path).clone()).collect();
             let finding = names(&directories, is_administrator);
             (finding.state, finding.seen)
         };
-        let (state, seen) = found(&[&absent, &there], true);
-        assert!(state == State::Ok && seen.ends_with(" names in /"), "{seen}");
-        for (directories, is_administrator, wanted) in
-            [(&[&there][..], false, State::Lesser), (&[&absent], true, State::Lesser), (&[], true, State::Ok)]
-        {
+        let (state, seen) = found(&[&absent, &without, &there], true);
+        assert!(state == State::Ok && seen.ends_with(" names in /proc/self/ns"), "{seen}");
+        for (directories, is_administrator, wanted) in [
+            (&[&there][..], false, State::Lesser),
+            (&[&absent, &without], true, State::Lesser),
+            (&[], true, State::Ok),
+        ] {
             let (state, seen) = found(directories, is_administrator);
             assert!(state == wanted && seen.contains("all count as pods'"), "{seen}");
         }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use sluice::at_socket::AtSocketConfig;
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Names, Namespace, Outcome, PATIENCE, SILENCE, Server};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, PROTOCOLS, Sockets, World, service, slices};

@@ -130,3 +130,29 @@ fn a_flow_goes_on_where_others_are_refused_until_its_endpoint_goes() {
         assert_eq!(flowing.send_to(b"over", to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }
+
+/// Whom its place is given to makes no difference: by then its address may be another pod's.
+#[test]
+fn an_endpoint_that_was_silent_for_long_speaks_for_itself_after_another_one_has_taken_its_place() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (endpoints, at) = endpoints(&node.host, false, 2);
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &at);
+    let client = client(&node.host, to);
+    kernel.set_flow_idle(IDLE);
+    client.send_to(b"ask", to).unwrap();
+    answer(&endpoints[0]);
+    assert_eq!(received(&client).1, to);
+    let now = || Duration::try_from(clock_gettime(ClockId::MonotonicCoarse)).unwrap();
+    let silent_since = now();
+    while now() <= silent_since + IDLE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    client.send_to(b"again", to).unwrap();
+    answer(&endpoints[1]);
+    assert_eq!(received(&client).1, to);
+    endpoints[0].send_to(b"by itself", (at[0].ip(), client.local_addr().unwrap().port())).unwrap();
+    assert_eq!(received(&client).1, at[0]);
+}
