@@ -87,29 +87,33 @@ fn what_is_known_of_the_nodes_way_is_not_said_of_clients() {
 
 #[test]
 fn one_that_has_failed_is_asked_before_one_that_there_is_no_way_to() {
-    let (_writer, mut reader) = scene(|_| {});
     let now = Instant::now();
-    // Number 3 refuses everybody, and there is a way to it alone.
-    for n in 1..=6 {
-        let mut selection = reader.lookup(key(WEB)).unwrap().select(from(n), now).unwrap();
-        while let Some(upstream) = selection.next(now) {
-            match octet(&upstream) {
-                3 => selection.fail(&upstream, Heard::Refusal, now),
-                _ => selection.no_route(&upstream, now),
+    // Often enough that chance would not do it.
+    for _ in 0..30 {
+        let (_writer, mut reader) = scene(|_| {});
+        // Number 3 refuses everybody, and there is a way to it alone.
+        for n in 1..=6 {
+            let mut selection = reader.lookup(key(WEB)).unwrap().select(from(n), now).unwrap();
+            while let Some(upstream) = selection.next(now) {
+                match octet(&upstream) {
+                    3 => selection.fail(&upstream, Heard::Refusal, now),
+                    _ => selection.no_route(&upstream, now),
+                }
             }
         }
+        assert_eq!(connect(&mut reader, key(WEB), from(9), &[3], now), (0, Some(3)));
     }
-    assert_eq!([(); 6].map(|()| connect(&mut reader, key(WEB), from(9), &[3], now)), [(0, Some(3)); 6]);
 }
 
 #[test]
-fn a_client_that_keeps_its_endpoint_gets_another_one_where_there_is_no_way() {
+fn a_client_that_keeps_its_endpoint_gets_another_one_when_somebody_has_found_no_way_there() {
     let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(60)));
     let now = Instant::now();
     let (_, kept) = connect(&mut reader, key(WEB), from(1), &[1, 2, 3], now);
     let others: Vec<u8> = (1..=3).filter(|n| Some(*n) != kept).collect();
+    (2..=4).for_each(|n| _ = connect(&mut reader, key(WEB), from(n), &others, now));
     let (tried, other) = connect(&mut reader, key(WEB), from(1), &others, now);
-    assert_eq!(tried, 1);
+    assert_eq!(tried, 0);
     assert!(other.is_some_and(|other| others.contains(&other)), "{other:?}");
     assert_eq!(connect(&mut reader, key(WEB), from(1), &others, now), (0, other), "and keeps that");
 }
