@@ -91,7 +91,7 @@ pub struct Selection {
     failed: Vec<Arc<Upstream>>,
     /// How many of those were not tried.
     not_tried: usize,
-    /// How many were named that are passed over otherwise.
+    /// How many were named that are passed over otherwise; as good as all that may be once none is left that is any better.
     last_resorts: usize,
     connecting: Option<Connecting>,
     /// Its part of the Service's limit, until it is handed to the lease.
