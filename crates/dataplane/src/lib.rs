@@ -247,8 +247,9 @@ impl Dataplane {
         self.end_flows_from([]);
     }
 
-    /// The same, and ends those whose endpoint sees one of these addresses, which this node does not have any more: no answer
-    /// would come back. What the client sends next opens a flow with an address that there is.
+    /// Ends UDP flows whose frontend or endpoint is gone, as [`Dataplane::end_flows`] does, and those whose endpoint sees one
+    /// of these addresses, which this node does not have any more: no answer would come back. Returns when they are ended.
+    /// What the client sends next opens a flow with an address that there is.
     pub fn end_flows_from(&self, gone: impl Into<Arc<[IpAddr]>>) {
         let gone = gone.into();
         self.ask(|done| Command::EndFlows(Arc::clone(&gone), done));

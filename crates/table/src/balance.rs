@@ -1,7 +1,7 @@
 //! Which endpoint of a set a connection gets: the balancing policies.
 //!
 //! A policy names one endpoint among those that are usable for this connection: not yet tried, and
-//! not passed over ([`passive_health`](crate::passive_health)). It takes no lock.
+//! not passed over ([`passive_health`](crate::passive_health), and where this node knows no way). It takes no lock.
 
 use std::fmt;
 use std::net::IpAddr;

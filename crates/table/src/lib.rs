@@ -58,6 +58,7 @@ mod histogram;
 mod key;
 mod lease;
 mod lookup;
+mod no_route;
 mod node_ports;
 mod notice;
 mod policy;

@@ -60,11 +60,12 @@ impl Rejection {
 /// one is not is small, and each costs a socket, a turn, and with a flood of clients the turns of others.
 const ENDPOINTS: usize = 4;
 
-/// Endpoints besides that one connection finds out not to be for it, which takes a look each.
+/// Endpoints besides that one connection finds out not to be for it, which takes a look each, and no socket.
 const NOT_TRIED: usize = 16;
 
 /// Of those that are tried, the ones that are passed over otherwise. They have all just failed several times; what a
-/// connection is to find out is whether that is over, and other connections find it out too.
+/// connection is to find out is whether that is over, and other connections find it out too. Of those that this node
+/// knew no way to it is one.
 const LAST_RESORTS: usize = 2;
 
 /// The Service has as many connections as it may.
@@ -90,7 +91,7 @@ pub struct Selection {
     failed: Vec<Arc<Upstream>>,
     /// How many of those were not tried.
     not_tried: usize,
-    /// How many were named that are passed over otherwise.
+    /// How many were named that are passed over otherwise; as good as all that may be once none is left that is any better.
     last_resorts: usize,
     connecting: Option<Connecting>,
     /// Its part of the Service's limit, until it is handed to the lease.
@@ -197,7 +198,20 @@ impl Selection {
         }
     }
 
-    /// Has an endpoint not named again that was not even tried, as it is known that this client would not get there.
+    /// Notes that this node knows no way to the endpoint that was named last: it is not named again, and others pass it
+    /// over for a second, but it is not blamed.
+    pub fn no_route(&mut self, upstream: &Arc<Upstream>, now: Instant) {
+        let seen = Seen::new(self.source_address(upstream), self.client.ip);
+        let was_known = upstream.note_no_route(seen, now);
+        if was_known && self.last_resorts > 0 {
+            // None is left that is any better.
+            self.last_resorts = LAST_RESORTS;
+        }
+        self.skip(upstream);
+    }
+
+    /// Has an endpoint not named again that was not even tried: no socket was made, as it is known already that there is no
+    /// port towards it for this client.
     pub fn pass_by(&mut self, upstream: &Arc<Upstream>) {
         self.skip(upstream);
         self.not_tried += 1;
@@ -216,8 +230,10 @@ impl Selection {
     /// [`Lease::answered`] and [`Lease::refused`].
     pub fn connected(&mut self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
         let source = self.source_address(upstream);
+        let seen = Seen::new(source, self.client.ip);
+        upstream.note_route(seen);
         if self.port.name().protocol == Protocol::Tcp {
-            upstream.note_success(Seen::new(source, self.client.ip));
+            upstream.note_success(seen);
             self.port.tell(upstream, true);
         }
         Lease::new(upstream, self.client.ip, source, self.passive_health).with(self.slot.take())

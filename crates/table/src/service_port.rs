@@ -59,9 +59,18 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    fn seen_by(self, upstream: &Upstream) -> Seen {
+        Seen::new(self.source.towards(self.client, upstream), self.client.ip)
+    }
+
     fn is_passed_over(self, upstream: &Upstream, rules: &PortRules) -> bool {
-        let source = self.source.towards(self.client, upstream);
-        rules.passive_health && upstream.is_passed_over(Seen::new(source, self.client.ip), self.now)
+        let seen = self.seen_by(upstream);
+        upstream.has_no_route(seen, self.now)
+            || rules.passive_health && upstream.is_passed_over(seen, self.now)
+    }
+
+    fn has_route(self, upstream: &Upstream) -> bool {
+        !upstream.has_no_route(self.seen_by(upstream), self.now)
     }
 }
 
@@ -280,7 +289,16 @@ impl ServicePort {
                 return Some(Arc::clone(usable));
             }
             is_last_resort.set(true);
-            balancer.choose(rules.balance, set, client, is_untried).cloned()
+            // One that has failed may be there again; there is hardly a way where there was none a moment ago.
+            let has_route = |upstream: &Arc<Upstream>| is_untried(upstream) && asked.has_route(upstream);
+            // Not in turns: the search has taken some, as many as with the last connection, and so the next may be the same
+            // endpoint's each time.
+            let balance = match rules.balance {
+                Balance::SourceHash => Balance::SourceHash,
+                _ => Balance::Random,
+            };
+            let least_bad = balancer.choose(balance, set, client, has_route);
+            least_bad.or_else(|| balancer.choose(balance, set, client, is_untried)).cloned()
         };
         let upstream = match rules.affinity.zip(self.affinity.get()) {
             Some((timeout, affinity)) => affinity.pick(

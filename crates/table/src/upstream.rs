@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use sluice_model::{Endpoint, ServicePortName};
 
 use crate::SourceAddress;
+use crate::no_route::NoRoute;
 use crate::passive_health::{Heard, PassiveHealth, Seen};
 use crate::policy::SetName;
 use crate::socket_health::{SocketNumber, SocketNumbers};
@@ -26,6 +27,7 @@ const SYN_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 #[repr(C)]
 pub struct Upstream {
+    no_route: NoRoute,
     health: PassiveHealth,
     address: SocketAddr,
     condition: AtomicU8,
@@ -202,6 +204,7 @@ impl UpstreamStats {
 impl Upstream {
     pub(crate) fn new(address: SocketAddr, service_port: Arc<ServicePortName>) -> Self {
         Self {
+            no_route: NoRoute::default(),
             health: PassiveHealth::default(),
             address,
             condition: AtomicU8::new(Condition::SERVING),
@@ -284,7 +287,22 @@ impl Upstream {
     /// Whether it was passed over since its last success, with whatever source address, and may still be.
     #[inline]
     pub(crate) fn was_passed_over(&self) -> bool {
-        self.health.was_passed_over()
+        self.no_route.may_be() || self.health.was_passed_over()
+    }
+
+    /// Takes note that this node knows no way to it, which is no failure of its own; whether that was known.
+    pub(crate) fn note_no_route(&self, seen: Seen, now: Instant) -> bool {
+        self.no_route.found(seen, now)
+    }
+
+    /// Takes note that there is a way to it.
+    pub(crate) fn note_route(&self, seen: Seen) {
+        self.no_route.is_over(seen);
+    }
+
+    /// Whether this node knew no way to it a moment ago.
+    pub(crate) fn has_no_route(&self, seen: Seen, now: Instant) -> bool {
+        self.no_route.is_known(seen, now)
     }
 
     /// Failed connects with such a source address since the last one that succeeded.

@@ -172,9 +172,8 @@ impl Attempts {
         self.has_failed = true;
         match failure {
             Failure::NoPort | Failure::OfThisNode => self.selection.skip(upstream),
-            Failure::NoRoute | Failure::KnownNoPort | Failure::OverPortShare => {
-                self.selection.pass_by(upstream)
-            }
+            Failure::NoRoute => self.selection.no_route(upstream, now),
+            Failure::KnownNoPort | Failure::OverPortShare => self.selection.pass_by(upstream),
             Failure::Refused => self.selection.fail(upstream, Heard::Refusal, now),
             Failure::TimedOut => {
                 self.selection.fail(upstream, Heard::Nothing, now);
@@ -308,6 +307,37 @@ mod tests {
             attempts.fail(&second, failure, now);
             assert!(attempts.next(now).is_none());
         }
+    }
+
+    #[test]
+    fn endpoints_without_a_route_cost_a_few_connections_four_tries_each_and_none_after_that() {
+        let now = Instant::now();
+        let mut select = test_table::selections(21);
+        // How many were asked that there is no route to, and whether one was that there is a route to.
+        let mut connect = |good: u8| {
+            let mut attempts = Attempts::new(select(), now);
+            let mut without = 0;
+            while let Some((upstream, _)) = attempts.next(now) {
+                if upstream.address() == ([10, 0, 0, good], 8080).into() {
+                    drop(attempts.connected(&upstream, now));
+                    return (without, true);
+                }
+                attempts.fail(&upstream, Failure::NoRoute, now);
+                without += 1;
+            }
+            (without, false)
+        };
+        let first: Vec<_> = (0..6).map(|_| connect(21)).collect();
+        assert!(first.iter().all(|(without, _)| *without <= 4), "{first:?}");
+        assert_eq!(first.iter().map(|(without, _)| without).sum::<usize>(), 20, "each once: {first:?}");
+        assert!(first[5].1, "{first:?}");
+        assert_eq!([(); 50].map(|()| connect(21)), [(0, true); 50]);
+        // Then the last one's route goes, too: whoever finds that out tries one more.
+        assert_eq!(connect(0), (2, false));
+        assert_eq!([(); 50].map(|()| connect(0)), [(1, false); 50]);
+        // One has a way again.
+        assert!((0..1_000).any(|_| connect(7).1));
+        assert_eq!([(); 50].map(|()| connect(7)), [(0, true); 50]);
     }
 
     #[test]

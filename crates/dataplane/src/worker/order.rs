@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::listen;
 
 use super::by_hand::{ANY, World, await_delivery};
@@ -136,7 +137,10 @@ fn an_endpoint_that_has_answered_while_the_loop_was_elsewhere_is_not_taken_for_a
     assert_eq!(world.stats().tcp_established, 1, "each endpoint has one of them, and one answers");
 
     endpoints[0].accept().unwrap();
-    // The kernel asks once more, later than an endpoint may answer.
+    // The kernel asks once more, later than an endpoint may answer: after a second (`TCP_TIMEOUT_INIT`), and after two more.
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let mut asked = [PollFd::new(&endpoints[0], PollFlags::IN)];
+    assert_eq!(poll(&mut asked, Some(&limit)), Ok(1), "the kernel has not asked again");
     endpoints[0].accept().unwrap();
     assert_eq!(world.worker.core.timers.wait(Instant::now()), Some(Duration::ZERO), "the deadline is over");
     world.turn_at_once();

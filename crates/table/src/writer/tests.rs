@@ -6,6 +6,7 @@ mod any_order;
 mod connections;
 mod flows;
 mod health_checks;
+mod routes;
 mod work;
 
 use sluice_model::{Endpoint, FrontendKind, Protocol, ServicePort, SlicePort, TrafficPolicy};

@@ -133,7 +133,7 @@ impl State {
                     continue;
                 }
                 Err(NotConnected::NoRoute) => {
-                    selection.pass_by(&upstream);
+                    selection.no_route(&upstream, core.now);
                     continue;
                 }
                 Err(NotConnected::OfThisNode) => return Err(NotOpened::OfThisNode),

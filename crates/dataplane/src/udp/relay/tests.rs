@@ -1,10 +1,10 @@
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::num::NonZeroUsize;
 
 use mio::Poll;
 use sluice_model::Protocol;
 use sluice_sys::udp::BATCH;
-use sluice_table::Writer;
+use sluice_table::{FrontendKey, Writer};
 
 use super::*;
 use crate::Config;
@@ -38,9 +38,14 @@ impl World {
 
     /// One whose Service has these endpoints besides its own.
     fn with_endpoints_before(others: &[SocketAddr]) -> Self {
-        let endpoint = bind(Ipv4Addr::LOCALHOST);
+        Self::at(Ipv4Addr::LOCALHOST.into(), others)
+    }
+
+    /// The same, with its frontend and its own endpoint at this address.
+    fn at(ip: IpAddr, others: &[SocketAddr]) -> Self {
+        let endpoint = bind(ip);
         endpoint.set_nonblocking(true).unwrap();
-        let listener = socket::listen((Ipv4Addr::LOCALHOST, 0).into(), None).unwrap();
+        let listener = socket::listen((ip, 0).into(), None).unwrap();
         let frontend = listener.local_addr().unwrap();
         let endpoints = [others, &[endpoint.local_addr().unwrap()]].concat();
         let writer = test_table::writer(frontend, Protocol::Udp, &endpoints);
@@ -290,4 +295,29 @@ fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_or
     assert_eq!(world.relay.flows(), flows, "one in place of the other");
     let stats = world.stats();
     assert_eq!((stats.udp_dropped_error, stats.udp_dropped_full), (0, 0), "{stats:?}");
+}
+
+#[test]
+fn endpoints_without_a_route_cost_a_few_datagrams_four_tries_each_and_none_after_that() {
+    // There is no way to an address of a link without the link.
+    let without: Vec<SocketAddr> =
+        (1..=20).map(|n| (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n), 53).into()).collect();
+    let mut world = World::at(Ipv6Addr::LOCALHOST.into(), &without);
+    let key = FrontendKey::new(world.frontend.ip(), world.frontend.port(), Protocol::Udp);
+    let route = Arc::clone(world.core.reader.lookup(key).unwrap());
+    // Of one client after the other, each with a flow to be: how many tries followed a first one, and if it arrived.
+    let mut ask = || {
+        let tries_before = route.service_port().traffic().retries;
+        let client = bind(Ipv6Addr::LOCALHOST);
+        client.send_to(b"ask", world.frontend).unwrap();
+        world.on_frontend();
+        world.end_turn();
+        (route.service_port().traffic().retries - tries_before, !world.received().is_empty())
+    };
+    let first: Vec<_> = (0..7).map(|_| ask()).collect();
+    assert!(first.iter().all(|(retries, _)| *retries <= 3), "{first:?}");
+    assert!(first[6].1, "{first:?}");
+    assert_eq!([(); 50].map(|()| ask()), [(0, true); 50]);
+    let traffic = route.service_port().traffic();
+    assert_eq!((traffic.failures, traffic.passed_over), (0, 0), "none is blamed");
 }
