@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
@@ -37,7 +38,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
-    // Of a flag that is given twice the last one counts, as with kube-proxy: so a manifest's flags can be added to.
+    // Of a flag that is given twice the last one counts, as with kube-proxy: so a manifest's flags can be added to. Lists grow
+    // with each time, as kube-proxy's --nodeport-addresses does, but for those of `ONE_LIST`.
     #[command(display_name = NAME, args_override_self = true)]
     Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
@@ -77,6 +79,10 @@ pub enum Command {
 
 /// What `--version` calls it, whatever command it stands behind.
 pub(crate) const NAME: &str = "sluice";
+
+/// Lists that are one setting, of which the last one counts: kube-proxy's --cluster-cidr is a text, and who names the pods'
+/// namespaces, or sidecars' ports, means all of them.
+const ONE_LIST: [&str; 3] = ["cluster_cidr", "socket_namespaces", "socket_sidecar_ports"];
 
 /// What `sluice version` says, and `--version`.
 pub fn version() -> String {
@@ -234,7 +240,14 @@ pub fn parse() -> Cli {
 
 /// The program's command, taking kube-proxy's flags as well.
 pub(crate) fn command() -> clap::Command {
-    let mut command = Cli::command().mut_subcommand("agent", config::with_foreign_flags);
+    command_with(std::iter::empty())
+}
+
+/// The same, with the last one counting of these arguments of the agent's.
+fn command_with(one_list: impl Iterator<Item = &'static str>) -> clap::Command {
+    let last_counts = |agent: clap::Command, id| agent.mut_arg(id, |arg| arg.overrides_with(id));
+    let mut command = Cli::command()
+        .mut_subcommand("agent", |agent| one_list.fold(config::with_foreign_flags(agent), last_counts));
     command.build();
     command
 }
@@ -249,6 +262,9 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
     let given = command.try_get_matches_from_mut(&arguments)?;
     let Some(("agent", given_agent)) = given.subcommand() else { return Ok(Cli::from_arg_matches(&given)?) };
     let merged = config::merge(&command, given_agent, &arguments).map_err(Complaint::Config)?;
+    // A file has no part in one that the command line has; otherwise it gives the flag once for each element.
+    let is_given = |id: &&str| given_agent.value_source(id) == Some(ValueSource::CommandLine);
+    let mut command = command_with(ONE_LIST.into_iter().filter(is_given));
     let matches = command.try_get_matches_from_mut(merged.arguments)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Agent(args), Some(("agent", agent))) = (&mut cli.command, matches.subcommand()) {
@@ -265,6 +281,7 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::values::Listed;
 
     fn said(line: &str) -> String {
         let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
@@ -279,6 +296,47 @@ mod tests {
             let Command::Agent(args) = try_parse(&arguments).unwrap().command else { panic!("{line}") };
             assert_eq!(args.admin_socket(), wanted.map(PathBuf::from), "{line}");
         }
+    }
+
+    #[test]
+    fn of_a_list_that_is_one_setting_the_last_one_counts_and_others_grow() {
+        let parse = |flags: &str| {
+            let arguments: Vec<OsString> =
+                ["sluice", "agent"].into_iter().chain(flags.split_whitespace()).map(Into::into).collect();
+            let Command::Agent(args) = try_parse(&arguments).unwrap().command else { panic!("{flags}") };
+            args
+        };
+        let args = parse(
+            "--capture tproxy --cluster-cidr=10.0.0.0/8 --socket-sidecar-ports=1,2 --socket-namespaces /a \
+             --cluster-cidr 10.1.0.0/16,fd00::/48 --socket-sidecar-ports=3 --socket-namespaces=/b,/c",
+        );
+        let listed = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(args.capture.cluster_cidr, listed(&["10.1.0.0/16", "fd00::/48"]));
+        let socket = &args.capture.socket;
+        assert_eq!(socket.socket_sidecar_ports, [Listed(Some(3))]);
+        assert_eq!(socket.socket_namespaces, [Listed(Some("/b".into())), Listed(Some("/c".into()))]);
+        let args = parse(
+            "--capture tproxy --master http://a --nodeport-addresses 192.0.2.0/24 --master http://b \
+             --nodeport-addresses 2001:db8::/32",
+        );
+        assert_eq!((args.source.apiserver.master.len(), args.capture.nodeport_addresses.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_list_of_a_file_counts_whole_and_one_of_the_command_line_in_its_place() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+                    sluice: {socketNamespaces: [/a, /b]}\n";
+        std::fs::write(file.path(), text).unwrap();
+        let namespaces = |flags: &[&str]| {
+            let config = ["sluice", "agent", "--config", file.path().to_str().unwrap()];
+            let arguments: Vec<OsString> = config.iter().chain(flags).map(Into::into).collect();
+            let Command::Agent(args) = try_parse(&arguments).unwrap().command else { panic!("{flags:?}") };
+            args.capture.socket.socket_namespaces.into_iter().filter_map(|path| path.0).collect::<Vec<_>>()
+        };
+        assert_eq!(namespaces(&[]), [PathBuf::from("/a"), PathBuf::from("/b")]);
+        let flags = ["--socket-namespaces=/c", "--socket-namespaces=/d"];
+        assert_eq!(namespaces(&flags), [PathBuf::from("/d")]);
     }
 
     #[test]

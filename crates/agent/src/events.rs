@@ -1,9 +1,9 @@
 //! Events (events.k8s.io/v1): what `kubectl get events` tells people of this agent, as kube-proxy has it. Whoever has something to say puts it into a queue and goes on; one task writes, at a bounded rate. What is
 //! too much is counted, and in the log anyway.
 
+mod forbidden;
 mod series;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 use tracing::{debug, info, warn};
 
+use forbidden::Forbidden;
 use series::{Recorder, Request};
 
 /// What waits to be written.
@@ -29,10 +30,6 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// An apiserver that wants to be left alone for longer is asked again after this.
 const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// How long nothing is written in a namespace after the apiserver has forbidden it there. Then it may have been allowed. What
-/// may be written at all (`series`) bounds how many namespaces that are.
-const FORBIDDEN: Duration = Duration::from_secs(600);
 
 /// What an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -136,7 +133,8 @@ impl Events {
     /// Writes what is said, in a task of its own, until all senders are gone.
     pub(crate) fn write(&self, unwritten: Unwritten, writer: EventWriter, node: &str) {
         let recorder = Recorder::new(node);
-        let task = Task { writer, recorder, counts: Arc::clone(&self.counts), forbidden: HashMap::new() };
+        let task =
+            Task { writer, recorder, counts: Arc::clone(&self.counts), forbidden: Forbidden::default() };
         tokio::spawn(task.run(unwritten.0));
     }
 }
@@ -145,8 +143,7 @@ struct Task {
     writer: EventWriter,
     recorder: Recorder,
     counts: Arc<Counts>,
-    /// Until when, by namespace.
-    forbidden: HashMap<String, Instant>,
+    forbidden: Forbidden,
 }
 
 impl Task {
@@ -168,8 +165,7 @@ impl Task {
     }
 
     async fn take(&mut self, happening: &Happening) {
-        let until = self.forbidden.get(happening.about.namespace());
-        if until.is_some_and(|until| Instant::now() < *until) {
+        if self.forbidden.is_so(happening.about.namespace(), Instant::now()) {
             return self.counts.drop_one();
         }
         match self.recorder.take(happening, Instant::now(), Timestamp::now()) {
@@ -187,14 +183,20 @@ impl Task {
             };
             let wait = match sent {
                 Ok(()) => {
-                    if self.forbidden.remove(request.namespace()).is_some() {
+                    if self.forbidden.remove(request.namespace()) {
                         info!("Events are written again in {}", request.namespace());
                     }
                     self.counts.written.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
                 Err(error @ EventError::Forbidden(_)) => {
-                    self.forbid(request.namespace().to_owned(), &error);
+                    let namespace = request.namespace();
+                    // Where that is so for one already, what else lacks the right is not said, too.
+                    if self.forbidden.add(namespace.to_owned(), Instant::now()) {
+                        warn!("no Events are written in {namespace}, all else goes on: {error}");
+                    } else {
+                        debug!("no Events are written in {namespace}: {error}");
+                    }
                     break;
                 }
                 // With its namespace, or after its time (an hour): a next one is a new one.
@@ -216,17 +218,5 @@ impl Task {
         }
         self.counts.drop_one();
         self.recorder.forget(request);
-    }
-
-    /// Writes nothing in a namespace for a while. Where that is so for one already, what else lacks the right is not said, too.
-    fn forbid(&mut self, namespace: String, error: &EventError) {
-        if self.forbidden.is_empty() {
-            warn!("no Events are written in {namespace}, all else goes on: {error}");
-        } else {
-            debug!("no Events are written in {namespace}: {error}");
-        }
-        let now = Instant::now();
-        self.forbidden.retain(|_, until| now < *until + FORBIDDEN);
-        self.forbidden.insert(namespace, now + FORBIDDEN);
     }
 }

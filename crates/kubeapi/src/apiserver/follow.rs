@@ -137,13 +137,7 @@ impl Follower {
                 self.say(News::Listed(self.resource)).await;
                 State::Absent
             }
-            Err(Failure { reason: Reason::Status(400, _), .. })
-                if self.resource.may_lack_field() && !self.lacks_field =>
-            {
-                tracing::info!("the apiserver is of Kubernetes 1.30 or before: headless Services come, too");
-                self.lacks_field = true;
-                State::List
-            }
+            Err(failure) if self.lacks_field(&failure) => State::List,
             Err(failure) => {
                 self.paging.failed(failure.reason == Reason::Expired);
                 let delay = self.delay(&failure);
@@ -249,13 +243,14 @@ impl Follower {
         self.health().restarted();
         match end {
             Ok(()) => {
-                // It is over, as every watch is in the end. One that is over at once is not to be
-                // started over and over.
+                // It is over, as every watch is in the end. One that is over at once is not to be started over and over.
                 if started.elapsed() < self.timing.backoff_min {
                     sleep(self.backoff.failed(rand::random())).await;
                 }
                 State::Watch(version)
             }
+            // One list or watch may be of a newer apiserver, and the next one of an older.
+            Err(failure) if self.lacks_field(&failure) => State::Watch(version),
             Err(failure) => {
                 let delay = self.delay(&failure);
                 sleep(delay).await;
@@ -280,8 +275,7 @@ impl Follower {
         ]);
         let mut answer = self.get(&query).await?;
         let open = self.health.open(self.resource);
-        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next
-        // request tells.
+        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next request tells.
         let end = Instant::now() + Duration::from_secs(seconds) + self.timing.answer;
         let mut lines = Lines::new(MAX_OBJECT_BYTES + MAX_EVENT_OVERHEAD);
         // A watch is in health when it has said something, or has lived for a moment. From then on it may be
@@ -456,6 +450,16 @@ impl Follower {
         let mut selectors = self.resource.selectors(&self.node);
         selectors.retain(|(kind, _)| !(self.lacks_field && *kind == "fieldSelector"));
         selectors
+    }
+
+    /// Whether it has failed for the field that was selected by, which is then left out.
+    fn lacks_field(&mut self, failure: &Failure) -> bool {
+        let is_news = !self.lacks_field && self.resource.lacks_field(&failure.reason);
+        if is_news {
+            tracing::info!("the apiserver is of Kubernetes 1.30 or before: headless Services come, too");
+        }
+        self.lacks_field |= is_news;
+        is_news
     }
 
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {

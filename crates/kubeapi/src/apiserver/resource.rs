@@ -4,6 +4,11 @@ use std::fmt;
 
 use sluice_model::{ObjectName, ObjectRef};
 
+use super::reason::Reason;
+
+/// What headless Services are told by.
+const SERVICE_FIELD: &str = "spec.clusterIP";
+
 /// A resource of the API that is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
@@ -57,10 +62,11 @@ impl Resource {
         }
     }
 
-    /// Apiservers of older versions do not know a field that it is selected by, and answer 400: Services have but names for them
-    /// before Kubernetes 1.31. What is not left out there is not served all the same, but comes.
-    pub(super) fn may_lack_field(self) -> bool {
-        self == Self::Services
+    /// Whether an apiserver says that it does not know the field that this is selected by: before Kubernetes 1.31 Services have
+    /// but names for them. What is not left out there is not served all the same, but comes. Its words have changed from
+    /// version to version; they name the field, which those about a bad page or version do not.
+    pub(super) fn lacks_field(self, reason: &Reason) -> bool {
+        self == Self::Services && matches!(reason, Reason::Status(400, said) if said.contains(SERVICE_FIELD))
     }
 
     /// Query parameters that leave out what this node has no use for. A live object that stops to match
@@ -69,7 +75,7 @@ impl Resource {
         match self {
             Self::Services => vec![
                 ("labelSelector", "!service.kubernetes.io/service-proxy-name".to_owned()),
-                ("fieldSelector", "spec.clusterIP!=None".to_owned()),
+                ("fieldSelector", format!("{SERVICE_FIELD}!=None")),
             ],
             Self::EndpointSlices => {
                 vec![("labelSelector", "!service.kubernetes.io/headless".to_owned())]

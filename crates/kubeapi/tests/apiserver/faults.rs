@@ -223,12 +223,13 @@ async fn a_page_that_fails_is_asked_for_again_and_no_other() {
 
 #[tokio::test]
 async fn a_page_that_always_fails_is_not_asked_for_for_ever() {
-    let canned = Canned::start(|request| {
+    let times = AtomicUsize::new(0);
+    let canned = Canned::start(move |request| {
         if request.contains("watch=true") {
             return QUIET.to_owned();
         } else if request.contains("continue=") {
             return "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_owned();
-        } else if !request.contains("/services?") {
+        } else if !request.contains("/services?") || times.fetch_add(1, Relaxed) > 0 {
             return EMPTY.to_owned();
         }
         let body = json!({ "metadata": { "resourceVersion": "1", "continue": "more" } }).to_string();
@@ -238,19 +239,11 @@ async fn a_page_that_always_fails_is_not_asked_for_for_ever() {
     let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { backoff_max: Duration::from_millis(10), ..timing() };
     let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
-    let asked = |test: fn(&str) -> bool| {
-        let requests = canned.requests();
-        let lists = requests.iter().filter(|line| line.contains("/services?") && !line.contains("watch="));
-        lists.filter(|line| test(line)).count()
-    };
-    soon(async {
-        while asked(|line| !line.contains("continue=")) < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-    assert!((11..=12).contains(&asked(|line| line.contains("continue="))));
-    followed.assert_nothing();
+    assert_eq!(followed.next().await, [""; 0], "there is nothing before the second attempt");
+    let requests = canned.requests();
+    let lists = requests.iter().filter(|line| line.contains("/services?") && !line.contains("watch="));
+    let (next, first): (Vec<_>, Vec<_>) = lists.partition(|line| line.contains("continue="));
+    assert_eq!((first.len(), next.len()), (2, 11), "{requests:#?}");
 }
 
 #[tokio::test]
@@ -280,6 +273,74 @@ async fn an_apiserver_that_knows_no_fields_of_services_is_one_of_an_older_versio
     server.delete(Resource::Services, "default", "a").unwrap();
     followed.until_like(&server).await;
     assert_eq!(lists(&server), 3);
+}
+
+/// An apiserver's 400.
+fn bad_request(message: &str) -> String {
+    let body = json!({ "kind": "Status", "message": message, "code": 400 }).to_string();
+    format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Requests for Services of one verb: with the field, and without it.
+fn with_and_without_field(canned: &Canned, is_watch: bool) -> (usize, usize) {
+    let requests = canned.requests();
+    let of = requests.iter().filter(|line| line.contains("/services?"));
+    let of = of.filter(|line| line.contains("watch=true") == is_watch);
+    let (with, without): (Vec<_>, Vec<_>) = of.partition(|line| line.contains("fieldSelector="));
+    (with.len(), without.len())
+}
+
+#[tokio::test]
+async fn an_older_apiserver_behind_a_newer_ones_address_is_watched_without_the_field() {
+    // As Kubernetes 1.30 has it.
+    const OLDER: &str =
+        "\"spec.clusterIP\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"";
+    let canned = Canned::start(|request| match request.contains("watch=true") {
+        true if request.contains("/services?") && request.contains("fieldSelector=") => bad_request(OLDER),
+        true => QUIET.to_owned(),
+        false => EMPTY.to_owned(),
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
+    let mut followed = Followed::new(config);
+    followed.next().await;
+    soon(async {
+        while with_and_without_field(&canned, true).1 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(with_and_without_field(&canned, true), (1, 1));
+    assert_eq!(with_and_without_field(&canned, false), (1, 0), "nothing is listed for it");
+    assert_eq!(followed.health().reasons(), [], "nothing is wrong with it");
+}
+
+#[tokio::test]
+async fn a_bad_request_that_is_not_about_the_field_leaves_it_as_it_is() {
+    let times = AtomicUsize::new(0);
+    let canned = Canned::start(move |request| {
+        if request.contains("watch=true") {
+            return QUIET.to_owned();
+        } else if !request.contains("/services?") {
+            return EMPTY.to_owned();
+        }
+        match times.fetch_add(1, Relaxed) {
+            0 => bad_request("the server could not understand the request"),
+            1 => {
+                let body = json!({ "metadata": { "resourceVersion": "1", "continue": "more" } }).to_string();
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            }
+            2 => bad_request("continue key is not valid: unexpected end of JSON input"),
+            _ => EMPTY.to_owned(),
+        }
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
+    let mut followed = Followed::new(config);
+    followed.next().await;
+    assert_eq!(with_and_without_field(&canned, false), (4, 0));
 }
 
 #[tokio::test]
