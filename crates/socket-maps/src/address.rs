@@ -46,14 +46,20 @@ impl Endpoint {
         Self { flags: self.flags | endpoint_flags::UNPROVEN, ..self }
     }
 
-    /// The same, for datagrams.
-    pub fn with_flows(self) -> Self {
-        Self { flags: self.flags | endpoint_flags::FLOWS, ..self }
+    /// The same, for datagrams to the service port with this number.
+    pub fn with_flows(self, service: u32) -> Self {
+        let owner = owner(service) << endpoint_flags::OWNER_SHIFT;
+        Self { flags: self.flags | endpoint_flags::FLOWS | owner, ..self }
     }
 
     /// Whether flows may keep to it.
     pub fn has_flows(&self) -> bool {
         self.flags & endpoint_flags::FLOWS != 0
+    }
+
+    /// What it says of whose it is.
+    pub(crate) fn owner(&self) -> u16 {
+        self.flags >> endpoint_flags::OWNER_SHIFT
     }
 
     /// Whether connections may fail there.
@@ -73,6 +79,13 @@ impl Endpoint {
     }
 }
 
+/// As much of a service port's number as an endpoint has room for, which is never 0. Others may have the same.
+pub(crate) fn owner(service: u32) -> u16 {
+    const BOUND: u32 = (1 << (u16::BITS - endpoint_flags::OWNER_SHIFT)) - 1;
+    // It is never more than the bound.
+    u16::try_from(service % BOUND + 1).unwrap_or(0)
+}
+
 /// Addresses of a set in the order of their turns, each once.
 pub(crate) fn in_order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let canonical = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
@@ -85,6 +98,16 @@ pub(crate) fn in_order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_an_endpoint_is_leaves_all_else_as_it_was() {
+        let endpoint = Endpoint::new(([10, 0, 0, 1], 80).into(), 3);
+        for (service, owner) in [(1, 2), (8_190, 8_191), (8_191, 1), (u32::MAX, 64)] {
+            let with_flows = endpoint.with_flows(service);
+            assert_eq!((with_flows.owner(), with_flows.has_flows()), (owner, true), "{service}");
+            assert_eq!(with_flows.flags & 7, endpoint.flags | endpoint_flags::FLOWS);
+        }
+    }
 
     #[test]
     fn there_and_back() {

@@ -48,7 +48,7 @@ pub(crate) struct LivingSet {
 pub(crate) struct Found {
     pub(crate) frontends: HashMap<FrontendKey, FrontendValue>,
     pub(crate) sets: HashMap<u32, LivingSet>,
-    /// Endpoints that are in no set.
+    /// Endpoints of UDP that are in no set.
     pub(crate) strays: Strays,
     pub(crate) set_ids: Ids,
     pub(crate) endpoint_ids: Ids,
@@ -86,7 +86,7 @@ impl Found {
         let mut endpoints: Vec<u32> =
             sets.values().flat_map(|set| &set.members.list).map(|(_, id)| *id).collect();
         let strays = strays(contents, &endpoints);
-        endpoints.extend(strays.values().flatten());
+        endpoints.extend(strays.ids());
         Some(Self {
             set_ids: Ids::with_given(capacity.sets, sets.keys().copied().collect())?,
             endpoint_ids: Ids::with_given(capacity.endpoints, endpoints)?,
@@ -103,10 +103,10 @@ impl Found {
 /// Endpoints that are in no set. Flows may keep to them, until the number means something else.
 fn strays(contents: &Contents, in_sets: &[u32]) -> Strays {
     let in_sets: HashSet<u32> = in_sets.iter().copied().collect();
-    let mut strays = Strays::new();
+    let mut strays = Strays::of_services(&contents.frontends);
     for (id, endpoint) in (0..).zip(&contents.endpoints) {
         if endpoint.has_flows() && !in_sets.contains(&id) {
-            strays.entry(endpoint.address()).or_default().push(id);
+            strays.add(id, endpoint);
         }
     }
     strays

@@ -46,6 +46,8 @@ pub trait Kernel {
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
     /// Has an endpoint's id mean something else, and nothing but that: what remembers it chooses anew.
     fn renew_endpoint(&mut self, id: u32, incarnation: u32);
+    /// No flow keeps to an endpoint's id any more: whoever takes the maps over has nothing to look after.
+    fn end_flows(&mut self, id: u32);
     /// What sockets translated to an endpoint have done.
     fn account(&self, id: u32) -> Account;
     /// Has it begin at nothing.

@@ -35,6 +35,8 @@ pub mod endpoint_flags {
     pub const UNPROVEN: u16 = 2;
     /// Flows may keep to it: it is of UDP. For whoever takes the maps over.
     pub const FLOWS: u16 = 4;
+    /// What is above says whose it is, where [`FLOWS`] is set: see `Endpoint::with_flows`.
+    pub(crate) const OWNER_SHIFT: u32 = 3;
 }
 
 /// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect, and whose sockets at all.

@@ -78,8 +78,13 @@ struct PortState {
 }
 
 /// Something has no room.
-#[derive(Debug)]
-struct Full;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    /// This many more numbers of endpoints are needed than are free, those included that have been parked for it.
+    Numbers(usize),
+    /// There are not enough sets, slots or frontends.
+    Others,
+}
 
 /// The contents of the maps, and the only one who changes them.
 #[derive(Debug)]
@@ -134,7 +139,7 @@ impl<K: Kernel> Maps<K> {
             waiting: BTreeMap::new(),
             has_room: false,
             living: HashMap::new(),
-            strays: Strays::new(),
+            strays: Strays::default(),
             failures: 0,
             id_changes: None,
         }
@@ -216,6 +221,7 @@ impl<K: Kernel> Maps<K> {
         let [lately, before] = &mut self.renewed;
         let again = std::mem::replace(before, std::mem::take(lately));
         self.renew(&again);
+        again.iter().for_each(|id| self.kernel.end_flows(*id));
         if !self.touched.is_empty() {
             self.flush();
         }
@@ -283,6 +289,7 @@ impl<K: Kernel> Maps<K> {
         for id in endpoints {
             let account = self.kernel.account(id);
             self.note_ids(|id| IdChange::Freed(id, account), [id]);
+            self.kernel.end_flows(id);
             self.endpoint_ids.take_back(id);
         }
         true
@@ -290,29 +297,20 @@ impl<K: Kernel> Maps<K> {
 
     fn set_port(&mut self, key: PortKey, port: Port) {
         self.waiting.remove(&key);
-        if self.try_port(key, &port, false).is_ok() {
-            return;
+        let mut result = self.try_port(key, &port, false);
+        if result.is_err() && self.reclaim() {
+            result = self.try_port(key, &port, false);
         }
-        if self.reclaim() && self.try_port(key, &port, false).is_ok() {
-            return;
-        }
-        if self.is_short_of_numbers(&port)
-            && self.give_up_parked()
+        if let Err(Full::Numbers(missing)) = result
+            && self.give_up_parked(missing)
             && self.reclaim()
-            && self.try_port(key, &port, false).is_ok()
         {
-            return;
+            result = self.try_port(key, &port, false);
         }
-        if self.try_port(key, &port, true).is_err() {
+        if result.is_err() && self.try_port(key, &port, true).is_err() {
             self.failures += 1;
             self.waiting.insert(key, port);
         }
-    }
-
-    /// Whether there may not be as many numbers of endpoints as a port takes.
-    fn is_short_of_numbers(&self, port: &Port) -> bool {
-        let wanted = port.cluster.len() + port.local.len();
-        self.endpoint_ids.given() + wanted > self.kernel.capacity().endpoints as usize
     }
 
     /// Makes a port what it is to be. Where something has no room: nothing more than to that point, or, as the last
@@ -349,7 +347,7 @@ impl<K: Kernel> Maps<K> {
             port.frontends.first().map_or(0, |(frontend, _)| FrontendKey::from(*frontend).protocol);
         // Without a frontend it is gone, and its flows with it.
         let serving = if protocol == protocol::UDP { in_order(&port.serving) } else { Vec::new() };
-        self.claim_strays(state, &serving);
+        self.claim_strays(state, port, &serving);
         let PortState { sets, parked, service, .. } = state;
         for (name, addresses) in &wanted {
             let place = &mut sets[index(*name)];
@@ -357,7 +355,7 @@ impl<K: Kernel> Maps<K> {
                 continue;
             }
             let done = match place {
-                Some(set) => self.change_set(set, addresses, &serving, parked),
+                Some(set) => self.change_set(set, addresses, *service, &serving, parked),
                 None => self.make_set(addresses, protocol, *service, parked).map(|set| *place = Some(set)),
             };
             if done.is_err() {

@@ -198,6 +198,12 @@ impl Kernel for Memory {
         }
     }
 
+    fn end_flows(&mut self, id: u32) {
+        if let Some(endpoint) = self.endpoints.lock().get_mut(id as usize) {
+            endpoint.flags &= !endpoint_flags::FLOWS;
+        }
+    }
+
     fn account(&self, id: u32) -> Account {
         self.accounts.get(&id).copied().unwrap_or_default()
     }

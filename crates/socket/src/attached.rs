@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sluice_socket_maps::{
     Account, Capacity, Contents, Counters, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta,
-    Outcome, STRIPES, Set, Totals, meta_flags,
+    Outcome, STRIPES, Set, Totals, endpoint_flags, meta_flags,
 };
 use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
@@ -300,6 +300,14 @@ impl Kernel for Attached {
         // Behind the address, the port and the flags.
         if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 5) {
             half.store(incarnation, Ordering::Relaxed);
+        }
+    }
+
+    fn end_flows(&mut self, id: u32) {
+        let [f0, f1] = endpoint_flags::FLOWS.to_ne_bytes();
+        // With the port, behind the address. Programs and workers change other flags.
+        if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 4) {
+            half.fetch_and(!u32::from_ne_bytes([0, 0, f0, f1]), Ordering::Relaxed);
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Peer {
 /// How many bytes the kernel takes of bulk that it cannot send yet, as the peer does not read them. Without it that is what a
 /// socket's buffer has grown to, up to 4 MiB (`net.ipv4.tcp_wmem`), and all TCP of a node shares what there is (`tcp_mem`):
 /// some hundred readers that stop would take it from everybody. What is on its way is not counted, so it bounds no
-/// rate: below half of it a socket is reported writable, and two fills of a pipe last until it is this session's turn.
+/// rate: below half of it a socket is reported writable. With a quarter of it one stream lost a tenth.
 pub(crate) const MOST_UNSENT: u32 = 2 << 20;
 
 /// How the kernel sends what is written. By Nagle's algorithm a small piece waits until what was sent before is

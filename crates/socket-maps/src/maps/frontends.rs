@@ -37,7 +37,7 @@ impl<K: Kernel> Maps<K> {
             let value = FrontendValue { node, pod, flags: 0, service: state.service };
             let is_full = self.placed.len() >= self.kernel.capacity().frontends as usize;
             if is_full && !self.placed.contains_key(&frontend) {
-                result = Err(Full);
+                result = Err(Full::Others);
                 if is_last_resort {
                     continue;
                 }

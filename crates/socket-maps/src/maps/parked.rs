@@ -1,12 +1,13 @@
 //! Endpoints of UDP that no set has any more and that serve whom they have: they keep their numbers, and so flows stay there,
 //! as those of the relay do. One that is in a set again has its number as before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 
-use super::{IdChange, Maps, PortState, Retired};
+use super::{IdChange, Maps, Port, PortState, Retired};
+use crate::address::owner;
 use crate::kernel::Kernel;
-use crate::layout::protocol;
+use crate::layout::{Endpoint, FrontendKey, FrontendValue, protocol};
 
 /// The parked endpoints of a service port: of each address that serves at the most two, one from each set, and what an
 /// earlier agent had parked.
@@ -14,11 +15,59 @@ use crate::layout::protocol;
 pub(super) struct Parked(Vec<(SocketAddr, u32)>);
 
 /// Numbers that an earlier agent has given to endpoints of UDP, and that no set has: it may have parked them.
-pub(crate) type Strays = HashMap<SocketAddr, Vec<u32>>;
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    /// By the service port whose they were: its number.
+    services: HashMap<u32, Strayed>,
+    /// Those of which it cannot be said.
+    others: Vec<u32>,
+    /// What endpoints say of whose they are, and of whom it is true; none where it is of several.
+    owners: HashMap<u16, Option<u32>>,
+}
+
+/// What has strayed from a service port.
+#[derive(Debug, Default)]
+struct Strayed {
+    /// Its frontends.
+    named_by: HashSet<FrontendKey>,
+    endpoints: HashMap<SocketAddr, Vec<u32>>,
+}
+
+impl Strays {
+    /// None yet, of the service ports of UDP that have these frontends.
+    pub(crate) fn of_services(frontends: &[(FrontendKey, FrontendValue)]) -> Self {
+        let mut strays = Self::default();
+        for (key, FrontendValue { service, .. }) in
+            frontends.iter().filter(|(key, _)| key.protocol == protocol::UDP)
+        {
+            strays.services.entry(*service).or_default().named_by.insert(*key);
+            let known = strays.owners.entry(owner(*service)).or_insert(Some(*service));
+            *known = known.filter(|known| known == service);
+        }
+        strays
+    }
+
+    pub(crate) fn add(&mut self, id: u32, endpoint: &Endpoint) {
+        let service = self.owners.get(&endpoint.owner()).copied().flatten();
+        match service.and_then(|service| self.services.get_mut(&service)) {
+            Some(strayed) => strayed.endpoints.entry(endpoint.address()).or_default().push(id),
+            None => self.others.push(id),
+        }
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        let endpoints = self.services.values().flat_map(|strayed| strayed.endpoints.values().flatten());
+        endpoints.chain(&self.others).copied()
+    }
+}
 
 impl Parked {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn add(&mut self, endpoints: impl IntoIterator<Item = (SocketAddr, u32)>) {
@@ -40,31 +89,48 @@ impl Parked {
 }
 
 impl<K: Kernel> Maps<K> {
-    /// Takes over what an earlier agent may have parked of a port.
-    pub(super) fn claim_strays(&mut self, state: &mut PortState, serving: &[SocketAddr]) {
-        if self.strays.is_empty() {
+    /// Takes over what an earlier agent may have parked of a port, if all frontends of that are this one's: others may say
+    /// that they have the same endpoints.
+    pub(super) fn claim_strays(&mut self, state: &mut PortState, port: &Port, serving: &[SocketAddr]) {
+        if self.strays.services.is_empty() || serving.is_empty() {
             return;
         }
-        for address in serving {
-            let ids = self.strays.remove(address).unwrap_or_default();
-            self.note_ids(IdChange::Found, ids.iter().copied());
-            state.parked.add(ids.into_iter().map(|id| (*address, id)));
+        let own: HashSet<FrontendKey> =
+            port.frontends.iter().map(|(frontend, _)| (*frontend).into()).collect();
+        let placed = own.iter().filter_map(|key| self.placed.get(key));
+        let services: BTreeSet<u32> = placed.map(|placed| placed.value.service).collect();
+        for service in services {
+            let strayed = self.strays.services.get_mut(&service);
+            let Some(strayed) = strayed.filter(|strayed| strayed.named_by.is_subset(&own)) else { continue };
+            let mut found = Vec::new();
+            for address in serving {
+                let ids = strayed.endpoints.remove(address).unwrap_or_default();
+                found.extend(ids.into_iter().map(|id| (*address, id)));
+            }
+            if !found.is_empty() {
+                // So is what it parks from now on.
+                state.service = service;
+            }
+            self.note_ids(IdChange::Found, found.iter().map(|(_, id)| *id));
+            state.parked.add(found);
         }
     }
 
     /// Has numbers that nobody has claimed mean something else.
     pub(super) fn forget_strays(&mut self) {
-        let ids = self.strays.drain().flat_map(|(_, ids)| ids);
-        self.dropped.add_endpoints(protocol::UDP, ids);
+        self.dropped.add_endpoints(protocol::UDP, std::mem::take(&mut self.strays).ids());
     }
 
-    /// Gives up what is parked, for others that have no number: those flows choose anew. Whether there was any.
-    pub(super) fn give_up_parked(&mut self) -> bool {
-        let before = self.dropped.endpoints.len();
+    /// Gives up what is parked, if it is as much as others need who have no number: those flows choose anew. Whether it was.
+    pub(super) fn give_up_parked(&mut self, needed: usize) -> bool {
+        let parked: usize = self.ports.values().map(|state| state.parked.len()).sum();
+        if parked + self.strays.ids().count() < needed {
+            return false;
+        }
         self.forget_strays();
         for state in self.ports.values_mut() {
             state.parked.retire_unless(&[], &mut self.dropped);
         }
-        self.dropped.endpoints.len() > before
+        true
     }
 }

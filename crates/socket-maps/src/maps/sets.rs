@@ -67,12 +67,12 @@ impl<K: Kernel> Maps<K> {
         service: u32,
         parked: &mut Parked,
     ) -> Result<SetState, Full> {
-        let id = self.set_ids.give().ok_or(Full)?;
-        let Ok(mut members) = self.next_version(&[], addresses, protocol, parked) else {
+        let id = self.set_ids.give().ok_or(Full::Others)?;
+        let members = self.next_version(&[], addresses, protocol, service, parked);
+        let mut members = members.inspect_err(|_| {
             // Nobody has seen it.
             self.set_ids.take_back(id);
-            return Err(Full);
-        };
+        })?;
         members.rotation = 0;
         let desc = self.write(&members).pack();
         self.kernel.write_set(id, Set { desc, service, ..Set::default() });
@@ -84,6 +84,7 @@ impl<K: Kernel> Maps<K> {
         &mut self,
         set: &mut SetState,
         addresses: &[SocketAddr],
+        service: u32,
         serving: &[SocketAddr],
         parked: &mut Parked,
     ) -> Result<(), Full> {
@@ -91,7 +92,8 @@ impl<K: Kernel> Maps<K> {
         if before == addresses {
             return Ok(());
         }
-        let mut members = self.next_version(&set.members.list, addresses, set.members.protocol, parked)?;
+        let SetState { members: Members { list, protocol, .. }, .. } = &*set;
+        let mut members = self.next_version(list, addresses, *protocol, service, parked)?;
         let turn = self.kernel.cursor(set.id);
         members.rotation = continue_from(turn, &before, set.members.rotation, addresses);
         let desc = self.write(&members).pack();
@@ -120,10 +122,11 @@ impl<K: Kernel> Maps<K> {
         before: &[(SocketAddr, u32)],
         addresses: &[SocketAddr],
         protocol: u8,
+        service: u32,
         parked: &mut Parked,
     ) -> Result<Members, Full> {
-        let count = u16::try_from(addresses.len()).map_err(|_| Full)?;
-        let range = self.ranges.give(count).ok_or(Full)?;
+        let count = u16::try_from(addresses.len()).map_err(|_| Full::Others)?;
+        let range = self.ranges.give(count).ok_or(Full::Others)?;
         let mut list = Vec::with_capacity(addresses.len());
         let mut new = Vec::with_capacity(addresses.len().saturating_sub(before.len()));
         let mut back = Vec::new();
@@ -139,10 +142,12 @@ impl<K: Kernel> Maps<K> {
                 id
             } else {
                 parked.add(back);
+                let stays = |address| before.binary_search_by_key(address, |(address, _)| *address).is_ok();
+                let missing = addresses.iter().filter(|address| !stays(address)).count() - new.len();
                 // Nobody has seen them.
                 new.into_iter().for_each(|(id, _)| self.endpoint_ids.take_back(id));
                 self.ranges.take_back(range);
-                return Err(Full);
+                return Err(Full::Numbers(missing));
             };
             list.push((*address, id));
         }
@@ -151,7 +156,7 @@ impl<K: Kernel> Maps<K> {
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
             let mut endpoint = |(id, address): &(u32, SocketAddr)| {
                 let endpoint = self.endpoint(*id, *address);
-                if protocol == protocol::TCP { endpoint.unproven() } else { endpoint.with_flows() }
+                if protocol == protocol::TCP { endpoint.unproven() } else { endpoint.with_flows(service) }
             };
             let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));

@@ -15,6 +15,7 @@ macro_rules! delegate {
     ($($kind:ty),*) => { $(impl Kernel for $kind {
         fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) { self.memory.write_endpoints(first, endpoints) }
         fn renew_endpoint(&mut self, id: u32, incarnation: u32) { self.memory.renew_endpoint(id, incarnation) }
+        fn end_flows(&mut self, id: u32) { self.memory.end_flows(id) }
         fn account(&self, id: u32) -> Account { self.memory.account(id) }
         fn clear_account(&mut self, id: u32) { self.memory.clear_account(id) }
         fn write_slots(&mut self, first: u32, ids: &[u32]) { self.memory.write_slots(first, ids) }

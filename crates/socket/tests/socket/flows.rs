@@ -1,11 +1,11 @@
 //! Flows of unconnected UDP sockets: which endpoint they keep to, and until when.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use sluice_socket_maps::{Kernel, protocol, verdict};
+use sluice_socket_maps::{Endpoint, Kernel, endpoint_flags, protocol, verdict};
 
 use crate::node::{Node, both, endpoint, key, serve, service};
 use crate::udp::{answer, client, endpoints, received};
@@ -155,4 +155,18 @@ fn an_endpoint_that_was_silent_for_long_speaks_for_itself_after_another_one_has_
     assert_eq!(received(&client).1, to);
     endpoints[0].send_to(b"by itself", (at[0].ip(), client.local_addr().unwrap().port())).unwrap();
     assert_eq!(received(&client).1, at[0]);
+}
+
+#[test]
+fn of_an_endpoint_without_flows_all_else_is_as_it_was() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for ip in ["10.1.0.1", "fd01::1"] {
+        let before = endpoint(SocketAddr::new(ip.parse().unwrap(), 53)).unproven().with_flows(7);
+        let before = Endpoint { failures: 9, ..before };
+        kernel.write_endpoints(10, &[before; 3]);
+        kernel.end_flows(11);
+        let after = Endpoint { flags: before.flags & !endpoint_flags::FLOWS, ..before };
+        assert_eq!([10, 11, 12].map(|id| kernel.endpoint(id)), [before, after, before]);
+    }
 }

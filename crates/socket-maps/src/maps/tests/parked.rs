@@ -117,6 +117,109 @@ fn a_successor_takes_them_over_and_what_serves_no_more_means_something_else() {
     assert_eq!((maps.stats().endpoints, maps.stats().slots), (0, 0));
 }
 
+#[test]
+fn others_with_the_same_endpoints_do_not_have_a_ports_numbers_after_a_restart() {
+    for (is_known, is_late) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut maps = Maps::new(Memory::new(LARGE));
+        let (foreign, mut other) = port(2, &[7], &[]);
+        other.serving = addresses(1, &[1]);
+        if is_known {
+            maps.apply([(foreign, other.clone())]);
+        }
+        maps.apply([port(1, &[1, 2], &[])]);
+        let before = numbers(&maps, 1);
+        maps.apply([port(1, &[2], &[1])]);
+        let mut maps = successor(maps);
+        // The other one is told first.
+        maps.apply([(foreign, other)]);
+        // The endpoint serves no more, since the agent was away or only now.
+        maps.apply([port(1, &[2], if is_late { &[1] } else { &[] })]);
+        maps.forget_unclaimed();
+        let name = format!("{is_known} {is_late}");
+        assert_eq!([0, 1].map(|at| keeps(&maps, before[at])), [is_late, true], "{name}");
+        maps.apply([port(1, &[2], &[])]);
+        assert!(!keeps(&maps, before[0]), "{name}");
+    }
+}
+
+#[test]
+fn who_has_one_of_a_ports_frontends_does_not_have_its_numbers_after_a_restart() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    let both = |parked: &[u8]| {
+        let (key, mut wanted) = port(1, &[2], parked);
+        wanted.frontends.extend(port(2, &[2], &[]).1.frontends);
+        (key, wanted)
+    };
+    maps.apply([port(1, &[1, 2], &[])]);
+    let before = numbers(&maps, 1);
+    maps.apply([both(&[1])]);
+    let mut maps = successor(maps);
+    let (foreign, mut other) = port(2, &[7], &[]);
+    other.serving = addresses(1, &[1]);
+    maps.apply([(foreign, other), port(1, &[2], &[])]);
+    maps.forget_unclaimed();
+    assert!(!keeps(&maps, before[0]));
+}
+
+#[test]
+fn of_whom_it_cannot_be_said_whose_they_are_mean_something_else_after_a_restart() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    maps.apply([port(1, &[1, 2], &[])]);
+    let before = numbers(&maps, 1);
+    // As many others have come and gone.
+    maps.next_service += 8_190;
+    maps.apply([port(2, &[1], &[]), port(1, &[2], &[1])]);
+    let mut maps = successor(maps);
+    maps.apply([port(2, &[1], &[]), port(1, &[2], &[1])]);
+    assert!(keeps(&maps, before[0]));
+    maps.forget_unclaimed();
+    assert_eq!([0, 1].map(|at| keeps(&maps, before[at])), [false, true]);
+}
+
+#[test]
+fn numbers_that_are_free_are_free_after_a_restart() {
+    for is_needed in [true, false] {
+        let mut maps = Maps::new(Memory::new(LARGE));
+        maps.apply([port(1, &[1, 2, 3], &[])]);
+        maps.apply([port(1, &[3], &[])]);
+        // They are used again if there is nothing else, and after a while no flow has them in any case.
+        if is_needed {
+            assert!(maps.reclaim());
+        } else {
+            (0..2).for_each(|_| drop(maps.retry()));
+        }
+        let mut maps = successor(maps);
+        assert_eq!(maps.stats().endpoints, 1);
+        maps.apply([port(1, &[3], &[1, 2])]);
+        assert_eq!(maps.stats().endpoints, 1, "nothing was parked");
+        let incarnations = |maps: &Maps<Memory>| [0, 1, 2].map(|id| maps.kernel().endpoint(id).incarnation);
+        let before = incarnations(&maps);
+        maps.forget_unclaimed();
+        assert_eq!(incarnations(&maps), before);
+    }
+}
+
+#[test]
+fn who_lacks_something_else_or_too_much_takes_nobodys_number() {
+    let mut maps = Maps::new(Memory::new(SMALL));
+    let many: Vec<u8> = (1..=20).collect();
+    maps.apply([port(1, &many, &[])]);
+    let before = numbers(&maps, 1);
+    maps.apply([port(1, &[1], &many), balanced(&[2], 2, &[1, 2, 3])]);
+    // Of 24 numbers one is free. Only 6 frontends fit.
+    maps.apply([balanced(&[2, 3, 4, 5, 6, 7], 2, &[1, 2, 3])]);
+    assert_eq!(maps.stats().waiting, 1);
+    let number_of = |maps: &Maps<Memory>| before.iter().filter(|number| keeps(maps, **number)).count();
+    assert_eq!(number_of(&maps), 20);
+    maps.apply([balanced(&[2], 2, &[1, 2, 3])]);
+    // There are 19 that could be given up, and one that is free.
+    let some: Vec<u8> = (1..=24).collect();
+    for (count, is_over) in [(24, true), (23, false)] {
+        maps.apply([balanced(&[2], 2, &some[..count])]);
+        assert_eq!((maps.stats().waiting, number_of(&maps)), if is_over { (1, 20) } else { (0, 1) });
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 

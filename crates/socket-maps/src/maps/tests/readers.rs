@@ -151,6 +151,10 @@ impl Kernel for Watched {
         self.memory.renew_endpoint(id, incarnation);
         self.interleave();
     }
+    fn end_flows(&mut self, id: u32) {
+        self.memory.end_flows(id);
+        self.interleave();
+    }
     fn write_slots(&mut self, first: u32, ids: &[u32]) {
         for (at, id) in (first..).zip(ids) {
             self.memory.write_slots(at, &[*id]);
