@@ -14,8 +14,7 @@ mod offered;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 use sluice_model::Frontend;
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
@@ -57,9 +56,6 @@ pub trait AtSockets: Send + Sync {
 /// second one on are in the processor's cache.
 const TOGETHER: usize = 128;
 
-/// How many of those [`TOGETHER`] may be ready before they are written.
-const AHEAD: usize = 2;
-
 /// The maps of socket mode, kept in line with the table.
 #[derive(Debug)]
 pub struct Sockets<K> {
@@ -100,34 +96,13 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         let keys: Vec<PortKey> = keys.into_iter().collect();
         let Self { offered, written, .. } = self;
         let mut gone = Vec::new();
-        let mut write = |ports: Vec<(PortKey, Port)>| {
+        for keys in keys.chunks(TOGETHER) {
+            let ports = offered.wanted(keys);
             gone.extend(ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key));
             written.write(offered, ports);
-        };
-        // All of a large cluster: what is to be written next is found out meanwhile.
-        let is_ahead = keys.len() > TOGETHER && read_ahead(offered, &keys, &mut write);
-        if !is_ahead {
-            keys.chunks(TOGETHER).for_each(|keys| write(offered.wanted(keys)));
         }
         gone.into_iter().for_each(|key| offered.forget(key));
     }
-}
-
-/// Has ports written as a second thread finds out what they are to be. False where there can be none, and nothing was
-/// written.
-fn read_ahead(offered: &Offered, keys: &[PortKey], write: &mut impl FnMut(Vec<(PortKey, Port)>)) -> bool {
-    thread::scope(|scope| {
-        let (ready, ports) = mpsc::sync_channel(AHEAD);
-        let read = move || {
-            for keys in keys.chunks(TOGETHER) {
-                // The other side takes all.
-                let _ = ready.send(offered.wanted(keys));
-            }
-        };
-        let reader = thread::Builder::new().name("socket-maps".into()).spawn_scoped(scope, read);
-        ports.into_iter().for_each(write);
-        reader.is_ok()
-    })
 }
 
 impl<K: Kernel + Send + Sync> Written<K> {
