@@ -176,6 +176,14 @@ impl Scene {
         FAMILIES.into_iter().flat_map(of_family).collect()
     }
 
+    /// Whether everybody is served now.
+    pub(super) fn is_served(&self) -> bool {
+        self.questions().into_iter().all(|(host, to)| {
+            let asked = [Protocol::Tcp, Protocol::Udp].map(|protocol| host.ask(protocol, to, PATIENCE));
+            asked.iter().all(|outcome| outcome.by() == Some("pod-1"))
+        })
+    }
+
     #[track_caller]
     pub(super) fn assert_served(&self) {
         for (host, to) in self.questions() {
