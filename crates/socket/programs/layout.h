@@ -52,7 +52,8 @@ struct set {
 enum endpoint_flags {
 	ENDPOINT_V4 = 1,
 	ENDPOINT_UNPROVEN = 2,
-	ENDPOINT_FLOWS = 4, /* for the agent that takes the maps over */
+	/* For the agent that takes the maps over; the bits above say whose it is. */
+	ENDPOINT_FLOWS = 4,
 };
 
 struct endpoint {
