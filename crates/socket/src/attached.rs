@@ -20,7 +20,7 @@ use crate::attach::LAYOUT;
 use crate::census::{Listers, set_flags};
 use crate::health::{Health, now_ns};
 use crate::links::Links;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{NAMED, Namespaces};
 use crate::pins::Pins;
 use crate::shape::{CONNS, NAMESPACES};
 use crate::{Census, Error};
@@ -117,7 +117,12 @@ impl Attached {
     /// No descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
         let meta = Mapping::new(self.meta_map.as_fd())?;
-        Ok(Census { listers: self.listers.try_clone()?, conns: self.conns.try_clone()?, meta })
+        Ok(Census {
+            listers: self.listers.try_clone()?,
+            conns: self.conns.try_clone()?,
+            meta,
+            directories: NAMED.map(PathBuf::from).into(),
+        })
     }
 
     /// What tells the programs which network namespaces are pods', by the names that they have in these directories. Until

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use sluice_socket_maps::{Meta, meta_flags};
@@ -68,9 +69,19 @@ pub struct Census {
     pub(crate) listers: Listers,
     pub(crate) conns: OwnedFd,
     pub(crate) meta: Mapping,
+    /// Where network namespaces have names.
+    pub(crate) directories: Vec<PathBuf>,
 }
 
 impl Census {
+    /// Has it find network namespaces by their names in these directories, too, beside [`NAMED`](crate::NAMED) and those that a
+    /// process is in.
+    #[must_use]
+    pub fn with_names_in(mut self, directories: &[PathBuf]) -> Self {
+        self.directories.extend_from_slice(directories);
+        self
+    }
+
     /// All translated sockets. Those that come and go meanwhile may be there or not.
     ///
     /// # Errors
@@ -103,7 +114,7 @@ impl Census {
     /// # Errors
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
     pub fn end_datagram_sockets(&self, is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
-        end_listed(self.listers.datagrams.as_fd(), self.conns.as_fd(), is_stale)
+        end_listed(self.listers.datagrams.as_fd(), self.conns.as_fd(), &self.directories, is_stale)
     }
 }
 

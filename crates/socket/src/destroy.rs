@@ -17,7 +17,6 @@ use sluice_sys::bpf;
 
 use crate::attached::own_namespace;
 use crate::census::Translated;
-use crate::namespaces::NAMED;
 use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
@@ -112,9 +111,11 @@ fn end_own() -> io::Result<()> {
     )
 }
 
-/// Ends in each of the wanted namespaces what `sockets` says of it.
+/// Ends in each of the wanted namespaces what `sockets` says of it. They are found by the processes in them, or by their names
+/// in one of these directories.
 pub(crate) fn in_namespaces(
     wanted: &BTreeSet<u64>,
+    directories: &[PathBuf],
     mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
 ) -> io::Result<Done> {
     let (mut done, mut left) = (Done::default(), wanted.clone());
@@ -132,7 +133,7 @@ pub(crate) fn in_namespaces(
             .spawn(move || -> io::Result<Done> {
                 let mut seen = HashSet::new();
                 // One at a time: there may be more of them than descriptors.
-                for link in links()? {
+                for link in links(directories)? {
                     if left.is_empty() {
                         break;
                     }
@@ -156,14 +157,14 @@ pub(crate) fn in_namespaces(
 }
 
 /// Where every network namespace is that a process is in, or that has a name; many are there more than once.
-fn links() -> io::Result<impl Iterator<Item = PathBuf>> {
+fn links(directories: &[PathBuf]) -> io::Result<impl Iterator<Item = PathBuf>> {
     let path = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.path());
     let of_process = |path: PathBuf| {
         let is_process = path.file_name()?.as_encoded_bytes().first()?.is_ascii_digit();
         is_process.then(|| path.join("ns/net"))
     };
     // Nothing may have a name.
-    let named = NAMED.into_iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
+    let named = directories.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
     Ok(fs::read_dir("/proc")?.filter_map(path).filter_map(of_process).chain(named.filter_map(path)))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use sluice_sys::bpf;
 
@@ -20,16 +21,18 @@ const LOOKS: usize = 3;
 type Sockets = BTreeMap<u64, Vec<Translated>>;
 
 /// Like [`Census::end_datagram_sockets`](crate::Census::end_datagram_sockets), of a map, with the program that lists its sockets of UDP.
+/// Network namespaces have their names in one of `directories`.
 pub(crate) fn end_listed(
     program: BorrowedFd<'_>,
     conns: BorrowedFd<'_>,
+    directories: &[PathBuf],
     mut is_stale: impl FnMut(&Translated) -> bool,
 ) -> io::Result<Ended> {
     // Where the kernel has no barrier, one that is being connected is left for the next time.
     let _ = bpf::membarrier();
     let mut total = Ended::default();
     for _ in 0..LOOKS {
-        let mut look = Look::new(|sockets: &mut Sockets| end(program, conns, sockets));
+        let mut look = Look::new(|sockets: &mut Sockets| end(program, conns, directories, sockets));
         each(program, conns, |socket| if is_stale(&socket) { look.add(socket) } else { Ok(()) })?;
         let found = look.finish()?;
         total = Ended { ended: total.ended + found.ended, ..found };
@@ -41,10 +44,15 @@ pub(crate) fn end_listed(
 }
 
 /// Ends sockets; those are left in `sockets` whose namespaces are not found.
-fn end(program: BorrowedFd<'_>, conns: BorrowedFd<'_>, sockets: &mut Sockets) -> io::Result<Ended> {
+fn end(
+    program: BorrowedFd<'_>,
+    conns: BorrowedFd<'_>,
+    directories: &[PathBuf],
+    sockets: &mut Sockets,
+) -> io::Result<Ended> {
     let wanted: BTreeSet<u64> = sockets.keys().copied().collect();
     let of = |namespace| sockets.remove(&namespace).unwrap_or_default();
-    let Done { mut ended, absent } = destroy::in_namespaces(&wanted, of)?;
+    let Done { mut ended, absent } = destroy::in_namespaces(&wanted, directories, of)?;
     if !absent.is_empty() {
         // What was closed meanwhile is not listed any more.
         each(program, conns, |socket| {

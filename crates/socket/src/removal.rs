@@ -4,13 +4,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sluice_sys::bpf;
 
 use crate::attach::datagram_lister;
 use crate::ending::end_listed;
 use crate::error::{Error, passes};
+use crate::namespaces::NAMED;
 use crate::pins::{Pins, is_link, lock};
 use crate::shape::CONNS;
 
@@ -144,7 +145,7 @@ fn end_connected(directory: &Path) -> io::Result<Connected> {
         Err(error) => return Ok(Connected::unlisted(&error)),
     };
     // The kernel refuses a map whose elements are smaller than the program takes them for.
-    Ok(match end_listed(program.as_fd(), conns.as_fd(), |_| true) {
+    Ok(match end_listed(program.as_fd(), conns.as_fd(), &NAMED.map(PathBuf::from), |_| true) {
         Ok(ended) => ended.trouble().map_or(Connected::None, Connected::Left),
         Err(error) => Connected::unlisted(&error),
     })

@@ -81,7 +81,8 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     attached.set_sidecar_ports(config.sidecar_ports);
     attached.set_flow_idle(config.flow_idle);
     let (links, census) = (attached.links(), attached.census().map_err(not)?);
-    let sweeper = Sweeper::start(attached.census().map_err(not)?, table).map_err(not)?;
+    let ending = attached.census().map_err(not)?.with_names_in(&config.namespaces);
+    let sweeper = Sweeper::start(ending, table).map_err(not)?;
     let watcher = Watcher::start(&attached, config).map_err(not)?;
     let accounts = attached.accounts().map_err(not)?;
     let ledger = Arc::new(Ledger::new(accounts));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sluice_socket::{Attached, Census, Endable, Ended, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
-use sluice_testbed::lab::Namespace;
+use sluice_testbed::lab::{Names, Namespace};
 use socket2::SockRef;
 
 use crate::node::{Node, endpoint_ip, mapped, serve, service};
@@ -155,6 +155,21 @@ fn connected_datagram_sockets_of_an_endpoint_that_went_are_ended_and_no_others()
             server.read_exact(&mut [0; 2]).unwrap();
         }
     }
+}
+
+#[test]
+fn a_namespace_without_a_process_is_found_by_its_name_wherever_that_is() {
+    let (node, kernel, census, to) = serving_one();
+    let socket = node.pod.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    node.pod.run(|| socket.connect(to)).unwrap();
+    let ended = census.end_datagram_sockets(|_| true).unwrap();
+    assert_eq!(ended, Ended { unreached: 1, ..Ended::default() });
+    let names = Names::new().unwrap();
+    names.add(&node.pod).unwrap();
+    let census = kernel.census().unwrap().with_names_in(&[names.path().into()]);
+    let ended = census.end_datagram_sockets(|_| true).unwrap();
+    assert_eq!(ended, Ended { ended: 1, ..Ended::default() });
+    assert_eq!(socket.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
 /// Binds a socket to an interface, as any process may.
