@@ -20,7 +20,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use table::{Kind, Row};
 
-pub(crate) use follow::Follower;
+pub(crate) use follow::{Change, Follower};
 pub(crate) use merge::merge;
 pub(crate) use write::{configz, write};
 

@@ -242,6 +242,28 @@ fn flows_are_remembered_a_little_longer_than_a_worker_keeps_them() {
     }
 }
 
+/// Bridges see fragments, of which only the first one has ports.
+#[test]
+fn datagrams_in_fragments_pass_whole_between_pods_of_one_bridge_and_are_remembered_as_one_flow() {
+    let world = world(|lab| lab.pod(1));
+    let _server = world.lab.pod(1).serve(BACKEND).unwrap();
+    let client = world.lab.pod(0);
+    let mut flows = 0;
+    for family in FAMILIES {
+        let of_service = world.address(Kind::ClusterIp, 1, family);
+        // Then the client's own ones, which pass the node now, and are none of ours.
+        let direct = (world.lab.pod(1).ip(family), BACKEND).into();
+        for (to, is_ours) in [(of_service, true), (direct, false)] {
+            for length in [2_000, 60_000] {
+                let echoed = client.echo_udp(to, length, PATIENCE);
+                assert!(echoed.is_ok(), "{family} {to}, {length} bytes: {echoed:?}");
+                flows += usize::from(is_ours);
+            }
+        }
+        assert_eq!(lives(&world, BRIDGE).len(), flows, "{family}");
+    }
+}
+
 /// How many elements a set may have.
 const SIZE: usize = 262_144;
 

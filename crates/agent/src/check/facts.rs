@@ -1,7 +1,7 @@
 //! What is so on this node, as far as it matters for capturing.
 
 use sluice_capture::kube_proxy::Found;
-use sluice_capture::tproxy::MarkRule;
+use sluice_capture::tproxy::{MarkRule, marks};
 use sluice_model::Family;
 
 use crate::running::Sign;
@@ -109,18 +109,48 @@ pub(super) struct Bridge {
 /// Chains of others that have a say about packets to Services, or are thought to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OthersChains {
-    /// Those that decide about packets to this node and refuse what nothing allows.
+    /// Those that decide about packets to this node, or of its processes, and refuse what nothing allows.
     pub closed: Vec<ClosedChain>,
     /// Who enforces network policies where packets are forwarded.
     pub enforcers: Vec<Enforcer>,
 }
 
-/// A chain at the input hook that refuses what it does not accept.
+/// Where a chain decides about what a relay receives or sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// About packets to this node, captured ones among them.
+    Input,
+    /// About packets of this node's processes: of the relay, to clients and to endpoints.
+    Output,
+}
+
+impl Hook {
+    pub(super) const ALL: [Self; 2] = [Self::Input, Self::Output];
+
+    /// As nft spells it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+
+    /// What tells the packets that are relayed from others there: the bits of the mark that count, and what they are.
+    pub(super) fn mark(self) -> (u32, u32) {
+        match self {
+            Self::Input => (marks::MASK, marks::CAPTURED),
+            Self::Output => (marks::DOWNSTREAM & marks::UPSTREAM, marks::DOWNSTREAM & marks::UPSTREAM),
+        }
+    }
+}
+
+/// A chain that refuses what it does not accept.
 #[derive(Debug, Clone)]
 pub(super) struct ClosedChain {
+    pub hook: Hook,
     /// Family, table and name, as nft spells them.
     pub name: String,
-    /// Whether a rule accepts what has the mark of captured packets.
+    /// Whether a rule accepts what has the mark of packets that are relayed.
     pub accepts_mark: bool,
 }
 

@@ -33,6 +33,18 @@ table inet firewall {
 }
 "#;
 
+/// As `ufw default deny outgoing` has it.
+const OUTGOING: &str = "
+table inet outgoing {
+    chain output {
+        type filter hook output priority 0; policy drop;
+        oif lo accept
+        ct state established,related accept
+        meta l4proto { icmp, icmpv6 } accept
+    }
+}
+";
+
 /// As CNI plugins write it: what pods send to others leaves with the node's address.
 const MASQUERADE: &str = "
 table inet cni {
@@ -100,6 +112,31 @@ fn a_firewall_lets_services_in_and_nothing_else() {
                 assert_eq!(ask(host, protocol, 9999, SILENCE), Outcome::Silent, "{family} {}", host.name);
             }
             assert_eq!(ask(host, Protocol::Udp, 22, SILENCE), Outcome::Silent, "{family} {}", host.name);
+        }
+    }
+}
+
+/// Under kube-proxy what pods send to Services is forwarded; here the relay sends it, and no connection of it is tracked.
+#[test]
+fn a_firewall_for_what_leaves_has_to_know_what_is_relayed_which_is_said() {
+    let scene = Scene::new();
+    let (node, pod) = (scene.lab.node(), scene.lab.pod(0));
+    well(node.ns.nft_file(OUTGOING));
+    let _agent = scene.start();
+    let check = || {
+        let mut check = well(node.spawn(&sluice(["check"])));
+        well(check.wait(PATIENCE));
+        check.lines().join("\n")
+    };
+    let said = "refused by inet outgoing output; what is relayed is among them";
+    assert!(check().contains(said), "{}", check());
+    assert_eq!(pod.ask(Protocol::Tcp, cluster_ip(1, FAMILIES[0]), SILENCE), Outcome::Silent);
+    well(node.ns.nft("insert rule inet outgoing output meta mark & 0x20 == 0x20 accept"));
+    assert!(!check().contains(said), "{}", check());
+    for family in FAMILIES {
+        for protocol in PROTOCOLS {
+            let outcome = pod.ask(protocol, cluster_ip(1, family), PATIENCE);
+            assert!(outcome.by().is_some(), "{protocol} {family}: {outcome:?}");
         }
     }
 }

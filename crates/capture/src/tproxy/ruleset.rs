@@ -219,7 +219,7 @@ fn comment(line: &str) -> Option<&str> {
 }
 
 /// What a template says of an address family.
-type FamilyWords = [(&'static str, &'static str); 7];
+type FamilyWords = [(&'static str, &'static str); 10];
 
 const FAMILIES: [FamilyWords; 2] = [
     [
@@ -231,6 +231,9 @@ const FAMILIES: [FamilyWords; 2] = [
         ("$icmp", "icmp"),
         // Behind eight bytes of ICMP and the quoted header, which is one that was sent here, without options.
         ("$quoted_ports", "@th,224,32"),
+        ("$fragment", "ip frag-off & 0x3fff != 0"),
+        ("$first", "ip frag-off & 0x1fff == 0"),
+        ("$later", "ip frag-off & 0x1fff != 0"),
     ],
     [
         ("$ip", "ip6"),
@@ -240,6 +243,9 @@ const FAMILIES: [FamilyWords; 2] = [
         ("$listen", "[::1]"),
         ("$icmp", "icmpv6"),
         ("$quoted_ports", "@th,384,32"),
+        ("$fragment", "exthdr frag exists"),
+        ("$first", "frag frag-off 0"),
+        ("$later", "frag frag-off != 0"),
     ],
 ];
 

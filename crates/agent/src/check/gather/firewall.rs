@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use sluice_capture::tproxy::marks;
 
-use super::super::facts::{ClosedChain, OthersChains};
+use super::super::facts::{ClosedChain, Hook, OthersChains};
 use super::nft::nft;
 use super::policies;
 
@@ -35,11 +34,17 @@ fn items(listing: &Value) -> &[Value] {
     listing["nftables"].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Family and name of others' tables that have a chain at the input hook.
+/// Which of the hooks that matter a chain is at.
+fn hook(chain: &Value) -> Option<Hook> {
+    Hook::ALL.into_iter().find(|hook| chain["hook"] == hook.name())
+}
+
+/// Family and name of others' tables that filter at one of these hooks.
 fn tables(listing: &Value) -> BTreeSet<(String, String)> {
     let chains = items(listing).iter().map(|item| &item["chain"]);
-    let input = chains.filter(|chain| chain["hook"] == "input" && chain["table"] != OWN_TABLE);
-    input
+    let filters = chains
+        .filter(|chain| hook(chain).is_some() && chain["type"] == "filter" && chain["table"] != OWN_TABLE);
+    filters
         .filter_map(|chain| Some((chain["family"].as_str()?.to_owned(), chain["table"].as_str()?.to_owned())))
         .collect()
 }
@@ -60,10 +65,11 @@ const DEPTH: usize = 16;
 struct Table<'a>(&'a [Value]);
 
 impl<'a> Table<'a> {
-    /// Those at the input hook that refuse what they do not accept.
+    /// Those that refuse what they do not accept.
     fn closed_chains(&self) -> Vec<ClosedChain> {
-        let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["hook"] == "input");
+        let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["type"] == "filter");
         let closed = chains.filter_map(|chain| {
+            let hook = hook(chain)?;
             let [family, table, name] = ["family", "table", "name"].map(|key| chain[key].as_str());
             let name = name?;
             let is_closed = match self.end(name, DEPTH) {
@@ -72,7 +78,7 @@ impl<'a> Table<'a> {
                 End::Back => chain["policy"] == "drop",
             };
             let path = format!("{} {} {name}", family?, table?);
-            is_closed.then(|| ClosedChain { name: path, accepts_mark: self.accepts_mark(name) })
+            is_closed.then(|| ClosedChain { hook, name: path, accepts_mark: self.accepts_mark(name, hook) })
         });
         closed.collect()
     }
@@ -109,8 +115,8 @@ impl<'a> Table<'a> {
         End::Back
     }
 
-    /// Whether a rule of a chain, or of one that it leads to, accepts what is captured.
-    fn accepts_mark(&self, chain: &'a str) -> bool {
+    /// Whether a rule of a chain, or of one that it leads to, accepts what is relayed.
+    fn accepts_mark(&self, chain: &'a str, hook: Hook) -> bool {
         let mut seen = BTreeSet::new();
         let mut left = vec![chain];
         while let Some(chain) = left.pop() {
@@ -118,7 +124,7 @@ impl<'a> Table<'a> {
                 continue;
             }
             for rule in self.rules(chain) {
-                if is_rule_for_mark(rule) {
+                if is_rule_for_mark(rule, hook) {
                     return true;
                 }
                 rule.iter().for_each(|expression| targets(expression, &mut left));
@@ -143,15 +149,16 @@ fn is_target(expression: &Value, names: &[&str]) -> bool {
     xt["type"] == "target" && xt["name"].as_str().is_some_and(|name| names.contains(&name))
 }
 
-/// `meta mark & 0x30 == 0x10 accept`
-fn is_rule_for_mark(rule: &[Value]) -> bool {
+/// `meta mark & 0x30 == 0x10 accept`, or what it is at another hook.
+fn is_rule_for_mark(rule: &[Value], hook: Hook) -> bool {
+    let (mask, mark) = hook.mark();
     let is_match = |expression: &Value| {
         let by_mark = &expression["match"];
         let masked = &by_mark["left"]["&"];
         by_mark["op"] == "=="
             && masked[0]["meta"]["key"] == "mark"
-            && masked[1] == marks::MASK
-            && by_mark["right"] == marks::CAPTURED
+            && masked[1] == mask
+            && by_mark["right"] == mark
     };
     rule.iter().any(is_match) && rule.last().is_some_and(|last| last.get("accept").is_some())
 }
@@ -179,12 +186,14 @@ mod tests {
     #[test]
     fn tables_of_others_that_have_a_say() {
         let listing = r#"{"nftables": [{"metainfo": {}},
-            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
-            {"chain": {"family": "ip", "table": "nat", "name": "OUTPUT", "hook": "output", "policy": "accept"}},
-            {"chain": {"family": "inet", "table": "sluice", "name": "guard", "hook": "input", "policy": "drop"}},
-            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "hook": "input", "policy": "accept"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "type": "filter", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "ip", "table": "nat", "name": "OUTPUT", "type": "nat", "hook": "output", "policy": "accept"}},
+            {"chain": {"family": "ip6", "table": "ufw", "name": "OUTPUT", "type": "filter", "hook": "output", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "sluice", "name": "guard", "type": "filter", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "firewalld", "name": "filter_INPUT", "type": "filter", "hook": "input", "policy": "accept"}},
             {"chain": {"family": "ip", "table": "docker", "name": "DOCKER"}}]}"#;
-        let wanted = [("inet", "firewalld"), ("ip", "filter")].map(|(f, t)| (f.to_owned(), t.to_owned()));
+        let wanted = [("inet", "firewalld"), ("ip", "filter"), ("ip6", "ufw")]
+            .map(|(f, t)| (f.to_owned(), t.to_owned()));
         assert_eq!(tables(&parse(listing).unwrap()), wanted.into());
         assert!(parse("nothing").is_err());
     }
@@ -194,8 +203,15 @@ mod tests {
 
     /// The chain `input` of a table with this policy, if it is closed: whether it accepts the mark.
     fn judged(policy: &str, rules: Rules<'_>) -> Option<bool> {
+        judged_at(Hook::Input, policy, rules)
+    }
+
+    /// The same of a chain at another hook.
+    fn judged_at(hook: Hook, policy: &str, rules: Rules<'_>) -> Option<bool> {
+        let at = hook.name();
         let mut listing = vec![format!(
-            r#"{{"chain": {{"family": "ip", "table": "t", "name": "input", "hook": "input", "policy": "{policy}"}}}}"#
+            r#"{{"chain": {{"family": "ip", "table": "t", "name": "input", "type": "filter", "hook": "{at}",
+                "policy": "{policy}"}}}}"#
         )];
         listing.extend(
             rules
@@ -204,7 +220,7 @@ mod tests {
         );
         let listing = parse(&format!(r#"{{"nftables": [{}]}}"#, listing.join(","))).unwrap();
         let closed = Table(items(&listing)).closed_chains();
-        assert!(closed.iter().all(|chain| chain.name == "ip t input"));
+        assert!(closed.iter().all(|chain| (chain.name.as_str(), chain.hook) == ("ip t input", hook)));
         closed.first().map(|chain| chain.accepts_mark)
     }
 
@@ -270,6 +286,13 @@ mod tests {
         ];
         for (name, rules, wanted) in cases {
             assert_eq!(judged("drop", rules), Some(wanted), "{name}");
+        }
+        const SENT: &str =
+            r#"{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 32]}, "right": 32}}"#;
+        for (name, mark, wanted) in
+            [("the mark of what comes in", &mark, false), ("its own", &accept(SENT), true)]
+        {
+            assert_eq!(judged_at(Hook::Output, "drop", &[("input", mark)]), Some(wanted), "{name}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use sluice_capture::tproxy::marks;
 use sluice_model::Family;
 
-use super::super::facts::{Enforcer, Facts};
+use super::super::facts::{Enforcer, Facts, Hook};
 use super::super::finding::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -127,14 +127,19 @@ fn forwarding(facts: &Facts) -> Finding {
 
 /// Captured packets are delivered to the agent, so they come to the input hook and not, as under kube-proxy, to
 /// the forward hook.
+/// The rule that lets through what is relayed.
+fn allowing(hook: Hook) -> String {
+    let (mask, mark) = hook.mark();
+    let chain = hook.name().to_uppercase();
+    format!(
+        "meta mark & {mask:#x} == {mark:#x} accept; with iptables and ip6tables: -I {chain} -m mark --mark \
+         {mark:#x}/{mask:#x} -j ACCEPT"
+    )
+}
+
 fn firewalls(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "firewall";
-    let rule = format!(
-        "meta mark & {mask:#x} == {captured:#x} accept; with iptables and ip6tables: -I INPUT -m mark --mark \
-         {captured:#x}/{mask:#x} -j ACCEPT",
-        captured = marks::CAPTURED,
-        mask = marks::MASK,
-    );
+    let [input, output] = Hook::ALL.map(allowing);
     let mut findings = Vec::new();
     match &facts.others_chains {
         None => {}
@@ -144,19 +149,35 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
             "see that nft works: nft list ruleset",
         )),
         Some(Ok(chains)) => {
-            let closed = names(chains.closed.iter().filter(|c| !c.accepts_mark).map(|c| c.name.as_str()));
-            findings.push(if closed.is_empty() {
-                Finding::ok(ABOUT, "no chain of nftables refuses packets to Services by default")
-            } else {
-                Finding::warning(
+            let closed_at = |hook| {
+                let closed = chains.closed.iter().filter(|chain| chain.hook == hook && !chain.accepts_mark);
+                names(closed.map(|chain| chain.name.as_str()))
+            };
+            let (to_node, of_node) = (closed_at(Hook::Input), closed_at(Hook::Output));
+            if to_node.is_empty() && of_node.is_empty() {
+                findings
+                    .push(Finding::ok(ABOUT, "no chain of nftables refuses packets to Services by default"));
+            }
+            if !to_node.is_empty() {
+                findings.push(Finding::warning(
                     ABOUT,
                     format!(
-                        "packets to this node that nothing allows are refused by {closed}; those to Services are \
+                        "packets to this node that nothing allows are refused by {to_node}; those to Services are \
                          among them"
                     ),
-                    format!("allow captured packets before that: {rule}"),
-                )
-            });
+                    format!("allow captured packets before that: {input}"),
+                ));
+            }
+            if !of_node.is_empty() {
+                findings.push(Finding::warning(
+                    ABOUT,
+                    format!(
+                        "packets of this node's processes that nothing allows are refused by {of_node}; what is \
+                         relayed is among them, and no connection that is tracked"
+                    ),
+                    format!("allow what is relayed before that: {output}"),
+                ));
+            }
         }
     }
     findings.extend(facts.legacy_tables.iter().map(|(program, tables)| {
@@ -167,8 +188,8 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
                  network policies that do not see these"
             ),
             format!(
-                "see {program}-save: if INPUT refuses by default, it needs the rule for captured packets: {rule}; \
-                 policies in FORWARD (chains cali-FORWARD, KUBE-ROUTER-FORWARD, WEAVE-NPC) are as docs/migrate.md says"
+                "see {program}-save: if INPUT refuses by default, it needs the rule for captured packets: {input}; \
+                 and OUTPUT: {output}; policies in FORWARD (chains cali-FORWARD, KUBE-ROUTER-FORWARD, WEAVE-NPC) are as docs/migrate.md says"
             ),
         )
     }));

@@ -5,7 +5,7 @@ use sluice_capture::tproxy::MarkRule;
 use sluice_model::Family;
 
 use super::super::facts::{
-    Bridge, Capabilities, ClosedChain, Enforcer, Feature, Interface, NodeObject, OthersChains,
+    Bridge, Capabilities, ClosedChain, Enforcer, Feature, Hook, Interface, NodeObject, OthersChains,
 };
 use super::super::finding::Level;
 use super::*;
@@ -48,9 +48,9 @@ fn mark_rule(mark: u32) -> MarkRule {
     MarkRule { family: Family::V6, priority: 100, mark, mask: u32::MAX }
 }
 
-fn closed(name: &str, accepts_mark: bool) -> OthersChains {
+fn closed(hook: Hook, name: &str, accepts_mark: bool) -> OthersChains {
     OthersChains {
-        closed: vec![ClosedChain { name: name.to_owned(), accepts_mark }],
+        closed: vec![ClosedChain { hook, name: name.to_owned(), accepts_mark }],
         ..OthersChains::default()
     }
 }
@@ -140,10 +140,16 @@ const CASES: &[Case] = &[
     }, &[(Warning, "bridges", "net.bridge.bridge-nf-call-ip6tables=1: IPv6")]),
     ("forwarding is off", |f| f.forwarding[0].1 = false, &[(Warning, "forwarding", "off for IPv4")]),
     ("a firewall", |f| {
-        f.others_chains = Some(Ok(closed("ip filter INPUT", false)));
-    }, &[(Warning, "firewall", "ip filter INPUT")]),
+        f.others_chains = Some(Ok(closed(Hook::Input, "ip filter INPUT", false)));
+    }, &[(Warning, "firewall", "refused by ip filter INPUT")]),
+    ("a firewall for what leaves", |f| {
+        f.others_chains = Some(Ok(closed(Hook::Output, "ip filter OUTPUT", false)));
+    }, &[(Warning, "firewall", "refused by ip filter OUTPUT")]),
+    ("one that knows the mark", |f| {
+        f.others_chains = Some(Ok(closed(Hook::Output, "ip filter OUTPUT", true)));
+    }, &[]),
     ("a firewall that knows the mark", |f| {
-        f.others_chains = Some(Ok(closed("ip filter INPUT", true)));
+        f.others_chains = Some(Ok(closed(Hook::Input, "ip filter INPUT", true)));
     }, &[]),
     ("chains that cannot be looked at", |f| f.others_chains = Some(Err("nft failed".to_owned())),
         &[(Warning, "firewall", "could not be looked for: nft failed")]),
@@ -214,11 +220,15 @@ fn where_all_is_well_everything_is_said_once() {
 
 #[test]
 fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
-    let mut facts = good();
-    facts.others_chains = Some(Ok(closed("inet firewall input", false)));
-    let findings = judge(&facts);
-    let firewall = findings.iter().find(|finding| finding.about == "firewall").unwrap();
-    assert!(firewall.mend.contains("meta mark & 0x30 == 0x10 accept"), "{}", firewall.mend);
-    assert!(firewall.mend.contains("-m mark --mark 0x10/0x30 -j ACCEPT"), "{}", firewall.mend);
-    assert!(!firewall.mend.to_lowercase().contains("untracked"), "{}", firewall.mend);
+    for (hook, rules) in [
+        (Hook::Input, ["meta mark & 0x30 == 0x10 accept", "-I INPUT -m mark --mark 0x10/0x30 -j ACCEPT"]),
+        (Hook::Output, ["meta mark & 0x20 == 0x20 accept", "-I OUTPUT -m mark --mark 0x20/0x20 -j ACCEPT"]),
+    ] {
+        let mut facts = good();
+        facts.others_chains = Some(Ok(closed(hook, "inet firewall a", false)));
+        let findings = judge(&facts);
+        let mend = &findings.iter().find(|finding| finding.about == "firewall").unwrap().mend;
+        assert!(rules.iter().all(|rule| mend.contains(rule)), "{mend}");
+        assert!(!mend.to_lowercase().contains("untracked"), "{mend}");
+    }
 }

@@ -1,0 +1,109 @@
+//! Where the agent has its objects from, and following that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
+use sluice_kubeapi::manifests::{ManifestSource, Watch};
+use sluice_model::Change;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::controller::Feed;
+use crate::proxy::Observer;
+use crate::source_args::SourceArgs;
+
+/// How old the served state may be before it is said: that an apiserver is gone shows within 45 s, and the next
+/// one has its chance.
+const STALE: Duration = Duration::from_secs(180);
+
+/// Where objects come from. An apiserver is asked already.
+pub(super) enum Source {
+    Manifests(ManifestSource),
+    Apiserver(ApiserverSource, mpsc::Receiver<Vec<Change>>),
+}
+
+/// A source that is being followed.
+pub(super) enum Following {
+    Manifests { _watch: Watch },
+    Apiserver { source: ApiserverSource, _task: JoinHandle<()>, is_stale: bool },
+}
+
+impl Source {
+    pub(super) fn new(args: &SourceArgs, node: &str) -> Result<Self> {
+        if !args.manifests.is_empty() {
+            return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
+        }
+        let (source, batches) = ApiserverSource::start(args.apiserver.config(node))
+            .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
+        Ok(Self::Apiserver(source, batches))
+    }
+
+    /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
+    pub(super) async fn follow(self, feed: &Feed, observer: Observer) -> Result<Following> {
+        match self {
+            Self::Manifests(source) => {
+                let watch = feed.follow(source).await.context("cannot follow the manifests")?;
+                if observer.frontends() == 0 {
+                    warn!("no manifest names a Service with an address: nothing to serve so far");
+                }
+                say_ready(&observer);
+                Ok(Following::Manifests { _watch: watch })
+            }
+            Self::Apiserver(source, mut batches) => {
+                let feed = feed.clone();
+                let task = tokio::spawn(async move {
+                    let mut is_ready = false;
+                    while let Some(changes) = batches.recv().await {
+                        // Endpoints do not wait for what the kernel does about frontends.
+                        let taken =
+                            if is_ready { feed.take(changes).await } else { feed.apply(changes).await };
+                        if taken.is_err() {
+                            return;
+                        }
+                        if !std::mem::replace(&mut is_ready, true) {
+                            say_ready(&observer);
+                        }
+                    }
+                });
+                Ok(Following::Apiserver { source, _task: task, is_stale: false })
+            }
+        }
+    }
+}
+
+impl Following {
+    pub(super) fn events(&self) -> Option<EventWriter> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Apiserver { source, .. } => Some(source.events()),
+        }
+    }
+
+    pub(super) fn health(&self) -> Option<&Arc<Health>> {
+        match self {
+            Self::Manifests { .. } => None,
+            Self::Apiserver { source, .. } => Some(source.health()),
+        }
+    }
+
+    /// Says, once, that what is served has become old, and that it is not any more.
+    pub(super) fn check_age(&mut self) {
+        let Self::Apiserver { source, is_stale, .. } = self else { return };
+        let Some(age) = source.health().last_contact() else { return };
+        match (age > STALE, *is_stale) {
+            (true, false) => {
+                warn!(?age, "nothing heard of the apiserver: what is served may have changed since")
+            }
+            (false, true) => info!("heard of the apiserver again"),
+            _ => {}
+        }
+        *is_stale = age > STALE;
+    }
+}
+
+fn say_ready(observer: &Observer) {
+    info!(frontends = observer.frontends(), unserved = observer.unserved(), "ready");
+}
