@@ -191,3 +191,46 @@ fn a_pod_that_takes_all_ports_for_udp_ends_no_flow_of_others_and_keeps_nobody_fr
         drop(held);
     }
 }
+
+/// Its answers wait in the kernel for its neighbour entry, and are charged to the socket that they were sent by.
+#[test]
+fn a_pod_that_answers_no_arp_takes_no_answers_from_others() {
+    const EXCHANGES: usize = 100;
+    let lab = lab();
+    let node = &lab.node().ns;
+    // As many as a socket has room for, for as long as the test takes.
+    node.set("net/ipv4/neigh/veth0/unres_qlen_bytes", "67108864").unwrap();
+    node.set("net/ipv4/neigh/veth0/mcast_solicit", "100000").unwrap();
+    lab.pod(0).ns.set("net/ipv4/conf/eth0/arp_ignore", "8").unwrap();
+    node.ip("neigh flush dev veth0").unwrap();
+    let mut world = World::new(lab, |config| config.dataplane.workers = 1);
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let to = world.address(Kind::ClusterIp, 1, Family::V4);
+    let dead = world.lab.pod(0).udp_socket(to).unwrap();
+    let lost = || world.proxy().stats().udp_dropped_full;
+    let quiet = world.lab.pod(1).udp_socket(to).unwrap();
+    let ask = |socket: &std::net::UdpSocket| {
+        let outcome = ask_on(socket, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{outcome:?}: {:?}", world.proxy().stats());
+    };
+    ask(&quiet);
+    wait::until("what it is sent has no room any more", || {
+        (0..16).for_each(|_| _ = dead.send(&[0; 1400]));
+        lost() > 0
+    });
+    for _ in 0..EXCHANGES {
+        let before = lost();
+        wait::until("it asks on", || {
+            dead.send(&[0; 1400]).unwrap();
+            lost() > before
+        });
+        ask(&quiet);
+        ask(&world.lab.pod(1).udp_socket(to).unwrap());
+    }
+    let stats = world.proxy().stats();
+    assert_eq!(
+        (stats.udp_dropped_error, stats.udp_no_reply_socket, stats.udp_over_limit),
+        (0, 0, 0),
+        "{stats:?}"
+    );
+}

@@ -45,6 +45,9 @@ use groups::Groups;
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 const HOUSEKEEPING_LIMIT: usize = 4_096;
 
+/// How long it counts for all clients of a socket that a datagram to one of them could not be joined with others.
+const REFUSAL: Duration = Duration::from_secs(10);
+
 /// How long after clients were turned away from a socket one of their datagrams may still come by it: one that another CPU
 /// was about to put there.
 const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
@@ -70,6 +73,8 @@ pub(crate) struct UdpRelay {
     /// And flows whose endpoints may have sent more.
     ready_flows: VecDeque<FlowId>,
     is_housekeeping_due: bool,
+    /// When it was last forgotten what could not be joined.
+    refusals_forgotten: Option<Instant>,
     /// How many frontends are to be closed.
     closing: usize,
 }
@@ -193,7 +198,7 @@ impl UdpRelay {
                 frontends: Slots::default(),
                 flows: FlowTable::new(limits),
                 kept_ports: KeptPorts::default(),
-                replies: ReplySockets::default(),
+                replies: ReplySockets::new(limits.capacity.get()),
                 budget,
                 refusals: Refusals::default(),
                 groups: Groups::default(),
@@ -204,6 +209,7 @@ impl UdpRelay {
             ready_frontends: VecDeque::new(),
             ready_flows: VecDeque::new(),
             is_housekeeping_due: false,
+            refusals_forgotten: None,
             closing: 0,
         }
     }
@@ -407,9 +413,23 @@ impl UdpRelay {
         }
         flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
         self.state.replies.tidy();
+        self.forget_refusals(core.now);
         self.count_drops(core);
         self.close_frontends(core);
         self.keep_house(core);
+    }
+
+    /// A client behind a narrow path does not keep the answers of others from being joined for good.
+    fn forget_refusals(&mut self, now: Instant) {
+        if self.refusals_forgotten.is_none_or(|last| now.saturating_duration_since(last) >= REFUSAL) {
+            self.refusals_forgotten = Some(now);
+            self.state.replies.forget_refusals();
+            for id in self.state.frontends.ids() {
+                if let Some(frontend) = self.state.frontends.get_mut(id) {
+                    frontend.joining.forget();
+                }
+            }
+        }
     }
 
     /// Sees to it that there is a housekeeping while there are flows, or sockets that are to be closed.

@@ -1,9 +1,14 @@
 //! The sockets that replies to captured datagrams leave by: one for each frontend that has flows, shared
-//! by them.
+//! by them, and one more for each client that has found it full.
+//!
+//! What the kernel cannot send yet, to a neighbour that does not answer or by a narrow device, counts as its socket's until
+//! it has (`sk_wmem_alloc`): one client could keep a shared socket full, and all others from their answers. Who fills it the
+//! kernel does not say. So whoever finds it full gets a socket of its own, innocent or not: the former lose nothing, and
+//! the latter add nothing more to it.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
@@ -13,12 +18,26 @@ use super::socket;
 use crate::descriptors::Permit;
 use crate::transparent::Marks;
 
+/// Of as many flows as there may be, so many clients' sockets at the most: one in this many.
+const OWN_SHARE: usize = 4;
+
 /// A socket with a frontend's address. Closed with the last flow that replies by it.
 #[derive(Debug)]
 pub(crate) struct ReplySocket {
     pub(crate) socket: UdpSocket,
     pub(crate) joining: Joining,
+    /// Only one client's answers leave by it.
+    pub(crate) is_own: bool,
     _permit: Permit,
+}
+
+impl ReplySocket {
+    /// One of a client's own has no peer all the same: TPROXY would hand over to it what the client sends
+    /// (`nf_tproxy_get_sock_v4`, `NF_TPROXY_LOOKUP_ESTABLISHED`).
+    fn open(frontend: SocketAddr, marks: Marks, is_own: bool, permit: Permit) -> io::Result<Arc<Self>> {
+        let socket = socket::reply_from(frontend, marks)?;
+        Ok(Arc::new(Self { socket, joining: Joining::default(), is_own, _permit: permit }))
+    }
 }
 
 /// Closing is not enough: a process that is being started has a copy until it executes its program.
@@ -29,16 +48,35 @@ impl Drop for ReplySocket {
 }
 
 /// All of them of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ReplySockets {
     by_frontend: HashMap<SocketAddr, Weak<ReplySocket>>,
+    /// A frontend's, for one client.
+    own: HashMap<(SocketAddr, IpAddr), Weak<ReplySocket>>,
+    most_own: usize,
     has_complained: bool,
 }
 
 impl ReplySockets {
-    /// The frontend's socket, if it has one.
-    pub(crate) fn find(&self, frontend: SocketAddr) -> Option<Arc<ReplySocket>> {
-        self.by_frontend.get(&frontend).and_then(Weak::upgrade)
+    /// Those of a worker that may have so many flows.
+    pub(crate) fn new(flows: usize) -> Self {
+        Self {
+            by_frontend: HashMap::new(),
+            own: HashMap::new(),
+            most_own: (flows / OWN_SHARE).max(1),
+            has_complained: false,
+        }
+    }
+
+    /// The client's socket of a frontend, or else the one that it shares, if there is one.
+    pub(crate) fn find(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
+        let shared = || self.by_frontend.get(&frontend).and_then(Weak::upgrade);
+        self.find_own(frontend, client).or_else(shared)
+    }
+
+    /// The client's socket of a frontend, if it has one.
+    pub(crate) fn find_own(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
+        self.own.get(&(frontend, client)).and_then(Weak::upgrade)
     }
 
     /// Opens a frontend's socket; none if it cannot be had.
@@ -48,8 +86,8 @@ impl ReplySockets {
         marks: Marks,
         permit: Permit,
     ) -> Option<Arc<ReplySocket>> {
-        let socket = match socket::reply_from(frontend, marks) {
-            Ok(socket) => Arc::new(ReplySocket { socket, joining: Joining::default(), _permit: permit }),
+        let socket = match ReplySocket::open(frontend, marks, false, permit) {
+            Ok(socket) => socket,
             Err(error) => {
                 self.complain(frontend, &error);
                 return None;
@@ -57,6 +95,39 @@ impl ReplySockets {
         };
         self.by_frontend.insert(frontend, Arc::downgrade(&socket));
         Some(socket)
+    }
+
+    /// Whether one more client may have a socket of its own. Those that were closed count until they are tidied away.
+    pub(crate) fn has_room(&self) -> bool {
+        self.own.len() < self.most_own
+    }
+
+    /// Opens a socket for one client's answers; none if it cannot be had.
+    pub(crate) fn open_own(
+        &mut self,
+        frontend: SocketAddr,
+        client: IpAddr,
+        marks: Marks,
+        permit: Permit,
+    ) -> Option<Arc<ReplySocket>> {
+        match ReplySocket::open(frontend, marks, true, permit) {
+            Ok(socket) => {
+                self.own.insert((frontend, client), Arc::downgrade(&socket));
+                Some(socket)
+            }
+            // The answers are counted as lost.
+            Err(error) => {
+                tracing::debug!(%frontend, %client, %error, "no socket for one client's answers");
+                None
+            }
+        }
+    }
+
+    /// Forgets what the kernel has refused to send as one, of all sockets: another client may have been the reason.
+    pub(crate) fn forget_refusals(&self) {
+        for socket in self.by_frontend.values().chain(self.own.values()).filter_map(Weak::upgrade) {
+            socket.joining.forget();
+        }
     }
 
     /// Once: what clients send comes often.
@@ -72,9 +143,10 @@ impl ReplySockets {
         }
     }
 
-    /// Forgets frontends that have no flows any more.
+    /// Forgets frontends, and clients of them, that have no flows any more.
     pub(crate) fn tidy(&mut self) {
         self.by_frontend.retain(|_, socket| socket.strong_count() > 0);
+        self.own.retain(|_, socket| socket.strong_count() > 0);
     }
 }
 

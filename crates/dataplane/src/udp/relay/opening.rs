@@ -109,9 +109,7 @@ impl State {
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => {
-                Reply::Captured(self.reply_socket(destination, sharer, marks, core)?)
-            }
+            (Door::Captured(_), Some(marks)) => Reply::Captured(self.reply_socket(key, sharer, marks, core)?),
             _ => Reply::Bound(frontend),
         };
         let (mut descriptor, mut ephemeral_port) = (None, None);
@@ -172,19 +170,43 @@ impl State {
         }
     }
 
-    /// The socket that replies of a frontend leave by.
+    /// The socket that replies of a frontend to a client leave by.
     fn reply_socket(
         &mut self,
-        frontend: SocketAddr,
+        FlowKey { client, destination: frontend }: FlowKey,
         sharer: Sharer,
         marks: Marks,
         core: &Core,
     ) -> Result<Arc<ReplySocket>, NotOpened> {
-        if let Some(socket) = self.replies.find(frontend) {
+        if let Some(socket) = self.replies.find(frontend, client.ip()) {
             return Ok(socket);
         }
         let permit = self.take(sharer, Lack::Place, core)?;
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
+    }
+
+    /// Gives the client of a flow, whose replies have found their shared socket full, a socket of its own for that
+    /// frontend. It has no more of them than flows, and so at most twice its share. Nobody makes room for it. None: it has
+    /// one already or can have none, or its frontend's socket is the one that clients send to: a second one with that address
+    /// would get part of what they send.
+    pub(super) fn part(&mut self, id: FlowId, core: &Core) -> Option<Arc<ReplySocket>> {
+        let marks = core.marks?;
+        let flow = self.flows.flow(id)?;
+        let FlowKey { client, destination: frontend } = flow.key();
+        match &flow.upstream.reply {
+            Reply::Captured(reply) if !reply.is_own => {}
+            _ => return None,
+        }
+        let own = match self.replies.find_own(frontend, client.ip()) {
+            Some(own) => own,
+            None if !self.replies.has_room() => return None,
+            None => {
+                let permit = self.budget.of(Lack::Place).take(1)?;
+                self.replies.open_own(frontend, client.ip(), marks, permit)?
+            }
+        };
+        flow.upstream.reply = Reply::Captured(Arc::clone(&own));
+        Some(own)
     }
 
     /// Opens a flow's socket, and says if it keeps its client's port.

@@ -230,10 +230,20 @@ impl State {
             return self.end(id, core);
         };
         let mut failed = 0;
-        let sent = replies.send_joined(socket, joining, |_, _| {
+        let mut pass_over = |_, _| {
             failed += 1;
             ControlFlow::Continue(())
-        });
+        };
+        let mut sent = replies.send_joined(socket, joining, &mut pass_over);
+        if sent.left > 0
+            && let Some(own) = self.part(id, core)
+        {
+            let rest = replies.send_joined(&own.socket, &own.joining, &mut pass_over);
+            sent.datagrams += rest.datagrams;
+            sent.bytes += rest.bytes;
+            sent.left = rest.left;
+        }
+        let Some(flow) = self.flows.flow(id) else { return };
         flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
