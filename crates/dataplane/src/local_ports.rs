@@ -9,6 +9,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
+use sluice_model::Protocol;
 use sluice_sys::local_port;
 use socket2::{Domain, Socket, Type};
 
@@ -29,6 +30,10 @@ const HIGH: RangeInclusive<u16> = 61_000..=u16::MAX;
 /// Below are most of the well-known ones, and above the nodePorts.
 const LOW: RangeInclusive<u16> = 10_000..=29_999;
 
+/// Ports below have a meaning in TCP, too: only a privileged process could bind them, and endpoints may ask for that (NFS's
+/// `secure`, rsh).
+const UNPRIVILEGED: u16 = 1_024;
+
 /// How many ports of each range are tried at most. A client that has half of a range finds none there one in 256
 /// times.
 const TRIES: u16 = 8;
@@ -39,8 +44,14 @@ const LAST_ROUNDS: u8 = 4;
 /// Which port a connection to an endpoint is to have that has its client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UpstreamPort {
-    /// The client's: it chose this one for a reason (NTP, IKE, SIP), and endpoints may look at it.
+    /// The client's: it chose this one for a reason (NTP, IKE, SIP), and endpoints may look at it. If the client has the port
+    /// towards this endpoint itself as well, nobody can tell the two apart.
     Keep,
+    /// Its [`counterpart`], or one of [`choices`], and the client's where those are taken. The client chose it, but over
+    /// TCP it means nothing; and if the client has the port towards this endpoint itself, before or after, our SYN from there
+    /// would end its connection: the endpoint takes it for one of that connection and acknowledges, and this node,
+    /// which knows no such connection, answers with a reset.
+    Avoid,
     /// Its [`counterpart`], or one of [`choices`]. The client's was its kernel's choice and means nothing; and its
     /// kernel may choose it again for a connection of the client's own to the same endpoint.
     Choose,
@@ -48,16 +59,23 @@ pub(crate) enum UpstreamPort {
 
 impl UpstreamPort {
     /// For a client that has this port.
-    pub(crate) fn of_client(port: u16) -> Self {
-        if EPHEMERAL_PORTS.contains(&port) { Self::Choose } else { Self::Keep }
+    pub(crate) fn of_client(port: u16, protocol: Protocol) -> Self {
+        if EPHEMERAL_PORTS.contains(&port) {
+            Self::Choose
+        } else if protocol == Protocol::Tcp && port >= UNPRIVILEGED {
+            Self::Avoid
+        } else {
+            Self::Keep
+        }
     }
 }
 
-/// The port in place of one that a client's kernel chose: different for nearly all of those, so that a client finds as
-/// many towards an endpoint as its own kernel gives it towards the Service.
+/// The port in place of a client's, never that one: different for nearly all that its kernel chooses from, so that a client
+/// finds as many towards an endpoint as its own kernel gives it towards the Service.
 pub(crate) fn counterpart(port: u16) -> u16 {
     let (high, low) = (HIGH.len(), LOW.len());
-    let number = usize::from(port.saturating_sub(*EPHEMERAL_PORTS.start())) % (high + low);
+    // Ports that follow each other have numbers that do, so that no two of a row as long as both ranges share one.
+    let number = usize::from(port) % (high + low);
     let (start, offset) = if number < high { (HIGH.start(), number) } else { (LOW.start(), number - high) };
     start.saturating_add(u16::try_from(offset).unwrap_or(0))
 }
@@ -154,13 +172,29 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_a_clients_kernel_chose_is_not_kept_and_one_that_it_did_not_is() {
+    fn a_port_that_a_clients_kernel_chose_is_not_kept_and_one_that_means_something_is() {
+        let of_client = |port| [Protocol::Udp, Protocol::Tcp].map(|it| UpstreamPort::of_client(port, it));
         for port in [32_768, 45_000, 60_999] {
-            assert_eq!(UpstreamPort::of_client(port), UpstreamPort::Choose, "{port}");
+            assert_eq!(of_client(port), [UpstreamPort::Choose; 2], "{port}");
         }
-        for port in [53, 123, 500, 1_024, 5_060, 20_000, 32_767, 61_000, 65_535] {
-            assert_eq!(UpstreamPort::of_client(port), UpstreamPort::Keep, "{port}");
+        for port in [53, 123, 500, 1_023] {
+            assert_eq!(of_client(port), [UpstreamPort::Keep; 2], "{port}");
         }
+        for port in [1_024, 5_060, 20_000, 32_767, 61_000, 65_535] {
+            assert_eq!(of_client(port), [UpstreamPort::Keep, UpstreamPort::Avoid], "{port}");
+        }
+    }
+
+    /// Clients whose kernels choose from more than the default range, too.
+    #[test]
+    fn no_port_is_its_own_counterpart_and_no_more_than_three_have_the_same() {
+        let mut shared = std::collections::BTreeMap::<u16, u32>::new();
+        for port in 0..=u16::MAX {
+            assert_ne!(counterpart(port), port);
+            *shared.entry(counterpart(port)).or_default() += 1;
+        }
+        assert_eq!(shared.len(), HIGH.len() + LOW.len());
+        assert!(shared.values().all(|ports| *ports <= 3));
     }
 
     #[test]

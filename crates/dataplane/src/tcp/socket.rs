@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mio::net::TcpStream;
 use rustix::io::Errno;
+use sluice_model::Protocol;
 use sluice_sys::local_port;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
@@ -86,8 +87,8 @@ pub(crate) enum Search {
 
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
-/// A client's address is used with the client's port where that matters, and otherwise with one that the client does
-/// not use itself ([`UpstreamPort`]): the client may talk to this endpoint without the Service as well. A port that is
+/// A client's address is used with the client's port where that matters, and otherwise with one that the client hardly
+/// uses itself ([`UpstreamPort`]): the client may talk to this endpoint without the Service as well. A port that is
 /// taken towards this endpoint, or that we may not have, is replaced. One that other sockets of this node may need is
 /// not bound but left to connect(2), to which it is free towards every other destination
 /// ([`LocalPorts::can_ask_for`]).
@@ -117,14 +118,18 @@ pub(crate) fn connect(
 
 /// The ports to try for a client that has this one.
 fn candidates(client: u16, search: Search) -> impl Iterator<Item = u16> {
-    let first = match UpstreamPort::of_client(client) {
-        UpstreamPort::Keep => client,
-        UpstreamPort::Choose => counterpart(client),
+    let (first, own) = match UpstreamPort::of_client(client, Protocol::Tcp) {
+        UpstreamPort::Keep => (client, None),
+        // Others were all taken a moment ago; this one, which each of the client's connections has for itself, hardly is.
+        UpstreamPort::Avoid if search == Search::Single => (client, None),
+        UpstreamPort::Avoid => (counterpart(client), Some(client)),
+        UpstreamPort::Choose => (counterpart(client), None),
     };
-    let others = choices(rand::random()).step_by(OTHERS_APART);
+    let others = choices(rand::random()).step_by(OTHERS_APART).filter(move |port| *port != client);
     let last = (search == Search::Thorough).then(last_choices).into_iter().flatten();
     let most = if search == Search::Single { 1 } else { usize::MAX };
-    std::iter::once(first).chain(others).chain(last).take(most)
+    // Before the long search: who comes that far has thousands of connections to this endpoint.
+    std::iter::once(first).chain(others).chain(own).chain(last).take(most)
 }
 
 /// Connects from the first port that can be had. A port that bind(2) does not give leaves the socket as it is, for the next
@@ -261,6 +266,24 @@ mod tests {
         assert_eq!(tries(Search::Thorough, Some(Errno::ACCESS), None), ([1, 69, 0], none));
         assert_eq!(tries(Search::Short, None, Some(Errno::ADDRNOTAVAIL)), ([5, 5, 5], none));
         assert_eq!(tries(Search::Thorough, None, Some(Errno::ADDRNOTAVAIL)), ([69, 69, 69], none));
+    }
+
+    #[test]
+    fn a_port_that_a_client_chose_is_tried_once_and_after_others_unless_it_is_privileged() {
+        for client in [1_024, 20_000, 32_767, 61_000, u16::MAX] {
+            for search in [Search::Short, Search::Thorough] {
+                let ports: Vec<u16> = candidates(client, search).collect();
+                assert_eq!(ports[0], counterpart(client), "{ports:?}");
+                let own = ports.iter().position(|port| *port == client);
+                assert!(own.is_some_and(|at| (4..=5).contains(&at)), "{client}: {ports:?}");
+            }
+            // It has thousands of connections: each has a port of its own.
+            assert_eq!(candidates(client, Search::Single).collect::<Vec<_>>(), [client]);
+        }
+        for search in [Search::Single, Search::Short, Search::Thorough] {
+            assert_eq!(candidates(1_023, search).next(), Some(1_023));
+            assert!(candidates(40_000, search).all(|port| port != 40_000), "an ephemeral one is never had");
+        }
     }
 
     #[test]

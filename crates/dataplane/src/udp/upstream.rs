@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use rustix::io::Errno;
+use sluice_model::Protocol;
 use socket2::Socket;
 
 use super::socket;
@@ -45,7 +46,7 @@ pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) ->
 /// Binds a socket to its client's port, which the client's flows to other endpoints have too; false if it cannot be
 /// had or need not be.
 fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
-    if UpstreamPort::of_client(client.port()) == UpstreamPort::Choose {
+    if UpstreamPort::of_client(client.port(), Protocol::Udp) == UpstreamPort::Choose {
         return Ok(false);
     }
     socket.set_reuse_address(true)?;
