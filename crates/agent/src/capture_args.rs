@@ -80,7 +80,8 @@ pub enum CaptureMode {
     Tproxy,
     /// The same, and connections of this node's pods and processes get their endpoint when they are made, by programs
     /// in the kernel, as far as those can decide: no byte of them passes the agent. Needs CAP_BPF and CAP_PERFMON,
-    /// too. Where it cannot be had: tproxy, and a warning says why.
+    /// too, and CAP_SYS_ADMIN to enter pods' network namespaces: without it pods' connected UDP sockets are relayed,
+    /// and all namespaces count as pods'. Where it cannot be had: tproxy, and a warning says why.
     Socket,
     /// `socket` where this node has what it needs, else `tproxy`, and the log says why.
     Auto,

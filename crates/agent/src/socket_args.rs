@@ -15,10 +15,10 @@ use crate::values::{self, Listed};
 /// Where socket mode has its programs.
 #[derive(Debug, Clone, Args)]
 pub struct SocketArgs {
-    /// The cgroup below which sockets are decided about, for --capture socket [default: the root of all].
+    /// The cgroup below which sockets are decided about, of socket mode [default: the root of all].
     #[arg(long, value_name = "PATH")]
     pub socket_cgroup: Option<PathBuf>,
-    /// A directory of a bpffs, where the programs and maps of --capture socket outlive the agent.
+    /// A directory of a bpffs, where the programs and maps of socket mode outlive the agent.
     #[arg(long, value_name = "PATH", default_value = sluice_socket::PINS)]
     pub socket_pins: PathBuf,
     /// Decide only about sockets of the node's own network; pods' connections are relayed.
@@ -97,7 +97,7 @@ impl SocketArgs {
         match sluice_socket::ensure_bpffs(&self.socket_pins) {
             Ok(false) => {}
             Ok(true) => info!("a bpffs is mounted for {}", self.socket_pins.display()),
-            Err(error) => warn!("there is no place for what --capture socket has in the kernel: {error}"),
+            Err(error) => warn!("there is no place for what socket mode has in the kernel: {error}"),
         }
     }
 

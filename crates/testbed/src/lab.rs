@@ -62,6 +62,7 @@ mod wiring;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use sluice_model::Family;
 
 pub use bpffs::Bpffs;
@@ -294,6 +295,18 @@ impl Lab {
     /// The node where the agent runs.
     pub fn node(&self) -> &Host {
         &self.node
+    }
+
+    /// The Node object of that node, as an apiserver has it: its name is `node`.
+    pub fn node_object(&self) -> Value {
+        let addresses = [Family::V4, Family::V6]
+            .map(|family| json!({ "type": "InternalIP", "address": self.node.ip(family) }));
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": self.node.name },
+            "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"] },
+            "status": { "addresses": addresses },
+        })
     }
 
     /// A pod on the node.

@@ -7,7 +7,7 @@ use sluice_testbed::apiserver::Apiserver;
 use sluice_testbed::lab::{Lab, Outcome, PATIENCE, SILENCE};
 use tempfile::TempDir;
 
-use crate::manifests::{BACKEND, FAMILIES, PORT, Service, cluster_ip, node, node_port};
+use crate::manifests::{BACKEND, FAMILIES, PORT, Service, cluster_ip, node_port};
 use crate::scene::{AGENT, READY, sluice, until, well};
 
 #[test]
@@ -29,7 +29,7 @@ fn what_kubectl_creates_is_served_and_what_it_deletes_is_not() {
         words.extend(arguments.split(' '));
         well(lab.node().ns.output_with_input("kubectl", &words, manifest));
     };
-    kubectl("create -f -", &node(&lab));
+    kubectl("create -f -", &lab.node_object().to_string());
     let arguments = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--admin-socket", "0"];
     let agent = sluice(AGENT.into_iter().chain(arguments));
     let agent = well(lab.node().spawn(&agent));

@@ -12,7 +12,7 @@ use sluice_testbed::lab::{Lab, PATIENCE, Process};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::manifests::{Service, node};
+use crate::manifests::Service;
 use crate::monitoring::get;
 use crate::scene::{AGENT, READY, sluice, until, well};
 
@@ -31,7 +31,7 @@ impl Scene {
         let builder =
             Apiserver::builder().bind((lab.node().v4, 6443).into()).plain_http().service_cidrs(&cidrs);
         let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
-        apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
+        apiserver.create(Resource::Nodes, lab.node_object()).unwrap();
         Self { lab, apiserver, _runtime: runtime }
     }
 

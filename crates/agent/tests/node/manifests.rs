@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 use sluice_model::Family;
-use sluice_testbed::lab::{Host, Lab};
+use sluice_testbed::lab::Host;
 
 /// The port that all endpoints listen on.
 pub(crate) const BACKEND: u16 = 8080;
@@ -112,18 +112,6 @@ impl Service {
             "endpoints": self.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         })
     }
-}
-
-/// The Node object of the lab's node.
-pub(crate) fn node(lab: &Lab) -> String {
-    let addresses = FAMILIES.map(|family| json!({ "type": "InternalIP", "address": lab.node().ip(family) }));
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": "node" },
-        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"] },
-        "status": { "addresses": addresses },
-    })
-    .to_string()
 }
 
 pub(crate) fn cluster_ip(number: u8, family: Family) -> SocketAddr {

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use sluice_testbed::apiserver::{Apiserver, Resource};
 use sluice_testbed::lab::{Lab, PATIENCE};
 
-use crate::manifests::node;
 use crate::scene::{AGENT, READY, sluice, until, well};
 
 const ALERTS: &str = include_str!("../../../../deploy/monitoring/rules.yaml");
@@ -35,7 +34,7 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let builder = Apiserver::builder().bind((lab.node().v4, 6443).into()).plain_http();
     let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
-    apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
+    apiserver.create(Resource::Nodes, lab.node_object()).unwrap();
     let url = apiserver.url();
     let [address, _] = AGENT[AGENT.len() - 2..] else { panic!("{AGENT:?}") };
     assert_eq!(address, "--metrics-bind-address");

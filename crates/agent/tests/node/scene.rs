@@ -12,7 +12,7 @@ use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Host, Lab, LabError, Load, Outcome, PATIENCE, Process, Server};
 use tempfile::TempDir;
 
-use crate::manifests::{BACKEND, FAMILIES, Service, cluster_ip, node, node_port};
+use crate::manifests::{BACKEND, FAMILIES, Service, cluster_ip, node_port};
 
 /// What the agent says once it serves.
 pub(crate) const READY: &str = "ready frontends";
@@ -43,7 +43,7 @@ impl Scene {
         let servers = [lab.pod(1), lab.other_pod(0)].map(|host| well(host.serve(BACKEND)));
         let scene = Self { lab, directory: TempDir::new().unwrap(), _servers: servers };
         fs::create_dir(scene.manifests()).unwrap();
-        scene.put("node", &node(&scene.lab));
+        scene.put("node", &scene.lab.node_object().to_string());
         for number in [1, 2] {
             scene.apply(&scene.service(number));
         }

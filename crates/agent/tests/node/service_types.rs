@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::at_sockets::{Agent, METRICS, metrics};
-use crate::manifests::{BACKEND, FAMILIES, PORT, cluster_ip, external_ip, node, node_port};
+use crate::manifests::{BACKEND, FAMILIES, PORT, cluster_ip, external_ip, node_port};
 use crate::scene::{AGENT, Conversation, nft, sluice, until, well};
 
 const HEALTH: u16 = 32_000;
@@ -46,7 +46,7 @@ impl Scene {
         let cidrs = ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap());
         let builder = Apiserver::builder().bind((lab.node().v4, 6443).into()).service_cidrs(&cidrs);
         let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
-        apiserver.create(Resource::Nodes, serde_json::from_str(&node(&lab)).unwrap()).unwrap();
+        apiserver.create(Resource::Nodes, lab.node_object()).unwrap();
         let stays = crate::manifests::Service::new(1).here(lab.pod(1));
         for item in serde_json::from_str::<Value>(&stays.manifest()).unwrap()["items"].as_array().unwrap() {
             let resource =

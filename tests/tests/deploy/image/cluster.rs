@@ -26,16 +26,6 @@ pub(super) fn cluster_ip(family: Family) -> SocketAddr {
     }
 }
 
-pub(super) fn node_object(lab: &Lab) -> Value {
-    let addresses = FAMILIES.map(|family| json!({ "type": "InternalIP", "address": lab.node().ip(family) }));
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": "node" },
-        "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"] },
-        "status": { "addresses": addresses },
-    })
-}
-
 pub(super) fn service() -> Value {
     let port = |protocol: &str| json!({ "name": protocol.to_lowercase(), "protocol": protocol, "port": 80, "nodePort": 30_007 });
     json!({

@@ -14,7 +14,7 @@ use sluice_testbed::apiserver::{Apiserver, Resource};
 use sluice_testbed::lab::{Host, Lab, LabError, PATIENCE, Process};
 use tempfile::TempDir;
 
-use super::cluster::{FAMILIES, cluster_ip, kube_proxy_config, node_object, service, slice};
+use super::cluster::{FAMILIES, cluster_ip, kube_proxy_config, service, slice};
 use super::socket_mode::SocketPlace;
 use crate::manifests::{daemonset, overlay, pod, with_components};
 use crate::pod::{Node, arguments};
@@ -60,7 +60,7 @@ impl Scene {
         let builder =
             Apiserver::builder().bind((lab.node().v4, 6443).into()).token("secret").service_cidrs(&cidrs);
         let apiserver = lab.node().ns.run(|| runtime.block_on(builder.start())).unwrap();
-        apiserver.create(Resource::Nodes, node_object(&lab)).unwrap();
+        apiserver.create(Resource::Nodes, lab.node_object()).unwrap();
         apiserver.create(Resource::Services, service()).unwrap();
         for family in FAMILIES {
             apiserver.create(Resource::EndpointSlices, slice(&lab, family)).unwrap();
