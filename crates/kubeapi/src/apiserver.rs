@@ -35,6 +35,7 @@ mod kubeconfig;
 mod lines;
 mod look;
 mod names;
+mod own_node;
 mod paging;
 mod reason;
 mod resource;

@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Identity as ClientIdentity, Proxy, Url};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::access::{Access, Identity, Secret, Trust};
 use super::config::{ConfigError, Timing};
+use super::reason;
 
 const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
 
@@ -34,11 +38,17 @@ pub(super) fn build(
     identity: Option<&Identity>,
     timing: &Timing,
 ) -> Result<Vec<Server>, ConfigError> {
-    access.servers.iter().map(|url| build_one(access, identity, timing, url)).collect()
+    let trusted = match &access.tls.trust {
+        Trust::Authorities(pem) => Some(authorities(pem)?),
+        Trust::System | Trust::Anything => None,
+    };
+    let one = |url| build_one(access, trusted.as_deref(), identity, timing, url);
+    access.servers.iter().map(one).collect()
 }
 
 fn build_one(
     access: &Access,
+    trusted: Option<&[Certificate]>,
     identity: Option<&Identity>,
     timing: &Timing,
     url: &Url,
@@ -69,10 +79,9 @@ fn build_one(
         })?;
         builder = builder.dns_resolver(Arc::new(Elsewhere { host }));
     }
-    builder = match &tls.trust {
-        Trust::System => builder,
-        Trust::Authorities(pem) => builder.tls_certs_only(authorities(pem)?),
-        Trust::Anything => builder.tls_danger_accept_invalid_certs(true),
+    builder = match trusted {
+        Some(trusted) => builder.tls_certs_only(trusted.iter().cloned()),
+        None => builder.tls_danger_accept_invalid_certs(tls.trust == Trust::Anything),
     };
     builder = match &tls.proxy {
         // The proxies of the environment are for the internet.
@@ -96,14 +105,37 @@ fn probe_interval(timing: &Timing) -> Duration {
     Duration::from_secs((timing.keep_alive_answer / PROBES).as_secs().max(1))
 }
 
+/// The certificates of a bundle that can be used: as to client-go (`x509.CertPool.AppendCertsFromPEM`), one that cannot
+/// takes nothing from the others.
 fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, ConfigError> {
-    let certificates =
-        Certificate::from_pem_bundle(pem).map_err(|error| wrong("certificate authority", &error))?;
-    if certificates.is_empty() {
-        let (field, mend) = ("certificate authority", "write certificates in the PEM format");
-        return Err(ConfigError::value("TLS", field, "it holds no certificate", mend));
+    let (mut usable, mut number, mut problem) = (Vec::new(), 0, String::new());
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        number += 1;
+        let read = certificate.map_err(|error| error.to_string()).and_then(|certificate| {
+            RootCertStore::empty().add(certificate.clone()).map_err(|error| error.to_string())?;
+            Certificate::from_der(&certificate).map_err(|error| error.to_string())
+        });
+        match read {
+            Ok(certificate) => usable.push(certificate),
+            Err(error) => problem = format!("number {number}: {}", reason::one_line(&error)),
+        }
     }
-    Ok(certificates)
+    if usable.is_empty() {
+        let (field, mend) = ("certificate authority", "write certificates in the PEM format");
+        let what = match number {
+            0 => "it holds no certificate".to_owned(),
+            _ => format!("none of its {number} certificates can be used ({problem})"),
+        };
+        return Err(ConfigError::value("TLS", field, what, mend));
+    }
+    if usable.len() < number {
+        let unusable = number - usable.len();
+        tracing::warn!(
+            "TLS: certificate authority: {unusable} of {number} certificates cannot be used ({problem}), the others are: \
+             remove what is no certificate"
+        );
+    }
+    Ok(usable)
 }
 
 fn wrong(field: &str, error: &reqwest::Error) -> ConfigError {

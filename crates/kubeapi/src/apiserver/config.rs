@@ -271,7 +271,7 @@ pub(super) fn server(origin: impl ToString, field: &str, text: &str) -> Result<U
     let wrong = |what: String| {
         Err(ConfigError::value(origin.to_string(), field, what, "write one such as https://10.0.0.2:6443"))
     };
-    // As kubectl reads an address without a scheme.
+    // As kubectl reads an address without a scheme, also where there is a CA: it decides before it has read one.
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let mut url = match Url::parse(&full) {
         Ok(url) => url,

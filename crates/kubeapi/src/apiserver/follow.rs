@@ -22,6 +22,7 @@ use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, 
 use super::health::{Health, ResourceHealth};
 use super::lines::{Line, Lines};
 use super::names::Names;
+use super::own_node::OwnNode;
 use super::paging::Paging;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
@@ -61,8 +62,9 @@ pub(super) struct Follower {
     lacks_field: bool,
     /// Something was wrong, and has not been seen to work since.
     troubled: bool,
-    /// Whether there was a Node when it was last looked for.
-    has_node: Option<bool>,
+    /// How often in a row the apiserver did not know the resource.
+    not_found: usize,
+    own_node: OwnNode,
 }
 
 /// Where it stands.
@@ -93,7 +95,8 @@ impl Follower {
             names: Names::default(),
             warned: Warned::default(),
             troubled: false,
-            has_node: None,
+            not_found: 0,
+            own_node: OwnNode::default(),
             resource,
             node,
             timing,
@@ -122,18 +125,21 @@ impl Follower {
         match self.read_list().await {
             Ok(version) => {
                 self.paging.done();
+                self.not_found = 0;
                 self.look_for_node();
                 self.health().was_listed();
                 self.well();
                 self.say(News::Listed(self.resource)).await;
                 State::Watch(version)
             }
-            Err(Failure { reason: Reason::Status(404, _), .. }) if self.resource.may_be_absent() => {
+            Err(Failure { reason: Reason::Status(404, _), .. }) if self.is_absent() => {
                 tracing::debug!(resource = %self.resource, "the cluster has none of these");
                 self.health().is_absent();
                 let gone = self.known.drain().map(Change::Delete).collect();
                 self.warned = Warned::default();
                 self.say(News::Changes(gone)).await;
+                self.backoff.reset();
+                self.well();
                 self.say(News::Listed(self.resource)).await;
                 State::Absent
             }
@@ -146,6 +152,13 @@ impl Follower {
                 State::List
             }
         }
+    }
+
+    /// Whether an apiserver's 404 means that the cluster has no such resource. Where it had some, only one of many in a row
+    /// does: while a cluster's apiservers are upgraded one after the other, some know it already and some not yet.
+    fn is_absent(&mut self) -> bool {
+        self.not_found += 1;
+        self.resource.may_be_absent() && (self.known.is_empty() || self.not_found >= NOT_FOUND_MAX)
     }
 
     /// Reads all pages. What is gone is said to be deleted after the last one. A page that fails is asked for again, as the next
@@ -407,28 +420,12 @@ impl Follower {
         }
     }
 
-    /// Says, once, that the cluster has no Node of this name, and that it has one.
     fn look_for_node(&mut self) {
-        if self.resource != Resource::Node {
-            return;
+        if self.resource == Resource::Node {
+            let has_node = !self.known.is_empty();
+            self.own_node.seen(&self.node, has_node);
+            self.health.set_has_node(has_node);
         }
-        let has_node = !self.known.is_empty();
-        match (self.has_node, has_node) {
-            (None, false) => tracing::warn!(
-                "the cluster has no Node {:?}: nodePorts, health checks and zones do not work until it has: see \
-                 kubectl get nodes, and give this one's name with --hostname-override",
-                self.node
-            ),
-            (Some(true), false) => tracing::warn!(
-                "the cluster has no Node {:?} any more: nodePorts and zones go by what it said last, and load balancers \
-                 are told not to send here until there is one again",
-                self.node
-            ),
-            (Some(false), true) => tracing::info!("the cluster has the Node {:?} now", self.node),
-            _ => {}
-        }
-        self.has_node = Some(has_node);
-        self.health.set_has_node(has_node);
     }
 
     fn skip(&mut self, name: Option<&ObjectRef>, why: &str) {
@@ -494,6 +491,9 @@ impl Follower {
         }
     }
 }
+
+/// 404s in a row that say that what was there is gone: some three minutes of them, by backoff.
+const NOT_FOUND_MAX: usize = 10;
 
 /// What an event has around its object.
 const MAX_EVENT_OVERHEAD: usize = 1024;

@@ -15,7 +15,7 @@ use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::access::{Access, Auth, Secret};
+use super::access::{Access, Auth, Identity, Secret};
 use super::answer::Answer;
 use super::client::{self, Server};
 use super::config::{self, Config, ConfigError, Timing};
@@ -39,6 +39,8 @@ struct Session {
     servers: Vec<Server>,
     /// What the exec plugin said last.
     credential: Option<Credential>,
+    /// What of an exec plugin's the clients show, be it held still or not.
+    identity: Option<Identity>,
     /// When the files were read.
     loaded: Instant,
     /// They are to be read again before the next request.
@@ -102,10 +104,12 @@ impl Transport {
         // Another part of the process may have installed one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let access = config::load(&config)?;
+        warn_of_withheld(&access);
         let session = Session {
             servers: client::build(&access, None, &config.timing)?,
             access,
             credential: None,
+            identity: None,
             loaded: Instant::now(),
             stale: false,
             generation: 0,
@@ -142,11 +146,11 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
-            if failure.reason == Reason::Unauthorized {
-                if !std::mem::replace(&mut refreshed, true) && self.refresh(ready.generation).await {
-                    continue;
-                }
-                return Err(failure);
+            if failure.reason == Reason::Unauthorized
+                && !std::mem::replace(&mut refreshed, true)
+                && self.refresh(ready.generation).await
+            {
+                continue;
             }
             tried += 1;
             if !self.give_up(ready.index, &failure.reason).await || tried >= ready.servers {
@@ -237,17 +241,22 @@ impl Transport {
         true
     }
 
-    /// Goes back to the first apiserver if that is ready again. On the side: one that does not answer is
-    /// not to hold up a watch.
+    /// Goes back to the first apiserver if that is ready again, and accepts the credentials. On the side: one that
+    /// does not answer is not to hold up a watch.
     fn try_first(&self, session: &Session) {
         let Some(first) = session.servers.first().cloned() else { return };
+        // What cannot be a header fails the request that this one goes along with.
+        let Ok(authorization) = authorization(session, &first) else { return };
         let (limit, session) = (self.config.timing.answer, Arc::clone(&self.session));
         tokio::spawn(async move {
             let mut url = first.base;
             url.set_path(&format!("{}readyz", url.path()));
-            // One that asks who wants to know is there, too.
-            let answer = timeout(limit, first.http.get(url).send()).await;
-            if answer.is_ok_and(|answer| answer.is_ok_and(|answer| !answer.status().is_server_error())) {
+            let headers: HeaderMap = authorization.map(|value| (AUTHORIZATION, value)).into_iter().collect();
+            let answer = timeout(limit, first.http.get(url).headers(headers).send()).await;
+            // One that does not let us look is there, too; one that does not know us was left for that.
+            let is_ready =
+                |status: StatusCode| !status.is_server_error() && status != StatusCode::UNAUTHORIZED;
+            if answer.is_ok_and(|answer| answer.is_ok_and(|answer| is_ready(answer.status()))) {
                 let mut session = session.lock().await;
                 (session.active, session.left_first) = (0, None);
             }
@@ -274,31 +283,31 @@ impl Transport {
         if session.stale || session.loaded.elapsed() >= reload {
             self.reload(&mut session).await;
         }
-        if session.left_first.is_some_and(|at| at.elapsed() >= fail_back) {
-            session.left_first = Some(Instant::now());
-            self.try_first(&session);
-        }
         let index = session.active;
         let server = session.servers.get(index).map(|server| name(&server.url)).unwrap_or_default();
         let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
         if let Auth::Exec(exec) = session.access.auth.clone()
+            && session.access.servers.iter().any(is_encrypted)
             && !session.credential.as_ref().is_some_and(|held| held.is_fresh(Timestamp::now()))
         {
             let credential = exec::run(&exec).await.map_err(|what| failed(Reason::ExecPlugin(what)))?;
-            let identity = |held: &Option<Credential>| held.as_ref().and_then(|held| held.identity.clone());
-            let credential = Some(credential);
-            if identity(&credential) != identity(&session.credential) {
+            if credential.identity != session.identity {
                 session.servers =
-                    client::build(&session.access, identity(&credential).as_ref(), &self.config.timing)
+                    client::build(&session.access, credential.identity.as_ref(), &self.config.timing)
                         .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
+                session.identity.clone_from(&credential.identity);
             }
-            session.credential = credential;
+            session.credential = Some(credential);
             session.generation += 1;
         }
-        let authorization = authorization(&session).map_err(|what| failed(Reason::Config(what)))?;
+        if session.left_first.is_some_and(|at| at.elapsed() >= fail_back) {
+            session.left_first = Some(Instant::now());
+            self.try_first(&session);
+        }
         let Some(server) = session.servers.get(index).cloned() else {
             return Err(failed(Reason::Config("no apiserver is configured".to_owned())));
         };
+        let authorization = authorization(&session, &server).map_err(|what| failed(Reason::Config(what)))?;
         Ok(Ready {
             server,
             index,
@@ -317,23 +326,32 @@ impl Transport {
             if access == session.access {
                 return Ok(None);
             }
-            let identity = session.credential.as_ref().and_then(|held| held.identity.clone());
-            let is_same_client = access.tls == session.access.tls && access.servers == session.access.servers;
+            // What a plugin gave counts for as long as that plugin does.
+            let identity = session.identity.clone().filter(|_| access.auth == session.access.auth);
+            let is_same_client = access.tls == session.access.tls
+                && access.servers == session.access.servers
+                && identity == session.identity;
             let servers = match is_same_client {
                 true => session.servers.clone(),
                 false => client::build(&access, identity.as_ref(), &self.config.timing)?,
             };
-            Ok(Some((access, servers)))
+            Ok(Some((access, servers, identity)))
         });
         match renewed {
             Ok(renewed) => {
                 session.problem = None;
-                if let Some((access, servers)) = renewed {
+                if let Some((access, servers, identity)) = renewed {
                     tracing::info!("the apiserver's address, credentials or certificates have changed");
                     if access.servers != session.access.servers {
                         (session.active, session.left_first) = (0, None);
                     }
-                    (session.access, session.servers) = (access, servers);
+                    if access.auth != session.access.auth {
+                        session.credential = None;
+                    }
+                    if withheld(&session.access).is_none() {
+                        warn_of_withheld(&access);
+                    }
+                    (session.access, session.servers, session.identity) = (access, servers, identity);
                     session.generation += 1;
                 }
             }
@@ -352,7 +370,12 @@ fn is_of_server(reason: &Reason) -> bool {
     is_tls(reason)
         || matches!(
             reason,
-            Reason::Unreachable(_) | Reason::Silent(_) | Reason::NotUnderstood(_) | Reason::Status(500.., _)
+            Reason::Unreachable(_)
+                | Reason::Silent(_)
+                // Where there are no other credentials: its keys, its clock or its webhook may be out of step.
+                | Reason::Unauthorized
+                | Reason::NotUnderstood(_)
+                | Reason::Status(500.., _)
         )
 }
 
@@ -378,7 +401,33 @@ fn host(url: &Url) -> String {
     format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
-fn authorization(session: &Session) -> Result<Option<HeaderValue>, String> {
+/// Whether nobody in between can read what is sent there.
+fn is_encrypted(url: &Url) -> bool {
+    url.scheme() == "https"
+}
+
+/// An apiserver that gets no credentials though there are some. client-go reads none for an address without TLS
+/// (`clientcmd.DirectClientConfig.ClientConfig`).
+fn withheld(access: &Access) -> Option<&Url> {
+    let has_any = access.auth != Auth::None || access.tls.identity.is_some();
+    access.servers.iter().find(|url| has_any && !is_encrypted(url))
+}
+
+fn warn_of_withheld(access: &Access) {
+    if let Some(url) = withheld(access) {
+        tracing::warn!(
+            "apiserver {}: the connection is not encrypted, so no credentials are sent over it: write its address with \
+             https://",
+            name(url)
+        );
+    }
+}
+
+/// What the header of a request to this apiserver says.
+fn authorization(session: &Session, server: &Server) -> Result<Option<HeaderValue>, String> {
+    if !is_encrypted(&server.url) {
+        return Ok(None);
+    }
     let value = match &session.access.auth {
         Auth::None => return Ok(None),
         Auth::Token(Secret(token)) => format!("Bearer {token}"),

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Timing};
-use sluice_testbed::apiserver::{Apiserver, Builder, Failure, Resource, Target, Validity};
+use sluice_testbed::apiserver::{Apiserver, Builder, Failure, Resource, Target, Validity, Verb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -178,23 +178,85 @@ async fn an_exec_plugin_gives_a_token_and_is_asked_again_after_a_401() {
     reason(&followed, "no credentials from the exec plugin: ").await;
 }
 
+/// What makes [`cat`](exec_of) a plugin: a client certificate.
+fn certificate_credential(lab: &Lab) -> Value {
+    let identity = lab.server.client_identity(Validity::Valid).unwrap();
+    credential(
+        json!({ "clientCertificateData": identity.certificate_pem, "clientKeyData": identity.key_pem }),
+    )
+}
+
+fn credential(status: Value) -> Value {
+    json!({
+        "apiVersion": "client.authentication.k8s.io/v1beta1", "kind": "ExecCredential", "status": status })
+}
+
+/// A plugin that says what the file says.
+fn exec_of(path: &Path) -> Value {
+    let api = "client.authentication.k8s.io/v1beta1";
+    json!({ "exec": { "apiVersion": api, "command": "cat", "args": [path] } })
+}
+
 #[tokio::test]
 async fn an_exec_plugin_gives_a_client_certificate() {
     let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
-    let identity = lab.server.client_identity(Validity::Valid).unwrap();
-    let credential = json!({
-        "apiVersion": "client.authentication.k8s.io/v1beta1",
-        "kind": "ExecCredential",
-        "status": {
-            "clientCertificateData": identity.certificate_pem,
-            "clientKeyData": identity.key_pem,
-        },
-    });
-    let path = lab.write("credential", credential.to_string());
-    let exec = json!({
-        "apiVersion": "client.authentication.k8s.io/v1beta1", "command": "cat", "args": [path] });
-    lab.user(json!({ "exec": exec }));
+    let path = lab.write("credential", certificate_credential(&lab).to_string());
+    lab.user(exec_of(&path));
     lab.synced().await;
+}
+
+#[tokio::test]
+async fn what_an_exec_plugin_gave_goes_with_the_kubeconfig_that_names_it() {
+    let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
+    let path = lab.write("credential", certificate_credential(&lab).to_string());
+    lab.user(exec_of(&path));
+    let followed = lab.synced().await;
+    lab.user(json!({}));
+    lab.config();
+    lab.server.drop_connections();
+    reason(&followed, "401: it does not accept the credentials").await;
+}
+
+#[tokio::test]
+async fn a_client_certificate_of_an_exec_plugin_goes_when_the_plugin_gives_none_any_more() {
+    let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
+    let path = lab.write("credential", certificate_credential(&lab).to_string());
+    lab.user(exec_of(&path));
+    let followed = lab.synced().await;
+    lab.write("credential", credential(json!({ "token": "of-nobody" })).to_string());
+    // Otherwise a request that is under way may get the answer, and be cut off before it arrives.
+    let all = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
+    until(&lab.server, |counters| all.iter().all(|of| counters.open_watches(*of) == 1)).await;
+    lab.server.faults().fail(Target::ANY, Failure::Unauthorized, 1);
+    lab.server.faults().close_watches();
+    reason(&followed, "401: it does not accept the credentials").await;
+}
+
+#[tokio::test]
+async fn no_credentials_go_out_over_plain_http() {
+    let mut lab = Lab::start(Apiserver::builder().plain_http().token("secret")).await;
+    let followed = Followed::new(lab.config());
+    reason(&followed, "401: it does not accept the credentials").await;
+    let ran = lab.directory.path().join("ran");
+    let api = "client.authentication.k8s.io/v1";
+    lab.user(json!({ "exec": { "apiVersion": api, "command": "touch", "args": [ran] } }));
+    let followed = Followed::new(lab.config());
+    reason(&followed, "401: it does not accept the credentials").await;
+    assert!(!ran.exists(), "nobody asks for what is not sent");
+}
+
+#[tokio::test]
+async fn of_a_bundle_of_authorities_those_count_that_can_be_read() {
+    let mut lab = Lab::start(Apiserver::builder().token("secret")).await;
+    let block = |text: &str| format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n");
+    let (no_base64, no_certificate) = (block("%%%"), block("AAAA"));
+    let bundle = format!("{no_base64}{no_certificate}{}{no_certificate}", lab.server.ca_pem());
+    lab.write("ca.crt", bundle);
+    *lab.cluster() = json!({ "server": lab.server.url(), "certificate-authority": "ca.crt" });
+    lab.synced().await;
+    lab.write("ca.crt", no_base64 + &no_certificate);
+    let error = ApiserverSource::start(lab.config()).unwrap_err().to_string();
+    assert!(error.contains("certificate authority: none of its 2 certificates can be used"), "{error}");
 }
 
 #[tokio::test]
@@ -310,6 +372,25 @@ async fn the_next_of_several_servers_is_used_and_then_the_first_again() {
         followed.until_like(&first).await;
         assert_eq!(followed.names().len(), 4, "{how}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_good_credentials_is_left_for_another_one() {
+    let first = start(Apiserver::builder().plain_http()).await;
+    let second = first.replica().unwrap();
+    first.create(Resource::Services, service("a")).unwrap();
+    first.faults().fail(Target::ANY, Failure::Unauthorized, usize::MAX);
+    let timing = Timing { fail_back: Duration::from_millis(1), watch: Duration::from_secs(1), ..timing() };
+    let masters = vec![first.url(), second.url()];
+    let mut followed = Followed::new(Config { masters, timing, ..config(&first) });
+    followed.until_like(&second).await;
+    // The first one is asked whether it is ready each time.
+    until(&second, |counters| counters.requests(Verb::Watch, Resource::Services) > 3).await;
+    let asked = first.counters().borrow().requests(Verb::List, Resource::Services)
+        + first.counters().borrow().requests(Verb::Watch, Resource::Services);
+    assert!(asked <= 1, "{asked} requests to the one that refuses");
+    first.faults().clear();
+    until(&first, |counters| counters.open_watches(Resource::Services) == 1).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde_json::json;
 use sluice_kubeapi::apiserver::{Config, Environment, Resource as Watched, Timing};
 use sluice_testbed::apiserver::{Apiserver, Expiry, Failure, Resource, Target, Verb};
 
+use crate::access::all_well;
 use crate::canned::{Canned, EMPTY, QUIET};
 use crate::cluster::{Followed, NODE, config, held, plain, service, soon, start, timing, until};
 
@@ -347,7 +348,7 @@ async fn a_bad_request_that_is_not_about_the_field_leaves_it_as_it_is() {
 async fn a_cluster_without_service_cidrs_is_one_of_an_older_version() {
     let canned = Canned::start(|request| {
         if request.contains("servicecidrs") {
-            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned()
+            NOT_FOUND.to_owned()
         } else if request.contains("watch=true") {
             QUIET.to_owned()
         } else {
@@ -362,6 +363,66 @@ async fn a_cluster_without_service_cidrs_is_one_of_an_older_version() {
     assert_eq!(followed.health().reasons(), []);
     let asked = |part: &str| canned.requests().iter().filter(|request| request.contains(part)).count();
     assert_eq!(asked("servicecidrs"), 1);
+}
+
+const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+
+#[tokio::test]
+async fn a_failure_is_over_once_it_is_known_that_there_are_no_service_cidrs() {
+    let times = AtomicUsize::new(0);
+    let canned = Canned::start(move |request| {
+        if request.contains("servicecidrs") {
+            match times.fetch_add(1, Relaxed) {
+                0 => "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_owned(),
+                _ => NOT_FOUND.to_owned(),
+            }
+        } else if request.contains("watch=true") {
+            QUIET.to_owned()
+        } else {
+            EMPTY.to_owned()
+        }
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
+    let mut followed = Followed::new(config);
+    followed.next().await;
+    all_well(&followed).await;
+    assert_eq!(followed.health().of(Watched::ServiceCidrs).errors(), 1);
+}
+
+#[tokio::test]
+async fn service_cidrs_are_gone_when_several_apiservers_in_a_row_know_none() {
+    let list = |names: &[&str]| {
+        let item = |name| json!({ "metadata": { "name": name }, "spec": { "cidrs": ["10.96.0.0/16"] } });
+        let items: Vec<_> = names.iter().map(item).collect();
+        let body = json!({ "metadata": { "resourceVersion": "1" }, "items": items }).to_string();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let times = AtomicUsize::new(0);
+    let canned = Canned::start(move |request| {
+        match (request.contains("servicecidrs"), request.contains("watch=true")) {
+            (true, true) => NOT_FOUND.to_owned(),
+            (true, false) => match times.fetch_add(1, Relaxed) {
+                0 => list(&["a"]),
+                4 => list(&["a", "b"]),
+                _ => NOT_FOUND.to_owned(),
+            },
+            (false, true) => QUIET.to_owned(),
+            (false, false) => EMPTY.to_owned(),
+        }
+    })
+    .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let timing = Timing { backoff_max: Duration::from_millis(10), ..timing() };
+    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    assert_eq!(followed.next().await, ["+ServiceCIDR a"]);
+    // Three that know nothing of it take nothing away.
+    assert_eq!(followed.next().await, ["+ServiceCIDR a", "+ServiceCIDR b"]);
+    followed.until(|objects| objects.is_empty()).await;
+    all_well(&followed).await;
+    let is_list = |line: &&String| line.contains("servicecidrs") && !line.contains("watch=true");
+    assert_eq!(canned.requests().iter().filter(is_list).count(), 5 + 10);
 }
 
 #[tokio::test]
