@@ -30,7 +30,7 @@ pub(crate) enum End {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
-    /// One side had closed, and nothing moved for too long.
+    /// One side had closed, and nothing moved for too long; or both had, and the rest was not taken.
     HalfClosed,
     /// No endpoint answered.
     NoEndpoint,

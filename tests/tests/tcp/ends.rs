@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use sluice_dataplane::Config;
 use sluice_model::Protocol;
 use sluice_tests::backend::Backend;
 use sluice_tests::{PATIENCE, World, wait};
+use socket2::SockRef;
 
 use super::client::{connect, reset};
 
@@ -79,6 +81,71 @@ fn an_endpoint_that_closes_its_side_first_still_receives() {
     stream.write_all(b"late").unwrap();
     drop(stream);
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap(), b"late");
+}
+
+/// A client that has ended, as its endpoint has, and has not taken this much of the answer.
+fn owing(half_closed_idle: Duration) -> (World, TcpStream, [Backend; 2]) {
+    let generous = Backend::tcp(|mut stream| {
+        stream.read_to_end(&mut Vec::new())?;
+        stream.write_all(&vec![7; OWED])
+    });
+    let echoing = Backend::tcp(|mut stream| {
+        let mut byte = [0];
+        while stream.read(&mut byte)? > 0 {
+            stream.write_all(&byte)?;
+        }
+        Ok(())
+    });
+    let config = Config { half_closed_idle, workers: 1, ..World::CONFIG };
+    let mut world = World::with_config(Protocol::Tcp, &[generous.address], config);
+    let other = world.add_service("other", &[echoing.address]);
+    let mut stream = connect(&world);
+    SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    wait::until("all was passed on", || {
+        let endpoints = world.proxy.observer().endpoints();
+        endpoints
+            .iter()
+            .any(|(_, endpoint)| endpoint.stats().bytes_from_endpoint.load(Ordering::Relaxed) == OWED as u64)
+    });
+    // Whatever the worker was about to do it has done by now.
+    let mut other = TcpStream::connect(other).unwrap();
+    for _ in 0..10 {
+        other.write_all(b".").unwrap();
+        other.read_exact(&mut [0]).unwrap();
+    }
+    assert_eq!(world.proxy.stats().tcp_active, 2);
+    drop(other);
+    (world, stream, [generous, echoing])
+}
+
+/// More than is left to the kernel, and less than its sockets take.
+const OWED: usize = 512 << 10;
+
+#[test]
+fn a_session_is_counted_until_what_was_sent_has_arrived() {
+    let (world, mut stream, _backends) = owing(PATIENCE);
+    SockRef::from(&stream).set_recv_buffer_size(OWED).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), OWED);
+    wait::until("it has ended", || world.proxy.stats().tcp_active == 0);
+    assert_eq!(world.proxy.stats().tcp_half_closed_timeouts, 0);
+}
+
+#[test]
+fn a_client_that_does_not_take_what_is_left_is_reset_in_the_end() {
+    let (world, mut stream, _backends) = owing(Duration::from_millis(500));
+    wait::until("it is given up", || world.proxy.stats().tcp_active == 0);
+    assert_eq!(world.proxy.stats().tcp_half_closed_timeouts, 1);
+    assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_client_that_goes_without_what_is_left_ends_the_session() {
+    let (world, stream, _backends) = owing(PATIENCE * 2);
+    drop(stream);
+    wait::until("it has ended", || world.proxy.stats().tcp_active == 0);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sluice_table::{Lease, ServicePort};
 
+use super::delivering::{Delivering, Delivery, PATIENCE};
 use super::direction::{Direction, Pump, Pumped};
 use super::peer::Peer;
 use super::session::{Context, Side, Step};
@@ -31,6 +32,8 @@ pub(super) struct Relaying {
     pub(super) service: Arc<ServicePort>,
     /// Who was reset first, if anyone, and when that was noticed.
     pub(super) reset: Option<(Side, Instant)>,
+    /// All was passed on, and much has not arrived.
+    delivering: Option<Delivering>,
     pub(super) last_moved: Instant,
     /// It was old enough for keepalive and has it.
     pub(super) is_settled: bool,
@@ -49,6 +52,7 @@ impl Relaying {
             lease,
             service,
             reset: None,
+            delivering: None,
             last_moved: now,
             is_settled: false,
             sent: 0,
@@ -71,6 +75,11 @@ impl Relaying {
         self.to_upstream.is_finished() != self.to_downstream.is_finished()
     }
 
+    /// Whether all was passed on, and it is waited for that it arrives.
+    pub(super) fn is_delivering(&self) -> bool {
+        self.delivering.is_some()
+    }
+
     /// Whether a direction moves much at a time.
     pub(super) fn is_bulk(&self) -> bool {
         self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
@@ -78,6 +87,18 @@ impl Relaying {
 
     /// Moves what can be moved, both ways.
     pub(super) fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
+        if let Some(delivering) = &mut self.delivering {
+            let streams = [&downstream.stream, &self.upstream.stream];
+            let patience = context.core.half_closed_idle.min(PATIENCE);
+            return match delivering.look(streams, &mut self.last_moved, context.core.now, patience) {
+                Delivery::Waiting => Step::Wait,
+                Delivery::Done => Step::End(End::Closed),
+                Delivery::Overdue => {
+                    context.core.stats.tcp_half_closed_timeouts.add(1);
+                    Step::End(End::HalfClosed)
+                }
+            };
+        }
         let mut pumped = [Pumped::Waiting; 2];
         // Twice at most: what is found out about one direction may change what the other is to do.
         for _ in 0..2 {
@@ -110,7 +131,12 @@ impl Relaying {
             };
         }
         match pumped {
-            [Pumped::Finished, Pumped::Finished] => Step::End(End::Closed),
+            [Pumped::Finished, Pumped::Finished] => {
+                let sides = [(&downstream.stream, self.received), (&self.upstream.stream, self.sent)];
+                self.last_moved = context.core.now;
+                self.delivering = Delivering::begin(sides);
+                if self.is_delivering() { Step::Wait } else { Step::End(End::Closed) }
+            }
             [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,
             _ => Step::Wait,
         }

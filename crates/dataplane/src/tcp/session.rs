@@ -4,6 +4,7 @@
 //!            ┌─ next attempt ─┐
 //!            ▼                │            both FINs passed on
 //!        Connecting ──► Relaying ───────────────────────────────► ended, clean
+//!            │              │              └─ much has not arrived: Delivering ──►
 //!            │              │ one side was reset
 //!            │              ▼
 //!            │          Draining: what that side sent before still goes to the other,
@@ -23,6 +24,7 @@ use sluice_table::{Selection, Upstream};
 
 use super::attempt;
 use super::connect::{Attempts, Failure, Overdue};
+use super::delivering;
 use super::direction::Tools;
 use super::peer::Peer;
 use super::relaying::Relaying;
@@ -203,7 +205,9 @@ impl Session {
         let now = context.core.refresh();
         let relaying = match &mut self.state {
             State::Connecting(_) => return self.check_overdue(context),
-            State::Relaying(relaying) if relaying.reset.is_some() => return self.turn(context),
+            State::Relaying(relaying) if relaying.reset.is_some() || relaying.is_delivering() => {
+                return self.turn(context);
+            }
             State::Relaying(relaying) => relaying,
         };
         let settles = self.began + SETTLED;
@@ -232,6 +236,8 @@ impl Session {
             let now = context.core.now;
             let deadline = if relaying.reset.is_some() {
                 Some(now + RESET_POLL)
+            } else if relaying.is_delivering() {
+                Some(now + delivering::POLL)
             } else {
                 relaying.is_half_closed().then(|| now + context.core.half_closed_idle)
             };

@@ -212,8 +212,13 @@ pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr, por
 
 /// Whether everything that was written has reached the peer's kernel.
 pub(crate) fn is_delivered(stream: &TcpStream) -> bool {
+    undelivered(stream) == 0
+}
+
+/// How many bytes of what was written have not reached the peer's kernel.
+pub(crate) fn undelivered(stream: &TcpStream) -> usize {
     // A socket that cannot say will not deliver anything either.
-    sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).map_or(true, |bytes| bytes == 0)
+    sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).unwrap_or(0)
 }
 
 /// What every socket has from the beginning; those that a listener accepts inherit it. `TCP_NODELAY` comes later to those

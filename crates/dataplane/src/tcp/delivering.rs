@@ -1,0 +1,154 @@
+//! The end of a session of which much has not arrived yet. Closed, its sockets would be orphans that nobody counts: 2 MiB
+//! each of the node's memory for TCP ([`MOST_UNSENT`](super::peer::MOST_UNSENT)), as many as one client likes. So the session goes on, within its
+//! client's share, until most has arrived.
+
+use std::net::Shutdown;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use socket2::SockRef;
+
+use super::socket;
+
+/// What may be left to the kernel, in bytes: what most connections have never sent.
+pub(super) const LEFT_TO_KERNEL: usize = 64 << 10;
+
+/// How often it is looked what has arrived. That all has, or that the peer is gone, an event says.
+pub(super) const POLL: Duration = Duration::from_secs(1);
+
+/// How long nothing may arrive, at the most. The kernel gives up an orphan whose reader has stopped after about as long
+/// (`tcp_orphan_retries`, by default 8 probes that are further apart each time).
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What has become of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// The rest may be left to the kernel.
+    Done,
+    Waiting,
+    /// Nothing has arrived for too long.
+    Overdue,
+}
+
+/// A session that has passed on all bytes and both FINs, and how many bytes have not arrived.
+#[derive(Debug)]
+pub(super) struct Delivering(NonZeroU32);
+
+impl Delivering {
+    /// Of sockets that were written so many bytes; none where the kernel may have the rest.
+    pub(super) fn begin(sides: [(&TcpStream, u64); 2]) -> Option<Self> {
+        if sides.iter().all(|(_, written)| *written <= LEFT_TO_KERNEL as u64) {
+            return None;
+        }
+        let streams = sides.map(|(stream, _)| stream);
+        let left = left(streams)?;
+        for stream in streams {
+            // All is there, and goes on without this process. Failing means that the connection is gone already.
+            let _ = SockRef::from(stream).set_linger(None);
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        Some(Self(left))
+    }
+
+    /// Looks what has arrived since `last_moved`. Where nothing has for as long as `patience` the sockets reset their peers
+    /// once they are closed.
+    pub(super) fn look(
+        &mut self,
+        streams: [&TcpStream; 2],
+        last_moved: &mut Instant,
+        now: Instant,
+        patience: Duration,
+    ) -> Delivery {
+        let Some(left) = left(streams) else { return Delivery::Done };
+        if left < self.0 {
+            (self.0, *last_moved) = (left, now);
+        }
+        if now.saturating_duration_since(*last_moved) < patience {
+            return Delivery::Waiting;
+        }
+        for stream in streams {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+        Delivery::Overdue
+    }
+}
+
+/// How many bytes these peers' kernels have not acknowledged, if that is too much for the kernel. Of what is closed or was reset
+/// none is left, whatever was.
+fn left(streams: [&TcpStream; 2]) -> Option<NonZeroU32> {
+    let connected = streams.into_iter().filter(|stream| socket::is_connected(stream));
+    let left: usize = connected.map(socket::undelivered).sum();
+    NonZeroU32::new(u32::try_from(left).unwrap_or(u32::MAX)).filter(|_| left > LEFT_TO_KERNEL)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Two ends of a connection.
+    fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().unwrap().0, reader)
+    }
+
+    /// A socket that was written as much as it takes, how much that is, and who is to read it.
+    fn full() -> (TcpStream, u64, std::net::TcpStream) {
+        let (writer, reader) = pair();
+        SockRef::from(&writer).set_linger(Some(Duration::ZERO)).unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let mut writer = TcpStream::from_std(writer);
+        let mut written = 0;
+        while let Ok(bytes) = writer.write(&[0; 65536]) {
+            written += bytes as u64;
+        }
+        (writer, written, reader)
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_for_long_is_reset_and_one_that_takes_a_little_is_not() {
+        const LITTLE: usize = 128 << 10;
+        let (writer, written, mut reader) = full();
+        let (other, _peer) = pair();
+        let other = TcpStream::from_std(other);
+        let streams = [&writer, &other];
+        let (now, mut last_moved) = (Instant::now(), Instant::now());
+        assert!(Delivering::begin([(&writer, LEFT_TO_KERNEL as u64), (&other, 0)]).is_none());
+        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)]).unwrap();
+        assert!(delivering.0.get() as usize > LEFT_TO_KERNEL + LITTLE, "{delivering:?}");
+        let half = PATIENCE / 2;
+        let mut look = |after| delivering.look(streams, &mut last_moved, now + after, PATIENCE);
+        assert_eq!(look(half), Delivery::Waiting);
+        let before = left(streams);
+        reader.read_exact(&mut [0; LITTLE]).unwrap();
+        // Its kernel says so when it likes.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while left(streams) == before {
+            assert!(Instant::now() < deadline, "nothing arrives");
+            std::thread::yield_now();
+        }
+        assert_eq!(look(half * 2), Delivery::Waiting);
+        assert_eq!(look(half * 10), Delivery::Overdue);
+        drop(writer);
+        assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn of_what_was_reset_nothing_is_left() {
+        let (writer, written, reader) = full();
+        let (other, _peer) = pair();
+        let other = TcpStream::from_std(other);
+        let now = Instant::now();
+        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)]).unwrap();
+        drop(reader);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while delivering.look([&writer, &other], &mut now.clone(), now, PATIENCE) == Delivery::Waiting {
+            assert!(Instant::now() < deadline, "{delivering:?}");
+            std::thread::yield_now();
+        }
+    }
+}
