@@ -18,6 +18,7 @@ mod attach;
 mod attached;
 mod census;
 mod cgroup;
+mod clients;
 mod destroy;
 mod ending;
 mod error;
