@@ -149,18 +149,6 @@ fn nobody_is_known_where_clients_keep_nothing_any_more() {
     let reason = WhyRelayed::Affinity.to_string();
     let udp = world.sockets.written.maps.kernel().frontend(frontend(Protocol::Udp).into());
     assert!(udp.is_none_or(|value| value.pod.verdict != sluice_socket_maps::verdict::BALANCE), "{reason}");
-    // The Service goes.
-    world.relay(1);
-    assert_eq!(world.known(), 1);
-    world.sockets.withdraw(&[frontend(Protocol::Tcp), frontend(Protocol::Udp)]);
-    world.writer.apply(Change::Delete(sluice_model::ObjectRef::Service(ObjectName::new("default", "web"))));
-    let mut plan = world.writer.plan();
-    world.writer.publish(&mut plan);
-    world.writer.finish(&mut plan);
-    let Kept { writer, sockets } = world;
-    // Readers may have the port for a while.
-    drop(writer);
-    assert!(sockets.written.maps.kernel().clients().all().unwrap().is_empty());
 }
 
 #[test]
