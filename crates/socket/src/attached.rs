@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_socket_maps::{
-    Account, Capacity, Contents, Counters, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta,
-    Outcome, STRIPES, Set, SetAffinity, SharedClients, Totals, endpoint_flags, meta_flags,
+    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
+    SetAffinity, SharedClients, endpoint_flags, meta_flags,
 };
 use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
 
+use crate::accounts::{Accounts, account};
 use crate::attach::LAYOUT;
 use crate::census::{Listers, set_flags};
 use crate::clients::Clients;
@@ -241,7 +242,7 @@ impl Attached {
     /// No memory is left.
     pub fn accounts(&self) -> io::Result<Accounts> {
         let [accounts, totals] = &self.counters;
-        Ok(Accounts { accounts: Mapping::new(accounts.as_fd())?, totals: Mapping::new(totals.as_fd())? })
+        Accounts::new(accounts.as_fd(), totals.as_fd())
     }
 }
 
@@ -258,37 +259,6 @@ impl Frontends {
         let value = bpf::lookup(self.0.as_fd(), &key_bytes(key))?;
         Ok(value.and_then(|value| value.as_slice().try_into().ok().map(value_from)))
     }
-}
-
-/// What the programs count, to be read.
-#[derive(Debug)]
-pub struct Accounts {
-    accounts: Mapping,
-    totals: Mapping,
-}
-
-impl Counters for Accounts {
-    fn account(&self, id: u32) -> Account {
-        account(&self.accounts, id)
-    }
-
-    fn totals(&self) -> Totals {
-        let mut sum = Totals::default();
-        for stripe in 0..STRIPES {
-            let words: [u64; size_of::<Totals>() / 8] = load(self.totals.words(), stripe);
-            let [aborted, timeouts, lives @ .., _, _, _, _, _] = words;
-            sum.aborted += aborted;
-            sum.timeouts += timeouts;
-            sum.lives.iter_mut().zip(lives).for_each(|(sum, more)| *sum += more);
-        }
-        sum
-    }
-}
-
-fn account(accounts: &Mapping, id: u32) -> Account {
-    let [made, failed, bytes_to, bytes_from, duration_us] = load(accounts.words(), id);
-    let ((connections, closed), (failed, served)) = (halves(made), halves(failed));
-    Account { connections, closed, failed, served, bytes_to, bytes_from, duration_us }
 }
 
 impl Kernel for Attached {
@@ -436,7 +406,7 @@ pub(crate) fn own_namespace() -> io::Result<u64> {
 }
 
 /// Reads an element of `N` words. One that is not there reads as zeros.
-fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
+pub(crate) fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
     let mut read = [0; N];
     for (to, from) in read.iter_mut().zip(words.iter().skip(index as usize * N)) {
         *to = from.load(Ordering::Relaxed);
