@@ -6,21 +6,24 @@
 //! go first: at any time there is a way for what the programs leave alone.
 //!
 //! `offered`: what the programs are to be told. `numbers`: whom the maps' numbers of endpoints are told. `ledger`: what
-//! connections did.
+//! connections did. `followed`: clients that keep their endpoints.
 
+mod followed;
 mod ledger;
 mod numbers;
 mod offered;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use sluice_model::Frontend;
 use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
 use sluice_table::{ServicePort, SharedHealth, Table};
 use tracing::warn;
 
+use self::followed::{Tenure, Told};
 pub use self::ledger::{Ledger, Sum};
 use self::offered::Offered;
 
@@ -72,6 +75,9 @@ struct Written<K> {
     health: SharedHealth,
     /// Where it is known whose the endpoints' numbers are.
     ledger: Arc<Ledger>,
+    clients: Tenure,
+    /// The ports that tell of their clients.
+    told: HashMap<PortKey, Told>,
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -84,9 +90,10 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>, host_only: bool) -> Self {
         maps.follow_ids();
         let health = maps.kernel().health();
+        let clients = Tenure::new(maps.kernel().clients());
         Self {
             offered: Offered::new(table.reader(), host_only),
-            written: Written { maps, health, ledger },
+            written: Written { maps, health, ledger, clients, told: HashMap::new() },
             said: 0,
         }
     }
@@ -101,7 +108,11 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
             gone.extend(ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key));
             written.write(offered, ports);
         }
-        gone.into_iter().for_each(|key| offered.forget(key));
+        for key in gone {
+            offered.forget(key);
+            // Another port may have its place in memory.
+            written.told.remove(&key);
+        }
     }
 }
 
@@ -118,6 +129,7 @@ impl<K: Kernel + Send + Sync> Written<K> {
         for key in keys {
             if let Some(known) = offered.get(*key) {
                 numbers::share(&known.port, *key, &self.maps, &self.health, &self.ledger);
+                followed::share(&known.port, *key, &self.maps, self.clients.clients(), &mut self.told);
             }
         }
     }
@@ -148,6 +160,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         let Self { offered, written, .. } = self;
         written.maps.forget_unclaimed();
         written.share(offered, &[]);
+        followed::adopt(offered, &written.maps, written.clients.clients(), Instant::now());
         if let Err(error) = written.maps.kernel_mut().take_over() {
             warn!("what an older version has left is not all gone: {error}");
         }
@@ -173,7 +186,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     }
 
     fn stats(&self) -> Stats {
-        self.written.maps.stats()
+        Stats { refused_clients: self.written.clients.clients().refused(), ..self.written.maps.stats() }
     }
 }
 

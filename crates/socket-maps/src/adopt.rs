@@ -4,10 +4,11 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use crate::affinity::SetAffinity;
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::{Capacity, Kernel};
-use crate::layout::{Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::layout::{AffinityKey, Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
 use crate::maps::{Members, Strays};
 use crate::ranges::{Range, Ranges};
 
@@ -22,6 +23,17 @@ pub struct Contents {
     pub slots: Vec<u32>,
     /// The array of endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// Clients that keep their endpoints, in no order.
+    pub clients: Vec<AffinityKey>,
+}
+
+impl Contents {
+    /// A number for the clients of a set that none has had.
+    pub(crate) fn next_affinity(&self) -> u32 {
+        let of_sets = self.sets.iter().map(|set| SetAffinity::unpack(set.affinity).number);
+        let of_clients = self.clients.iter().map(|client| client.number);
+        of_sets.chain(of_clients).max().unwrap_or(0).checked_add(1).unwrap_or(1)
+    }
 }
 
 /// Maps that may have been there before.
@@ -39,6 +51,7 @@ pub(crate) struct LivingSet {
     pub(crate) members: Members,
     pub(crate) service: u32,
     pub(crate) flags: u32,
+    pub(crate) affinity: SetAffinity,
     /// The frontends that name it.
     pub(crate) named_by: HashSet<FrontendKey>,
 }
@@ -129,6 +142,7 @@ fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -
         members,
         service: set.service,
         flags: set.flags,
+        affinity: SetAffinity::unpack(set.affinity),
         named_by: HashSet::new(),
     })
 }

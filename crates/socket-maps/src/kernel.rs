@@ -4,6 +4,7 @@ use std::io;
 
 use sluice_table::SharedHealth;
 
+use crate::affinity::{SetAffinity, SharedClients};
 use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, Totals};
 
 /// How much fits into the maps.
@@ -60,6 +61,10 @@ pub trait Kernel {
     fn publish(&mut self, id: u32, desc: u64);
     /// Has a set's endpoints be chosen in another way, one of [`set_flags`](crate::set_flags), from the next one on.
     fn write_flags(&mut self, id: u32, flags: u32);
+    /// Has a set's clients keep their endpoints, or not, from the next connection on.
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity);
+    /// No set has this endpoint of TCP any more: clients do not keep it. Those of UDP are left alone.
+    fn leave(&mut self, id: u32);
     /// How many turns a set has had.
     fn cursor(&self, id: u32) -> u64;
     /// Returns once no reader holds anything that was published before.
@@ -79,6 +84,8 @@ pub trait Kernel {
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
     /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
     fn health(&self) -> SharedHealth;
+    /// Clients that keep their endpoints. It may outlive this.
+    fn clients(&self) -> SharedClients;
     /// Everything is in: takes away what programs with maps of another layout have left, which went on until now.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ pub mod endpoint_flags {
     pub const UNPROVEN: u16 = 2;
     /// Flows may keep to it: it is of UDP. For whoever takes the maps over.
     pub const FLOWS: u16 = 4;
+    /// Of one of TCP: no set has it any more, so no client keeps it.
+    pub const LEFT: u16 = 8;
     /// What is above says whose it is, where [`FLOWS`] is set: see `Endpoint::with_flows`.
     pub(crate) const OWNER_SHIFT: u32 = 3;
 }
@@ -102,6 +104,30 @@ pub struct Set {
     pub flags: u32,
     /// The service port, for counting.
     pub service: u32,
+    /// Where clients keep their endpoints, as [`SetAffinity::pack`](crate::SetAffinity::pack) has it; else 0.
+    pub affinity: u64,
+}
+
+/// A client of a set whose clients keep their endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// Its address; an IPv4 one is mapped into IPv6.
+    pub addr: [u8; 16],
+    /// The set's number for that: see [`SetAffinity`](crate::SetAffinity).
+    pub number: u32,
+}
+
+/// The endpoint of such a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct AffinityValue {
+    /// The endpoint.
+    pub id: u32,
+    /// The endpoint's incarnation, and a hash of the key, by exclusive or.
+    pub check: u32,
+    /// When the client last connected, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_ns: u64,
 }
 
 /// An endpoint of a set.

@@ -1,13 +1,14 @@
 //! What the maps of socket mode hold, and what the kernel offers for changing them. Pure data and decisions:
 //! no system calls.
 //!
-//! * `layout`: the maps, byte by byte. `kernel`: what writes them. `address`, `desc`, `failures`: from and
+//! * `layout`: the maps, byte by byte. `kernel`: what writes them. `address`, `affinity`, `desc`, `failures`: from and
 //!   to our own types.
 //! * `ids`, `ranges`: what is free. `maps`: what there is, and in which order it changes. `adopt`: what an earlier
 //!   agent has left. `memory`: maps in plain memory.
 
 mod address;
 mod adopt;
+mod affinity;
 mod desc;
 mod failures;
 mod ids;
@@ -18,10 +19,14 @@ mod memory;
 mod ranges;
 
 pub use adopt::{Contents, Living};
+pub use affinity::{Kept, KeptClients, SetAffinity, SharedClients};
 pub use desc::Desc;
 pub use failures::Failures;
 pub use kernel::{Capacity, Counters, Kernel};
-pub use layout::{Account, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, STRIPES, Set, Totals};
+pub use layout::{
+    Account, AffinityKey, AffinityValue, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, STRIPES, Set,
+    Totals,
+};
 pub use layout::{endpoint_flags, meta_flags, protocol, set_flags, verdict};
 pub use maps::{IdChange, Maps, Port, PortKey, Stats};
 pub use memory::{Memory, Picked, Writes};

@@ -67,6 +67,8 @@ pub struct Stats {
     pub waiting: usize,
     /// How often something did not fit, or the kernel refused a change.
     pub failures: u64,
+    /// How often a client that keeps its endpoint was left to the relay, as there was no room for it.
+    pub refused_clients: u64,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +98,8 @@ pub struct Maps<K> {
     /// How often each endpoint's number was given.
     incarnations: Vec<u32>,
     next_service: u32,
+    /// The next [`SetAffinity::number`](crate::SetAffinity::number).
+    next_affinity: u32,
     ports: Map<PortKey, PortState>,
     /// What the programs know, once [`Maps::flush`] is done with what was touched.
     placed: Map<FrontendKey, Placed>,
@@ -130,6 +134,7 @@ impl<K: Kernel> Maps<K> {
             ranges: Ranges::new(capacity.slots),
             incarnations: Vec::new(),
             next_service: 1,
+            next_affinity: 1,
             ports: Map::default(),
             placed: Map::default(),
             touched: HashSet::default(),
@@ -171,12 +176,13 @@ impl<K: Kernel> Maps<K> {
         K: Living,
     {
         let contents = kernel.contents()?;
+        let next_affinity = contents.next_affinity();
         let Some(found) = Found::read(&contents, kernel.capacity()) else {
             let keys: Vec<FrontendKey> = contents.frontends.iter().map(|(key, _)| *key).collect();
             kernel.remove_frontends(&keys)?;
             kernel.barrier()?;
             let incarnations = contents.endpoints.iter().map(|endpoint| endpoint.incarnation).collect();
-            return Ok(Self { incarnations, ..Self::new(kernel) });
+            return Ok(Self { incarnations, next_affinity, ..Self::new(kernel) });
         };
         let placed = |(key, value)| (key, Placed { value, owner: None });
         Ok(Self {
@@ -185,6 +191,7 @@ impl<K: Kernel> Maps<K> {
             ranges: found.ranges,
             incarnations: found.incarnations,
             next_service: found.next_service,
+            next_affinity,
             placed: found.frontends.into_iter().map(placed).collect(),
             living: found.sets,
             strays: found.strays,
@@ -244,6 +251,7 @@ impl<K: Kernel> Maps<K> {
             slots: self.ranges.given() as usize,
             waiting: self.waiting.len(),
             failures: self.failures,
+            refused_clients: 0,
         }
     }
 
@@ -254,6 +262,23 @@ impl<K: Kernel> Maps<K> {
             let incarnation = self.incarnations.get(*id as usize).copied().unwrap_or_default();
             (*address, SocketNumber { id: *id, incarnation })
         })
+    }
+
+    /// By what the clients of a port's set are found that keep their endpoints. None where none do, or the set is not used.
+    pub fn clients_of(&self, key: PortKey, name: SetName) -> Option<u32> {
+        let set = self.ports.get(&key)?.sets[index(name)].as_ref()?;
+        Some(set.affinity.number).filter(|number| *number != 0)
+    }
+
+    /// The ports with such sets, by those numbers.
+    pub fn with_clients(&self) -> HashMap<u32, (PortKey, SetName)> {
+        let of_port = |key: &PortKey| {
+            let key = *key;
+            [SetName::Cluster, SetName::Local]
+                .into_iter()
+                .filter_map(move |name| Some((self.clients_of(key, name)?, (key, name))))
+        };
+        self.ports.keys().flat_map(of_port).collect()
     }
 
     /// What all is written through.
@@ -372,6 +397,9 @@ impl<K: Kernel> Maps<K> {
             {
                 set.flags = port.set_flags();
                 self.kernel.write_flags(set.id, set.flags);
+            }
+            if let Some(set) = place {
+                self.change_affinity(set, port.timeout_ms());
             }
         }
         let placed = self.place_frontends(key, state, port, is_last_resort);

@@ -2,19 +2,23 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sluice_model::{Frontend, Protocol};
 use sluice_table::{SharedHealth, SocketHealth, SocketNumber};
 
 use crate::adopt::{Contents, Living};
+use crate::affinity::{Kept, KeptClients, SetAffinity, SharedClients};
 use crate::desc::Desc;
 use crate::kernel::{Capacity, Kernel};
-use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, endpoint_flags, verdict};
+use crate::layout::{
+    Account, AffinityKey, Endpoint, FrontendKey, FrontendValue, Set, endpoint_flags, verdict,
+};
 
-/// Maps without programs.
-#[derive(Debug)]
+/// Maps without programs. A clone has what health and clients are known of in common with it.
+#[derive(Debug, Clone)]
 pub struct Memory {
     capacity: Capacity,
     /// But for frontends and endpoints.
@@ -22,6 +26,7 @@ pub struct Memory {
     endpoints: Endpoints,
     frontends: HashMap<FrontendKey, FrontendValue>,
     accounts: HashMap<u32, Account>,
+    clients: Clients,
     has_relay: bool,
     writes: Writes,
 }
@@ -29,6 +34,13 @@ pub struct Memory {
 /// The array of endpoints, which others change too.
 #[derive(Debug, Clone)]
 struct Endpoints(Arc<Mutex<Vec<Endpoint>>>);
+
+/// Clients that keep their endpoints, as many as there may be of sets. No clock is there: all have just connected.
+#[derive(Debug, Clone)]
+struct Clients {
+    known: Arc<Mutex<HashMap<AffinityKey, SocketNumber>>>,
+    most: usize,
+}
 
 /// What was written so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,7 +79,7 @@ impl Memory {
             frontends: Vec::new(),
             sets: vec![Set::default(); capacity.sets as usize],
             slots: vec![0; capacity.slots as usize],
-            endpoints: Vec::new(),
+            ..Contents::default()
         };
         let endpoints = vec![Endpoint::default(); capacity.endpoints as usize];
         Self {
@@ -76,6 +88,7 @@ impl Memory {
             endpoints: Endpoints(Arc::new(Mutex::new(endpoints))),
             frontends: HashMap::new(),
             accounts: HashMap::new(),
+            clients: Clients { known: Arc::default(), most: capacity.sets as usize },
             has_relay: false,
             writes: Writes::default(),
         }
@@ -124,13 +137,25 @@ impl Memory {
         self.has_relay = false;
     }
 
-    /// What a program makes of a connection, by whose socket it is. With nobody there to relay it does not look at health.
+    /// Where a program leads a connection of a client of this address to a set whose clients keep their endpoints.
+    pub fn follow(&self, client: IpAddr, frontend: Frontend) -> Option<SocketAddr> {
+        let set = self.set(self.frontend(frontend.into())?.pod.set);
+        let key = AffinityKey::new(client, SetAffinity::unpack(set.affinity).number);
+        let number = *self.clients.lock().get(&key)?;
+        let endpoint = self.endpoint(number.id);
+        let is_it = endpoint.incarnation == number.incarnation && endpoint.flags & endpoint_flags::LEFT == 0;
+        (is_it && !endpoint.is_in_doubt()).then(|| endpoint.address())
+    }
+
+    /// What a program makes of a connection of somebody that it does not know, by whose socket it is. With nobody there to relay it
+    /// does not look at health.
     pub fn pick(&mut self, frontend: Frontend, is_node: bool) -> Picked {
         let Some(value) = self.frontend(frontend.into()) else { return Picked::Untranslated };
         let outcome = if is_node { value.node } else { value.pod };
         match outcome.verdict {
             verdict::RELAY => Picked::Untranslated,
             verdict::REFUSE => Picked::Refused,
+            _ if self.set(outcome.set).affinity != 0 => Picked::Untranslated,
             _ => {
                 let turn = self.turn(outcome.set);
                 let slot = Desc::unpack(self.set(outcome.set).desc).slot(turn);
@@ -165,6 +190,41 @@ impl Endpoints {
         if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.incarnation == number.incarnation) {
             change(endpoint);
         }
+    }
+}
+
+impl Clients {
+    fn lock(&self) -> MutexGuard<'_, HashMap<AffinityKey, SocketNumber>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeptClients for Clients {
+    fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()> {
+        let mut known = self.lock();
+        if known.len() >= self.most && !known.contains_key(&key) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        known.insert(key, number);
+        Ok(())
+    }
+
+    fn forget(&self, key: AffinityKey) -> io::Result<()> {
+        self.lock().remove(&key);
+        Ok(())
+    }
+
+    fn idle(&self, key: AffinityKey) -> Option<Duration> {
+        self.lock().contains_key(&key).then_some(Duration::ZERO)
+    }
+
+    fn all(&self) -> io::Result<Vec<Kept>> {
+        let kept = |(key, number): (&AffinityKey, &SocketNumber)| Kept {
+            key: *key,
+            number: *number,
+            idle: Duration::ZERO,
+        };
+        Ok(self.lock().iter().map(kept).collect())
     }
 }
 
@@ -233,6 +293,20 @@ impl Kernel for Memory {
         }
     }
 
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
+        if let Some(set) = self.contents.sets.get_mut(id as usize) {
+            set.affinity = affinity.pack();
+        }
+    }
+
+    fn leave(&mut self, id: u32) {
+        if let Some(endpoint) = self.endpoints.lock().get_mut(id as usize)
+            && !endpoint.has_flows()
+        {
+            endpoint.flags |= endpoint_flags::LEFT;
+        }
+    }
+
     fn cursor(&self, id: u32) -> u64 {
         self.set(id).cursor
     }
@@ -266,6 +340,10 @@ impl Kernel for Memory {
         Arc::new(Box::new(self.endpoints.clone()))
     }
 
+    fn clients(&self) -> SharedClients {
+        Arc::new(self.clients.clone())
+    }
+
     fn take_over(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -283,6 +361,7 @@ impl Living for Memory {
     fn contents(&self) -> io::Result<Contents> {
         let frontends = self.frontends.iter().map(|(key, value)| (*key, *value)).collect();
         let endpoints = self.endpoints.lock().clone();
-        Ok(Contents { frontends, endpoints, ..self.contents.clone() })
+        let clients = self.clients.lock().keys().copied().collect();
+        Ok(Contents { frontends, endpoints, clients, ..self.contents.clone() })
     }
 }

@@ -64,6 +64,19 @@ static __always_inline void peer_of(struct address *peer, struct bpf_sock *sk)
 	peer->ip[3] = v4 ? ip4 : ip6[3];
 }
 
+/* The address that a socket has. */
+static __always_inline void source_of(__u32 ip[4], struct bpf_sock *sk)
+{
+	bool v4 = sk->family == AF_INET;
+	__u32 ip4 = sk->src_ip4;
+	__u32 ip6[4] = { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] };
+	asm volatile("" : "+r"(ip4), "+r"(ip6[2]), "+r"(ip6[3]));
+	ip[0] = v4 ? 0 : ip6[0];
+	ip[1] = v4 ? 0 : ip6[1];
+	ip[2] = v4 ? bpf_htonl(0xffff) : ip6[2];
+	ip[3] = v4 ? ip4 : ip6[3];
+}
+
 /* Whether a socket has an address of its own: it was bound to one, or the kernel chose it for the peer. */
 static __always_inline bool has_source(struct bpf_sock *sk)
 {

@@ -23,7 +23,7 @@ static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 {
 	struct sock *sk = ctx->sk;
 	struct conn *conn = ctx->value;
-	if (!sk || !conn || (only_udp && sk->sk_protocol != IPPROTO_UDP))
+	if (!sk || !conn || !conn->since_ns || (only_udp && sk->sk_protocol != IPPROTO_UDP))
 		return 0;
 	/* One that was closed is there for a while, and has no port; one that was ended is not connected. */
 	if (!sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE)

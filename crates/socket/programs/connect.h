@@ -1,7 +1,7 @@
 /* connect(2) and getpeername(2). */
 #pragma once
 
-#include "pick.h"
+#include "affinity.h"
 
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
@@ -74,7 +74,7 @@ static __always_inline __u64 outcome_of(struct bpf_sock *sk, const struct addres
 static __always_inline struct conn *conn_of(struct bpf_sock *sk)
 {
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
-	if (!conn)
+	if (!conn || !conn->since_ns)
 		return 0;
 	struct address peer;
 	peer_of(&peer, sk);
@@ -88,6 +88,23 @@ static __always_inline struct conn *conn_of(struct bpf_sock *sk)
 static __always_inline bool is_bound(struct bpf_sock *sk, const struct client *client)
 {
 	return bound_to_loopback(sk) || (client->is_node && has_source(sk));
+}
+
+/* The endpoint that a client keeps. Where the relay has to choose one the socket remembers only that it asks. */
+static __always_inline bool pick_kept(struct bpf_sock *sk, const struct address *to, const struct client *client,
+				      __u64 affinity, struct choice *choice)
+{
+	struct affinity_key key = {};
+	bool is_bound = has_source(sk);
+	if (is_bound)
+		source_of(key.ip, sk);
+	if ((is_bound || find_source(key.ip, client->namespace, to)) && follow(&key, affinity, to, client->meta, choice))
+		return true;
+	if (is_bound)
+		bpf_sk_storage_delete(&conns, sk);
+	else
+		ask_source(sk, to);
+	return false;
 }
 
 static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struct address *to)
@@ -114,10 +131,18 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	if (verdict != VERDICT_BALANCE || (was_led ? bound_to_loopback(sk) : is_bound(sk, &client)))
 		goto pass;
 	struct choice choice;
-	if (!pick(outcome, to, &choice))
+	struct set *set = set_of(outcome);
+	if (!set)
 		goto pass;
-	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))
+	/* Read once. */
+	__u64 affinity = *(volatile __u64 *)&set->affinity;
+	if (affinity) {
+		if (!pick_kept(sk, to, &client, affinity, &choice))
+			return PASS;
+	} else if (!pick(set, to, &choice) ||
+		   (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))) {
 		goto pass;
+	}
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn)
 		return PASS;

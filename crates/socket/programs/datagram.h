@@ -85,7 +85,8 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	if (verdict == VERDICT_REFUSE)
 		return REFUSE;
 	struct choice choice;
-	if (!known || !pick(outcome, to, &choice))
+	struct set *set = set_of(outcome);
+	if (!known || !set || !pick(set, to, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);

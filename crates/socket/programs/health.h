@@ -2,8 +2,8 @@
  * connection is made, at time-outs while it is being made, and when it is over; never for a packet. */
 #pragma once
 
+#include "affinity.h"
 #include "kernel.h"
-#include "pick.h"
 
 /* The endpoint that a connection was translated to, if the id still means the same. */
 static __always_inline struct endpoint *endpoint_of(const struct conn *conn)
@@ -177,6 +177,12 @@ int sluice_sockops(struct bpf_sock_ops *ctx)
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, 0);
 	if (!conn)
 		return 1;
+	if (!conn->since_ns) {
+		if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+			learn_source(ctx, sk, conn);
+		bpf_sk_storage_delete(&conns, sk);
+		return 1;
+	}
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		/* Asks for the other calls, for this socket only. */

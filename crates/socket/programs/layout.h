@@ -47,13 +47,16 @@ struct set {
 	__u64 cursor;
 	__u32 flags;
 	__u32 service;
+	__u64 affinity; /* number:32 | timeout in ms:32; 0 where clients keep no endpoint */
 };
 
 enum endpoint_flags {
 	ENDPOINT_V4 = 1,
 	ENDPOINT_UNPROVEN = 2,
-	/* For the agent that takes the maps over; the bits above say whose it is. */
+	/* Of UDP. For the agent that takes the maps over; the bits above say whose it is. */
 	ENDPOINT_FLOWS = 4,
+	/* Of TCP: no set has it any more, so no client keeps it. */
+	ENDPOINT_LEFT = 8,
 };
 
 struct endpoint {
@@ -123,7 +126,36 @@ struct slot_line {
 	__u32 ids[SLOTS_PER_LINE];
 };
 
-/* What a connected socket was translated to. */
+/* A client of a set whose clients keep their endpoints, by the set's number for that. */
+struct affinity_key {
+	__u32 ip[4];
+	__u32 number;
+};
+
+/* Which endpoint it has, as the relay has chosen: one aligned word, so it is read in one piece; and when it last connected,
+ * in nanoseconds of CLOCK_MONOTONIC. `check` is the endpoint's incarnation, and a hash of the key, by exclusive or: see
+ * follow(). */
+struct affinity {
+	__u32 id;
+	__u32 check;
+	__u64 last_ns;
+};
+
+/* What sockets of a network namespace come from that connect to an address: who is asked when one connects does not know it
+ * yet. */
+struct source_key {
+	__u64 namespace;
+	__u32 ip[4];
+	__u16 port;
+	__u16 pad[3];
+};
+
+struct source {
+	__u32 ip[4];
+};
+
+/* What a connected socket was translated to. Where `since_ns` is 0 it was not: `service` is where it is about to connect
+ * to, by way of the relay, from an address that is to be remembered. */
 struct conn {
 	struct address service;
 	struct address endpoint;

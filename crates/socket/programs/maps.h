@@ -24,6 +24,23 @@ struct {
 	__type(value, __u8);
 } namespaces SEC(".maps");
 
+/* What the relay has decided for this node's clients. Not preallocated. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
+/* Whoever is not in it is the relay's once more: those that are not asked for make room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct source_key);
+	__type(value, struct source);
+} sources SEC(".maps");
+
 #define MAPPED_ARRAY(name, element)                    \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY);      \

@@ -60,14 +60,20 @@ static __always_inline bool is_stranger(const struct client *client)
 	return !bpf_map_lookup_elem(&namespaces, &client->namespace) && is_agent_alive(client->meta);
 }
 
-/* Upper bits of a hash of the key, for the check in outcomes; the Rust side has the same. */
-static __always_inline __u32 check_of(const struct frontend_key *key)
+/* A hash of a key of five words; the Rust side has the same. */
+static __always_inline __u32 hash_of(const void *key)
 {
-	const __u32 *words = (const void *)key;
+	const __u32 *words = key;
 	__u32 hash = 0;
 	for (int i = 0; i < 5; i++)
 		hash = (hash ^ words[i]) * 0x9e3779b1;
-	return hash >> 8;
+	return hash;
+}
+
+/* Its upper bits, for the check in outcomes. */
+static __always_inline __u32 check_of(const struct frontend_key *key)
+{
+	return hash_of(key) >> 8;
 }
 
 /* What the table says of a frontend, for a client: 0 if it is none.
@@ -107,13 +113,16 @@ static __always_inline bool take(struct choice *choice)
 	return choice->endpoint != 0;
 }
 
-/* The endpoint whose turn it is. False where there is none, or it cannot be had from here. */
-static __always_inline bool pick(__u64 outcome, const struct address *to, struct choice *choice)
+/* The set of an outcome. */
+static __always_inline struct set *set_of(__u64 outcome)
 {
 	__u32 id = outcome;
-	struct set *set = bpf_map_lookup_elem(&sets, &id);
-	if (!set)
-		return false;
+	return bpf_map_lookup_elem(&sets, &id);
+}
+
+/* The endpoint whose turn it is. False where there is none, or it cannot be had from here. */
+static __always_inline bool pick(struct set *set, const struct address *to, struct choice *choice)
+{
 	/* The writer flips it in one piece. Volatile: read once. */
 	choice->desc = *(volatile __u64 *)&set->desc;
 	if (!(choice->desc >> 16 & 0xffff))

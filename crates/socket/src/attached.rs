@@ -10,24 +10,29 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_socket_maps::{
-    Account, Capacity, Contents, Counters, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta,
-    Outcome, STRIPES, Set, Totals, endpoint_flags, meta_flags,
+    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
+    SetAffinity, SharedClients, endpoint_flags, meta_flags,
 };
 use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SharedHealth;
 
+use crate::accounts::{Accounts, account};
 use crate::attach::LAYOUT;
 use crate::census::{Listers, set_flags};
+use crate::clients::Clients;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::namespaces::{NAMED, Namespaces};
 use crate::pins::Pins;
-use crate::shape::{CONNS, NAMESPACES};
+use crate::shape::{AFFINITIES, CONNS, NAMESPACES};
 use crate::{Census, Error};
 
 /// Bytes of a key and a value of the map of frontends.
 const KEY: usize = size_of::<FrontendKey>();
 const VALUE: usize = size_of::<FrontendValue>();
+
+/// Words of a set.
+const SET: usize = size_of::<Set>() / 8;
 
 /// How many frontends go into one system call.
 const BATCH: usize = 4096;
@@ -38,6 +43,7 @@ const BATCH: usize = 4096;
 pub struct Attached {
     pins: Pins,
     frontends: OwnedFd,
+    clients: Arc<Clients>,
     namespaces: OwnedFd,
     conns: OwnedFd,
     listers: Listers,
@@ -74,6 +80,7 @@ impl Attached {
         let mut attached = Self {
             pins,
             frontends: keep("frontends")?,
+            clients: Arc::new(Clients(keep(AFFINITIES)?)),
             namespaces: keep(NAMESPACES)?,
             conns: keep(CONNS)?,
             listers,
@@ -200,9 +207,9 @@ impl Attached {
 
     /// A set.
     pub fn set(&self, id: u32) -> Set {
-        let [desc, cursor, rest] = load(self.sets.words(), id);
+        let [desc, cursor, rest, affinity] = load(self.sets.words(), id);
         let (flags, service) = halves(rest);
-        Set { desc, cursor, flags, service }
+        Set { desc, cursor, flags, service, affinity }
     }
 
     /// What is in a slot.
@@ -240,7 +247,7 @@ impl Attached {
     /// No memory is left.
     pub fn accounts(&self) -> io::Result<Accounts> {
         let [accounts, totals] = &self.counters;
-        Ok(Accounts { accounts: Mapping::new(accounts.as_fd())?, totals: Mapping::new(totals.as_fd())? })
+        Accounts::new(accounts.as_fd(), totals.as_fd())
     }
 }
 
@@ -257,37 +264,6 @@ impl Frontends {
         let value = bpf::lookup(self.0.as_fd(), &key_bytes(key))?;
         Ok(value.and_then(|value| value.as_slice().try_into().ok().map(value_from)))
     }
-}
-
-/// What the programs count, to be read.
-#[derive(Debug)]
-pub struct Accounts {
-    accounts: Mapping,
-    totals: Mapping,
-}
-
-impl Counters for Accounts {
-    fn account(&self, id: u32) -> Account {
-        account(&self.accounts, id)
-    }
-
-    fn totals(&self) -> Totals {
-        let mut sum = Totals::default();
-        for stripe in 0..STRIPES {
-            let words: [u64; size_of::<Totals>() / 8] = load(self.totals.words(), stripe);
-            let [aborted, timeouts, lives @ .., _, _, _, _, _] = words;
-            sum.aborted += aborted;
-            sum.timeouts += timeouts;
-            sum.lives.iter_mut().zip(lives).for_each(|(sum, more)| *sum += more);
-        }
-        sum
-    }
-}
-
-fn account(accounts: &Mapping, id: u32) -> Account {
-    let [made, failed, bytes_to, bytes_from, duration_us] = load(accounts.words(), id);
-    let ((connections, closed), (failed, served)) = (halves(made), halves(failed));
-    Account { connections, closed, failed, served, bytes_to, bytes_from, duration_us }
 }
 
 impl Kernel for Attached {
@@ -332,20 +308,39 @@ impl Kernel for Attached {
     }
 
     fn write_set(&mut self, id: u32, set: Set) {
-        let Set { desc, cursor, flags, service } = set;
-        store(self.sets.words(), id, [desc, cursor, word(flags, service)]);
+        let Set { desc, cursor, flags, service, affinity } = set;
+        store(self.sets.words(), id, [desc, cursor, word(flags, service), affinity]);
     }
 
     fn publish(&mut self, id: u32, desc: u64) {
-        if let Some(word) = self.sets.words().get(id as usize * 3) {
+        if let Some(word) = self.sets.words().get(id as usize * SET) {
             word.store(desc, Ordering::Release);
         }
     }
 
     fn write_flags(&mut self, id: u32, flags: u32) {
         // The third word's first half.
-        if let Some(half) = self.sets.halves().get(id as usize * 6 + 4) {
+        if let Some(half) = self.sets.halves().get(id as usize * 2 * SET + 4) {
             half.store(flags, Ordering::Relaxed);
+        }
+    }
+
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
+        if let Some(word) = self.sets.words().get(id as usize * SET + 3) {
+            word.store(affinity.pack(), Ordering::Relaxed);
+        }
+    }
+
+    fn leave(&mut self, id: u32) {
+        let flag = |flag: u16| {
+            let [f0, f1] = flag.to_ne_bytes();
+            u32::from_ne_bytes([0, 0, f0, f1])
+        };
+        // Only this thread says whether it is of UDP.
+        if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 4)
+            && half.load(Ordering::Relaxed) & flag(endpoint_flags::FLOWS) == 0
+        {
+            half.fetch_or(flag(endpoint_flags::LEFT), Ordering::Relaxed);
         }
     }
 
@@ -380,6 +375,10 @@ impl Kernel for Attached {
         Arc::new(Box::new(Health::new(Arc::clone(&self.endpoints))))
     }
 
+    fn clients(&self) -> SharedClients {
+        Arc::<Clients>::clone(&self.clients)
+    }
+
     fn take_over(&mut self) -> io::Result<()> {
         self.pins.remove_others()?.map_or(Ok(()), |left| Err(io::Error::other(left)))
     }
@@ -401,6 +400,7 @@ impl Living for Attached {
             sets: (0..sets).map(|id| self.set(id)).collect(),
             slots: (0..slots).map(|slot| self.slot(slot)).collect(),
             endpoints: (0..endpoints).map(|id| self.endpoint(id)).collect(),
+            clients: self.clients.keys()?,
         })
     }
 }
@@ -411,7 +411,7 @@ pub(crate) fn own_namespace() -> io::Result<u64> {
 }
 
 /// Reads an element of `N` words. One that is not there reads as zeros.
-fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
+pub(crate) fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
     let mut read = [0; N];
     for (to, from) in read.iter_mut().zip(words.iter().skip(index as usize * N)) {
         *to = from.load(Ordering::Relaxed);
@@ -461,11 +461,14 @@ fn key_from(bytes: &[u8; KEY]) -> FrontendKey {
 /// The upper 24 bits of a hash of the key, which the programs want to see in what they read: see `check_of` of
 /// pick.h.
 fn check(key: &FrontendKey) -> [u8; 3] {
-    let bytes = key_bytes(key);
-    let words = bytes.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
-    let hash = words.fold(0u32, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b1));
-    let [_, checks @ ..] = hash.to_le_bytes();
+    let [_, checks @ ..] = hash(&key_bytes(key)).to_le_bytes();
     checks
+}
+
+/// A hash of a key of five words: see `hash_of` of pick.h.
+pub(crate) fn hash(key: &[u8; 20]) -> u32 {
+    let words = key.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
+    words.fold(0u32, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b1))
 }
 
 fn value_bytes(key: &FrontendKey, value: &FrontendValue) -> [u8; VALUE] {

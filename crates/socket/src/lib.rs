@@ -4,8 +4,8 @@
 //!
 //! * `programs/`: the programs in C, and the object that is made of them and loaded.
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
-//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `health`: what is
-//!   known of endpoints, changed by others too.
+//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `accounts`: what the
+//!   programs count. `health`: what is known of endpoints, `clients`: which of them clients keep; changed by others too.
 //! * `links`: whether it is still attached. `removal`: taking all of it away.
 //! * `namespaces`: which of the network's are pods'.
 //! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: how.
@@ -14,10 +14,12 @@
 //!
 //! No threads and no clocks of its own; little of it is called more often than endpoints change.
 
+mod accounts;
 mod attach;
 mod attached;
 mod census;
 mod cgroup;
+mod clients;
 mod destroy;
 mod ending;
 mod error;
@@ -32,8 +34,9 @@ mod removal;
 mod rights;
 mod shape;
 
+pub use accounts::Accounts;
 pub use attach::{Config, Programs};
-pub use attached::{Accounts, Attached, Frontends};
+pub use attached::{Attached, Frontends};
 pub use census::{Census, Translated};
 pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};

@@ -10,6 +10,7 @@ pub(crate) const SLOTS_PER_LINE: u32 = 16;
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
+    pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const SOCKET_STORAGE: u32 = 24;
 }
 
@@ -46,8 +47,18 @@ pub(crate) const NAMESPACES: &str = "namespaces";
 /// How many there may be of these: a node has some hundred pods.
 pub(crate) const MOST_NAMESPACES: u32 = 8192;
 
+/// The map of clients that keep their endpoints.
+pub(crate) const AFFINITIES: &str = "affinities";
+
+/// How many there may be of these: what is beyond is the relay's. Of the buckets alone the kernel has 16 bytes each.
+pub(crate) const MOST_CLIENTS: u32 = 1 << 16;
+
+/// How many pairs of a namespace and a frontend there may be that the source is known of. The kernel has some 100 bytes for
+/// each from the start.
+pub(crate) const MOST_SOURCES: u32 = 1 << 12;
+
 /// All maps.
-pub(crate) const SHAPES: [Shape; 10] = [
+pub(crate) const SHAPES: [Shape; 12] = [
     Shape {
         name: "frontends",
         kind: kind::HASH,
@@ -64,7 +75,23 @@ pub(crate) const SHAPES: [Shape; 10] = [
         flags: NO_PREALLOC,
         elements: |_| MOST_NAMESPACES,
     },
-    array("sets", 24, |capacity| capacity.sets),
+    Shape {
+        name: AFFINITIES,
+        kind: kind::HASH,
+        key_size: 20,
+        value_size: 16,
+        flags: NO_PREALLOC,
+        elements: |capacity| capacity.sets.min(MOST_CLIENTS),
+    },
+    Shape {
+        name: "sources",
+        kind: kind::LRU_HASH,
+        key_size: 32,
+        value_size: 16,
+        flags: 0,
+        elements: |_| MOST_SOURCES,
+    },
+    array("sets", 32, |capacity| capacity.sets),
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
     array("endpoints", 32, |capacity| capacity.endpoints),
     array("accounts", 40, |capacity| capacity.endpoints),

@@ -4,6 +4,9 @@
 //! connection, is worth nothing once it was idle for the timeout or its endpoint cannot be used, and
 //! is forgotten at the latest when the map is full and it is the one unseen for longest, or nearly.
 //!
+//! Where connections are decided at clients' sockets somebody [follows](crate::Follower) what is remembered here of this
+//! node's clients. So they may have connected since they were last seen: before one is forgotten as idle it is asked.
+//!
 //! Entries that are worth nothing are cleared away from the head of a queue, a few at a time: whoever
 //! holds its lock looks at no more than a handful, so no worker waits longer than about a microsecond.
 
@@ -14,9 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use dashmap::{DashMap, Entry};
 
 use crate::Upstream;
+use crate::follower::{Follower, SharedFollower};
 
 /// Locks of one map: enough that workers seldom meet, few enough that thousands of service ports
 /// can have a map each.
@@ -24,6 +29,9 @@ const SHARDS: usize = 8;
 
 /// How many entries get a second chance before one is evicted all the same.
 const SECOND_CHANCES: usize = 3;
+
+/// What a clock that a worker has read may be behind at the most.
+const CLOCKS: Duration = Duration::from_secs(1);
 
 /// How many entries that are worth nothing each new client clears away.
 const CLEARED_PER_CLIENT: usize = 2;
@@ -72,6 +80,17 @@ pub struct Affinity {
     queue: Mutex<VecDeque<IpAddr>>,
     budget: Arc<Budget>,
     evicted: AtomicU64,
+    /// Who is told of this node's clients.
+    follower: ArcSwapOption<Box<dyn Follower>>,
+}
+
+/// Who asks for an endpoint, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asking {
+    pub(crate) client: IpAddr,
+    /// Whether it is of this node: then its next connections may be decided at their sockets.
+    pub(crate) is_inside: bool,
+    pub(crate) now: Instant,
 }
 
 #[derive(Debug)]
@@ -83,18 +102,54 @@ struct Binding {
     seen: Instant,
     /// Whether there was one since it last stood at the head of the queue.
     renewed: bool,
+    /// Who follows it.
+    told: Option<SharedFollower>,
 }
 
 impl Binding {
     fn new(upstream: Arc<Upstream>, now: Instant) -> Self {
-        Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false }
+        Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false, told: None }
+    }
+
+    /// Has the client be led to the endpoint from now on, by these and no others.
+    fn tell(&mut self, client: IpAddr, follower: Option<&SharedFollower>) {
+        if self.told.as_ref().is_some_and(|told| !follower.is_some_and(|f| Arc::ptr_eq(told, f))) {
+            self.untell(client);
+        }
+        if let Some(follower) = follower {
+            self.told = follower.follow(client, &self.upstream).then(|| Arc::clone(follower));
+        }
+    }
+
+    /// Has nobody lead the client any more.
+    fn untell(&mut self, client: IpAddr) {
+        if let Some(told) = self.told.take() {
+            told.forget(client);
+        }
+    }
+
+    /// Learns of connections that others have led.
+    fn catch_up(&mut self, client: IpAddr, now: Instant) {
+        let idle = self.told.as_ref().and_then(|told| told.idle(client));
+        if let Some(led) = idle.and_then(|idle| now.checked_sub(idle)).filter(|led| *led > self.seen) {
+            // Who is told has a clock of its own, which is ahead of a worker's.
+            self.renewed |= led.duration_since(self.seen) > CLOCKS;
+            self.seen = led;
+        }
     }
 
     /// Whether it is worth nothing any more: it was idle for too long, or its endpoint has left. One
     /// without a timeout is of a Service that has no affinity any more.
-    fn is_over(&self, timeout: Option<Duration>, now: Instant) -> bool {
-        self.tenure != self.upstream.tenure()
-            || timeout.is_none_or(|timeout| now.saturating_duration_since(self.seen) >= timeout)
+    fn is_over(&mut self, client: IpAddr, timeout: Option<Duration>, now: Instant) -> bool {
+        if self.tenure != self.upstream.tenure() {
+            return true;
+        }
+        let Some(timeout) = timeout else { return true };
+        let is_idle = |seen| now.saturating_duration_since(seen) >= timeout;
+        if is_idle(self.seen) {
+            self.catch_up(client, now);
+        }
+        is_idle(self.seen)
     }
 }
 
@@ -106,6 +161,33 @@ impl Affinity {
             queue: Mutex::default(),
             budget,
             evicted: AtomicU64::new(0),
+            follower: ArcSwapOption::empty(),
+        }
+    }
+
+    /// From now on somebody else, or nobody, is told of clients of this node; of each with its next connection that comes here.
+    pub(crate) fn set_follower(&self, follower: Option<SharedFollower>) {
+        self.follower.store(follower);
+    }
+
+    /// Remembers a client that is already led to an endpoint, and was last so long ago. What is known of it here counts for more.
+    pub(crate) fn adopt(
+        &self,
+        client: IpAddr,
+        upstream: &Arc<Upstream>,
+        idle: Duration,
+        timeout: Duration,
+        now: Instant,
+    ) {
+        let follower = self.follower.load_full();
+        match self.clients.entry(client) {
+            Entry::Occupied(mut entry) => entry.get_mut().tell(client, follower.as_ref()),
+            Entry::Vacant(entry) => {
+                let seen = now.checked_sub(idle).unwrap_or(now);
+                let binding = Binding { told: follower, ..Binding::new(Arc::clone(upstream), seen) };
+                drop(entry.insert(binding));
+                self.enqueue(client, timeout, now);
+            }
         }
     }
 
@@ -115,25 +197,30 @@ impl Affinity {
     /// `is_usable` and `choose` are called with a lock held; they must not wait for anything.
     pub(crate) fn pick(
         &self,
-        client: IpAddr,
+        asking: Asking,
         timeout: Duration,
-        now: Instant,
         is_usable: impl Fn(&Arc<Upstream>) -> bool,
         choose: impl FnOnce() -> Option<Arc<Upstream>>,
     ) -> Option<Arc<Upstream>> {
+        let Asking { client, is_inside, now } = asking;
+        let follower = if is_inside { self.follower.load_full() } else { None };
         match self.clients.entry(client) {
             Entry::Occupied(mut entry) => {
                 let binding = entry.get_mut();
-                if binding.is_over(Some(timeout), now) || !is_usable(&binding.upstream) {
-                    *binding = Binding::new(choose()?, now);
+                if binding.is_over(client, Some(timeout), now) || !is_usable(&binding.upstream) {
+                    let told = binding.told.clone();
+                    *binding = Binding { told, ..Binding::new(choose()?, now) };
                 }
                 (binding.seen, binding.renewed) = (now, true);
+                binding.tell(client, follower.as_ref());
                 Some(Arc::clone(&binding.upstream))
             }
             Entry::Vacant(entry) => {
                 let upstream = choose()?;
                 // The queue is locked without holding a shard: whoever holds it locks shards.
-                drop(entry.insert(Binding::new(Arc::clone(&upstream), now)));
+                let mut binding = Binding::new(Arc::clone(&upstream), now);
+                binding.tell(client, follower.as_ref());
+                drop(entry.insert(binding));
                 self.enqueue(client, timeout, now);
                 Some(upstream)
             }
@@ -146,7 +233,7 @@ impl Affinity {
         let mut queue = self.queue();
         for _ in 0..CLEARED_PER_CLIENT {
             let Some(oldest) = queue.front() else { break };
-            if !self.forget(oldest, |binding| binding.is_over(Some(timeout), now)) {
+            if !self.forget(oldest, |binding| binding.is_over(*oldest, Some(timeout), now)) {
                 break;
             }
             queue.pop_front();
@@ -160,9 +247,11 @@ impl Affinity {
         let mut chances = SECOND_CHANCES;
         while queue.len() + surplus > length {
             let Some(oldest) = queue.pop_front() else { break };
-            if chances > 0
-                && self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed))
-            {
+            let is_renewed = |binding: &mut Binding| {
+                binding.catch_up(oldest, now);
+                std::mem::take(&mut binding.renewed)
+            };
+            if chances > 0 && self.clients.get_mut(&oldest).is_some_and(|mut b| is_renewed(&mut b)) {
                 chances -= 1;
                 queue.push_back(oldest);
             } else if self.forget(&oldest, |_| true) {
@@ -173,8 +262,16 @@ impl Affinity {
     }
 
     /// Takes a client out of the map, if that is what is wanted; whether it is not there any more.
-    fn forget(&self, client: &IpAddr, is_wanted: impl Fn(&Binding) -> bool) -> bool {
-        let is_gone = self.clients.remove_if(client, |_, binding| is_wanted(binding)).is_some();
+    fn forget(&self, client: &IpAddr, is_wanted: impl Fn(&mut Binding) -> bool) -> bool {
+        let is_gone = self.clients.remove_if_mut(client, |_, binding| {
+            let is_wanted = is_wanted(binding);
+            if is_wanted {
+                // While nobody can remember the client anew.
+                binding.untell(*client);
+            }
+            is_wanted
+        });
+        let is_gone = is_gone.is_some();
         if is_gone {
             self.budget.clients.fetch_sub(1, Ordering::Relaxed);
         }
@@ -204,7 +301,7 @@ impl Affinity {
         let mut queue = self.queue();
         for examined in 0..EXAMINED_PER_HOLD {
             let Some(oldest) = queue.pop_front() else { return examined };
-            if self.forget(&oldest, |binding| binding.is_over(timeout, now)) {
+            if self.forget(&oldest, |binding| binding.is_over(oldest, timeout, now)) {
                 continue;
             }
             if self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed)) {
@@ -240,6 +337,10 @@ impl Affinity {
 
 impl Drop for Affinity {
     fn drop(&mut self) {
+        for mut client in self.clients.iter_mut() {
+            let (ip, binding) = client.pair_mut();
+            binding.untell(*ip);
+        }
         self.budget.clients.fetch_sub(self.clients.len(), Ordering::Relaxed);
     }
 }

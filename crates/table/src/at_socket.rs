@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use sluice_model::{Family, FrontendKind};
+use sluice_model::{Family, FrontendKind, Protocol};
 
 use crate::backends::Backends;
 use crate::policy::SetName;
@@ -47,7 +47,7 @@ pub enum WhyRelayed {
     SourceRanges,
     /// One that is neither in turns nor by chance.
     Balance(Balance),
-    /// Of clients.
+    /// Of clients of UDP.
     Affinity,
     /// Of connections.
     Limit,
@@ -69,7 +69,7 @@ impl fmt::Display for WhyRelayed {
             Self::PodsLoopback => "in a pod a loopback address is the pod's own",
             Self::SourceRanges => "only some sources may connect, and a socket may have no address yet",
             Self::Balance(balance) => return write!(f, "the Service is balanced by {balance}"),
-            Self::Affinity => "the Service has session affinity",
+            Self::Affinity => "the Service has session affinity, and this is UDP",
             Self::Limit => "the Service has a limit of connections",
             Self::Dropped => "a socket cannot be made to hear nothing",
             Self::NodesAddress => "endpoints are to see the node's address",
@@ -104,8 +104,9 @@ impl SocketOutcomes {
         if !backends.rules.at_socket {
             return [Err(WhyRelayed::KeptOut); 2];
         }
-        let node = at_node(&backends, kind);
-        let pod = if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(&backends, kind) };
+        let node = at_node(port, &backends, kind);
+        let pod =
+            if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(port, &backends, kind) };
         [node, pod].map(|outcome| match outcome {
             Ok(AtSocket::Balance(set)) if !is_of_family(&backends, set, port.family()) => {
                 Err(WhyRelayed::OtherFamily)
@@ -116,11 +117,11 @@ impl SocketOutcomes {
 }
 
 /// Their own address is one of the node's, which is all that endpoints may see of them.
-fn at_node(backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
-    outcome(backends, kind, backends.choose(kind, Origin::Node))
+fn at_node(port: &ServicePort, backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
+    outcome(port, backends, kind, backends.choose(kind, Origin::Node))
 }
 
-fn at_pod(backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
+fn at_pod(port: &ServicePort, backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
     let (inside, outside) = (backends.choose(kind, Origin::LocalPod), backends.choose(kind, Origin::Outside));
     let rules = &backends.rules;
     let keeps_address = |origin| {
@@ -132,13 +133,14 @@ fn at_pod(backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelaye
         _ if inside != outside => return Err(WhyRelayed::ShortCircuit),
         _ => {}
     }
-    match outcome(backends, kind, inside) {
+    match outcome(port, backends, kind, inside) {
         Ok(AtSocket::Balance(_)) if !keeps_address(Origin::LocalPod) => Err(WhyRelayed::NodesAddress),
         outcome => outcome,
     }
 }
 
 fn outcome(
+    port: &ServicePort,
     backends: &Backends,
     kind: FrontendKind,
     choice: Result<SetName, Verdict>,
@@ -151,7 +153,10 @@ fn outcome(
         Ok(_) if !matches!(rules.balance, Balance::RoundRobin | Balance::Random) => {
             Err(WhyRelayed::Balance(rules.balance))
         }
-        Ok(_) if rules.affinity.is_some() => Err(WhyRelayed::Affinity),
+        // Whoever has connected before is led to where the relay has led it.
+        Ok(_) if rules.affinity.is_some() && port.name().protocol == Protocol::Udp => {
+            Err(WhyRelayed::Affinity)
+        }
         Ok(_) if rules.limit.is_some() => Err(WhyRelayed::Limit),
         Ok(set) => Ok(AtSocket::Balance(set)),
         Err(Verdict::Refuse(_)) => Ok(AtSocket::Refuse),
@@ -172,7 +177,7 @@ mod tests {
     use std::time::Duration;
 
     use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
-    use sluice_model::{ObjectName, Protocol, ServicePortName, TrafficPolicy};
+    use sluice_model::{ObjectName, ServicePortName, TrafficPolicy};
 
     use super::*;
     use crate::Upstream;
@@ -204,7 +209,9 @@ mod tests {
         ("source hash",                                        "hash",          "here there", ClusterIp, "relay", "relay"),
         ("random",                                             "random",        "here there", ClusterIp, "cluster", "cluster"),
         ("least connections, no endpoint",                     "least",         "", ClusterIp, "refuse", "refuse"),
-        ("affinity",                                           "affinity",      "here there", ClusterIp, "relay", "relay"),
+        ("affinity",                                           "affinity",      "here there", ClusterIp, "cluster", "cluster"),
+        ("affinity of UDP",                                    "affinity udp",  "here there", ClusterIp, "relay", "relay"),
+        ("affinity, and a limit of connections",               "affinity limit", "here there", ClusterIp, "relay", "relay"),
         ("a limit of connections",                             "limit",         "here there", ClusterIp, "relay", "relay"),
         ("a cluster IP that is on an interface",               "own",           "here there", ClusterIp, "relay", "relay"),
         ("the node's address",                                 "own",           "here there", NodePort, "cluster", "relay"),
@@ -239,7 +246,7 @@ mod tests {
             let named = ServicePortName {
                 service: ObjectName::new("default", "web"),
                 port: "http".into(),
-                protocol: Protocol::Tcp,
+                protocol: if has("udp") { Protocol::Udp } else { Protocol::Tcp },
             };
             let port = ServicePort::new(named, Family::V4, Budget::new(10));
             let set = |names: &[&str]| -> Vec<Arc<Upstream>> {

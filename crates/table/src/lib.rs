@@ -32,6 +32,7 @@
 //! | `healthCheckNodePort` | `health_check.rs` |
 //! | what is decided before there is a packet | `at_socket.rs` |
 //! | what is known of endpoints there | `socket_health.rs`, `doubt_search.rs` |
+//! | who follows session affinity there | `follower.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
 //! Pure: no sockets, no async, no clock.
@@ -53,6 +54,7 @@ mod connection_limit;
 mod datagrams;
 mod doubt_search;
 mod endpoint_set;
+mod follower;
 mod health_check;
 mod histogram;
 mod key;
@@ -81,6 +83,7 @@ pub use balance::rotation::continue_from;
 pub use cluster_addresses::ClusterAddressChange;
 pub use datagrams::{DatagramCounts, Datagrams, Loss};
 pub use endpoint_set::EndpointSet;
+pub use follower::{Follower, SharedFollower};
 pub use health_check::HealthCheck;
 pub use histogram::{BUCKETS, Histogram, ServiceTimes, Times};
 pub use key::FrontendKey;

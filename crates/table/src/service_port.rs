@@ -3,17 +3,19 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use sluice_model::{Family, ServicePortName};
 
-use crate::affinity::{Affinity, Budget};
+use crate::affinity::{Affinity, Asking, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::doubt_search::{self, DoubtSearch};
+use crate::follower::SharedFollower;
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
@@ -206,6 +208,29 @@ impl ServicePort {
         self.affinity.get().map(|affinity| &**affinity)
     }
 
+    /// From now on has these told which endpoints clients of this node keep, in the place of those who were told so far. Nobody is
+    /// where the Service never asked for affinity.
+    pub fn share_affinity(&self, with: Option<SharedFollower>) {
+        if let Some(affinity) = self.affinity() {
+            affinity.set_follower(with);
+        }
+    }
+
+    /// Remembers a client that those who are told lead to this endpoint already, and have last so long ago, unless it is known;
+    /// then they are told. Whether clients are remembered.
+    pub fn adopt_client(
+        &self,
+        client: IpAddr,
+        upstream: &Arc<Upstream>,
+        idle: Duration,
+        now: Instant,
+    ) -> bool {
+        let timeout = self.load().rules.affinity;
+        let Some((timeout, affinity)) = timeout.zip(self.affinity.get()) else { return false };
+        affinity.adopt(client, upstream, idle, timeout, now);
+        true
+    }
+
     /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be
     /// clients.
     pub(crate) fn expire_affinity(&self, now: Instant) -> bool {
@@ -239,6 +264,10 @@ impl ServicePort {
     /// there: most likely because of it. So each has its share of new connections, as many as if it was not in doubt.
     #[inline]
     pub(crate) fn pick_in_doubt(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
+        // Who keeps an endpoint is not led to another one for that, and others find out about those in doubt in their turns.
+        if backends.rules.affinity.is_some() {
+            return None;
+        }
         let health = self.socket_health()?;
         let health = health.as_ref()?;
         let set = backends.set(asked.set);
@@ -302,9 +331,8 @@ impl ServicePort {
         };
         let upstream = match rules.affinity.zip(self.affinity.get()) {
             Some((timeout, affinity)) => affinity.pick(
-                client,
+                Asking { client, is_inside: asked.client.origin.is_inside(), now: asked.now },
                 timeout,
-                asked.now,
                 |upstream| set.contains(upstream) && is_usable(upstream),
                 choose,
             ),

@@ -202,6 +202,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn whoever_keeps_an_endpoint_is_not_asked_to_find_out_about_another_one() {
+        let (port, doubts) = port();
+        let affinity = Some(std::time::Duration::from_secs(100));
+        let rules = PortRules { affinity, ..PortRules::default() };
+        port.publish(port.endpoints(), Vec::new(), Facts::default(), rules);
+        assert_eq!(connect(&port, FrontendKind::ClusterIp, 2), [1, 1]);
+        doubts.0.lock().unwrap().insert(2);
+        assert_eq!(connect(&port, FrontendKind::ClusterIp, 2), [1, 1]);
+    }
+
+    #[test]
     fn whoever_fails_is_in_doubt_and_asked_again_until_it_is_passed_over() {
         let (port, doubts) = port();
         for client in 1..=3 {

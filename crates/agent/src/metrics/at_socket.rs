@@ -55,6 +55,11 @@ impl Metrics {
                 stats.failures,
             ),
             (
+                "socket_affinity_refused",
+                "How often a client that keeps its endpoint was left to the relay, as there was no room for it",
+                stats.refused_clients,
+            ),
+            (
                 "socket_ended",
                 "Connected UDP sockets that were ended, as their endpoint or Service is gone",
                 looks.swept.ended(),

@@ -10,6 +10,7 @@
 mod manifests;
 mod scene;
 
+mod affinity;
 mod apiserver;
 mod at_sockets;
 mod changes;

@@ -23,6 +23,8 @@ pub(crate) struct Service {
     /// Both traffic policies.
     pub(crate) policy: &'static str,
     pub(crate) health_check_port: Option<u16>,
+    /// Whether clients keep their endpoints.
+    pub(crate) affinity: bool,
     pub(crate) endpoints: Vec<Endpoint>,
 }
 
@@ -36,7 +38,14 @@ pub(crate) struct Endpoint {
 impl Service {
     /// Without endpoints.
     pub(crate) fn new(number: u8) -> Self {
-        Self { number, port: PORT, policy: "Cluster", health_check_port: None, endpoints: Vec::new() }
+        Self {
+            number,
+            port: PORT,
+            policy: "Cluster",
+            health_check_port: None,
+            affinity: false,
+            endpoints: Vec::new(),
+        }
     }
 
     /// With one endpoint more, on the node with the agent.
@@ -83,6 +92,9 @@ impl Service {
             "internalTrafficPolicy": self.policy,
             "externalTrafficPolicy": self.policy,
         });
+        if self.affinity {
+            spec["sessionAffinity"] = "ClientIP".into();
+        }
         if let Some(port) = self.health_check_port {
             spec["healthCheckNodePort"] = port.into();
         }

@@ -181,6 +181,7 @@ impl Offered {
             frontends,
             serving,
             is_random: backends.balance() == Balance::Random,
+            affinity: backends.affinity().filter(|_| protocol == Protocol::Tcp),
         }
     }
 }

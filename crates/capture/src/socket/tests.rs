@@ -11,6 +11,7 @@ use sluice_table::{Client, FrontendKey, Origin, SetName, Traffic, Writer, Writer
 use super::*;
 
 mod flows;
+mod followed;
 
 const ROOM: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 4 };
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use sluice_table::AtSocket;
 
 use super::sets::{SetState, index};
-use super::{Full, IdChange, Maps, Port, PortKey, PortState, SETS};
+use super::{Full, Maps, Port, PortKey, PortState, SETS};
 use crate::kernel::Kernel;
 use crate::layout::{FrontendKey, FrontendValue, Outcome, verdict};
 
@@ -103,7 +103,7 @@ impl<K: Kernel> Maps<K> {
         }
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
         let left = self.dropped.endpoints.clone();
-        self.note_ids(IdChange::Left, left);
+        self.leave(left);
         self.retired.append(&mut self.dropped);
         self.renew_flowing();
     }

@@ -1,6 +1,7 @@
 //! Service ports as whoever knows the table wants them.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use sluice_model::Frontend;
 use sluice_table::{AtSocket, SetName, SocketOutcomes};
@@ -24,6 +25,8 @@ pub struct Port {
     pub serving: Vec<SocketAddr>,
     /// Whether any is chosen, with equal chances, instead of turns.
     pub is_random: bool,
+    /// After how long without a new connection a client loses its endpoint, where clients keep theirs; only of TCP.
+    pub affinity: Option<Duration>,
 }
 
 impl Port {
@@ -36,6 +39,12 @@ impl Port {
 
     pub(super) fn set_flags(&self) -> u32 {
         if self.is_random { set_flags::RANDOM } else { 0 }
+    }
+
+    /// The same in milliseconds, 0 where clients do not. Kubernetes has no more than a day.
+    pub(super) fn timeout_ms(&self) -> u32 {
+        let millis = |timeout: Duration| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
+        self.affinity.map_or(0, millis)
     }
 
     pub(super) fn names(&self, name: SetName) -> bool {

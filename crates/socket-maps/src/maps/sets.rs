@@ -7,6 +7,7 @@ use sluice_table::{AtSocket, SetName, continue_from};
 
 use super::{Full, IdChange, Maps, Parked, Port, PortState};
 use crate::adopt::LivingSet;
+use crate::affinity::SetAffinity;
 use crate::desc::Desc;
 use crate::kernel::Kernel;
 use crate::layout::{Endpoint, FrontendKey, Set, protocol, verdict};
@@ -27,6 +28,7 @@ pub(crate) struct Members {
 pub(super) struct SetState {
     pub(super) id: u32,
     pub(super) flags: u32,
+    pub(super) affinity: SetAffinity,
     pub(super) members: Members,
 }
 
@@ -53,7 +55,8 @@ impl<K: Kernel> Maps<K> {
                 {
                     state.service = set.service;
                     found.extend(set.members.list.iter().map(|(_, id)| *id));
-                    *place = Some(SetState { id: lived.set, flags: set.flags, members: set.members });
+                    let LivingSet { flags, affinity, members, .. } = set;
+                    *place = Some(SetState { id: lived.set, flags, affinity, members });
                 }
             }
         }
@@ -76,7 +79,7 @@ impl<K: Kernel> Maps<K> {
         members.rotation = 0;
         let desc = self.write(&members).pack();
         self.kernel.write_set(id, Set { desc, service, ..Set::default() });
-        Ok(SetState { id, flags: 0, members })
+        Ok(SetState { id, flags: 0, affinity: SetAffinity::default(), members })
     }
 
     /// Has a set have these endpoints. Of those that it has no more, the `serving` ones are parked.
@@ -103,7 +106,7 @@ impl<K: Kernel> Maps<K> {
         park(&mut set.members, serving, parked);
         let gone: Vec<u32> = set.members.list.iter().map(|(_, id)| *id).collect();
         self.retired.add_endpoints(set.members.protocol, gone.iter().copied());
-        self.note_ids(IdChange::Left, gone);
+        self.leave(gone);
         self.renew_flowing();
         set.members = members;
         Ok(())
@@ -190,6 +193,30 @@ impl<K: Kernel> Maps<K> {
         let count = u16::try_from(ids.len()).unwrap_or(0);
         let rotation = u16::try_from(members.rotation).unwrap_or(0);
         Desc { base: members.range.base, count, rotation }
+    }
+
+    /// Nothing leads to these any more.
+    pub(super) fn leave(&mut self, ids: Vec<u32>) {
+        ids.iter().for_each(|id| self.kernel.leave(*id));
+        self.note_ids(IdChange::Left, ids);
+    }
+
+    /// Has the clients of a set keep their endpoints for as long as its port says.
+    pub(super) fn change_affinity(&mut self, set: &mut SetState, timeout_ms: u32) {
+        if set.affinity.timeout_ms == timeout_ms {
+            return;
+        }
+        let number = match set.affinity.number {
+            _ if timeout_ms == 0 => 0,
+            0 => {
+                let number = self.next_affinity;
+                self.next_affinity = number.checked_add(1).unwrap_or(1);
+                number
+            }
+            number => number,
+        };
+        set.affinity = SetAffinity { number, timeout_ms };
+        self.kernel.write_affinity(set.id, set.affinity);
     }
 
     /// Has flows to endpoints that nothing leads to any more choose anew.

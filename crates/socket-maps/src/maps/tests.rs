@@ -6,6 +6,7 @@ use sluice_table::{AtSocket, SharedHealth, SocketOutcomes};
 
 use super::*;
 use crate::adopt::Contents;
+use crate::affinity::{SetAffinity, SharedClients};
 use crate::desc::Desc;
 use crate::layout::{Endpoint, FrontendValue, Set, set_flags, verdict};
 use crate::{Capacity, Memory, Picked};
@@ -22,6 +23,9 @@ macro_rules! delegate {
         fn write_set(&mut self, id: u32, set: Set) { self.memory.write_set(id, set) }
         fn publish(&mut self, id: u32, desc: u64) { self.memory.publish(id, desc) }
         fn write_flags(&mut self, id: u32, flags: u32) { self.memory.write_flags(id, flags) }
+        fn write_affinity(&mut self, id: u32, affinity: SetAffinity) { self.memory.write_affinity(id, affinity) }
+        fn leave(&mut self, id: u32) { self.memory.leave(id) }
+        fn clients(&self) -> SharedClients { self.memory.clients() }
         fn cursor(&self, id: u32) -> u64 { self.memory.cursor(id) }
         fn barrier(&mut self) -> io::Result<()> { self.fails()?; self.memory.barrier() }
         fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {

@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_socket_maps::{
-    Account, Endpoint, Failures, FrontendKey, FrontendValue, Meta, Outcome, STRIPES, Set, Totals,
+    Account, AffinityKey, AffinityValue, Endpoint, Failures, FrontendKey, FrontendValue, Meta, Outcome,
+    STRIPES, Set, Totals,
 };
 use sluice_table::{BUCKETS, Times};
 
-/// Of layout 4. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
-const DIGEST: u64 = 9_604_457_240_889_093_179;
+/// Of layout 5. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
+const DIGEST: u64 = 15_394_413_974_848_436_575;
 
 /// What maps consist of.
-const STRUCTS: [&str; 12] = [
+const STRUCTS: [&str; 16] = [
     "account",
     "address",
+    "affinity",
+    "affinity_key",
     "conn",
     "endpoint",
     "flow",
@@ -27,6 +30,8 @@ const STRUCTS: [&str; 12] = [
     "meta",
     "outcome",
     "set",
+    "source",
+    "source_key",
     "totals",
 ];
 
@@ -63,9 +68,11 @@ fn c_and_rust_have_the_same() {
         (
             "set",
             rust!(Set {
-                desc "desc", cursor "cursor", flags "flags", service "service"
+                desc "desc", cursor "cursor", flags "flags", service "service", affinity "affinity"
             }),
         ),
+        ("affinity_key", rust!(AffinityKey { addr "ip", number "number" })),
+        ("affinity", rust!(AffinityValue { id "id", check "check", last_ns "last_ns" })),
         (
             "endpoint",
             rust!(Endpoint {

@@ -8,6 +8,7 @@
     reason = "helpers of tests fail tests"
 )]
 
+mod affinity;
 mod balance;
 mod bound;
 mod census;

@@ -59,7 +59,7 @@ impl Node {
 
     /// Where the pins of this version are.
     pub(crate) fn pins(&self) -> PathBuf {
-        self.config.pins.join("v4")
+        self.config.pins.join("v5")
     }
 
     /// What is attached to the cgroup.

@@ -3,7 +3,14 @@ use std::cell::Cell;
 use super::*;
 use crate::endpoint_set::tests::upstreams;
 
+mod followed;
+
 const TIMEOUT: Duration = Duration::from_secs(100);
+
+/// A client of this node.
+fn asking(client: [u8; 4], now: Instant) -> Asking {
+    Asking { client: client.into(), is_inside: true, now }
+}
 
 /// A map with a clock, and a round robin over endpoints with the ports 1 to 3.
 struct Scene {
@@ -34,7 +41,7 @@ impl Scene {
                 .find(is_usable)
         };
         let now = self.start + Duration::from_secs(at);
-        self.affinity.pick([10, 1, 0, n].into(), TIMEOUT, now, is_usable, choose).unwrap().address().port()
+        self.affinity.pick(asking([10, 1, 0, n], now), TIMEOUT, is_usable, choose).unwrap().address().port()
     }
 }
 
@@ -88,7 +95,7 @@ fn a_hold_of_the_lock_looks_at_four_clients_and_an_expiry_at_a_thousand() {
         let [high, low] = n.to_be_bytes();
         let choose = || scene.upstreams.first().cloned();
         let now = scene.start + Duration::from_secs(at);
-        scene.affinity.pick([10, 1, high, low].into(), TIMEOUT, now, |_| true, choose)
+        scene.affinity.pick(asking([10, 1, high, low], now), TIMEOUT, |_| true, choose)
     };
     (0..3_000).for_each(|n| _ = pick(n, 0));
     // Of clients that have just been renewed, too: they are looked at once, and not again.
@@ -113,7 +120,7 @@ fn where_all_service_ports_together_have_too_many_a_flooded_one_shrinks() {
     let fill = |port: &Affinity, clients: std::ops::Range<u16>| {
         for n in clients {
             let [high, low] = n.to_be_bytes();
-            port.pick([10, 1, high, low].into(), TIMEOUT, now, |_| true, || upstreams.first().cloned());
+            port.pick(asking([10, 1, high, low], now), TIMEOUT, |_| true, || upstreams.first().cloned());
         }
     };
     ports.iter().take(4).for_each(|port| fill(port, 0..10_000));
@@ -171,7 +178,7 @@ fn expired_clients_are_cleared_away_by_new_ones_and_are_no_evictions() {
 #[test]
 fn nothing_is_remembered_where_there_is_no_endpoint() {
     let affinity = Affinity::new(Budget::new(10));
-    let pick = affinity.pick([10, 1, 0, 1].into(), TIMEOUT, Instant::now(), |_| true, || None);
+    let pick = affinity.pick(asking([10, 1, 0, 1], Instant::now()), TIMEOUT, |_| true, || None);
     assert!(pick.is_none() && affinity.is_empty());
 }
 
@@ -190,8 +197,8 @@ fn connections_of_one_client_at_the_same_time_share_an_endpoint() {
                                 let turn = turn.fetch_add(1, Ordering::Relaxed) % 8;
                                 upstreams.get(usize::try_from(turn).unwrap()).cloned()
                             };
-                            let client = [10, 1, 0, client].into();
-                            affinity.pick(client, TIMEOUT, now, |_| true, choose).unwrap().address()
+                            let asking = asking([10, 1, 0, client], now);
+                            affinity.pick(asking, TIMEOUT, |_| true, choose).unwrap().address()
                         })
                         .collect::<Vec<_>>()
                 })

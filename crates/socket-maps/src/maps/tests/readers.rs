@@ -173,6 +173,17 @@ impl Kernel for Watched {
         self.memory.write_flags(id, flags);
         self.interleave();
     }
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
+        self.memory.write_affinity(id, affinity);
+        self.interleave();
+    }
+    fn leave(&mut self, id: u32) {
+        self.memory.leave(id);
+        self.interleave();
+    }
+    fn clients(&self) -> SharedClients {
+        self.memory.clients()
+    }
     fn cursor(&self, id: u32) -> u64 {
         self.memory.cursor(id)
     }
