@@ -31,7 +31,8 @@ pub struct ApiserverArgs {
     pub context: Option<String>,
     /// An apiserver's own address, such as https://10.0.0.2:6443: instead of the kubeconfig's or the
     /// `kubernetes` Service's, which this agent is to provide and must not need. May be given several
-    /// times: the next one is used while one does not answer.
+    /// times: the next one is used while one does not answer, or refuses credentials that have been
+    /// renewed. None are sent to an address with http://, or with no scheme, which means that.
     #[arg(long, value_name = "URL")]
     pub master: Vec<String>,
 }

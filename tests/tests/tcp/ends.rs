@@ -99,7 +99,7 @@ fn owing(half_closed_idle: Duration) -> (World, TcpStream, [Backend; 2]) {
     let config = Config { half_closed_idle, workers: 1, ..World::CONFIG };
     let mut world = World::with_config(Protocol::Tcp, &[generous.address], config);
     let other = world.add_service("other", &[echoing.address]);
-    let mut stream = connect(&world);
+    let stream = connect(&world);
     SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     wait::until("all was passed on", || {

@@ -139,7 +139,9 @@ impl Hook {
     pub(super) fn mark(self) -> (u32, u32) {
         match self {
             Self::Input => (marks::MASK, marks::CAPTURED),
-            Self::Output => (marks::DOWNSTREAM & marks::UPSTREAM, marks::DOWNSTREAM & marks::UPSTREAM),
+            Self::Output => {
+                (marks::WHOSE & !(marks::DOWNSTREAM ^ marks::UPSTREAM), marks::DOWNSTREAM & marks::UPSTREAM)
+            }
         }
     }
 }

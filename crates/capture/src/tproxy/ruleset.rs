@@ -365,12 +365,15 @@ mod tests {
         let interface = LocalPods::Interface { pattern: "veth*".to_owned() };
         for local_pods in [LocalPods::None, LocalPods::NodeCidrs, interface] {
             for track in [false, true] {
-                let ruleset = Ruleset::inet(&Config { local_pods: local_pods.clone(), track, ..config() });
-                assert!(!ruleset.text.contains('$'), "{}", ruleset.text);
-                for line in ruleset.definition().lines() {
-                    assert!(comment(line).unwrap_or_default().len() < COMMENT_MAX, "{line}");
+                let config = Config { local_pods: local_pods.clone(), track, ..config() };
+                let (inet, bridge) = (Ruleset::inet(&config), Ruleset::bridge(&config));
+                for ruleset in [&inet, &bridge] {
+                    assert!(!ruleset.text.contains('$'), "{}", ruleset.text);
+                    for line in ruleset.definition().lines() {
+                        assert!(comment(line).unwrap_or_default().len() < COMMENT_MAX, "{line}");
+                    }
                 }
-                assert_eq!(ruleset.text.contains("notrack"), !track);
+                assert_eq!(inet.text.contains("notrack"), !track);
             }
         }
     }
@@ -423,8 +426,10 @@ mod tests {
         let wanted = format!("{begin}delete set bridge sluice answers4\n{end}");
         assert!(another_size.starts_with(&wanted), "{another_size}");
         assert_eq!(script(262_144, "somebody's"), None);
-        let sets: Vec<String> = dynamic(&Ruleset::inet(&config()).text).into_keys().collect();
-        assert_eq!(sets.len(), 15, "{sets:?}");
+        for (ruleset, count) in [(Ruleset::inet(&config()), 15), (ruleset, 11)] {
+            let sets: Vec<String> = dynamic(&ruleset.text).into_keys().collect();
+            assert_eq!(sets.len(), count, "{sets:?}");
+        }
     }
 
     #[test]

@@ -80,8 +80,8 @@ fn on_no_port(path: Path, search: Search, core: &mut Core) {
     if let Some(left_out) = core.says.exhausted.admit(now) {
         tracing::warn!(
             %client, %endpoint, left_out,
-            "a client has hardly a port left towards an endpoint: for a second none but the first choice is tried, and its \
-             connections go to others, or are reset"
+            "a client has hardly a port left towards an endpoint: for a second each of its connections tries one only, and \
+             they go to others, or are reset"
         );
     }
 }

@@ -198,7 +198,7 @@ impl UdpRelay {
                 frontends: Slots::default(),
                 flows: FlowTable::new(limits),
                 kept_ports: KeptPorts::default(),
-                replies: ReplySockets::new(limits.capacity.get()),
+                replies: ReplySockets::default(),
                 budget,
                 refusals: Refusals::default(),
                 groups: Groups::default(),

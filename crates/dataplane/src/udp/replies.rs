@@ -18,8 +18,9 @@ use super::socket;
 use crate::descriptors::Permit;
 use crate::transparent::Marks;
 
-/// Of as many flows as there may be, so many clients' sockets at the most: one in this many.
-const OWN_SHARE: usize = 4;
+/// So many clients of a frontend have sockets of their own at the most: all sockets with an address are a group, which the
+/// kernel walks for each datagram to it once one of them has had a peer (`reuseport_has_conns_set`, by [`socket::turn_away`]).
+const MOST_OWN: usize = 64;
 
 /// A socket with a frontend's address. Closed with the last flow that replies by it.
 #[derive(Debug)]
@@ -48,26 +49,15 @@ impl Drop for ReplySocket {
 }
 
 /// All of them of one worker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ReplySockets {
     by_frontend: HashMap<SocketAddr, Weak<ReplySocket>>,
-    /// A frontend's, for one client.
-    own: HashMap<(SocketAddr, IpAddr), Weak<ReplySocket>>,
-    most_own: usize,
+    /// A frontend's, for one client each.
+    own: HashMap<SocketAddr, HashMap<IpAddr, Weak<ReplySocket>>>,
     has_complained: bool,
 }
 
 impl ReplySockets {
-    /// Those of a worker that may have so many flows.
-    pub(crate) fn new(flows: usize) -> Self {
-        Self {
-            by_frontend: HashMap::new(),
-            own: HashMap::new(),
-            most_own: (flows / OWN_SHARE).max(1),
-            has_complained: false,
-        }
-    }
-
     /// The client's socket of a frontend, or else the one that it shares, if there is one.
     pub(crate) fn find(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
         let shared = || self.by_frontend.get(&frontend).and_then(Weak::upgrade);
@@ -76,7 +66,7 @@ impl ReplySockets {
 
     /// The client's socket of a frontend, if it has one.
     pub(crate) fn find_own(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
-        self.own.get(&(frontend, client)).and_then(Weak::upgrade)
+        self.own.get(&frontend)?.get(&client)?.upgrade()
     }
 
     /// Opens a frontend's socket; none if it cannot be had.
@@ -97,9 +87,10 @@ impl ReplySockets {
         Some(socket)
     }
 
-    /// Whether one more client may have a socket of its own. Those that were closed count until they are tidied away.
-    pub(crate) fn has_room(&self) -> bool {
-        self.own.len() < self.most_own
+    /// Whether one more client of a frontend may have a socket of its own. Those that were closed count until they are
+    /// tidied away.
+    pub(crate) fn has_room(&self, frontend: SocketAddr) -> bool {
+        self.own.get(&frontend).is_none_or(|clients| clients.len() < MOST_OWN)
     }
 
     /// Opens a socket for one client's answers; none if it cannot be had.
@@ -112,7 +103,7 @@ impl ReplySockets {
     ) -> Option<Arc<ReplySocket>> {
         match ReplySocket::open(frontend, marks, true, permit) {
             Ok(socket) => {
-                self.own.insert((frontend, client), Arc::downgrade(&socket));
+                self.own.entry(frontend).or_default().insert(client, Arc::downgrade(&socket));
                 Some(socket)
             }
             // The answers are counted as lost.
@@ -125,7 +116,12 @@ impl ReplySockets {
 
     /// Forgets what the kernel has refused to send as one, of all sockets: another client may have been the reason.
     pub(crate) fn forget_refusals(&self) {
-        for socket in self.by_frontend.values().chain(self.own.values()).filter_map(Weak::upgrade) {
+        for socket in self
+            .by_frontend
+            .values()
+            .chain(self.own.values().flat_map(HashMap::values))
+            .filter_map(Weak::upgrade)
+        {
             socket.joining.forget();
         }
     }
@@ -146,7 +142,10 @@ impl ReplySockets {
     /// Forgets frontends, and clients of them, that have no flows any more.
     pub(crate) fn tidy(&mut self) {
         self.by_frontend.retain(|_, socket| socket.strong_count() > 0);
-        self.own.retain(|_, socket| socket.strong_count() > 0);
+        self.own.retain(|_, clients| {
+            clients.retain(|_, socket| socket.strong_count() > 0);
+            !clients.is_empty()
+        });
     }
 }
 

@@ -225,7 +225,9 @@ pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
     }
     match (&config.environment.service_account, &config.environment.service) {
         // An unencrypted connection is one to something local, and no place for a token.
-        (Some(_), _) if masters.iter().any(|url| url.scheme() == "http") => Ok(anonymous(masters)),
+        (Some(_), _) if !masters.is_empty() && masters.iter().all(|url| url.scheme() == "http") => {
+            Ok(anonymous(masters))
+        }
         (Some(account), _) if !masters.is_empty() => in_pod(account, masters),
         (None, _) if !masters.is_empty() => Ok(anonymous(masters)),
         (Some(account), Some((host, port))) => {

@@ -416,8 +416,8 @@ fn withheld(access: &Access) -> Option<&Url> {
 fn warn_of_withheld(access: &Access) {
     if let Some(url) = withheld(access) {
         tracing::warn!(
-            "apiserver {}: the connection is not encrypted, so no credentials are sent over it: write its address with \
-             https://",
+            "apiserver {}: the connection is not encrypted, so no credentials are sent over it: unless it asks for none, \
+             as kubectl proxy, write its address with https://",
             name(url)
         );
     }

@@ -392,7 +392,7 @@ async fn a_failure_is_over_once_it_is_known_that_there_are_no_service_cidrs() {
 }
 
 #[tokio::test]
-async fn service_cidrs_are_gone_when_several_apiservers_in_a_row_know_none() {
+async fn service_cidrs_are_gone_after_several_answers_in_a_row_that_there_are_none() {
     let list = |names: &[&str]| {
         let item = |name| json!({ "metadata": { "name": name }, "spec": { "cidrs": ["10.96.0.0/16"] } });
         let items: Vec<_> = names.iter().map(item).collect();

@@ -42,8 +42,8 @@ fn hook(chain: &Value) -> Option<Hook> {
 /// Family and name of others' tables that filter at one of these hooks.
 fn tables(listing: &Value) -> BTreeSet<(String, String)> {
     let chains = items(listing).iter().map(|item| &item["chain"]);
-    let filters = chains
-        .filter(|chain| hook(chain).is_some() && chain["type"] == "filter" && chain["table"] != OWN_TABLE);
+    let filters =
+        chains.filter(|chain| hook(chain).is_some() && chain["type"] != "nat" && chain["table"] != OWN_TABLE);
     filters
         .filter_map(|chain| Some((chain["family"].as_str()?.to_owned(), chain["table"].as_str()?.to_owned())))
         .collect()
@@ -67,7 +67,7 @@ struct Table<'a>(&'a [Value]);
 impl<'a> Table<'a> {
     /// Those that refuse what they do not accept.
     fn closed_chains(&self) -> Vec<ClosedChain> {
-        let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["type"] == "filter");
+        let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["type"] != "nat");
         let closed = chains.filter_map(|chain| {
             let hook = hook(chain)?;
             let [family, table, name] = ["family", "table", "name"].map(|key| chain[key].as_str());
@@ -288,7 +288,7 @@ mod tests {
             assert_eq!(judged("drop", rules), Some(wanted), "{name}");
         }
         const SENT: &str =
-            r#"{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 32]}, "right": 32}}"#;
+            r#"{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 65519]}, "right": 32}}"#;
         for (name, mark, wanted) in
             [("the mark of what comes in", &mark, false), ("its own", &accept(SENT), true)]
         {

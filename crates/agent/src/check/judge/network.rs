@@ -125,8 +125,6 @@ fn forwarding(facts: &Facts) -> Finding {
     )
 }
 
-/// Captured packets are delivered to the agent, so they come to the input hook and not, as under kube-proxy, to
-/// the forward hook.
 /// The rule that lets through what is relayed.
 fn allowing(hook: Hook) -> String {
     let (mask, mark) = hook.mark();
@@ -137,6 +135,8 @@ fn allowing(hook: Hook) -> String {
     )
 }
 
+/// What is captured is delivered to the agent, and what is relayed is sent by it: so it comes to the input and output hooks and not,
+/// as under kube-proxy, to the forward hook.
 fn firewalls(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "firewall";
     let [input, output] = Hook::ALL.map(allowing);

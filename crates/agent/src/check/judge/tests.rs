@@ -222,7 +222,10 @@ fn where_all_is_well_everything_is_said_once() {
 fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
     for (hook, rules) in [
         (Hook::Input, ["meta mark & 0x30 == 0x10 accept", "-I INPUT -m mark --mark 0x10/0x30 -j ACCEPT"]),
-        (Hook::Output, ["meta mark & 0x20 == 0x20 accept", "-I OUTPUT -m mark --mark 0x20/0x20 -j ACCEPT"]),
+        (
+            Hook::Output,
+            ["meta mark & 0xffef == 0x20 accept", "-I OUTPUT -m mark --mark 0x20/0xffef -j ACCEPT"],
+        ),
     ] {
         let mut facts = good();
         facts.others_chains = Some(Ok(closed(hook, "inet firewall a", false)));

@@ -199,7 +199,7 @@ impl State {
         }
         let own = match self.replies.find_own(frontend, client.ip()) {
             Some(own) => own,
-            None if !self.replies.has_room() => return None,
+            None if !self.replies.has_room(frontend) => return None,
             None => {
                 let permit = self.budget.of(Lack::Place).take(1)?;
                 self.replies.open_own(frontend, client.ip(), marks, permit)?
