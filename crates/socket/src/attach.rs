@@ -15,7 +15,7 @@ use crate::census::Listers;
 use crate::links::Links;
 use crate::object::Object;
 use crate::pins::{Pins, link_path};
-use crate::shape::{CONNS, SHAPES, Shape};
+use crate::shape::{CONNS, FLOWS, SHAPES, Shape};
 use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
@@ -178,9 +178,15 @@ impl Place<'_> {
             return Ok((pinned, Vec::new()));
         }
         let mut maps = new_maps(object, &self.config.capacity)?;
-        let kept = pinned.remove(CONNS).and_then(|conns| maps.insert(CONNS, conns)).map(|_| CONNS);
-        let new = SHAPES.iter().map(|shape| shape.name).filter(|name| Some(*name) != kept);
-        Ok((maps, new.collect()))
+        let mut new: Vec<&'static str> = SHAPES.iter().map(|shape| shape.name).collect();
+        // What is at sockets has no size, and is to outlive the others: an answer to what was asked before is the Service's.
+        for name in [CONNS, FLOWS] {
+            if let Some(map) = pinned.remove(name) {
+                maps.insert(name, map);
+                new.retain(|other| *other != name);
+            }
+        }
+        Ok((maps, new))
     }
 
     /// A map that is pinned and has the size that it is to have.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -32,8 +33,12 @@ impl Pins {
     pub(crate) fn open(root: &Path, layout: u64) -> Result<Self, Error> {
         ensure_bpffs(root)?;
         let directory = root.join(format!("v{layout}"));
-        fs::create_dir_all(root).map_err(Error::system(format!("making {}", root.display())))?;
-        let lock = lock(root)?;
+        let lock = loop {
+            fs::create_dir_all(root).map_err(Error::system(format!("making {}", root.display())))?;
+            if let Some(lock) = lock(root)? {
+                break lock;
+            }
+        };
         fs::create_dir_all(&directory).map_err(Error::system(format!("making {}", directory.display())))?;
         Ok(Self { root: root.into(), directory, _lock: lock })
     }
@@ -47,13 +52,26 @@ impl Pins {
     }
 }
 
-pub(crate) fn lock(root: &Path) -> Result<File, Error> {
-    let lock = File::open(root).map_err(Error::system(format!("opening {}", root.display())))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Busy(root.into())),
-        Err(error) => Err(Error::system(format!("locking {}", root.display()))(error.into())),
+/// Holds the directory of all pins; none if it is gone by now, whether or not there is another one.
+pub(crate) fn lock(root: &Path) -> Result<Option<File>, Error> {
+    match File::open(root) {
+        Ok(opened) => lock_opened(opened, root),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::system(format!("opening {}", root.display()))(error)),
     }
+}
+
+/// Whoever held it may have removed it after it was opened here: that one holds nobody up, and the next one has another.
+fn lock_opened(opened: File, root: &Path) -> Result<Option<File>, Error> {
+    let failed = |error| Error::system(format!("locking {}", root.display()))(error);
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy(root.into())),
+        Err(error) => return Err(failed(error.into())),
+    }
+    let held = opened.metadata().map_err(failed)?;
+    let is_still = fs::metadata(root).is_ok_and(|now| (now.dev(), now.ino()) == (held.dev(), held.ino()));
+    Ok(is_still.then_some(opened))
 }
 
 /// Sees to it that `pins` are in a bpffs, and mounts one if there is none where distributions have one; whether it
@@ -141,4 +159,24 @@ const OURS: &str = "link_sluice_";
 /// Where the link of a program is.
 pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
     directory.join(format!("{LINK}{program}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_after_it_was_opened_is_not_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("sluice");
+        assert!(lock(&root).unwrap().is_none(), "it is not there");
+        fs::create_dir(&root).unwrap();
+        let [removed, replaced] = [(); 2].map(|()| File::open(&root).unwrap());
+        fs::remove_dir(&root).unwrap();
+        assert!(lock_opened(removed, &root).unwrap().is_none());
+        fs::create_dir(&root).unwrap();
+        assert!(lock_opened(replaced, &root).unwrap().is_none());
+        let _held = lock(&root).unwrap().unwrap();
+        assert!(matches!(lock(&root), Err(Error::Busy(_))));
+    }
 }

@@ -38,14 +38,17 @@ impl Pins {
 /// # Errors
 /// An agent holds it ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
 pub fn remove(pins: &Path) -> io::Result<Removed> {
-    if !is_ours(pins)? {
-        return Ok(Removed::default());
+    // Somebody else may be doing the same: then there is nothing, or another one.
+    while is_ours(pins)? {
+        let lock = lock(pins).map_err(|error| match error {
+            Error::System { source, .. } => source,
+            busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
+        })?;
+        if lock.is_some() {
+            return remove_root(pins);
+        }
     }
-    let _lock = lock(pins).map_err(|error| match error {
-        Error::System { source, .. } => source,
-        busy => io::Error::new(io::ErrorKind::ResourceBusy, busy.to_string()),
-    })?;
-    remove_root(pins)
+    Ok(Removed::default())
 }
 
 /// The same although an agent may hold it, which goes on without: no connection is decided at its socket any more, and

@@ -41,6 +41,9 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
 /// The map of what connected sockets were translated to.
 pub(crate) const CONNS: &str = "conns";
 
+/// What unconnected UDP sockets talk to: storage at them.
+pub(crate) const FLOWS: &str = "flows";
+
 /// The map of pods' network namespaces.
 pub(crate) const NAMESPACES: &str = "namespaces";
 
@@ -98,5 +101,5 @@ pub(crate) const SHAPES: [Shape; 12] = [
     array("totals", 128, |_| STRIPES),
     array("meta", 48, |_| 1),
     storage(CONNS, 56),
-    storage("flows", 408),
+    storage(FLOWS, 408),
 ];

@@ -157,6 +157,30 @@ fn an_endpoint_that_was_silent_for_long_speaks_for_itself_after_another_one_has_
     assert_eq!(received(&client).1, at[0]);
 }
 
+/// Whose numbers mean something else: so who asks again may have another endpoint.
+#[test]
+fn an_answer_is_the_services_still_after_maps_of_another_size_have_taken_over() {
+    let mut node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for (v6, more) in [(false, 1), (true, 2)] {
+        let (endpoints, at) = endpoints(&node.host, v6, 1);
+        let to = service(v6, 1, 53);
+        serve(&mut kernel, 1, to, &at);
+        let client = client(&node.host, to);
+        client.send_to(b"ask", to).unwrap();
+        drop(kernel);
+        node.config.capacity.sets += more;
+        kernel = node.attach().unwrap();
+        assert!(kernel.is_fresh());
+        answer(&endpoints[0]);
+        assert_eq!(received(&client), (b"ask".to_vec(), to));
+        serve(&mut kernel, 1, to, &at);
+        client.send_to(b"again", to).unwrap();
+        answer(&endpoints[0]);
+        assert_eq!(received(&client), (b"again".to_vec(), to));
+    }
+}
+
 #[test]
 fn of_an_endpoint_without_flows_all_else_is_as_it_was() {
     let node = Node::new();

@@ -467,6 +467,6 @@ fn pins_are_found_wherever_they_are() {
     assert!(!is_found());
     drop(node.attach().unwrap());
     assert!(is_found());
-    assert!(remove(&node.config.pins).unwrap().was_there);
+    assert!(remove_pinned(&node.config.pins));
     assert!(!is_found());
 }
