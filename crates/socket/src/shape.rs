@@ -54,11 +54,11 @@ pub(crate) const MOST_NAMESPACES: u32 = 8192;
 pub(crate) const AFFINITIES: &str = "affinities";
 
 /// How many there may be of these: what is beyond is the relay's. Of the buckets alone the kernel has 16 bytes each.
-pub(crate) const MOST_CLIENTS: u32 = 1 << 16;
+pub(crate) const MOST_CLIENTS: u32 = 1 << 14;
 
 /// How many pairs of a namespace and a frontend there may be that the source is known of. The kernel has some 100 bytes for
 /// each from the start.
-pub(crate) const MOST_SOURCES: u32 = 1 << 12;
+pub(crate) const MOST_SOURCES: u32 = 1 << 11;
 
 /// All maps.
 pub(crate) const SHAPES: [Shape; 12] = [
@@ -84,7 +84,7 @@ pub(crate) const SHAPES: [Shape; 12] = [
         key_size: 20,
         value_size: 16,
         flags: NO_PREALLOC,
-        elements: |capacity| capacity.sets.min(MOST_CLIENTS),
+        elements: |capacity| (capacity.sets / 4).min(MOST_CLIENTS),
     },
     Shape {
         name: "sources",

@@ -129,7 +129,8 @@ pub(super) fn share<K: Kernel>(
     clients: &Arc<Clients>,
     told: &mut HashMap<PortKey, Told>,
 ) {
-    if port.name().protocol != Protocol::Tcp {
+    // Nearly all there are: looking them up would be much of loading.
+    if port.name().protocol != Protocol::Tcp || (told.is_empty() && port.affinity().is_none()) {
         return;
     }
     let numbers = [SetName::Cluster, SetName::Local].map(|name| (name, maps.clients_of(key, name)));

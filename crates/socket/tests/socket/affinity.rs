@@ -278,7 +278,7 @@ fn where_clients_keep_no_endpoint_any_more_turns_are_taken_and_nobody_is_known_l
 #[test]
 fn a_client_that_there_is_no_room_for_is_the_relays() {
     let scene = Scene::new(false);
-    let most = u8::try_from(CAPACITY.sets).unwrap();
+    let most = u8::try_from(CAPACITY.sets / 4).unwrap();
     (0..most).for_each(|n| scene.keep([10, 9, 0, n].into(), 0));
     let client = scene.relayed(0, &connect(&scene.node.pod, scene.to));
     assert!(scene.clients.keep(key(client), number(0)).is_err());
