@@ -84,7 +84,7 @@ pub(crate) const SHAPES: [Shape; 12] = [
         key_size: 20,
         value_size: 16,
         flags: NO_PREALLOC,
-        elements: |capacity| (capacity.sets / 4).min(MOST_CLIENTS),
+        elements: |capacity| (capacity.sets / 4).clamp(1, MOST_CLIENTS),
     },
     Shape {
         name: "sources",
