@@ -91,9 +91,12 @@ fn the_daemonset_serves_a_node_is_updated_under_load_and_leaves_nothing() {
             first.process.lines().iter().any(|line| line.contains("another agent takes new connections"))
         );
         first.assert_content();
+        let is_written = |line: &String| line.contains("table inet sluice is written");
+        assert!(!second.process.lines().iter().any(is_written), "the rules are as the first one left them");
         assert_answered();
         for report in loads.into_iter().map(Load::stop) {
-            assert_eq!(report.failed, 0, "{name}: {report:?}");
+            let logs = [&first, &second].map(|agent| agent.process.lines());
+            assert_eq!(report.failed, 0, "{name}: {report:?}; {logs:#?}");
         }
 
         second.signal("TERM");

@@ -199,10 +199,11 @@ fn parse_port(port: &Json) -> Option<u16> {
     port.as_u64()?.try_into().ok()
 }
 
+/// A protocol's name, or its number (IANA): nft has names from `/etc/protocols`, which an image need not have.
 fn parse_protocol(protocol: &Json) -> Option<Protocol> {
-    match protocol.as_str()? {
-        "tcp" => Some(Protocol::Tcp),
-        "udp" => Some(Protocol::Udp),
+    match (protocol.as_str(), protocol.as_u64()) {
+        (Some("tcp"), _) | (_, Some(6)) => Some(Protocol::Tcp),
+        (Some("udp"), _) | (_, Some(17)) => Some(Protocol::Udp),
         _ => None,
     }
 }
@@ -286,6 +287,14 @@ mod tests {
         let hook = Some(("route".to_owned(), "output".to_owned(), -300));
         let output = ChainShape { hook, rules: Vec::new() };
         assert_eq!(listing.shape.chains.get("output"), Some(&output));
+    }
+
+    #[test]
+    fn protocols_have_names_or_numbers() {
+        let parsed = |protocol: &str| parse_protocol(&serde_json::from_str(protocol).unwrap());
+        assert_eq!([r#""tcp""#, "6"].map(parsed), [Some(Protocol::Tcp); 2]);
+        assert_eq!([r#""udp""#, "17"].map(parsed), [Some(Protocol::Udp); 2]);
+        assert_eq!([r#""sctp""#, "132", r#""6""#, "null"].map(parsed), [None; 4]);
     }
 
     #[test]

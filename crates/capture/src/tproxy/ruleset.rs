@@ -153,6 +153,29 @@ impl Ruleset {
 }
 
 impl Shape {
+    /// What is not as it is to be, for people.
+    pub(super) fn differences<'a>(&'a self, wanted: &'a Self) -> impl Iterator<Item = String> + 'a {
+        let sets = [(&self.sets, &wanted.sets, "is not known"), (&wanted.sets, &self.sets, "is missing")];
+        let sets = sets.into_iter().flat_map(|(some, others, what)| {
+            some.difference(others).map(move |name| format!("the set {name} {what}"))
+        });
+        let names: BTreeSet<&String> = self.chains.keys().chain(wanted.chains.keys()).collect();
+        let chains = names.into_iter().filter_map(|name| {
+            let what = match (self.chains.get(name), wanted.chains.get(name)) {
+                (None, _) => "is missing".to_owned(),
+                (_, None) => "is not known".to_owned(),
+                (Some(chain), Some(wanted)) if chain.hook != wanted.hook => "is hooked elsewhere".to_owned(),
+                (Some(chain), Some(wanted)) if chain.rules.len() != wanted.rules.len() => {
+                    format!("has {} rules and not {}", chain.rules.len(), wanted.rules.len())
+                }
+                (Some(chain), Some(wanted)) if chain != wanted => "has other rules".to_owned(),
+                _ => return None,
+            };
+            Some(format!("the chain {name} {what}"))
+        });
+        sets.chain(chains)
+    }
+
     fn of(text: &str) -> Self {
         let mut shape = Self::default();
         let mut inside: Option<(String, ChainShape)> = None;

@@ -61,6 +61,9 @@ enum Trust {
     No,
 }
 
+/// How many differences between what there is and what there is to be are said.
+const DIFFERENCES_SAID: usize = 5;
+
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -305,7 +308,15 @@ impl Table {
                 self.changes.begin(at);
                 return Ok(Sight::Same(at, difference(&listing.elements, wanted.elements())));
             }
-            Ok(_) => Why::Damaged,
+            Ok(listing) => {
+                let elements = (listing.strangers > 0)
+                    .then(|| format!("{} elements are not understood", listing.strangers));
+                let structure = listing.shape.differences(self.ruleset.shape());
+                let differences =
+                    Vec::from_iter(elements.into_iter().chain(structure).take(DIFFERENCES_SAID));
+                warn!("the nftables table inet {TABLE} is not as it says: {}", differences.join("; "));
+                Why::Damaged
+            }
             Err(error) => {
                 debug!(%error, "what nft lists is not understood");
                 Why::Unwilling
