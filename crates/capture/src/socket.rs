@@ -6,14 +6,17 @@
 //! go first: at any time there is a way for what the programs leave alone.
 //!
 //! `offered`: what the programs are to be told. `numbers`: whom the maps' numbers of endpoints are told. `ledger`: what
-//! connections did. `followed`: clients that keep their endpoints.
+//! connections did. `followed`: clients that keep their endpoints; `kept`: those that the programs know; `ended`: those that nobody
+//! is led by any more.
 
+mod ended;
 mod followed;
+mod kept;
 mod ledger;
 mod numbers;
 mod offered;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +26,7 @@ use sluice_socket_maps::{Kernel, Maps, Port, PortKey, Stats};
 use sluice_table::{ServicePort, SharedHealth, Table};
 use tracing::warn;
 
-use self::followed::{Tenure, Told};
+use self::followed::Followed;
 pub use self::ledger::{Ledger, Sum};
 use self::offered::Offered;
 
@@ -75,9 +78,7 @@ struct Written<K> {
     health: SharedHealth,
     /// Where it is known whose the endpoints' numbers are.
     ledger: Arc<Ledger>,
-    clients: Tenure,
-    /// The ports that tell of their clients.
-    told: HashMap<PortKey, Told>,
+    clients: Followed,
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -90,10 +91,10 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>, host_only: bool) -> Self {
         maps.follow_ids();
         let health = maps.kernel().health();
-        let clients = Tenure::new(maps.kernel().clients());
+        let clients = Followed::new(maps.kernel().clients());
         Self {
             offered: Offered::new(table.reader(), host_only),
-            written: Written { maps, health, ledger, clients, told: HashMap::new() },
+            written: Written { maps, health, ledger, clients },
             said: 0,
         }
     }
@@ -110,8 +111,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         }
         for key in gone {
             offered.forget(key);
-            // Another port may have its place in memory.
-            written.told.remove(&key);
+            written.clients.forget(key);
         }
     }
 }
@@ -129,7 +129,7 @@ impl<K: Kernel + Send + Sync> Written<K> {
         for key in keys {
             if let Some(known) = offered.get(*key) {
                 numbers::share(&known.port, *key, &self.maps, &self.health, &self.ledger);
-                followed::share(&known.port, *key, &self.maps, self.clients.clients(), &mut self.told);
+                self.clients.share(&known.port, *key, &self.maps);
             }
         }
     }
@@ -160,7 +160,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         let Self { offered, written, .. } = self;
         written.maps.forget_unclaimed();
         written.share(offered, &[]);
-        followed::adopt(offered, &written.maps, written.clients.clients(), Instant::now());
+        written.clients.adopt(offered, &written.maps, Instant::now());
         if let Err(error) = written.maps.kernel_mut().take_over() {
             warn!("what an older version has left is not all gone: {error}");
         }
@@ -171,6 +171,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
         let changed = written.maps.retry();
         written.share(offered, &changed);
         written.ledger.settle_some();
+        written.clients.forget_some();
         let waiting = written.maps.stats().waiting;
         if waiting > *said {
             warn!(
@@ -186,7 +187,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     }
 
     fn stats(&self) -> Stats {
-        Stats { refused_clients: self.written.clients.clients().refused(), ..self.written.maps.stats() }
+        self.written.clients.count(self.written.maps.stats())
     }
 }
 

@@ -63,22 +63,52 @@ pub struct Kept {
     pub idle: Duration,
 }
 
-/// The clients that the programs know. Called by workers, which must not wait: each is a system call or two.
+/// The clients of a set that keep their endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetClients {
+    /// By what they are found.
+    pub number: u32,
+    /// Whether the programs lead processes in the node's network there.
+    pub of_node: bool,
+    /// Whether they lead all others there.
+    pub of_pods: bool,
+}
+
+/// Some of those that are known.
+#[derive(Debug, Default)]
+pub struct KeptPart {
+    /// Who they are.
+    pub keys: Vec<AffinityKey>,
+    /// From where on there may be more; none where these are the last.
+    pub next: Option<u32>,
+}
+
+/// The clients that the programs know. Called by workers, which must not wait: what is about one client is one system call.
 pub trait KeptClients: Debug + Send + Sync {
+    /// How many there may be.
+    fn room(&self) -> usize;
+
     /// Has a client be led to an endpoint, as of now.
     ///
     /// # Errors
     /// The map is full, or the kernel is out of memory: what was known of the client may still be.
     fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()>;
 
-    /// Forgets a client, which may not be known.
+    /// Forgets a client; whether it was known.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn forget(&self, key: AffinityKey) -> io::Result<()>;
+    fn forget(&self, key: AffinityKey) -> io::Result<bool>;
 
     /// How long ago a client that is known has last connected.
     fn idle(&self, key: AffinityKey) -> Option<Duration>;
+
+    /// Some of those that are known: from the beginning, or from where an earlier part has ended. Whoever is known all the time is
+    /// in a part; there may be a few more in one than asked for.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    fn part(&self, from: Option<u32>, most: usize) -> io::Result<KeptPart>;
 
     /// All that are known.
     ///

@@ -19,7 +19,7 @@ mod memory;
 mod ranges;
 
 pub use adopt::{Contents, Living};
-pub use affinity::{Kept, KeptClients, SetAffinity, SharedClients};
+pub use affinity::{Kept, KeptClients, KeptPart, SetAffinity, SetClients, SharedClients};
 pub use desc::Desc;
 pub use failures::Failures;
 pub use kernel::{Capacity, Counters, Kernel};

@@ -31,9 +31,10 @@ use self::retired::Retired;
 use self::sets::{SetState, index};
 use crate::address::in_order;
 use crate::adopt::{Found, Living, LivingSet};
+use crate::affinity::SetClients;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
-use crate::layout::{Account, FrontendKey, protocol};
+use crate::layout::{Account, FrontendKey, Outcome, protocol, verdict};
 use crate::ranges::Ranges;
 
 /// Sets that a service port has: one for each traffic policy.
@@ -67,7 +68,12 @@ pub struct Stats {
     pub waiting: usize,
     /// How often something did not fit, or the kernel refused a change.
     pub failures: u64,
-    /// How often a client that keeps its endpoint was left to the relay, as there was no room for it.
+    /// Clients that keep their endpoints and that the programs lead, counted in each set, and those that are about to be
+    /// forgotten.
+    pub clients: usize,
+    /// How many of these there may be.
+    pub most_clients: u32,
+    /// How often such a client was left to the relay: there was no room for it, or its Service had its share.
     pub refused_clients: u64,
 }
 
@@ -251,6 +257,8 @@ impl<K: Kernel> Maps<K> {
             slots: self.ranges.given() as usize,
             waiting: self.waiting.len(),
             failures: self.failures,
+            clients: 0,
+            most_clients: 0,
             refused_clients: 0,
         }
     }
@@ -264,21 +272,26 @@ impl<K: Kernel> Maps<K> {
         })
     }
 
-    /// By what the clients of a port's set are found that keep their endpoints. None where none do, or the set is not used.
-    pub fn clients_of(&self, key: PortKey, name: SetName) -> Option<u32> {
-        let set = self.ports.get(&key)?.sets[index(name)].as_ref()?;
-        Some(set.affinity.number).filter(|number| *number != 0)
+    /// The clients of a port's set that keep their endpoints. None where none do, or the set is not used.
+    pub fn clients_of(&self, key: PortKey, name: SetName) -> Option<SetClients> {
+        let state = self.ports.get(&key)?;
+        let (id, number) = with_clients(state, name)?;
+        let values = state.frontends.iter().filter_map(|frontend| Some(self.placed.get(frontend)?.value));
+        let leads = |outcome: Outcome| outcome.verdict == verdict::BALANCE && outcome.set == id;
+        let none = SetClients { number, of_node: false, of_pods: false };
+        Some(values.fold(none, |clients, value| SetClients {
+            of_node: clients.of_node || leads(value.node),
+            of_pods: clients.of_pods || leads(value.pod),
+            ..clients
+        }))
     }
 
-    /// The ports with such sets, by those numbers.
+    /// The ports with such sets, by what their clients are found by.
     pub fn with_clients(&self) -> HashMap<u32, (PortKey, SetName)> {
-        let of_port = |key: &PortKey| {
-            let key = *key;
-            [SetName::Cluster, SetName::Local]
-                .into_iter()
-                .filter_map(move |name| Some((self.clients_of(key, name)?, (key, name))))
+        let of_port = |(key, state): (&PortKey, &PortState)| {
+            [SetName::Cluster, SetName::Local].map(|name| Some((with_clients(state, name)?.1, (*key, name))))
         };
-        self.ports.keys().flat_map(of_port).collect()
+        self.ports.iter().flat_map(of_port).flatten().collect()
     }
 
     /// What all is written through.
@@ -415,6 +428,12 @@ impl<K: Kernel> Maps<K> {
         state.parked.retire_unless(&serving, &mut self.dropped);
         result.and(placed)
     }
+}
+
+/// A set whose clients keep their endpoints, and by what they are found.
+fn with_clients(state: &PortState, name: SetName) -> Option<(u32, u32)> {
+    let set = state.sets[index(name)].as_ref()?;
+    (set.affinity.number != 0).then_some((set.id, set.affinity.number))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::{SharedHealth, SocketHealth, SocketNumber};
 
 use crate::adopt::{Contents, Living};
-use crate::affinity::{Kept, KeptClients, SetAffinity, SharedClients};
+use crate::affinity::{Kept, KeptClients, KeptPart, SetAffinity, SharedClients};
 use crate::desc::Desc;
 use crate::kernel::{Capacity, Kernel};
 use crate::layout::{
@@ -40,6 +41,7 @@ struct Endpoints(Arc<Mutex<Vec<Endpoint>>>);
 struct Clients {
     known: Arc<Mutex<HashMap<AffinityKey, SocketNumber>>>,
     most: usize,
+    calls: Arc<AtomicU64>,
 }
 
 /// What was written so far.
@@ -88,7 +90,7 @@ impl Memory {
             endpoints: Endpoints(Arc::new(Mutex::new(endpoints))),
             frontends: HashMap::new(),
             accounts: HashMap::new(),
-            clients: Clients { known: Arc::default(), most: capacity.sets as usize },
+            clients: Clients { known: Arc::default(), most: capacity.sets as usize, calls: Arc::default() },
             has_relay: false,
             writes: Writes::default(),
         }
@@ -125,6 +127,11 @@ impl Memory {
         self.accounts.insert(id, account);
     }
 
+    /// How often anybody has told or asked something about clients, each of which would be a system call.
+    pub fn client_calls(&self) -> u64 {
+        self.clients.calls.load(Ordering::Relaxed)
+    }
+
     /// Takes a set's turn.
     pub fn turn(&mut self, id: u32) -> u64 {
         let Some(set) = self.contents.sets.get_mut(id as usize) else { return 0 };
@@ -139,9 +146,11 @@ impl Memory {
 
     /// Where a program leads a connection of a client of this address to a set whose clients keep their endpoints.
     pub fn follow(&self, client: IpAddr, frontend: Frontend) -> Option<SocketAddr> {
-        let set = self.set(self.frontend(frontend.into())?.pod.set);
+        let outcome = self.frontend(frontend.into())?.pod;
+        let set = Some(outcome).filter(|outcome| outcome.verdict == verdict::BALANCE)?.set;
+        let set = self.set(set);
         let key = AffinityKey::new(client, SetAffinity::unpack(set.affinity).number);
-        let number = *self.clients.lock().get(&key)?;
+        let number = *self.clients.known().get(&key)?;
         let endpoint = self.endpoint(number.id);
         let is_it = endpoint.incarnation == number.incarnation && endpoint.flags & endpoint_flags::LEFT == 0;
         (is_it && !endpoint.is_in_doubt()).then(|| endpoint.address())
@@ -194,14 +203,23 @@ impl Endpoints {
 }
 
 impl Clients {
-    fn lock(&self) -> MutexGuard<'_, HashMap<AffinityKey, SocketNumber>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<AffinityKey, SocketNumber>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self) -> MutexGuard<'_, HashMap<AffinityKey, SocketNumber>> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.known()
     }
 }
 
 impl KeptClients for Clients {
+    fn room(&self) -> usize {
+        self.most
+    }
+
     fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()> {
-        let mut known = self.lock();
+        let mut known = self.call();
         if known.len() >= self.most && !known.contains_key(&key) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -209,13 +227,23 @@ impl KeptClients for Clients {
         Ok(())
     }
 
-    fn forget(&self, key: AffinityKey) -> io::Result<()> {
-        self.lock().remove(&key);
-        Ok(())
+    fn forget(&self, key: AffinityKey) -> io::Result<bool> {
+        Ok(self.call().remove(&key).is_some())
     }
 
     fn idle(&self, key: AffinityKey) -> Option<Duration> {
-        self.lock().contains_key(&key).then_some(Duration::ZERO)
+        self.call().contains_key(&key).then_some(Duration::ZERO)
+    }
+
+    fn part(&self, from: Option<u32>, most: usize) -> io::Result<KeptPart> {
+        let known = self.call();
+        let mut part = KeptPart { keys: Vec::new(), next: Some(from.unwrap_or(0)) };
+        // As a kernel's buckets are, in which there is what has one hash.
+        while let Some(bucket) = part.next.filter(|_| part.keys.len() < most) {
+            part.keys.extend(known.keys().filter(|key| u32::from(key.addr[15]) == bucket));
+            part.next = Some(bucket + 1).filter(|next| *next <= u32::from(u8::MAX));
+        }
+        Ok(part)
     }
 
     fn all(&self) -> io::Result<Vec<Kept>> {
@@ -224,7 +252,7 @@ impl KeptClients for Clients {
             number: *number,
             idle: Duration::ZERO,
         };
-        Ok(self.lock().iter().map(kept).collect())
+        Ok(self.call().iter().map(kept).collect())
     }
 }
 
@@ -361,7 +389,7 @@ impl Living for Memory {
     fn contents(&self) -> io::Result<Contents> {
         let frontends = self.frontends.iter().map(|(key, value)| (*key, *value)).collect();
         let endpoints = self.endpoints.lock().clone();
-        let clients = self.clients.lock().keys().copied().collect();
+        let clients = self.clients.known().keys().copied().collect();
         Ok(Contents { frontends, endpoints, clients, ..self.contents.clone() })
     }
 }

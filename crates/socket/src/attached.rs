@@ -80,7 +80,7 @@ impl Attached {
         let mut attached = Self {
             pins,
             frontends: keep("frontends")?,
-            clients: Arc::new(Clients(keep(AFFINITIES)?)),
+            clients: Arc::new(Clients::new(keep(AFFINITIES)?)?),
             namespaces: keep(NAMESPACES)?,
             conns: keep(CONNS)?,
             listers,

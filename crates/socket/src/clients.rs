@@ -4,38 +4,53 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use sluice_socket_maps::{AffinityKey, AffinityValue, Kept, KeptClients};
+use sluice_socket_maps::{AffinityKey, AffinityValue, Kept, KeptClients, KeptPart};
 use sluice_sys::bpf;
 use sluice_table::SocketNumber;
 
+use crate::Error;
 use crate::attached::{halves, hash, word};
 use crate::health::now_ns;
+use crate::shape::AFFINITIES;
 
 const KEY: usize = size_of::<AffinityKey>();
 const VALUE: usize = size_of::<AffinityValue>();
 
 /// The map, for as long as anybody has this.
 #[derive(Debug)]
-pub(crate) struct Clients(pub(crate) OwnedFd);
+pub(crate) struct Clients(bpf::HashMap<KEY, VALUE>);
 
 impl Clients {
+    pub(crate) fn new(map: OwnedFd) -> Result<Self, Error> {
+        bpf::HashMap::new(map).map(Self).map_err(Error::system(format!("looking at {AFFINITIES}")))
+    }
+
     pub(crate) fn keys(&self) -> io::Result<Vec<AffinityKey>> {
         Ok(bpf::lookup_all(self.0.as_fd())?.0.as_chunks().0.iter().map(key_from).collect())
     }
 }
 
 impl KeptClients for Clients {
-    fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()> {
-        bpf::update_batch(self.0.as_fd(), &key_bytes(&key), &value_bytes(&key, number, now_ns()), 1)
+    fn room(&self) -> usize {
+        self.0.room() as usize
     }
 
-    fn forget(&self, key: AffinityKey) -> io::Result<()> {
-        bpf::delete_batch(self.0.as_fd(), &key_bytes(&key), 1)
+    fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()> {
+        self.0.put(&key_bytes(&key), &value_bytes(&key, number, now_ns()))
+    }
+
+    fn forget(&self, key: AffinityKey) -> io::Result<bool> {
+        self.0.remove(&key_bytes(&key))
     }
 
     fn idle(&self, key: AffinityKey) -> Option<Duration> {
-        let value = bpf::lookup(self.0.as_fd(), &key_bytes(&key)).ok()??;
-        Some(kept(&key, value.as_slice().try_into().ok()?, now_ns()).idle)
+        let value = self.0.get(&key_bytes(&key)).ok()??;
+        Some(kept(&key, &value, now_ns()).idle)
+    }
+
+    fn part(&self, from: Option<u32>, most: usize) -> io::Result<KeptPart> {
+        let bpf::Part { keys, next } = self.0.part(from, most)?;
+        Ok(KeptPart { keys: keys.iter().map(key_from).collect(), next })
     }
 
     fn all(&self) -> io::Result<Vec<Kept>> {

@@ -1,22 +1,21 @@
-//! Ending sockets of other processes (`SOCK_DESTROY` of sock_diag(7)), in the network namespaces that they are in.
+//! Ending sockets of other processes, in the network namespaces that they are in.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
-};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf;
 
 use crate::attached::own_namespace;
 use crate::census::Translated;
+use crate::diag::Diag;
 use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
@@ -29,6 +28,8 @@ pub struct Ended {
     /// They are not, as their network namespace was not found: no process that is seen from here is in it, and it has no
     /// name.
     pub unreached: usize,
+    /// They are not, as the kernel was short of something, or gave no answer: the next time it may.
+    pub failed: usize,
     /// They are not, as the kernel does not find them by their addresses and interfaces, which may have changed meanwhile or be
     /// those of others too: the next time it may.
     pub missed: usize,
@@ -37,7 +38,7 @@ pub struct Ended {
 impl Ended {
     /// Why some are not, for people: with what helps.
     pub fn trouble(&self) -> Option<String> {
-        let Self { ended: _, refused, unreached, missed } = *self;
+        let Self { ended: _, refused, unreached, failed, missed } = *self;
         let mut troubles = Vec::new();
         if unreached > 0 {
             troubles.push(format!(
@@ -50,6 +51,9 @@ impl Ended {
                 "the kernel ends {refused} of them not (it takes CAP_NET_ADMIN, CAP_SYS_ADMIN and a kernel with \
                  CONFIG_INET_DIAG_DESTROY)"
             ));
+        }
+        if failed > 0 {
+            troubles.push(format!("the kernel did not get to ending {failed} of them"));
         }
         if missed > 0 {
             troubles.push(format!("the kernel does not find {missed} of them by their addresses"));
@@ -93,22 +97,19 @@ fn end_own() -> io::Result<()> {
     socket.connect(local)?;
     let (namespace, cookie) =
         (bpf::netns_cookie(socket.as_fd())?, rustix::net::sockopt::socket_cookie(&socket)?);
-    end(
-        &diag()?,
-        &Translated {
-            namespace,
-            cookie,
-            protocol: protocol::UDP,
-            is_v6: local.is_ipv6(),
-            local,
-            device: 0,
-            service: local,
-            endpoint: local,
-            id: 0,
-            incarnation: 0,
-            since_ns: 0,
-        },
-    )
+    Diag::open()?.end(&Translated {
+        namespace,
+        cookie,
+        protocol: protocol::UDP,
+        is_v6: local.is_ipv6(),
+        local,
+        device: 0,
+        service: local,
+        endpoint: local,
+        id: 0,
+        incarnation: 0,
+        since_ns: 0,
+    })
 }
 
 /// Ends in each of the wanted namespaces what `sockets` says of it. They are found by the processes in them, or by their names
@@ -122,7 +123,7 @@ pub(crate) fn in_namespaces(
     // To be in one's own takes no rights.
     let own = own_namespace()?;
     if left.remove(&own) {
-        end_all(&sockets(own), &mut done)?;
+        end_all(&mut Diag::open()?, &sockets(own), &mut done);
     }
     if left.is_empty() {
         return Ok(done);
@@ -146,7 +147,7 @@ pub(crate) fn in_namespaces(
                         continue;
                     };
                     if left.remove(&cookie) {
-                        end_all(&sockets(cookie), &mut done)?;
+                        end_all(&mut Diag::open()?, &sockets(cookie), &mut done);
                     }
                 }
                 Ok(done)
@@ -175,77 +176,116 @@ pub(crate) fn enter(namespace: &File) -> io::Result<u64> {
     bpf::netns_cookie(socket.as_fd())
 }
 
-fn end_all(sockets: &[Translated], done: &mut Done) -> io::Result<()> {
-    let diag = diag()?;
-    for socket in sockets {
-        match end(&diag, socket) {
-            Ok(()) => done.ended.ended += 1,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                done.absent.insert(socket.connection());
+/// What the kernel answers whom it does not let end sockets, or where it cannot: it will say so again.
+const REFUSALS: [Errno; 4] = [Errno::PERM, Errno::ACCESS, Errno::OPNOTSUPP, Errno::INVAL];
+
+fn end_all(diag: &mut Diag, sockets: &[Translated], done: &mut Done) {
+    for (at, socket) in sockets.iter().enumerate() {
+        let Err(error) = diag.end(socket) else {
+            done.ended.ended += 1;
+            continue;
+        };
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => _ = done.absent.insert(socket.connection()),
+            Some(error) if REFUSALS.contains(&error) => done.ended.refused += 1,
+            // Each of the others would be waited for as long.
+            Some(Errno::AGAIN) => {
+                done.ended.failed += sockets.len() - at;
+                return;
             }
-            Err(_) => done.ended.refused += 1,
+            _ => done.ended.failed += 1,
         }
     }
-    Ok(())
 }
 
-fn diag() -> io::Result<OwnedFd> {
-    let (flags, protocol) = (SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
-    Ok(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?)
-}
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::os::unix::net::UnixDatagram;
+    use std::thread;
+    use std::time::Duration;
 
-/// Ends a socket. The cookie sees to it that it is this one, and none that got its addresses since.
-fn end(diag: &OwnedFd, socket: &Translated) -> io::Result<()> {
-    send(diag, &request(socket), SendFlags::empty())?;
-    let mut answer = [0; 1024];
-    let (length, _) = recv(diag, answer.as_mut_slice(), RecvFlags::empty())?;
-    // A header of 16 bytes, and the error, 0 for none.
-    let Some([a, b, c, d]) = answer.get(16..20).filter(|_| length >= 20) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    match i32::from_ne_bytes([*a, *b, *c, *d]) {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(-error)),
+    use super::*;
+
+    fn sockets(count: u64) -> Vec<Translated> {
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let socket = |cookie| Translated {
+            namespace: 1,
+            cookie,
+            protocol: protocol::UDP,
+            is_v6: false,
+            local: at,
+            device: 0,
+            service: at,
+            endpoint: at,
+            id: 0,
+            incarnation: 0,
+            since_ns: 0,
+        };
+        (1..=count).map(socket).collect()
     }
-}
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(socket: &Translated) -> Vec<u8> {
-    /// `SOCK_DESTROY`.
-    const DESTROY: u16 = 21;
-    /// `NLM_F_REQUEST` and `NLM_F_ACK`.
-    const FLAGS: u16 = 1 | 4;
-    const LENGTH: u32 = 16 + 56;
-    let family = if socket.is_v6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let mut bytes = Vec::with_capacity(LENGTH as usize);
-    bytes.extend(LENGTH.to_ne_bytes());
-    bytes.extend(DESTROY.to_ne_bytes());
-    bytes.extend(FLAGS.to_ne_bytes());
-    // Sequence and sender: the kernel fills in who sends.
-    bytes.extend([0; 8]);
-    bytes.extend([family.as_raw().to_ne_bytes()[0], socket.protocol, 0, 0]);
-    // All states.
-    bytes.extend(u32::MAX.to_ne_bytes());
-    bytes.extend(socket.local.port().to_be_bytes());
-    bytes.extend(socket.endpoint.port().to_be_bytes());
-    for ip in [socket.local.ip(), socket.endpoint.ip()] {
-        bytes.extend(address(ip, socket.is_v6));
+    /// The kernel's answer to a request.
+    fn answer(request: &[u8], error: i32) -> Vec<u8> {
+        let mut bytes = Vec::from(36u32.to_ne_bytes());
+        bytes.extend(2u16.to_ne_bytes());
+        bytes.extend([0; 2]);
+        bytes.extend(&request[8..12]);
+        bytes.extend([0; 4]);
+        bytes.extend((-error).to_ne_bytes());
+        bytes.extend(&request[..16]);
+        bytes
     }
-    // The kernel finds a socket that is bound to an interface by that one only.
-    bytes.extend(socket.device.to_ne_bytes());
-    bytes.extend(socket.cookie.to_ne_bytes());
-    bytes
-}
 
-/// As a socket of this family has it, in 16 bytes.
-fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
-    match ip {
-        IpAddr::V6(ip) => ip.octets(),
-        IpAddr::V4(ip) if is_v6 => ip.to_ipv6_mapped().octets(),
-        IpAddr::V4(ip) => {
-            let mut octets = [0; 16];
-            octets[..4].copy_from_slice(&ip.octets());
-            octets
-        }
+    /// What becomes of as many sockets as there are answers, each of which is sent for one request.
+    fn ended(answers: &[&[i32]]) -> Done {
+        let (ours, kernel) = UnixDatagram::pair().unwrap();
+        let mut diag = Diag::over(ours.into(), Duration::from_secs(60)).unwrap();
+        let mut done = Done::default();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut former: Option<Vec<u8>> = None;
+                for errors in answers {
+                    let mut request = [0; 128];
+                    let length = kernel.recv(&mut request).unwrap();
+                    let request = &request[..length];
+                    // One that comes too late, to what was asked before.
+                    former.iter().for_each(|former| _ = kernel.send(&answer(former, 0)).unwrap());
+                    errors.iter().for_each(|error| _ = kernel.send(&answer(request, *error)).unwrap());
+                    former = Some(request.to_vec());
+                }
+            });
+            end_all(&mut diag, &sockets(answers.len() as u64), &mut done);
+        });
+        done
+    }
+
+    #[test]
+    fn only_what_the_kernel_refuses_counts_as_that() {
+        let errno = |errno: Errno| errno.raw_os_error();
+        let done = ended(&[
+            &[0],
+            &[errno(Errno::NOENT)],
+            &[errno(Errno::PERM)],
+            &[errno(Errno::OPNOTSUPP)],
+            &[errno(Errno::NOMEM)],
+            &[0],
+        ]);
+        assert_eq!(done.ended, Ended { ended: 2, refused: 2, failed: 1, ..Ended::default() });
+        let gone: Vec<Connection> = done.absent.into_iter().collect();
+        assert_eq!(gone, [sockets(2)[1].connection()], "it had been closed");
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_waited_for_once() {
+        let (ours, kernel) = UnixDatagram::pair().unwrap();
+        let mut diag = Diag::over(ours.into(), Duration::from_millis(1)).unwrap();
+        let mut done = Done::default();
+        end_all(&mut diag, &sockets(3), &mut done);
+        assert_eq!(done.ended, Ended { failed: 3, ..Ended::default() });
+        kernel.set_nonblocking(true).unwrap();
+        let requests = std::iter::from_fn(|| kernel.recv(&mut [0; 128]).ok()).count();
+        assert_eq!(requests, 1);
+        assert!(done.ended.trouble().is_some());
     }
 }

@@ -100,9 +100,10 @@ impl<E: FnMut(&mut Sockets) -> io::Result<Ended>> Look<E> {
         if sockets.is_empty() {
             return Ok(());
         }
-        let Ended { ended, refused, unreached: _, missed } = (self.end)(&mut sockets)?;
+        let Ended { ended, refused, unreached: _, failed, missed } = (self.end)(&mut sockets)?;
         self.ended.ended += ended;
         self.ended.refused += refused;
+        self.ended.failed += failed;
         self.ended.missed += missed;
         self.ended.unreached += sockets.values().map(Vec::len).sum::<usize>();
         self.unreached.extend(sockets.into_keys());

@@ -8,7 +8,7 @@
 //!   programs count. `health`: what is known of endpoints, `clients`: which of them clients keep; changed by others too.
 //! * `links`: whether it is still attached. `removal`: taking all of it away.
 //! * `namespaces`: which of the network's are pods'.
-//! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: how.
+//! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: where. `diag`: how.
 //! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
 //!   `rights`: what this thread may do.
 //!
@@ -21,6 +21,7 @@ mod census;
 mod cgroup;
 mod clients;
 mod destroy;
+mod diag;
 mod ending;
 mod error;
 mod health;

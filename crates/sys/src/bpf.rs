@@ -1,6 +1,7 @@
 //! bpf(2): maps, programs, links and their pins, as far as socket mode needs them. What comes from the kernel is
 //! plain data; descriptors close themselves.
 
+mod elements;
 mod link;
 mod map;
 mod mapping;
@@ -12,6 +13,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+pub use elements::{HashMap, Part};
 pub use link::{LinkInfo, create_link, detach, iterate_storage, link_info, replace_program, run_iterator};
 pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, map_info, update_batch};
 pub use mapping::Mapping;
@@ -24,6 +26,8 @@ pub use program::{ProgramSpec, Rejected, load_btf, load_program};
 enum Command {
     MapCreate = 0,
     MapLookup = 1,
+    MapUpdate = 2,
+    MapDelete = 3,
     ProgramLoad = 5,
     Pin = 6,
     Get = 7,

@@ -5,10 +5,12 @@
 //! is forgotten at the latest when the map is full and it is the one unseen for longest, or nearly.
 //!
 //! Where connections are decided at clients' sockets somebody [follows](crate::Follower) what is remembered here of this
-//! node's clients. So they may have connected since they were last seen: before one is forgotten as idle it is asked.
+//! node's clients. So they may have connected since they were last seen: before one is forgotten as idle it is asked. Who follows is
+//! told with the client's entry locked, though that may be a system call: of what two workers say of a client the last has to
+//! be what is known here, or it would be led to one endpoint and relayed to another.
 //!
-//! Entries that are worth nothing are cleared away from the head of a queue, a few at a time: whoever
-//! holds its lock looks at no more than a handful, so no worker waits longer than about a microsecond.
+//! Entries that are worth nothing are cleared away from the head of a queue. Its lock is held to take a few out, and not while
+//! they are looked at: no worker waits for what another one tells.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -20,8 +22,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use dashmap::{DashMap, Entry};
 
-use crate::Upstream;
-use crate::follower::{Follower, SharedFollower};
+use crate::follower::{Adopted, Follower, Led, SharedFollower};
+use crate::{Client, Upstream};
 
 /// Locks of one map: enough that workers seldom meet, few enough that thousands of service ports
 /// can have a map each.
@@ -39,8 +41,8 @@ const CLEARED_PER_CLIENT: usize = 2;
 /// How many are evicted for a new client while the service ports together have too many.
 const EVICTED_WHEN_CROWDED: usize = 2;
 
-/// How many entries are looked at with the queue locked when nobody waits for a connection: some 100 ns each.
-const EXAMINED_PER_HOLD: usize = 4;
+/// How many entries are taken out of the queue at a time when nobody waits for a connection.
+const EXAMINED_AT_ONCE: usize = 4;
 
 /// How many are looked at each time, to leave the thread to others. A full map is through in a minute if
 /// that is once a second.
@@ -76,7 +78,8 @@ impl Budget {
 #[derive(Debug)]
 pub struct Affinity {
     clients: DashMap<IpAddr, Binding, foldhash::fast::RandomState>,
-    /// Every client, in the order of first or, after a second chance, later appearance.
+    /// Every client, in the order of first or, after a second chance, later appearance; but for those that somebody has
+    /// taken out, who looks whether they are to be forgotten.
     queue: Mutex<VecDeque<IpAddr>>,
     budget: Arc<Budget>,
     evicted: AtomicU64,
@@ -87,9 +90,8 @@ pub struct Affinity {
 /// Who asks for an endpoint, and when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asking {
-    pub(crate) client: IpAddr,
-    /// Whether it is of this node: then its next connections may be decided at their sockets.
-    pub(crate) is_inside: bool,
+    /// The next connections of one of this node may be decided at their sockets.
+    pub(crate) client: Client,
     pub(crate) now: Instant,
 }
 
@@ -102,35 +104,56 @@ struct Binding {
     seen: Instant,
     /// Whether there was one since it last stood at the head of the queue.
     renewed: bool,
+    /// Where those lead it who follow it.
+    led: Led,
     /// Who follows it.
     told: Option<SharedFollower>,
 }
 
 impl Binding {
     fn new(upstream: Arc<Upstream>, now: Instant) -> Self {
-        Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false, told: None }
+        Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false, led: Led::NOWHERE, told: None }
     }
 
     /// Has the client be led to the endpoint from now on, by these and no others.
-    fn tell(&mut self, client: IpAddr, follower: Option<&SharedFollower>) {
+    fn tell(&mut self, client: Client, follower: Option<&SharedFollower>) {
         if self.told.as_ref().is_some_and(|told| !follower.is_some_and(|f| Arc::ptr_eq(told, f))) {
-            self.untell(client);
+            self.untell(client.ip);
         }
         if let Some(follower) = follower {
-            self.told = follower.follow(client, &self.upstream).then(|| Arc::clone(follower));
+            self.led = follower.follow(client, &self.upstream, self.led);
+            if self.led == Led::NOWHERE {
+                self.told = None;
+            } else if self.told.is_none() {
+                self.told = Some(Arc::clone(follower));
+            }
         }
     }
 
     /// Has nobody lead the client any more.
     fn untell(&mut self, client: IpAddr) {
         if let Some(told) = self.told.take() {
-            told.forget(client);
+            told.forget(client, std::mem::take(&mut self.led));
         }
+    }
+
+    /// Takes note that the client has been led all the time, as far as that is to where it is to be led. Whether it is.
+    fn adopt(&mut self, adopted: &Adopted<'_>) -> bool {
+        // Whom nobody leads is told of with the next connection.
+        let Some(told) = &self.told else { return false };
+        if !self.led.is_in(adopted.set) {
+            if !Arc::ptr_eq(&self.upstream, adopted.upstream) {
+                return false;
+            }
+            told.adopt(adopted.set);
+            self.led = self.led.and_in(adopted.set);
+        }
+        true
     }
 
     /// Learns of connections that others have led.
     fn catch_up(&mut self, client: IpAddr, now: Instant) {
-        let idle = self.told.as_ref().and_then(|told| told.idle(client));
+        let idle = self.told.as_ref().and_then(|told| told.idle(client, self.led));
         if let Some(led) = idle.and_then(|idle| now.checked_sub(idle)).filter(|led| *led > self.seen) {
             // Who is told has a clock of its own, which is ahead of a worker's.
             self.renewed |= led.duration_since(self.seen) > CLOCKS;
@@ -170,23 +193,21 @@ impl Affinity {
         self.follower.store(follower);
     }
 
-    /// Remembers a client that is already led to an endpoint, and was last so long ago. What is known of it here counts for more.
-    pub(crate) fn adopt(
-        &self,
-        client: IpAddr,
-        upstream: &Arc<Upstream>,
-        idle: Duration,
-        timeout: Duration,
-        now: Instant,
-    ) {
-        let follower = self.follower.load_full();
+    /// Remembers a client that is already led. What is known of it here counts for more. Whether it is led from now on, too.
+    pub(crate) fn adopt(&self, adopted: &Adopted<'_>, timeout: Duration, now: Instant) -> bool {
+        let Some(follower) = self.follower.load_full() else { return false };
+        let Adopted { client, set, upstream, idle } = *adopted;
         match self.clients.entry(client) {
-            Entry::Occupied(mut entry) => entry.get_mut().tell(client, follower.as_ref()),
+            Entry::Occupied(mut entry) => entry.get_mut().adopt(adopted),
             Entry::Vacant(entry) => {
+                follower.adopt(set);
                 let seen = now.checked_sub(idle).unwrap_or(now);
-                let binding = Binding { told: follower, ..Binding::new(Arc::clone(upstream), seen) };
+                let led = Led::NOWHERE.and_in(set);
+                let binding =
+                    Binding { led, told: Some(follower), ..Binding::new(Arc::clone(upstream), seen) };
                 drop(entry.insert(binding));
                 self.enqueue(client, timeout, now);
+                true
             }
         }
     }
@@ -202,14 +223,15 @@ impl Affinity {
         is_usable: impl Fn(&Arc<Upstream>) -> bool,
         choose: impl FnOnce() -> Option<Arc<Upstream>>,
     ) -> Option<Arc<Upstream>> {
-        let Asking { client, is_inside, now } = asking;
-        let follower = if is_inside { self.follower.load_full() } else { None };
-        match self.clients.entry(client) {
+        let Asking { client, now } = asking;
+        let follower = if client.origin.is_inside() { self.follower.load_full() } else { None };
+        match self.clients.entry(client.ip) {
             Entry::Occupied(mut entry) => {
                 let binding = entry.get_mut();
-                if binding.is_over(client, Some(timeout), now) || !is_usable(&binding.upstream) {
-                    let told = binding.told.clone();
-                    *binding = Binding { told, ..Binding::new(choose()?, now) };
+                if binding.is_over(client.ip, Some(timeout), now) || !is_usable(&binding.upstream) {
+                    let new = Binding::new(choose()?, now);
+                    let (led, told) = (binding.led, binding.told.take());
+                    *binding = Binding { led, told, ..new };
                 }
                 (binding.seen, binding.renewed) = (now, true);
                 binding.tell(client, follower.as_ref());
@@ -217,11 +239,10 @@ impl Affinity {
             }
             Entry::Vacant(entry) => {
                 let upstream = choose()?;
-                // The queue is locked without holding a shard: whoever holds it locks shards.
                 let mut binding = Binding::new(Arc::clone(&upstream), now);
                 binding.tell(client, follower.as_ref());
                 drop(entry.insert(binding));
-                self.enqueue(client, timeout, now);
+                self.enqueue(client.ip, timeout, now);
                 Some(upstream)
             }
         }
@@ -230,35 +251,44 @@ impl Affinity {
     /// Makes room in the queue for a new client, and puts it there.
     fn enqueue(&self, client: IpAddr, timeout: Duration, now: Instant) {
         let is_crowded = self.budget.clients.fetch_add(1, Ordering::Relaxed) >= self.budget.total;
-        let mut queue = self.queue();
         for _ in 0..CLEARED_PER_CLIENT {
-            let Some(oldest) = queue.front() else { break };
-            if !self.forget(oldest, |binding| binding.is_over(*oldest, Some(timeout), now)) {
+            let Some(oldest) = self.take_oldest() else { break };
+            if !self.forget(&oldest, |binding| binding.is_over(oldest, Some(timeout), now)) {
+                self.queue().push_front(oldest);
                 break;
             }
-            queue.pop_front();
         }
-        let length = queue.len();
-        let surplus = if is_crowded && length > Budget::SHARE {
-            EVICTED_WHEN_CROWDED
-        } else {
-            (length + 1).saturating_sub(self.budget.per_port)
-        };
+        let mut surplus = if is_crowded { EVICTED_WHEN_CROWDED } else { 0 };
         let mut chances = SECOND_CHANCES;
-        while queue.len() + surplus > length {
-            let Some(oldest) = queue.pop_front() else { break };
+        while let Some(oldest) = self.take_surplus_or_put(client, surplus > 0) {
             let is_renewed = |binding: &mut Binding| {
                 binding.catch_up(oldest, now);
                 std::mem::take(&mut binding.renewed)
             };
             if chances > 0 && self.clients.get_mut(&oldest).is_some_and(|mut b| is_renewed(&mut b)) {
                 chances -= 1;
-                queue.push_back(oldest);
+                self.queue().push_back(oldest);
             } else if self.forget(&oldest, |_| true) {
+                surplus = surplus.saturating_sub(1);
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
         }
-        queue.push_back(client);
+    }
+
+    /// Puts a new client into the queue if there is room. Where there is not, or there are too many in all and more than this
+    /// port's share here, it takes the oldest one out instead.
+    fn take_surplus_or_put(&self, client: IpAddr, are_too_many: bool) -> Option<IpAddr> {
+        let mut queue = self.queue();
+        let is_surplus = queue.len() >= self.budget.per_port || are_too_many && queue.len() > Budget::SHARE;
+        let surplus = if is_surplus { queue.pop_front() } else { None };
+        if surplus.is_none() {
+            queue.push_back(client);
+        }
+        surplus
+    }
+
+    fn take_oldest(&self) -> Option<IpAddr> {
+        self.queue().pop_front()
     }
 
     /// Takes a client out of the map, if that is what is wanted; whether it is not there any more.
@@ -285,7 +315,7 @@ impl Affinity {
         while examined < EXAMINED_PER_EXPIRY {
             let in_this_hold = self.expire_some(timeout, now);
             examined += in_this_hold;
-            if in_this_hold < EXAMINED_PER_HOLD {
+            if in_this_hold < EXAMINED_AT_ONCE {
                 break;
             }
             // Who waits for the queue is to have it now.
@@ -298,20 +328,27 @@ impl Affinity {
     /// first of the others that is still worth something ends it, as those behind it are younger. Returns how many
     /// were looked at.
     fn expire_some(&self, timeout: Option<Duration>, now: Instant) -> usize {
-        let mut queue = self.queue();
-        for examined in 0..EXAMINED_PER_HOLD {
-            let Some(oldest) = queue.pop_front() else { return examined };
-            if self.forget(&oldest, |binding| binding.is_over(oldest, timeout, now)) {
-                continue;
-            }
-            if self.clients.get_mut(&oldest).is_some_and(|mut b| std::mem::take(&mut b.renewed)) {
-                queue.push_back(oldest);
+        let mut oldest: VecDeque<IpAddr> = {
+            let mut queue = self.queue();
+            let count = queue.len().min(EXAMINED_AT_ONCE);
+            queue.drain(..count).collect()
+        };
+        let (mut examined, mut renewed) = (0, Vec::new());
+        while let Some(client) = oldest.pop_front() {
+            if self.forget(&client, |binding| binding.is_over(client, timeout, now)) {
+                examined += 1;
+            } else if self.clients.get_mut(&client).is_some_and(|mut b| std::mem::take(&mut b.renewed)) {
+                examined += 1;
+                renewed.push(client);
             } else {
-                queue.push_front(oldest);
-                return examined;
+                oldest.push_front(client);
+                break;
             }
         }
-        EXAMINED_PER_HOLD
+        let mut queue = self.queue();
+        oldest.into_iter().rev().for_each(|client| queue.push_front(client));
+        queue.extend(renewed);
+        examined
     }
 
     /// How many clients are remembered, counting those whose time is over and who were not cleared
@@ -337,10 +374,7 @@ impl Affinity {
 
 impl Drop for Affinity {
     fn drop(&mut self) {
-        for mut client in self.clients.iter_mut() {
-            let (ip, binding) = client.pair_mut();
-            binding.untell(*ip);
-        }
+        // Nobody is told: whoever leads clients has heard that the port is gone, and this may be a worker that ends a session.
         self.budget.clients.fetch_sub(self.clients.len(), Ordering::Relaxed);
     }
 }

@@ -83,7 +83,7 @@ pub use balance::rotation::continue_from;
 pub use cluster_addresses::ClusterAddressChange;
 pub use datagrams::{DatagramCounts, Datagrams, Loss};
 pub use endpoint_set::EndpointSet;
-pub use follower::{Follower, SharedFollower};
+pub use follower::{Adopted, Follower, Led, SharedFollower};
 pub use health_check::HealthCheck;
 pub use histogram::{BUCKETS, Histogram, ServiceTimes, Times};
 pub use key::FrontendKey;

@@ -3,10 +3,9 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use sluice_model::{Family, ServicePortName};
@@ -15,7 +14,7 @@ use crate::affinity::{Affinity, Asking, Budget};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::doubt_search::{self, DoubtSearch};
-use crate::follower::SharedFollower;
+use crate::follower::{Adopted, SharedFollower};
 use crate::passive_health::Seen;
 use crate::policy::SetName;
 use crate::roster::Roster;
@@ -208,27 +207,20 @@ impl ServicePort {
         self.affinity.get().map(|affinity| &**affinity)
     }
 
-    /// From now on has these told which endpoints clients of this node keep, in the place of those who were told so far. Nobody is
-    /// where the Service never asked for affinity.
+    /// From now on has these told which endpoints clients of this node keep, in the place of those who were told so far; of each
+    /// client with its next connection. Nobody is where the Service never asked for affinity, and once the port is gone.
     pub fn share_affinity(&self, with: Option<SharedFollower>) {
         if let Some(affinity) = self.affinity() {
             affinity.set_follower(with);
         }
     }
 
-    /// Remembers a client that those who are told lead to this endpoint already, and have last so long ago, unless it is known;
-    /// then they are told. Whether clients are remembered.
-    pub fn adopt_client(
-        &self,
-        client: IpAddr,
-        upstream: &Arc<Upstream>,
-        idle: Duration,
-        now: Instant,
-    ) -> bool {
+    /// Remembers a client that those who are told have led since before, unless it is known. Whether they are to lead it from now
+    /// on, too.
+    pub fn adopt_client(&self, adopted: &Adopted<'_>, now: Instant) -> bool {
         let timeout = self.load().rules.affinity;
-        let Some((timeout, affinity)) = timeout.zip(self.affinity.get()) else { return false };
-        affinity.adopt(client, upstream, idle, timeout, now);
-        true
+        let known = timeout.zip(self.affinity.get());
+        known.is_some_and(|(timeout, affinity)| affinity.adopt(adopted, timeout, now))
     }
 
     /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be
@@ -331,7 +323,7 @@ impl ServicePort {
         };
         let upstream = match rules.affinity.zip(self.affinity.get()) {
             Some((timeout, affinity)) => affinity.pick(
-                Asking { client, is_inside: asked.client.origin.is_inside(), now: asked.now },
+                Asking { client: asked.client, now: asked.now },
                 timeout,
                 |upstream| set.contains(upstream) && is_usable(upstream),
                 choose,

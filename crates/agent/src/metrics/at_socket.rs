@@ -36,6 +36,12 @@ impl Metrics {
             ("sets", "Sets of endpoints", stats.sets, capacity.sets),
             ("endpoints", "Endpoints, once for each set", stats.endpoints, capacity.endpoints),
             ("slots", "Places in sets", stats.slots, capacity.slots),
+            (
+                "affinity_clients",
+                "Clients that keep their endpoint, once for each set",
+                stats.clients,
+                stats.most_clients,
+            ),
         ];
         for (name, what, number, capacity) in parts {
             let help = format!("{what} that the programs know, or that wait to be used again");
@@ -56,7 +62,7 @@ impl Metrics {
             ),
             (
                 "socket_affinity_refused",
-                "How often a client that keeps its endpoint was left to the relay, as there was no room for it",
+                "How often a client that keeps its endpoint was left to the relay, as its Service had its share of the room",
                 stats.refused_clients,
             ),
             (

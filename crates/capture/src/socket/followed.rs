@@ -3,186 +3,164 @@
 //!
 //! Whatever the table remembers or forgets of a client of this node it says at once, by the worker that does; how long ago a
 //! client was led is asked before it is forgotten. So there is nothing to carry to and fro, and no client that only one of
-//! both knows: but for what an earlier agent has left, until all frontends are there and it is [adopted](adopt).
+//! both knows: but for what an earlier agent has left, until all frontends are there and it is [adopted](Followed::adopt).
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
-use sluice_model::Protocol;
-use sluice_socket_maps::{AffinityKey, Kept, Kernel, Maps, PortKey, SharedClients};
-use sluice_table::{Follower, ServicePort, SetName, SharedFollower, Upstream};
+use sluice_model::{ObjectName, Protocol};
+use sluice_socket_maps::{Kept, Kernel, Maps, PortKey, SharedClients, Stats};
+use sluice_table::{Adopted, ServicePort, SetName, SharedFollower, Upstream};
 use tracing::warn;
 
 use super::canonical;
+use super::ended::Ended;
+use super::kept::{Clients, NAMES, OfPort, OfSet, Sets, Share};
 use super::offered::Offered;
 
-/// The clients that the programs know, for all service ports.
+/// Whose clients are led. What is in the maps stays when this is dropped, and may be another agent's from then on.
 #[derive(Debug)]
-pub(super) struct Clients {
-    known: SharedClients,
-    /// Whether they are another agent's now.
-    is_over: AtomicBool,
-    /// How often there was no room.
-    refused: AtomicU64,
-}
-
-/// Those of one service port.
-#[derive(Debug)]
-struct OfPort {
+pub(super) struct Followed {
     clients: Arc<Clients>,
-    numbers: Numbers,
+    /// The ports that tell of their clients.
+    told: HashMap<PortKey, Sets>,
+    shares: Shares,
+    ended: Ended,
 }
 
-/// By what they are found, in each set that connections are led to.
-type Numbers = [(SetName, Option<u32>); 2];
+/// What Services have of the room, for as long as one of their clients may be known.
+#[derive(Debug, Default)]
+struct Shares {
+    of: HashMap<ObjectName, Weak<Share>>,
+    /// With so many it is looked whether some are nobody's any more.
+    most: usize,
+}
 
-/// A port whose clients are told.
-#[derive(Debug)]
-pub(super) struct Told(Numbers);
-
-/// That they are this agent's. What is in the maps stays when this is dropped, and may be another agent's from then on.
-#[derive(Debug)]
-pub(super) struct Tenure(Arc<Clients>);
-
-impl Tenure {
-    pub(super) fn new(known: SharedClients) -> Self {
-        Self(Arc::new(Clients { known, is_over: AtomicBool::new(false), refused: AtomicU64::new(0) }))
-    }
-
-    pub(super) fn clients(&self) -> &Arc<Clients> {
-        &self.0
+impl Shares {
+    fn get(&mut self, service: &ObjectName) -> Arc<Share> {
+        if let Some(share) = self.of.get(service).and_then(Weak::upgrade) {
+            return share;
+        }
+        if self.of.len() >= self.most {
+            self.of.retain(|_, share| share.strong_count() > 0);
+            self.most = 2 * self.of.len() + 16;
+        }
+        let share = Arc::default();
+        self.of.insert(service.clone(), Arc::downgrade(&share));
+        share
     }
 }
 
-impl Drop for Tenure {
+impl Drop for Followed {
     fn drop(&mut self) {
-        self.0.is_over.store(true, Ordering::Relaxed);
+        self.clients.end();
     }
 }
 
-impl Clients {
-    /// How often a client was left to the relay for want of room.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
+impl Followed {
+    pub(super) fn new(known: SharedClients) -> Self {
+        let (told, shares, ended) = Default::default();
+        Self { clients: Arc::new(Clients::new(known)), told, shares, ended }
     }
 
-    fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed)
+    /// The same, with how many clients there are.
+    pub(super) fn count(&self, stats: Stats) -> Stats {
+        let (clients, most) = self.clients.count();
+        let most_clients = u32::try_from(most).unwrap_or(u32::MAX);
+        Stats { clients, most_clients, refused_clients: self.clients.refused(), ..stats }
     }
 
-    fn forget(&self, key: AffinityKey) {
-        // What the kernel refuses to delete it has no memory for, or it is gone.
-        let _ = self.known.forget(key);
-    }
-}
-
-impl OfPort {
-    fn keys(&self, client: IpAddr) -> impl Iterator<Item = (SetName, AffinityKey)> {
-        let key =
-            move |(name, number): (SetName, Option<u32>)| Some((name, AffinityKey::new(client, number?)));
-        self.numbers.into_iter().filter_map(key)
-    }
-}
-
-impl Follower for OfPort {
-    fn follow(&self, client: IpAddr, upstream: &Upstream) -> bool {
-        if self.clients.is_over() {
-            return false;
-        }
-        let mut is_led = false;
-        for (name, key) in self.keys(client) {
-            match upstream.socket_number(name).map(|number| self.clients.known.keep(key, number)) {
-                Some(Ok(())) => is_led = true,
-                Some(Err(_)) => {
-                    self.clients.refused.fetch_add(1, Ordering::Relaxed);
-                    self.clients.forget(key);
-                }
-                // It is in the other set only.
-                None => self.clients.forget(key),
-            }
-        }
-        is_led
-    }
-
-    fn forget(&self, client: IpAddr) {
-        if !self.clients.is_over() {
-            self.keys(client).for_each(|(_, key)| self.clients.forget(key));
-        }
-    }
-
-    fn idle(&self, client: IpAddr) -> Option<Duration> {
-        if self.clients.is_over() {
-            return None;
-        }
-        self.keys(client).filter_map(|(_, key)| self.clients.known.idle(key)).min()
-    }
-}
-
-/// Has a port tell of its clients as it is now, where that is another way than it was told.
-pub(super) fn share<K: Kernel>(
-    port: &ServicePort,
-    key: PortKey,
-    maps: &Maps<K>,
-    clients: &Arc<Clients>,
-    told: &mut HashMap<PortKey, Told>,
-) {
-    // Nearly all there are: looking them up would be much of loading.
-    if port.name().protocol != Protocol::Tcp || (told.is_empty() && port.affinity().is_none()) {
-        return;
-    }
-    let numbers = [SetName::Cluster, SetName::Local].map(|name| (name, maps.clients_of(key, name)));
-    let has_clients = numbers.iter().any(|(_, number)| number.is_some());
-    let before = told.get(&key).map(|Told(numbers)| *numbers);
-    if before == has_clients.then_some(numbers) {
-        return;
-    }
-    let follower =
-        || -> SharedFollower { Arc::new(Box::new(OfPort { clients: Arc::clone(clients), numbers })) };
-    port.share_affinity(has_clients.then(follower));
-    if has_clients {
-        told.insert(key, Told(numbers));
-    } else {
-        told.remove(&key);
-    }
-}
-
-/// Has the table remember whom an earlier agent's programs lead, as far as that leads to where it did; others are not led any
-/// more.
-pub(super) fn adopt<K: Kernel>(offered: &Offered, maps: &Maps<K>, clients: &Clients, now: Instant) {
-    let mut kept = match clients.known.all() {
-        Ok(kept) => kept,
-        Err(error) => {
-            warn!(
-                "clients of Services with session affinity may be led to what an earlier agent has chosen: {error}"
-            );
+    /// Has a port tell of its clients as it is now, where that is another way than it was told.
+    pub(super) fn share<K: Kernel>(&mut self, port: &ServicePort, key: PortKey, maps: &Maps<K>) {
+        // Nearly all others: looking them up would be much of loading.
+        if port.affinity().is_none() || port.name().protocol != Protocol::Tcp {
             return;
         }
-    };
-    // As they are remembered: whoever was seen last is the last to be forgotten.
-    kept.sort_by_key(|kept| std::cmp::Reverse(kept.idle));
-    let sets = maps.with_clients();
-    // By number, of the sets that anybody has asked for so far.
-    let mut endpoints: HashMap<u32, HashMap<u32, (SocketAddr, u32)>> = HashMap::new();
-    for Kept { key, number, idle } in kept {
-        let set = sets.get(&key.number);
-        let endpoint = set.and_then(|set| {
-            let of_set = endpoints.entry(key.number).or_insert_with(|| {
-                let numbers = maps.numbers(set.0, set.1);
-                numbers.map(|(address, number)| (number.id, (address, number.incarnation))).collect()
+        let wanted = NAMES.map(|name| maps.clients_of(key, name));
+        let is_so = |sets: &Sets| sets.each_ref().map(|set| set.as_ref().map(|(_, whom)| *whom)) == wanted;
+        if self.told.get(&key).map_or(wanted == [None; 2], is_so) {
+            return;
+        }
+        let mut before = self.told.remove(&key).unwrap_or_default();
+        let Self { clients, shares, .. } = self;
+        let mut sets = Sets::default();
+        for ((set, before), whom) in sets.iter_mut().zip(&mut before).zip(wanted) {
+            let Some(whom) = whom else { continue };
+            let stays = before.take_if(|(set, _)| set.number() == whom.number).map(|(set, _)| set);
+            let of_set = || {
+                let share = shares.get(&port.name().service);
+                Arc::new(OfSet::new(whom.number, clients, share))
+            };
+            *set = Some((stays.unwrap_or_else(of_set), whom));
+        }
+        let has_clients = wanted != [None; 2];
+        let follower = || -> SharedFollower { Arc::new(Box::new(OfPort(sets.clone()))) };
+        port.share_affinity(has_clients.then(follower));
+        self.end(before);
+        if has_clients {
+            self.told.insert(key, sets);
+        }
+    }
+
+    /// Forgets a port that is gone: another one may have its place in memory.
+    pub(super) fn forget(&mut self, key: PortKey) {
+        let sets = self.told.remove(&key).unwrap_or_default();
+        self.end(sets);
+    }
+
+    fn end(&mut self, sets: Sets) {
+        sets.into_iter().flatten().for_each(|(set, _)| self.ended.add(set));
+    }
+
+    /// Forgets some of those clients that are nobody's any more. To be called several times a second.
+    pub(super) fn forget_some(&mut self) {
+        self.ended.forget_some(&self.clients);
+    }
+
+    /// Has the table remember whom an earlier agent's programs lead, as far as that leads to where it did; others are not led any
+    /// more.
+    pub(super) fn adopt<K: Kernel>(&self, offered: &Offered, maps: &Maps<K>, now: Instant) {
+        let mut kept = match self.clients.known.all() {
+            Ok(kept) => kept,
+            Err(error) => {
+                warn!(
+                    "clients of Services with session affinity may be led to what an earlier agent has chosen: {error}"
+                );
+                return;
+            }
+        };
+        if kept.is_empty() {
+            return;
+        }
+        // As they are remembered: whoever was seen last is the last to be forgotten.
+        kept.sort_by_key(|kept| std::cmp::Reverse(kept.idle));
+        let sets = maps.with_clients();
+        // By number, of the sets that anybody has asked for so far.
+        let mut endpoints: HashMap<u32, HashMap<u32, (SocketAddr, u32)>> = HashMap::new();
+        for Kept { key, number, idle } in kept.into_iter().filter(|kept| !self.ended.has(kept.key.number)) {
+            let set = sets.get(&key.number);
+            let endpoint = set.and_then(|set| {
+                let of_set = endpoints.entry(key.number).or_insert_with(|| {
+                    let numbers = maps.numbers(set.0, set.1);
+                    numbers.map(|(address, number)| (number.id, (address, number.incarnation))).collect()
+                });
+                let (address, incarnation) = of_set.get(&number.id)?;
+                (*incarnation == number.incarnation).then_some(*address)
             });
-            let (address, incarnation) = of_set.get(&number.id)?;
-            (*incarnation == number.incarnation).then_some(*address)
-        });
-        let is_known = set.zip(endpoint).is_some_and(|((port, name), address)| {
-            let Some(known) = offered.get(*port) else { return false };
-            let upstream = known.upstream(*name, address);
-            upstream.is_some_and(|upstream| known.port.adopt_client(key.client(), &upstream, idle, now))
-        });
-        if !is_known {
-            clients.forget(key);
+            let is_led = set.zip(endpoint).is_some_and(|((port, set), address)| {
+                let Some(known) = offered.get(*port) else { return false };
+                let upstream = known.upstream(*set, address);
+                upstream.is_some_and(|upstream| {
+                    let adopted = Adopted { client: key.client(), set: *set, upstream: &upstream, idle };
+                    known.port.adopt_client(&adopted, now)
+                })
+            });
+            if !is_led {
+                // It was nobody's here, and is not counted. The kernel deletes whatever is there.
+                let _ = self.clients.known.forget(key);
+            }
         }
     }
 }

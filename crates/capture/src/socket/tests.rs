@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use sluice_model::{Change, Endpoint, EndpointSlice, Family, ObjectName, Protocol, Service, SlicePort};
 use sluice_socket_maps::{Account, Capacity, IdChange, Memory, Picked};
-use sluice_table::{Client, FrontendKey, Origin, SetName, Traffic, Writer, WriterConfig};
+use sluice_table::{Client, FrontendKey, LocalPods, Origin, SetName, Traffic, Writer, WriterConfig};
 
 use super::*;
 
 mod flows;
 mod followed;
+mod room;
 
 const ROOM: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 4 };
 
@@ -29,6 +30,15 @@ fn frontend(protocol: Protocol) -> Frontend {
 
 fn at(number: u8) -> SocketAddr {
     ([10, 244, 0, number], 8080).into()
+}
+
+/// A table for rules that know this node's pods, as agents have it that decide about these.
+fn writer_with_pods() -> Writer {
+    let local_pods = LocalPods::DetectedIn(vec![Family::V4]);
+    let mut writer =
+        Writer::new(WriterConfig { frontends_lead_back: false, local_pods, ..WriterConfig::new("here") });
+    writer.follow_changes();
+    writer
 }
 
 impl World {

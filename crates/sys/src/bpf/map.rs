@@ -170,15 +170,15 @@ fn value_room(info: &MapInfo) -> io::Result<usize> {
 
 /// What commands for many elements take.
 #[repr(C)]
-struct Batch {
-    from: u64,
-    to: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
+pub(super) struct Batch {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) count: u32,
+    pub(super) map: u32,
+    pub(super) element_flags: u64,
+    pub(super) flags: u64,
 }
 
 /// Sets `count` elements, keys and values one after the other.

@@ -1,6 +1,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::Origin;
 use crate::endpoint_set::tests::upstreams;
 
 mod followed;
@@ -9,7 +10,7 @@ const TIMEOUT: Duration = Duration::from_secs(100);
 
 /// A client of this node.
 fn asking(client: [u8; 4], now: Instant) -> Asking {
-    Asking { client: client.into(), is_inside: true, now }
+    Asking { client: Client { ip: client.into(), origin: Origin::LocalPod }, now }
 }
 
 /// A map with a clock, and a round robin over endpoints with the ports 1 to 3.
@@ -89,7 +90,7 @@ fn the_clients_of_an_endpoint_go_with_it() {
 }
 
 #[test]
-fn a_hold_of_the_lock_looks_at_four_clients_and_an_expiry_at_a_thousand() {
+fn four_clients_are_looked_at_at_once_and_a_thousand_in_an_expiry() {
     let scene = Scene::new(10_000);
     let pick = |n: u16, at| {
         let [high, low] = n.to_be_bytes();

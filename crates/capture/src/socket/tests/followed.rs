@@ -8,7 +8,7 @@ use sluice_table::{Heard, Selection, WhyRelayed};
 
 use super::*;
 
-const ENOUGH: Capacity = Capacity { frontends: 100, sets: 3, slots: 100, endpoints: 100 };
+const ENOUGH: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 100 };
 
 /// A table with a Service of which clients keep their endpoints, and an agent's maps.
 struct Kept {
@@ -35,8 +35,7 @@ fn client(number: u8) -> IpAddr {
 
 impl Kept {
     fn new(memory: Memory) -> Self {
-        let mut writer = Writer::new(WriterConfig::new("here"));
-        writer.follow_changes();
+        let mut writer = writer_with_pods();
         writer.apply(Change::Apply(service(true).into()));
         writer.apply(Change::Apply(slice(&[1, 2, 3]).into()));
         let mut plan = writer.plan();
@@ -142,8 +141,8 @@ fn nobody_is_known_where_clients_keep_nothing_any_more() {
     world.change(service(true));
     assert_eq!(world.lead(1), None, "it is not the client of before");
     world.change(service(false));
-    world.writer.expire_affinity(Instant::now());
-    assert_eq!(world.known(), 0);
+    world.sockets.keep();
+    assert_eq!((world.known(), world.sockets.stats().clients), (0, 0));
     // Of UDP it is the relay that leads.
     world.change(service(true));
     let reason = WhyRelayed::Affinity.to_string();
@@ -153,11 +152,22 @@ fn nobody_is_known_where_clients_keep_nothing_any_more() {
 
 #[test]
 fn whom_there_is_no_room_for_the_relay_leads_and_that_is_counted() {
-    let world = Kept::new(Memory::new(ENOUGH));
+    let world = Kept::new(Memory::new(Capacity { sets: 4, ..ENOUGH }));
     (1..=4).for_each(|number| _ = world.relay(number));
-    assert_eq!((world.known(), world.lead(4)), (3, None));
+    assert_eq!((world.known(), world.lead(2), world.lead(4)), (2, Some(world.relay(2)), None));
     assert_eq!(world.relay(4), world.relay(4));
-    assert_eq!(world.sockets.stats().refused_clients, 3);
+    assert_eq!(world.sockets.stats().refused_clients, 4);
+}
+
+#[test]
+fn a_connection_that_is_relayed_is_one_call_and_none_where_there_is_no_room() {
+    let world = Kept::new(Memory::new(Capacity { sets: 4, ..ENOUGH }));
+    let calls = |client| {
+        let before = world.sockets.written.maps.kernel().client_calls();
+        world.relay(client);
+        world.sockets.written.maps.kernel().client_calls() - before
+    };
+    assert_eq!([1, 2, 3, 1, 2, 3].map(calls), [1, 1, 0, 1, 1, 0]);
 }
 
 #[test]
@@ -171,7 +181,7 @@ fn a_successor_remembers_whom_its_predecessor_led_and_forgets_all_others() {
     memory.clients().keep(stray, number).unwrap();
     let second = Kept::new(memory);
     assert_eq!([1, 2].map(|number| second.lead(number)), places.map(Some));
-    assert_eq!(second.known(), 2);
+    assert_eq!((second.known(), second.sockets.stats().clients), (2, 2));
     // In the other order: turns would say something else.
     for number in [2, 1, 2] {
         assert_eq!(second.relay(number), places[usize::from(number) - 1], "{number}");

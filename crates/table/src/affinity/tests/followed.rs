@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::policy::SetName;
+
+/// All clients here are.
+const CLUSTER: Led = Led::NOWHERE.and_in(SetName::Cluster);
 
 /// Leads clients, as many as there is room for. Its clock is the scene's.
 #[derive(Debug, Default)]
@@ -12,6 +16,7 @@ struct Programs {
     now: AtomicU64,
     room: AtomicUsize,
     asked: AtomicUsize,
+    adopted: AtomicUsize,
 }
 
 impl Programs {
@@ -37,22 +42,30 @@ fn last_byte(client: IpAddr) -> u8 {
 }
 
 impl Follower for Arc<Programs> {
-    fn follow(&self, client: IpAddr, upstream: &Upstream) -> bool {
-        let mut led = self.led.lock().unwrap();
-        let client = last_byte(client);
-        led.remove(&client);
-        let has_room = led.len() < self.room.load(Ordering::Relaxed);
-        if has_room {
-            led.insert(client, (upstream.address().port(), self.now.load(Ordering::Relaxed)));
+    fn follow(&self, client: Client, upstream: &Upstream, led: Led) -> Led {
+        let mut programs = self.led.lock().unwrap();
+        let client = last_byte(client.ip);
+        let former = programs.remove(&client);
+        assert_eq!(led != Led::NOWHERE, former.is_some(), "it is known here what they know");
+        let has_room = programs.len() < self.room.load(Ordering::Relaxed);
+        if !has_room {
+            return Led::NOWHERE;
         }
-        has_room
+        programs.insert(client, (upstream.address().port(), self.now.load(Ordering::Relaxed)));
+        CLUSTER
     }
 
-    fn forget(&self, client: IpAddr) {
-        self.led.lock().unwrap().remove(&last_byte(client));
+    fn adopt(&self, set: SetName) {
+        assert_eq!(set, SetName::Cluster);
+        self.adopted.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn idle(&self, client: IpAddr) -> Option<Duration> {
+    fn forget(&self, client: IpAddr, led: Led) {
+        assert_eq!((led, self.led.lock().unwrap().remove(&last_byte(client)).is_some()), (CLUSTER, true));
+    }
+
+    fn idle(&self, client: IpAddr, led: Led) -> Option<Duration> {
+        assert_eq!(led, CLUSTER);
         self.asked.fetch_add(1, Ordering::Relaxed);
         let led = self.led.lock().unwrap();
         let (_, at) = led.get(&last_byte(client))?;
@@ -83,7 +96,8 @@ fn a_client_is_led_to_the_endpoint_that_it_has_here() {
     assert_eq!(scene.connect(1, 1), 3);
     assert_eq!(programs.led(), [(1, 3), (2, 2)], "it has moved");
     // One from elsewhere is nobody's to lead.
-    let outside = Asking { is_inside: false, ..asking([10, 1, 0, 9], scene.start) };
+    let outside = Client { ip: [10, 1, 0, 9].into(), origin: Origin::Outside };
+    let outside = Asking { client: outside, now: scene.start };
     let first = || scene.upstreams.first().cloned();
     assert!(scene.affinity.pick(outside, TIMEOUT, |_| true, first).is_some());
     assert_eq!(programs.led(), [(1, 3), (2, 2)]);
@@ -120,9 +134,14 @@ fn a_client_that_is_forgotten_is_not_led_any_more() {
     scene.upstreams[0].end_tenure();
     scene.expire_with(&programs, 12);
     assert_eq!(programs.led(), [(3, 3)], "its endpoint has left");
+    scene.affinity.set_follower(None);
     let Scene { affinity, .. } = scene;
     drop(affinity);
-    assert!(programs.led().is_empty(), "the service port is gone");
+    assert_eq!(
+        programs.led(),
+        [(3, 3)],
+        "the service port is gone, and whoever ends its last session has nothing to tell"
+    );
 }
 
 #[test]
@@ -152,15 +171,99 @@ fn where_there_is_no_room_a_client_is_kept_here_only() {
 #[test]
 fn clients_that_were_led_before_are_remembered_unless_they_are_known() {
     let scene = Scene::new(100);
+    let adopt = |client: u8, upstream: usize| {
+        let client = [10, 1, 0, client].into();
+        let (set, idle) = (SetName::Cluster, Duration::from_secs(10));
+        let adopted = Adopted { client, set, upstream: &scene.upstreams[upstream], idle };
+        scene.affinity.adopt(&adopted, TIMEOUT, scene.start)
+    };
+    assert!(!adopt(1, 0), "nobody would lead it");
     assert_eq!(scene.connect(1, 0), 1);
     let programs = Programs::new(&scene.affinity);
-    programs.led.lock().unwrap().extend([(1, (3, 0)), (2, (3, 0))]);
-    for client in [1, 2] {
-        let ip = [10, 1, 0, client].into();
-        scene.affinity.adopt(ip, &scene.upstreams[2], Duration::from_secs(10), TIMEOUT, scene.start);
-    }
-    assert_eq!(programs.led(), [(1, 1), (2, 3)], "what is known here counts");
+    programs.led.lock().unwrap().extend([(2, (3, 0))]);
+    assert_eq!([adopt(1, 2), adopt(2, 2)], [false, true], "what is known here counts");
+    assert_eq!(programs.adopted.load(Ordering::Relaxed), 1);
+    // Whoever is led already is led where the table says.
     assert_eq!([scene.connect(1, 1), scene.connect(2, 1)], [1, 3]);
+    assert_eq!([adopt(1, 2), adopt(2, 2)], [true, true]);
+    assert_eq!((programs.adopted.load(Ordering::Relaxed), programs.led()), (1, vec![(1, 1), (2, 3)]));
     scene.expire_with(&programs, 101);
     assert!(programs.led().is_empty());
+}
+
+#[test]
+fn what_is_led_in_another_set_too_is_adopted_if_it_leads_to_the_same_endpoint() {
+    let upstreams = upstreams(2);
+    let programs: SharedFollower = Arc::new(Box::<Arc<Counted>>::default());
+    let mut binding = Binding::new(Arc::clone(&upstreams[0]), Instant::now());
+    let adopted = |upstream| Adopted {
+        client: [10, 1, 0, 1].into(),
+        set: SetName::Local,
+        upstream,
+        idle: Duration::ZERO,
+    };
+    assert!(!binding.adopt(&adopted(&upstreams[0])));
+    (binding.told, binding.led) = (Some(programs), CLUSTER);
+    assert!(!binding.adopt(&adopted(&upstreams[1])));
+    assert!(binding.adopt(&adopted(&upstreams[0])));
+    assert_eq!(binding.led, CLUSTER.and_in(SetName::Local));
+}
+
+/// Looks whether anybody waits while it is told.
+#[derive(Debug, Default)]
+struct Counted {
+    of: std::sync::OnceLock<std::sync::Weak<Affinity>>,
+    calls: AtomicUsize,
+}
+
+impl Counted {
+    fn call(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if let Some(affinity) = self.of.get().and_then(std::sync::Weak::upgrade) {
+            assert!(affinity.queue.try_lock().is_ok(), "a system call would have all new clients wait");
+        }
+    }
+}
+
+impl Follower for Arc<Counted> {
+    fn follow(&self, _: Client, _: &Upstream, _: Led) -> Led {
+        self.call();
+        CLUSTER
+    }
+
+    fn adopt(&self, _: SetName) {}
+
+    fn forget(&self, _: IpAddr, _: Led) {
+        self.call();
+    }
+
+    fn idle(&self, _: IpAddr, _: Led) -> Option<Duration> {
+        self.call();
+        Some(Duration::ZERO)
+    }
+}
+
+#[test]
+fn nobody_waits_for_the_queue_while_others_are_told() {
+    let (affinity, upstreams) = (Arc::new(Affinity::new(Budget::new(10))), upstreams(1));
+    let counted = Arc::<Counted>::default();
+    counted.of.set(Arc::downgrade(&affinity)).unwrap();
+    affinity.set_follower(Some(Arc::new(Box::new(Arc::clone(&counted)))));
+    let start = Instant::now();
+    let pick = |client, at| {
+        let now = start + Duration::from_secs(at);
+        affinity.pick(asking([10, 1, 0, client], now), TIMEOUT, |_| true, || upstreams.first().cloned());
+    };
+    let calls = || counted.calls.swap(0, Ordering::Relaxed);
+    (0..10).for_each(|client| pick(client, 0));
+    assert_eq!(calls(), 10, "one each");
+    // Those that are evicted, and those that have a second chance.
+    (10..20).for_each(|client| pick(client, 1));
+    assert!(calls() >= 20);
+    // Those that are asked whether they are idle, are, and are forgotten.
+    (20..30).for_each(|client| pick(client, 500));
+    assert!(calls() >= 20);
+    upstreams[0].end_tenure();
+    affinity.expire(Some(TIMEOUT), start);
+    assert_eq!((calls(), affinity.len()), (10, 0));
 }

@@ -1,0 +1,111 @@
+//! Asking the kernel to end a socket: `SOCK_DESTROY` of sock_diag(7).
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::retry_on_intr;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+
+use crate::census::Translated;
+
+/// How long an answer is waited for. The kernel gives it before the request is taken, as things are.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends sockets of the network namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Diag {
+    socket: OwnedFd,
+    /// Of the latest request.
+    sequence: u32,
+}
+
+impl Diag {
+    pub(crate) fn open() -> io::Result<Self> {
+        let (flags, protocol) = (SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG));
+        Self::over(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?, PATIENCE)
+    }
+
+    /// The same over any socket of datagrams.
+    pub(crate) fn over(socket: OwnedFd, patience: Duration) -> io::Result<Self> {
+        set_socket_timeout(&socket, Timeout::Recv, Some(patience))?;
+        set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Ends a socket. The cookie sees to it that it is this one, and none that got its addresses since. `ENOENT`: there is no such
+    /// socket; `EAGAIN`: there was no answer.
+    pub(crate) fn end(&mut self, socket: &Translated) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = request(socket, self.sequence);
+        retry_on_intr(|| send(&self.socket, &request, SendFlags::empty()))?;
+        let mut bytes = [0; 1024];
+        loop {
+            let (length, _) = retry_on_intr(|| recv(&self.socket, bytes.as_mut_slice(), RecvFlags::empty()))?;
+            let (sequence, error) = answer(bytes.get(..length).unwrap_or_default())?;
+            // One that came too late is to an earlier request.
+            if sequence == self.sequence {
+                return if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) };
+            }
+        }
+    }
+}
+
+/// A header of 16 bytes with a length, a type, which is `NLMSG_ERROR`, the sequence and who sends; then the error, 0 for none.
+fn answer(bytes: &[u8]) -> io::Result<(u32, i32)> {
+    const ERROR: u16 = 2;
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let word = |at: usize| bytes.get(at..)?.first_chunk::<4>().copied();
+    let kind = bytes.get(4..).and_then(|bytes| bytes.first_chunk::<2>()).ok_or_else(invalid)?;
+    let (sequence, error) = word(8).zip(word(16)).ok_or_else(invalid)?;
+    if u16::from_ne_bytes(*kind) != ERROR {
+        return Err(invalid());
+    }
+    Ok((u32::from_ne_bytes(sequence), i32::from_ne_bytes(error).saturating_neg()))
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn request(socket: &Translated, sequence: u32) -> Vec<u8> {
+    /// `SOCK_DESTROY`.
+    const DESTROY: u16 = 21;
+    /// `NLM_F_REQUEST` and `NLM_F_ACK`.
+    const FLAGS: u16 = 1 | 4;
+    const LENGTH: u32 = 16 + 56;
+    let family = if socket.is_v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    let mut bytes = Vec::with_capacity(LENGTH as usize);
+    bytes.extend(LENGTH.to_ne_bytes());
+    bytes.extend(DESTROY.to_ne_bytes());
+    bytes.extend(FLAGS.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    // The kernel fills in who sends.
+    bytes.extend([0; 4]);
+    bytes.extend([family.as_raw().to_ne_bytes()[0], socket.protocol, 0, 0]);
+    // All states.
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend(socket.local.port().to_be_bytes());
+    bytes.extend(socket.endpoint.port().to_be_bytes());
+    for ip in [socket.local.ip(), socket.endpoint.ip()] {
+        bytes.extend(address(ip, socket.is_v6));
+    }
+    // The kernel finds a socket that is bound to an interface by that one only.
+    bytes.extend(socket.device.to_ne_bytes());
+    bytes.extend(socket.cookie.to_ne_bytes());
+    bytes
+}
+
+/// As a socket of this family has it, in 16 bytes.
+fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
+    match ip {
+        IpAddr::V6(ip) => ip.octets(),
+        IpAddr::V4(ip) if is_v6 => ip.to_ipv6_mapped().octets(),
+        IpAddr::V4(ip) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&ip.octets());
+            octets
+        }
+    }
+}
