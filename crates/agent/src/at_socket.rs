@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Frontend;
 use sluice_socket::Removed;
-use sluice_socket_maps::Capacity;
+use sluice_socket_maps::{Capacity, MOST_SETS};
 use sluice_table::{ServicePort, Table, Writer};
 use tracing::{info, warn};
 
@@ -86,7 +86,7 @@ impl AtSocketConfig {
     pub fn capacity_for(endpoints: u32) -> Capacity {
         Capacity {
             frontends: (endpoints / 2).max(1 << 16),
-            sets: (endpoints / 4).max(1 << 10),
+            sets: (endpoints / 4).clamp(1 << 10, MOST_SETS),
             // Each set has a power of two of them. And the next version of the largest that there may be.
             slots: endpoints.saturating_mul(2).saturating_add(1 << 16),
             endpoints,

@@ -154,6 +154,8 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     fn set_interfaces(&mut self, addresses: &[IpAddr]) {
         let touched = self.offered.set_interfaces(addresses);
         self.refresh(touched);
+        // The kernel may choose another one for a node's socket from now on.
+        self.written.maps.kernel_mut().forget_sources();
     }
 
     fn forget_others(&mut self) {

@@ -8,7 +8,7 @@ use crate::affinity::SetAffinity;
 use crate::desc::Desc;
 use crate::ids::Ids;
 use crate::kernel::{Capacity, Kernel};
-use crate::layout::{AffinityKey, Endpoint, FrontendKey, FrontendValue, Outcome, Set, verdict};
+use crate::layout::{AffinityKey, Endpoint, FrontendKey, FrontendValue, Set, verdict};
 use crate::maps::{Members, Strays};
 use crate::ranges::{Range, Ranges};
 
@@ -84,7 +84,7 @@ impl Found {
                     let set = match sets.entry(outcome.set) {
                         std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                         std::collections::hash_map::Entry::Vacant(entry) => {
-                            entry.insert(living_set(contents, outcome.set, key.protocol, &mut ranges)?)
+                            entry.insert(living_set(contents, outcome.set, (key, value), &mut ranges)?)
                         }
                     };
                     set.named_by.insert(*key);
@@ -92,9 +92,7 @@ impl Found {
                     return None;
                 }
             }
-            let plain = |outcome: Outcome| Outcome { pad: [0; 3], ..outcome };
-            let value = FrontendValue { node: plain(value.node), pod: plain(value.pod), ..*value };
-            frontends.insert(*key, value);
+            frontends.insert(*key, *value);
         }
         let mut endpoints: Vec<u32> =
             sets.values().flat_map(|set| &set.members.list).map(|(_, id)| *id).collect();
@@ -125,7 +123,13 @@ fn strays(contents: &Contents, in_sets: &[u32]) -> Strays {
     strays
 }
 
-fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -> Option<LivingSet> {
+/// A set, by a frontend that names it.
+fn living_set(
+    contents: &Contents,
+    id: u32,
+    (key, value): (&FrontendKey, &FrontendValue),
+    ranges: &mut Ranges,
+) -> Option<LivingSet> {
     let set = contents.sets.get(id as usize)?;
     let desc = Desc::unpack(set.desc);
     let range = Range::at(desc.base, desc.count);
@@ -137,10 +141,10 @@ fn living_set(contents: &Contents, id: u32, protocol: u8, ranges: &mut Ranges) -
     let endpoint = |id: &u32| Some((contents.endpoints.get(*id as usize)?.address(), *id));
     let list = slots.iter().map(endpoint).collect::<Option<Vec<_>>>()?;
     let is_in_order = list.is_sorted_by(|(a, _), (b, _)| a < b);
-    let members = Members { list, range, rotation: u64::from(desc.rotation), protocol };
+    let members = Members { list, range, rotation: u64::from(desc.rotation), protocol: key.protocol };
     is_in_order.then(|| LivingSet {
         members,
-        service: set.service,
+        service: value.service,
         flags: set.flags,
         affinity: SetAffinity::unpack(set.affinity),
         named_by: HashSet::new(),

@@ -86,6 +86,8 @@ pub trait Kernel {
     fn health(&self) -> SharedHealth;
     /// Clients that keep their endpoints. It may outlive this.
     fn clients(&self) -> SharedClients;
+    /// The node has other addresses: what its own sockets come from is learnt anew.
+    fn forget_sources(&mut self);
     /// Everything is in: takes away what programs with maps of another layout have left, which went on until now.
     ///
     /// # Errors

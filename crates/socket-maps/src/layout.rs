@@ -67,43 +67,37 @@ pub struct FrontendKey {
 
 /// What becomes of a connection or a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[repr(C)]
 pub struct Outcome {
-    /// The set, for [`verdict::BALANCE`].
+    /// The set, for [`verdict::BALANCE`]; below [`MOST_SETS`].
     pub set: u32,
     /// One of [`verdict`].
     pub verdict: u8,
-    /// Zero; the kernel's side keeps a check value here.
-    pub pad: [u8; 3],
 }
 
-/// What becomes of those to a frontend, by whose socket it is.
+/// How many sets an outcome can tell apart.
+pub const MOST_SETS: u32 = 1 << 24;
+
+/// What becomes of those to a frontend, by whose socket it is. Not as it is laid out: the programs have it in less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[repr(C)]
 pub struct FrontendValue {
     /// For sockets in the network namespace of the host.
     pub node: Outcome,
     /// For all others.
     pub pod: Outcome,
-    /// None yet.
-    pub flags: u32,
-    /// The service port, for counting.
+    /// The service port, for whoever takes the maps over.
     pub service: u32,
 }
 
-/// Endpoints that take turns.
+/// Endpoints that take turns. Not as it is laid out: the programs have it in less.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
 pub struct Set {
     /// The range of slots: base in the upper 32 bits, then count and rotation with 16 bits each. The turn is that of
     /// `slots[base + (cursor + rotation) % count]`.
     pub desc: u64,
-    /// How many turns there have been.
-    pub cursor: u64,
+    /// How many turns there have been; begins again.
+    pub cursor: u32,
     /// Bits of [`set_flags`].
     pub flags: u32,
-    /// The service port, for counting.
-    pub service: u32,
     /// Where clients keep their endpoints, as [`SetAffinity::pack`](crate::SetAffinity::pack) has it; else 0.
     pub affinity: u64,
 }

@@ -24,8 +24,8 @@ pub use desc::Desc;
 pub use failures::Failures;
 pub use kernel::{Capacity, Counters, Kernel};
 pub use layout::{
-    Account, AffinityKey, AffinityValue, Endpoint, FrontendKey, FrontendValue, Meta, Outcome, STRIPES, Set,
-    Totals,
+    Account, AffinityKey, AffinityValue, Endpoint, FrontendKey, FrontendValue, MOST_SETS, Meta, Outcome,
+    STRIPES, Set, Totals,
 };
 pub use layout::{endpoint_flags, meta_flags, protocol, set_flags, verdict};
 pub use maps::{IdChange, Maps, Port, PortKey, Stats};

@@ -59,6 +59,8 @@ pub struct Writes {
     pub put: u64,
     /// Frontends removed.
     pub removed: u64,
+    /// How often what the node's own sockets come from was to be learnt anew.
+    pub sources: u64,
     /// Barriers.
     pub barriers: u64,
 }
@@ -136,7 +138,7 @@ impl Memory {
     pub fn turn(&mut self, id: u32) -> u64 {
         let Some(set) = self.contents.sets.get_mut(id as usize) else { return 0 };
         set.cursor += 1;
-        set.cursor - 1
+        (set.cursor - 1).into()
     }
 
     /// Lets nobody be there any more who takes what is left to the relay.
@@ -336,7 +338,7 @@ impl Kernel for Memory {
     }
 
     fn cursor(&self, id: u32) -> u64 {
-        self.set(id).cursor
+        self.set(id).cursor.into()
     }
 
     fn barrier(&mut self) -> io::Result<()> {
@@ -370,6 +372,10 @@ impl Kernel for Memory {
 
     fn clients(&self) -> SharedClients {
         Arc::new(self.clients.clone())
+    }
+
+    fn forget_sources(&mut self) {
+        self.writes.sources += 1;
     }
 
     fn take_over(&mut self) -> io::Result<()> {

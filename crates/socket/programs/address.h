@@ -77,25 +77,24 @@ static __always_inline void source_of(__u32 ip[4], struct bpf_sock *sk)
 	ip[3] = v4 ? ip4 : ip6[3];
 }
 
-/* Whether a socket has an address of its own: it was bound to one, or the kernel chose it for the peer. */
-static __always_inline bool has_source(struct bpf_sock *sk)
+/* Whether it is an address: a socket has one of its own where it was bound to one, or the kernel chose it for the peer. */
+static __always_inline bool is_some(const __u32 ip[4])
 {
-	__u32 ip4 = sk->src_ip4;
-	__u32 ip6[4] = { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] };
-	asm volatile("" : "+r"(ip4), "+r"(ip6[3]));
-	if (sk->family == AF_INET)
-		return ip4;
 	/* The wildcard of IPv4 may be mapped. */
-	return ip6[0] || ip6[1] || (ip6[2] && ip6[2] != bpf_htonl(0xffff)) || ip6[3];
+	return ip[0] || ip[1] || (ip[2] && ip[2] != bpf_htonl(0xffff)) || ip[3];
 }
 
-/* Whether a socket is bound to a loopback address: from there nothing leaves the node. */
-static __always_inline bool bound_to_loopback(struct bpf_sock *sk)
+/* From a loopback address nothing leaves the node. */
+static __always_inline bool is_loopback(const __u32 ip[4])
 {
-	if (sk->family == AF_INET)
-		return (bpf_ntohl(sk->src_ip4) >> 24) == 127;
-	__u32 ip[4] = { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] };
 	if (is_v4(ip))
 		return (bpf_ntohl(ip[3]) >> 24) == 127;
 	return ip[0] == 0 && ip[1] == 0 && ip[2] == 0 && ip[3] == bpf_htonl(1);
+}
+
+static __always_inline bool bound_to_loopback(struct bpf_sock *sk)
+{
+	__u32 ip[4];
+	source_of(ip, sk);
+	return is_loopback(ip);
 }

@@ -81,26 +81,35 @@ static __always_inline struct conn *conn_of(struct bpf_sock *sk)
 	return same(&conn->endpoint, &peer) ? conn : 0;
 }
 
-/* Whether a socket is bound to an address that it is to keep.
+/* Whether an address that a socket is bound to, or that a datagram says it is from, is one to keep.
  *
  * Nothing leaves the node from a loopback address. And an endpoint may have no way back to any other of the node's, as
  * that of a bridge: the relay answers there. A pod's address is its own. */
+static __always_inline bool is_to_be_kept(const __u32 source[4], const struct client *client)
+{
+	return is_loopback(source) || (client->is_node && is_some(source));
+}
+
 static __always_inline bool is_bound(struct bpf_sock *sk, const struct client *client)
 {
-	return bound_to_loopback(sk) || (client->is_node && has_source(sk));
+	__u32 source[4];
+	source_of(source, sk);
+	return is_to_be_kept(source, client);
 }
 
 /* The endpoint that a client keeps. Where the relay has to choose one the socket remembers only that it asks. */
 static __always_inline bool pick_kept(struct bpf_sock *sk, const struct address *to, const struct client *client,
-				      __u64 affinity, struct choice *choice)
+				      __u32 rule, struct choice *choice)
 {
 	struct affinity_key key = {};
-	bool is_bound = has_source(sk);
-	if (is_bound)
-		source_of(key.ip, sk);
-	if ((is_bound || find_source(key.ip, client->namespace, to)) && follow(&key, affinity, to, client->meta, choice))
+	source_of(key.ip, sk);
+	bool is_bound = is_some(key.ip);
+	/* Others of the namespace do not say what this one will come from: its device or its mark may lead another way. */
+	bool is_apart = !is_bound && (sk->bound_dev_if || sk->mark);
+	bool is_known = is_bound || (!is_apart && find_source(key.ip, client->namespace, to));
+	if (is_known && follow(&key, rule, to, client->meta, choice))
 		return true;
-	if (is_bound)
+	if (is_bound || is_apart)
 		bpf_sk_storage_delete(&conns, sk);
 	else
 		ask_source(sk, to);
@@ -135,9 +144,9 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	if (!set)
 		goto pass;
 	/* Read once. */
-	__u64 affinity = *(volatile __u64 *)&set->affinity;
-	if (affinity) {
-		if (!pick_kept(sk, to, &client, affinity, &choice))
+	__u32 rule = *(volatile __u32 *)&set->rule;
+	if (rule & SET_KEPT) {
+		if (!pick_kept(sk, to, &client, rule, &choice))
 			return PASS;
 	} else if (!pick(set, to, &choice) ||
 		   (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))) {

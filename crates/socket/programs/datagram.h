@@ -37,7 +37,8 @@ static __always_inline enum decision sending_connected(struct bpf_sock *sk, stru
 	return TRANSLATE;
 }
 
-static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct address *to)
+/* `from` is what the datagram says that it is from (IP_PKTINFO), else what the socket is bound to. */
+static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct address *to, const __u32 from[4])
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk || ctx->protocol != IPPROTO_UDP)
@@ -51,8 +52,9 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	__u8 verdict = verdict_of(outcome);
 	if (verdict == VERDICT_RELAY || (verdict == VERDICT_BALANCE && is_bound(sk, &client)))
 		return PASS;
-	struct flows *known =
-		bpf_sk_storage_get(&flows, sk, 0, verdict == VERDICT_BALANCE ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	/* A program may say so only once it has an answer: the flow that it has goes on. */
+	bool may_begin = verdict == VERDICT_BALANCE && !is_to_be_kept(from, &client);
+	struct flows *known = bpf_sk_storage_get(&flows, sk, 0, may_begin ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!known && verdict == VERDICT_BALANCE)
 		return PASS;
 
@@ -86,7 +88,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 		return REFUSE;
 	struct choice choice;
 	struct set *set = set_of(outcome);
-	if (!known || !set || !pick(set, to, &choice))
+	if (!may_begin || !known || !set || !pick(set, to, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);
@@ -164,7 +166,8 @@ int sluice_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read4(&to, ctx);
-	enum decision decision = sending(ctx, &to);
+	__u32 from[4] = { 0, 0, bpf_htonl(0xffff), ctx->msg_src_ip4 };
+	enum decision decision = sending(ctx, &to, from);
 	if (decision == TRANSLATE)
 		write4(ctx, &to);
 	return answer(decision);
@@ -175,7 +178,8 @@ int sluice_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct address to;
 	read6(&to, ctx);
-	enum decision decision = sending(ctx, &to);
+	__u32 from[4] = { ctx->msg_src_ip6[0], ctx->msg_src_ip6[1], ctx->msg_src_ip6[2], ctx->msg_src_ip6[3] };
+	enum decision decision = sending(ctx, &to, from);
 	if (decision == TRANSLATE)
 		write6(ctx, &to);
 	return answer(decision);

@@ -24,30 +24,32 @@ enum verdict {
 	VERDICT_REFUSE = 2,
 };
 
-/* One aligned word, so it is read in one piece. `check` belongs to the key: see frontend(). */
-struct outcome {
-	__u32 set;
-	__u8 verdict;
-	__u8 check[3];
-};
-
+/* What becomes of the node's own connections, and of pods'. Each is an aligned word, so it is read in one piece:
+ * check:22 | half of the service's number:16 | verdict:2 | set:24. `check` belongs to the key: see frontend(). The service is for
+ * the agent that takes over; the node's has its lower half. */
 struct frontend_value {
-	struct outcome node;
-	struct outcome pod;
-	__u32 flags;
-	__u32 service;
+	__u64 node;
+	__u64 pod;
 };
 
-enum set_flags {
-	SET_RANDOM = 1, /* any endpoint, with equal chances, instead of turns */
-};
+#define OUTCOME_CHECK_SHIFT 42
+#define OUTCOME_VERDICT_SHIFT 24
+#define OUTCOME_VERDICT 3
+#define OUTCOME_SET 0xffffff
+
+/* The bits of a set's rule. */
+#define SET_RANDOM (1u << 31) /* any endpoint, with equal chances, instead of turns */
+#define SET_KEPT (1u << 30) /* clients keep their endpoints: how, is in the element of `keeping` that the rest says */
 
 struct set {
 	__u64 desc; /* base:32 | count:16 | rotation:16 */
-	__u64 cursor;
-	__u32 flags;
-	__u32 service;
-	__u64 affinity; /* number:32 | timeout in ms:32; 0 where clients keep no endpoint */
+	__u32 cursor; /* begins again: then one turn is not whose it was */
+	__u32 rule;
+};
+
+/* How the clients of a set keep their endpoints, one aligned word: number:32 | timeout in ms:32; 0 is nobody's. */
+struct keeping {
+	__u64 word;
 };
 
 enum endpoint_flags {
@@ -142,16 +144,20 @@ struct affinity {
 };
 
 /* What sockets of a network namespace come from that connect to an address: who is asked when one connects does not know it
- * yet. */
-struct source_key {
+ * yet. Anybody may write it while it is read: then `check`, a hash of all else, is not what it has to be. */
+struct source {
 	__u64 namespace;
+	struct address service;
 	__u32 ip[4];
-	__u16 port;
-	__u16 pad[3];
+	__u32 check;
 };
 
-struct source {
-	__u32 ip[4];
+/* A source is in the place that a hash of namespace and service says, or one of the next three there. */
+#define SOURCES_TOGETHER 4
+#define SOURCE_PLACES 512
+
+struct sources {
+	struct source at[SOURCES_TOGETHER];
 };
 
 /* What a connected socket was translated to. Where `since_ns` is 0 it was not: `service` is where it is about to connect

@@ -33,14 +33,6 @@ struct {
 	__type(value, struct affinity);
 } affinities SEC(".maps");
 
-/* Whoever is not in it is the relay's once more: those that are not asked for make room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1);
-	__type(key, struct source_key);
-	__type(value, struct source);
-} sources SEC(".maps");
-
 #define MAPPED_ARRAY(name, element)                    \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_ARRAY);      \
@@ -51,6 +43,9 @@ struct {
 	} name SEC(".maps")
 
 MAPPED_ARRAY(sets, struct set);
+MAPPED_ARRAY(keeping, struct keeping);
+/* Whoever is not in it is the relay's once more. */
+MAPPED_ARRAY(sources, struct sources);
 MAPPED_ARRAY(slots, struct slot_line);
 MAPPED_ARRAY(endpoints, struct endpoint);
 MAPPED_ARRAY(accounts, struct account);

@@ -60,20 +60,25 @@ static __always_inline bool is_stranger(const struct client *client)
 	return !bpf_map_lookup_elem(&namespaces, &client->namespace) && is_agent_alive(client->meta);
 }
 
+static __always_inline __u32 hash_words(const void *from, int count)
+{
+	const __u32 *words = from;
+	__u32 hash = 0;
+	for (int i = 0; i < count; i++)
+		hash = (hash ^ words[i]) * 0x9e3779b1;
+	return hash;
+}
+
 /* A hash of a key of five words; the Rust side has the same. */
 static __always_inline __u32 hash_of(const void *key)
 {
-	const __u32 *words = key;
-	__u32 hash = 0;
-	for (int i = 0; i < 5; i++)
-		hash = (hash ^ words[i]) * 0x9e3779b1;
-	return hash;
+	return hash_words(key, 5);
 }
 
 /* Its upper bits, for the check in outcomes. */
 static __always_inline __u32 check_of(const struct frontend_key *key)
 {
-	return hash_of(key) >> 8;
+	return hash_of(key) >> (OUTCOME_CHECK_SHIFT - 32);
 }
 
 /* What the table says of a frontend, for a client: 0 if it is none.
@@ -90,14 +95,13 @@ static __always_inline __u64 frontend(const struct address *to, __u8 protocol, c
 	struct frontend_value *value = bpf_map_lookup_elem(&frontends, &key);
 	if (!value)
 		return 0;
-	struct outcome *outcome = client->is_node ? &value->node : &value->pod;
-	__u64 word = *(volatile __u64 *)outcome;
-	return word >> 40 == check_of(&key) ? word : 0;
+	__u64 word = *(volatile __u64 *)(client->is_node ? &value->node : &value->pod);
+	return word >> OUTCOME_CHECK_SHIFT == check_of(&key) ? word : 0;
 }
 
 static __always_inline __u8 verdict_of(__u64 outcome)
 {
-	return outcome >> 32;
+	return outcome >> OUTCOME_VERDICT_SHIFT & OUTCOME_VERDICT;
 }
 
 /* Takes the endpoint in the slot of a turn. */
@@ -116,7 +120,7 @@ static __always_inline bool take(struct choice *choice)
 /* The set of an outcome. */
 static __always_inline struct set *set_of(__u64 outcome)
 {
-	__u32 id = outcome;
+	__u32 id = outcome & OUTCOME_SET;
 	return bpf_map_lookup_elem(&sets, &id);
 }
 
@@ -127,7 +131,7 @@ static __always_inline bool pick(struct set *set, const struct address *to, stru
 	choice->desc = *(volatile __u64 *)&set->desc;
 	if (!(choice->desc >> 16 & 0xffff))
 		return false;
-	__u64 turn = set->flags & SET_RANDOM ? bpf_get_prandom_u32() : __sync_fetch_and_add(&set->cursor, 1);
+	__u64 turn = set->rule & SET_RANDOM ? bpf_get_prandom_u32() : __sync_fetch_and_add(&set->cursor, 1);
 	choice->turn = turn + (choice->desc & 0xffff);
 	if (!take(choice))
 		return false;

@@ -20,7 +20,7 @@ use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
 /// new directory. A test knows what the layout of this number is.
-pub(crate) const LAYOUT: u64 = 5;
+pub(crate) const LAYOUT: u64 = 6;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const SOCK_ADDR: u32 = 18;

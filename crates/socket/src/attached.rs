@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_socket_maps::{
-    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Outcome, Set,
+    Account, Capacity, Contents, Endpoint, FrontendKey, FrontendValue, Kernel, Living, Meta, Set,
     SetAffinity, SharedClients, endpoint_flags, meta_flags,
 };
 use sluice_sys::bpf::{self, Mapping};
@@ -20,35 +20,29 @@ use crate::accounts::{Accounts, account};
 use crate::attach::LAYOUT;
 use crate::census::{Listers, set_flags};
 use crate::clients::Clients;
+use crate::frontends::Frontends;
 use crate::health::{Health, now_ns};
 use crate::links::Links;
 use crate::namespaces::{NAMED, Namespaces};
 use crate::pins::Pins;
-use crate::shape::{AFFINITIES, CONNS, NAMESPACES};
+use crate::sets::Sets;
+use crate::shape::{AFFINITIES, CONNS, NAMESPACES, SOURCES};
+use crate::sources::Sources;
 use crate::{Census, Error};
-
-/// Bytes of a key and a value of the map of frontends.
-const KEY: usize = size_of::<FrontendKey>();
-const VALUE: usize = size_of::<FrontendValue>();
-
-/// Words of a set.
-const SET: usize = size_of::<Set>() / 8;
-
-/// How many frontends go into one system call.
-const BATCH: usize = 4096;
 
 /// Programs that are attached. They stay attached when this is dropped, or the process ends: translation goes on by
 /// what is in the maps. Another agent may take over from then on.
 #[derive(Debug)]
 pub struct Attached {
     pins: Pins,
-    frontends: OwnedFd,
+    frontends: Frontends,
     clients: Arc<Clients>,
+    sources: Sources,
     namespaces: OwnedFd,
     conns: OwnedFd,
     listers: Listers,
     links: Links,
-    sets: Mapping,
+    sets: Sets,
     slots: Mapping,
     endpoints: Arc<Mapping>,
     accounts: Mapping,
@@ -79,13 +73,14 @@ impl Attached {
         };
         let mut attached = Self {
             pins,
-            frontends: keep("frontends")?,
+            frontends: Frontends(keep("frontends")?),
             clients: Arc::new(Clients::new(keep(AFFINITIES)?)?),
+            sources: Sources(mapping(SOURCES)?),
             namespaces: keep(NAMESPACES)?,
             conns: keep(CONNS)?,
             listers,
             links,
-            sets: mapping("sets")?,
+            sets: Sets::new(mapping("sets")?, mapping("keeping")?),
             slots: mapping("slots")?,
             endpoints: Arc::new(mapping("endpoints")?),
             accounts: mapping("accounts")?,
@@ -200,16 +195,12 @@ impl Attached {
     /// # Errors
     /// The kernel is out of memory.
     pub fn frontends(&self) -> io::Result<Vec<(FrontendKey, FrontendValue)>> {
-        let (keys, values) = bpf::lookup_all(self.frontends.as_fd())?;
-        let pairs = keys.as_chunks().0.iter().zip(values.as_chunks().0);
-        Ok(pairs.map(|(key, value)| (key_from(key), value_from(value))).collect())
+        self.frontends.all()
     }
 
     /// A set.
     pub fn set(&self, id: u32) -> Set {
-        let [desc, cursor, rest, affinity] = load(self.sets.words(), id);
-        let (flags, service) = halves(rest);
-        Set { desc, cursor, flags, service, affinity }
+        self.sets.get(id)
     }
 
     /// What is in a slot.
@@ -238,7 +229,7 @@ impl Attached {
     /// # Errors
     /// No descriptors are left.
     pub fn look_up(&self) -> io::Result<Frontends> {
-        self.frontends.try_clone().map(Frontends)
+        self.frontends.try_clone()
     }
 
     /// What the programs count, for others, on any thread.
@@ -248,21 +239,6 @@ impl Attached {
     pub fn accounts(&self) -> io::Result<Accounts> {
         let [accounts, totals] = &self.counters;
         Accounts::new(accounts.as_fd(), totals.as_fd())
-    }
-}
-
-/// Frontends as the programs find them; on any thread.
-#[derive(Debug)]
-pub struct Frontends(OwnedFd);
-
-impl Frontends {
-    /// What the programs know of a frontend.
-    ///
-    /// # Errors
-    /// The kernel does not say.
-    pub fn get(&self, key: &FrontendKey) -> io::Result<Option<FrontendValue>> {
-        let value = bpf::lookup(self.0.as_fd(), &key_bytes(key))?;
-        Ok(value.and_then(|value| value.as_slice().try_into().ok().map(value_from)))
     }
 }
 
@@ -308,27 +284,19 @@ impl Kernel for Attached {
     }
 
     fn write_set(&mut self, id: u32, set: Set) {
-        let Set { desc, cursor, flags, service, affinity } = set;
-        store(self.sets.words(), id, [desc, cursor, word(flags, service), affinity]);
+        self.sets.write(id, set);
     }
 
     fn publish(&mut self, id: u32, desc: u64) {
-        if let Some(word) = self.sets.words().get(id as usize * SET) {
-            word.store(desc, Ordering::Release);
-        }
+        self.sets.publish(id, desc);
     }
 
     fn write_flags(&mut self, id: u32, flags: u32) {
-        // The third word's first half.
-        if let Some(half) = self.sets.halves().get(id as usize * 2 * SET + 4) {
-            half.store(flags, Ordering::Relaxed);
-        }
+        self.sets.write_flags(id, flags);
     }
 
     fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
-        if let Some(word) = self.sets.words().get(id as usize * SET + 3) {
-            word.store(affinity.pack(), Ordering::Relaxed);
-        }
+        self.sets.write_affinity(id, affinity);
     }
 
     fn leave(&mut self, id: u32) {
@@ -345,7 +313,7 @@ impl Kernel for Attached {
     }
 
     fn cursor(&self, id: u32) -> u64 {
-        self.set(id).cursor
+        self.set(id).cursor.into()
     }
 
     fn barrier(&mut self) -> io::Result<()> {
@@ -353,22 +321,11 @@ impl Kernel for Attached {
     }
 
     fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {
-        for entries in entries.chunks(BATCH) {
-            let keys: Vec<[u8; KEY]> = entries.iter().map(|(key, _)| key_bytes(key)).collect();
-            let values: Vec<[u8; VALUE]> =
-                entries.iter().map(|(key, value)| value_bytes(key, value)).collect();
-            let (keys, values) = (keys.as_flattened(), values.as_flattened());
-            bpf::update_batch(self.frontends.as_fd(), keys, values, entries.len())?;
-        }
-        Ok(())
+        self.frontends.put(entries)
     }
 
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()> {
-        for keys in keys.chunks(BATCH) {
-            let bytes: Vec<[u8; KEY]> = keys.iter().map(key_bytes).collect();
-            bpf::delete_batch(self.frontends.as_fd(), bytes.as_flattened(), keys.len())?;
-        }
-        Ok(())
+        self.frontends.remove(keys)
     }
 
     fn health(&self) -> SharedHealth {
@@ -377,6 +334,10 @@ impl Kernel for Attached {
 
     fn clients(&self) -> SharedClients {
         Arc::<Clients>::clone(&self.clients)
+    }
+
+    fn forget_sources(&mut self) {
+        self.sources.forget(self.meta().host_cookie);
     }
 
     fn take_over(&mut self) -> io::Result<()> {
@@ -420,7 +381,7 @@ pub(crate) fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] 
 }
 
 /// Writes an element of `N` words. What would be past the end is left out.
-fn store<const N: usize>(words: &[AtomicU64], index: u32, values: [u64; N]) {
+pub(crate) fn store<const N: usize>(words: &[AtomicU64], index: u32, values: [u64; N]) {
     for (to, from) in words.iter().skip(index as usize * N).zip(values) {
         to.store(from, Ordering::Relaxed);
     }
@@ -444,57 +405,8 @@ fn words(address: &[u8; 16]) -> [u64; 2] {
     [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)]
 }
 
-fn key_bytes(key: &FrontendKey) -> [u8; KEY] {
-    let mut bytes = [0; KEY];
-    bytes[..16].copy_from_slice(&key.addr);
-    bytes[16..18].copy_from_slice(&key.port);
-    bytes[18] = key.protocol;
-    bytes
-}
-
-fn key_from(bytes: &[u8; KEY]) -> FrontendKey {
-    let mut addr = [0; 16];
-    addr.copy_from_slice(&bytes[..16]);
-    FrontendKey { addr, port: [bytes[16], bytes[17]], protocol: bytes[18], pad: 0 }
-}
-
-/// The upper 24 bits of a hash of the key, which the programs want to see in what they read: see `check_of` of
-/// pick.h.
-fn check(key: &FrontendKey) -> [u8; 3] {
-    let [_, checks @ ..] = hash(&key_bytes(key)).to_le_bytes();
-    checks
-}
-
 /// A hash of a key of five words: see `hash_of` of pick.h.
 pub(crate) fn hash(key: &[u8; 20]) -> u32 {
     let words = key.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
     words.fold(0u32, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b1))
-}
-
-fn value_bytes(key: &FrontendKey, value: &FrontendValue) -> [u8; VALUE] {
-    let check = check(key);
-    let mut bytes = [0; VALUE];
-    for (at, outcome) in [(0, value.node), (8, value.pod)] {
-        bytes[at..at + 4].copy_from_slice(&outcome.set.to_ne_bytes());
-        bytes[at + 4] = outcome.verdict;
-        bytes[at + 5..at + 8].copy_from_slice(&check);
-    }
-    bytes[16..20].copy_from_slice(&value.flags.to_ne_bytes());
-    bytes[20..].copy_from_slice(&value.service.to_ne_bytes());
-    bytes
-}
-
-fn value_from(bytes: &[u8; VALUE]) -> FrontendValue {
-    let outcome = |at: usize| {
-        let (set, rest) = halves(words_at(bytes, at));
-        Outcome { set, verdict: rest.to_ne_bytes()[0], pad: [0; 3] }
-    };
-    let (flags, service) = halves(words_at(bytes, 16));
-    FrontendValue { node: outcome(0), pod: outcome(8), flags, service }
-}
-
-fn words_at(bytes: &[u8; VALUE], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(word)
 }

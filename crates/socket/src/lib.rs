@@ -4,8 +4,9 @@
 //!
 //! * `programs/`: the programs in C, and the object that is made of them and loaded.
 //! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
-//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps. `accounts`: what the
-//!   programs count. `health`: what is known of endpoints, `clients`: which of them clients keep; changed by others too.
+//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps; `sets` and
+//!   `frontends`: those of these. `accounts`: what the programs count. `health`: what is known of endpoints, `clients`: which of them clients keep,
+//!   `sources`: what addresses clients have; changed by others too.
 //! * `links`: whether it is still attached. `removal`: taking all of it away.
 //! * `namespaces`: which of the network's are pods'.
 //! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: where. `diag`: how.
@@ -24,6 +25,7 @@ mod destroy;
 mod diag;
 mod ending;
 mod error;
+mod frontends;
 mod health;
 mod links;
 mod mounts;
@@ -33,15 +35,18 @@ mod pins;
 mod probe;
 mod removal;
 mod rights;
+mod sets;
 mod shape;
+mod sources;
 
 pub use accounts::Accounts;
 pub use attach::{Config, Programs};
-pub use attached::{Attached, Frontends};
+pub use attached::Attached;
 pub use census::{Census, Translated};
 pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, Ended};
 pub use error::{Error, passes};
+pub use frontends::Frontends;
 pub use links::Links;
 pub use namespaces::{Known, NAMED, Namespaces};
 pub use pins::{PINS, ensure_bpffs, pinned};

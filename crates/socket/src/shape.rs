@@ -10,7 +10,6 @@ pub(crate) const SLOTS_PER_LINE: u32 = 16;
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
-    pub(crate) const LRU_HASH: u32 = 9;
     pub(crate) const SOCKET_STORAGE: u32 = 24;
 }
 
@@ -56,17 +55,24 @@ pub(crate) const AFFINITIES: &str = "affinities";
 /// How many there may be of these: what is beyond is the relay's. Of the buckets alone the kernel has 16 bytes each.
 pub(crate) const MOST_CLIENTS: u32 = 1 << 14;
 
-/// How many pairs of a namespace and a frontend there may be that the source is known of. The kernel has some 100 bytes for
-/// each from the start.
-pub(crate) const MOST_SOURCES: u32 = 1 << 11;
+fn clients(capacity: &Capacity) -> u32 {
+    (capacity.sets / 4).clamp(1, MOST_CLIENTS)
+}
+
+/// The array of what sockets come from that connect to an address.
+pub(crate) const SOURCES: &str = "sources";
+
+/// How many of these are together, and in how many places: of layout.h.
+pub(crate) const SOURCES_TOGETHER: u32 = 4;
+pub(crate) const SOURCE_PLACES: u32 = 512;
 
 /// All maps.
-pub(crate) const SHAPES: [Shape; 12] = [
+pub(crate) const SHAPES: [Shape; 13] = [
     Shape {
         name: "frontends",
         kind: kind::HASH,
         key_size: 20,
-        value_size: 24,
+        value_size: 16,
         flags: NO_PREALLOC,
         elements: |capacity| capacity.frontends,
     },
@@ -84,17 +90,12 @@ pub(crate) const SHAPES: [Shape; 12] = [
         key_size: 20,
         value_size: 16,
         flags: NO_PREALLOC,
-        elements: |capacity| (capacity.sets / 4).clamp(1, MOST_CLIENTS),
+        elements: clients,
     },
-    Shape {
-        name: "sources",
-        kind: kind::LRU_HASH,
-        key_size: 32,
-        value_size: 16,
-        flags: 0,
-        elements: |_| MOST_SOURCES,
-    },
-    array("sets", 32, |capacity| capacity.sets),
+    array(SOURCES, 48 * SOURCES_TOGETHER, |_| SOURCE_PLACES),
+    array("sets", 16, |capacity| capacity.sets),
+    // A set beyond that would be one of which no client has room.
+    array("keeping", 8, clients),
     array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
     array("endpoints", 32, |capacity| capacity.endpoints),
     array("accounts", 40, |capacity| capacity.endpoints),

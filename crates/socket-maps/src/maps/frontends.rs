@@ -34,7 +34,7 @@ impl<K: Kernel> Maps<K> {
             if node.verdict == verdict::RELAY && pod.verdict == verdict::RELAY {
                 continue;
             }
-            let value = FrontendValue { node, pod, flags: 0, service: state.service };
+            let value = FrontendValue { node, pod, service: state.service };
             let is_full = self.placed.len() >= self.kernel.capacity().frontends as usize;
             if is_full && !self.placed.contains_key(&frontend) {
                 result = Err(Full::Others);
@@ -120,5 +120,5 @@ fn outcome_of(outcome: AtSocket, sets: &[Option<SetState>; SETS]) -> Outcome {
         (AtSocket::Balance(_), Some(set)) => (set.id, verdict::BALANCE),
         _ => (0, verdict::RELAY),
     };
-    Outcome { set, verdict, pad: [0; 3] }
+    Outcome { set, verdict }
 }

@@ -78,7 +78,7 @@ impl<K: Kernel> Maps<K> {
         })?;
         members.rotation = 0;
         let desc = self.write(&members).pack();
-        self.kernel.write_set(id, Set { desc, service, ..Set::default() });
+        self.kernel.write_set(id, Set { desc, ..Set::default() });
         Ok(SetState { id, flags: 0, affinity: SetAffinity::default(), members })
     }
 

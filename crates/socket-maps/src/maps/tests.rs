@@ -37,6 +37,7 @@ macro_rules! delegate {
             self.memory.remove_frontends(keys)
         }
         fn health(&self) -> SharedHealth { self.memory.health() }
+        fn forget_sources(&mut self) { self.memory.forget_sources() }
         fn take_over(&mut self) -> io::Result<()> { self.memory.take_over() }
         fn beat(&mut self) { self.memory.beat() }
         fn capacity(&self) -> Capacity { self.memory.capacity() }
@@ -93,6 +94,18 @@ fn endpoints_take_turns_and_whoever_was_due_is_next() {
     maps.apply([balanced(&[1, 2], 1, &[1, 3, 4])]);
     assert_eq!(picks(&mut maps, 1, 3), ends(1, &[3, 4, 1]));
     assert_eq!((maps.stats().sets, maps.stats().frontends), (1, 2));
+}
+
+#[test]
+fn what_says_how_clients_keep_endpoints_is_let_go_of_with_its_set() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    let (key, mut port) = balanced(&[1], 1, &[1, 2]);
+    port.affinity = Some(std::time::Duration::from_secs(1));
+    maps.apply([(key, port)]);
+    assert_ne!(maps.kernel().set(0).affinity, 0);
+    maps.apply([(key, Port::default())]);
+    assert!(maps.reclaim());
+    assert_eq!(maps.kernel().set(0).affinity, 0);
 }
 
 #[test]

@@ -3,16 +3,21 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use sluice_socket::Attached;
-use sluice_socket_maps::{AffinityKey, Kernel, SetAffinity, SharedClients};
+use sluice_socket_maps::{
+    AffinityKey, Endpoint, Kernel, Set, SetAffinity, SharedClients, endpoint_flags, protocol, set_flags,
+};
+use sluice_sys::bpf::{self, Mapping};
 use sluice_table::SocketNumber;
 use sluice_testbed::lab::Namespace;
 use socket2::{Domain, Socket, Type};
 
-use crate::node::{CAPACITY, Node, endpoint, endpoint_ip, mapped, serve, service};
+use crate::node::{CAPACITY, Node, balance, endpoint, endpoint_ip, mapped, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,14 +58,19 @@ fn connect(namespace: &Namespace, to: SocketAddr) -> TcpStream {
     namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap()
 }
 
-/// One that is bound to an address.
-fn connect_from(namespace: &Namespace, from: IpAddr, to: SocketAddr) -> TcpStream {
+/// One that something is done to first.
+fn connect_as(namespace: &Namespace, to: SocketAddr, prepare: impl FnOnce(&Socket) + Send) -> TcpStream {
     namespace.run(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+        prepare(&socket);
         socket.connect_timeout(&to.into(), PATIENCE).unwrap();
         socket.into()
     })
+}
+
+/// One that is bound to an address.
+fn connect_from(namespace: &Namespace, from: IpAddr, to: SocketAddr) -> TcpStream {
+    connect_as(namespace, to, |socket| socket.bind(&SocketAddr::new(from, 0).into()).unwrap())
 }
 
 /// Whose connection it is that was made just now.
@@ -230,7 +240,7 @@ fn an_endpoint_that_has_left_or_means_something_else_is_kept_by_nobody() {
     scene.relayed(0, &connect(&scene.node.pod, scene.to));
     // The number is given to another one.
     let at = scene.endpoints[1].local_addr().unwrap();
-    scene.kernel.write_endpoints(10, &[sluice_socket_maps::Endpoint { incarnation: 2, ..endpoint(at) }]);
+    scene.kernel.write_endpoints(10, &[Endpoint { incarnation: 2, ..endpoint(at) }]);
     scene.relayed(0, &connect(&scene.node.pod, scene.to));
     // One that the kernel cannot lead an IPv4 socket to.
     let at = SocketAddr::new(endpoint_ip(true, 1), 80);
@@ -303,5 +313,187 @@ fn clients_outlive_the_agent() {
         all.iter().map(|kept| (kept.key, kept.number)).collect::<Vec<_>>(),
         [(key(client), number(0))]
     );
+    scene.led(0, &connect(&scene.node.pod, scene.to));
+}
+
+#[test]
+fn a_socket_with_a_device_or_a_mark_of_its_own_is_the_relays_and_says_nothing_of_others() {
+    for v6 in [false, true] {
+        let scene = Scene::new(v6);
+        let (pod, to) = (&scene.node.pod, scene.to);
+        // What has the mark comes from another address.
+        let (family, net) = if v6 { ("-6 ", "fd96::/64") } else { ("", "10.96.0.0/24") };
+        let second = source(v6, 2);
+        for line in [
+            format!("{family}rule add pref 5 lookup local"),
+            format!("{family}rule del pref 0"),
+            format!("{family}rule add pref 1 fwmark 7 lookup 100"),
+            format!("{family}route add local {net} dev lo src {second} table 100"),
+        ] {
+            pod.output("sh", &["-c", &format!("ip {line}")]).unwrap();
+        }
+        scene.begin();
+        let marked = || connect_as(pod, to, |socket| socket.set_mark(7).unwrap());
+        assert_eq!(scene.relayed(0, &marked()), second);
+        scene.keep(second, 1);
+        assert_eq!(scene.relayed(0, &marked()), second);
+        scene.relayed(0, &connect_as(pod, to, |socket| socket.bind_device(Some(b"lo")).unwrap()));
+        scene.led(0, &connect(pod, to));
+        // Nothing has to be guessed of one that is bound to an address; an IPv4 endpoint is not reached from there.
+        if v6 {
+            let bound = connect_as(pod, to, |socket| {
+                socket.set_mark(7).unwrap();
+                socket.bind(&SocketAddr::new(second, 0).into()).unwrap();
+            });
+            scene.led(1, &bound);
+        }
+    }
+}
+
+#[test]
+fn what_the_nodes_sockets_come_from_is_learnt_anew_when_its_addresses_change() {
+    let mut scene = Scene::new(false);
+    scene.begin();
+    let host = |scene: &Scene| scene.node.host.run(|| TcpStream::connect_timeout(&scene.to, PATIENCE));
+    let before = scene.relayed(1, &host(&scene).unwrap());
+    scene.keep(before, 1);
+    assert!(host(&scene).is_err(), "it is led to an endpoint, which is in the pod's namespace");
+    scene
+        .node
+        .host
+        .ip_batch("addr add 10.1.0.9/32 dev lo\nroute change local 10.96.0.0/24 dev lo src 10.1.0.9\n")
+        .unwrap();
+    scene.kernel.forget_sources();
+    assert_eq!(scene.relayed(1, &host(&scene).unwrap()), source(false, 9));
+    scene.led(0, &connect(&scene.node.pod, scene.to));
+}
+
+/// The array of what sockets come from.
+fn sources(node: &Node) -> Mapping {
+    Mapping::new(bpf::get(&node.pins().join("sources")).unwrap().as_fd()).unwrap()
+}
+
+#[test]
+fn an_address_that_somebody_is_just_writing_is_nobodys() {
+    let scene = Scene::new(false);
+    scene.begin();
+    scene.keep(source(false, 2), 1);
+    let sources = sources(&scene.node);
+    let known: Vec<_> =
+        sources.words().chunks(6).filter(|words| words[0].load(Ordering::Relaxed) != 0).collect();
+    assert_eq!(known.len(), 1);
+    // The other half of the address, behind that of the Service and its port.
+    let last = &sources.halves()[(known[0].as_ptr() as usize - sources.words().as_ptr() as usize) / 4 + 10];
+    assert_eq!(last.load(Ordering::Relaxed), u32::from_ne_bytes([10, 1, 0, 1]));
+    last.store(u32::from_ne_bytes([10, 1, 0, 2]), Ordering::Relaxed);
+    scene.relayed(0, &connect(&scene.node.pod, scene.to));
+    scene.led(0, &connect(&scene.node.pod, scene.to));
+}
+
+#[test]
+fn many_addresses_are_known_for_one_namespace_and_the_last_ones_of_all() {
+    const PORTS: std::ops::Range<u16> = 1000..1400;
+    let mut scene = Scene::new(false);
+    let ip = scene.to.ip();
+    let at: Vec<SocketAddr> = scene.endpoints.iter().map(|to| to.local_addr().unwrap()).collect();
+    let connect_all = |scene: &Scene| {
+        let is_led = |port: &u16| {
+            let client = TcpStream::connect((ip, *port));
+            client.is_ok_and(|client| accept(&scene.endpoints[0], &client).port() != 0)
+        };
+        scene.node.pod.run(|| PORTS.filter(is_led).count())
+    };
+    serve(&mut scene.kernel, 1, scene.to, &at);
+    scene.kernel.write_affinity(1, SetAffinity { number: NUMBER, timeout_ms: HOUR_MS });
+    let frontends: Vec<_> =
+        PORTS.map(|port| (crate::node::key(SocketAddr::new(ip, port), protocol::TCP), balance(1))).collect();
+    scene.kernel.put_frontends(&frontends).unwrap();
+    // Nobody is at those ports of the relay.
+    assert_eq!(connect_all(&scene), 0);
+    scene.keep(source(false, 1), 0);
+    let led = connect_all(&scene);
+    assert!(led > PORTS.len() * 95 / 100, "{led}");
+    // One that has lost its place learns it again, in that of another one.
+    assert!(connect_all(&scene) >= led);
+}
+
+#[test]
+fn an_endpoint_that_is_just_given_to_another_one_is_nobodys() {
+    const ROUNDS: usize = 200_000;
+    let mut scene = Scene::new(true);
+    // Bound, so nothing has to be learnt; of UDP, as that takes no time.
+    let client = source(true, 2);
+    scene.keep(client, 0);
+    let to = scene.to;
+    let socket = scene.node.pod.run(|| std::net::UdpSocket::bind((client, 0)).unwrap());
+    let connect = || {
+        socket.connect(to).unwrap();
+        rustix::net::connect_unspec(&socket).unwrap();
+    };
+    let led = |scene: &Scene| scene.kernel.account(10).connections;
+    scene.node.pod.run(connect);
+    assert_eq!(led(&scene), 1);
+    let at = scene.endpoints[0].local_addr().unwrap();
+    // It has left, and is another one's that has not.
+    let turns = [
+        Endpoint { flags: endpoint_flags::LEFT, ..endpoint(at) },
+        Endpoint { incarnation: 2, ..endpoint(at) },
+    ];
+    let is_over = AtomicBool::new(false);
+    let Scene { node, kernel, .. } = &mut scene;
+    kernel.write_endpoints(10, &turns[..1]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                turns.iter().for_each(|turn| kernel.write_endpoints(10, &[*turn]));
+            }
+        });
+        node.pod.run(|| (0..ROUNDS).for_each(|_| connect()));
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(led(&scene), 1);
+}
+
+#[test]
+fn sets_whose_clients_keep_endpoints_have_bounds_and_beyond_them_are_the_relays() {
+    let mut scene = Scene::new(false);
+    let keeps = SetAffinity { number: NUMBER, timeout_ms: HOUR_MS };
+    scene.begin();
+    let most = CAPACITY.sets / 4;
+    for set in 2..most + 2 {
+        scene.kernel.write_affinity(set, SetAffinity { number: 100 + set, timeout_ms: 1000 + set });
+    }
+    let of = |scene: &Scene, set: u32| SetAffinity::unpack(scene.kernel.set(set).affinity);
+    assert_eq!(of(&scene, most), SetAffinity { number: 100 + most, timeout_ms: 1000 + most });
+    scene.kernel.write_affinity(most, SetAffinity { number: 100 + most, timeout_ms: 5 });
+    assert_eq!(of(&scene, most), SetAffinity { number: 100 + most, timeout_ms: 5 });
+    let beyond = most + 1;
+    assert_eq!(of(&scene, beyond).number, 0);
+    assert_ne!(of(&scene, beyond).timeout_ms, 1000 + beyond, "who wants that writes it again");
+    // Set 1 gives its place away, and has none when it wants one.
+    scene.kernel.write_flags(1, set_flags::RANDOM);
+    scene.kernel.write_affinity(1, SetAffinity::default());
+    scene.kernel.write_affinity(beyond, SetAffinity { number: 1, timeout_ms: 1 });
+    assert_eq!(of(&scene, beyond), SetAffinity { number: 1, timeout_ms: 1 });
+    scene.kernel.write_affinity(1, keeps);
+    scene.relayed(0, &connect(&scene.node.pod, scene.to));
+    assert_eq!((scene.kernel.set(1).cursor, scene.kernel.set(1).flags), (0, set_flags::RANDOM));
+    // Written anew, one has given its place away.
+    scene.kernel.write_set(2, Set::default());
+    assert_eq!(of(&scene, 2), SetAffinity::default());
+    scene.kernel.write_affinity(1, keeps);
+    scene.led(0, &connect(&scene.node.pod, scene.to));
+    // So has one that the next agent finds nowhere.
+    scene.kernel.write_affinity(3, SetAffinity::default());
+    let Scene { node, kernel, .. } = scene;
+    drop((kernel, scene.clients));
+    scene.kernel = node.attach().unwrap();
+    scene.clients = scene.kernel.clients();
+    scene.node = node;
+    assert_eq!(of(&scene, 1), keeps);
+    scene.kernel.write_affinity(2, keeps);
+    assert_eq!(of(&scene, 2), keeps);
+    scene.kernel.write_affinity(3, keeps);
+    assert_eq!(of(&scene, 3).number, 0);
     scene.led(0, &connect(&scene.node.pod, scene.to));
 }

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_socket_maps::{
-    Account, AffinityKey, AffinityValue, Endpoint, Failures, FrontendKey, FrontendValue, Meta, Outcome,
-    STRIPES, Set, Totals,
+    Account, AffinityKey, AffinityValue, Endpoint, Failures, FrontendKey, MOST_SETS, Meta, STRIPES, Totals,
 };
 use sluice_table::{BUCKETS, Times};
 
-/// Of layout 5. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
-const DIGEST: u64 = 15_394_413_974_848_436_575;
+/// Of layout 6. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
+const DIGEST: u64 = 8_492_357_279_155_847_692;
 
 /// What maps consist of.
 const STRUCTS: [&str; 16] = [
@@ -27,11 +26,11 @@ const STRUCTS: [&str; 16] = [
     "flows",
     "frontend_key",
     "frontend_value",
+    "keeping",
     "meta",
-    "outcome",
     "set",
     "source",
-    "source_key",
+    "sources",
     "totals",
 ];
 
@@ -63,14 +62,6 @@ fn c_and_rust_have_the_same() {
     let structs = structs();
     let expected = [
         ("frontend_key", rust!(FrontendKey { addr "ip", port "port", protocol "protocol", pad "pad" })),
-        ("outcome", rust!(Outcome { set "set", verdict "verdict", pad "check" })),
-        ("frontend_value", rust!(FrontendValue { node "node", pod "pod", flags "flags", service "service" })),
-        (
-            "set",
-            rust!(Set {
-                desc "desc", cursor "cursor", flags "flags", service "service", affinity "affinity"
-            }),
-        ),
         ("affinity_key", rust!(AffinityKey { addr "ip", number "number" })),
         ("affinity", rust!(AffinityValue { id "id", check "check", last_ns "last_ns" })),
         (
@@ -125,6 +116,7 @@ fn lives_are_counted_by_the_bounds_that_the_relay_has() {
     let times = Times::of_lives([0; BUCKETS + 1], Duration::ZERO);
     assert_eq!(bounds, times.buckets().filter_map(|(bound, _)| Some(bound?.as_micros())).collect::<Vec<_>>());
     assert!(header.contains(&format!("#define LIVES {}\n", bounds.len() + 1)));
+    assert!(header.contains(&format!("#define OUTCOME_SET {:#x}\n", MOST_SETS - 1)));
     assert!(header.contains(&format!("#define STRIPES {STRIPES}\n")));
     assert!(header.contains(&format!("#define FAILURES_COUNT {}ull\n", Failures::MOST)));
 }

@@ -16,7 +16,7 @@ use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
 
 use crate::census::Process;
-use crate::node::{CAPACITY, Node, balance, endpoint_ip, key, remove_pinned, serve, service};
+use crate::node::{CAPACITY, Node, balance, desc, endpoint_ip, key, remove_pinned, serve, service};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -60,7 +60,10 @@ fn translation_goes_on_without_an_agent_and_the_next_one_finds_all_as_it_was() {
         assert_eq!(frontends(kernel.frontends().unwrap()), before);
         assert_eq!(kernel.contents().unwrap().endpoints, contents.endpoints);
         assert_eq!(kernel.contents().unwrap().slots, contents.slots);
-        assert_eq!((kernel.set(1).service, kernel.slot(11), kernel.endpoint(12).incarnation), (1, 11, 1));
+        assert_eq!(
+            (kernel.set(1).desc, kernel.slot(11), kernel.endpoint(12).incarnation),
+            (desc(10, 3, 0), 11, 1)
+        );
         assert_eq!(before[0], (key(to, protocol::TCP), balance(1)));
     }
 }

@@ -59,7 +59,7 @@ impl Node {
 
     /// Where the pins of this version are.
     pub(crate) fn pins(&self) -> PathBuf {
-        self.config.pins.join("v5")
+        self.config.pins.join("v6")
     }
 
     /// What is attached to the cgroup.
@@ -137,13 +137,13 @@ pub(crate) fn desc(base: u32, count: u16, rotation: u16) -> u64 {
 }
 
 pub(crate) fn balance(set: u32) -> FrontendValue {
-    let outcome = Outcome { set, verdict: verdict::BALANCE, pad: [0; 3] };
-    FrontendValue { node: outcome, pod: outcome, flags: 0, service: set }
+    let outcome = Outcome { set, verdict: verdict::BALANCE };
+    FrontendValue { node: outcome, pod: outcome, service: set }
 }
 
 pub(crate) fn both(verdict: u8) -> FrontendValue {
-    let outcome = Outcome { set: 0, verdict, pad: [0; 3] };
-    FrontendValue { node: outcome, pod: outcome, flags: 0, service: 0 }
+    let outcome = Outcome { set: 0, verdict };
+    FrontendValue { node: outcome, pod: outcome, service: 0 }
 }
 
 /// Fills set `id` with endpoints: their ids and slots are 10 times its id and on.
@@ -152,7 +152,7 @@ pub(crate) fn fill(kernel: &mut impl Kernel, id: u32, endpoints: &[SocketAddr]) 
     let count = u16::try_from(endpoints.len()).unwrap();
     kernel.write_endpoints(first, &endpoints.iter().map(|to| endpoint(*to)).collect::<Vec<_>>());
     kernel.write_slots(first, &(first..).take(endpoints.len()).collect::<Vec<_>>());
-    kernel.write_set(id, Set { desc: desc(first, count, 0), service: id, ..Set::default() });
+    kernel.write_set(id, Set { desc: desc(first, count, 0), ..Set::default() });
 }
 
 /// A Service of both protocols with these endpoints, under set `id`.

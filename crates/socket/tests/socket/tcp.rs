@@ -138,7 +138,7 @@ fn the_nodes_sockets_and_those_of_pods_may_have_different_endpoints() {
     let to = service(false, 1, 80);
     fill(&mut kernel, 1, &host);
     fill(&mut kernel, 2, &pod);
-    let value = FrontendValue { node: balance(1).node, pod: balance(2).pod, flags: 0, service: 1 };
+    let value = FrontendValue { node: balance(1).node, pod: balance(2).pod, service: 1 };
     kernel.put_frontends(&[(key(to, protocol::TCP), value)]).unwrap();
     for (namespace, listener) in [(&node.host, &at_host[0]), (&node.pod, &at_pod[0])] {
         let client = connect(namespace, to).unwrap();

@@ -187,3 +187,12 @@ fn a_successor_remembers_whom_its_predecessor_led_and_forgets_all_others() {
         assert_eq!(second.relay(number), places[usize::from(number) - 1], "{number}");
     }
 }
+
+#[test]
+fn what_the_nodes_own_sockets_come_from_is_learnt_anew_with_its_addresses() {
+    let mut world = Kept::new(Memory::new(ENOUGH));
+    let asked = |world: &Kept| world.sockets.written.maps.kernel().writes().sources;
+    let before = asked(&world);
+    world.sockets.set_interfaces(&[[192, 0, 2, 1].into()]);
+    assert_eq!(asked(&world), before + 1);
+}

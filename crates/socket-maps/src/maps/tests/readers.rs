@@ -208,6 +208,9 @@ impl Kernel for Watched {
     fn health(&self) -> SharedHealth {
         self.memory.health()
     }
+    fn forget_sources(&mut self) {
+        self.memory.forget_sources();
+    }
     fn take_over(&mut self) -> io::Result<()> {
         self.memory.take_over()
     }

@@ -1,0 +1,131 @@
+//! The sets that the programs take endpoints from, and how their clients keep theirs: see `struct set` and
+//! `struct keeping` of layout.h.
+//!
+//! Few sets have such clients, so a set has only a number for how they do: that of an element of another array. One that was let
+//! go of is given again only after a barrier, as a program may just have read its number.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use sluice_socket_maps::{Set, SetAffinity, set_flags};
+use sluice_sys::bpf::{self, Mapping};
+
+use crate::attached::{halves, load, store, word};
+
+/// Bits of a set's rule: `SET_RANDOM` and `SET_KEPT`. The others are the number.
+const RANDOM: u32 = 1 << 31;
+const KEPT: u32 = 1 << 30;
+
+/// The number where there was no room: no element has it, so whoever connects is the relay's.
+const NOWHERE: u32 = KEPT - 1;
+
+/// Both arrays.
+#[derive(Debug)]
+pub(crate) struct Sets {
+    sets: Mapping,
+    keeping: Mapping,
+    /// Elements that are nobody's.
+    free: Vec<u32>,
+    /// Those that a program may still go by.
+    let_go: Vec<u32>,
+}
+
+impl Sets {
+    pub(crate) fn new(sets: Mapping, keeping: Mapping) -> Self {
+        let rules = sets.halves().iter().skip(3).step_by(4);
+        let mut named: Vec<u32> = rules.filter_map(|rule| element(rule.load(Ordering::Relaxed))).collect();
+        named.sort_unstable();
+        let mut free = Vec::new();
+        for (at, place) in (0..).zip(keeping.words()) {
+            if named.binary_search(&at).is_err() {
+                // An earlier agent may have ended in between.
+                place.store(0, Ordering::Relaxed);
+                free.push(at);
+            }
+        }
+        Self { sets, keeping, free, let_go: Vec::new() }
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Set {
+        let [desc, rest] = load(self.sets.words(), id);
+        let (cursor, rule) = halves(rest);
+        let flags = if rule & RANDOM == 0 { 0 } else { set_flags::RANDOM };
+        Set { desc, cursor, flags, affinity: self.affinity(rule).pack() }
+    }
+
+    fn affinity(&self, rule: u32) -> SetAffinity {
+        let Some(at) = element(rule) else { return SetAffinity::default() };
+        match self.place(at).map_or(0, |place| place.load(Ordering::Relaxed)) {
+            // As nobody wants it: whoever wants this set in some way says how.
+            0 => SetAffinity { number: 0, timeout_ms: u32::MAX },
+            word => SetAffinity::unpack(word),
+        }
+    }
+
+    /// Writes a set. Only while no frontend names it.
+    pub(crate) fn write(&mut self, id: u32, set: Set) {
+        let Set { desc, cursor, flags, affinity } = set;
+        self.write_affinity(id, SetAffinity::default());
+        store(self.sets.words(), id, [desc, word(cursor, bits(flags))]);
+        self.write_affinity(id, SetAffinity::unpack(affinity));
+    }
+
+    /// Has it have another range.
+    pub(crate) fn publish(&self, id: u32, desc: u64) {
+        if let Some(word) = self.sets.words().get(id as usize * 2) {
+            word.store(desc, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn write_flags(&self, id: u32, flags: u32) {
+        if let Some(rule) = self.rule(id) {
+            // Only this thread writes it.
+            rule.store(rule.load(Ordering::Relaxed) & !RANDOM | bits(flags), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
+        let Some(rule) = self.rule(id).map(|rule| rule.load(Ordering::Relaxed)) else { return };
+        let before = element(rule).filter(|at| self.place(*at).is_some());
+        let word = affinity.pack();
+        let next = match before.and_then(|at| self.place(at)) {
+            Some(place) if word != 0 => return place.store(word, Ordering::Relaxed),
+            _ if word == 0 => 0,
+            _ => KEPT | self.give(word).unwrap_or(NOWHERE),
+        };
+        if let Some(place) = self.rule(id) {
+            place.store(rule & RANDOM | next, Ordering::Release);
+        }
+        if let Some(at) = before {
+            self.place(at).into_iter().for_each(|place| place.store(0, Ordering::Release));
+            self.let_go.push(at);
+        }
+    }
+
+    /// The number of an element that was free, and has this from now on.
+    fn give(&mut self, word: u64) -> Option<u32> {
+        if self.free.is_empty() && !self.let_go.is_empty() {
+            bpf::membarrier().ok()?;
+            self.free.append(&mut self.let_go);
+        }
+        let at = self.free.pop()?;
+        self.place(at)?.store(word, Ordering::Release);
+        Some(at)
+    }
+
+    fn rule(&self, id: u32) -> Option<&AtomicU32> {
+        self.sets.halves().get(id as usize * 4 + 3)
+    }
+
+    fn place(&self, at: u32) -> Option<&AtomicU64> {
+        self.keeping.words().get(at as usize)
+    }
+}
+
+/// The number of how a set's clients keep their endpoints, if they do.
+fn element(rule: u32) -> Option<u32> {
+    (rule & KEPT != 0).then_some(rule & NOWHERE)
+}
+
+fn bits(flags: u32) -> u32 {
+    if flags & set_flags::RANDOM == 0 { 0 } else { RANDOM }
+}
