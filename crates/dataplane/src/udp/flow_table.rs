@@ -154,11 +154,9 @@ impl<U> FlowTable<U> {
     ) -> Action<U> {
         let now = self.observe(now);
         let Some(&id) = self.ids.get(&key) else { return Action::Open(None) };
-        let action = match self.flows.get_mut(id) {
+        let action = match self.flows.get(id) {
             Some(entry) if valid(&entry.flow) => {
-                let was_answered = entry.flow.replies > 0;
-                entry.flow.datagrams += count;
-                self.used(id, was_answered, now);
+                self.used(id, now, |flow| flow.datagrams += count);
                 Action::Forward(id)
             }
             _ => Action::Open(self.end(id, Cause::Gone)),
@@ -215,10 +213,7 @@ impl<U> FlowTable<U> {
     /// returned. None: the flow has ended, and they go nowhere.
     pub(crate) fn on_replies(&mut self, id: FlowId, count: u64, now: Instant) -> Option<&mut Flow<U>> {
         let now = self.observe(now);
-        let flow = self.flow(id)?;
-        let was_answered = flow.replies > 0;
-        flow.replies += count;
-        self.used(id, was_answered, now);
+        self.used(id, now, |flow| flow.replies += count);
         self.check();
         self.flow(id)
     }
@@ -372,11 +367,13 @@ impl<U> FlowTable<U> {
         self.uses
     }
 
-    /// Makes a flow the most recently used, in the queues that it belongs to by now. `was_answered`: before this use.
-    fn used(&mut self, id: FlowId, was_answered: bool, now: Instant) {
+    /// Counts a use of a flow, which makes it the most recently used, in the queues that it belongs to by now.
+    fn used(&mut self, id: FlowId, now: Instant, count: impl FnOnce(&mut Flow<U>)) {
         let number = self.next_use();
         let Some(entry) = self.flows.get_mut(id) else { return };
         let flow = &mut entry.flow;
+        let was_answered = flow.replies > 0;
+        count(flow);
         flow.is_stream |= was_answered && now.saturating_duration_since(flow.opened) >= STREAM_AFTER;
         flow.last_used = now;
         entry.used = number;

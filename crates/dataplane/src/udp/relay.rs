@@ -371,9 +371,10 @@ impl UdpRelay {
             if flow.upstream.is_queued {
                 return;
             }
+            let client = flow.key().client;
             match flow.upstream.socket.recv(&mut self.received) {
                 Ok(_) => {
-                    self.state.return_replies(id, &self.received, core);
+                    self.state.return_replies((id, client), &self.received, core);
                     if !self.received.is_full() {
                         return;
                     }

@@ -63,7 +63,7 @@ impl State {
         self.groups = groups;
     }
 
-    /// Sends what one client has sent to one address.
+    /// Sends what one client has sent to one address, or has it wait until a flow may be opened for it.
     fn forward_group(
         &mut self,
         key: FlowKey,
@@ -87,22 +87,18 @@ impl State {
         if self.waiting.holds(&key) {
             return self.wait(key, from, group, received, core);
         }
-        let passed = match self.flow_of(key, count, core) {
-            Some(id) => self.send(id, frontend, &mut run, core),
-            None if self.must_wait(core.sharer(door, key.client.ip())) => {
+        let flow = self.flow_of(key, count, core);
+        if flow.is_none() {
+            if self.must_wait(core.sharer(door, key.client.ip())) {
                 return self.wait(key, from, group, received, core);
             }
-            None => {
-                self.opened += 1;
-                self.open_and_send(key, from, &mut run, count, core)
-            }
-        };
-        self.send_elsewhere(key, from, &mut run, passed, core);
+            self.opened += 1;
+        }
+        self.pass(flow, key, from, &mut run, count, core);
     }
 
-    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none; another one, if that one
-    /// cannot go on.
-    pub(super) fn forward_run(
+    /// Sends what has waited, now that a flow may be opened for it.
+    pub(super) fn forward_waited(
         &mut self,
         key: FlowKey,
         from: (SlotId, Door),
@@ -111,38 +107,29 @@ impl State {
         core: &mut Core,
     ) {
         if !run.is_empty() {
-            let passed = self.forward_once(key, from, run, count, core);
-            self.send_elsewhere(key, from, run, passed, core);
+            let flow = self.flow_of(key, count, core);
+            self.pass(flow, key, from, run, count, core);
         }
     }
 
-    fn forward_once(
+    /// Sends a client's datagrams by their flow, or without one by one that is opened. What a flow that cannot go on leaves
+    /// in the batch goes by another one, to another endpoint if that one refuses: an earlier datagram has found it out. Once.
+    fn pass(
         &mut self,
+        flow: Option<FlowId>,
         key: FlowKey,
         from: (SlotId, Door),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
-    ) -> Passed {
-        match self.flow_of(key, count, core) {
+    ) {
+        let passed = match flow {
             Some(id) => self.send(id, from.0, run, core),
             None => self.open_and_send(key, from, run, count, core),
-        }
-    }
-
-    /// What a flow that cannot go on has left in a batch goes by another one, to another endpoint if that one refuses: an
-    /// earlier datagram has found it out. Once.
-    fn send_elsewhere(
-        &mut self,
-        key: FlowKey,
-        from: (SlotId, Door),
-        run: &mut SendBatch<'_>,
-        passed: Passed,
-        core: &mut Core,
-    ) {
+        };
         if passed == Passed::Ended {
-            let count = run.datagrams() as u64;
-            if self.forward_once(key, from, run, count, core) == Passed::Ended {
+            let left = run.datagrams() as u64;
+            if self.open_and_send(key, from, run, left, core) == Passed::Ended {
                 core.stats.udp_dropped_error.add(run.datagrams() as u64);
             }
         }
@@ -214,14 +201,18 @@ impl State {
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
-    pub(super) fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
-        let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
+    pub(super) fn return_replies(
+        &mut self,
+        (id, client): (FlowId, SocketAddr),
+        received: &RecvBatch,
+        core: &mut Core,
+    ) {
         let mut replies = SendBatch::new();
         let count = fill(&mut replies, Some(client), received.iter(), core);
         if replies.is_empty() {
             return;
         }
-        let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
+        let Some(mut flow) = self.flows.on_replies(id, count, core.now) else { return };
         let socket = match &flow.upstream.reply {
             Reply::Bound(at) => self.frontends.get_mut(*at).map(|at| (at.socket.as_fd(), &at.joining)),
             Reply::Captured(reply) => Some((reply.socket.as_fd(), &reply.joining)),
@@ -235,15 +226,18 @@ impl State {
             ControlFlow::Continue(())
         };
         let mut sent = replies.send_joined(socket, joining, &mut pass_over);
-        if sent.left > 0
-            && let Some(own) = self.part(id, core)
-        {
-            let rest = replies.send_joined(&own.socket, &own.joining, &mut pass_over);
-            sent.datagrams += rest.datagrams;
-            sent.bytes += rest.bytes;
-            sent.left = rest.left;
+        if sent.left > 0 {
+            if let Some(own) = self.part(id, core) {
+                let rest = replies.send_joined(&own.socket, &own.joining, &mut pass_over);
+                sent.datagrams += rest.datagrams;
+                sent.bytes += rest.bytes;
+                sent.left = rest.left;
+            }
+            match self.flows.flow(id) {
+                Some(same) => flow = same,
+                None => return,
+            }
         }
-        let Some(flow) = self.flows.flow(id) else { return };
         flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);

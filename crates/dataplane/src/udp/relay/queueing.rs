@@ -55,7 +55,7 @@ impl State {
             return NotOpened::Unroutable.count(whole, core);
         }
         let mut run = batch(datagrams.iter(), core);
-        self.forward_run(*key, *from, &mut run, whole, core);
+        self.forward_waited(*key, *from, &mut run, whole, core);
     }
 
     /// Counts what was lost, and says now and then whose it was.
