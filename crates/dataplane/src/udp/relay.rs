@@ -90,7 +90,7 @@ struct State {
     groups: Groups,
     /// What is to have flows, and the socket and the door it came by.
     waiting: Waiting<(SlotId, Door)>,
-    /// Flows opened in this turn of the loop.
+    /// Flows opened in this turn of the loop, or tried to be.
     opened: usize,
     says: Says,
 }

@@ -88,13 +88,15 @@ impl State {
             return self.wait(key, from, group, received, core);
         }
         let flow = self.flow_of(key, count, core);
-        if flow.is_none() {
-            if self.must_wait(core.sharer(door, key.client.ip())) {
-                return self.wait(key, from, group, received, core);
-            }
-            self.opened += 1;
+        if flow.is_none() && self.must_wait(core.sharer(door, key.client.ip())) {
+            return self.wait(key, from, group, received, core);
         }
-        self.pass(flow, key, from, &mut run, count, core);
+        if self.pass(flow, key, from, &mut run, count, core) == Passed::Ended {
+            if self.must_wait(core.sharer(door, key.client.ip())) {
+                return self.wait_with(key, from, run.payloads(), core);
+            }
+            self.pass_elsewhere(key, from, &mut run, core);
+        }
     }
 
     /// Sends what has waited, now that a flow may be opened for it.
@@ -106,14 +108,16 @@ impl State {
         count: u64,
         core: &mut Core,
     ) {
-        if !run.is_empty() {
-            let flow = self.flow_of(key, count, core);
-            self.pass(flow, key, from, run, count, core);
+        if run.is_empty() {
+            return;
+        }
+        let flow = self.flow_of(key, count, core);
+        if self.pass(flow, key, from, run, count, core) == Passed::Ended {
+            self.pass_elsewhere(key, from, run, core);
         }
     }
 
-    /// Sends a client's datagrams by their flow, or without one by one that is opened. What a flow that cannot go on leaves
-    /// in the batch goes by another one, to another endpoint if that one refuses: an earlier datagram has found it out. Once.
+    /// Sends a client's datagrams by their flow, or without one by one that is opened.
     fn pass(
         &mut self,
         flow: Option<FlowId>,
@@ -122,16 +126,25 @@ impl State {
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
-    ) {
-        let passed = match flow {
+    ) -> Passed {
+        match flow {
             Some(id) => self.send(id, from.0, run, core),
             None => self.open_and_send(key, from, run, count, core),
-        };
-        if passed == Passed::Ended {
-            let left = run.datagrams() as u64;
-            if self.open_and_send(key, from, run, left, core) == Passed::Ended {
-                core.stats.udp_dropped_error.add(run.datagrams() as u64);
-            }
+        }
+    }
+
+    /// What a flow that cannot go on has left in a batch goes by another one, to another endpoint if that one refuses: an
+    /// earlier datagram has found it out. Once.
+    fn pass_elsewhere(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        run: &mut SendBatch<'_>,
+        core: &mut Core,
+    ) {
+        let left = run.datagrams() as u64;
+        if self.open_and_send(key, from, run, left, core) == Passed::Ended {
+            core.stats.udp_dropped_error.add(run.datagrams() as u64);
         }
     }
 
@@ -154,6 +167,7 @@ impl State {
         count: u64,
         core: &mut Core,
     ) -> Passed {
+        self.opened += 1;
         match self.open(key, from, count, core) {
             Ok(id) => self.send(id, from.0, run, core),
             Err(why) => {

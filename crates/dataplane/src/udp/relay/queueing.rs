@@ -1,6 +1,6 @@
 //! What waits until its flow may be opened: who has to, and the turns of those who do.
 
-use sluice_sys::udp::{RecvBatch, SendBatch};
+use sluice_sys::udp::{Payload, RecvBatch, SendBatch};
 
 use super::super::flow_table::FlowKey;
 use super::super::waiting::{Lost, Parcel, Served};
@@ -28,22 +28,37 @@ impl State {
         core: &Core,
     ) {
         let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
+        self.wait_with(key, from, whole.map(|datagram| datagram.payload), core);
+    }
+
+    /// Keeps these of what one client has sent to one address.
+    pub(super) fn wait_with<'a>(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, Door),
+        payloads: impl Iterator<Item = Payload<'a>>,
+        core: &Core,
+    ) {
         let sharer = core.sharer(from.1, key.client.ip());
         let mut lost = Vec::new();
-        for datagram in whole {
-            self.waiting.push(key, sharer, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
+        for payload in payloads {
+            self.waiting.push(key, sharer, from, payload, core.now, &mut |gone| lost.push(gone));
         }
         self.on_lost(&lost, core);
     }
 
-    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it.
+    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it. One more, if
+    /// the last one's endpoint refuses.
     pub(super) fn serve_waiting(&mut self, core: &mut Core) {
-        for _ in self.opened..OPENED_PER_TURN {
+        while self.opened < OPENED_PER_TURN {
+            let opened = self.opened;
             let mut lost = Vec::new();
             let served = self.waiting.next(core.now, &mut |gone| lost.push(gone));
             self.on_lost(&lost, core);
             let Some(served) = served else { break };
             self.serve(&served, core);
+            // Whoever needs none has had a turn all the same: there may be thousands.
+            self.opened = self.opened.max(opened + 1);
         }
         self.opened = 0;
     }
