@@ -21,7 +21,7 @@ use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ended {
+pub struct EndedSockets {
     /// They are ended, or had been closed before.
     pub ended: usize,
     /// They are not, as the kernel refuses: it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
@@ -34,7 +34,7 @@ pub struct Ended {
     pub missed: usize,
 }
 
-impl Ended {
+impl EndedSockets {
     /// Why some are not, for people: with what helps.
     pub fn trouble(&self) -> Option<String> {
         let Self { ended: _, refused, unreached, missed } = *self;
@@ -61,7 +61,7 @@ impl Ended {
 /// What came of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    pub(crate) ended: Ended,
+    pub(crate) ended: EndedSockets,
     /// Those that the kernel did not find, which are not in `ended`.
     pub(crate) absent: HashSet<Connection>,
 }

@@ -16,7 +16,7 @@ use sluice_table::Origin;
 use super::flow_class::Timeouts;
 use super::flow_limits::Shares;
 use super::flow_table::{
-    Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
+    Action, Cause, EndedFlow, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
 };
 use crate::client::{Door, Sharer};
 
@@ -266,7 +266,7 @@ impl Simulation {
     }
 
     /// The table ended a flow: the one that the model expects, with everything in it.
-    fn ended(&mut self, ended: Ended<Upstream>, expected: FlowKey, cause: Cause) {
+    fn ended(&mut self, ended: EndedFlow<Upstream>, expected: FlowKey, cause: Cause) {
         self.log(format_args!("    ended {:?}: {:?}", ended.cause, ended.id));
         assert_eq!((ended.flow.key(), ended.cause), (expected, cause));
         let flow = self.flows.remove(&expected).expect("a flow ends once");
@@ -376,7 +376,7 @@ impl Simulation {
     }
 
     /// One of these flows has ended, if there are any.
-    fn made_room(&mut self, ended: Option<Ended<Upstream>>, victims: &[FlowKey], cause: Cause) {
+    fn made_room(&mut self, ended: Option<EndedFlow<Upstream>>, victims: &[FlowKey], cause: Cause) {
         match ended {
             Some(ended) => {
                 let key = ended.flow.key();

@@ -4,7 +4,7 @@
 //! A flow is one client talking to one service address ([`FlowKey`]); it sticks to the upstream that
 //! it was opened with for as long as that is valid. The worker tells what happened and when; the
 //! table answers what to do, and hands every flow that ends back, once, with the reason
-//! ([`Ended`]): whoever owns sockets closes them by dropping it.
+//! ([`EndedFlow`]): whoever owns sockets closes them by dropping it.
 //!
 //! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place, and where there is no ephemeral port left
 //!   for one, another one's port. Whose, is a matter of who has much of that ([`FlowLimits`]) and of what has passed in
@@ -55,13 +55,13 @@ pub(crate) enum Action<U> {
     Forward(FlowId),
     /// Decide where it leads, and call [`FlowTable::opened`] if it leads anywhere. A flow that it
     /// would have belonged to has just ended, its upstream being no longer valid.
-    Open(Option<Ended<U>>),
+    Open(Option<EndedFlow<U>>),
 }
 
 /// A flow that is no longer in the table. Dropping it drops what the worker kept for it.
 #[derive(Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped: that closes the flow's socket"))]
-pub(crate) struct Ended<U> {
+pub(crate) struct EndedFlow<U> {
     pub(crate) id: FlowId,
     pub(crate) flow: Flow<U>,
     pub(crate) cause: Cause,
@@ -176,7 +176,7 @@ impl<U> FlowTable<U> {
         has_port: bool,
         count: u64,
         now: Instant,
-    ) -> (FlowId, Option<Ended<U>>) {
+    ) -> (FlowId, Option<EndedFlow<U>>) {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
@@ -219,7 +219,7 @@ impl<U> FlowTable<U> {
     }
 
     /// The worker ends a flow.
-    pub(crate) fn close(&mut self, id: FlowId) -> Option<Ended<U>> {
+    pub(crate) fn close(&mut self, id: FlowId) -> Option<EndedFlow<U>> {
         let ended = self.end(id, Cause::Closed);
         self.check();
         ended
@@ -230,7 +230,7 @@ impl<U> FlowTable<U> {
     ///
     /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
     /// else who has few gives one, that client does.
-    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<Ended<U>> {
+    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<EndedFlow<U>> {
         let now = self.observe(now);
         let own = self.clients.find(sharer);
         let holders = self.clients.holders(lack);
@@ -260,7 +260,12 @@ impl<U> FlowTable<U> {
     ///
     /// What is over with or without room goes first: flows that end may relieve the table so far that the shorter
     /// timeouts no longer apply.
-    pub(crate) fn expire(&mut self, now: Instant, limit: usize, ended: &mut impl FnMut(Ended<U>)) -> usize {
+    pub(crate) fn expire(
+        &mut self,
+        now: Instant,
+        limit: usize,
+        ended: &mut impl FnMut(EndedFlow<U>),
+    ) -> usize {
         let now = self.observe(now);
         let mut count = 0;
         while count < limit {
@@ -300,7 +305,7 @@ impl<U> FlowTable<U> {
         &mut self,
         limit: usize,
         valid: impl Fn(&Flow<U>) -> bool,
-        ended: &mut impl FnMut(Ended<U>),
+        ended: &mut impl FnMut(EndedFlow<U>),
     ) {
         for _ in 0..limit {
             let Some(id) = self.unswept.pop() else { break };
@@ -387,7 +392,7 @@ impl<U> FlowTable<U> {
     }
 
     /// Takes a flow out.
-    fn end(&mut self, id: FlowId, cause: Cause) -> Option<Ended<U>> {
+    fn end(&mut self, id: FlowId, cause: Cause) -> Option<EndedFlow<U>> {
         let entry = self.flows.get(id)?;
         let (class, client, has_port) = (entry.class, entry.client, entry.flow.has_port);
         self.queues.of_mut(has_port).remove(class, &mut self.flows, id);
@@ -407,7 +412,7 @@ impl<U> FlowTable<U> {
             Cause::Replaced => &mut self.counters.replaced,
         };
         *counter += 1;
-        Some(Ended { id, flow, cause })
+        Some(EndedFlow { id, flow, cause })
     }
 
     /// The flow whose time is over by `now`, if there is one.
