@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use super::flow_class::{Class, FlowQueues, STREAM_AFTER};
 use super::flow_clients::{ClientId, FlowClients};
 use super::flow_queue::{Chain, Linked, Links};
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::token::{SlotId, Slots};
 
 pub(crate) use super::flow_class::Lack;
@@ -165,13 +165,13 @@ impl<U> FlowTable<U> {
         action
     }
 
-    /// A flow was opened for `count` datagrams of a client, which counts as `sharer`, with an ephemeral port of the node or without. The flow
+    /// A flow was opened for `count` datagrams of a client, which counts as `client_key`, with an ephemeral port of the node or without. The flow
     /// whose place it takes is to be closed: at capacity that of [`make_room`](Self::make_room), and one with the same
     /// key if there is one.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
-        sharer: Sharer,
+        client_key: ClientKey,
         upstream: U,
         has_port: bool,
         count: u64,
@@ -180,10 +180,10 @@ impl<U> FlowTable<U> {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
-            None if self.len() >= self.capacity() => self.make_room(sharer, Lack::Place, now),
+            None if self.len() >= self.capacity() => self.make_room(client_key, Lack::Place, now),
             None => None,
         };
-        let client = self.clients.found_or_new(sharer);
+        let client = self.clients.found_or_new(client_key);
         let flow = Flow {
             key,
             opened: now,
@@ -230,9 +230,14 @@ impl<U> FlowTable<U> {
     ///
     /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
     /// else who has few gives one, that client does.
-    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<EndedFlow<U>> {
+    pub(crate) fn make_room(
+        &mut self,
+        client_key: ClientKey,
+        lack: Lack,
+        now: Instant,
+    ) -> Option<EndedFlow<U>> {
         let now = self.observe(now);
-        let own = self.clients.find(sharer);
+        let own = self.clients.find(client_key);
         let holders = self.clients.holders(lack);
         let over_share = holders.over_share(own);
         let large = own.filter(|&id| holders.is_large(id));
@@ -324,8 +329,8 @@ impl<U> FlowTable<U> {
     }
 
     /// Whose a flow is.
-    pub(crate) fn sharer(&self, id: FlowId) -> Option<Sharer> {
-        Some(self.clients.get(self.flows.get(id)?.client)?.sharer)
+    pub(crate) fn client_key(&self, id: FlowId) -> Option<ClientKey> {
+        Some(self.clients.get(self.flows.get(id)?.client)?.client_key)
     }
 
     /// Shows flows, some from a slot on; where to go on, if there may be more.
@@ -344,9 +349,9 @@ impl<U> FlowTable<U> {
     }
 
     /// The client that has most of what is lacking, and how much, if it is large.
-    pub(crate) fn largest(&self, lack: Lack) -> Option<(Sharer, usize)> {
+    pub(crate) fn largest(&self, lack: Lack) -> Option<(ClientKey, usize)> {
         let (id, count) = self.clients.holders(lack).largest()?;
-        Some((self.clients.get(id)?.sharer, count))
+        Some((self.clients.get(id)?.client_key, count))
     }
 
     /// How many flows there may be.

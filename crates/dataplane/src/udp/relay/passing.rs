@@ -13,7 +13,7 @@ use sluice_table::Loss;
 use super::super::flow_table::{Action, FlowId, FlowKey};
 use super::groups::Group;
 use super::{Link, Reply, State};
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::core::Core;
 use crate::failure;
 use crate::token::SlotId;
@@ -52,13 +52,13 @@ impl Hindrance {
 impl State {
     /// Sends what clients have sent to their flows' endpoints.
     pub(super) fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
-        let Some((address, door)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.door)) else {
+        let Some((address, kind)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.kind)) else {
             return;
         };
         let mut groups = std::mem::take(&mut self.groups);
         groups.begin(received, address);
         while let Some((key, group)) = groups.next() {
-            self.forward_group(key, (frontend, door), group, received, core);
+            self.forward_group(key, (frontend, kind), group, received, core);
         }
         self.groups = groups;
     }
@@ -67,7 +67,7 @@ impl State {
     fn forward_group(
         &mut self,
         key: FlowKey,
-        (frontend, door): (SlotId, Door),
+        (frontend, kind): (SlotId, ListenerKind),
         group: Group,
         received: &RecvBatch,
         core: &mut Core,
@@ -76,23 +76,23 @@ impl State {
         let count = fill(&mut run, None, group.filter_map(|place| received.get(place)), core);
         core.stats.udp_datagrams_in.add(count);
         let own = self.frontends.get_mut(frontend).map(|frontend| frontend.address);
-        if own.is_some_and(|own| door.is_bypassed(own, key.destination)) {
+        if own.is_some_and(|own| kind.is_bypassed(own, key.destination)) {
             core.stats.udp_not_captured.add(count);
             return;
         }
         if run.is_empty() {
             return;
         }
-        let from = (frontend, door);
+        let from = (frontend, kind);
         if self.waiting.holds(&key) {
             return self.wait(key, from, group, received, core);
         }
         let flow = self.flow_of(key, count, core);
-        if flow.is_none() && self.must_wait(core.sharer(door, key.client.ip())) {
+        if flow.is_none() && self.must_wait(core.client_key(kind, key.client.ip())) {
             return self.wait(key, from, group, received, core);
         }
         if self.pass(flow, key, from, &mut run, count, core) == Passed::Ended {
-            if self.must_wait(core.sharer(door, key.client.ip())) {
+            if self.must_wait(core.client_key(kind, key.client.ip())) {
                 return self.wait_with(key, from, run.payloads(), core);
             }
             self.pass_elsewhere(key, from, &mut run, core);
@@ -103,7 +103,7 @@ impl State {
     pub(super) fn forward_waited(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
@@ -122,7 +122,7 @@ impl State {
         &mut self,
         flow: Option<FlowId>,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
@@ -138,7 +138,7 @@ impl State {
     fn pass_elsewhere(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         core: &mut Core,
     ) {
@@ -162,7 +162,7 @@ impl State {
     fn open_and_send(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
@@ -268,9 +268,9 @@ impl State {
 
     /// Tells a flow's client that its endpoint refuses: what it has sent is lost.
     pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
-        if let Some(sharer) = self.flows.sharer(id)
+        if let Some(client_key) = self.flows.client_key(id)
             && let Some(flow) = self.flows.flow(id)
-            && self.refusals.send(flow.key(), sharer, core.marks, core.now)
+            && self.refusals.send(flow.key(), client_key, core.marks, core.now)
         {
             core.stats.udp_refusals.add(1);
         }

@@ -7,13 +7,13 @@ use super::super::waiting::{Lost, Parcel, Served};
 use super::groups::Group;
 use super::opening::NotOpened;
 use super::{OPENED_AT_ONCE, OPENED_PER_TURN, State};
-use crate::client::{Door, Sharer};
+use crate::client::{ClientKey, ListenerKind};
 use crate::core::Core;
 use crate::token::SlotId;
 
 impl State {
     /// Whether a client's new flow is not opened at once.
-    pub(super) fn must_wait(&self, client: Sharer) -> bool {
+    pub(super) fn must_wait(&self, client: ClientKey) -> bool {
         let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
         self.opened >= at_once || self.waiting.has_client(client)
     }
@@ -22,7 +22,7 @@ impl State {
     pub(super) fn wait(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         group: Group,
         received: &RecvBatch,
         core: &Core,
@@ -35,14 +35,14 @@ impl State {
     pub(super) fn wait_with<'a>(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         payloads: impl Iterator<Item = Payload<'a>>,
         core: &Core,
     ) {
-        let sharer = core.sharer(from.1, key.client.ip());
+        let client_key = core.client_key(from.1, key.client.ip());
         let mut lost = Vec::new();
         for payload in payloads {
-            self.waiting.push(key, sharer, from, payload, core.now, &mut |gone| lost.push(gone));
+            self.waiting.push(key, client_key, from, payload, core.now, &mut |gone| lost.push(gone));
         }
         self.on_lost(&lost, core);
     }
@@ -63,7 +63,7 @@ impl State {
         self.opened = 0;
     }
 
-    fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, Door)>, core: &mut Core) {
+    fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, ListenerKind)>, core: &mut Core) {
         let whole = datagrams.iter().map(|parcel| parcel.payload().datagrams() as u64).sum();
         if self.frontends.get_mut(from.0).is_none() {
             // Withdrawn meanwhile.

@@ -8,7 +8,7 @@ use sluice_table::{FrontendKey, Writer};
 
 use super::*;
 use crate::Config;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::core::Says;
 use crate::local_ports::LocalPorts;
 use crate::tcp::port_shares::PortShares;
@@ -67,7 +67,7 @@ impl World {
             now: Instant::now(),
         };
         let mut relay = relay(&core, 4 * FLOOD);
-        relay.listen(listener, Door::Bound, &mut core).unwrap();
+        relay.listen(listener, ListenerKind::Bound, &mut core).unwrap();
         Self { relay, core, frontend, endpoint, _writer: writer, poll }
     }
 
@@ -202,7 +202,7 @@ fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
     world.flood(2 * OPENED_PER_TURN - 1);
     let client = world.ask(Ipv4Addr::LOCALHOST, &[0]);
     world.on_frontend();
-    assert!(world.relay.state.waiting.has_client(Sharer::Address(Ipv4Addr::LOCALHOST.into())));
+    assert!(world.relay.state.waiting.has_client(ClientKey::Address(Ipv4Addr::LOCALHOST.into())));
     let many = u8::try_from(2 * BATCH).unwrap();
     for number in 1..many {
         client.send_to(&[number], world.frontend).unwrap();
