@@ -272,15 +272,7 @@ impl Simulation {
         let flow = self.flows.remove(&expected).expect("a flow ends once");
         self.order.retain(|key| *key != expected);
         assert_eq!((ended.id, ended.flow.upstream), (flow.id, flow.upstream));
-        *match cause {
-            Cause::Idle => &mut self.counters.idle,
-            Cause::Evicted => &mut self.counters.evicted,
-            Cause::OverShare => &mut self.counters.over_share,
-            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
-            Cause::Gone => &mut self.counters.gone,
-            Cause::Closed => &mut self.counters.closed,
-            Cause::Replaced => &mut self.counters.replaced,
-        } += 1;
+        *self.counters.of_mut(cause) += 1;
     }
 
     // The steps.

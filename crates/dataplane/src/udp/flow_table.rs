@@ -407,16 +407,7 @@ impl<U> FlowTable<U> {
         self.clients.changed(client);
         let flow = self.flows.remove(id)?.flow;
         self.ids.remove(&flow.key);
-        let counter = match cause {
-            Cause::Idle => &mut self.counters.idle,
-            Cause::Evicted => &mut self.counters.evicted,
-            Cause::OverShare => &mut self.counters.over_share,
-            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
-            Cause::Gone => &mut self.counters.gone,
-            Cause::Closed => &mut self.counters.closed,
-            Cause::Replaced => &mut self.counters.replaced,
-        };
-        *counter += 1;
+        *self.counters.of_mut(cause) += 1;
         Some(EndedFlow { id, flow, cause })
     }
 
@@ -478,6 +469,19 @@ impl<U> Flow<U> {
 }
 
 impl FlowCounters {
+    /// How many have ended for a reason.
+    pub(crate) fn of_mut(&mut self, cause: Cause) -> &mut u64 {
+        match cause {
+            Cause::Idle => &mut self.idle,
+            Cause::Evicted => &mut self.evicted,
+            Cause::OverShare => &mut self.over_share,
+            Cause::EvictedForPort => &mut self.evicted_for_port,
+            Cause::Gone => &mut self.gone,
+            Cause::Closed => &mut self.closed,
+            Cause::Replaced => &mut self.replaced,
+        }
+    }
+
     /// Flows that are no more.
     pub(crate) fn ended(self) -> u64 {
         self.idle
