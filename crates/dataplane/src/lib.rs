@@ -44,6 +44,7 @@ pub use descriptors::{Listeners, Permit, raise_descriptor_limit};
 pub use load::WorkerLoad;
 pub use local_ports::EPHEMERAL_PORTS;
 pub use stats::{AllTimes, Stats};
+pub use throttle::Throttle;
 pub use transparent::Marks;
 
 use client::ListenerKind;
