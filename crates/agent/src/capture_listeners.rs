@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rustix::io::Errno;
 use sluice_capture::tproxy::{Ports, marks};
 use sluice_dataplane::{Dataplane, Marks};
+use sluice_model::mend_of_shortage;
 use sluice_table::Origin;
 use tracing::{error, info, warn};
 
@@ -118,8 +119,7 @@ fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => "another program has the port; choose others with --tproxy-port",
         Some(Errno::PERM | Errno::ACCESS) => "run with CAP_NET_ADMIN",
-        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
-        _ => "the system does not allow it",
+        _ => mend_of_shortage(error).unwrap_or("the system does not allow it"),
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use sluice_model::mend_of_shortage;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flow_table::FlowKey;
@@ -119,11 +120,8 @@ fn mend(step: Step, error: &io::Error) -> &'static str {
         (Step::Send, Some(Errno::PERM | Errno::ACCESS)) => {
             "a firewall of this node drops ICMP messages that leave it"
         }
-        (_, Some(Errno::MFILE)) => "raise the agent's limit on open files (ulimit -n)",
-        (_, Some(Errno::NFILE)) => "raise the node's limit on open files (fs.file-max)",
-        (_, Some(Errno::NOBUFS | Errno::NOMEM)) => "the node, or the agent's cgroup, needs more memory",
         (Step::Send, Some(Errno::NETUNREACH | Errno::HOSTUNREACH)) => "this node has no route to the client",
-        _ => "see raw(7) and ip(7) for the error",
+        _ => mend_of_shortage(error).unwrap_or("see raw(7) and ip(7) for the error"),
     }
 }
 
