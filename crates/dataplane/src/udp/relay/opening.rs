@@ -46,6 +46,13 @@ enum NotConnected {
     OfThisNode,
 }
 
+/// What a flow that is to be has of what flows share.
+#[derive(Debug, Default)]
+struct Held {
+    descriptor: Option<Permit>,
+    ephemeral_port: Option<Permit>,
+}
+
 impl NotOpened {
     /// Counts the datagrams that the flow was for.
     pub(super) fn count(self, datagrams: u64, core: &Core) {
@@ -114,17 +121,11 @@ impl State {
             }
             _ => Reply::Bound(frontend),
         };
-        let (mut descriptor, mut ephemeral_port) = (None, None);
+        let mut held = Held::default();
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            // First, as the flow that makes room for a port leaves its descriptor too.
-            if local.client.is_none() && ephemeral_port.is_none() {
-                ephemeral_port = Some(self.take(client_key, Lack::Port, core)?);
-            }
-            if descriptor.is_none() {
-                descriptor = Some(self.take(client_key, Lack::Place, core)?);
-            }
+            self.take_all(&mut held, client_key, local, core)?;
             let ends = (key.client, upstream.address());
             let (socket, kept_port) = match self.connect(ends, local, core) {
                 Ok(connected) => connected,
@@ -141,8 +142,7 @@ impl State {
             let lease = selection.connected(&upstream, core.now);
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
             // Of an attempt that failed it may be left over, and then is given back.
-            let ephemeral_port = ephemeral_port.filter(|_| local.client.is_none());
-            let has_port = ephemeral_port.is_some();
+            let ephemeral_port = held.ephemeral_port.filter(|_| local.client.is_none());
             let link = Link {
                 socket,
                 lease,
@@ -154,22 +154,34 @@ impl State {
                 trace,
                 ephemeral_port,
                 is_queued: false,
-                _descriptor: descriptor,
+                _descriptor: held.descriptor,
             };
-            let (id, displaced) = self.flows.opened(key, client_key, link, has_port, count, core.now);
-            core.stats.udp_flows_opened.add(1);
-            core.stats.udp_flows_active.add(1);
-            self.kept_ports.opened(kept_port);
-            self.on_end(displaced, core);
-            let token = Source::Flow(id).token();
-            if let Some(flow) = self.flows.flow(id)
-                && flow.upstream.socket.register(&core.registry, token).is_err()
-            {
-                self.end(id, core);
-                return Err(NotOpened::OfThisNode);
-            }
-            return Ok(id);
+            return self.begin((key, client_key), link, count, core);
         }
+    }
+
+    /// Has a flow that leads somewhere in the table, and its events reported.
+    fn begin(
+        &mut self,
+        (key, client_key): (FlowKey, ClientKey),
+        link: Link,
+        count: u64,
+        core: &mut Core,
+    ) -> Result<FlowId, NotOpened> {
+        let (has_port, kept_port) = (link.ephemeral_port.is_some(), link.kept_port);
+        let (id, displaced) = self.flows.opened(key, client_key, link, has_port, count, core.now);
+        core.stats.udp_flows_opened.add(1);
+        core.stats.udp_flows_active.add(1);
+        self.kept_ports.opened(kept_port);
+        self.on_end(displaced, core);
+        let token = Source::Flow(id).token();
+        if let Some(flow) = self.flows.flow(id)
+            && flow.upstream.socket.register(&core.registry, token).is_err()
+        {
+            self.end(id, core);
+            return Err(NotOpened::OfThisNode);
+        }
+        Ok(id)
     }
 
     /// The socket that replies of a frontend to a client leave by.
@@ -235,6 +247,24 @@ impl State {
                 Err(if is_limit { NotConnected::OfThisNode } else { NotConnected::NoRoute })
             }
         }
+    }
+
+    /// Takes what a flow with such a socket needs of what flows share, and does not hold yet.
+    fn take_all(
+        &mut self,
+        held: &mut Held,
+        client_key: ClientKey,
+        local: Local,
+        core: &Core,
+    ) -> Result<(), NotOpened> {
+        // First, as the flow that makes room for a port leaves its descriptor too.
+        if local.client.is_none() && held.ephemeral_port.is_none() {
+            held.ephemeral_port = Some(self.take(client_key, Lack::Port, core)?);
+        }
+        if held.descriptor.is_none() {
+            held.descriptor = Some(self.take(client_key, Lack::Place, core)?);
+        }
+        Ok(())
     }
 
     /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
