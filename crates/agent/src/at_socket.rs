@@ -231,7 +231,7 @@ impl SocketMode {
     }
 
     /// What is attached stays so, and another agent takes it over.
-    pub(crate) fn let_go(&mut self) {
+    pub(crate) fn hand_over(&mut self) {
         // Where somebody has removed it instead, its sockets are nobody else's.
         self.notice_loss();
         (self.attached, self.waits, self.shortage) = (None, None, None);

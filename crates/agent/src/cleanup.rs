@@ -18,8 +18,8 @@ pub struct CleanupArgs {
     /// before.
     #[arg(long)]
     pub kube_proxy: bool,
-    /// Remove programs of --capture socket that are pinned below this directory, and none elsewhere [default: wherever
-    /// there are any].
+    /// Remove programs that decide at sockets (of --capture auto and socket) that are pinned below this directory, and
+    /// none elsewhere [default: wherever there are any].
     #[arg(long, value_name = "PATH", conflicts_with = "kube_proxy")]
     pub socket_pins: Option<PathBuf>,
     /// Remove it although its owner runs and may make all of it again.
@@ -91,7 +91,8 @@ fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
     let pins = match only {
         Some(pins) => [pins.to_owned()].into(),
         None => {
-            let mut pins = sluice_socket::pinned().context("cannot look for programs of --capture socket")?;
+            let mut pins =
+                sluice_socket::pinned().context("cannot look for programs that decide at sockets")?;
             // What was left half made has no program.
             pins.insert(sluice_socket::PINS.into());
             pins
@@ -100,7 +101,7 @@ fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
     let mut was_pinned = false;
     for pins in pins {
         let removed = sluice_socket::remove(&pins).with_context(|| {
-            format!("cannot remove the programs of --capture socket at {}", pins.display())
+            format!("cannot remove the programs that decide at sockets, at {}", pins.display())
         })?;
         if removed.was_there {
             writeln!(out, "removed: programs and maps at {}", pins.display())?;

@@ -39,7 +39,7 @@ pub struct Feed {
 
 /// The controller has ended and takes no changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended;
+pub struct ControllerEnded;
 
 type Waiting = tokio::sync::oneshot::Sender<()>;
 
@@ -101,21 +101,21 @@ impl Feed {
     ///
     /// # Errors
     /// The controller has ended.
-    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), Ended> {
+    pub async fn apply(&self, changes: Vec<Change>) -> Result<(), ControllerEnded> {
         self.take(changes).await?;
         let (done, is_done) = tokio::sync::oneshot::channel();
-        self.messages.send(Message::Settle(done)).map_err(|_| Ended)?;
-        is_done.await.map_err(|_| Ended)
+        self.messages.send(Message::Settle(done)).map_err(|_| ControllerEnded)?;
+        is_done.await.map_err(|_| ControllerEnded)
     }
 
     /// Hands changes over; returns when endpoints have changed. Frontends may need the kernel, and nobody waits for that.
     ///
     /// # Errors
     /// The controller has ended.
-    pub async fn take(&self, changes: Vec<Change>) -> Result<(), Ended> {
+    pub async fn take(&self, changes: Vec<Change>) -> Result<(), ControllerEnded> {
         let (done, is_done) = tokio::sync::oneshot::channel();
         self.send(changes, Some(done))?;
-        is_done.await.map_err(|_| Ended)
+        is_done.await.map_err(|_| ControllerEnded)
     }
 
     /// Has nodePorts served elsewhere from now on.
@@ -129,20 +129,20 @@ impl Feed {
     ///
     /// # Errors
     /// The controller has ended.
-    pub async fn verdict_without_frontend(&self, ip: IpAddr) -> Result<Option<Verdict>, Ended> {
+    pub async fn verdict_without_frontend(&self, ip: IpAddr) -> Result<Option<Verdict>, ControllerEnded> {
         let (answer, answered) = tokio::sync::oneshot::channel();
-        self.messages.send(Message::Explain(ip, answer)).map_err(|_| Ended)?;
-        answered.await.map_err(|_| Ended)
+        self.messages.send(Message::Explain(ip, answer)).map_err(|_| ControllerEnded)?;
+        answered.await.map_err(|_| ControllerEnded)
     }
 
     /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
     ///
     /// # Errors
     /// The controller has ended.
-    pub(crate) async fn notices(&self, limit: usize) -> Result<(Vec<Notice>, usize), Ended> {
+    pub(crate) async fn notices(&self, limit: usize) -> Result<(Vec<Notice>, usize), ControllerEnded> {
         let (answer, answered) = tokio::sync::oneshot::channel();
-        self.messages.send(Message::Notices(limit, answer)).map_err(|_| Ended)?;
-        answered.await.map_err(|_| Ended)
+        self.messages.send(Message::Notices(limit, answer)).map_err(|_| ControllerEnded)?;
+        answered.await.map_err(|_| ControllerEnded)
     }
 
     /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
@@ -164,9 +164,9 @@ impl Feed {
         })
     }
 
-    fn send(&self, changes: Vec<Change>, done: Option<Waiting>) -> Result<(), Ended> {
+    fn send(&self, changes: Vec<Change>, done: Option<Waiting>) -> Result<(), ControllerEnded> {
         self.programming.queued(Instant::now(), &changes);
-        self.messages.send(Message::Changes(changes, done)).map_err(|_| Ended)
+        self.messages.send(Message::Changes(changes, done)).map_err(|_| ControllerEnded)
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use crate::cli::DemoArgs;
 use crate::controller::Controller;
 use crate::errors::Output;
-use crate::proxy::{Proxy, ProxyConfig};
+use crate::proxy::{Observer, Proxy, ProxyConfig};
 use crate::signals::Signals;
 use load::Load;
 use report::Report;
@@ -106,6 +106,22 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
 
     writeln!(out, "2. The same HTTP traffic while an endpoint joins and another one dies")?;
     let retries_before = observer.stats().tcp_retries;
+    let live = change_endpoints(&mut scene, &observer, &mut report, requests).await?;
+    let retried = observer.stats().tcp_retries - retries_before;
+    writeln!(out, "{}", report.table(&[&live, &udp]))?;
+
+    sum_up(&[&http, &udp, &live], retried, &mut out)?;
+    Ok((scene, controller))
+}
+
+/// Sends HTTP requests while an endpoint joins and another one dies.
+async fn change_endpoints(
+    scene: &mut Scene,
+    observer: &Observer,
+    report: &mut Report,
+    requests: usize,
+) -> Result<load::Outcome> {
+    let retries_before = observer.stats().tcp_retries;
     let load = Load::http(scene.http_frontend());
     let bar = progress_bar(requests, "HTTP requests");
     load.start();
@@ -115,7 +131,7 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     let served = || load.answers_of(&joined) > 0;
     wait_until(served, "the new endpoint gets connections").await?;
     wait_for(&load, &bar, requests * 2 / 3).await?;
-    report.meet(&observer, &scene);
+    report.meet(observer, scene);
     let died = scene.stop_http_backend().await;
     bar.println(format!(
         "   {} has stopped: its EndpointSlice still lists it, connecting to it is refused",
@@ -130,20 +146,26 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     wait_for(&load, &bar, requests).await?;
     let live = load.finish().await;
     bar.finish_and_clear();
-    let retried = observer.stats().tcp_retries - retries_before;
-    writeln!(out, "{}", report.table(&[&live, &udp]))?;
+    Ok(live)
+}
 
-    let failed = http.failures.len() + udp.failures.len() + live.failures.len();
-    let total = http.total() + udp.total() + live.total();
+/// Says how all of it went.
+///
+/// # Errors
+/// A request has failed.
+fn sum_up(outcomes: &[&load::Outcome], retried: u64, out: &mut impl Write) -> Result<()> {
+    let failures = || outcomes.iter().flat_map(|outcome| &outcome.failures);
+    let failed = failures().count();
+    let total: usize = outcomes.iter().map(|outcome| outcome.total()).sum();
     writeln!(
         out,
         "{failed} of {total} requests failed; {retried} connects were retried on another endpoint."
     )?;
-    for failure in http.failures.iter().chain(&udp.failures).chain(&live.failures).take(5) {
+    for failure in failures().take(5) {
         writeln!(out, "   {failure}")?;
     }
     ensure!(failed == 0, "{failed} requests failed");
-    Ok((scene, controller))
+    Ok(())
 }
 
 /// Sends a number of requests and says how it went.

@@ -1,6 +1,6 @@
 //! From SIGTERM to the end in TPROXY mode: until when an agent goes on serving.
 //!
-//! The kernel hands connections over to whoever has the doors, and to nobody while they are closed: a SYN is
+//! The kernel hands connections over to whoever has the listeners, and to nobody while they are closed: a SYN is
 //! then lost without an answer. So an agent that is to end keeps them open until a successor has taken its place, or
 //! until ending cuts off nobody.
 

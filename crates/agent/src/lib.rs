@@ -7,9 +7,9 @@
 
 pub mod admin;
 pub mod agent;
-mod apart;
 pub mod at_socket;
 pub mod capture_args;
+mod capture_listeners;
 mod capture_trouble;
 pub mod check;
 pub mod cleanup;
@@ -18,7 +18,6 @@ pub mod config;
 pub mod controller;
 pub mod dataplane_args;
 pub mod demo;
-mod doors;
 pub mod errors;
 pub mod events;
 mod handover;
@@ -29,6 +28,7 @@ pub mod listen;
 pub mod logging;
 mod metrics;
 pub mod proxy;
+mod task_pool;
 
 mod http_server;
 mod init;

@@ -28,7 +28,7 @@ use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict,
 use tracing::{debug, info};
 
 use crate::at_socket::SocketMode;
-use crate::doors::{self, Doors};
+use crate::capture_listeners::{self, CaptureListeners};
 use crate::events::Events;
 use crate::programming::Programming;
 
@@ -55,7 +55,7 @@ pub struct Proxy {
     programming: Arc<Programming>,
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
-    doors: Option<Doors>,
+    listeners: Option<CaptureListeners>,
     /// Whether it is this agent that captures.
     tenure: Option<Arc<Tenure>>,
     /// Whether another one does, and has what is captured.
@@ -111,7 +111,7 @@ impl Proxy {
     /// The system refuses threads or epoll instances; the capture cannot be had.
     pub fn start(mut config: ProxyConfig) -> Result<Self> {
         if let CaptureConfig::Tproxy(_) = config.capture {
-            config.dataplane.marks = Some(doors::MARKS);
+            config.dataplane.marks = Some(capture_listeners::MARKS);
             config.table.frontends_lead_back = false;
         }
         config.table.node_port_addresses = config.node_ports;
@@ -127,18 +127,18 @@ impl Proxy {
         let dataplane = Arc::new(dataplane?);
         let failures = Failures::default();
         let mut tenure = None;
-        let (capture, doors, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
+        let (capture, listeners, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {
             CaptureConfig::Bind => {
                 let (table, events) = (writer.table().clone(), config.events.clone());
                 let workers = Workers { dataplane: Arc::clone(&dataplane), table, events };
                 (Box::new(Bind::new(workers, failures.clone())), None, None)
             }
             CaptureConfig::Tproxy(config) => {
-                let doors = Doors::new(config.ports);
+                let listeners = CaptureListeners::new(config.ports);
                 let tproxy = Tproxy::start(config).context("cannot capture")?;
                 let counters = tproxy.counters();
                 tenure = Some(tproxy.tenure());
-                (Box::new(tproxy), Some(doors), Some(counters))
+                (Box::new(tproxy), Some(listeners), Some(counters))
             }
         };
         let at_socket = SocketMode::start(config.at_socket, &mut writer);
@@ -156,7 +156,7 @@ impl Proxy {
             under_way: None,
             programming: Arc::default(),
             dataplane,
-            doors,
+            listeners,
             tenure,
             is_replaced: false,
             captured,
@@ -247,7 +247,7 @@ impl Proxy {
         let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
         self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);
-        self.open_doors();
+        self.open_listeners();
         self.capture.begin(Step {
             withdraw: std::mem::take(&mut plan.withdraw),
             offer: std::mem::take(&mut plan.offer),
@@ -295,24 +295,24 @@ impl Proxy {
     }
 
     /// Has the workers take what the kernel hands over: once they know what to do with it, unless it is another agent's.
-    fn open_doors(&mut self) {
-        if let Some(doors) = &mut self.doors
+    fn open_listeners(&mut self) {
+        if let Some(listeners) = &mut self.listeners
             && !self.is_replaced
         {
-            doors.open(&self.dataplane);
+            listeners.open(&self.dataplane);
         }
     }
 
     /// Leaves to another agent that has taken this one's place what goes by this one's view, and takes it back should that
     /// one end.
     fn follow_tenure(&mut self) {
-        let (Some(tenure), Some(doors)) = (&self.tenure, &mut self.doors) else { return };
+        let (Some(tenure), Some(listeners)) = (&self.tenure, &mut self.listeners) else { return };
         let was_replaced = std::mem::replace(&mut self.is_replaced, tenure.is_replaced());
         match (was_replaced, self.is_replaced) {
             (false, true) => {
-                doors.close(&self.dataplane);
-                self.at_socket.let_go();
-                tenure.let_go();
+                listeners.close(&self.dataplane);
+                self.at_socket.hand_over();
+                tenure.release();
                 info!("another agent takes new connections; those of this one go on");
             }
             (true, false) => {
@@ -341,9 +341,9 @@ impl Proxy {
         if self.has_begun {
             self.follow_interfaces();
             self.follow_tenure();
-            self.open_doors();
+            self.open_listeners();
             // From then on there is a way for what is left to the relay, and somebody who takes it.
-            let serves = self.has_offered && self.doors.as_ref().is_some_and(Doors::are_open);
+            let serves = self.has_offered && self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
             self.at_socket.keep(now, serves);
         }
         self.teller.sum_up(now);

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sluice_model::Frontend;
+use sluice_model::{Frontend, mend_of_shortage};
 use tracing::{debug, info, warn};
 
 use crate::{Capture, Change};
@@ -201,8 +201,10 @@ fn mend(reason: Option<i32>) -> &'static str {
             "the address is not one of this machine's; add it to an interface (ip address add), or use one \
              of 127.0.0.0/8"
         }
-        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
-        _ => "it is tried again",
+        _ => reason
+            .map(io::Error::from_raw_os_error)
+            .and_then(|error| mend_of_shortage(&error))
+            .unwrap_or("it is tried again"),
     }
 }
 

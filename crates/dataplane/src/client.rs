@@ -1,4 +1,4 @@
-//! Where a client is, by which door it came in, and who counts as one.
+//! Where a client is, by which kind of listener it came in, and who counts as one.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,14 +7,14 @@ use sluice_table::{Client, Origin};
 
 /// How clients get to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum ListenerKind {
     /// The socket has the frontend's own address.
     Bound,
     /// The capture hands over what is sent to any frontend; it has a socket for each origin.
     Captured(Origin),
 }
 
-impl Door {
+impl ListenerKind {
     /// The client at an address that connects to a frontend.
     ///
     /// At a bound socket a process of this node uses a loopback address, or the very address that it
@@ -29,14 +29,14 @@ impl Door {
     }
 
     /// Who a client counts as. `tells_pods`: whether the capture tells this node's pods from others with IPv6 addresses;
-    /// if not, they come by the same door as whoever is outside.
-    pub(crate) fn sharer(self, ip: IpAddr, tells_pods: bool) -> Sharer {
+    /// if not, they come by the same listener as whoever is outside.
+    pub(crate) fn client_key(self, ip: IpAddr, tells_pods: bool) -> ClientKey {
         match (self, ip) {
             // All neighbours of the node have their link-local addresses in one network.
             (Self::Captured(Origin::Outside), IpAddr::V6(v6)) if tells_pods => {
-                Sharer::of(ip, !v6.is_unicast_link_local())
+                ClientKey::of(ip, !v6.is_unicast_link_local())
             }
-            _ => Sharer::Address(ip),
+            _ => ClientKey::Address(ip),
         }
     }
 
@@ -48,7 +48,7 @@ impl Door {
 
 /// Who counts as one client, where clients have shares of what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Sharer {
+pub(crate) enum ClientKey {
     /// Whoever has an address.
     Address(IpAddr),
     /// Whoever has addresses in an IPv6 network of 64 bits, by its first one. A host that has one of them may have any
@@ -59,7 +59,7 @@ pub(crate) enum Sharer {
 /// The part of an IPv6 address that names its network (RFC 4291, 2.5.1).
 const NETWORK: u128 = !0 << 64;
 
-impl Sharer {
+impl ClientKey {
     /// That of an address: by itself, or with all of its network if it is an IPv6 address.
     pub(crate) fn of(ip: IpAddr, with_network: bool) -> Self {
         match ip {
@@ -73,7 +73,7 @@ impl Sharer {
     }
 }
 
-impl fmt::Display for Sharer {
+impl fmt::Display for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(ip) => ip.fmt(f),
@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn processes_of_the_node_are_told_from_others() {
-        let origin = |client: &str| Door::Bound.client(client.parse().unwrap(), [10, 0, 0, 1].into()).origin;
+        let origin =
+            |client: &str| ListenerKind::Bound.client(client.parse().unwrap(), [10, 0, 0, 1].into()).origin;
         assert_eq!(origin("127.0.0.9"), Origin::Node);
         assert_eq!(origin("::1"), Origin::Node);
         assert_eq!(origin("10.0.0.1"), Origin::Node);
@@ -97,35 +98,41 @@ mod tests {
 
     #[test]
     fn the_capture_says_where_a_client_is() {
-        let client = Door::Captured(Origin::LocalPod).client([127, 0, 0, 1].into(), [10, 0, 0, 1].into());
+        let client =
+            ListenerKind::Captured(Origin::LocalPod).client([127, 0, 0, 1].into(), [10, 0, 0, 1].into());
         assert_eq!(client.origin, Origin::LocalPod);
     }
 
     #[test]
     fn a_captured_connection_is_to_another_address_than_the_listeners() {
         let [own, frontend] = ["127.0.0.1:10265", "10.96.0.1:80"].map(|at| at.parse().unwrap());
-        let door = Door::Captured(Origin::Node);
-        assert!(door.is_bypassed(own, own) && !door.is_bypassed(own, frontend));
-        assert!(!Door::Bound.is_bypassed(own, own));
+        let kind = ListenerKind::Captured(Origin::Node);
+        assert!(kind.is_bypassed(own, own) && !kind.is_bypassed(own, frontend));
+        assert!(!ListenerKind::Bound.is_bypassed(own, own));
     }
 
     #[test]
     fn who_is_outside_counts_by_its_ipv6_network_and_everybody_else_by_its_address() {
-        let sharer = |door: Door, ip: &str| door.sharer(ip.parse().unwrap(), true).to_string();
-        let outside = Door::Captured(Origin::Outside);
-        assert_eq!(sharer(outside, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
-        assert_eq!(sharer(outside, "2001:db8:1:2::"), sharer(outside, "2001:db8:1:2:ffff::1"));
-        assert_ne!(sharer(outside, "2001:db8:1:2::"), sharer(outside, "2001:db8:1:3::"));
-        assert_eq!(sharer(outside, "192.0.2.1"), "192.0.2.1");
-        assert_eq!(sharer(outside, "fe80::1"), "fe80::1");
-        for door in [Door::Captured(Origin::LocalPod), Door::Captured(Origin::Node), Door::Bound] {
-            assert_eq!(sharer(door, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2:3:4:5:6");
+        let client_key =
+            |kind: ListenerKind, ip: &str| kind.client_key(ip.parse().unwrap(), true).to_string();
+        let outside = ListenerKind::Captured(Origin::Outside);
+        assert_eq!(client_key(outside, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
+        assert_eq!(client_key(outside, "2001:db8:1:2::"), client_key(outside, "2001:db8:1:2:ffff::1"));
+        assert_ne!(client_key(outside, "2001:db8:1:2::"), client_key(outside, "2001:db8:1:3::"));
+        assert_eq!(client_key(outside, "192.0.2.1"), "192.0.2.1");
+        assert_eq!(client_key(outside, "fe80::1"), "fe80::1");
+        for kind in [
+            ListenerKind::Captured(Origin::LocalPod),
+            ListenerKind::Captured(Origin::Node),
+            ListenerKind::Bound,
+        ] {
+            assert_eq!(client_key(kind, "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2:3:4:5:6");
         }
     }
 
     #[test]
     fn each_address_counts_where_pods_may_be_among_those_outside() {
         let ip = "2001:db8:1:2::1".parse().unwrap();
-        assert_eq!(Door::Captured(Origin::Outside).sharer(ip, false), Sharer::Address(ip));
+        assert_eq!(ListenerKind::Captured(Origin::Outside).client_key(ip, false), ClientKey::Address(ip));
     }
 }

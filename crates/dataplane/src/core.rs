@@ -8,7 +8,7 @@ use mio::Registry;
 use sluice_model::{Family, Protocol};
 use sluice_table::{FrontendKey, Reader};
 
-use crate::client::{Door, Sharer};
+use crate::client::{ClientKey, ListenerKind};
 use crate::connection_log::ConnectionLog;
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
@@ -79,8 +79,8 @@ impl Core {
     }
 
     /// Who the client at an address counts as.
-    pub(crate) fn sharer(&self, door: Door, ip: IpAddr) -> Sharer {
-        door.sharer(ip, self.reader.detects_local_pods(Family::V6))
+    pub(crate) fn client_key(&self, kind: ListenerKind, ip: IpAddr) -> ClientKey {
+        kind.client_key(ip, self.reader.detects_local_pods(Family::V6))
     }
 
     /// Whether a connection to an endpoint would come back to us as a new one, round and round until

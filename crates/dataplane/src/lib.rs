@@ -44,9 +44,10 @@ pub use descriptors::{Listeners, Permit, raise_descriptor_limit};
 pub use load::WorkerLoad;
 pub use local_ports::EPHEMERAL_PORTS;
 pub use stats::{AllTimes, Stats};
+pub use throttle::Throttle;
 pub use transparent::Marks;
 
-use client::Door;
+use client::ListenerKind;
 use connection::Look;
 use connection_log::LogThread;
 use descriptors::Descriptors;
@@ -173,11 +174,11 @@ impl Dataplane {
         match frontend.protocol {
             Protocol::Tcp => self.hand_out(
                 || tcp::socket::listen(frontend.address, None),
-                |socket| Command::ListenTcp(socket, Door::Bound),
+                |socket| Command::ListenTcp(socket, ListenerKind::Bound),
             ),
             Protocol::Udp => self.hand_out(
                 || udp::socket::listen(frontend.address, None),
-                |socket| Command::ListenUdp(socket, Door::Bound),
+                |socket| Command::ListenUdp(socket, ListenerKind::Bound),
             ),
         }?;
         self.permits().insert(frontend, permit);
@@ -198,15 +199,15 @@ impl Dataplane {
         let Some(marks) = self.marks else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no marks are configured"));
         };
-        let door = Door::Captured(origin);
+        let kind = ListenerKind::Captured(origin);
         let open = || {
             let tcp = tcp::socket::listen(address, Some(marks))?;
             Ok((tcp, udp::socket::listen(address, Some(marks))?))
         };
         let sockets = self.workers.iter().map(|_| open()).collect::<io::Result<Vec<_>>>()?;
         for (worker, (tcp, udp)) in self.workers.iter().zip(sockets) {
-            worker.tell(Command::ListenTcp(tcp, door));
-            worker.tell(Command::ListenUdp(udp, door));
+            worker.tell(Command::ListenTcp(tcp, kind));
+            worker.tell(Command::ListenUdp(udp, kind));
         }
         Ok(())
     }
@@ -236,8 +237,8 @@ impl Dataplane {
 
     /// Takes nothing new by any socket, as another process does, which has sockets at the same addresses; returns when no
     /// worker does any more. What has come until then is taken, and goes on. [`Dataplane::open_captured`] opens anew.
-    pub fn let_go(&self) {
-        self.ask(Command::LetGo);
+    pub fn stop_accepting(&self) {
+        self.ask(Command::StopAccepting);
     }
 
     /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would

@@ -16,7 +16,7 @@ use sluice_model::{Frontend, Protocol};
 use sluice_table::Reader;
 
 use crate::Config;
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::connection::{Look, Part, Place};
 use crate::connection_log::ConnectionLog;
 use crate::core::{Core, Says, TimerOwner};
@@ -64,15 +64,15 @@ const SLICE_DEADLINES: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Accept connections on a socket.
-    ListenTcp(TcpListener, Door),
+    ListenTcp(TcpListener, ListenerKind),
     /// Carry datagrams of a socket.
-    ListenUdp(UdpSocket, Door),
+    ListenUdp(UdpSocket, ListenerKind),
     /// Take no new TCP connections to an address that is listened on, or to all of them, and say so when it is done.
     Refuse(Option<SocketAddr>, Sender<()>),
     /// Stop serving a frontend, and say so when it is done.
     Close(Frontend, Sender<()>),
     /// Take nothing new by any socket, as another process does; what came until then is taken. Say so when it is done.
-    LetGo(Sender<()>),
+    StopAccepting(Sender<()>),
     /// End flows that lead nowhere any more, or that these addresses are needed for, which are gone from this node, and say
     /// so when it is done.
     EndFlows(Arc<[IpAddr]>, Sender<()>),
@@ -210,9 +210,9 @@ impl Worker {
         is_answered && self.tcp.sessions() == 0 && !self.udp.has_ready()
     }
 
-    fn let_go(&mut self) {
+    fn stop_accepting(&mut self) {
         self.tcp.close_all_listeners(&mut self.core);
-        self.udp.let_go(&mut self.core);
+        self.udp.stop_accepting(&mut self.core);
     }
 
     fn look(&self, Place { protocol, slot }: Place) -> Part {
@@ -250,8 +250,8 @@ impl Worker {
     fn obey(&mut self) -> ControlFlow<()> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::ListenTcp(socket, door) => report(self.tcp.listen(socket, door, &mut self.core)),
-                Command::ListenUdp(socket, door) => report(self.udp.listen(socket, door, &mut self.core)),
+                Command::ListenTcp(socket, kind) => report(self.tcp.listen(socket, kind, &mut self.core)),
+                Command::ListenUdp(socket, kind) => report(self.udp.listen(socket, kind, &mut self.core)),
                 Command::Refuse(address, done) => {
                     self.tcp.refuse(address);
                     // Nobody waiting any more is fine.
@@ -275,12 +275,12 @@ impl Worker {
                     self.has_commands = true;
                     return ControlFlow::Continue(());
                 }
-                Command::LetGo(done) => {
-                    self.let_go();
+                Command::StopAccepting(done) => {
+                    self.stop_accepting();
                     let _ = done.send(());
                 }
                 Command::Drain => {
-                    self.let_go();
+                    self.stop_accepting();
                     self.draining = Some(self.core.now + ANSWERS);
                 }
                 Command::Stop => return ControlFlow::Break(()),

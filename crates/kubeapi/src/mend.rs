@@ -3,14 +3,13 @@
 use std::io;
 
 use rustix::io::Errno;
+use sluice_model::mend_of_shortage;
 
 /// For a file or directory that cannot be read; `otherwise` where nothing better is known.
 pub(crate) fn of_file(error: &io::Error, otherwise: &'static str) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::MFILE | Errno::NFILE) => "raise the limit on open files (ulimit -n)",
-        Some(Errno::NOMEM) => "give this program more memory",
         Some(Errno::IO | Errno::STALE) => "see to the disk that it is on",
-        _ => otherwise,
+        _ => mend_of_shortage(error).unwrap_or(otherwise),
     }
 }
 

@@ -10,6 +10,7 @@ mod name;
 mod node;
 mod service;
 mod service_cidr;
+mod shortage;
 mod slice;
 
 use std::fmt;
@@ -20,6 +21,7 @@ pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
 pub use service::{AffinityTimeout, Service, ServicePort, TrafficPolicy};
 pub use service_cidr::ServiceCidr;
+pub use shortage::mend_of_shortage;
 pub use slice::{Endpoint, EndpointSlice, SlicePort};
 
 /// One object as a source hands it over.

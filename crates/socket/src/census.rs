@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use sluice_socket_maps::{Meta, meta_flags};
 use sluice_sys::bpf::{self, Mapping};
 
-use crate::destroy::{Connection, Endable, Ended};
+use crate::destroy::{Connection, Endable, EndedSockets};
 use crate::ending::end_listed;
 
 /// Bytes of what the program writes of a socket: `struct translated` of layout.h.
@@ -113,7 +113,10 @@ impl Census {
     ///
     /// # Errors
     /// Those of [`Census::list`]; sockets that could not be ended are counted.
-    pub fn end_datagram_sockets(&self, is_stale: impl FnMut(&Translated) -> bool) -> io::Result<Ended> {
+    pub fn end_datagram_sockets(
+        &self,
+        is_stale: impl FnMut(&Translated) -> bool,
+    ) -> io::Result<EndedSockets> {
         end_listed(self.listers.datagrams.as_fd(), self.conns.as_fd(), &self.directories, is_stale)
     }
 }

@@ -20,7 +20,7 @@ use crate::rights::is_administrator;
 
 /// What became of sockets that were to be ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ended {
+pub struct EndedSockets {
     /// They are ended, or had been closed before.
     pub ended: usize,
     /// They are not, as the kernel refuses: it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
@@ -35,7 +35,7 @@ pub struct Ended {
     pub missed: usize,
 }
 
-impl Ended {
+impl EndedSockets {
     /// Why some are not, for people: with what helps.
     pub fn trouble(&self) -> Option<String> {
         let Self { ended: _, refused, unreached, failed, missed } = *self;
@@ -65,7 +65,7 @@ impl Ended {
 /// What came of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    pub(crate) ended: Ended,
+    pub(crate) ended: EndedSockets,
     /// Those that the kernel did not find, which are not in `ended`.
     pub(crate) absent: HashSet<Connection>,
 }
@@ -271,7 +271,7 @@ mod tests {
             &[errno(Errno::NOMEM)],
             &[0],
         ]);
-        assert_eq!(done.ended, Ended { ended: 2, refused: 2, failed: 1, ..Ended::default() });
+        assert_eq!(done.ended, EndedSockets { ended: 2, refused: 2, failed: 1, ..EndedSockets::default() });
         let gone: Vec<Connection> = done.absent.into_iter().collect();
         assert_eq!(gone, [sockets(2)[1].connection()], "it had been closed");
     }
@@ -282,7 +282,7 @@ mod tests {
         let mut diag = Diag::over(ours.into(), Duration::from_millis(1)).unwrap();
         let mut done = Done::default();
         end_all(&mut diag, &sockets(3), &mut done);
-        assert_eq!(done.ended, Ended { failed: 3, ..Ended::default() });
+        assert_eq!(done.ended, EndedSockets { failed: 3, ..EndedSockets::default() });
         kernel.set_nonblocking(true).unwrap();
         let requests = std::iter::from_fn(|| kernel.recv(&mut [0; 128]).ok()).count();
         assert_eq!(requests, 1);

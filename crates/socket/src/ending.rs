@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sluice_sys::bpf;
 
 use crate::census::{Translated, each};
-use crate::destroy::{self, Done, Ended};
+use crate::destroy::{self, Done, EndedSockets};
 
 /// How many sockets are kept until they are ended.
 const MOST: usize = 4096;
@@ -27,15 +27,15 @@ pub(crate) fn end_listed(
     conns: BorrowedFd<'_>,
     directories: &[PathBuf],
     mut is_stale: impl FnMut(&Translated) -> bool,
-) -> io::Result<Ended> {
+) -> io::Result<EndedSockets> {
     // Where the kernel has no barrier, one that is being connected is left for the next time.
     let _ = bpf::membarrier();
-    let mut total = Ended::default();
+    let mut total = EndedSockets::default();
     for _ in 0..LOOKS {
         let mut look = Look::new(|sockets: &mut Sockets| end(program, conns, directories, sockets));
         each(program, conns, |socket| if is_stale(&socket) { look.add(socket) } else { Ok(()) })?;
         let found = look.finish()?;
-        total = Ended { ended: total.ended + found.ended, ..found };
+        total = EndedSockets { ended: total.ended + found.ended, ..found };
         if found.ended == 0 {
             break;
         }
@@ -49,7 +49,7 @@ fn end(
     conns: BorrowedFd<'_>,
     directories: &[PathBuf],
     sockets: &mut Sockets,
-) -> io::Result<Ended> {
+) -> io::Result<EndedSockets> {
     let wanted: BTreeSet<u64> = sockets.keys().copied().collect();
     let of = |namespace| sockets.remove(&namespace).unwrap_or_default();
     let Done { mut ended, absent } = destroy::in_namespaces(&wanted, directories, of)?;
@@ -71,10 +71,10 @@ struct Look<E> {
     count: usize,
     /// Namespaces that were not found, which would take a look at every process again.
     unreached: BTreeSet<u64>,
-    ended: Ended,
+    ended: EndedSockets,
 }
 
-impl<E: FnMut(&mut Sockets) -> io::Result<Ended>> Look<E> {
+impl<E: FnMut(&mut Sockets) -> io::Result<EndedSockets>> Look<E> {
     fn new(end: E) -> Self {
         let (kept, unreached, ended) = Default::default();
         Self { end, kept, count: 0, unreached, ended }
@@ -100,7 +100,7 @@ impl<E: FnMut(&mut Sockets) -> io::Result<Ended>> Look<E> {
         if sockets.is_empty() {
             return Ok(());
         }
-        let Ended { ended, refused, unreached: _, failed, missed } = (self.end)(&mut sockets)?;
+        let EndedSockets { ended, refused, unreached: _, failed, missed } = (self.end)(&mut sockets)?;
         self.ended.ended += ended;
         self.ended.refused += refused;
         self.ended.failed += failed;
@@ -110,7 +110,7 @@ impl<E: FnMut(&mut Sockets) -> io::Result<Ended>> Look<E> {
         Ok(())
     }
 
-    fn finish(mut self) -> io::Result<Ended> {
+    fn finish(mut self) -> io::Result<EndedSockets> {
         self.end_kept()?;
         Ok(self.ended)
     }
@@ -150,14 +150,17 @@ mod tests {
         let mut look = Look::new(|sockets: &mut Sockets| {
             batches.push(sockets.values().map(Vec::len).sum::<usize>());
             let ended = sockets.remove(&FOUND).unwrap_or_default().len();
-            Ok(Ended { ended, ..Ended::default() })
+            Ok(EndedSockets { ended, ..EndedSockets::default() })
         });
         for cookie in 0..count {
             look.add(socket(FOUND, cookie)).unwrap();
             look.add(socket(HIDDEN, cookie)).unwrap();
         }
         let all = MOST * 5 / 2;
-        assert_eq!(look.finish().unwrap(), Ended { ended: all, unreached: all, ..Ended::default() });
+        assert_eq!(
+            look.finish().unwrap(),
+            EndedSockets { ended: all, unreached: all, ..EndedSockets::default() }
+        );
         // Once it is known that a namespace is not found its sockets are not kept.
         assert_eq!(batches, [MOST, MOST, MOST]);
     }

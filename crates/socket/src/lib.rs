@@ -44,7 +44,7 @@ pub use attach::{Config, Programs};
 pub use attached::Attached;
 pub use census::{Census, Translated};
 pub use cgroup::{cgroup_root, is_initial_network};
-pub use destroy::{Endable, Ended};
+pub use destroy::{Endable, EndedSockets};
 pub use error::{Error, passes};
 pub use frontends::Frontends;
 pub use links::Links;

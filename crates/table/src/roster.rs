@@ -38,7 +38,7 @@ impl Roster {
     }
 
     /// Makes the current ones stand for these addresses of a service port, which are sorted, one by one. Those that stay are the
-    /// same. Returns those that are gone, for [`Roster::let_go`].
+    /// same. Returns those that are gone, for [`Roster::retire`].
     pub(crate) fn take_over(
         &mut self,
         port: &Arc<ServicePortName>,
@@ -60,7 +60,7 @@ impl Roster {
     }
 
     /// Has endpoints not serve any more, whose numbers still count.
-    pub(crate) fn let_go(&mut self, gone: Vec<Arc<Upstream>>) {
+    pub(crate) fn retire(&mut self, gone: Vec<Arc<Upstream>>) {
         gone.iter().for_each(|upstream| upstream.set_condition(Condition::default()));
         self.leaving.extend(gone);
         self.settle();
@@ -93,7 +93,7 @@ mod tests {
 
     fn change(roster: &mut Roster, ports: &[u16]) {
         let gone = roster.take_over(&test_port(), addresses(ports).into_iter());
-        roster.let_go(gone);
+        roster.retire(gone);
     }
 
     #[test]

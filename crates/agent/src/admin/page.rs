@@ -21,7 +21,7 @@ use hyper::{Method, Request, Response, StatusCode};
 pub use access::StatusPage;
 
 use super::server::{Inside, Refusal};
-use crate::apart::Apart;
+use crate::task_pool::TaskPool;
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -50,12 +50,12 @@ pub(crate) struct Page {
     inside: Arc<Inside>,
     setting: StatusPage,
     /// Answers are put together one after the other, however many look on.
-    place: Apart,
+    place: TaskPool,
 }
 
 impl Page {
     pub(crate) fn new(inside: Arc<Inside>, setting: StatusPage) -> Self {
-        Self { inside, setting, place: Apart::new(1) }
+        Self { inside, setting, place: TaskPool::new(1) }
     }
 
     /// The answer to a request, if it is for the page.

@@ -20,12 +20,12 @@ use tracing::{info, warn};
 use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
-use crate::apart::Apart;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::health_checks;
 use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::proxy::Observer;
+use crate::task_pool::TaskPool;
 
 /// Connections at a time. An answer about 10,000 Services has tens of megabytes.
 const CONNECTIONS: usize = 8;
@@ -46,9 +46,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 #[derive(Debug, Clone)]
 struct Places {
     /// What probes ask: the node's other answers, however large, are not in its way.
-    status: Apart,
+    status: TaskPool,
     /// All else.
-    other: Apart,
+    other: TaskPool,
 }
 
 /// What can be looked at.
@@ -107,7 +107,7 @@ impl Drop for Admin {
 /// Has a socket at the path whenever no other agent has one.
 async fn keep(path: PathBuf, inside: Arc<Inside>) -> Infallible {
     let connections = Connections::new(CONNECTIONS);
-    let places = Places { status: Apart::new(1), other: Apart::new(1) };
+    let places = Places { status: TaskPool::new(1), other: TaskPool::new(1) };
     let mut has_complained = false;
     loop {
         match AdminSocket::bind(&path) {
@@ -201,7 +201,7 @@ async fn find(inside: Arc<Inside>, places: &Places, request: &Request<Incoming>)
 }
 
 async fn find_in(
-    place: &Apart,
+    place: &TaskPool,
     find: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send + 'static,
 ) -> Result<Vec<u8>, Refusal> {
     let found = place.run_blocking(find).await;

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sluice_model::Protocol;
-use sluice_socket::{Census, Endable, Ended, Translated};
+use sluice_socket::{Census, Endable, EndedSockets, Translated};
 use sluice_table::{FrontendKey, Reader, ServicePort, Table};
 use tracing::{info, warn};
 
@@ -134,7 +134,7 @@ impl Serving {
 /// Looking at all sockets.
 trait Look {
     /// Ends what is to be ended.
-    fn end_stale(&mut self) -> io::Result<Ended>;
+    fn end_stale(&mut self) -> io::Result<EndedSockets>;
 
     /// Some of pods' cannot be: has no more of them be decided about.
     fn leave_pods(&mut self);
@@ -150,7 +150,7 @@ struct InKernel {
 }
 
 impl Look for InKernel {
-    fn end_stale(&mut self) -> io::Result<Ended> {
+    fn end_stale(&mut self) -> io::Result<EndedSockets> {
         let mut serving = Serving::default();
         self.census.end_datagram_sockets(|socket| !serving.has(&mut self.table, socket))
     }
@@ -232,11 +232,11 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
 }
 
 /// Counts what came of a look; what is wrong, with what helps.
-fn judge(done: io::Result<Ended>, swept: &Swept) -> Option<String> {
+fn judge(done: io::Result<EndedSockets>, swept: &Swept) -> Option<String> {
     let trouble = match done {
         Err(error) => Some(format!("the kernel does not list sockets ({error})")),
         Ok(done) => {
-            let Ended { ended, .. } = done;
+            let EndedSockets { ended, .. } = done;
             if ended > 0 {
                 swept.ended.fetch_add(ended as u64, Ordering::Relaxed);
                 info!(sockets = ended, "connected UDP sockets were ended, as their endpoints are gone");
@@ -264,11 +264,11 @@ mod tests {
         taken: &'a AtomicU64,
     }
 
-    impl<A: Iterator<Item = io::Result<Ended>>> Look for Told<'_, A> {
-        fn end_stale(&mut self) -> io::Result<Ended> {
+    impl<A: Iterator<Item = io::Result<EndedSockets>>> Look for Told<'_, A> {
+        fn end_stale(&mut self) -> io::Result<EndedSockets> {
             // Whoever has seen enough is not waited for.
             let _ = self.looks.send(());
-            self.answers.next().unwrap_or(Ok(Ended::default()))
+            self.answers.next().unwrap_or(Ok(EndedSockets::default()))
         }
 
         fn leave_pods(&mut self) {
@@ -290,8 +290,8 @@ mod tests {
         std::thread::scope(|scope| {
             let answers = [
                 Err(io::ErrorKind::OutOfMemory.into()),
-                Ok(Ended { ended: 2, refused: 1, ..Ended::default() }),
-                Ok(Ended { ended: 1, ..Ended::default() }),
+                Ok(EndedSockets { ended: 2, refused: 1, ..EndedSockets::default() }),
+                Ok(EndedSockets { ended: 1, ..EndedSockets::default() }),
             ]
             .into_iter();
             let (swept, left, taken) = (&swept, &left, &taken);
@@ -317,7 +317,8 @@ mod tests {
         let (looks, looked) = sync_channel(0);
         let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
-            let answers = std::iter::repeat_with(|| Ok(Ended { missed: 1, ..Ended::default() })).take(3);
+            let answers =
+                std::iter::repeat_with(|| Ok(EndedSockets { missed: 1, ..EndedSockets::default() })).take(3);
             let (swept, left, taken) = (&swept, &left, &taken);
             let look = Told { answers, looks, left, taken };
             scope.spawn(move || follow(&woken, QUICK, swept, look));
@@ -334,10 +335,10 @@ mod tests {
         let (wake, woken) = sync_channel(1);
         let (looks, looked) = sync_channel(0);
         let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
-        let stays = || Ok(Ended { unreached: 1, ..Ended::default() });
+        let stays = || Ok(EndedSockets { unreached: 1, ..EndedSockets::default() });
         let counts = || [&left, &taken].map(|count| count.load(Ordering::Relaxed));
         std::thread::scope(|scope| {
-            let answers = [stays(), stays(), stays(), Ok(Ended::default())].into_iter();
+            let answers = [stays(), stays(), stays(), Ok(EndedSockets::default())].into_iter();
             let look = Told { answers, looks, left: &left, taken: &taken };
             let pace = Pace { absence: Duration::from_millis(2), ..QUICK };
             let swept = &swept;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use sluice_dataplane::{Listeners, Permit};
-use sluice_model::{Family, ObjectName};
+use sluice_model::{Family, ObjectName, mend_of_shortage};
 use sluice_table::HealthCheck;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -277,7 +277,9 @@ fn mend(reason: Option<i32>) -> &'static str {
         Some(Errno::ADDRINUSE) => "another process listens there (kube-proxy?); stop it. It is tried again",
         Some(Errno::ADDRNOTAVAIL) => "the address is not on an interface of this node. It is tried again",
         Some(Errno::ACCESS) => "the port is privileged; run with CAP_NET_BIND_SERVICE. It is tried again",
-        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
-        _ => "it is tried again",
+        _ => reason
+            .map(io::Error::from_raw_os_error)
+            .and_then(|error| mend_of_shortage(&error))
+            .unwrap_or("it is tried again"),
     }
 }

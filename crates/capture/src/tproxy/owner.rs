@@ -39,7 +39,7 @@ const ELEMENT: (u16, u16) = (1, 1);
 /// NFPROTO_INET.
 const FAMILY: u8 = 1;
 
-/// How long a predecessor may take to close its doors. Until then both serve what either knows.
+/// How long a predecessor may take to close its listeners. Until then both serve what either knows.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether it has.
@@ -56,7 +56,7 @@ struct Sign {
     _socket: Netlink,
 }
 
-/// Whether this agent is the owner, or another one has taken its place; for whoever has the doors to go by.
+/// Whether this agent is the owner, or another one has taken its place; for whoever has the listeners to go by.
 #[derive(Debug, Default)]
 pub struct Tenure(Mutex<State>);
 
@@ -116,7 +116,7 @@ impl Tenure {
     }
 
     /// This agent takes no new connections: its successor, if it has one, need not wait for that any longer.
-    pub fn let_go(&self) {
+    pub fn release(&self) {
         let mut state = self.state();
         if state.is_replaced {
             state.sign = None;
@@ -345,11 +345,11 @@ mod tests {
         let sign = Sign::make().unwrap();
         let agent = sign.agent;
         tenure.state().sign = Some(sign);
-        tenure.let_go();
+        tenure.release();
         assert!(agent.is_alive() && !tenure.is_replaced());
         tenure.state().is_replaced = true;
-        assert!(agent.is_alive(), "its doors may be open");
-        tenure.let_go();
+        assert!(agent.is_alive(), "its listeners may be open");
+        tenure.release();
         assert!(is_gone(agent));
     }
 }

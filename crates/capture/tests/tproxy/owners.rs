@@ -29,11 +29,11 @@ fn knowing(config: Config, states: &[FrontendState]) -> Tproxy {
     tproxy
 }
 
-/// What is in the place of its doors: closes them when it is to.
+/// What is in the place of its listeners: closes them when it is to.
 fn close_doors(tproxy: &Tproxy) {
     let tenure = tproxy.tenure();
     if tenure.is_replaced() {
-        tenure.let_go();
+        tenure.release();
     }
 }
 

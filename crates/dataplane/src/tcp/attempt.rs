@@ -10,7 +10,7 @@ use super::connect::Failure;
 use super::exhausted::Path;
 use super::peer::Peer;
 use super::socket::{self, Search};
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::core::Core;
 use crate::token::{SlotId, Source};
 use crate::transparent::Local;
@@ -19,7 +19,7 @@ use crate::transparent::Local;
 /// this node answer within connect(2). `search`: for how long a port is looked for, now and the next time.
 pub(super) fn start(
     id: SlotId,
-    (client, sharer): (SocketAddr, Sharer),
+    (client, client_key): (SocketAddr, ClientKey),
     upstream: &Upstream,
     local: Local,
     search: &mut Search,
@@ -34,7 +34,7 @@ pub(super) fn start(
     if is_exhausted && path.from.is_none() {
         return Err(Failure::KnownNoPort);
     }
-    if path.from.is_none() && !core.port_shares.admits(endpoint, sharer) {
+    if path.from.is_none() && !core.port_shares.admits(endpoint, client_key) {
         say_no_port(endpoint, "a client has its share of them (--client-share)", core);
         return Err(Failure::OverPortShare);
     }

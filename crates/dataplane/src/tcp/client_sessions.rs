@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 
-use crate::client::Sharer;
+use crate::client::ClientKey;
 
 /// The sessions of one worker, by client.
 #[derive(Debug)]
 pub(crate) struct ClientSessions {
     /// None of zero: what is kept is bounded by the sessions.
-    counts: HashMap<Sharer, usize, foldhash::fast::RandomState>,
+    counts: HashMap<ClientKey, usize, foldhash::fast::RandomState>,
     /// In a hundred of what there is to have.
     share: usize,
     /// The kernel spreads a client's connections over all workers: each has seen one part in so many.
@@ -27,27 +27,27 @@ impl ClientSessions {
     }
 
     /// Whether a client may have one more session, while `free` more could be opened by anybody.
-    pub(crate) fn admits(&self, client: Sharer, free: usize) -> bool {
+    pub(crate) fn admits(&self, client: ClientKey, free: usize) -> bool {
         let Some(count) = self.counts.get(&client) else { return true };
         let others = 100_usize.saturating_sub(self.share);
         count.saturating_mul(self.workers).saturating_mul(others) <= free.saturating_mul(self.share)
     }
 
     /// How many sessions a client has on this worker.
-    pub(crate) fn count(&self, client: Sharer) -> usize {
+    pub(crate) fn count(&self, client: ClientKey) -> usize {
         self.counts.get(&client).copied().unwrap_or(0)
     }
 
     /// Who has most sessions on this worker, and how many: looks at all of them.
-    pub(crate) fn largest(&self) -> Option<(Sharer, usize)> {
+    pub(crate) fn largest(&self) -> Option<(ClientKey, usize)> {
         self.counts.iter().max_by_key(|(_, count)| **count).map(|(&client, &count)| (client, count))
     }
 
-    pub(crate) fn add(&mut self, client: Sharer) {
+    pub(crate) fn add(&mut self, client: ClientKey) {
         *self.counts.entry(client).or_default() += 1;
     }
 
-    pub(crate) fn remove(&mut self, client: Sharer) {
+    pub(crate) fn remove(&mut self, client: ClientKey) {
         if let Some(count) = self.counts.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
@@ -61,8 +61,8 @@ impl ClientSessions {
 mod tests {
     use super::*;
 
-    fn client(number: u8) -> Sharer {
-        Sharer::Address([10, 244, 0, number].into())
+    fn client(number: u8) -> ClientKey {
+        ClientKey::Address([10, 244, 0, number].into())
     }
 
     /// Lets clients take all that they can get of `room` sessions, one after the other, and lists what each has.

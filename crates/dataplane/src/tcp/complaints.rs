@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::client_sessions::ClientSessions;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::throttle::OnceAMinute;
 
 /// Those of one worker.
@@ -15,7 +15,7 @@ pub(crate) struct Complaints {
 
 impl Complaints {
     /// A client is turned away because it has too many sessions.
-    pub(crate) fn over_share(&mut self, client: Sharer, clients: &ClientSessions, now: Instant) {
+    pub(crate) fn over_share(&mut self, client: ClientKey, clients: &ClientSessions, now: Instant) {
         if self.over_share.admit(now) {
             let sessions = clients.count(client);
             tracing::warn!(

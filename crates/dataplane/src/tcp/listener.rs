@@ -8,7 +8,7 @@ use mio::net::TcpStream;
 use rustix::io::Errno;
 use sluice_sys::tcp::refuse_new_connections;
 
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::drops::DropsCounted;
 
 /// A listening socket of one worker.
@@ -17,7 +17,7 @@ pub(crate) struct Listener {
     socket: mio::net::TcpListener,
     /// The address it listens on.
     address: SocketAddr,
-    door: Door,
+    kind: ListenerKind,
     drops: DropsCounted,
     /// It waits for a turn; an event in the meantime needs none of its own.
     pub(crate) is_queued: bool,
@@ -42,11 +42,11 @@ pub(crate) enum Accepted {
 }
 
 impl Listener {
-    pub(crate) fn new(socket: TcpListener, door: Door) -> io::Result<Self> {
+    pub(crate) fn new(socket: TcpListener, kind: ListenerKind) -> io::Result<Self> {
         let address = socket.local_addr()?;
         let socket = mio::net::TcpListener::from_std(socket);
         let drops = DropsCounted::default();
-        Ok(Self { socket, address, door, drops, is_queued: false, is_reported: false })
+        Ok(Self { socket, address, kind, drops, is_queued: false, is_reported: false })
     }
 
     pub(crate) fn source(&mut self) -> &mut mio::net::TcpListener {
@@ -59,25 +59,25 @@ impl Listener {
     }
 
     /// How its clients get here.
-    pub(crate) fn door(&self) -> Door {
-        self.door
+    pub(crate) fn kind(&self) -> ListenerKind {
+        self.kind
     }
 
     /// The address that the client of an accepted connection connects to: a captured connection has it
     /// as its local address.
     pub(crate) fn frontend_of(&self, stream: &TcpStream) -> io::Result<SocketAddr> {
-        match self.door {
-            Door::Bound => Ok(self.address),
-            Door::Captured(_) => stream.local_addr(),
+        match self.kind {
+            ListenerKind::Bound => Ok(self.address),
+            ListenerKind::Captured(_) => stream.local_addr(),
         }
     }
 
-    /// Takes no new connections from now on, where that can be had; those that have begun are still accepted. A door's
+    /// Takes no new connections from now on, where that can be had; those that have begun are still accepted. A capturing one's
     /// are the successor's, with which it shares its address.
     pub(crate) fn refuse(&self) -> io::Result<()> {
-        match self.door {
-            Door::Bound => refuse_new_connections(self.socket.as_fd()),
-            Door::Captured(_) => Ok(()),
+        match self.kind {
+            ListenerKind::Bound => refuse_new_connections(self.socket.as_fd()),
+            ListenerKind::Captured(_) => Ok(()),
         }
     }
 
@@ -140,7 +140,7 @@ mod tests {
     fn a_listener_that_was_shut_down_is_broken_and_says_so() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
-        let listener = Listener::new(socket, Door::Bound).unwrap();
+        let listener = Listener::new(socket, ListenerKind::Bound).unwrap();
         assert!(matches!(listener.accept(), Accepted::Broken(_)));
     }
 }

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::client::Sharer;
+use crate::client::ClientKey;
 
 /// Those of one worker.
 #[derive(Debug)]
 pub(crate) struct PortShares {
     /// None of zero, here and below: what is kept is bounded by the sessions.
     held: HashMap<SocketAddr, usize, foldhash::fast::RandomState>,
-    of_clients: HashMap<(SocketAddr, Sharer), usize, foldhash::fast::RandomState>,
+    of_clients: HashMap<(SocketAddr, ClientKey), usize, foldhash::fast::RandomState>,
     /// In a hundred of what there is to have.
     share: usize,
     /// What this worker may count on towards one endpoint: the kernel spreads connections over all workers.
@@ -33,7 +33,7 @@ impl PortShares {
     }
 
     /// Whether a client may have one more connection to an endpoint.
-    pub(crate) fn admits(&self, endpoint: SocketAddr, client: Sharer) -> bool {
+    pub(crate) fn admits(&self, endpoint: SocketAddr, client: ClientKey) -> bool {
         let Some(count) = self.of_clients.get(&(endpoint, client)) else { return true };
         let held = self.held.get(&endpoint).copied().unwrap_or(0);
         let free = self.ports.saturating_sub(held);
@@ -42,17 +42,17 @@ impl PortShares {
     }
 
     /// Who has most connections to an endpoint, and how many: looks at all of them.
-    pub(crate) fn largest(&self, endpoint: SocketAddr) -> Option<(Sharer, usize)> {
+    pub(crate) fn largest(&self, endpoint: SocketAddr) -> Option<(ClientKey, usize)> {
         let of_endpoint = self.of_clients.iter().filter(|((other, _), _)| *other == endpoint);
         of_endpoint.max_by_key(|(_, count)| **count).map(|((_, client), count)| (*client, *count))
     }
 
-    pub(crate) fn add(&mut self, endpoint: SocketAddr, client: Sharer) {
+    pub(crate) fn add(&mut self, endpoint: SocketAddr, client: ClientKey) {
         *self.held.entry(endpoint).or_default() += 1;
         *self.of_clients.entry((endpoint, client)).or_default() += 1;
     }
 
-    pub(crate) fn remove(&mut self, endpoint: SocketAddr, client: Sharer) {
+    pub(crate) fn remove(&mut self, endpoint: SocketAddr, client: ClientKey) {
         take_one(&mut self.held, endpoint);
         take_one(&mut self.of_clients, (endpoint, client));
     }
@@ -71,8 +71,8 @@ fn take_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize, foldhash::fa
 mod tests {
     use super::*;
 
-    fn client(number: u8) -> Sharer {
-        Sharer::Address([192, 0, 2, number].into())
+    fn client(number: u8) -> ClientKey {
+        ClientKey::Address([192, 0, 2, number].into())
     }
 
     fn endpoint(number: u8) -> SocketAddr {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     /// Opens connections for as long as the client may.
-    fn open_all(shares: &mut PortShares, endpoint: SocketAddr, client: Sharer) -> usize {
+    fn open_all(shares: &mut PortShares, endpoint: SocketAddr, client: ClientKey) -> usize {
         let mut opened = 0;
         while opened < 10_000 && shares.admits(endpoint, client) {
             shares.add(endpoint, client);

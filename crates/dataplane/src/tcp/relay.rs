@@ -21,7 +21,7 @@ use super::pipe::PipePool;
 use super::session::{Context, Session, Side, Step};
 use super::socket::{self, BACKLOG, Ending};
 use crate::Config;
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::connection::{Connection, PART};
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
@@ -76,8 +76,13 @@ impl TcpRelay {
     }
 
     /// Starts to accept on a socket.
-    pub(crate) fn listen(&mut self, socket: TcpListener, door: Door, core: &mut Core) -> io::Result<()> {
-        let listener = Listener::new(socket, door)?;
+    pub(crate) fn listen(
+        &mut self,
+        socket: TcpListener,
+        kind: ListenerKind,
+        core: &mut Core,
+    ) -> io::Result<()> {
+        let listener = Listener::new(socket, kind)?;
         let id = self.listeners.insert_with(|_| listener);
         let Some(listener) = self.listeners.get_mut(id) else { return Ok(()) };
         let registered =
@@ -225,10 +230,10 @@ impl TcpRelay {
             let Some(listener) = self.listeners.get_mut(id) else { return false };
             match listener.accept() {
                 Accepted::Connection(stream, client) => {
-                    let (door, own) = (listener.door(), listener.address());
+                    let (kind, own) = (listener.kind(), listener.address());
                     let frontend = listener.frontend_of(&stream).ok();
-                    let frontend = frontend.filter(|frontend| !door.is_bypassed(own, *frontend));
-                    self.start(stream, client, frontend, door, core);
+                    let frontend = frontend.filter(|frontend| !kind.is_bypassed(own, *frontend));
+                    self.start(stream, client, frontend, kind, core);
                 }
                 Accepted::Aborted => {}
                 Accepted::Drained => return false,
@@ -276,7 +281,7 @@ impl TcpRelay {
         stream: TcpStream,
         address: SocketAddr,
         frontend: Option<SocketAddr>,
-        door: Door,
+        kind: ListenerKind,
         core: &mut Core,
     ) {
         core.stats.tcp_accepted.add(1);
@@ -284,10 +289,10 @@ impl TcpRelay {
             core.stats.tcp_not_captured.add(1);
             return socket::close(stream, Ending::Reset);
         };
-        let sharer = core.sharer(door, address.ip());
-        if !self.clients.admits(sharer, core.descriptors.free() / DESCRIPTORS) {
+        let client_key = core.client_key(kind, address.ip());
+        if !self.clients.admits(client_key, core.descriptors.free() / DESCRIPTORS) {
             core.stats.tcp_over_share.add(1);
-            self.complaints.over_share(sharer, &self.clients, core.now);
+            self.complaints.over_share(client_key, &self.clients, core.now);
             return socket::close(stream, Ending::Reset);
         }
         let Some(permit) = core.descriptors.take(DESCRIPTORS) else {
@@ -296,7 +301,7 @@ impl TcpRelay {
             return socket::close(stream, Ending::Reset);
         };
         let key = FrontendKey::new(frontend.ip(), frontend.port(), Protocol::Tcp);
-        let client = door.client(address.ip(), frontend.ip());
+        let client = kind.client(address.ip(), frontend.ip());
         let selection = core.reader.lookup(key).map(|route| route.select(client, core.now));
         let selection = match selection {
             Some(Ok(selection)) => selection,
@@ -312,10 +317,10 @@ impl TcpRelay {
         let trace = core.log.as_ref().and_then(|log| log.choose(frontend));
         // Others of the same batch may have taken a while.
         let (client, now) = (Peer::accepted(stream), core.refresh());
-        let new = |id| Session::new(id, client, (address, sharer), selection, trace, permit, now);
+        let new = |id| Session::new(id, client, (address, client_key), selection, trace, permit, now);
         let id = self.sessions.insert_with(new);
         core.stats.tcp_active.add(1);
-        self.clients.add(sharer);
+        self.clients.add(client_key);
         let Some(session) = self.sessions.get_mut(id) else { return };
         let step = session.begin(&mut Context { core, tools: &mut self.tools });
         self.settle(id, step, core);
@@ -335,7 +340,7 @@ impl TcpRelay {
             }
             Step::End(end) => {
                 if let Some(session) = self.sessions.remove(id) {
-                    self.clients.remove(session.sharer());
+                    self.clients.remove(session.client_key());
                     session.end(end, core);
                     core.stats.tcp_active.sub(1);
                     self.resume_accepting();

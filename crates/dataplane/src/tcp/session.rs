@@ -29,7 +29,7 @@ use super::direction::Tools;
 use super::peer::Peer;
 use super::relaying::Relaying;
 use super::socket::{self, Ending, Search};
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::connection::{Connection, ConnectionState};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::{Core, TimerOwner};
@@ -78,7 +78,7 @@ pub(crate) struct Session {
     downstream: Peer,
     /// The client's address.
     client: SocketAddr,
-    /// It counts as one with all of its network: a [`Sharer`], in one byte.
+    /// It counts as one with all of its network: a [`ClientKey`], in one byte.
     is_network: bool,
     /// It is counted among those that have a port of this node's towards the endpoint that is being asked, or is had.
     has_port: bool,
@@ -113,7 +113,7 @@ impl Session {
     pub(crate) fn new(
         id: SlotId,
         downstream: Peer,
-        (client, sharer): (SocketAddr, Sharer),
+        (client, client_key): (SocketAddr, ClientKey),
         selection: Selection,
         trace: Option<Box<Trace>>,
         permit: Permit,
@@ -121,7 +121,7 @@ impl Session {
     ) -> Self {
         let attempts = Attempts::new(selection, now);
         let state = State::Connecting(Connecting { attempts, current: None, search: Search::Thorough });
-        let (deadline, is_queued, has_port, is_network) = (None, false, false, sharer.is_network());
+        let (deadline, is_queued, has_port, is_network) = (None, false, false, client_key.is_network());
         Self {
             id,
             downstream,
@@ -138,8 +138,8 @@ impl Session {
     }
 
     /// Who the client counts as.
-    pub(crate) fn sharer(&self) -> Sharer {
-        Sharer::of(self.client.ip(), self.is_network)
+    pub(crate) fn client_key(&self) -> ClientKey {
+        ClientKey::of(self.client.ip(), self.is_network)
     }
 
     /// How it is.
@@ -305,7 +305,7 @@ impl Session {
     /// Has no port of this node's towards this endpoint any more, if it had one.
     fn leave_port(&mut self, endpoint: SocketAddr, core: &mut Core) {
         if std::mem::take(&mut self.has_port) {
-            core.port_shares.remove(endpoint, self.sharer());
+            core.port_shares.remove(endpoint, self.client_key());
         }
     }
 
@@ -344,20 +344,20 @@ impl Session {
 
     /// Starts attempts until one is under way, or none is left.
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
-        let sharer = self.sharer();
+        let client_key = self.client_key();
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let mut failure = None;
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
-            let client = (self.client, sharer);
+            let client = (self.client, client_key);
             let failed =
                 match attempt::start(self.id, client, &upstream, local, &mut connecting.search, context.core)
                 {
                     Ok(peer) => {
                         self.has_port = local.client.is_none();
                         if self.has_port {
-                            context.core.port_shares.add(upstream.address(), sharer);
+                            context.core.port_shares.add(upstream.address(), client_key);
                         }
                         context.core.stats.tcp_retries.add(connecting.attempts.has_failed().into());
                         connecting.current = Some((peer, upstream));

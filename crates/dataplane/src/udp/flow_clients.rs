@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::flow_class::{FlowQueues, Lack};
 use super::flow_limits::{FlowLimits, Shares};
 use super::flow_queue::Chain;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::token::{SlotId, Slots};
 
 /// Names a client for as long as it has flows.
@@ -14,14 +14,14 @@ pub(super) type ClientId = SlotId;
 /// A client that has flows.
 #[derive(Debug)]
 pub(super) struct FlowClient {
-    pub(super) sharer: Sharer,
+    pub(super) client_key: ClientKey,
     pub(super) queues: FlowQueues,
 }
 
 /// All of them of one worker: no more than it has flows.
 #[derive(Debug)]
 pub(super) struct FlowClients {
-    ids: HashMap<Sharer, ClientId, foldhash::fast::RandomState>,
+    ids: HashMap<ClientKey, ClientId, foldhash::fast::RandomState>,
     clients: Slots<FlowClient>,
     places: Holders,
     ports: Holders,
@@ -42,15 +42,15 @@ impl FlowClients {
     }
 
     /// This client, if it has flows.
-    pub(super) fn find(&self, sharer: Sharer) -> Option<ClientId> {
-        self.ids.get(&sharer).copied()
+    pub(super) fn find(&self, client_key: ClientKey) -> Option<ClientId> {
+        self.ids.get(&client_key).copied()
     }
 
     /// This client, which is about to have one flow more.
-    pub(super) fn found_or_new(&mut self, sharer: Sharer) -> ClientId {
+    pub(super) fn found_or_new(&mut self, client_key: ClientKey) -> ClientId {
         let clients = &mut self.clients;
-        *self.ids.entry(sharer).or_insert_with(|| {
-            clients.insert_with(|_| FlowClient { sharer, queues: FlowQueues::new(Chain::Client) })
+        *self.ids.entry(client_key).or_insert_with(|| {
+            clients.insert_with(|_| FlowClient { client_key, queues: FlowQueues::new(Chain::Client) })
         })
     }
 
@@ -71,7 +71,7 @@ impl FlowClients {
         if flows == 0
             && let Some(client) = self.clients.remove(id)
         {
-            self.ids.remove(&client.sharer);
+            self.ids.remove(&client.client_key);
         }
     }
 

@@ -16,9 +16,9 @@ use sluice_table::Origin;
 use super::flow_class::Timeouts;
 use super::flow_limits::Shares;
 use super::flow_table::{
-    Action, Cause, Ended, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
+    Action, Cause, EndedFlow, Flow, FlowCounters, FlowId, FlowKey, FlowLimits, FlowTable, Lack,
 };
-use crate::client::{Door, Sharer};
+use crate::client::{ClientKey, ListenerKind};
 
 const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
 const SEEDS: u64 = 600;
@@ -62,8 +62,8 @@ struct Simulation {
 }
 
 /// Whose a flow is: those with IPv6 addresses are outside.
-fn of(key: &FlowKey) -> Sharer {
-    Door::Captured(Origin::Outside).sharer(key.client.ip(), true)
+fn of(key: &FlowKey) -> ClientKey {
+    ListenerKind::Captured(Origin::Outside).client_key(key.client.ip(), true)
 }
 
 /// Prints the seed when the thread panics.
@@ -212,7 +212,7 @@ impl Simulation {
     }
 
     /// The flows of which one has to make room for a client's new one, and why.
-    fn victims(&self, client: Sharer, lack: Lack) -> (Vec<FlowKey>, Cause) {
+    fn victims(&self, client: ClientKey, lack: Lack) -> (Vec<FlowKey>, Cause) {
         let holders = || self.order.iter().filter(|key| self.has(key, lack));
         let count = |client| holders().filter(|key| of(key) == client).count();
         let shares = if lack == Lack::Port { self.limits.ports } else { self.limits.places };
@@ -221,8 +221,8 @@ impl Simulation {
         if count(client) > shares.share {
             return (victim_of(client).into_iter().collect(), cause(Cause::OverShare));
         }
-        let clients: BTreeSet<Sharer> = holders().map(of).collect();
-        let over: Vec<Sharer> =
+        let clients: BTreeSet<ClientKey> = holders().map(of).collect();
+        let over: Vec<ClientKey> =
             clients.iter().copied().filter(|&client| count(client) > shares.share).collect();
         if !over.is_empty() {
             return (over.into_iter().filter_map(victim_of).collect(), cause(Cause::OverShare));
@@ -266,21 +266,13 @@ impl Simulation {
     }
 
     /// The table ended a flow: the one that the model expects, with everything in it.
-    fn ended(&mut self, ended: Ended<Upstream>, expected: FlowKey, cause: Cause) {
+    fn ended(&mut self, ended: EndedFlow<Upstream>, expected: FlowKey, cause: Cause) {
         self.log(format_args!("    ended {:?}: {:?}", ended.cause, ended.id));
         assert_eq!((ended.flow.key(), ended.cause), (expected, cause));
         let flow = self.flows.remove(&expected).expect("a flow ends once");
         self.order.retain(|key| *key != expected);
         assert_eq!((ended.id, ended.flow.upstream), (flow.id, flow.upstream));
-        *match cause {
-            Cause::Idle => &mut self.counters.idle,
-            Cause::Evicted => &mut self.counters.evicted,
-            Cause::OverShare => &mut self.counters.over_share,
-            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
-            Cause::Gone => &mut self.counters.gone,
-            Cause::Closed => &mut self.counters.closed,
-            Cause::Replaced => &mut self.counters.replaced,
-        } += 1;
+        *self.counters.of_mut(cause) += 1;
     }
 
     // The steps.
@@ -376,7 +368,7 @@ impl Simulation {
     }
 
     /// One of these flows has ended, if there are any.
-    fn made_room(&mut self, ended: Option<Ended<Upstream>>, victims: &[FlowKey], cause: Cause) {
+    fn made_room(&mut self, ended: Option<EndedFlow<Upstream>>, victims: &[FlowKey], cause: Cause) {
         match ended {
             Some(ended) => {
                 let key = ended.flow.key();
@@ -506,7 +498,7 @@ impl Simulation {
         self.evict(client, lack);
     }
 
-    fn evict(&mut self, client: Sharer, lack: Lack) {
+    fn evict(&mut self, client: ClientKey, lack: Lack) {
         self.log(format_args!("{client} lacks a {lack:?}"));
         let (victims, cause) = self.victims(client, lack);
         let evicted = self.table.make_room(client, lack, self.now);

@@ -4,7 +4,7 @@
 //! A flow is one client talking to one service address ([`FlowKey`]); it sticks to the upstream that
 //! it was opened with for as long as that is valid. The worker tells what happened and when; the
 //! table answers what to do, and hands every flow that ends back, once, with the reason
-//! ([`Ended`]): whoever owns sockets closes them by dropping it.
+//! ([`EndedFlow`]): whoever owns sockets closes them by dropping it.
 //!
 //! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place, and where there is no ephemeral port left
 //!   for one, another one's port. Whose, is a matter of who has much of that ([`FlowLimits`]) and of what has passed in
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use super::flow_class::{Class, FlowQueues, STREAM_AFTER};
 use super::flow_clients::{ClientId, FlowClients};
 use super::flow_queue::{Chain, Linked, Links};
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::token::{SlotId, Slots};
 
 pub(crate) use super::flow_class::Lack;
@@ -55,13 +55,13 @@ pub(crate) enum Action<U> {
     Forward(FlowId),
     /// Decide where it leads, and call [`FlowTable::opened`] if it leads anywhere. A flow that it
     /// would have belonged to has just ended, its upstream being no longer valid.
-    Open(Option<Ended<U>>),
+    Open(Option<EndedFlow<U>>),
 }
 
 /// A flow that is no longer in the table. Dropping it drops what the worker kept for it.
 #[derive(Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped: that closes the flow's socket"))]
-pub(crate) struct Ended<U> {
+pub(crate) struct EndedFlow<U> {
     pub(crate) id: FlowId,
     pub(crate) flow: Flow<U>,
     pub(crate) cause: Cause,
@@ -154,11 +154,9 @@ impl<U> FlowTable<U> {
     ) -> Action<U> {
         let now = self.observe(now);
         let Some(&id) = self.ids.get(&key) else { return Action::Open(None) };
-        let action = match self.flows.get_mut(id) {
+        let action = match self.flows.get(id) {
             Some(entry) if valid(&entry.flow) => {
-                let was_answered = entry.flow.replies > 0;
-                entry.flow.datagrams += count;
-                self.used(id, was_answered, now);
+                self.used(id, now, |flow| flow.datagrams += count);
                 Action::Forward(id)
             }
             _ => Action::Open(self.end(id, Cause::Gone)),
@@ -167,25 +165,25 @@ impl<U> FlowTable<U> {
         action
     }
 
-    /// A flow was opened for `count` datagrams of a client, which counts as `sharer`, with an ephemeral port of the node or without. The flow
+    /// A flow was opened for `count` datagrams of a client, which counts as `client_key`, with an ephemeral port of the node or without. The flow
     /// whose place it takes is to be closed: at capacity that of [`make_room`](Self::make_room), and one with the same
     /// key if there is one.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
-        sharer: Sharer,
+        client_key: ClientKey,
         upstream: U,
         has_port: bool,
         count: u64,
         now: Instant,
-    ) -> (FlowId, Option<Ended<U>>) {
+    ) -> (FlowId, Option<EndedFlow<U>>) {
         let now = self.observe(now);
         let displaced = match self.ids.get(&key) {
             Some(&id) => self.end(id, Cause::Replaced),
-            None if self.len() >= self.capacity() => self.make_room(sharer, Lack::Place, now),
+            None if self.len() >= self.capacity() => self.make_room(client_key, Lack::Place, now),
             None => None,
         };
-        let client = self.clients.found_or_new(sharer);
+        let client = self.clients.found_or_new(client_key);
         let flow = Flow {
             key,
             opened: now,
@@ -215,16 +213,13 @@ impl<U> FlowTable<U> {
     /// returned. None: the flow has ended, and they go nowhere.
     pub(crate) fn on_replies(&mut self, id: FlowId, count: u64, now: Instant) -> Option<&mut Flow<U>> {
         let now = self.observe(now);
-        let flow = self.flow(id)?;
-        let was_answered = flow.replies > 0;
-        flow.replies += count;
-        self.used(id, was_answered, now);
+        self.used(id, now, |flow| flow.replies += count);
         self.check();
         self.flow(id)
     }
 
     /// The worker ends a flow.
-    pub(crate) fn close(&mut self, id: FlowId) -> Option<Ended<U>> {
+    pub(crate) fn close(&mut self, id: FlowId) -> Option<EndedFlow<U>> {
         let ended = self.end(id, Cause::Closed);
         self.check();
         ended
@@ -235,9 +230,14 @@ impl<U> FlowTable<U> {
     ///
     /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
     /// else who has few gives one, that client does.
-    pub(crate) fn make_room(&mut self, sharer: Sharer, lack: Lack, now: Instant) -> Option<Ended<U>> {
+    pub(crate) fn make_room(
+        &mut self,
+        client_key: ClientKey,
+        lack: Lack,
+        now: Instant,
+    ) -> Option<EndedFlow<U>> {
         let now = self.observe(now);
-        let own = self.clients.find(sharer);
+        let own = self.clients.find(client_key);
         let holders = self.clients.holders(lack);
         let over_share = holders.over_share(own);
         let large = own.filter(|&id| holders.is_large(id));
@@ -265,7 +265,12 @@ impl<U> FlowTable<U> {
     ///
     /// What is over with or without room goes first: flows that end may relieve the table so far that the shorter
     /// timeouts no longer apply.
-    pub(crate) fn expire(&mut self, now: Instant, limit: usize, ended: &mut impl FnMut(Ended<U>)) -> usize {
+    pub(crate) fn expire(
+        &mut self,
+        now: Instant,
+        limit: usize,
+        ended: &mut impl FnMut(EndedFlow<U>),
+    ) -> usize {
         let now = self.observe(now);
         let mut count = 0;
         while count < limit {
@@ -305,7 +310,7 @@ impl<U> FlowTable<U> {
         &mut self,
         limit: usize,
         valid: impl Fn(&Flow<U>) -> bool,
-        ended: &mut impl FnMut(Ended<U>),
+        ended: &mut impl FnMut(EndedFlow<U>),
     ) {
         for _ in 0..limit {
             let Some(id) = self.unswept.pop() else { break };
@@ -324,8 +329,8 @@ impl<U> FlowTable<U> {
     }
 
     /// Whose a flow is.
-    pub(crate) fn sharer(&self, id: FlowId) -> Option<Sharer> {
-        Some(self.clients.get(self.flows.get(id)?.client)?.sharer)
+    pub(crate) fn client_key(&self, id: FlowId) -> Option<ClientKey> {
+        Some(self.clients.get(self.flows.get(id)?.client)?.client_key)
     }
 
     /// Shows flows, some from a slot on; where to go on, if there may be more.
@@ -344,9 +349,9 @@ impl<U> FlowTable<U> {
     }
 
     /// The client that has most of what is lacking, and how much, if it is large.
-    pub(crate) fn largest(&self, lack: Lack) -> Option<(Sharer, usize)> {
+    pub(crate) fn largest(&self, lack: Lack) -> Option<(ClientKey, usize)> {
         let (id, count) = self.clients.holders(lack).largest()?;
-        Some((self.clients.get(id)?.sharer, count))
+        Some((self.clients.get(id)?.client_key, count))
     }
 
     /// How many flows there may be.
@@ -372,11 +377,13 @@ impl<U> FlowTable<U> {
         self.uses
     }
 
-    /// Makes a flow the most recently used, in the queues that it belongs to by now. `was_answered`: before this use.
-    fn used(&mut self, id: FlowId, was_answered: bool, now: Instant) {
+    /// Counts a use of a flow, which makes it the most recently used, in the queues that it belongs to by now.
+    fn used(&mut self, id: FlowId, now: Instant, count: impl FnOnce(&mut Flow<U>)) {
         let number = self.next_use();
         let Some(entry) = self.flows.get_mut(id) else { return };
         let flow = &mut entry.flow;
+        let was_answered = flow.replies > 0;
+        count(flow);
         flow.is_stream |= was_answered && now.saturating_duration_since(flow.opened) >= STREAM_AFTER;
         flow.last_used = now;
         entry.used = number;
@@ -390,7 +397,7 @@ impl<U> FlowTable<U> {
     }
 
     /// Takes a flow out.
-    fn end(&mut self, id: FlowId, cause: Cause) -> Option<Ended<U>> {
+    fn end(&mut self, id: FlowId, cause: Cause) -> Option<EndedFlow<U>> {
         let entry = self.flows.get(id)?;
         let (class, client, has_port) = (entry.class, entry.client, entry.flow.has_port);
         self.queues.of_mut(has_port).remove(class, &mut self.flows, id);
@@ -400,17 +407,8 @@ impl<U> FlowTable<U> {
         self.clients.changed(client);
         let flow = self.flows.remove(id)?.flow;
         self.ids.remove(&flow.key);
-        let counter = match cause {
-            Cause::Idle => &mut self.counters.idle,
-            Cause::Evicted => &mut self.counters.evicted,
-            Cause::OverShare => &mut self.counters.over_share,
-            Cause::EvictedForPort => &mut self.counters.evicted_for_port,
-            Cause::Gone => &mut self.counters.gone,
-            Cause::Closed => &mut self.counters.closed,
-            Cause::Replaced => &mut self.counters.replaced,
-        };
-        *counter += 1;
-        Some(Ended { id, flow, cause })
+        *self.counters.of_mut(cause) += 1;
+        Some(EndedFlow { id, flow, cause })
     }
 
     /// The flow whose time is over by `now`, if there is one.
@@ -471,6 +469,19 @@ impl<U> Flow<U> {
 }
 
 impl FlowCounters {
+    /// How many have ended for a reason.
+    pub(crate) fn of_mut(&mut self, cause: Cause) -> &mut u64 {
+        match cause {
+            Cause::Idle => &mut self.idle,
+            Cause::Evicted => &mut self.evicted,
+            Cause::OverShare => &mut self.over_share,
+            Cause::EvictedForPort => &mut self.evicted_for_port,
+            Cause::Gone => &mut self.gone,
+            Cause::Closed => &mut self.closed,
+            Cause::Replaced => &mut self.replaced,
+        }
+    }
+
     /// Flows that are no more.
     pub(crate) fn ended(self) -> u64 {
         self.idle

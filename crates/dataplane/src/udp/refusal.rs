@@ -7,10 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use sluice_model::mend_of_shortage;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::flow_table::FlowKey;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::transparent::{Marks, make_transparent};
 
 /// How many of them a worker sends in a second, like the kernel's `net.ipv4.icmp_msgs_per_sec` of all. Each answers a
@@ -36,7 +37,13 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Tells a flow's client. Whether it could be told. Without marks nothing is captured, and the service address is this
     /// node's own.
-    pub(super) fn send(&mut self, key: FlowKey, client: Sharer, marks: Option<Marks>, now: Instant) -> bool {
+    pub(super) fn send(
+        &mut self,
+        key: FlowKey,
+        client: ClientKey,
+        marks: Option<Marks>,
+        now: Instant,
+    ) -> bool {
         // Which of its addresses the client has used is not known.
         if key.destination.ip().is_unspecified() || !self.rate.take(client, now) {
             return false;
@@ -72,12 +79,12 @@ struct Rate {
     began: Option<Instant>,
     sent: u32,
     /// No more than were sent.
-    to: HashMap<Sharer, u32, foldhash::fast::RandomState>,
+    to: HashMap<ClientKey, u32, foldhash::fast::RandomState>,
 }
 
 impl Rate {
     /// Takes one for a client, if there is one left for it.
-    fn take(&mut self, client: Sharer, now: Instant) -> bool {
+    fn take(&mut self, client: ClientKey, now: Instant) -> bool {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
             (self.began, self.sent) = (Some(now), 0);
             self.to.clear();
@@ -113,11 +120,8 @@ fn mend(step: Step, error: &io::Error) -> &'static str {
         (Step::Send, Some(Errno::PERM | Errno::ACCESS)) => {
             "a firewall of this node drops ICMP messages that leave it"
         }
-        (_, Some(Errno::MFILE)) => "raise the agent's limit on open files (ulimit -n)",
-        (_, Some(Errno::NFILE)) => "raise the node's limit on open files (fs.file-max)",
-        (_, Some(Errno::NOBUFS | Errno::NOMEM)) => "the node, or the agent's cgroup, needs more memory",
         (Step::Send, Some(Errno::NETUNREACH | Errno::HOSTUNREACH)) => "this node has no route to the client",
-        _ => "see raw(7) and ip(7) for the error",
+        _ => mend_of_shortage(error).unwrap_or("see raw(7) and ip(7) for the error"),
     }
 }
 
@@ -212,7 +216,7 @@ mod tests {
     fn not_more_are_sent_in_a_second_than_may_be() {
         let mut rate = Rate::default();
         let now = Instant::now();
-        let client = |n: u32| Sharer::Address((0x0af4_0000 + n).to_be_bytes().into());
+        let client = |n: u32| ClientKey::Address((0x0af4_0000 + n).to_be_bytes().into());
         assert_eq!((0..5_000).filter(|&n| rate.take(client(n), now)).count(), 1_000);
         assert!(!rate.take(client(0), now + Duration::from_millis(999)));
         assert_eq!(rate.to.len(), 1_000, "no more are remembered than were told");
@@ -224,7 +228,7 @@ mod tests {
     fn a_client_that_asks_again_and_again_leaves_refusals_to_others() {
         let mut rate = Rate::default();
         let now = Instant::now();
-        let [greedy, other] = ["10.244.0.1", "10.244.0.2"].map(|ip| Sharer::Address(ip.parse().unwrap()));
+        let [greedy, other] = ["10.244.0.1", "10.244.0.2"].map(|ip| ClientKey::Address(ip.parse().unwrap()));
         assert_eq!((0..5_000).filter(|_| rate.take(greedy, now)).count(), 100);
         assert!(rate.take(other, now));
         assert!(rate.take(greedy, now + Duration::from_secs(1)));

@@ -30,7 +30,7 @@ use super::refusal::Refusals;
 use super::replies::{ReplySocket, ReplySockets};
 use super::socket;
 use super::waiting::{self, Waiting};
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::connection::{Connection, ConnectionState, PART};
 use crate::connection_log::Trace;
 use crate::core::{Core, TimerOwner};
@@ -88,9 +88,9 @@ struct State {
     budget: Budget,
     refusals: Refusals,
     groups: Groups,
-    /// What is to have flows, and the socket and the door it came by.
-    waiting: Waiting<(SlotId, Door)>,
-    /// Flows opened in this turn of the loop.
+    /// What is to have flows, and the socket and the kind of listener it came by.
+    waiting: Waiting<(SlotId, ListenerKind)>,
+    /// Flows opened in this turn of the loop, or tried to be.
     opened: usize,
     says: Says,
 }
@@ -130,7 +130,7 @@ impl Budget {
 struct Frontend {
     socket: mio::net::UdpSocket,
     address: SocketAddr,
-    door: Door,
+    kind: ListenerKind,
     drops: DropsCounted,
     joining: Joining,
     /// It waits for a turn; an event in the meantime needs none of its own.
@@ -215,12 +215,17 @@ impl UdpRelay {
     }
 
     /// Starts to serve a socket.
-    pub(crate) fn listen(&mut self, socket: UdpSocket, door: Door, core: &mut Core) -> io::Result<()> {
+    pub(crate) fn listen(
+        &mut self,
+        socket: UdpSocket,
+        kind: ListenerKind,
+        core: &mut Core,
+    ) -> io::Result<()> {
         let address = socket.local_addr()?;
         let socket = mio::net::UdpSocket::from_std(socket);
         let drops = DropsCounted::default();
         let joining = Joining::default();
-        let frontend = Frontend { socket, address, door, drops, joining, is_queued: false, closes: None };
+        let frontend = Frontend { socket, address, kind, drops, joining, is_queued: false, closes: None };
         let id = self.state.frontends.insert_with(|_| frontend);
         let Some(frontend) = self.state.frontends.get_mut(id) else { return Ok(()) };
         let token = Source::UdpSocket(id).token();
@@ -253,7 +258,7 @@ impl UdpRelay {
     }
 
     /// Takes nothing new: what clients have sent so far goes on to endpoints, and what they answer goes back.
-    pub(crate) fn let_go(&mut self, core: &mut Core) {
+    pub(crate) fn stop_accepting(&mut self, core: &mut Core) {
         for id in self.state.frontends.ids() {
             if let Some(frontend) = self.state.frontends.get_mut(id)
                 && frontend.closes.is_none()
@@ -262,7 +267,7 @@ impl UdpRelay {
                     tracing::debug!(%error, "what clients send until a UDP socket is closed may be lost");
                 }
                 // Replies leave by one that is its frontend's own.
-                if let Door::Captured(_) = frontend.door {
+                if let ListenerKind::Captured(_) = frontend.kind {
                     frontend.closes = Some(core.now + LAST_DATAGRAMS);
                     self.closing += 1;
                 }
@@ -371,9 +376,10 @@ impl UdpRelay {
             if flow.upstream.is_queued {
                 return;
             }
+            let client = flow.key().client;
             match flow.upstream.socket.recv(&mut self.received) {
                 Ok(_) => {
-                    self.state.return_replies(id, &self.received, core);
+                    self.state.return_replies((id, client), &self.received, core);
                     if !self.received.is_full() {
                         return;
                     }

@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
+use sluice_model::mend_of_shortage;
 use sluice_sys::udp::Joining;
 
 use super::socket;
@@ -158,10 +159,7 @@ fn mend(error: &io::Error) -> &'static str {
         }
         Some(Errno::ACCESS) => "the port is privileged: give the agent CAP_NET_BIND_SERVICE",
         Some(Errno::PERM) => "give the agent CAP_NET_ADMIN",
-        Some(Errno::MFILE) => "raise the agent's limit on open files (ulimit -n)",
-        Some(Errno::NFILE) => "raise the node's limit on open files (fs.file-max)",
-        Some(Errno::NOBUFS | Errno::NOMEM) => "the node, or the agent's cgroup, needs more memory",
-        _ => "see bind(2) and ip(7) for the error",
+        _ => mend_of_shortage(error).unwrap_or("see bind(2) and ip(7) for the error"),
     }
 }
 

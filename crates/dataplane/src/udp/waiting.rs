@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use sluice_sys::udp::{BATCH, Payload};
 
 use super::flow_table::FlowKey;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 
 /// How much may wait: as much as the kernel holds for a socket of clients, so that a burst that it has room for is not
 /// lost here.
@@ -38,11 +38,11 @@ const KEPT: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Waiting<F> {
     flows: HashMap<FlowKey, WaitingFlow<F>, foldhash::fast::RandomState>,
-    clients: HashMap<Sharer, Line, foldhash::fast::RandomState>,
+    clients: HashMap<ClientKey, Line, foldhash::fast::RandomState>,
     /// Whose turn it is. Each client that has a line is in here once.
-    turns: VecDeque<Sharer>,
+    turns: VecDeque<ClientKey>,
     /// Clients by what their datagrams count for.
-    by_size: BTreeSet<(usize, Sharer)>,
+    by_size: BTreeSet<(usize, ClientKey)>,
     size: usize,
     limit: usize,
 }
@@ -51,7 +51,7 @@ pub(crate) struct Waiting<F> {
 #[derive(Debug)]
 struct WaitingFlow<F> {
     /// In whose line it is.
-    client: Sharer,
+    client: ClientKey,
     from: F,
     /// At least one, in the order of their arrival.
     datagrams: VecDeque<Parcel>,
@@ -85,7 +85,7 @@ pub(crate) struct Served<F> {
 /// What was lost: datagrams of a client; those of a train count one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lost {
-    pub(crate) client: Sharer,
+    pub(crate) client: ClientKey,
     pub(crate) datagrams: u64,
 }
 
@@ -135,7 +135,7 @@ impl<F: Copy> Waiting<F> {
     }
 
     /// Whether a client waits for a flow: further ones belong behind it.
-    pub(crate) fn has_client(&self, client: Sharer) -> bool {
+    pub(crate) fn has_client(&self, client: ClientKey) -> bool {
         !self.is_empty() && self.clients.contains_key(&client)
     }
 
@@ -144,7 +144,7 @@ impl<F: Copy> Waiting<F> {
     pub(crate) fn push(
         &mut self,
         key: FlowKey,
-        client: Sharer,
+        client: ClientKey,
         from: F,
         payload: Payload<'_>,
         now: Instant,
@@ -192,7 +192,7 @@ impl<F: Copy> Waiting<F> {
         served
     }
 
-    fn next_of(&mut self, client: Sharer, now: Instant, lost: &mut impl FnMut(Lost)) -> Option<Served<F>> {
+    fn next_of(&mut self, client: ClientKey, now: Instant, lost: &mut impl FnMut(Lost)) -> Option<Served<F>> {
         loop {
             let line = self.clients.get_mut(&client)?;
             let key = *line.flows.front()?;
@@ -221,7 +221,7 @@ impl<F: Copy> Waiting<F> {
 
     /// Makes room for a datagram of a client: whoever has most loses what is last in its line. False if that is the
     /// datagram itself.
-    fn make_room(&mut self, client: Sharer, size: usize, lost: &mut impl FnMut(Lost)) -> bool {
+    fn make_room(&mut self, client: ClientKey, size: usize, lost: &mut impl FnMut(Lost)) -> bool {
         let own = self.clients.get(&client).map_or(0, |line| line.size);
         while self.size + size > self.limit {
             match self.by_size.last() {
@@ -232,7 +232,7 @@ impl<F: Copy> Waiting<F> {
         true
     }
 
-    fn lose_last(&mut self, client: Sharer, lost: &mut impl FnMut(Lost)) {
+    fn lose_last(&mut self, client: ClientKey, lost: &mut impl FnMut(Lost)) {
         let Some(line) = self.clients.get_mut(&client) else { return };
         let Some(&key) = line.flows.back() else { return };
         let Some(flow) = self.flows.get_mut(&key) else { return };
@@ -248,7 +248,7 @@ impl<F: Copy> Waiting<F> {
     }
 
     /// A client's datagrams count for something else.
-    fn resize(&mut self, client: Sharer, change: impl FnOnce(usize) -> usize) {
+    fn resize(&mut self, client: ClientKey, change: impl FnOnce(usize) -> usize) {
         let Some(line) = self.clients.get_mut(&client) else { return };
         let before = line.size;
         line.size = change(before);

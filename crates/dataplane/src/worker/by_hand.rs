@@ -86,7 +86,7 @@ impl World {
     ) -> SocketAddr {
         let frontend = socket.local_addr().unwrap();
         test_table::add_service(&mut self.writer, name, frontend, Protocol::Tcp, endpoints);
-        self.worker.tcp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        self.worker.tcp.listen(socket, ListenerKind::Bound, &mut self.worker.core).unwrap();
         frontend
     }
 
@@ -95,7 +95,7 @@ impl World {
         let socket = udp::socket::listen(ANY.parse().unwrap(), None).unwrap();
         let frontend = socket.local_addr().unwrap();
         test_table::add_service(&mut self.writer, name, frontend, Protocol::Udp, &[endpoint]);
-        self.worker.udp.listen(socket, Door::Bound, &mut self.worker.core).unwrap();
+        self.worker.udp.listen(socket, ListenerKind::Bound, &mut self.worker.core).unwrap();
         frontend
     }
 

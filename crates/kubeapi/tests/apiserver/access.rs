@@ -394,6 +394,36 @@ async fn a_server_that_refuses_good_credentials_is_left_for_another_one() {
 }
 
 #[tokio::test]
+async fn one_that_is_ready_for_anybody_but_refuses_credentials_is_tried_now_and_then_and_nothing_is_missed() {
+    let first = start(Apiserver::builder().plain_http()).await;
+    let second = first.replica().unwrap();
+    first.create(Resource::Services, service("a")).unwrap();
+    // Whoever is in front of it answers /readyz himself.
+    for resource in [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs] {
+        first.faults().fail(Target::resource(resource), Failure::Unauthorized, usize::MAX);
+    }
+    let timing = Timing { fail_back: Duration::from_secs(3_600), watch: Duration::from_secs(1), ..timing() };
+    for (fail_back, is_back) in [(timing.fail_back, false), (Duration::from_millis(1), true)] {
+        let watched = second.counters().borrow().requests(Verb::Watch, Resource::Services);
+        let asked = || {
+            let counters = first.counters().borrow().clone();
+            counters.requests(Verb::List, Resource::Services)
+                + counters.requests(Verb::Watch, Resource::Services)
+        };
+        let before = asked();
+        let timing = Timing { fail_back, ..timing.clone() };
+        let masters = vec![first.url(), second.url()];
+        let mut followed = Followed::new(Config { masters, timing, ..config(&first) });
+        followed.until_like(&second).await;
+        until(&second, |counters| counters.requests(Verb::Watch, Resource::Services) > watched + 3).await;
+        second.create(Resource::Services, service(if is_back { "c" } else { "b" })).unwrap();
+        followed.until_like(&second).await;
+        let asked = asked() - before;
+        assert_eq!(asked > 1, is_back, "{asked} requests to the one that refuses");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_said_at_the_start() {
     let mut lab = Lab::start(Apiserver::builder().token("secret")).await;
     let fails = |lab: &Lab, part: &str| {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sluice_socket::{Attached, Census, Endable, Ended, Translated};
+use sluice_socket::{Attached, Census, Endable, EndedSockets, Translated};
 use sluice_socket_maps::protocol;
 use sluice_sys::bpf::netns_cookie;
 use sluice_testbed::lab::{Names, Namespace};
@@ -140,9 +140,9 @@ fn connected_datagram_sockets_of_an_endpoint_that_went_are_ended_and_no_others()
         let pairs = [(&node.host, to), (&node.pod, to), (&node.pod, mapped(to))]
             .map(|(namespace, to)| [(); 2].map(|()| udp(namespace, to)));
 
-        assert_eq!(census.end_datagram_sockets(|_| false).unwrap(), Ended::default());
+        assert_eq!(census.end_datagram_sockets(|_| false).unwrap(), EndedSockets::default());
         let ended = census.end_datagram_sockets(|socket| socket.endpoint == at[0]).unwrap();
-        assert_eq!(ended, Ended { ended: 3, ..Ended::default() });
+        assert_eq!(ended, EndedSockets { ended: 3, ..EndedSockets::default() });
         for [ended, other] in &pairs {
             // One call has the error. It is without a peer from then on.
             assert_eq!(ended.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
@@ -163,12 +163,12 @@ fn a_namespace_without_a_process_is_found_by_its_name_wherever_that_is() {
     let socket = node.pod.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     node.pod.run(|| socket.connect(to)).unwrap();
     let ended = census.end_datagram_sockets(|_| true).unwrap();
-    assert_eq!(ended, Ended { unreached: 1, ..Ended::default() });
+    assert_eq!(ended, EndedSockets { unreached: 1, ..EndedSockets::default() });
     let names = Names::new().unwrap();
     names.add(&node.pod).unwrap();
     let census = kernel.census().unwrap().with_names_in(&[names.path().into()]);
     let ended = census.end_datagram_sockets(|_| true).unwrap();
-    assert_eq!(ended, Ended { ended: 1, ..Ended::default() });
+    assert_eq!(ended, EndedSockets { ended: 1, ..EndedSockets::default() });
     assert_eq!(socket.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
@@ -203,7 +203,7 @@ fn a_datagram_socket_that_is_bound_to_an_interface_is_ended_whenever_it_was_boun
             })
             .into();
         let ended = census.end_datagram_sockets(|socket| socket.endpoint == at).unwrap();
-        assert_eq!(ended, Ended { ended: 4, ..Ended::default() });
+        assert_eq!(ended, EndedSockets { ended: 4, ..EndedSockets::default() });
         for socket in sockets {
             socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
@@ -246,10 +246,10 @@ fn a_socket_that_the_kernel_does_not_find_has_not_been_ended_and_one_that_was_cl
             true
         })
     });
-    assert_eq!(ended.unwrap(), Ended { ended: 1, missed: 1, ..Ended::default() });
+    assert_eq!(ended.unwrap(), EndedSockets { ended: 1, missed: 1, ..EndedSockets::default() });
     assert!(bound.peer_addr().is_ok());
     let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
-    assert_eq!(ended.unwrap(), Ended { ended: 1, ..Ended::default() });
+    assert_eq!(ended.unwrap(), EndedSockets { ended: 1, ..EndedSockets::default() });
     assert_eq!(bound.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
@@ -272,7 +272,7 @@ fn a_look_at_datagram_sockets_is_at_no_others() {
             seen.push((socket.protocol, socket.local.port()));
             false
         });
-        assert_eq!(ended.unwrap(), Ended::default());
+        assert_eq!(ended.unwrap(), EndedSockets::default());
         seen.retain(|(protocol, _)| *protocol == protocol::TCP);
         assert_eq!(seen, [], "beside {} connections", connections.len());
         assert!(census.list().unwrap().len() > connections.len());
@@ -290,6 +290,6 @@ fn more_sockets_than_the_kernel_writes_at_a_time_are_ended() {
     };
     let sockets: Vec<UdpSocket> = node.host.run(|| (0..COUNT).map(connect).collect());
     let ended = node.host.run(|| census.end_datagram_sockets(|_| true));
-    assert_eq!(ended.unwrap(), Ended { ended: COUNT, ..Ended::default() });
+    assert_eq!(ended.unwrap(), EndedSockets { ended: COUNT, ..EndedSockets::default() });
     assert!(sockets.iter().all(|socket| socket.peer_addr().is_err()));
 }

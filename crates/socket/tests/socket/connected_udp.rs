@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::net::connect_unspec;
-use sluice_socket::{Endable, Ended};
+use sluice_socket::{Endable, EndedSockets};
 use sluice_socket_maps::Kernel;
 use sluice_testbed::lab::Namespace;
 
@@ -115,7 +115,7 @@ fn where_connecting_once_more_fails_the_endpoint_of_before_is_listed_and_the_soc
             assert_eq!(client.peer_addr().unwrap(), family(at), "nobody knows what it was connected to");
             let ended =
                 node.host.run(|| census.end_datagram_sockets(|socket| socket.endpoint == at)).unwrap();
-            assert_eq!(ended, Ended { ended: 1, ..Ended::default() });
+            assert_eq!(ended, EndedSockets { ended: 1, ..EndedSockets::default() });
             assert_eq!(client.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         }
     }

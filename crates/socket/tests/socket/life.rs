@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
-use sluice_socket::{Config, Endable, Ended, Error, Programs, Removed, remove, remove_held};
+use sluice_socket::{Config, Endable, EndedSockets, Error, Programs, Removed, remove, remove_held};
 use sluice_socket_maps::{Capacity, Kernel, Living, protocol};
 use sluice_sys::bpf::{self, MapSpec};
 use sluice_testbed::lab::Cgroup;
@@ -335,7 +335,7 @@ fn new_maps_know_the_sockets_that_were_connected_by_the_former_ones_and_no_numbe
     assert!(!socket.has_ended(), "its endpoint may go on");
     // That is to say, the endpoint is another one.
     let ended = node.host.run(|| kernel.census().unwrap().end_datagram_sockets(|_| true)).unwrap();
-    assert_eq!(ended, Ended { ended: 1, ..Ended::default() });
+    assert_eq!(ended, EndedSockets { ended: 1, ..EndedSockets::default() });
     assert!(socket.has_ended());
 }
 

@@ -77,7 +77,12 @@ impl<'a> SendBatch<'a> {
 
     /// How many datagrams that is, those of a train one by one.
     pub fn datagrams(&self) -> usize {
-        self.payloads[..self.len].iter().map(|payload| payload.datagrams()).sum()
+        self.payloads().map(Payload::datagrams).sum()
+    }
+
+    /// The datagrams and trains in the batch, in order.
+    pub fn payloads(&self) -> impl Iterator<Item = Payload<'a>> {
+        self.payloads[..self.len].iter().copied()
     }
 
     /// Whether there is nothing in the batch.

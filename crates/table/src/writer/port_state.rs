@@ -74,7 +74,7 @@ impl PortState {
         };
         let changed = self.port.publish(upstreams(chosen.cluster), upstreams(chosen.local), facts, rules);
         // Last, so that a flow that is decided afresh finds the new endpoints.
-        roster.let_go(gone);
+        roster.retire(gone);
         if has_lost {
             self.port.note_lost();
         }

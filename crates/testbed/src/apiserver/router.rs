@@ -45,7 +45,10 @@ pub(crate) async fn handle(
         return fail(&shared, failure, of, path.as_ref()).await;
     }
     let authorization = header(&parts, &AUTHORIZATION);
-    if !is_public(parts.uri.path()) && !shared.cluster.authentication.accepts(authorization, certificate) {
+    // What is public is so for those who say nothing of who they are: wrong credentials are wrong anywhere.
+    let is_anonymous = authorization.is_none() && !certificate;
+    let is_let_in = is_anonymous && is_public(parts.uri.path());
+    if !is_let_in && !shared.cluster.authentication.accepts(authorization, certificate) {
         return Ok(refuse(&shared, &Status::unauthorized()));
     }
     let answer = match (path, verb) {

@@ -39,6 +39,7 @@ async fn a_token_is_asked_for_and_can_be_rotated() {
     assert_eq!(with_header(&server, "Basic YTpi").get(SERVICES).await.code, 200);
     let (one, two) = (with_header(&server, "Bearer one"), with_header(&server, "Bearer two"));
     assert_eq!((one.get(SERVICES).await.code, two.get(SERVICES).await.code), (200, 401));
+    assert_eq!(two.try_get("/healthz").await.unwrap().status(), 401, "as whoever is nobody that it knows");
     server.replace_tokens(&["two"]);
     assert_eq!((one.get(SERVICES).await.code, two.get(SERVICES).await.code), (401, 200));
 }

@@ -29,8 +29,12 @@ impl<U> FlowTable<U> {
             for id in walked {
                 let Some(entry) = self.flows.get(id) else { unreachable!("a walk yields slots in use") };
                 assert_eq!(self.ids.get(&entry.flow.key), Some(&id), "a key leads to its flow");
-                let sharer = self.clients.get(entry.client).map(|client| client.sharer);
-                assert_eq!(sharer.and_then(|it| self.clients.find(it)), Some(entry.client), "whose it is");
+                let client_key = self.clients.get(entry.client).map(|client| client.client_key);
+                assert_eq!(
+                    client_key.and_then(|it| self.clients.find(it)),
+                    Some(entry.client),
+                    "whose it is"
+                );
                 assert_eq!((entry.flow.has_port, entry.class), (has_port, class), "a flow is in its queue");
                 assert_eq!(class, entry.flow.class(), "its queue is up to date");
                 let order = Some((entry.used, entry.flow.last_used));

@@ -41,8 +41,8 @@ fn key_of(client: u16, port: u16) -> FlowKey {
 }
 
 /// Whose a flow is.
-fn of(key: FlowKey) -> Sharer {
-    Sharer::Address(key.client.ip())
+fn of(key: FlowKey) -> ClientKey {
+    ClientKey::Address(key.client.ip())
 }
 
 impl Fixture {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sluice_model::Protocol;
 
-use super::super::flow_table::{Cause, Ended, FlowId, Lack};
+use super::super::flow_table::{Cause, EndedFlow, FlowId, Lack};
 use super::super::kept_ports::KeptPorts;
 use super::{Link, State};
 use crate::connection_log::{End, Record, Trace};
@@ -17,7 +17,7 @@ impl State {
         self.on_end(ended, core);
     }
 
-    pub(super) fn on_end(&mut self, ended: Option<Ended<Link>>, core: &Core) {
+    pub(super) fn on_end(&mut self, ended: Option<EndedFlow<Link>>, core: &Core) {
         if let Some(ended) = ended {
             self.complain(&ended, core.now);
             on_end(ended, &mut self.kept_ports, core);
@@ -25,7 +25,7 @@ impl State {
     }
 
     /// Says now and then that flows make room for others.
-    fn complain(&mut self, ended: &Ended<Link>, now: Instant) {
+    fn complain(&mut self, ended: &EndedFlow<Link>, now: Instant) {
         let whose = match ended.cause {
             Cause::Evicted => "it was the one least needed",
             Cause::OverShare => "its client has more than its share (--client-share)",
@@ -56,7 +56,7 @@ impl State {
 }
 
 /// What is due for every flow that has ended; closes its socket.
-pub(super) fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core) {
+pub(super) fn on_end(ended: EndedFlow<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
     core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
@@ -76,7 +76,7 @@ pub(super) fn on_end(ended: Ended<Link>, kept_ports: &mut KeptPorts, core: &Core
 }
 
 /// Tells the log of a flow, if it is one of those that it is told of.
-fn tell(ended: &Ended<Link>, duration: Duration, core: &Core) {
+fn tell(ended: &EndedFlow<Link>, duration: Duration, core: &Core) {
     let link = &ended.flow.upstream;
     let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };
     let end = match ended.cause {

@@ -12,7 +12,7 @@ use super::super::kept_ports::KeptPort;
 use super::super::replies::ReplySocket;
 use super::super::upstream::{self, Connected};
 use super::{Link, Reply, State};
-use crate::client::{Door, Sharer};
+use crate::client::{ClientKey, ListenerKind};
 use crate::core::Core;
 use crate::descriptors::Permit;
 use crate::failure;
@@ -44,6 +44,13 @@ enum NotConnected {
     NoRoute,
     /// This node is out of something, or forbids it.
     OfThisNode,
+}
+
+/// What a flow that is to be has of what flows share.
+#[derive(Debug, Default)]
+struct Held {
+    descriptor: Option<Permit>,
+    ephemeral_port: Option<Permit>,
 }
 
 impl NotOpened {
@@ -79,14 +86,14 @@ impl State {
     pub(super) fn open(
         &mut self,
         key: FlowKey,
-        (frontend, door): (SlotId, Door),
+        (frontend, kind): (SlotId, ListenerKind),
         count: u64,
         core: &mut Core,
     ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
         let lookup = FrontendKey::new(destination.ip(), destination.port(), Protocol::Udp);
         let route = Arc::clone(core.reader.lookup(lookup).ok_or(NotOpened::Unroutable)?);
-        let opened = self.open_to(&route, key, (frontend, door), count, core);
+        let opened = self.open_to(&route, key, (frontend, kind), count, core);
         if let Err(why) = opened
             && core.service_times
         {
@@ -99,30 +106,26 @@ impl State {
         &mut self,
         route: &Arc<Route>,
         key: FlowKey,
-        (frontend, door): (SlotId, Door),
+        (frontend, kind): (SlotId, ListenerKind),
         count: u64,
         core: &mut Core,
     ) -> Result<FlowId, NotOpened> {
         let destination = key.destination;
-        let client = door.client(key.client.ip(), destination.ip());
-        let sharer = core.sharer(door, key.client.ip());
+        let client = kind.client(key.client.ip(), destination.ip());
+        let client_key = core.client_key(kind, key.client.ip());
         let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
-        let reply = match (door, core.marks) {
-            (Door::Captured(_), Some(marks)) => Reply::Captured(self.reply_socket(key, sharer, marks, core)?),
+        let reply = match (kind, core.marks) {
+            (ListenerKind::Captured(_), Some(marks)) => {
+                Reply::Captured(self.reply_socket(key, client_key, marks, core)?)
+            }
             _ => Reply::Bound(frontend),
         };
-        let (mut descriptor, mut ephemeral_port) = (None, None);
+        let mut held = Held::default();
         loop {
             let upstream = selection.next(core.now).ok_or(NotOpened::Unroutable)?;
             let local = Local::new(core.marks, key.client, selection.source_address(&upstream));
-            // First, as the flow that makes room for a port leaves its descriptor too.
-            if local.client.is_none() && ephemeral_port.is_none() {
-                ephemeral_port = Some(self.take(sharer, Lack::Port, core)?);
-            }
-            if descriptor.is_none() {
-                descriptor = Some(self.take(sharer, Lack::Place, core)?);
-            }
+            self.take_all(&mut held, client_key, local, core)?;
             let ends = (key.client, upstream.address());
             let (socket, kept_port) = match self.connect(ends, local, core) {
                 Ok(connected) => connected,
@@ -139,8 +142,7 @@ impl State {
             let lease = selection.connected(&upstream, core.now);
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
             // Of an attempt that failed it may be left over, and then is given back.
-            let ephemeral_port = ephemeral_port.filter(|_| local.client.is_none());
-            let has_port = ephemeral_port.is_some();
+            let ephemeral_port = held.ephemeral_port.filter(|_| local.client.is_none());
             let link = Link {
                 socket,
                 lease,
@@ -152,36 +154,48 @@ impl State {
                 trace,
                 ephemeral_port,
                 is_queued: false,
-                _descriptor: descriptor,
+                _descriptor: held.descriptor,
             };
-            let (id, displaced) = self.flows.opened(key, sharer, link, has_port, count, core.now);
-            core.stats.udp_flows_opened.add(1);
-            core.stats.udp_flows_active.add(1);
-            self.kept_ports.opened(kept_port);
-            self.on_end(displaced, core);
-            let token = Source::Flow(id).token();
-            if let Some(flow) = self.flows.flow(id)
-                && flow.upstream.socket.register(&core.registry, token).is_err()
-            {
-                self.end(id, core);
-                return Err(NotOpened::OfThisNode);
-            }
-            return Ok(id);
+            return self.begin((key, client_key), link, count, core);
         }
+    }
+
+    /// Has a flow that leads somewhere in the table, and its events reported.
+    fn begin(
+        &mut self,
+        (key, client_key): (FlowKey, ClientKey),
+        link: Link,
+        count: u64,
+        core: &mut Core,
+    ) -> Result<FlowId, NotOpened> {
+        let (has_port, kept_port) = (link.ephemeral_port.is_some(), link.kept_port);
+        let (id, displaced) = self.flows.opened(key, client_key, link, has_port, count, core.now);
+        core.stats.udp_flows_opened.add(1);
+        core.stats.udp_flows_active.add(1);
+        self.kept_ports.opened(kept_port);
+        self.on_end(displaced, core);
+        let token = Source::Flow(id).token();
+        if let Some(flow) = self.flows.flow(id)
+            && flow.upstream.socket.register(&core.registry, token).is_err()
+        {
+            self.end(id, core);
+            return Err(NotOpened::OfThisNode);
+        }
+        Ok(id)
     }
 
     /// The socket that replies of a frontend to a client leave by.
     fn reply_socket(
         &mut self,
         FlowKey { client, destination: frontend }: FlowKey,
-        sharer: Sharer,
+        client_key: ClientKey,
         marks: Marks,
         core: &Core,
     ) -> Result<Arc<ReplySocket>, NotOpened> {
         if let Some(socket) = self.replies.find(frontend, client.ip()) {
             return Ok(socket);
         }
-        let permit = self.take(sharer, Lack::Place, core)?;
+        let permit = self.take(client_key, Lack::Place, core)?;
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
@@ -235,14 +249,32 @@ impl State {
         }
     }
 
+    /// Takes what a flow with such a socket needs of what flows share, and does not hold yet.
+    fn take_all(
+        &mut self,
+        held: &mut Held,
+        client_key: ClientKey,
+        local: Local,
+        core: &Core,
+    ) -> Result<(), NotOpened> {
+        // First, as the flow that makes room for a port leaves its descriptor too.
+        if local.client.is_none() && held.ephemeral_port.is_none() {
+            held.ephemeral_port = Some(self.take(client_key, Lack::Port, core)?);
+        }
+        if held.descriptor.is_none() {
+            held.descriptor = Some(self.take(client_key, Lack::Place, core)?);
+        }
+        Ok(())
+    }
+
     /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
     /// this worker that have it make room.
-    fn take(&mut self, sharer: Sharer, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
+    fn take(&mut self, client_key: ClientKey, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
         for _ in 0..EVICTIONS {
             if let Some(permit) = self.budget.of(lack).take(1) {
                 return Ok(permit);
             }
-            let Some(evicted) = self.flows.make_room(sharer, lack, core.now) else { break };
+            let Some(evicted) = self.flows.make_room(client_key, lack, core.now) else { break };
             self.on_end(Some(evicted), core);
         }
         self.budget.of(lack).take(1).ok_or(NotOpened::OfThisNode)

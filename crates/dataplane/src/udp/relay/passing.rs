@@ -13,7 +13,7 @@ use sluice_table::Loss;
 use super::super::flow_table::{Action, FlowId, FlowKey};
 use super::groups::Group;
 use super::{Link, Reply, State};
-use crate::client::Door;
+use crate::client::ListenerKind;
 use crate::core::Core;
 use crate::failure;
 use crate::token::SlotId;
@@ -52,22 +52,22 @@ impl Hindrance {
 impl State {
     /// Sends what clients have sent to their flows' endpoints.
     pub(super) fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
-        let Some((address, door)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.door)) else {
+        let Some((address, kind)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.kind)) else {
             return;
         };
         let mut groups = std::mem::take(&mut self.groups);
         groups.begin(received, address);
         while let Some((key, group)) = groups.next() {
-            self.forward_group(key, (frontend, door), group, received, core);
+            self.forward_group(key, (frontend, kind), group, received, core);
         }
         self.groups = groups;
     }
 
-    /// Sends what one client has sent to one address.
+    /// Sends what one client has sent to one address, or has it wait until a flow may be opened for it.
     fn forward_group(
         &mut self,
         key: FlowKey,
-        (frontend, door): (SlotId, Door),
+        (frontend, kind): (SlotId, ListenerKind),
         group: Group,
         received: &RecvBatch,
         core: &mut Core,
@@ -76,55 +76,58 @@ impl State {
         let count = fill(&mut run, None, group.filter_map(|place| received.get(place)), core);
         core.stats.udp_datagrams_in.add(count);
         let own = self.frontends.get_mut(frontend).map(|frontend| frontend.address);
-        if own.is_some_and(|own| door.is_bypassed(own, key.destination)) {
+        if own.is_some_and(|own| kind.is_bypassed(own, key.destination)) {
             core.stats.udp_not_captured.add(count);
             return;
         }
         if run.is_empty() {
             return;
         }
-        let from = (frontend, door);
+        let from = (frontend, kind);
         if self.waiting.holds(&key) {
             return self.wait(key, from, group, received, core);
         }
-        let passed = match self.flow_of(key, count, core) {
-            Some(id) => self.send(id, frontend, &mut run, core),
-            None if self.must_wait(core.sharer(door, key.client.ip())) => {
-                return self.wait(key, from, group, received, core);
+        let flow = self.flow_of(key, count, core);
+        if flow.is_none() && self.must_wait(core.client_key(kind, key.client.ip())) {
+            return self.wait(key, from, group, received, core);
+        }
+        if self.pass(flow, key, from, &mut run, count, core) == Passed::Ended {
+            if self.must_wait(core.client_key(kind, key.client.ip())) {
+                return self.wait_with(key, from, run.payloads(), core);
             }
-            None => {
-                self.opened += 1;
-                self.open_and_send(key, from, &mut run, count, core)
-            }
-        };
-        self.send_elsewhere(key, from, &mut run, passed, core);
+            self.pass_elsewhere(key, from, &mut run, core);
+        }
     }
 
-    /// Sends a client's datagrams to its flow's endpoint, and opens the flow if there is none; another one, if that one
-    /// cannot go on.
-    pub(super) fn forward_run(
+    /// Sends what has waited, now that a flow may be opened for it.
+    pub(super) fn forward_waited(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
     ) {
-        if !run.is_empty() {
-            let passed = self.forward_once(key, from, run, count, core);
-            self.send_elsewhere(key, from, run, passed, core);
+        if run.is_empty() {
+            return;
+        }
+        let flow = self.flow_of(key, count, core);
+        if self.pass(flow, key, from, run, count, core) == Passed::Ended {
+            self.pass_elsewhere(key, from, run, core);
         }
     }
 
-    fn forward_once(
+    /// Sends a client's datagrams by their flow, or without one by one that is opened.
+    fn pass(
         &mut self,
+        flow: Option<FlowId>,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
     ) -> Passed {
-        match self.flow_of(key, count, core) {
+        match flow {
             Some(id) => self.send(id, from.0, run, core),
             None => self.open_and_send(key, from, run, count, core),
         }
@@ -132,19 +135,16 @@ impl State {
 
     /// What a flow that cannot go on has left in a batch goes by another one, to another endpoint if that one refuses: an
     /// earlier datagram has found it out. Once.
-    fn send_elsewhere(
+    fn pass_elsewhere(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
-        passed: Passed,
         core: &mut Core,
     ) {
-        if passed == Passed::Ended {
-            let count = run.datagrams() as u64;
-            if self.forward_once(key, from, run, count, core) == Passed::Ended {
-                core.stats.udp_dropped_error.add(run.datagrams() as u64);
-            }
+        let left = run.datagrams() as u64;
+        if self.open_and_send(key, from, run, left, core) == Passed::Ended {
+            core.stats.udp_dropped_error.add(run.datagrams() as u64);
         }
     }
 
@@ -162,11 +162,12 @@ impl State {
     fn open_and_send(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         run: &mut SendBatch<'_>,
         count: u64,
         core: &mut Core,
     ) -> Passed {
+        self.opened += 1;
         match self.open(key, from, count, core) {
             Ok(id) => self.send(id, from.0, run, core),
             Err(why) => {
@@ -214,14 +215,18 @@ impl State {
     }
 
     /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
-    pub(super) fn return_replies(&mut self, id: FlowId, received: &RecvBatch, core: &mut Core) {
-        let Some(client) = self.flows.flow(id).map(|flow| flow.key().client) else { return };
+    pub(super) fn return_replies(
+        &mut self,
+        (id, client): (FlowId, SocketAddr),
+        received: &RecvBatch,
+        core: &mut Core,
+    ) {
         let mut replies = SendBatch::new();
         let count = fill(&mut replies, Some(client), received.iter(), core);
         if replies.is_empty() {
             return;
         }
-        let Some(flow) = self.flows.on_replies(id, count, core.now) else { return };
+        let Some(mut flow) = self.flows.on_replies(id, count, core.now) else { return };
         let socket = match &flow.upstream.reply {
             Reply::Bound(at) => self.frontends.get_mut(*at).map(|at| (at.socket.as_fd(), &at.joining)),
             Reply::Captured(reply) => Some((reply.socket.as_fd(), &reply.joining)),
@@ -235,15 +240,18 @@ impl State {
             ControlFlow::Continue(())
         };
         let mut sent = replies.send_joined(socket, joining, &mut pass_over);
-        if sent.left > 0
-            && let Some(own) = self.part(id, core)
-        {
-            let rest = replies.send_joined(&own.socket, &own.joining, &mut pass_over);
-            sent.datagrams += rest.datagrams;
-            sent.bytes += rest.bytes;
-            sent.left = rest.left;
+        if sent.left > 0 {
+            if let Some(own) = self.part(id, core) {
+                let rest = replies.send_joined(&own.socket, &own.joining, &mut pass_over);
+                sent.datagrams += rest.datagrams;
+                sent.bytes += rest.bytes;
+                sent.left = rest.left;
+            }
+            match self.flows.flow(id) {
+                Some(same) => flow = same,
+                None => return,
+            }
         }
-        let Some(flow) = self.flows.flow(id) else { return };
         flow.upstream.received += sent.bytes as u64;
         flow.upstream.lease.answered();
         flow.upstream.lease.stats().bytes_from_endpoint.fetch_add(sent.bytes as u64, Ordering::Relaxed);
@@ -260,9 +268,9 @@ impl State {
 
     /// Tells a flow's client that its endpoint refuses: what it has sent is lost.
     pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
-        if let Some(sharer) = self.flows.sharer(id)
+        if let Some(client_key) = self.flows.client_key(id)
             && let Some(flow) = self.flows.flow(id)
-            && self.refusals.send(flow.key(), sharer, core.marks, core.now)
+            && self.refusals.send(flow.key(), client_key, core.marks, core.now)
         {
             core.stats.udp_refusals.add(1);
         }

@@ -1,19 +1,19 @@
 //! What waits until its flow may be opened: who has to, and the turns of those who do.
 
-use sluice_sys::udp::{RecvBatch, SendBatch};
+use sluice_sys::udp::{Payload, RecvBatch, SendBatch};
 
 use super::super::flow_table::FlowKey;
 use super::super::waiting::{Lost, Parcel, Served};
 use super::groups::Group;
 use super::opening::NotOpened;
 use super::{OPENED_AT_ONCE, OPENED_PER_TURN, State};
-use crate::client::{Door, Sharer};
+use crate::client::{ClientKey, ListenerKind};
 use crate::core::Core;
 use crate::token::SlotId;
 
 impl State {
     /// Whether a client's new flow is not opened at once.
-    pub(super) fn must_wait(&self, client: Sharer) -> bool {
+    pub(super) fn must_wait(&self, client: ClientKey) -> bool {
         let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
         self.opened >= at_once || self.waiting.has_client(client)
     }
@@ -22,40 +22,55 @@ impl State {
     pub(super) fn wait(
         &mut self,
         key: FlowKey,
-        from: (SlotId, Door),
+        from: (SlotId, ListenerKind),
         group: Group,
         received: &RecvBatch,
         core: &Core,
     ) {
         let whole = group.filter_map(|place| received.get(place)).filter(|datagram| !datagram.truncated);
-        let sharer = core.sharer(from.1, key.client.ip());
+        self.wait_with(key, from, whole.map(|datagram| datagram.payload), core);
+    }
+
+    /// Keeps these of what one client has sent to one address.
+    pub(super) fn wait_with<'a>(
+        &mut self,
+        key: FlowKey,
+        from: (SlotId, ListenerKind),
+        payloads: impl Iterator<Item = Payload<'a>>,
+        core: &Core,
+    ) {
+        let client_key = core.client_key(from.1, key.client.ip());
         let mut lost = Vec::new();
-        for datagram in whole {
-            self.waiting.push(key, sharer, from, datagram.payload, core.now, &mut |gone| lost.push(gone));
+        for payload in payloads {
+            self.waiting.push(key, client_key, from, payload, core.now, &mut |gone| lost.push(gone));
         }
         self.on_lost(&lost, core);
     }
 
-    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it.
+    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it. One more, if
+    /// the last one's endpoint refuses.
     pub(super) fn serve_waiting(&mut self, core: &mut Core) {
-        for _ in self.opened..OPENED_PER_TURN {
+        while self.opened < OPENED_PER_TURN {
+            let opened = self.opened;
             let mut lost = Vec::new();
             let served = self.waiting.next(core.now, &mut |gone| lost.push(gone));
             self.on_lost(&lost, core);
             let Some(served) = served else { break };
             self.serve(&served, core);
+            // Whoever needs none has had a turn all the same: there may be thousands.
+            self.opened = self.opened.max(opened + 1);
         }
         self.opened = 0;
     }
 
-    fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, Door)>, core: &mut Core) {
+    fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, ListenerKind)>, core: &mut Core) {
         let whole = datagrams.iter().map(|parcel| parcel.payload().datagrams() as u64).sum();
         if self.frontends.get_mut(from.0).is_none() {
             // Withdrawn meanwhile.
             return NotOpened::Unroutable.count(whole, core);
         }
         let mut run = batch(datagrams.iter(), core);
-        self.forward_run(*key, *from, &mut run, whole, core);
+        self.forward_waited(*key, *from, &mut run, whole, core);
     }
 
     /// Counts what was lost, and says now and then whose it was.

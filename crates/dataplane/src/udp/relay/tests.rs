@@ -8,7 +8,7 @@ use sluice_table::{FrontendKey, Writer};
 
 use super::*;
 use crate::Config;
-use crate::client::Sharer;
+use crate::client::ClientKey;
 use crate::core::Says;
 use crate::local_ports::LocalPorts;
 use crate::tcp::port_shares::PortShares;
@@ -67,7 +67,7 @@ impl World {
             now: Instant::now(),
         };
         let mut relay = relay(&core, 4 * FLOOD);
-        relay.listen(listener, Door::Bound, &mut core).unwrap();
+        relay.listen(listener, ListenerKind::Bound, &mut core).unwrap();
         Self { relay, core, frontend, endpoint, _writer: writer, poll }
     }
 
@@ -91,6 +91,14 @@ impl World {
 
     fn end_turn(&mut self) {
         self.relay.run_ready(LONG, usize::MAX, &mut self.core);
+    }
+
+    /// As many turns as it takes until nobody waits for one.
+    fn end_turns(&mut self) {
+        self.end_turn();
+        while self.relay.has_ready() {
+            self.end_turn();
+        }
     }
 
     /// Flows of as many clients, each of which the endpoint has sent an answer and waits in line.
@@ -194,7 +202,7 @@ fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
     world.flood(2 * OPENED_PER_TURN - 1);
     let client = world.ask(Ipv4Addr::LOCALHOST, &[0]);
     world.on_frontend();
-    assert!(world.relay.state.waiting.has_client(Sharer::Address(Ipv4Addr::LOCALHOST.into())));
+    assert!(world.relay.state.waiting.has_client(ClientKey::Address(Ipv4Addr::LOCALHOST.into())));
     let many = u8::try_from(2 * BATCH).unwrap();
     for number in 1..many {
         client.send_to(&[number], world.frontend).unwrap();
@@ -261,9 +269,7 @@ fn what_there_is_no_room_for_is_counted() {
     world.relay.state.waiting = Waiting::new(10_000);
     world.flood(2 * OPENED_PER_TURN);
     world.on_frontend();
-    while world.relay.has_ready() {
-        world.end_turn();
-    }
+    world.end_turns();
     let stats = world.stats();
     assert!(stats.udp_dropped_waiting > 0);
     assert_eq!(stats.udp_datagrams_forwarded + stats.udp_dropped_waiting, 2 * OPENED_PER_TURN as u64);
@@ -295,6 +301,31 @@ fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_or
     assert_eq!(world.relay.flows(), flows, "one in place of the other");
     let stats = world.stats();
     assert_eq!((stats.udp_dropped_error, stats.udp_dropped_full), (0, 0), "{stats:?}");
+}
+
+#[test]
+fn a_turn_opens_few_flows_however_many_are_in_place_of_refused_ones() {
+    let count = 2 * OPENED_PER_TURN;
+    let mut world = World::new();
+    let clients: Vec<UdpSocket> = (0..count).map(|_| world.ask(Ipv4Addr::LOCALHOST, b"first")).collect();
+    world.on_frontend();
+    world.end_turns();
+    assert_eq!(world.stats().udp_flows_opened, count as u64);
+    // From now on what flows send is refused, of which their next datagrams hear.
+    let peer = bind(Ipv4Addr::LOCALHOST);
+    world.endpoint.connect(peer.local_addr().unwrap()).unwrap();
+    for question in [b"second", b"third!"] {
+        assert_eq!(world.stats().udp_flows_opened, count as u64);
+        for client in &clients {
+            client.send_to(question, world.frontend).unwrap();
+        }
+        world.on_frontend();
+    }
+    assert_eq!(world.stats().udp_flows_opened, (count + OPENED_PER_TURN) as u64);
+    world.end_turns();
+    let stats = world.stats();
+    assert_eq!(stats.udp_flows_opened, 2 * count as u64);
+    assert_eq!(stats.udp_datagrams_forwarded, 3 * count as u64, "none is lost: {stats:?}");
 }
 
 #[test]

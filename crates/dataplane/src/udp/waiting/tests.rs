@@ -13,13 +13,13 @@ fn ip(client: u8) -> IpAddr {
     Ipv4Addr::new(10, 244, 0, client).into()
 }
 
-fn sharer(client: u8) -> Sharer {
-    Sharer::Address(ip(client))
+fn client_key(client: u8) -> ClientKey {
+    ClientKey::Address(ip(client))
 }
 
 /// Whose a flow is.
-fn of(key: FlowKey) -> Sharer {
-    Sharer::Address(key.client.ip())
+fn of(key: FlowKey) -> ClientKey {
+    ClientKey::Address(key.client.ip())
 }
 
 fn key(client: u8, port: u16) -> FlowKey {
@@ -106,12 +106,12 @@ fn at_the_bound_the_client_that_has_most_loses_what_is_last() {
     let mut room = Room::new(10 * QUESTION);
     (0..10).for_each(|port| room.push(key(1, port), u32::from(port)));
     room.push(key(1, 10), 10);
-    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }]);
     // Others have as much as it has before they lose anything.
     (0..5).for_each(|port| room.push(key(2, port), 0));
-    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }; 6]);
+    assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }; 6]);
     room.push(key(2, 5), 0);
-    assert_eq!(room.lost[6..], [Lost { client: sharer(2), datagrams: 1 }]);
+    assert_eq!(room.lost[6..], [Lost { client: client_key(2), datagrams: 1 }]);
     let served: Vec<_> =
         std::iter::from_fn(|| room.next()).filter(|(of, _)| of.client.ip() == ip(1)).collect();
     assert_eq!(served, (0..5).map(|port| (key(1, port), vec![u32::from(port)])).collect::<Vec<_>>());
@@ -123,12 +123,12 @@ fn a_datagram_that_is_larger_than_all_that_others_have_makes_no_room_for_itself(
     let mut room = Room::new(10 * QUESTION);
     (0..10).for_each(|client| room.push(key(client, 1), 0));
     room.push_all(key(20, 1), &[0; 2_000][..]);
-    assert_eq!(room.lost, [Lost { client: sharer(20), datagrams: 1 }]);
-    assert!(!room.waiting.has_client(sharer(20)));
+    assert_eq!(room.lost, [Lost { client: client_key(20), datagrams: 1 }]);
+    assert!(!room.waiting.has_client(client_key(20)));
     // And one larger than everything is not waited for.
     let mut room = Room::new(1_000);
     room.push_all(key(1, 1), &[0; 2_000][..]);
-    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }]);
     room.assert_nothing_is_left();
 }
 
@@ -137,7 +137,7 @@ fn a_client_that_has_lost_everything_can_come_again() {
     let mut room = Room::new(4_000);
     room.push_all(key(1, 1), &[0; 3_000][..]);
     room.push_all(key(2, 1), &[0; 1_000][..]);
-    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }]);
+    assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }]);
     room.push(key(1, 2), 9);
     let served = room.waiting.next(room.now, &mut |_| {}).unwrap();
     assert_eq!(served.key, key(1, 2), "it is in line once");
@@ -174,9 +174,9 @@ fn nothing_waits_for_too_long() {
     room.push(key(1, 2), 4);
     room.now += Duration::from_millis(1);
     assert_eq!(room.next(), Some((key(1, 2), vec![4])));
-    assert_eq!(room.lost, [Lost { client: sharer(1), datagrams: 1 }; 2]);
+    assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }; 2]);
     assert_eq!(room.next(), None);
-    assert_eq!(room.lost[2..], [Lost { client: sharer(2), datagrams: 1 }]);
+    assert_eq!(room.lost[2..], [Lost { client: client_key(2), datagrams: 1 }]);
     room.assert_nothing_is_left();
 }
 
@@ -185,8 +185,8 @@ fn a_flow_that_waits_stays_in_its_line_whoever_its_client_counts_as_by_now() {
     let mut room = Room::new(LIMIT);
     room.push(key(1, 1), 1);
     let Room { waiting, now, .. } = &mut room;
-    waiting.push(key(1, 1), sharer(2), 0, (&2_u32.to_be_bytes()[..]).into(), *now, &mut |_| {});
-    assert!(!waiting.has_client(sharer(2)));
+    waiting.push(key(1, 1), client_key(2), 0, (&2_u32.to_be_bytes()[..]).into(), *now, &mut |_| {});
+    assert!(!waiting.has_client(client_key(2)));
     assert_eq!(room.next(), Some((key(1, 1), vec![1, 2])));
     room.assert_nothing_is_left();
 }
@@ -195,8 +195,8 @@ fn a_flow_that_waits_stays_in_its_line_whoever_its_client_counts_as_by_now() {
 fn trains_stay_trains_and_the_last_way_in_counts() {
     let mut waiting = Waiting::new(LIMIT);
     let (train, now) = ([7; 10], Instant::now());
-    waiting.push(key(1, 1), sharer(1), 'a', Payload::train(&train, 4), now, &mut |_| {});
-    waiting.push(key(1, 1), sharer(1), 'b', Payload::from(&[][..]), now, &mut |_| {});
+    waiting.push(key(1, 1), client_key(1), 'a', Payload::train(&train, 4), now, &mut |_| {});
+    waiting.push(key(1, 1), client_key(1), 'b', Payload::from(&[][..]), now, &mut |_| {});
     let served = waiting.next(now, &mut |_| {}).unwrap();
     assert_eq!(served.from, 'b');
     let payloads: Vec<Payload<'_>> = served.datagrams.iter().map(Parcel::payload).collect();
@@ -204,8 +204,8 @@ fn trains_stay_trains_and_the_last_way_in_counts() {
     // And its datagrams are counted one by one when it is lost.
     let mut lost = Vec::new();
     Waiting::new(1)
-        .push(key(1, 1), sharer(1), 'a', Payload::train(&train, 4), now, &mut |gone| lost.push(gone));
-    assert_eq!(lost, [Lost { client: sharer(1), datagrams: 3 }]);
+        .push(key(1, 1), client_key(1), 'a', Payload::train(&train, 4), now, &mut |gone| lost.push(gone));
+    assert_eq!(lost, [Lost { client: client_key(1), datagrams: 3 }]);
 }
 
 /// Random histories, each of which follows from its seed: everything is served or lost, once and in order, clients take
@@ -218,7 +218,7 @@ fn every_history_is_fair() {
         let mut room = Room::new(limit);
         let (mut pushed, mut served, mut number) = (0, 0, 0);
         let mut last: HashMap<FlowKey, u32> = HashMap::new();
-        let mut turns_without: HashMap<Sharer, usize> = HashMap::new();
+        let mut turns_without: HashMap<ClientKey, usize> = HashMap::new();
         for _ in 0..2_000 {
             if rng.random_bool(0.6) {
                 // Some send much more than others.

@@ -8,9 +8,9 @@ use tokio::task::JoinError;
 
 /// Where pieces of one kind are done. Cloning it shares it.
 #[derive(Debug, Clone)]
-pub(crate) struct Apart(Arc<Semaphore>);
+pub(crate) struct TaskPool(Arc<Semaphore>);
 
-impl Apart {
+impl TaskPool {
     /// For this many at a time.
     pub(crate) fn new(at_a_time: usize) -> Self {
         Self(Arc::new(Semaphore::new(at_a_time)))
@@ -54,18 +54,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_piece_that_nobody_waits_for_any_more_keeps_its_turn() {
-        let apart = Apart::new(1);
+        let pool = TaskPool::new(1);
         let (began, begun) = mpsc::channel();
         let (open, gate) = mpsc::channel::<()>();
         let first = tokio::spawn({
-            let (apart, began) = (apart.clone(), began.clone());
+            let (pool, began) = (pool.clone(), began.clone());
             async move {
                 let piece = move || {
                     began.send("the first").unwrap();
                     gate.recv().unwrap();
                     began.send("the end of the first").unwrap();
                 };
-                apart.run_blocking(piece).await
+                pool.run_blocking(piece).await
             }
         });
         // Nothing that follows waits for a thread of the runtime.
@@ -74,25 +74,25 @@ mod tests {
         assert_eq!(said, "the first");
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
-        assert_eq!(apart.0.available_permits(), 0, "it is still being done");
+        assert_eq!(pool.0.available_permits(), 0, "it is still being done");
         open.send(()).unwrap();
-        apart.run_blocking(move || began.send("the second").unwrap()).await.unwrap();
+        pool.run_blocking(move || began.send("the second").unwrap()).await.unwrap();
         assert_eq!(begun.try_iter().collect::<Vec<_>>(), ["the end of the first", "the second"]);
     }
 
     #[tokio::test]
     async fn nor_is_the_turn_over_while_somebody_else_has_yet_to_answer() {
-        let apart = Apart::new(1);
+        let pool = TaskPool::new(1);
         let (question, mut asked) = tokio::sync::mpsc::unbounded_channel();
         let ask = || {
-            let (apart, question) = (apart.clone(), question.clone());
+            let (pool, question) = (pool.clone(), question.clone());
             tokio::spawn(async move {
                 let piece = async move {
                     let (answer, answered) = tokio::sync::oneshot::channel();
                     question.send(answer).unwrap();
                     answered.await
                 };
-                apart.run(piece).await
+                pool.run(piece).await
             })
         };
         let first = ask();
@@ -100,7 +100,7 @@ mod tests {
         first.abort();
         assert!(first.await.unwrap_err().is_cancelled());
         let second = ask();
-        assert_eq!(apart.0.available_permits(), 0);
+        assert_eq!(pool.0.available_permits(), 0);
         answer.send("to the first").unwrap();
         asked.recv().await.unwrap().send("to the second").unwrap();
         assert_eq!(second.await.unwrap().unwrap().unwrap(), "to the second");

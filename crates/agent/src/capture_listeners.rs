@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rustix::io::Errno;
 use sluice_capture::tproxy::{Ports, marks};
 use sluice_dataplane::{Dataplane, Marks};
+use sluice_model::mend_of_shortage;
 use sluice_table::Origin;
 use tracing::{error, info, warn};
 
@@ -15,12 +16,12 @@ pub(crate) const MARKS: Marks = Marks { downstream: marks::DOWNSTREAM, upstream:
 /// Loopback addresses: no one else can send anything there.
 const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// The doors and which of them are open.
+/// They, and which of them are open.
 #[derive(Debug)]
-pub(crate) struct Doors {
+pub(crate) struct CaptureListeners {
     ports: Ports,
     closed: Vec<(SocketAddr, Origin)>,
-    /// Whether something that has been said is in the way of a door.
+    /// Whether something that has been said is in the way of one.
     is_blocked: bool,
     /// Whether it has been said that there is no IPv6.
     lacks_v6: bool,
@@ -35,7 +36,7 @@ enum News {
     AllOpen,
 }
 
-impl Doors {
+impl CaptureListeners {
     /// All of them, closed.
     pub(crate) fn new(ports: Ports) -> Self {
         let origins = [
@@ -52,7 +53,7 @@ impl Doors {
 
     /// Closes all of them: another agent has the same.
     pub(crate) fn close(&mut self, dataplane: &Dataplane) {
-        dataplane.let_go();
+        dataplane.stop_accepting();
         *self = Self { lacks_v6: self.lacks_v6, ..Self::new(self.ports) };
     }
 
@@ -83,7 +84,7 @@ impl Doors {
         self.closed.retain(|(address, origin)| {
             let Err(error) = open(*address, *origin) else { return false };
             if address.is_ipv6() && is_family_missing(&error) {
-                // Nothing comes in by that door; but IPv6 may be switched on later.
+                // Nothing comes in by that one; but IPv6 may be switched on later.
                 lacks_v6 = true;
             } else {
                 blocked.get_or_insert((*address, error));
@@ -118,8 +119,7 @@ fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => "another program has the port; choose others with --tproxy-port",
         Some(Errno::PERM | Errno::ACCESS) => "run with CAP_NET_ADMIN",
-        Some(Errno::MFILE | Errno::NFILE) => "file descriptors have run out; raise the limit (ulimit -n)",
-        _ => "the system does not allow it",
+        _ => mend_of_shortage(error).unwrap_or("the system does not allow it"),
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     const NONE: &[&str] = &[];
 
     /// What is said when opening fails like this, for IPv4 and IPv6.
-    fn said(doors: &mut Doors, v4: Option<Errno>, v6: Option<Errno>) -> Vec<&'static str> {
+    fn said(listeners: &mut CaptureListeners, v4: Option<Errno>, v6: Option<Errno>) -> Vec<&'static str> {
         let open = |address: SocketAddr, _| match if address.is_ipv4() { v4 } else { v6 } {
             None => Ok(()),
             Some(error) => Err(error.into()),
@@ -141,37 +141,37 @@ mod tests {
             News::V6 => "IPv6",
             News::AllOpen => "all open",
         };
-        doors.open_with(open).iter().map(name).collect()
+        listeners.open_with(open).iter().map(name).collect()
     }
 
     #[test]
-    fn doors_of_ipv6_open_once_there_is_ipv6_and_each_change_is_said_once() {
-        let mut doors = Doors::new(Ports::from_first(10_265));
+    fn those_of_ipv6_open_once_there_is_ipv6_and_each_change_is_said_once() {
+        let mut listeners = CaptureListeners::new(Ports::from_first(10_265));
         for missing in [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT] {
-            let mut doors = Doors::new(Ports::from_first(10_265));
-            assert_eq!(said(&mut doors, None, Some(missing)), ["no IPv6"]);
-            assert_eq!(said(&mut doors, None, Some(missing)), NONE);
+            let mut listeners = CaptureListeners::new(Ports::from_first(10_265));
+            assert_eq!(said(&mut listeners, None, Some(missing)), ["no IPv6"]);
+            assert_eq!(said(&mut listeners, None, Some(missing)), NONE);
         }
-        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["no IPv6"]);
-        assert_eq!(doors.closed.len(), 3, "those of IPv4 are open");
-        assert!(doors.are_open(), "nobody comes by the others");
-        assert_eq!(said(&mut doors, None, None), ["IPv6"]);
-        assert!(doors.closed.is_empty());
-        assert_eq!(said(&mut doors, None, None), NONE);
+        assert_eq!(said(&mut listeners, None, Some(Errno::ADDRNOTAVAIL)), ["no IPv6"]);
+        assert_eq!(listeners.closed.len(), 3, "those of IPv4 are open");
+        assert!(listeners.are_open(), "nobody comes by the others");
+        assert_eq!(said(&mut listeners, None, None), ["IPv6"]);
+        assert!(listeners.closed.is_empty());
+        assert_eq!(said(&mut listeners, None, None), NONE);
     }
 
     #[test]
     fn what_is_in_the_way_is_said_once_each_time() {
-        let mut doors = Doors::new(Ports::from_first(10_265));
+        let mut listeners = CaptureListeners::new(Ports::from_first(10_265));
         let taken = Some(Errno::ADDRINUSE);
-        assert!(!doors.are_open());
-        assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), ["no IPv6", "blocked"]);
-        assert_eq!(said(&mut doors, taken, Some(Errno::ADDRNOTAVAIL)), NONE);
-        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), ["all open"]);
-        assert_eq!(said(&mut doors, None, Some(Errno::ADDRNOTAVAIL)), NONE);
-        assert_eq!(said(&mut doors, None, taken), ["blocked"]);
-        assert!(!doors.are_open());
-        assert_eq!(said(&mut doors, None, None), ["all open"]);
-        assert_eq!(said(&mut doors, Some(Errno::MFILE), taken), NONE, "nothing is left to open");
+        assert!(!listeners.are_open());
+        assert_eq!(said(&mut listeners, taken, Some(Errno::ADDRNOTAVAIL)), ["no IPv6", "blocked"]);
+        assert_eq!(said(&mut listeners, taken, Some(Errno::ADDRNOTAVAIL)), NONE);
+        assert_eq!(said(&mut listeners, None, Some(Errno::ADDRNOTAVAIL)), ["all open"]);
+        assert_eq!(said(&mut listeners, None, Some(Errno::ADDRNOTAVAIL)), NONE);
+        assert_eq!(said(&mut listeners, None, taken), ["blocked"]);
+        assert!(!listeners.are_open());
+        assert_eq!(said(&mut listeners, None, None), ["all open"]);
+        assert_eq!(said(&mut listeners, Some(Errno::MFILE), taken), NONE, "nothing is left to open");
     }
 }

@@ -9,14 +9,16 @@ use crate::manifests::FAMILIES;
 use crate::scene::{Scene, is_refused, well};
 
 /// Three in a row, and the one after them, which is nobody's.
-const DOORS: [u16; 3] = [10_265, 10_266, 10_267];
+const LISTENERS: [u16; 3] = [10_265, 10_266, 10_267];
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// The ports of an address, with both protocols.
-fn doors(ip: impl Into<IpAddr>) -> impl Iterator<Item = (SocketAddr, Protocol)> {
+fn listeners(ip: impl Into<IpAddr>) -> impl Iterator<Item = (SocketAddr, Protocol)> {
     let ip = ip.into();
-    DOORS.into_iter().flat_map(move |port| PROTOCOLS.map(|protocol| (SocketAddr::new(ip, port), protocol)))
+    LISTENERS
+        .into_iter()
+        .flat_map(move |port| PROTOCOLS.map(|protocol| (SocketAddr::new(ip, port), protocol)))
 }
 
 #[test]
@@ -25,15 +27,15 @@ fn a_connection_to_a_listener_of_the_workers_is_refused() {
     let _agent = scene.start();
     let node = scene.lab.node();
     let listening = well(node.ns.output("ss", &["--no-header", "--tcp", "--listening", "--numeric"]));
-    assert!(DOORS.iter().all(|door| listening.contains(&format!("127.0.0.1:{door}"))), "{listening}");
+    assert!(LISTENERS.iter().all(|port| listening.contains(&format!("127.0.0.1:{port}"))), "{listening}");
 
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    for (to, protocol) in loopback.into_iter().flat_map(doors) {
+    for (to, protocol) in loopback.into_iter().flat_map(listeners) {
         let outcome = node.ask(protocol, to, SILENCE);
         assert!(is_refused(&outcome), "{protocol} {to}: {outcome:?}");
     }
     for host in [node, scene.lab.pod(0), scene.lab.outside()] {
-        for (to, protocol) in FAMILIES.into_iter().flat_map(|family| doors(node.ip(family))) {
+        for (to, protocol) in FAMILIES.into_iter().flat_map(|family| listeners(node.ip(family))) {
             let outcome = host.ask(protocol, to, SILENCE);
             assert_eq!(outcome, Outcome::Refused, "{protocol} {to} from {}", host.name);
         }
@@ -56,7 +58,7 @@ fn nor_does_a_pod_reach_it_where_loopback_addresses_are_routed() {
         let outcome = pod.ask(protocol, (Ipv4Addr::LOCALHOST, 9999).into(), SILENCE);
         assert_eq!(outcome.by(), Some("node"), "{protocol}: the way there is open: {outcome:?}");
     }
-    for (to, protocol) in doors(Ipv4Addr::LOCALHOST) {
+    for (to, protocol) in listeners(Ipv4Addr::LOCALHOST) {
         assert_eq!(pod.ask(protocol, to, SILENCE), Outcome::Silent, "{protocol} {to}");
     }
 }

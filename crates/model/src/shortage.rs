@@ -1,0 +1,30 @@
+//! What a person can do where the system has run out of something. Here, as each crate that asks it for anything may meet that.
+
+use std::io;
+
+use rustix::io::Errno;
+
+/// What helps where an error says that there is nothing left of file descriptors or memory; none for any other.
+pub fn mend_of_shortage(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error().map(Errno::from_raw_os_error)? {
+        Errno::MFILE => Some("raise the agent's limit on open files (ulimit -n)"),
+        Errno::NFILE => Some("raise the node's limit on open files (fs.file-max)"),
+        Errno::NOBUFS | Errno::NOMEM => Some("the node, or the agent's cgroup, needs more memory"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_limit_is_told_from_the_nodes() {
+        let mend = |errno: Errno| mend_of_shortage(&errno.into());
+        assert!(mend(Errno::MFILE).is_some_and(|mend| mend.contains("ulimit -n")));
+        assert!(mend(Errno::NFILE).is_some_and(|mend| mend.contains("fs.file-max")));
+        assert!(mend(Errno::NOMEM).is_some_and(|mend| mend.contains("memory")));
+        assert_eq!(mend(Errno::ACCESS), None);
+        assert_eq!(mend_of_shortage(&io::ErrorKind::NotFound.into()), None);
+    }
+}
