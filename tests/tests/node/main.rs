@@ -21,6 +21,7 @@ mod marks;
 mod matrix;
 mod odd_endpoints;
 mod others_marks;
+mod others_nat;
 mod ranges_and_limits;
 mod remembered;
 mod routes;

@@ -1,14 +1,17 @@
 //! Connections of others whose source port is a nodePort: a NAT chooses among all ports from 1024 on, and their answers
 //! come to an address and port that are a Service's.
 
-use std::net::UdpSocket;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
-use sluice_model::{Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{PATIENCE, ask_on};
+use ipnet::IpNet;
+use sluice_model::{Change, Family, Protocol, ServiceCidr, TrafficPolicy};
+use sluice_testbed::lab::{Outcome, PATIENCE, SILENCE, ask_on};
+use socket2::{Domain, Socket, Type};
 
 use super::hosts::{families_and_protocols, world};
 use super::rules::Kind;
-use super::world::World;
+use super::world::{BACKEND, World};
 
 /// What a pod sends to somewhere else leaves with the node's address and the nodePort of Service 1.
 const NAT: &str = "
@@ -73,4 +76,91 @@ fn node_ports_are_served_with_syn_cookies() {
         let outcome = world.lab.outside().ask(Protocol::Tcp, to, PATIENCE);
         assert_eq!(outcome.by(), Some("pod-1"), "{outcome:?}");
     }
+}
+
+/// A range that has a node's network in it: what this node has is not Services', and its peers are outside of the range.
+#[test]
+fn a_node_whose_address_is_in_a_service_cidr_is_not_cut_off() {
+    let (mut world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let range = |family| IpNet::new(world.lab.node().ip(family), length(family)).unwrap().trunc();
+    let cidrs = [Family::V4, Family::V6].map(range).into();
+    let range = ServiceCidr { name: "too-wide".into(), cidrs };
+    world.apply([Change::Apply(range.into())]);
+    let [node, outside] = [world.lab.node(), world.lab.outside()];
+    let _servers = [node, outside].map(|host| host.serve(9_000).unwrap());
+    for (family, protocol) in families_and_protocols() {
+        for (from, to) in [(outside, node), (node, outside), (world.lab.pod(0), node)] {
+            let outcome = from.ask(protocol, (to.ip(family), 9_000).into(), PATIENCE);
+            assert_eq!(outcome.by(), Some(&*to.name), "{family} {protocol} from {}: {outcome:?}", from.name);
+        }
+    }
+    assert_served(&world, "nodePorts");
+}
+
+/// The node's own address and no other of the lab.
+fn length(family: Family) -> u8 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    }
+}
+
+/// A Service that is another proxy's (`service.kubernetes.io/service-proxy-name`) has an address that we know nothing of.
+#[test]
+fn an_address_that_another_program_leads_somewhere_is_left_to_it() {
+    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let node = world.lab.node();
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| world.lab.pod(1).ip(family));
+    let nat = format!(
+        "table inet others {{ chain prerouting {{
+            type nat hook prerouting priority dstnat;
+            ip daddr 10.96.0.77 meta l4proto {{ tcp, udp }} th dport 80 dnat ip to {v4}:{BACKEND}
+            ip6 daddr fd00:96::77 meta l4proto {{ tcp, udp }} th dport 80 dnat ip6 to [{v6}]:{BACKEND}
+        }}; }}"
+    );
+    let ask = |protocol, family, patience| {
+        let to = match family {
+            Family::V4 => "10.96.0.77:80",
+            Family::V6 => "[fd00:96::77]:80",
+        };
+        [world.lab.pod(0), world.lab.outside()]
+            .map(|client| client.ask(protocol, to.parse().unwrap(), patience))
+    };
+    for (family, protocol) in families_and_protocols() {
+        let outcomes = ask(protocol, family, SILENCE);
+        assert_eq!(outcomes, [Outcome::Silent, Outcome::Silent], "{family} {protocol}: nobody has it");
+    }
+    node.ns.nft_file(&nat).unwrap();
+    for (family, protocol) in families_and_protocols() {
+        let outcomes = ask(protocol, family, PATIENCE);
+        assert!(outcomes.iter().all(|o| o.by() == Some("pod-1")), "{family} {protocol}: {outcomes:?}");
+    }
+}
+
+/// Only Services' ports are behind their addresses: who pings one is told so, and no router learns of it.
+#[test]
+fn what_is_neither_tcp_nor_udp_stays_on_the_node() {
+    const COUNT: &str = "table inet count { chain forward {
+        type filter hook forward priority 0;
+        ip daddr 10.96.0.0/16 counter comment \"left\"
+    }; }";
+    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let node = world.lab.node();
+    node.ns.nft_file(COUNT).unwrap();
+    let ping = |to: &str| {
+        let to: Ipv4Addr = to.parse().unwrap();
+        world.lab.pod(0).ns.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::ICMPV4)).unwrap();
+            // An echo request, with its checksum.
+            socket.send_to(&[8, 0, 0xf7, 0xfe, 0, 1, 0, 0], &SocketAddr::from((to, 0)).into()).unwrap();
+            socket.set_read_timeout(Some(SILENCE)).unwrap();
+            let mut answer = [0; 256];
+            // Behind the header of IPv4 without options: the type of ICMP.
+            (&socket).read(&mut answer).ok().map(|_| answer[20])
+        })
+    };
+    assert_eq!(ping("10.96.0.1"), Some(3), "destination unreachable");
+    assert_eq!(ping("10.96.0.77"), None, "no Service has it");
+    let counted = node.ns.nft("list table inet count").unwrap();
+    assert!(counted.contains("counter packets 0 bytes 0"), "{counted}");
 }
