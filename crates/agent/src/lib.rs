@@ -28,6 +28,7 @@ mod healthz;
 pub mod listen;
 pub mod logging;
 mod metrics;
+pub mod node_port_args;
 pub mod proxy;
 
 mod http_server;
