@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustix::system::uname;
 use sluice_capture::tproxy;
@@ -24,7 +25,7 @@ use crate::controller::Controller;
 use crate::events::{About, Events, Happening, Kind};
 use crate::health::Health;
 use crate::health_checks::HealthChecks;
-use crate::healthz::Healthz;
+use crate::healthz::{Healthz, Probes};
 use crate::listen::{Opening, Place};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -42,9 +43,7 @@ const CHECK: Duration = Duration::from_millis(500);
 /// # Errors
 /// It cannot be done, or not any more: the data plane broke down.
 pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
-    if let Some(named) = &args.said.named {
-        warn!("{named}");
-    }
+    args.said.notes.iter().for_each(|note| warn!("{note}"));
     if let Some(path) = &args.config.write_config_to {
         config::write(&args.said.effective, path)
     } else if args.cleanup {
@@ -68,6 +67,8 @@ struct Serving<'a> {
     logging: &'a Logging,
     signals: Signals,
     file: Option<config::Follower>,
+    /// What `/configz` answers.
+    configz: Arc<ArcSwap<String>>,
     grace_period: Duration,
     controller: Controller,
     observer: Observer,
@@ -126,7 +127,8 @@ impl<'a> Serving<'a> {
                 health.verdict().is_ok()
             })
         };
-        let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone()));
+        let probes = Probes::default();
+        let healthz = healthz_port.map(|opening| Healthz::start(opening, health.clone(), probes.clone()));
         let inside = Arc::new(Inside {
             observer: observer.clone(),
             feed: controller.feed().clone(),
@@ -140,6 +142,7 @@ impl<'a> Serving<'a> {
             started_at,
             is_stopping: AtomicBool::new(false),
         });
+        let configz = Arc::new(ArcSwap::from_pointee(config::configz(&args.said.effective)));
         if let Some(opening) = metrics_port {
             Metrics {
                 observer: observer.clone(),
@@ -147,9 +150,10 @@ impl<'a> Serving<'a> {
                 health_checks: health_checks.stats().clone(),
                 detail: args.ports.service_metrics,
                 wanted: args.capture.mode().name(),
-                configz: config::configz(&args.said.effective).into(),
+                configz: Arc::clone(&configz),
                 started: started_at,
                 events: events.clone(),
+                probes,
                 logging: args.ports.profiling.then(|| logging.clone()),
                 page: Page::new(Arc::clone(&inside), args.ports.status_page),
             }
@@ -160,6 +164,7 @@ impl<'a> Serving<'a> {
             logging,
             signals,
             file,
+            configz,
             grace_period: args.grace_period,
             controller,
             observer,
@@ -201,22 +206,28 @@ impl<'a> Serving<'a> {
         if let Some(file) = &mut self.file
             && let Some(change) = file.look().await
         {
-            self.adopt(&change);
+            self.adopt(&change).await;
         }
         Ok(())
     }
 
-    /// What of a changed configuration needs no restart.
-    fn adopt(&mut self, change: &config::Change) {
-        let Some(now) = change.args() else { return };
-        self.grace_period = now.grace_period;
-        self.logging.set(logging::level(change.cli.verbose, now.v, "info"));
-        if change.flags.iter().any(|flag| flag == "nodeport-addresses") {
-            match now.capture.node_ports() {
-                Ok(node_ports) => self.controller.feed().set_node_ports(node_ports),
-                Err(reason) => error!("nodePorts stay where they are: {reason}"),
-            }
+    /// What of a changed configuration needs no restart: all of it or, where that cannot be, nothing.
+    async fn adopt(&mut self, change: &config::Change) {
+        let (Some(now), Some(file)) = (change.args(), &mut self.file) else { return };
+        if change.has("nodeport-addresses")
+            && let Err(reason) = self.controller.feed().set_node_ports(now.capture.node_ports()).await
+        {
+            error!(
+                "the new configuration is not used, the old one stays in force: --nodeport-addresses: {reason}"
+            );
+            return;
         }
+        self.grace_period = now.grace_period;
+        if change.has("v") {
+            self.logging.set(logging::level(change.cli.verbose, now.v, "info"));
+        }
+        file.adopt(change);
+        self.configz.store(Arc::new(config::configz(file.running())));
     }
 
     /// Serves on until another agent takes new connections, none is open or the grace period is over; what is open has the rest
@@ -261,7 +272,7 @@ fn proxy_config(args: &AgentArgs, node: &str, dataplane: Config, events: Events)
     Ok(ProxyConfig {
         table,
         capture: args.capture.capture(flow_idle)?,
-        node_ports: args.capture.node_ports()?,
+        node_ports: args.capture.node_ports(),
         at_socket: args.capture.at_socket(flow_idle.conversation)?,
         dataplane,
         events,

@@ -1,7 +1,6 @@
 //! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
 //! follows from it for the table and the capture.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -15,6 +14,7 @@ use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
 
 use crate::at_socket::AtSocketWish;
+use crate::node_port_args::{self, NodePortAddress};
 use crate::proxy::CaptureConfig;
 use crate::socket_args::SocketArgs;
 use crate::values::{self, Listed};
@@ -48,8 +48,9 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub masquerade_all: bool,
-    /// Addresses of the node that nodePorts are served on: `primary` for those of its Node object, or those
-    /// that are in these CIDRs; of a family that there is none of, all. Empty is `primary`, too.
+    /// Addresses of the node that nodePorts are served on: those that are in these CIDRs; `primary` for the first ones of its
+    /// Node object, `all`, `localhost`, which is not served, or any of these together. Of a family that there is none of,
+    /// all. Empty is `primary`, too.
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', default_value = "primary")]
     pub nodeport_addresses: Vec<Listed<NodePortAddress>>,
     /// The first of three ports on loopback addresses that captured packets are handed over at.
@@ -114,23 +115,6 @@ pub enum DetectLocalMode {
     /// By interface: names that begin with --pod-interface-name-prefix.
     #[value(name = "InterfaceNamePrefix")]
     InterfaceNamePrefix,
-}
-
-/// One element of `--nodeport-addresses`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NodePortAddress {
-    /// The addresses of the Node object.
-    Primary,
-    /// Those inside a CIDR.
-    Inside(IpNet),
-}
-
-impl FromStr for NodePortAddress {
-    type Err = ipnet::AddrParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "primary" { Ok(Self::Primary) } else { text.parse().map(Self::Inside) }
-    }
 }
 
 /// The kernel's IFNAMSIZ less the final zero.
@@ -227,23 +211,22 @@ impl CaptureArgs {
     }
 
     /// Where nodePorts are served.
+    pub fn node_ports(&self) -> NodePortAddresses {
+        node_port_args::addresses(&self.nodeport_addresses)
+    }
+
+    /// What is to be said of nodePorts that are not served where they are asked for.
+    pub(crate) fn node_ports_note(&self) -> Option<String> {
+        node_port_args::note(&self.nodeport_addresses)
+    }
+
+    /// Whether the flags can go together.
     ///
     /// # Errors
-    /// `primary` does not go together with CIDRs.
-    pub fn node_ports(&self) -> Result<NodePortAddresses> {
-        let addresses: Vec<NodePortAddress> =
-            self.nodeport_addresses.iter().filter_map(|listed| listed.0).collect();
-        // None given is the default, as in kube-proxy's nftables mode.
-        if let [] | [NodePortAddress::Primary] = addresses[..] {
-            return Ok(NodePortAddresses::Primary);
-        }
-        let cidrs = addresses.into_iter().map(|address| match address {
-            NodePortAddress::Inside(cidr) => Ok(cidr),
-            NodePortAddress::Primary => {
-                bail!("--nodeport-addresses: give either primary or CIDRs, not both")
-            }
-        });
-        Ok(NodePortAddresses::Inside(cidrs.collect::<Result<_>>()?))
+    /// One needs another one, or there is too much of something.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.capture(tproxy::FlowIdle { any: Duration::ZERO, conversation: Duration::ZERO })?;
+        self.socket.config(Duration::ZERO).map(drop)
     }
 
     /// What is to decide at clients' sockets. `flow_idle` is how long a UDP flow rests before it is none; answers are not told apart
@@ -324,9 +307,9 @@ mod tests {
         .unwrap();
         assert_eq!(args.local_pods(), LocalPods::DetectedIn(vec![Family::V4, Family::V6]));
         assert!(args.masquerade_all);
-        assert!(matches!(args.node_ports().unwrap(), NodePortAddresses::Inside(cidrs) if cidrs.len() == 2));
+        assert!(matches!(args.node_ports(), NodePortAddresses::Inside(cidrs) if cidrs.len() == 2));
         assert!(parse("--masquerade-all").unwrap().masquerade_all);
-        assert!(matches!(parse("").unwrap().node_ports().unwrap(), NodePortAddresses::Primary));
+        assert!(matches!(parse("").unwrap().node_ports(), NodePortAddresses::Primary));
     }
 
     #[test]
@@ -341,7 +324,7 @@ mod tests {
             };
             assert_eq!(config.cluster_cidrs, [], "{arguments}");
             assert_eq!(config.local_pods, tproxy::LocalPods::Cidrs(Vec::new()), "{arguments}");
-            assert!(matches!(args.node_ports().unwrap(), NodePortAddresses::Primary), "{arguments}");
+            assert!(matches!(args.node_ports(), NodePortAddresses::Primary), "{arguments}");
         }
     }
 
@@ -371,6 +354,5 @@ mod tests {
         ] {
             assert!(parse(arguments).is_err(), "{arguments}");
         }
-        assert!(parse("--nodeport-addresses primary,10.0.0.0/8").unwrap().node_ports().is_err());
     }
 }

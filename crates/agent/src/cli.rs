@@ -1,15 +1,19 @@
 //! The command line: what a person can say, and the checks that need nothing else.
 
+mod command;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
+pub(crate) use command::command;
+use command::command_with;
 
 use crate::admin::{ConnectionsArgs, DEFAULT_PATH, ExplainArgs, ServicesArgs, StatusArgs, TopArgs};
 use crate::capture_args::{self, CaptureArgs, CaptureMode};
@@ -80,10 +84,6 @@ pub enum Command {
 /// What `--version` calls it, whatever command it stands behind.
 pub(crate) const NAME: &str = "sluice";
 
-/// Lists that are one setting, of which the last one counts: kube-proxy's --cluster-cidr is a text, and who names the pods'
-/// namespaces, or sidecars' ports, means all of them.
-const ONE_LIST: [&str; 3] = ["cluster_cidr", "socket_namespaces", "socket_sidecar_ports"];
-
 /// What `sluice version` says, and `--version`.
 pub fn version() -> String {
     format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
@@ -151,8 +151,8 @@ pub struct Said {
     pub arguments: Vec<OsString>,
     /// Everything, as flags.
     pub effective: config::Effective,
-    /// What is to be said of settings that have no effect.
-    pub named: Option<String>,
+    /// What is to be said of settings without effect, or with another one than with kube-proxy, a line each.
+    pub notes: Vec<String>,
 }
 
 /// kube-proxy's configuration.
@@ -238,20 +238,6 @@ pub fn parse() -> Cli {
     })
 }
 
-/// The program's command, taking kube-proxy's flags as well.
-pub(crate) fn command() -> clap::Command {
-    command_with(std::iter::empty())
-}
-
-/// The same, with the last one counting of these arguments of the agent's.
-fn command_with(one_list: impl Iterator<Item = &'static str>) -> clap::Command {
-    let last_counts = |agent: clap::Command, id| agent.mut_arg(id, |arg| arg.overrides_with(id));
-    let mut command = Cli::command()
-        .mut_subcommand("agent", |agent| one_list.fold(config::with_foreign_flags(agent), last_counts));
-    command.build();
-    command
-}
-
 /// Reads a command line, and the configuration that it names.
 ///
 /// # Errors
@@ -260,11 +246,17 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
     let arguments = config::spelled(arguments);
     let mut command = command();
     let given = command.try_get_matches_from_mut(&arguments)?;
-    let Some(("agent", given_agent)) = given.subcommand() else { return Ok(Cli::from_arg_matches(&given)?) };
+    let Some(("agent", given_agent)) = given.subcommand() else {
+        let cli = Cli::from_arg_matches(&given)?;
+        if let Command::Check(args) = &cli.command {
+            args.socket.config(Duration::ZERO).map_err(|reason| complaint(&mut command, None, &reason))?;
+        }
+        return Ok(cli);
+    };
     let merged = config::merge(&command, given_agent, &arguments).map_err(Complaint::Config)?;
     // A file has no part in one that the command line has; otherwise it gives the flag once for each element.
     let is_given = |id: &&str| given_agent.value_source(id) == Some(ValueSource::CommandLine);
-    let mut command = command_with(ONE_LIST.into_iter().filter(is_given));
+    let mut command = command_with(command::ONE_LIST.into_iter().filter(is_given));
     let matches = command.try_get_matches_from_mut(merged.arguments)?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Agent(args), Some(("agent", agent))) = (&mut cli.command, matches.subcommand()) {
@@ -273,13 +265,30 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
             return Err(command.error(ErrorKind::ArgumentConflict, complaint).into());
         }
         let effective = command.find_subcommand("agent").map(|command| config::Effective::of(command, agent));
-        args.said = Said { arguments, effective: effective.unwrap_or_default(), named: merged.named };
+        let mut notes: Vec<String> = merged.named.into_iter().collect();
+        let serves_node = args.capture.mode() != CaptureMode::Bind && !args.cleanup && !args.init_only;
+        notes.extend(merged.node_ports.filter(|_| serves_node));
+        notes.extend(args.capture.node_ports_note());
+        args.said = Said { arguments, effective: effective.unwrap_or_default(), notes };
+        args.capture
+            .check()
+            .map_err(|reason| complaint(&mut command, args.config.config.as_deref(), &reason))?;
     }
     Ok(cli)
 }
 
+/// Flags, or fields of a file, that do not go together.
+fn complaint(command: &mut clap::Command, file: Option<&Path>, reason: &anyhow::Error) -> Complaint {
+    match file {
+        Some(file) => Complaint::Config(format!("{}: {reason}", file.display())),
+        None => command.error(ErrorKind::ValueValidation, reason).into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
     use crate::values::Listed;
 
@@ -404,9 +413,47 @@ mod tests {
             assert_eq!(said(&format!("sluice agent {flags}")), "", "{flags}");
         }
         assert!(said("sluice agent --grace-period soon").contains("25s"));
+        for line in [
+            "sluice agent --grace-period -5s",
+            "sluice agent --workers -1",
+            "sluice agent --tproxy-port -1",
+            "sluice connections --limit -1",
+        ] {
+            let flag = line.split(' ').find(|word| word.starts_with("--")).unwrap();
+            let complaint = said(line);
+            assert!(
+                complaint.contains("invalid value '-") && complaint.contains(flag),
+                "{line}: {complaint}"
+            );
+        }
+        assert!(said("sluice agent --grace-period -5s").contains("cannot be negative"));
         assert!(said("sluice agent --metrics-bind-address here").contains("ADDRESS:PORT"));
         assert!(said("sluice agent --workers 0").contains("a number from 1 on"));
         assert!(said("sluice agent --passive-health maybe").contains("true or false"));
+    }
+
+    #[test]
+    fn kube_proxys_level_is_taken_however_it_is_written() {
+        for (flags, wanted) in
+            [("-v 2", 2), ("-v2", 2), ("-v=2", 2), ("--v 10", 10), ("-v10 --workers 1", 10)]
+        {
+            let line = format!("sluice agent {flags}");
+            let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
+            let cli = try_parse(&arguments).unwrap_or_else(|complaint| panic!("{flags}: {complaint}"));
+            let Command::Agent(args) = cli.command else { panic!("{flags}") };
+            assert_eq!((args.v, cli.verbose), (Some(wanted), 0), "{flags}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_go_together_is_refused_before_anything_is_done() {
+        for (flags, wanted) in [
+            ("agent --capture tproxy --socket-sidecar-ports 1,2,3", "two at the most"),
+            ("agent --capture tproxy --detect-local-mode BridgeInterface", "--pod-bridge-interface"),
+            ("check --socket-sidecar-ports 1,2,3", "two at the most"),
+        ] {
+            assert!(said(&format!("sluice {flags}")).contains(wanted), "{flags}");
+        }
     }
 
     #[test]

@@ -45,11 +45,28 @@ fn foreign(row: &'static Row) -> Arg {
     }
 }
 
-/// The command line with kube-proxy's spellings written as ours: `--log_dir` is `--log-dir`, `-v=4` is `--v=4`.
+/// The command line with kube-proxy's spellings written as ours: `--log_dir` is `--log-dir`; `-v=4`, `-v4` and `-v 4` are
+/// `--v=4`.
 pub(crate) fn spelled(arguments: &[OsString]) -> Vec<OsString> {
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let mut words = arguments.iter().peekable();
+    let mut joined: Vec<OsString> = Vec::new();
+    while let Some(word) = words.next() {
+        let level = words.peek().filter(|_| word == "-v").and_then(|next| next.to_str());
+        match level.filter(|level| is_number(level)) {
+            Some(level) => {
+                joined.push(format!("--v={level}").into());
+                words.next();
+            }
+            None => joined.push(word.clone()),
+        }
+    }
     let spell = |argument: &OsString| {
         let word = argument.to_str()?;
-        if let Some(level) = word.strip_prefix("-v=") {
+        let level = word.strip_prefix("-v");
+        if let Some(level) =
+            level.and_then(|level| level.strip_prefix('=').or(Some(level).filter(|l| is_number(l))))
+        {
             return Some(format!("--v={level}"));
         }
         let (name, value) =
@@ -57,7 +74,7 @@ pub(crate) fn spelled(arguments: &[OsString]) -> Vec<OsString> {
         let name = name.replace('_', "-");
         Some(value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}")))
     };
-    arguments.iter().map(|argument| spell(argument).map_or_else(|| argument.clone(), Into::into)).collect()
+    joined.iter().map(|argument| spell(argument).map_or_else(|| argument.clone(), Into::into)).collect()
 }
 
 fn is_given(matches: &ArgMatches, id: &str) -> bool {

@@ -47,8 +47,8 @@ type Waiting = tokio::sync::oneshot::Sender<()>;
 enum Message {
     /// Apply these; then answer, if anybody waits for it: when endpoints have changed.
     Changes(Vec<Change>, Option<Waiting>),
-    /// Serve nodePorts there.
-    NodePorts(NodePortAddresses),
+    /// Serve nodePorts there, and answer whether that can be.
+    NodePorts(NodePortAddresses, tokio::sync::oneshot::Sender<Result<(), String>>),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
     /// Answer what happens to connections to an address where no frontend matches.
@@ -119,9 +119,14 @@ impl Feed {
     }
 
     /// Has nodePorts served elsewhere from now on.
-    pub(crate) fn set_node_ports(&self, node_ports: NodePortAddresses) {
-        // A controller that has ended is noticed by whoever holds it.
-        let _ = self.messages.send(Message::NodePorts(node_ports));
+    ///
+    /// # Errors
+    /// Why they stay where they are.
+    pub(crate) async fn set_node_ports(&self, node_ports: NodePortAddresses) -> Result<(), String> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let ended = || "the controller has ended".to_owned();
+        self.messages.send(Message::NodePorts(node_ports, answer)).map_err(|_| ended())?;
+        answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
     /// What happens to connections to an address where no frontend matches; `None` where the address is not the
@@ -187,10 +192,9 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             waiting.extend(done);
                             batches += 1;
                         }
-                        Message::NodePorts(node_ports) => {
-                            if let Err(reason) = proxy.set_node_ports(node_ports) {
-                                error!("nodePorts stay where they are: {reason:#}");
-                            }
+                        Message::NodePorts(node_ports, answer) => {
+                            let set = proxy.set_node_ports(node_ports);
+                            let _ = answer.send(set.map_err(|reason| format!("{reason:#}")));
                         }
                         Message::Settle(done) => settling.push(done),
                         Message::Explain(ip, answer) => {

@@ -1,6 +1,9 @@
 //! The health check port of the node, `:10256`: cloud load balancers ask `/healthz` there whether to send to this node,
 //! kubelets `/livez` whether the agent works. (kube-proxy: `healthcheck/proxy_health.go`.)
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -24,16 +27,45 @@ const CONNECTIONS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Healthz(JoinHandle<()>);
 
+/// How many probes were answered with what. Cloning it shares it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Probes(Arc<[[AtomicU64; CODES.len()]; PATHS.len()]>);
+
+/// What is probed, and the answers that there are.
+const PATHS: [&str; 2] = ["/healthz", "/livez"];
+const CODES: [u16; 2] = [200, 503];
+
+impl Probes {
+    fn count(&self, path: &str, code: u16) {
+        let path = PATHS.iter().position(|known| *known == path);
+        let code = CODES.iter().position(|known| *known == code);
+        if let (Some(path), Some(code)) = (path, code) {
+            self.0[path][code].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The numbers so far of what is probed (`healthz`, `livez`), each by code.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (&'static str, [(u16, u64); CODES.len()])> {
+        let of = |counts: &[AtomicU64; CODES.len()]| -> [(u16, u64); CODES.len()] {
+            std::array::from_fn(|at| (CODES[at], counts[at].load(Relaxed)))
+        };
+        PATHS.iter().zip(self.0.iter()).map(move |(path, counts)| (&path[1..], of(counts)))
+    }
+}
+
 impl Healthz {
-    /// Serves, as soon as the port can be had.
-    pub(crate) fn start(opening: Opening, health: Health) -> Self {
+    /// Serves, as soon as the port can be had, and counts.
+    pub(crate) fn start(opening: Opening, health: Health, probes: Probes) -> Self {
         Self(tokio::spawn(async move {
             let listener = opening.wait().await;
             if let Ok(address) = listener.local_addr() {
                 info!(%address, "serving health checks of the node");
             }
             let answer = move |request: &Request<Incoming>| {
-                answer(request.uri().path(), &health.state(), Timestamp::now())
+                let path = request.uri().path();
+                let response = answer(path, &health.state(), Timestamp::now());
+                probes.count(path, response.status().as_u16());
+                response
             };
             match http_server::serve(listener, Connections::new(CONNECTIONS), SETTINGS, answer).await {}
         }))
@@ -159,5 +191,22 @@ mod tests {
         let response = answer("/healthz", &new, NOW.parse().unwrap());
         assert_eq!(response.headers()["Content-Type"], "application/json");
         assert_eq!(response.headers()["X-Content-Type-Options"], "nosniff");
+    }
+
+    #[test]
+    fn probes_are_counted_by_what_they_ask_and_are_answered() {
+        let probes = Probes::default();
+        for (path, code) in [
+            ("/healthz", 200),
+            ("/healthz", 200),
+            ("/healthz", 503),
+            ("/livez", 200),
+            ("/", 404),
+            ("/livez", 404),
+        ] {
+            probes.count(path, code);
+        }
+        let wanted = [("healthz", [(200, 2), (503, 1)]), ("livez", [(200, 1), (503, 0)])];
+        assert_eq!(probes.numbers().collect::<Vec<_>>(), wanted);
     }
 }

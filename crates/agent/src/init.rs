@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use rustix::thread::CapabilitySet;
 use sluice_capture::tproxy;
 use tracing::{info, warn};
 
@@ -18,7 +19,14 @@ pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
         CaptureMode::Tproxy => capture.socket.take_away(),
         CaptureMode::Bind => {}
     }
-    let done = tproxy::prepare(capture.disable_bridge_netfilter)?;
+    let done = tproxy::prepare(capture.disable_bridge_netfilter).with_context(|| {
+        let may = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+        match may {
+            true => "the kernel's settings cannot be written down",
+            false => "--init-only changes settings of the kernel: run this as root, with CAP_NET_ADMIN",
+        }
+    })?;
     done.set.iter().for_each(|setting| info!("{setting} is set"));
     if !done.failed.is_empty() {
         bail!("{}: run this as root, with a /proc/sys that may be written", done.failed.join(", "));

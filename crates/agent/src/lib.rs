@@ -27,6 +27,7 @@ mod healthz;
 pub mod listen;
 pub mod logging;
 mod metrics;
+pub mod node_port_args;
 pub mod proxy;
 mod task_pool;
 

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use patient::Patient;
-use tracing::{Event, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -62,12 +63,19 @@ pub fn start(verbose: u8, default: &str) -> Logging {
     start_at(level(verbose, None, default), Format::Text)
 }
 
-/// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise a level such as `info`.
+/// Starts logging. `RUST_LOG` decides what is said if it is set to something that can be used; otherwise a level such as `info`.
 pub fn start_at(level: &str, format: Format) -> Logging {
-    let (filter, is_fixed) = match EnvFilter::try_from_default_env() {
-        Ok(filter) => (filter, true),
-        Err(_) => (EnvFilter::new(level), false),
+    let wanted = std::env::var_os(EnvFilter::DEFAULT_ENV);
+    let wanted = wanted.map(|wanted| wanted.to_string_lossy().into_owned());
+    let (filter, complaint) = match wanted.as_deref().map(str::trim) {
+        None | Some("") => (None, None),
+        Some(wanted) => match read(wanted) {
+            Ok(filter) => (Some(filter), None),
+            Err(reason) => (None, Some(format!("RUST_LOG={wanted} is not used: {reason}"))),
+        },
     };
+    let is_fixed = filter.is_some();
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(level));
     let lines = Patient::stderr().ok();
     let writer = match lines.clone() {
         Some(patient) => BoxMakeWriter::new(patient),
@@ -82,9 +90,25 @@ pub fn start_at(level: &str, format: Format) -> Logging {
         .with_filter_reloading();
     let handle = builder.reload_handle();
     builder.init();
+    complaint.iter().for_each(|complaint| warn!("{complaint}"));
     // A subscriber that is gone has nobody to say anything to.
     let reload = (!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _);
     Logging { reload, lines }
+}
+
+/// A filter, as tracing has it. A word alone that is no level would be taken for the one program part that speaks, and
+/// silence all others.
+fn read(filter: &str) -> Result<EnvFilter, String> {
+    const MEND: &str =
+        "write error, warn, info, debug or trace, or levels of single parts, as info,sluice_capture=debug";
+    let is_word = |part: &&str| {
+        let is_part = part.contains(['=', '[', ':']) || part.starts_with("sluice");
+        !part.is_empty() && !is_part && part.parse::<LevelFilter>().is_err()
+    };
+    if let Some(word) = filter.split(',').map(str::trim).find(is_word) {
+        return Err(format!("{word:?} is no level; {MEND}"));
+    }
+    EnvFilter::builder().parse(filter).map_err(|error| format!("{error}; {MEND}"))
 }
 
 impl Logging {
@@ -135,6 +159,25 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_that_would_silence_everything_by_mistake_are_refused() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "4",
+            "sluice",
+            "info,sluice_capture=debug",
+            "hyper=trace,info",
+            "[span]=debug",
+        ] {
+            assert!(read(good).is_ok(), "{good}");
+        }
+        for bad in ["verbose", "warning", "info,all", "info,sluice=loud", "7"] {
+            assert!(read(bad).is_err_and(|said| said.contains("write error, warn")), "{bad}");
+        }
+    }
 
     #[test]
     fn the_larger_of_both_levels_counts() {

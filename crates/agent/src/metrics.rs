@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -34,6 +35,7 @@ use crate::admin::Page;
 use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
+use crate::healthz::Probes;
 use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::listen::Opening;
 use crate::logging::{self, Logging};
@@ -65,14 +67,16 @@ pub(crate) struct Metrics {
     /// How connections were to get here. `/proxyMode` says how they do, which is none of kube-proxy's modes, by which it
     /// would be taken for one.
     pub wanted: &'static str,
-    /// What `/configz` says: what the agent was started with.
-    pub configz: Arc<str>,
+    /// What `/configz` says: what is in effect.
+    pub configz: Arc<ArcSwap<String>>,
     /// When this process began.
     pub started: Timestamp,
     /// Of what it tells besides totals.
     pub detail: Detail,
     /// What people were told at objects.
     pub events: Events,
+    /// Who has asked for the node's health.
+    pub probes: Probes,
     /// Where the level of logs may be changed.
     pub logging: Option<Logging>,
     /// What people are shown.
@@ -125,7 +129,7 @@ impl Metrics {
             },
             "/proxyMode" => text(StatusCode::OK, self.observer.mode().to_owned()),
             "/configz" => {
-                let mut response = text(StatusCode::OK, self.configz.to_string());
+                let mut response = text(StatusCode::OK, self.configz.load().to_string());
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }

@@ -53,7 +53,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use config::{Config, ConfigError, Environment, Timing};
-pub use health::{Health, Outcome, ResourceHealth};
+pub use health::{Durations, Health, Outcome, ResourceHealth};
 pub use look::{LookError, has_node};
 pub use reason::Reason;
 pub use resource::Resource;

@@ -18,6 +18,9 @@ pub enum NodePortAddresses {
     /// On the addresses of the node's interfaces that these CIDRs name. A family that no CIDR is of is
     /// served on all of its addresses.
     Inside(Vec<IpNet>),
+    /// On both: the Node's primary addresses count as CIDRs of one address. While the Node is not known, a family that no
+    /// CIDR is of has none.
+    PrimaryAnd(Vec<IpNet>),
 }
 
 impl NodePortAddresses {
@@ -31,6 +34,18 @@ impl NodePortAddresses {
                     (None, _) => Vec::new(),
                     (Some(_), Some(primary)) => vec![primary],
                     (Some(_), None) => inside(&[], family, interfaces),
+                })
+                .collect(),
+            Self::PrimaryAnd(cidrs) => families
+                .flat_map(|family| {
+                    let primary = node.and_then(|node| primary(node, family));
+                    let is_silent = primary.is_none() && node.is_some();
+                    let mut addresses = match cidrs.iter().any(|cidr| Family::of(cidr.addr()) == family) {
+                        false if !is_silent => Vec::new(),
+                        _ => inside(cidrs, family, interfaces),
+                    };
+                    addresses.extend(primary);
+                    addresses
                 })
                 .collect(),
         };
@@ -78,6 +93,12 @@ mod tests {
         ("an IPv6 CIDR leaves IPv4 whole",           "2001:db8::/64", "192.0.2.1 2001:db8::1 2001:db8:1::1", "192.0.2.1 2001:db8::1"),
         ("an empty list: all of both",               "", "192.0.2.1 2001:db8::1", "192.0.2.1 2001:db8::1"),
         ("0.0.0.0/0: all of IPv4",                   "0.0.0.0/0", "192.0.2.1 198.51.100.1", "192.0.2.1 198.51.100.1"),
+        ("primary and a CIDR: both",                 "primary 198.51.100.0/24", "192.0.2.1 198.51.100.1 203.0.113.1", "192.0.2.1 198.51.100.1"),
+        ("primary and a CIDR that has it: once",     "primary 192.0.2.0/24", "192.0.2.1 192.0.2.2 203.0.113.1", "192.0.2.1 192.0.2.2"),
+        ("primary and a CIDR of the other family",   "primary 2001:db8::/64", "192.0.2.1 2001:db8:1::1 | 192.0.2.2 2001:db8::1", "192.0.2.1 2001:db8::1 2001:db8:1::1"),
+        ("primary and a CIDR: a family of neither is served whole", "primary 192.0.2.0/24", "192.0.2.1 | 2001:db8::1 2001:db8::2", "192.0.2.1 2001:db8::1 2001:db8::2"),
+        ("primary and localhost: primary",           "primary 127.0.0.0/8 ::1/128", "192.0.2.1 | 127.0.0.1 192.0.2.2 ::1 2001:db8::1", "192.0.2.1"),
+        ("localhost alone: none",                    "127.0.0.0/8 ::1/128", "127.0.0.1 192.0.2.1 ::1 2001:db8::1", ""),
         ("loopback is never served",                 "", "127.0.0.1 192.0.2.1 ::1 2001:db8::1", "192.0.2.1 2001:db8::1"),
         ("loopback is not served when named either", "127.0.0.0/8", "127.0.0.1 192.0.2.1", ""),
     ];
@@ -99,9 +120,14 @@ mod tests {
             });
             let setting = match *cidrs {
                 "primary" => NodePortAddresses::Primary,
-                cidrs => NodePortAddresses::Inside(
-                    cidrs.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect(),
-                ),
+                cidrs => {
+                    let parse =
+                        |text: &str| text.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect();
+                    match cidrs.strip_prefix("primary ") {
+                        Some(others) => NodePortAddresses::PrimaryAnd(parse(others)),
+                        None => NodePortAddresses::Inside(parse(cidrs)),
+                    }
+                }
             };
             assert_eq!(setting.addresses(node.as_ref(), &interfaces), parse(wanted), "{name}");
         }

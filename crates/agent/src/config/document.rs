@@ -75,6 +75,7 @@ pub(super) fn read(text: &str) -> Result<Vec<Field>, Vec<Flaw>> {
     })?;
     let mut reader = Reader::default();
     match &root.value {
+        Value::Map(map) if reader.is_config_map(map) => {}
         Value::Map(map) => {
             reader.check_type(map);
             reader.object("", map);
@@ -93,6 +94,20 @@ struct Reader {
 impl Reader {
     fn flaw(&mut self, node: &Node, field: &str, what: String) {
         self.flaws.push(Flaw { line: node.referenced.line(), field: field.to_owned(), what });
+    }
+
+    /// Says what is to be done with a whole ConfigMap; a document is in it.
+    fn is_config_map(&mut self, map: &[(Spanned<String>, Node)]) -> bool {
+        let kind = map.iter().find(|(key, _)| key.value == "kind").map(|(_, kind)| kind);
+        let Some(kind) = kind.filter(|kind| kind.value == Value::Text("ConfigMap".to_owned())) else {
+            return false;
+        };
+        let what = format!(
+            "this is a ConfigMap: take the {KIND} out of its data, as kubectl --namespace kube-system get configmap \
+             kube-proxy --output 'jsonpath={{.data.config\\.conf}}' does"
+        );
+        self.flaw(kind, "kind", what);
+        true
     }
 
     /// `apiVersion` and `kind` are those of the one document that this is about.

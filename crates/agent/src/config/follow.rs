@@ -1,5 +1,5 @@
 //! Following the configuration file while the agent runs. What changes is decided as at the start, from the same command
-//! line; what is bad changes nothing.
+//! line; what is bad changes nothing, not even what else is in it.
 
 use std::path::PathBuf;
 
@@ -17,9 +17,10 @@ const LIVE: [&str; 3] = ["v", "nodeport-addresses", "grace-period"];
 pub(crate) struct Follower {
     path: PathBuf,
     arguments: Vec<std::ffi::OsString>,
+    /// What is in effect.
     running: Effective,
-    /// What was said of settings that have no effect.
-    named: Option<String>,
+    /// What was said of settings without effect, or with another one than with kube-proxy.
+    notes: Vec<String>,
     /// What the file had when it was last looked at; none where it could not be read.
     seen: Option<Vec<u8>>,
 }
@@ -29,8 +30,9 @@ pub(crate) struct Follower {
 pub(crate) struct Change {
     /// Everything that the command line and the file say now.
     pub cli: Cli,
-    /// Which of [`LIVE`] have changed.
-    pub flags: Vec<String>,
+    /// Which flags have changed: of [`LIVE`], and others.
+    live: Vec<String>,
+    others: Vec<String>,
 }
 
 impl Change {
@@ -41,6 +43,11 @@ impl Change {
             _ => None,
         }
     }
+
+    /// Whether a flag has changed that takes effect while the agent runs.
+    pub(crate) fn has(&self, flag: &str) -> bool {
+        self.live.iter().any(|live| live == flag)
+    }
 }
 
 impl Follower {
@@ -48,11 +55,16 @@ impl Follower {
     pub(crate) async fn new(args: &AgentArgs) -> Option<Self> {
         let path = args.config.config.clone()?;
         let seen = fs::read(&path).await.ok();
-        let Said { arguments, effective, named } = args.said.clone();
-        Some(Self { path, arguments, running: effective, named, seen })
+        let Said { arguments, effective, notes } = args.said.clone();
+        Some(Self { path, arguments, running: effective, notes, seen })
     }
 
-    /// Looks at the file: what is to change, if anything. Says what cannot.
+    /// What is in effect.
+    pub(crate) fn running(&self) -> &Effective {
+        &self.running
+    }
+
+    /// Looks at the file: what is to change, if anything; [`Follower::adopt`] says so once it has. Says what is bad.
     pub(crate) async fn look(&mut self) -> Option<Change> {
         let now = fs::read(&self.path).await;
         let file = self.path.display();
@@ -73,26 +85,28 @@ impl Follower {
             }
         };
         let Command::Agent(args) = &cli.command else { return None };
-        if self.named != args.said.named {
-            self.named.clone_from(&args.said.named);
-            self.named.iter().for_each(|named| warn!("{named}"));
-        }
         let changed = self.running.difference(&args.said.effective);
-        let (live, others): (Vec<_>, Vec<_>) =
-            changed.into_iter().partition(|flag| LIVE.contains(&flag.as_str()));
-        live.iter().for_each(|flag| self.running.adopt(flag, &args.said.effective));
+        let (live, others) = changed.into_iter().partition(|flag| LIVE.contains(&flag.as_str()));
+        Some(Change { live, others, cli })
+    }
+
+    /// A change has been made: what of it takes effect is so from now on.
+    pub(crate) fn adopt(&mut self, change: &Change) {
+        let Some(Said { effective, notes, .. }) = change.args().map(|args| &args.said) else { return };
+        notes.iter().filter(|note| !self.notes.contains(note)).for_each(|note| warn!("{note}"));
+        self.notes.clone_from(notes);
+        change.live.iter().for_each(|flag| self.running.adopt(flag, effective));
+        let file = self.path.display();
         let listed =
             |flags: &[String]| flags.iter().map(|flag| format!("--{flag}")).collect::<Vec<_>>().join(", ");
-        if !others.is_empty() {
+        if !change.others.is_empty() {
             warn!(
                 "{file} has changed, and these take effect only when the agent is started again: {}",
-                listed(&others)
+                listed(&change.others)
             );
         }
-        if live.is_empty() {
-            return None;
+        if !change.live.is_empty() {
+            info!("{file} has changed, and these take effect: {}", listed(&change.live));
         }
-        info!("{file} has changed, and these take effect: {}", listed(&live));
-        Some(Change { flags: live, cli })
     }
 }

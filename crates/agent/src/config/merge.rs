@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,8 @@ pub(crate) struct Merged {
     pub arguments: Vec<OsString>,
     /// What is to be said of settings that have no effect.
     pub named: Option<String>,
+    /// What is to be said of nodePorts, if packets are captured, that kube-proxy serves and this does not unless it is told to.
+    pub node_ports: Option<String>,
 }
 
 /// What says a setting.
@@ -50,6 +52,8 @@ struct Merging<'a> {
     flaws: Vec<String>,
     /// The family of kube-proxy's `bindAddress` is IPv6.
     is_v6: bool,
+    /// kube-proxy's mode.
+    mode: Option<String>,
 }
 
 /// Puts what kube-proxy's flags and the file say behind `agent` in the command line. `command` is the whole program's;
@@ -63,7 +67,7 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
     let taken = taken.map(|(flag, _)| flag.to_owned()).collect();
     let file = given.get_one::<PathBuf>("config").cloned();
     let (words, named, flaws) = Default::default();
-    let mut merging = Merging { command, file, taken, words, named, flaws, is_v6: false };
+    let mut merging = Merging { command, file, taken, words, named, flaws, is_v6: false, mode: None };
     merging.flags(given);
     if let Some(file) = merging.file.clone() {
         let fields = read(&file).and_then(|text| {
@@ -86,11 +90,23 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
     let mut merged = arguments.to_vec();
     let behind = arguments.iter().position(|word| word == "agent").map_or(merged.len(), |at| at + 1);
     merged.splice(behind..behind, merging.words);
-    Ok(Merged { arguments: merged, named: named::line(&merging.named) })
+    let has_addresses = merging.taken.contains("nodeport-addresses");
+    let mode = merging.mode.or(merging.file.map(|_| String::new())).filter(|_| !has_addresses);
+    let node_ports = mode.and_then(|mode| named::node_ports(&mode));
+    Ok(Merged { arguments: merged, named: named::line(&merging.named), node_ports })
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let said = |error: std::io::Error| format!("cannot read the configuration {}: {error}", path.display());
+    let said = |error: io::Error| {
+        let mend = match error.kind() {
+            io::ErrorKind::NotFound => "see that it is there, and mounted where the agent runs",
+            io::ErrorKind::PermissionDenied => "let this user read it, or run this as root",
+            io::ErrorKind::IsADirectory => "name the file in it, such as config.conf",
+            io::ErrorKind::InvalidData => "write it as UTF-8: it is to be YAML or JSON",
+            _ => "see to the disk that it is on",
+        };
+        format!("cannot read the configuration {}: {error}; {mend}", path.display())
+    };
     let mut text = String::new();
     let file = File::open(path).map_err(said)?;
     file.take(SIZE_MAX + 1).read_to_string(&mut text).map_err(said)?;
@@ -132,6 +148,7 @@ impl Merging<'_> {
         match meaning {
             Meaning::As(flag) => self.add(flag, words, origin),
             Meaning::Mode if MODES.contains(&first) => {
+                self.mode.get_or_insert_with(|| first.to_owned());
                 self.add("capture", &vec!["auto".to_owned()], origin);
             }
             Meaning::Mode => {

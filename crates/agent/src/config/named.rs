@@ -1,4 +1,4 @@
-//! What is said, once, of kube-proxy's settings that have no effect.
+//! What is said, once, of kube-proxy's settings that have no effect, and of the one that has another where it is not there.
 
 use super::table::Meaning;
 
@@ -38,4 +38,22 @@ pub(super) fn line(named: &[Named]) -> Option<String> {
         said.push(format!("{class}: {}", reasons.join(", ")));
     }
     (!said.is_empty()).then(|| format!("settings of kube-proxy's that have no effect: {}", said.join("; ")))
+}
+
+/// What is to be said where nobody has said which addresses have nodePorts: in this mode kube-proxy takes all. None in the
+/// mode in which it takes those that the agent does.
+pub(super) fn node_ports(mode: &str) -> Option<String> {
+    let (mode, loopback) = match mode {
+        "nftables" => return None,
+        "" | "iptables" => (
+            "iptables",
+            "; on 127.0.0.1, where it does unless localhostNodePorts is false, they are not served at all",
+        ),
+        other => (other, ""),
+    };
+    Some(format!(
+        "nodePorts are served on the first addresses of the Node object only, as nodePortAddresses is not set: kube-proxy \
+         in mode {mode} serves them on all of the node's. --nodeport-addresses=all (nodePortAddresses: [all]) does so here, \
+         =primary says that it is meant as it is{loopback}"
+    ))
 }

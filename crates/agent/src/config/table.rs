@@ -69,6 +69,7 @@ pub(crate) struct Own {
 pub(crate) const OWN: &str = "sluice";
 
 const TRACKED: &str = "connections to Services are not tracked";
+const LIMIT: &str = "connections to Services are not tracked; of all others the node's sysctl net.netfilter.nf_conntrack_max is the limit";
 const AT_ONCE: &str =
     "changes take effect at once, at any number of Services; nothing is written anew from time to time";
 const IPVS: &str = "IPVS is not used; the annotation sluice.dev/balance chooses how a Service is balanced";
@@ -105,8 +106,8 @@ pub(crate) const TABLE: &[Row] = &[
     row("cluster-cidr",                      "clusterCIDR",                          Text,     &[],                As("cluster-cidr")),
     row("config",                            "",                                     Text,     &[],                As("config")),
     row("config-sync-period",                "configSyncPeriod",                     Duration, &["15m"],           Meaningless(WATCHED)),
-    row("conntrack-max-per-core",            "conntrack.maxPerCore",                 Int,      &["32768"],         Meaningless(TRACKED)),
-    row("conntrack-min",                     "conntrack.min",                        Int,      &["131072"],        Meaningless(TRACKED)),
+    row("conntrack-max-per-core",            "conntrack.maxPerCore",                 Int,      &["32768"],         Meaningless(LIMIT)),
+    row("conntrack-min",                     "conntrack.min",                        Int,      &["131072"],        Meaningless(LIMIT)),
     row("conntrack-tcp-be-liberal",          "conntrack.tcpBeLiberal",               Bool,     &[],                Meaningless(TRACKED)),
     row("conntrack-tcp-timeout-close-wait",  "conntrack.tcpCloseWaitTimeout",        Duration, &["1h"],            As("tcp-half-closed-timeout")),
     row("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout",      Duration, &["24h"],           Meaningless("an idle connection stays open; a peer that is gone is noticed within two minutes")),

@@ -91,6 +91,11 @@ fn value<'a>(args: &'a AgentArgs, flag: &str) -> &'a [String] {
     args.said.effective.0.get(flag).map_or(&[], Vec::as_slice)
 }
 
+/// What is said of settings without effect.
+fn without_effect(args: &AgentArgs) -> Option<String> {
+    args.said.notes.iter().find(|note| note.contains("no effect")).cloned()
+}
+
 /// A document with one field.
 fn one_field(path: &str, value: &str) -> String {
     let mut text = HEAD.to_owned();
@@ -152,7 +157,7 @@ fn every_field_has_an_effect_or_is_named_in_the_one_warning() {
         let (yaml, word) = example(row.field, row.kind);
         let mode = if row.field.starts_with("nftables.") { "mode: nftables\n" } else { "" };
         let args = with(&(one_field(row.field, yaml) + mode), "");
-        let named = args.said.named.clone().unwrap_or_default();
+        let named = without_effect(&args).unwrap_or_default();
         match row.meaning {
             Meaning::As(flag) => {
                 assert_eq!(value(&args, flag)[0], word, "{}", row.field);
@@ -162,10 +167,15 @@ fn every_field_has_an_effect_or_is_named_in_the_one_warning() {
             _ => assert!(named.contains(&format!(": {} (", row.field)), "{}: {named}", row.field),
         }
         let nothing = with(&one_field(row.field, "null"), "");
-        assert_eq!(nothing.said.named, None, "{}", row.field);
+        assert_eq!(without_effect(&nothing), None, "{}", row.field);
         for default in row.defaults {
             let text = if row.kind == Kind::Text { format!("{default:?}") } else { (*default).to_owned() };
-            assert_eq!(with(&one_field(row.field, &text), "").said.named, None, "{} {default}", row.field);
+            assert_eq!(
+                without_effect(&with(&one_field(row.field, &text), "")),
+                None,
+                "{} {default}",
+                row.field
+            );
         }
     }
 }
@@ -179,7 +189,7 @@ fn every_flag_has_an_effect_or_is_named_in_the_one_warning() {
         for flag in [format!("--{}={word}", row.flag), format!("--{spelled}={word}")] {
             let args =
                 parse(&format!("{capture} {flag}")).unwrap_or_else(|complaint| panic!("{flag}: {complaint}"));
-            let named = args.said.named.clone().unwrap_or_default();
+            let named = without_effect(&args).unwrap_or_default();
             match row.meaning {
                 Meaning::As(ours) => {
                     assert_eq!((value(&args, ours)[0].as_str(), &*named), (word, ""), "{flag}")
@@ -191,7 +201,7 @@ fn every_flag_has_an_effect_or_is_named_in_the_one_warning() {
     }
     let args = parse("-v=4 --conntrack-min 0 --iptables-sync-period 30s --vmodule a=2").unwrap();
     assert_eq!(args.v, Some(4));
-    let named = args.said.named.unwrap();
+    let named = without_effect(&args).unwrap();
     assert!(named.contains("--vmodule (") && !named.contains("conntrack-min"), "{named}");
     assert!(parse("--conntrack-min some").is_err() && parse("--proxy-mode userspace").is_err());
 }
@@ -218,7 +228,7 @@ fn every_flag_of_the_agents_can_be_written_in_a_document() {
 #[test]
 fn what_kubeadm_writes_is_taken_as_it_is() {
     let args = with(KUBEADM, "--hostname-override=node-1");
-    assert_eq!(args.said.named, None);
+    assert_eq!(without_effect(&args), None);
     assert_eq!(args.source.apiserver.kubeconfig, Some("/var/lib/kube-proxy/kubeconfig.conf".into()));
     assert_eq!(value(&args, "cluster-cidr"), ["10.244.0.0/16"]);
     assert_eq!(value(&args, "capture"), ["auto"]);
@@ -226,7 +236,7 @@ fn what_kubeadm_writes_is_taken_as_it_is() {
     let plain = parse("--hostname-override=node-1 --capture auto").unwrap();
     let difference = args.said.effective.difference(&plain.said.effective);
     assert_eq!(difference, ["cluster-cidr", "config", "kubeconfig"]);
-    assert_eq!(with(&KUBEADM.replace("10.244.0.0/16", "\"\""), "").said.named, None);
+    assert_eq!(without_effect(&with(&KUBEADM.replace("10.244.0.0/16", "\"\""), "")), None);
 }
 
 #[test]
@@ -249,7 +259,7 @@ fn flags_win_over_the_agents_own_fields_and_these_over_kube_proxys() {
     let args = with(KUBEADM, "--manifests a");
     assert_eq!((args.source.apiserver.kubeconfig, args.source.manifests), (None, vec!["a".into()]));
     let bound = with(&text, "--capture bind");
-    assert_eq!(bound.said.named, None, "what is said of nodes in general does no harm");
+    assert_eq!(without_effect(&bound), None, "what is said of nodes in general does no harm");
 }
 
 #[test]
@@ -291,6 +301,8 @@ fn mistakes_are_said_with_line_and_field() {
         ("nodePortAddresses: primary\n",           "line 3: nodePortAddresses: text is to be a list of texts"),
         ("configSyncPeriod: soon\n",               "line 3: configSyncPeriod: \"soon\" is to be a duration, as \"30s\" or \"1h30m\""),
         ("mode: userspace\n",                      "line 3: mode: \"userspace\" is to be one of iptables, ipvs, nftables"),
+        ("clusterCIDR: [10.0.0.0/8]\n",            "line 3: clusterCIDR: a list is to be one text, comma-separated: \"10.0.0.0/8\""),
+        ("clusterCIDR: [10.0.0.0/8, fd00::/48]\n", "line 3: clusterCIDR: a list is to be one text, comma-separated: \"10.0.0.0/8,fd00::/48\""),
         ("bindAddress: here\n",                    "line 3: bindAddress: \"here\" is to be an IP address"),
     ];
     for (text, wanted) in cases {
@@ -313,15 +325,18 @@ fn what_is_no_such_document_is_said() {
             "kind: KubeProxyConfiguration\n",
             "apiVersion: missing: write apiVersion: kubeproxy.config.k8s.io/v1alpha1",
         ),
-        ("apiVersion: v1\nkind: ConfigMap\ndata: {}\n", "line 2: kind: is to be KubeProxyConfiguration"),
+        ("apiVersion: v1\nkind: Pod\n", "line 2: kind: is to be KubeProxyConfiguration"),
         ("mode: [\n", "line 1: "),
         (&format!("{HEAD}mode: ''\nmode: ''\n"), "mode"),
     ] {
         let said = complaint(text);
         assert!(said.contains(wanted), "{text}: {said}");
     }
-    let said = parse("--config /nonexistent/config.conf").unwrap_err().to_string();
-    assert!(said.contains("/nonexistent/config.conf"), "{said}");
+    let said = complaint(
+        "apiVersion: v1\ndata: {config.conf: 'a: b'}\nkind: ConfigMap\nmetadata: {name: kube-proxy}\n",
+    );
+    assert!(said.starts_with("line 3: kind: this is a ConfigMap: ") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("{.data.config\\.conf}"), "{said}");
     let large = Case::new(&format!("{HEAD}# {}\n", "x".repeat(1 << 20)));
     assert!(large.parse("").unwrap_err().to_string().contains("1048576 bytes"));
 }
@@ -336,7 +351,7 @@ fn what_is_written_is_read_as_the_same() {
         let case = Case::new("");
         write(&args.said.effective, &case.path).unwrap();
         let again = case.parse("").unwrap_or_else(|complaint| panic!("{complaint}"));
-        assert_eq!(again.said.named, None);
+        assert_eq!(without_effect(&again), None);
         let text = fs::read_to_string(&case.path).unwrap();
         let (mut one, mut other) = (args.said.effective, again.said.effective);
         for map in [&mut one.0, &mut other.0] {
@@ -382,4 +397,55 @@ fn the_documentation_has_every_flag_and_field_and_what_becomes_of_it() {
     let own = OWN_TABLE.iter().map(|own| format!("| `{}` | `--{}` |", own.field, own.flag));
     let wanted: Vec<String> = own.chain(TABLE.iter().map(documented)).collect();
     assert_eq!(lines, wanted);
+}
+
+#[test]
+fn what_cannot_be_read_is_said_with_the_mend() {
+    let directory = TempDir::new().unwrap();
+    let binary = directory.path().join("binary");
+    fs::write(&binary, [0xff, 0xfe, 0]).unwrap();
+    let missing = directory.path().join("missing");
+    for (path, wanted) in [
+        (binary.as_path(), "write it as UTF-8"),
+        (directory.path(), "name the file in it"),
+        (missing.as_path(), "see that it is there"),
+    ] {
+        let said = parse(&format!("--config {}", path.display())).unwrap_err().to_string();
+        assert!(said.contains(&*path.to_string_lossy()) && said.contains(wanted), "{said}");
+    }
+}
+
+#[test]
+fn where_kube_proxy_serves_node_ports_on_more_addresses_it_is_said_once() {
+    let notes = |args: &AgentArgs| {
+        args.said
+            .notes
+            .iter()
+            .filter(|note| note.contains("--nodeport-addresses=all"))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    for (mode, is_on_loopback) in [("\"\"", true), ("iptables", true), ("ipvs", false)] {
+        let said = notes(&with(&KUBEADM.replace("mode: \"\"", &format!("mode: {mode}")), ""));
+        assert_eq!((said.len(), said[0].contains("127.0.0.1")), (1, is_on_loopback), "{mode}: {said:?}");
+    }
+    assert_eq!(notes(&parse("--proxy-mode iptables").unwrap()).len(), 1);
+    for flags in [
+        "--capture bind",
+        "--proxy-mode nftables",
+        "--nodeport-addresses primary",
+        "--nodeport-addresses all",
+    ] {
+        assert!(notes(&with(KUBEADM, flags)).is_empty(), "{flags}");
+    }
+    for (from, to) in [
+        ("mode: \"\"", "mode: nftables"),
+        ("nodePortAddresses: null", "nodePortAddresses: [primary]"),
+        ("nodePortAddresses: null", "nodePortAddresses: [all]"),
+    ] {
+        assert!(notes(&with(&KUBEADM.replace(from, to), "")).is_empty(), "{to}");
+    }
+    assert!(parse("--capture tproxy").unwrap().said.notes.is_empty(), "nobody speaks of kube-proxy");
+    let args = parse("--capture tproxy --nodeport-addresses localhost,all").unwrap();
+    assert!(args.said.notes[0].contains("not served on loopback"), "{:?}", args.said.notes);
 }

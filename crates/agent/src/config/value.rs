@@ -34,8 +34,16 @@ pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
             })
             .collect(),
         (Kind::Vmodule, Value::List(list)) => Ok(list.iter().map(|_| String::new()).collect()),
+        (Kind::Text | Kind::TextOrOff, Value::List(list)) => Err(one_text(list)),
         (kind, other) => Err(format!("{} is to be {}", other.kind(), wanted(kind))),
     }
+}
+
+/// What a list is to be where there is one text.
+fn one_text(list: &[Spanned<Value>]) -> String {
+    let texts: Result<Vec<String>, _> = list.iter().map(text).collect();
+    let example = texts.map(|texts| format!(": {:?}", texts.join(","))).unwrap_or_default();
+    format!("a list is to be one text, comma-separated{example}")
 }
 
 fn text(element: &Spanned<Value>) -> Result<String, String> {

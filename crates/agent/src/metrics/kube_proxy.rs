@@ -7,7 +7,7 @@ use std::fs;
 
 use jiff::Timestamp;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use rustix::time::{ClockId, clock_gettime};
@@ -25,6 +25,8 @@ impl Collector for KubeProxy {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_syncs(&mut encoder)?;
         self.encode_requests(&mut encoder)?;
+        self.encode_durations(&mut encoder)?;
+        self.encode_probes(&mut encoder)?;
         encode_process(&mut encoder, self.0.started)
     }
 }
@@ -65,6 +67,44 @@ impl KubeProxy {
             let code = outcome.status.map_or_else(|| NO_ANSWER.to_owned(), |status| status.to_string());
             let labels = [("code", code), ("host", outcome.host), ("method", outcome.method)];
             ConstCounter::new(number).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl KubeProxy {
+    fn encode_durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(apiserver) = self.0.health.apiserver() else { return Ok(()) };
+        let (name, help) =
+            ("rest_client_request_duration_seconds", "Until the head of an apiserver's answer was there");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for ((host, verb), durations) in apiserver.durations() {
+            let labels = [("verb", verb), ("host", host)];
+            let buckets: Vec<_> = durations.buckets().collect();
+            let sum = durations.sum().as_secs_f64();
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                sum,
+                durations.count(),
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn encode_probes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        for (path, numbers) in self.0.probes.numbers() {
+            let name = format!("kubeproxy_proxy_{path}");
+            let mut family = encoder.encode_descriptor(
+                &name,
+                "Probes of the node, by status",
+                None,
+                MetricType::Counter,
+            )?;
+            for (code, number) in numbers {
+                let labels = [("code", code.to_string())];
+                ConstCounter::new(number).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -176,6 +176,7 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
         "kubeproxy_sync_proxy_rules_duration_seconds_count 1\n",
         "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+        &format!("rest_client_request_duration_seconds_count{{verb=\"GET\",host=\"{host}\"}} "),
         &format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"GET\"}} "),
         "\nprocess_cpu_seconds_total ",
         "# TYPE sluice_tcp_connect_duration_seconds histogram\n",

@@ -64,6 +64,55 @@ async fn what_kubeadm_writes_starts_the_agent() {
 }
 
 #[test]
+fn a_change_is_made_whole_or_not_at_all_and_configz_has_what_is_in_effect() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("config.conf");
+    let put = |text: &str| {
+        let new = directory.path().join("new");
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        let manifests = directory.path().join("manifests");
+        fs::create_dir_all(&manifests).unwrap();
+        let own = format!("  capture: bind\n  manifests: [{}]\n", manifests.display());
+        fs::write(&new, format!("{head}sluice:\n{own}{text}")).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    put("  gracePeriod: 9s\n");
+    let mut agent = Agent::start(&["--config", file.to_str().unwrap(), "--metrics-bind-address=127.0.0.1:0"]);
+    let metrics = agent.port("serving metrics");
+    let configz = |field: &str| {
+        let answer = get(metrics, "/configz");
+        let json: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        json.pointer(&format!("/kubeproxy.config.k8s.io/{field}")).unwrap().to_string()
+    };
+    // The grace period is good, the ports are not.
+    put("  gracePeriod: 8s\n  socketSidecarPorts: [\"1\", \"2\", \"3\"]\n");
+    let line = agent.wait_for("stays in force");
+    assert!(line.contains("two at the most"), "{line}");
+    assert!(!agent.heard().iter().any(|line| line.contains("take effect")), "{:#?}", agent.heard());
+    assert_eq!(configz("sluice/gracePeriod"), "\"9s\"");
+
+    put("  gracePeriod: 7s\n  workers: 1\nnodePortAddresses: [localhost, primary, 192.0.2.0/24]\n");
+    agent.wait_for("nodePorts are not served on loopback");
+    agent.wait_for("these take effect: --grace-period, --nodeport-addresses");
+    until("what is in effect is shown", || configz("sluice/gracePeriod") == "\"7s\"");
+    assert_eq!(configz("nodePortAddresses"), "[\"localhost\",\"primary\",\"192.0.2.0/24\"]");
+    agent.signal(Signal::TERM);
+    assert!(agent.wait_for("stopping").contains("grace=7s"));
+}
+
+#[test]
+fn what_the_agent_refuses_is_not_written() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("config.conf");
+    for flags in [["--socket-sidecar-ports", "1,2,3"], ["--nodeport-addresses", "10.0.0.1"]] {
+        let to = ["--write-config-to", file.to_str().unwrap()];
+        let output = sluice(&[&["agent", "--capture", "tproxy"][..], &flags, &to].concat());
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {}", said(&output));
+        assert!(!file.exists(), "{flags:?}");
+    }
+}
+
+#[test]
 fn a_file_that_changes_is_followed_and_a_bad_one_is_not() {
     let directory = TempDir::new().unwrap();
     let frontend = free_port(address());
@@ -172,6 +221,13 @@ fn the_kernels_settings_are_made_beforehand() {
     );
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("net.ipv4.tcp_migrate_req cannot be set to 1"), "{}", said(&output));
+}
+
+#[test]
+fn who_may_not_change_the_kernels_settings_is_told_what_to_do() {
+    let output = on_a_node("setpriv --inh-caps=-all --bounding-set=-all \"$sluice\" agent --init-only");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("run this as root, with CAP_NET_ADMIN"), "{}", said(&output));
 }
 
 #[test]

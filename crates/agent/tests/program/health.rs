@@ -44,6 +44,15 @@ async fn load_balancers_hear_that_a_node_is_to_go_and_kubelets_do_not() {
     let (status, body) = ask(health, "/livez");
     assert_eq!((status, &body["healthy"], body.get("nodeEligible")), (200, &true.into(), None), "{body}");
 
+    let metrics_now = get(metrics, "/metrics");
+    for line in [
+        "proxy_healthz_total{code=\"503\"} 1\n",
+        "proxy_livez_total{code=\"200\"} 1\n",
+        "proxy_livez_total{code=\"503\"} 0\n",
+    ] {
+        assert!(metrics_now.contains(&format!("\nkubeproxy_{line}")), "{line} is not in:\n{metrics_now}");
+    }
+
     let warning = agent.wait_for("has no Node \"node-1\":");
     assert!(warning.contains("WARN") && warning.contains("--hostname-override"), "{warning}");
     until_counted(0);

@@ -1,10 +1,11 @@
 //! What the agent says, and in which form.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -115,6 +116,44 @@ fn a_flow_is_told_of_with_what_it_carried() {
         "end=\"idle\"",
     ] {
         assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
+#[test]
+fn a_filter_that_says_nothing_or_nothing_that_can_be_used_leaves_the_default() {
+    for (filter, complaints) in [("", 0), ("warning", 1), ("info,sluice=loud", 1), ("info", 0)] {
+        let directory = TempDir::new().unwrap();
+        let source = directory.path().to_str().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(["agent", "--capture=bind", "--metrics-bind-address=0", "--manifests", source])
+            .env("RUST_LOG", filter)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut lines = Vec::new();
+        // Ends where it is silent, too: with the process.
+        let watchdog = std::thread::spawn({
+            let id = Pid::from_child(&child);
+            move || {
+                std::thread::park_timeout(PATIENCE);
+                let _ = kill_process(id, Signal::TERM);
+            }
+        });
+        for line in stderr.lines().map_while(Result::ok) {
+            if line.contains("ready frontends") {
+                watchdog.thread().unpark();
+            }
+            lines.push(line);
+        }
+        child.wait().unwrap();
+        watchdog.join().unwrap();
+        let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(
+            (count("is not used"), count("ready frontends")),
+            (complaints, 1),
+            "{filter:?}: {lines:#?}"
+        );
     }
 }
 

@@ -460,7 +460,7 @@ impl Follower {
     }
 
     async fn get(&self, query: &[(&str, String)]) -> Result<Answer, Failure> {
-        let on_answer = |outcome| self.health.answered(outcome);
+        let on_answer = |outcome, took| self.health.answered(outcome, took);
         self.transport.get(self.resource, query, || self.health().requested(), on_answer).await
     }
 

@@ -23,6 +23,8 @@ pub struct Health {
     had_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
     answers: Mutex<BTreeMap<Outcome, u64>>,
+    /// By host and method.
+    durations: Mutex<BTreeMap<(String, String), Durations>>,
 }
 
 /// What came of a request.
@@ -38,6 +40,39 @@ pub struct Outcome {
 
 /// Outcomes that are told apart in [`Health::answers`]; more than there are.
 const ANSWERS_MAX: usize = 256;
+
+/// Upper bounds of durations, in seconds, as client-go has them; what takes longer is in one more.
+const BOUNDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+
+/// How long requests have taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Durations {
+    counts: [u64; BOUNDS.len() + 1],
+    sum: Duration,
+}
+
+impl Durations {
+    fn observe(&mut self, took: Duration) {
+        let at = BOUNDS.iter().take_while(|bound| took.as_secs_f64() > **bound).count();
+        self.counts[at] += 1;
+        self.sum = self.sum.saturating_add(took);
+    }
+
+    /// How many there were up to each bound, from the one before on; the last bound is infinite.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        BOUNDS.into_iter().chain([f64::INFINITY]).zip(self.counts)
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// All of them together.
+    pub fn sum(&self) -> Duration {
+        self.sum
+    }
+}
 
 /// The state of one resource.
 #[derive(Debug, Default)]
@@ -67,6 +102,7 @@ impl Health {
             resources: Default::default(),
             reasons: Mutex::default(),
             answers: Mutex::default(),
+            durations: Mutex::default(),
         }
     }
 
@@ -123,7 +159,19 @@ impl Health {
         answers.iter().map(|(outcome, number)| (outcome.clone(), *number)).collect()
     }
 
-    pub(super) fn answered(&self, outcome: Outcome) {
+    /// How long it took until requests were answered, by host and method.
+    pub fn durations(&self) -> Vec<((String, String), Durations)> {
+        let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.iter().map(|(of, durations)| (of.clone(), *durations)).collect()
+    }
+
+    pub(super) fn answered(&self, outcome: Outcome, took: Duration) {
+        let of = (outcome.host.clone(), outcome.method.clone());
+        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        if durations.len() < ANSWERS_MAX || durations.contains_key(&of) {
+            durations.entry(of).or_default().observe(took);
+        }
+        drop(durations);
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() < ANSWERS_MAX || answers.contains_key(&outcome) {
             *answers.entry(outcome).or_default() += 1;
@@ -298,17 +346,43 @@ mod tests {
             status,
         };
         for (method, status) in [("GET", Some(200)), ("GET", None), ("POST", Some(200)), ("GET", Some(200))] {
-            health.answered(outcome("a:6443", method, status));
+            health.answered(outcome("a:6443", method, status), Duration::from_millis(30));
         }
         let wanted = [("GET", None, 1), ("GET", Some(200), 2), ("POST", Some(200), 1)];
         let wanted = wanted.map(|(method, status, number)| (outcome("a:6443", method, status), number));
         assert_eq!(health.answers(), wanted);
         for status in 0..1000 {
-            health.answered(outcome("b:6443", "GET", Some(status)));
+            health.answered(outcome("b:6443", "GET", Some(status)), Duration::from_millis(30));
         }
-        health.answered(outcome("a:6443", "GET", None));
+        health.answered(outcome("a:6443", "GET", None), Duration::from_millis(30));
         assert_eq!(health.answers().len(), ANSWERS_MAX);
         assert_eq!(health.answers()[0].1, 2, "what is known is counted on");
+    }
+
+    #[test]
+    fn durations_are_counted_by_host_and_method_up_to_a_bound() {
+        let health = Health::new(Duration::from_secs(45));
+        let outcome = |method: &str| Outcome {
+            host: "a:6443".to_owned(),
+            method: method.to_owned(),
+            status: Some(200),
+        };
+        for millis in [5, 6, 70_000] {
+            health.answered(outcome("GET"), Duration::from_millis(millis));
+        }
+        health.answered(outcome("POST"), Duration::ZERO);
+        let durations = health.durations();
+        let methods: Vec<_> =
+            durations.iter().map(|((_, method), of)| (method.as_str(), of.count())).collect();
+        assert_eq!(methods, [("GET", 3), ("POST", 1)]);
+        let buckets: Vec<(f64, u64)> = durations[0].1.buckets().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(buckets, [(0.005, 1), (0.025, 1), (f64::INFINITY, 1)]);
+        assert_eq!(durations[0].1.sum(), Duration::from_millis(70_011));
+        for host in 0..1000 {
+            let outcome = Outcome { host: host.to_string(), ..outcome("GET") };
+            health.answered(outcome, Duration::ZERO);
+        }
+        assert_eq!(health.durations().len(), ANSWERS_MAX);
     }
 
     #[test]

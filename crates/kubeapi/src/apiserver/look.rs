@@ -41,7 +41,7 @@ impl From<Failure> for LookError {
 pub async fn has_node(config: Config) -> Result<bool, LookError> {
     let (selectors, limit) = (Resource::Node.selectors(&config.node), config.timing.answer);
     let transport = Transport::new(config)?;
-    let mut answer = transport.get(Resource::Node, &selectors, || {}, |_| {}).await?;
+    let mut answer = transport.get(Resource::Node, &selectors, || {}, |_, _| {}).await?;
     let mut body = Vec::new();
     while let Some(bytes) = answer.chunk(limit).await?
         && body.len() < MAX_BYTES

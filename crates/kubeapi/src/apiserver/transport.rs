@@ -82,12 +82,16 @@ impl Ready {
         request: RequestBuilder,
         method: &Method,
         limit: Duration,
-        on_answer: &impl Fn(Outcome),
+        on_answer: &impl Fn(Outcome, Duration),
     ) -> Result<Answer, Failure> {
+        let asked = Instant::now();
         let sent = timeout(limit, request.send()).await;
         let status =
             sent.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(|sent| sent.status().as_u16());
-        on_answer(Outcome { host: host(&self.server.url), method: method.to_string(), status });
+        on_answer(
+            Outcome { host: host(&self.server.url), method: method.to_string(), status },
+            asked.elapsed(),
+        );
         let server = name(&self.server.url);
         let failed = |reason| Failure { reason, server: server.clone(), retry_after: None };
         match sent {
@@ -135,7 +139,7 @@ impl Transport {
         resource: Resource,
         query: &[(&str, String)],
         on_request: impl Fn(),
-        on_answer: impl Fn(Outcome),
+        on_answer: impl Fn(Outcome, Duration),
     ) -> Result<Answer, Failure> {
         let mut tried = 0;
         let mut refreshed = false;
@@ -164,7 +168,11 @@ impl Transport {
     ///
     /// # Errors
     /// There is no answer with a status of success. 403 and 404 are a [`Reason::Status`].
-    pub(super) async fn write(&self, write: &Write, on_answer: impl Fn(Outcome)) -> Result<(), Failure> {
+    pub(super) async fn write(
+        &self,
+        write: &Write,
+        on_answer: impl Fn(Outcome, Duration),
+    ) -> Result<(), Failure> {
         let mut refreshed = false;
         loop {
             let ready = self.prepare().await?;
@@ -182,7 +190,7 @@ impl Transport {
         &self,
         ready: &Ready,
         write: &Write,
-        on_answer: &impl Fn(Outcome),
+        on_answer: &impl Fn(Outcome, Duration),
     ) -> Result<(), Failure> {
         let mut url = ready.server.base.clone();
         url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), write.path));
@@ -205,7 +213,7 @@ impl Transport {
         ready: &Ready,
         resource: Resource,
         query: &[(&str, String)],
-        on_answer: &impl Fn(Outcome),
+        on_answer: &impl Fn(Outcome, Duration),
     ) -> Result<Answer, Failure> {
         let mut url = ready.server.base.clone();
         url.set_path(&format!("{}{}", url.path().trim_end_matches('/'), resource.path()));

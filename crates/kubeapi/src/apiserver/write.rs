@@ -74,7 +74,7 @@ impl EventWriter {
         body: &Value,
     ) -> Result<(), EventError> {
         let write = Write { method, path, kind, body: Bytes::from(body.to_string()) };
-        let on_answer = |outcome| self.health.answered(outcome);
+        let on_answer = |outcome, took| self.health.answered(outcome, took);
         self.transport.write(&write, on_answer).await.map_err(|Failure { reason, server, retry_after }| {
             let said = |reason: Reason| format!("the apiserver {server}: {reason}");
             match reason {

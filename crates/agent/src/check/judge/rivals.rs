@@ -6,6 +6,7 @@ use crate::running::{self, Sign};
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = running(facts);
+    findings.extend(node_ports(facts));
     findings.extend(leftovers(facts));
     findings
 }
@@ -41,6 +42,21 @@ fn running(facts: &Facts) -> Vec<Finding> {
         ),
     };
     facts.kube_proxy.iter().map(found).collect()
+}
+
+/// What kube-proxy serves in a mode where it takes all addresses by itself, and an agent does not.
+fn node_ports(facts: &Facts) -> Option<Finding> {
+    let mode = facts.kube_proxy.iter().find_map(|sign| match sign {
+        Sign::Answers { mode } if mode != "nftables" => Some(mode),
+        _ => None,
+    })?;
+    let loopback = if mode == "iptables" { ", and on 127.0.0.1" } else { "" };
+    let what = format!(
+        "kube-proxy in mode {mode} serves them on all addresses of the node{loopback}, unless told otherwise; the agent \
+         serves them on the first addresses of the Node object"
+    );
+    let mend = "give the agent --nodeport-addresses=all where clients use other addresses; on 127.0.0.1 there are none";
+    Some(Finding::warning("nodePorts", what, mend))
 }
 
 fn leftovers(facts: &Facts) -> Vec<Finding> {

@@ -99,7 +99,10 @@ const CASES: &[Case] = &[
 
     ("kube-proxy runs", |f| f.kube_proxy = vec![Sign::Process(42)], &[(Problem, "kube-proxy", "process 42")]),
     ("kube-proxy answers", |f| f.kube_proxy = vec![Sign::Answers { mode: "ipvs".to_owned() }],
-        &[(Problem, "kube-proxy", "mode ipvs")]),
+        &[(Problem, "kube-proxy", "mode ipvs"), (Warning, "nodePorts", "all addresses")]),
+    ("kube-proxy answers that serves nodePorts as the agent does", |f| {
+        f.kube_proxy = vec![Sign::Answers { mode: "nftables".to_owned() }];
+    }, &[(Problem, "kube-proxy", "mode nftables")]),
     ("kube-proxy may be inside of k3s", |f| {
         let process = Process { id: 7, name: "k3s-agent".to_owned(), arguments: Vec::new() };
         f.kube_proxy = vec![Sign::Inside(process)];
