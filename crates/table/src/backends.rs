@@ -46,6 +46,14 @@ pub(crate) struct PortRules {
     pub(crate) limit: Option<ConnectionLimit>,
 }
 
+impl PortRules {
+    /// The same, with the list of sources that there was, if it says the same: lists are compared by their places first.
+    pub(crate) fn keeping(self, before: Option<Arc<[IpNet]>>) -> Self {
+        let allowed_sources = if self.allowed_sources == before { before } else { self.allowed_sources };
+        Self { allowed_sources, ..self }
+    }
+}
+
 impl Backends {
     /// Endpoints for traffic policy Cluster.
     pub fn cluster(&self) -> &EndpointSet {

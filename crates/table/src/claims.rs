@@ -35,7 +35,9 @@ impl Claims {
     /// Takes a claim back.
     pub fn remove(&mut self, frontend: &Frontend, claim: &Claim) {
         if let Some(claims) = self.0.get_mut(frontend) {
-            claims.retain(|other| other != claim);
+            if let Ok(position) = claims.binary_search(claim) {
+                claims.remove(position);
+            }
             if claims.is_empty() {
                 self.0.remove(frontend);
             }

@@ -39,6 +39,13 @@ pub enum Notice {
         /// What the annotation says, as far as a line has room for it.
         value: Arc<str>,
     },
+    /// An annotation below `sluice.dev/` is none that is known.
+    UnknownAnnotation {
+        /// The Service.
+        service: ObjectName,
+        /// The annotation, without its prefix, as far as a line has room for it.
+        name: Arc<str>,
+    },
 }
 
 impl Notice {
@@ -47,8 +54,12 @@ impl Notice {
 
     /// The annotation `sluice.dev/balance` of a Service names no balancing policy.
     pub(crate) fn unknown_balance(service: ObjectName, value: &str) -> Self {
-        let end = value.char_indices().nth(Self::SAID).map_or(value.len(), |(end, _)| end);
-        Self::UnknownBalance { service, value: value[..end].into() }
+        Self::UnknownBalance { service, value: said(value) }
+    }
+
+    /// A Service has an annotation below `sluice.dev/` that nobody reads.
+    pub(crate) fn unknown_annotation(service: ObjectName, name: &str) -> Self {
+        Self::UnknownAnnotation { service, name: said(name) }
     }
 
     /// The Service that it is about.
@@ -56,7 +67,7 @@ impl Notice {
         match self {
             Self::Conflict { claimant, .. } => &claimant.service,
             Self::Loop { port, .. } | Self::ClusterIpEndpoint { port, .. } => &port.service,
-            Self::UnknownBalance { service, .. } => service,
+            Self::UnknownBalance { service, .. } | Self::UnknownAnnotation { service, .. } => service,
         }
     }
 
@@ -66,8 +77,14 @@ impl Notice {
             Self::Conflict { .. } => "FrontendConflict",
             Self::Loop { .. } | Self::ClusterIpEndpoint { .. } => "EndpointLeftOut",
             Self::UnknownBalance { .. } => "UnknownBalance",
+            Self::UnknownAnnotation { .. } => "UnknownAnnotation",
         }
     }
+}
+
+fn said(text: &str) -> Arc<str> {
+    let end = text.char_indices().nth(Notice::SAID).map_or(text.len(), |(end, _)| end);
+    text[..end].into()
 }
 
 impl fmt::Display for Notice {
@@ -92,6 +109,12 @@ impl fmt::Display for Notice {
                 f,
                 "Service {service}: annotation sluice.dev/balance: {value:?} is no policy; round-robin is used; \
                  there are round-robin, least-connections, random and source-hash"
+            ),
+            Self::UnknownAnnotation { service, name } => write!(
+                f,
+                "Service {service}: annotation sluice.dev/{} is none that is known and does nothing; \
+                 there are sluice.dev/balance, sluice.dev/max-connections and sluice.dev/socket-mode",
+                name.escape_debug()
             ),
         }
     }

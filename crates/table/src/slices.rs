@@ -19,33 +19,64 @@ pub struct Candidate<'a> {
     pub endpoint: &'a Endpoint,
 }
 
-/// Every endpoint of the service port (`name`, `protocol`) in `family`, each `ip:port` once, sorted
-/// by address.
-///
-/// The same `ip:port` may stand in several slices while an endpoint moves between them, or twice in
-/// one: the non-terminating one wins, then the ready one, then the one that is said to be on
-/// `node` (kube-proxy prefers the local one too).
-pub fn merge<'a>(
-    slices: &'a Slices,
-    name: &str,
-    protocol: Protocol,
-    family: Family,
-    node: &str,
-) -> Vec<Candidate<'a>> {
-    let mut candidates: Vec<Candidate<'a>> = Vec::new();
-    for slice in slices.values().filter(|slice| slice.family == family) {
-        for port in slice.ports.iter().filter(|port| *port.name == *name && port.protocol == protocol) {
-            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
-                address: SocketAddr::new(endpoint.address, port.number),
+/// The ports of all slices of a Service, by what joins them to the Service's own: either may have thousands.
+#[derive(Debug)]
+pub struct Offers<'a>(Vec<Offer<'a>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Offer<'a> {
+    port: (&'a str, Protocol, Family),
+    number: u16,
+    endpoints: &'a [Endpoint],
+}
+
+impl<'a> Offers<'a> {
+    /// Those of these slices.
+    pub fn new(slices: &'a Slices) -> Self {
+        let of_slice = |slice: &'a EndpointSlice| {
+            slice.ports.iter().map(|port| Offer {
+                port: (&*port.name, port.protocol, slice.family),
+                number: port.number,
+                endpoints: &slice.endpoints,
+            })
+        };
+        let mut offers: Vec<Offer<'a>> = slices.values().flat_map(of_slice).collect();
+        offers.sort_by_key(|offer| offer.port);
+        Self(offers)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Those of one service port.
+    fn of(&self, port: (&str, Protocol, Family)) -> impl Iterator<Item = &Offer<'a>> {
+        let first = self.0.partition_point(|offer| offer.port < port);
+        self.0.iter().skip(first).take_while(move |offer| offer.port == port)
+    }
+
+    /// Every endpoint of the service port (`name`, `protocol`) in `family`, each `ip:port` once, sorted
+    /// by address.
+    ///
+    /// The same `ip:port` may stand in several slices while an endpoint moves between them, or twice in
+    /// one: the non-terminating one wins, then the ready one, then the one that is said to be on
+    /// `node` (kube-proxy prefers the local one too).
+    pub fn merge(&self, name: &str, protocol: Protocol, family: Family, node: &str) -> Vec<Candidate<'a>> {
+        let mut candidates: Vec<Candidate<'a>> = Vec::new();
+        for offer in self.of((name, protocol, family)) {
+            candidates.extend(offer.endpoints.iter().map(|endpoint| Candidate {
+                address: SocketAddr::new(endpoint.address, offer.number),
                 endpoint,
             }));
         }
+        let rank = |endpoint: &Endpoint| {
+            (endpoint.terminating, !endpoint.ready, endpoint.node.as_deref() != Some(node))
+        };
+        candidates.sort_by(|a, b| a.address.cmp(&b.address).then(rank(a.endpoint).cmp(&rank(b.endpoint))));
+        candidates.dedup_by_key(|candidate| candidate.address);
+        candidates
     }
-    let rank =
-        |endpoint: &Endpoint| (endpoint.terminating, !endpoint.ready, endpoint.node.as_deref() != Some(node));
-    candidates.sort_by(|a, b| a.address.cmp(&b.address).then(rank(a.endpoint).cmp(&rank(b.endpoint))));
-    candidates.dedup_by_key(|candidate| candidate.address);
-    candidates
 }
 
 #[cfg(test)]
@@ -124,7 +155,8 @@ mod tests {
     fn cases() {
         for (name, slices, wanted) in CASES {
             let slices = parse(slices);
-            let got: Vec<String> = merge(&slices, "http", Protocol::Tcp, Family::V4, "here")
+            let got: Vec<String> = Offers::new(&slices)
+                .merge("http", Protocol::Tcp, Family::V4, "here")
                 .iter()
                 .map(|candidate| {
                     let Endpoint { ready, terminating, node, .. } = candidate.endpoint;
@@ -141,7 +173,7 @@ mod tests {
     #[test]
     fn the_unnamed_port_joins_the_unnamed_port() {
         let slices = parse("=80 10.0.0.1 | http=80 10.0.0.2");
-        let merged = merge(&slices, "", Protocol::Tcp, Family::V4, "here");
+        let merged = Offers::new(&slices).merge("", Protocol::Tcp, Family::V4, "here");
         assert_eq!(merged.iter().map(|c| c.address.to_string()).collect::<Vec<_>>(), ["10.0.0.1:80"]);
     }
 }

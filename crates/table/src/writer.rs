@@ -305,6 +305,15 @@ impl Writer {
         self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces)
     }
 
+    /// How many Services have nodePorts that are served nowhere, as there is no address for them.
+    pub fn services_without_node_port_address(&self) -> usize {
+        if !self.node_port_addresses().is_empty() {
+            return 0;
+        }
+        let services = self.services.values().filter_map(|state| state.service.as_ref());
+        services.filter(|service| service.ports.iter().any(|port| port.node_port.is_some())).count()
+    }
+
     fn refresh_all_frontends(&mut self) {
         let names: Vec<ObjectName> = self.services.keys().cloned().collect();
         names.iter().for_each(|name| self.refresh_frontends(name));
@@ -361,6 +370,7 @@ impl Writer {
         self.notices.extend(change.notices);
         self.work.endpoint_runs += 1;
         self.work.endpoints += change.examined as u64;
+        self.work.searched += change.searched as u64;
         self.work.swaps += change.swapped.len() as u64;
         if let Some(changed) = &mut self.changed {
             changed.extend(change.swapped);

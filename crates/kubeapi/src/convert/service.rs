@@ -1,5 +1,6 @@
 //! Service to [`Service`].
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -243,20 +244,23 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
         problems.note("spec.ports", "none: nothing to serve", "write at least one port");
     }
     let mut found: Vec<ServicePort> = Vec::new();
+    // A Service may have any number of ports that fits into an object.
+    let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
     for (i, port) in each(&spec.ports) {
         let field = |name: &str| format!("spec.ports[{i}].{name}");
         let Some(protocol) = problems.protocol(field("protocol"), port.protocol.as_deref()) else { continue };
         let Some(number) = problems.port(field("port"), port.port) else { continue };
         let name = port.name.as_deref().unwrap_or_default();
-        if found.iter().any(|other| &*other.name == name && other.protocol == protocol) {
+        if names.contains(&(name, protocol)) {
             let what = format!("a port before it has the same name {name:?} and protocol");
             problems.note(field("name"), what, "give every port a name of its own");
             continue;
         }
-        if found.iter().any(|other| other.port == number && other.protocol == protocol) {
+        if !numbers.insert((number, protocol)) {
             problems.note(field("port"), format!("{number}/{protocol} is there twice"), "leave one of them");
             continue;
         }
+        names.insert((name, protocol));
         let node_port = optional_port(field("nodePort"), port.node_port, problems);
         found.push(ServicePort { name: name.into(), protocol, port: number, node_port });
     }

@@ -20,6 +20,18 @@ use crate::{Balance, node_ports, source_ranges};
 /// is relayed by mistake is served as well.
 const AT_SOCKET: &str = "socket-mode";
 
+/// All that a Service may be annotated with below `sluice.dev/`.
+const ANNOTATIONS: [&str; 3] = [Balance::ANNOTATION, "max-connections", AT_SOCKET];
+
+/// Annotations that somebody mistook for one, of which a Service is told at once: it may have any number.
+const MISTAKEN: usize = 4;
+
+/// Annotations of a Service that nobody reads, the first of them.
+pub(super) fn unknown_annotations(service: &Service) -> impl Iterator<Item = &str> {
+    let names = service.annotations.keys().map(|name| &**name);
+    names.filter(|name| !ANNOTATIONS.contains(name)).take(MISTAKEN)
+}
+
 /// The node as the rules see it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {

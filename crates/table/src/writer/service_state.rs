@@ -12,8 +12,9 @@ use super::frontends::frontends_of;
 use super::port_state::PortState;
 use super::rules::{self, Surroundings};
 use crate::affinity::Budget;
+use crate::backends::PortRules;
 use crate::claims::Claim;
-use crate::slices::{self, Slices};
+use crate::slices::{Candidate, Offers, Slices};
 use crate::{HealthCheck, Notice, ServicePort};
 
 /// A port of a Service in one family.
@@ -51,6 +52,8 @@ pub(super) struct EndpointChange {
     pub(super) notices: Vec<Notice>,
     /// How many endpoints were looked at.
     pub(super) examined: usize,
+    /// How many ports of slices, and frontends, were looked through.
+    pub(super) searched: usize,
     /// Service ports that changed.
     pub(super) swapped: Vec<Arc<ServicePort>>,
 }
@@ -105,15 +108,19 @@ impl ServiceState {
                 ((Arc::clone(&claim.port.port), claim.port.protocol, family), &claim.port)
             })
             .collect();
-        let gone: Vec<PortKey> = self.ports.keys().filter(|key| !keys.contains_key(*key)).cloned().collect();
-        change.retired = gone.iter().filter_map(|key| self.ports.remove(key)).collect();
+        // Both are in order, and there may be thousands: side by side.
+        let mut before = std::mem::take(&mut self.ports).into_iter().peekable();
         for (key, name) in keys {
-            let family = key.2;
-            if !self.ports.contains_key(&key) {
-                let port = ServicePort::new(name.clone(), family, Arc::clone(affinity_budget));
-                self.ports.insert(key, PortState::new(port));
+            while let Some((_, gone)) = before.next_if(|(known, _)| *known < key) {
+                change.retired.push(gone);
             }
+            let known = before.next_if(|(known, _)| *known == key).map(|(_, state)| state);
+            let state = known.unwrap_or_else(|| {
+                PortState::new(ServicePort::new(name.clone(), key.2, Arc::clone(affinity_budget)))
+            });
+            self.ports.insert(key, state);
         }
+        change.retired.extend(before.map(|(_, gone)| gone));
         self.frontends = wanted;
         change.health_check = self.update_health_check();
         change
@@ -144,10 +151,17 @@ impl ServiceState {
         if let Err(value) = rules::balance(service) {
             notices.insert(Notice::unknown_balance(service.name.clone(), value));
         }
+        let unknown = rules::unknown_annotations(service);
+        notices.extend(unknown.map(|name| Notice::unknown_annotation(service.name.clone(), name)));
         let here = around.locality();
         let mut local_ready = BTreeSet::new();
-        for ((name, protocol, family), state) in &mut self.ports {
-            let mut candidates = slices::merge(&self.slices, name, *protocol, *family, here.node);
+        let rules = self.rules(service, around);
+        let offers = Offers::new(&self.slices);
+        change.searched += offers.count();
+        let mut verdict_changed: Vec<PortKey> = Vec::new();
+        for (key, state) in &mut self.ports {
+            let (name, protocol, family) = key;
+            let mut candidates = offers.merge(name, *protocol, *family, here.node);
             change.examined += candidates.len();
             candidates.retain(|candidate| {
                 let frontend = Frontend { address: candidate.address, protocol: *protocol };
@@ -164,26 +178,22 @@ impl ServiceState {
                 !is_loop && !is_refused
             });
             if self.health_check.is_some() {
-                let is_counted = |c: &&slices::Candidate<'_>| c.endpoint.ready && here.is_local(c.endpoint);
+                let is_counted = |c: &&Candidate<'_>| c.endpoint.ready && here.is_local(c.endpoint);
                 local_ready.extend(candidates.iter().filter(is_counted).map(|c| c.address.ip()));
             }
             let before = state.verdicts();
-            let is_swapped = state.publish(
-                &candidates,
-                here,
-                |ip| around.has_process_at(ip),
-                around.rules(service, *family, &self.used_connections),
-            );
-            if is_swapped {
+            let [v4, v6] = &rules;
+            let rules = if *family == Family::V4 { v4 } else { v6 }.clone();
+            if state.publish(&candidates, here, |ip| around.has_process_at(ip), rules) {
                 change.swapped.push(Arc::clone(&state.port));
             }
             if state.verdicts() != before {
-                let is_ours = |(frontend, claim): &(&Frontend, &Claim)| {
-                    Family::of(frontend.address.ip()) == *family && claim.port == *state.port.name()
-                };
-                let ours = self.frontends.iter().filter(is_ours);
-                change.verdict_changed.extend(ours.map(|(frontend, _)| *frontend));
+                verdict_changed.push(key.clone());
             }
+        }
+        if !verdict_changed.is_empty() {
+            change.searched += self.frontends.len();
+            change.verdict_changed = self.leading_to(&verdict_changed);
         }
         if let Some(check) = &self.health_check {
             for family in [Family::V4, Family::V6] {
@@ -193,5 +203,25 @@ impl ServiceState {
         change.notices = notices.difference(&self.notices).cloned().collect();
         self.notices = notices;
         change
+    }
+
+    /// The rules of either family, which are the same for all ports: there may be thousands, and as many ranges.
+    fn rules(&self, service: &Service, around: Surroundings<'_>) -> [PortRules; 2] {
+        [Family::V4, Family::V6].map(|family| {
+            let of_family = self.ports.iter().find(|((_, _, of), _)| *of == family);
+            let before = of_family.and_then(|(_, state)| state.port.load().rules.allowed_sources.clone());
+            around.rules(service, family, &self.used_connections).keeping(before)
+        })
+    }
+
+    /// The frontends that lead to these ports, which are sorted.
+    fn leading_to(&self, ports: &[PortKey]) -> Vec<Frontend> {
+        let is_theirs = |(frontend, claim): &(&Frontend, &Claim)| {
+            let port = (&*claim.port.port, claim.port.protocol, Family::of(frontend.address.ip()));
+            ports
+                .binary_search_by(|(name, protocol, family)| (&**name, *protocol, *family).cmp(&port))
+                .is_ok()
+        };
+        self.frontends.iter().filter(is_theirs).map(|(frontend, _)| *frontend).collect()
     }
 }

@@ -12,6 +12,8 @@ pub struct Work {
     pub endpoint_runs: u64,
     /// Endpoints that were looked at, counted once for each service port.
     pub endpoints: u64,
+    /// Ports of slices, and frontends, that were looked through for those that belong to service ports.
+    pub searched: u64,
     /// Service ports whose endpoints or rules were swapped.
     pub swaps: u64,
     /// Frontends whose route and verdicts were worked out for a plan.
@@ -31,6 +33,7 @@ impl Sub for Work {
             frontend_runs: self.frontend_runs - earlier.frontend_runs,
             endpoint_runs: self.endpoint_runs - earlier.endpoint_runs,
             endpoints: self.endpoints - earlier.endpoints,
+            searched: self.searched - earlier.searched,
             swaps: self.swaps - earlier.swaps,
             planned: self.planned - earlier.planned,
             routes: self.routes - earlier.routes,

@@ -278,3 +278,15 @@ fn the_health_check_port_is_for_local_load_balancers_only() {
     assert_eq!(good(with("NodePort", "Local", 30100)).health_check_node_port, None);
     assert_eq!(flawed(with("LoadBalancer", "Local", 70000)).1, ["spec.healthCheckNodePort"]);
 }
+
+/// As many as there can be: with a look at all before it for each, nobody would see the end of it.
+#[test]
+fn each_port_number_may_be_there_once_with_either_protocol() {
+    let port =
+        |n: u32, protocol: &str| json!({"name": format!("{protocol}{n}"), "port": n, "protocol": protocol});
+    let mut ports: Vec<Value> = (1..=65_535).flat_map(|n| [port(n, "TCP"), port(n, "UDP")]).collect();
+    ports.extend([port(7, "TCP"), json!({"name": "other", "port": 7})]);
+    let (service, fields) = flawed(json!({"ports": ports}));
+    assert_eq!(service.ports.len(), 2 * 65_535);
+    assert_eq!(fields, ["spec.ports[131070].name", "spec.ports[131071].port"]);
+}

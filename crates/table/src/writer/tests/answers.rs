@@ -86,6 +86,28 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
 ];
 
 #[test]
+fn annotations_that_nobody_reads_are_told_once_a_few_of_each_service() {
+    let annotated = |names: &[&str]| {
+        let annotations = names.iter().map(|name| ((*name).into(), "random".into())).collect();
+        apply(Service { annotations, ..service("web", 1, WEB) })
+    };
+    let mut writer = writer();
+    let known = ["balance", "max-connections", "socket-mode"];
+    assert_eq!(step(&mut writer, [annotated(&known)]).notices, []);
+    let told = step(&mut writer, [annotated(&["balance", "balanse"])]).notices;
+    let said: Vec<String> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        ["Service default/web: annotation sluice.dev/balanse is none that is known and does nothing; \
+          there are sluice.dev/balance, sluice.dev/max-connections and sluice.dev/socket-mode"]
+    );
+    assert_eq!(told[0].reason(), "UnknownAnnotation");
+    assert_eq!(step(&mut writer, [apply(slice("web-a", "web", &[1]))]).notices, [], "it was told");
+    let many = ["a", "b", "c", "d", "e", "f"];
+    assert_eq!(step(&mut writer, [annotated(&many)]).notices.len(), 4);
+}
+
+#[test]
 fn cases() {
     for (service, endpoints, frontend, client, wanted) in CASES {
         let name = format!("{service:?} {endpoints:?} {frontend} {client}");
