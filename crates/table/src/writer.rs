@@ -10,6 +10,7 @@
 //! So a client never reaches a worker that has no route for it.
 
 mod config;
+mod conflicts;
 mod frontends;
 mod plan;
 mod port_state;
@@ -32,6 +33,7 @@ use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
 use crate::{HealthCheck, NodePortAddresses, Notice, ServicePort, Table, Verdict, node_ports};
+use conflicts::Conflicts;
 use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
@@ -66,7 +68,7 @@ pub struct Writer {
     retiring: Vec<PortState>,
     /// What the capture was last told.
     offered: Map<Frontend, FrontendState>,
-    conflicts: BTreeMap<Frontend, Vec<Notice>>,
+    conflicts: BTreeMap<Frontend, Conflicts>,
     /// Service ports that have changed, if somebody wants to know.
     changed: Option<Vec<Arc<ServicePort>>>,
     notices: Vec<Notice>,
@@ -207,6 +209,12 @@ impl Writer {
     /// were taken in: what is not taken away is kept.
     pub fn take_changed(&mut self) -> Vec<Arc<ServicePort>> {
         self.changed.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// All that there is to tell a person as things are, whether or not a plan has told it before.
+    pub fn standing_notices(&self) -> impl Iterator<Item = &Notice> {
+        let conflicts = self.conflicts.values().flat_map(Conflicts::standing);
+        conflicts.chain(self.services.values().flat_map(ServiceState::notices))
     }
 
     /// How much was done so far.
