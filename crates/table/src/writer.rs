@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use ipnet::IpNet;
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
 pub use config::{LocalPods, WriterConfig};
@@ -311,6 +312,16 @@ impl Writer {
     pub fn node_port_addresses(&self) -> Vec<IpAddr> {
         let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
         self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces)
+    }
+
+    /// An address of the Node that Services may get, with the range that they may get it from: connections to it are dropped
+    /// as [those to an address that no Service has](Self::verdict_without_frontend). Where frontends are listened on none are.
+    pub fn node_address_in_range(&self) -> Option<(IpAddr, IpNet)> {
+        if self.config.frontends_lead_back {
+            return None;
+        }
+        let in_range = |ip: &IpAddr| Some((*ip, self.cluster_addresses.range_of(*ip)?));
+        self.node.iter().flat_map(|node| &node.addresses).find_map(in_range)
     }
 
     fn refresh_all_frontends(&mut self) {

@@ -1,10 +1,13 @@
 //! Says what the table has to tell people about objects that do not fit together: in the log, and as Events.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use sluice_table::Notice;
 use tracing::{debug, warn};
 
+use crate::check;
 use crate::events::Events;
 
 /// Lines in an [`INTERVAL`]: whoever has Services may have thousands of them be in conflict, and all the time anew.
@@ -21,11 +24,13 @@ pub(super) struct Teller {
     since: Option<Instant>,
     said: usize,
     left_out: usize,
+    /// Whether it was said that the Node has an address that Services may get.
+    has_told_of_node: bool,
 }
 
 impl Teller {
     pub(super) fn new(events: Events) -> Self {
-        Self { events, since: None, said: 0, left_out: 0 }
+        Self { events, since: None, said: 0, left_out: 0, has_told_of_node: false }
     }
 
     /// What is new.
@@ -39,6 +44,16 @@ impl Teller {
             }
             self.events.warn(notice.service(), notice.reason(), "Serve", notice.to_string());
         }
+    }
+
+    /// Says once that the Node has an address in a range of Services; whether that was now.
+    pub(super) fn tell_of_node(&mut self, address: Option<(IpAddr, IpNet)>) -> bool {
+        let news = address.filter(|_| !self.has_told_of_node);
+        if let Some((ip, range)) = news {
+            check::warn_of_address_in_range(ip, range);
+            self.has_told_of_node = true;
+        }
+        news.is_some()
     }
 
     /// Says how many lines were left out, once their interval is over.
@@ -81,5 +96,14 @@ mod tests {
         teller.sum_up(start + INTERVAL);
         assert_eq!(teller.left_out, 0);
         assert_eq!(admitted(&mut teller, start + INTERVAL), BURST);
+    }
+
+    #[test]
+    fn an_address_of_the_node_that_services_may_get_is_said_once() {
+        let mut teller = Teller::new(Events::default());
+        let address = |last| Some(([10, 96, 0, last].into(), "10.96.0.0/16".parse().unwrap()));
+        let said =
+            [None, address(9), address(9), None, address(8)].map(|address| teller.tell_of_node(address));
+        assert_eq!(said, [false, true, false, false, false]);
     }
 }

@@ -395,3 +395,26 @@ fn changes_of_endpoints_are_timed_once_and_those_of_a_service_that_loses_a_slice
     writer.apply(Change::Delete(ObjectRef::EndpointSlice(ObjectName::new("default", "web-a"))));
     assert_eq!(writer.take_triggers(), [at(31)]);
 }
+
+#[test]
+fn an_address_of_the_node_that_services_may_get_is_named_where_it_would_be_dropped() {
+    let node = |address: [u8; 4]| Node {
+        name: "here".into(),
+        zone: None,
+        addresses: vec![[192, 0, 2, 1].into(), address.into()],
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    let range: IpNet = "10.96.0.0/16".parse().unwrap();
+    let cidr = sluice_model::ServiceCidr { name: "kubernetes".into(), cidrs: vec![range] };
+    for frontends_lead_back in [false, true] {
+        let mut writer = Writer::new(WriterConfig { frontends_lead_back, ..WriterConfig::new("here") });
+        // NodeLocal DNSCache.
+        writer.set_interfaces([[10, 96, 0, 10].into()]);
+        writer.apply_all([apply(cidr.clone()), apply(node([192, 0, 2, 2]))]);
+        assert_eq!(writer.node_address_in_range(), None);
+        writer.apply(apply(node([10, 96, 0, 9])));
+        let dropped = (!frontends_lead_back).then(|| (IpAddr::from([10, 96, 0, 9]), range));
+        assert_eq!(writer.node_address_in_range(), dropped);
+    }
+}
