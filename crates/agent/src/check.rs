@@ -10,12 +10,14 @@ mod judge;
 mod sockets;
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use sluice_kubeapi::apiserver::{self, ConfigError, LookError};
+use ipnet::IpNet;
+use sluice_kubeapi::apiserver::{self, ConfigError, LookError, Seen};
 use tracing::warn;
 
 use facts::NodeObject;
@@ -35,7 +37,7 @@ pub struct CheckArgs {
     /// How to say it.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
-    /// The apiserver that the agent is to have: whether the cluster has this Node is looked up there.
+    /// The apiserver that the agent is to have: whether the cluster has this Node, at which addresses, is looked up there.
     #[command(flatten)]
     pub apiserver: ApiserverArgs,
     /// Name of this node that the agent is to use [default: the host's name].
@@ -93,12 +95,27 @@ pub(crate) fn warn_of_problems() {
 async fn look_for_node(args: &CheckArgs, name: &str) -> NodeObject {
     let mut config = args.apiserver.config(name);
     config.timing.answer = PATIENCE;
-    match apiserver::has_node(config).await {
-        Ok(true) => NodeObject::There,
-        Ok(false) => NodeObject::Missing,
+    match apiserver::look(config).await {
+        Ok(seen) if seen.has_node => NodeObject::There(addresses_in_ranges(&seen)),
+        Ok(_) => NodeObject::Missing,
         Err(LookError::Config(ConfigError::Nothing)) => NodeObject::NobodyToAsk,
         Err(error) => NodeObject::Unknown(error.to_string()),
     }
+}
+
+/// The Node's addresses that lie in ranges of Services. Not those of its interfaces: NodeLocal DNSCache has a cluster IP there.
+fn addresses_in_ranges(seen: &Seen) -> Vec<(IpAddr, IpNet)> {
+    let range_of = |ip: &IpAddr| {
+        let range = seen.service_cidrs.iter().find_map(|cidr| cidr.range_of(*ip));
+        range.map(|range| (*ip, range))
+    };
+    seen.node.iter().flat_map(|node| &node.addresses).filter_map(range_of).collect()
+}
+
+/// Warns in the log of an address of the Node in a range of Services.
+pub(crate) fn warn_of_address_in_range(ip: IpAddr, range: IpNet) {
+    let Finding { about, what, mend, .. } = judge::address_in_range(ip, range);
+    warn!("{about}: {what}. To mend it: {mend}");
 }
 
 /// What there is to say about this node. Runs programs, and blocks for a second or two.

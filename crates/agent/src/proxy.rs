@@ -244,6 +244,7 @@ impl Proxy {
             return;
         }
         self.teller.tell(&plan.notices, start);
+        self.teller.tell_of_node(self.writer.node_address_in_range());
         let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
         self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);

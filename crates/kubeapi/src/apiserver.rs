@@ -12,7 +12,7 @@
 //!   names are kept, to know after another list what is gone.
 //! * Nothing is handed over before Services and EndpointSlices are listed in full.
 //!
-//! [`has_node`] only looks, once. [`EventWriter`] writes Events, for whoever has some.
+//! [`look`] only looks, once. [`EventWriter`] writes Events, for whoever has some.
 //!
 //! The requests are few and plain (list, watch), so they are made with reqwest directly: a kube client and
 //! watcher on top of it would have to be wrapped for each of 410 at the start of a watch, `Retry-After`,
@@ -54,7 +54,7 @@ use tokio::task::JoinSet;
 
 pub use config::{Config, ConfigError, Environment, Timing};
 pub use health::{Durations, Health, Outcome, ResourceHealth};
-pub use look::{LookError, has_node};
+pub use look::{LookError, Seen, look};
 pub use reason::Reason;
 pub use resource::Resource;
 pub use write::{EventError, EventWriter};

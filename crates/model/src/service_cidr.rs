@@ -1,5 +1,6 @@
 //! ServiceCIDRs: where cluster IPs come from.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -11,4 +12,11 @@ pub struct ServiceCidr {
     pub name: Arc<str>,
     /// `spec.cidrs`: one, or one of each family.
     pub cidrs: Vec<IpNet>,
+}
+
+impl ServiceCidr {
+    /// The range that has this address.
+    pub fn range_of(&self, ip: IpAddr) -> Option<IpNet> {
+        self.cidrs.iter().copied().find(|range| range.contains(&ip))
+    }
 }

@@ -1,6 +1,7 @@
 //! Session affinity: a client keeps its endpoint (`sessionAffinity: ClientIP`).
 //!
-//! One map for each service port, so all of its addresses share it. An entry is renewed by every new
+//! One map for each service port, so all of its addresses share it; and another one for clients that ask for endpoints of
+//! both of its sets, and keep one that only one of them has. An entry is renewed by every new
 //! connection, is worth nothing once it was idle for the timeout or its endpoint cannot be used, and
 //! is forgotten at the latest when the map is full and it is the one unseen for longest, or nearly.
 //!
@@ -15,7 +16,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ const EVICTED_WHEN_CROWDED: usize = 2;
 /// How many entries are taken out of the queue at a time when nobody waits for a connection.
 const EXAMINED_AT_ONCE: usize = 4;
 
-/// How many are looked at each time, to leave the thread to others. A full map is through in a minute if
-/// that is once a second.
+/// How many are looked at each time, to leave the thread to others. A full map is through in a
+/// quarter of an hour if that is once a second; where new clients come each clears away some, too.
 const EXAMINED_PER_EXPIRY: usize = 1_024;
 
 /// How many clients all service ports remember, and how many one may.
@@ -62,7 +63,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// Service ports that may be full at the same time.
-    const FULL_PORTS: usize = 4;
+    const FULL_PORTS: usize = 2;
 
     /// What a service port may have in any case.
     const SHARE: usize = 1_024;
@@ -85,6 +86,8 @@ pub struct Affinity {
     evicted: AtomicU64,
     /// Who is told of this node's clients.
     follower: ArcSwapOption<Box<dyn Follower>>,
+    /// What clients keep in one set while what they keep here is in the other set only. Nobody follows it.
+    apart: OnceLock<Box<Affinity>>,
 }
 
 /// Who asks for an endpoint, and when.
@@ -185,6 +188,7 @@ impl Affinity {
             budget,
             evicted: AtomicU64::new(0),
             follower: ArcSwapOption::empty(),
+            apart: OnceLock::new(),
         }
     }
 
@@ -246,6 +250,32 @@ impl Affinity {
                 Some(upstream)
             }
         }
+    }
+
+    /// The same where a client may ask for an endpoint of one set now and of another one then: what it keeps and
+    /// `is_elsewhere`, in the other set only, it goes on keeping there (kube-proxy: a set of clients for each endpoint).
+    pub(crate) fn pick_of_two(
+        &self,
+        asking: Asking,
+        timeout: Duration,
+        is_usable: impl Fn(&Arc<Upstream>) -> bool,
+        is_elsewhere: impl Fn(&Arc<Upstream>) -> bool,
+        choose: impl FnOnce() -> Option<Arc<Upstream>>,
+    ) -> Option<Arc<Upstream>> {
+        let kept = self.kept(asking, timeout);
+        if kept.is_some_and(|upstream| is_elsewhere(&upstream)) {
+            let apart = self.apart.get_or_init(|| Box::new(Self::new(Arc::clone(&self.budget))));
+            return apart.pick(asking, timeout, is_usable, choose);
+        }
+        let kept_apart = || self.apart.get()?.kept(asking, timeout).filter(&is_usable);
+        self.pick(asking, timeout, &is_usable, || kept_apart().or_else(choose))
+    }
+
+    /// The endpoint that a client keeps, whether or not it is usable.
+    fn kept(&self, asking: Asking, timeout: Duration) -> Option<Arc<Upstream>> {
+        let mut binding = self.clients.get_mut(&asking.client.ip)?;
+        let is_over = binding.is_over(asking.client.ip, Some(timeout), asking.now);
+        (!is_over).then(|| Arc::clone(&binding.upstream))
     }
 
     /// Makes room in the queue for a new client, and puts it there.
@@ -321,7 +351,7 @@ impl Affinity {
             // Who waits for the queue is to have it now.
             thread::yield_now();
         }
-        examined
+        examined + self.apart.get().map_or(0, |apart| apart.expire(timeout, now))
     }
 
     /// Looks at a few. One that has been renewed since it was last looked at goes to the end of the queue; the
@@ -352,19 +382,19 @@ impl Affinity {
     }
 
     /// How many clients are remembered, counting those whose time is over and who were not cleared
-    /// away yet.
+    /// away yet, and twice those that keep two endpoints.
     pub fn len(&self) -> usize {
-        self.clients.len()
+        self.clients.len() + self.apart.get().map_or(0, |apart| apart.len())
     }
 
     /// Whether no client is remembered.
     pub fn is_empty(&self) -> bool {
-        self.clients.is_empty()
+        self.len() == 0
     }
 
     /// How many clients were forgotten before their time because there were too many.
     pub fn evicted(&self) -> u64 {
-        self.evicted.load(Ordering::Relaxed)
+        self.evicted.load(Ordering::Relaxed) + self.apart.get().map_or(0, |apart| apart.evicted())
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<IpAddr>> {

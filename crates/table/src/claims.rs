@@ -1,14 +1,18 @@
 //! Which Service keeps a frontend that several of them name.
 //!
-//! The older Service keeps it, the alphabetically first one among those of the same second. The
-//! others get it, in that order, when it becomes free.
+//! One whose claim leads to an endpoint comes first, as there is a way to it in kube-proxy only then (the map `service-ips`
+//! has addresses of service ports with endpoints alone). Of those, and where there are none, an address comes before a
+//! nodePort (`service-ips` is asked before `service-nodeports`), then the older Service, then the alphabetically first one of
+//! the same second. The others get it, in that order, when it becomes free.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
-/// One Service's claim to a frontend. The order is that in which claims are honoured.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// One Service's claim to a frontend. The order is that in which claims are honoured, among those that lead to endpoints and
+/// among those that do not.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// When the Service was created, in seconds since the Unix epoch.
     pub created: i64,
@@ -16,6 +20,30 @@ pub struct Claim {
     pub port: ServicePortName,
     /// Which field of the Service names the frontend.
     pub kind: FrontendKind,
+}
+
+impl Claim {
+    /// What comes first: a Service's own address, one from outside, a port of the node's.
+    fn rank(&self) -> u8 {
+        match self.kind {
+            FrontendKind::ClusterIp => 0,
+            FrontendKind::ExternalIp | FrontendKind::LoadBalancer => 1,
+            FrontendKind::NodePort => 2,
+        }
+    }
+}
+
+impl Ord for Claim {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |claim: &Self| (claim.rank(), claim.created);
+        key(self).cmp(&key(other)).then_with(|| (&self.port, self.kind).cmp(&(&other.port, other.kind)))
+    }
+}
+
+impl PartialOrd for Claim {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// All claims to all frontends; those to one frontend in order. Mostly there is one: a set with nodes
@@ -44,25 +72,25 @@ impl Claims {
         }
     }
 
-    /// The claim that is honoured.
-    pub fn holder(&self, frontend: &Frontend) -> Option<&Claim> {
-        self.0.get(frontend)?.first()
+    /// The claim that is honoured. Whether claims lead to endpoints is only asked where there are several.
+    pub fn holder(&self, frontend: &Frontend, leads_somewhere: impl Fn(&Claim) -> bool) -> Option<&Claim> {
+        match self.of(frontend) {
+            [] => None,
+            [only] => Some(only),
+            [first, ..] if leads_somewhere(first) => Some(first),
+            [first, others @ ..] => Some(others.iter().find(|claim| leads_somewhere(claim)).unwrap_or(first)),
+        }
+    }
+
+    /// All claims to a frontend, in order.
+    pub fn of(&self, frontend: &Frontend) -> &[Claim] {
+        self.0.get(frontend).map_or(&[], Vec::as_slice)
     }
 
     /// No Service claims any frontend.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// The claims of other Services than the holder's, which are not honoured.
-    pub fn losers(&self, frontend: &Frontend) -> impl Iterator<Item = &Claim> {
-        let claims = self.0.get(frontend);
-        let holder = claims.and_then(|claims| claims.first());
-        claims
-            .into_iter()
-            .flatten()
-            .filter(move |claim| holder.is_some_and(|holder| holder.port != claim.port))
     }
 }
 
@@ -81,6 +109,9 @@ mod tests {
         Claim { created, port, kind: FrontendKind::ClusterIp }
     }
 
+    const SOMEWHERE: fn(&Claim) -> bool = |_| true;
+    const NOWHERE: fn(&Claim) -> bool = |_| false;
+
     #[test]
     fn the_older_service_keeps_it_then_the_name_decides() {
         let frontend = Frontend::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
@@ -88,23 +119,46 @@ mod tests {
         for claim in [claim(7, "b"), claim(7, "a"), claim(5, "z")] {
             claims.add(frontend, claim);
         }
-        assert_eq!(claims.holder(&frontend), Some(&claim(5, "z")));
-        assert_eq!(claims.losers(&frontend).collect::<Vec<_>>(), [&claim(7, "a"), &claim(7, "b")]);
+        for leads_somewhere in [SOMEWHERE, NOWHERE] {
+            assert_eq!(claims.holder(&frontend, leads_somewhere), Some(&claim(5, "z")));
+        }
+        assert_eq!(claims.of(&frontend), [claim(5, "z"), claim(7, "a"), claim(7, "b")]);
         claims.remove(&frontend, &claim(5, "z"));
-        assert_eq!(claims.holder(&frontend), Some(&claim(7, "a")));
+        assert_eq!(claims.holder(&frontend, SOMEWHERE), Some(&claim(7, "a")));
         claims.remove(&frontend, &claim(7, "a"));
         claims.remove(&frontend, &claim(7, "b"));
-        assert_eq!(claims.holder(&frontend), None);
+        assert_eq!(claims.holder(&frontend, SOMEWHERE), None);
         assert!(claims.0.is_empty());
     }
 
     #[test]
-    fn one_service_naming_an_address_twice_is_no_conflict() {
+    fn who_leads_somewhere_comes_first_then_addresses_come_before_node_ports() {
+        use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
+        let frontend = Frontend::new([192, 0, 2, 1].into(), 80, Protocol::Tcp);
+        let of = |kind, created, name| Claim { kind, ..claim(created, name) };
+        let in_order = [
+            of(ClusterIp, 9, "own"),
+            of(LoadBalancer, 4, "a"),
+            of(ExternalIp, 5, "a"),
+            of(LoadBalancer, 6, "a"),
+            of(NodePort, 1, "a"),
+            of(NodePort, 2, "a"),
+        ];
+        let mut claims = Claims::default();
+        in_order.iter().rev().for_each(|claim| claims.add(frontend, claim.clone()));
+        assert_eq!(claims.of(&frontend), in_order);
+        for claim in &in_order {
+            let from_here = |other: &Claim| other >= claim;
+            assert_eq!(claims.holder(&frontend, from_here), Some(claim));
+        }
+        assert_eq!(claims.holder(&frontend, NOWHERE), in_order.first());
+    }
+
+    #[test]
+    fn where_one_service_names_an_address_nobody_asks_where_it_leads() {
         let frontend = Frontend::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
         let mut claims = Claims::default();
-        claims.add(frontend, Claim { kind: FrontendKind::ExternalIp, ..claim(1, "a") });
         claims.add(frontend, claim(1, "a"));
-        assert_eq!(claims.holder(&frontend).map(|claim| claim.kind), Some(FrontendKind::ClusterIp));
-        assert_eq!(claims.losers(&frontend).count(), 0);
+        assert_eq!(claims.holder(&frontend, |_| panic!("it is asked")), Some(&claim(1, "a")));
     }
 }

@@ -34,7 +34,7 @@ impl ClusterAddressChange {
 pub(crate) struct ClusterAddresses {
     /// How many Services name each cluster IP.
     live: HashMap<IpAddr, usize>,
-    cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
+    cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     /// Cluster IPs that came or went since the last [`take_change`](Self::take_change), and
     /// whether they were live then.
     touched: BTreeMap<IpAddr, bool>,
@@ -82,7 +82,7 @@ impl ClusterAddresses {
     }
 
     pub(crate) fn set_cidr(&mut self, cidr: ServiceCidr) {
-        self.cidrs.insert(cidr.name, cidr.cidrs);
+        self.cidrs.insert(Arc::clone(&cidr.name), cidr);
     }
 
     pub(crate) fn remove_cidr(&mut self, name: &str) {
@@ -90,7 +90,13 @@ impl ClusterAddresses {
     }
 
     fn ranges(&self) -> Vec<IpNet> {
-        self.cidrs.values().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect()
+        let ranges = self.cidrs.values().flat_map(|cidr| &cidr.cidrs).copied();
+        ranges.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The range that has this address.
+    pub(crate) fn range_of(&self, ip: IpAddr) -> Option<IpNet> {
+        self.cidrs.values().find_map(|cidr| cidr.range_of(ip))
     }
 
     /// What happens to a connection to an address where no frontend matches; `None` where the
@@ -98,7 +104,7 @@ impl ClusterAddresses {
     pub(crate) fn verdict(&self, ip: IpAddr) -> Option<Verdict> {
         if self.live.contains_key(&ip) {
             Some(Verdict::Refuse(Reason::NoSuchPort))
-        } else if self.cidrs.values().flatten().any(|range| range.contains(&ip)) {
+        } else if self.range_of(ip).is_some() {
             Some(Verdict::Drop(Reason::Unallocated))
         } else {
             None

@@ -9,7 +9,7 @@ use sluice_model::{Frontend, ObjectName, ServicePortName};
 /// A part of an object that has no effect, and why. Reported once, when it comes to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Notice {
-    /// Two Services name the same frontend.
+    /// Two Services with endpoints name the same frontend.
     Conflict {
         /// The frontend.
         frontend: Frontend,
@@ -92,8 +92,8 @@ impl fmt::Display for Notice {
         match self {
             Self::Conflict { frontend, holder, claimant } => write!(
                 f,
-                "Service {claimant}: {frontend} belongs to the older Service {holder} and stays with it; \
-                 give one of them another address or port"
+                "Service {claimant}: {frontend} belongs to Service {holder}, which comes first, and stays with it as \
+                 long as it has endpoints; give one of them another address or port"
             ),
             Self::Loop { port, endpoint } => write!(
                 f,

@@ -13,6 +13,15 @@ pub enum SetName {
     Local,
 }
 
+impl SetName {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Cluster => Self::Local,
+            Self::Local => Self::Cluster,
+        }
+    }
+}
+
 /// The two policies of a Service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Policies {
@@ -40,6 +49,11 @@ impl Policies {
             (true, true) => TrafficPolicy::Cluster,
             (true, false) => self.external,
         }
+    }
+
+    /// Whether one client may be served by either set. External policy Local alone does it: not inside of the node.
+    pub(crate) fn use_both_sets(self) -> bool {
+        self.internal != self.external || self.external == TrafficPolicy::Local
     }
 
     /// The set that serves this client, never an empty one.

@@ -322,12 +322,18 @@ impl ServicePort {
             least_bad.or_else(|| balancer.choose(balance, set, client, is_untried)).cloned()
         };
         let upstream = match rules.affinity.zip(self.affinity.get()) {
-            Some((timeout, affinity)) => affinity.pick(
-                Asking { client: asked.client, now: asked.now },
-                timeout,
-                |upstream| set.contains(upstream) && is_usable(upstream),
-                choose,
-            ),
+            Some((timeout, affinity)) => {
+                let asking = Asking { client: asked.client, now: asked.now };
+                let is_kept = |upstream: &Arc<Upstream>| set.contains(upstream) && is_usable(upstream);
+                if rules.policies.use_both_sets() {
+                    let other = backends.set(asked.set.other());
+                    let is_elsewhere =
+                        |upstream: &Arc<Upstream>| !set.contains(upstream) && other.contains(upstream);
+                    affinity.pick_of_two(asking, timeout, is_kept, is_elsewhere, choose)
+                } else {
+                    affinity.pick(asking, timeout, is_kept, choose)
+                }
+            }
             None => choose(),
         }?;
         Some(Picked { upstream, is_last_resort: is_last_resort.get() })

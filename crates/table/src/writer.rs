@@ -10,6 +10,7 @@
 //! So a client never reaches a worker that has no route for it.
 
 mod config;
+mod conflicts;
 mod frontends;
 mod plan;
 mod port_state;
@@ -22,6 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use ipnet::IpNet;
 use sluice_model::{Change, EndpointSlice, Family, Frontend, Node, Object, ObjectName, ObjectRef, Service};
 
 pub use config::{LocalPods, WriterConfig};
@@ -32,6 +34,7 @@ use crate::affinity::Budget;
 use crate::claims::Claims;
 use crate::cluster_addresses::ClusterAddresses;
 use crate::{HealthCheck, NodePortAddresses, Notice, ServicePort, Table, Verdict, node_ports};
+use conflicts::Conflicts;
 use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
@@ -66,7 +69,7 @@ pub struct Writer {
     retiring: Vec<PortState>,
     /// What the capture was last told.
     offered: Map<Frontend, FrontendState>,
-    conflicts: BTreeMap<Frontend, Vec<Notice>>,
+    conflicts: BTreeMap<Frontend, Conflicts>,
     /// Service ports that have changed, if somebody wants to know.
     changed: Option<Vec<Arc<ServicePort>>>,
     notices: Vec<Notice>,
@@ -209,6 +212,12 @@ impl Writer {
         self.changed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// All that there is to tell a person as things are, whether or not a plan has told it before.
+    pub fn standing_notices(&self) -> impl Iterator<Item = &Notice> {
+        let conflicts = self.conflicts.values().flat_map(Conflicts::standing);
+        conflicts.chain(self.services.values().flat_map(ServiceState::notices))
+    }
+
     /// How much was done so far.
     pub fn work(&self) -> Work {
         self.work
@@ -312,6 +321,16 @@ impl Writer {
         }
         let services = self.services.values().filter_map(|state| state.service.as_ref());
         services.filter(|service| service.ports.iter().any(|port| port.node_port.is_some())).count()
+    }
+
+    /// An address of the Node that Services may get, with the range that they may get it from: connections to it are dropped
+    /// as [those to an address that no Service has](Self::verdict_without_frontend). Where frontends are listened on none are.
+    pub fn node_address_in_range(&self) -> Option<(IpAddr, IpNet)> {
+        if self.config.frontends_lead_back {
+            return None;
+        }
+        let in_range = |ip: &IpAddr| Some((*ip, self.cluster_addresses.range_of(*ip)?));
+        self.node.iter().flat_map(|node| &node.addresses).find_map(in_range)
     }
 
     fn refresh_all_frontends(&mut self) {

@@ -1,5 +1,8 @@
 //! What is so on this node, as far as it matters for capturing.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use sluice_capture::kube_proxy::Found;
 use sluice_capture::tproxy::{MarkRule, marks};
 use sluice_model::Family;
@@ -59,7 +62,8 @@ pub(super) struct Facts {
 /// The Node object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NodeObject {
-    There,
+    /// It is there. Of its addresses those that lie in a range of Services, with that.
+    There(Vec<(IpAddr, IpNet)>),
     Missing,
     /// No apiserver is named.
     NobodyToAsk,

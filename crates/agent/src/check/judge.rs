@@ -8,6 +8,7 @@ mod rivals;
 
 use super::facts::Facts;
 use super::finding::Finding;
+pub(super) use node::address_in_range;
 
 /// Everything there is to say, in the order that a person would mend it.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {

@@ -1,11 +1,14 @@
 //! Says what the table has to tell people about objects that do not fit together: in the log, and as Events.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use sluice_dataplane::Throttle;
 use sluice_table::Notice;
 use tracing::{debug, warn};
 
+use crate::check;
 use crate::events::Events;
 
 /// Lines in a burst: whoever has Services may have thousands of them be in conflict, and all the time anew.
@@ -16,11 +19,13 @@ const BURST: u32 = 20;
 pub(super) struct Teller {
     events: Events,
     lines: Throttle,
+    /// Whether it was said that the Node has an address that Services may get.
+    has_told_of_node: bool,
 }
 
 impl Teller {
     pub(super) fn new(events: Events) -> Self {
-        Self { events, lines: Throttle::new(BURST) }
+        Self { events, lines: Throttle::new(BURST), has_told_of_node: false }
     }
 
     /// What is new.
@@ -36,6 +41,16 @@ impl Teller {
         }
     }
 
+    /// Says once that the Node has an address in a range of Services; whether that was now.
+    pub(super) fn tell_of_node(&mut self, address: Option<(IpAddr, IpNet)>) -> bool {
+        let news = address.filter(|_| !self.has_told_of_node);
+        if let Some((ip, range)) = news {
+            check::warn_of_address_in_range(ip, range);
+            self.has_told_of_node = true;
+        }
+        news.is_some()
+    }
+
     /// Says how many lines were left out, once their interval is over.
     pub(super) fn sum_up(&mut self, now: Instant) {
         if let Some(left_out) = self.lines.sum_up(now) {
@@ -43,5 +58,19 @@ impl Teller {
                 "{left_out} more such notices about Services; -v says them all, the status page those that still hold"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_node_that_services_may_get_is_said_once() {
+        let mut teller = Teller::new(Events::default());
+        let address = |last| Some(([10, 96, 0, last].into(), "10.96.0.0/16".parse().unwrap()));
+        let said =
+            [None, address(9), address(9), None, address(8)].map(|address| teller.tell_of_node(address));
+        assert_eq!(said, [false, true, false, false, false]);
     }
 }

@@ -229,6 +229,14 @@ async fn check_looks_whether_the_cluster_has_this_node() {
     let kubeconfig = cluster.kubeconfig();
     let there = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "Here"]);
     assert!(there.starts_with("ok") && there.contains("has the Node \"here\""), "{there}");
+    let range = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata:\n  name: more\nspec:\n  cidrs: [10.96.0.0/16]\n";
+    cluster.kubectl("create -f -", range);
+    let mut node =
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: inside\nstatus:\n  addresses:\n".to_owned();
+    node += "  - {type: InternalIP, address: 192.0.2.1}\n  - {type: InternalIP, address: 10.96.0.9}\n";
+    cluster.kubectl("create -f -", &node);
+    let inside = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "inside"]);
+    assert!(inside.starts_with("warning") && inside.contains("10.96.0.9 lies in"), "{inside}");
     let missing = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "elsewhere"]);
     assert!(missing.starts_with("warning") && missing.contains("no Node \"elsewhere\""), "{missing}");
     assert!(missing.contains("To mend it: see kubectl get nodes"), "{missing}");

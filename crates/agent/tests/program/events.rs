@@ -19,8 +19,16 @@ fn told(cluster: &Cluster) -> Vec<(String, String)> {
 
 /// A Service at another address of its own, with an external address that others may have, too.
 fn at(name: &str, external: SocketAddr) -> String {
+    // Who has no endpoint misses nothing.
+    leading_to(SocketAddr::new(address().into(), 9), name, external)
+}
+
+/// The same, with an endpoint.
+fn leading_to(endpoint: SocketAddr, name: &str, external: SocketAddr) -> String {
     let own = SocketAddr::new(address().into(), external.port());
-    service(name, own).replace("spec:\n", &format!("spec:\n  externalIPs: [{}]\n", external.ip()))
+    let service =
+        service(name, own).replace("spec:\n", &format!("spec:\n  externalIPs: [{}]\n", external.ip()));
+    service + &slice(name, &[endpoint])
 }
 
 fn requests(cluster: &Cluster, verb: Verb) -> u64 {
@@ -76,8 +84,8 @@ async fn who_may_not_write_events_says_so_once_and_serves_all_the_same() {
     let line = agent.wait_for("no Events are written");
     assert!(line.contains("WARN") && line.contains("RBAC of deploy/"), "{line}");
     let frontend = free_port(address());
-    cluster.kubectl("create -f -", &(at("older", frontend) + &at("younger", frontend)));
-    cluster.kubectl("create -f -", &slice("older", &[backend(1)]));
+    let older = leading_to(backend(1), "older", frontend);
+    cluster.kubectl("create -f -", &(older + &at("younger", frontend)));
     until("it is served", || ask(frontend).is_ok_and(|byte| byte == 1));
     let metrics = agent.port("serving metrics");
     // The start, and the conflict.
@@ -172,6 +180,6 @@ async fn a_busy_apiserver_is_asked_again_and_one_that_hangs_holds_nothing_up() {
         let line = text.lines().find_map(|line| line.strip_prefix("sluice_events_dropped_total "));
         line.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count > 0))
     });
-    cluster.kubectl("create -f -", &slice("older", &[backend(1)]));
+    cluster.kubectl("apply -f -", &slice("older", &[backend(1)]));
     until("it is served", || ask(both).is_ok_and(|byte| byte == 1));
 }

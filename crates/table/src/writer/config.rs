@@ -25,8 +25,8 @@ pub struct WriterConfig {
     /// Whether endpoints that keep failing are passed over for a while.
     pub passive_health: bool,
     /// How many clients one service port remembers for session affinity before it forgets the one
-    /// unseen for longest. About 100 bytes each. All service ports together remember four times as many,
-    /// and 1,024 for each.
+    /// unseen for longest. About 100 bytes each, where the map is nearly full. All service ports together remember twice as
+    /// many, and 1,024 for each.
     pub affinity_clients: usize,
 }
 
@@ -56,6 +56,10 @@ impl LocalPods {
 }
 
 impl WriterConfig {
+    /// As many as kube-proxy remembers of a service port with 13 endpoints (65,535 of each), a little less than what the map
+    /// has room for before it doubles.
+    const AFFINITY_CLIENTS: usize = 900_000;
+
     /// The defaults, on a node of this name.
     pub fn new(node: impl Into<Arc<str>>) -> Self {
         Self {
@@ -65,7 +69,7 @@ impl WriterConfig {
             local_pods: LocalPods::Detected,
             frontends_lead_back: true,
             passive_health: true,
-            affinity_clients: 65_536,
+            affinity_clients: Self::AFFINITY_CLIENTS,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_model::{Family, Frontend, FrontendKind, Service, ServicePortName};
+use sluice_model::{Family, Frontend, FrontendKind, Service, ServicePort, ServicePortName};
 
 use crate::claims::Claim;
 
@@ -16,26 +16,32 @@ use crate::claims::Claim;
 pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTreeMap<Frontend, Claim> {
     let is_served = |ip: &&IpAddr| service.cluster_ips.iter().any(|own| Family::of(*own) == Family::of(**ip));
     let mut frontends = BTreeMap::new();
+    let mut add = |kind, addresses: &[IpAddr], port: &ServicePort, number| {
+        for ip in addresses.iter().filter(is_served) {
+            let frontend = Frontend::new(*ip, number, port.protocol);
+            let name = || ServicePortName {
+                service: service.name.clone(),
+                port: Arc::clone(&port.name),
+                protocol: port.protocol,
+            };
+            frontends.entry(frontend).or_insert_with(|| Claim {
+                created: service.created,
+                port: name(),
+                kind,
+            });
+        }
+    };
     for port in &service.ports {
-        let name = ServicePortName {
-            service: service.name.clone(),
-            port: Arc::clone(&port.name),
-            protocol: port.protocol,
-        };
-        let mut add = |kind, addresses: &[IpAddr], number| {
-            for ip in addresses.iter().filter(is_served) {
-                let frontend = Frontend::new(*ip, number, port.protocol);
-                let claim = Claim { created: service.created, port: name.clone(), kind };
-                frontends.entry(frontend).or_insert(claim);
-            }
-        };
-        add(FrontendKind::ClusterIp, &service.cluster_ips, port.port);
+        add(FrontendKind::ClusterIp, &service.cluster_ips, port, port.port);
         // Before external IPs: source ranges guard an address of the load balancer whatever else it is
         // (kube-proxy: the map firewall-ips).
-        add(FrontendKind::LoadBalancer, &service.load_balancer_ips, port.port);
-        add(FrontendKind::ExternalIp, &service.external_ips, port.port);
+        add(FrontendKind::LoadBalancer, &service.load_balancer_ips, port, port.port);
+        add(FrontendKind::ExternalIp, &service.external_ips, port, port.port);
+    }
+    // After the addresses of all ports (kube-proxy: the map service-ips is asked before service-nodeports).
+    for port in &service.ports {
         if let Some(number) = port.node_port {
-            add(FrontendKind::NodePort, node_addresses, number);
+            add(FrontendKind::NodePort, node_addresses, port, number);
         }
     }
     frontends
@@ -43,7 +49,7 @@ pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTre
 
 #[cfg(test)]
 mod tests {
-    use sluice_model::{ObjectName, Protocol, ServicePort};
+    use sluice_model::{ObjectName, Protocol};
 
     use super::*;
 
@@ -88,6 +94,8 @@ mod tests {
             frontends: &["10.96.0.1:80/TCP clusterIP a"] },
         Case { name: "a nodePort that is also a port of the node's external IP", ports: "http:80@80", cluster: "10.96.0.1", external: "192.0.2.1", load_balancer: "",
             frontends: &["10.96.0.1:80/TCP clusterIP http", "192.0.2.1:80/TCP externalIP http"] },
+        Case { name: "a nodePort that is another port of the node's external IP: the address counts", ports: "a:8080@80 b:80", cluster: "10.96.0.1", external: "192.0.2.1", load_balancer: "",
+            frontends: &["10.96.0.1:80/TCP clusterIP b", "10.96.0.1:8080/TCP clusterIP a", "192.0.2.1:80/TCP externalIP b", "192.0.2.1:8080/TCP externalIP a"] },
         Case { name: "no ports: no frontends", ports: "", cluster: "10.96.0.1", external: "198.51.100.1", load_balancer: "", frontends: &[] },
     ];
 

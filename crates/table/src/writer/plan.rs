@@ -7,12 +7,9 @@ use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
 use super::Writer;
 use super::port_state::PortState;
+use crate::claims::Claim;
 use crate::lookup::RouteMap;
-use crate::{ClusterAddressChange, FrontendKey, Notice, Origin, Route, Verdict};
-
-/// Of how many of a frontend's claimants that do not get it there is a notice: of the next in line. Any number of Services
-/// may name one.
-const CLAIMANTS_TOLD: usize = 8;
+use crate::{ClusterAddressChange, FrontendKey, Notice, Origin, Route, ServicePort, Verdict};
 
 /// A frontend as the capture is told about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,45 +145,20 @@ impl Writer {
     }
 
     /// The service port that a frontend leads to.
-    fn holder_of(&self, frontend: &Frontend) -> Option<(Arc<crate::ServicePort>, FrontendKind)> {
-        let claim = self.claims.holder(frontend)?;
-        let port = self.services.get(&claim.port.service)?.port_of(frontend, claim)?;
-        Some((Arc::clone(port), claim.kind))
+    fn holder_of(&self, frontend: &Frontend) -> Option<(Arc<ServicePort>, FrontendKind)> {
+        let claim = self.claims.holder(frontend, |claim| self.leads_somewhere(frontend, claim))?;
+        Some((Arc::clone(self.port_of(frontend, claim)?), claim.kind))
     }
 
-    /// All that there is to tell a person as things are, whether or not a plan has told it before.
-    pub fn standing_notices(&self) -> impl Iterator<Item = &Notice> {
-        self.conflicts.values().flatten().chain(self.services.values().flat_map(|state| state.notices()))
+    /// The service port that a claim would have a frontend lead to.
+    fn port_of(&self, frontend: &Frontend, claim: &Claim) -> Option<&Arc<ServicePort>> {
+        self.services.get(&claim.port.service)?.port_of(frontend, claim)
     }
 
-    /// Conflicts about a frontend that were not reported before.
-    fn new_conflicts(&mut self, frontend: Frontend) -> Vec<Notice> {
-        let now: Vec<Notice> = match self.claims.holder(&frontend) {
-            None => Vec::new(),
-            Some(holder) => {
-                let mut losers: Vec<&ServicePortName> = Vec::new();
-                for claim in self.claims.losers(&frontend) {
-                    if losers.len() == CLAIMANTS_TOLD {
-                        break;
-                    }
-                    if !losers.contains(&&claim.port) {
-                        losers.push(&claim.port);
-                    }
-                }
-                let conflict = |claimant: &ServicePortName| Notice::Conflict {
-                    frontend,
-                    holder: holder.port.clone(),
-                    claimant: claimant.clone(),
-                };
-                losers.into_iter().map(conflict).collect()
-            }
-        };
-        let before = if now.is_empty() {
-            self.conflicts.remove(&frontend)
-        } else {
-            self.conflicts.insert(frontend, now.clone())
-        };
-        let before = before.unwrap_or_default();
-        now.into_iter().filter(|notice| !before.contains(notice)).collect()
+    /// Whether there is an endpoint for anybody there, if only for clients of this node (kube-proxy: `hasInternalEndpoints` of
+    /// a cluster IP, `hasEndpoints` of others).
+    pub(super) fn leads_somewhere(&self, frontend: &Frontend, claim: &Claim) -> bool {
+        let port = self.port_of(frontend, claim);
+        port.is_some_and(|port| port.load().verdict(claim.kind, Origin::Node) == Verdict::Relay)
     }
 }

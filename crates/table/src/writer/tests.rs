@@ -3,6 +3,7 @@
 mod affinity;
 mod answers;
 mod any_order;
+mod conflicts;
 mod connections;
 mod flows;
 mod health_checks;
@@ -162,53 +163,6 @@ fn everything_deleted_leaves_nothing() {
     );
     assert!(writer.services.is_empty() && writer.slice_owners.is_empty() && writer.offered.is_empty());
     assert!(writer.conflicts.is_empty() && writer.table().routes().is_empty());
-}
-
-#[test]
-fn the_older_service_keeps_a_contested_address_and_the_other_inherits_it() {
-    let mut writer = writer();
-    let mut reader = writer.table().reader();
-    let plan = step(
-        &mut writer,
-        [
-            apply(service("young", 2, WEB)),
-            apply(slice("young-a", "young", &[2])),
-            apply(service("old", 1, WEB)),
-            apply(slice("old-a", "old", &[1])),
-        ],
-    );
-    assert_eq!(picks(&mut reader, key(WEB), 1), [1]);
-    let [Notice::Conflict { holder, claimant, .. }] = &plan.notices[..] else { panic!("{:?}", plan.notices) };
-    assert_eq!((&*holder.service.name, &*claimant.service.name), ("old", "young"));
-
-    let plan = step(&mut writer, [apply(slice("old-a", "old", &[]))]);
-    assert!(plan.notices.is_empty(), "said once: {:?}", plan.notices);
-    assert_eq!(writer.standing_notices().count(), 1, "it is still so");
-
-    step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "old")))]);
-    assert_eq!(picks(&mut reader, key(WEB), 1), [2]);
-    assert_eq!(writer.standing_notices().count(), 0);
-}
-
-#[test]
-fn however_many_services_name_an_address_a_few_are_told_that_they_do_not_get_it() {
-    let mut writer = writer();
-    let claimants = || (1..=100).map(|n| apply(service(&format!("web-{n:03}"), n, WEB)));
-    let told = |plan: &Plan| -> Vec<String> {
-        let name = |notice: &Notice| notice.service().name.to_string();
-        plan.notices.iter().map(name).collect()
-    };
-    let plan = step(&mut writer, claimants());
-    let next: Vec<String> = (2..10).map(|n| format!("web-{n:03}")).collect();
-    assert_eq!(told(&plan), next);
-    // The last in line comes and goes: it is nothing new to those before.
-    step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "web-100")))]);
-    let plan = step(&mut writer, [apply(service("web-100", 100, WEB))]);
-    assert_eq!((told(&plan), writer.standing_notices().count()), (vec![], 8));
-    // Whoever gets it now is another one for all that are in line.
-    let plan = step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "web-001")))]);
-    let next: Vec<String> = (3..11).map(|n| format!("web-{n:03}")).collect();
-    assert_eq!(told(&plan), next);
 }
 
 #[test]
@@ -440,4 +394,27 @@ fn changes_of_endpoints_are_timed_once_and_those_of_a_service_that_loses_a_slice
     writer.apply_all([timed("web-a", "web", &[1, 2], 30), timed("dns-a", "dns", &[1], 31)]);
     writer.apply(Change::Delete(ObjectRef::EndpointSlice(ObjectName::new("default", "web-a"))));
     assert_eq!(writer.take_triggers(), [at(31)]);
+}
+
+#[test]
+fn an_address_of_the_node_that_services_may_get_is_named_where_it_would_be_dropped() {
+    let node = |address: [u8; 4]| Node {
+        name: "here".into(),
+        zone: None,
+        addresses: vec![[192, 0, 2, 1].into(), address.into()],
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    let range: IpNet = "10.96.0.0/16".parse().unwrap();
+    let cidr = sluice_model::ServiceCidr { name: "kubernetes".into(), cidrs: vec![range] };
+    for frontends_lead_back in [false, true] {
+        let mut writer = Writer::new(WriterConfig { frontends_lead_back, ..WriterConfig::new("here") });
+        // NodeLocal DNSCache.
+        writer.set_interfaces([[10, 96, 0, 10].into()]);
+        writer.apply_all([apply(cidr.clone()), apply(node([192, 0, 2, 2]))]);
+        assert_eq!(writer.node_address_in_range(), None);
+        writer.apply(apply(node([10, 96, 0, 9])));
+        let dropped = (!frontends_lead_back).then(|| (IpAddr::from([10, 96, 0, 9]), range));
+        assert_eq!(writer.node_address_in_range(), dropped);
+    }
 }

@@ -40,7 +40,7 @@ fn good() -> Facts {
         mark_rules: Ok(Vec::new()),
         others_chains: Some(Ok(OthersChains::default())),
         legacy_tables: Vec::new(),
-        node: Some(("node-1".to_owned(), NodeObject::There)),
+        node: Some(("node-1".to_owned(), NodeObject::There(Vec::new()))),
     }
 }
 
@@ -190,6 +190,9 @@ const CASES: &[Case] = &[
 
     ("no such Node", |f| f.node = Some(("node-2".to_owned(), NodeObject::Missing)),
         &[(Warning, "node", "no Node \"node-2\"")]),
+    ("an address of the Node that Services may get", |f| {
+        f.node = Some(("node-1".to_owned(), NodeObject::There(vec![([10, 96, 0, 9].into(), "10.96.0.0/16".parse().unwrap())])));
+    }, &[(Warning, "node", "10.96.0.9 lies in the ServiceCIDR 10.96.0.0/16")]),
     ("an apiserver that refuses", |f| f.node = Some(("node-2".to_owned(), NodeObject::Unknown("401".to_owned()))),
         &[(Problem, "node", "\"node-2\": 401")]),
     ("no apiserver", |f| f.node = Some(("node-2".to_owned(), NodeObject::NobodyToAsk)), &[]),

@@ -212,7 +212,7 @@ fn what_is_led_in_another_set_too_is_adopted_if_it_leads_to_the_same_endpoint() 
 /// Looks whether anybody waits while it is told.
 #[derive(Debug, Default)]
 struct Counted {
-    of: std::sync::OnceLock<std::sync::Weak<Affinity>>,
+    of: OnceLock<std::sync::Weak<Affinity>>,
     calls: AtomicUsize,
 }
 

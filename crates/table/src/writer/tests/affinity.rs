@@ -42,7 +42,60 @@ fn affinity_does_not_carry_a_client_past_the_policy() {
     let client = Client { origin: Origin::Outside, ..from(1) };
     assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 1, "policy Cluster");
     assert_eq!(octet(&select(&mut reader, key(EXTERNAL), client, now).1), 3, "policy Local");
-    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 3, "and stays where it moved");
+    assert_eq!(octet(&select(&mut reader, key(WEB), client, now).1), 1, "and keeps what it had");
+}
+
+#[test]
+fn a_client_keeps_an_endpoint_of_each_set_where_neither_is_in_both() {
+    let start = Instant::now();
+    let (mut writer, mut reader) = scene(|web| {
+        web.affinity = Some(Duration::from_secs(100));
+        web.external_policy = TrafficPolicy::Local;
+    });
+    // The endpoint on this node is for another zone.
+    let mut hinted = slice("web-a", "web", &[1, 2, 3]);
+    for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["z1", "z1", "z2"]) {
+        endpoint.zone_hints = Box::from([zone.into()]);
+    }
+    hinted.endpoints[2].node = Some("here".into());
+    let node = Node {
+        name: "here".into(),
+        zone: Some("z1".into()),
+        addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    writer.apply_all([apply(node), apply(hinted.clone())]);
+    let outside = |n| Client { origin: Origin::Outside, ..from(n) };
+    let both = |reader: &mut Reader, n, at| {
+        let now = start + Duration::from_secs(at);
+        [WEB, EXTERNAL].map(|ip| octet(&select(reader, key(ip), outside(n), now).1))
+    };
+    let seen: Vec<_> = [0, 40, 80, 120].map(|at| both(&mut reader, 1, at)).into();
+    assert_eq!(seen, [[1, 3]; 4]);
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    assert_eq!(port.affinity().unwrap().len(), 2);
+    // It goes on where it is kept still, when the other one goes.
+    hinted.endpoints.drain(..2);
+    writer.apply(apply(hinted));
+    assert_eq!(both(&mut reader, 1, 130), [3, 3]);
+    writer.expire_affinity(start + Duration::from_secs(230));
+    assert!(port.affinity().unwrap().is_empty());
+}
+
+#[test]
+fn a_client_comes_back_to_its_endpoint_after_two_hundred_thousand_others() {
+    let now = Instant::now();
+    let (_writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    let client = |n: u32| {
+        let [_, a, b, c] = n.to_be_bytes();
+        Client { ip: [10, a, b, c].into(), origin: Origin::Outside }
+    };
+    let first = octet(&select(&mut reader, key(WEB), client(0), now).1);
+    (1..200_000).for_each(|n| _ = select(&mut reader, key(WEB), client(n), now));
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    assert_eq!((port.affinity().unwrap().len(), port.affinity().unwrap().evicted()), (200_000, 0));
+    assert_eq!(octet(&select(&mut reader, key(WEB), client(0), now).1), first);
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn object(n: u8, variant: u8) -> Object {
 struct Captured {
     frontends: BTreeMap<Frontend, FrontendState>,
     cluster_ips: BTreeSet<IpAddr>,
-    ranges: Vec<ipnet::IpNet>,
+    ranges: Vec<IpNet>,
 }
 
 impl Captured {

@@ -1,0 +1,78 @@
+//! What there is to tell a person about frontends that several Services name.
+
+use sluice_model::{Frontend, ServicePortName};
+
+use super::Writer;
+use crate::Notice;
+use crate::claims::Claim;
+
+/// Of how many of a frontend's claimants that do not get it there is a notice: of the next in line. Any number of Services
+/// may name one.
+const CLAIMANTS_TOLD: usize = 8;
+
+/// How many notices about a frontend are known to have been told: more than there are at a time, as others come first while
+/// some have no endpoints.
+const REMEMBERED: usize = 8 * CLAIMANTS_TOLD;
+
+/// The notices about one frontend.
+#[derive(Debug, Default)]
+pub(super) struct Conflicts {
+    /// What is so now.
+    standing: Vec<Notice>,
+    /// What was told, and may be so again when endpoints come: not to be told each time.
+    told: Vec<Notice>,
+}
+
+impl Conflicts {
+    pub(super) fn standing(&self) -> &[Notice] {
+        &self.standing
+    }
+}
+
+impl Writer {
+    /// Conflicts about a frontend that were not reported before.
+    pub(super) fn new_conflicts(&mut self, frontend: Frontend) -> Vec<Notice> {
+        let claims = self.claims.of(&frontend);
+        if claims.len() < 2 && !self.conflicts.contains_key(&frontend) {
+            return Vec::new();
+        }
+        let standing = self.conflicts_of(frontend, claims);
+        let mut conflicts = self.conflicts.remove(&frontend).unwrap_or_default();
+        conflicts.told.retain(|told| is_possible(told, claims));
+        let new: Vec<Notice> =
+            standing.iter().filter(|notice| !conflicts.told.contains(notice)).cloned().collect();
+        conflicts.told.extend(new.iter().cloned());
+        let surplus = conflicts.told.len().saturating_sub(REMEMBERED);
+        conflicts.told.drain(..surplus);
+        conflicts.standing = standing;
+        if !conflicts.told.is_empty() {
+            self.conflicts.insert(frontend, conflicts);
+        }
+        new
+    }
+
+    /// Who would serve a frontend, and does not get it. Those without endpoints miss nothing.
+    fn conflicts_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
+        let mut serving = claims.iter().filter(|claim| self.leads_somewhere(&frontend, claim));
+        let Some(holder) = serving.next() else { return Vec::new() };
+        let mut conflicts: Vec<Notice> = Vec::new();
+        for claim in serving.filter(|claim| claim.port != holder.port) {
+            let conflict =
+                Notice::Conflict { frontend, holder: holder.port.clone(), claimant: claim.port.clone() };
+            if !conflicts.contains(&conflict) {
+                conflicts.push(conflict);
+            }
+            if conflicts.len() == CLAIMANTS_TOLD {
+                break;
+            }
+        }
+        conflicts
+    }
+}
+
+/// Whether both Services of a conflict still name its frontend.
+fn is_possible(notice: &Notice, claims: &[Claim]) -> bool {
+    let Notice::Conflict { holder, claimant, .. } = notice else { return false };
+    let is_there = |port: &ServicePortName| claims.iter().any(|claim| claim.port == *port);
+    is_there(holder) && is_there(claimant)
+}
