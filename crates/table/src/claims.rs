@@ -4,6 +4,9 @@
 //! has addresses of service ports with endpoints alone). Of those, and where there are none, an address comes before a
 //! nodePort (`service-ips` is asked before `service-nodeports`), then the older Service, then the alphabetically first one of
 //! the same second. The others get it, in that order, when it becomes free.
+//!
+//! A clusterIP stays its Service's even without endpoints, unlike in kube-proxy: whoever may name external addresses in one
+//! namespace would have the clients of another one's Service while it restarts (CVE-2020-8554).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -74,11 +77,14 @@ impl Claims {
 
     /// The claim that is honoured. Whether claims lead to endpoints is only asked where there are several.
     pub fn holder(&self, frontend: &Frontend, leads_somewhere: impl Fn(&Claim) -> bool) -> Option<&Claim> {
-        match self.of(frontend) {
-            [] => None,
-            [only] => Some(only),
-            [first, ..] if leads_somewhere(first) => Some(first),
-            [first, others @ ..] => Some(others.iter().find(|claim| leads_somewhere(claim)).unwrap_or(first)),
+        let claims = self.of(frontend);
+        if let [_, _, ..] = claims {
+            let own = claims.chunk_by(|a, b| a.kind == b.kind).next().unwrap_or_default();
+            let is_cluster_ip = own.first().is_some_and(|claim| claim.kind == FrontendKind::ClusterIp);
+            let candidates = if is_cluster_ip { own } else { claims };
+            candidates.iter().find(|claim| leads_somewhere(claim)).or_else(|| candidates.first())
+        } else {
+            claims.first()
         }
     }
 
@@ -99,6 +105,18 @@ mod tests {
     use sluice_model::{ObjectName, Protocol};
 
     use super::*;
+
+    #[test]
+    fn a_cluster_ip_is_its_services_with_or_without_endpoints() {
+        let frontend = Frontend::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
+        let mut claims = Claims::default();
+        let own = claim(2, "own");
+        let others = Claim { kind: FrontendKind::ExternalIp, ..claim(1, "others") };
+        claims.add(frontend, others.clone());
+        assert_eq!(claims.holder(&frontend, |_| true), Some(&others));
+        claims.add(frontend, own.clone());
+        assert_eq!(claims.holder(&frontend, |claim| *claim == others), Some(&own));
+    }
 
     fn claim(created: i64, name: &str) -> Claim {
         let port = ServicePortName {
@@ -147,11 +165,12 @@ mod tests {
         let mut claims = Claims::default();
         in_order.iter().rev().for_each(|claim| claims.add(frontend, claim.clone()));
         assert_eq!(claims.of(&frontend), in_order);
-        for claim in &in_order {
+        assert_eq!(claims.holder(&frontend, NOWHERE), in_order.first());
+        claims.remove(&frontend, &in_order[0]);
+        for claim in &in_order[1..] {
             let from_here = |other: &Claim| other >= claim;
             assert_eq!(claims.holder(&frontend, from_here), Some(claim));
         }
-        assert_eq!(claims.holder(&frontend, NOWHERE), in_order.first());
     }
 
     #[test]
