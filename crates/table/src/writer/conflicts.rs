@@ -53,10 +53,10 @@ impl Writer {
 
     /// Who would serve a frontend, and does not get it. Those without endpoints miss nothing.
     fn conflicts_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
-        let mut serving = claims.iter().filter(|claim| self.leads_somewhere(&frontend, claim));
-        let Some(holder) = serving.next() else { return Vec::new() };
+        let leads_somewhere = |claim: &Claim| self.leads_somewhere(&frontend, claim);
+        let Some(holder) = self.claims.holder(&frontend, leads_somewhere) else { return Vec::new() };
         let mut conflicts: Vec<Notice> = Vec::new();
-        for claim in serving.filter(|claim| claim.port != holder.port) {
+        for claim in claims.iter().filter(|claim| claim.port != holder.port && leads_somewhere(claim)) {
             let conflict =
                 Notice::Conflict { frontend, holder: holder.port.clone(), claimant: claim.port.clone() };
             if !conflicts.contains(&conflict) {

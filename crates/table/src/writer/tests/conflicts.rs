@@ -110,6 +110,7 @@ fn endpoints_that_serve_this_node_alone_are_endpoints_and_a_cluster_ip_stays_wit
     assert_eq!(&*shared.port.service.name, "elsewhere");
     assert_eq!((shared.inside, shared.outside), (Verdict::Relay, Verdict::Drop(Reason::NoLocalEndpoints)));
     assert_eq!(&*of(contested).port.service.name, "elsewhere", "a clusterIP is nobody else's");
+    assert_eq!(said(writer.standing_notices()).len(), 2, "and that is said, of both addresses");
 }
 
 #[test]
