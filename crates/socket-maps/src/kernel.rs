@@ -61,8 +61,9 @@ pub trait Kernel {
     fn publish(&mut self, id: u32, desc: u64);
     /// Has a set's endpoints be chosen in another way, one of [`set_flags`](crate::set_flags), from the next one on.
     fn write_flags(&mut self, id: u32, flags: u32);
-    /// Has a set's clients keep their endpoints, or not, from the next connection on.
-    fn write_affinity(&mut self, id: u32, affinity: SetAffinity);
+    /// Has a set's clients keep their endpoints, or not, from the next connection on; whether there was room for how. Where there
+    /// was none nobody is led there.
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool;
     /// No set has this endpoint of TCP any more: clients do not keep it. Those of UDP are left alone.
     fn leave(&mut self, id: u32);
     /// How many turns a set has had.

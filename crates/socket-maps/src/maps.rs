@@ -31,7 +31,7 @@ use self::retired::Retired;
 use self::sets::{SetState, index};
 use crate::address::in_order;
 use crate::adopt::{Found, Living, LivingSet};
-use crate::affinity::{SetAffinity, SetClients};
+use crate::affinity::SetClients;
 use crate::ids::Ids;
 use crate::kernel::Kernel;
 use crate::layout::{Account, FrontendKey, Outcome, protocol, verdict};
@@ -322,10 +322,7 @@ impl<K: Kernel> Maps<K> {
         // Whatever they mean next, it is something else.
         self.renewed = Default::default();
         let Retired { sets, ranges, endpoints, flowing: _ } = std::mem::take(&mut self.retired);
-        for id in sets {
-            self.kernel.write_affinity(id, SetAffinity::default());
-            self.set_ids.take_back(id);
-        }
+        sets.into_iter().for_each(|id| self.set_ids.take_back(id));
         ranges.into_iter().for_each(|range| self.ranges.take_back(range));
         for id in endpoints {
             let account = self.kernel.account(id);

@@ -323,10 +323,18 @@ impl Kernel for Memory {
         }
     }
 
-    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool {
+        // As in the kernel: one set in four.
+        let most = (self.contents.sets.len() / 4).max(1);
+        let keeps = |set: &&Set| SetAffinity::unpack(set.affinity).number != 0;
+        let has_room = affinity == SetAffinity::default()
+            || self.contents.sets.get(id as usize).is_some_and(|set| keeps(&set))
+            || self.contents.sets.iter().filter(keeps).count() < most;
         if let Some(set) = self.contents.sets.get_mut(id as usize) {
-            set.affinity = affinity.pack();
+            let nowhere = SetAffinity { number: 0, timeout_ms: u32::MAX };
+            set.affinity = if has_room { affinity } else { nowhere }.pack();
         }
+        has_room
     }
 
     fn leave(&mut self, id: u32) {

@@ -65,7 +65,8 @@ static __always_inline void learn_source(struct bpf_sock_ops *ctx, struct bpf_so
 		if (!known->at[i].service.port)
 			at = i;
 	}
-	for (int i = 0; i < SOURCES_TOGETHER; i++) {
+	/* Of several the one that is found: two CPUs may have begun at the same time. */
+	for (int i = SOURCES_TOGETHER - 1; i >= 0; i--) {
 		if (is_source(&found, &known->at[i], &source))
 			at = i;
 	}

@@ -295,8 +295,8 @@ impl Kernel for Attached {
         self.sets.write_flags(id, flags);
     }
 
-    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
-        self.sets.write_affinity(id, affinity);
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool {
+        self.sets.write_affinity(id, affinity)
     }
 
     fn leave(&mut self, id: u32) {

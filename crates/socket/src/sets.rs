@@ -83,12 +83,15 @@ impl Sets {
         }
     }
 
-    pub(crate) fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
-        let Some(rule) = self.rule(id).map(|rule| rule.load(Ordering::Relaxed)) else { return };
+    pub(crate) fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool {
+        let Some(rule) = self.rule(id).map(|rule| rule.load(Ordering::Relaxed)) else { return false };
         let before = element(rule).filter(|at| self.place(*at).is_some());
         let word = affinity.pack();
         let next = match before.and_then(|at| self.place(at)) {
-            Some(place) if word != 0 => return place.store(word, Ordering::Relaxed),
+            Some(place) if word != 0 => {
+                place.store(word, Ordering::Relaxed);
+                return true;
+            }
             _ if word == 0 => 0,
             _ => KEPT | self.give(word).unwrap_or(NOWHERE),
         };
@@ -99,6 +102,7 @@ impl Sets {
             self.place(at).into_iter().for_each(|place| place.store(0, Ordering::Release));
             self.let_go.push(at);
         }
+        element(next) != Some(NOWHERE)
     }
 
     /// The number of an element that was free, and has this from now on.

@@ -88,16 +88,17 @@ impl OfSet {
 
     /// Nobody is to be found by the number from now on. Those who are known are not forgotten by that.
     pub(super) fn end(&self) {
-        self.is_over.store(true, Ordering::Release);
+        self.is_over.store(true, Ordering::SeqCst);
     }
 
+    /// Of this and of a worker that counts one and then asks whether the set is over, one sees the other.
     pub(super) fn has_clients(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
+        self.count.load(Ordering::SeqCst) > 0
     }
 
     /// Nobody looks after what there is here.
     fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire) || self.clients.is_over.load(Ordering::Relaxed)
+        self.is_over.load(Ordering::SeqCst) || self.clients.is_over.load(Ordering::Relaxed)
     }
 
     fn key(&self, client: IpAddr) -> AffinityKey {
@@ -111,8 +112,9 @@ impl OfSet {
     }
 
     fn note_new(&self) {
-        for count in [&self.count, &self.share.0, &self.clients.count] {
-            count.fetch_add(1, Ordering::Relaxed);
+        // The set's last: who takes from it takes as much from the others.
+        for count in [&self.share.0, &self.clients.count, &self.count] {
+            count.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -147,7 +149,7 @@ impl OfSet {
             self.note_new();
         }
         // Whoever clears away those of sets that are over may have been past already.
-        let is_over = self.is_over.load(Ordering::Acquire);
+        let is_over = self.is_over();
         if is_over {
             self.remove(key);
         }

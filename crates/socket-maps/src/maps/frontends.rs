@@ -6,6 +6,7 @@ use sluice_table::AtSocket;
 
 use super::sets::{SetState, index};
 use super::{Full, Maps, Port, PortKey, PortState, SETS};
+use crate::affinity::SetAffinity;
 use crate::kernel::Kernel;
 use crate::layout::{FrontendKey, FrontendValue, Outcome, verdict};
 
@@ -104,6 +105,10 @@ impl<K: Kernel> Maps<K> {
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
         let left = self.dropped.endpoints.clone();
         self.leave(left);
+        // What says how clients keep endpoints is scarcer than sets are, which wait for readers.
+        for id in &self.dropped.sets {
+            self.kernel.write_affinity(*id, SetAffinity::default());
+        }
         self.retired.append(&mut self.dropped);
         self.renew_flowing();
     }

@@ -216,7 +216,11 @@ impl<K: Kernel> Maps<K> {
             number => number,
         };
         set.affinity = SetAffinity { number, timeout_ms };
-        self.kernel.write_affinity(set.id, set.affinity);
+        if !self.kernel.write_affinity(set.id, set.affinity) {
+            // Nobody is led there, so nobody is to be told of clients; the port's next change tries again.
+            set.affinity = SetAffinity { number: 0, timeout_ms: u32::MAX };
+            self.failures += 1;
+        }
     }
 
     /// Has flows to endpoints that nothing leads to any more choose anew.

@@ -23,7 +23,7 @@ macro_rules! delegate {
         fn write_set(&mut self, id: u32, set: Set) { self.memory.write_set(id, set) }
         fn publish(&mut self, id: u32, desc: u64) { self.memory.publish(id, desc) }
         fn write_flags(&mut self, id: u32, flags: u32) { self.memory.write_flags(id, flags) }
-        fn write_affinity(&mut self, id: u32, affinity: SetAffinity) { self.memory.write_affinity(id, affinity) }
+        fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool { self.memory.write_affinity(id, affinity) }
         fn leave(&mut self, id: u32) { self.memory.leave(id) }
         fn clients(&self) -> SharedClients { self.memory.clients() }
         fn cursor(&self, id: u32) -> u64 { self.memory.cursor(id) }
@@ -104,8 +104,34 @@ fn what_says_how_clients_keep_endpoints_is_let_go_of_with_its_set() {
     maps.apply([(key, port)]);
     assert_ne!(maps.kernel().set(0).affinity, 0);
     maps.apply([(key, Port::default())]);
-    assert!(maps.reclaim());
-    assert_eq!(maps.kernel().set(0).affinity, 0);
+    assert_eq!(maps.kernel().set(0).affinity, 0, "and not only when its number is wanted");
+}
+
+#[test]
+fn who_comes_and_goes_does_not_use_up_what_says_how_clients_keep_endpoints() {
+    let mut maps = Maps::new(Memory::new(LARGE));
+    let (key, mut port) = balanced(&[1], 1, &[1, 2]);
+    port.affinity = Some(std::time::Duration::from_secs(1));
+    let most = LARGE.sets / 4;
+    for turn in 0..most + 2 {
+        maps.apply([(key, port.clone())]);
+        assert_eq!(maps.with_clients().len(), 1, "turn {turn}");
+        maps.apply([(key, Port::default())]);
+    }
+    // Where there is none left nobody is told of clients, and the next change tries again.
+    let many = (0..most + 1).map(|number| {
+        let number = u8::try_from(number).unwrap();
+        let (key, port) = balanced(&[number], number, &[1]);
+        (key, Port { affinity: Some(std::time::Duration::from_secs(1)), ..port })
+    });
+    let many: Vec<_> = many.collect();
+    maps.apply(many.iter().cloned());
+    assert_eq!((maps.with_clients().len(), maps.stats().failures), (most as usize, 1));
+    let told: Vec<PortKey> = maps.with_clients().into_values().map(|(key, _)| key).collect();
+    let left = many.iter().find(|(key, _)| !told.contains(key)).unwrap();
+    maps.apply([(told[0], Port::default())]);
+    maps.apply([left.clone()]);
+    assert!(maps.with_clients().into_values().any(|(key, _)| key == left.0));
 }
 
 #[test]

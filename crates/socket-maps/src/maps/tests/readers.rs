@@ -173,9 +173,10 @@ impl Kernel for Watched {
         self.memory.write_flags(id, flags);
         self.interleave();
     }
-    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) {
-        self.memory.write_affinity(id, affinity);
+    fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool {
+        let has_room = self.memory.write_affinity(id, affinity);
         self.interleave();
+        has_room
     }
     fn leave(&mut self, id: u32) {
         self.memory.leave(id);
