@@ -136,7 +136,7 @@ impl<'a> Serving<'a> {
             health_checks: health_checks.stats().clone(),
             node,
             is_capturing,
-            pod_cidrs: args.capture.pod_cidrs(),
+            pod_addresses: args.capture.pod_addresses(),
             dataplane,
             started,
             started_at,

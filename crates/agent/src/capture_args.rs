@@ -170,6 +170,15 @@ pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<S
     })
 }
 
+/// Addresses by which pods of this node are told from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PodAddresses {
+    /// Those of --cluster-cidr; none where pods are told otherwise.
+    Given(Vec<IpNet>),
+    /// Those that the Node has, as they change.
+    OfNode,
+}
+
 impl CaptureArgs {
     /// How connections get here.
     pub fn mode(&self) -> CaptureMode {
@@ -189,9 +198,14 @@ impl CaptureArgs {
     }
 
     /// Where pods of this node have their addresses, where that is how they are told.
-    pub(crate) fn pod_cidrs(&self) -> Vec<IpNet> {
-        let is_by_cidr = self.detect_local_mode == DetectLocalMode::ClusterCidr;
-        self.cluster_cidrs().filter(|_| is_by_cidr).collect()
+    pub(crate) fn pod_addresses(&self) -> PodAddresses {
+        match self.detect_local_mode {
+            DetectLocalMode::ClusterCidr => PodAddresses::Given(self.cluster_cidrs().collect()),
+            DetectLocalMode::NodeCidr => PodAddresses::OfNode,
+            DetectLocalMode::BridgeInterface | DetectLocalMode::InterfaceNamePrefix => {
+                PodAddresses::Given(Vec::new())
+            }
+        }
     }
 
     /// How pods of this node are told, as the table wants it.

@@ -190,7 +190,8 @@ pub struct DemoArgs {
     /// End after the figures instead of staying up for you to try.
     #[arg(long)]
     pub once: bool,
-    /// How many requests to send in each round.
+    /// How many HTTP requests to send in each round, at least: the second one lasts until its endpoints have come and gone.
+    /// UDP gets a third of that.
     #[arg(long, value_name = "N", default_value = "3000", value_parser = values::at_least_one)]
     pub requests: NonZeroUsize,
     /// Settings of the data plane.

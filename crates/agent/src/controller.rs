@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use sluice_kubeapi::manifests::{Batch, ManifestSource, POLL_INTERVAL, Severity, Watch};
 use sluice_model::Change;
-use sluice_table::{NodePortAddresses, Notice, Verdict};
+use sluice_table::{NodePortAddresses, Verdict};
 use tracing::{error, info, warn};
 
 use crate::programming::Programming;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Standing};
 
 /// How often the proxy does what is due from time to time: noticing that somebody has taken our rules away,
 /// for one.
@@ -54,7 +54,7 @@ enum Message {
     /// Answer what happens to connections to an address where no frontend matches.
     Explain(IpAddr, tokio::sync::oneshot::Sender<Option<Verdict>>),
     /// Answer what there is to tell about objects that do not fit together: so many, and how many there are.
-    Notices(usize, tokio::sync::oneshot::Sender<(Vec<Notice>, usize)>),
+    Notices(usize, tokio::sync::oneshot::Sender<Standing>),
     /// Shut down within this time.
     Stop(Duration),
 }
@@ -144,7 +144,7 @@ impl Feed {
     ///
     /// # Errors
     /// The controller has ended.
-    pub(crate) async fn notices(&self, limit: usize) -> Result<(Vec<Notice>, usize), ControllerEnded> {
+    pub(crate) async fn notices(&self, limit: usize) -> Result<Standing, ControllerEnded> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.messages.send(Message::Notices(limit, answer)).map_err(|_| ControllerEnded)?;
         answered.await.map_err(|_| ControllerEnded)

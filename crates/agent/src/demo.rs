@@ -8,6 +8,7 @@ mod report;
 mod scene;
 
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         "the demo needs {DESCRIPTORS} open files, and may have {}: raise the limit (ulimit -n)",
         descriptors.unwrap_or_default()
     );
+    try_loopback()?;
     let mut signals = Signals::new()?;
     let (_scene, controller) = tokio::select! {
         shown = show(args) => shown?,
@@ -63,6 +65,18 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     }
     controller.stop(Duration::from_secs(1));
     Ok(())
+}
+
+/// Tries what everything here depends on: a new network namespace has a loopback device that is down.
+///
+/// # Errors
+/// What to do about it.
+fn try_loopback() -> Result<()> {
+    let connected = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE));
+    connected.map(drop).context(
+        "the demo cannot connect to 127.0.0.1: it is to be on the loopback device, and that up (ip link set lo up)",
+    )
 }
 
 /// Everything but staying up; returns what is to be kept for that.
@@ -205,7 +219,10 @@ async fn wait_for(load: &Load, bar: &ProgressBar, requests: usize) -> Result<()>
 async fn wait_until(condition: impl Fn() -> bool, what: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        ensure!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        ensure!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain until {what}: -v says what went on meanwhile"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())

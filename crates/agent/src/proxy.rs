@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
@@ -68,6 +69,7 @@ pub struct Proxy {
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
+    node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     step_durations: Histogram,
     /// Whether there were changes: from then on it is known what there is to be.
     has_begun: bool,
@@ -101,6 +103,17 @@ impl Listeners for Workers {
     fn close(&self, frontend: Frontend) {
         self.dataplane.close(frontend);
     }
+}
+
+/// What there is to tell about objects as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Objects that do not fit together: the first ones.
+    pub(crate) notices: Vec<Notice>,
+    /// How many of those there are.
+    pub(crate) count: usize,
+    /// Services with nodePorts, where no address is there to serve them on.
+    pub(crate) without_node_port: usize,
 }
 
 impl Proxy {
@@ -164,6 +177,7 @@ impl Proxy {
             interfaces,
             node_port_addresses: Arc::default(),
             node_eligible: Arc::default(),
+            node_pod_cidrs: Arc::default(),
             step_durations: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             has_begun: false,
             has_captured: false,
@@ -188,6 +202,7 @@ impl Proxy {
         let changes = changes.into_iter().inspect(|change| match change {
             Change::Apply(Object::Node(node)) if node.name == self.node => {
                 self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+                self.node_pod_cidrs.store(Arc::new(node.pod_cidrs.clone()));
                 self.node_eligible.store(Arc::new(Some(node.eligible)));
             }
             Change::Delete(ObjectRef::Node(name)) if *name == self.node => {
@@ -380,11 +395,15 @@ impl Proxy {
     }
 
     /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
-    pub(crate) fn notices(&self, limit: usize) -> (Vec<Notice>, usize) {
+    pub(crate) fn notices(&self, limit: usize) -> Standing {
         let mut notices = self.writer.standing_notices();
         let first: Vec<Notice> = notices.by_ref().take(limit).cloned().collect();
         let count = first.len() + notices.count();
-        (first, count)
+        Standing {
+            notices: first,
+            count,
+            without_node_port: self.writer.services_without_node_port_address(),
+        }
     }
 
     /// What others may look at while the proxy runs.
@@ -397,6 +416,7 @@ impl Proxy {
             failures: self.failures.clone(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
+            node_pod_cidrs: Arc::clone(&self.node_pod_cidrs),
             step_durations: self.step_durations.clone(),
             view: self.at_socket.view().clone(),
         }

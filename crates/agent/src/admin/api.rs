@@ -42,7 +42,7 @@ pub struct Status {
     /// cannot be changed is no reason to start anew.
     #[serde(default)]
     pub is_live: bool,
-    /// Whether it serves: it is healthy, and what it was told has taken effect.
+    /// Whether it serves, whatever becomes of the node: it is well itself, and what it was told has taken effect.
     #[serde(default)]
     pub is_ready: bool,
     /// Whether it was told to end and is letting connections finish.

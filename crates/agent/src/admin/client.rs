@@ -1,6 +1,7 @@
 //! Asking an agent over its admin socket. Runs in the process of a command.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,6 +71,15 @@ async fn exchange<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> anyhow::Error {
+    if let Ok(there) = socket.metadata()
+        && !there.file_type().is_socket()
+    {
+        let what = if there.is_dir() { "a directory" } else { "a file" };
+        let path = socket.display();
+        return anyhow!(
+            "{path} is {what}, and no socket: give the agent's --admin-socket, a path that ends in .sock mostly"
+        );
+    }
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
@@ -83,5 +93,27 @@ fn unreachable(socket: &Path, error: &io::Error) -> anyhow::Error {
             anyhow!("only root may ask the agent at {socket}: run this as root (sudo)")
         }
         _ => anyhow!("cannot connect to {socket}: {error}: give the agent's --admin-socket"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_said_to_be_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for (path, what) in
+            [(directory.path(), "is a directory, and no socket"), (&file, "is a file, and no socket")]
+        {
+            let error = ask::<()>(path, "/v1/status").await.unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+        let gone = directory.path().join("gone");
+        drop(std::os::unix::net::UnixListener::bind(&gone).unwrap());
+        let error = ask::<()>(&gone, "/v1/status").await.unwrap_err().to_string();
+        assert!(error.contains("has ended without a trace"), "{error}");
     }
 }

@@ -128,7 +128,7 @@ pub struct ConnectionsArgs {
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// The address that the packet comes from.
-    #[arg(value_name = "CLIENT")]
+    #[arg(value_name = "CLIENT", value_parser = client_address)]
     pub client: IpAddr,
     /// Where it goes: ADDRESS:PORT, an IPv6 address in brackets; with /udp for UDP.
     #[arg(value_name = "ADDRESS:PORT[/udp]")]
@@ -139,6 +139,10 @@ pub struct ExplainArgs {
     /// How to ask.
     #[command(flatten)]
     pub ask: AskArgs,
+}
+
+fn client_address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse().map_err(|_| "write the client's address alone, without a port, as 10.244.1.9 or fd00::9")
 }
 
 /// An address, a port and a protocol.
@@ -281,6 +285,14 @@ pub async fn explain(args: &ExplainArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients() {
+        assert_eq!(client_address("fd00::9"), Ok("fd00::9".parse().unwrap()));
+        for wrong in ["foo", "1.2.3.4:80", "[fd00::9]", ""] {
+            assert!(client_address(wrong).unwrap_err().contains("as 10.244.1.9"), "{wrong}");
+        }
+    }
 
     #[test]
     fn destinations() {

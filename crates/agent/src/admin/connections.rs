@@ -13,10 +13,12 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use sluice_dataplane as dataplane;
+use sluice_model::ObjectName;
 use tokio::sync::oneshot;
 
 use super::api::{Connection, ConnectionList, ConnectionState};
 use super::server::{Inside, Refusal, value};
+use super::services;
 use crate::proxy::Observer;
 
 /// Rows that an answer has at the most: some 4 MB.
@@ -179,6 +181,18 @@ impl Found {
                 Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
             })?;
         self.keep();
+        // One that is gone may have connections.
+        if self.matched == 0
+            && let Some(service) = self.question.service.as_deref()
+        {
+            let namespace = self.question.namespace.as_deref();
+            let is_it = |name: &ObjectName| {
+                *name.name == *service && namespace.is_none_or(|namespace| *name.namespace == *namespace)
+            };
+            if !observer.table().routes().iter().any(|route| is_it(&route.service_port().name().service)) {
+                return Err(services::unknown(namespace, service));
+            }
+        }
         Ok(ConnectionList { items: self.rows, matched: self.matched, ended: Vec::new() })
     }
 }

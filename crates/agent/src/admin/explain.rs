@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
+use ipnet::IpNet;
 use sluice_model::{FrontendKind, Protocol};
 use sluice_socket_maps::verdict;
 use sluice_table::{self as table, Client, FrontendKey, Route, SocketOutcomes, SourceAddress};
@@ -11,6 +12,7 @@ use super::api::{AtSocket, Explanation, Origin, Outcome, SocketVerdict, Verdict}
 use super::server::{Inside, Refusal, value};
 use super::services::endpoint;
 use crate::at_socket::View;
+use crate::capture_args::PodAddresses;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,12 +225,21 @@ fn origin(inside: &Inside, question: Question) -> (Origin, String) {
     if !inside.is_capturing {
         return (Origin::Outside, "frontends are listened on: pods of this node are not told".to_owned());
     }
-    match inside.pod_cidrs.iter().find(|cidr| cidr.contains(&client)) {
-        Some(cidr) => (Origin::LocalPod, format!("inside --cluster-cidr {cidr}")),
-        None if inside.pod_cidrs.is_empty() => {
-            (Origin::Outside, "assumed: pods of this node are not told by address; see --from".to_owned())
+    by_address(&inside.pod_addresses, &inside.observer.node_pod_cidrs(), client)
+}
+
+/// Where the client is by its address, and how that is known.
+fn by_address(pods: &PodAddresses, of_node: &[IpNet], client: IpAddr) -> (Origin, String) {
+    let (cidrs, what, unknown) = match pods {
+        PodAddresses::Given(cidrs) => {
+            (cidrs.as_slice(), "--cluster-cidr", "pods of this node are not told by address")
         }
-        None => (Origin::Outside, "outside of --cluster-cidr".to_owned()),
+        PodAddresses::OfNode => (of_node, "the Node's podCIDRs", "the Node has no podCIDRs so far"),
+    };
+    match cidrs.iter().find(|cidr| cidr.contains(&client)) {
+        Some(cidr) => (Origin::LocalPod, format!("inside {what} {cidr}")),
+        None if cidrs.is_empty() => (Origin::Outside, format!("assumed: {unknown}; see --from")),
+        None => (Origin::Outside, format!("outside of {what}")),
     }
 }
 
@@ -240,6 +251,26 @@ fn is_own(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_told_by_what_tells_pods() {
+        let cidrs =
+            |text: &str| -> Vec<IpNet> { text.split_whitespace().map(|c| c.parse().unwrap()).collect() };
+        let given = |text| PodAddresses::Given(cidrs(text));
+        #[rustfmt::skip]
+        let cases = [
+            (given("10.244.0.0/16"), "", Origin::LocalPod, "inside --cluster-cidr 10.244.0.0/16"),
+            (given("10.1.0.0/16"), "10.244.1.0/24", Origin::Outside, "outside of --cluster-cidr"),
+            (given(""), "10.244.1.0/24", Origin::Outside, "assumed: pods of this node are not told by address"),
+            (PodAddresses::OfNode, "fd00::/64 10.244.1.0/24", Origin::LocalPod, "inside the Node's podCIDRs 10.244.1.0/24"),
+            (PodAddresses::OfNode, "10.244.2.0/24", Origin::Outside, "outside of the Node's podCIDRs"),
+            (PodAddresses::OfNode, "", Origin::Outside, "assumed: the Node has no podCIDRs so far"),
+        ];
+        for (pods, of_node, origin, why) in cases {
+            let (found, said) = by_address(&pods, &cidrs(of_node), [10, 244, 1, 9].into());
+            assert_eq!((found, said.starts_with(why)), (origin, true), "{pods:?} {of_node}: {said}");
+        }
+    }
 
     #[test]
     fn questions() {

@@ -10,7 +10,6 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Serialize;
 use sluice_dataplane::Config;
@@ -20,6 +19,7 @@ use tracing::{info, warn};
 use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
+use crate::capture_args::PodAddresses;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::health_checks;
@@ -67,7 +67,7 @@ pub(crate) struct Inside {
     /// Whether packets are captured, rather than frontends listened on.
     pub is_capturing: bool,
     /// Where pods of this node have their addresses, where that is how they are told.
-    pub pod_cidrs: Vec<IpNet>,
+    pub pod_addresses: PodAddresses,
     /// What the data plane was told.
     pub dataplane: Config,
     /// When the agent started.
@@ -179,7 +179,10 @@ async fn find(inside: Arc<Inside>, places: &Places, request: &Request<Incoming>)
     }
     let query = request.uri().query().unwrap_or_default().to_owned();
     match request.uri().path() {
-        "/v1/status" => find_in(&places.status, move || json(&status::status(&inside))).await,
+        "/v1/status" => {
+            let standing = status::standing(&inside).await;
+            find_in(&places.status, move || json(&status::status(&inside, Some(&standing)))).await
+        }
         "/v1/services" => {
             let find = move || {
                 inside.observer.at_socket().settle();

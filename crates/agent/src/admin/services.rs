@@ -29,15 +29,18 @@ pub(super) fn services(table: &Table, query: &str) -> Result<ServiceList, Refusa
     });
     let items: Vec<Service> = items.collect();
     match name {
-        Some(name) if items.is_empty() => {
-            let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
-            Err(Refusal::NotFound(format!(
-                "no Service {name}{place} has an address here: it does not exist, has no cluster IP, or another \
-                 Service has its addresses (the log of the agent says so)"
-            )))
-        }
+        Some(name) if items.is_empty() => Err(unknown(namespace.as_deref(), &name)),
         _ => Ok(ServiceList { items }),
     }
+}
+
+/// That there is no such Service.
+pub(super) fn unknown(namespace: Option<&str>, name: &str) -> Refusal {
+    let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
+    Refusal::NotFound(format!(
+        "no Service {name}{place} has an address here: it does not exist, has no cluster IP, or another \
+         Service has its addresses (the log of the agent says so)"
+    ))
 }
 
 /// A port's name, protocol and family, in order.

@@ -2,18 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use sluice_dataplane as dataplane;
+use sluice_model::ObjectName;
 
 use super::api::{Limits, Status, WorkerLoad};
 use super::server::Inside;
-use crate::health::Unhealthy;
-use crate::proxy::{Observer, Size};
+use crate::health::State;
+use crate::proxy::{Observer, Size, Standing};
 
-/// How the agent is now.
-pub(super) fn status(inside: &Inside) -> Status {
+/// Problems of one kind with Services that are named: a cluster may have any number.
+const NAMED: usize = 5;
+
+/// How long the controller is waited for: one that hangs is what a status is asked about.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What there is to tell about objects; nothing where the controller does not answer.
+pub(super) async fn standing(inside: &Inside) -> Standing {
+    let asked = tokio::time::timeout(PATIENCE, inside.feed.notices(NAMED)).await;
+    asked.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// How the agent is now; with what is wrong with Services, where that is wanted.
+pub(super) fn status(inside: &Inside, standing: Option<&Standing>) -> Status {
     let observer = &inside.observer;
-    let verdict = inside.health.verdict();
+    let state = inside.health.state();
+    let verdict = state.verdict;
     let apiserver = inside.health.apiserver();
     let Size { services, endpoints } = observer.size();
     Status {
@@ -27,11 +42,11 @@ pub(super) fn status(inside: &Inside) -> Status {
         source: if apiserver.is_some() { "apiserver" } else { "manifests" }.to_owned(),
         is_synced: apiserver.is_none_or(|health| health.is_synced()),
         age_seconds: apiserver.and_then(|health| health.last_contact()).map(|age| age.as_secs_f64()),
-        is_healthy: verdict.is_ok(),
+        is_healthy: verdict.is_ok() && state.node_eligible,
         is_live: inside.health.is_live(),
         is_ready: verdict.is_ok() && inside.health.programming().updated().is_some(),
         is_stopping: inside.is_stopping.load(Ordering::Relaxed),
-        problems: problems(inside, &verdict),
+        problems: problems(inside, &state, standing),
         workers: observer.workers(),
         worker_loads: observer.loads().into_iter().map(WorkerLoad::from).collect(),
         limits: Limits {
@@ -49,24 +64,14 @@ pub(super) fn status(inside: &Inside) -> Status {
 }
 
 /// What is wrong, for people.
-fn problems(inside: &Inside, verdict: &Result<(), Unhealthy>) -> Vec<String> {
+fn problems(inside: &Inside, state: &State, standing: Option<&Standing>) -> Vec<String> {
     let (observer, apiserver) = (&inside.observer, inside.health.apiserver());
-    let mut problems: Vec<String> = verdict.as_ref().err().map(ToString::to_string).into_iter().collect();
+    let mut problems: Vec<String> =
+        state.verdict.as_ref().err().map(ToString::to_string).into_iter().collect();
     problems.extend(apiserver.iter().flat_map(|health| health.reasons()).map(|(_, reason)| reason));
     problems.sort_unstable();
     problems.dedup();
-    if let Some(health) = apiserver
-        && health.has_node() == Some(false)
-    {
-        let node = &inside.node;
-        problems.push(match health.had_node() {
-            true => format!(
-                "the cluster has no Node {node} any more: nodePorts and zones go by what it said last, and load balancers \
-                 are told not to send here"
-            ),
-            false => format!("the cluster has no Node {node}: there are no nodePorts (--hostname-override)"),
-        });
-    }
+    problems.extend(of_node(inside, state));
     if observer.unserved() > 0 {
         let what = match observer.unserved() {
             1 => "1 frontend".to_owned(),
@@ -80,10 +85,34 @@ fn problems(inside: &Inside, verdict: &Result<(), Unhealthy>) -> Vec<String> {
                 .to_owned(),
         );
     }
+    problems.extend(standing.into_iter().flat_map(|standing| of_services(inside, standing)));
     if !observer.is_alive() {
         problems.push("a worker has ended: the agent is about to end, to be started again".to_owned());
     }
     problems
+}
+
+/// Why this node gets less than others, where its Node is the reason.
+fn of_node(inside: &Inside, state: &State) -> Option<String> {
+    let node = &inside.node;
+    match inside.health.apiserver() {
+        Some(health) if health.has_node() == Some(false) => Some(match health.had_node() {
+            true => format!(
+                "the cluster has no Node {node} any more: nodePorts and zones go by what it said last, and load balancers \
+                 are told not to send here"
+            ),
+            false => format!(
+                "the cluster has no Node {node}: there are no nodePorts, and load balancers are told not to send here \
+                 (--hostname-override)"
+            ),
+        }),
+        // What is not known so far is said by the verdict.
+        _ if state.node_eligible || state.verdict.is_err() => None,
+        _ => Some(format!(
+            "load balancers are told not to send here: Node {node} is about to be deleted, or a cluster-autoscaler is to \
+             take it away"
+        )),
+    }
 }
 
 /// All counters by their names.
@@ -101,6 +130,37 @@ fn counters(observer: &Observer) -> BTreeMap<String, u64> {
         counters.extend(numbers.map(|(name, n)| (format!("socket_{name}"), n)));
     }
     counters
+}
+
+/// What is wrong with Services, some of each kind by name.
+fn of_services(inside: &Inside, standing: &Standing) -> Vec<String> {
+    let mut problems: Vec<String> = standing.notices.iter().map(ToString::to_string).collect();
+    let more = |problems: &mut Vec<String>, more: usize, what: &str| {
+        if more > 0 {
+            problems.push(format!("{more} more {what}: the log names them"));
+        }
+    };
+    more(&mut problems, standing.count.saturating_sub(standing.notices.len()), "objects do not fit together");
+    let failures = inside.health_checks.failures();
+    let said = |service: &ObjectName, what: &str| format!("Service {service}: {what}");
+    problems.extend(failures.iter().take(NAMED).map(|failure| said(&failure.service, &failure.what)));
+    more(&mut problems, failures.len().saturating_sub(NAMED), "health check ports cannot be listened on");
+    let is_told = inside.health.apiserver().is_some_and(|health| health.has_node() != Some(true));
+    if standing.without_node_port > 0 && !is_told {
+        let node = &inside.node;
+        let mend = match inside.health.apiserver() {
+            Some(_) => "see its status.addresses, and --nodeport-addresses".to_owned(),
+            None => format!(
+                "add a Node {node} with status.addresses to the manifests, or give --nodeport-addresses or \
+                 --hostname-override"
+            ),
+        };
+        problems.push(format!(
+            "nodePorts of {} Services are served nowhere, as no address of Node {node} is known for them: {mend}",
+            standing.without_node_port
+        ));
+    }
+    problems
 }
 
 impl From<dataplane::WorkerLoad> for WorkerLoad {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use prometheus_client::metrics::histogram::Histogram;
 use sluice_capture::bind::Failures;
 use sluice_capture::tproxy::{self, Tenure};
@@ -25,6 +26,7 @@ pub struct Observer {
     pub(super) failures: Failures,
     pub(super) node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     pub(super) node_eligible: Arc<ArcSwap<Option<bool>>>,
+    pub(super) node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     pub(super) step_durations: Histogram,
     pub(super) view: View,
 }
@@ -132,6 +134,11 @@ impl Observer {
     /// Whether load balancers may send to this node, as its Node object says; none where there is none.
     pub fn node_eligible(&self) -> Option<bool> {
         **self.node_eligible.load()
+    }
+
+    /// Where pods of this node have their addresses, as its Node object last said.
+    pub(crate) fn node_pod_cidrs(&self) -> Arc<Vec<IpNet>> {
+        self.node_pod_cidrs.load_full()
     }
 
     /// How long the capture's steps took, in seconds.

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Sender};
 
 use sluice_capture::Change as CaptureChange;
 use sluice_dataplane::Config;
-use sluice_model::{ObjectName, Service, ServicePort};
+use sluice_model::{Node, ObjectName, Service, ServicePort};
 use sluice_table::WriterConfig;
 
 use super::*;
@@ -60,8 +60,8 @@ fn service(number: u16) -> Change {
     Change::Apply(Service::new(ObjectName::new("default", "web"), vec![ip], ports).into())
 }
 
-/// What is seen in each of the steps of such a capture.
-fn restless(steps: u16) -> (Vec<Seen>, Controller) {
+/// A proxy on the node `here`.
+fn proxy() -> Proxy {
     let dataplane = Config {
         workers: 1,
         descriptors: 1_024,
@@ -72,7 +72,12 @@ fn restless(steps: u16) -> (Vec<Seen>, Controller) {
         service_times: false,
         marks: None,
     };
-    let mut proxy = Proxy::start(ProxyConfig::bind(WriterConfig::new("here"), dataplane)).unwrap();
+    Proxy::start(ProxyConfig::bind(WriterConfig::new("here"), dataplane)).unwrap()
+}
+
+/// What is seen in each of the steps of such a capture.
+fn restless(steps: u16) -> (Vec<Seen>, Controller) {
+    let mut proxy = proxy();
     let (mode, looks) = at_socket::tests::busy(&mut proxy.writer);
     proxy.at_socket = mode;
     let (feed, (seen, steps_seen)) = (Arc::<OnceLock<Feed>>::default(), mpsc::channel());
@@ -98,4 +103,27 @@ fn where_each_step_finds_something_new_socket_mode_is_taken_over_all_the_same() 
     let (seen, _controller) = restless(3);
     let looks: Vec<u64> = seen.iter().map(|step| step.looks).collect();
     assert_eq!(looks[..2], [1, 2], "as soon as there is a step that is done: {looks:?}");
+}
+
+#[test]
+fn where_pods_have_their_addresses_is_what_this_nodes_object_says_last() {
+    let mut proxy = proxy();
+    let observer = proxy.observer();
+    assert_eq!(*observer.node_pod_cidrs(), []);
+    let cidr = |n: u8| IpNet::new([10, 244, n, 0].into(), 24).unwrap();
+    let node = |name: &str, n| {
+        let node = Node {
+            name: name.into(),
+            zone: None,
+            addresses: vec![],
+            pod_cidrs: vec![cidr(n)],
+            eligible: true,
+        };
+        Change::Apply(node.into())
+    };
+    for (change, wanted) in [(node("here", 1), 1), (node("there", 2), 1), (node("here", 3), 3)] {
+        proxy.take(vec![change]);
+        assert_eq!(*observer.node_pod_cidrs(), [cidr(wanted)]);
+    }
+    proxy.shut_down(Duration::ZERO);
 }

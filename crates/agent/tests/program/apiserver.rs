@@ -128,7 +128,9 @@ async fn the_status_tells_whether_the_apiserver_is_there() {
         problems.contains("apiserver http")
     });
     let told = status();
-    assert_eq!((&told["services"], &told["isHealthy"]), (&1.into(), &true.into()), "{told}");
+    // The cluster has no Node of this name, so that /healthz is 503.
+    assert_eq!((&told["services"], &told["isHealthy"]), (&1.into(), &false.into()), "{told}");
+    assert!(told["problems"].to_string().contains("the cluster has no Node"), "{told}");
 
     // One that comes now knows nothing, and no restart would mend that.
     let other = cluster.directory.path().join("other.sock");

@@ -33,6 +33,11 @@ fn items(list: &Value) -> &Vec<Value> {
 fn open_connections_are_told_with_their_service_endpoint_state_and_bytes() {
     let scene = Scene::start();
     assert_eq!(scene.ask("connections"), "No such connection is open.\n");
+    assert_eq!(scene.ask("connections --service web"), "No such connection is open.\n");
+    for unknown in ["nope", "other/web"] {
+        let complaint = scene.complaint(&format!("connections --service {unknown}"));
+        assert!(complaint.contains("has an address here: it does not exist"), "{complaint}");
+    }
     let dns = serve_udp(&scene, "dns");
     let mut sessions: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(scene.frontend).unwrap()).collect();
     for session in &mut sessions {

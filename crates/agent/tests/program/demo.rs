@@ -106,6 +106,10 @@ fn a_demo_that_is_told_to_end_takes_its_files_away() {
 fn where_it_cannot_run_it_says_what_to_change() {
     let cases = [
         ("TMPDIR=/proc exec \"$0\" demo --once", "set TMPDIR to one that files can be written to"),
+        (
+            "exec unshare $([ $(id -u) = 0 ] || echo --user --map-root-user) --net \"$0\" demo --once",
+            "(ip link set lo up)",
+        ),
         ("ulimit -n 64; exec \"$0\" demo --once", "raise the limit (ulimit -n)"),
         ("ulimit -n 150; exec \"$0\" demo --once --workers 500", "lower --workers"),
         ("exec \"$0\" demo --once --requests 9 >/dev/full", "cannot write to standard output: No space left"),

@@ -53,7 +53,7 @@ impl Scene {
     }
 
     /// What a command complains of: it is to fail.
-    fn complaint(&self, arguments: &str) -> String {
+    pub(crate) fn complaint(&self, arguments: &str) -> String {
         let output = command(&self.socket(), arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -141,6 +141,43 @@ fn a_packet_is_explained() {
     assert!(other["outcome"]["why"].as_str().unwrap().contains("has no such port"), "{other}");
     let complaint = scene.complaint(&format!("explain fd00::1 {frontend}"));
     assert!(complaint.contains("two families"), "{complaint}");
+    for client in ["web", "10.244.1.9:80"] {
+        let output = command(&scene.socket(), &format!("explain {client} {frontend}"));
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(complaint.contains("without a port, as 10.244.1.9"), "{complaint}");
+    }
+}
+
+#[test]
+fn the_status_names_services_that_are_not_served_as_they_ask_for() {
+    let scene = Scene::start();
+    let node = scene.json("status")["node"].as_str().unwrap().to_owned();
+    // TEST-NET-1, RFC 5737: nobody's. On loopback addresses there are neither nodePorts nor health checks.
+    let (ip, cluster_ip) = ("192.0.2.1", address());
+    let lb = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: lb}}\nspec: {{type: LoadBalancer, clusterIP: {cluster_ip}, \
+         externalTrafficPolicy: Local, healthCheckNodePort: 32001, ports: [{{port: {}, nodePort: 32002}}]}}\n",
+        free_port(cluster_ip).port(),
+    );
+    let problem = |part: &str| {
+        until(part, || {
+            scene.ask("status").lines().any(|line| line.starts_with("Problem:") && line.contains(part))
+        });
+    };
+    let rival = service("z-rival", scene.frontend) + &slice("z-rival", &[backend(b'r')]);
+    scene.write("z-lb", &(rival + &lb));
+    problem("belongs to Service default/web, which comes first");
+    problem(&format!("nodePorts of 1 Services are served nowhere, as no address of Node {node} is known"));
+    scene.write(
+        "node",
+        &format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\nstatus: {{addresses: [{{type: InternalIP, address: {ip}}}]}}\n"
+        ),
+    );
+    problem(&format!(
+        "default/lb: no health check on {ip}:32001: the address is not on an interface of this node"
+    ));
+    until("nodePorts are served", || !scene.ask("status").contains("served nowhere"));
 }
 
 #[test]

@@ -274,7 +274,8 @@ fn collect(inside: &Inside, question: &Question, mut troubles: Troubles) -> Data
     let page = question.page.min(pages - 1);
     let items = entries.iter().skip(page * ROWS).take(ROWS).filter_map(|entry| entry.row(now)).collect();
     Data {
-        status: status::status(inside),
+        // What is wrong with objects is among the troubles.
+        status: status::status(inside, None),
         traffic,
         troubles,
         services: List { items, matched, total, page, pages },

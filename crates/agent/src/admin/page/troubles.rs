@@ -9,6 +9,7 @@ use sluice_model::{Frontend, ObjectName};
 use sluice_table::{Origin, Route, SourceAddress, Upstream, Verdict};
 
 use super::super::server::{Inside, Refusal};
+use crate::proxy::Standing;
 
 /// Those that an answer has at the most; there may be as many as endpoints.
 const MOST: usize = 100;
@@ -40,7 +41,7 @@ pub(super) struct Troubles {
 impl Troubles {
     /// What does not concern a port that is served: objects that do not fit together, and health checks.
     pub(super) async fn of_objects(inside: &Inside) -> Result<Self, Refusal> {
-        let (notices, count) = inside.feed.notices(MOST).await.map_err(|_| {
+        let Standing { notices, count, .. } = inside.feed.notices(MOST).await.map_err(|_| {
             Refusal::Unable(
                 "the controller has ended, as the agent is about to: ask its successor".to_owned(),
             )
