@@ -156,7 +156,7 @@ fn of_services(inside: &Inside, standing: &Standing) -> Vec<String> {
             ),
         };
         problems.push(format!(
-            "nodePorts of {} Services are served nowhere, as no address of Node {node} is known for them: {mend}",
+            "nodePorts are served nowhere (Services that have some: {}), as no address of Node {node} is known for them: {mend}",
             standing.without_node_port
         ));
     }
