@@ -167,7 +167,9 @@ fn the_status_names_services_that_are_not_served_as_they_ask_for() {
     let rival = service("z-rival", scene.frontend) + &slice("z-rival", &[backend(b'r')]);
     scene.write("z-lb", &(rival + &lb));
     problem("belongs to Service default/web, which comes first");
-    problem(&format!("nodePorts of 1 Services are served nowhere, as no address of Node {node} is known"));
+    problem(&format!(
+        "nodePorts are served nowhere (Services that have some: 1), as no address of Node {node} is known"
+    ));
     scene.write(
         "node",
         &format!(
