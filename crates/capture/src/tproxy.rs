@@ -26,6 +26,7 @@ mod elements;
 mod error;
 mod generation;
 mod lifetimes;
+mod listed;
 mod listing;
 mod mark_rules;
 pub mod marks;
@@ -38,6 +39,7 @@ mod routing;
 mod ruleset;
 mod script;
 mod settings;
+mod succession;
 mod table;
 mod wanted;
 

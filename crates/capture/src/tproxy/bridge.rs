@@ -3,9 +3,11 @@
 
 use tracing::{debug, info, warn};
 
+use super::listed::structure;
 use super::owner::Owner;
 use super::ruleset::{Ruleset, TABLE};
-use super::{Config, Error, table};
+use super::succession::{Keep, succession};
+use super::{Config, Error};
 
 /// The table.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl Bridge {
             self.known = Some(listed.clone());
             return Ok(false);
         }
-        match listed.and_then(|listed| self.ruleset.succession(&listed)) {
+        match listed.and_then(|listed| succession(&self.ruleset, &listed, Keep::Dynamic)) {
             Some(succession) => owner.execute(&succession).or_else(|error| {
                 warn!("open connections may be cut off: the table bridge {TABLE} is deleted first: {error}");
                 owner.execute(&self.ruleset.definition())
@@ -69,6 +71,6 @@ impl Bridge {
     }
 
     fn listed(&self) -> Result<Option<String>, Error> {
-        table::structure(self.ruleset.family(), TABLE)
+        structure(self.ruleset.family(), TABLE)
     }
 }

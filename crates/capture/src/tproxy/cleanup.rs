@@ -2,7 +2,7 @@
 
 use super::generation::Generations;
 use super::ruleset::{BRIDGE, INET, TABLE};
-use super::{Error, nft, owner, routing, settings, table};
+use super::{Error, listed, nft, owner, routing, settings};
 
 /// What was done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,13 +25,13 @@ pub fn cleanup() -> Result<Cleaned, Error> {
     Generations::open()?.current()?;
     let mut removed = Vec::new();
     for family in [INET, BRIDGE] {
-        if table::structure(family, TABLE)?.is_some() {
+        if listed::structure(family, TABLE)?.is_some() {
             nft::execute(&format!("delete table {family} {TABLE}\n"))?;
             removed.push(format!("the nftables table {family} {TABLE}"));
         }
     }
     removed.extend(routing::remove()?.into_iter().map(|item| format!("the {item} for captured packets")));
-    if table::structure(INET, owner::TABLE)?.is_some() {
+    if listed::structure(INET, owner::TABLE)?.is_some() {
         nft::execute(&format!("delete table {INET} {}\n", owner::TABLE))?;
         removed.push(format!("the nftables table {INET} {}", owner::TABLE));
     }

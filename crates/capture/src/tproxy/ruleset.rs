@@ -29,10 +29,10 @@ pub(super) const BRIDGE: &str = "bridge";
 pub(super) const SIGNATURE: &str = "Kubernetes Services. Sluice ";
 
 /// The chain that has it, and no rules.
-const STRUCTURE: &str = "structure";
+pub(super) const STRUCTURE: &str = "structure";
 
 /// The comment of each table.
-const TABLE_COMMENT: &str = "Sluice keeps it: edits are undone";
+pub(super) const TABLE_COMMENT: &str = "Sluice keeps it: edits are undone";
 
 /// The structure.
 #[derive(Debug)]
@@ -51,9 +51,6 @@ pub(super) struct Shape {
     /// The names of chains.
     pub chains: BTreeMap<String, ChainShape>,
 }
-
-/// The sets and maps that packets fill, and what nft says of each but for its comment.
-type Dynamic = BTreeMap<String, BTreeSet<String>>;
 
 /// What of a chain a listing shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -108,30 +105,8 @@ impl Ruleset {
         format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{}", self.creation())
     }
 
-    /// The commands that put the table in the place of one that is there, as nft lists it without elements: what packets
-    /// have put into sets stays, where there are to be such sets. `None` where a table of our own cannot be made of it.
-    pub(super) fn succession(&self, listed: &str) -> Option<String> {
-        let family = self.family;
-        let mut lines = listed.lines();
-        // Another comment means that the table is another one.
-        let is_ours = lines.nth(1).is_some_and(|line| comment(line) == Some(TABLE_COMMENT));
-        if !is_ours {
-            return None;
-        }
-        let (there, wanted) = (dynamic(listed), dynamic(&self.text));
-        let is_kept = |name: &str| there.get(name).is_some_and(|set| wanted.get(name) == Some(set));
-        // All rules first: they use sets and chains. So do elements of maps, which go before the chains.
-        let mut script = format!("flush table {family} {TABLE}\n");
-        for kind in ["set", "map", "chain"] {
-            for name in names(kind, listed).filter(|name| kind == "chain" || !is_kept(name)) {
-                let _ = writeln!(script, "delete {kind} {family} {TABLE} {name}");
-            }
-        }
-        script.push_str(&self.creation());
-        Some(script)
-    }
-
-    fn creation(&self) -> String {
+    /// The commands that create what of it is not there.
+    pub(super) fn creation(&self) -> String {
         let Self { family, text, .. } = self;
         format!("table {family} {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n{text}}}\n")
     }
@@ -139,6 +114,11 @@ impl Ruleset {
     /// The table's family.
     pub(super) fn family(&self) -> &'static str {
         self.family
+    }
+
+    /// Its sets, chains and rules, as they are written here.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// The comment that is another one for each structure.
@@ -176,7 +156,8 @@ impl Shape {
         sets.chain(chains)
     }
 
-    fn of(text: &str) -> Self {
+    /// That of a table as it is written here, or as nft lists it with priorities as numbers.
+    pub(super) fn of(text: &str) -> Self {
         let mut shape = Self::default();
         let mut inside: Option<(String, ChainShape)> = None;
         for line in text.lines().map(str::trim) {
@@ -206,38 +187,8 @@ impl Shape {
     }
 }
 
-/// The names of a table's sets, maps or chains, as nft lists them.
-fn names<'a>(kind: &'a str, listed: &'a str) -> impl Iterator<Item = &'a str> {
-    listed.lines().filter_map(move |line| {
-        line.strip_prefix('\t')?.strip_prefix(kind)?.strip_prefix(' ')?.split_once(' ').map(|(name, _)| name)
-    })
-}
-
-/// The sets and maps that packets fill, as nft lists them, or as they are written here, on one line.
-fn dynamic(table: &str) -> Dynamic {
-    let mut sets = Dynamic::new();
-    let mut lines = table.lines();
-    while let Some(line) = lines.next() {
-        let begins = ["\tset ", "\tmap "].iter().find_map(|kind| line.strip_prefix(kind)?.split_once(" {"));
-        let Some((name, rest)) = begins else { continue };
-        let more: Vec<&str> = match rest {
-            "" => lines.by_ref().take_while(|line| *line != "\t}").collect(),
-            _ => rest.split(';').collect(),
-        };
-        let is_known = |statement: &&str| {
-            ["type ", "size ", "flags ", "timeout "].iter().any(|word| statement.starts_with(word))
-        };
-        let statements: BTreeSet<String> =
-            more.into_iter().map(str::trim).filter(is_known).map(str::to_owned).collect();
-        if statements.iter().any(|statement| statement.starts_with("flags dynamic")) {
-            sets.insert(name.to_owned(), statements);
-        }
-    }
-    sets
-}
-
 /// What a line says in `comment "..."`.
-fn comment(line: &str) -> Option<&str> {
+pub(super) fn comment(line: &str) -> Option<&str> {
     line.split_once("comment \"")?.1.split_once('"').map(|(comment, _)| comment)
 }
 
@@ -342,7 +293,7 @@ fn fnv1a(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::elements::{Chain, NetworkChain, Place, SetName};
@@ -350,7 +301,7 @@ mod tests {
     use super::*;
     use sluice_model::Family;
 
-    fn config() -> Config {
+    pub(in super::super) fn config() -> Config {
         Config {
             ports: Ports::from_first(10_265),
             local_pods: LocalPods::NodeCidrs,
@@ -427,32 +378,6 @@ mod tests {
         .collect();
         assert_eq!(comments.len(), 5);
         assert_eq!(Ruleset::inet(&config()).comment, Ruleset::inet(&config()).comment);
-    }
-
-    #[test]
-    fn what_packets_fill_is_kept_where_it_is_the_same() {
-        let ruleset = Ruleset::bridge(&config());
-        let listed = |size: u32, comment: &str| {
-            format!(
-                "table bridge sluice {{\n\tcomment \"{comment}\"\n\tset answers4 {{\n\t\ttype ipv4_addr . inet_proto . \
-                 inet_service . ipv4_addr . inet_service\n\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\tcomment \
-                 \"of old\"\n\t}}\n\n\tmap verdicts {{\n\t\ttype ipv4_addr : verdict\n\t}}\n\n\tchain old {{\n\t\t\
-                 update @answers4 {{ 1 }}\n\t}}\n"
-            )
-        };
-        let script = |size, comment| ruleset.succession(&listed(size, comment));
-        let begin = "flush table bridge sluice\n";
-        let end = "delete map bridge sluice verdicts\ndelete chain bridge sluice old\ntable bridge sluice {";
-        let same = script(262_144, TABLE_COMMENT).unwrap();
-        assert!(same.starts_with(&format!("{begin}{end}")), "{same}");
-        let another_size = script(7, TABLE_COMMENT).unwrap();
-        let wanted = format!("{begin}delete set bridge sluice answers4\n{end}");
-        assert!(another_size.starts_with(&wanted), "{another_size}");
-        assert_eq!(script(262_144, "somebody's"), None);
-        for (ruleset, count) in [(Ruleset::inet(&config()), 15), (ruleset, 11)] {
-            let sets: Vec<String> = dynamic(&ruleset.text).into_keys().collect();
-            assert_eq!(sets.len(), count, "{sets:?}");
-        }
     }
 
     #[test]

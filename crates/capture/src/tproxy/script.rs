@@ -3,15 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::elements::{Delta, Edit, Elements, Key, Place, Value};
+use super::elements::{Delta, Edit, Elements, Key, Place, Value, difference};
 use super::ruleset::TABLE;
 
-/// The whole table, elements and all: what writes its structure, and the elements.
-pub(super) fn whole(structure: String, elements: &Elements) -> String {
-    let mut script = structure;
-    write_commands(&mut script, "add", elements.iter().map(|(key, value)| (key, Some(*value))));
-    write_rules(&mut script, elements.keys());
-    script
+/// The whole table, elements and all: what writes its structure, after which some elements are there, and then these.
+pub(super) fn whole(structure: String, there: &Elements, elements: &Elements) -> String {
+    structure + &edits(&difference(there, elements), elements)
 }
 
 /// Changes elements, which then are these.
@@ -83,7 +80,7 @@ mod tests {
     use sluice_model::{Frontend, Protocol};
 
     use super::*;
-    use crate::tproxy::elements::{Chain, difference};
+    use crate::tproxy::elements::Chain;
 
     fn elements(ports: &[(u16, Chain)], cluster_ips: &[&str]) -> Elements {
         let ip: IpAddr = "fd00::1".parse().unwrap();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tracing::{debug, info, warn};
 
 use super::ruleset::INET;
-use super::{Error, bridge_netfilter, nft, table};
+use super::{Error, bridge_netfilter, listed, nft};
 
 /// The table's name.
 pub(super) const TABLE: &str = "sluice_settings";
@@ -220,7 +220,7 @@ pub(super) struct Restored {
 /// # Errors
 /// Something cannot be set back. Nothing is forgotten then.
 pub(super) fn restore() -> Result<Restored, Error> {
-    let Some(listed) = table::structure(INET, TABLE)? else { return Ok(Restored::default()) };
+    let Some(listed) = listed::structure(INET, TABLE)? else { return Ok(Restored::default()) };
     let root = Path::new("/proc/sys");
     let mut done = Restored { any: true, ..Restored::default() };
     for (name, record) in records(&listed) {
@@ -242,7 +242,7 @@ pub(super) fn restore() -> Result<Restored, Error> {
 }
 
 fn recorded() -> Result<Records, Error> {
-    Ok(table::structure(INET, TABLE)?.map(|listed| records(&listed)).unwrap_or_default())
+    Ok(listed::structure(INET, TABLE)?.map(|listed| records(&listed)).unwrap_or_default())
 }
 
 /// What a listing of the table says.

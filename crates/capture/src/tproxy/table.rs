@@ -9,13 +9,14 @@ use tracing::{debug, warn};
 use super::bridge::Bridge;
 use super::changes::Changes;
 use super::counters::Counters;
-use super::elements::{Delta, difference};
+use super::elements::{Delta, Elements, difference};
 use super::generation::{Generation, Generations};
-use super::listing::{self, Listing};
+use super::listed::{elements, listing, structure};
 use super::owner::Owner;
 use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
+use super::succession::{Keep, kept, succession};
 use super::wanted::Wanted;
-use super::{Config, Error, nft, script};
+use super::{Config, Error, script};
 use crate::program;
 
 /// Where somebody changes our table all the time, or so much of others that changes are missed, elements are
@@ -360,18 +361,8 @@ impl Table {
     /// Writes the whole table, in one transaction: what was there serves until what is new does.
     fn write(&mut self, wanted: &mut Wanted, why: Why) -> Result<Outcome, Error> {
         self.known = None;
-        let listed = structure(INET, TABLE)?;
         let before = self.generations.current()?;
-        let succession = listed.and_then(|listed| self.ruleset.succession(&listed));
-        let written = succession.map(|rules| self.execute(&script::whole(rules, wanted.elements()), wanted));
-        match written {
-            Some(Err(Error::Nft(program::Error::Failed { message, .. }))) => {
-                warn!("open connections may be cut off: the table inet {TABLE} is deleted first: {message}");
-                self.execute(&script::whole(self.ruleset.definition(), wanted.elements()), wanted)?
-            }
-            Some(outcome) => outcome?,
-            None => self.execute(&script::whole(self.ruleset.definition(), wanted.elements()), wanted)?,
-        };
+        self.replace(wanted, why)?;
         let structure = structure(INET, TABLE)?;
         let after = self.generations.current()?;
         // Otherwise somebody has changed something meanwhile, and all of it is looked at again.
@@ -385,6 +376,33 @@ impl Table {
         Ok(if was_ours { Outcome::Repaired(Damage::Structure(why)) } else { Outcome::Written(why) })
     }
 
+    /// Puts the table in the place of what there is, of which as much stays as is understood.
+    fn replace(&mut self, wanted: &mut Wanted, why: Why) -> Result<(), Error> {
+        let listed = structure(INET, TABLE)?;
+        // Of a table that was damaged everything is suspect.
+        let understood = (why == Why::Other).then(elements).flatten();
+        let ways = [understood.map(|there| (Keep::All, there)), Some((Keep::Dynamic, Elements::new()))];
+        let mut failure = None;
+        for (keep, mut there) in ways.into_iter().flatten() {
+            let Some(listed) = &listed else { break };
+            let Some(rules) = succession(&self.ruleset, listed, keep) else { break };
+            let kept = kept(&self.ruleset, listed, keep);
+            there.retain(|key, _| kept.contains(&key.place().to_string()));
+            match self.execute(&script::whole(rules, &there, wanted.elements()), wanted) {
+                Err(Error::Nft(program::Error::Failed { message, .. })) => {
+                    debug!("the table cannot be replaced, {keep:?} of its sets kept: {message}");
+                    failure = Some(message);
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        if let Some(message) = failure {
+            warn!("open connections may be cut off: the table inet {TABLE} is deleted first: {message}");
+        }
+        let script = script::whole(self.ruleset.definition(), &Elements::new(), wanted.elements());
+        self.execute(&script, wanted).map(drop)
+    }
+
     /// Makes what is wanted true. Returns the generation after that.
     fn execute(&mut self, script: &str, wanted: &mut Wanted) -> Result<Generation, Error> {
         self.changes.pause();
@@ -393,92 +411,5 @@ impl Table {
         wanted.settle();
         self.changes.listen();
         self.generations.current()
-    }
-}
-
-/// Our table as it is, with the elements that are ours. The inner error says that this version of nft is not understood.
-///
-/// # Errors
-/// nft fails.
-fn listing() -> Result<serde_json::Result<Listing>, Error> {
-    // Somebody else's table may be what nft cannot say, or what is not understood.
-    let read = |json: Vec<u8>| {
-        let mut listing = Listing::default();
-        listing.read(&json).map(|()| listing)
-    };
-    let among_others = nft::run(&listing::TABLES, "").ok().and_then(|json| read(json).ok());
-    let mut listing = match among_others {
-        Some(listing) => listing,
-        None => match read(nft::run(&listing::OUR_TABLE, "")?) {
-            Ok(listing) => listing,
-            Err(error) => return Ok(Err(error)),
-        },
-    };
-    for arguments in listing::each_set() {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        match nft::run(&arguments, "") {
-            Ok(json) => {
-                if let Err(error) = listing.read(&json) {
-                    return Ok(Err(error));
-                }
-            }
-            // A set that is not there is missing in the table's listing, too.
-            Err(Error::Nft(program::Error::Failed { message, .. })) => {
-                debug!("a set is not listed: {message}")
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Ok(listing))
-}
-
-/// A table as nft lists it, without elements and counters; `None` where there is none.
-///
-/// nft 1.0 fetches all elements to list one table without them, but not to list all tables: that takes a
-/// tenth of the time. Should it stumble over somebody else's table, this one is listed alone.
-///
-/// # Errors
-/// nft fails.
-pub(super) fn structure(family: &str, table: &str) -> Result<Option<String>, Error> {
-    let list = |what: &[&str]| {
-        let listed = nft::run(&[&["--stateless", "--terse", "list"], what].concat(), "")?;
-        Ok(find_table(family, table, &String::from_utf8_lossy(&listed)))
-    };
-    list(&["ruleset", family]).or_else(|error: Error| {
-        debug!("cannot list all tables: {error}");
-        let names = nft::run(&["list", "tables", family], "")?;
-        let name = format!("table {family} {table}");
-        if String::from_utf8_lossy(&names).lines().any(|line| line == name) {
-            list(&["table", family, table])
-        } else {
-            Ok(None)
-        }
-    })
-}
-
-/// The part of a listing that is a table.
-fn find_table(family: &str, table: &str, listing: &str) -> Option<String> {
-    let first = format!("table {family} {table} {{");
-    let mut lines = listing.lines().skip_while(|line| *line != first).peekable();
-    lines.peek()?;
-    let mut found = String::new();
-    for line in lines.take_while(|line| *line != "}") {
-        found.push_str(line);
-        found.push('\n');
-    }
-    Some(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_table_among_others() {
-        let listing = "table inet filter {\n\tchain a {\n\t}\n}\ntable inet sluice {\n\tmap b {\n\t}\n}\n\
-                       table inet sluice2 {\n\tset c {\n\t}\n}\n";
-        assert_eq!(find_table(INET, TABLE, listing).unwrap(), "table inet sluice {\n\tmap b {\n\t}\n");
-        assert_eq!(find_table(INET, TABLE, "table inet sluice2 {\n}\n"), None);
-        assert_eq!(find_table(INET, TABLE, ""), None);
     }
 }

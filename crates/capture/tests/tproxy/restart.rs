@@ -11,7 +11,7 @@ use sluice_model::{FrontendKind, Protocol};
 use sluice_table::Verdict;
 
 use crate::namespace::{Monitor, in_namespace, kernel_state, run, table};
-use crate::services::{config, guarded, offer, serving, state};
+use crate::services::{REFUSE, config, guarded, offer, serving, state};
 
 #[test]
 fn the_same_again_changes_nothing() {
@@ -74,12 +74,52 @@ fn another_structure_is_replaced_in_one_transaction() {
         let mut tproxy = serving(config(), 3);
         let transactions = monitor.transactions();
         assert_eq!(transactions.len(), 1);
-        assert!(transactions.concat().contains(&"delete chain inet sluice relay".to_owned()));
+        assert!(transactions.concat().contains(&"delete chain inet sluice structure".to_owned()));
         let fresh = table();
         assert_eq!(tproxy.stats().repairs, 0);
         offer(&mut tproxy, &[]);
         run("nft delete table inet sluice");
         drop(serving(config(), 3));
+        assert_eq!(table(), fresh, "the same as without an earlier run");
+    });
+}
+
+/// A packet that is in the old rules meanwhile finds what it would have found, and is in each hook once.
+#[test]
+fn under_another_structure_chains_stay_and_elements_but_for_their_difference() {
+    in_namespace(|| {
+        let mut old = serving(Config { track: true, ..config() }, 3);
+        let gone = [state(FrontendKind::ExternalIp, "203.0.113.5".parse().unwrap(), 80, Verdict::Relay)];
+        offer(&mut old, &gone);
+        let guarded = guarded("203.0.113.6", "192.0.2.0/24 10.0.0.0/8");
+        offer(&mut old, std::slice::from_ref(&guarded));
+        drop(old);
+        let mut monitor = Monitor::new();
+        let mut tproxy = Tproxy::start(config()).unwrap();
+        let (mut states, addresses) = crate::services::services(3);
+        states.push(guarded);
+        (states[0].inside, states[0].outside) = (REFUSE, REFUSE);
+        let change = sluice_capture::Change { withdraw: &[], offer: &states, cluster_addresses: &addresses };
+        tproxy.change(change, Instant::now());
+        assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (1, 0));
+        let transactions = monitor.transactions();
+        // Sets without a name go and come with their rules.
+        let of = |verb: &str| {
+            let lines = transactions[0].iter().filter(|line| line.starts_with(verb));
+            let lines = lines.filter(|line| !line.contains(" rule ") && !line.contains(" __"));
+            lines.map(|line| line.replace("inet sluice ", "")).collect::<Vec<_>>()
+        };
+        let deleted = [
+            "delete chain structure",
+            "delete element frontends4 { 10.96.0.0 . tcp . 80 : goto relay }",
+            "delete element frontends4 { 203.0.113.5 . tcp . 80 : goto relay }",
+            "delete element external_ips4 { 203.0.113.5 }",
+        ];
+        assert_eq!(of("delete"), deleted);
+        assert_eq!(of("add element"), ["add element frontends4 { 10.96.0.0 . tcp . 80 : goto refuse }"]);
+        let fresh = table();
+        run("nft delete table inet sluice");
+        tproxy.keep(Instant::now());
         assert_eq!(table(), fresh, "the same as without an earlier run");
     });
 }

@@ -1,0 +1,154 @@
+//! What puts a table in the place of one that is there: another structure, in one transaction, under packets that are
+//! on their way. No I/O.
+//!
+//! A packet that is in the old rules then goes on in them, but looks elements up as they are afterwards: in a map that is
+//! deleted it finds none, whether or not another one of that name is created. And a chain that is deleted and created
+//! is hooked twice for a moment, or not at all. So what is to be there again stays: chains, of which only the rules are
+//! others, and sets, of whose elements the difference is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use super::ruleset::{Ruleset, STRUCTURE, Shape, TABLE, TABLE_COMMENT, comment};
+
+/// Which sets and maps stay where they are to be the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Those that packets fill.
+    Dynamic,
+    /// All of them: the elements are known, and their difference is written.
+    All,
+}
+
+/// Sets and maps, and what nft says of each but for its comment.
+type Sets = BTreeMap<String, BTreeSet<String>>;
+
+/// The commands that put a table in the place of one that is there, as nft lists it without elements. `None` where a table
+/// of our own cannot be made of it.
+pub(super) fn succession(ruleset: &Ruleset, listed: &str, keep: Keep) -> Option<String> {
+    let family = ruleset.family();
+    let mut lines = listed.lines();
+    // Another comment means that the table is another one.
+    let is_ours = lines.nth(1).is_some_and(|line| comment(line) == Some(TABLE_COMMENT));
+    if !is_ours {
+        return None;
+    }
+    let kept = kept(ruleset, listed, keep);
+    // All rules first: they use sets and chains. So do elements of maps, which go before the chains.
+    let mut script = format!("flush table {family} {TABLE}\n");
+    for kind in ["set", "map"] {
+        for name in names(kind, listed).filter(|name| !kept.contains(*name)) {
+            let _ = writeln!(script, "delete {kind} {family} {TABLE} {name}");
+        }
+    }
+    let (there, wanted) = (Shape::of(listed), ruleset.shape());
+    // The comment of a chain that stays does, too.
+    let stays = |name: &str| {
+        name != STRUCTURE
+            && there
+                .chains
+                .get(name)
+                .zip(wanted.chains.get(name))
+                .is_some_and(|(there, wanted)| there.hook == wanted.hook)
+    };
+    for name in names("chain", listed).filter(|name| !stays(name)) {
+        let _ = writeln!(script, "delete chain {family} {TABLE} {name}");
+    }
+    script.push_str(&ruleset.creation());
+    Some(script)
+}
+
+/// The sets and maps that then stay, with their elements.
+pub(super) fn kept(ruleset: &Ruleset, listed: &str, keep: Keep) -> BTreeSet<String> {
+    let (mut there, wanted) = (sets(listed), sets(ruleset.text()));
+    there.retain(|name, set| wanted.get(name) == Some(set) && (keep == Keep::All || is_dynamic(set)));
+    there.into_keys().collect()
+}
+
+/// The names of a table's sets, maps or chains, as nft lists them.
+fn names<'a>(kind: &'a str, listed: &'a str) -> impl Iterator<Item = &'a str> {
+    listed.lines().filter_map(move |line| {
+        line.strip_prefix('\t')?.strip_prefix(kind)?.strip_prefix(' ')?.split_once(' ').map(|(name, _)| name)
+    })
+}
+
+/// The sets and maps of a table, as nft lists them, or as they are written here, on one line.
+fn sets(table: &str) -> Sets {
+    let mut sets = Sets::new();
+    let mut lines = table.lines();
+    while let Some(line) = lines.next() {
+        let begins = ["\tset ", "\tmap "].iter().find_map(|kind| line.strip_prefix(kind)?.split_once(" {"));
+        let Some((name, rest)) = begins else { continue };
+        let more: Vec<&str> = match rest {
+            "" => lines.by_ref().take_while(|line| *line != "\t}").collect(),
+            _ => rest.split(';').collect(),
+        };
+        let is_known = |statement: &&str| {
+            ["type ", "size ", "flags ", "timeout "].iter().any(|word| statement.starts_with(word))
+        };
+        let statements: BTreeSet<String> =
+            more.into_iter().map(str::trim).filter(is_known).map(str::to_owned).collect();
+        sets.insert(name.to_owned(), statements);
+    }
+    sets
+}
+
+/// Whether packets fill it.
+fn is_dynamic(set: &BTreeSet<String>) -> bool {
+    set.iter().any(|statement| statement.starts_with("flags dynamic"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ruleset::tests::config;
+    use super::*;
+
+    const ANSWERS: &str = "type ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service";
+
+    #[test]
+    fn what_packets_fill_is_kept_where_it_is_the_same() {
+        let ruleset = Ruleset::bridge(&config());
+        let listed = |size: u32, comment: &str| {
+            format!(
+                "table bridge sluice {{\n\tcomment \"{comment}\"\n\tset answers4 {{\n\t\t{ANSWERS}\n\t\tsize \
+                 {size}\n\t\tflags dynamic,timeout\n\t\tcomment \"of old\"\n\t}}\n\n\tmap verdicts {{\n\t\ttype \
+                 ipv4_addr : verdict\n\t}}\n\n\tchain old {{\n\t\tupdate @answers4 {{ 1 }}\n\t}}\n"
+            )
+        };
+        let script = |size, comment| succession(&ruleset, &listed(size, comment), Keep::Dynamic);
+        let begin = "flush table bridge sluice\n";
+        let end = "delete map bridge sluice verdicts\ndelete chain bridge sluice old\ntable bridge sluice {";
+        let same = script(262_144, TABLE_COMMENT).unwrap();
+        assert!(same.starts_with(&format!("{begin}{end}")), "{same}");
+        let another_size = script(7, TABLE_COMMENT).unwrap();
+        let wanted = format!("{begin}delete set bridge sluice answers4\n{end}");
+        assert!(another_size.starts_with(&wanted), "{another_size}");
+        assert_eq!(script(262_144, "somebody's"), None);
+        for (ruleset, count) in [(Ruleset::inet(&config()), 15), (ruleset, 11)] {
+            let sets = sets(ruleset.text());
+            assert_eq!(sets.values().filter(|set| is_dynamic(set)).count(), count, "{sets:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_hooked_elsewhere_and_maps_with_other_keys_are_made_anew() {
+        let ruleset = Ruleset::inet(&config());
+        let listed = format!(
+            "table inet sluice {{\n\tcomment \"{TABLE_COMMENT}\"\n\tmap frontends4 {{\n\t\ttype ipv4_addr . \
+             inet_proto . inet_service : verdict\n\t}}\n\n\tmap node_ports4 {{\n\t\ttype inet_service : verdict\n\t}}\
+             \n\n\tset local_pods4 {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t}}\n\n\tchain prerouting {{\n\t\ttype \
+             filter hook prerouting priority -300; policy accept;\n\t}}\n\n\tchain captured {{\n\t\ttype filter hook \
+             prerouting priority -300; policy accept;\n\t}}\n\n\tchain relay {{\n\t}}\n\n\tchain structure {{\n\t}}\n"
+        );
+        let script = |keep| {
+            let script = succession(&ruleset, &listed, keep).unwrap();
+            let deletions = script.lines().filter_map(|line| line.strip_prefix("delete ")).map(str::to_owned);
+            deletions.collect::<Vec<_>>()
+        };
+        let chains = ["chain inet sluice captured", "chain inet sluice structure"];
+        assert_eq!(script(Keep::All), [&["map inet sluice node_ports4"][..], &chains].concat());
+        let sets =
+            ["set inet sluice local_pods4", "map inet sluice frontends4", "map inet sluice node_ports4"];
+        assert_eq!(script(Keep::Dynamic), [&sets[..], &chains].concat());
+    }
+}
