@@ -78,7 +78,7 @@ fn bad_input_is_named_and_disturbs_nobody_else() {
     );
     write("endpoint.yaml", &slice("endpoint", &[backend]).replace(&backend.ip().to_string(), "127.0.0.300"));
     // The older of two keeps an address; those without a birthday are as young as can be.
-    write("second.yaml", &service("second", good));
+    write("second.yaml", &(service("second", good) + &slice("second", &[backend])));
     write("loop.yaml", &(service("loop", looping) + &slice("loop", &[looping])));
     let mut agent = start(&directory);
     for (text, also) in [
@@ -286,7 +286,7 @@ fn with_more_frontends_than_descriptors_those_that_have_some_are_served_and_so_i
     ]));
     agent.wait_for("ready frontends");
     let line = agent.wait_for("ulimit -n");
-    assert!(line.contains("WARN") && line.contains("raise the limit"), "{line}");
+    assert!(line.contains("WARN") && line.contains("raise the agent's limit"), "{line}");
     let line = agent.wait_for("serving metrics");
     let metrics: SocketAddr = line.rsplit("address=").next().unwrap().trim().parse().unwrap();
     let served: Vec<u16> = (0..FRONTENDS).filter(|number| ask(frontend(*number)).is_ok()).collect();
