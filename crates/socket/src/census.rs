@@ -162,6 +162,25 @@ fn read(mut source: impl Read, mut take: impl FnMut(Translated) -> io::Result<()
 }
 
 impl Translated {
+    /// One of UDP, of which only this matters.
+    #[cfg(test)]
+    pub(crate) fn for_tests(namespace: u64, cookie: u64) -> Self {
+        let at = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 1));
+        Self {
+            namespace,
+            cookie,
+            protocol: sluice_socket_maps::protocol::UDP,
+            is_v6: false,
+            local: at,
+            device: 0,
+            service: at,
+            endpoint: at,
+            id: 0,
+            incarnation: 0,
+            since_ns: 0,
+        }
+    }
+
     pub(crate) fn connection(&self) -> Connection {
         (self.cookie, self.since_ns)
     }

@@ -200,7 +200,6 @@ fn end_all(diag: &mut Diag, sockets: &[Translated], done: &mut Done) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
     use std::os::unix::net::UnixDatagram;
     use std::thread;
     use std::time::Duration;
@@ -208,21 +207,7 @@ mod tests {
     use super::*;
 
     fn sockets(count: u64) -> Vec<Translated> {
-        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let socket = |cookie| Translated {
-            namespace: 1,
-            cookie,
-            protocol: protocol::UDP,
-            is_v6: false,
-            local: at,
-            device: 0,
-            service: at,
-            endpoint: at,
-            id: 0,
-            incarnation: 0,
-            since_ns: 0,
-        };
-        (1..=count).map(socket).collect()
+        (1..=count).map(|cookie| Translated::for_tests(1, cookie)).collect()
     }
 
     /// The kernel's answer to a request.

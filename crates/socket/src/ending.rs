@@ -118,28 +118,8 @@ impl<E: FnMut(&mut Sockets) -> io::Result<EndedSockets>> Look<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
-
-    use sluice_socket_maps::protocol;
 
     use super::*;
-
-    fn socket(namespace: u64, cookie: u64) -> Translated {
-        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        Translated {
-            namespace,
-            cookie,
-            protocol: protocol::UDP,
-            is_v6: false,
-            local: at,
-            device: 0,
-            service: at,
-            endpoint: at,
-            id: 0,
-            incarnation: 0,
-            since_ns: 0,
-        }
-    }
 
     #[test]
     fn however_many_are_stale_no_more_than_some_are_kept() {
@@ -153,8 +133,8 @@ mod tests {
             Ok(EndedSockets { ended, ..EndedSockets::default() })
         });
         for cookie in 0..count {
-            look.add(socket(FOUND, cookie)).unwrap();
-            look.add(socket(HIDDEN, cookie)).unwrap();
+            look.add(Translated::for_tests(FOUND, cookie)).unwrap();
+            look.add(Translated::for_tests(HIDDEN, cookie)).unwrap();
         }
         let all = MOST * 5 / 2;
         assert_eq!(

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::map::Element;
 use super::{Command, address, bpf, length, map_info, number};
 
 /// `BPF_MAP_TYPE_HASH`.
@@ -22,16 +23,6 @@ pub struct Part<const KEY: usize> {
     pub keys: Vec<[u8; KEY]>,
     /// Where the next part begins; none where this is the last.
     pub next: Option<u32>,
-}
-
-/// What commands for one element take.
-#[repr(C)]
-struct Element {
-    map: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
 }
 
 impl<const KEY: usize, const VALUE: usize> HashMap<KEY, VALUE> {

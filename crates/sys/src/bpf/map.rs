@@ -116,12 +116,12 @@ pub(super) fn is(fd: BorrowedFd<'_>, what: &str) -> bool {
 
 /// What commands for one element take.
 #[repr(C)]
-struct Element {
-    map: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct Element {
+    pub(super) map: u32,
+    pub(super) pad: u32,
+    pub(super) key: u64,
+    pub(super) value: u64,
+    pub(super) flags: u64,
 }
 
 /// Keys and values have the size that the map says.
