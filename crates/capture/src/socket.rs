@@ -16,9 +16,9 @@ mod ledger;
 mod numbers;
 mod offered;
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Instant;
 
 use sluice_model::Frontend;
@@ -99,21 +99,45 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         }
     }
 
-    /// Brings the maps in line with what these ports are now.
-    fn refresh(&mut self, keys: impl IntoIterator<Item = PortKey>) {
-        let keys: Vec<PortKey> = keys.into_iter().collect();
+    /// Brings the maps in line with what these ports are now; each is named once.
+    fn refresh(&mut self, keys: &[PortKey]) {
         let Self { offered, written, .. } = self;
         let mut gone = Vec::new();
-        for keys in keys.chunks(TOGETHER) {
-            let ports = offered.wanted(keys);
-            gone.extend(ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key));
-            written.write(offered, ports);
-        }
+        pipelined(
+            keys.chunks(TOGETHER),
+            |keys| offered.wanted(keys),
+            |ports| {
+                gone.extend(ports.iter().filter(|(_, port)| port.frontends.is_empty()).map(|(key, _)| *key));
+                written.write(offered, ports);
+            },
+        );
         for key in gone {
             offered.forget(key);
             written.clients.forget(key);
         }
     }
+}
+
+/// Prepares each part on a thread of its own, if there are several, and writes it on this one: after a start both take
+/// about as long. In order.
+fn pipelined<P: Send, W: Send>(
+    parts: impl ExactSizeIterator<Item = P> + Send + Clone,
+    prepare: impl Fn(P) -> W + Sync,
+    mut write: impl FnMut(W),
+) {
+    thread::scope(|scope| {
+        let (sender, prepared) = mpsc::sync_channel(1);
+        let (others, prepare) = (parts.clone(), &prepare);
+        let ahead = move || others.map(prepare).try_for_each(|part| sender.send(part));
+        let is_ahead = parts.len() > 1
+            && thread::Builder::new().name("prepare".into()).spawn_scoped(scope, ahead).is_ok();
+        if is_ahead {
+            prepared.iter().for_each(&mut write);
+        } else {
+            // There are as many threads as there may be, or it would not be worth one.
+            parts.map(prepare).for_each(&mut write);
+        }
+    });
 }
 
 impl<K: Kernel + Send + Sync> Written<K> {
@@ -138,22 +162,22 @@ impl<K: Kernel + Send + Sync> Written<K> {
 impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     fn offer(&mut self, frontends: &[Frontend]) {
         let touched = self.offered.add(frontends);
-        self.refresh(touched);
+        self.refresh(&touched);
     }
 
     fn withdraw(&mut self, frontends: &[Frontend]) {
         let touched = self.offered.remove(frontends);
-        self.refresh(touched);
+        self.refresh(&touched);
     }
 
     fn change(&mut self, ports: &[Arc<ServicePort>]) {
-        let keys: BTreeSet<PortKey> = ports.iter().map(offered::key).collect();
-        self.refresh(keys);
+        let keys = offered::each_once(ports.iter().map(offered::key).collect());
+        self.refresh(&keys);
     }
 
     fn set_interfaces(&mut self, addresses: &[IpAddr]) {
         let touched = self.offered.set_interfaces(addresses);
-        self.refresh(touched);
+        self.refresh(&touched);
         // The kernel may choose another one for a node's socket from now on.
         self.written.maps.kernel_mut().forget_sources();
     }

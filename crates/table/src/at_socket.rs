@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use sluice_model::{Family, FrontendKind, Protocol};
+use sluice_model::{FrontendKind, Protocol};
 
 use crate::backends::Backends;
 use crate::policy::SetName;
@@ -108,7 +108,7 @@ impl SocketOutcomes {
         let pod =
             if ip.is_loopback() { Err(WhyRelayed::PodsLoopback) } else { at_pod(port, &backends, kind) };
         [node, pod].map(|outcome| match outcome {
-            Ok(AtSocket::Balance(set)) if !is_of_family(&backends, set, port.family()) => {
+            Ok(AtSocket::Balance(set)) if backends.set(set).family() != Some(port.family()) => {
                 Err(WhyRelayed::OtherFamily)
             }
             outcome => outcome,
@@ -164,11 +164,6 @@ fn outcome(
     }
 }
 
-fn is_of_family(backends: &Backends, set: SetName, family: Family) -> bool {
-    let mut upstreams = backends.set(set).upstreams().iter();
-    upstreams.all(|upstream| Family::of(upstream.address().ip().to_canonical()) == family)
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
@@ -177,7 +172,7 @@ mod tests {
     use std::time::Duration;
 
     use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
-    use sluice_model::{ObjectName, ServicePortName, TrafficPolicy};
+    use sluice_model::{Family, ObjectName, ServicePortName, TrafficPolicy};
 
     use super::*;
     use crate::Upstream;

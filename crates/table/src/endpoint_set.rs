@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sluice_model::Family;
+
 use crate::balance::maglev::Maglev;
 use crate::balance::rotation::{self, Rotation};
 use crate::{Balance, Upstream};
@@ -10,6 +12,8 @@ use crate::{Balance, Upstream};
 #[derive(Debug, Default)]
 pub struct EndpointSet {
     upstreams: Box<[Arc<Upstream>]>,
+    /// Of all of them.
+    family: Option<Family>,
     /// The place of turn 0.
     offset: u64,
     /// For [`Balance::SourceHash`].
@@ -20,6 +24,11 @@ impl EndpointSet {
     /// The endpoints, sorted by address.
     pub fn upstreams(&self) -> &[Arc<Upstream>] {
         &self.upstreams
+    }
+
+    /// The family that all of its endpoints are of. None where there are several, or no endpoints.
+    pub(crate) fn family(&self) -> Option<Family> {
+        self.family
     }
 
     /// Whether this version of the set has this endpoint.
@@ -63,7 +72,7 @@ impl EndpointSet {
             Some(maglev) if same_addresses => Some(Arc::clone(maglev)),
             _ => Maglev::new(upstreams.iter().map(|upstream| upstream.address())).map(Arc::new),
         };
-        Self { upstreams: upstreams.into(), offset, maglev }
+        Self { family: family_of(&upstreams), upstreams: upstreams.into(), offset, maglev }
     }
 
     /// Whether it has these very endpoints.
@@ -71,6 +80,12 @@ impl EndpointSet {
         self.upstreams.len() == upstreams.len()
             && self.upstreams.iter().zip(upstreams).all(|(a, b)| Arc::ptr_eq(a, b))
     }
+}
+
+fn family_of(upstreams: &[Arc<Upstream>]) -> Option<Family> {
+    let mut families = upstreams.iter().map(|upstream| Family::of(upstream.address().ip().to_canonical()));
+    let first = families.next()?;
+    families.all(|family| family == first).then_some(first)
 }
 
 #[cfg(test)]

@@ -37,6 +37,12 @@ pub(super) fn key(port: &Arc<ServicePort>) -> PortKey {
     PortKey(Arc::as_ptr(port) as usize as u64)
 }
 
+pub(super) fn each_once(mut keys: Vec<PortKey>) -> Vec<PortKey> {
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 impl Offered {
     pub(super) fn new(table: Reader, host_only: bool) -> Self {
         Self {
@@ -58,9 +64,9 @@ impl Offered {
         self.ports.remove(&key);
     }
 
-    /// Adds frontends; the ports that this changes.
-    pub(super) fn add(&mut self, frontends: &[Frontend]) -> BTreeSet<PortKey> {
-        let mut touched = BTreeSet::new();
+    /// Adds frontends; the ports that this changes, each once.
+    pub(super) fn add(&mut self, frontends: &[Frontend]) -> Vec<PortKey> {
+        let mut touched = Vec::with_capacity(frontends.len());
         let mut external = BTreeSet::new();
         self.holders.reserve(frontends.len());
         for frontend in frontends {
@@ -74,33 +80,31 @@ impl Offered {
             let at = known.frontends.partition_point(|(other, _)| other < frontend);
             known.frontends.insert(at, (*frontend, kind));
             self.holders.insert(*frontend, key);
-            touched.insert(key);
+            touched.push(key);
             if kind.is_external() {
                 external.insert(*frontend);
                 self.external.insert(*frontend);
             }
         }
         touched.extend(self.with_endpoint_in(&external));
-        touched
+        each_once(touched)
     }
 
-    /// Takes frontends away; the ports that this changes.
-    pub(super) fn remove(&mut self, frontends: &[Frontend]) -> BTreeSet<PortKey> {
-        let mut touched: BTreeSet<PortKey> =
+    /// Takes frontends away; the ports that this changes, each once.
+    pub(super) fn remove(&mut self, frontends: &[Frontend]) -> Vec<PortKey> {
+        let mut touched: Vec<PortKey> =
             frontends.iter().filter_map(|frontend| self.release(*frontend)).collect();
         touched.extend(self.with_endpoint_in(&frontends.iter().copied().collect()));
-        touched
+        each_once(touched)
     }
 
-    /// Learns the addresses of the node's interfaces; the ports that this changes.
-    pub(super) fn set_interfaces(&mut self, addresses: &[IpAddr]) -> BTreeSet<PortKey> {
+    /// Learns the addresses of the node's interfaces; the ports that this changes, each once.
+    pub(super) fn set_interfaces(&mut self, addresses: &[IpAddr]) -> Vec<PortKey> {
         let before = std::mem::replace(&mut self.interfaces, addresses.iter().copied().collect());
         let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
         let holders = self.holders.iter();
-        holders
-            .filter(|(frontend, _)| changed.contains(&frontend.address.ip()))
-            .map(|(_, key)| *key)
-            .collect()
+        let changed = holders.filter(|(frontend, _)| changed.contains(&frontend.address.ip()));
+        each_once(changed.map(|(_, key)| *key).collect())
     }
 
     /// Lets go of a frontend; whose it was.
@@ -114,7 +118,7 @@ impl Offered {
     }
 
     /// Ports with an endpoint that is one of these.
-    fn with_endpoint_in(&self, frontends: &BTreeSet<Frontend>) -> BTreeSet<PortKey> {
+    fn with_endpoint_in(&self, frontends: &BTreeSet<Frontend>) -> Vec<PortKey> {
         let has_one = |known: &Known| {
             let backends = known.port.backends();
             let mut upstreams = backends.cluster().upstreams().iter().chain(backends.local().upstreams());
@@ -122,7 +126,7 @@ impl Offered {
             upstreams.any(|upstream| frontends.contains(&Frontend { address: upstream.address(), protocol }))
         };
         if frontends.is_empty() {
-            return BTreeSet::new();
+            return Vec::new();
         }
         self.ports.iter().filter(|(_, known)| has_one(known)).map(|(key, _)| *key).collect()
     }
