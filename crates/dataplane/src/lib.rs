@@ -1,14 +1,15 @@
 //! The data plane: carries TCP connections and UDP flows from frontends to endpoints.
 //!
 //! N worker threads, one event loop each (mio, edge-triggered epoll). A session lives on the worker
-//! that accepted it; workers share nothing but the table (lock-free), their counters (atomics, summed
-//! when read) and the budget of file descriptors. Each has a queue of commands with a waker.
+//! that accepted it, or that this one has handed it to at once; workers share nothing but the table (lock-free), their
+//! counters (atomics, summed when read) and the budget of file descriptors. Each has a queue of commands with a waker.
 //!
 //! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
 
 mod client;
 mod connection;
 mod connection_log;
+mod contact;
 mod core;
 mod descriptors;
 mod drops;
@@ -50,9 +51,9 @@ pub use transparent::Marks;
 use client::ListenerKind;
 use connection::Look;
 use connection_log::LogThread;
+use contact::{Contact, Others};
 use descriptors::Descriptors;
 use local_ports::LocalPorts;
-use stats::WorkerStats;
 use token::Source;
 use worker::{Command, Shared, Worker};
 
@@ -111,9 +112,7 @@ pub struct Dataplane {
 
 #[derive(Debug)]
 struct WorkerHandle {
-    commands: Sender<Command>,
-    waker: Waker,
-    stats: Arc<WorkerStats>,
+    contact: Contact,
     /// The kernel's number of the thread, once it runs.
     id: Arc<OnceLock<i32>>,
     thread: Option<JoinHandle<()>>,
@@ -129,16 +128,26 @@ impl Dataplane {
         let (pipes, local_ports) = (tcp::pipe::budget(&descriptors), LocalPorts::of_this_node());
         let log = config.connection_log.map(connection_log::start).transpose()?;
         let (log, thread) = log.unzip();
-        let workers = (0..config.workers.max(1)).map(|number| {
+        let seats = (0..config.workers.max(1)).map(|_| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
-            let (commands, receiver) = mpsc::channel();
-            let stats = Arc::<WorkerStats>::default();
-            let reader = table.reader();
-            let (descriptors, pipes) = (Arc::clone(&descriptors), Arc::clone(&pipes));
-            let (log, local_ports) = (log.clone(), local_ports.clone());
-            let shared = Shared { reader, stats: Arc::clone(&stats), descriptors, pipes, local_ports, log };
-            let worker = Worker::new(&config, poll, shared, receiver)?;
+            Ok((poll, Contact::new(waker)))
+        });
+        let (polls, contacts): (Vec<_>, Vec<_>) = seats.collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+        let (contacts, receivers): (Vec<_>, Vec<_>) = contacts.into_iter().unzip();
+        let seats = polls.into_iter().zip(receivers).enumerate();
+        let workers = seats.map(|(number, (poll, commands))| {
+            let contact = contacts.get(number).cloned().ok_or(io::ErrorKind::Other)?;
+            let shared = Shared {
+                reader: table.reader(),
+                stats: Arc::clone(&contact.stats),
+                descriptors: Arc::clone(&descriptors),
+                pipes: Arc::clone(&pipes),
+                local_ports: local_ports.clone(),
+                log: log.clone(),
+                others: Others::of(number, &contacts),
+            };
+            let worker = Worker::new(&config, poll, shared, commands)?;
             let id = Arc::<OnceLock<i32>>::default();
             let own = Arc::clone(&id);
             let run = move || {
@@ -146,7 +155,7 @@ impl Dataplane {
                 worker.run();
             };
             let thread = std::thread::Builder::new().name(format!("sluice-{number}")).spawn(run)?;
-            Ok(WorkerHandle { commands, waker, stats, id, thread: Some(thread) })
+            Ok(WorkerHandle { contact, id, thread: Some(thread) })
         });
         let workers = workers.collect::<io::Result<_>>()?;
         let listeners = Listeners::of(&descriptors);
@@ -232,6 +241,7 @@ impl Dataplane {
             self.ask(|done| Command::Refuse(Some(frontend.address), done));
         }
         self.ask(|done| Command::Close(frontend, done));
+        self.settle();
         self.permits().remove(&frontend);
     }
 
@@ -239,6 +249,12 @@ impl Dataplane {
     /// worker does any more. What has come until then is taken, and goes on. [`Dataplane::open_captured`] opens anew.
     pub fn stop_accepting(&self) {
         self.ask(Command::StopAccepting);
+        self.settle();
+    }
+
+    /// Returns when every worker has what others have handed to it until now.
+    fn settle(&self) {
+        self.ask(Command::Answer);
     }
 
     /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would
@@ -258,12 +274,12 @@ impl Dataplane {
 
     /// The sum of all counters now.
     pub fn stats(&self) -> Stats {
-        Stats::sum(self.workers.iter().map(|worker| &*worker.stats))
+        Stats::sum(self.workers.iter().map(|worker| &*worker.contact.stats))
     }
 
     /// How long things took so far, over all workers.
     pub fn times(&self) -> AllTimes {
-        AllTimes::sum(self.workers.iter().map(|worker| &*worker.stats))
+        AllTimes::sum(self.workers.iter().map(|worker| &*worker.contact.stats))
     }
 
     /// Has one of the workers show some of its connections, those at a place, between its events; a walk over all of
@@ -278,7 +294,7 @@ impl Dataplane {
     /// What each worker is busy with now.
     pub fn loads(&self) -> Vec<WorkerLoad> {
         let load = |worker: &WorkerHandle| {
-            let stats = Stats::sum([&*worker.stats]);
+            let stats = Stats::sum([&*worker.contact.stats]);
             WorkerLoad {
                 cpu: worker.id.get().map(|id| load::cpu_time(*id)).unwrap_or_default(),
                 tcp_sessions: stats.tcp_active,
@@ -340,13 +356,8 @@ impl WorkerHandle {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// A worker that has ended takes no commands: then there is nothing to do.
     fn tell(&self, command: Command) {
-        if self.commands.send(command).is_ok()
-            && let Err(error) = self.waker.wake()
-        {
-            tracing::error!(%error, "cannot wake a worker");
-        }
+        self.contact.tell(command);
     }
 }
 

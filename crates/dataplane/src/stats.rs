@@ -40,6 +40,8 @@ macro_rules! counters {
 counters! {
     /// TCP connections accepted.
     tcp_accepted,
+    /// TCP connections handed to another worker, which had less than half as many sessions.
+    tcp_handed_on,
     /// TCP sessions established with an endpoint.
     tcp_established,
     /// TCP sessions, connecting or established, that have not ended.
@@ -203,7 +205,7 @@ impl Counter {
         self.0.store(n as u64, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod relay;
 pub(crate) mod replies;
 pub(crate) mod socket;
 
+mod flow;
 mod flow_class;
 mod flow_clients;
 mod flow_key;

@@ -19,13 +19,14 @@ use crate::Config;
 use crate::client::ListenerKind;
 use crate::connection::{Look, Part, Place};
 use crate::connection_log::ConnectionLog;
+use crate::contact::Others;
 use crate::core::{Core, Says, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::tcp::exhausted::Exhausted;
 use crate::tcp::port_shares::PortShares;
-use crate::tcp::relay::TcpRelay;
+use crate::tcp::relay::{AcceptedConnection, TcpRelay};
 use crate::tcp::session::Side;
 use crate::timers::Timers;
 use crate::token::Source;
@@ -76,6 +77,10 @@ pub(crate) enum Command {
     /// End flows that lead nowhere any more, or that these addresses are needed for, which are gone from this node, and say
     /// so when it is done.
     EndFlows(Arc<[IpAddr]>, Sender<()>),
+    /// Say so: whatever was told before is done.
+    Answer(Sender<()>),
+    /// Take a connection over that another worker has accepted.
+    Take(AcceptedConnection),
     /// Show some connections.
     Look(Look),
     /// Accept nothing new; end when the last session has, and endpoints have had time to answer datagrams.
@@ -94,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) pipes: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
     pub(crate) log: Option<ConnectionLog>,
+    pub(crate) others: Others,
 }
 
 /// A worker before and while it runs.
@@ -118,7 +124,7 @@ impl Worker {
         shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let Shared { reader, stats, descriptors, pipes, local_ports, log } = shared;
+        let Shared { reader, stats, descriptors, pipes, local_ports, log, others } = shared;
         let port_shares = PortShares::new(config.client_share, local_ports.count(), config.workers);
         let core = Core {
             registry: poll.registry().try_clone()?,
@@ -142,7 +148,7 @@ impl Worker {
             descriptors: core.descriptors.part(udp_descriptors(config), udp_reserve(config)),
             ephemeral_ports: Descriptors::new(ports),
         };
-        let (tcp, udp) = (TcpRelay::new(config, &pipes), UdpRelay::new(limits, budget));
+        let (tcp, udp) = (TcpRelay::new(config, &pipes, others), UdpRelay::new(limits, budget));
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })
     }
 
@@ -254,6 +260,9 @@ impl Worker {
                 Command::ListenUdp(socket, kind) => report(self.udp.listen(socket, kind, &mut self.core)),
                 Command::Refuse(address, done) => {
                     self.tcp.refuse(address);
+                    if address.is_none() {
+                        self.tcp.hand_on_no_more();
+                    }
                     // Nobody waiting any more is fine.
                     let _ = done.send(());
                 }
@@ -265,6 +274,10 @@ impl Worker {
                     // Nobody waiting any more is fine.
                     let _ = done.send(());
                 }
+                Command::Answer(done) => {
+                    let _ = done.send(());
+                }
+                Command::Take(connection) => self.tcp.take(connection, &mut self.core),
                 Command::EndFlows(gone, done) => {
                     self.udp.end_invalid(&gone, &mut self.core);
                     let _ = done.send(());
@@ -318,6 +331,8 @@ fn report(listening: io::Result<()>) {
 
 #[cfg(test)]
 mod by_hand;
+#[cfg(test)]
+mod handing_on;
 #[cfg(test)]
 mod order;
 #[cfg(test)]

@@ -317,7 +317,7 @@ impl Kernel for Attached {
     }
 
     fn barrier(&mut self) -> io::Result<()> {
-        bpf::membarrier()
+        bpf::wait_for_programs()
     }
 
     fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()> {

@@ -28,8 +28,8 @@ pub(crate) fn end_listed(
     directories: &[PathBuf],
     mut is_stale: impl FnMut(&Translated) -> bool,
 ) -> io::Result<EndedSockets> {
-    // Where the kernel has no barrier, one that is being connected is left for the next time.
-    let _ = bpf::membarrier();
+    // Where there is no memory for it, one that is being connected is left for the next time.
+    let _ = bpf::wait_for_programs();
     let mut total = EndedSockets::default();
     for _ in 0..LOOKS {
         let mut look = Look::new(|sockets: &mut Sockets| end(program, conns, directories, sockets));

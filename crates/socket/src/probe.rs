@@ -41,7 +41,7 @@ pub struct Finding {
 /// are loaded and forgotten. Without a `cgroup` it is to be the root of all. Pods' network namespaces have names in `namespaces`.
 pub fn probe(cgroup: Option<&Path>, pins: &Path, namespaces: &[PathBuf]) -> Vec<Finding> {
     let names = names(namespaces, is_administrator());
-    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), barrier(), ending(), names]
+    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), ending(), names]
 }
 
 fn cgroup2(named: Option<&Path>) -> Finding {
@@ -123,15 +123,6 @@ fn names(directories: &[PathBuf], is_administrator: bool) -> Finding {
         _ => (State::Ok, there.join(", ")),
     };
     Finding { what: "pods' network namespaces", state, seen, mend }
-}
-
-fn barrier() -> Finding {
-    let mend = "a kernel with CONFIG_MEMBARRIER, started without nohz_full";
-    let (state, seen) = match bpf::membarrier() {
-        Ok(()) => (State::Ok, "it waits for programs that run".into()),
-        Err(error) => (State::Missing, error.to_string()),
-    };
-    Finding { what: "membarrier", state, seen, mend }
 }
 
 #[cfg(test)]

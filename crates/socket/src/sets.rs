@@ -108,7 +108,7 @@ impl Sets {
     /// The number of an element that was free, and has this from now on.
     fn give(&mut self, word: u64) -> Option<u32> {
         if self.free.is_empty() && !self.let_go.is_empty() {
-            bpf::membarrier().ok()?;
+            bpf::wait_for_programs().ok()?;
             self.free.append(&mut self.let_go);
         }
         let at = self.free.pop()?;

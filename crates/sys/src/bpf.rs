@@ -1,6 +1,7 @@
 //! bpf(2): maps, programs, links and their pins, as far as socket mode needs them. What comes from the kernel is
 //! plain data; descriptors close themselves.
 
+mod barrier;
 mod elements;
 mod link;
 mod map;
@@ -13,6 +14,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+pub use barrier::wait_for_programs;
 pub use elements::{HashMap, Part};
 pub use link::{LinkInfo, create_link, detach, iterate_storage, link_info, replace_program, run_iterator};
 pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, map_info, update_batch};
@@ -115,19 +117,6 @@ unsafe fn info<I: Default>(fd: BorrowedFd<'_>) -> io::Result<I> {
     // SAFETY: the kernel writes at most `length` bytes to `info`, any of which are integers.
     unsafe { bpf(Command::Info, &mut attributes)? };
     Ok(info)
-}
-
-/// `membarrier(MEMBARRIER_CMD_GLOBAL)`: returns once every thread of the system has passed a barrier and every
-/// reader under RCU, which all programs of ours are, has ended that was running.
-///
-/// # Errors
-/// `EINVAL`: not with nohz_full.
-pub fn membarrier() -> io::Result<()> {
-    /// `MEMBARRIER_CMD_GLOBAL` of linux/membarrier.h.
-    const GLOBAL: i32 = 1;
-    // SAFETY: takes no addresses.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Which network namespace a socket belongs to (`SO_NETNS_COOKIE`), in the numbers that programs see.

@@ -23,6 +23,7 @@ use super::socket::{self, BACKLOG, Ending};
 use crate::Config;
 use crate::client::ListenerKind;
 use crate::connection::{Connection, PART};
+use crate::contact::Others;
 use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::token::{SlotId, Slots, Source};
@@ -40,6 +41,17 @@ const PIPES_KEPT: Duration = Duration::from_secs(5);
 /// Descriptors of a session: one socket each side.
 const DESCRIPTORS: usize = 2;
 
+/// A connection that was accepted, and nothing else.
+#[derive(Debug)]
+pub(crate) struct AcceptedConnection {
+    stream: TcpStream,
+    client: SocketAddr,
+    /// What the client connects to.
+    frontend: SocketAddr,
+    /// How it got here.
+    kind: ListenerKind,
+}
+
 /// All TCP of one worker.
 #[derive(Debug)]
 pub(crate) struct TcpRelay {
@@ -56,11 +68,12 @@ pub(crate) struct TcpRelay {
     is_look_due: bool,
     clients: ClientSessions,
     complaints: Complaints,
+    others: Others,
 }
 
 impl TcpRelay {
-    /// With the workers' budget of pipes.
-    pub(crate) fn new(config: &Config, pipes: &Arc<Descriptors>) -> Self {
+    /// With the workers' budget of pipes, and the other workers.
+    pub(crate) fn new(config: &Config, pipes: &Arc<Descriptors>, others: Others) -> Self {
         let pipes = PipePool::new(pipes);
         Self {
             listeners: Slots::default(),
@@ -72,6 +85,7 @@ impl TcpRelay {
             is_look_due: false,
             clients: ClientSessions::new(config.client_share, config.workers),
             complaints: Complaints::default(),
+            others,
         }
     }
 
@@ -232,8 +246,19 @@ impl TcpRelay {
                 Accepted::Connection(stream, client) => {
                     let (kind, own) = (listener.kind(), listener.address());
                     let frontend = listener.frontend_of(&stream).ok();
-                    let frontend = frontend.filter(|frontend| !kind.is_bypassed(own, *frontend));
-                    self.start(stream, client, frontend, kind, core);
+                    match frontend.filter(|frontend| !kind.is_bypassed(own, *frontend)) {
+                        Some(frontend) => {
+                            self.start_or_hand_on(
+                                AcceptedConnection { stream, client, frontend, kind },
+                                core,
+                            );
+                        }
+                        None => {
+                            core.stats.tcp_accepted.add(1);
+                            core.stats.tcp_not_captured.add(1);
+                            socket::close(stream, Ending::Reset);
+                        }
+                    }
                 }
                 Accepted::Aborted => {}
                 Accepted::Drained => return false,
@@ -275,20 +300,28 @@ impl TcpRelay {
         }
     }
 
+    fn start_or_hand_on(&mut self, connection: AcceptedConnection, core: &mut Core) {
+        match self.others.hand_on(connection, self.sessions.len()) {
+            Ok(()) => core.stats.tcp_handed_on.add(1),
+            Err(connection) => self.start(connection, core),
+        }
+    }
+
+    /// Takes a connection over that another worker has accepted.
+    pub(crate) fn take(&mut self, connection: AcceptedConnection, core: &mut Core) {
+        self.others.has_taken();
+        self.start(connection, core);
+    }
+
+    /// Hands no connection to other workers from now on: they may be about to end.
+    pub(crate) fn hand_on_no_more(&mut self) {
+        self.others.keep_all();
+    }
+
     /// Decides about an accepted connection.
-    fn start(
-        &mut self,
-        stream: TcpStream,
-        address: SocketAddr,
-        frontend: Option<SocketAddr>,
-        kind: ListenerKind,
-        core: &mut Core,
-    ) {
+    fn start(&mut self, connection: AcceptedConnection, core: &mut Core) {
+        let AcceptedConnection { stream, client: address, frontend, kind } = connection;
         core.stats.tcp_accepted.add(1);
-        let Some(frontend) = frontend else {
-            core.stats.tcp_not_captured.add(1);
-            return socket::close(stream, Ending::Reset);
-        };
         let client_key = core.client_key(kind, address.ip());
         if !self.clients.admits(client_key, core.descriptors.free() / DESCRIPTORS) {
             core.stats.tcp_over_share.add(1);

@@ -10,6 +10,7 @@ use sluice_table::{Writer, WriterConfig};
 use socket2::SockRef;
 
 use super::*;
+use crate::contact::Contact;
 use crate::tcp::relaying::TURN_BUDGET;
 use crate::{tcp, test_table, udp};
 
@@ -30,6 +31,37 @@ pub(super) struct World {
     pub(super) commands: Sender<Command>,
 }
 
+fn worker(
+    writer: &Writer,
+    pipes: usize,
+    others: Others,
+    poll: Poll,
+    stats: Arc<WorkerStats>,
+    commands: Receiver<Command>,
+) -> Worker {
+    let config = Config {
+        workers: 1,
+        descriptors: 4_096,
+        client_share: 100,
+        udp_idle: Config::UDP_IDLE,
+        half_closed_idle: Config::HALF_CLOSED_IDLE,
+        connection_log: None,
+        service_times: true,
+        marks: None,
+    };
+    let descriptors = Descriptors::new(config.descriptors);
+    let shared = Shared {
+        reader: writer.table().reader(),
+        stats,
+        pipes: descriptors.part(2 * pipes, 0),
+        descriptors,
+        local_ports: LocalPorts::of_this_node(),
+        log: None,
+        others,
+    };
+    Worker::new(&config, poll, shared, commands).unwrap()
+}
+
 impl World {
     pub(super) fn new() -> Self {
         Self::with_pipes(1_000)
@@ -37,29 +69,31 @@ impl World {
 
     /// One that may hold so many pipes.
     pub(super) fn with_pipes(pipes: usize) -> Self {
-        let config = Config {
-            workers: 1,
-            descriptors: 4_096,
-            client_share: 100,
-            udp_idle: Config::UDP_IDLE,
-            half_closed_idle: Config::HALF_CLOSED_IDLE,
-            connection_log: None,
-            service_times: true,
-            marks: None,
-        };
+        Self::with(pipes, Others::default())
+    }
+
+    /// One that has other workers.
+    pub(super) fn beside(others: Others) -> Self {
+        Self::with(1_000, others)
+    }
+
+    fn with(pipes: usize, others: Others) -> Self {
         let writer = Writer::new(WriterConfig::new("here"));
         let (commands, receiver) = mpsc::channel();
-        let descriptors = Descriptors::new(config.descriptors);
-        let shared = Shared {
-            reader: writer.table().reader(),
-            stats: Arc::default(),
-            pipes: descriptors.part(2 * pipes, 0),
-            descriptors,
-            local_ports: LocalPorts::of_this_node(),
-            log: None,
-        };
-        let worker = Worker::new(&config, Poll::new().unwrap(), shared, receiver).unwrap();
+        let worker = worker(&writer, pipes, others, Poll::new().unwrap(), Arc::default(), receiver);
         Self { worker, events: Events::with_capacity(EVENTS), writer, commands }
+    }
+
+    /// Another worker of the same table, which is told things by this contact.
+    pub(super) fn another(&self, poll: Poll, contact: &Contact, commands: Receiver<Command>) -> Worker {
+        worker(
+            &self.writer,
+            1_000,
+            Others::of(0, std::slice::from_ref(contact)),
+            poll,
+            Arc::clone(&contact.stats),
+            commands,
+        )
     }
 
     pub(super) fn turn(&mut self) {

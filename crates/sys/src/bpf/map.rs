@@ -46,6 +46,11 @@ pub struct MapInfo {
 /// # Errors
 /// `EPERM` without CAP_BPF, `EINVAL` where the kernel has no such map, `ENOMEM`.
 pub fn create_map(spec: &MapSpec<'_>) -> io::Result<OwnedFd> {
+    create(spec, None)
+}
+
+/// The same, of maps that are like `inner`, if there is one.
+pub(super) fn create(spec: &MapSpec<'_>, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
         kind: u32,
@@ -68,7 +73,7 @@ pub fn create_map(spec: &MapSpec<'_>) -> io::Result<OwnedFd> {
         value_size: spec.value_size,
         max_entries: spec.max_entries,
         flags: spec.flags,
-        inner_map: 0,
+        inner_map: inner.map_or(0, number),
         numa_node: 0,
         name: name(spec.name),
         interface: 0,

@@ -1,6 +1,7 @@
 //! One rule of the flow table at a time; the simulation beside it tries them together.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use super::super::flow_class::Timeouts;
 use super::super::flow_limits::Shares;
