@@ -28,6 +28,11 @@ static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 	/* One that was closed is there for a while, and has no port; one that was ended is not connected. */
 	if (!sk->__sk_common.skc_num || sk->__sk_common.skc_state == BPF_TCP_CLOSE)
 		return 0;
+	/* It may have connected elsewhere since. */
+	struct address peer;
+	kernels_peer(&peer, sk);
+	if (!same(&peer, &conn->endpoint))
+		return 0;
 	struct translated one = {
 		.namespace = sk->__sk_common.skc_net.net->net_cookie,
 		.cookie = bpf_get_socket_cookie(sk),
@@ -37,8 +42,6 @@ static __always_inline int list(struct storage_iterator *ctx, bool only_udp)
 		.family = sk->__sk_common.skc_family,
 		.device = sk->__sk_common.skc_bound_dev_if,
 	};
-	/* The endpoint of before, where it was to connect to another one and that failed: it is found and ended by this. */
-	kernels_peer(&one.conn.endpoint, sk);
 	if (one.family == AF_INET) {
 		one.local[2] = bpf_htonl(0xffff);
 		one.local[3] = sk->__sk_common.skc_rcv_saddr;

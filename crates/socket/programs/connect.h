@@ -116,6 +116,41 @@ static __always_inline bool pick_kept(struct bpf_sock *sk, const struct address 
 	return false;
 }
 
+#define SOL_SOCKET 1
+#define SO_REUSEPORT 15
+
+/* Whether others may have the port of a UDP socket, too: the kernel gives them answers that are for this one, and to them an
+ * endpoint is nobody's. */
+static __always_inline bool shares_port(struct bpf_sock_addr *ctx)
+{
+	int shares = 0;
+	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shares, sizeof(shares)) && shares;
+}
+
+/* A UDP socket that is connected, and connects once more. Where that fails it stays connected to what it was, and nobody
+ * tells us. So it keeps the endpoint that it has for this service, or nothing is decided. */
+static __always_inline enum decision connecting_again(struct bpf_sock *sk, struct address *to)
+{
+	struct conn *conn = conn_of(sk);
+	if (!conn || !same(&conn->service, to))
+		return PASS;
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &conn->id);
+	if (!endpoint || endpoint->incarnation != conn->incarnation)
+		return PASS;
+	*to = conn->endpoint;
+	return TRANSLATE;
+}
+
+/* Nothing is decided about a socket that may have been connected to a service before. One of UDP may stay connected to that
+ * one's endpoint, if this fails, and is known by it then. */
+static __always_inline enum decision leaving_alone(struct bpf_sock *sk, const struct address *to, __u8 protocol)
+{
+	struct conn *conn = protocol == IPPROTO_UDP ? bpf_sk_storage_get(&conns, sk, 0, 0) : 0;
+	if (!conn || same(&conn->endpoint, to))
+		bpf_sk_storage_delete(&conns, sk);
+	return PASS;
+}
+
 static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struct address *to)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -126,32 +161,38 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	__u64 outcome = outcome_of(sk, to, protocol, &client);
 	__u8 verdict = verdict_of(outcome);
 	if (verdict != VERDICT_RELAY && has_sidecar(ctx, to, &client))
-		goto pass;
+		return leaving_alone(sk, to, protocol);
+	if (protocol == IPPROTO_UDP) {
+		/* To be refused is a datagram's: the kernel connects a socket whoever is there. */
+		if (verdict != VERDICT_BALANCE || !will_be_ended(&client) || shares_port(ctx))
+			return leaving_alone(sk, to, protocol);
+		if (sk->state == BPF_TCP_ESTABLISHED && connecting_again(sk, to) == TRANSLATE)
+			return TRANSLATE;
+		if (sk->state == BPF_TCP_ESTABLISHED)
+			return leaving_alone(sk, to, protocol);
+	}
 	if (verdict == VERDICT_REFUSE)
 		return REFUSE;
-	if (protocol == IPPROTO_UDP && !will_be_ended(&client))
-		goto pass;
-	/* A socket of UDP that connects once more keeps the address that the kernel has chosen, unless it was bound to one. */
-	bool is_again = protocol == IPPROTO_UDP && sk->state == BPF_TCP_ESTABLISHED;
-	bool was_led = is_again && conn_of(sk);
-	/* What it was connected to by itself is its peer still where this fails: it would be taken for the endpoint. */
-	if (is_again && !was_led)
-		goto pass;
-	if (verdict != VERDICT_BALANCE || (was_led ? bound_to_loopback(sk) : is_bound(sk, &client)))
-		goto pass;
+	if (verdict != VERDICT_BALANCE || is_bound(sk, &client))
+		return leaving_alone(sk, to, protocol);
 	struct choice choice;
 	struct set *set = set_of(outcome);
 	if (!set)
-		goto pass;
+		return leaving_alone(sk, to, protocol);
+	/* What a process of the node sends through a device of its choice comes to no relay. */
+	bool has_relay = !client.is_node || !sk->bound_dev_if;
 	/* Read once. */
 	__u32 rule = *(volatile __u32 *)&set->rule;
-	if (rule & SET_KEPT) {
-		if (!pick_kept(sk, to, &client, rule, &choice))
-			return PASS;
-	} else if (!pick(set, to, &choice) ||
-		   (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta))) {
-		goto pass;
-	}
+	bool is_kept = rule & SET_KEPT;
+	if (is_kept && pick_kept(sk, to, &client, rule, &choice))
+		goto picked;
+	if (is_kept && has_relay)
+		return PASS;
+	if (!pick(set, to, &choice))
+		return leaving_alone(sk, to, protocol);
+	if (protocol == IPPROTO_TCP && !is_to_be_translated(&choice, client.meta, has_relay))
+		return leaving_alone(sk, to, protocol);
+picked:;
 	struct conn *conn = bpf_sk_storage_get(&conns, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!conn)
 		return PASS;
@@ -165,10 +206,6 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 	if (protocol == IPPROTO_UDP)
 		count_connection(choice.id);
 	return TRANSLATE;
-pass:
-	/* It may have been connected to a service before. */
-	bpf_sk_storage_delete(&conns, sk);
-	return PASS;
 }
 
 SEC("cgroup/connect4")

@@ -88,7 +88,7 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 		return REFUSE;
 	struct choice choice;
 	struct set *set = set_of(outcome);
-	if (!may_begin || !known || !set || !pick(set, to, &choice))
+	if (!may_begin || !known || !set || shares_port(ctx) || !pick(set, to, &choice))
 		return PASS;
 	flow.service = *to;
 	address_of(&flow.endpoint, choice.endpoint);
@@ -98,6 +98,15 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	bpf_spin_lock(&known->lock);
 	/* In the place of the one to the same service, or of the one that was silent for longest. */
 	__u32 at = 0;
+	bool is_anothers = false;
+	for (int i = 0; i < FLOWS_CURRENT; i++)
+		is_anothers |= same(&known->flow[i].endpoint, &flow.endpoint) && !same(&known->flow[i].service, to) &&
+			       !is_idle(&known->flow[i], now, idle);
+	/* Nothing would tell whose an answer is. */
+	if (is_anothers) {
+		bpf_spin_unlock(&known->lock);
+		return PASS;
+	}
 	for (int i = 0; i < FLOWS_CURRENT; i++) {
 		if (same(&known->flow[i].service, to)) {
 			at = i;

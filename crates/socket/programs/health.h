@@ -166,6 +166,9 @@ static __always_inline bool is_of_interest(struct bpf_sock_ops *ctx)
 	}
 }
 
+/* What is to be told of a connection. */
+#define OF_A_CONNECTION (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG)
+
 SEC("sockops")
 int sluice_sockops(struct bpf_sock_ops *ctx)
 {
@@ -186,14 +189,18 @@ int sluice_sockops(struct bpf_sock_ops *ctx)
 	switch (ctx->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		/* Asks for the other calls, for this socket only. */
-		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
-						       BPF_SOCK_OPS_RTO_CB_FLAG);
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | OF_A_CONNECTION);
 		break;
 	case BPF_SOCK_OPS_RTO_CB:
 		is_silent(conn);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		has_become(ctx, conn, ctx->args[0], ctx->args[1]);
+		/* The socket may be used again, to listen or to connect, and that is not this connection's. */
+		if (ctx->args[1] == BPF_TCP_CLOSE) {
+			bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~OF_A_CONNECTION);
+			bpf_sk_storage_delete(&conns, sk);
+		}
 		break;
 	}
 	return 1;

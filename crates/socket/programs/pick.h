@@ -147,11 +147,11 @@ static __always_inline bool is_doubtful(const struct endpoint *endpoint)
 /* Whether a connection to the endpoint of choice is to be made from here. An endpoint that is in doubt is left to
  * the relay, which tries another one before the client notices. With no agent alive there is no relay: then those
  * that have failed of late are passed over, as long as there are others. */
-static __always_inline bool is_to_be_translated(struct choice *choice, const struct meta *m)
+static __always_inline bool is_to_be_translated(struct choice *choice, const struct meta *m, bool has_relay)
 {
 	if (!is_doubtful(choice->endpoint))
 		return true;
-	if (is_agent_alive(m))
+	if (has_relay && is_agent_alive(m))
 		return false;
 	__u64 now = bpf_ktime_get_ns();
 	struct choice next = *choice;
@@ -180,7 +180,8 @@ static __always_inline void address_of(struct address *to, const struct endpoint
 /* The relay's own sockets are not to come back to it. */
 static __always_inline bool is_relay(struct bpf_sock *sk, const struct meta *m)
 {
-	return m->relay_mark && (sk->mark & m->relay_mark) == m->relay_mark;
+	/* The upper half is left to others, as in the rules. */
+	return m->relay_mark && (sk->mark & 0xffff) == m->relay_mark;
 }
 
 static __always_inline void count_connection(__u32 id)

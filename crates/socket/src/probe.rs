@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use sluice_sys::bpf;
-
 use crate::attach::rehearse;
 use crate::destroy::Endable;
 use crate::namespaces::named_in;

@@ -1,10 +1,11 @@
 //! That turns are exact over all CPUs, while endpoints change.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use rustix::net::connect_unspec;
 use sluice_model::{Frontend, Protocol};
 use sluice_socket::Attached;
 use sluice_socket_maps::{Capacity, Maps, Port, PortKey};
@@ -56,8 +57,12 @@ fn connect_from_everywhere(node: &Node, connects: u64, mut meanwhile: impl FnMut
                         // A machine may not let us have each: then wherever the kernel puts us.
                         let _ =
                             cpu.set(number % cpus).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpu));
-                        let socket = UdpSocket::bind("[::]:0").unwrap();
+                        // A port of its own, which the kernel does not have to look for each time.
+                        let port = u16::try_from(40_000 + number).unwrap();
+                        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
                         while taken.fetch_add(1, Ordering::Relaxed) < connects {
+                            // One that is connected keeps its endpoint.
+                            connect_unspec(&socket).unwrap();
                             socket.connect(to).expect("it is translated");
                         }
                     });

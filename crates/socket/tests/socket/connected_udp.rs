@@ -92,32 +92,70 @@ fn a_socket_that_the_relay_has_stays_with_it() {
 }
 
 #[test]
-fn where_connecting_once_more_fails_the_endpoint_of_before_is_listed_and_the_socket_is_ended_by_it() {
+fn where_connecting_once_more_fails_a_socket_is_led_on_as_before_and_ended_with_its_endpoint() {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     let census = kernel.census().unwrap();
     add_addresses(&node.host, &[[192, 0, 2, 1].into()]);
-    for (set, at, nowhere) in [(1, "192.0.2.1:7", "203.0.113.9:7"), (2, "[fd00::1]:7", "[2001:db8::9]:7")] {
-        let [at, nowhere]: [SocketAddr; 2] = [at, nowhere].map(|at| at.parse().unwrap());
-        let _endpoint = bind(&node.host, at);
-        let [to, other] = [1, 2].map(|number| service(at.is_ipv6(), number, 53));
+    for (set, at) in [(1, "192.0.2.1:7"), (2, "[fd00::1]:7")] {
+        let at: SocketAddr = at.parse().unwrap();
+        let endpoint = bind(&node.host, at);
+        let [to, other, nobodys] = [1, 2, 3].map(|number| service(at.is_ipv6(), number, 53));
         serve(&mut kernel, set, to, &[at]);
-        serve(&mut kernel, set + 2, other, &[nowhere]);
+        serve(&mut kernel, set + 2, other, &[at]);
         for map in [false, true] {
             let family = |to| if map { mapped(to) } else { to };
             let client = client(&node.host, family(to));
             node.host.run(|| client.connect(family(to))).unwrap();
-            node.host.run(|| client.connect(family(other))).unwrap_err();
+            // There is no relay here, and no way to anything that is not led.
+            for elsewhere in [other, nobodys] {
+                node.host.run(|| client.connect(family(elsewhere))).unwrap_err();
+            }
+            assert_eq!(client.peer_addr().unwrap(), family(to));
+            client.send(b"still").unwrap();
+            assert_eq!(answer(&endpoint), b"still");
+            assert_eq!(received(&client), (b"still".to_vec(), family(to)));
             let port = client.local_addr().unwrap().port();
             let listed = census.list().unwrap();
             let mine: Vec<_> = listed.iter().filter(|socket| socket.local.port() == port).collect();
-            assert_eq!(mine.iter().map(|socket| socket.endpoint).collect::<Vec<_>>(), [at]);
-            assert_eq!(client.peer_addr().unwrap(), family(at), "nobody knows what it was connected to");
+            assert_eq!(mine.iter().map(|one| (one.service, one.endpoint)).collect::<Vec<_>>(), [(to, at)]);
             let ended =
                 node.host.run(|| census.end_datagram_sockets(|socket| socket.endpoint == at)).unwrap();
             assert_eq!(ended, EndedSockets { ended: 1, ..EndedSockets::default() });
             assert_eq!(client.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         }
+    }
+}
+
+#[test]
+fn a_socket_keeps_its_endpoint_when_it_connects_to_its_service_once_more_and_to_another_one_it_is_the_relays()
+{
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let census = kernel.census().unwrap();
+    for (set, v6) in [(1, false), (2, true)] {
+        let (endpoints, at) = endpoints(&node.pod, v6, 2);
+        let [to, other] = [1, 2].map(|number| service(v6, number, 53));
+        serve(&mut kernel, set, to, &at);
+        serve(&mut kernel, set + 2, other, &at[1..]);
+        let relay = relay(&node.pod, other);
+        for (turn, map) in [false, true].into_iter().enumerate() {
+            let family = |to| if map { mapped(to) } else { to };
+            let client = client(&node.pod, family(to));
+            for _ in 0..3 {
+                node.pod.run(|| client.connect(family(to))).unwrap();
+                client.send(b"led").unwrap();
+                assert_eq!(answer(&endpoints[turn]), b"led");
+                assert_eq!(received(&client), (b"led".to_vec(), family(to)));
+            }
+            node.pod.run(|| client.connect(family(other))).unwrap();
+            client.send(b"relay").unwrap();
+            assert_eq!(answer(&relay), b"relay");
+            assert_eq!(received(&client), (b"relay".to_vec(), family(other)));
+            let port = client.local_addr().unwrap().port();
+            assert!(!census.list().unwrap().iter().any(|socket| socket.local.port() == port));
+        }
+        assert_eq!((kernel.cursor(set), kernel.cursor(set + 2)), (2, 0));
     }
 }
 
@@ -144,9 +182,9 @@ fn a_socket_that_was_connected_by_itself_is_the_relays_when_it_connects_once_mor
             assert_eq!(received(&client), (b"relay".to_vec(), family(to)));
             let port = client.local_addr().unwrap().port();
             assert!(!census.list().unwrap().iter().any(|socket| socket.local.port() == port));
-            // One that is led on may be led on again, as may one that has let go.
-            connect_unspec(&client).unwrap();
             for to in [to, other] {
+                // One that has let go is led on.
+                connect_unspec(&client).unwrap();
                 node.pod.run(|| client.connect(family(to))).unwrap();
                 client.send(b"led").unwrap();
                 assert_eq!(answer(&endpoint), b"led");

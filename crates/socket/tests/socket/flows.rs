@@ -39,16 +39,16 @@ fn who_talks_to_more_services_than_a_socket_has_flows_loses_the_one_that_was_sil
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     for v6 in [false, true] {
-        let (endpoints, at) = endpoints(&node.host, v6, 2);
         let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
-        for (set, to) in (1..).zip(&services) {
-            serve(&mut kernel, set, *to, &at);
+        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 2)).collect();
+        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
+            serve(&mut kernel, set, *to, at);
         }
         let client = client(&node.host, services[0]);
         let ask = |number: usize, turn: usize| {
             next_tick();
             client.send_to(b"ask", services[number - 1]).unwrap();
-            answer(&endpoints[turn]);
+            answer(&endpoints[number - 1].0[turn]);
             assert_eq!(received(&client), (b"ask".to_vec(), services[number - 1]), "{number}");
         };
         (1..=4).for_each(|number| ask(number, 0));

@@ -38,7 +38,7 @@ fn connect(node: &Node, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Waits for something that the kernel does when it gets to it.
-fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
+pub(crate) fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is(kernel) {
         assert!(Instant::now() < deadline, "{what}: {:?} {:?}", kernel.endpoint(10), kernel.account(10));
@@ -47,12 +47,12 @@ fn until(kernel: &Attached, what: &str, is: impl Fn(&Attached) -> bool) {
 }
 
 /// An agent that is there for longer than a test takes, however busy the machine is.
-fn has_agent(kernel: &mut Attached) {
+pub(crate) fn has_agent(kernel: &mut Attached) {
     kernel.heartbeat(now_ns() + 3_600_000_000_000);
 }
 
 /// How often the first endpoint has failed since it last served.
-fn fails(kernel: &Attached) -> u8 {
+pub(crate) fn fails(kernel: &Attached) -> u8 {
     kernel.endpoint(10).failures().count
 }
 

@@ -1,8 +1,9 @@
 //! Endpoints that change while sockets connect.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::net::connect_unspec;
 use sluice_socket_maps::{Endpoint, Kernel, endpoint_flags};
 
 use crate::node::{Node, desc, endpoint, endpoint_ip, fill, serve, service};
@@ -29,20 +30,21 @@ fn nobody_picks_what_was_taken_out_before_a_barrier() {
 
     let (done, picked) = (AtomicBool::new(false), AtomicU64::new(0));
     let rounds = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..2)
-            .map(|_| {
-                scope.spawn(|| {
-                    node.host.run(|| {
-                        // One that is connected anew is led anew, unless it was led to a loopback address.
-                        let socket = UdpSocket::bind("[::]:0").unwrap();
-                        while !done.load(Ordering::Relaxed) {
-                            socket.connect(to).expect("what was picked is in use");
-                            picked.fetch_add(1, Ordering::Relaxed);
-                        }
-                    });
-                })
+        let clients = [40_000, 40_001].map(|port| {
+            let (node, done, picked) = (&node, &done, &picked);
+            scope.spawn(move || {
+                node.host.run(|| {
+                    // A port of its own, which the kernel does not have to look for each time.
+                    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+                    while !done.load(Ordering::Relaxed) {
+                        // One that is connected keeps its endpoint.
+                        connect_unspec(&socket).unwrap();
+                        socket.connect(to).expect("what was picked is in use");
+                        picked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
             })
-            .collect();
+        });
         let mut rounds = 0;
         let mut old = 10;
         while (rounds < ROUNDS || picked.load(Ordering::Relaxed) < picks)

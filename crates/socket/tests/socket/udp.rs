@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_socket_maps::{Kernel, protocol, verdict};
 use sluice_testbed::lab::Namespace;
@@ -82,10 +82,10 @@ fn a_socket_talks_to_several_services_and_each_answer_is_from_its_own() {
     let mut kernel = node.attach().unwrap();
     for v6 in [false, true] {
         // More than a socket's flows, so that some are begun anew; their old endpoints still answer.
-        let (endpoints, at) = endpoints(&node.host, v6, 2);
         let services: Vec<_> = (1..=6).map(|number| service(v6, number, 53)).collect();
-        for (set, to) in (1..).zip(&services) {
-            serve(&mut kernel, set, *to, &at[usize::from(set > 3)..][..1]);
+        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 1)).collect();
+        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
+            serve(&mut kernel, set, *to, at);
         }
         for map in [false, true] {
             let to = |at: usize| if map { mapped(services[at]) } else { services[at] };
@@ -94,7 +94,7 @@ fn a_socket_talks_to_several_services_and_each_answer_is_from_its_own() {
                 for number in 0..6 {
                     let ask = format!("{round} {number}").into_bytes();
                     client.send_to(&ask, to(number)).unwrap();
-                    answer(&endpoints[usize::from(number >= 3)]);
+                    answer(&endpoints[number].0[0]);
                     assert_eq!(received(&client), (ask, to(number)));
                 }
             }
@@ -173,7 +173,7 @@ fn what_an_endpoint_says_that_was_asked_directly_too_is_from_the_service() {
 }
 
 #[test]
-fn a_refusal_is_econnrefused() {
+fn a_refusal_is_econnrefused_of_a_datagram_and_a_socket_may_connect() {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     for v6 in [false, true] {
@@ -185,8 +185,10 @@ fn a_refusal_is_econnrefused() {
                 client.set_nonblocking(!blocking).unwrap();
                 let sent = client.send_to(b"ask", to).unwrap_err();
                 assert_eq!(sent.kind(), io::ErrorKind::ConnectionRefused);
-                assert_eq!(client.connect(to).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
             }
+            // Not by us: there is no way to a Service here.
+            let connected = client.connect(to).unwrap_err();
+            assert_eq!(connected.kind(), io::ErrorKind::NetworkUnreachable);
         }
     }
 }
@@ -217,5 +219,45 @@ fn a_socket_that_was_silent_for_long_is_given_the_endpoint_that_is_due() {
         std::thread::sleep(IDLE * 2);
         ask();
         answer(&endpoints[1]);
+    }
+}
+
+#[test]
+fn a_second_service_with_the_same_endpoint_is_the_relays_while_the_first_one_may_answer() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    kernel.set_flow_idle(Duration::from_millis(100));
+    for v6 in [false, true] {
+        let (endpoints, at) = endpoints(&node.host, v6, 1);
+        let [first, second] = [1, 2].map(|number| service(v6, number, 53));
+        serve(&mut kernel, 1, first, &at);
+        serve(&mut kernel, 2, second, &at);
+        let client = client(&node.host, first);
+        client.send_to(b"ask", first).unwrap();
+        client.send_to(b"ask", second).expect_err("no packet can reach it");
+        answer(&endpoints[0]);
+        assert_eq!(received(&client), (b"ask".to_vec(), first));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while client.send_to(b"later", second).is_err() {
+            assert!(Instant::now() < deadline, "the first one has been silent for long");
+            std::thread::yield_now();
+        }
+        answer(&endpoints[0]);
+        assert_eq!(received(&client), (b"later".to_vec(), second));
+    }
+}
+
+#[test]
+fn sockets_that_share_a_port_are_the_relays() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for to in addresses() {
+        let (_endpoints, at) = endpoints(&node.host, is_v6(to), 1);
+        serve(&mut kernel, 1, SocketAddr::new(to.ip().to_canonical(), to.port()), &at);
+        let client = client(&node.host, to);
+        socket2::SockRef::from(&client).set_reuse_port(true).unwrap();
+        client.send_to(b"ask", to).expect_err("no packet can reach it");
+        client.connect(to).expect_err("nor can the socket");
+        assert_eq!(kernel.cursor(1), 0);
     }
 }
