@@ -17,7 +17,6 @@ use tracing::{error, info, warn};
 
 use self::source::{Following, Source};
 use crate::admin::{Admin, Inside, Page};
-use crate::at_socket::AtSocketWish;
 use crate::capture_trouble::CaptureTrouble;
 use crate::cleanup::CleanupArgs;
 use crate::cli::AgentArgs;
@@ -102,9 +101,6 @@ impl<'a> Serving<'a> {
         let (events, unwritten) = Events::new();
         let proxy = proxy_config(args, &node, dataplane, events.clone())?;
         let is_capturing = matches!(proxy.capture, CaptureConfig::Tproxy(_));
-        if is_capturing && !matches!(proxy.at_socket, AtSocketWish::Wanted(_)) {
-            args.capture.socket.remove_leftovers();
-        }
         let proxy = Proxy::start(proxy)?;
         if is_capturing {
             check::warn_of_problems();
@@ -274,6 +270,7 @@ fn proxy_config(args: &AgentArgs, node: &str, dataplane: Config, events: Events)
         capture: args.capture.capture(flow_idle)?,
         node_ports: args.capture.node_ports(),
         at_socket: args.capture.at_socket(flow_idle.conversation)?,
+        leftovers: args.capture.leftovers(),
         dataplane,
         events,
     })

@@ -1,10 +1,11 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `shortage`: how often that is tried. `namespaces`: whose sockets are decided about. `sweep`: ending
+//! `attach`: how it begins. `shortage`: how often that is tried. `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `sweep`: ending
 //! sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
+mod leftovers;
 mod namespaces;
 mod shortage;
 mod sweep;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Hindrance, NotAttached};
+use self::leftovers::Leftovers;
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
 
@@ -147,15 +149,23 @@ pub(crate) struct SocketMode {
     waits: Option<Instant>,
     /// What the system is short of, if that is why nothing is attached.
     shortage: Option<Shortage>,
+    /// What an earlier agent has left and nobody looks after.
+    leftovers: Option<Leftovers>,
 }
 
 impl SocketMode {
     /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
-    pub(crate) fn start(wish: AtSocketWish, writer: &mut Writer) -> Self {
-        Self::start_at(wish, writer, Box::new(Node))
+    /// Where nothing is wanted, what an earlier agent has left below `leftovers` is removed.
+    pub(crate) fn start(wish: AtSocketWish, leftovers: Option<PathBuf>, writer: &mut Writer) -> Self {
+        Self::start_at(wish, leftovers, writer, Box::new(Node))
     }
 
-    fn start_at(wish: AtSocketWish, writer: &mut Writer, place: Box<dyn Place>) -> Self {
+    fn start_at(
+        wish: AtSocketWish,
+        leftovers: Option<PathBuf>,
+        writer: &mut Writer,
+        mut place: Box<dyn Place>,
+    ) -> Self {
         let (view, interfaces): (View, _) = Default::default();
         let config = match wish {
             AtSocketWish::None => None,
@@ -166,8 +176,12 @@ impl SocketMode {
                 None
             }
         };
-        let (attached, shortage, looked) = (None, None, Instant::now());
-        let mut mode = Self { place, config, attached, view, interfaces, looked, waits: None, shortage };
+        let leftovers = match config {
+            Some(_) => None,
+            None => leftovers.and_then(|pins| Leftovers::remove(pins, &mut *place, &view)),
+        };
+        let (attached, waits, shortage, looked) = (None, None, None, Instant::now());
+        let mut mode = Self { place, config, attached, view, interfaces, looked, waits, shortage, leftovers };
         if let Attempt::Busy(_) = mode.attach(looked, writer) {
             info!(
                 "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
@@ -235,6 +249,8 @@ impl SocketMode {
         // Where somebody has removed it instead, its sockets are nobody else's.
         self.notice_loss();
         (self.attached, self.waits, self.shortage) = (None, None, None);
+        // They are its now.
+        self.leftovers = None;
         self.view.set_detached("another agent has taken over");
     }
 
@@ -256,6 +272,9 @@ impl SocketMode {
     /// Takes over from an agent that has ended, or attaches what could not be so far, if that is due. To be called while all
     /// frontends in the table are served and none is about to be withdrawn: these are offered.
     pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer) {
+        if self.leftovers.as_mut().is_some_and(|left| left.keep(now, &mut *self.place, &self.view)) {
+            self.leftovers = None;
+        }
         let delay = self.shortage.as_ref().map_or(ATTACH_RETRY, Shortage::delay);
         if self.attached.is_some() || now < self.looked + delay {
             return;
@@ -283,7 +302,7 @@ impl SocketMode {
         let Some(config) = &self.config else { return Attempt::None };
         match self.place.attach(config, writer.table()) {
             Ok((attached, looks)) => {
-                (self.shortage, self.waits) = (None, None);
+                (self.shortage, self.waits, self.leftovers) = (None, None, None);
                 self.view.set_attached(looks);
                 self.attached = Some(attached);
                 writer.follow_changes();
@@ -301,8 +320,9 @@ impl SocketMode {
                 Attempt::None
             }
             Err(NotAttached { hindrance: Hindrance::Lasting, reason }) => {
-                let left = self.remove_leftovers();
-                self.say_off(&format!("{reason}{left}"));
+                let pins = config.pins.clone();
+                self.say_off(&reason);
+                self.leftovers = Leftovers::remove(pins, &mut *self.place, &self.view);
                 (self.config, self.shortage) = (None, None);
                 Attempt::None
             }

@@ -1,6 +1,7 @@
 //! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
 //! follows from it for the table and the capture.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -258,6 +259,11 @@ impl CaptureArgs {
                 Some(lacks) => AtSocketWish::Lacking(format!("this node lacks {lacks}")),
             },
         })
+    }
+
+    /// Where an earlier agent with another `--capture` may have left programs, which would decide by endpoints of then.
+    pub(crate) fn leftovers(&self) -> Option<PathBuf> {
+        (self.mode() != CaptureMode::Bind).then(|| self.socket.socket_pins.clone())
     }
 
     /// How to capture.

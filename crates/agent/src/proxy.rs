@@ -154,7 +154,7 @@ impl Proxy {
                 (Box::new(tproxy), Some(listeners), Some(counters))
             }
         };
-        let at_socket = SocketMode::start(config.at_socket, &mut writer);
+        let at_socket = SocketMode::start(config.at_socket, config.leftovers, &mut writer);
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = match NodeAddresses::watch() {
             Err(error) if needs_interfaces => return Err(error).context(CANNOT_WATCH),

@@ -101,12 +101,8 @@ impl SocketArgs {
         }
     }
 
-    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then.
-    pub(crate) fn remove_leftovers(&self) {
-        self.tell(sluice_socket::remove(&self.socket_pins));
-    }
-
-    /// The same, although that agent may still run: it is about to be replaced, and relays meanwhile.
+    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then, although that agent may
+    /// still run: it is about to be replaced, and relays meanwhile.
     pub(crate) fn take_away(&self) {
         self.tell(sluice_socket::remove_held(&self.socket_pins));
     }

@@ -86,6 +86,8 @@ pub struct Affinity {
     evicted: AtomicU64,
     /// Who is told of this node's clients.
     follower: ArcSwapOption<Box<dyn Follower>>,
+    /// How many in the queue have not been looked at since an endpoint left.
+    unlooked: AtomicUsize,
     /// What clients keep in one set while what they keep here is in the other set only. Nobody follows it.
     apart: OnceLock<Box<Affinity>>,
 }
@@ -188,7 +190,16 @@ impl Affinity {
             budget,
             evicted: AtomicU64::new(0),
             follower: ArcSwapOption::empty(),
+            unlooked: AtomicUsize::new(0),
             apart: OnceLock::new(),
+        }
+    }
+
+    /// Endpoints have left: of all clients that there are now some may be worth nothing any more.
+    pub(crate) fn look_at_all(&self) {
+        self.unlooked.store(self.queue().len(), Ordering::Relaxed);
+        if let Some(apart) = self.apart.get() {
+            apart.look_at_all();
         }
     }
 
@@ -355,29 +366,36 @@ impl Affinity {
     }
 
     /// Looks at a few. One that has been renewed since it was last looked at goes to the end of the queue; the
-    /// first of the others that is still worth something ends it, as those behind it are younger. Returns how many
-    /// were looked at.
+    /// first of the others that is still worth something ends it, as those behind it are younger. But where endpoints have
+    /// left since, it goes to the end as well, until all have been looked at: those behind may have been theirs. Returns how
+    /// many were looked at.
     fn expire_some(&self, timeout: Option<Duration>, now: Instant) -> usize {
         let mut oldest: VecDeque<IpAddr> = {
             let mut queue = self.queue();
             let count = queue.len().min(EXAMINED_AT_ONCE);
             queue.drain(..count).collect()
         };
-        let (mut examined, mut renewed) = (0, Vec::new());
+        let mut unlooked = self.unlooked.load(Ordering::Relaxed);
+        let (mut examined, mut kept) = (0, Vec::new());
         while let Some(client) = oldest.pop_front() {
-            if self.forget(&client, |binding| binding.is_over(client, timeout, now)) {
-                examined += 1;
-            } else if self.clients.get_mut(&client).is_some_and(|mut b| std::mem::take(&mut b.renewed)) {
-                examined += 1;
-                renewed.push(client);
-            } else {
-                oldest.push_front(client);
-                break;
+            if !self.forget(&client, |binding| binding.is_over(client, timeout, now)) {
+                let is_renewed =
+                    self.clients.get_mut(&client).is_some_and(|mut b| std::mem::take(&mut b.renewed));
+                if unlooked == 0 && !is_renewed {
+                    oldest.push_front(client);
+                    break;
+                }
+                kept.push(client);
             }
+            examined += 1;
+            unlooked = unlooked.saturating_sub(1);
         }
         let mut queue = self.queue();
         oldest.into_iter().rev().for_each(|client| queue.push_front(client));
-        queue.extend(renewed);
+        queue.extend(kept);
+        // Others may have left meanwhile: then it is what it was set to.
+        let less = |unlooked: usize| Some(unlooked.saturating_sub(examined));
+        let _ = self.unlooked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         examined
     }
 

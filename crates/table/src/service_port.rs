@@ -369,7 +369,13 @@ impl ServicePort {
                     && (new.cluster.contains(upstream) || new.local.contains(upstream))
             };
             let before = old.cluster.upstreams().iter().chain(old.local.upstreams());
-            before.filter(|upstream| !stays(upstream)).for_each(|upstream| upstream.end_tenure());
+            let left =
+                before.filter(|upstream| !stays(upstream)).map(|upstream| upstream.end_tenure()).count();
+            if left > 0
+                && let Some(affinity) = self.affinity.get()
+            {
+                affinity.look_at_all();
+            }
         }
         true
     }

@@ -168,18 +168,22 @@ impl Look for InKernel {
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     pause: Duration,
+    /// For how long pods are left the first time; twice as long each time after that.
     absence: Duration,
+    /// After so long without any it is the first time again.
+    forgotten: Duration,
 }
 
-const PACE: Pace = Pace { pause: PAUSE, absence: ABSENCE };
+const PACE: Pace = Pace { pause: PAUSE, absence: ABSENCE, forgotten: LONGEST_ABSENCE };
 
 /// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
 fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) {
-    let Pace { pause, mut absence } = pace;
+    let Pace { pause, mut absence, .. } = pace;
     let mut not_before = Instant::now();
     let mut retry: Option<Duration> = None;
     // Pods have been left, and are so until then at the least.
     let mut left_until: Option<Instant> = None;
+    let mut led_since: Option<Instant> = None;
     loop {
         let back = left_until.map(|until| until.saturating_duration_since(Instant::now()).max(pause));
         let waited = match retry.or(back) {
@@ -209,6 +213,10 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
                 );
                 if has_left && left_until.is_none() {
                     look.leave_pods();
+                    // After so long it is another matter.
+                    if led_since.is_some_and(|since| end - since >= pace.forgotten) {
+                        absence = pace.absence;
+                    }
                     let least = absence.as_secs();
                     warn!(
                         "pods' UDP sockets that connect from now on are relayed, for {least} s at the least and as long as \
@@ -224,6 +232,7 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
                     "pods' UDP sockets that connect are led to endpoints again: none is left that cannot be ended"
                 );
                 left_until = None;
+                led_since = Some(end);
             }
             _ => {}
         }
@@ -280,7 +289,8 @@ mod tests {
         }
     }
 
-    const QUICK: Pace = Pace { pause: Duration::from_millis(1), absence: LONGEST_ABSENCE };
+    const QUICK: Pace =
+        Pace { pause: Duration::from_millis(1), absence: LONGEST_ABSENCE, forgotten: LONGEST_ABSENCE };
 
     #[test]
     fn what_has_failed_is_tried_again_and_what_came_meanwhile_is_one_look() {

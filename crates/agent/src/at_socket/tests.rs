@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sluice_table::WriterConfig;
 
@@ -12,16 +12,19 @@ struct Failing {
     removals: Arc<AtomicU64>,
     /// How often it was taken away from whoever holds it.
     taken: Arc<AtomicU64>,
+    /// Whether somebody holds it.
+    is_held: Arc<AtomicBool>,
 }
 
 impl Failing {
     fn new(hindrance: Hindrance) -> Self {
-        Self { hindrance, attempts: Arc::default(), removals: Arc::default(), taken: Arc::default() }
+        let (attempts, removals, taken) = Default::default();
+        Self { hindrance, attempts, removals, taken, is_held: Arc::default() }
     }
 
     fn start(&self, writer: &mut Writer) -> SocketMode {
         let wish = AtSocketWish::Wanted(AtSocketConfig::new(None, "/pins".into()));
-        SocketMode::start_at(wish, writer, Box::new(self.clone()))
+        SocketMode::start_at(wish, None, writer, Box::new(self.clone()))
     }
 
     fn attempts(&self) -> u64 {
@@ -46,6 +49,9 @@ impl Place for Failing {
     fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
         assert_eq!(pins, "/pins");
         self.removals.fetch_add(1, Ordering::SeqCst);
+        if self.is_held.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         Ok(Removed { was_there: true, left: None })
     }
 
@@ -120,4 +126,48 @@ fn from_an_agent_that_is_replaced_and_does_not_let_go_it_is_taken_away_after_a_m
         assert_eq!((second, place.taken(), place.attempts()), (second, second / 60, attempts));
     }
     assert_eq!((why(&mode), place.removals()), ("no memory".to_owned(), 0));
+}
+
+#[test]
+fn what_another_agent_has_left_is_removed_once_it_lets_go_where_nothing_is_to_be_decided_at_sockets() {
+    let lasting = Failing::new(Hindrance::Lasting);
+    for (wish, reason) in [
+        (AtSocketWish::None, None),
+        (AtSocketWish::Lacking("this node lacks BTF".into()), Some("this node lacks BTF")),
+        (AtSocketWish::Wanted(AtSocketConfig::new(None, "/pins".into())), Some("no memory")),
+    ] {
+        let place = Failing { removals: Arc::default(), is_held: Arc::default(), ..lasting.clone() };
+        place.is_held.store(true, Ordering::SeqCst);
+        let mut writer = Writer::new(WriterConfig::new("here"));
+        let pins = Some("/pins".into());
+        let mut mode = SocketMode::start_at(wish, pins, &mut writer, Box::new(place.clone()));
+        let start = Instant::now();
+        let why = |mode: &SocketMode| mode.view().reason().map(|reason| reason.to_string());
+        assert!(why(&mode).unwrap().starts_with("an earlier agent's programs still decide"));
+        let mut after = |seconds: u64| {
+            mode.take_over(start + Duration::from_secs(seconds), &mut writer);
+            (place.removals(), why(&mode).is_some_and(|why| why.starts_with("an earlier agent")))
+        };
+        assert_eq!([after(0), after(1), after(2)], [(1, true), (2, true), (3, true)]);
+        place.is_held.store(false, Ordering::SeqCst);
+        assert_eq!([after(3), after(4)], [(4, false), (4, false)]);
+        assert_eq!(why(&mode).as_deref(), reason);
+    }
+    assert_eq!(lasting.taken(), 0);
+}
+
+#[test]
+fn from_an_agent_that_does_not_let_go_it_is_taken_away_after_a_minute_where_nothing_is_to_be_decided() {
+    let place = Failing::new(Hindrance::Lasting);
+    place.is_held.store(true, Ordering::SeqCst);
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    let place = Box::new(place);
+    let (pins, taken) = (Some("/pins".into()), Arc::clone(&place.taken));
+    let mut mode = SocketMode::start_at(AtSocketWish::None, pins, &mut writer, place);
+    // However long this one takes to know all.
+    let start = Instant::now() + Duration::from_secs(3_600);
+    for second in 0..=120 {
+        mode.take_over(start + Duration::from_secs(second), &mut writer);
+        assert_eq!(taken.load(Ordering::SeqCst), u64::from(second >= 60), "{second}");
+    }
 }

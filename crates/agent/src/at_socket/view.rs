@@ -54,6 +54,11 @@ impl View {
         self.0.reason.store(Some(Arc::new(line.chars().take(REASON).collect())));
     }
 
+    /// The reason is what it was before another one.
+    pub(super) fn restore_reason(&self, reason: Option<Arc<String>>) {
+        self.0.reason.store(reason);
+    }
+
     /// From now on it is.
     pub(crate) fn set_attached(&self, looks: Looks) {
         self.0.reason.store(None);

@@ -1,5 +1,7 @@
 //! How the proxy is to run.
 
+use std::path::PathBuf;
+
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_table::{NodePortAddresses, WriterConfig};
@@ -20,6 +22,8 @@ pub struct ProxyConfig {
     pub node_ports: NodePortAddresses,
     /// What decides at clients' sockets, beside a capture of packets.
     pub at_socket: AtSocketWish,
+    /// Where an earlier agent may have left what decides there, to be removed if nothing is to.
+    pub leftovers: Option<PathBuf>,
     /// Where people are told of what concerns single objects.
     pub events: Events,
 }
@@ -33,6 +37,7 @@ impl ProxyConfig {
             capture: CaptureConfig::Bind,
             node_ports: NodePortAddresses::Primary,
             at_socket: AtSocketWish::None,
+            leftovers: None,
             events: Events::default(),
         }
     }

@@ -396,11 +396,14 @@ impl Table {
                 outcome => return outcome.map(drop),
             }
         }
-        if let Some(message) = failure {
-            warn!("open connections may be cut off: the table inet {TABLE} is deleted first: {message}");
-        }
         let script = script::whole(self.ruleset.definition(), &Elements::new(), wanted.elements());
-        self.execute(&script, wanted).map(drop)
+        self.execute(&script, wanted)?;
+        if let Some(message) = failure {
+            warn!(
+                "open connections may have been cut off: the table inet {TABLE} was deleted first: {message}"
+            );
+        }
+        Ok(())
     }
 
     /// Makes what is wanted true. Returns the generation after that.

@@ -1,5 +1,6 @@
 //! From the table's frontends and addresses to the elements that there are to be. No I/O.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -218,7 +219,12 @@ impl Wanted {
             // who may give a Service addresses may do so all the time.
             let rule = value.and_then(|_| to_services(&key, &self.pods));
             self.are_pods_stale |= rule.is_some_and(|rule| !self.elements.contains_key(&rule));
-            self.touched.entry(key).or_insert(old);
+            // What comes and goes while nothing takes effect leaves nothing.
+            match self.touched.entry(key) {
+                Entry::Occupied(settled) if *settled.get() == value => drop(settled.remove()),
+                Entry::Occupied(_) => {}
+                Entry::Vacant(unsettled) => drop(unsettled.insert(old)),
+            }
         }
     }
 }

@@ -90,6 +90,32 @@ fn the_clients_of_an_endpoint_go_with_it() {
 }
 
 #[test]
+fn clients_of_an_endpoint_that_has_left_make_room_behind_one_whose_endpoint_stays() {
+    let scene = Scene::new(10_000);
+    let pick = |n: u16, endpoint: usize| {
+        let [high, low] = n.to_be_bytes();
+        let choose = || scene.upstreams.get(endpoint).cloned();
+        scene.affinity.pick(asking([10, 1, high, low], scene.start), TIMEOUT, |_| true, choose).unwrap()
+    };
+    (0..3_000).for_each(|n| _ = pick(n, usize::from(n % 1_000 != 0)));
+    let expire = || scene.affinity.expire(Some(TIMEOUT), scene.start);
+    // All have connected but once.
+    while expire() > 0 {}
+    scene.upstreams[1].end_tenure();
+    assert_eq!((expire(), scene.affinity.len()), (0, 3_000), "the first one's stays");
+    scene.affinity.look_at_all();
+    assert_eq!(expire(), 1_024, "no more than that at a time");
+    while expire() > 0 {}
+    assert_eq!((scene.affinity.len(), scene.affinity.queue().len()), (3, 3));
+    let left: Vec<_> = scene.affinity.queue().iter().copied().collect();
+    assert_eq!(
+        left,
+        [0, 1_000, 2_000].map(|n: u16| IpAddr::from([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]]))
+    );
+    assert_eq!(expire(), 0, "each was looked at once");
+}
+
+#[test]
 fn four_clients_are_looked_at_at_once_and_a_thousand_in_an_expiry() {
     let scene = Scene::new(10_000);
     let pick = |n: u16, at| {

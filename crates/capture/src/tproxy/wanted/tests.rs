@@ -341,3 +341,19 @@ fn however_many_addresses_services_have_among_pods_they_are_one_rule() {
     wanted.set_node_addresses(&["10.244.0.1".parse().unwrap()]);
     assert_eq!(pods(&mut wanted), (without, true));
 }
+
+#[test]
+fn what_comes_and_goes_while_nothing_takes_effect_leaves_nothing() {
+    let mut wanted = Wanted::default();
+    let stays = state("clusterIP 10.96.0.1:80 tcp relay/relay");
+    wanted.offer(&stays);
+    wanted.settle();
+    for n in 2..=100 {
+        let comes = state(&format!("clusterIP 10.96.0.{n}:80 tcp relay/relay 192.0.2.{n}/32"));
+        wanted.offer(&comes);
+        wanted.withdraw(comes.frontend);
+        wanted.withdraw(stays.frontend);
+        wanted.offer(&stays);
+    }
+    assert!(wanted.touched.is_empty(), "{:?}", wanted.touched);
+}

@@ -164,3 +164,19 @@ fn a_look_over_the_clients_of_a_port_is_one_look_however_many_addresses_it_has()
     writer.expire_affinity(now + Duration::from_secs(100));
     assert_eq!(port.affinity().unwrap().len(), 3_000 - 1_024);
 }
+
+#[test]
+fn the_clients_of_an_endpoint_that_is_gone_make_room_behind_one_whose_endpoint_stays() {
+    let now = Instant::now();
+    let (mut writer, mut reader) = scene(|web| web.affinity = Some(Duration::from_secs(100)));
+    for n in 0..30 {
+        select(&mut reader, key(WEB), from(n), now);
+    }
+    let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
+    // All have connected but once.
+    writer.expire_affinity(now);
+    writer.apply(apply(slice("web-a", "web", &[1])));
+    assert_eq!(port.affinity().unwrap().len(), 30);
+    writer.expire_affinity(now);
+    assert_eq!(port.affinity().unwrap().len(), 10);
+}

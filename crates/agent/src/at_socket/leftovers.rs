@@ -1,0 +1,67 @@
+//! What an agent that decided at sockets has left on a node whose agent does not: by what that one knew programs would go on deciding for
+//! good. So they are removed, once whoever holds them lets go.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::{ATTACH_RETRY, HAND_OVER, Place, View, warn_of_left};
+
+/// What could not be removed so far.
+pub(super) struct Leftovers {
+    pins: PathBuf,
+    looked: Instant,
+    /// Since when this agent has all of what the other one has, but for this.
+    waits: Option<Instant>,
+    /// What was said before.
+    reason: Option<Arc<String>>,
+}
+
+impl Leftovers {
+    /// Removes what there is below `pins`; what cannot be is to be kept after.
+    pub(super) fn remove(pins: PathBuf, place: &mut dyn Place, view: &View) -> Option<Self> {
+        match place.remove(&pins) {
+            Ok(removed) => {
+                if removed.was_there {
+                    info!("nothing is decided at sockets any more, as this agent does not");
+                }
+                warn_of_left(removed.left.as_deref());
+                None
+            }
+            Err(error) => {
+                warn!(
+                    "an earlier agent's programs still decide about connections, by what that one knew: {error}; they are \
+                     removed once it lets go, or in a minute"
+                );
+                let reason = view.reason();
+                view.set_reason(&format!(
+                    "an earlier agent's programs still decide about connections: {error}"
+                ));
+                Some(Self { pins, looked: Instant::now(), waits: None, reason })
+            }
+        }
+    }
+
+    /// Tries again, if that is due; whether there is nothing left. From an agent that does not let go it is taken away: this one has
+    /// its place.
+    pub(super) fn keep(&mut self, now: Instant, place: &mut dyn Place, view: &View) -> bool {
+        if now < self.looked + ATTACH_RETRY {
+            return false;
+        }
+        self.looked = now;
+        let waits = self.waits.get_or_insert(now);
+        let removed = if now >= *waits + HAND_OVER {
+            *waits = now;
+            place.remove_held(&self.pins)
+        } else {
+            place.remove(&self.pins)
+        };
+        let Ok(removed) = removed else { return false };
+        info!("nothing is decided at sockets any more: what an earlier agent has left is removed");
+        warn_of_left(removed.left.as_deref());
+        view.restore_reason(self.reason.take());
+        true
+    }
+}
