@@ -109,6 +109,8 @@ pub enum AtSocketWish {
 
 /// Where programs are attached and removed.
 trait Place: Send + Sync {
+    /// As [`attach::would_begin_anew`] says.
+    fn would_begin_anew(&self, config: &AtSocketConfig) -> bool;
     /// As [`attach::attach`] does.
     fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
     /// As [`sluice_socket::remove`] does.
@@ -121,6 +123,10 @@ trait Place: Send + Sync {
 struct Node;
 
 impl Place for Node {
+    fn would_begin_anew(&self, config: &AtSocketConfig) -> bool {
+        attach::would_begin_anew(config)
+    }
+
     fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
         attach::attach(config, table)
     }
@@ -182,7 +188,15 @@ impl SocketMode {
         };
         let (attached, waits, shortage, looked) = (None, None, None, Instant::now());
         let mut mode = Self { place, config, attached, view, interfaces, looked, waits, shortage, leftovers };
-        if let Attempt::Busy(_) = mode.attach(looked, writer) {
+        // Until all is known nobody else would serve those who are served by it.
+        if let Some(config) = &mode.config
+            && mode.place.would_begin_anew(config)
+        {
+            let reason =
+                "what an earlier agent has attached goes on until all is known: its maps have another size";
+            info!("{reason}");
+            mode.view.set_reason(reason);
+        } else if let Attempt::Busy(_) = mode.attach(looked, writer) {
             info!(
                 "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
             );

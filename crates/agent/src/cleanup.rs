@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -74,7 +74,7 @@ fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
             listed(&agents)
         );
     }
-    let was_pinned = remove_pinned(args.socket_pins.as_deref(), out)?;
+    let was_pinned = remove_pinned(args, out)?;
     let tproxy::Cleaned { removed, restored, kept } =
         tproxy::cleanup().context("cannot remove everything")?;
     say(out, "removed", &removed)?;
@@ -87,9 +87,9 @@ fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
 }
 
 /// Removes programs that decide at sockets; whether there were any.
-fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
-    let pins = match only {
-        Some(pins) => [pins.to_owned()].into(),
+fn remove_pinned(args: &CleanupArgs, out: &mut impl Write) -> Result<bool> {
+    let pins = match &args.socket_pins {
+        Some(pins) => [pins.clone()].into(),
         None => {
             let mut pins =
                 sluice_socket::pinned().context("cannot look for programs that decide at sockets")?;
@@ -100,7 +100,8 @@ fn remove_pinned(only: Option<&Path>, out: &mut impl Write) -> Result<bool> {
     };
     let mut was_pinned = false;
     for pins in pins {
-        let removed = sluice_socket::remove(&pins).with_context(|| {
+        let remove = if args.force { sluice_socket::remove_held } else { sluice_socket::remove };
+        let removed = remove(&pins).with_context(|| {
             format!("cannot remove the programs that decide at sockets, at {}", pins.display())
         })?;
         if removed.was_there {

@@ -34,7 +34,8 @@ pub struct SocketArgs {
     #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "15001,4140")]
     pub socket_sidecar_ports: Vec<Listed<u16>>,
     /// How many endpoints can be decided about, counted in each service port; what is beyond is relayed. Each takes 86
-    /// bytes of the kernel's memory, used or not. Another number makes new maps, and all is relayed until they are filled.
+    /// bytes of the kernel's memory, used or not. Another number makes new maps: what an earlier agent has decides
+    /// until all is known.
     #[arg(long, value_name = "N", default_value_t = AtSocketConfig::ENDPOINTS,
           value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
     pub socket_endpoints: u32,

@@ -14,8 +14,8 @@ use sluice_sys::bpf::{self, MapInfo, ProgramSpec};
 use crate::census::Listers;
 use crate::links::Links;
 use crate::object::Object;
-use crate::pins::{Pins, link_path};
-use crate::shape::{CONNS, FLOWS, SHAPES, Shape};
+use crate::pins::{Pins, directory, link_path};
+use crate::shape::{CONNS, FLOWS, META, SHAPES, Shape};
 use crate::{Attached, Error, cgroup};
 
 /// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
@@ -115,6 +115,17 @@ impl Programs {
     }
 }
 
+impl Programs {
+    /// Whether [`Programs::attach`] would give empty maps to programs that are attached: some are missing, or have another size.
+    /// Nothing would be decided at sockets until they are filled.
+    pub fn would_begin_anew(config: &Config) -> bool {
+        let directory = directory(&config.pins, LAYOUT);
+        let is_attached = HOOKS.iter().any(|hook| link_path(&directory, hook.name).exists());
+        is_attached
+            && SHAPES.iter().any(|shape| matches!(pinned(&directory, shape, &config.capacity), Ok(None)))
+    }
+}
+
 fn is_empty(directory: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(directory)?.next().is_none())
 }
@@ -157,6 +168,10 @@ impl Place<'_> {
         for hook in &HOOKS {
             programs.push((hook, load(object, hook)?));
         }
+        // What is there is not complete from now on, until the new one is pinned as the last.
+        if new.contains(&META) {
+            let _ = fs::remove_file(self.directory.join(META));
+        }
         for name in &new {
             self.pin_map(name, &maps)?;
         }
@@ -168,45 +183,25 @@ impl Place<'_> {
     /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
     /// which those are. What sockets are connected to is kept in any case: whoever is to end these has to find them.
     fn maps(&self, object: &Object) -> Result<(Maps, Vec<&'static str>), Error> {
-        let mut pinned = Maps::new();
+        let mut found = Maps::new();
         for shape in &SHAPES {
-            if let Some(map) = self.pinned(shape)? {
-                pinned.insert(shape.name, map);
+            if let Some(map) = pinned(self.directory, shape, &self.config.capacity)? {
+                found.insert(shape.name, map);
             }
         }
-        if pinned.len() == SHAPES.len() {
-            return Ok((pinned, Vec::new()));
+        if found.len() == SHAPES.len() {
+            return Ok((found, Vec::new()));
         }
         let mut maps = new_maps(object, &self.config.capacity)?;
         let mut new: Vec<&'static str> = SHAPES.iter().map(|shape| shape.name).collect();
         // What is at sockets has no size, and is to outlive the others: an answer to what was asked before is the Service's.
         for name in [CONNS, FLOWS] {
-            if let Some(map) = pinned.remove(name) {
+            if let Some(map) = found.remove(name) {
                 maps.insert(name, map);
                 new.retain(|other| *other != name);
             }
         }
         Ok((maps, new))
-    }
-
-    /// A map that is pinned and has the size that it is to have.
-    fn pinned(&self, shape: &Shape) -> Result<Option<OwnedFd>, Error> {
-        let path = self.directory.join(shape.name);
-        let foreign = |found| Error::Foreign { path: path.clone(), found };
-        let map = match bpf::get(&path) {
-            Ok(map) => map,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(not_ours(&path, error)),
-        };
-        let info = bpf::map_info(map.as_fd()).map_err(|_| foreign("no map".into()))?;
-        let MapInfo { kind, key_size, value_size, flags, max_entries, .. } = info;
-        if (kind, key_size, value_size, flags) != (shape.kind, shape.key_size, shape.value_size, shape.flags)
-        {
-            return Err(foreign(format!(
-                "a map of kind {kind} with keys of {key_size} bytes, values of {value_size} and flags {flags:#x}"
-            )));
-        }
-        Ok((max_entries == (shape.elements)(&self.config.capacity)).then_some(map))
     }
 
     /// Pins a new map in the place of what was there.
@@ -261,6 +256,25 @@ impl Place<'_> {
         bpf::pin(link.as_fd(), path).map_err(Error::system(format!("pinning {}", path.display())))?;
         Ok(link)
     }
+}
+
+/// A map that is pinned and has the size that it is to have.
+fn pinned(directory: &Path, shape: &Shape, capacity: &Capacity) -> Result<Option<OwnedFd>, Error> {
+    let path = directory.join(shape.name);
+    let foreign = |found| Error::Foreign { path: path.clone(), found };
+    let map = match bpf::get(&path) {
+        Ok(map) => map,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(not_ours(&path, error)),
+    };
+    let info = bpf::map_info(map.as_fd()).map_err(|_| foreign("no map".into()))?;
+    let MapInfo { kind, key_size, value_size, flags, max_entries, .. } = info;
+    if (kind, key_size, value_size, flags) != (shape.kind, shape.key_size, shape.value_size, shape.flags) {
+        return Err(foreign(format!(
+            "a map of kind {kind} with keys of {key_size} bytes, values of {value_size} and flags {flags:#x}"
+        )));
+    }
+    Ok((max_entries == (shape.elements)(capacity)).then_some(map))
 }
 
 fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {

@@ -26,7 +26,7 @@ use crate::links::Links;
 use crate::namespaces::{NAMED, Namespaces};
 use crate::pins::Pins;
 use crate::sets::Sets;
-use crate::shape::{AFFINITIES, CONNS, NAMESPACES, SOURCES};
+use crate::shape::{AFFINITIES, CONNS, META, NAMESPACES, SOURCES};
 use crate::sources::Sources;
 use crate::{Census, Error};
 
@@ -85,8 +85,8 @@ impl Attached {
             endpoints: Arc::new(mapping("endpoints")?),
             accounts: mapping("accounts")?,
             counters: [keep("accounts")?, keep("totals")?],
-            meta: mapping("meta")?,
-            meta_map: keep("meta")?,
+            meta: mapping(META)?,
+            meta_map: keep(META)?,
             capacity,
             fresh,
         };

@@ -32,7 +32,7 @@ impl Pins {
     /// Makes the directory, and a bpffs for it if there is none where distributions have one, and locks it.
     pub(crate) fn open(root: &Path, layout: u64) -> Result<Self, Error> {
         ensure_bpffs(root)?;
-        let directory = root.join(format!("v{layout}"));
+        let directory = directory(root, layout);
         let lock = loop {
             fs::create_dir_all(root).map_err(Error::system(format!("making {}", root.display())))?;
             if let Some(lock) = lock(root)? {
@@ -50,6 +50,11 @@ impl Pins {
         let _ = fs::remove_dir(&self.root);
         Ok(())
     }
+}
+
+/// Where a layout has its pins.
+pub(crate) fn directory(root: &Path, layout: u64) -> PathBuf {
+    root.join(format!("v{layout}"))
 }
 
 /// Holds the directory of all pins; none if it is gone by now, whether or not there is another one.

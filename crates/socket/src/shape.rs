@@ -40,6 +40,9 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
 /// The map of what connected sockets were translated to.
 pub(crate) const CONNS: &str = "conns";
 
+/// What programs are told of the node and the agent.
+pub(crate) const META: &str = "meta";
+
 /// What unconnected UDP sockets talk to: storage at them.
 pub(crate) const FLOWS: &str = "flows";
 
@@ -100,7 +103,8 @@ pub(crate) const SHAPES: [Shape; 13] = [
     array("endpoints", 32, |capacity| capacity.endpoints),
     array("accounts", 40, |capacity| capacity.endpoints),
     array("totals", 128, |_| STRIPES),
-    array("meta", 48, |_| 1),
     storage(CONNS, 56),
     storage(FLOWS, 408),
+    // Pinned last: without it what is there is not complete.
+    array(META, 48, |_| 1),
 ];

@@ -80,7 +80,7 @@ impl Case {
         let outcomes = self.ask(fate, world);
         let wrong = |what: &str| Err(format!("{self:?}: {what}; wanted {fate:?}: {outcomes:?}"));
         match fate {
-            Fate::Refused if outcomes != [self.refusal(world)] => wrong("not refused"),
+            Fate::Refused if outcomes != [self.refusal()] => wrong("not refused"),
             Fate::Dropped if outcomes != [Outcome::Silent] => wrong("not silent"),
             Fate::Refused | Fate::Dropped => Ok(()),
             Fate::Answered(who, source) => {
@@ -128,12 +128,10 @@ impl Case {
     }
 
     /// A refused datagram of the node's own processes does not even leave, unless it is for the node itself: sendto(2)
-    /// says EPERM, as it does with kube-proxy. At the socket it can be said better.
-    fn refusal(self, world: &World) -> Outcome {
+    /// says EPERM, as it does with kube-proxy.
+    fn refusal(self) -> Outcome {
         match (self.client, self.protocol) {
-            (Client::Node, Protocol::Udp) if self.kind != Kind::NodePort && !world.has_sockets() => {
-                Outcome::Forbidden
-            }
+            (Client::Node, Protocol::Udp) if self.kind != Kind::NodePort => Outcome::Forbidden,
             _ => Outcome::Refused,
         }
     }

@@ -3,6 +3,7 @@
 //! A socket is made beside its path and renamed onto it: the path never leads to one that others may connect to, and a
 //! newer agent takes it from an older one, or from a dead one, in one step.
 
+use std::ffi::OsStr;
 use std::fs::{self, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -47,6 +48,7 @@ impl AdminSocket {
         let mut beside = name.to_owned();
         beside.push(format!(".{}", std::process::id()));
         let beside = path.with_file_name(beside);
+        remove_orphans(path);
         // Of an earlier process of this number.
         let _ = fs::remove_file(&beside);
         let listener = UnixListener::bind(&beside)?;
@@ -84,6 +86,27 @@ impl AdminSocket {
         let connected = tokio::time::timeout(PATIENCE, UnixStream::connect(&self.path)).await;
         let is_nobody = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
         matches!(connected, Ok(Err(error)) if is_nobody(error.kind()))
+    }
+}
+
+/// Removes what processes have left that were killed before their socket had its name: nobody listens there.
+fn remove_orphans(path: &Path) {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return;
+    };
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_beside = entry.file_name().to_str().is_some_and(|other| {
+            let number = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'));
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        let is_orphan = || {
+            let connected = std::os::unix::net::UnixStream::connect(entry.path());
+            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if is_beside && is_orphan() {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -163,6 +186,19 @@ mod tests {
         assert!(!older.is_in_place() && newer.is_in_place());
         drop(older);
         assert!(newer.is_in_place());
+    }
+
+    #[tokio::test]
+    async fn what_a_process_has_left_that_was_killed_before_its_socket_had_its_name_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let beside = |end: &str| directory.path().join(format!("admin.sock.{end}"));
+        drop(UnixListener::bind(beside("4711")).unwrap());
+        let _living = UnixListener::bind(beside("4712")).unwrap();
+        fs::write(beside("old"), "somebody's").unwrap();
+        let _socket = AdminSocket::bind(&path).unwrap();
+        assert!(!beside("4711").exists());
+        assert!(path.exists() && beside("4712").exists() && beside("old").exists());
     }
 
     #[tokio::test]

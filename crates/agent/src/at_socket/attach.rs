@@ -1,6 +1,7 @@
 //! Attaching socket mode's programs in the place of those that an earlier agent has left.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
@@ -64,18 +65,27 @@ impl NotAttached {
     }
 }
 
+/// Where programs are attached and pinned, and how much their maps hold.
+fn place_of(config: &AtSocketConfig) -> io::Result<sluice_socket::Config> {
+    Ok(sluice_socket::Config {
+        cgroup: config.cgroup.clone().map_or_else(sluice_socket::cgroup_root, Ok)?,
+        pins: config.pins.clone(),
+        capacity: AtSocketConfig::capacity_for(config.endpoints),
+    })
+}
+
+/// Whether what an earlier agent has attached would decide nothing from now on, until all is known anew.
+pub(super) fn would_begin_anew(config: &AtSocketConfig) -> bool {
+    place_of(config).is_ok_and(|place| Programs::would_begin_anew(&place))
+}
+
 /// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not. What such an
 /// agent has left goes on then by what is in its maps: whoever does not try again has to remove it.
 pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
     fn not(error: impl Error + 'static) -> NotAttached {
         NotAttached::new(&error)
     }
-    let cgroup = config.cgroup.clone().map_or_else(sluice_socket::cgroup_root, Ok).map_err(not)?;
-    let place = sluice_socket::Config {
-        cgroup,
-        pins: config.pins.clone(),
-        capacity: AtSocketConfig::capacity_for(config.endpoints),
-    };
+    let place = place_of(config).map_err(not)?;
     let mut attached = Programs::attach(&place).map_err(not)?;
     attached.set_relay_mark(tproxy::marks::UPSTREAM);
     attached.set_sidecar_ports(config.sidecar_ports);

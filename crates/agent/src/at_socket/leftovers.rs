@@ -1,6 +1,7 @@
 //! What an agent that decided at sockets has left on a node whose agent does not: by what that one knew programs would go on deciding for
 //! good. So they are removed, once whoever holds them lets go.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +31,8 @@ impl Leftovers {
                 warn_of_left(removed.left.as_deref());
                 None
             }
+            // In no bpffs nothing can be pinned.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => None,
             Err(error) => {
                 warn!(
                     "an earlier agent's programs still decide about connections, by what that one knew: {error}; they are \

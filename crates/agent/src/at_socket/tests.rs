@@ -14,12 +14,14 @@ struct Failing {
     taken: Arc<AtomicU64>,
     /// Whether somebody holds it.
     is_held: Arc<AtomicBool>,
+    is_of_another_size: bool,
 }
 
 impl Failing {
     fn new(hindrance: Hindrance) -> Self {
         let (attempts, removals, taken) = Default::default();
-        Self { hindrance, attempts, removals, taken, is_held: Arc::default() }
+        let is_held = Arc::default();
+        Self { hindrance, attempts, removals, taken, is_held, is_of_another_size: false }
     }
 
     fn start(&self, writer: &mut Writer) -> SocketMode {
@@ -41,6 +43,10 @@ impl Failing {
 }
 
 impl Place for Failing {
+    fn would_begin_anew(&self, _: &AtSocketConfig) -> bool {
+        self.is_of_another_size
+    }
+
     fn attach(&mut self, _: &AtSocketConfig, _: &Table) -> Result<(Attached, Looks), NotAttached> {
         self.attempts.fetch_add(1, Ordering::SeqCst);
         Err(NotAttached { reason: "no memory".into(), hindrance: self.hindrance })
@@ -170,4 +176,16 @@ fn from_an_agent_that_does_not_let_go_it_is_taken_away_after_a_minute_where_noth
         mode.take_over(start + Duration::from_secs(second), &mut writer);
         assert_eq!(taken.load(Ordering::SeqCst), u64::from(second >= 60), "{second}");
     }
+}
+
+#[test]
+fn what_an_earlier_agent_has_attached_goes_on_until_all_is_known_where_maps_are_to_have_another_size() {
+    let place = Failing { is_of_another_size: true, ..Failing::new(Hindrance::Busy) };
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    let mut mode = place.start(&mut writer);
+    assert_eq!((place.attempts(), place.removals()), (0, 0));
+    assert!(mode.view().reason().unwrap().starts_with("what an earlier agent has attached goes on"));
+    // All is known.
+    mode.take_over(mode.looked + ATTACH_RETRY, &mut writer);
+    assert_eq!((place.attempts(), place.removals()), (1, 0));
 }

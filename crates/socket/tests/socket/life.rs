@@ -247,14 +247,17 @@ fn another_capacity_or_a_lost_map_makes_new_maps() {
     let to = service(false, 1, 53);
     serve(&mut kernel, 1, to, &at(1));
     drop(kernel);
+    assert!(!Programs::would_begin_anew(&node.config));
     node.config.capacity = Capacity { sets: 200, slots: 2000, endpoints: 2000, ..CAPACITY };
+    assert!(Programs::would_begin_anew(&node.config) && is_translated(&node, to), "it has not begun");
     let mut kernel = node.attach().unwrap();
-    assert!(kernel.is_fresh());
+    assert!(kernel.is_fresh() && !Programs::would_begin_anew(&node.config));
     assert!(!is_translated(&node, to), "they are empty");
     serve(&mut kernel, 150, to, &at(1));
     assert!(is_translated(&node, to));
     drop(kernel);
     fs::remove_file(node.pins().join("slots")).unwrap();
+    assert!(Programs::would_begin_anew(&node.config));
     assert!(node.attach().unwrap().is_fresh());
     assert!(!node.attach().unwrap().is_fresh());
 }
