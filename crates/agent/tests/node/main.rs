@@ -24,6 +24,7 @@ mod inside;
 mod leftovers;
 mod monitoring;
 mod no_sockets;
+mod other_wishes;
 mod repairs;
 mod restarts;
 mod service_types;
