@@ -307,7 +307,8 @@ impl SocketMode {
             self.set_interfaces(self.interfaces.clone());
             self.offer(&frontends, true);
             self.wake_sweeper();
-            let why = if was_short { "that works now" } else { "the earlier agent does not any more" };
+            let why =
+                if was_short { "that works now" } else { "this agent knows all, and no other one decides" };
             info!("connections are decided at their sockets, as {why}");
         }
     }

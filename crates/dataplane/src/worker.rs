@@ -26,7 +26,7 @@ use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::tcp::exhausted::Exhausted;
 use crate::tcp::port_shares::PortShares;
-use crate::tcp::relay::{AcceptedConnection, TcpRelay};
+use crate::tcp::relay::{ACCEPT_BATCH, AcceptedConnection, TcpRelay};
 use crate::tcp::session::Side;
 use crate::timers::Timers;
 use crate::token::Source;
@@ -254,6 +254,7 @@ impl Worker {
 
     /// Carries out the commands that wait.
     fn obey(&mut self) -> ControlFlow<()> {
+        let mut taken = 0;
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::ListenTcp(socket, kind) => report(self.tcp.listen(socket, kind, &mut self.core)),
@@ -277,7 +278,15 @@ impl Worker {
                 Command::Answer(done) => {
                     let _ = done.send(());
                 }
-                Command::Take(connection) => self.tcp.take(connection, &mut self.core),
+                Command::Take(connection) => {
+                    self.tcp.take(connection, &mut self.core);
+                    taken += 1;
+                    if taken == ACCEPT_BATCH {
+                        // Events come between, as they do when a listener has more.
+                        self.has_commands = true;
+                        return ControlFlow::Continue(());
+                    }
+                }
                 Command::EndFlows(gone, done) => {
                     self.udp.end_invalid(&gone, &mut self.core);
                     let _ = done.send(());

@@ -48,7 +48,7 @@ fn a_client_keeps_its_endpoint_whoever_leads_it_there() {
 
     // A successor knows them.
     let second = sockets.start(2, "socket", &sockets.pins());
-    second.wait_for("connections are decided at their sockets, as the earlier agent does not any more");
+    second.wait_for("connections are decided at their sockets, as this agent knows all");
     first.stop();
     assert_eq!(pairs().map(|(client, family)| ask(client, family)).collect::<Vec<_>>(), answers);
     // What the node's processes come from may have changed while no agent was there: once for each pair that is the relay's to say.

@@ -259,7 +259,7 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
     let load = pod.load(Protocol::Tcp, to);
     assert!(load.answers_more(10, PATIENCE), "{:?}", load.report());
     let second = sockets.start(2, "socket", &sockets.pins());
-    second.wait_for("connections are decided at their sockets, as the earlier agent does not any more");
+    second.wait_for("connections are decided at their sockets, as this agent knows all");
     assert!(!second.log().contains("no connection is decided"), "an update is no problem: {}", second.log());
     let status = first.json(&["status"]);
     assert_eq!(

@@ -160,7 +160,7 @@ fn an_agent_that_is_replaced_leaves_the_sockets_to_its_successor_while_it_still_
     let second = place.start();
     let seen = FromNowOn::of(&second);
     first.signal(Signal::TERM).unwrap();
-    seen.wait_for(&["decided at their sockets", "the earlier agent does not any more"]);
+    seen.wait_for(&["decided at their sockets", "as this agent knows all"]);
     relayed.say("the first one still has me");
     assert_unharmed(loads);
 }

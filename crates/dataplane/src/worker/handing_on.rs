@@ -33,6 +33,7 @@ impl Two {
         let mut world = World::beside(Others::of(0, &[own, contact.clone()]));
         let other = world.another(poll, &contact, commands);
         let endpoint = TcpListener::bind(ANY).unwrap();
+        endpoint.set_nonblocking(true).unwrap();
         let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
         Self { world, other, contact, endpoint, frontend, clients: Vec::new() }
     }
@@ -64,6 +65,7 @@ fn a_few_connections_are_shared_out_and_each_worker_connects_its_own() {
     assert_eq!(two.other.tcp.sessions(), 0, "it has not looked yet");
     two.turn_other();
     assert_eq!((two.other.tcp.sessions(), two.counts()), (2, [4, 2]));
+    two.endpoint.set_nonblocking(false).unwrap();
     for _ in 0..6 {
         two.endpoint.accept().unwrap();
     }
@@ -89,4 +91,22 @@ fn what_was_handed_to_a_worker_that_has_ended_is_kept() {
     let (poll, contact, commands) = seat();
     two.other = two.world.another(poll, &contact, commands);
     assert_eq!([two.connect(), two.connect()], [[1, 0], [2, 0]]);
+}
+
+#[test]
+fn a_worker_that_is_handed_many_takes_no_more_at_a_time_than_a_listener_gives_it() {
+    let mut two = Two::new();
+    let many = 4 * ACCEPT_BATCH;
+    // Each has become much more than the other one has.
+    while two.contact.sessions() <= ACCEPT_BATCH {
+        two.clients.push(TcpStream::connect(two.frontend).unwrap());
+        two.world.turn();
+        while two.endpoint.accept().is_ok() {}
+        assert!(two.clients.len() <= many);
+    }
+    two.turn_other();
+    assert_eq!(two.other.tcp.sessions(), ACCEPT_BATCH);
+    assert!(two.other.has_commands, "it goes on in the next turn");
+    two.turn_other();
+    assert_eq!(two.other.tcp.sessions(), ACCEPT_BATCH + 1);
 }

@@ -175,7 +175,7 @@ fn in_socket_mode_connections_need_no_agent_and_it_can_be_left_again() {
         if may_enter {
             first.assert_content();
         }
-        well(second.process.wait_for("as the earlier agent does not any more", PATIENCE));
+        well(second.process.wait_for("as this agent knows all", PATIENCE));
         if may_enter {
             second.assert_content();
         }
