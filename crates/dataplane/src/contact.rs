@@ -78,7 +78,6 @@ pub(crate) struct Others {
     handed: Arc<AtomicUsize>,
     /// Whom to look at next.
     next: usize,
-    is_over: bool,
 }
 
 impl Others {
@@ -86,12 +85,7 @@ impl Others {
     pub(crate) fn of(number: usize, all: &[Contact]) -> Self {
         let contacts = all.iter().enumerate().filter(|(other, _)| *other != number);
         let handed = all.get(number).map(|own| Arc::clone(&own.handed)).unwrap_or_default();
-        Self {
-            contacts: contacts.map(|(_, contact)| contact.clone()).collect(),
-            handed,
-            next: 0,
-            is_over: false,
-        }
+        Self { contacts: contacts.map(|(_, contact)| contact.clone()).collect(), handed, next: 0 }
     }
 
     /// Hands a connection to another worker, if one has much less to do than this one, which has so many sessions. Otherwise
@@ -102,14 +96,13 @@ impl Others {
         sessions: usize,
     ) -> Result<(), AcceptedConnection> {
         // Looking at others' counts is not free.
-        if sessions == 0 || self.is_over {
+        let count = self.contacts.len();
+        if sessions == 0 || count == 0 {
             return Err(connection);
         }
-        let count = self.contacts.len();
-        let some =
-            [0, 1].into_iter().filter_map(|offset| self.contacts.get((self.next + offset) % count.max(1)));
+        let some = (0..count.min(2)).filter_map(|offset| self.contacts.get((self.next + offset) % count));
         let least = some.map(|contact| (contact, contact.sessions())).min_by_key(|(_, sessions)| *sessions);
-        self.next = (self.next + 1) % count.max(1);
+        self.next = (self.next + 1) % count;
         match least {
             Some((contact, least)) if sessions > least.saturating_mul(2) => contact.hand(connection),
             _ => Err(connection),
@@ -123,6 +116,6 @@ impl Others {
 
     /// From now on all are kept: others may be about to end.
     pub(crate) fn keep_all(&mut self) {
-        self.is_over = true;
+        self.contacts.clear();
     }
 }

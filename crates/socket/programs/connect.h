@@ -129,16 +129,16 @@ static __always_inline bool shares_port(struct bpf_sock_addr *ctx)
 
 /* A UDP socket that is connected, and connects once more. Where that fails it stays connected to what it was, and nobody
  * tells us. So it keeps the endpoint that it has for this service, or nothing is decided. */
-static __always_inline enum decision connecting_again(struct bpf_sock *sk, struct address *to)
+static __always_inline bool connecting_again(struct bpf_sock *sk, struct address *to)
 {
 	struct conn *conn = conn_of(sk);
 	if (!conn || !same(&conn->service, to))
-		return PASS;
+		return false;
 	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &conn->id);
 	if (!endpoint || endpoint->incarnation != conn->incarnation)
-		return PASS;
+		return false;
 	*to = conn->endpoint;
-	return TRANSLATE;
+	return true;
 }
 
 /* Nothing is decided about a socket that may have been connected to a service before. One of UDP may stay connected to that
@@ -166,10 +166,8 @@ static __always_inline enum decision connecting(struct bpf_sock_addr *ctx, struc
 		/* To be refused is a datagram's: the kernel connects a socket whoever is there. */
 		if (verdict != VERDICT_BALANCE || !will_be_ended(&client) || shares_port(ctx))
 			return leaving_alone(sk, to, protocol);
-		if (sk->state == BPF_TCP_ESTABLISHED && connecting_again(sk, to) == TRANSLATE)
-			return TRANSLATE;
 		if (sk->state == BPF_TCP_ESTABLISHED)
-			return leaving_alone(sk, to, protocol);
+			return connecting_again(sk, to) ? TRANSLATE : leaving_alone(sk, to, protocol);
 	}
 	if (verdict == VERDICT_REFUSE)
 		return REFUSE;

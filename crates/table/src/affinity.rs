@@ -393,9 +393,8 @@ impl Affinity {
         let mut queue = self.queue();
         oldest.into_iter().rev().for_each(|client| queue.push_front(client));
         queue.extend(kept);
-        // Others may have left meanwhile: then it is what it was set to.
-        let less = |unlooked: usize| Some(unlooked.saturating_sub(examined));
-        let _ = self.unlooked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        // Who says that endpoints have left is on this thread, too: the table's writer.
+        self.unlooked.store(unlooked, Ordering::Relaxed);
         examined
     }
 
