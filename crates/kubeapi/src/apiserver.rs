@@ -33,6 +33,7 @@ mod follow;
 mod health;
 mod kubeconfig;
 mod lines;
+mod milestones;
 mod look;
 mod names;
 mod own_node;

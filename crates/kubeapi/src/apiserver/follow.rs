@@ -21,6 +21,7 @@ use super::config::Timing;
 use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
 use super::health::{Health, ResourceHealth};
 use super::lines::{Line, Lines};
+use super::milestones::{Milestone, Milestones};
 use super::names::Names;
 use super::own_node::OwnNode;
 use super::paging::Paging;
@@ -128,7 +129,7 @@ impl Follower {
                 self.not_found = 0;
                 self.look_for_node();
                 self.health().was_listed();
-                self.well();
+                self.health.contact(self.resource);
                 self.say(News::Listed(self.resource)).await;
                 State::Watch(version)
             }
@@ -288,15 +289,24 @@ impl Follower {
         ]);
         let mut answer = self.get(&query).await?;
         let open = self.health.open(self.resource);
-        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next request tells.
-        let end = Instant::now() + Duration::from_secs(seconds) + self.timing.answer;
+        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next request
+        // tells. Until then it may be silent: whether its connection lives, the connection finds out.
+        let overdue = Duration::from_secs(seconds) + self.timing.answer;
+        let Timing { backoff_min, backoff_max, .. } = self.timing;
+        let mut milestones = Milestones::new(Instant::now(), backoff_min, backoff_max, overdue);
         let mut lines = Lines::new(MAX_OBJECT_BYTES + MAX_EVENT_OVERHEAD);
-        // A watch is in health when it has said something, or has lived for a moment. From then on it may be
-        // silent: whether its connection lives, the connection finds out.
-        let mut moment = Some(self.timing.backoff_min);
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let bytes = match answer.chunk(moment.unwrap_or(left)).await {
+            let now = Instant::now();
+            match milestones.reached(now) {
+                Some(Milestone::Works) => self.well(),
+                Some(Milestone::Lasts) => self.backoff.reset(),
+                Some(Milestone::Overdue) => {
+                    tracing::debug!(resource = %self.resource, "a watch was not ended in time");
+                    return Ok(());
+                }
+                None => {}
+            }
+            let bytes = match answer.chunk(milestones.left(now)).await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) if lines.is_empty() => {
                     open.ended_well();
@@ -306,21 +316,12 @@ impl Follower {
                     let what = "it ended in the middle of an event".to_owned();
                     return Err(answer.failure(Reason::Unreachable(what)));
                 }
-                Err(Failure { reason: Reason::Silent(_), .. }) if moment.take().is_some() => {
-                    self.backoff.reset();
-                    self.well();
-                    continue;
-                }
-                Err(Failure { reason: Reason::Silent(_), .. }) => {
-                    tracing::debug!(resource = %self.resource, "a watch was not ended in time");
-                    return Ok(());
-                }
+                Err(Failure { reason: Reason::Silent(_), .. }) => continue,
                 Err(failure) => {
                     self.transport.give_up(answer.index(), &failure.reason).await;
                     return Err(failure);
                 }
             };
-            moment = None;
             lines.push(&bytes);
             let mut changes = Vec::new();
             let mut failed = None;
@@ -336,8 +337,7 @@ impl Follower {
             if let Some((reason, retry_after)) = failed {
                 return Err(Failure { retry_after, ..answer.failure(reason) });
             }
-            self.backoff.reset();
-            self.well();
+            self.health.contact(self.resource);
         }
     }
 
