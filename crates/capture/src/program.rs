@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,14 @@ pub enum Error {
         program: &'static str,
         /// What it said, or its exit status.
         message: String,
+    },
+    /// Somebody ended it, most likely the kernel, for want of memory.
+    #[error("{program} was ended by signal {signal}; is memory short (dmesg says so, or the limit of the pod does)?")]
+    Killed {
+        /// The program.
+        program: &'static str,
+        /// The signal (signal(7)).
+        signal: i32,
     },
     /// It did not end.
     #[error("{program} did not end in {} s and was ended; is another program changing the same all the time?", .after.as_secs())]
@@ -102,6 +111,10 @@ fn run_for(
     };
     if status.success() {
         return read(&mut stdout, u64::MAX).map_err(unusable);
+    }
+    // What it says then, if anything, is not the reason, and what it was to look at is not known.
+    if let Some(signal) = status.signal() {
+        return Err(Error::Killed { program, signal });
     }
     let message = read(&mut stderr, MESSAGE_MAX).map_err(unusable)?;
     let message = String::from_utf8_lossy(&message);
@@ -190,6 +203,12 @@ mod tests {
     fn what_does_not_end_is_ended() {
         let error = shell("exec sleep 600", "", Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, Error::Stuck { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_killed_has_not_refused() {
+        let error = shell("echo no >&2; kill -KILL $$", "", LONG).unwrap_err();
+        assert!(matches!(error, Error::Killed { program: "sh", signal: 9 }), "{error}");
     }
 
     #[test]

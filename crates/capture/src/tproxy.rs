@@ -261,7 +261,7 @@ impl Tproxy {
                     Outcome::Repaired(damage) => {
                         self.counters.repair();
                         warn!("the nftables table inet {TABLE} is repaired: {damage}");
-                        self.settings.keep_records();
+                        self.settings.may_be_lost();
                     }
                 }
                 self.counters.success(Part::Table);
@@ -337,6 +337,7 @@ impl Capture for Tproxy {
         }
         self.keep_routing(now);
         self.keep_bridges(now);
+        self.settings.keep_records(now);
         self.crowding.look(now);
         // What another agent has left is no damage.
         if !was_owner || has_other_addresses || self.table_retry.is_pending() {

@@ -105,5 +105,10 @@ impl Following {
 }
 
 fn say_ready(observer: &Observer) {
-    info!(frontends = observer.frontends(), unserved = observer.unserved(), "ready");
+    let (frontends, unserved) = (observer.frontends(), observer.unserved());
+    if observer.capture_failing_for().is_none() {
+        info!(frontends, unserved, "ready");
+    } else {
+        warn!(frontends, unserved, "not ready: everything is known, but the kernel's rules are not as they are to be");
+    }
 }

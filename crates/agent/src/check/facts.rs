@@ -20,7 +20,7 @@ pub(super) struct Facts {
     /// The version of nft, or why there is none.
     pub nft: Result<String, String>,
     /// What the kernel was asked for through nft, and what it said. Empty where it could not be asked.
-    pub features: Vec<(Feature, Result<(), String>)>,
+    pub features: Vec<(Feature, Result<(), Lacking>)>,
     /// Whether sockets can be made transparent, in the families that the kernel has.
     pub transparent: Vec<(Family, Result<(), String>)>,
     /// Signs of a kube-proxy that runs.
@@ -90,6 +90,15 @@ pub(super) struct Feature {
     pub option: &'static str,
     /// A ruleset that needs it. Is only checked, never committed.
     pub ruleset: &'static str,
+}
+
+/// Why it is not known that the kernel has something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Lacking {
+    /// It was asked, and says so.
+    Refused(String),
+    /// It could not be asked.
+    Unknown(String),
 }
 
 /// Settings of one interface, or of `all`.

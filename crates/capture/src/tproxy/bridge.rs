@@ -56,10 +56,14 @@ impl Bridge {
             return Ok(false);
         }
         match listed.and_then(|listed| succession(&self.ruleset, &listed, Keep::Dynamic)) {
-            Some(succession) => owner.execute(&succession).or_else(|error| {
-                warn!("open connections may be cut off: the table bridge {TABLE} is deleted first: {error}");
-                owner.execute(&self.ruleset.definition())
-            })?,
+            Some(succession) => {
+                if let Err(error) = owner.execute(&succession) {
+                    owner.execute(&self.ruleset.definition())?;
+                    warn!(
+                        "open connections may have been cut off: the table bridge {TABLE} was deleted first: {error}"
+                    );
+                }
+            }
             None => owner.execute(&self.ruleset.definition())?,
         }
         let was_ours = self.known.is_some();

@@ -156,7 +156,8 @@ impl Owner {
     /// is.
     ///
     /// # Errors
-    /// The kernel does not say, or nft fails; it is what it was before.
+    /// The kernel does not say, or nft fails; or another one became it meanwhile ([`Error::Replaced`]), and this is to be
+    /// looked at again. It is what it was before.
     pub(super) fn look(&mut self) -> Result<bool, Error> {
         let there = self.read()?;
         if self.own.is_some() && (there == self.own || there.is_none()) {
@@ -188,7 +189,10 @@ impl Owner {
         let sign = Sign::make().map_err(Error::Netlink)?;
         let agent = sign.agent;
         let predecessor = self.seen.filter(|seen| is_first && seen.is_alive());
-        nft::execute(&self.succession(agent))?;
+        if let Err(error) = nft::execute(&self.succession(agent)) {
+            // Where another agent became it in between, that is why, and it is one to be seen.
+            return Err(if self.read()? == self.seen { error } else { Error::Replaced });
+        }
         (self.own, self.seen, self.successor) = (Some(agent), Some(agent), None);
         *self.tenure.state() = State { sign: Some(sign), is_replaced: false };
         if let Some(predecessor) = predecessor {
@@ -336,6 +340,19 @@ mod tests {
             one.execute("add table inet x\n").unwrap();
             assert!(one.look().unwrap() && one.read().unwrap() == one.own);
             other.seen = one.own;
+        });
+    }
+
+    #[test]
+    fn of_two_that_begin_at_once_the_second_looks_again() {
+        in_namespace(|| {
+            let (mut one, mut other) = (Owner::open().unwrap(), Owner::open().unwrap());
+            assert!(one.look().unwrap());
+            // It has looked before.
+            assert!(matches!(other.take(true), Err(Error::Replaced)));
+            // So that it is not waited for.
+            end(&one);
+            assert!(other.look().unwrap() && !one.look().unwrap());
         });
     }
 

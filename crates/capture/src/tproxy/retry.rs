@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 /// Pause before the first retry; doubles up to [`RETRY_MAX`]. As often as anybody looks: what fails is mostly
 /// another program that changes nftables at the same time.
 const RETRY_MIN: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The longest pause.
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// The state of something that may fail.
 #[derive(Debug, Default)]

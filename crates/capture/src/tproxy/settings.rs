@@ -3,13 +3,15 @@
 //! That is written down in a table of nftables that has no rules: it is of the same namespace, outlives agents and
 //! their upgrades, and is gone when the settings are, with the namespace or the kernel. [`restore`] reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
+use super::retry::{RETRY_MAX, Retry};
 use super::ruleset::INET;
 use super::{Error, bridge_netfilter, listed, nft};
 
@@ -41,6 +43,11 @@ struct Record {
 pub(super) struct Settings {
     root: PathBuf,
     records: Records,
+    /// What could not be written down.
+    owed: BTreeSet<String>,
+    /// Somebody may have deleted what was.
+    may_be_lost: bool,
+    retry: Retry,
 }
 
 /// What becomes of a setting when it is to be as it was.
@@ -81,7 +88,9 @@ impl Settings {
     /// # Errors
     /// nft fails.
     pub(super) fn open() -> Result<Self, Error> {
-        Ok(Self { root: PathBuf::from("/proc/sys"), records: recorded()? })
+        let root = PathBuf::from("/proc/sys");
+        let records = recorded()?;
+        Ok(Self { root, records, owed: BTreeSet::new(), may_be_lost: false, retry: Retry::default() })
     }
 
     /// A setting; none where the kernel has it not.
@@ -101,9 +110,8 @@ impl Settings {
         let record = Record { former, ours: value };
         self.records.insert(name.to_owned(), record);
         if let Err(error) = nft::execute(&recording(&[(name, record)])) {
-            warn!(
-                "`sluice cleanup` will not set {name} back to {former}: it cannot be written down: {error}"
-            );
+            self.owed.insert(name.to_owned());
+            self.note_unrecorded(Instant::now(), &error);
         }
         write!(file, "{value}")
     }
@@ -154,19 +162,41 @@ impl Settings {
         }
     }
 
-    /// Writes down again what somebody has deleted, most likely along with everything else of nftables.
-    pub(super) fn keep_records(&self) {
+    /// Somebody may have deleted what is written down, most likely along with everything else of nftables.
+    pub(super) fn may_be_lost(&mut self) {
+        self.may_be_lost = true;
+    }
+
+    /// Writes down what may not be, where that is due.
+    pub(super) fn keep_records(&mut self, now: Instant) {
+        let is_owed = self.may_be_lost || !self.owed.is_empty();
+        if !is_owed || !self.retry.is_due(now) {
+            return;
+        }
         let kept = recorded().and_then(|there| {
             let missing: Vec<(&str, Record)> = self
                 .records
                 .iter()
-                .filter(|(name, _)| !there.contains_key(*name))
+                .filter(|(name, _)| self.owed.contains(*name) || !there.contains_key(*name))
                 .map(|(name, record)| (name.as_str(), *record))
                 .collect();
             if missing.is_empty() { Ok(()) } else { nft::execute(&recording(&missing)) }
         });
-        if let Err(error) = kept {
-            warn!("`sluice cleanup` will not set everything back: it cannot be written down: {error}");
+        match kept {
+            Ok(()) => {
+                self.may_be_lost = false;
+                self.owed.clear();
+                if self.retry.succeeded() {
+                    info!("what `sluice cleanup` sets back is written down");
+                }
+            }
+            Err(error) => self.note_unrecorded(now, &error),
+        }
+    }
+
+    fn note_unrecorded(&mut self, now: Instant, error: &Error) {
+        if self.retry.failed(now, error) {
+            warn!("`sluice cleanup` would not set everything back: it cannot be written down so far: {error}");
         }
     }
 }
@@ -201,6 +231,11 @@ pub fn prepare(bridge_netfilter_off: bool) -> Result<Prepared, Error> {
             Err(error) => done.failed.push(format!("{name} cannot be set to {value}: {error}")),
         }
     }
+    // Once more, if need be: whoever looks next finds the values changed, and does not know of what.
+    settings.keep_records(Instant::now() + RETRY_MAX);
+    done.failed.extend(
+        settings.owed.iter().map(|name| format!("what {name} was is not written down for `sluice cleanup`")),
+    );
     Ok(done)
 }
 

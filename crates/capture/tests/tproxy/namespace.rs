@@ -71,11 +71,26 @@ pub(crate) struct BrokenNft;
 
 impl BrokenNft {
     pub(crate) fn new(directory: &Path) -> Self {
+        let broken = Self::doing(directory, "echo 'no nft today' >&2; exit 1");
+        assert!(try_run("nft --version").is_err());
+        broken
+    }
+
+    /// One that says what there is, and is killed when it is to change something.
+    pub(crate) fn killed_at_changes(directory: &Path) -> Self {
+        let whole = directory.join("whole-nft");
+        fs::copy(nft(), &whole).unwrap();
+        Self::doing(
+            directory,
+            &format!("case \"$*\" in *--file*) kill -KILL $$;; esac; exec {} \"$@\"", whole.display()),
+        )
+    }
+
+    fn doing(directory: &Path, script: &str) -> Self {
         let stub = directory.join("nft");
-        fs::write(&stub, "#!/bin/sh\necho 'no nft today' >&2\nexit 1\n").unwrap();
+        fs::write(&stub, format!("#!/bin/sh\n{script}\n")).unwrap();
         run(&format!("chmod +x {}", stub.display()));
         run(&format!("mount --bind {} {}", stub.display(), nft().display()));
-        assert!(try_run("nft --version").is_err());
         Self
     }
 }

@@ -212,6 +212,26 @@ fn a_failing_nft_is_tried_again_and_nothing_is_lost() {
 }
 
 #[test]
+fn what_settings_were_is_written_down_once_it_can_be() {
+    in_namespace(|| {
+        let directory = tempfile::tempdir().unwrap();
+        run("sysctl -qw net.ipv4.tcp_tw_reuse=2");
+        let broken = BrokenNft::killed_at_changes(directory.path());
+        let mut tproxy = Tproxy::start(config()).unwrap();
+        assert_eq!(run("sysctl -n net.ipv4.tcp_tw_reuse").trim(), "1");
+        let address = "203.0.113.5".parse().unwrap();
+        offer(&mut tproxy, &[state(FrontendKind::ExternalIp, address, 80, Verdict::Relay)]);
+        assert!(tproxy.stats().failures >= 1);
+        drop(broken);
+        assert!(!run("nft list tables").contains("sluice_settings"));
+
+        tproxy.keep(Instant::now() + LATER);
+        let listed = run("nft list table inet sluice_settings");
+        assert!(listed.contains("net.ipv4.tcp_tw_reuse") && listed.contains("was 2,"), "{listed}");
+    });
+}
+
+#[test]
 fn without_nft_there_is_no_start() {
     in_namespace(|| {
         let directory = tempfile::tempdir().unwrap();

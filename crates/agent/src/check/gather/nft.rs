@@ -3,7 +3,7 @@
 use sluice_capture::program;
 use sluice_model::Family;
 
-use super::super::facts::Feature;
+use super::super::facts::{Feature, Lacking};
 
 /// What the rules need of the kernel.
 const FEATURES: [Feature; 11] = [
@@ -84,21 +84,28 @@ pub(super) fn version() -> Result<String, String> {
 
 /// Has the kernel look at rulesets: `nft --check` sends them, and takes back everything before it counts. What
 /// the kernel does not have it refuses then as it would in earnest.
-pub(super) fn features(families: &[Family]) -> Vec<(Feature, Result<(), String>)> {
+pub(super) fn features(families: &[Family]) -> Vec<(Feature, Result<(), Lacking>)> {
     let needed =
         FEATURES.into_iter().filter(|feature| *feature != TPROXY_V6 || families.contains(&Family::V6));
-    needed.map(|feature| (feature, nft(&["--check", "-f", "-"], feature.ruleset).map(drop))).collect()
+    needed.map(|feature| (feature, has(&feature))).collect()
+}
+
+fn has(feature: &Feature) -> Result<(), Lacking> {
+    program::run("nft", ["--check", "-f", "-"], feature.ruleset).map(drop).map_err(|error| {
+        let is_refused = matches!(error, program::Error::Failed { .. });
+        if is_refused { Lacking::Refused(words(error)) } else { Lacking::Unknown(words(error)) }
+    })
 }
 
 /// Runs nft; what it prints, or the first line of why it does not.
 pub(super) fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
-    match program::run("nft", arguments, input) {
-        Ok(printed) => Ok(String::from_utf8_lossy(&printed).into_owned()),
-        Err(program::Error::Failed { message, .. }) => {
-            let line = message.split("; ").next().unwrap_or(&message);
-            // Where it was in the input means nothing to anybody.
-            Err(line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned())
-        }
-        Err(error) => Err(error.to_string()),
-    }
+    let printed = program::run("nft", arguments, input).map_err(words)?;
+    Ok(String::from_utf8_lossy(&printed).into_owned())
+}
+
+fn words(error: program::Error) -> String {
+    let program::Error::Failed { message, .. } = error else { return error.to_string() };
+    let line = message.split("; ").next().unwrap_or(&message);
+    // Where it was in the input means nothing to anybody.
+    line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned()
 }

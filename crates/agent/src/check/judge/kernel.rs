@@ -1,6 +1,6 @@
 //! What this process may do, and what kernel and nft can do.
 
-use super::super::facts::Facts;
+use super::super::facts::{Facts, Lacking};
 use super::super::finding::Finding;
 use crate::check::judge::network::family_name;
 
@@ -81,16 +81,28 @@ fn nft(version_line: &Result<String, String>) -> Finding {
 
 fn features(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "nftables";
-    let missing = facts.features.iter().filter_map(|(feature, said)| Some((feature, said.as_ref().err()?)));
-    let mut findings: Vec<Finding> = missing
-        .map(|(feature, error)| {
-            let what = format!("the kernel has no {}: {error}", feature.name);
-            Finding::problem(ABOUT, what, format!("load its module, or use a kernel with {}", feature.option))
-        })
-        .collect();
-    if findings.is_empty() && !facts.features.is_empty() {
-        let names: Vec<&str> = facts.features.iter().map(|(feature, _)| feature.name).collect();
-        findings.push(Finding::ok(ABOUT, format!("the kernel has {}", names.join(", "))));
+    let mut findings = Vec::new();
+    let (mut there, mut unknown, mut why) = (Vec::new(), Vec::new(), None);
+    for (feature, said) in &facts.features {
+        match said {
+            Ok(()) => there.push(feature.name),
+            Err(Lacking::Refused(error)) => findings.push(Finding::problem(
+                ABOUT,
+                format!("the kernel has no {}: {error}", feature.name),
+                format!("load its module, or use a kernel with {}", feature.option),
+            )),
+            Err(Lacking::Unknown(error)) => {
+                unknown.push(feature.name);
+                why = why.or(Some(error));
+            }
+        }
+    }
+    if let Some(why) = why {
+        let what = format!("the kernel could not be asked whether it has {}: {why}", unknown.join(", "));
+        findings.push(Finding::problem(ABOUT, what, "see to that, and check again"));
+    }
+    if findings.is_empty() && !there.is_empty() {
+        findings.push(Finding::ok(ABOUT, format!("the kernel has {}", there.join(", "))));
     }
     findings
 }

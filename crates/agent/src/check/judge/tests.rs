@@ -5,7 +5,7 @@ use sluice_capture::tproxy::MarkRule;
 use sluice_model::Family;
 
 use super::super::facts::{
-    Bridge, Capabilities, ClosedChain, Enforcer, Feature, Hook, Interface, NodeObject, OthersChains,
+    Bridge, Capabilities, ClosedChain, Enforcer, Feature, Hook, Interface, Lacking, NodeObject, OthersChains,
 };
 use super::super::finding::Level;
 use super::*;
@@ -88,8 +88,10 @@ const CASES: &[Case] = &[
     ("the oldest kernel that does", |f| f.kernel = "5.10.0".to_owned(), &[]),
     ("no nft", |f| f.nft = Err("not found".to_owned()), &[(Problem, "nft", "not found")]),
     ("an old nft", |f| f.nft = Ok("nftables v0.9.8 (E.D.S.)".to_owned()), &[(Problem, "nft", "too old")]),
-    ("the kernel lacks something", |f| f.features[0].1 = Err("No such file or directory".to_owned()),
+    ("the kernel lacks something", |f| f.features[0].1 = Err(Lacking::Refused("No such file or directory".to_owned())),
         &[(Problem, "nftables", "no TPROXY: No such file")]),
+    ("nft is killed while it asks", |f| f.features[0].1 = Err(Lacking::Unknown("nft was ended by signal 9".to_owned())),
+        &[(Problem, "nftables", "could not be asked whether it has TPROXY: nft was ended")]),
     ("no transparent sockets for IPv6", |f| f.transparent[1].1 = Err("not permitted".to_owned()),
         &[(Problem, "sockets", "IPv6: not permitted")]),
     ("a kernel without IPv6", |f| { f.transparent.pop(); f.forwarding.pop(); }, &[]),
