@@ -1,10 +1,11 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `shortage`: how often that is tried. `leftovers`: what another agent's programs would go on deciding.
+//! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried. `leftovers`: what another agent's programs would go on deciding.
 //! `namespaces`: whose sockets are decided about. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
+mod handing_over;
 mod leftovers;
 mod namespaces;
 mod shortage;
@@ -27,6 +28,7 @@ use tracing::{info, warn};
 
 pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Hindrance, NotAttached};
+use self::handing_over::{Heir, Holder};
 use self::leftovers::Leftovers;
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
@@ -117,6 +119,12 @@ trait Place: Send + Sync {
     fn remove(&mut self, pins: &Path) -> io::Result<Removed>;
     /// As [`sluice_socket::remove_held`] does.
     fn remove_held(&mut self, pins: &Path) -> io::Result<Removed>;
+    /// As [`sluice_socket::ask_for`] does.
+    fn ask_for(&mut self, pins: &Path) -> io::Result<()>;
+    /// As [`sluice_socket::is_asked_for`] does.
+    fn is_asked_for(&self, pins: &Path) -> bool;
+    /// As [`sluice_socket::let_go`] does.
+    fn let_go(&mut self, pins: &Path);
 }
 
 /// This node.
@@ -138,6 +146,18 @@ impl Place for Node {
     fn remove_held(&mut self, pins: &Path) -> io::Result<Removed> {
         sluice_socket::remove_held(pins)
     }
+
+    fn ask_for(&mut self, pins: &Path) -> io::Result<()> {
+        sluice_socket::ask_for(pins)
+    }
+
+    fn is_asked_for(&self, pins: &Path) -> bool {
+        sluice_socket::is_asked_for(pins)
+    }
+
+    fn let_go(&mut self, pins: &Path) {
+        sluice_socket::let_go(pins);
+    }
 }
 
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
@@ -157,6 +177,10 @@ pub(crate) struct SocketMode {
     shortage: Option<Shortage>,
     /// What an earlier agent has left and nobody looks after.
     leftovers: Option<Leftovers>,
+    /// How far this agent is in having what another one still holds.
+    heir: Heir,
+    /// How far it is in leaving it to another one.
+    holder: Holder,
 }
 
 impl SocketMode {
@@ -187,7 +211,20 @@ impl SocketMode {
             None => leftovers.and_then(|pins| Leftovers::remove(pins, &mut *place, &view)),
         };
         let (attached, waits, shortage, looked) = (None, None, None, Instant::now());
-        let mut mode = Self { place, config, attached, view, interfaces, looked, waits, shortage, leftovers };
+        let (heir, holder) = Default::default();
+        let mut mode = Self {
+            place,
+            config,
+            attached,
+            view,
+            interfaces,
+            looked,
+            waits,
+            shortage,
+            leftovers,
+            heir,
+            holder,
+        };
         // Until all is known nobody else would serve those who are served by it.
         if let Some(config) = &mode.config
             && mode.place.would_begin_anew(config)
@@ -196,12 +233,13 @@ impl SocketMode {
                 "what an earlier agent has attached goes on until all is known: its maps have another size";
             info!("{reason}");
             mode.view.set_reason(reason);
+            mode.heir = Heir::Ready;
         } else if let Attempt::Busy(_) = mode.attach(looked, writer) {
             info!(
                 "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
             );
             // It has not been asked to so far: this one is not ready to serve.
-            mode.waits = None;
+            (mode.waits, mode.heir) = (None, Heir::Ready);
         }
         mode
     }
@@ -258,14 +296,36 @@ impl SocketMode {
         }
     }
 
-    /// What is attached stays so, and another agent takes it over.
-    pub(crate) fn hand_over(&mut self) {
-        // Where somebody has removed it instead, its sockets are nobody else's.
-        self.notice_loss();
-        (self.attached, self.waits, self.shortage) = (None, None, None);
-        // They are its now.
-        self.leftovers = None;
-        self.view.set_detached("another agent has taken over");
+    /// Another agent has this one's place, and takes over what is attached, which stays so: once it asks for it, as until then nobody
+    /// else would keep it in line with what changes. To be called as long as that is so.
+    pub(crate) fn hand_over(&mut self, now: Instant) {
+        let pins = self.config.as_ref().map(|config| config.pins.clone());
+        let is_asked_for = pins.as_ref().is_some_and(|pins| self.place.is_asked_for(pins));
+        let is_to_go = self.holder.is_to_let_go(now, self.attached.is_some(), is_asked_for);
+        if is_to_go {
+            // Where somebody has removed it instead, its sockets are nobody else's.
+            self.notice_loss();
+            (self.attached, self.waits, self.shortage) = (None, None, None);
+            // They are its now.
+            (self.leftovers, self.heir) = (None, Heir::No);
+            self.view.set_detached("another agent has taken over");
+        }
+        if is_asked_for && self.attached.is_none() {
+            pins.iter().for_each(|pins| self.place.let_go(pins));
+        }
+    }
+
+    /// The other agent is gone: what this one still holds it keeps.
+    pub(crate) fn take_back(&mut self) {
+        self.holder = Holder::default();
+        if let (Some(_), Some(config)) = (&self.attached, &self.config) {
+            self.place.let_go(&config.pins);
+        }
+    }
+
+    /// Whether what is attached is about to pass from one agent to another.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.heir == Heir::Asked || self.attached.is_some() && self.holder.is_waiting()
     }
 
     /// Does what is due several times a second: looks after what is attached, where `serves` says that there is a relay that
@@ -290,7 +350,9 @@ impl SocketMode {
             self.leftovers = None;
         }
         let delay = self.shortage.as_ref().map_or(ATTACH_RETRY, Shortage::delay);
-        if self.attached.is_some() || now < self.looked + delay {
+        let is_asked_for =
+            || self.config.as_ref().is_some_and(|config| self.place.is_asked_for(&config.pins));
+        if self.attached.is_some() || !(now >= self.looked + delay || self.heir.is_due(is_asked_for)) {
             return;
         }
         self.looked = now;
@@ -300,6 +362,12 @@ impl SocketMode {
             && self.waits.is_some_and(|since| now >= since + HAND_OVER)
         {
             attempt = self.take_away(now, writer);
+        }
+        self.heir = Heir::No;
+        if let (Attempt::Busy(_), Some(config)) = (&attempt, &self.config)
+            && let Ok(()) = self.place.ask_for(&config.pins)
+        {
+            self.heir = Heir::Asked;
         }
         if let Attempt::Done = attempt {
             let routes = writer.table().routes();

@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// The same while the capture works: how late it may be noticed that it is done.
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
+/// The same while what decides at sockets passes from one agent to another: for how long nobody may look after it.
+const HAND_OVER_TICK: Duration = Duration::from_millis(10);
+
 /// A running controller.
 #[derive(Debug)]
 pub struct Controller {
@@ -103,6 +106,14 @@ impl Feed {
     /// The controller has ended.
     pub async fn apply(&self, changes: Vec<Change>) -> Result<(), ControllerEnded> {
         self.take(changes).await?;
+        self.settled().await
+    }
+
+    /// Returns when all that was handed over so far has taken effect, in the kernel too, whatever is handed over meanwhile.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub async fn settled(&self) -> Result<(), ControllerEnded> {
         let (done, is_done) = tokio::sync::oneshot::channel();
         self.messages.send(Message::Settle(done)).map_err(|_| ControllerEnded)?;
         is_done.await.map_err(|_| ControllerEnded)
@@ -158,15 +169,18 @@ impl Feed {
         let first = source.load();
         log(&first);
         // A controller that has ended is noticed by whoever holds it.
-        let _ = self.apply(first.changes).await;
+        let _ = self.take(first.changes).await;
         let feed = self.clone();
-        source.watch(POLL_INTERVAL, move |batch| {
+        // What changes while the kernel works does not wait for that.
+        let watch = source.watch(POLL_INTERVAL, move |batch| {
             log(&batch);
             match feed.send(batch.changes, None) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }
-        })
+        })?;
+        let _ = self.settled().await;
+        Ok(watch)
     }
 
     fn send(&self, changes: Vec<Change>, done: Option<Waiting>) -> Result<(), ControllerEnded> {
@@ -176,14 +190,15 @@ impl Feed {
 }
 
 fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Programming) -> u64 {
-    let mut settling: Vec<Waiting> = Vec::new();
+    // With the step after which all that came before has taken effect.
+    let mut settling: Vec<(u64, Waiting)> = Vec::new();
     let mut tick = TICK;
     loop {
         match messages.recv_timeout(tick) {
             Ok(first) => {
                 // Whatever has come in since is applied in the same step.
                 let mut changes = Vec::new();
-                let mut waiting = Vec::new();
+                let (mut waiting, mut to_settle) = (Vec::new(), Vec::new());
                 let mut batches = 0;
                 for message in std::iter::once(first).chain(messages.try_iter()) {
                     match message {
@@ -196,7 +211,7 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             let set = proxy.set_node_ports(node_ports);
                             let _ = answer.send(set.map_err(|reason| format!("{reason:#}")));
                         }
-                        Message::Settle(done) => settling.push(done),
+                        Message::Settle(done) => to_settle.push(done),
                         Message::Explain(ip, answer) => {
                             // Nobody waiting any more is fine.
                             let _ = answer.send(proxy.verdict_without_frontend(ip));
@@ -212,16 +227,19 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                     programming.taken(Instant::now(), batches, &changes);
                     proxy.take(changes);
                 }
-                answer(&mut waiting);
+                answer(waiting);
+                settling.extend(to_settle.into_iter().map(|done| (proxy.last_step(), done)));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return proxy.shut_down(Duration::ZERO),
         }
-        tick = if proxy.poll() {
-            answer(&mut settling);
-            TICK
-        } else {
-            BUSY_TICK
+        let is_in_step = !proxy.poll();
+        let is_settled = |(step, _): &mut (u64, Waiting)| !is_in_step || proxy.steps() >= *step;
+        answer(settling.extract_if(.., is_settled).map(|(_, done)| done));
+        tick = match is_in_step {
+            true => BUSY_TICK,
+            false if proxy.is_handing_over() => HAND_OVER_TICK,
+            false => TICK,
         };
         if !proxy.is_alive() {
             error!("a worker of the data plane has ended; so does the agent, to be started again whole");
@@ -230,8 +248,8 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
     }
 }
 
-fn answer(waiting: &mut Vec<Waiting>) {
-    for done in waiting.drain(..) {
+fn answer(waiting: impl IntoIterator<Item = Waiting>) {
+    for done in waiting {
         // Nobody waiting any more is fine.
         let _ = done.send(());
     }

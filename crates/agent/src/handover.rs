@@ -67,7 +67,8 @@ pub(crate) async fn wait(observer: &Observer, deadline: Instant) -> End {
         look.tick().await;
         let sight = Sight {
             is_alive: observer.is_alive(),
-            has_successor: observer.is_replaced(),
+            // Until it asks for them, this one keeps what decides at sockets up to date.
+            has_successor: observer.is_replaced() && observer.at_socket().looks().is_none(),
             sessions: observer.stats().tcp_active,
             left: deadline.saturating_duration_since(Instant::now()),
         };

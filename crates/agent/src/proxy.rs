@@ -77,6 +77,10 @@ pub struct Proxy {
     has_captured: bool,
     /// Whether everything that there was at first is decided at sockets.
     has_offered: bool,
+    /// Steps that the capture was asked to make so far.
+    begun: u64,
+    /// Something was taken in since.
+    has_taken: bool,
     affinity_expired: Instant,
     teller: Teller,
 }
@@ -182,6 +186,8 @@ impl Proxy {
             has_begun: false,
             has_captured: false,
             has_offered: false,
+            begun: 0,
+            has_taken: false,
             affinity_expired: Instant::now(),
             teller: Teller::new(config.events),
         };
@@ -211,8 +217,18 @@ impl Proxy {
             _ => {}
         });
         self.writer.apply_all(changes);
-        self.has_begun = true;
+        (self.has_begun, self.has_taken) = (true, true);
         self.advance();
+    }
+
+    /// The number of the step after which all that was taken in so far has taken effect, unless that needs none.
+    pub fn last_step(&self) -> u64 {
+        self.begun + u64::from(self.has_taken)
+    }
+
+    /// How many steps the capture has made.
+    pub fn steps(&self) -> u64 {
+        self.begun - u64::from(self.under_way.is_some())
     }
 
     /// Goes on with bringing workers and kernel in line with what the writer knows, as far as that does not mean to wait.
@@ -246,6 +262,7 @@ impl Proxy {
     /// Has the capture do what there is to do about frontends, if there is anything.
     fn begin_step(&mut self) {
         let start = Instant::now();
+        self.has_taken = false;
         let node_port_addresses = self.writer.node_port_addresses();
         if **self.node_port_addresses.load() != node_port_addresses {
             self.node_port_addresses.store(Arc::new(node_port_addresses));
@@ -264,6 +281,7 @@ impl Proxy {
         self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);
         self.open_listeners();
+        self.begun += 1;
         self.capture.begin(Step {
             withdraw: std::mem::take(&mut plan.withdraw),
             offer: std::mem::take(&mut plan.offer),
@@ -327,14 +345,17 @@ impl Proxy {
         match (was_replaced, self.is_replaced) {
             (false, true) => {
                 listeners.close(&self.dataplane);
-                self.at_socket.hand_over();
                 tenure.release();
                 info!("another agent takes new connections; those of this one go on");
             }
             (true, false) => {
+                self.at_socket.take_back();
                 info!("the other agent has ended: this one takes new connections again");
             }
             _ => {}
+        }
+        if self.is_replaced {
+            self.at_socket.hand_over(Instant::now());
         }
     }
 
@@ -358,8 +379,11 @@ impl Proxy {
             self.follow_interfaces();
             self.follow_tenure();
             self.open_listeners();
-            // From then on there is a way for what is left to the relay, and somebody who takes it.
-            let serves = self.has_offered && self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
+            // From then on there is a way for what is left to the relay, and somebody who takes it: this agent or the one that
+            // has its place.
+            let has_relay =
+                self.is_replaced || self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
+            let serves = self.has_offered && has_relay;
             self.at_socket.keep(now, serves);
         }
         self.teller.sum_up(now);
@@ -368,6 +392,11 @@ impl Proxy {
             self.writer.expire_affinity(now);
         }
         !self.has_begun || self.advance()
+    }
+
+    /// Whether what decides at sockets is passing from one agent to another, which is to be soon over: poll it often.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.at_socket.is_handing_over()
     }
 
     /// Which changes have taken effect. Whoever hands some over says there which.

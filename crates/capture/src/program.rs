@@ -43,7 +43,9 @@ pub enum Error {
         message: String,
     },
     /// Somebody ended it, most likely the kernel, for want of memory.
-    #[error("{program} was ended by signal {signal}; is memory short (dmesg says so, or the limit of the pod does)?")]
+    #[error(
+        "{program} was ended by signal {signal}; is memory short (dmesg says so, or the limit of the pod does)?"
+    )]
     Killed {
         /// The program.
         program: &'static str,

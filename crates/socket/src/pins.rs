@@ -40,6 +40,8 @@ impl Pins {
             }
         };
         fs::create_dir_all(&directory).map_err(Error::system(format!("making {}", directory.display())))?;
+        // Whoever asked for it has it now, or comes too late.
+        let_go(root);
         Ok(Self { root: root.into(), directory, _lock: lock })
     }
 
@@ -50,6 +52,32 @@ impl Pins {
         let _ = fs::remove_dir(&self.root);
         Ok(())
     }
+}
+
+/// A directory in that of all pins, by which an agent says that it is ready to have them.
+const ASKED_FOR: &str = "asked_for";
+
+/// Asks whoever holds what is pinned below `pins` to let go of it, now that it would not be missed. Until then that one is to
+/// keep it in line with what changes.
+///
+/// # Errors
+/// There are none, or it cannot be said there.
+pub fn ask_for(pins: &Path) -> io::Result<()> {
+    match fs::create_dir(pins.join(ASKED_FOR)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Whether somebody has asked for them, and nobody has let go since.
+pub fn is_asked_for(pins: &Path) -> bool {
+    pins.join(ASKED_FOR).exists()
+}
+
+/// Says that they are not held any more, or that nobody is to have them.
+pub fn let_go(pins: &Path) {
+    // That there is none is as good.
+    let _ = fs::remove_dir(pins.join(ASKED_FOR));
 }
 
 /// Where a layout has its pins.
@@ -169,6 +197,20 @@ pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pins_are_asked_for_until_somebody_lets_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let pins = directory.path();
+        assert!(ask_for(&pins.join("none")).is_err() && !is_asked_for(&pins.join("none")));
+        for _ in 0..2 {
+            ask_for(pins).unwrap();
+            assert!(is_asked_for(pins));
+        }
+        let_go(pins);
+        assert!(!is_asked_for(pins));
+        let_go(pins);
+    }
 
     #[test]
     fn what_was_removed_after_it_was_opened_is_not_held() {

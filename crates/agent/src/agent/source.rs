@@ -55,16 +55,19 @@ impl Source {
             Self::Apiserver(source, mut batches) => {
                 let feed = feed.clone();
                 let task = tokio::spawn(async move {
-                    let mut is_ready = false;
+                    let mut observer = Some(observer);
                     while let Some(changes) = batches.recv().await {
-                        // Endpoints do not wait for what the kernel does about frontends.
-                        let taken =
-                            if is_ready { feed.take(changes).await } else { feed.apply(changes).await };
-                        if taken.is_err() {
+                        // Endpoints do not wait for what the kernel does about frontends, those of the first ones neither.
+                        if feed.take(changes).await.is_err() {
                             return;
                         }
-                        if !std::mem::replace(&mut is_ready, true) {
-                            say_ready(&observer);
+                        if let Some(observer) = observer.take() {
+                            let feed = feed.clone();
+                            tokio::spawn(async move {
+                                if feed.settled().await.is_ok() {
+                                    say_ready(&observer);
+                                }
+                            });
                         }
                     }
                 });
@@ -109,6 +112,9 @@ fn say_ready(observer: &Observer) {
     if observer.capture_failing_for().is_none() {
         info!(frontends, unserved, "ready");
     } else {
-        warn!(frontends, unserved, "not ready: everything is known, but the kernel's rules are not as they are to be");
+        warn!(
+            frontends,
+            unserved, "not ready: everything is known, but the kernel's rules are not as they are to be"
+        );
     }
 }

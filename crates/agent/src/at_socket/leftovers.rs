@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::{ATTACH_RETRY, HAND_OVER, Place, View, warn_of_left};
+use super::{ATTACH_RETRY, HAND_OVER, Heir, Place, View, warn_of_left};
 
 /// What could not be removed so far.
 pub(super) struct Leftovers {
@@ -16,6 +16,7 @@ pub(super) struct Leftovers {
     looked: Instant,
     /// Since when this agent has all of what the other one has, but for this.
     waits: Option<Instant>,
+    heir: Heir,
     /// What was said before.
     reason: Option<Arc<String>>,
 }
@@ -42,7 +43,7 @@ impl Leftovers {
                 view.set_reason(&format!(
                     "an earlier agent's programs still decide about connections: {error}"
                 ));
-                Some(Self { pins, looked: Instant::now(), waits: None, reason })
+                Some(Self { pins, looked: Instant::now(), waits: None, heir: Heir::Ready, reason })
             }
         }
     }
@@ -50,7 +51,7 @@ impl Leftovers {
     /// Tries again, if that is due; whether there is nothing left. From an agent that does not let go it is taken away: this one has
     /// its place.
     pub(super) fn keep(&mut self, now: Instant, place: &mut dyn Place, view: &View) -> bool {
-        if now < self.looked + ATTACH_RETRY {
+        if now < self.looked + ATTACH_RETRY && !self.heir.is_due(|| place.is_asked_for(&self.pins)) {
             return false;
         }
         self.looked = now;
@@ -61,7 +62,11 @@ impl Leftovers {
         } else {
             place.remove(&self.pins)
         };
-        let Ok(removed) = removed else { return false };
+        let Ok(removed) = removed else {
+            let is_asked = place.ask_for(&self.pins).is_ok();
+            self.heir = if is_asked { Heir::Asked } else { Heir::No };
+            return false;
+        };
         info!("nothing is decided at sockets any more: what an earlier agent has left is removed");
         warn_of_left(removed.left.as_deref());
         view.restore_reason(self.reason.take());

@@ -15,13 +15,14 @@ struct Failing {
     /// Whether somebody holds it.
     is_held: Arc<AtomicBool>,
     is_of_another_size: bool,
+    is_asked_for: Arc<AtomicBool>,
 }
 
 impl Failing {
     fn new(hindrance: Hindrance) -> Self {
         let (attempts, removals, taken) = Default::default();
-        let is_held = Arc::default();
-        Self { hindrance, attempts, removals, taken, is_held, is_of_another_size: false }
+        let (is_held, is_asked_for) = Default::default();
+        Self { hindrance, attempts, removals, taken, is_held, is_of_another_size: false, is_asked_for }
     }
 
     fn start(&self, writer: &mut Writer) -> SocketMode {
@@ -66,14 +67,26 @@ impl Place for Failing {
         self.taken.fetch_add(1, Ordering::SeqCst);
         Ok(Removed { was_there: true, left: None })
     }
+
+    fn ask_for(&mut self, pins: &Path) -> io::Result<()> {
+        assert_eq!(pins, "/pins");
+        self.is_asked_for.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn is_asked_for(&self, _: &Path) -> bool {
+        self.is_asked_for.load(Ordering::SeqCst)
+    }
+
+    fn let_go(&mut self, _: &Path) {
+        self.is_asked_for.store(false, Ordering::SeqCst);
+    }
 }
 
-/// Socket mode that another agent has, as long as this one looks; it is time to look again. And how often it has looked.
+/// Socket mode that another agent has, as long as this one looks. And how often it has looked.
 pub(crate) fn busy(writer: &mut Writer) -> (SocketMode, Arc<AtomicU64>) {
     let place = Failing::new(Hindrance::Busy);
-    let mut mode = place.start(writer);
-    mode.looked = mode.looked.checked_sub(ATTACH_RETRY).expect("the machine runs for longer than that");
-    (mode, place.attempts)
+    (place.start(writer), place.attempts)
 }
 
 #[test]
@@ -154,9 +167,9 @@ fn what_another_agent_has_left_is_removed_once_it_lets_go_where_nothing_is_to_be
             mode.take_over(start + Duration::from_secs(seconds), &mut writer);
             (place.removals(), why(&mode).is_some_and(|why| why.starts_with("an earlier agent")))
         };
-        assert_eq!([after(0), after(1), after(2)], [(1, true), (2, true), (3, true)]);
+        assert_eq!([after(0), after(1), after(2)], [(2, true), (3, true), (4, true)]);
         place.is_held.store(false, Ordering::SeqCst);
-        assert_eq!([after(3), after(4)], [(4, false), (4, false)]);
+        assert_eq!([after(3), after(4)], [(5, false), (5, false)]);
         assert_eq!(why(&mode).as_deref(), reason);
     }
     assert_eq!(lasting.taken(), 0);
@@ -186,6 +199,23 @@ fn what_an_earlier_agent_has_attached_goes_on_until_all_is_known_where_maps_are_
     assert_eq!((place.attempts(), place.removals()), (0, 0));
     assert!(mode.view().reason().unwrap().starts_with("what an earlier agent has attached goes on"));
     // All is known.
-    mode.take_over(mode.looked + ATTACH_RETRY, &mut writer);
+    mode.take_over(mode.looked, &mut writer);
     assert_eq!((place.attempts(), place.removals()), (1, 0));
+}
+
+#[test]
+fn what_another_agent_holds_is_asked_for_and_had_as_soon_as_it_lets_go() {
+    let place = Failing::new(Hindrance::Busy);
+    let mut writer = Writer::new(WriterConfig::new("here"));
+    let mut mode = place.start(&mut writer);
+    let now = mode.looked;
+    assert!(!place.is_asked_for.load(Ordering::SeqCst) && !mode.is_handing_over(), "not before all is known");
+    for _ in 0..3 {
+        mode.take_over(now, &mut writer);
+        assert!(place.is_asked_for.load(Ordering::SeqCst) && mode.is_handing_over());
+        assert_eq!(place.attempts(), 2);
+    }
+    place.is_asked_for.store(false, Ordering::SeqCst);
+    mode.take_over(now, &mut writer);
+    assert_eq!(place.attempts(), 3);
 }

@@ -49,7 +49,7 @@ impl Capture for Restless {
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 /// A Service, with another port than those with other numbers.
@@ -87,7 +87,47 @@ fn restless(steps: u16) -> (Vec<Seen>, Controller) {
     let controller = Controller::start(proxy).unwrap();
     feed.set(controller.feed().clone()).unwrap();
     block_on(controller.feed().apply(vec![service(steps)])).unwrap();
-    (steps_seen.try_iter().collect(), controller)
+    let seen = steps_seen.iter().take(usize::from(steps) + 1).collect();
+    block_on(controller.feed().settled()).unwrap();
+    (seen, controller)
+}
+
+/// A capture whose steps take until they may go on, and in the first of which somebody changes something.
+struct Held {
+    feed: Arc<OnceLock<Feed>>,
+    is_first: bool,
+    may_go_on: mpsc::Receiver<()>,
+}
+
+impl Capture for Held {
+    fn change(&mut self, _: CaptureChange<'_>, _: Instant) {
+        let _ = self.may_go_on.recv();
+        if std::mem::take(&mut self.is_first) {
+            block_on(self.feed.get().unwrap().take(vec![service(2)])).unwrap();
+        }
+    }
+
+    fn keep(&mut self, _: Instant) {}
+}
+
+#[test]
+fn who_waits_for_what_came_before_does_not_wait_for_what_came_after() {
+    let mut proxy = proxy();
+    let (feed, (go_on, may_go_on)) = (Arc::<OnceLock<Feed>>::default(), mpsc::channel());
+    let capture = Held { feed: Arc::clone(&feed), is_first: true, may_go_on };
+    proxy.capture = Background::start(Box::new(capture)).unwrap();
+    let controller = Controller::start(proxy).unwrap();
+    feed.set(controller.feed().clone()).unwrap();
+    block_on(controller.feed().take(vec![service(1)])).unwrap();
+    let settled = async {
+        let settled = tokio::time::timeout(Duration::from_secs(60), controller.feed().settled());
+        // In this order: it is asked before there is more.
+        tokio::join!(settled, async { go_on.send(()).unwrap() }).0
+    };
+    assert_eq!(block_on(settled).ok(), Some(Ok(())), "the second step still takes its time");
+    drop(go_on);
+    block_on(controller.feed().settled()).unwrap();
+    assert_eq!(controller.programming().pending_for(Instant::now()), None);
 }
 
 #[test]

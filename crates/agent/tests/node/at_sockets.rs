@@ -51,6 +51,20 @@ impl Sockets {
     /// The same where a command is the program, or runs it.
     pub(crate) fn start_by(
         &self,
+        command: Command,
+        number: u8,
+        capture: &str,
+        cgroup: Option<&Path>,
+        pins: &Path,
+    ) -> Agent {
+        let agent = self.spawn(command, number, capture, cgroup, pins);
+        agent.wait_for(READY);
+        agent
+    }
+
+    /// The same, and does not wait until it is ready.
+    pub(crate) fn spawn(
+        &self,
         mut command: Command,
         number: u8,
         capture: &str,
@@ -69,7 +83,7 @@ impl Sockets {
         command.arg("--socket-pins").arg(pins);
         // The lab's have no names.
         command.args(["--socket-namespaces=", "--service-metrics", "endpoint", "--grace-period", "1"]);
-        Agent::start(command, &self.scene.lab, self.scene.manifests().parent().unwrap(), number)
+        Agent::spawn(command, &self.scene.lab, self.scene.manifests().parent().unwrap(), number)
     }
 }
 
@@ -82,15 +96,19 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Starts one on the node, with its files in a directory, and waits until it is ready.
-    pub(crate) fn start(mut command: Command, lab: &Lab, directory: &Path, number: u8) -> Self {
+    pub(crate) fn start(command: Command, lab: &Lab, directory: &Path, number: u8) -> Self {
+        let agent = Self::spawn(command, lab, directory, number);
+        agent.wait_for(READY);
+        agent
+    }
+
+    fn spawn(mut command: Command, lab: &Lab, directory: &Path, number: u8) -> Self {
         let admin = directory.join(format!("admin-{number}.sock"));
         let log = directory.join(format!("log-{number}"));
         let out = File::create(&log).unwrap();
         command.arg("--admin-socket").arg(&admin);
         command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        let agent = Self { child: lab.node().ns.run(|| command.spawn()).unwrap(), admin, log };
-        agent.wait_for(READY);
-        agent
+        Self { child: lab.node().ns.run(|| command.spawn()).unwrap(), admin, log }
     }
 
     /// How many files it has open.

@@ -1,13 +1,11 @@
 //! Services that change while others, and they themselves, are used.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
 use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Outcome, PATIENCE, SILENCE};
 
 use crate::manifests::{PORT, Service, cluster_ip, node_port};
 use crate::scene::{Conversation, READY, Scene, until, well};
+use crate::slow_nft::SlowNft;
 
 /// A Service is added, changed and removed so often, all in all.
 const CHANGES: usize = 50;
@@ -94,26 +92,18 @@ fn an_open_connection_outlives_its_endpoint_and_its_service() {
     all_say("without its Service");
 }
 
-/// The program nft may take half a minute where others change nftables all the time.
 #[test]
 fn endpoints_change_while_nft_takes_its_time() {
-    // Waits for as long as there is a file, and says that it does.
-    const NFT: &str = "#!/bin/sh\ncd ${0%/*}\nwhile [ -e slow ]; do : > waits; sleep 0.02; done\nPATH=$REAL_PATH exec nft \"$@\"\n";
-    let directory = tempfile::tempdir().unwrap();
-    let (nft, slow, waits) =
-        (directory.path().join("nft"), directory.path().join("slow"), directory.path().join("waits"));
-    fs::write(&nft, NFT).unwrap();
-    fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
-    let path = std::env::var("PATH").unwrap();
+    let nft = SlowNft::new();
     let scene = Scene::new();
     let mut command = scene.command();
-    command.env("REAL_PATH", &path).env("PATH", format!("{}:{path}", directory.path().display()));
+    nft.of(&mut command);
     let agent = well(scene.lab.node().spawn(&command));
     well(agent.wait_for(READY, PATIENCE));
 
-    fs::write(&slow, "").unwrap();
+    nft.slow_down();
     scene.apply(&scene.service(CHANGING));
-    until("nft runs", || waits.exists());
+    until("nft runs", || nft.is_waited_for());
     let ask = |number| scene.lab.pod(0).ask(Protocol::Tcp, cluster_ip(number, Family::V4), SILENCE);
     for host in [scene.lab.other_pod(0), scene.lab.pod(1)] {
         let (here, there) = (scene.lab.pod(1), scene.lab.other_pod(0));
@@ -125,6 +115,6 @@ fn endpoints_change_while_nft_takes_its_time() {
         until("the endpoint has changed", || (0..4).all(|_| ask(1).by() == Some(&*host.name)));
         assert_eq!(ask(CHANGING).by(), None, "which waits for nft");
     }
-    fs::remove_file(&slow).unwrap();
+    nft.go_on();
     until("the new Service is served", || ask(CHANGING).by().is_some());
 }

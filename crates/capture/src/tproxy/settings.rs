@@ -196,7 +196,9 @@ impl Settings {
 
     fn note_unrecorded(&mut self, now: Instant, error: &Error) {
         if self.retry.failed(now, error) {
-            warn!("`sluice cleanup` would not set everything back: it cannot be written down so far: {error}");
+            warn!(
+                "`sluice cleanup` would not set everything back: it cannot be written down so far: {error}"
+            );
         }
     }
 }
