@@ -58,7 +58,8 @@ pub enum IdChange {
 pub struct Stats {
     /// Frontends that the programs know.
     pub frontends: usize,
-    /// Sets, those included that wait to be used again; so are the next two.
+    /// Sets. What is not in use any more and waits for a barrier is had as soon as it is needed, so neither this nor what follows
+    /// has it.
     pub sets: usize,
     /// Endpoints, counted in each set.
     pub endpoints: usize,
@@ -250,11 +251,13 @@ impl<K: Kernel> Maps<K> {
 
     /// How much there is.
     pub fn stats(&self) -> Stats {
+        let waiting = [&self.dropped, &self.retired];
+        let but = |given: usize, of: fn(&Retired) -> usize| given.saturating_sub(waiting.map(of).iter().sum());
         Stats {
             frontends: self.placed.len(),
-            sets: self.set_ids.given(),
-            endpoints: self.endpoint_ids.given(),
-            slots: self.ranges.given() as usize,
+            sets: but(self.set_ids.given(), |retired| retired.sets.len()),
+            endpoints: but(self.endpoint_ids.given(), |retired| retired.endpoints.len()),
+            slots: but(self.ranges.given() as usize, Retired::slots),
             waiting: self.waiting.len(),
             failures: self.failures,
             clients: 0,

@@ -19,7 +19,8 @@ impl Range {
         Self { base, order: order(count) }
     }
 
-    fn len(self) -> u32 {
+    /// How many slots it has.
+    pub(crate) fn len(self) -> u32 {
         1 << self.order
     }
 }

@@ -53,13 +53,13 @@ fn encode_sizes(encoder: &mut DescriptorEncoder<'_>, stats: Stats, capacity: Cap
         ("slots", "Places in sets", stats.slots, capacity.slots),
         (
             "affinity_clients",
-            "Clients that keep their endpoint, once for each set",
+            "Clients that keep their endpoint, or are about to be forgotten, once for each set",
             stats.clients,
             stats.most_clients,
         ),
     ];
     for (name, what, number, capacity) in parts {
-        let help = format!("{what} that the programs know, or that wait to be used again");
+        let help = format!("{what} that the programs know");
         gauge(encoder, &format!("socket_{name}"), &help, number as f64)?;
         let help = format!("{what} that there is room for");
         gauge(encoder, &format!("socket_{name}_capacity"), &help, f64::from(capacity))?;

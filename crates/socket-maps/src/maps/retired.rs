@@ -19,6 +19,10 @@ impl Retired {
         self.sets.is_empty() && self.ranges.is_empty() && self.endpoints.is_empty()
     }
 
+    pub(super) fn slots(&self) -> usize {
+        self.ranges.iter().map(|range| range.len() as usize).sum()
+    }
+
     pub(super) fn append(&mut self, other: &mut Self) {
         self.sets.append(&mut other.sets);
         self.ranges.append(&mut other.ranges);

@@ -296,6 +296,9 @@ fn churn_leaves_nothing_behind() {
         }
         assert_eq!(maps.stats().waiting, 0, "round {round}");
     }
+    // Whether or not there was a barrier since.
+    let used = maps.stats();
+    assert_eq!((used.sets, used.endpoints, used.slots), (0, 0, 0));
     maps.reclaim();
     let Stats { frontends, sets, endpoints, slots, .. } = maps.stats();
     assert_eq!((frontends, sets, endpoints, slots), (0, 0, 0, 0));
