@@ -25,6 +25,7 @@ use crate::events::{About, Events, Happening, Kind};
 use crate::health::Health;
 use crate::health_checks::HealthChecks;
 use crate::healthz::{Healthz, Probes};
+use crate::heap::Heap;
 use crate::listen::{Opening, Place};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
@@ -74,6 +75,7 @@ struct Serving<'a> {
     following: Following,
     events: Events,
     trouble: CaptureTrouble,
+    heap: Heap,
     health_checks: HealthChecks,
     healthz: Option<Healthz>,
     inside: Arc<Inside>,
@@ -167,6 +169,7 @@ impl<'a> Serving<'a> {
             following,
             events,
             trouble: CaptureTrouble::default(),
+            heap: Heap::new(started),
             health_checks,
             healthz,
             inside,
@@ -196,6 +199,10 @@ impl<'a> Serving<'a> {
             self.events.say(trouble);
         }
         self.health_checks.update(self.observer.node_port_addresses().to_vec());
+        let changes = self.controller.programming().numbers();
+        if self.heap.is_due(changes.services.total + changes.endpoints.total, Instant::now()) {
+            tokio::task::spawn_blocking(sluice_sys::memory::give_back);
+        }
         if !self.controller.is_alive() {
             bail!("the data plane has broken down");
         }

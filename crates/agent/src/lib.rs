@@ -24,6 +24,7 @@ mod handover;
 mod health;
 pub mod health_checks;
 mod healthz;
+mod heap;
 pub mod listen;
 pub mod logging;
 mod metrics;

@@ -252,7 +252,8 @@ impl<K: Kernel> Maps<K> {
     /// How much there is.
     pub fn stats(&self) -> Stats {
         let waiting = [&self.dropped, &self.retired];
-        let but = |given: usize, of: fn(&Retired) -> usize| given.saturating_sub(waiting.map(of).iter().sum());
+        let but =
+            |given: usize, of: fn(&Retired) -> usize| given.saturating_sub(waiting.map(of).iter().sum());
         Stats {
             frontends: self.placed.len(),
             sets: but(self.set_ids.given(), |retired| retired.sets.len()),

@@ -3,5 +3,6 @@
 
 pub mod bpf;
 pub mod local_port;
+pub mod memory;
 pub mod tcp;
 pub mod udp;

@@ -1,0 +1,67 @@
+//! When the allocator is asked to give back what it holds and nobody uses: what many objects took, and the lists that they came in,
+//! would stay with the agent for good. Pure.
+
+use std::time::{Duration, Instant};
+
+/// So many changes of objects are worth it: those of less leave little behind.
+const MANY: u64 = 1_000;
+
+/// It is asked once there were no more of them for so long, as it takes milliseconds.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Where there are always more it is asked after so long.
+const LONG: Duration = Duration::from_secs(300);
+
+/// How many changes there were.
+#[derive(Debug)]
+pub(crate) struct Heap {
+    /// When it was last asked.
+    asked_at: u64,
+    asked: Instant,
+    /// When this was last looked at, and since when there were no more.
+    seen: u64,
+    quiet_since: Instant,
+}
+
+impl Heap {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { asked_at: 0, asked: now, seen: 0, quiet_since: now }
+    }
+
+    /// Whether to ask, where there were so many changes so far.
+    pub(crate) fn is_due(&mut self, changes: u64, now: Instant) -> bool {
+        if std::mem::replace(&mut self.seen, changes) != changes {
+            self.quiet_since = now;
+        }
+        let is_time = now >= self.quiet_since + QUIET || now >= self.asked + LONG;
+        let is_due = is_time && changes >= self.asked_at + MANY;
+        if is_due {
+            (self.asked_at, self.asked) = (changes, now);
+        }
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_asked_after_many_changes_once_there_are_no_more() {
+        let start = Instant::now();
+        let mut heap = Heap::new(start);
+        let mut at = |seconds, changes| heap.is_due(changes, start + Duration::from_secs(seconds));
+        assert!(!at(0, 0) && !at(60, 0) && !at(100, MANY - 1) && !at(200, MANY - 1), "few");
+        assert!(!at(201, MANY) && !at(205, MANY), "they may go on");
+        assert!(at(206, MANY) && !at(207, MANY) && !at(500, MANY), "once");
+        assert!(!at(900, 2 * MANY - 1) && !at(910, 2 * MANY - 1));
+    }
+
+    #[test]
+    fn where_there_are_always_more_it_is_asked_now_and_then() {
+        let start = Instant::now();
+        let mut heap = Heap::new(start);
+        let due = (0..1_000).filter(|n| heap.is_due(10 * n, start + Duration::from_secs(*n)));
+        assert_eq!(due.collect::<Vec<_>>(), [300, 600, 900]);
+    }
+}
