@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::UdpSocket;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -366,9 +366,9 @@ impl Living for Attached {
     }
 }
 
-/// The network namespace of this thread.
+/// The network namespace of this thread. Any socket of it says so: one of a kind that needs no port, as there may be none left.
 pub(crate) fn own_namespace() -> io::Result<u64> {
-    bpf::netns_cookie(UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?.as_fd())
+    bpf::netns_cookie(UnixDatagram::unbound()?.as_fd())
 }
 
 /// Reads an element of `N` words. One that is not there reads as zeros.

@@ -172,8 +172,7 @@ fn links(directories: &[PathBuf]) -> io::Result<impl Iterator<Item = PathBuf>> {
 /// Moves this thread there; which one that is.
 pub(crate) fn enter(namespace: &File) -> io::Result<u64> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let socket = UdpSocket::bind("0.0.0.0:0").or_else(|_| UdpSocket::bind("[::]:0"))?;
-    bpf::netns_cookie(socket.as_fd())
+    own_namespace()
 }
 
 /// What the kernel answers whom it does not let end sockets, or where it cannot: it will say so again.

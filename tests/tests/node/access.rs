@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_table::NodePortAddresses;
-use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Wiring};
 use sluice_tests::wait;
 
 use super::hosts::{add_service, families_and_protocols, host_named, lab, serve, world};
@@ -86,24 +86,28 @@ fn ports_that_a_service_does_not_have_are_refused_and_addresses_that_none_has_ar
 
 #[test]
 fn a_udp_client_is_refused_where_its_endpoints_port_is_closed() {
-    let mut world = World::new(lab(), |_| {});
-    for (number, name, on) in [(1, "other-pod-0", "other"), (2, "pod-1", "node")] {
-        let endpoint = host_named(&world.lab, name).clone();
-        let service = Change::Apply(service(number, TrafficPolicy::Cluster).into());
-        world.apply([service].into_iter().chain(slices(number, &[(&endpoint, on)])).collect::<Vec<_>>());
-    }
-    for (family, number) in FAMILIES.into_iter().flat_map(|family| [1, 2].map(|number| (family, number))) {
-        for (host, kind) in [
-            (world.lab.pod(0), Kind::ClusterIp),
-            (world.lab.node(), Kind::ClusterIp),
-            (world.lab.outside(), Kind::NodePort),
-        ] {
-            let outcome = host.ask(Protocol::Udp, world.address(kind, number, family), PATIENCE);
-            assert_eq!(outcome, Outcome::Refused, "{family} {} Service {number}", host.name);
+    for wiring in [Wiring::Routed, Wiring::Bridged] {
+        let lab = Lab::builder().wiring(wiring).build().unwrap_or_else(|error| panic!("{error}"));
+        let mut world = World::new(lab, |_| {});
+        for (number, name, on) in [(1, "other-pod-0", "other"), (2, "pod-1", "node")] {
+            let endpoint = host_named(&world.lab, name).clone();
+            let service = Change::Apply(service(number, TrafficPolicy::Cluster).into());
+            world.apply([service].into_iter().chain(slices(number, &[(&endpoint, on)])).collect::<Vec<_>>());
         }
+        for (family, number) in FAMILIES.into_iter().flat_map(|family| [1, 2].map(|number| (family, number)))
+        {
+            for (host, kind) in [
+                (world.lab.pod(0), Kind::ClusterIp),
+                (world.lab.node(), Kind::ClusterIp),
+                (world.lab.outside(), Kind::NodePort),
+            ] {
+                let outcome = host.ask(Protocol::Udp, world.address(kind, number, family), PATIENCE);
+                assert_eq!(outcome, Outcome::Refused, "{wiring:?} {family} {} Service {number}", host.name);
+            }
+        }
+        // Counted once it is sent: a client may be faster than that.
+        wait::until("every refusal is counted", || world.proxy().stats().udp_refusals == 12);
     }
-    // Counted once it is sent: a client may be faster than that.
-    wait::until("every refusal is counted", || world.proxy().stats().udp_refusals == 12);
 }
 
 #[test]

@@ -318,6 +318,28 @@ fn a_full_set_cuts_nobody_off() {
     }
 }
 
+/// As many addresses may be forged.
+#[test]
+fn where_every_set_that_clients_are_in_is_full_nobody_is_cut_off_on_a_bridge() {
+    let world = world(|lab| lab.pod(1));
+    let host = world.lab.pod(1);
+    let _server = host.serve(BACKEND).unwrap();
+    fill(&world, BRIDGE);
+    let clients = (0..1 << 16).map(|number: u32| {
+        format!("192.0.2.7 . udp . {} . 192.0.2.{} timeout 1h, ", 1 + number % 40_000, number / 40_000)
+    });
+    let script = format!("add element bridge sluice crowd4 {{ {} }}\n", clients.collect::<String>());
+    world.lab.node().ns.nft_file(&script).unwrap();
+    let (client, to) = (world.lab.pod(0), world.address(Kind::ClusterIp, 1, Family::V4));
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for to in [to, (host.ip(Family::V4), BACKEND).into()] {
+            let outcome = client.ask(protocol, to, PATIENCE);
+            assert_eq!(outcome.by(), Some(host.name.as_str()), "{protocol} {to}: {outcome:?}");
+        }
+    }
+    until_counted(&world, "what was not remembered", |stats| stats.answers_full > 0);
+}
+
 /// Waits until the capture has seen something.
 fn until_counted(world: &World, what: &str, is_so: impl Fn(Stats) -> bool) {
     let observer = world.proxy().observer();

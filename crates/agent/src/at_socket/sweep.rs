@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A look is followed by a pause of so many times its length: it takes no more than a twentieth of a processor.
 const REST: u32 = 20;
 
+/// And no longer than this: where others have the processors a look takes long that takes little.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
 /// What has failed is tried again after a pause, and after twice as long each time, up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
 
@@ -204,7 +207,7 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
         let has_left = done.as_ref().is_ok_and(|done| done.refused + done.unreached > 0);
         let trouble = judge(done, swept);
         let end = Instant::now();
-        not_before = end + pause.max((end - start) * REST);
+        not_before = end + rest(end - start, pause);
         match &trouble {
             // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
             Some(trouble) if retry == Some(pause) => {
@@ -238,6 +241,11 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
         }
         retry = trouble.map(|_| retry.map_or(pause, |last| LONGEST_RETRY.min(last * 2)));
     }
+}
+
+/// How long to pause after a look that took so long.
+fn rest(took: Duration, least: Duration) -> Duration {
+    took.saturating_mul(REST).min(LONGEST_PAUSE).max(least)
 }
 
 /// Counts what came of a look; what is wrong, with what helps.
@@ -291,6 +299,12 @@ mod tests {
 
     const QUICK: Pace =
         Pace { pause: Duration::from_millis(1), absence: LONGEST_ABSENCE, forgotten: LONGEST_ABSENCE };
+
+    #[test]
+    fn a_look_is_followed_by_a_pause_that_grows_with_it_up_to_a_bound() {
+        let pauses = [1, 200, 20_000, u64::MAX].map(|took| rest(Duration::from_millis(took), PAUSE));
+        assert_eq!(pauses, [PAUSE, Duration::from_secs(4), LONGEST_PAUSE, LONGEST_PAUSE]);
+    }
 
     #[test]
     fn what_has_failed_is_tried_again_and_what_came_meanwhile_is_one_look() {

@@ -78,9 +78,10 @@ impl Bound {
                  they end when their Service does. To mend it: see which process has so many (ss --tcp --numeric)"
             ),
             Self::Answers => format!(
-                "{packets} packets to endpoints on bridges were not remembered one by one: the set answers is full, and \
-                 all that these endpoints send to the same clients takes the way through the node, which is slower. \
-                 To mend it: see who has so many (nft list set {BRIDGE} {TABLE} answers4, the last address of each)"
+                "{packets} packets to endpoints on bridges were not remembered one by one: the set answers4 or answers6 is \
+                 full, and all that these endpoints send to the same clients, or to anybody, takes the way through the node, \
+                 which is slower. To mend it: see who has so many (nft list set {BRIDGE} {TABLE} answers4, the last \
+                 address of each)"
             ),
         }
     }

@@ -172,6 +172,23 @@ fn a_namespace_without_a_process_is_found_by_its_name_wherever_that_is() {
     assert_eq!(socket.peer_addr().unwrap_err().kind(), io::ErrorKind::NotConnected);
 }
 
+/// As a pod may use up all that it may choose from.
+#[test]
+fn a_namespace_without_a_free_port_is_found_all_the_same() {
+    let (node, _kernel, census, to) = serving_one();
+    let _process = Process::of(&node.pod);
+    let range = "/proc/sys/net/ipv4/ip_local_port_range";
+    let _taken = node.pod.run(|| {
+        std::fs::write(range, "40000 40001").unwrap();
+        [40_000, 40_001].map(|port| UdpSocket::bind(("::", port)).unwrap())
+    });
+    assert!(node.pod.run(|| UdpSocket::bind("0.0.0.0:0")).is_err());
+    let socket = node.pod.run(|| UdpSocket::bind("0.0.0.0:30000").unwrap());
+    node.pod.run(|| socket.connect(to)).unwrap();
+    let ended = census.end_datagram_sockets(|_| true).unwrap();
+    assert_eq!(ended, EndedSockets { ended: 1, ..EndedSockets::default() });
+}
+
 /// Binds a socket to an interface, as any process may.
 fn bind_to_device(socket: &UdpSocket, name: &str) {
     SockRef::from(socket).bind_device(Some(name.as_bytes())).unwrap();
