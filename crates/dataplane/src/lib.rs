@@ -19,6 +19,8 @@ mod local_ports;
 mod stats;
 mod tcp;
 #[cfg(test)]
+mod test_core;
+#[cfg(test)]
 mod test_table;
 mod throttle;
 mod timers;

@@ -469,3 +469,6 @@ impl Session {
         step
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,11 +9,7 @@ use sluice_table::{FrontendKey, Writer};
 use super::*;
 use crate::Config;
 use crate::client::ClientKey;
-use crate::core::Says;
-use crate::local_ports::LocalPorts;
-use crate::tcp::port_shares::PortShares;
-use crate::test_table;
-use crate::timers::Timers;
+use crate::{test_core, test_table};
 
 /// More than are opened in a few turns, and fewer than a socket's queue has room for without privileges.
 const FLOOD: usize = 300;
@@ -50,22 +46,7 @@ impl World {
         let endpoints = [others, &[endpoint.local_addr().unwrap()]].concat();
         let writer = test_table::writer(frontend, Protocol::Udp, &endpoints);
         let poll = Poll::new().unwrap();
-        let mut core = Core {
-            registry: poll.registry().try_clone().unwrap(),
-            timers: Timers::default(),
-            reader: writer.table().reader(),
-            stats: Arc::default(),
-            descriptors: Descriptors::new(4 * FLOOD),
-            local_ports: LocalPorts::with_range(32_768..=60_999),
-            port_shares: PortShares::new(100, 0, 1),
-            exhausted: Default::default(),
-            marks: None,
-            half_closed_idle: Config::HALF_CLOSED_IDLE,
-            log: None,
-            service_times: true,
-            says: Says::default(),
-            now: Instant::now(),
-        };
+        let mut core = test_core::core(&poll, &writer, 4 * FLOOD);
         let mut relay = relay(&core, 4 * FLOOD);
         relay.listen(listener, ListenerKind::Bound, &mut core).unwrap();
         Self { relay, core, frontend, endpoint, _writer: writer, poll }

@@ -1,0 +1,105 @@
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use mio::Poll;
+use sluice_table::{Client, FrontendKey, Origin, Writer};
+use socket2::SockRef;
+
+use super::*;
+use crate::descriptors::Descriptors;
+use crate::tcp::direction::BUFFER_SIZE;
+use crate::tcp::pipe::PipePool;
+use crate::token::Slots;
+use crate::{test_core, test_table};
+
+const ANY: &str = "127.0.0.1:0";
+
+/// How often things are tried that need the kernel to get on.
+const PATIENCE: usize = 1_000_000;
+
+/// What a session needs of a worker, and a Service with one endpoint.
+struct World {
+    core: Core,
+    tools: Tools,
+    frontend: SocketAddr,
+    _writer: Writer,
+    _poll: Poll,
+}
+
+impl World {
+    fn new(endpoint: &TcpListener) -> Self {
+        // Nobody listens there: sessions are begun by hand.
+        let frontend = SocketAddr::from(([127, 0, 0, 1], 80));
+        let writer = test_table::writer(frontend, Protocol::Tcp, &[endpoint.local_addr().unwrap()]);
+        let poll = Poll::new().unwrap();
+        let core = test_core::core(&poll, &writer, 100);
+        let tools =
+            Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes: PipePool::new(&Descriptors::new(100)) };
+        Self { core, tools, frontend, _writer: writer, _poll: poll }
+    }
+
+    /// A client, and its session, which is told of in the log.
+    fn accept(&mut self) -> (TcpStream, Session) {
+        let listener = TcpListener::bind(ANY).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, address) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let downstream = Peer::accepted(mio::net::TcpStream::from_std(accepted));
+        let key = FrontendKey::new(self.frontend.ip(), self.frontend.port(), Protocol::Tcp);
+        let from = Client { ip: address.ip(), origin: Origin::Outside };
+        let now = self.core.refresh();
+        let selection = self.core.reader.lookup(key).unwrap().select(from, now).unwrap();
+        let trace = Some(Box::new(Trace { frontend: self.frontend, connect: None }));
+        let permit = self.core.descriptors.take(2).unwrap();
+        let id = Slots::default().insert_with(|_| ());
+        let of = (address, ClientKey::Address(address.ip()));
+        (client, Session::new(id, downstream, of, selection, trace, permit, now))
+    }
+
+    fn context(&mut self) -> Context<'_> {
+        Context { core: &mut self.core, tools: &mut self.tools }
+    }
+}
+
+fn relaying(session: &mut Session) -> &mut Relaying {
+    let State::Relaying(relaying) = &mut session.state else { panic!("its endpoint has answered") };
+    relaying
+}
+
+/// Of the client's socket and of the endpoint's.
+fn keepalive(session: &mut Session) -> [bool; 2] {
+    let upstream = SockRef::from(&relaying(session).upstream.stream).keepalive().unwrap();
+    [SockRef::from(&session.downstream.stream).keepalive().unwrap(), upstream]
+}
+
+#[test]
+fn a_session_that_has_lasted_half_a_minute_has_keepalive_on_both_sockets_and_a_younger_one_on_neither() {
+    for closed in [None, Some(Side::Downstream), Some(Side::Upstream)] {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let mut world = World::new(&endpoint);
+        let (client, mut session) = world.accept();
+        assert_eq!(session.begin(&mut world.context()), Step::Wait);
+        let (accepted, _) = endpoint.accept().unwrap();
+        if let Some(side) = closed {
+            let end = if side == Side::Downstream { &client } else { &accepted };
+            end.shutdown(Shutdown::Write).unwrap();
+            let is_known = (0..PATIENCE).any(|_| {
+                std::thread::yield_now();
+                session.downstream.readable = true;
+                relaying(&mut session).upstream.readable = true;
+                assert_eq!(session.turn(&mut world.context()), Step::Wait);
+                relaying(&mut session).is_half_closed()
+            });
+            assert!(is_known, "{closed:?}");
+        }
+        assert_eq!(session.deadline.unwrap().at(), session.began + SETTLED, "{closed:?}");
+
+        for (age, has_it) in [(SETTLED * 2 / 3, false), (SETTLED, true)] {
+            session.began = Instant::now() - age;
+            assert_eq!(session.on_timer(&mut world.context()), Step::Wait);
+            assert_eq!(keepalive(&mut session), [has_it; 2], "after {age:?}, {closed:?}");
+            let until = closed.map(|_| relaying(&mut session).last_moved + world.core.half_closed_idle);
+            let next = if has_it { until } else { Some(session.began + SETTLED) };
+            assert_eq!(session.deadline.map(TimerId::at), next, "after {age:?}, {closed:?}");
+        }
+    }
+}
