@@ -200,7 +200,7 @@ impl Worker {
         let until = self.core.refresh() + SLICE;
         self.tcp.run_ready(until, SLICE_TURNS, &mut self.core);
         self.udp.run_ready(SLICE, SLICE_TURNS, &mut self.core);
-        self.run_timers();
+        self.run_timers(SLICE);
         self.tcp.keep_house(&mut self.core);
         self.core.stats.deadlines.set(self.core.timers.len());
         if is_woken {
@@ -233,9 +233,9 @@ impl Worker {
         Part { connections, next }
     }
 
-    /// Sees to deadlines that are due by now, one at least, but stops when it is late, or after so many: those that are
-    /// left are due in the next turn, which does not wait then.
-    fn run_timers(&mut self) {
+    /// Sees to deadlines that are due by now, one at least, but stops after so long, or after so many: those that are left
+    /// are due in the next turn, which does not wait then.
+    fn run_timers(&mut self, slice: Duration) {
         // What comes due meanwhile is the next turn's.
         let now = self.core.refresh();
         for _ in 0..SLICE_DEADLINES {
@@ -246,7 +246,7 @@ impl Worker {
                 TimerOwner::UnusedPipes => self.tcp.close_unused_pipes(),
                 TimerOwner::UdpHousekeeping => self.udp.on_housekeeping(&mut self.core),
             }
-            if self.core.refresh() >= now + SLICE {
+            if self.core.refresh() >= now + slice {
                 return;
             }
         }

@@ -178,7 +178,8 @@ impl World {
         panic!("it never came");
     }
 
-    fn moved(&self) -> u64 {
+    /// Bytes that TCP was moved.
+    pub(super) fn moved(&self) -> u64 {
         let stats = self.stats();
         stats.bytes_spliced + stats.bytes_copied
     }

@@ -121,6 +121,59 @@ fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_
     assert_eq!(world.worker.core.timers.len(), 1, "the session's own");
 }
 
+/// For as long as is given.
+const LONG: Duration = Duration::from_secs(3_600);
+
+#[test]
+fn a_line_of_bulk_does_not_move_when_it_is_late_and_by_no_more_turns_than_are_given_when_it_is_not() {
+    let mut world = World::new();
+    let _bulk = world.bulk();
+    let before = world.moved();
+    world.worker.tcp.run_ready(Instant::now(), usize::MAX, &mut world.worker.core);
+    assert!(world.worker.tcp.has_ready(), "bulk waits for its turn all the time");
+    assert_eq!(world.moved(), before);
+    world.worker.tcp.run_ready(Instant::now() + LONG, SLICE_TURNS, &mut world.worker.core);
+    let moved = world.moved() - before;
+    assert!((1..=(SLICE_TURNS * 3 * TURN_BUDGET) as u64).contains(&moved), "{moved}");
+}
+
+#[test]
+fn when_it_is_late_one_listener_is_seen_to_and_the_others_come_first_the_next_time() {
+    const LISTENERS: usize = 3;
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    let frontends: Vec<SocketAddr> =
+        (0..LISTENERS).map(|n| world.serve_tcp(&format!("web-{n}"), address)).collect();
+    let _clients: Vec<TcpStream> = frontends.iter().map(|at| TcpStream::connect(at).unwrap()).collect();
+    let (mut events, mut seen) = (Events::with_capacity(EVENTS), 0);
+    while seen < LISTENERS {
+        world.worker.poll.poll(&mut events, Some(LONG)).unwrap();
+        for event in &events {
+            let Some(Source::Listener(id)) = Source::of(event.token()) else { panic!("there is no session") };
+            world.worker.tcp.on_listener(id);
+            seen += 1;
+        }
+    }
+    let accepted = [(); LISTENERS + 1].map(|()| {
+        world.worker.tcp.run_listeners(Instant::now(), &mut world.worker.core);
+        world.worker.tcp.sessions()
+    });
+    assert_eq!(accepted, [1, 2, 3, 3]);
+}
+
+#[test]
+fn of_deadlines_that_are_due_one_is_seen_to_when_it_is_late_and_all_but_so_many_when_it_is_not() {
+    let mut world = World::new();
+    let due = world.worker.core.now;
+    (0..SLICE_DEADLINES + 5).for_each(|_| _ = world.worker.core.timers.set(due, TimerOwner::AcceptRetry));
+    let left = [Duration::ZERO, Duration::ZERO, LONG, LONG].map(|slice| {
+        world.worker.run_timers(slice);
+        world.worker.core.timers.len()
+    });
+    assert_eq!(left, [SLICE_DEADLINES + 4, SLICE_DEADLINES + 3, 3, 0]);
+}
+
 /// However long a turn of the loop takes: what has come meanwhile is looked at before it is said to be late.
 #[test]
 fn an_endpoint_that_has_answered_while_the_loop_was_elsewhere_is_not_taken_for_a_silent_one() {
