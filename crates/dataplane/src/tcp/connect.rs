@@ -12,7 +12,7 @@ use crate::failure;
 
 /// How long the first attempt may take before another endpoint is tried; each one that times out doubles it
 /// (kube-proxy's user-space mode had the same steps: `EndpointDialTimeouts`).
-const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
+pub(super) const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How many times as long as the last connect an attempt may take at least, where that was long: an endpoint may be on another
 /// continent, or beyond a satellite.

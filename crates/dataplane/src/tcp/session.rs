@@ -347,7 +347,8 @@ impl Session {
         let client_key = self.client_key();
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let mut failure = None;
-        while let Some((upstream, timeout)) = connecting.attempts.next(context.core.now) {
+        // Each has its time from when it begins, not from when the worker's turn did.
+        while let Some((upstream, timeout)) = connecting.attempts.next(context.core.refresh()) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
             let client = (self.client, client_key);
@@ -364,9 +365,7 @@ impl Session {
                         if connecting.current.as_ref().is_some_and(|(peer, _)| peer.writable) {
                             return self.connected(context);
                         }
-                        // Of the time at which it began, not of that at which the worker's turn did.
-                        let until = context.core.refresh() + timeout;
-                        self.set_deadline(until, context);
+                        self.set_deadline(context.core.now + timeout, context);
                         return Step::Wait;
                     }
                     Err(failed) => failed,
@@ -444,7 +443,6 @@ impl Session {
     fn connected(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
-        let now = context.core.now;
         // The time at which it is known, not that at which the worker's turn began.
         let known = context.core.refresh();
         let lease = connecting.attempts.connected(&endpoint, known);
@@ -458,7 +456,7 @@ impl Session {
         if let Some(trace) = &mut self.trace {
             trace.connect = Some(took);
         }
-        self.state = State::Relaying(Relaying::new(upstream, lease, service, now));
+        self.state = State::Relaying(Relaying::new(upstream, lease, service, known));
         self.set_deadline(self.began + SETTLED, context);
         let step = self.turn(context);
         if let State::Relaying(relaying) = &self.state

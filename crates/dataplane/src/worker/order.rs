@@ -174,6 +174,20 @@ fn of_deadlines_that_are_due_one_is_seen_to_when_it_is_late_and_all_but_so_many_
     assert_eq!(left, [SLICE_DEADLINES + 4, SLICE_DEADLINES + 3, 3, 0]);
 }
 
+#[test]
+fn a_session_begins_when_it_is_accepted_however_long_the_turn_has_lasted() {
+    let mut world = World::new();
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let frontend = world.serve_tcp("web", endpoint.local_addr().unwrap());
+    let begin = Instant::now();
+    let _client = TcpStream::connect(frontend).unwrap();
+    world.worker.poll.poll(&mut Events::with_capacity(EVENTS), Some(LONG)).unwrap();
+    world.worker.core.now = begin - LONG;
+    world.worker.tcp.close_all_listeners(&mut world.worker.core);
+    let sessions = world.worker.look(Place::default()).connections;
+    assert!(sessions.len() == 1 && sessions[0].began >= begin, "{sessions:?}");
+}
+
 /// However long a turn of the loop takes: what has come meanwhile is looked at before it is said to be late.
 #[test]
 fn an_endpoint_that_has_answered_while_the_loop_was_elsewhere_is_not_taken_for_a_silent_one() {

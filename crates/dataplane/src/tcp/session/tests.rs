@@ -1,11 +1,14 @@
 use std::net::{Shutdown, TcpListener, TcpStream};
 
 use mio::Poll;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::listen;
 use sluice_table::{Client, FrontendKey, Origin, Writer};
 use socket2::SockRef;
 
 use super::*;
 use crate::descriptors::Descriptors;
+use crate::tcp::connect::FIRST_TIMEOUT;
 use crate::tcp::direction::BUFFER_SIZE;
 use crate::tcp::pipe::PipePool;
 use crate::token::Slots;
@@ -15,6 +18,9 @@ const ANY: &str = "127.0.0.1:0";
 
 /// How often things are tried that need the kernel to get on.
 const PATIENCE: usize = 1_000_000;
+
+/// How long a turn of the worker may last in a test.
+const HOUR: Duration = Duration::from_secs(3_600);
 
 /// What a session needs of a worker, and a Service with one endpoint.
 struct World {
@@ -39,6 +45,11 @@ impl World {
 
     /// A client, and its session, which is told of in the log.
     fn accept(&mut self) -> (TcpStream, Session) {
+        self.accept_at(Instant::now())
+    }
+
+    /// The same as if it had been accepted then.
+    fn accept_at(&mut self, now: Instant) -> (TcpStream, Session) {
         let listener = TcpListener::bind(ANY).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, address) = listener.accept().unwrap();
@@ -46,7 +57,6 @@ impl World {
         let downstream = Peer::accepted(mio::net::TcpStream::from_std(accepted));
         let key = FrontendKey::new(self.frontend.ip(), self.frontend.port(), Protocol::Tcp);
         let from = Client { ip: address.ip(), origin: Origin::Outside };
-        let now = self.core.refresh();
         let selection = self.core.reader.lookup(key).unwrap().select(from, now).unwrap();
         let trace = Some(Box::new(Trace { frontend: self.frontend, connect: None }));
         let permit = self.core.descriptors.take(2).unwrap();
@@ -58,6 +68,15 @@ impl World {
     fn context(&mut self) -> Context<'_> {
         Context { core: &mut self.core, tools: &mut self.tools }
     }
+}
+
+/// An endpoint whose queue has room for one connection, and that one.
+fn silent() -> (TcpListener, TcpStream) {
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    listen(&endpoint, 0).unwrap();
+    let filler = TcpStream::connect(endpoint.local_addr().unwrap()).unwrap();
+    assert_eq!(poll(&mut [PollFd::new(&endpoint, PollFlags::IN)], None), Ok(1), "it is in the queue");
+    (endpoint, filler)
 }
 
 fn relaying(session: &mut Session) -> &mut Relaying {
@@ -102,4 +121,48 @@ fn a_session_that_has_lasted_half_a_minute_has_keepalive_on_both_sockets_and_a_y
             assert_eq!(session.deadline.map(TimerId::at), next, "after {age:?}, {closed:?}");
         }
     }
+}
+
+#[test]
+fn a_silent_endpoint_has_its_time_from_when_it_is_asked_however_long_the_turn_has_lasted() {
+    let (endpoint, _filler) = silent();
+    let mut world = World::new(&endpoint);
+    let (_client, mut session) = world.accept();
+    let begin = Instant::now();
+    world.core.now = begin - HOUR;
+    assert_eq!(session.begin(&mut world.context()), Step::Wait);
+    assert!(matches!(session.state, State::Connecting(_)));
+    assert!(session.deadline.unwrap().at() >= begin + FIRST_TIMEOUT);
+}
+
+#[test]
+fn after_all_patience_no_endpoint_is_asked_however_long_the_turn_has_lasted() {
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let mut world = World::new(&endpoint);
+    world.core.now = Instant::now() - HOUR;
+    let (_client, mut session) = world.accept_at(world.core.now);
+    assert_eq!(session.begin(&mut world.context()), Step::End(End::NoEndpoint));
+}
+
+#[test]
+fn how_long_a_connect_took_and_when_it_was_is_told_by_the_clock_however_long_the_turn_has_lasted() {
+    let (endpoint, _filler) = silent();
+    let mut world = World::new(&endpoint);
+    let (_client, mut session) = world.accept();
+    assert_eq!(session.begin(&mut world.context()), Step::Wait);
+    let State::Connecting(Connecting { current: Some((peer, _)), .. }) = &mut session.state else {
+        panic!("it is silent")
+    };
+    // What the kernel does with the next SYN, if there is room by then.
+    let answering = TcpListener::bind(ANY).unwrap();
+    let answered = TcpStream::connect(answering.local_addr().unwrap()).unwrap();
+    answered.set_nonblocking(true).unwrap();
+    *peer = Peer::connected(mio::net::TcpStream::from_std(answered));
+
+    let now = Instant::now();
+    session.began = now - HOUR;
+    world.core.now = session.began;
+    assert_eq!(session.check_connect(&mut world.context()), Step::Wait);
+    assert!(relaying(&mut session).last_moved >= now);
+    assert!(session.trace.unwrap().connect.unwrap() >= HOUR);
 }
