@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,6 @@ use sluice_dataplane::Config;
 use sluice_model::Protocol;
 use sluice_tests::backend::Backend;
 use sluice_tests::{PATIENCE, World, wait};
-use socket2::SockRef;
 
 use super::client::{connect, receive_all, send_random};
 
@@ -103,58 +101,6 @@ fn small_exchanges_are_copied_and_use_no_pipe() {
         stream.read_exact(&mut [0; 4]).unwrap();
     }
     assert_eq!(world.proxy.stats().bytes_spliced, 0);
-}
-
-#[test]
-fn urgent_bytes_arrive_as_such() {
-    const ROUNDS: usize = 20;
-    for chunk in [3, 200_000] {
-        // One after the other: of two that are close to each other TCP keeps the later one's place only.
-        let backend = Backend::tcp(move |stream| {
-            let socket = SockRef::from(&stream);
-            for _ in 0..ROUNDS {
-                (&stream).write_all(&vec![b'.'; chunk])?;
-                assert_eq!(socket.send_out_of_band(b"!")?, 1);
-                (&stream).read_exact(&mut [0])?;
-            }
-            Ok(())
-        });
-        let world = World::new(Protocol::Tcp, &[backend.address]);
-        let stream = connect(&world);
-        SockRef::from(&stream).set_out_of_band_inline(true).unwrap();
-        for round in 0..ROUNDS {
-            (&stream).read_exact(&mut vec![0; chunk]).unwrap();
-            let mut byte = [0];
-            assert_eq!(stream.peek(&mut byte).unwrap(), 1);
-            let at_mark = sluice_sys::tcp::is_at_urgent_mark(stream.as_fd()).unwrap();
-            assert_eq!((byte[0], at_mark), (b'!', true), "round {round}, of chunks of {chunk} bytes");
-            (&stream).read_exact(&mut byte).unwrap();
-            (&stream).write_all(&byte).unwrap();
-        }
-    }
-}
-
-#[test]
-fn no_byte_is_lost_around_urgent_ones_that_are_close_to_each_other() {
-    for (chunk, rounds) in [(3, 40), (200_000, 30)] {
-        let backend = Backend::tcp(move |stream| {
-            let socket = SockRef::from(&stream);
-            for round in 0..rounds {
-                (&stream).write_all(&vec![b'.'; chunk])?;
-                if round % 2 == 0 {
-                    assert_eq!(socket.send_out_of_band(b"!")?, 1);
-                }
-            }
-            Ok(())
-        });
-        let world = World::new(Protocol::Tcp, &[backend.address]);
-        let stream = connect(&world);
-        SockRef::from(&stream).set_out_of_band_inline(true).unwrap();
-        let mut got = Vec::new();
-        (&stream).read_to_end(&mut got).unwrap();
-        let wanted = [&vec![b'.'; chunk][..], b"!", &vec![b'.'; chunk]].concat().repeat(rounds / 2);
-        assert!(got == wanted, "{} of {} bytes, of chunks of {chunk} bytes", got.len(), wanted.len());
-    }
 }
 
 #[test]

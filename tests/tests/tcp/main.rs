@@ -10,3 +10,4 @@ mod endpoints;
 mod ends;
 mod frontends;
 mod limits;
+mod urgent;
