@@ -184,6 +184,30 @@ fn that_descriptors_have_run_out_is_said_with_the_client_that_has_most() {
 }
 
 #[test]
+fn that_a_client_has_its_share_of_sessions_is_said_once_with_the_client() {
+    let (directory, frontend) = one_service(7);
+    let mut agent = Agent::run(Command::new("bash").args([
+        "-c",
+        "ulimit -n 48 && exec \"$0\" agent --metrics-bind-address 0 --manifests \"$1\" --workers 1 --client-share 50",
+        env!("CARGO_BIN_EXE_sluice"),
+        directory.path().to_str().unwrap(),
+    ]));
+    agent.wait_for("ready frontends");
+    let flood: Vec<TcpStream> = (0..30).map(|_| TcpStream::connect(frontend).unwrap()).collect();
+    let served = flood.iter().filter(|stream| (&**stream).read_exact(&mut [0]).is_ok()).count();
+    assert!((1..flood.len() - 1).contains(&served), "{served}: several are turned away");
+    let complaint = "a client has its share of all TCP sessions";
+    let line = agent.wait_for(complaint);
+    assert!(line.contains("client=127.0.0.1 ") && line.contains("sessions="), "{line}");
+
+    drop(flood);
+    agent.signal(Signal::TERM);
+    agent.wait_for("stopped");
+    let said: Vec<&String> = agent.heard().iter().filter(|line| line.contains(complaint)).collect();
+    assert_eq!(said, [&line]);
+}
+
+#[test]
 fn sigterm_refuses_new_connections_and_lets_old_ones_finish() {
     let (directory, frontend) = one_service(7);
     let mut agent = start(&directory);
