@@ -19,3 +19,4 @@ mod manifests;
 mod status_page;
 mod taking_over;
 mod top;
+mod version;
