@@ -1,6 +1,7 @@
 //! Agents that end, one way or another, and those that come after them.
 
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 
@@ -8,7 +9,7 @@ use rustix::process::Signal;
 use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, Process, SILENCE};
 
-use crate::manifests::cluster_ip;
+use crate::manifests::{BACKEND, Service, cluster_ip};
 use crate::scene::{Conversation, READY, Scene, until, well};
 
 #[test]
@@ -38,6 +39,61 @@ fn after_kill_9_the_next_agent_answers_the_first_question_and_those_asked_before
             assert!(outcome.by().is_some(), "{} from {}: {outcome:?}", question.1, question.0.name);
         }
     });
+}
+
+/// Which sides of a session have ended before it is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Neither,
+    Client,
+    Endpoint,
+}
+
+#[test]
+fn kill_9_resets_both_ends_of_sessions_that_are_open_and_of_those_that_one_side_has_ended() {
+    let scene = Scene::new();
+    let host = scene.lab.other_pod(1);
+    scene.apply(&Service::new(3).there(host));
+    let mut agent = scene.start();
+    let mut sessions = Vec::new();
+    for (from, to) in scene.questions(3) {
+        let family = Family::of(to.ip());
+        let listener = host.ns.run(|| TcpListener::bind((host.ip(family), BACKEND))).unwrap();
+        for ended in [Ended::Neither, Ended::Client, Ended::Endpoint] {
+            let client = from.tcp_stream(to, PATIENCE).unwrap();
+            let (endpoint, _) = listener.accept().unwrap();
+            endpoint.set_read_timeout(Some(PATIENCE)).unwrap();
+            let both = [("client", client), ("endpoint", endpoint)];
+            let [(_, client), (_, endpoint)] = &both;
+            match ended {
+                Ended::Neither => {}
+                Ended::Client => end(client, endpoint),
+                Ended::Endpoint => end(endpoint, client),
+            }
+            sessions.push((format!("{ended:?}, {} to {to}", from.name), ended, both));
+        }
+    }
+    agent.kill();
+    for (context, ended, both) in sessions {
+        for (side, stream) in both {
+            let has_heard_the_end =
+                matches!((ended, side), (Ended::Client, "endpoint") | (Ended::Endpoint, "client"));
+            let mut error = None;
+            until(&format!("{context}: the {side} is reset"), || {
+                error = stream.take_error().unwrap();
+                error.is_some()
+            });
+            // To whoever has heard the end a reset is that there is nobody to write to (`tcp_reset`).
+            let wanted = if has_heard_the_end { ErrorKind::BrokenPipe } else { ErrorKind::ConnectionReset };
+            assert_eq!(error.map(|error| error.kind()), Some(wanted), "{context}: the {side}");
+        }
+    }
+}
+
+/// Ends one side of a session, of which the other hears.
+fn end(from: &TcpStream, mut to: &TcpStream) {
+    from.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(to.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]
