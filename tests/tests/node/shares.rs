@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 
 use sluice_model::{Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{PATIENCE, ask_on};
+use sluice_testbed::lab::{Outcome, PATIENCE, ask_on};
 use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
@@ -55,6 +55,50 @@ fn a_pod_with_as_many_connections_as_it_can_have_takes_nothing_from_others() {
     }
     assert_eq!(world.proxy().stats().udp_over_limit, 0);
     drop(connections);
+}
+
+#[test]
+fn questions_over_udp_are_answered_while_several_clients_together_have_all_descriptors_of_tcp() {
+    // An eighth of them is for UDP alone.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 48));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let clients: Vec<_> = FAMILIES
+        .into_iter()
+        .flat_map(|family| {
+            let [inside, outside] =
+                [Kind::ClusterIp, Kind::NodePort].map(|kind| world.address(kind, 1, family));
+            let lab = &world.lab;
+            [(lab.pod(0), inside), (lab.node(), inside), (lab.outside(), outside), (lab.other(), outside)]
+        })
+        .collect();
+    let mut held = Vec::new();
+    let turned_away = || {
+        let stats = world.proxy().stats();
+        stats.tcp_over_share + stats.tcp_over_limit
+    };
+    // Each takes all that it may of what those before it have left, until there is none for the next one.
+    for (host, to) in &clients {
+        let before = turned_away();
+        while turned_away() == before {
+            held.push(host.tcp_stream(*to, PATIENCE));
+            let is_decided = || world.proxy().stats().tcp_active + turned_away() == held.len() as u64;
+            wait::until("it is decided", is_decided);
+        }
+    }
+    let before = world.proxy().stats();
+    assert!(before.tcp_over_share > 1 && before.tcp_over_limit > 0, "{before:?}");
+    let pod = world.lab.pod(1);
+    for family in FAMILIES.into_iter().cycle().take(20) {
+        let to = world.address(Kind::ClusterIp, 1, family);
+        let outcome = pod.ask(Protocol::Udp, to, PATIENCE);
+        assert_eq!(outcome.by(), Some("other-pod-0"), "{family}: {outcome:?}: {:?}", world.proxy().stats());
+        let outcome = pod.ask(Protocol::Tcp, to, PATIENCE);
+        assert_eq!(outcome, Outcome::Reset, "{family}: {:?}", world.proxy().stats());
+    }
+    let stats = world.proxy().stats();
+    assert_eq!((stats.udp_over_limit, stats.tcp_active), (0, before.tcp_active), "{stats:?}");
+    drop(held);
 }
 
 #[test]
