@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, Server, ask_on};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring, ask_on};
 use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
@@ -156,34 +156,60 @@ fn echoes(stream: &std::net::TcpStream, line: &str) -> bool {
     written.and_then(|()| BufReader::new(stream).read_line(&mut back)).is_ok() && back == line
 }
 
+/// Services 1 to 3, each with one of these endpoints.
+const ENDPOINTS: [(u8, &str, &str); 3] =
+    [(1, "other-pod-0", "other"), (2, "pod-1", "node"), (3, "node", "node")];
+
 #[test]
 fn a_pod_uses_one_tcp_port_for_a_service_and_directly_for_its_endpoint() {
-    let (world, _servers) = world(TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
-    let (pod, endpoint) = (world.lab.pod(0), world.lab.other_pod(0));
-    // One that its kernel chooses, and, for each family, some that it does not, which nobody has had before.
-    let ports = |first| [(0, true), (0, false), (first, true), (first + 1, false)];
-    let rounds = FAMILIES.into_iter().zip([20_000, 61_000]);
-    for (family, (port, service_first)) in
-        rounds.flat_map(|(family, first)| ports(first).map(|round| (family, round)))
-    {
-        let mut at = SocketAddr::new(pod.ip(family), port);
-        let [service, direct] =
-            [world.address(Kind::ClusterIp, 1, family), (endpoint.ip(family), BACKEND).into()];
-        let order = if service_first { [service, direct] } else { [direct, service] };
-        let streams = order.map(|to| {
-            let socket = bound(pod, Type::STREAM, at);
-            at.set_port(local_port(&socket));
-            socket
-                .connect_timeout(&to.into(), PATIENCE)
-                .unwrap_or_else(|error| panic!("{at} to {to}: {error}"));
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            let stream = std::net::TcpStream::from(socket);
-            BufReader::new(&stream).read_line(&mut String::new()).unwrap();
-            stream
+    for wiring in [Wiring::Routed, Wiring::Bridged] {
+        let lab = Lab::builder().wiring(wiring).build().unwrap_or_else(|error| panic!("{error}"));
+        let mut world = World::new(lab, |_| {});
+        let _servers = ENDPOINTS.map(|(number, name, node)| {
+            add_service(&mut world, number, TrafficPolicy::Cluster, &[(name, node)])
         });
-        for _ in 0..3 {
-            assert!(streams.iter().all(|stream| echoes(stream, "still here\n")), "{family} {at} {order:?}");
+        // Those that its kernel does not choose nobody has had before.
+        let mut unchosen = (20_000..).step_by(2);
+        for (family, (number, name, _)) in
+            FAMILIES.into_iter().flat_map(|family| ENDPOINTS.map(|endpoint| (family, endpoint)))
+        {
+            let first = unchosen.next().unwrap();
+            for (port, service_first) in [(0, true), (0, false), (first, true), (first + 1, false)] {
+                let context =
+                    format!("{wiring:?} {family} {name} from {port}, first the Service: {service_first}");
+                assert_is_used_for_both(&world, (number, name), family, (port, service_first), &context);
+            }
         }
+    }
+}
+
+/// A pod connects to a Service, and to its endpoint, from one port, and both go on.
+fn assert_is_used_for_both(
+    world: &World,
+    (number, endpoint): (u8, &str),
+    family: Family,
+    (port, service_first): (u16, bool),
+    context: &str,
+) {
+    let pod = world.lab.pod(0);
+    let mut at = SocketAddr::new(pod.ip(family), port);
+    let service = world.address(Kind::ClusterIp, number, family);
+    let direct = SocketAddr::new(host_named(&world.lab, endpoint).ip(family), BACKEND);
+    let order = if service_first { [service, direct] } else { [direct, service] };
+    let streams = order.map(|to| {
+        let socket = bound(pod, Type::STREAM, at);
+        at.set_port(local_port(&socket));
+        socket
+            .connect_timeout(&to.into(), PATIENCE)
+            .unwrap_or_else(|error| panic!("{context}: {at} to {to}: {error}"));
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let stream = std::net::TcpStream::from(socket);
+        let greeted = BufReader::new(&stream).read_line(&mut String::new());
+        assert!(greeted.is_ok(), "{context}: {at} to {to}: {greeted:?}");
+        stream
+    });
+    for _ in 0..3 {
+        assert!(streams.iter().all(|stream| echoes(stream, "still here\n")), "{context}: {at}");
     }
 }
 
