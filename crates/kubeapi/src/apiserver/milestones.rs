@@ -1,7 +1,9 @@
 //! What the age of a watch says. Pure.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Something that is true once a watch has lived for so long, whether or not it has said anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,10 +12,12 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::access::reason;
 use crate::canned::{Canned, EMPTY, QUIET};
 use crate::cluster::{Followed, NODE, config, service, soon, start, timing};
+use crate::still::still;
 
 /// As client-go has it: 45 s at most.
 #[test]
@@ -63,6 +65,43 @@ async fn silence_is_no_trouble() {
         assert_eq!((health.errors(), health.watch_restarts(), health.requests()), (0, 0, 2), "{resource}");
     }
     assert!(followed.health().last_contact().unwrap() <= silence / 3, "open watches are contact");
+}
+
+/// All that is known of a resource before its watch says anything: a page, the list, and that the watch is open.
+const CONTACTS_OPEN: u64 = 3;
+
+/// Whether all lists are read and all watches open.
+fn is_open(followed: &Followed) -> bool {
+    Watched::ALL.iter().all(|&resource| followed.health().of(resource).contacts() >= CONTACTS_OPEN)
+}
+
+/// An hour by the clock that the source goes by. Nobody sends anything meanwhile, so that it may go on by itself.
+#[tokio::test(start_paused = true)]
+async fn a_watch_may_be_silent_for_an_hour_if_that_is_what_it_was_asked_to_last() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let canned =
+        Canned::start(
+            |request| {
+                if request.contains("watch=true") { QUIET.to_owned() } else { EMPTY.to_owned() }
+            },
+        )
+        .await;
+    let masters = vec![format!("http://{}", canned.address)];
+    let timing = Timing { watch: HOUR, ..Timing::default() };
+    let answer = timing.answer;
+    let followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    still(|| is_open(&followed)).await;
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(canned.requests().len(), 8, "{:#?}", canned.requests());
+    assert_eq!(followed.health().reasons(), []);
+    let of = |resource| followed.health().of(resource);
+    for resource in Watched::ALL {
+        let health = of(resource);
+        assert_eq!((health.errors(), health.watch_restarts(), health.requests()), (0, 0, 2), "{resource}");
+    }
+    // An apiserver would have ended them by now: up to twice as long, and what it takes to say so.
+    tokio::time::sleep(HOUR + answer).await;
+    still(|| Watched::ALL.iter().all(|&resource| of(resource).watch_restarts() > 0)).await;
 }
 
 /// Forwards connections, until it swallows what comes: the kernels at both ends go on acknowledging, and nothing arrives.
@@ -158,19 +197,33 @@ async fn an_apiserver_that_answers_pings_may_be_silent() {
     assert_eq!(followed.health().reasons(), []);
 }
 
+/// By the clock that the source goes by: nothing that is sent meanwhile arrives, so that it may go on by itself.
 #[tokio::test]
-async fn an_apiserver_that_is_gone_is_noticed_though_the_network_acknowledges() {
+async fn an_apiserver_that_is_gone_is_noticed_within_45_seconds_though_the_network_acknowledges() {
     let server = start(Apiserver::builder()).await;
-    let timing = Timing {
-        keep_alive: Duration::from_millis(100),
-        keep_alive_answer: Duration::from_millis(400),
-        ..timing()
-    };
+    // That it is noticed shows before the next attempt, of which nothing would arrive either.
+    let look = Duration::from_millis(100);
+    let timing = Timing { backoff_min: 4 * look, ..timing() };
+    let most = timing.keep_alive + timing.keep_alive_answer;
     let (swallower, _kubeconfig, mut followed) = through(&server, timing).await;
+    soon(async {
+        while !is_open(&followed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
     swallower.swallows.send_replace(true);
     server.create(Resource::Services, service("a")).unwrap();
+    tokio::time::pause();
+    let began = Instant::now();
+    while followed.health().reasons().is_empty() {
+        assert!(began.elapsed() <= most, "{:?}", began.elapsed());
+        tokio::time::sleep(look).await;
+    }
+    tokio::time::resume();
+    assert!(began.elapsed() >= most / 2, "after {:?}: it was given no time to answer", began.elapsed());
+    swallower.swallows.send_replace(false);
     reason(&followed, "cannot be reached").await;
     assert!(followed.health().of(Watched::Services).errors() > 0);
-    swallower.swallows.send_replace(false);
     followed.until_like(&server).await;
 }

@@ -10,4 +10,5 @@ mod faults;
 mod health;
 mod liveness;
 mod sequences;
+mod still;
 mod watching;
