@@ -20,7 +20,8 @@ pub(crate) struct Canned {
 }
 
 impl Canned {
-    /// Answers requests by their first line, each on a connection of its own, which then stays open.
+    /// Answers requests by their first line, each on a connection of its own, which then stays open, unless the answer says
+    /// that it closes.
     pub(crate) async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -56,7 +57,9 @@ async fn serve(
         if head.ends_with(b"\r\n\r\n") {
             let first = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
             log.lock().unwrap().push(first.clone());
-            if connection.write_all(answer(&first).as_bytes()).await.is_err() {
+            let answer = answer(&first);
+            let written = connection.write_all(answer.as_bytes()).await;
+            if written.is_err() || answer.contains("\r\nConnection: close\r\n") {
                 return;
             }
             head.clear();
