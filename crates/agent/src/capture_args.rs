@@ -300,7 +300,7 @@ impl CaptureArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
@@ -330,6 +330,22 @@ mod tests {
         assert!(matches!(args.node_ports(), NodePortAddresses::Inside(cidrs) if cidrs.len() == 2));
         assert!(parse("--masquerade-all").unwrap().masquerade_all);
         assert!(matches!(parse("").unwrap().node_ports(), NodePortAddresses::Primary));
+    }
+
+    /// Each flag is either of no use to an agent that binds, which then says so, or does something there.
+    #[test]
+    fn of_each_flag_it_is_known_whether_an_agent_that_binds_has_a_use_for_it() {
+        const USED: [&str; 2] = ["capture", "nodeport_addresses"];
+        let command = Program::command();
+        let mut flags: Vec<&str> = command.get_arguments().map(|flag| flag.get_id().as_str()).collect();
+        let mut known = [&ABOUT_CAPTURED[..], &USED].concat();
+        flags.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(flags, known);
+        for flag in command.get_arguments() {
+            let spelled = flag.get_id().as_str().replace('_', "-");
+            assert_eq!(flag.get_long(), Some(spelled.as_str()), "as it is told");
+        }
     }
 
     #[test]
