@@ -5,6 +5,10 @@
 //! deleted it finds none, whether or not another one of that name is created. And a chain that is deleted and created
 //! is hooked twice for a moment, or not at all. So what is to be there again stays: chains, of which only the rules are
 //! others, and sets, of whose elements the difference is written.
+//!
+//! A set that packets fill stays under another size, too: to list what is in it and write it again takes nft seconds, in
+//! which packets go on. Linux 6.5 and newer change the size where it is; before, it stays as it was until the node starts
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -61,7 +65,11 @@ pub(super) fn succession(ruleset: &Ruleset, listed: &str, keep: Keep) -> Option<
 /// The sets and maps that then stay, with their elements.
 pub(super) fn kept(ruleset: &Ruleset, listed: &str, keep: Keep) -> BTreeSet<String> {
     let (mut there, wanted) = (sets(listed), sets(ruleset.text()));
-    there.retain(|name, set| wanted.get(name) == Some(set) && (keep == Keep::All || is_dynamic(set)));
+    there.retain(|name, set| match wanted.get(name) {
+        Some(wanted) if is_dynamic(set) => but_for_size(set).eq(but_for_size(wanted)),
+        Some(wanted) => set == wanted && keep == Keep::All,
+        None => false,
+    });
     there.into_keys().collect()
 }
 
@@ -98,35 +106,82 @@ fn is_dynamic(set: &BTreeSet<String>) -> bool {
     set.iter().any(|statement| statement.starts_with("flags dynamic"))
 }
 
+/// What nft says of a set that another size has no part in.
+fn but_for_size(set: &BTreeSet<String>) -> impl Iterator<Item = &String> {
+    set.iter().filter(|statement| !statement.starts_with("size "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::ruleset::tests::config;
     use super::*;
 
-    const ANSWERS: &str = "type ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service";
+    const FLOWS: &str = "ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service";
 
     #[test]
-    fn what_packets_fill_is_kept_where_it_is_the_same() {
+    fn what_packets_fill_is_kept_where_it_is_the_same_but_for_its_size() {
         let ruleset = Ruleset::bridge(&config());
-        let listed = |size: u32, comment: &str| {
+        let listed = |size: u32, flags: &str, comment: &str| {
             format!(
-                "table bridge sluice {{\n\tcomment \"{comment}\"\n\tset answers4 {{\n\t\t{ANSWERS}\n\t\tsize \
-                 {size}\n\t\tflags dynamic,timeout\n\t\tcomment \"of old\"\n\t}}\n\n\tmap verdicts {{\n\t\ttype \
+                "table bridge sluice {{\n\tcomment \"{comment}\"\n\tset answers4 {{\n\t\ttype {FLOWS}\n\t\tsize \
+                 {size}\n\t\tflags {flags}\n\t\tcomment \"of old\"\n\t}}\n\n\tmap verdicts {{\n\t\ttype \
                  ipv4_addr : verdict\n\t}}\n\n\tchain old {{\n\t\tupdate @answers4 {{ 1 }}\n\t}}\n"
             )
         };
-        let script = |size, comment| succession(&ruleset, &listed(size, comment), Keep::Dynamic);
+        let script =
+            |size, flags, comment| succession(&ruleset, &listed(size, flags, comment), Keep::Dynamic);
         let begin = "flush table bridge sluice\n";
         let end = "delete map bridge sluice verdicts\ndelete chain bridge sluice old\ntable bridge sluice {";
-        let same = script(262_144, TABLE_COMMENT).unwrap();
-        assert!(same.starts_with(&format!("{begin}{end}")), "{same}");
-        let another_size = script(7, TABLE_COMMENT).unwrap();
+        for size in [262_144, 7] {
+            let same = script(size, "dynamic,timeout", TABLE_COMMENT).unwrap();
+            assert!(same.starts_with(&format!("{begin}{end}")), "{size}: {same}");
+        }
+        let other_flags = script(262_144, "dynamic", TABLE_COMMENT).unwrap();
         let wanted = format!("{begin}delete set bridge sluice answers4\n{end}");
-        assert!(another_size.starts_with(&wanted), "{another_size}");
-        assert_eq!(script(262_144, "somebody's"), None);
-        for (ruleset, count) in [(Ruleset::inet(&config()), 15), (ruleset, 11)] {
-            let sets = sets(ruleset.text());
-            assert_eq!(sets.values().filter(|set| is_dynamic(set)).count(), count, "{sets:?}");
+        assert!(other_flags.starts_with(&wanted), "{other_flags}");
+        assert_eq!(script(262_144, "dynamic,timeout", "somebody's"), None);
+    }
+
+    /// An agent that is put in the place of one of these has its sets only where they are the same: where one is another,
+    /// open connections are cut off. So a set that is to be another gets another name, and the old one stays as long as
+    /// connections may be in it.
+    #[test]
+    fn what_packets_fill_is_what_earlier_versions_have_filled() {
+        const SETS: [&str; 8] = [
+            "clients_of_host_flows4: ipv4_addr . inet_proto",
+            "ended_host_flows4: FLOWS",
+            "ended_node_flows4: FLOWS",
+            "endpoint_ports: inet_service, for good",
+            "host_flows4: FLOWS",
+            "node_flows4: FLOWS",
+            "rejected4: ipv4_addr . ipv4_addr . mark",
+            "young_host_flows4: FLOWS",
+        ];
+        const OF_BRIDGES: [&str; 6] = [
+            "answers4: FLOWS",
+            "crowd4: ipv4_addr . inet_proto . inet_service . ipv4_addr",
+            "ended_answers4: FLOWS",
+            "pairs4: ipv4_addr . ipv4_addr",
+            "ports: iface_index : ether_addr",
+            "young_answers4: FLOWS",
+        ];
+        let (inet, bridge) = (Ruleset::inet(&config()), Ruleset::bridge(&config()));
+        for (ruleset, wanted) in [(inet, &SETS[..]), (bridge, &OF_BRIDGES[..])] {
+            let (mut v4, mut v6) = (Vec::new(), Vec::new());
+            for (name, set) in sets(ruleset.text()).into_iter().filter(|(_, set)| is_dynamic(set)) {
+                let said: Vec<&String> = but_for_size(&set).collect();
+                let [flags, kind] = said[..] else { panic!("{name}: {said:?}") };
+                let kind = kind.trim_start_matches("type ").replace("ipv6", "ipv4").replace(FLOWS, "FLOWS");
+                let lasts = if flags == "flags dynamic" { ", for good" } else { "" };
+                assert!(!lasts.is_empty() || flags == "flags dynamic,timeout", "{name}: {flags}");
+                match name.strip_suffix('6') {
+                    Some(name) => v6.push(format!("{name}4: {kind}{lasts}")),
+                    None => v4.push(format!("{name}: {kind}{lasts}")),
+                }
+            }
+            assert_eq!(v4, wanted);
+            v4.retain(|set| set.contains("4: "));
+            assert_eq!(v6, v4, "IPv6 has the same");
         }
     }
 

@@ -150,6 +150,44 @@ fn what_packets_have_put_into_sets_outlives_another_structure() {
     });
 }
 
+/// Of an earlier version, which had other sizes.
+#[test]
+fn what_packets_have_put_into_sets_outlives_another_size() {
+    const FLOW: &str = "10.244.0.7 . tcp . 8080 . 192.0.2.1 . 40000 timeout 3m";
+    const SETS: [(&str, &str, u32); 3] =
+        [("inet", "host_flows4", 7), ("inet", "node_flows4", 1_000_000), ("bridge", "answers4", 7)];
+    in_namespace(|| {
+        for (family, set, size) in SETS {
+            run(&format!(
+                "nft add table {family} sluice {{ comment \"Sluice keeps it: edits are undone\"; }}"
+            ));
+            let kind = "type ipv4_addr . inet_proto . inet_service . ipv4_addr . inet_service";
+            run(&format!(
+                "nft add set {family} sluice {set} {{ {kind}; size {size}; flags dynamic,timeout; }}"
+            ));
+            run(&format!("nft add element {family} sluice {set} {{ {FLOW} }}"));
+        }
+        let structure = "comment \"Kubernetes Services. Sluice 0.0.1, structure 1\";";
+        run(&format!("nft add chain inet sluice structure {{ {structure} }}"));
+        let tproxy = serving(config(), 3);
+        assert_eq!((tproxy.stats().transactions, tproxy.stats().failures), (1, 0));
+        let changes_sizes = kernel() >= (6, 5);
+        for (family, set, size) in SETS {
+            let listed = run(&format!("nft list set {family} sluice {set}"));
+            assert!(listed.contains(&format!("{FLOW} expires")), "{listed}");
+            let size = if changes_sizes { 262_144 } else { size };
+            assert!(listed.contains(&format!("size {size}\n")), "{listed}");
+        }
+    });
+}
+
+/// Its version and the one below it.
+fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// A packet that is in the old rules when they are replaced finds their maps empty.
 #[test]
 fn nobody_is_refused_while_the_table_is_written_anew() {
