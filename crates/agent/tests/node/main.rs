@@ -32,5 +32,6 @@ mod service_types;
 mod settings;
 mod slow_nft;
 mod sockets_stay;
+mod succession;
 mod two_agents;
 mod wrong_use;

@@ -39,7 +39,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let lab = well(Lab::new());
+        Self::of(well(Lab::new()))
+    }
+
+    /// In a lab of another kind.
+    pub(crate) fn of(lab: Lab) -> Self {
         let servers = [lab.pod(1), lab.other_pod(0)].map(|host| well(host.serve(BACKEND)));
         let scene = Self { lab, directory: TempDir::new().unwrap(), _servers: servers };
         fs::create_dir(scene.manifests()).unwrap();
