@@ -112,7 +112,7 @@ counters! {
     udp_unroutable,
     /// UDP datagrams lost because their Service has as many flows as `sluice.dev/max-connections` allows.
     udp_over_service_limit,
-    /// UDP clients told that their endpoint refuses (ICMP port unreachable).
+    /// UDP clients told that their endpoint refuses, or that they are over a limit (ICMP port unreachable).
     udp_refusals,
     /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
     /// forbade to open it.

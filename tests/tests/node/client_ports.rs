@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Server, Wiring, ask_on};
+use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, Server, Wiring, ask_on};
 use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
@@ -225,9 +225,9 @@ fn a_program_of_the_node_on_a_frontends_port_keeps_replies_back_only_if_it_does_
         };
         let program = bound(world.lab.node(), Type::DGRAM, everywhere);
         program.set_reuse_address(is_shared).unwrap();
-        let patience = if is_shared { PATIENCE } else { SILENCE };
-        let outcome = world.lab.pod(0).ask(Protocol::Udp, to, patience);
+        let outcome = world.lab.pod(0).ask(Protocol::Udp, to, PATIENCE);
         assert_eq!(outcome.by(), is_shared.then_some("other-pod-0"), "{family}: {outcome:?}");
+        assert!(is_shared || outcome == Outcome::Refused, "{family}: {outcome:?}");
         let stats = world.proxy().stats();
         let lost = (stats.udp_no_reply_socket, stats.udp_unroutable);
         assert_eq!(lost, (u64::from(!is_shared), 0), "{family}: {stats:?}");

@@ -88,9 +88,12 @@ fn a_service_has_as_many_udp_flows_as_it_may_and_tcp_connections_count_too() {
         BufReader::new(&stream).read_line(&mut String::new()).unwrap();
         // Both protocols have one limit together: it is the Service's.
         let one_more = pod.udp_socket(to).unwrap();
-        assert_eq!(ask_on(&one_more, SILENCE), Outcome::Silent, "{family}: one more than it may have");
+        assert_eq!(ask_on(&one_more, PATIENCE), Outcome::Refused, "{family}: one more than it may have");
         let stats = world.proxy().stats();
         assert_eq!(stats.udp_over_service_limit - before.udp_over_service_limit, 1, "{family}: {stats:?}");
+        wait::until("it is counted that it was told", || {
+            world.proxy().stats().udp_refusals - before.udp_refusals == 1
+        });
         for flow in &flows {
             assert_eq!(ask_on(flow, PATIENCE).by(), Some("pod-1"), "{family}: what is there goes on");
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 
 use sluice_model::{Family, Protocol, TrafficPolicy};
-use sluice_testbed::lab::{Outcome, PATIENCE, ask_on};
+use sluice_testbed::lab::{Host, Outcome, PATIENCE, ask_on};
 use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
@@ -33,6 +33,27 @@ fn a_service_without_flows_is_served_while_another_one_has_all_descriptors() {
         (0, 8, 7),
         "{stats:?}"
     );
+}
+
+#[test]
+fn a_client_of_udp_is_refused_where_this_node_has_no_descriptors_left() {
+    // For the socket that a flow replies by, and none for the flow.
+    let mut world =
+        World::new(lab(), |config| (config.dataplane.workers, config.dataplane.descriptors) = (1, 1));
+    let _servers = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("other-pod-0", "other")]);
+    let clients = [world.lab.pod(0), world.lab.node(), world.lab.outside()].map(Host::clone);
+    let mut asked = 0;
+    for family in FAMILIES {
+        for client in &clients {
+            let inside = client.name != world.lab.outside().name;
+            let kind = if inside { Kind::ClusterIp } else { Kind::NodePort };
+            let outcome = client.ask(Protocol::Udp, world.address(kind, 1, family), PATIENCE);
+            assert_eq!(outcome, Outcome::Refused, "{family}: {}", client.name);
+            asked += 1;
+            assert_eq!(world.proxy().stats().udp_over_limit, asked, "{family}: {}", client.name);
+        }
+    }
+    wait::until("it is counted that all were told", || world.proxy().stats().udp_refusals == asked);
 }
 
 #[test]

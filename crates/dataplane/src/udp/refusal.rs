@@ -1,5 +1,6 @@
-//! Telling a client that nobody listens at its endpoint: an ICMP message from the service address (port unreachable),
-//! as the kernel would send it for a port of its own. Needs CAP_NET_RAW; without it the client is told nothing.
+//! Telling a client that nobody listens at its endpoint, or that there is no room for its flow: an ICMP message from the
+//! service address (port unreachable), as the kernel would send it for a port of its own. Needs CAP_NET_RAW; without it the
+//! client is told nothing.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,7 +36,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Tells a flow's client. Whether it could be told. Without marks nothing is captured, and the service address is this
+    /// Tells the client of a flow, or of one that is not to be. Whether it could be told. Without marks nothing is captured, and the service address is this
     /// node's own.
     pub(super) fn send(
         &mut self,
@@ -64,12 +65,10 @@ impl Refusals {
         let mend = mend(step, error);
         if step == Step::Open && marks.is_none() {
             // A plain relay is often meant to have no privileges.
-            tracing::debug!(%error, "UDP clients are not told when their endpoint refuses, but wait: {mend}");
+            tracing::debug!(%error, "UDP clients are not told when they are refused, but wait: {mend}");
             return;
         }
-        tracing::warn!(
-            "a UDP client is not told that its endpoint refuses, but waits: {error}: {mend} (said once)"
-        );
+        tracing::warn!("a UDP client is not told that it is refused, but waits: {error}: {mend} (said once)");
     }
 }
 

@@ -41,7 +41,7 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
     if !facts.capabilities.net_raw {
         findings.push(Finding::warning(
             ABOUT,
-            "without CAP_NET_RAW a UDP client whose endpoint refuses waits for an answer instead of being refused",
+            "without CAP_NET_RAW a UDP client whose endpoint refuses, or that is over a limit, waits for an answer instead of being refused",
             "give the container the capability NET_RAW",
         ));
     }

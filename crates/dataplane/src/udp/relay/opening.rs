@@ -63,9 +63,16 @@ impl NotOpened {
             Self::NoReplySocket => core.stats.udp_no_reply_socket.add(datagrams),
         }
     }
-}
 
-impl NotOpened {
+    /// Whether the client is told, as it would be by a reset where it were a connection. Whom a rule keeps out is not, as
+    /// under kube-proxy.
+    pub(super) fn is_told(self) -> bool {
+        match self {
+            Self::Unroutable => false,
+            Self::OverServiceLimit | Self::OfThisNode | Self::NoReplySocket => true,
+        }
+    }
+
     fn loss(self) -> Loss {
         match self {
             Self::Unroutable => Loss::NoEndpoint,

@@ -13,7 +13,7 @@ use sluice_table::Loss;
 use super::super::flow_table::{Action, FlowId, FlowKey};
 use super::groups::Group;
 use super::{Link, Reply, State};
-use crate::client::ListenerKind;
+use crate::client::{ClientKey, ListenerKind};
 use crate::core::Core;
 use crate::failure;
 use crate::token::SlotId;
@@ -172,6 +172,9 @@ impl State {
             Ok(id) => self.send(id, from.0, run, core),
             Err(why) => {
                 why.count(count, core);
+                if why.is_told() {
+                    self.refuse(key, core.client_key(from.1, key.client.ip()), core);
+                }
                 Passed::Counted
             }
         }
@@ -270,8 +273,15 @@ impl State {
     pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
         if let Some(client_key) = self.flows.client_key(id)
             && let Some(flow) = self.flows.flow(id)
-            && self.refusals.send(flow.key(), client_key, core.marks, core.now)
         {
+            let key = flow.key();
+            self.refuse(key, client_key, core);
+        }
+    }
+
+    /// Tells a client that what it has sent is lost, if it may be told one more thing.
+    fn refuse(&mut self, key: FlowKey, client_key: ClientKey, core: &Core) {
+        if self.refusals.send(key, client_key, core.marks, core.now) {
             core.stats.udp_refusals.add(1);
         }
     }

@@ -256,6 +256,28 @@ fn what_there_is_no_room_for_is_counted() {
     assert_eq!(stats.udp_datagrams_forwarded + stats.udp_dropped_waiting, 2 * OPENED_PER_TURN as u64);
 }
 
+/// Each is for a datagram, and all together are no flood of their own.
+#[test]
+fn a_client_that_goes_on_at_a_limit_is_refused_no_more_often_than_any_other() {
+    use socket2::{Domain, Socket, Type};
+
+    if let Err(error) = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::ICMPV4)) {
+        assert!(!rustix::process::geteuid().is_root(), "{error}");
+        eprintln!("skipped: needs CAP_NET_RAW ({error})");
+        return;
+    }
+    let mut world = World::new();
+    let _all = world.core.descriptors.take(4 * FLOOD).unwrap();
+    let began = Instant::now();
+    world.flood(FLOOD);
+    world.on_frontend();
+    world.end_turns();
+    let stats = &world.core.stats;
+    assert_eq!((stats.udp_over_limit.get(), world.relay.flows()), (FLOOD as u64, 0));
+    let most = 100 * (began.elapsed().as_secs() + 1);
+    assert!((100..=most).contains(&stats.udp_refusals.get()), "{} of {most}", stats.udp_refusals.get());
+}
+
 #[test]
 fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_order() {
     // It holds on to its port and takes nothing: what is sent to it is refused.
