@@ -11,7 +11,10 @@ use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Health, Ti
 use sluice_kubeapi::convert::{self, Converted};
 use sluice_model::{Change, Object, ObjectRef};
 use sluice_testbed::apiserver::{Apiserver, Builder, Counters, Resource};
+use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
+
+use crate::canned::Canned;
 
 /// How long anything may take before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
@@ -43,6 +46,14 @@ pub(crate) fn config(server: &Apiserver) -> Config {
     Config { masters: vec![server.url()], timing: timing(), ..Config::new(NODE, Environment::default()) }
 }
 
+/// The same by a kubeconfig, which has to be kept for it.
+pub(crate) fn by_kubeconfig(server: &Apiserver) -> (NamedTempFile, Config) {
+    let kubeconfig = NamedTempFile::new().unwrap();
+    std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
+    let path = Some(kubeconfig.path().to_owned());
+    (kubeconfig, Config { kubeconfig: path, masters: Vec::new(), ..config(server) })
+}
+
 pub(crate) async fn plain() -> Apiserver {
     start(Apiserver::builder().plain_http()).await
 }
@@ -64,6 +75,12 @@ impl Followed {
     pub(crate) fn new(config: Config) -> Self {
         let (source, batches) = ApiserverSource::start(config).unwrap();
         Self { source, batches, objects: BTreeMap::new(), count: 0 }
+    }
+
+    /// Follows a server that says what it is told to.
+    pub(crate) fn canned(server: &Canned, timing: Timing) -> Self {
+        let masters = vec![format!("http://{}", server.address)];
+        Self::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) })
     }
 
     /// Follows a server, until it is synced.

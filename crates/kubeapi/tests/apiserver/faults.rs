@@ -9,7 +9,9 @@ use sluice_testbed::apiserver::{Apiserver, Expiry, Failure, Resource, Target, Ve
 
 use crate::access::all_well;
 use crate::canned::{Canned, EMPTY, QUIET};
-use crate::cluster::{Followed, NODE, config, held, plain, service, soon, start, timing, until};
+use crate::cluster::{
+    Followed, NODE, by_kubeconfig, config, held, plain, service, soon, start, timing, until,
+};
 
 /// Followed, with its watch on Services open.
 async fn watched(server: &Apiserver, timing: Timing) -> Followed {
@@ -28,10 +30,7 @@ async fn a_watch_that_is_cut_or_closed_goes_on_where_it_was() {
     for http2 in [true, false] {
         let builder = Apiserver::builder().token("t");
         let server = start(if http2 { builder } else { builder.http1_only() }).await;
-        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
-        let config =
-            Config { kubeconfig: Some(kubeconfig.path().to_owned()), masters: Vec::new(), ..config(&server) };
+        let (_kubeconfig, config) = by_kubeconfig(&server);
         let mut followed = Followed::new(config);
         followed.next().await;
         for (i, fault) in (0..).zip(["cut", "goaway", "close", "mid-event", "connections"]) {
@@ -151,12 +150,7 @@ async fn a_watch_that_ends_at_once_is_not_started_over_and_over() {
     })
     .await;
     let began = Instant::now();
-    let masters = vec![format!("http://{}", canned.address)];
-    let mut followed = Followed::new(Config {
-        masters,
-        timing: timing.clone(),
-        ..Config::new(NODE, Environment::default())
-    });
+    let mut followed = Followed::canned(&canned, timing.clone());
     assert_eq!(followed.next().await, [""; 0]);
     let restarts = || followed.health().of(Watched::Services).watch_restarts();
     soon(async {
@@ -211,9 +205,8 @@ async fn a_page_that_fails_is_asked_for_again_and_no_other() {
         }
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { page: 2, ..timing() };
-    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let mut followed = Followed::canned(&canned, timing);
     followed.next().await;
     assert_eq!(followed.names(), ["a", "b", "c", "d"].map(|name| format!("Service default/{name}")));
     let requests = canned.requests();
@@ -237,9 +230,8 @@ async fn a_page_that_always_fails_is_not_asked_for_for_ever() {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { backoff_max: Duration::from_millis(10), ..timing() };
-    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let mut followed = Followed::canned(&canned, timing);
     assert_eq!(followed.next().await, [""; 0], "there is nothing before the second attempt");
     let requests = canned.requests();
     let lists = requests.iter().filter(|line| line.contains("/services?") && !line.contains("watch="));
@@ -302,9 +294,7 @@ async fn an_older_apiserver_behind_a_newer_ones_address_is_watched_without_the_f
         false => EMPTY.to_owned(),
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
-    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
-    let mut followed = Followed::new(config);
+    let mut followed = Followed::canned(&canned, timing());
     followed.next().await;
     soon(async {
         while with_and_without_field(&canned, true).1 == 0 {
@@ -337,9 +327,7 @@ async fn a_bad_request_that_is_not_about_the_field_leaves_it_as_it_is() {
         }
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
-    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
-    let mut followed = Followed::new(config);
+    let mut followed = Followed::canned(&canned, timing());
     followed.next().await;
     assert_eq!(with_and_without_field(&canned, false), (4, 0));
 }
@@ -356,9 +344,7 @@ async fn a_cluster_without_service_cidrs_is_one_of_an_older_version() {
         }
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
-    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
-    let mut followed = Followed::new(config);
+    let mut followed = Followed::canned(&canned, timing());
     assert_eq!(followed.next().await, [""; 0]);
     assert_eq!(followed.health().reasons(), []);
     let asked = |part: &str| canned.requests().iter().filter(|request| request.contains(part)).count();
@@ -383,9 +369,7 @@ async fn a_failure_is_over_once_it_is_known_that_there_are_no_service_cidrs() {
         }
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
-    let config = Config { masters, timing: timing(), ..Config::new(NODE, Environment::default()) };
-    let mut followed = Followed::new(config);
+    let mut followed = Followed::canned(&canned, timing());
     followed.next().await;
     all_well(&followed).await;
     assert_eq!(followed.health().of(Watched::ServiceCidrs).errors(), 1);
@@ -413,9 +397,8 @@ async fn service_cidrs_are_gone_after_several_answers_in_a_row_that_there_are_no
         }
     })
     .await;
-    let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { backoff_max: Duration::from_millis(10), ..timing() };
-    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let mut followed = Followed::canned(&canned, timing);
     assert_eq!(followed.next().await, ["+ServiceCIDR a"]);
     // Three that know nothing of it take nothing away.
     assert_eq!(followed.next().await, ["+ServiceCIDR a", "+ServiceCIDR b"]);

@@ -4,16 +4,13 @@ use sluice_kubeapi::apiserver::{Config, Resource as Watched};
 use sluice_testbed::apiserver::{Apiserver, Failure, Resource, Target, Validity};
 
 use crate::access::{all_well, reason};
-use crate::cluster::{Followed, NODE, config, node, plain, service, soon, start};
+use crate::cluster::{Followed, NODE, by_kubeconfig, config, node, plain, service, soon, start};
 
 #[tokio::test]
 async fn reasons_say_what_is_wrong_and_what_to_do() {
     let server = start(Apiserver::builder().token("secret")).await;
-    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let (kubeconfig, config) = by_kubeconfig(&server);
     let write = || std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
-    write();
-    let config =
-        Config { kubeconfig: Some(kubeconfig.path().to_owned()), masters: Vec::new(), ..config(&server) };
     server.stop().await.unwrap();
     let mut followed = Followed::new(config);
     let url = server.url();

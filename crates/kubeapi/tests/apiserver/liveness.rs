@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use sluice_kubeapi::apiserver::{Config, Environment, Resource as Watched, Timing};
+use sluice_kubeapi::apiserver::{Config, Resource as Watched, Timing};
 use sluice_testbed::apiserver::{Apiserver, Resource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::access::reason;
 use crate::canned::{Canned, EMPTY, QUIET};
-use crate::cluster::{Followed, NODE, config, service, soon, start, timing};
+use crate::cluster::{Followed, by_kubeconfig, service, soon, start, timing};
 use crate::still::still;
 
 /// As client-go has it: 45 s at most.
@@ -37,10 +37,9 @@ async fn silence_is_no_trouble() {
             },
         )
         .await;
-    let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { keep_alive: Duration::from_secs(1), keep_alive_answer: Duration::ZERO, ..timing() };
     let silence = 3 * timing.keep_alive;
-    let mut followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let mut followed = Followed::canned(&canned, timing);
     followed.next().await;
     soon(async {
         while canned.requests().len() < 8 {
@@ -86,10 +85,9 @@ async fn a_watch_may_be_silent_for_an_hour_if_that_is_what_it_was_asked_to_last(
             },
         )
         .await;
-    let masters = vec![format!("http://{}", canned.address)];
     let timing = Timing { watch: HOUR, ..Timing::default() };
     let answer = timing.answer;
-    let followed = Followed::new(Config { masters, timing, ..Config::new(NODE, Environment::default()) });
+    let followed = Followed::canned(&canned, timing);
     still(|| is_open(&followed)).await;
     tokio::time::sleep(HOUR).await;
     assert_eq!(canned.requests().len(), 8, "{:#?}", canned.requests());
@@ -153,12 +151,9 @@ async fn pipe(
 /// Over HTTP/2, through a forwarder: the configuration, and what has to be kept for it.
 async fn through(server: &Apiserver, timing: Timing) -> (Swallower, tempfile::NamedTempFile, Followed) {
     let swallower = Swallower::start(server.address()).await;
-    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(kubeconfig.path(), server.kubeconfig().unwrap()).unwrap();
+    let (kubeconfig, config) = by_kubeconfig(server);
     let masters = vec![format!("https://{}", swallower.address)];
-    let kubeconfig_path = Some(kubeconfig.path().to_owned());
-    let mut followed =
-        Followed::new(Config { timing, kubeconfig: kubeconfig_path, masters, ..config(server) });
+    let mut followed = Followed::new(Config { timing, masters, ..config });
     followed.next().await;
     let open = |server: &Apiserver| server.counters().borrow().open_watches(Resource::Services) == 1;
     soon(async {
