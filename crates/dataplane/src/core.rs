@@ -14,6 +14,7 @@ use crate::descriptors::Descriptors;
 use crate::local_ports::LocalPorts;
 use crate::stats::WorkerStats;
 use crate::tcp::exhausted::Exhausted;
+use crate::tcp::orphans::Orphans;
 use crate::tcp::port_shares::PortShares;
 use crate::throttle::{OnceAMinute, Throttle};
 use crate::timers::Timers;
@@ -57,6 +58,8 @@ pub(crate) struct Core {
     pub(crate) port_shares: PortShares,
     /// Where there was no port left a moment ago.
     pub(crate) exhausted: Exhausted,
+    /// What ended sessions have left to the kernel.
+    pub(crate) orphans: Orphans,
     /// The marks of our sockets, where traffic is captured.
     pub(crate) marks: Option<Marks>,
     /// How long a half-closed TCP session may stand still.

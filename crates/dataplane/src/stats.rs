@@ -57,6 +57,8 @@ counters! {
     /// TCP connections reset because of this node: it was out of file descriptors, ports or memory, or forbade
     /// to connect.
     tcp_over_limit,
+    /// TCP sessions that both sides had ended and that went on until what they carried had arrived.
+    tcp_delivering,
     /// Attempts to connect after another one had failed.
     tcp_retries,
     /// TCP clients that went away before an endpoint was connected.

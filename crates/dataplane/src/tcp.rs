@@ -14,6 +14,7 @@ pub(crate) mod delivering;
 mod direction;
 pub(crate) mod exhausted;
 pub(crate) mod listener;
+pub(crate) mod orphans;
 pub(crate) mod peer;
 pub(crate) mod pipe;
 pub(crate) mod port_shares;

@@ -24,6 +24,7 @@ pub(crate) fn core(poll: &Poll, writer: &Writer, descriptors: usize) -> Core {
         local_ports: LocalPorts::with_range(32_768..=60_999),
         port_shares: PortShares::new(100, 0, 1),
         exhausted: Default::default(),
+        orphans: Default::default(),
         marks: None,
         half_closed_idle: Config::HALF_CLOSED_IDLE,
         log: None,

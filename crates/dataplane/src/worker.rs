@@ -135,6 +135,7 @@ impl Worker {
             local_ports,
             port_shares,
             exhausted: Exhausted::default(),
+            orphans: Default::default(),
             marks: config.marks,
             half_closed_idle: config.half_closed_idle,
             log,

@@ -1,6 +1,6 @@
 //! The end of a session of which much has not arrived yet. Closed, its sockets would be orphans that nobody counts: 2 MiB
 //! each of the node's memory for TCP ([`MOST_UNSENT`](super::peer::MOST_UNSENT)), as many as one client likes. So the session goes on, within its
-//! client's share, until most has arrived.
+//! client's share, until most has arrived, or all where there are many orphans ([`Orphans`](super::orphans::Orphans)).
 
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use super::socket;
 
-/// What may be left to the kernel, in bytes: what most connections have never sent.
+/// What may mostly be left to the kernel, in bytes: what most connections have never sent.
 pub(super) const LEFT_TO_KERNEL: usize = 64 << 10;
 
 /// How often it is looked what has arrived. That all has, or that the peer is gone, an event says.
@@ -36,13 +36,13 @@ pub(super) enum Delivery {
 pub(super) struct Delivering(NonZeroU32);
 
 impl Delivering {
-    /// Of sockets that were written so many bytes; none where the kernel may have the rest.
-    pub(super) fn begin(sides: [(&TcpStream, u64); 2]) -> Option<Self> {
-        if sides.iter().all(|(_, written)| *written <= LEFT_TO_KERNEL as u64) {
+    /// Of sockets that were written so many bytes; none where the kernel may have the rest, which is as much as `most`.
+    pub(super) fn begin(sides: [(&TcpStream, u64); 2], most: usize) -> Option<Self> {
+        if sides.iter().all(|(_, written)| *written <= most as u64) {
             return None;
         }
         let streams = sides.map(|(stream, _)| stream);
-        let left = left(streams)?;
+        let left = left(streams, most)?;
         for stream in streams {
             // All is there, and goes on without this process. Failing means that the connection is gone already.
             let _ = SockRef::from(stream).set_linger(None);
@@ -51,7 +51,7 @@ impl Delivering {
         Some(Self(left))
     }
 
-    /// Looks what has arrived since `last_moved`. Where nothing has for as long as `patience` the sockets reset their peers
+    /// Looks what has arrived since `last_moved`, and whether the kernel may have the rest by now. Where nothing has for as long as `patience` the sockets reset their peers
     /// once they are closed.
     pub(super) fn look(
         &mut self,
@@ -59,8 +59,9 @@ impl Delivering {
         last_moved: &mut Instant,
         now: Instant,
         patience: Duration,
+        most: usize,
     ) -> Delivery {
-        let Some(left) = left(streams) else { return Delivery::Done };
+        let Some(left) = left(streams, most) else { return Delivery::Done };
         if left < self.0 {
             (self.0, *last_moved) = (left, now);
         }
@@ -74,12 +75,12 @@ impl Delivering {
     }
 }
 
-/// How many bytes these peers' kernels have not acknowledged, if that is too much for the kernel. Of what is closed or was reset
+/// How many bytes these peers' kernels have not acknowledged, if that is more than may be left to the kernel. Of what is closed or was reset
 /// none is left, whatever was.
-fn left(streams: [&TcpStream; 2]) -> Option<NonZeroU32> {
+fn left(streams: [&TcpStream; 2], most: usize) -> Option<NonZeroU32> {
     let connected = streams.into_iter().filter(|stream| socket::is_connected(stream));
     let left: usize = connected.map(socket::undelivered).sum();
-    NonZeroU32::new(u32::try_from(left).unwrap_or(u32::MAX)).filter(|_| left > LEFT_TO_KERNEL)
+    NonZeroU32::new(u32::try_from(left).unwrap_or(u32::MAX)).filter(|_| left > most)
 }
 
 #[cfg(test)]
@@ -117,17 +118,18 @@ mod tests {
         let other = TcpStream::from_std(other);
         let streams = [&writer, &other];
         let (now, mut last_moved) = (Instant::now(), Instant::now());
-        assert!(Delivering::begin([(&writer, LEFT_TO_KERNEL as u64), (&other, 0)]).is_none());
-        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)]).unwrap();
+        assert!(Delivering::begin([(&writer, LEFT_TO_KERNEL as u64), (&other, 0)], LEFT_TO_KERNEL).is_none());
+        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)], LEFT_TO_KERNEL).unwrap();
         assert!(delivering.0.get() as usize > LEFT_TO_KERNEL + LITTLE, "{delivering:?}");
         let half = PATIENCE / 2;
-        let mut look = |after| delivering.look(streams, &mut last_moved, now + after, PATIENCE);
+        let mut look =
+            |after| delivering.look(streams, &mut last_moved, now + after, PATIENCE, LEFT_TO_KERNEL);
         assert_eq!(look(half), Delivery::Waiting);
-        let before = left(streams);
+        let before = left(streams, LEFT_TO_KERNEL);
         reader.read_exact(&mut [0; LITTLE]).unwrap();
         // Its kernel says so when it likes.
         let deadline = Instant::now() + Duration::from_secs(20);
-        while left(streams) == before {
+        while left(streams, LEFT_TO_KERNEL) == before {
             assert!(Instant::now() < deadline, "nothing arrives");
             std::thread::yield_now();
         }
@@ -138,15 +140,41 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_may_be_left_to_the_kernel_a_byte_that_has_not_arrived_is_waited_for() {
+        let ((mut writer, mut reader), (other, _peer)) = (pair(), pair());
+        // Its kernel takes no more of it than it must, so that some of it waits here.
+        SockRef::from(&reader).set_recv_buffer_size(1).unwrap();
+        const SMALL: usize = 60_000;
+        SockRef::from(&writer).set_send_buffer_size(4 * SMALL).unwrap();
+        writer.write_all(&[0; SMALL]).unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let (writer, other) = (TcpStream::from_std(writer), TcpStream::from_std(other));
+        let sides = [(&writer, SMALL as u64), (&other, 0)];
+        assert!(Delivering::begin(sides, LEFT_TO_KERNEL).is_none());
+        let mut delivering = Delivering::begin(sides, 0).unwrap();
+        let now = Instant::now();
+        let mut look = || delivering.look([&writer, &other], &mut now.clone(), now, PATIENCE, 0);
+        assert_eq!(look(), Delivery::Waiting);
+        reader.read_to_end(&mut Vec::new()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while look() == Delivery::Waiting {
+            assert!(Instant::now() < deadline, "it has arrived");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn of_what_was_reset_nothing_is_left() {
         let (writer, written, reader) = full();
         let (other, _peer) = pair();
         let other = TcpStream::from_std(other);
         let now = Instant::now();
-        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)]).unwrap();
+        let mut delivering = Delivering::begin([(&writer, written), (&other, 0)], LEFT_TO_KERNEL).unwrap();
         drop(reader);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while delivering.look([&writer, &other], &mut now.clone(), now, PATIENCE) == Delivery::Waiting {
+        while delivering.look([&writer, &other], &mut now.clone(), now, PATIENCE, LEFT_TO_KERNEL)
+            == Delivery::Waiting
+        {
             assert!(Instant::now() < deadline, "{delivering:?}");
             std::thread::yield_now();
         }

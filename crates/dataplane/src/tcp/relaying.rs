@@ -90,7 +90,8 @@ impl Relaying {
         if let Some(delivering) = &mut self.delivering {
             let streams = [&downstream.stream, &self.upstream.stream];
             let patience = context.core.half_closed_idle.min(PATIENCE);
-            return match delivering.look(streams, &mut self.last_moved, context.core.now, patience) {
+            let (now, most) = (context.core.now, context.core.orphans.left_to_kernel(context.core.now));
+            return match delivering.look(streams, &mut self.last_moved, now, patience, most) {
                 Delivery::Waiting => Step::Wait,
                 Delivery::Done => Step::End(End::Closed),
                 Delivery::Overdue => {
@@ -134,7 +135,9 @@ impl Relaying {
             [Pumped::Finished, Pumped::Finished] => {
                 let sides = [(&downstream.stream, self.received), (&self.upstream.stream, self.sent)];
                 self.last_moved = context.core.now;
-                self.delivering = Delivering::begin(sides);
+                let most = context.core.orphans.left_to_kernel(context.core.now);
+                self.delivering = Delivering::begin(sides, most);
+                context.core.stats.tcp_delivering.add(self.is_delivering().into());
                 if self.is_delivering() { Step::Wait } else { Step::End(End::Closed) }
             }
             [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,

@@ -1,3 +1,4 @@
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 
 use mio::Poll;
@@ -10,6 +11,7 @@ use super::*;
 use crate::descriptors::Descriptors;
 use crate::tcp::connect::FIRST_TIMEOUT;
 use crate::tcp::direction::BUFFER_SIZE;
+use crate::tcp::orphans::Orphans;
 use crate::tcp::pipe::PipePool;
 use crate::token::Slots;
 use crate::{test_core, test_table};
@@ -165,4 +167,36 @@ fn how_long_a_connect_took_and_when_it_was_is_told_by_the_clock_however_long_the
     assert_eq!(session.check_connect(&mut world.context()), Step::Wait);
     assert!(relaying(&mut session).last_moved >= now);
     assert!(session.trace.unwrap().connect.unwrap() >= HOUR);
+}
+
+/// A reader that does not read, of little more than its kernel takes.
+#[test]
+fn where_there_are_many_orphans_a_session_goes_on_until_its_last_bytes_have_arrived() {
+    for (orphans, goes_on) in [(0, false), (1 << 20, true)] {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let mut world = World::new(&endpoint);
+        world.core.orphans = Orphans::seen(orphans);
+        let (mut client, mut session) = world.accept();
+        SockRef::from(&client).set_recv_buffer_size(1).unwrap();
+        assert_eq!(session.begin(&mut world.context()), Step::Wait);
+        let (mut accepted, _) = endpoint.accept().unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        accepted.write_all(&[0; 60_000]).unwrap();
+        drop(accepted);
+        let mut turn = |world: &mut World| {
+            std::thread::yield_now();
+            session.downstream.readable = true;
+            relaying(&mut session).upstream.readable = true;
+            let step = session.turn(&mut world.context());
+            (step, relaying(&mut session).is_delivering())
+        };
+        let ended = (Step::End(End::Closed), false);
+        let is_passed_on = |seen: &(Step, bool)| *seen == ended || seen.1;
+        let seen = (0..PATIENCE).map(|_| turn(&mut world)).find(is_passed_on);
+        assert_eq!(seen == Some(ended), !goes_on, "{seen:?}");
+        if goes_on {
+            client.read_to_end(&mut Vec::new()).unwrap();
+            assert!((0..PATIENCE).any(|_| turn(&mut world).0 == ended.0));
+        }
+    }
 }
