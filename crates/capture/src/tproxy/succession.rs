@@ -157,12 +157,13 @@ mod tests {
             "rejected4: ipv4_addr . ipv4_addr . mark",
             "young_host_flows4: FLOWS",
         ];
-        const OF_BRIDGES: [&str; 6] = [
+        const OF_BRIDGES: [&str; 7] = [
             "answers4: FLOWS",
             "crowd4: ipv4_addr . inet_proto . inet_service . ipv4_addr",
             "ended_answers4: FLOWS",
             "pairs4: ipv4_addr . ipv4_addr",
             "ports: iface_index : ether_addr",
+            "throng4: ipv4_addr . inet_proto . inet_service",
             "young_answers4: FLOWS",
         ];
         let (inet, bridge) = (Ruleset::inet(&config()), Ruleset::bridge(&config()));
