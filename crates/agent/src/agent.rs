@@ -199,8 +199,9 @@ impl<'a> Serving<'a> {
             self.events.say(trouble);
         }
         self.health_checks.update(self.observer.node_port_addresses().to_vec());
-        let changes = self.controller.programming().numbers();
-        if self.heap.is_due(changes.services.total + changes.endpoints.total, Instant::now()) {
+        let (changes, stats) = (self.controller.programming().numbers(), self.observer.stats());
+        let changes = changes.services.total + changes.endpoints.total;
+        if self.heap.is_due(changes, stats.tcp_active + stats.udp_flows_active, Instant::now()) {
             tokio::task::spawn_blocking(sluice_sys::memory::give_back);
         }
         if !self.controller.is_alive() {

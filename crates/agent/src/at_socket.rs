@@ -1,8 +1,9 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried. `leftovers`: what another agent's programs would go on deciding.
-//! `namespaces`: whose sockets are decided about. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see.
+//! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
+//! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `sweep`:
+//! ending sockets that lead nowhere any more. `view`: what others may see.
 
 mod attach;
 mod handing_over;

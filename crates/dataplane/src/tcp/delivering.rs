@@ -51,8 +51,8 @@ impl Delivering {
         Some(Self(left))
     }
 
-    /// Looks what has arrived since `last_moved`, and whether the kernel may have the rest by now. Where nothing has for as long as `patience` the sockets reset their peers
-    /// once they are closed.
+    /// Looks what has arrived since `last_moved`, and whether the kernel may have the rest by now. Where nothing has for as
+    /// long as `patience` the sockets reset their peers once they are closed.
     pub(super) fn look(
         &mut self,
         streams: [&TcpStream; 2],

@@ -36,8 +36,8 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Tells the client of a flow, or of one that is not to be. Whether it could be told. Without marks nothing is captured, and the service address is this
-    /// node's own.
+    /// Tells the client of a flow, or of one that is not to be. Whether it could be told. Without marks nothing is captured,
+    /// and the service address is this node's own.
     pub(super) fn send(
         &mut self,
         key: FlowKey,
