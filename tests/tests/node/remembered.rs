@@ -323,13 +323,17 @@ fn a_full_set_cuts_nobody_off() {
 fn where_every_set_that_clients_are_in_is_full_nobody_is_cut_off_on_a_bridge() {
     let world = world(|lab| lab.pod(1));
     let host = world.lab.pod(1);
-    let _server = host.serve(BACKEND).unwrap();
+    let server = host.serve(BACKEND).unwrap();
     fill(&world, BRIDGE);
-    let clients = (0..1 << 16).map(|number: u32| {
-        format!("192.0.2.7 . udp . {} . 192.0.2.{} timeout 1h, ", 1 + number % 40_000, number / 40_000)
+    let elements = |set: &str, clients: &dyn Fn(u32) -> String| {
+        let clients = (0..1 << 16).map(|number| format!("{} timeout 1h, ", clients(number)));
+        let script = format!("add element bridge sluice {set} {{ {} }}\n", clients.collect::<String>());
+        world.lab.node().ns.nft_file(&script).unwrap();
+    };
+    elements("crowd4", &|number| {
+        format!("192.0.2.7 . udp . {} . 192.0.2.{}", 1 + number % 40_000, number / 40_000)
     });
-    let script = format!("add element bridge sluice crowd4 {{ {} }}\n", clients.collect::<String>());
-    world.lab.node().ns.nft_file(&script).unwrap();
+    elements("pairs4", &|number| format!("192.0.2.7 . 10.1.{}.{}", number >> 8, number & 255));
     let (client, to) = (world.lab.pod(0), world.address(Kind::ClusterIp, 1, Family::V4));
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for to in [to, (host.ip(Family::V4), BACKEND).into()] {
@@ -337,6 +341,8 @@ fn where_every_set_that_clients_are_in_is_full_nobody_is_cut_off_on_a_bridge() {
             assert_eq!(outcome.by(), Some(host.name.as_str()), "{protocol} {to}: {outcome:?}");
         }
     }
+    drop(server);
+    assert_eq!(client.ask(Protocol::Udp, to, PATIENCE), Outcome::Refused);
     until_counted(&world, "what was not remembered", |stats| stats.answers_full > 0);
 }
 

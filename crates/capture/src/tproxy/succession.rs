@@ -157,8 +157,9 @@ mod tests {
             "rejected4: ipv4_addr . ipv4_addr . mark",
             "young_host_flows4: FLOWS",
         ];
-        const OF_BRIDGES: [&str; 7] = [
+        const OF_BRIDGES: [&str; 8] = [
             "answers4: FLOWS",
+            "busy4: ipv4_addr",
             "crowd4: ipv4_addr . inet_proto . inet_service . ipv4_addr",
             "ended_answers4: FLOWS",
             "pairs4: ipv4_addr . ipv4_addr",
