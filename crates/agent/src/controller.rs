@@ -211,6 +211,8 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             let set = proxy.set_node_ports(node_ports);
                             let _ = answer.send(set.map_err(|reason| format!("{reason:#}")));
                         }
+                        // What comes after it is waited for only where it is taken in along with what came before.
+                        Message::Settle(done) if batches == 0 => settling.push((proxy.last_step(), done)),
                         Message::Settle(done) => to_settle.push(done),
                         Message::Explain(ip, answer) => {
                             // Nobody waiting any more is fine.
