@@ -3,34 +3,34 @@
 //!
 //! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
 //! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `sweep`:
-//! ending sockets that lead nowhere any more. `view`: what others may see.
+//! ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all that is done.
 
 mod attach;
 mod handing_over;
 mod leftovers;
 mod namespaces;
+mod place;
 mod shortage;
 mod sweep;
 #[cfg(test)]
 pub(crate) mod tests;
 mod view;
 
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_model::Frontend;
-use sluice_socket::Removed;
 use sluice_socket_maps::{Capacity, MOST_SETS};
-use sluice_table::{ServicePort, Table, Writer};
+use sluice_table::{ServicePort, Writer};
 use tracing::{info, warn};
 
 pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Hindrance, NotAttached};
 use self::handing_over::{Heir, Holder};
 use self::leftovers::Leftovers;
+use self::place::{Node, Place};
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
 
@@ -108,57 +108,6 @@ pub enum AtSocketWish {
     Wanted(AtSocketConfig),
     /// Nothing, as a node that might have them lacks this.
     Lacking(String),
-}
-
-/// Where programs are attached and removed.
-trait Place: Send + Sync {
-    /// As [`attach::would_begin_anew`] says.
-    fn would_begin_anew(&self, config: &AtSocketConfig) -> bool;
-    /// As [`attach::attach`] does.
-    fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached>;
-    /// As [`sluice_socket::remove`] does.
-    fn remove(&mut self, pins: &Path) -> io::Result<Removed>;
-    /// As [`sluice_socket::remove_held`] does.
-    fn remove_held(&mut self, pins: &Path) -> io::Result<Removed>;
-    /// As [`sluice_socket::ask_for`] does.
-    fn ask_for(&mut self, pins: &Path) -> io::Result<()>;
-    /// As [`sluice_socket::is_asked_for`] does.
-    fn is_asked_for(&self, pins: &Path) -> bool;
-    /// As [`sluice_socket::let_go`] does.
-    fn let_go(&mut self, pins: &Path);
-}
-
-/// This node.
-struct Node;
-
-impl Place for Node {
-    fn would_begin_anew(&self, config: &AtSocketConfig) -> bool {
-        attach::would_begin_anew(config)
-    }
-
-    fn attach(&mut self, config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
-        attach::attach(config, table)
-    }
-
-    fn remove(&mut self, pins: &Path) -> io::Result<Removed> {
-        sluice_socket::remove(pins)
-    }
-
-    fn remove_held(&mut self, pins: &Path) -> io::Result<Removed> {
-        sluice_socket::remove_held(pins)
-    }
-
-    fn ask_for(&mut self, pins: &Path) -> io::Result<()> {
-        sluice_socket::ask_for(pins)
-    }
-
-    fn is_asked_for(&self, pins: &Path) -> bool {
-        sluice_socket::is_asked_for(pins)
-    }
-
-    fn let_go(&mut self, pins: &Path) {
-        sluice_socket::let_go(pins);
-    }
 }
 
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
@@ -311,8 +260,8 @@ impl SocketMode {
             (self.leftovers, self.heir) = (None, Heir::No);
             self.view.set_detached("another agent has taken over");
         }
-        if is_asked_for && self.attached.is_none() {
-            pins.iter().for_each(|pins| self.place.let_go(pins));
+        if let Some(pins) = pins.filter(|_| is_asked_for && self.attached.is_none()) {
+            self.place.let_go(&pins);
         }
     }
 
@@ -364,12 +313,10 @@ impl SocketMode {
         {
             attempt = self.take_away(now, writer);
         }
-        self.heir = Heir::No;
-        if let (Attempt::Busy(_), Some(config)) = (&attempt, &self.config)
-            && let Ok(()) = self.place.ask_for(&config.pins)
-        {
-            self.heir = Heir::Asked;
-        }
+        self.heir = match (&attempt, &self.config) {
+            (Attempt::Busy(_), Some(config)) => Heir::ask(&mut *self.place, &config.pins),
+            _ => Heir::No,
+        };
         if let Attempt::Done = attempt {
             let routes = writer.table().routes();
             let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();

@@ -1,7 +1,10 @@
 //! How what is attached passes from an agent to the one that has its place: that one asks for it when it knows all and is able to
 //! have it, and until then the other one keeps it in line with what changes. Time is an argument.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use super::Place;
 
 /// How long an agent that has another one's place may take to ask for what is attached; one of an older version does not. Less than
 /// [`HAND_OVER`](super::HAND_OVER), after which that is taken away.
@@ -20,6 +23,11 @@ pub(super) enum Heir {
 }
 
 impl Heir {
+    /// Asks whoever holds it to let go.
+    pub(super) fn ask(place: &mut dyn Place, pins: &Path) -> Self {
+        if place.ask_for(pins).is_ok() { Self::Asked } else { Self::No }
+    }
+
     /// Whether it is to try at once to have it. What was asked for and is not any more was let go of.
     pub(super) fn is_due(self, is_asked_for: impl FnOnce() -> bool) -> bool {
         match self {

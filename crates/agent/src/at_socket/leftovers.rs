@@ -63,8 +63,7 @@ impl Leftovers {
             place.remove(&self.pins)
         };
         let Ok(removed) = removed else {
-            let is_asked = place.ask_for(&self.pins).is_ok();
-            self.heir = if is_asked { Heir::Asked } else { Heir::No };
+            self.heir = Heir::ask(place, &self.pins);
             return false;
         };
         info!("nothing is decided at sockets any more: what an earlier agent has left is removed");

@@ -1,6 +1,9 @@
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sluice_table::WriterConfig;
+use sluice_socket::Removed;
+use sluice_table::{Table, WriterConfig};
 
 use super::*;
 

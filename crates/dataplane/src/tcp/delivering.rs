@@ -75,8 +75,8 @@ impl Delivering {
     }
 }
 
-/// How many bytes these peers' kernels have not acknowledged, if that is more than may be left to the kernel. Of what is closed or was reset
-/// none is left, whatever was.
+/// How many bytes these peers' kernels have not acknowledged, if that is more than may be left to the kernel. Of what is
+/// closed or was reset none is left, whatever was.
 fn left(streams: [&TcpStream; 2], most: usize) -> Option<NonZeroU32> {
     let connected = streams.into_iter().filter(|stream| socket::is_connected(stream));
     let left: usize = connected.map(socket::undelivered).sum();
