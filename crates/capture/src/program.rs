@@ -44,7 +44,7 @@ pub enum Error {
     },
     /// Somebody ended it, most likely the kernel, for want of memory.
     #[error(
-        "{program} was ended by signal {signal}; is memory short (dmesg says so, or the limit of the pod does)?"
+        "{program} was ended by signal {signal}: memory may be short (dmesg, and the limit of the pod)"
     )]
     Killed {
         /// The program.
