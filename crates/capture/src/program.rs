@@ -43,9 +43,7 @@ pub enum Error {
         message: String,
     },
     /// Somebody ended it, most likely the kernel, for want of memory.
-    #[error(
-        "{program} was ended by signal {signal}: memory may be short (dmesg, and the limit of the pod)"
-    )]
+    #[error("{program} was ended by signal {signal}: memory may be short (dmesg, and the limit of the pod)")]
     Killed {
         /// The program.
         program: &'static str,
