@@ -92,7 +92,7 @@ impl<'a> Serving<'a> {
         let Config { workers, descriptors, .. } = dataplane;
         info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
         // Before anything is changed on the node: what cannot be followed ends the agent.
-        let source = Source::new(&args.source, &node)?;
+        let source = Source::new(&args.source, &node, args.capture.asks_for_pods())?;
 
         let file = config::Follower::new(args).await;
         if let Some(score) = args.oom_score_adj {

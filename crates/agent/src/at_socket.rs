@@ -2,7 +2,8 @@
 //! and removed where nobody would look after them.
 //!
 //! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
-//! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `sweep`:
+//! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `pods`: whose are
+//! not, by their own wish. `sweep`:
 //! ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all that is done.
 
 mod attach;
@@ -10,6 +11,7 @@ mod handing_over;
 mod leftovers;
 mod namespaces;
 mod place;
+mod pods;
 mod shortage;
 mod sweep;
 #[cfg(test)]
@@ -21,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_model::Frontend;
+use sluice_model::{Change, Frontend};
 use sluice_socket_maps::{Capacity, MOST_SETS};
 use sluice_table::{ServicePort, Writer};
 use tracing::{info, warn};
@@ -31,6 +33,7 @@ use self::attach::{Attached, Hindrance, NotAttached};
 use self::handing_over::{Heir, Holder};
 use self::leftovers::Leftovers;
 use self::place::{Node, Place};
+pub(crate) use self::pods::Pods;
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
 
@@ -58,6 +61,8 @@ pub struct AtSocketConfig {
     pub host_only: bool,
     /// Where pods' network namespaces have names: sockets in others are left alone. Empty, all are pods'.
     pub namespaces: Vec<PathBuf>,
+    /// What pods and namespaces are annotated with, if somebody goes by it.
+    pub pods: Option<Arc<Pods>>,
     /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
     pub sidecar_ports: [u16; 2],
     /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
@@ -80,6 +85,7 @@ impl AtSocketConfig {
             pins,
             host_only: false,
             namespaces: Vec::new(),
+            pods: None,
             sidecar_ports: Self::SIDECAR_PORTS,
             flow_idle: CONVERSATION_IDLE,
             endpoints: Self::ENDPOINTS,
@@ -205,6 +211,24 @@ impl SocketMode {
             sockets.change(ports);
             sweeper.changed(ports);
         }
+    }
+
+    /// Takes in what a change says of pods and namespaces, if it does.
+    pub(crate) fn note(&self, change: &Change) {
+        if let Some(pods) = self.pods() {
+            pods.note(change);
+        }
+    }
+
+    /// What was noted takes effect.
+    pub(crate) fn settle(&self) {
+        if let Some(pods) = self.pods() {
+            pods.settle();
+        }
+    }
+
+    fn pods(&self) -> Option<&Pods> {
+        self.config.as_ref()?.pods.as_deref()
     }
 
     /// Once this returns nothing is decided any more about connections to these.

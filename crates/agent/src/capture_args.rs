@@ -136,7 +136,7 @@ fn given(name: &Option<String>) -> Option<&str> {
 }
 
 /// Flags that are about captured packets.
-const ABOUT_CAPTURED: [&str; 14] = [
+const ABOUT_CAPTURED: [&str; 15] = [
     "detect_local_mode",
     "cluster_cidr",
     "pod_bridge_interface",
@@ -150,6 +150,7 @@ const ABOUT_CAPTURED: [&str; 14] = [
     "socket_host_only",
     "socket_namespaces",
     "socket_pins",
+    "socket_pod_annotations",
     "socket_sidecar_ports",
 ];
 
@@ -184,6 +185,11 @@ impl CaptureArgs {
     /// How connections get here.
     pub fn mode(&self) -> CaptureMode {
         self.capture.unwrap_or(self.default_mode)
+    }
+
+    /// Whether it matters what pods are annotated with.
+    pub(crate) fn asks_for_pods(&self) -> bool {
+        self.socket.socket_pod_annotations && matches!(self.mode(), CaptureMode::Auto | CaptureMode::Socket)
     }
 
     /// Has the default be what a node wants, where it is one whose network this process may have.

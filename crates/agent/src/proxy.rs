@@ -214,9 +214,10 @@ impl Proxy {
             Change::Delete(ObjectRef::Node(name)) if *name == self.node => {
                 self.node_eligible.store(Arc::new(None));
             }
-            _ => {}
+            _ => self.at_socket.note(change),
         });
         self.writer.apply_all(changes);
+        self.at_socket.settle();
         (self.has_begun, self.has_taken) = (true, true);
         self.advance();
     }

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{ArgAction, Args};
 use sluice_socket::{NAMED, Removed, State};
 use tracing::{info, warn};
 
-use crate::at_socket::{AtSocketConfig, warn_of_left};
+use crate::at_socket::{AtSocketConfig, Pods, warn_of_left};
 use crate::values::{self, Listed};
 
 /// Where socket mode has its programs.
@@ -33,6 +34,12 @@ pub struct SocketArgs {
     /// leaves the pod is redirected to, by rules that go by the Service's address. Empty is none.
     #[arg(long, value_name = "PORTS", value_delimiter = ',', default_value = "15001,4140")]
     pub socket_sidecar_ports: Vec<Listed<u16>>,
+    /// Relay connections of pods with the annotation sluice.dev/socket-mode: "false", or in a namespace with it. This
+    /// node's pods and all namespaces are watched for that, which takes the right to list and watch them; a pod's
+    /// connections are relayed until the apiserver has said what its address is.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
+    pub socket_pod_annotations: bool,
     /// How many endpoints can be decided about, counted in each service port; what is beyond is relayed. Each takes 86
     /// bytes of the kernel's memory, used or not. Another number makes new maps: what an earlier agent has decides
     /// until all is known.
@@ -64,7 +71,9 @@ impl SocketArgs {
             [one, two] => [one, two],
             _ => bail!("--socket-sidecar-ports: two at the most"),
         };
+        let pods = self.socket_pod_annotations.then(Pods::new).transpose();
         Ok(AtSocketConfig {
+            pods: pods.context("cannot follow pods")?.map(Arc::new),
             host_only: self.socket_host_only,
             namespaces: self.namespaces(),
             sidecar_ports,

@@ -4,6 +4,7 @@
 //! read and has another type is an error; `lenient` makes the best of the rest.
 
 pub(crate) mod lenient;
+mod pod;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+
+pub use pod::{Namespace, Pod, PodIp, PodSpec, PodStatus};
 
 /// When what led to a version of an EndpointSlice happened.
 const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -378,6 +381,7 @@ read_as_map! {
     EndpointSlice SliceLabels EndpointPort Endpoint EndpointConditions EndpointHints Hint
     Node NodeLabels NodeSpec Taint NodeStatus NodeAddress
     ServiceCidr ServiceCidrSpec
+    Pod PodSpec PodStatus PodIp Namespace
     Annotations Identity IdentityMeta
 }
 

@@ -1,4 +1,5 @@
-//! Services, EndpointSlices, this Node and ServiceCIDRs as an apiserver has them, followed.
+//! Services, EndpointSlices, this Node, ServiceCIDRs and, if asked for, this node's Pods and all Namespaces as an apiserver has
+//! them, followed.
 //!
 //! ```text
 //!  config ─► access ─► transport ─► follow ─┐
@@ -92,7 +93,7 @@ impl ApiserverSource {
         let (news, receiver) = mpsc::channel(NEWS_IN_FLIGHT);
         let (batches, output) = mpsc::channel(BATCHES_IN_FLIGHT);
         let mut tasks = JoinSet::new();
-        for resource in Resource::ALL {
+        for resource in Resource::ALL.into_iter().filter(|resource| config.pods || !resource.is_optional()) {
             let follower = Follower::new(
                 resource,
                 config.node.clone(),

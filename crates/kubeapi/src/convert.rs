@@ -6,6 +6,7 @@
 
 mod address;
 mod node;
+mod pod;
 mod service;
 mod service_cidr;
 mod slice;
@@ -15,6 +16,7 @@ use std::fmt;
 use sluice_model::{ObjectName, Protocol};
 
 pub use node::node;
+pub use pod::{namespace, pod};
 pub use service::service;
 pub use service_cidr::service_cidr;
 pub use slice::slice;
@@ -42,6 +44,8 @@ pub enum Skip {
     OtherProxy,
     /// `addressType: FQDN`: nothing that packets could be sent to.
     Fqdn,
+    /// A pod that is over, or one in its node's network: it has no network of its own.
+    NoNetwork,
     /// No cluster IP. An apiserver will allocate one; in a file nobody does.
     NoClusterIp,
     /// What identifies it or makes it useful is missing or wrong: see the problems.
@@ -55,6 +59,7 @@ impl fmt::Display for Skip {
             Self::Headless => "headless: clients connect to the endpoints directly",
             Self::OtherProxy => "label service.kubernetes.io/service-proxy-name: another proxy serves it",
             Self::Fqdn => "addressType FQDN: not a thing to send packets to",
+            Self::NoNetwork => "a pod without a network of its own",
             Self::NoClusterIp => "no clusterIP: nothing to listen on",
             Self::Broken => "unusable",
         })

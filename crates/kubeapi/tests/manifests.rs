@@ -31,8 +31,8 @@ fn source(paths: &[&Path]) -> ManifestSource {
 /// `+name` and `-name`, sorted.
 fn changes(batch: &Batch) -> Vec<String> {
     let name = |reference: ObjectRef| match reference {
-        ObjectRef::Service(name) | ObjectRef::EndpointSlice(name) => name.name,
-        ObjectRef::Node(name) | ObjectRef::ServiceCidr(name) => name,
+        ObjectRef::Service(name) | ObjectRef::EndpointSlice(name) | ObjectRef::Pod(name) => name.name,
+        ObjectRef::Node(name) | ObjectRef::ServiceCidr(name) | ObjectRef::Namespace(name) => name,
     };
     let mut changes: Vec<_> = batch
         .changes

@@ -1,4 +1,4 @@
-//! What things are called: the compact, plain-data picture of Services, EndpointSlices and Nodes
+//! What things are called: the compact, plain-data picture of Services, EndpointSlices, Nodes and Pods
 //! that every other crate shares.
 //!
 //! No I/O, no async, no Kubernetes types: [`Object`]s are made by a *source* (`sluice-kubeapi`) from
@@ -8,6 +8,7 @@ mod frontend;
 mod ip;
 mod name;
 mod node;
+mod pod;
 mod service;
 mod service_cidr;
 mod shortage;
@@ -19,6 +20,7 @@ pub use frontend::{Family, Frontend, FrontendKind, Protocol};
 pub use ip::{InvalidIp, parse_cidr, parse_ip};
 pub use name::{ObjectName, ServicePortName};
 pub use node::Node;
+pub use pod::{Namespace, Pod};
 pub use service::{AffinityTimeout, Service, ServicePort, TrafficPolicy};
 pub use service_cidr::ServiceCidr;
 pub use shortage::mend_of_shortage;
@@ -35,6 +37,10 @@ pub enum Object {
     Node(Node),
     /// Ranges that cluster IPs come from.
     ServiceCidr(ServiceCidr),
+    /// A pod; only those of the agent's own node matter.
+    Pod(Pod),
+    /// A namespace of the cluster.
+    Namespace(Namespace),
 }
 
 impl Object {
@@ -45,6 +51,8 @@ impl Object {
             Self::EndpointSlice(slice) => ObjectRef::EndpointSlice(slice.name.clone()),
             Self::Node(node) => ObjectRef::Node(node.name.clone()),
             Self::ServiceCidr(cidr) => ObjectRef::ServiceCidr(cidr.name.clone()),
+            Self::Pod(pod) => ObjectRef::Pod(pod.name.clone()),
+            Self::Namespace(namespace) => ObjectRef::Namespace(namespace.name.clone()),
         }
     }
 }
@@ -73,6 +81,18 @@ impl From<ServiceCidr> for Object {
     }
 }
 
+impl From<Pod> for Object {
+    fn from(pod: Pod) -> Self {
+        Self::Pod(pod)
+    }
+}
+
+impl From<Namespace> for Object {
+    fn from(namespace: Namespace) -> Self {
+        Self::Namespace(namespace)
+    }
+}
+
 /// The identity of an [`Object`]: its kind and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ObjectRef {
@@ -84,6 +104,10 @@ pub enum ObjectRef {
     Node(std::sync::Arc<str>),
     /// A ServiceCIDR, by name.
     ServiceCidr(std::sync::Arc<str>),
+    /// A Pod, by namespace and name.
+    Pod(ObjectName),
+    /// A Namespace, by name.
+    Namespace(std::sync::Arc<str>),
 }
 
 impl fmt::Display for ObjectRef {
@@ -93,6 +117,8 @@ impl fmt::Display for ObjectRef {
             Self::EndpointSlice(name) => write!(f, "EndpointSlice {name}"),
             Self::Node(name) => write!(f, "Node {name}"),
             Self::ServiceCidr(name) => write!(f, "ServiceCIDR {name}"),
+            Self::Pod(name) => write!(f, "Pod {name}"),
+            Self::Namespace(name) => write!(f, "Namespace {name}"),
         }
     }
 }

@@ -15,7 +15,7 @@ struct {
 	__type(value, struct frontend_value);
 } frontends SEC(".maps");
 
-/* Network namespaces that are pods', by cookie. */
+/* Network namespaces that are pods', by cookie: 1, or 0 for those whose sockets are left alone. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -52,12 +52,14 @@ static __always_inline bool is_agent_alive(const struct meta *m)
 
 /* Whether a socket is in a network that is neither the node's nor a pod's: that of a container within a pod, say,
  * whose cluster has Services of its own at the same addresses. What of it passes this node the rules see. With no
- * agent alive nobody tells of new pods, and there is no relay: then it counts as a pod's. */
+ * agent alive nobody tells of new pods, and there is no relay: then one that nothing is known of counts as a pod's.
+ * One of a pod that is to be left alone is known to be. */
 static __always_inline bool is_stranger(const struct client *client)
 {
 	if (client->is_node || !(*(volatile __u32 *)&client->meta->flags & META_KNOWN_ONLY))
 		return false;
-	return !bpf_map_lookup_elem(&namespaces, &client->namespace) && is_agent_alive(client->meta);
+	const __u8 *is_led = bpf_map_lookup_elem(&namespaces, &client->namespace);
+	return is_led ? !*is_led : is_agent_alive(client->meta);
 }
 
 static __always_inline __u32 hash_words(const void *from, int count)

@@ -128,13 +128,20 @@ impl Attached {
     }
 
     /// What tells the programs which network namespaces are pods', by the names that they have in these directories. Until
-    /// it looks, and where it cannot be had, all but this thread's are.
+    /// it looks, what an earlier agent knew stays so; where it cannot be had, all but this thread's are.
     ///
     /// # Errors
     /// No directory is named, it takes CAP_SYS_ADMIN, or no descriptors are left.
     pub fn namespaces(&self, directories: &[PathBuf]) -> io::Result<Namespaces> {
-        // Whatever an earlier agent knew.
-        set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
+        let namespaces = self.try_namespaces(directories);
+        if namespaces.is_err() {
+            // Whatever an earlier agent knew.
+            set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
+        }
+        namespaces
+    }
+
+    fn try_namespaces(&self, directories: &[PathBuf]) -> io::Result<Namespaces> {
         Namespaces::new(directories, self.namespaces.try_clone()?, Mapping::new(self.meta_map.as_fd())?)
     }
 

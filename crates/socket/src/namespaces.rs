@@ -1,16 +1,19 @@
 //! Which network namespaces are pods': those that have a name where container runtimes give them one. All others but the node's,
 //! as of containers within a pod, are strangers', and their sockets are left alone.
 //!
-//! Nothing is known of a namespace but its cookie, which no other ever has; to ask for it is to enter.
+//! Nothing is known of a namespace but its cookie, which no other ever has, and the addresses in it, which tell whose it is; to
+//! ask for either is to enter.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::ifaddrs::getifaddrs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
@@ -35,18 +38,43 @@ const NSFS: u64 = 0x6e73_6673;
 pub enum Known {
     /// So many are pods', and sockets in others are left alone.
     Some {
-        /// Those that there is room for.
+        /// Those that there is room for, and that are led.
         known: usize,
         /// Those that there is none for.
         left_out: usize,
+        /// Those that are not to be led, or not known to be.
+        kept_out: usize,
     },
     /// There is no such directory, or none of them names any, so all are pods': its container runtime has the names elsewhere.
     All,
 }
 
+/// What is to become of the sockets in a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// They are decided about.
+    Led,
+    /// They are left alone, whether or not an agent lives.
+    LeftAlone,
+    /// Nobody knows whose it is: what it was stays so, as that of a pod that has been deleted and ends. One that is new is left
+    /// alone while an agent lives.
+    Unknown,
+}
+
+/// Says of a namespace by the addresses in it what is to become of its sockets.
+pub type Judge<'a> = &'a (dyn Fn(&[IpAddr]) -> Fate + Sync);
+
 /// What tells a namespace from all others, as long as it is there: the kernel gives the inode of one that has gone to the next
 /// one, which has then another time.
 type Identity = (u64, u64, i64, i64);
+
+/// A namespace that was entered.
+#[derive(Debug, Clone)]
+struct Entered {
+    cookie: u64,
+    /// Those that were in it then, if somebody goes by them: one that has just been made may have none so far.
+    addresses: Vec<IpAddr>,
+}
 
 /// Has the programs know pods' namespaces.
 #[derive(Debug)]
@@ -57,10 +85,10 @@ pub struct Namespaces {
     /// The node's, to come back to.
     own: File,
     own_cookie: u64,
-    /// What is in the map.
-    known: BTreeSet<u64>,
+    /// What is in the map: whether they are led.
+    known: BTreeMap<u64, bool>,
     /// Namespaces that were entered.
-    entered: HashMap<Identity, u64>,
+    entered: HashMap<Identity, Entered>,
     /// Names that come and go; without, it takes a mount to notice.
     names: Option<OwnedFd>,
     /// Tells that something was mounted or unmounted.
@@ -77,51 +105,63 @@ impl Namespaces {
             return Err(io::Error::other("to know those of pods takes CAP_SYS_ADMIN"));
         }
         // An earlier agent may have left some.
-        let (keys, _) = bpf::lookup_all(map.as_fd())?;
+        let (keys, values) = bpf::lookup_all(map.as_fd())?;
+        let cookies = keys.as_chunks().0.iter().map(|cookie| u64::from_ne_bytes(*cookie));
         Ok(Self {
             directories: directories.to_owned(),
             map,
             meta,
             own: File::open("/proc/thread-self/ns/net")?,
             own_cookie: own_namespace()?,
-            known: keys.as_chunks().0.iter().map(|cookie| u64::from_ne_bytes(*cookie)).collect(),
+            known: cookies.zip(values.iter().map(|value| *value != 0)).collect(),
             entered: HashMap::new(),
             names: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
             mounts: File::open("/proc/thread-self/mountinfo")?,
         })
     }
 
-    /// Has the programs know those that have a name now. It takes a thread that may be in any of them meanwhile, and has the
-    /// node's mounts before it.
+    /// Has the programs know those that have a name now; with a judge those that it knows, and what becomes of them. It takes a
+    /// thread that may be in any of them meanwhile, and has the node's mounts before it.
     ///
     /// # Errors
     /// The kernel is out of memory or descriptors; what was known stays so.
-    pub fn look(&mut self) -> io::Result<Known> {
+    pub fn look(&mut self, judge: Option<Judge<'_>>) -> io::Result<Known> {
         // Before they are read: what comes meanwhile is for the next look.
         self.watch();
-        let Some(named) = self.named()? else {
+        let named = self.named(judge)?;
+        if named.is_empty() && judge.is_none() {
             set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
             return Ok(Known::All);
-        };
-        let Change { gone, new, left_out } = Change::between(&self.known, &named, MOST_NAMESPACES as usize);
+        }
+        let wanted = named.iter().filter_map(|(cookie, fate)| match fate {
+            Fate::Led => Some((*cookie, true)),
+            Fate::LeftAlone => Some((*cookie, false)),
+            Fate::Unknown => self.known.get_key_value(cookie).map(|(cookie, was)| (*cookie, *was)),
+        });
+        let wanted: BTreeMap<u64, bool> = wanted.collect();
+        let kept_out = named.len() - wanted.values().filter(|is_led| **is_led).count();
+        let Change { gone, new, left_out } = Change::between(&self.known, &wanted, MOST_NAMESPACES as usize);
         bpf::delete_batch(self.map.as_fd(), bytes(gone.iter()).as_flattened(), gone.len())?;
-        self.known.retain(|cookie| !gone.contains(cookie));
-        bpf::update_batch(
-            self.map.as_fd(),
-            bytes(new.iter()).as_flattened(),
-            &vec![1; new.len()],
-            new.len(),
-        )?;
+        self.known.retain(|cookie, _| !gone.contains(cookie));
+        let values: Vec<u8> = new.iter().map(|(_, is_led)| u8::from(*is_led)).collect();
+        let keys = bytes(new.iter().map(|(cookie, _)| cookie));
+        bpf::update_batch(self.map.as_fd(), keys.as_flattened(), &values, new.len())?;
         self.known.extend(new);
         set_flags(&self.meta, meta_flags::KNOWN_ONLY, meta_flags::KNOWN_ONLY);
-        Ok(Known::Some { known: self.known.len(), left_out })
+        let known = self.known.values().filter(|is_led| **is_led).count();
+        Ok(Known::Some { known, left_out, kept_out })
     }
 
-    /// Waits until another look may find something else, `stop` can be read, or this long. Whether it is `stop`.
+    /// Waits until another look may find something else, `stop` or `news` can be read, or this long. Whether it is `stop`.
     ///
     /// # Errors
     /// The kernel is out of memory.
-    pub fn wait(&self, stop: BorrowedFd<'_>, longest: Duration) -> io::Result<bool> {
+    pub fn wait(
+        &self,
+        stop: BorrowedFd<'_>,
+        news: Option<BorrowedFd<'_>>,
+        longest: Duration,
+    ) -> io::Result<bool> {
         let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
         let mut polled = vec![
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
@@ -129,6 +169,7 @@ impl Namespaces {
             PollFd::from_borrowed_fd(self.mounts.as_fd(), PollFlags::PRI),
         ];
         polled.extend(self.names.as_ref().map(|names| PollFd::new(names, PollFlags::IN)));
+        polled.extend(news.map(|news| PollFd::from_borrowed_fd(news, PollFlags::IN)));
         match poll(&mut polled, Some(&longest)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -148,8 +189,8 @@ impl Namespaces {
         }
     }
 
-    /// The cookies of all that have a name, but the node's own. None if there is no such name.
-    fn named(&mut self) -> io::Result<Option<BTreeSet<u64>>> {
+    /// The cookies of all that have a name, but the node's own, and what is to become of their sockets.
+    fn named(&mut self, judge: Option<Judge<'_>>) -> io::Result<BTreeMap<u64, Fate>> {
         let mut paths = Vec::new();
         for directory in &self.directories {
             match named_in(directory) {
@@ -159,17 +200,21 @@ impl Namespaces {
                 Err(_) => {}
             }
         }
+        let fate = |addresses: &[IpAddr]| judge.map_or(Fate::Led, |judge| judge(addresses));
         let mut here = HashMap::new();
         let (mut has_moved, mut failed) = (false, None);
         for path in paths {
             let Ok(seen) = fs::metadata(&path) else { continue };
-            if let Some(cookie) = self.entered.get(&identity(&seen)) {
-                here.insert(identity(&seen), *cookie);
+            // Whose it is shows once it has its addresses.
+            if let Some(entered) = self.entered.get(&identity(&seen))
+                && fate(&entered.addresses) != Fate::Unknown
+            {
+                here.insert(identity(&seen), entered.clone());
                 continue;
             }
             has_moved = true;
-            match File::open(&path).and_then(|namespace| Ok((namespace.metadata()?, enter(&namespace)?))) {
-                Ok((seen, cookie)) => drop(here.insert(identity(&seen), cookie)),
+            match enter_at(&path, judge.is_some()) {
+                Ok((seen, entered)) => drop(here.insert(seen, entered)),
                 Err(error) if passes(&error) => failed = Some(error),
                 // It is of another kind, or gone.
                 Err(_) => {}
@@ -182,11 +227,31 @@ impl Namespaces {
         if let Some(error) = failed {
             return Err(error);
         }
-        let mut named: BTreeSet<u64> = here.values().copied().collect();
+        let fates = here.values().map(|entered| (entered.cookie, fate(&entered.addresses)));
+        let mut named: BTreeMap<u64, Fate> = fates.collect();
         named.remove(&self.own_cookie);
         self.entered = here;
-        Ok((!named.is_empty()).then_some(named))
+        Ok(named)
     }
+}
+
+/// Moves this thread to the namespace that has this name.
+fn enter_at(path: &Path, with_addresses: bool) -> io::Result<(Identity, Entered)> {
+    let namespace = File::open(path)?;
+    let seen = identity(&namespace.metadata()?);
+    let cookie = enter(&namespace)?;
+    let addresses = if with_addresses { addresses_here()? } else { Vec::new() };
+    Ok((seen, Entered { cookie, addresses }))
+}
+
+/// The addresses of this thread's network.
+fn addresses_here() -> io::Result<Vec<IpAddr>> {
+    let addresses = getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|of| IpAddr::from(of.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|of| IpAddr::from(of.ip())))
+    });
+    Ok(addresses.collect())
 }
 
 fn identity(of: &fs::Metadata) -> Identity {
@@ -213,17 +278,23 @@ fn bytes<'a>(cookies: impl Iterator<Item = &'a u64>) -> Vec<[u8; 8]> {
 #[derive(Debug, PartialEq, Eq)]
 struct Change {
     gone: BTreeSet<u64>,
-    new: Vec<u64>,
+    /// Those that come, and those that change.
+    new: Vec<(u64, bool)>,
     left_out: usize,
 }
 
 impl Change {
-    fn between(known: &BTreeSet<u64>, named: &BTreeSet<u64>, room: usize) -> Self {
-        let gone: BTreeSet<u64> = known.difference(named).copied().collect();
-        let mut new: Vec<u64> = named.difference(known).copied().collect();
+    fn between(known: &BTreeMap<u64, bool>, wanted: &BTreeMap<u64, bool>, room: usize) -> Self {
+        let gone: BTreeSet<u64> =
+            known.keys().copied().filter(|cookie| !wanted.contains_key(cookie)).collect();
+        let other = wanted.iter().map(|(cookie, is_led)| (*cookie, *is_led));
+        let (mut new, changed): (Vec<_>, Vec<_>) = other
+            .filter(|(cookie, is_led)| known.get(cookie) != Some(is_led))
+            .partition(|(cookie, _)| !known.contains_key(cookie));
         let room = (room + gone.len()).saturating_sub(known.len());
         let left_out = new.len().saturating_sub(room);
         new.truncate(room);
+        new.extend(changed);
         Self { gone, new, left_out }
     }
 }
@@ -235,9 +306,9 @@ mod tests {
     #[test]
     fn who_is_known_stays_so_and_what_has_no_room_is_left_out() {
         let change = |known: &[u64], named: &[u64]| {
-            let [known, named] = [known, named].map(|all| all.iter().copied().collect());
+            let [known, named] = [known, named].map(|all| all.iter().map(|cookie| (*cookie, true)).collect());
             let Change { gone, new, left_out } = Change::between(&known, &named, 3);
-            (Vec::from_iter(gone), new, left_out)
+            (Vec::from_iter(gone), new.into_iter().map(|(cookie, _)| cookie).collect(), left_out)
         };
         assert_eq!(change(&[], &[1, 2]), (vec![], vec![1, 2], 0));
         assert_eq!(change(&[1, 2], &[2, 3]), (vec![1], vec![3], 0));
@@ -246,5 +317,18 @@ mod tests {
         assert_eq!(change(&[1, 2, 3], &[1, 2, 3, 4, 5]), (vec![], vec![], 2));
         // More than there is room for, which another version may have had.
         assert_eq!(change(&[1, 2, 3, 4], &[1, 2, 3, 4, 5]), (vec![], vec![], 1));
+    }
+
+    #[test]
+    fn what_becomes_of_one_may_change_without_any_room() {
+        let known = BTreeMap::from([(1, true), (2, false), (3, true)]);
+        let wanted = BTreeMap::from([(1, false), (2, true), (3, true), (4, true)]);
+        let Change { gone, new, left_out } = Change::between(&known, &wanted, 3);
+        assert_eq!((gone.len(), new, left_out), (0, vec![(1, false), (2, true)], 1));
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_network_that_the_thread_is_in() {
+        assert!(addresses_here().unwrap().contains(&"127.0.0.1".parse().unwrap()));
     }
 }

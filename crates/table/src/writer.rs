@@ -146,6 +146,9 @@ impl Writer {
             Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(node),
             Change::Apply(Object::Node(_)) | Change::Delete(ObjectRef::Node(_)) => {}
             Change::Apply(Object::ServiceCidr(cidr)) => self.cluster_addresses.set_cidr(cidr),
+            // What they say is not about endpoints.
+            Change::Apply(Object::Pod(_) | Object::Namespace(_))
+            | Change::Delete(ObjectRef::Pod(_) | ObjectRef::Namespace(_)) => {}
             Change::Delete(ObjectRef::Service(name)) => self.delete_service(&name),
             Change::Delete(ObjectRef::EndpointSlice(name)) => self.delete_slice(&name),
             Change::Delete(ObjectRef::ServiceCidr(name)) => self.cluster_addresses.remove_cidr(&name),

@@ -184,8 +184,8 @@ async fn kubectl_says_what_is_wrong() {
     let invalid = MANIFEST.replace("name: web\n", "name: Web\n").replace("port: 80,", "port: 70000,");
     let told = kubectl.fails(&["create", "-f", "-"], &invalid).await;
     assert!(told.contains("metadata.name") && told.contains("spec.ports[0].port"), "{told}");
-    let told = kubectl.fails(&["get", "pods"], "").await;
-    assert!(told.contains(r#"doesn't have a resource type "pods""#), "{told}");
+    let told = kubectl.fails(&["get", "secrets"], "").await;
+    assert!(told.contains(r#"doesn't have a resource type "secrets""#), "{told}");
 }
 
 #[tokio::test]

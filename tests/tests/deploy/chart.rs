@@ -42,6 +42,7 @@ fn it_makes_what_the_overlays_are() {
     let cases = [
         (json!({}), overlay("kubeadm")),
         (json!({ "migrate": true }), with_components("kubeadm", &["migrate"])),
+        (json!({ "podAnnotations": true }), with_components("kubeadm", &["pod-annotations"])),
         (json!({ "capture": "tproxy" }), with_components("kubeadm", &["tproxy"])),
         (json!({ "apiserver": account, "clusterCIDR": "10.244.0.0/16" }), overlay("managed")),
     ];

@@ -12,7 +12,7 @@ use serde_json::Value;
 pub(crate) const OVERLAYS: [&str; 3] = ["kubeadm", "managed", "kind"];
 
 /// What can be added to each of them.
-pub(crate) const COMPONENTS: [&str; 4] = ["kubeconfig", "migrate", "monitoring", "tproxy"];
+pub(crate) const COMPONENTS: [&str; 5] = ["kubeconfig", "migrate", "monitoring", "pod-annotations", "tproxy"];
 
 /// The folder of this repository.
 pub(crate) fn repository() -> PathBuf {

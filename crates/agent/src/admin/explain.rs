@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use sluice_model::{FrontendKind, Protocol};
+use sluice_socket::Fate;
 use sluice_socket_maps::verdict;
 use sluice_table::{self as table, Client, FrontendKey, Route, SocketOutcomes, SourceAddress};
 
@@ -76,7 +77,8 @@ pub(super) async fn explain(inside: &Inside, question: Question) -> Result<Expla
     match route {
         Some(route) => {
             by_route(&mut explanation, &route);
-            explanation.at_socket = at_socket(inside.observer.at_socket(), &route, explanation.origin);
+            explanation.at_socket =
+                at_socket(inside.observer.at_socket(), &route, explanation.origin, client);
             if !inside.is_capturing && inside.observer.unserved() > 0 {
                 explanation.hints.push("some frontends cannot be listened on: the log says which".to_owned());
             }
@@ -114,7 +116,7 @@ fn by_route(explanation: &mut Explanation, route: &Route) {
 }
 
 /// What happens at the client's socket: what the programs in the kernel know, and what the table says of why.
-fn at_socket(view: &View, route: &Route, origin: Origin) -> Option<AtSocket> {
+fn at_socket(view: &View, route: &Route, origin: Origin, client: IpAddr) -> Option<AtSocket> {
     let pass = |why: String| Some(AtSocket { verdict: SocketVerdict::Pass, why });
     let Some(looks) = view.looks() else {
         return view.reason().and_then(|reason| pass((*reason).clone()));
@@ -123,7 +125,19 @@ fn at_socket(view: &View, route: &Route, origin: Origin) -> Option<AtSocket> {
         return pass("the client is not on this node".to_owned());
     }
     if looks.host_only && origin != Origin::Node {
-        return pass("pods are left alone (--socket-host-only)".to_owned());
+        return pass(format!("it is that of a pod, and connections are decided {}", looks.names.words()));
+    }
+    match looks.pods.as_ref().filter(|_| origin != Origin::Node).map(|pods| pods.fate(&[client])) {
+        None | Some(Fate::Led) => {}
+        Some(Fate::LeftAlone) => {
+            return pass(
+                "an annotation of the pod, or of its namespace, keeps it out (sluice.dev/socket-mode)"
+                    .to_owned(),
+            );
+        }
+        Some(Fate::Unknown) => {
+            return pass("no pod of this node is known to have the client's address".to_owned());
+        }
     }
     let known = match looks.frontends.get(&route.frontend().into()) {
         Ok(known) => known,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use sluice_kubeapi::apiserver::{ApiserverSource, EventWriter, Health};
+use anyhow::{Context, Result, bail};
+use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
 use sluice_model::Change;
 use tokio::sync::mpsc;
@@ -32,11 +32,18 @@ pub(super) enum Following {
 }
 
 impl Source {
-    pub(super) fn new(args: &SourceArgs, node: &str) -> Result<Self> {
+    /// `pods`: whether annotations of pods are asked for.
+    pub(super) fn new(args: &SourceArgs, node: &str, pods: bool) -> Result<Self> {
         if !args.manifests.is_empty() {
+            if pods {
+                bail!(
+                    "--socket-pod-annotations takes an apiserver to ask about pods, and manifests have none: leave it out"
+                );
+            }
             return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
         }
-        let (source, batches) = ApiserverSource::start(args.apiserver.config(node))
+        let config = apiserver::Config { pods, ..args.apiserver.config(node) };
+        let (source, batches) = ApiserverSource::start(config)
             .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
         Ok(Self::Apiserver(source, batches))
     }

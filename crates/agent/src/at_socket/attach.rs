@@ -94,6 +94,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     let ending = attached.census().map_err(not)?.with_names_in(&config.namespaces);
     let sweeper = Sweeper::start(ending, table).map_err(not)?;
     let watcher = Watcher::start(&attached, config).map_err(not)?;
+    let host_only = watcher.is_node_alone();
     let accounts = attached.accounts().map_err(not)?;
     let ledger = Arc::new(Ledger::new(accounts));
     let looks = Looks {
@@ -102,12 +103,13 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         ledger: Arc::clone(&ledger),
         swept: Arc::clone(sweeper.swept()),
         names: Arc::clone(watcher.names()),
+        pods: config.pods.clone(),
         capacity: place.capacity,
         cgroup: place.cgroup,
-        host_only: config.host_only,
+        host_only,
     };
     let maps = Maps::adopt(attached).map_err(not)?;
-    let sockets = Box::new(Sockets::new(maps, table, ledger, config.host_only));
+    let sockets = Box::new(Sockets::new(maps, table, ledger, host_only));
     info!("connections of sockets below {} are decided when they are made", looks.cgroup.display());
     Ok((Attached { sockets, sweeper, links, census, _watcher: watcher }, looks))
 }

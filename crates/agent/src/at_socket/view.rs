@@ -10,6 +10,7 @@ use sluice_socket::{Census, Frontends};
 use sluice_socket_maps::{Capacity, Stats};
 
 use super::namespaces::Names;
+use super::pods::Pods;
 use super::sweep::Swept;
 
 /// A reason is a label of a metric: no more of it than people read.
@@ -39,6 +40,8 @@ pub(crate) struct Looks {
     pub(crate) swept: Arc<Swept>,
     /// In which network namespaces.
     pub(crate) names: Arc<Names>,
+    /// What pods are annotated with, if somebody goes by it.
+    pub(crate) pods: Option<Arc<Pods>>,
     /// How much the maps hold.
     pub(crate) capacity: Capacity,
     /// Whose sockets they are.

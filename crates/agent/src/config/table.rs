@@ -211,6 +211,7 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("socketHostOnly",         "socket-host-only",         Bool),
     own("socketNamespaces",       "socket-namespaces",        Texts),
     own("socketPins",             "socket-pins",              Text),
+    own("socketPodAnnotations",   "socket-pod-annotations",   Bool),
     own("socketSidecarPorts",     "socket-sidecar-ports",     Texts),
     own("statusPage",             "status-page",              TextOrOff),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),

@@ -38,6 +38,8 @@ impl Metrics {
         gauge(encoder, "socket_waiting", help, stats.waiting as f64)?;
         let help = "Network namespaces of pods that the programs know; 0 where all are taken for that";
         gauge(encoder, "socket_namespaces", help, looks.names.known() as f64)?;
+        let help = "Network namespaces of pods that are left to the relay by an annotation, or as nobody knows whose they are";
+        gauge(encoder, "socket_namespaces_kept_out", help, looks.names.kept_out() as f64)?;
         encode_counters(encoder, stats, &looks)?;
         let help = "How long those of TCP lasted that are over";
         histogram(encoder, "socket_connection_duration_seconds", help, &looks.ledger.lives())

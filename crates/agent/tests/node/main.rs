@@ -26,6 +26,7 @@ mod leftovers;
 mod monitoring;
 mod no_sockets;
 mod other_wishes;
+mod pod_annotations;
 mod repairs;
 mod restarts;
 mod service_types;

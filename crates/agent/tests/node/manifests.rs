@@ -69,9 +69,13 @@ impl Service {
 
     /// The Service and its slices, as a `List`.
     pub(crate) fn manifest(&self) -> String {
-        let mut items = vec![self.service()];
-        items.extend(FAMILIES.map(|family| self.slice(family)));
-        json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()
+        json!({ "apiVersion": "v1", "kind": "List", "items": self.objects() }).to_string()
+    }
+
+    /// The Service, and then its slices.
+    pub(crate) fn objects(&self) -> Vec<Value> {
+        let slices = FAMILIES.map(|family| self.slice(family));
+        [self.service()].into_iter().chain(slices).collect()
     }
 
     fn service(&self) -> Value {

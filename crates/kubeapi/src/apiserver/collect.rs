@@ -30,7 +30,8 @@ pub(super) enum Pending {
 
 impl Pending {
     pub(super) fn new() -> Self {
-        Self::Waiting { changes: Vec::new(), compacted: 0, settled: [false; Resource::ALL.len()] }
+        let settled = Resource::ALL.map(Resource::is_optional);
+        Self::Waiting { changes: Vec::new(), compacted: 0, settled }
     }
 
     /// Takes in news.

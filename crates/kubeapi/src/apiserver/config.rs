@@ -37,6 +37,9 @@ pub struct Config {
     pub context: Option<String>,
     /// `--master`: addresses of apiservers of one cluster, in order of preference.
     pub masters: Vec<String>,
+    /// Whether what this node's pods and the cluster's namespaces are annotated with is asked for. Nothing waits for them, and
+    /// without the right to list them all else is followed.
+    pub pods: bool,
     /// What the process was started with.
     pub environment: Environment,
     /// Intervals and limits.
@@ -51,6 +54,7 @@ impl Config {
             kubeconfig: None,
             context: None,
             masters: Vec::new(),
+            pods: false,
             environment,
             timing: Timing::default(),
         }

@@ -124,6 +124,8 @@ pub(super) fn object(resource: Resource, json: &str) -> Decoded {
             Resource::EndpointSlices => typed(resource, json, convert::slice),
             Resource::Node => typed(resource, json, convert::node),
             Resource::ServiceCidrs => typed(resource, json, convert::service_cidr),
+            Resource::Pods => typed(resource, json, convert::pod),
+            Resource::Namespaces => typed(resource, json, convert::namespace),
         }
     };
     decoded.unwrap_or_else(|why| {

@@ -394,7 +394,7 @@ mod tests {
             assert!(!health.failed(resource, &down()), "the same for all resources");
         }
         assert!(health.failed(Resource::Node, &failure(Reason::Unauthorized)));
-        assert_eq!(health.reasons().len(), 4);
+        assert_eq!(health.reasons().len(), Resource::ALL.len());
         assert!(Resource::ALL.iter().all(|resource| health.well(*resource)));
         assert_eq!(health.reasons(), []);
         assert!(!health.well(Resource::Services), "it was well already");

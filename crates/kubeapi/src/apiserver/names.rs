@@ -24,7 +24,8 @@ impl Names {
         match object {
             Object::Service(service) => self.share_service(service),
             Object::EndpointSlice(slice) => self.share_slice(slice),
-            Object::Node(_) | Object::ServiceCidr(_) => {}
+            Object::Pod(pod) => self.one(&mut pod.name.namespace),
+            Object::Node(_) | Object::ServiceCidr(_) | Object::Namespace(_) => {}
         }
         if self.known.len() >= MIN_SWEEP.max(2 * self.in_use) {
             self.known.retain(|name| Arc::strong_count(name) > 1);

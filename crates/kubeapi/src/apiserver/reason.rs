@@ -76,13 +76,18 @@ impl fmt::Display for Reason {
             Self::Unauthorized => {
                 f.write_str("401: it does not accept the credentials: renew the token or client certificate")
             }
-            Self::Forbidden(resource) => write!(
-                f,
-                "403: this account may not read {resource}: apply deploy/base/rbac.yaml; its ClusterRole lacks \
-                 apiGroups: [{:?}], resources: [{:?}], verbs: [\"list\", \"watch\"]",
-                resource.group(),
-                resource.plural()
-            ),
+            Self::Forbidden(resource) => {
+                let rules = match resource.is_optional() {
+                    false => "deploy/base/rbac.yaml",
+                    true => "deploy/components/pod-annotations, or leave out --socket-pod-annotations",
+                };
+                let (group, plural) = (resource.group(), resource.plural());
+                write!(
+                    f,
+                    "403: this account may not read {resource}: apply {rules}; its ClusterRole lacks apiGroups: [{group:?}], \
+                     resources: [{plural:?}], verbs: [\"list\", \"watch\"]"
+                )
+            }
             Self::Expired => f.write_str("410: it has forgotten where the watch was: listing again"),
             Self::Busy => f.write_str("429: it has too much to do: waiting as it asks to"),
             Self::Status(404, _) => {

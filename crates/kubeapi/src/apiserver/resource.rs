@@ -20,16 +20,29 @@ pub enum Resource {
     Node,
     /// `networking.k8s.io/v1` ServiceCIDRs. Clusters before Kubernetes 1.33 may have none.
     ServiceCidrs,
+    /// The `v1` Pods of the node that the agent runs on, if their annotations are asked for.
+    Pods,
+    /// `v1` Namespaces, if annotations of pods are asked for.
+    Namespaces,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+    pub const ALL: [Self; 6] =
+        [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs, Self::Pods, Self::Namespaces];
+
+    /// Those that are always followed. The others are if somebody asks for them, and nothing waits for these.
+    pub const ALWAYS: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
+
+    /// Whether it is followed only if somebody asks for it.
+    pub(super) fn is_optional(self) -> bool {
+        !Self::ALWAYS.contains(&self)
+    }
 
     /// The API group as RBAC rules have it; "" is the core.
     pub fn group(self) -> &'static str {
         match self {
-            Self::Services | Self::Node => "",
+            Self::Services | Self::Node | Self::Pods | Self::Namespaces => "",
             Self::EndpointSlices => "discovery.k8s.io",
             Self::ServiceCidrs => "networking.k8s.io",
         }
@@ -42,6 +55,8 @@ impl Resource {
             Self::EndpointSlices => "endpointslices",
             Self::Node => "nodes",
             Self::ServiceCidrs => "servicecidrs",
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
         }
     }
 
@@ -81,7 +96,8 @@ impl Resource {
                 vec![("labelSelector", "!service.kubernetes.io/headless".to_owned())]
             }
             Self::Node => vec![("fieldSelector", format!("metadata.name={node}"))],
-            Self::ServiceCidrs => Vec::new(),
+            Self::Pods => vec![("fieldSelector", format!("spec.nodeName={node}"))],
+            Self::ServiceCidrs | Self::Namespaces => Vec::new(),
         }
     }
 
@@ -93,6 +109,8 @@ impl Resource {
             Self::EndpointSlices => ObjectRef::EndpointSlice(qualified()),
             Self::Node => ObjectRef::Node(name.into()),
             Self::ServiceCidrs => ObjectRef::ServiceCidr(name.into()),
+            Self::Pods => ObjectRef::Pod(qualified()),
+            Self::Namespaces => ObjectRef::Namespace(name.into()),
         }
     }
 
@@ -115,24 +133,48 @@ mod tests {
 
     use super::*;
 
+    /// What rules allow: a verb, a group and a resource each.
+    fn allowed(rules: &Value) -> BTreeSet<String> {
+        let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap() };
+        let mut allowed = BTreeSet::new();
+        for rule in rules.as_array().unwrap() {
+            for group in &texts(&rule["apiGroups"]) {
+                for resource in &texts(&rule["resources"]) {
+                    allowed.extend(
+                        texts(&rule["verbs"]).iter().map(|verb| format!("{verb} {group}/{resource}")),
+                    );
+                }
+            }
+        }
+        allowed
+    }
+
+    fn asked(is_optional: bool) -> impl Iterator<Item = String> {
+        let resources =
+            Resource::ALL.into_iter().filter(move |resource| resource.is_optional() == is_optional);
+        resources.flat_map(|resource| {
+            ["list", "watch"].map(|verb| format!("{verb} {}/{}", resource.group(), resource.plural()))
+        })
+    }
+
     #[test]
     fn the_rules_in_deploy_allow_what_is_asked_for_and_little_more() {
         let yaml = include_str!("../../../../deploy/base/rbac.yaml");
         let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
         let role = documents.into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
-        let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap() };
-        let mut allowed = BTreeSet::new();
-        for rule in role["rules"].as_array().unwrap() {
-            for (group, resource) in texts(&rule["apiGroups"]).iter().zip(&texts(&rule["resources"])) {
-                allowed.extend(texts(&rule["verbs"]).iter().map(|verb| format!("{verb} {group}/{resource}")));
-            }
-        }
-        let asked = Resource::ALL.iter().flat_map(|resource| {
-            ["list", "watch"].map(|verb| format!("{verb} {}/{}", resource.group(), resource.plural()))
-        });
         // What `EventWriter` does.
         let others = ["create events.k8s.io/events", "patch events.k8s.io/events"];
-        let expected = asked.chain(others.map(str::to_owned)).collect();
-        assert_eq!(allowed, expected);
+        let expected = asked(false).chain(others.map(str::to_owned)).collect();
+        assert_eq!(allowed(&role["rules"]), expected);
+    }
+
+    #[test]
+    fn the_component_adds_what_annotations_take() {
+        let yaml = include_str!("../../../../deploy/components/pod-annotations/kustomization.yaml");
+        let component: Value = serde_saphyr::from_str(yaml).unwrap();
+        let patch = component["patches"][0]["patch"].as_str().unwrap();
+        let patch: Value = serde_saphyr::from_str(patch).unwrap();
+        let rules = Value::from(vec![patch[0]["value"].clone()]);
+        assert_eq!(allowed(&rules), asked(true).collect());
     }
 }

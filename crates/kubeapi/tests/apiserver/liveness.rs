@@ -48,7 +48,7 @@ async fn silence_is_no_trouble() {
     })
     .await;
     let contact =
-        || Watched::ALL.map(|resource| followed.health().of(resource).contacts()).iter().sum::<u64>();
+        || Watched::ALWAYS.map(|resource| followed.health().of(resource).contacts()).iter().sum::<u64>();
     soon(async {
         // Each list, the start of each watch, and the moment that it has lived.
         while contact() < 12 {
@@ -59,7 +59,7 @@ async fn silence_is_no_trouble() {
     tokio::time::sleep(silence).await;
     assert_eq!(canned.requests().len(), 8, "{:#?}", canned.requests());
     assert_eq!(followed.health().reasons(), []);
-    for resource in Watched::ALL {
+    for resource in Watched::ALWAYS {
         let health = followed.health().of(resource);
         assert_eq!((health.errors(), health.watch_restarts(), health.requests()), (0, 0, 2), "{resource}");
     }
@@ -71,7 +71,7 @@ const CONTACTS_OPEN: u64 = 3;
 
 /// Whether all lists are read and all watches open.
 fn is_open(followed: &Followed) -> bool {
-    Watched::ALL.iter().all(|&resource| followed.health().of(resource).contacts() >= CONTACTS_OPEN)
+    Watched::ALWAYS.iter().all(|&resource| followed.health().of(resource).contacts() >= CONTACTS_OPEN)
 }
 
 /// An hour by the clock that the source goes by. Nobody sends anything meanwhile, so that it may go on by itself.
@@ -93,13 +93,13 @@ async fn a_watch_may_be_silent_for_an_hour_if_that_is_what_it_was_asked_to_last(
     assert_eq!(canned.requests().len(), 8, "{:#?}", canned.requests());
     assert_eq!(followed.health().reasons(), []);
     let of = |resource| followed.health().of(resource);
-    for resource in Watched::ALL {
+    for resource in Watched::ALWAYS {
         let health = of(resource);
         assert_eq!((health.errors(), health.watch_restarts(), health.requests()), (0, 0, 2), "{resource}");
     }
     // An apiserver would have ended them by now: up to twice as long, and what it takes to say so.
     tokio::time::sleep(HOUR + answer).await;
-    still(|| Watched::ALL.iter().all(|&resource| of(resource).watch_restarts() > 0)).await;
+    still(|| Watched::ALWAYS.iter().all(|&resource| of(resource).watch_restarts() > 0)).await;
 }
 
 /// Forwards connections, until it swallows what comes: the kernels at both ends go on acknowledging, and nothing arrives.
@@ -185,7 +185,7 @@ async fn an_apiserver_that_answers_pings_may_be_silent() {
         .await;
         asked = swallower.asked.load(Relaxed);
     }
-    for resource in Watched::ALL {
+    for resource in Watched::ALWAYS {
         let health = followed.health().of(resource);
         assert_eq!((health.errors(), health.watch_restarts(), health.lists()), (0, 0, 1), "{resource}");
     }

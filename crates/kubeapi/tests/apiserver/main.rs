@@ -9,6 +9,7 @@ mod cluster;
 mod faults;
 mod health;
 mod liveness;
+mod pods;
 mod sequences;
 mod still;
 mod watching;

@@ -61,7 +61,7 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, health: &Health) {
-        for one in Watched::ALL.map(|resource| health.of(resource)) {
+        for one in Watched::ALWAYS.map(|resource| health.of(resource)) {
             self.errors += one.errors();
             self.relists += one.lists().saturating_sub(1);
             self.restarts += one.watch_restarts();
@@ -122,7 +122,7 @@ async fn sequence(seed: u64) -> Arc<Health> {
 /// Goes on when so many requests have been made, or some time is over in which there were not: the next
 /// fault is to come at any moment of a follower's life.
 async fn some_requests(health: &Health, more: u64, pause: Duration, followed: &mut Followed) {
-    let count = || Watched::ALL.map(|resource| health.of(resource).requests()).iter().sum::<u64>();
+    let count = || Watched::ALWAYS.map(|resource| health.of(resource).requests()).iter().sum::<u64>();
     let enough = count() + more;
     let mut tick = tokio::time::interval(Duration::from_millis(1));
     let waited = async {

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use sluice_socket::{Attached, Known, Namespaces};
+use sluice_socket::{Attached, Fate, Judge, Known, Namespaces};
 use sluice_socket_maps::{Kernel, meta_flags};
 use sluice_testbed::lab::{Names, Namespace, PATIENCE};
 
@@ -36,11 +36,11 @@ fn namespaces(node: &Node, kernel: &Attached, directories: &[PathBuf]) -> io::Re
 }
 
 fn look(node: &Node, namespaces: &mut Namespaces) -> Known {
-    node.host.run(|| namespaces.look()).unwrap()
+    node.host.run(|| namespaces.look(None)).unwrap()
 }
 
 fn some(known: usize) -> Known {
-    Known::Some { known, left_out: 0 }
+    Known::Some { known, left_out: 0, kept_out: 0 }
 }
 
 #[test]
@@ -113,6 +113,63 @@ fn a_pod_is_known_by_itself_whatever_its_name_and_inode_meant_before() {
 }
 
 #[test]
+fn a_pod_is_judged_by_its_addresses_once_it_has_some_and_keeps_what_it_was_while_nobody_knows() {
+    let node = Node::new();
+    let names = Names::new().unwrap();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
+    let [left, led] = ["left", "led"].map(namespace);
+    [&left, &led].into_iter().for_each(|pod| names.add(pod).unwrap());
+    let address = |ip: &str| -> IpAddr { ip.parse().unwrap() };
+    let judge = |addresses: &[IpAddr]| match addresses {
+        all if all.contains(&address("10.1.0.1")) => Fate::LeftAlone,
+        all if all.contains(&address("fd00::1:2")) => Fate::Led,
+        _ => Fate::Unknown,
+    };
+    let translated = || [&left, &led].map(|pod| is_translated(pod, to));
+    let look = |kernel: &mut Attached, known: &mut Namespaces, judge: Option<Judge<'_>>| {
+        let Known::Some { known, left_out: 0, kept_out } = node.host.run(|| known.look(judge)).unwrap()
+        else {
+            panic!("others")
+        };
+        kernel.beat();
+        (known, kept_out, translated())
+    };
+    assert_eq!(
+        look(&mut kernel, &mut known, Some(&judge)),
+        (0, 2, [false; 2]),
+        "they have no addresses so far"
+    );
+    left.ip("addr add 10.1.0.1/32 dev lo").unwrap();
+    led.ip("addr add fd00::1:2/128 dev lo nodad").unwrap();
+    assert_eq!(look(&mut kernel, &mut known, Some(&judge)), (1, 1, [false, true]));
+    // Without an agent, one that is to be left alone is.
+    kernel.heartbeat(0);
+    assert_eq!(translated(), [false, true]);
+    // They are deleted, and end: nobody knows them any more. So it is for the next agent.
+    let nobody = |_: &[IpAddr]| Fate::Unknown;
+    assert_eq!(look(&mut kernel, &mut known, Some(&nobody)), (1, 1, [false, true]));
+    let mut next = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
+    assert_eq!(look(&mut kernel, &mut next, Some(&nobody)), (1, 1, [false, true]));
+    let other = |addresses: &[IpAddr]| match judge(addresses) {
+        Fate::Led => Fate::LeftAlone,
+        Fate::LeftAlone => Fate::Led,
+        Fate::Unknown => Fate::Unknown,
+    };
+    assert_eq!(look(&mut kernel, &mut next, Some(&other)), (1, 1, [true, false]));
+    // Nobody asks what they want.
+    assert_eq!(look(&mut kernel, &mut next, None), (2, 0, [true; 2]));
+    [&left, &led].into_iter().for_each(|pod| names.remove(pod).unwrap());
+    assert_eq!(
+        look(&mut kernel, &mut next, Some(&judge)),
+        (0, 0, [false; 2]),
+        "there are no pods, which is not to say that all are"
+    );
+}
+
+#[test]
 fn a_name_that_comes_or_goes_ends_the_waiting() {
     let node = Node::new();
     let names = Names::new().unwrap();
@@ -123,7 +180,7 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
     let mut until = |wanted| {
         let deadline = Instant::now() + PATIENCE;
         while look(&node, &mut known) != wanted {
-            assert!(!known.wait(stopped.as_fd(), PATIENCE).unwrap());
+            assert!(!known.wait(stopped.as_fd(), None, PATIENCE).unwrap());
             assert!(Instant::now() < deadline, "nothing has ended it");
         }
     };
@@ -144,5 +201,5 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
         others.join().unwrap();
     });
     drop(stop);
-    assert!(known.wait(stopped.as_fd(), PATIENCE).unwrap());
+    assert!(known.wait(stopped.as_fd(), None, PATIENCE).unwrap());
 }

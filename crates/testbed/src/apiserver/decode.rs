@@ -35,6 +35,7 @@ pub(crate) fn check_type(resource: Resource, value: &Value) -> Result<(), Status
     match resource {
         Resource::Namespaces => decode::<core::Namespace>(resource, typed),
         Resource::Nodes => decode::<core::Node>(resource, typed),
+        Resource::Pods => decode::<core::Pod>(resource, typed),
         Resource::Services => decode::<core::Service>(resource, typed),
         Resource::EndpointSlices => decode::<discovery::EndpointSlice>(resource, typed),
         Resource::ServiceCidrs => decode::<networking::ServiceCIDR>(resource, typed),

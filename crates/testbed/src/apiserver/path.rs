@@ -98,7 +98,7 @@ mod tests {
             "/",
             "/api",
             "/api/v1",
-            "/api/v1/pods",
+            "/api/v1/secrets",
             "/api/v2/services",
             "/apis/v1/services",
             "/api/v1/services/b",

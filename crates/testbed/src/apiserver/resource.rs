@@ -9,6 +9,8 @@ pub enum Resource {
     Namespaces,
     /// `v1` Nodes.
     Nodes,
+    /// `v1` Pods.
+    Pods,
     /// `v1` Services.
     Services,
     /// `discovery.k8s.io/v1` EndpointSlices.
@@ -39,9 +41,10 @@ pub(crate) struct Info {
 
 impl Resource {
     /// All of them, in the order in which discovery lists them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespaces,
         Self::Nodes,
+        Self::Pods,
         Self::Services,
         Self::CoreEvents,
         Self::EndpointSlices,
@@ -95,6 +98,7 @@ impl Resource {
         match self {
             Self::Namespaces => &NAMESPACES,
             Self::Nodes => &NODES,
+            Self::Pods => &PODS,
             Self::Services => &SERVICES,
             Self::EndpointSlices => &ENDPOINT_SLICES,
             Self::ServiceCidrs => &SERVICE_CIDRS,
@@ -132,6 +136,18 @@ static NODES: Info = Info {
     namespaced: false,
     status: true,
     fields: &["spec.unschedulable"],
+};
+
+static PODS: Info = Info {
+    group: "",
+    version: "v1",
+    plural: "pods",
+    singular: "pod",
+    kind: "Pod",
+    short_names: &["po"],
+    namespaced: true,
+    status: true,
+    fields: &["spec.nodeName", "spec.hostNetwork", "status.phase", "status.podIP"],
 };
 
 static SERVICES: Info = Info {

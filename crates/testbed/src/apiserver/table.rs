@@ -75,7 +75,7 @@ fn columns(resource: Resource) -> Value {
         Resource::EndpointSlices => (&["Name", "AddressType", "Ports", "Endpoints", "Age"], &[]),
         Resource::Nodes => (&["Name", "Status", "Roles", "Age", "Version"], &["Internal-IP", "External-IP"]),
         Resource::ServiceCidrs => (&["Name", "CIDRs", "Age"], &[]),
-        Resource::Namespaces => (&["Name", "Status", "Age"], &[]),
+        Resource::Namespaces | Resource::Pods => (&["Name", "Status", "Age"], &[]),
         Resource::CoreEvents | Resource::Events => (&["Name", "Age"], &[]),
     };
     let column = |name: &&str, priority: u8| {
@@ -112,7 +112,7 @@ fn cells(object: &Object, now: Timestamp) -> Vec<String> {
             node_address(value, "ExternalIP"),
         ],
         Resource::ServiceCidrs => vec![name, or_none(texts(value, "/spec/cidrs").join(",")), age],
-        Resource::Namespaces => vec![name, text(value, "/status/phase").to_owned(), age],
+        Resource::Namespaces | Resource::Pods => vec![name, text(value, "/status/phase").to_owned(), age],
         Resource::CoreEvents | Resource::Events => vec![name, age],
     }
 }

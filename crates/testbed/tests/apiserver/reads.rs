@@ -21,7 +21,7 @@ async fn errors_are_statuses() {
     let (_server, client) = start(Apiserver::builder()).await;
     for (path, code, reason) in [
         (format!("{SERVICES}/a"), 404, "NotFound"),
-        ("/api/v1/pods".to_owned(), 404, "NotFound"),
+        ("/api/v1/secrets".to_owned(), 404, "NotFound"),
         ("/apis/apps/v1/deployments".to_owned(), 404, "NotFound"),
         (format!("{SERVICES}?fieldSelector=spec.color=red"), 400, "BadRequest"),
         (format!("{SERVICES}?labelSelector=a+b"), 400, "BadRequest"),

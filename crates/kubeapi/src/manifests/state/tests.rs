@@ -47,8 +47,17 @@ impl Files {
             }
             Change::Apply(Object::Node(node)) => format!("+{}", node.name),
             Change::Apply(Object::ServiceCidr(cidr)) => format!("+{}", cidr.name),
-            Change::Delete(ObjectRef::Node(name) | ObjectRef::ServiceCidr(name)) => format!("-{name}"),
-            Change::Delete(ObjectRef::Service(name) | ObjectRef::EndpointSlice(name)) => {
+            Change::Apply(object @ (Object::Pod(_) | Object::Namespace(_))) => {
+                unreachable!("files have none: {object:?}")
+            }
+            Change::Delete(
+                ObjectRef::Node(name) | ObjectRef::ServiceCidr(name) | ObjectRef::Namespace(name),
+            ) => {
+                format!("-{name}")
+            }
+            Change::Delete(
+                ObjectRef::Service(name) | ObjectRef::EndpointSlice(name) | ObjectRef::Pod(name),
+            ) => {
                 format!("-{}", name.name)
             }
         });
