@@ -69,11 +69,16 @@ fn kernel(release: &str) -> Finding {
 fn nft(version_line: &Result<String, String>) -> Finding {
     const ABOUT: &str = "nft";
     let [major, minor, patch] = NFT;
-    let mend = format!("install nftables {major}.{minor}.{patch} or later");
+    let wanted = format!("{major}.{minor}.{patch} or later");
     match version_line {
-        Err(error) => Finding::problem(ABOUT, format!("the program cannot be used: {error}"), mend),
+        // The reason says what to do where it is not there.
+        Err(error) => Finding::problem(
+            ABOUT,
+            format!("the program cannot be used: {error}"),
+            format!("see that nft --version says {wanted}"),
+        ),
         Ok(line) if version(line).is_some_and(|version| version < NFT) => {
-            Finding::problem(ABOUT, format!("{line} is too old"), mend)
+            Finding::problem(ABOUT, format!("{line} is too old"), format!("install nftables {wanted}"))
         }
         Ok(line) => Finding::ok(ABOUT, line),
     }
