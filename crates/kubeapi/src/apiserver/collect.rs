@@ -2,15 +2,21 @@
 //! that has come in, in batches.
 
 use std::collections::HashSet;
+use std::future;
+use std::time::Duration;
 
 use sluice_model::Change;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::follow::News;
 use super::resource::Resource;
 
 /// Changes in one batch, about: more wait in the followers, and in the end at the apiserver.
 const MAX_BATCH: usize = 10_000;
+
+/// How long what is not needed is waited for once the rest is there: some attempts.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What has not been handed over yet.
 #[derive(Debug)]
@@ -23,6 +29,8 @@ pub(super) enum Pending {
         compacted: usize,
         /// By resource: whether there is nothing to wait for any more.
         settled: [bool; Resource::ALL.len()],
+        /// Until when the others are waited for, once all that is needed is there.
+        until: Option<Instant>,
     },
     /// Changes since the last batch; the first one is due even if it is empty.
     Open { changes: Vec<Change>, is_due: bool },
@@ -31,7 +39,7 @@ pub(super) enum Pending {
 impl Pending {
     pub(super) fn new() -> Self {
         let settled = Resource::ALL.map(Resource::is_optional);
-        Self::Waiting { changes: Vec::new(), compacted: 0, settled }
+        Self::Waiting { changes: Vec::new(), compacted: 0, settled, until: None }
     }
 
     /// Takes in news.
@@ -49,24 +57,39 @@ impl Pending {
                     *compacted = changes.len();
                 }
             }
-            (Self::Waiting { changes, settled, .. }, news) => {
+            (Self::Waiting { settled, until, .. }, news) => {
                 let resource = match news {
                     News::Listed(resource) => resource,
-                    // The node and the ranges are waited for as long as there is hope that they come with
-                    // the rest: without them some of what an earlier run left would be taken away.
-                    News::Failed(resource) if !resource.is_required() => resource,
+                    // Without the node and the ranges some of what an earlier run left would be taken away, nodePorts for one: so
+                    // they are waited for as long as there is hope that they come with the rest.
+                    News::Denied(resource) if !resource.is_required() => resource,
                     _ => return,
                 };
                 if let Some(settled) = settled.get_mut(resource.index()) {
                     *settled = true;
                 }
-                if settled.iter().all(|settled| *settled) {
-                    let mut changes = std::mem::take(changes);
-                    compact(&mut changes);
-                    changes.shrink_to_fit();
-                    *self = Self::Open { changes, is_due: true };
+                let is_settled = |resource: &Resource| settled.get(resource.index()) == Some(&true);
+                if Resource::ALL.iter().all(is_settled) {
+                    self.open();
+                } else if Resource::ALL.iter().filter(|resource| resource.is_required()).all(is_settled) {
+                    until.get_or_insert_with(|| Instant::now() + PATIENCE);
                 }
             }
+        }
+    }
+
+    /// Until when there is something to wait for that is not needed.
+    fn deadline(&self) -> Option<Instant> {
+        if let Self::Waiting { until, .. } = self { *until } else { None }
+    }
+
+    /// All there is so far is handed over.
+    fn open(&mut self) {
+        if let Self::Waiting { changes, .. } = self {
+            let mut changes = std::mem::take(changes);
+            compact(&mut changes);
+            changes.shrink_to_fit();
+            *self = Self::Open { changes, is_due: true };
         }
     }
 
@@ -112,6 +135,13 @@ pub(super) async fn collect(
     let mut pending = Pending::new();
     let mut on_first = Some(on_first);
     loop {
+        let deadline = pending.deadline();
+        let patience = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => future::pending().await,
+            }
+        };
         // While the receiver is busy, changes gather.
         tokio::select! {
             permit = batches.reserve(), if pending.is_due() => {
@@ -129,6 +159,7 @@ pub(super) async fn collect(
                 Some(more) => pending.add(more),
                 None => return,
             },
+            () = patience => pending.open(),
             () = batches.closed() => return,
         }
     }
@@ -192,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn only_services_and_slices_are_waited_for_when_they_fail() {
+    fn only_services_and_slices_are_waited_for_when_they_may_not_be_listed() {
         let mut pending = Pending::new();
         for resource in Resource::ALL {
-            pending.add(News::Failed(resource));
+            pending.add(News::Denied(resource));
         }
         pending.add(News::Listed(Resource::Services));
         assert!(!pending.is_due());
@@ -203,6 +234,28 @@ mod tests {
         assert!(pending.is_due(), "an empty cluster is news");
         assert_eq!(pending.take(), []);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_for_a_moment_is_waited_for_but_not_for_ever() {
+        let (news, receiver) = mpsc::channel(NEWS);
+        let (batches, mut output) = mpsc::channel(1);
+        tokio::spawn(collect(receiver, batches, |_| {}));
+        for resource in Resource::ALWAYS {
+            news.send(News::Failed(resource)).await.unwrap();
+        }
+        let began = Instant::now();
+        for resource in [Resource::Services, Resource::EndpointSlices, Resource::ServiceCidrs] {
+            news.send(News::Listed(resource)).await.unwrap();
+        }
+        // Time passes as nothing else is to be done.
+        assert_eq!(output.recv().await, Some(Vec::new()));
+        assert_eq!(began.elapsed().as_secs(), PATIENCE.as_secs());
+        news.send(changes(&[node("a")])).await.unwrap();
+        assert_eq!(output.recv().await, Some(vec![Change::Apply(node("a"))]));
+    }
+
+    /// More than are sent before anybody takes some.
+    const NEWS: usize = 16;
 
     #[tokio::test]
     async fn what_gathers_for_a_slow_receiver_is_bounded_and_complete() {

@@ -20,7 +20,8 @@ pub(super) const MAX_OBJECT_BYTES: usize = 4 << 20;
 pub(super) struct Page<'a> {
     #[serde(default)]
     pub(super) metadata: ListMeta,
-    #[serde(borrow)]
+    /// Null is a list without any. What has none at all is no list.
+    #[serde(borrow, deserialize_with = "Option::deserialize")]
     pub(super) items: Option<Vec<&'a RawValue>>,
 }
 
@@ -240,6 +241,8 @@ mod tests {
         let empty: Page<'_> =
             serde_json::from_str(r#"{"metadata": {"resourceVersion": "5"}, "items": null}"#).unwrap();
         assert!(empty.items.is_none());
+        // A single object, as something in between may lead to another one.
+        serde_json::from_str::<Page<'_>>(r#"{"metadata": {"resourceVersion": "5"}}"#).unwrap_err();
     }
 
     #[test]

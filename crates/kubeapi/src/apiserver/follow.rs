@@ -7,6 +7,8 @@
 //!    └─┘ failed: wait    └─┘ ended, cut, dead: wait unless it had lived, go on from the last version
 //! ```
 
+mod list;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::answer::{self, Answer};
 use super::backoff::Backoff;
 use super::config::Timing;
-use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning, Page};
+use super::decode::{self, Decoded, Event, EventKind, MAX_OBJECT_BYTES, Meaning};
 use super::health::{Health, ResourceHealth};
 use super::lines::{Line, Lines};
 use super::milestones::{Milestone, Milestones};
@@ -38,8 +40,10 @@ pub(super) enum News {
     Changes(Vec<Change>),
     /// All objects of the resource have been said at least once.
     Listed(Resource),
-    /// The first attempt to list the resource has failed.
+    /// An attempt to list the resource has failed, and another one may not.
     Failed(Resource),
+    /// The resource may not be listed: that lasts until somebody changes it.
+    Denied(Resource),
 }
 
 /// Follows one resource.
@@ -66,6 +70,17 @@ pub(super) struct Follower {
     /// How often in a row the apiserver did not know the resource.
     not_found: usize,
     own_node: OwnNode,
+    flaps: Flaps,
+}
+
+/// Whether watches are cut again and again that have worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaps {
+    No,
+    /// The last one has worked, and not lasted so far.
+    Maybe,
+    /// One was cut like that.
+    Yes,
 }
 
 /// Where it stands.
@@ -98,6 +113,7 @@ impl Follower {
             troubled: false,
             not_found: 0,
             own_node: OwnNode::default(),
+            flaps: Flaps::No,
             resource,
             node,
             timing,
@@ -148,7 +164,11 @@ impl Follower {
             Err(failure) => {
                 self.paging.failed(failure.reason == Reason::Expired);
                 let delay = self.delay(&failure);
-                self.say(News::Failed(self.resource)).await;
+                let news = match failure.reason {
+                    Reason::Forbidden(_) => News::Denied,
+                    _ => News::Failed,
+                };
+                self.say(news(self.resource)).await;
                 sleep(delay).await;
                 State::List
             }
@@ -160,94 +180,6 @@ impl Follower {
     fn is_absent(&mut self) -> bool {
         self.not_found += 1;
         self.resource.may_be_absent() && (self.known.is_empty() || self.not_found >= NOT_FOUND_MAX)
-    }
-
-    /// Reads all pages. What is gone is said to be deleted after the last one. A page that fails is asked for again, as the next
-    /// ones are of the same version: only the first one's failure is that of the whole list at once.
-    async fn read_list(&mut self) -> Result<String, Failure> {
-        let mut seen = HashSet::new();
-        // What cannot be used, and so is not known.
-        let mut unusable = HashSet::new();
-        let mut next = String::new();
-        loop {
-            let (answer, body) = match self.page(&next).await {
-                Ok(Some(page)) => page,
-                Ok(None) => continue,
-                Err(failure)
-                    if !next.is_empty()
-                        && resume(&failure.reason) == Resume::Watch
-                        && self.paging.page_failed() =>
-                {
-                    let delay = self.delay(&failure);
-                    self.say(News::Failed(self.resource)).await;
-                    sleep(delay).await;
-                    continue;
-                }
-                Err(failure) => return Err(failure),
-            };
-            self.paging.page_came();
-            let page: Page<'_> = serde_json::from_slice(&body).map_err(|error| {
-                answer.failure(Reason::NotUnderstood(reason::one_line(&error.to_string())))
-            })?;
-            if page.metadata.version.is_empty() {
-                let what = "a list without a resourceVersion".to_owned();
-                return Err(answer.failure(Reason::NotUnderstood(what)));
-            }
-            let mut changes = Vec::new();
-            for item in page.items.iter().flatten() {
-                let object = decode::object(self.resource, item.get());
-                match self.apply(object, &mut changes) {
-                    Some(name) if self.known.contains(&name) => {
-                        seen.insert(name);
-                    }
-                    name => unusable.extend(Some(name).filter(|name| self.warned.has(name))),
-                }
-            }
-            self.health.contact(self.resource);
-            self.say(News::Changes(changes)).await;
-            next = page.metadata.next;
-            if next.is_empty() {
-                let version = page.metadata.version;
-                let gone = self.known.difference(&seen).cloned().map(Change::Delete).collect();
-                self.known = seen;
-                let known = &self.known;
-                self.warned.retain(|name| {
-                    unusable.contains(name) || name.as_ref().is_some_and(|name| known.contains(name))
-                });
-                self.say(News::Changes(gone)).await;
-                return Ok(version);
-            }
-        }
-    }
-
-    /// A page, and whom it is from; `None` if it is too large to take, and a smaller one is to be asked for.
-    async fn page(&mut self, next: &str) -> Result<Option<(Answer, Vec<u8>)>, Failure> {
-        let mut query = self.selectors();
-        query.extend(self.paging.limit().map(|limit| ("limit", limit.to_string())));
-        if !next.is_empty() {
-            query.push(("continue", next.to_owned()));
-        }
-        let mut answer = self.get(&query).await?;
-        match self.body(&mut answer).await? {
-            Some(body) => Ok(Some((answer, body))),
-            None if self.paging.too_large() => Ok(None),
-            None => {
-                let what = format!("a list of more than {} MiB", self.timing.page_bytes >> 20);
-                Err(answer.failure(Reason::NotUnderstood(what)))
-            }
-        }
-    }
-
-    /// The whole body of a page; `None` if it is too large to take.
-    async fn body(&self, answer: &mut Answer) -> Result<Option<Vec<u8>>, Failure> {
-        let mut body = Vec::new();
-        while let Some(bytes) = answer.chunk(self.timing.answer).await? {
-            if body.len() + bytes.len() > self.timing.page_bytes {
-                return Ok(None);
-            }
-            body.extend_from_slice(&bytes);
-        }
-        Ok(Some(body))
     }
 
     /// One watch, from its start to its end.
@@ -266,6 +198,9 @@ impl Follower {
             // One list or watch may be of a newer apiserver, and the next one of an older.
             Err(failure) if self.lacks_field(&failure) => State::Watch(version),
             Err(failure) => {
+                if self.flaps == Flaps::Maybe {
+                    self.flaps = Flaps::Yes;
+                }
                 let delay = self.delay(&failure);
                 sleep(delay).await;
                 match resume(&failure.reason) {
@@ -298,8 +233,11 @@ impl Follower {
         loop {
             let now = Instant::now();
             match milestones.reached(now) {
-                Some(Milestone::Works) => self.well(),
-                Some(Milestone::Lasts) => self.backoff.reset(),
+                Some(Milestone::Works) => self.works(),
+                Some(Milestone::Lasts) => {
+                    self.flaps = Flaps::No;
+                    self.well();
+                }
                 Some(Milestone::Overdue) => {
                     tracing::debug!(resource = %self.resource, "a watch was not ended in time");
                     return Ok(());
@@ -470,6 +408,19 @@ impl Follower {
         self.health.failed(self.resource, failure);
         let delay = self.backoff.failed(rand::random());
         delay.max(failure.retry_after.unwrap_or_default())
+    }
+
+    /// A watch works, and the next one need not wait for long. That all is well is said once, and not after each of those that are
+    /// cut soon after they have worked, as by a balancer that leaves nothing open for longer: then it is once one lasts.
+    fn works(&mut self) {
+        self.backoff.reset();
+        match self.flaps {
+            Flaps::Yes => self.health.contact(self.resource),
+            Flaps::No | Flaps::Maybe => {
+                self.flaps = Flaps::Maybe;
+                self.well();
+            }
+        }
     }
 
     fn well(&mut self) {

@@ -18,6 +18,8 @@ pub(super) fn resume(reason: &Reason) -> Resume {
         // The version is too old (410), or of another time (400, 504), or what happened just after it cannot
         // be read (500): only a list goes past that.
         Reason::Expired | Reason::Status(..) => Resume::List,
+        // Lists may be allowed where watches are not: then each of them says what there is.
+        Reason::Forbidden(_) => Resume::List,
         // An event that is no event: the same again is as likely as not.
         Reason::NotUnderstood(_) => Resume::List,
         _ => Resume::Watch,
@@ -37,7 +39,6 @@ mod tests {
             Reason::Unreachable(String::new()),
             Reason::Silent(Duration::ZERO),
             Reason::Unauthorized,
-            Reason::Forbidden(Resource::Services),
             Reason::Busy,
             Reason::Status(503, String::new()),
         ] {
@@ -45,6 +46,7 @@ mod tests {
         }
         for reason in [
             Reason::Expired,
+            Reason::Forbidden(Resource::Services),
             Reason::Status(504, String::new()),
             Reason::Status(500, String::new()),
             Reason::NotUnderstood(String::new()),

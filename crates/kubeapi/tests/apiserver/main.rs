@@ -9,6 +9,7 @@ mod cluster;
 mod faults;
 mod health;
 mod liveness;
+mod odd_servers;
 mod pods;
 mod sequences;
 mod still;
