@@ -207,8 +207,11 @@ impl Proxy {
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
         let changes = changes.into_iter().inspect(|change| match change {
             Change::Apply(Object::Node(node)) if node.name == self.node => {
-                self.capture.set_node_pod_cidrs(&node.pod_cidrs);
-                self.node_pod_cidrs.store(Arc::new(node.pod_cidrs.clone()));
+                // One that is made anew has none before a controller has given it some.
+                if !node.pod_cidrs.is_empty() {
+                    self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+                    self.node_pod_cidrs.store(Arc::new(node.pod_cidrs.clone()));
+                }
                 self.node_eligible.store(Arc::new(Some(node.eligible)));
             }
             Change::Delete(ObjectRef::Node(name)) if *name == self.node => {

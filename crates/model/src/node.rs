@@ -21,3 +21,18 @@ pub struct Node {
     /// `ToBeDeletedByClusterAutoscaler` (kube-proxy `NodeEligibleHandler`).
     pub eligible: bool,
 }
+
+impl Node {
+    /// It, with what it does not say as it was before. One that is made anew has no addresses and no ranges before a controller has
+    /// given it some; they are not gone (kube-proxy: `NodeManager.OnNodeChange` passes it over).
+    #[must_use]
+    pub fn or_as(mut self, before: &Self) -> Self {
+        if self.addresses.is_empty() {
+            self.addresses.clone_from(&before.addresses);
+        }
+        if self.pod_cidrs.is_empty() {
+            self.pod_cidrs.clone_from(&before.pod_cidrs);
+        }
+        self
+    }
+}

@@ -11,9 +11,10 @@ use sluice_model::{Family, Node};
 /// that nobody can answer to, or with `route_localnet` (CVE-2020-8558).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// On the primary address of each family of the Node object. A family that the Node has no address of is
-    /// served on all of the node's addresses of it: kube-proxy knows loopback as that node address and
-    /// leaves it out, and then no CIDR of the family is left.
+    /// On the primary address of each family of the Node object. A family that the Node has no address of, but one of the
+    /// other family, is served on all of the node's addresses of it: kube-proxy knows loopback as that node address and
+    /// leaves it out, and then no CIDR of the family is left. A Node without any address has none so far, as while
+    /// a cloud's controller has not seen it: nothing is served, and kube-proxy waits for it.
     Primary,
     /// On the addresses of the node's interfaces that these CIDRs name. A family that no CIDR is of is
     /// served on all of its addresses.
@@ -26,6 +27,7 @@ pub enum NodePortAddresses {
 impl NodePortAddresses {
     /// The addresses, given what is known of the node and the addresses of its interfaces.
     pub(crate) fn addresses(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
+        let node = node.filter(|node| !node.addresses.is_empty());
         let families = [Family::V4, Family::V6].into_iter();
         let mut addresses: Vec<IpAddr> = match self {
             Self::Inside(cidrs) => families.flat_map(|family| inside(cidrs, family, interfaces)).collect(),
@@ -84,6 +86,8 @@ mod tests {
         ("primary: the node is not known yet",       "primary", "", ""),
         ("primary: other addresses are not served",  "primary", "192.0.2.1 2001:db8::1 | 192.0.2.2 2001:db8::2", "192.0.2.1 2001:db8::1"),
         ("primary: a family that the Node lacks: all of it", "primary", "192.0.2.1 | 192.0.2.2 ::1 2001:db8::1 2001:db8::2", "192.0.2.1 2001:db8::1 2001:db8::2"),
+        ("primary: a Node without any address",      "primary", " | 192.0.2.1 2001:db8::1", ""),
+        ("primary and a CIDR: the same",             "primary 192.0.2.0/24", " | 192.0.2.1 198.51.100.1 2001:db8::1", "192.0.2.1"),
         ("primary: the same, of IPv4",               "primary", "2001:db8::1 | 127.0.0.1 192.0.2.1 198.51.100.1", "192.0.2.1 198.51.100.1 2001:db8::1"),
         ("a CIDR names one interface",               "192.0.2.0/24", "192.0.2.1 198.51.100.1", "192.0.2.1"),
         ("two CIDRs name two",                       "192.0.2.0/24 198.51.100.0/24", "192.0.2.1 198.51.100.1 203.0.113.1", "192.0.2.1 198.51.100.1"),

@@ -288,7 +288,10 @@ impl Writer {
     }
 
     fn set_node(&mut self, node: Node) {
-        let node = Some(node);
+        let node = Some(match &self.node {
+            Some(before) => node.or_as(before),
+            None => node,
+        });
         if self.node == node {
             return;
         }

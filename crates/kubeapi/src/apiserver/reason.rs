@@ -22,6 +22,8 @@ pub enum Reason {
     ExpiredServer,
     /// Its certificate is for other names.
     OtherServer(String),
+    /// Its certificate is one of an authority.
+    AuthorityServer,
     /// It does not accept the client certificate, or wants one.
     ClientCertificate(String),
     /// Another failure of TLS.
@@ -64,6 +66,10 @@ impl fmt::Display for Reason {
                 f,
                 "its certificate is for another name ({what}): use a name that it is for, \
                  or set tls-server-name in the kubeconfig"
+            ),
+            Self::AuthorityServer => f.write_str(
+                "its certificate is that of an authority (CA:TRUE, as openssl req -x509 makes it), which no server may show: \
+                 give it one with basicConstraints CA:FALSE",
             ),
             Self::ClientCertificate(what) => write!(
                 f,
@@ -157,8 +163,15 @@ fn of_tls(error: &rustls::Error) -> Reason {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Reason::OtherServer(one_line(&error.to_string()))
             }
+            // rustls passes on what its verifier says, which has no type here.
+            other if other.to_string().contains("CaUsedAsEndEntity") => Reason::AuthorityServer,
             other => Reason::Tls(one_line(&other.to_string())),
         },
+        rustls::Error::AlertReceived(Alert::HandshakeFailure) => Reason::Tls(
+            "it knows no way in common with this client (the key of its certificate is to be RSA, P-256, P-384 or Ed25519, \
+             and not P-521)"
+                .to_owned(),
+        ),
         rustls::Error::AlertReceived(
             alert @ (Alert::CertificateRequired
             | Alert::BadCertificate
@@ -204,4 +217,24 @@ fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) 
 /// What a stranger says, as part of one line of bounded length.
 pub(super) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::OtherError;
+
+    use super::*;
+
+    #[test]
+    fn what_tls_refuses_is_said_with_a_mend() {
+        let authority = OtherError(Arc::new(io::Error::other("CaUsedAsEndEntity")));
+        let authority = rustls::Error::InvalidCertificate(CertificateError::Other(authority));
+        let key = rustls::Error::AlertReceived(AlertDescription::HandshakeFailure);
+        for (error, mend) in [(authority, "basicConstraints CA:FALSE"), (key, "P-256, P-384 or Ed25519")] {
+            let said = of_tls(&error).to_string();
+            assert!(said.contains(mend), "{said}");
+        }
+    }
 }

@@ -393,6 +393,7 @@ fn is_tls(reason: &Reason) -> bool {
         Reason::UntrustedServer
             | Reason::ExpiredServer
             | Reason::OtherServer(_)
+            | Reason::AuthorityServer
             | Reason::ClientCertificate(_)
             | Reason::Tls(_)
     )

@@ -226,7 +226,8 @@ async fn a_page_that_always_fails_is_not_asked_for_for_ever() {
         } else if !request.contains("/services?") || times.fetch_add(1, Relaxed) > 0 {
             return EMPTY.to_owned();
         }
-        let body = json!({ "metadata": { "resourceVersion": "1", "continue": "more" }, "items": [] }).to_string();
+        let body =
+            json!({ "metadata": { "resourceVersion": "1", "continue": "more" }, "items": [] }).to_string();
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     })
     .await;

@@ -215,6 +215,27 @@ fn node_ports_move_with_the_addresses_of_the_node() {
 }
 
 #[test]
+fn a_node_that_is_made_anew_has_its_addresses_until_it_says_others() {
+    let mut writer = writer();
+    let node = |addresses: &[[u8; 4]], zone: Option<&str>| Node {
+        name: "here".into(),
+        zone: zone.map(Into::into),
+        addresses: addresses.iter().map(|ip| (*ip).into()).collect(),
+        pod_cidrs: Vec::new(),
+        eligible: true,
+    };
+    writer.set_interfaces([[192, 0, 2, 1], [192, 0, 2, 2]].map(Into::into));
+    let mut served = |node: Node| {
+        step(&mut writer, [apply(node)]);
+        writer.node_port_addresses().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(served(node(&[], None)), [""; 0], "it has none so far, which is not to say that all are");
+    assert_eq!(served(node(&[[192, 0, 2, 1]], None)), ["192.0.2.1"]);
+    assert_eq!(served(node(&[], Some("zone"))), ["192.0.2.1"]);
+    assert_eq!(served(node(&[[192, 0, 2, 2]], None)), ["192.0.2.2"]);
+}
+
+#[test]
 fn the_halves_of_a_dual_stack_service_are_served_apart() {
     let mut writer = writer();
     let mut web = service("web", 1, WEB);
