@@ -39,6 +39,8 @@ struct Session {
     servers: Vec<Server>,
     /// What the exec plugin said last.
     credential: Option<Credential>,
+    /// When an exec plugin has failed, and how.
+    plugin_failed: Option<(Instant, String)>,
     /// What of an exec plugin's the clients show, be it held still or not.
     identity: Option<Identity>,
     /// When the files were read.
@@ -113,6 +115,7 @@ impl Transport {
             servers: client::build(&access, None, &config.timing)?,
             access,
             credential: None,
+            plugin_failed: None,
             identity: None,
             loaded: Instant::now(),
             stale: false,
@@ -287,6 +290,7 @@ impl Transport {
 
     async fn prepare(&self) -> Result<Ready, Failure> {
         let Timing { reload, fail_back, .. } = self.config.timing;
+        let asked = Instant::now();
         let mut session = self.session.lock().await;
         if session.stale || session.loaded.elapsed() >= reload {
             self.reload(&mut session).await;
@@ -298,7 +302,17 @@ impl Transport {
             && session.access.servers.iter().any(is_encrypted)
             && !session.credential.as_ref().is_some_and(|held| held.is_fresh(Timestamp::now()))
         {
-            let credential = exec::run(&exec).await.map_err(|what| failed(Reason::ExecPlugin(what)))?;
+            // One that hangs is not run again for each of those that have waited for it.
+            if let Some((_, what)) = session.plugin_failed.as_ref().filter(|(at, _)| *at >= asked) {
+                return Err(failed(Reason::ExecPlugin(what.clone())));
+            }
+            let credential = match exec::run(&exec).await {
+                Ok(credential) => credential,
+                Err(what) => {
+                    session.plugin_failed = Some((Instant::now(), what.clone()));
+                    return Err(failed(Reason::ExecPlugin(what)));
+                }
+            };
             if credential.identity != session.identity {
                 session.servers =
                     client::build(&session.access, credential.identity.as_ref(), &self.config.timing)

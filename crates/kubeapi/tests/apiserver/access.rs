@@ -8,13 +8,13 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Timing};
+use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Resource as Watched, Timing};
 use sluice_testbed::apiserver::{Apiserver, Builder, Failure, Resource, Target, Validity, Verb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Followed, NODE, config, service, slice, soon, start, timing, until};
+use crate::cluster::{DEADLINE, Followed, NODE, config, service, slice, soon, start, timing, until};
 
 /// A server with TLS, and the files that lead to it.
 struct Lab {
@@ -176,6 +176,36 @@ async fn an_exec_plugin_gives_a_token_and_is_asked_again_after_a_401() {
     lab.server.replace_tokens(&["three"]);
     lab.server.drop_connections();
     reason(&followed, "no credentials from the exec plugin: ").await;
+}
+
+#[tokio::test]
+async fn an_exec_plugin_that_hangs_is_run_once_for_all_who_wait_for_it() {
+    let mut lab = Lab::start(Apiserver::builder().token("one")).await;
+    let script = "#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho x >> runs\nuntil [ -e end ]; do sleep 0.01; done\nexit 1\n";
+    let plugin = lab.write("plugin", script);
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    let exec = json!({ "apiVersion": "client.authentication.k8s.io/v1", "command": "./plugin" });
+    lab.user(json!({ "exec": exec }));
+    // Nobody tries a second time before the test is over.
+    let timing = Timing { backoff_min: DEADLINE, backoff_max: DEADLINE, ..timing() };
+    let followed = Followed::new(Config { timing, ..lab.config() });
+    let path = lab.directory.path().join("runs");
+    let runs = || fs::read_to_string(&path).map_or(0, |runs| runs.lines().count());
+    soon(async {
+        while runs() == 0 {
+            tokio::task::yield_now().await;
+        }
+        // All others have come to wait by now: there is one thread.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        lab.write("end", "");
+        while Watched::ALWAYS.iter().any(|resource| followed.health().of(*resource).errors() == 0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(runs(), 1);
 }
 
 /// What makes [`cat`](exec_of) a plugin: a client certificate.
