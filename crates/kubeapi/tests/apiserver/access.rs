@@ -1,30 +1,29 @@
 //! Every way to reach an apiserver, for real.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Resource as Watched, Timing};
+use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Timing};
 use sluice_testbed::apiserver::{Apiserver, Builder, Failure, Resource, Target, Validity, Verb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::cluster::{DEADLINE, Followed, NODE, config, service, slice, soon, start, timing, until};
+use crate::cluster::{Followed, NODE, config, service, slice, soon, start, timing, until};
 
 /// A server with TLS, and the files that lead to it.
-struct Lab {
-    server: Apiserver,
-    directory: tempfile::TempDir,
+pub(crate) struct Lab {
+    pub(crate) server: Apiserver,
+    pub(crate) directory: tempfile::TempDir,
     kubeconfig: Value,
 }
 
 impl Lab {
-    async fn start(builder: Builder) -> Self {
+    pub(crate) async fn start(builder: Builder) -> Self {
         let server = start(builder).await;
         server.create(Resource::Services, service("a")).unwrap();
         server.create(Resource::EndpointSlices, slice("a", "a-1", &["10.0.0.1"])).unwrap();
@@ -32,7 +31,7 @@ impl Lab {
         Self { server, directory: tempfile::tempdir().unwrap(), kubeconfig }
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.directory.path().join(name);
         fs::write(&path, text).unwrap();
         path
@@ -42,24 +41,24 @@ impl Lab {
         &mut self.kubeconfig["clusters"][0]["cluster"]
     }
 
-    fn user(&mut self, user: Value) {
+    pub(crate) fn user(&mut self, user: Value) {
         self.kubeconfig["users"][0]["user"] = user;
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let path = self.write("kubeconfig", self.kubeconfig.to_string());
         Config { kubeconfig: Some(path), masters: Vec::new(), ..config(&self.server) }
     }
 
     /// Follows the server as the kubeconfig has it.
-    async fn synced(&self) -> Followed {
+    pub(crate) async fn synced(&self) -> Followed {
         let mut followed = Followed::new(self.config());
         followed.until_like(&self.server).await;
         followed
     }
 
     /// Something new arrives, over a connection that is made after this.
-    async fn assert_goes_on(&self, followed: &mut Followed, name: &str) {
+    pub(crate) async fn assert_goes_on(&self, followed: &mut Followed, name: &str) {
         self.server.drop_connections();
         self.server.create(Resource::Services, service(name)).unwrap();
         followed.until_like(&self.server).await;
@@ -153,113 +152,6 @@ async fn a_new_authority_in_the_file_is_trusted_without_a_restart() {
     lab.write("ca.crt", lab.server.ca_pem());
     lab.assert_goes_on(&mut followed, "b").await;
     all_well(&followed).await;
-}
-
-#[tokio::test]
-async fn an_exec_plugin_gives_a_token_and_is_asked_again_after_a_401() {
-    let mut lab = Lab::start(Apiserver::builder().token("one")).await;
-    lab.write("token", "one");
-    let script = "#!/bin/sh\necho x >> runs\nprintf '{\"apiVersion\":\"client.authentication.k8s.io/v1\",\
-                  \"status\":{\"token\":\"%s\"}}' \"$(cat token)\"\n";
-    let plugin = lab.write("plugin", format!("#!/bin/sh\ncd \"$(dirname \"$0\")\"\n{script}"));
-    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
-    let exec = json!({ "apiVersion": "client.authentication.k8s.io/v1", "command": "./plugin" });
-    lab.user(json!({ "exec": exec }));
-    let mut followed = lab.synced().await;
-    let runs = || fs::read_to_string(lab.directory.path().join("runs")).unwrap().lines().count();
-    assert_eq!(runs(), 1);
-    lab.write("token", "two");
-    lab.server.replace_tokens(&["two"]);
-    lab.assert_goes_on(&mut followed, "b").await;
-    assert!(runs() > 1);
-    fs::remove_file(&plugin).unwrap();
-    lab.server.replace_tokens(&["three"]);
-    lab.server.drop_connections();
-    reason(&followed, "no credentials from the exec plugin: ").await;
-}
-
-#[tokio::test]
-async fn an_exec_plugin_that_hangs_is_run_once_for_all_who_wait_for_it() {
-    let mut lab = Lab::start(Apiserver::builder().token("one")).await;
-    let script = "#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho x >> runs\nuntil [ -e end ]; do sleep 0.01; done\nexit 1\n";
-    let plugin = lab.write("plugin", script);
-    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
-    let exec = json!({ "apiVersion": "client.authentication.k8s.io/v1", "command": "./plugin" });
-    lab.user(json!({ "exec": exec }));
-    // Nobody tries a second time before the test is over.
-    let timing = Timing { backoff_min: DEADLINE, backoff_max: DEADLINE, ..timing() };
-    let followed = Followed::new(Config { timing, ..lab.config() });
-    let path = lab.directory.path().join("runs");
-    let runs = || fs::read_to_string(&path).map_or(0, |runs| runs.lines().count());
-    soon(async {
-        while runs() == 0 {
-            tokio::task::yield_now().await;
-        }
-        // All others have come to wait by now: there is one thread.
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
-        lab.write("end", "");
-        while Watched::ALWAYS.iter().any(|resource| followed.health().of(*resource).errors() == 0) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(runs(), 1);
-}
-
-/// What makes [`cat`](exec_of) a plugin: a client certificate.
-fn certificate_credential(lab: &Lab) -> Value {
-    let identity = lab.server.client_identity(Validity::Valid).unwrap();
-    credential(
-        json!({ "clientCertificateData": identity.certificate_pem, "clientKeyData": identity.key_pem }),
-    )
-}
-
-fn credential(status: Value) -> Value {
-    json!({
-        "apiVersion": "client.authentication.k8s.io/v1beta1", "kind": "ExecCredential", "status": status })
-}
-
-/// A plugin that says what the file says.
-fn exec_of(path: &Path) -> Value {
-    let api = "client.authentication.k8s.io/v1beta1";
-    json!({ "exec": { "apiVersion": api, "command": "cat", "args": [path] } })
-}
-
-#[tokio::test]
-async fn an_exec_plugin_gives_a_client_certificate() {
-    let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
-    let path = lab.write("credential", certificate_credential(&lab).to_string());
-    lab.user(exec_of(&path));
-    lab.synced().await;
-}
-
-#[tokio::test]
-async fn what_an_exec_plugin_gave_goes_with_the_kubeconfig_that_names_it() {
-    let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
-    let path = lab.write("credential", certificate_credential(&lab).to_string());
-    lab.user(exec_of(&path));
-    let followed = lab.synced().await;
-    lab.user(json!({}));
-    lab.config();
-    lab.server.drop_connections();
-    reason(&followed, "401: it does not accept the credentials").await;
-}
-
-#[tokio::test]
-async fn a_client_certificate_of_an_exec_plugin_goes_when_the_plugin_gives_none_any_more() {
-    let mut lab = Lab::start(Apiserver::builder().client_certificates()).await;
-    let path = lab.write("credential", certificate_credential(&lab).to_string());
-    lab.user(exec_of(&path));
-    let followed = lab.synced().await;
-    lab.write("credential", credential(json!({ "token": "of-nobody" })).to_string());
-    // Otherwise a request that is under way may get the answer, and be cut off before it arrives.
-    let all = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::ServiceCidrs];
-    until(&lab.server, |counters| all.iter().all(|of| counters.open_watches(*of) == 1)).await;
-    lab.server.faults().fail(Target::ANY, Failure::Unauthorized, 1);
-    lab.server.faults().close_watches();
-    reason(&followed, "401: it does not accept the credentials").await;
 }
 
 #[tokio::test]
