@@ -58,7 +58,7 @@ impl Sockets {
         pins: &Path,
     ) -> Agent {
         let agent = self.spawn(command, number, capture, cgroup, pins);
-        agent.wait_for(READY);
+        agent.wait_until_ready();
         agent
     }
 
@@ -98,7 +98,7 @@ impl Agent {
     /// Starts one on the node, with its files in a directory, and waits until it is ready.
     pub(crate) fn start(command: Command, lab: &Lab, directory: &Path, number: u8) -> Self {
         let agent = Self::spawn(command, lab, directory, number);
-        agent.wait_for(READY);
+        agent.wait_until_ready();
         agent
     }
 
@@ -123,6 +123,13 @@ impl Agent {
     #[track_caller]
     pub(crate) fn wait_for(&self, text: &str) {
         until(&format!("{text:?} in {}", self.log()), || self.log().contains(text));
+    }
+
+    /// Waits until it serves, and until it answers commands, which comes a moment later.
+    #[track_caller]
+    fn wait_until_ready(&self) {
+        self.wait_for(READY);
+        self.wait_for("answering commands");
     }
 
     /// What a command answers.
