@@ -7,6 +7,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::thread;
 
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -114,7 +115,20 @@ fn end_own() -> io::Result<()> {
 
 /// Ends in each of the wanted namespaces what `sockets` says of it. They are found by the processes in them, or by their names
 /// in one of these directories.
+///
+/// # Errors
+/// Not everything was looked at: the system gives no thread, or no socket to the kernel. Some may be ended.
 pub(crate) fn in_namespaces(
+    wanted: &BTreeSet<u64>,
+    directories: &[PathBuf],
+    sockets: impl FnMut(u64) -> Vec<Translated> + Send,
+) -> io::Result<Done> {
+    let builder = thread::Builder::new().name("socket-end".to_owned());
+    on_a_thread_of(builder, wanted, directories, sockets)
+}
+
+fn on_a_thread_of(
+    builder: thread::Builder,
     wanted: &BTreeSet<u64>,
     directories: &[PathBuf],
     mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
@@ -128,33 +142,30 @@ pub(crate) fn in_namespaces(
     if left.is_empty() {
         return Ok(done);
     }
-    // A thread of its own, as it moves from one namespace to the next.
-    let done = std::thread::scope(|scope| {
-        scope
-            .spawn(move || -> io::Result<Done> {
-                let mut seen = HashSet::new();
-                // One at a time: there may be more of them than descriptors.
-                for link in links(directories)? {
-                    if left.is_empty() {
-                        break;
-                    }
-                    // Processes and namespaces end at any time; one that is gone has no sockets.
-                    let Ok(known) = fs::metadata(&link) else { continue };
-                    if !seen.insert(known.ino()) {
-                        continue;
-                    }
-                    let Ok(cookie) = File::open(&link).and_then(|namespace| enter(&namespace)) else {
-                        continue;
-                    };
-                    if left.remove(&cookie) {
-                        end_all(&mut Diag::open()?, &sockets(cookie), &mut done);
-                    }
-                }
-                Ok(done)
-            })
-            .join()
-    });
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let work = move || -> io::Result<Done> {
+        let mut seen = HashSet::new();
+        // One at a time: there may be more of them than descriptors.
+        for link in links(directories)? {
+            if left.is_empty() {
+                break;
+            }
+            // Processes and namespaces end at any time; one that is gone has no sockets.
+            let Ok(known) = fs::metadata(&link) else { continue };
+            if !seen.insert(known.ino()) {
+                continue;
+            }
+            let Ok(cookie) = File::open(&link).and_then(|namespace| enter(&namespace)) else {
+                continue;
+            };
+            if left.remove(&cookie) {
+                end_all(&mut Diag::open()?, &sockets(cookie), &mut done);
+            }
+        }
+        Ok(done)
+    };
+    // A thread of its own, as it moves from one namespace to the next. The system may have none to give.
+    let done = thread::scope(|scope| Ok::<_, io::Error>(builder.spawn_scoped(scope, work)?.join()));
+    done?.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Where every network namespace is that a process is in, or that has a name; many are there more than once.
@@ -200,10 +211,10 @@ fn end_all(diag: &mut Diag, sockets: &[Translated], done: &mut Done) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
-    use std::thread;
     use std::time::Duration;
 
     use super::*;
+    use crate::passes;
 
     fn sockets(count: u64) -> Vec<Translated> {
         (1..=count).map(|cookie| Translated::for_tests(1, cookie)).collect()
@@ -271,5 +282,15 @@ mod tests {
         let requests = std::iter::from_fn(|| kernel.recv(&mut [0; 128]).ok()).count();
         assert_eq!(requests, 1);
         assert!(done.ended.trouble().is_some());
+    }
+
+    #[test]
+    fn where_the_system_gives_no_thread_that_is_an_error_that_passes() {
+        // Nobody has the address space for its stack: to whoever asks for a thread that is as if there were too many.
+        let builder = thread::Builder::new().stack_size(1 << 50);
+        let other = BTreeSet::from([own_namespace().unwrap() + 1_000_000]);
+        let error = on_a_thread_of(builder, &other, &[], |_| unreachable!("none is entered")).unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::AGAIN));
+        assert!(passes(&error), "{error}");
     }
 }

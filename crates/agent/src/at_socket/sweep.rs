@@ -251,7 +251,7 @@ fn rest(took: Duration, least: Duration) -> Duration {
 /// Counts what came of a look; what is wrong, with what helps.
 fn judge(done: io::Result<EndedSockets>, swept: &Swept) -> Option<String> {
     let trouble = match done {
-        Err(error) => Some(format!("the kernel does not list sockets ({error})")),
+        Err(error) => Some(format!("not all sockets were looked at ({error})")),
         Ok(done) => {
             let EndedSockets { ended, .. } = done;
             if ended > 0 {
