@@ -36,16 +36,19 @@ impl Terminal {
     }
 
     /// The keys that are typed from now on.
-    pub(super) fn keys() -> Receiver<u8> {
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub(super) fn keys() -> io::Result<Receiver<u8>> {
         let (sender, keys) = channel(KEYS);
         // It ends with the process: there is no way to call it off while it waits.
-        std::thread::spawn(move || {
+        std::thread::Builder::new().name("keys".to_owned()).spawn(move || {
             BufReader::new(io::stdin())
                 .bytes()
                 .map_while(Result::ok)
                 .all(|key| sender.blocking_send(key).is_ok())
-        });
-        keys
+        })?;
+        Ok(keys)
     }
 
     /// Lines and columns that there are.

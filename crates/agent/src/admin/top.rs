@@ -109,7 +109,7 @@ pub async fn top(args: &TopArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut sort = args.sort;
     let terminal = Terminal::take().context("cannot draw on this terminal: try --once")?;
-    let mut keys = Terminal::keys();
+    let mut keys = Terminal::keys().context("cannot read keys: try --once")?;
     let mut shown: Option<Sample> = None;
     // The first rates are there soon.
     let mut next = Instant::now() + interval.min(Duration::from_millis(500));
