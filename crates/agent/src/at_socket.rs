@@ -29,7 +29,7 @@ use sluice_table::{ServicePort, Writer};
 use tracing::{info, warn};
 
 pub(crate) use self::attach::warn_of_left;
-use self::attach::{Attached, Hindrance, NotAttached};
+use self::attach::{Attached, Attempt, Hindrance, NotAttached};
 use self::handing_over::{Heir, Holder};
 use self::leftovers::Leftovers;
 use self::place::{Node, Place};
@@ -238,9 +238,13 @@ impl SocketMode {
         }
     }
 
-    /// Has these be decided about from now on; with `is_all` nothing else.
-    pub(crate) fn offer(&mut self, frontends: &[Frontend], is_all: bool) {
+    /// Has these be decided about from now on; with `is_all` nothing else. Where `serves` says that there is a relay (see
+    /// [`SocketMode::keep`]) that is known before: without one programs lead to endpoints in doubt, and all namespaces are pods'.
+    pub(crate) fn offer(&mut self, frontends: &[Frontend], is_all: bool, serves: bool) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
+            if serves {
+                sockets.beat();
+            }
             sockets.offer(frontends);
             if is_all {
                 sockets.forget_others();
@@ -318,8 +322,9 @@ impl SocketMode {
     }
 
     /// Takes over from an agent that has ended, or attaches what could not be so far, if that is due. To be called while all
-    /// frontends in the table are served and none is about to be withdrawn: these are offered.
-    pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer) {
+    /// frontends in the table are served and none is about to be withdrawn: these are offered. `serves` as for
+    /// [`SocketMode::keep`].
+    pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer, serves: bool) {
         if self.leftovers.as_mut().is_some_and(|left| left.keep(now, &mut *self.place, &self.view)) {
             self.leftovers = None;
         }
@@ -345,7 +350,7 @@ impl SocketMode {
             let routes = writer.table().routes();
             let frontends: Vec<Frontend> = routes.iter().map(|route| route.frontend()).collect();
             self.set_interfaces(self.interfaces.clone());
-            self.offer(&frontends, true);
+            self.offer(&frontends, true, serves);
             self.wake_sweeper();
             let why =
                 if was_short { "that works now" } else { "this agent knows all, and no other one decides" };
@@ -485,13 +490,4 @@ impl SocketMode {
             .and_then(|ended| ended.map_or_else(|error| Some(error.to_string()), |ended| ended.trouble()));
         warn_of_left(left.as_deref());
     }
-}
-
-/// What came of attaching.
-enum Attempt {
-    Done,
-    /// An agent that is about to be replaced still has it.
-    Busy(String),
-    /// Nothing is to be attached, or not here.
-    None,
 }

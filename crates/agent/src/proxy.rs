@@ -246,7 +246,8 @@ impl Proxy {
         if self.under_way.is_none() {
             // Between two steps, as there may be no moment without one: what is offered then is in the table and captured.
             if self.has_offered && !self.is_replaced {
-                self.at_socket.take_over(Instant::now(), &mut self.writer);
+                let serves = self.serves();
+                self.at_socket.take_over(Instant::now(), &mut self.writer, serves);
             }
             self.begin_step();
         }
@@ -302,7 +303,8 @@ impl Proxy {
         let rerouted = std::mem::take(&mut plan.rerouted);
         let offered = step.offer.iter().map(|state| state.frontend);
         let frontends: Vec<Frontend> = offered.chain(rerouted.iter().copied()).collect();
-        self.at_socket.offer(&frontends, is_first);
+        let serves = self.serves();
+        self.at_socket.offer(&frontends, is_first, serves);
         let is_udp = |frontend: &Frontend| frontend.protocol == Protocol::Udp;
         let has_rerouted = rerouted.iter().any(is_udp);
         self.writer.finish(&mut plan);
@@ -339,6 +341,12 @@ impl Proxy {
         {
             listeners.open(&self.dataplane);
         }
+    }
+
+    /// Whether there is a way for what is left to the relay, and somebody who takes it: this agent or the one that has its place.
+    fn serves(&self) -> bool {
+        let has_relay = self.is_replaced || self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
+        self.has_offered && has_relay
     }
 
     /// Leaves to another agent that has taken this one's place what goes by this one's view, and takes it back should that
@@ -383,11 +391,7 @@ impl Proxy {
             self.follow_interfaces();
             self.follow_tenure();
             self.open_listeners();
-            // From then on there is a way for what is left to the relay, and somebody who takes it: this agent or the one that
-            // has its place.
-            let has_relay =
-                self.is_replaced || self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
-            let serves = self.has_offered && has_relay;
+            let serves = self.serves();
             self.at_socket.keep(now, serves);
         }
         self.teller.sum_up(now);

@@ -29,6 +29,15 @@ pub(super) struct Attached {
     _watcher: Watcher,
 }
 
+/// What came of attaching.
+pub(super) enum Attempt {
+    Done,
+    /// An agent that is about to be replaced still has it.
+    Busy(String),
+    /// Nothing is to be attached, or not here.
+    None,
+}
+
 /// Why nothing is decided at sockets.
 pub(super) struct NotAttached {
     /// As people are told.

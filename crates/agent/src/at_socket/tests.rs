@@ -106,7 +106,7 @@ fn where_the_system_is_short_of_something_programs_stay_for_a_minute_and_attachi
     let mut attempts = Vec::new();
     for second in 1..=1_000 {
         let before = place.attempts();
-        mode.take_over(start + Duration::from_secs(second), &mut writer);
+        mode.take_over(start + Duration::from_secs(second), &mut writer, true);
         if place.attempts() > before {
             attempts.push((second, place.removals()));
         }
@@ -123,7 +123,7 @@ fn where_attaching_would_fail_again_programs_go_at_once_and_it_is_not_tried_any_
     let mut writer = Writer::new(WriterConfig::new("here"));
     let mut mode = place.start(&mut writer);
     assert_eq!((place.attempts(), place.removals()), (1, 1));
-    mode.take_over(mode.looked + Duration::from_secs(3600), &mut writer);
+    mode.take_over(mode.looked + Duration::from_secs(3600), &mut writer, true);
     assert_eq!((place.attempts(), place.removals()), (1, 1));
     assert_eq!(*mode.view().reason().unwrap(), "no memory");
 }
@@ -142,7 +142,7 @@ fn from_an_agent_that_is_replaced_and_does_not_let_go_it_is_taken_away_after_a_m
             "{}",
             why(&mode)
         );
-        mode.take_over(start + Duration::from_secs(second), &mut writer);
+        mode.take_over(start + Duration::from_secs(second), &mut writer, true);
         // Once it is taken away that is made use of at once.
         attempts += if second > 0 && second % 60 == 0 { 2 } else { 1 };
         assert_eq!((second, place.taken(), place.attempts()), (second, second / 60, attempts));
@@ -167,7 +167,7 @@ fn what_another_agent_has_left_is_removed_once_it_lets_go_where_nothing_is_to_be
         let why = |mode: &SocketMode| mode.view().reason().map(|reason| reason.to_string());
         assert!(why(&mode).unwrap().starts_with("an earlier agent's programs still decide"));
         let mut after = |seconds: u64| {
-            mode.take_over(start + Duration::from_secs(seconds), &mut writer);
+            mode.take_over(start + Duration::from_secs(seconds), &mut writer, true);
             (place.removals(), why(&mode).is_some_and(|why| why.starts_with("an earlier agent")))
         };
         assert_eq!([after(0), after(1), after(2)], [(2, true), (3, true), (4, true)]);
@@ -189,7 +189,7 @@ fn from_an_agent_that_does_not_let_go_it_is_taken_away_after_a_minute_where_noth
     // However long this one takes to know all.
     let start = Instant::now() + Duration::from_secs(3_600);
     for second in 0..=120 {
-        mode.take_over(start + Duration::from_secs(second), &mut writer);
+        mode.take_over(start + Duration::from_secs(second), &mut writer, true);
         assert_eq!(taken.load(Ordering::SeqCst), u64::from(second >= 60), "{second}");
     }
 }
@@ -202,7 +202,7 @@ fn what_an_earlier_agent_has_attached_goes_on_until_all_is_known_where_maps_are_
     assert_eq!((place.attempts(), place.removals()), (0, 0));
     assert!(mode.view().reason().unwrap().starts_with("what an earlier agent has attached goes on"));
     // All is known.
-    mode.take_over(mode.looked, &mut writer);
+    mode.take_over(mode.looked, &mut writer, true);
     assert_eq!((place.attempts(), place.removals()), (1, 0));
 }
 
@@ -214,11 +214,11 @@ fn what_another_agent_holds_is_asked_for_and_had_as_soon_as_it_lets_go() {
     let now = mode.looked;
     assert!(!place.is_asked_for.load(Ordering::SeqCst) && !mode.is_handing_over(), "not before all is known");
     for _ in 0..3 {
-        mode.take_over(now, &mut writer);
+        mode.take_over(now, &mut writer, true);
         assert!(place.is_asked_for.load(Ordering::SeqCst) && mode.is_handing_over());
         assert_eq!(place.attempts(), 2);
     }
     place.is_asked_for.store(false, Ordering::SeqCst);
-    mode.take_over(now, &mut writer);
+    mode.take_over(now, &mut writer, true);
     assert_eq!(place.attempts(), 3);
 }

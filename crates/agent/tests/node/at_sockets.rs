@@ -4,15 +4,17 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_model::{Family, Protocol};
-use sluice_testbed::lab::{Bpffs, Cgroup, Lab, PATIENCE};
+use sluice_testbed::lab::{Bpffs, Cgroup, Lab, Outcome, PATIENCE};
 
-use crate::manifests::{Service, cluster_ip, node_port};
+use crate::manifests::{BACKEND, Service, cluster_ip, node_port};
 use crate::scene::{AGENT, Conversation, READY, Scene, sluice, until};
 
 pub(crate) const METRICS: &str = "127.0.0.1:10249";
@@ -46,6 +48,20 @@ impl Sockets {
     /// The number tells agents apart.
     pub(crate) fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
         self.start_by(sluice([] as [&str; 0]), number, capture, Some(self.cgroup.path()), pins)
+    }
+
+    /// The same once an earlier agent has seen each endpoint of Service 1 serve over TCP and IPv4: nobody doubts them any more,
+    /// and all such connections of pods are decided at their sockets.
+    pub(crate) fn start_where_all_serve(&self, capture: &str) -> Agent {
+        let earlier = self.start(1, capture, &self.pins());
+        let accepted = || earlier.json(&["status"])["counters"]["tcp_accepted"].clone();
+        until("none is left to the relay", || {
+            let before = accepted();
+            (0..4).for_each(|_| drop(Conversation::begin(self.scene.lab.pod(0), cluster_ip(1, Family::V4))));
+            before == accepted()
+        });
+        earlier.stop();
+        self.start(1, capture, &self.pins())
     }
 
     /// The same where a command is the program, or runs it.
@@ -178,7 +194,7 @@ pub(crate) fn value(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
 fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     let sockets = Sockets::new();
     let scene = &sockets.scene;
-    let agent = sockets.start(1, "socket", &sockets.pins());
+    let agent = sockets.start_where_all_serve("socket");
     let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
     let mut conversations: Vec<_> = (0..4).map(|_| Conversation::begin(pod, to)).collect();
     conversations.iter_mut().for_each(|conversation| conversation.say("hello"));
@@ -274,11 +290,54 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert!(verdict == "pass" && why.contains("not on this node"), "{why}");
 }
 
+/// Whoever connects while all of it begins: the programs know that there is a relay before they know of a Service.
+#[test]
+fn an_endpoint_that_refuses_from_the_start_costs_no_client_an_error_however_early_it_connects() {
+    let sockets = Sockets::new();
+    let scene = &sockets.scene;
+    let (pod, refusing) = (scene.lab.pod(0), scene.lab.other());
+    let endpoint = SocketAddr::new(refusing.ip(Family::V4), BACKEND);
+    assert_eq!(pod.ask(Protocol::Tcp, endpoint, PATIENCE), Outcome::Refused);
+    // A first error would be the last one of a Service for a second.
+    const SERVICES: RangeInclusive<u8> = 1..=4;
+    for number in SERVICES {
+        scene.apply(&Service::new(number).here(scene.lab.pod(1)).there(refusing));
+    }
+    let (is_over, connected) =
+        (AtomicBool::new(false), SERVICES.map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
+    let refused = std::thread::scope(|scope| {
+        let client = |(number, connected)| {
+            let (to, is_over): (_, &AtomicBool) = (cluster_ip(number, Family::V4), &is_over);
+            let connected: &AtomicU64 = connected;
+            scope.spawn(move || {
+                let mut refused = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    // Until there is a Service nobody answers.
+                    match pod.tcp_stream(to, Duration::from_millis(5)) {
+                        Ok(_) => _ = connected.fetch_add(1, Ordering::Relaxed),
+                        Err(error) => refused += u64::from(error.kind() == io::ErrorKind::ConnectionRefused),
+                    }
+                }
+                refused
+            })
+        };
+        let clients: Vec<_> = SERVICES.zip(&connected).map(client).collect();
+        let agent = sockets.start(1, "socket", &sockets.pins());
+        let counts = || connected.iter().map(|count| count.load(Ordering::Relaxed));
+        let before: Vec<u64> = counts().collect();
+        until("there are more of each", || counts().zip(&before).all(|(now, before)| now > before + 50));
+        assert_eq!(agent.json(&["status"])["mode"], "socket");
+        is_over.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<u64>()
+    });
+    assert_eq!(refused, 0, "beside {connected:?}");
+}
+
 #[test]
 fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
     let sockets = Sockets::new();
     let scene = &sockets.scene;
-    let first = sockets.start(1, "socket", &sockets.pins());
+    let first = sockets.start_where_all_serve("socket");
     let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
     let mut open = Conversation::begin(pod, to);
     let load = pod.load(Protocol::Tcp, to);
@@ -312,7 +371,7 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
 fn what_somebody_takes_away_is_missed_and_all_is_relayed_until_the_agent_is_started_again() {
     let sockets = Sockets::new();
     let scene = &sockets.scene;
-    let agent = sockets.start(1, "auto", &sockets.pins());
+    let agent = sockets.start_where_all_serve("auto");
     let (pod, to) = (scene.lab.pod(0), cluster_ip(1, Family::V4));
     let mut open = Conversation::begin(pod, to);
     let load = pod.load(Protocol::Tcp, to);
