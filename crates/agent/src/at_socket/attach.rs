@@ -17,16 +17,18 @@ use super::{AtSocketConfig, Looks};
 
 /// What decides at sockets, and what looks after these.
 pub(super) struct Attached {
-    /// What is told of changes.
-    pub(super) sockets: Box<dyn AtSockets>,
+    // The threads first, as fields are dropped in this order: with the sockets goes the lock on the pins, and from then on the maps
+    // are another agent's, into which nobody here is to write.
     /// What is told of what is gone.
     pub(super) sweeper: Sweeper,
+    /// Tells it whose sockets they are, for as long as it is held.
+    _watcher: Watcher,
+    /// What is told of changes.
+    pub(super) sockets: Box<dyn AtSockets>,
     /// Whether it is still there.
     pub(super) links: Links,
     /// Which sockets it has connected.
     pub(super) census: Census,
-    /// Tells it whose sockets they are, for as long as it is held.
-    _watcher: Watcher,
 }
 
 /// What came of attaching.
@@ -120,7 +122,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
     let maps = Maps::adopt(attached).map_err(not)?;
     let sockets = Box::new(Sockets::new(maps, table, ledger, host_only));
     info!("connections of sockets below {} are decided when they are made", looks.cgroup.display());
-    Ok((Attached { sockets, sweeper, links, census, _watcher: watcher }, looks))
+    Ok((Attached { sweeper, _watcher: watcher, sockets, links, census }, looks))
 }
 
 #[cfg(test)]
