@@ -21,20 +21,15 @@ static __always_inline void has_failed(struct endpoint *endpoint)
 	*(volatile __u64 *)&endpoint->failures = (until & ~FAILURES_COUNT) | (count < FAILURES_COUNT ? count + 1 : count);
 }
 
-/* Who is answered is answered long before. The first packet is sent again after a second. */
-#define SILENCE_NS (NSEC_PER_SEC / 2)
-
-/* Whether a connection that has failed says nothing about its endpoint. A client may throw away what it is answered
- * (SO_ATTACH_FILTER), and any number of clients may. So silence is the client's where somebody else was answered within
- * the last second, which is since its first packet was sent. A refusal is another matter: it comes at once, and others
- * were served until then. */
-static __always_inline bool is_silence_of_one(const struct conn *conn)
+/* Whether somebody of this node reached the endpoint within the last second: then it may be the client's own doing that a
+ * connection of its has failed. It may throw away what it is answered (SO_ATTACH_FILTER), or send what no router brings so
+ * far (IP_TTL), and any number of clients may. */
+static __always_inline bool is_reached(const struct conn *conn)
 {
 	struct account *account = bpf_map_lookup_elem(&accounts, &conn->id);
-	__u64 now = bpf_ktime_get_ns();
-	if (!account || now - conn->since_ns < SILENCE_NS)
+	if (!account)
 		return false;
-	__u32 since_served = (__u32)(now >> SERVED_SHIFT) - *(volatile __u32 *)&account->served;
+	__u32 since_served = (__u32)(bpf_ktime_get_ns() >> SERVED_SHIFT) - *(volatile __u32 *)&account->served;
 	return since_served < NSEC_PER_SEC >> SERVED_SHIFT;
 }
 
@@ -50,20 +45,33 @@ static __always_inline void has_served(struct endpoint *endpoint)
 /* Both directions, as close(2) has them before anything else. */
 #define SHUTDOWN_MASK 3
 
-/* Whether it was the client who ended a connection that was being made: then the socket has no error. But who has
- * one may have lost it again: a client that polls takes it (SO_ERROR) as soon as it is there, which may be before we
- * are asked. What the kernel ends has nothing left that waits to be acknowledged (tcp_done_with_error); what the
- * client does has its first packet there, or has not sent one (TCP_FASTOPEN_CONNECT) and is closed. */
-static __always_inline bool was_given_up(struct bpf_sock_ops *ctx)
+#define ECONNREFUSED 111
+
+/* Why a connection that was being made is over. */
+enum end {
+	GIVEN_UP, /* by the client */
+	REFUSED, /* by the endpoint, or by who answers in its place */
+	FAILED,
+};
+
+/* Where it was the client who ended it the socket has no error. But who has one may have lost it again: a client that
+ * polls takes it (SO_ERROR) as soon as it is there, which may be before we are asked. What the kernel ends has nothing left
+ * that waits to be acknowledged (tcp_done_with_error); what the client does has its first packet there, or has not sent one
+ * (TCP_FASTOPEN_CONNECT) and is closed. */
+static __always_inline enum end end_of(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk)
-		return true;
+		return GIVEN_UP;
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
-		return true;
+		return GIVEN_UP;
 	struct sock *sock = (struct sock *)tcp;
-	return !sock->sk_err && (sock->sk_shutdown == SHUTDOWN_MASK || tcp->packets_out);
+	/* Read once. */
+	int error = *(volatile int *)&sock->sk_err;
+	if (error)
+		return error == ECONNREFUSED ? REFUSED : FAILED;
+	return sock->sk_shutdown == SHUTDOWN_MASK || tcp->packets_out ? GIVEN_UP : FAILED;
 }
 
 static __always_inline struct totals *totals_here(void)
@@ -85,7 +93,8 @@ static __always_inline __u32 life_of(__u64 us)
 /* A connection was given up, or could not be made. */
 static __always_inline void has_come_to_nothing(struct bpf_sock_ops *ctx, const struct conn *conn)
 {
-	if (was_given_up(ctx)) {
+	enum end end = end_of(ctx);
+	if (end == GIVEN_UP) {
 		struct totals *all = totals_here();
 		if (all)
 			__sync_fetch_and_add(&all->aborted, 1);
@@ -96,7 +105,8 @@ static __always_inline void has_come_to_nothing(struct bpf_sock_ops *ctx, const 
 	if (!endpoint || !account)
 		return;
 	__sync_fetch_and_add(&account->failed, 1);
-	if (!is_silence_of_one(conn))
+	/* Who refuses says so at once, and has served others until then. */
+	if (end == REFUSED || !is_reached(conn))
 		has_failed(endpoint);
 }
 
@@ -147,7 +157,7 @@ static __always_inline void is_silent(const struct conn *conn)
 	struct totals *all = totals_here();
 	if (all)
 		__sync_fetch_and_add(&all->timeouts, 1);
-	if (!is_silence_of_one(conn))
+	if (!is_reached(conn))
 		has_failed(endpoint);
 }
 

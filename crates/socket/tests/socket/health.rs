@@ -333,6 +333,47 @@ fn a_client_that_hears_nothing_does_not_put_an_endpoint_in_doubt_that_others_are
     assert!(fails(&kernel) > 0);
 }
 
+/// As a client sees it whose packets no router brings so far (`IP_TTL`), or that a firewall sends away.
+#[test]
+fn who_is_told_that_an_endpoint_cannot_be_reached_puts_it_in_doubt_only_if_nobody_else_reaches_it() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let (listeners, at) = listen(&node, 2);
+    let to = service(false, 1, 80);
+    // Nobody has this address. That is known at once, and not in the middle of a call, when the kernel would wait for more.
+    let nowhere: SocketAddr = "10.77.0.2:80".parse().unwrap();
+    node.host.ip_batch("link add v0 type veth peer name v1\nlink set v1 up\nlink set v0 up\n").unwrap();
+    node.host.ip_batch("addr add 10.77.0.1/24 dev v0\n").unwrap();
+    for (setting, value) in [("mcast_solicit", "1"), ("retrans_time_ms", "20")] {
+        node.host.set(&format!("net/ipv4/neigh/v0/{setting}"), value).unwrap();
+    }
+    serve(&mut kernel, 1, to, &at[..1]);
+    let connect_at = |kernel: &mut Attached, endpoint_at| {
+        kernel.write_endpoints(10, &[endpoint(endpoint_at)]);
+        connect(&node, to).map_err(|error| error.kind())
+    };
+    // A machine that is busy may stop this for a second.
+    let is_kept = (0..5).any(|_| {
+        let before = kernel.account(10).failed;
+        connect_at(&mut kernel, at[0]).unwrap();
+        assert_eq!(connect_at(&mut kernel, nowhere).unwrap_err(), io::ErrorKind::HostUnreachable);
+        until(&kernel, "it has failed", |kernel| kernel.account(10).failed == before + 1);
+        fails(&kernel) == 0
+    });
+    assert!(is_kept, "others are served");
+    let deadline = Instant::now() + PATIENCE;
+    while fails(&kernel) == 0 {
+        assert!(Instant::now() < deadline, "nobody else is served");
+        assert_eq!(connect_at(&mut kernel, nowhere).unwrap_err(), io::ErrorKind::HostUnreachable);
+    }
+    // A refusal counts at once.
+    connect_at(&mut kernel, at[0]).unwrap();
+    until(&kernel, "it has served", |kernel| fails(kernel) == 0);
+    drop(listeners);
+    assert_eq!(connect_at(&mut kernel, at[1]).unwrap_err(), io::ErrorKind::ConnectionRefused);
+    until(&kernel, "it has refused", |kernel| fails(kernel) == 1);
+}
+
 /// `MSG_FASTOPEN` and `MSG_DONTWAIT` of send(2).
 const FAST_OPEN: i32 = 0x2000_0000;
 const DO_NOT_WAIT: i32 = 0x40;
