@@ -117,14 +117,22 @@ static __always_inline bool pick_kept(struct bpf_sock *sk, const struct address 
 }
 
 #define SOL_SOCKET 1
+#define SO_REUSEADDR 2
 #define SO_REUSEPORT 15
 
+static __always_inline bool is_set(struct bpf_sock_addr *ctx, int option)
+{
+	int is = 0;
+	return !bpf_getsockopt(ctx, SOL_SOCKET, option, &is, sizeof(is)) && is;
+}
+
 /* Whether others may have the port of a UDP socket, too: the kernel gives them answers that are for this one, and to them an
- * endpoint is nobody's. */
+ * endpoint is nobody's. Any number of them may be connected from one address to one endpoint, and of these the kernel finds
+ * one when they are to be ended. Of UDP either option allows that, to those that are not bound as well: they get a port when
+ * they connect, and say among which ones (IP_LOCAL_PORT_RANGE). */
 static __always_inline bool shares_port(struct bpf_sock_addr *ctx)
 {
-	int shares = 0;
-	return !bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &shares, sizeof(shares)) && shares;
+	return is_set(ctx, SO_REUSEPORT) || is_set(ctx, SO_REUSEADDR);
 }
 
 /* A UDP socket that is connected, and connects once more. Where that fails it stays connected to what it was, and nobody

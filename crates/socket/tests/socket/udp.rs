@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluice_socket_maps::{Kernel, protocol, verdict};
 use sluice_testbed::lab::Namespace;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::node::{Node, both, desc, endpoint, endpoint_ip, key, mapped, serve, service};
 
@@ -254,10 +255,20 @@ fn sockets_that_share_a_port_are_the_relays() {
     for to in addresses() {
         let (_endpoints, at) = endpoints(&node.host, is_v6(to), 1);
         serve(&mut kernel, 1, SocketAddr::new(to.ip().to_canonical(), to.port()), &at);
-        let client = client(&node.host, to);
-        socket2::SockRef::from(&client).set_reuse_port(true).unwrap();
-        client.send_to(b"ask", to).expect_err("no packet can reach it");
-        client.connect(to).expect_err("nor can the socket");
+        for is_by_port in [true, false] {
+            let share = |socket: SockRef<'_>| match is_by_port {
+                true => socket.set_reuse_port(true).unwrap(),
+                false => socket.set_reuse_address(true).unwrap(),
+            };
+            let client = client(&node.host, to);
+            share((&client).into());
+            client.send_to(b"ask", to).expect_err("no packet can reach it");
+            client.connect(to).expect_err("nor can the socket");
+            // One that gets its port only now.
+            let unbound = node.host.run(|| Socket::new(Domain::for_address(to), Type::DGRAM, None)).unwrap();
+            share((&unbound).into());
+            unbound.connect(&to.into()).expect_err("nor can this one");
+        }
         assert_eq!(kernel.cursor(1), 0);
     }
 }
