@@ -21,10 +21,12 @@ use tracing::{info, warn};
 /// Between two looks at the least.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A look is followed by a pause of so many times its length: it takes no more than a twentieth of a processor.
+/// A look is followed by a pause of so many times its length, up to the longest: where it takes half a second or less it has no more
+/// than a twentieth of a processor.
 const REST: u32 = 20;
 
-/// And no longer than this: where others have the processors a look takes long that takes little.
+/// Where others have the processors a look takes long that takes little. One that has work for so long has a larger share: of five
+/// seconds it is a third.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What has failed is tried again after a pause, and after twice as long each time, up to this.
@@ -179,14 +181,44 @@ struct Pace {
 
 const PACE: Pace = Pace { pause: PAUSE, absence: ABSENCE, forgotten: LONGEST_ABSENCE };
 
+/// For how long pods are left.
+#[derive(Debug)]
+struct Absence {
+    next: Duration,
+    /// When they were led again.
+    led_since: Option<Instant>,
+}
+
+impl Absence {
+    fn new(pace: Pace) -> Self {
+        Self { next: pace.absence, led_since: None }
+    }
+
+    /// They are left: for so long at the least.
+    fn begin(&mut self, now: Instant, pace: Pace) -> Duration {
+        // After so long it is another matter.
+        if self.led_since.is_some_and(|since| now.saturating_duration_since(since) >= pace.forgotten) {
+            self.next = pace.absence;
+        }
+        let least = self.next;
+        self.next = LONGEST_ABSENCE.min(least * 2);
+        least
+    }
+
+    /// They are led again.
+    fn end(&mut self, now: Instant) {
+        self.led_since = Some(now);
+    }
+}
+
 /// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
 fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) {
-    let Pace { pause, mut absence, .. } = pace;
+    let pause = pace.pause;
+    let mut absence = Absence::new(pace);
     let mut not_before = Instant::now();
     let mut retry: Option<Duration> = None;
     // Pods have been left, and are so until then at the least.
     let mut left_until: Option<Instant> = None;
-    let mut led_since: Option<Instant> = None;
     loop {
         let back = left_until.map(|until| until.saturating_duration_since(Instant::now()).max(pause));
         let waited = match retry.or(back) {
@@ -216,17 +248,13 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
                 );
                 if has_left && left_until.is_none() {
                     look.leave_pods();
-                    // After so long it is another matter.
-                    if led_since.is_some_and(|since| end - since >= pace.forgotten) {
-                        absence = pace.absence;
-                    }
-                    let least = absence.as_secs();
+                    let least = absence.begin(end, pace);
                     warn!(
-                        "pods' UDP sockets that connect from now on are relayed, for {least} s at the least and as long as \
-                         one is left"
+                        "pods' UDP sockets that connect from now on are relayed, for {} s at the least and as long as \
+                         one is left",
+                        least.as_secs()
                     );
-                    left_until = Some(end + absence);
-                    absence = LONGEST_ABSENCE.min(absence * 2);
+                    left_until = Some(end + least);
                 }
             }
             None if left_until.is_some_and(|until| until <= end) => {
@@ -235,7 +263,7 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
                     "pods' UDP sockets that connect are led to endpoints again: none is left that cannot be ended"
                 );
                 left_until = None;
-                led_since = Some(end);
+                absence.end(end);
             }
             _ => {}
         }
@@ -304,6 +332,21 @@ mod tests {
     fn a_look_is_followed_by_a_pause_that_grows_with_it_up_to_a_bound() {
         let pauses = [1, 200, 20_000, u64::MAX].map(|took| rest(Duration::from_millis(took), PAUSE));
         assert_eq!(pauses, [PAUSE, Duration::from_secs(4), LONGEST_PAUSE, LONGEST_PAUSE]);
+    }
+
+    #[test]
+    fn pods_are_left_for_twice_as_long_each_time_until_none_had_to_be_for_long() {
+        let mut absence = Absence::new(PACE);
+        let mut now = Instant::now();
+        // They are left, and led again for so many seconds.
+        let mut left_for = |led: u64| {
+            let least = absence.begin(now, PACE);
+            absence.end(now + least);
+            now += least + Duration::from_secs(led);
+            least.as_secs()
+        };
+        assert_eq!([1, 1, 1, 3_599, 3_600].map(&mut left_for), [60, 120, 240, 480, 960]);
+        assert_eq!([1; 8].map(left_for), [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]);
     }
 
     #[test]
