@@ -107,7 +107,8 @@ impl Census {
     /// at once (`ECONNABORTED`; to send, `EDESTADDRREQ`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy leaves
     /// them: the endpoint may still serve them, and if not the client will be told.
     ///
-    /// What the maps said until now is seen: a socket that is being connected by it is waited for. Where there is a
+    /// What the maps said until now is seen: programs that decide by it are waited for. A socket that one has decided about is seen
+    /// once the kernel has connected it, for which its task has to go on: so look once more later. Where there is a
     /// stale socket this takes a look at every process, to find its network namespace; and it waits in any case, so it
     /// belongs on a thread that has nothing else to do.
     ///

@@ -29,6 +29,10 @@ const REST: u32 = 20;
 /// seconds it is a third.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// After a look that it was woken for there is one more. A task may be kept from running when it was told its endpoint, and before
+/// its socket is connected to it: the first look takes that one for a socket that has no endpoint.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// What has failed is tried again after a pause, and after twice as long each time, up to this.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
 
@@ -173,13 +177,15 @@ impl Look for InKernel {
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     pause: Duration,
+    /// After a look that it was woken for.
+    again: Duration,
     /// For how long pods are left the first time; twice as long each time after that.
     absence: Duration,
     /// After so long without any it is the first time again.
     forgotten: Duration,
 }
 
-const PACE: Pace = Pace { pause: PAUSE, absence: ABSENCE, forgotten: LONGEST_ABSENCE };
+const PACE: Pace = Pace { pause: PAUSE, again: AGAIN, absence: ABSENCE, forgotten: LONGEST_ABSENCE };
 
 /// For how long pods are left.
 #[derive(Debug)]
@@ -219,27 +225,22 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
     let mut retry: Option<Duration> = None;
     // Pods have been left, and are so until then at the least.
     let mut left_until: Option<Instant> = None;
+    let mut again_at: Option<Instant> = None;
     loop {
-        let back = left_until.map(|until| until.saturating_duration_since(Instant::now()).max(pause));
-        let waited = match retry.or(back) {
-            None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(after) => woken.recv_timeout(after),
-        };
-        if waited == Err(RecvTimeoutError::Disconnected) {
-            return;
-        }
-        // What wakes it until then is for the same look.
-        while let Some(left) = not_before.checked_duration_since(Instant::now()) {
-            if woken.recv_timeout(left) == Err(RecvTimeoutError::Disconnected) {
-                return;
-            }
-        }
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let back = left_until.map(|at| until(at).max(pause));
+        let due = [back, again_at.map(until)].into_iter().flatten().min();
+        let Some(is_woken) = wait(woken, retry.or(due), not_before) else { return };
         let start = Instant::now();
+        again_at = again_at.filter(|at| *at > start);
         let done = look.end_stale();
         let has_left = done.as_ref().is_ok_and(|done| done.refused + done.unreached > 0);
         let trouble = judge(done, swept);
         let end = Instant::now();
         not_before = end + rest(end - start, pause);
+        if is_woken {
+            again_at = Some(end + pace.again);
+        }
         match &trouble {
             // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
             Some(trouble) if retry == Some(pause) => {
@@ -269,6 +270,25 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
         }
         retry = trouble.map(|_| retry.map_or(pause, |last| LONGEST_RETRY.min(last * 2)));
     }
+}
+
+/// Waits to be woken, for so long if that is bounded, and until then in any case; whether it was. None once nobody is left who
+/// could do it.
+fn wait(woken: &Receiver<()>, within: Option<Duration>, not_before: Instant) -> Option<bool> {
+    let is_woken = |within| match woken.recv_timeout(within) {
+        Ok(()) => Some(true),
+        Err(RecvTimeoutError::Timeout) => Some(false),
+        Err(RecvTimeoutError::Disconnected) => None,
+    };
+    let mut was = match within {
+        None => woken.recv().is_ok().then_some(true)?,
+        Some(within) => is_woken(within)?,
+    };
+    // What wakes it until then is for the same look.
+    while let Some(left) = not_before.checked_duration_since(Instant::now()) {
+        was |= is_woken(left)?;
+    }
+    Some(was)
 }
 
 /// How long to pause after a look that took so long.
@@ -325,8 +345,12 @@ mod tests {
         }
     }
 
-    const QUICK: Pace =
-        Pace { pause: Duration::from_millis(1), absence: LONGEST_ABSENCE, forgotten: LONGEST_ABSENCE };
+    const QUICK: Pace = Pace {
+        pause: Duration::from_millis(1),
+        again: LONGEST_ABSENCE,
+        absence: LONGEST_ABSENCE,
+        forgotten: LONGEST_ABSENCE,
+    };
 
     #[test]
     fn a_look_is_followed_by_a_pause_that_grows_with_it_up_to_a_bound() {
@@ -376,6 +400,29 @@ mod tests {
         assert_eq!((swept.ended(), swept.failed()), (3, 2));
         assert_eq!(left.into_inner(), 1, "a second look had left one");
         assert_eq!(taken.into_inner(), 0, "it is not time yet");
+    }
+
+    #[test]
+    fn a_look_that_it_was_woken_for_is_followed_by_one_more() {
+        let (wake, woken) = sync_channel(1);
+        let (looks, looked) = sync_channel(0);
+        let (swept, left, taken) = (Swept::default(), AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let answers =
+                [Ok(EndedSockets::default()), Ok(EndedSockets { ended: 1, ..EndedSockets::default() })];
+            let look = Told { answers: answers.into_iter(), looks, left: &left, taken: &taken };
+            let pace = Pace { again: Duration::from_millis(2), ..QUICK };
+            let swept = &swept;
+            scope.spawn(move || follow(&woken, pace, swept, look));
+            for _ in 0..2 {
+                wake.send(()).unwrap();
+                (0..2).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
+                // Nor by the second one: it waits.
+                assert!(looked.recv_timeout(Duration::from_millis(20)).is_err());
+            }
+            drop(wake);
+        });
+        assert_eq!((swept.ended(), swept.failed()), (1, 0));
     }
 
     #[test]
