@@ -295,3 +295,61 @@ fn what_was_sent_before_a_reset_arrives_even_in_bulk() {
     };
     assert_eq!((total, end), (BYTES, ErrorKind::ConnectionReset));
 }
+
+/// A backend that reads nothing, and reports how each connection ends.
+fn deaf() -> (Backend, mpsc::Receiver<io::Result<()>>) {
+    let (report, reports) = mpsc::channel();
+    let report = Mutex::new(report);
+    let backend = Backend::tcp(move |stream| {
+        wait::until("it has ended", || wait_for_failure(&stream));
+        report.lock().unwrap().send(stream.take_error().and_then(|error| error.map_or(Ok(()), Err))).unwrap();
+        Ok(())
+    });
+    (backend, reports)
+}
+
+fn wait_for_failure(stream: &TcpStream) -> bool {
+    let mut ends = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::empty())];
+    let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut ends, Some(&at_once)).unwrap() > 0
+}
+
+/// Writes until the sockets on the way take no more.
+fn fill(stream: &TcpStream) {
+    stream.set_nonblocking(true).unwrap();
+    let is_full = |mut stream: &TcpStream| {
+        let written = stream.write(&[7; 65_536]);
+        written.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    };
+    let mut last = usize::MAX;
+    wait::until("nothing more is taken", || {
+        let unsent = sluice_sys::tcp::unacknowledged_bytes(std::os::fd::AsFd::as_fd(stream)).unwrap();
+        is_full(stream) && std::mem::replace(&mut last, unsent) == unsent
+    });
+}
+
+#[test]
+fn a_reset_by_the_client_is_noticed_while_the_endpoint_reads_nothing() {
+    let (backend, reports) = deaf();
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    let stream = connect(&world);
+    fill(&stream);
+    reset(stream);
+    assert!(reports.recv_timeout(PATIENCE).unwrap().is_err(), "the endpoint sees a reset");
+    wait::until("the session has ended", || world.proxy.stats().tcp_active == 0);
+    assert_eq!(world.proxy.stats().tcp_resets, 1);
+}
+
+#[test]
+fn a_reset_by_the_endpoint_is_noticed_while_the_client_reads_nothing() {
+    let backend = Backend::tcp(|stream| {
+        fill(&stream);
+        reset(stream);
+        Ok(())
+    });
+    let world = World::new(Protocol::Tcp, &[backend.address]);
+    let stream = connect(&world);
+    wait::until("the client is reset", || wait_for_failure(&stream));
+    wait::until("the session has ended", || world.proxy.stats().tcp_active == 0);
+    assert_eq!(world.proxy.stats().tcp_resets, 1);
+}

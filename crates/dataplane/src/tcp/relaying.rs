@@ -70,9 +70,11 @@ impl Relaying {
         }
     }
 
-    /// Whether one side has ended and the other has not.
-    pub(super) fn is_half_closed(&self) -> bool {
-        self.to_upstream.is_finished() != self.to_downstream.is_finished()
+    /// Whether a side has ended and the session has not, be what that side has sent before passed on or not.
+    pub(super) fn is_half_closed(&self, downstream: &Peer) -> bool {
+        let finished = [self.to_upstream.is_finished(), self.to_downstream.is_finished()];
+        let has_ended = finished.contains(&true) || downstream.is_ending() || self.upstream.is_ending();
+        has_ended && finished.contains(&false)
     }
 
     /// Whether all was passed on, and it is waited for that it arrives.
@@ -105,6 +107,7 @@ impl Relaying {
         for _ in 0..2 {
             let reset_before = self.reset;
             pumped = self.pump_both(downstream, context);
+            self.notice_failure(pumped, downstream, context.core.now);
             if self.reset == reset_before {
                 break;
             }
@@ -170,10 +173,37 @@ impl Relaying {
         pumped
     }
 
+    /// A side that was reset, or is gone, is not always touched: what it sent may wait for the other side, which does not read, and
+    /// nothing may be there to be sent to it. The event that told of it was the only one.
+    fn notice_failure(&mut self, pumped: [Pumped; 2], downstream: &mut Peer, now: Instant) {
+        if self.reset.is_some() || !pumped.contains(&Pumped::Waiting) {
+            return;
+        }
+        if downstream.has_failed() {
+            self.set_reset(Side::Downstream, downstream, now);
+        } else if self.upstream.has_failed() {
+            self.set_reset(Side::Upstream, downstream, now);
+        }
+    }
+
+    fn set_reset(&mut self, culprit: Side, downstream: &mut Peer, now: Instant) {
+        self.reset = Some((culprit, now));
+        // Whatever it sent before is there to be read, whether or not an event says so.
+        match culprit {
+            Side::Downstream => downstream.readable = true,
+            Side::Upstream => self.upstream.readable = true,
+        }
+    }
+
     /// Takes in the outcome of the direction that comes from `source`.
     fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
         if bytes > 0 {
             self.last_moved = now;
+            if source == Side::Upstream && self.received == 0 && outcome == Pumped::Waiting {
+                // The endpoint may hold its next piece back until this one is acknowledged (Nagle), and nothing goes to it
+                // that says so: since the handshake its kernel's answers wait for the client's bytes.
+                socket::acknowledge_at_once(&self.upstream.stream);
+            }
             let stats = self.lease.upstream().stats();
             let (own, of_endpoint) = match source {
                 Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
@@ -189,12 +219,7 @@ impl Relaying {
             _ => return,
         };
         if self.reset.is_none() {
-            self.reset = Some((culprit, now));
-            // Whatever it sent before is there to be read, whether or not an event says so.
-            match culprit {
-                Side::Downstream => downstream.readable = true,
-                Side::Upstream => self.upstream.readable = true,
-            }
+            self.set_reset(culprit, downstream, now);
         }
     }
 }

@@ -216,8 +216,9 @@ impl Session {
             socket::keep_alive(&self.downstream.stream);
             socket::keep_alive(&relaying.upstream.stream);
         }
-        let idle_until =
-            relaying.is_half_closed().then(|| relaying.last_moved + context.core.half_closed_idle);
+        let idle_until = relaying
+            .is_half_closed(&self.downstream)
+            .then(|| relaying.last_moved + context.core.half_closed_idle);
         if idle_until.is_some_and(|until| until <= now) {
             context.core.stats.tcp_half_closed_timeouts.add(1);
             return Step::End(End::HalfClosed);
@@ -239,7 +240,7 @@ impl Session {
             } else if relaying.is_delivering() {
                 Some(now + delivering::POLL)
             } else {
-                relaying.is_half_closed().then(|| now + context.core.half_closed_idle)
+                relaying.is_half_closed(&self.downstream).then(|| now + context.core.half_closed_idle)
             };
             if let Some(at) = deadline
                 && self.deadline.is_none_or(|deadline| at < deadline.at())

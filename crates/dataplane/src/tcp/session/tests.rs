@@ -86,6 +86,11 @@ fn relaying(session: &mut Session) -> &mut Relaying {
     relaying
 }
 
+fn is_half_closed(session: &Session) -> bool {
+    let State::Relaying(relaying) = &session.state else { panic!("its endpoint has answered") };
+    relaying.is_half_closed(&session.downstream)
+}
+
 /// Of the client's socket and of the endpoint's.
 fn keepalive(session: &mut Session) -> [bool; 2] {
     let upstream = SockRef::from(&relaying(session).upstream.stream).keepalive().unwrap();
@@ -108,7 +113,7 @@ fn a_session_that_has_lasted_half_a_minute_has_keepalive_on_both_sockets_and_a_y
                 session.downstream.readable = true;
                 relaying(&mut session).upstream.readable = true;
                 assert_eq!(session.turn(&mut world.context()), Step::Wait);
-                relaying(&mut session).is_half_closed()
+                is_half_closed(&session)
             });
             assert!(is_known, "{closed:?}");
         }
@@ -199,4 +204,26 @@ fn where_there_are_many_orphans_a_session_goes_on_until_its_last_bytes_have_arri
             assert!((0..PATIENCE).any(|_| turn(&mut world).0 == ended.0));
         }
     }
+}
+
+#[test]
+fn the_first_piece_of_an_answer_is_acknowledged_where_more_may_wait_for_that() {
+    let endpoint = TcpListener::bind(ANY).unwrap();
+    let mut world = World::new(&endpoint);
+    let (mut client, mut session) = world.accept();
+    client.write_all(b"question").unwrap();
+    assert_eq!(session.begin(&mut world.context()), Step::Wait);
+    let is_prompt =
+        |session: &mut Session| SockRef::from(&relaying(session).upstream.stream).tcp_quickack().unwrap();
+    let (mut accepted, _) = endpoint.accept().unwrap();
+    accepted.read_exact(&mut [0; 8]).unwrap();
+    assert!(!is_prompt(&mut session), "the handshake went with the question");
+    accepted.write_all(b"an").unwrap();
+    let is_there = (0..PATIENCE).any(|_| {
+        std::thread::yield_now();
+        relaying(&mut session).upstream.readable = true;
+        assert_eq!(session.turn(&mut world.context()), Step::Wait);
+        relaying(&mut session).received == 2
+    });
+    assert!(is_there && is_prompt(&mut session));
 }
