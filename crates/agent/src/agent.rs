@@ -198,7 +198,7 @@ impl<'a> Serving<'a> {
         if let Some(trouble) = self.trouble.look(self.observer.capture_failing_for(), failures) {
             self.events.say(trouble);
         }
-        self.health_checks.update(self.observer.node_port_addresses().to_vec());
+        self.health_checks.update(self.observer.health_check_addresses().to_vec());
         let (changes, stats) = (self.controller.programming().numbers(), self.observer.stats());
         let changes = changes.services.total + changes.endpoints.total;
         if self.heap.is_due(changes, stats.tcp_active + stats.udp_flows_active, Instant::now()) {

@@ -81,7 +81,7 @@ impl HealthChecks {
         Self { addresses, stats, task }
     }
 
-    /// Where to serve from now on: the addresses that nodePorts are served on.
+    /// Where to serve from now on. An unspecified address is all of its family.
     pub fn update(&self, addresses: Vec<IpAddr>) {
         self.addresses.send_if_modified(|current| {
             let is_news = *current != addresses;

@@ -68,6 +68,7 @@ pub struct Proxy {
     /// The node's addresses; none if they cannot be watched and little depends on them.
     interfaces: Option<NodeAddresses>,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    health_check_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
     node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     step_durations: Histogram,
@@ -180,6 +181,7 @@ impl Proxy {
             failures,
             interfaces,
             node_port_addresses: Arc::default(),
+            health_check_addresses: Arc::default(),
             node_eligible: Arc::default(),
             node_pod_cidrs: Arc::default(),
             step_durations: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
@@ -268,10 +270,13 @@ impl Proxy {
     fn begin_step(&mut self) {
         let start = Instant::now();
         self.has_taken = false;
-        let node_port_addresses = self.writer.node_port_addresses();
-        if **self.node_port_addresses.load() != node_port_addresses {
-            self.node_port_addresses.store(Arc::new(node_port_addresses));
-        }
+        let show = |shown: &ArcSwap<Vec<IpAddr>>, addresses: Vec<IpAddr>| {
+            if **shown.load() != addresses {
+                shown.store(Arc::new(addresses));
+            }
+        };
+        show(&self.node_port_addresses, self.writer.node_port_addresses());
+        show(&self.health_check_addresses, self.writer.health_check_addresses());
         let mut plan = self.writer.plan();
         self.programming.step_begins(self.writer.take_triggers());
         // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
@@ -452,6 +457,7 @@ impl Proxy {
             captured: self.captured.clone(),
             failures: self.failures.clone(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
+            health_check_addresses: Arc::clone(&self.health_check_addresses),
             node_eligible: Arc::clone(&self.node_eligible),
             node_pod_cidrs: Arc::clone(&self.node_pod_cidrs),
             step_durations: self.step_durations.clone(),

@@ -1,6 +1,6 @@
 //! Where nodePorts are served.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use sluice_model::{Family, Node};
@@ -56,6 +56,40 @@ impl NodePortAddresses {
         addresses.dedup();
         addresses
     }
+
+    /// Where somebody listens who is to be reached at these: at the unspecified address of a family that is served on all
+    /// of the node's addresses, so also at those that are the node's by a route alone, and at loopback.
+    pub(crate) fn listening(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
+        let mut addresses = self.addresses(node, interfaces);
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| self.takes_all(*family, node)) {
+            let all = addresses.len();
+            addresses.retain(|ip| Family::of(*ip) != family);
+            // A machine without the family has no sockets for it either.
+            if addresses.len() < all {
+                addresses.push(match family {
+                    Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+                    Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+                });
+            }
+        }
+        addresses.sort_unstable();
+        addresses
+    }
+
+    /// Whether a family is served on all of the node's addresses, whichever these are (kube-proxy: `MatchAll`).
+    fn takes_all(&self, family: Family, node: Option<&Node>) -> bool {
+        let is_silent = node.is_some_and(|node| primary(node, family).is_none());
+        let (cidrs, is_all_without) = match self {
+            Self::Inside(cidrs) => (cidrs.as_slice(), true),
+            Self::Primary => (&[][..], is_silent),
+            Self::PrimaryAnd(cidrs) => (cidrs.as_slice(), is_silent),
+        };
+        let mut of_family = cidrs.iter().filter(|cidr| Family::of(cidr.addr()) == family).peekable();
+        match of_family.peek() {
+            Some(_) => of_family.any(|cidr| cidr.prefix_len() == 0),
+            None => is_all_without,
+        }
+    }
 }
 
 /// The addresses of a family that are in CIDRs of the family, or all if there are none of it.
@@ -107,33 +141,60 @@ mod tests {
         ("loopback is not served when named either", "127.0.0.0/8", "127.0.0.1 192.0.2.1", ""),
     ];
 
+    fn parse(text: &str) -> Vec<IpAddr> {
+        text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    /// A setting and what is known of the node, as cases have them.
+    fn world(cidrs: &str, addresses: &str) -> (NodePortAddresses, Option<Node>, Vec<IpAddr>) {
+        let (known, others) = addresses.split_once('|').unwrap_or((addresses, ""));
+        let interfaces = [parse(known), parse(others)].concat();
+        let node = (!addresses.is_empty()).then(|| Node {
+            name: "here".into(),
+            zone: None,
+            addresses: parse(known),
+            pod_cidrs: Vec::new(),
+            eligible: true,
+        });
+        let setting = match cidrs {
+            "primary" => NodePortAddresses::Primary,
+            cidrs => {
+                let parse = |text: &str| text.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect();
+                match cidrs.strip_prefix("primary ") {
+                    Some(others) => NodePortAddresses::PrimaryAnd(parse(others)),
+                    None => NodePortAddresses::Inside(parse(cidrs)),
+                }
+            }
+        };
+        (setting, node, interfaces)
+    }
+
     #[test]
     fn cases() {
         for (name, cidrs, addresses, wanted) in CASES {
-            let parse = |text: &str| -> Vec<IpAddr> {
-                text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
-            };
-            let (known, others) = addresses.split_once('|').unwrap_or((addresses, ""));
-            let interfaces = [parse(known), parse(others)].concat();
-            let node = (!addresses.is_empty()).then(|| Node {
-                name: "here".into(),
-                zone: None,
-                addresses: parse(known),
-                pod_cidrs: Vec::new(),
-                eligible: true,
-            });
-            let setting = match *cidrs {
-                "primary" => NodePortAddresses::Primary,
-                cidrs => {
-                    let parse =
-                        |text: &str| text.split_whitespace().map(|cidr| cidr.parse().unwrap()).collect();
-                    match cidrs.strip_prefix("primary ") {
-                        Some(others) => NodePortAddresses::PrimaryAnd(parse(others)),
-                        None => NodePortAddresses::Inside(parse(cidrs)),
-                    }
-                }
-            };
+            let (setting, node, interfaces) = world(cidrs, addresses);
             assert_eq!(setting.addresses(node.as_ref(), &interfaces), parse(wanted), "{name}");
+        }
+    }
+
+    #[test]
+    fn who_is_to_be_reached_at_all_addresses_listens_at_none_in_particular() {
+        #[rustfmt::skip]
+        const CASES: &[Case] = &[
+            ("all",                                "0.0.0.0/0 ::/0", "192.0.2.1 2001:db8::1", "0.0.0.0 ::"),
+            ("an empty list: all of both",         "", "192.0.2.1 2001:db8::1", "0.0.0.0 ::"),
+            ("all, among others",                  "192.0.2.0/24 0.0.0.0/0 2001:db8::/64", "192.0.2.1 198.51.100.1 2001:db8::1", "0.0.0.0 2001:db8::1"),
+            ("a family without CIDR",              "192.0.2.0/24", "192.0.2.1 198.51.100.1 2001:db8::1", "192.0.2.1 ::"),
+            ("a family that the node lacks",       "", "192.0.2.1 ::1", "0.0.0.0"),
+            ("primary",                            "primary", "192.0.2.1 2001:db8::1", "192.0.2.1 2001:db8::1"),
+            ("primary of a family that the Node lacks", "primary", "192.0.2.1 | 192.0.2.2 2001:db8::1", "192.0.2.1 ::"),
+            ("primary: the node is not known yet", "primary", "", ""),
+            ("primary and all",                    "primary 0.0.0.0/0", "192.0.2.1 2001:db8::1", "0.0.0.0 2001:db8::1"),
+            ("primary and a CIDR",                 "primary 198.51.100.0/24", "192.0.2.1 198.51.100.1", "192.0.2.1 198.51.100.1"),
+        ];
+        for (name, cidrs, addresses, wanted) in CASES {
+            let (setting, node, interfaces) = world(cidrs, addresses);
+            assert_eq!(setting.listening(node.as_ref(), &interfaces), parse(wanted), "{name}");
         }
     }
 }

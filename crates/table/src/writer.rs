@@ -320,6 +320,13 @@ impl Writer {
         self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces)
     }
 
+    /// Where the health checks of Services are listened for: as nodePorts are served, and on the unspecified address of a family
+    /// that they are served in on all of the node's (kube-proxy: `newServiceHealthServer`).
+    pub fn health_check_addresses(&self) -> Vec<IpAddr> {
+        let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
+        self.config.node_port_addresses.listening(self.node.as_ref(), &interfaces)
+    }
+
     /// How many Services have nodePorts that are served nowhere, as there is no address for them.
     pub fn services_without_node_port_address(&self) -> usize {
         if !self.node_port_addresses().is_empty() {

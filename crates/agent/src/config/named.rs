@@ -52,8 +52,8 @@ pub(super) fn node_ports(mode: &str) -> Option<String> {
         other => (other, ""),
     };
     Some(format!(
-        "nodePorts are served on the first addresses of the Node object only, as nodePortAddresses is not set: kube-proxy \
-         in mode {mode} serves them on all of the node's. --nodeport-addresses=all (nodePortAddresses: [all]) does so here, \
+        "nodePorts are served on the first addresses of the Node object only, and health check node ports answer there only, as \
+         nodePortAddresses is not set: kube-proxy in mode {mode} has both on all of the node's. --nodeport-addresses=all (nodePortAddresses: [all]) does so here, \
          =primary says that it is meant as it is{loopback}"
     ))
 }

@@ -428,6 +428,7 @@ fn where_kube_proxy_serves_node_ports_on_more_addresses_it_is_said_once() {
     for (mode, is_on_loopback) in [("\"\"", true), ("iptables", true), ("ipvs", false)] {
         let said = notes(&with(&KUBEADM.replace("mode: \"\"", &format!("mode: {mode}")), ""));
         assert_eq!((said.len(), said[0].contains("127.0.0.1")), (1, is_on_loopback), "{mode}: {said:?}");
+        assert!(said[0].contains("health check node ports"), "{said:?}");
     }
     assert_eq!(notes(&parse("--proxy-mode iptables").unwrap()).len(), 1);
     for flags in [

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use sluice_dataplane::{Listeners, Permit};
 use sluice_model::{Family, ObjectName, mend_of_shortage};
 use sluice_table::HealthCheck;
-use tokio::net::{TcpListener, TcpSocket};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
@@ -29,7 +30,7 @@ const COMPLAINTS_AT_ONCE: usize = 20;
 const FAILED: &str = "FailedToStartServiceHealthcheck";
 
 /// Connections that wait to be accepted.
-const BACKLOG: u32 = 128;
+const BACKLOG: i32 = 128;
 
 /// A connection is for one request: load balancers need no more, and a connection that is over at once
 /// takes no room from others.
@@ -124,8 +125,8 @@ impl Ports {
         conflicts.chain(self.ports.iter().filter_map(failed))
     }
 
-    /// Serves these checks on these addresses and nothing else; tries again what failed, as far as it is
-    /// due. What is served already is left alone.
+    /// Serves these checks on these addresses, of which an unspecified one is all of its family, and nothing else;
+    /// tries again what failed, as far as it is due. What is served already is left alone.
     pub(super) fn reconcile(
         &mut self,
         checks: &Arc<Vec<Arc<HealthCheck>>>,
@@ -142,19 +143,20 @@ impl Ports {
                 self.events.warn(service, FAILED, "Listen", format!("no health check: {what}"));
             }
             self.conflicts = conflicts;
-            self.ports.retain(|address, port| {
-                let stays = wanted.get(address).is_some_and(|check| Arc::ptr_eq(check, &port.check));
-                if !stays {
-                    debug!(%address, service = %port.check.service(), "health check port closed");
-                }
-                stays
+            // What is only to be had elsewhere, as at all addresses and no longer at some, stays until it is: they do not
+            // exclude each other, and nobody is refused in between.
+            let owners: BTreeMap<u16, &Arc<HealthCheck>> =
+                wanted.iter().map(|(address, check)| (address.port(), check)).collect();
+            self.keep(|address, check| {
+                owners.get(&address.port()).is_some_and(|owner| Arc::ptr_eq(owner, check))
             });
-            for (address, check) in wanted {
-                if !self.ports.contains_key(&address) {
-                    let state = self.open_port(address, &check, None, now);
-                    self.ports.insert(address, Port { check, state });
+            for (address, check) in &wanted {
+                if !self.ports.contains_key(address) {
+                    let state = self.open_port(*address, check, None, now);
+                    self.ports.insert(*address, Port { check: Arc::clone(check), state });
                 }
             }
+            self.keep(|address, _| wanted.contains_key(address));
         }
         let due = |(address, port): (&SocketAddr, &Port)| match port.state {
             State::Failed { reason, retry_at } if retry_at <= now => {
@@ -168,6 +170,17 @@ impl Ports {
             self.ports.insert(address, Port { check, state });
         }
         self.sum_up();
+    }
+
+    /// Closes all others.
+    fn keep(&mut self, stays: impl Fn(&SocketAddr, &Arc<HealthCheck>) -> bool) {
+        self.ports.retain(|address, port| {
+            let stays = stays(address, &port.check);
+            if !stays {
+                debug!(%address, service = %port.check.service(), "health check port closed");
+            }
+            stays
+        });
     }
 
     /// Says how many failures were not said one by one.
@@ -259,13 +272,19 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// The port is shared with another agent of the same user, so that in a rolling update no load balancer
-/// misses an answer between the old one and the new.
+/// misses an answer between the old one and the new; and all addresses are shared with each of them. The families have
+/// sockets of their own.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn taken_by(port: u16, owner: &ObjectName) -> String {

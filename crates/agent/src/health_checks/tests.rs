@@ -1,5 +1,6 @@
 //! The servers with real sockets, fed by a real table.
 
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 
@@ -46,6 +47,10 @@ fn reserve(addresses: &[IpAddr]) -> Reserved {
 const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 10));
 const OTHER_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 11));
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// All addresses of a family.
+const ALL_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+const ALL_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 struct World {
     writer: Writer,
@@ -240,6 +245,62 @@ async fn nothing_is_served_without_addresses_and_changes_of_them_are_followed() 
     assert_eq!((world.checks.stats().open(), world.checks.stats().failed()), (2, 0), "no link-local address");
     world.checks.update(Vec::new());
     until(OTHER_V4, reserved.port, None).await;
+}
+
+#[tokio::test]
+async fn all_addresses_of_a_family_are_those_of_no_other() {
+    let reserved = reserve(&[ALL_V4, ALL_V6]);
+    let mut world = World::new(&[ALL_V6]);
+    world.add("web", reserved.port);
+    world.endpoints("web", Family::V6, 3);
+    until(V6, reserved.port, Some((200, 3))).await;
+    assert_eq!(ask(V4, reserved.port).await, None, "IPv6 alone");
+    world.checks.update(vec![ALL_V4, ALL_V6]);
+    until(V4, reserved.port, Some((503, 0))).await;
+    assert_eq!(ask(OTHER_V4, reserved.port).await, Some((503, 0)));
+    assert_eq!(ask(V6, reserved.port).await, Some((200, 3)));
+    until_counted(&world, 2, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_refused_while_an_address_becomes_all_of_them_and_one_again() {
+    let reserved = reserve(&[ALL_V4]);
+    let mut world = World::new(&[V4]);
+    world.add("web", reserved.port);
+    until(V4, reserved.port, Some((503, 0))).await;
+    let to = SocketAddr::new(V4, reserved.port);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let client = std::thread::spawn({
+        let is_over = Arc::clone(&is_over);
+        move || {
+            while !is_over.load(Ordering::Relaxed) {
+                // Whoever was not accepted in time is reset, and asks again.
+                let mut stream = match std::net::TcpStream::connect(to) {
+                    Err(error) => {
+                        assert_ne!(error.kind(), ErrorKind::ConnectionRefused, "somebody listens");
+                        continue;
+                    }
+                    Ok(stream) => stream,
+                };
+                let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: node\r\n\r\n");
+                let _ = stream.read_to_end(&mut Vec::new());
+            }
+        }
+    });
+    for round in 0..40 {
+        let takes_all = round % 2 == 0;
+        world.checks.update(vec![if takes_all { ALL_V4 } else { V4 }]);
+        let changed = tokio::time::timeout(DEADLINE, async {
+            while TcpStream::connect((OTHER_V4, reserved.port)).await.is_ok() != takes_all {
+                tokio::task::yield_now().await;
+            }
+        });
+        changed.await.expect("it is listened elsewhere");
+        until_counted(&world, 1, 0).await;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    client.join().expect("nobody was refused");
+    until(V4, reserved.port, Some((503, 0))).await;
 }
 
 #[tokio::test]

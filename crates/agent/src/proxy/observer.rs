@@ -25,6 +25,7 @@ pub struct Observer {
     pub(super) captured: Option<Arc<tproxy::Counters>>,
     pub(super) failures: Failures,
     pub(super) node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
+    pub(super) health_check_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     pub(super) node_eligible: Arc<ArcSwap<Option<bool>>>,
     pub(super) node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     pub(super) step_durations: Histogram,
@@ -129,6 +130,11 @@ impl Observer {
     /// The addresses that nodePorts are served on now.
     pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
         self.node_port_addresses.load_full()
+    }
+
+    /// The addresses that health check node ports are listened on now: an unspecified one is all of its family.
+    pub fn health_check_addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.health_check_addresses.load_full()
     }
 
     /// Whether load balancers may send to this node, as its Node object says; none where there is none.

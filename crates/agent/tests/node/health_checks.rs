@@ -1,12 +1,13 @@
 //! healthCheckNodePort: what load balancers outside are told of a Service's endpoints on the node.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use sluice_model::Family;
 use sluice_testbed::lab::{Host, PATIENCE};
 
-use crate::manifests::{FAMILIES, Service};
-use crate::scene::{Scene, until};
+use crate::manifests::{FAMILIES, Service, external_ip};
+use crate::scene::{READY, Scene, until, well};
 
 const PORT: u16 = 32_000;
 
@@ -74,5 +75,36 @@ fn load_balancers_are_told_of_endpoints_on_the_node_and_nobody_on_loopback() {
     for to in FAMILIES.map(|family| SocketAddr::new(node.ip(family), PORT)) {
         let is_refused = || ask(outside, to).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
         until("the port is closed", is_refused);
+    }
+}
+
+#[test]
+fn with_all_addresses_health_checks_are_answered_where_only_a_route_leads_to_the_node() {
+    let scene = Scene::new();
+    let (node, outside) = (scene.lab.node(), scene.lab.outside());
+    // As the agent of Google's machines has load balancers' addresses.
+    for (family, prefix) in FAMILIES.into_iter().zip([32, 128]) {
+        let (version, ip) = (if family == Family::V4 { "-4" } else { "-6" }, external_ip(1, family).ip());
+        well(node.ns.ip(&format!("{version} route add local {ip}/{prefix} dev lo")));
+    }
+    scene.apply(&Service { policy: "Local", health_check_port: Some(PORT), ..scene.service(1) });
+    let mut command = scene.command();
+    command.args(["--nodeport-addresses", "all"]);
+    let agent = well(node.spawn(&command));
+    well(agent.wait_for(READY, PATIENCE));
+    for family in FAMILIES {
+        for (host, ip) in
+            [(outside, node.ip(family)), (outside, external_ip(1, family).ip()), (node, loopback(family))]
+        {
+            let to = SocketAddr::new(ip, PORT);
+            until(&format!("{to} answers"), || ask(host, to).is_ok_and(|answer| answer.status == 200));
+        }
+    }
+}
+
+fn loopback(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
     }
 }

@@ -52,8 +52,8 @@ fn node_ports(facts: &Facts) -> Option<Finding> {
     })?;
     let loopback = if mode == "iptables" { ", and on 127.0.0.1" } else { "" };
     let what = format!(
-        "kube-proxy in mode {mode} serves them on all addresses of the node{loopback}, unless told otherwise; the agent \
-         serves them on the first addresses of the Node object"
+        "kube-proxy in mode {mode} serves them on all addresses of the node{loopback}, unless told otherwise, and its health \
+         check node ports answer there; the agent serves both on the first addresses of the Node object"
     );
     let mend = "give the agent --nodeport-addresses=all where clients use other addresses; on 127.0.0.1 there are none";
     Some(Finding::warning("nodePorts", what, mend))
