@@ -10,13 +10,18 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::time::{ClockId, clock_gettime};
+use sluice_model::Family;
 
 use super::{Metrics, counter, gauge};
 
 /// The same, as kube-proxy has it.
 #[derive(Debug)]
 pub(super) struct KubeProxy(pub(super) Metrics);
+
+/// `ip_family` is as a Service's `ipFamilies` has it.
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// What client-go has for a request without an answer.
 const NO_ANSWER: &str = "<error>";
@@ -36,19 +41,19 @@ impl KubeProxy {
         let durations = self.0.observer.step_durations();
         let name = "kubeproxy_sync_proxy_rules_duration_seconds";
         let help = "How long it took to take changes of frontends to the kernel";
-        durations.encode(encoder.encode_descriptor(name, help, None, durations.metric_type())?)?;
+        of_each_family(encoder, name, help, durations)?;
         let network = self.0.health.programming().network_durations();
         let name = "kubeproxy_network_programming_duration_seconds";
         let help = "From a change of endpoints in the cluster until it has taken effect here";
-        network.encode(encoder.encode_descriptor(name, help, None, network.metric_type())?)?;
+        of_each_family(encoder, name, help, network)?;
         let numbers = self.0.health.programming().numbers();
         let seconds = |time: Option<Timestamp>| time.map_or(0.0, |time| time.as_duration().as_secs_f64());
         let help = "When changes last took effect, in seconds since 1970";
         let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
-        gauge(encoder, name, help, seconds(numbers.updated))?;
+        of_each_family(encoder, name, help, &ConstGauge::new(seconds(numbers.updated)))?;
         let help = "When changes were last queued, in seconds since 1970";
         let name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
-        gauge(encoder, name, help, seconds(numbers.last_queued))?;
+        of_each_family(encoder, name, help, &ConstGauge::new(seconds(numbers.last_queued)))?;
         for (kind, changes) in [("endpoint", numbers.endpoints), ("service", numbers.services)] {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
             counter(encoder, &name, "Changes so far", changes.total)?;
@@ -108,6 +113,21 @@ impl KubeProxy {
         }
         Ok(())
     }
+}
+
+/// A metric that kube-proxy, which has a proxier for each family, has for each: here they are brought up to date together, so
+/// it is the same of both.
+fn of_each_family(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    let mut families = encoder.encode_descriptor(name, help, None, metric.metric_type())?;
+    for family in FAMILIES {
+        metric.encode(families.encode_family(&[("ip_family", family.to_string())])?)?;
+    }
+    Ok(())
 }
 
 /// What Prometheus' own client libraries say of a process. What cannot be read is left out.

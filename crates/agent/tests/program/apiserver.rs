@@ -175,7 +175,9 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     // As dashboards for kube-proxy ask.
     let host = cluster.apiserver.address();
     for line in [
-        "kubeproxy_sync_proxy_rules_duration_seconds_count 1\n",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1\n",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1\n",
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} ",
         "kubeproxy_sync_proxy_rules_service_changes_total 1\n",
         "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
         &format!("rest_client_request_duration_seconds_count{{verb=\"GET\",host=\"{host}\"}} "),
@@ -184,7 +186,8 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
         "# TYPE sluice_tcp_connect_duration_seconds histogram\n",
         "\nsluice_tcp_connect_duration_seconds_count 1\n",
         "# TYPE sluice_tcp_established_total counter\n",
-        "kubeproxy_network_programming_duration_seconds_count 0\n",
+        "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 0\n",
+        "kubeproxy_network_programming_duration_seconds_bucket{le=\"30.0\",ip_family=\"IPv6\"} 0\n",
     ] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
@@ -205,10 +208,11 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     let annotated = format!("  annotations:\n    {annotation}: \"{now}\"\n{labels}");
     cluster.kubectl("replace -f -", &slice("web", &[backend(2)]).replace(labels, &annotated));
     until("the change is measured", || {
-        get("/metrics").contains("kubeproxy_network_programming_duration_seconds_count 1\n")
+        get("/metrics")
+            .contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1\n")
     });
-    let last =
-        text.lines().find(|line| line.starts_with("kubeproxy_sync_proxy_rules_last_timestamp_seconds "));
+    const LAST: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ";
+    let last = text.lines().find(|line| line.starts_with(LAST));
     let last: f64 = last.unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     assert!((0.0..600.0).contains(&(now - last)), "{last}");
