@@ -72,6 +72,7 @@ mod source_address;
 mod source_ranges;
 mod upstream;
 mod verdict;
+mod without_local;
 mod writer;
 
 pub use affinity::Affinity;
@@ -99,4 +100,5 @@ pub use socket_health::{SharedHealth, SocketHealth, SocketNumber};
 pub use source_address::SourceAddress;
 pub use upstream::{Condition, Traffic, Translated, Upstream, UpstreamStats};
 pub use verdict::{Reason, Verdict};
+pub use without_local::WithoutLocal;
 pub use writer::{FrontendState, LocalPods, Plan, Work, Writer, WriterConfig};

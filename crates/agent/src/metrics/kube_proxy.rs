@@ -54,11 +54,26 @@ impl KubeProxy {
         let help = "When changes were last queued, in seconds since 1970";
         let name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
         of_each_family(encoder, name, help, &ConstGauge::new(seconds(numbers.last_queued)))?;
+        self.encode_without_local(encoder)?;
         for (kind, changes) in [("endpoint", numbers.endpoints), ("service", numbers.services)] {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
             counter(encoder, &name, "Changes so far", changes.total)?;
             let help = "Changes that have not taken effect";
             gauge(encoder, &format!("{name}_pending"), help, changes.pending as f64)?;
+        }
+        Ok(())
+    }
+
+    fn encode_without_local(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+        let help = "Service ports with traffic policy Local whose endpoints are all on other nodes";
+        let mut series = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for family in FAMILIES {
+            let count = self.0.observer.table().without_local_endpoints(family);
+            for (policy, number) in [("internal", count.internal), ("external", count.external)] {
+                let labels = [("ip_family", family.to_string()), ("traffic_policy", policy.to_owned())];
+                ConstGauge::new(number as f64).encode(series.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -188,6 +188,8 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
         "# TYPE sluice_tcp_established_total counter\n",
         "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"} 0\n",
         "kubeproxy_network_programming_duration_seconds_bucket{le=\"30.0\",ip_family=\"IPv6\"} 0\n",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0.0\n",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 0.0\n",
     ] {
         assert!(text.contains(line), "{line} is not in:\n{text}");
     }
@@ -210,6 +212,15 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     until("the change is measured", || {
         get("/metrics")
             .contains("kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1\n")
+    });
+    // Endpoints are on no node here.
+    let local = "spec:\n  internalTrafficPolicy: Local";
+    let other = free_port(address());
+    let lone = service("lone", other).replace("spec:", local) + &slice("lone", &[one]);
+    cluster.kubectl("create -f -", &lone);
+    until("the Service without local endpoints is counted", || {
+        let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+        get("/metrics").contains(&format!("{name}{{ip_family=\"IPv4\",traffic_policy=\"internal\"}} 1.0\n"))
     });
     const LAST: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ";
     let last = text.lines().find(|line| line.starts_with(LAST));

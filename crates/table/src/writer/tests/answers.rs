@@ -3,7 +3,7 @@
 use sluice_model::{Family, Frontend};
 
 use super::*;
-use crate::NodePortAddresses;
+use crate::{NodePortAddresses, WithoutLocal};
 
 /// A Service in one line and endpoints in one word each.
 ///
@@ -308,4 +308,25 @@ fn cluster_addresses_are_told_with_the_plan() {
     assert_eq!(without_frontend(&writer, WEB), Some(Verdict::Drop(Reason::Unallocated)));
     let plan = step(&mut writer, [Change::Delete(ObjectRef::ServiceCidr("kubernetes".into()))]);
     assert_eq!(plan.cluster_addresses.ranges, Some(Vec::new()));
+}
+
+#[test]
+fn service_ports_that_a_policy_leaves_no_endpoint_are_counted_once_for_each_policy() {
+    #[rustfmt::skip]
+    let cases = [
+        ("",                              "ready",                 (0, 0)),
+        ("internal-local",                "ready",                 (1, 0)),
+        ("external-local",                "ready down@here",       (0, 1)),
+        ("internal-local external-local", "ready@there",           (1, 1)),
+        ("internal-local external-local", "ready ready@here",      (0, 0)),
+        ("internal-local",                "draining draining@here", (0, 0)),
+        ("internal-local external-local", "",                      (0, 0)),
+        ("internal-local external-local", "down",                  (0, 0)),
+    ];
+    for (service, endpoints, (internal, external)) in cases {
+        let writer = scene(service, endpoints);
+        let count = |family| writer.table().without_local_endpoints(family);
+        assert_eq!(count(Family::V4), WithoutLocal { internal, external }, "{service}: {endpoints}");
+        assert_eq!(count(Family::V6), WithoutLocal::default(), "{service}: {endpoints}");
+    }
 }
