@@ -1,5 +1,5 @@
 //! `:10249`, kube-proxy's port for those who look after it: `/metrics` with every counter of the data plane and how the
-//! source is doing, the status page (`admin`), `/healthz`, `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
+//! source is doing, the status page (`admin`), `/healthz` (whether the process is live), `/proxyMode`, `/configz`; with `--profiling` the log level, `/debug/flags/v`.
 
 mod at_socket;
 mod exposition;
@@ -123,9 +123,13 @@ impl Metrics {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match request.uri().path() {
-            "/healthz" => match self.health.verdict() {
-                Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
-                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            // Whoever probes it may start the agent anew, so it is not about what that would not mend.
+            "/healthz" | "/healthz/ping" => match self.health.is_live() {
+                true => text(StatusCode::OK, "ok".to_owned()),
+                false => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "changes are held up by a thread that hangs\n".to_owned(),
+                ),
             },
             "/proxyMode" => text(StatusCode::OK, self.observer.mode().to_owned()),
             "/configz" => {

@@ -377,6 +377,7 @@ fn documented(row: &Row) -> String {
         name => format!("`{before}{name}`"),
     };
     let here = match row.meaning {
+        As("profiling") => "its effect: `/debug/flags/v`; there is no pprof".to_owned(),
         As(flag) if flag == row.flag => "its effect".to_owned(),
         As(flag) => format!("`--{flag}`"),
         Mode => "each means `--capture auto`".to_owned(),

@@ -135,8 +135,14 @@ async fn the_status_tells_whether_the_apiserver_is_there() {
     // One that comes now knows nothing, and no restart would mend that.
     let other = cluster.directory.path().join("other.sock");
     let other = other.to_str().unwrap();
-    let mut new = Agent::spawn(&["--kubeconfig", &cluster.kubeconfig(), "--admin-socket", other]);
+    let kubeconfig = cluster.kubeconfig();
+    let arguments =
+        ["--kubeconfig", &kubeconfig, "--admin-socket", other, "--metrics-bind-address", "127.0.0.1:0"];
+    let mut new = Agent::spawn(&arguments);
+    let metrics = new.port("serving metrics");
     new.wait_for("answering commands");
+    let answer = get(metrics, "/healthz");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nok"), "{answer}");
     let expect = |socket: &str, state: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
         command.args(["status", "--expect", state, "--admin-socket", socket]).output().unwrap()
@@ -227,7 +233,10 @@ async fn metrics_tell_what_was_carried_and_how_old_the_state_is() {
     let last: f64 = last.unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
     assert!((0.0..600.0).contains(&(now - last)), "{last}");
-    assert!(get("/healthz").starts_with("HTTP/1.1 200"));
+    for path in ["/healthz", "/healthz/ping"] {
+        let answer = get(path);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nok"), "{path}: {answer}");
+    }
     assert!(get("/nothing").starts_with("HTTP/1.1 404"));
     assert!(get("/proxyMode").ends_with("\r\n\r\nbind"), "none of kube-proxy's");
 }
