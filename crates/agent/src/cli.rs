@@ -266,7 +266,7 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
             return Err(command.error(ErrorKind::ArgumentConflict, complaint).into());
         }
         let effective = command.find_subcommand("agent").map(|command| config::Effective::of(command, agent));
-        let mut notes: Vec<String> = merged.named.into_iter().collect();
+        let mut notes: Vec<String> = merged.named.into_iter().chain(merged.ignored).collect();
         let serves_node = args.capture.mode() != CaptureMode::Bind && !args.cleanup && !args.init_only;
         notes.extend(merged.node_ports.filter(|_| serves_node));
         notes.extend(args.capture.node_ports_note());

@@ -62,17 +62,46 @@ impl fmt::Display for Flaw {
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
 
-/// The fields that say something: neither null nor, of kube-proxy's, zero.
+/// What a file says.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// The fields that say something: neither null nor, of kube-proxy's, zero.
+    pub fields: Vec<Field>,
+    /// What else is in the file, each with its line.
+    pub ignored: Vec<String>,
+}
+
+/// Reads a file: the one document in it that is a configuration. Empty ones are as good as not there, wherever separators have
+/// made them; what else there is counts for as little as it does for kube-proxy, which reads the first alone.
 ///
 /// # Errors
 /// What is wrong, all of it.
-pub(super) fn read(text: &str) -> Result<Vec<Field>, Vec<Flaw>> {
-    let root: Node = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-        use serde_saphyr::MessageFormatter as _;
-        let line = error.location().map_or(0, |location| location.line());
-        let what = serde_saphyr::UserMessageFormatter.format_message(&error).into_owned();
-        vec![Flaw { line, field: String::new(), what }]
-    })?;
+pub(super) fn read(text: &str) -> Result<Document, Vec<Flaw>> {
+    let documents: Vec<Node> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
+            use serde_saphyr::MessageFormatter as _;
+            let line = error.location().map_or(0, |location| location.line());
+            let what = serde_saphyr::UserMessageFormatter.format_message(&error).into_owned();
+            vec![Flaw { line, field: String::new(), what }]
+        })?;
+    let (mut ours, mut others): (Vec<Node>, Vec<Node>) =
+        documents.into_iter().partition(|document| kind(document) == Some(KIND));
+    // What is wrong with a single one is said of that.
+    if ours.is_empty() && others.len() == 1 {
+        ours.append(&mut others);
+    }
+    let flaw = |line, what| Err(vec![Flaw { line, field: String::new(), what }]);
+    let root = match (ours.as_slice(), others.first()) {
+        ([root], _) => root,
+        ([], None) => return flaw(0, format!("nothing is to be a {KIND}")),
+        ([], Some(first)) => {
+            let what = format!("none of {} documents is a {KIND}", others.len());
+            return flaw(first.referenced.line(), what);
+        }
+        ([_, second, ..], _) => {
+            return flaw(second.referenced.line(), format!("a second {KIND}: leave one in the file"));
+        }
+    };
     let mut reader = Reader::default();
     match &root.value {
         Value::Map(map) if reader.is_config_map(map) => {}
@@ -80,9 +109,25 @@ pub(super) fn read(text: &str) -> Result<Vec<Field>, Vec<Flaw>> {
             reader.check_type(map);
             reader.object("", map);
         }
-        other => reader.flaw(&root, "", format!("{} is to be a {KIND}", other.kind())),
+        other => reader.flaw(root, "", format!("{} is to be a {KIND}", other.kind())),
     }
-    if reader.flaws.is_empty() { Ok(reader.fields) } else { Err(reader.flaws) }
+    if !reader.flaws.is_empty() {
+        return Err(reader.flaws);
+    }
+    let named = |document: &Node| {
+        let what = kind(document).unwrap_or_else(|| document.value.kind());
+        format!("line {}: {what}", document.referenced.line())
+    };
+    Ok(Document { fields: reader.fields, ignored: others.iter().map(named).collect() })
+}
+
+/// The `kind` of an object.
+fn kind(document: &Node) -> Option<&str> {
+    let Value::Map(map) = &document.value else { return None };
+    map.iter().find_map(|(key, node)| match &node.value {
+        Value::Text(kind) if key.value == "kind" => Some(kind.as_str()),
+        _ => None,
+    })
 }
 
 #[derive(Debug, Default)]
@@ -204,14 +249,14 @@ fn edits(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// A configuration is small and written out plainly.
+/// A configuration is small and written out plainly, and separators may be anywhere.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: 100_000,
             max_nodes: 50_000,
             max_depth: 32,
-            max_documents: 2,
+            max_documents: 100,
             max_aliases: 100,
             max_anchors: 100,
         },

@@ -24,6 +24,8 @@ pub(crate) struct Merged {
     pub arguments: Vec<OsString>,
     /// What is to be said of settings that have no effect.
     pub named: Option<String>,
+    /// What is to be said of what else is in the file.
+    pub ignored: Option<String>,
     /// What is to be said of nodePorts, if packets are captured, that kube-proxy serves and this does not unless it is told to.
     pub node_ports: Option<String>,
 }
@@ -69,14 +71,22 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
     let (words, named, flaws) = Default::default();
     let mut merging = Merging { command, file, taken, words, named, flaws, is_v6: false, mode: None };
     merging.flags(given);
+    let mut ignored = None;
     if let Some(file) = merging.file.clone() {
-        let fields = read(&file).and_then(|text| {
+        let document = read(&file).and_then(|text| {
             document::read(&text).map_err(|flaws| {
                 let said = flaws.iter().map(|flaw| format!("{}: {flaw}", file.display()));
                 said.collect::<Vec<_>>().join("\n")
             })
         })?;
-        merging.fields(&fields);
+        merging.fields(&document.fields);
+        ignored = (!document.ignored.is_empty()).then(|| {
+            let what = document.ignored.join(", ");
+            format!(
+                "{} has other documents beside the configuration, which are ignored: {what}",
+                file.display()
+            )
+        });
         // Who has a configuration of kube-proxy's has a node.
         merging.add("capture", &vec!["auto".to_owned()], &Origin { name: String::new(), line: None });
     }
@@ -93,7 +103,7 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
     let has_addresses = merging.taken.contains("nodeport-addresses");
     let mode = merging.mode.or(merging.file.map(|_| String::new())).filter(|_| !has_addresses);
     let node_ports = mode.and_then(|mode| named::node_ports(&mode));
-    Ok(Merged { arguments: merged, named: named::line(&merging.named), node_ports })
+    Ok(Merged { arguments: merged, named: named::line(&merging.named), ignored, node_ports })
 }
 
 fn read(path: &Path) -> Result<String, String> {

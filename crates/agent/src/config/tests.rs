@@ -317,6 +317,32 @@ fn mistakes_are_said_with_line_and_field() {
 }
 
 #[test]
+fn of_several_documents_the_one_that_is_the_configuration_counts() {
+    let ours = format!("{HEAD}clusterCIDR: 10.0.0.0/8\n");
+    let other = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+    let cases = [
+        (format!("{ours}---\n"), None),
+        (format!("---\n{ours}"), None),
+        (format!("# Of the node.\n---\n---\n{ours}---\n# Nothing.\n---\nnull\n...\n"), None),
+        (format!("{ours}---\n{other}---\n- a\n"), Some("line 5: KubeletConfiguration, line 8: a list")),
+        (format!("{other}---\n{ours}---\na: b\n"), Some("line 1: KubeletConfiguration, line 8: a map")),
+    ];
+    for (text, ignored) in cases {
+        let args = with(&text, "");
+        assert_eq!(value(&args, "cluster-cidr"), ["10.0.0.0/8"], "{text}");
+        let note = args.said.notes.iter().find(|note| note.contains("ignored"));
+        assert_eq!(note.is_some(), ignored.is_some(), "{text}: {note:?}");
+        assert!(note.is_none_or(|note| note.contains(ignored.unwrap())), "{text}: {note:?}");
+    }
+    let said = complaint(&format!("{ours}---\n{other}---\n{ours}"));
+    assert_eq!(said, "line 8: a second KubeProxyConfiguration: leave one in the file");
+    let said = complaint(&format!("{other}---\n{other}"));
+    assert_eq!(said, "line 1: none of 2 documents is a KubeProxyConfiguration");
+    let flaw = complaint(&format!("{other}---\n{HEAD}mode: userspace\n"));
+    assert!(flaw.starts_with("line 6: mode: "), "{flaw}");
+}
+
+#[test]
 fn what_is_no_such_document_is_said() {
     for (text, wanted) in [
         ("", "nothing is to be a KubeProxyConfiguration"),
