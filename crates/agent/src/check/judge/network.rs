@@ -3,7 +3,7 @@
 use sluice_capture::tproxy::marks;
 use sluice_model::Family;
 
-use super::super::facts::{Enforcer, Facts, Hook};
+use super::super::facts::{ClosedChain, Enforcer, Facts, Hook};
 use super::super::finding::Finding;
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -135,6 +135,11 @@ fn allowing(hook: Hook) -> String {
     )
 }
 
+/// The rule that lets load balancers ask the node, and for each Service that has such a port, how they are: they ask plain
+/// listeners, so no packet has the mark. In mode iptables kube-proxy lets them in by rules of its own.
+const HEALTH_CHECKS: &str = "tcp dport { 10256, 30000-32767 } accept; with iptables and ip6tables: -I INPUT -p tcp \
+                             -m multiport --dports 10256,30000:32767 -j ACCEPT";
+
 /// What is captured is delivered to the agent, and what is relayed is sent by it: so it comes to the input and output hooks and not,
 /// as under kube-proxy, to the forward hook.
 fn firewalls(facts: &Facts) -> Vec<Finding> {
@@ -149,14 +154,21 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
             "see that nft works: nft list ruleset",
         )),
         Some(Ok(chains)) => {
-            let closed_at = |hook| {
-                let closed = chains.closed.iter().filter(|chain| chain.hook == hook && !chain.accepts_mark);
-                names(closed.map(|chain| chain.name.as_str()))
+            let closed_at = |hook, accepts_mark| {
+                let is_one = |chain: &&ClosedChain| chain.hook == hook && chain.accepts_mark == accepts_mark;
+                names(chains.closed.iter().filter(is_one).map(|chain| chain.name.as_str()))
             };
-            let (to_node, of_node) = (closed_at(Hook::Input), closed_at(Hook::Output));
+            let (to_node, of_node) = (closed_at(Hook::Input, false), closed_at(Hook::Output, false));
             if to_node.is_empty() && of_node.is_empty() {
-                findings
-                    .push(Finding::ok(ABOUT, "no chain of nftables refuses packets to Services by default"));
+                let mut what = "no chain of nftables refuses packets to Services by default".to_owned();
+                let knowing = closed_at(Hook::Input, true);
+                if !knowing.is_empty() {
+                    what += &format!(
+                        "; {knowing} may still refuse load balancers' health checks of nodes and Services, which need: \
+                         {HEALTH_CHECKS}"
+                    );
+                }
+                findings.push(Finding::ok(ABOUT, what));
             }
             if !to_node.is_empty() {
                 findings.push(Finding::warning(
@@ -165,7 +177,10 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
                         "packets to this node that nothing allows are refused by {to_node}; those to Services are \
                          among them"
                     ),
-                    format!("allow captured packets before that: {input}"),
+                    format!(
+                        "allow captured packets before that: {input}; and load balancers' health checks, where there \
+                         are load balancers: {HEALTH_CHECKS}"
+                    ),
                 ));
             }
             if !of_node.is_empty() {

@@ -229,10 +229,18 @@ fn where_all_is_well_everything_is_said_once() {
 #[test]
 fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
     for (hook, rules) in [
-        (Hook::Input, ["meta mark & 0x30 == 0x10 accept", "-I INPUT -m mark --mark 0x10/0x30 -j ACCEPT"]),
+        (
+            Hook::Input,
+            &[
+                "meta mark & 0x30 == 0x10 accept",
+                "-I INPUT -m mark --mark 0x10/0x30 -j ACCEPT",
+                HEALTH_CHECKS,
+                "-I INPUT -p tcp -m multiport --dports 10256,30000:32767 -j ACCEPT",
+            ][..],
+        ),
         (
             Hook::Output,
-            ["meta mark & 0xffef == 0x20 accept", "-I OUTPUT -m mark --mark 0x20/0xffef -j ACCEPT"],
+            &["meta mark & 0xffef == 0x20 accept", "-I OUTPUT -m mark --mark 0x20/0xffef -j ACCEPT"][..],
         ),
     ] {
         let mut facts = good();
@@ -241,5 +249,24 @@ fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
         let mend = &findings.iter().find(|finding| finding.about == "firewall").unwrap().mend;
         assert!(rules.iter().all(|rule| mend.contains(rule)), "{mend}");
         assert!(!mend.to_lowercase().contains("untracked"), "{mend}");
+        assert_eq!(mend.contains("health checks"), hook == Hook::Input, "{mend}");
+    }
+}
+
+/// What load balancers ask without the mark.
+const HEALTH_CHECKS: &str = "tcp dport { 10256, 30000-32767 } accept";
+
+#[test]
+fn a_firewall_that_knows_the_mark_may_still_refuse_health_checks() {
+    let said = |chains: OthersChains| {
+        let mut facts = good();
+        facts.others_chains = Some(Ok(chains));
+        judge(&facts).into_iter().find(|finding| finding.about == "firewall").unwrap()
+    };
+    let knowing = said(closed(Hook::Input, "inet firewall a", true));
+    assert_eq!(knowing.level, Level::Ok);
+    assert!([HEALTH_CHECKS, "inet firewall a"].iter().all(|part| knowing.what.contains(part)), "{knowing:?}");
+    for open in [OthersChains::default(), closed(Hook::Output, "inet firewall a", true)] {
+        assert!(!said(open).what.contains("health"), "nobody is in the way");
     }
 }
