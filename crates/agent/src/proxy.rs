@@ -7,6 +7,7 @@
 mod config;
 mod notices;
 mod observer;
+mod routed;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ pub use config::{CaptureConfig, ProxyConfig};
 use notices::Teller;
 pub use observer::Observer;
 pub(crate) use observer::Size;
+use routed::Routed;
 
 /// What fails if the kernel does not tell of addresses.
 const CANNOT_WATCH: &str = "cannot watch the node's addresses";
@@ -67,6 +69,7 @@ pub struct Proxy {
     failures: Failures,
     /// The node's addresses; none if they cannot be watched and little depends on them.
     interfaces: Option<NodeAddresses>,
+    routed: Routed,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     health_check_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     node_eligible: Arc<ArcSwap<Option<bool>>>,
@@ -180,6 +183,7 @@ impl Proxy {
             captured,
             failures,
             interfaces,
+            routed: Routed::default(),
             node_port_addresses: Arc::default(),
             health_check_addresses: Arc::default(),
             node_eligible: Arc::default(),
@@ -378,13 +382,13 @@ impl Proxy {
 
     /// Goes by the addresses that the node has now.
     fn follow_interfaces(&mut self) {
+        let mut gone = self.routed.follow(&mut self.writer, Instant::now());
         if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
-            let addresses: Vec<IpAddr> = addresses.into_iter().collect();
             self.at_socket.set_interfaces(addresses.clone());
-            let gone = self.writer.set_interfaces(addresses);
-            if !gone.is_empty() {
-                self.dataplane.end_flows_from(gone);
-            }
+            gone.extend(self.writer.set_interfaces(addresses));
+        }
+        if !gone.is_empty() {
+            self.dataplane.end_flows_from(gone);
         }
     }
 

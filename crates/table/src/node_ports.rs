@@ -1,5 +1,6 @@
 //! Where nodePorts are served.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -25,9 +26,16 @@ pub enum NodePortAddresses {
 }
 
 impl NodePortAddresses {
-    /// The addresses, given what is known of the node and the addresses of its interfaces.
-    pub(crate) fn addresses(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
-        let node = node.filter(|node| !node.addresses.is_empty());
+    /// The addresses, given what is known of the node, the addresses of its interfaces, and those that are its own by a route.
+    /// The latter count where all do, as with kube-proxy, which goes by `fib daddr type local` then, and by interfaces
+    /// where it is given CIDRs.
+    pub(crate) fn addresses(
+        &self,
+        node: Option<&Node>,
+        interfaces: &[IpAddr],
+        routed: &BTreeSet<IpAddr>,
+    ) -> Vec<IpAddr> {
+        let node = with_addresses(node);
         let families = [Family::V4, Family::V6].into_iter();
         let mut addresses: Vec<IpAddr> = match self {
             Self::Inside(cidrs) => families.flat_map(|family| inside(cidrs, family, interfaces)).collect(),
@@ -51,6 +59,10 @@ impl NodePortAddresses {
                 })
                 .collect(),
         };
+        if !routed.is_empty() {
+            let [v4, v6] = [Family::V4, Family::V6].map(|family| self.takes_all(family, node));
+            addresses.extend(routed.iter().filter(|ip| if ip.is_ipv4() { v4 } else { v6 }));
+        }
         addresses.retain(|ip| !ip.is_loopback());
         addresses.sort_unstable();
         addresses.dedup();
@@ -60,7 +72,7 @@ impl NodePortAddresses {
     /// Where somebody listens who is to be reached at these: at the unspecified address of a family that is served on all
     /// of the node's addresses, so also at those that are the node's by a route alone, and at loopback.
     pub(crate) fn listening(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
-        let mut addresses = self.addresses(node, interfaces);
+        let mut addresses = self.addresses(node, interfaces, &BTreeSet::new());
         for family in [Family::V4, Family::V6].into_iter().filter(|family| self.takes_all(*family, node)) {
             let all = addresses.len();
             addresses.retain(|ip| Family::of(*ip) != family);
@@ -76,9 +88,14 @@ impl NodePortAddresses {
         addresses
     }
 
+    /// Whether it matters which addresses are the node's by a route.
+    pub(crate) fn goes_by_routes(&self, node: Option<&Node>) -> bool {
+        [Family::V4, Family::V6].into_iter().any(|family| self.takes_all(family, node))
+    }
+
     /// Whether a family is served on all of the node's addresses, whichever these are (kube-proxy: `MatchAll`).
     fn takes_all(&self, family: Family, node: Option<&Node>) -> bool {
-        let is_silent = node.is_some_and(|node| primary(node, family).is_none());
+        let is_silent = with_addresses(node).is_some_and(|node| primary(node, family).is_none());
         let (cidrs, is_all_without) = match self {
             Self::Inside(cidrs) => (cidrs.as_slice(), true),
             Self::Primary => (&[][..], is_silent),
@@ -90,6 +107,11 @@ impl NodePortAddresses {
             None => is_all_without,
         }
     }
+}
+
+/// The node, unless it has no address so far.
+fn with_addresses(node: Option<&Node>) -> Option<&Node> {
+    node.filter(|node| !node.addresses.is_empty())
 }
 
 /// The addresses of a family that are in CIDRs of the family, or all if there are none of it.
@@ -173,7 +195,27 @@ mod tests {
     fn cases() {
         for (name, cidrs, addresses, wanted) in CASES {
             let (setting, node, interfaces) = world(cidrs, addresses);
-            assert_eq!(setting.addresses(node.as_ref(), &interfaces), parse(wanted), "{name}");
+            let none = BTreeSet::new();
+            assert_eq!(setting.addresses(node.as_ref(), &interfaces, &none), parse(wanted), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_route_makes_the_nodes_counts_where_all_addresses_do() {
+        const ROUTED: &str = "127.0.0.1 192.0.2.1 203.0.113.1 2001:db8::7";
+        #[rustfmt::skip]
+        const CASES: &[Case] = &[
+            ("all",                        "0.0.0.0/0 ::/0", "192.0.2.1 2001:db8::1", "192.0.2.1 203.0.113.1 2001:db8::1 2001:db8::7"),
+            ("all of one family",          "203.0.113.0/24 ::/0", "192.0.2.1 2001:db8::1", "2001:db8::1 2001:db8::7"),
+            ("a CIDR that it is in",       "203.0.113.0/24 2001:db8::/32", "192.0.2.1 2001:db8::1", "2001:db8::1"),
+            ("primary",                    "primary", "192.0.2.1 2001:db8::1", "192.0.2.1 2001:db8::1"),
+            ("primary of a family that the Node lacks", "primary", "192.0.2.1 | 2001:db8::1", "192.0.2.1 2001:db8::1 2001:db8::7"),
+        ];
+        for (name, cidrs, addresses, wanted) in CASES {
+            let (setting, node, interfaces) = world(cidrs, addresses);
+            let routed = parse(ROUTED).into_iter().collect();
+            assert_eq!(setting.addresses(node.as_ref(), &interfaces, &routed), parse(wanted), "{name}");
+            assert_eq!(setting.goes_by_routes(node.as_ref()), wanted.contains("::7"), "{name}");
         }
     }
 

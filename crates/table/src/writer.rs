@@ -52,6 +52,8 @@ pub struct Writer {
     node: Option<Node>,
     /// The addresses of the node's interfaces, as far as the rules need them.
     interfaces: BTreeSet<IpAddr>,
+    /// The addresses that are the node's by a route, as far as they are followed.
+    routed: BTreeSet<IpAddr>,
     services: Map<ObjectName, ServiceState>,
     /// Which Service each slice was last seen with: its label may change.
     slice_owners: Map<ObjectName, ObjectName>,
@@ -93,6 +95,7 @@ impl Writer {
             table: Table::default(),
             node: None,
             interfaces: BTreeSet::new(),
+            routed: BTreeSet::new(),
             services: Map::default(),
             slice_owners: Map::default(),
             claims: Claims::default(),
@@ -183,6 +186,23 @@ impl Writer {
         self.mark_endpoints_at(&changed);
         self.settle();
         before.difference(&self.interfaces).copied().collect()
+    }
+
+    /// Takes in the addresses that are the node's by a route, which nodePorts may be served on as well. Returns those that are
+    /// gone, and on no interface. See [`Writer::goes_by_routes`].
+    pub fn set_routed(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
+        let node_ports = self.node_port_addresses();
+        let before = std::mem::replace(&mut self.routed, addresses.into_iter().collect());
+        if self.node_port_addresses() != node_ports {
+            self.refresh_all_frontends();
+            self.settle();
+        }
+        before.difference(&self.routed).filter(|ip| !self.interfaces.contains(ip)).copied().collect()
+    }
+
+    /// Whether it matters which addresses are the node's by a route alone: some family is served on all of its addresses.
+    pub fn goes_by_routes(&self) -> bool {
+        self.config.node_port_addresses.goes_by_routes(self.node.as_ref())
     }
 
     /// Has the Services with an endpoint at one of these addresses worked out anew: the rules know it as something else.
@@ -317,7 +337,7 @@ impl Writer {
     /// The addresses that nodePorts are served on.
     pub fn node_port_addresses(&self) -> Vec<IpAddr> {
         let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
-        self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces)
+        self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces, &self.routed)
     }
 
     /// Where the health checks of Services are listened for: as nodePorts are served, and on the unspecified address of a family
@@ -413,6 +433,7 @@ impl Writer {
     #[cfg(test)]
     fn is_forgetful(&self) -> bool {
         self.interfaces.is_empty()
+            && self.routed.is_empty()
             && self.services.is_empty()
             && self.slice_owners.is_empty()
             && self.claims.is_empty()

@@ -7,6 +7,7 @@
 // All of it is test code, helpers too, where clippy does not see that by itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod local_routes;
 mod manifests;
 mod scene;
 

@@ -1,8 +1,9 @@
 //! The node's addresses, for nodePorts.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use sluice_capture::tproxy::NodeAddresses;
+use sluice_capture::tproxy::{LocalRoutes, NodeAddresses};
 
 use crate::namespace::{in_namespace, run};
 
@@ -53,5 +54,45 @@ fn more_changes_than_a_socket_holds_are_not_lost() {
         std::fs::write(&path, batch).unwrap();
         run(&format!("ip -batch {}", path.display()));
         assert_eq!(addresses.changed().unwrap().len(), 2 + 4_000);
+    });
+}
+
+#[test]
+fn addresses_that_only_a_route_makes_the_nodes_are_told_when_they_change() {
+    in_namespace(|| {
+        let mut routes = LocalRoutes::watch().unwrap();
+        let (mut now, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(routes.changed(now), ips("127.0.0.1 ::1"));
+        assert_eq!(routes.changed(now), None);
+
+        run("ip route add local 203.0.113.1/32 dev lo");
+        run("ip -6 route add local 2001:db8::1/128 dev lo");
+        let there = ips("127.0.0.1 203.0.113.1 ::1 2001:db8::1");
+        assert_eq!(routes.changed(now), there, "at once");
+
+        // As a pod brings along, and none of which is an address by itself.
+        run("ip link add eth0 type veth peer name eth1");
+        run("ip link set eth0 up");
+        run("ip link set eth1 up");
+        run("ip route add 10.244.1.10/32 dev eth0");
+        run("ip route add local 10.7.0.0/24 dev lo");
+        run("ip route add local 10.8.0.1/32 dev lo table 100");
+        run("ip route add blackhole 10.9.0.1/32");
+        now += second;
+        assert_eq!(routes.changed(now), None);
+
+        run("ip address add 192.0.2.1/32 dev eth0");
+        assert_eq!(routes.changed(now), ips("127.0.0.1 192.0.2.1 203.0.113.1 ::1 2001:db8::1"));
+        run("ip route add local 203.0.113.1/32 dev eth0 metric 7");
+        run("ip route del local 203.0.113.1/32 dev lo metric 0");
+        now += second;
+        assert_eq!(routes.changed(now), None, "another one leads there");
+        run("ip route del local 203.0.113.1/32 dev eth0");
+        assert_eq!(routes.changed(now), None, "it was listed just now");
+        now += second;
+        assert_eq!(routes.changed(now), ips("127.0.0.1 192.0.2.1 ::1 2001:db8::1"));
+        run("ip link del eth0");
+        now += second;
+        assert_eq!(routes.changed(now), ips("127.0.0.1 ::1 2001:db8::1"));
     });
 }
