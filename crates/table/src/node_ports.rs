@@ -1,10 +1,13 @@
 //! Where nodePorts are served.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use sluice_model::{Family, Node};
+
+/// Addresses that only a route makes the node's and that nodePorts are served on, the first ones: there is a frontend for each
+/// nodePort on each of them, and where load balancers' addresses are such routes there is one for each load balancer.
+pub(crate) const ROUTED_MAX: usize = 64;
 
 /// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
 ///
@@ -26,14 +29,14 @@ pub enum NodePortAddresses {
 }
 
 impl NodePortAddresses {
-    /// The addresses, given what is known of the node, the addresses of its interfaces, and those that are its own by a route.
+    /// The addresses, given what is known of the node, the addresses of its interfaces, and those that are its own by a route alone.
     /// The latter count where all do, as with kube-proxy, which goes by `fib daddr type local` then, and by interfaces
     /// where it is given CIDRs.
     pub(crate) fn addresses(
         &self,
         node: Option<&Node>,
         interfaces: &[IpAddr],
-        routed: &BTreeSet<IpAddr>,
+        routed: &[IpAddr],
     ) -> Vec<IpAddr> {
         let node = with_addresses(node);
         let families = [Family::V4, Family::V6].into_iter();
@@ -61,7 +64,8 @@ impl NodePortAddresses {
         };
         if !routed.is_empty() {
             let [v4, v6] = [Family::V4, Family::V6].map(|family| self.takes_all(family, node));
-            addresses.extend(routed.iter().filter(|ip| if ip.is_ipv4() { v4 } else { v6 }));
+            let counting = routed.iter().filter(|ip| if ip.is_ipv4() { v4 } else { v6 });
+            addresses.extend(counting.take(ROUTED_MAX));
         }
         addresses.retain(|ip| !ip.is_loopback());
         addresses.sort_unstable();
@@ -72,7 +76,7 @@ impl NodePortAddresses {
     /// Where somebody listens who is to be reached at these: at the unspecified address of a family that is served on all
     /// of the node's addresses, so also at those that are the node's by a route alone, and at loopback.
     pub(crate) fn listening(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
-        let mut addresses = self.addresses(node, interfaces, &BTreeSet::new());
+        let mut addresses = self.addresses(node, interfaces, &[]);
         for family in [Family::V4, Family::V6].into_iter().filter(|family| self.takes_all(*family, node)) {
             let all = addresses.len();
             addresses.retain(|ip| Family::of(*ip) != family);
@@ -195,8 +199,7 @@ mod tests {
     fn cases() {
         for (name, cidrs, addresses, wanted) in CASES {
             let (setting, node, interfaces) = world(cidrs, addresses);
-            let none = BTreeSet::new();
-            assert_eq!(setting.addresses(node.as_ref(), &interfaces, &none), parse(wanted), "{name}");
+            assert_eq!(setting.addresses(node.as_ref(), &interfaces, &[]), parse(wanted), "{name}");
         }
     }
 
@@ -213,10 +216,13 @@ mod tests {
         ];
         for (name, cidrs, addresses, wanted) in CASES {
             let (setting, node, interfaces) = world(cidrs, addresses);
-            let routed = parse(ROUTED).into_iter().collect();
+            let routed = parse(ROUTED);
             assert_eq!(setting.addresses(node.as_ref(), &interfaces, &routed), parse(wanted), "{name}");
             assert_eq!(setting.goes_by_routes(node.as_ref()), wanted.contains("::7"), "{name}");
         }
+        let (all, node, interfaces) = world("", "192.0.2.1");
+        let routed: Vec<IpAddr> = (2..=200).map(|n| IpAddr::from([192, 0, 2, n])).collect();
+        assert_eq!(all.addresses(node.as_ref(), &interfaces, &routed).len(), 1 + ROUTED_MAX, "a bound");
     }
 
     #[test]

@@ -200,6 +200,13 @@ impl Writer {
         before.difference(&self.routed).filter(|ip| !self.interfaces.contains(ip)).copied().collect()
     }
 
+    /// How many addresses that only a route makes the node's have no nodePorts, as there are too many.
+    pub fn routed_left_out(&self) -> usize {
+        let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) =
+            self.routed.difference(&self.interfaces).partition(|ip| ip.is_ipv4());
+        [v4, v6].iter().map(|of_family| of_family.len().saturating_sub(node_ports::ROUTED_MAX)).sum()
+    }
+
     /// Whether it matters which addresses are the node's by a route alone: some family is served on all of its addresses.
     pub fn goes_by_routes(&self) -> bool {
         self.config.node_port_addresses.goes_by_routes(self.node.as_ref())
@@ -337,7 +344,8 @@ impl Writer {
     /// The addresses that nodePorts are served on.
     pub fn node_port_addresses(&self) -> Vec<IpAddr> {
         let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
-        self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces, &self.routed)
+        let routed: Vec<IpAddr> = self.routed.difference(&self.interfaces).copied().collect();
+        self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces, &routed)
     }
 
     /// Where the health checks of Services are listened for: as nodePorts are served, and on the unspecified address of a family

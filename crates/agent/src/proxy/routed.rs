@@ -14,6 +14,8 @@ pub(super) struct Routed {
     routes: Option<LocalRoutes>,
     /// Whether the last attempt to begin has failed.
     is_failing: bool,
+    /// Whether there are more than can be served.
+    has_left_out: bool,
 }
 
 impl Routed {
@@ -34,7 +36,15 @@ impl Routed {
                 ),
             }
         }
-        let changed = self.routes.as_mut().and_then(|routes| routes.changed(now));
-        changed.map_or_else(Vec::new, |addresses| writer.set_routed(addresses))
+        let Some(addresses) = self.routes.as_mut().and_then(|routes| routes.changed(now)) else {
+            return Vec::new();
+        };
+        let gone = writer.set_routed(addresses);
+        let has_left_out = writer.routed_left_out() > 0;
+        if has_left_out && !self.has_left_out {
+            warn!("many addresses are this node's by a route alone: only the first ones have nodePorts");
+        }
+        self.has_left_out = has_left_out;
+        gone
     }
 }
