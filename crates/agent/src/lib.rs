@@ -38,6 +38,7 @@ pub mod port_args;
 mod programming;
 pub mod reference;
 mod running;
+pub mod runtime;
 pub mod service_metrics;
 mod signals;
 pub mod socket_args;

@@ -3,12 +3,22 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use sluice::cli::Command;
-use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference};
+use sluice::cli::{Cli, Command};
+use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference, runtime};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = cli::parse();
+    match runtime::start() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => {
+            logging::start(cli.verbose, "warn");
+            tracing::error!("cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> ExitCode {
     let mut logs = None;
     let result = match &cli.command {
         Command::Agent(args) => {
