@@ -9,6 +9,13 @@ mod groups;
 mod opening;
 mod passing;
 mod queueing;
+/// Whether a client that is not relayed would hear of it, too: a port that nobody has, or a firewall that says so (ICMP codes that
+/// the kernel has a socket's owner know: `icmp_err_convert`).
+fn tells_the_client(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | PermissionDenied)
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -385,19 +392,32 @@ impl UdpRelay {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // Port unreachable, mostly: nobody is there. The client's next datagram goes elsewhere.
-                Err(error) => {
-                    if error.kind() == ErrorKind::ConnectionRefused {
-                        self.state.tell(id, core);
-                    }
-                    return self.state.refused(id, core);
-                }
+                Err(error) => return self.on_refusal(id, &error, core),
             }
         }
         if let Some(flow) = self.state.flows.flow(id) {
             flow.upstream.is_queued = true;
             self.ready_flows.push_back(id);
         }
+    }
+
+    /// A flow's endpoint cannot be reached: port unreachable, mostly, as nobody is there. The client's next datagram goes elsewhere.
+    /// The kernel tells of that before it gives what the endpoint has answered until then.
+    fn on_refusal(&mut self, id: FlowId, error: &io::Error, core: &mut Core) {
+        for _ in 0..BATCHES_PER_TURN {
+            let Some(flow) = self.state.flows.flow(id) else { return };
+            let client = flow.key().client;
+            match flow.upstream.socket.recv(&mut self.received) {
+                Ok(_) => self.state.return_replies((id, client), &self.received, core),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // It is told of once more.
+                Err(_) => {}
+            }
+        }
+        if tells_the_client(error) {
+            self.state.tell(id, core);
+        }
+        self.state.refused(id, core);
     }
 
     /// Ends all flows that lead nowhere any more, or for which this node has no address any more: these are gone.

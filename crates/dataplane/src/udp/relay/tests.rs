@@ -355,3 +355,35 @@ fn endpoints_without_a_route_cost_a_few_datagrams_four_tries_each_and_none_after
     let traffic = route.service_port().traffic();
     assert_eq!((traffic.failures, traffic.passed_over), (0, 0), "none is blamed");
 }
+
+/// The kernel tells of a refusal before it gives what has arrived.
+#[test]
+fn what_an_endpoint_has_answered_before_it_refuses_goes_to_the_client() {
+    let mut world = World::new();
+    let client = world.ask(Ipv4Addr::LOCALHOST, b"first");
+    world.on_frontend();
+    world.end_turn();
+    let (_, flow) = world.endpoint.recv_from(&mut [0; 64]).unwrap();
+    let endpoint = std::mem::replace(&mut world.endpoint, bind(Ipv4Addr::LOCALHOST));
+    for answer in [b"a", b"b", b"c"] {
+        endpoint.send_to(answer, flow).unwrap();
+    }
+    drop(endpoint);
+    client.send_to(b"second", world.frontend).unwrap();
+    world.on_frontend();
+    let mut events = mio::Events::with_capacity(8);
+    world.poll.poll(&mut events, Some(LONG)).unwrap();
+    let flows = events.iter().filter_map(|event| Source::of(event.token()));
+    for source in Vec::from_iter(flows) {
+        if let Source::Flow(id) = source {
+            world.relay.on_flow(id, &mut world.core);
+        }
+    }
+    assert_eq!(world.stats().udp_flows_ended, 1);
+    let answers = [0; 3].map(|_| {
+        let mut answer = [0];
+        client.recv(&mut answer).unwrap();
+        answer
+    });
+    assert_eq!(answers, [*b"a", *b"b", *b"c"]);
+}
