@@ -218,7 +218,7 @@ impl Drop for Hiding<'_> {
 fn a_second_agent_is_refused_and_so_is_removal() {
     let node = Node::new();
     let kernel = node.attach().unwrap();
-    let refused = node.attach().unwrap_err();
+    let refused = node.attach_at_once().unwrap_err();
     assert!(matches!(&refused, Error::Busy(path) if *path == node.config.pins), "{refused}");
     assert_eq!(remove(&node.config.pins).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     drop(kernel);

@@ -47,8 +47,20 @@ impl Node {
         Self { host, pod, config, cgroup, _bpffs: bpffs }
     }
 
-    /// What an agent does.
+    /// What an agent does that nobody is in the way of. A process that another test is just starting holds the lock of one that
+    /// has ended with it for a moment.
     pub(crate) fn attach(&self) -> Result<Attached, Error> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.attach_at_once() {
+                Err(Error::Busy(_)) if Instant::now() < deadline => std::thread::yield_now(),
+                attached => return attached,
+            }
+        }
+    }
+
+    /// What an agent does.
+    pub(crate) fn attach_at_once(&self) -> Result<Attached, Error> {
         self.host.run(|| {
             let attached = Programs::attach(&self.config)?;
             let census = attached.census().expect("descriptors are left");
