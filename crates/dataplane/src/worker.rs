@@ -112,6 +112,8 @@ pub(crate) struct Worker {
     commands: Receiver<Command>,
     /// There may be more than the waker has told of.
     has_commands: bool,
+    /// Who waits for flows to be ended, while some still are to be.
+    ending: Option<Sender<()>>,
     /// Of a worker that drains: until when endpoints may answer the last datagrams.
     draining: Option<Instant>,
 }
@@ -150,7 +152,7 @@ impl Worker {
             ephemeral_ports: Descriptors::new(ports),
         };
         let (tcp, udp) = (TcpRelay::new(config, &pipes, others), UdpRelay::new(limits, budget));
-        Ok(Self { poll, tcp, udp, core, commands, has_commands: false, draining: None })
+        Ok(Self { poll, tcp, udp, core, commands, has_commands: false, ending: None, draining: None })
     }
 
     /// Runs until it is told to stop, or was told to drain and is done.
@@ -253,10 +255,26 @@ impl Worker {
         }
     }
 
+    /// Goes on with ending flows, if some are to be ended; whether that is done, and other commands may follow.
+    fn has_ended_flows(&mut self) -> bool {
+        if self.ending.is_some() && !self.udp.end_invalid(&mut self.core) {
+            // The rest is for the next turn.
+            self.has_commands = true;
+            return false;
+        }
+        if let Some(done) = self.ending.take() {
+            // Nobody waiting any more is fine.
+            let _ = done.send(());
+        }
+        true
+    }
+
     /// Carries out the commands that wait.
     fn obey(&mut self) -> ControlFlow<()> {
         let mut taken = 0;
-        while let Ok(command) = self.commands.try_recv() {
+        while self.has_ended_flows()
+            && let Ok(command) = self.commands.try_recv()
+        {
             match command {
                 Command::ListenTcp(socket, kind) => report(self.tcp.listen(socket, kind, &mut self.core)),
                 Command::ListenUdp(socket, kind) => report(self.udp.listen(socket, kind, &mut self.core)),
@@ -289,8 +307,8 @@ impl Worker {
                     }
                 }
                 Command::EndFlows(gone, done) => {
-                    self.udp.end_invalid(&gone, &mut self.core);
-                    let _ = done.send(());
+                    self.udp.begin_to_end(gone);
+                    self.ending = Some(done);
                 }
                 Command::Look(Look { place, answer }) => {
                     answer(self.look(place));

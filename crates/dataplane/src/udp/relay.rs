@@ -6,6 +6,7 @@
 
 mod ending;
 mod groups;
+mod housekeeping;
 mod opening;
 mod passing;
 mod queueing;
@@ -40,20 +41,14 @@ use super::waiting::{self, Waiting};
 use crate::client::ListenerKind;
 use crate::connection::{Connection, ConnectionState, PART};
 use crate::connection_log::Trace;
-use crate::core::{Core, TimerOwner};
+use crate::core::Core;
 use crate::descriptors::{Descriptors, Permit};
 use crate::drops::DropsCounted;
 use crate::throttle::OnceAMinute;
 use crate::token::{SlotId, Slots, Source};
-use ending::on_end;
 use groups::Groups;
-
-/// How often idle and invalid flows are looked for, and how many of either at a time.
-const HOUSEKEEPING: Duration = Duration::from_millis(500);
-const HOUSEKEEPING_LIMIT: usize = 4_096;
-
-/// How long it counts for all clients of a socket that a datagram to one of them could not be joined with others.
-const REFUSAL: Duration = Duration::from_secs(10);
+#[cfg(test)]
+pub(crate) use housekeeping::ENDED;
 
 /// How long after clients were turned away from a socket one of their datagrams may still come by it: one that another CPU
 /// was about to put there.
@@ -80,6 +75,8 @@ pub(crate) struct UdpRelay {
     /// And flows whose endpoints may have sent more.
     ready_flows: VecDeque<FlowId>,
     is_housekeeping_due: bool,
+    /// Addresses that are gone from this node, while flows are looked through for those that need them.
+    gone: Option<Arc<[IpAddr]>>,
     /// When it was last forgotten what could not be joined.
     refusals_forgotten: Option<Instant>,
     /// How many frontends are to be closed.
@@ -216,6 +213,7 @@ impl UdpRelay {
             ready_frontends: VecDeque::new(),
             ready_flows: VecDeque::new(),
             is_housekeeping_due: false,
+            gone: None,
             refusals_forgotten: None,
             closing: 0,
         }
@@ -418,52 +416,6 @@ impl UdpRelay {
             self.state.tell(id, core);
         }
         self.state.refused(id, core);
-    }
-
-    /// Ends all flows that lead nowhere any more, or for which this node has no address any more: these are gone.
-    pub(crate) fn end_invalid(&mut self, gone: &[IpAddr], core: &mut Core) {
-        let State { flows, kept_ports, .. } = &mut self.state;
-        flows.request_sweep();
-        let is_valid = |flow: &Flow<Link>| Link::is_valid(flow) && !flow.upstream.sends_from(gone);
-        flows.sweep(usize::MAX, is_valid, &mut |ended| on_end(ended, kept_ports, core));
-        self.state.replies.tidy();
-    }
-
-    /// Ends flows that are idle or lead nowhere any more, and does what else is due now and then while there are flows.
-    pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
-        self.is_housekeeping_due = false;
-        let State { flows, kept_ports, .. } = &mut self.state;
-        flows.expire(core.now, HOUSEKEEPING_LIMIT, &mut |ended| on_end(ended, kept_ports, core));
-        if !flows.sweep_pending() {
-            flows.request_sweep();
-        }
-        flows.sweep(HOUSEKEEPING_LIMIT, Link::is_valid, &mut |ended| on_end(ended, kept_ports, core));
-        self.state.replies.tidy();
-        self.forget_refusals(core.now);
-        self.count_drops(core);
-        self.close_frontends(core);
-        self.keep_house(core);
-    }
-
-    /// A client behind a narrow path does not keep the answers of others from being joined for good.
-    fn forget_refusals(&mut self, now: Instant) {
-        if self.refusals_forgotten.is_none_or(|last| now.saturating_duration_since(last) >= REFUSAL) {
-            self.refusals_forgotten = Some(now);
-            self.state.replies.forget_refusals();
-            for id in self.state.frontends.ids() {
-                if let Some(frontend) = self.state.frontends.get_mut(id) {
-                    frontend.joining.forget();
-                }
-            }
-        }
-    }
-
-    /// Sees to it that there is a housekeeping while there are flows, or sockets that are to be closed.
-    fn keep_house(&mut self, core: &mut Core) {
-        if !self.is_housekeeping_due && (self.state.flows.len() > 0 || self.closing > 0) {
-            core.timers.set(core.now + HOUSEKEEPING, TimerOwner::UdpHousekeeping);
-            self.is_housekeeping_due = true;
-        }
     }
 }
 

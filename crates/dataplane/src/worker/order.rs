@@ -260,6 +260,39 @@ fn a_walk_over_connections_takes_one_part_in_a_turn_and_ends_with_whoever_asks()
     }
 }
 
+/// Closing a socket takes some microseconds, and everybody else of the worker waits.
+#[test]
+fn of_many_flows_that_are_to_be_ended_few_are_in_a_turn_and_what_was_told_after_it_waits() {
+    const FLOWS: usize = 700;
+    let mut world = World::new();
+    let endpoint = UdpSocket::bind(ANY).unwrap();
+    let frontend = world.serve_udp("dns", endpoint.local_addr().unwrap());
+    let clients: Vec<UdpSocket> = (0..FLOWS)
+        .map(|opened| {
+            let client = UdpSocket::bind(ANY).unwrap();
+            client.send_to(b"?", frontend).unwrap();
+            while world.worker.udp.flows() <= opened {
+                world.turn_at_once();
+            }
+            client
+        })
+        .collect();
+    let (done, is_done) = mpsc::channel();
+    let (answer, is_answered) = mpsc::channel();
+    let here = clients[0].local_addr().unwrap().ip();
+    world.commands.send(Command::EndFlows([here].into(), done)).unwrap();
+    world.commands.send(Command::Answer(answer)).unwrap();
+    let mut left = FLOWS;
+    while is_done.try_recv().is_err() {
+        assert!(is_answered.try_recv().is_err(), "what came first is not done");
+        world.turn_at_once();
+        let ended = left - world.worker.udp.flows();
+        assert!(ended <= 2 * udp::relay::ENDED, "{ended} of {left} flows in a turn");
+        left -= ended;
+    }
+    assert_eq!((world.worker.udp.flows(), is_answered.try_recv()), (0, Ok(())));
+}
+
 /// Each byte of it is there as often as a node has open connections.
 #[test]
 fn what_a_session_and_a_flow_take() {
