@@ -341,7 +341,7 @@ impl UdpRelay {
             let Some(id) = self.ready_flows.pop_front() else { return };
             let Some(flow) = self.state.flows.flow(id) else { continue };
             flow.upstream.is_queued = false;
-            self.on_flow(id, core);
+            self.take_replies(id, BATCHES_PER_TURN, core);
             if core.refresh() >= until {
                 return;
             }
@@ -374,9 +374,14 @@ impl UdpRelay {
         }
     }
 
-    /// A flow's endpoint has sent something, or cannot be reached.
+    /// A flow's endpoint has sent something, or cannot be reached. One that has sent more than a batch waits in line, as a turn
+    /// of the loop may have events of hundreds of them.
     pub(crate) fn on_flow(&mut self, id: FlowId, core: &mut Core) {
-        for _ in 0..BATCHES_PER_TURN {
+        self.take_replies(id, 1, core);
+    }
+
+    fn take_replies(&mut self, id: FlowId, batches: usize, core: &mut Core) {
+        for _ in 0..batches {
             let Some(flow) = self.state.flows.flow(id) else { return };
             if flow.upstream.is_queued {
                 return;

@@ -387,3 +387,28 @@ fn what_an_endpoint_has_answered_before_it_refuses_goes_to_the_client() {
     });
     assert_eq!(answers, [*b"a", *b"b", *b"c"]);
 }
+
+#[test]
+fn an_endpoint_that_sends_much_at_once_waits_in_line() {
+    let mut world = World::new();
+    let client = world.ask(Ipv4Addr::LOCALHOST, b"much");
+    client.set_nonblocking(true).unwrap();
+    world.on_frontend();
+    world.end_turn();
+    let (_, flow) = world.endpoint.recv_from(&mut [0; 64]).unwrap();
+    for _ in 0..2 * BATCH {
+        world.endpoint.send_to(b".", flow).unwrap();
+    }
+    let mut events = mio::Events::with_capacity(8);
+    world.poll.poll(&mut events, Some(LONG)).unwrap();
+    let flows = events.iter().filter_map(|event| match Source::of(event.token()) {
+        Some(Source::Flow(id)) => Some(id),
+        _ => None,
+    });
+    let [id] = Vec::from_iter(flows)[..] else { panic!("one flow") };
+    world.relay.on_flow(id, &mut world.core);
+    let received = || (0..).take_while(|_| client.recv(&mut [0; 64]).is_ok()).count();
+    assert_eq!((received(), world.relay.has_ready()), (BATCH, true));
+    world.end_turns();
+    assert_eq!(received(), BATCH);
+}
