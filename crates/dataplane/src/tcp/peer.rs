@@ -122,6 +122,14 @@ impl Peer {
         Ok(())
     }
 
+    /// Has no more events reported.
+    pub(crate) fn unwatch(&mut self, registry: &Registry) {
+        if std::mem::replace(&mut self.watched, Watched::Nothing) != Watched::Nothing {
+            // What is not registered any more has none either.
+            let _ = registry.deregister(&mut self.stream);
+        }
+    }
+
     /// Takes in an event. Edge-triggered: what is said here is not said again.
     pub(crate) fn note(&mut self, event: &Event) {
         self.failed |= event.is_error();

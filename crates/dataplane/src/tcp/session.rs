@@ -429,7 +429,10 @@ impl Session {
                 self.watch(context).unwrap_or(Step::Wait)
             }
             Overdue::Move | Overdue::GiveUp => {
-                if let Some((peer, upstream)) = connecting.current.take() {
+                if let Some((mut peer, upstream)) = connecting.current.take() {
+                    // A program that is just being started may hold the socket for a moment longer, and the next attempt has the
+                    // same token.
+                    peer.unwatch(&context.core.registry);
                     socket::close(peer.stream, Ending::Reset);
                     self.leave_port(upstream.address(), context.core);
                 }
