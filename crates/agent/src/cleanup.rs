@@ -1,14 +1,13 @@
 //! `sluice cleanup`: removes from this node what an agent has made in the kernel, or what kube-proxy has.
 
-use std::fmt::Display;
-use std::io::{self, Write};
+use std::fmt::{Display, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sluice_capture::{kube_proxy, tproxy};
 
-use crate::errors::Output;
+use crate::errors;
 use crate::running::{self, Sign};
 
 /// Arguments of `sluice cleanup`.
@@ -30,13 +29,19 @@ pub struct CleanupArgs {
 /// Removes, and says what. Nothing is there: nothing is done, and that is fine.
 ///
 /// # Errors
-/// The owner runs, or something could not be removed.
+/// The owner runs, something could not be removed, or what was done cannot be written.
 pub fn run(args: &CleanupArgs) -> Result<()> {
-    let mut out = Output::new();
-    if args.kube_proxy { remove_kube_proxy(args.force, &mut out) } else { remove_own(args, &mut out) }
+    // Written once all of it is done: a full disk, or a reader that has gone, must not stop the work.
+    let mut said = String::new();
+    let done =
+        if args.kube_proxy { remove_kube_proxy(args.force, &mut said) } else { remove_own(args, &mut said) };
+    let written = errors::print(said.as_bytes());
+    done?;
+    written?;
+    Ok(())
 }
 
-fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
+fn remove_kube_proxy(force: bool, out: &mut String) -> Result<()> {
     let signs = running::kube_proxy(&running::processes());
     let (certain, possible): (Vec<&Sign>, Vec<&Sign>) = signs.iter().partition(|sign| sign.is_certain());
     if !certain.is_empty() && !force {
@@ -55,8 +60,8 @@ fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
     }
     let kube_proxy::Removed { removed, kept, failed } = kube_proxy::remove()
         .context("cannot look at what kube-proxy has left, which needs root, or CAP_NET_ADMIN")?;
-    say(out, "removed", &removed)?;
-    say(out, "kept", &kept)?;
+    say(out, "removed", &removed);
+    say(out, "kept", &kept);
     if !failed.is_empty() {
         bail!("not all could be removed:\n{}", failed.join("\n"));
     }
@@ -66,7 +71,7 @@ fn remove_kube_proxy(force: bool, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
+fn remove_own(args: &CleanupArgs, out: &mut String) -> Result<()> {
     let agents = running::agents(&running::processes());
     if !agents.is_empty() && !args.force {
         bail!(
@@ -77,9 +82,9 @@ fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
     let was_pinned = remove_pinned(args, out)?;
     let tproxy::Cleaned { removed, restored, kept } =
         tproxy::cleanup().context("cannot remove everything")?;
-    say(out, "removed", &removed)?;
-    say(out, "set back", &restored)?;
-    say(out, "kept", &kept)?;
+    say(out, "removed", &removed);
+    say(out, "set back", &restored);
+    say(out, "kept", &kept);
     if removed.is_empty() && !was_pinned {
         writeln!(out, "nothing of an agent's is here")?;
     }
@@ -87,7 +92,7 @@ fn remove_own(args: &CleanupArgs, out: &mut impl Write) -> Result<()> {
 }
 
 /// Removes programs that decide at sockets; whether there were any.
-fn remove_pinned(args: &CleanupArgs, out: &mut impl Write) -> Result<bool> {
+fn remove_pinned(args: &CleanupArgs, out: &mut String) -> Result<bool> {
     let pins = match &args.socket_pins {
         Some(pins) => [pins.clone()].into(),
         None => {
@@ -119,6 +124,6 @@ fn listed<T: Display>(things: impl IntoIterator<Item = T>) -> String {
     things.into_iter().map(|thing| thing.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn say<T: Display>(out: &mut impl Write, what: &str, things: &[T]) -> io::Result<()> {
-    things.iter().try_for_each(|thing| writeln!(out, "{what}: {thing}"))
+fn say<T: Display>(out: &mut String, what: &str, things: &[T]) {
+    things.iter().for_each(|thing| out.push_str(&format!("{what}: {thing}\n")));
 }

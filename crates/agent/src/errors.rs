@@ -29,6 +29,18 @@ impl Write for Output {
     }
 }
 
+/// Writes all of a text to standard output; whether somebody still reads.
+///
+/// # Errors
+/// It cannot be written to. Whoever reads no further has seen enough, which is none.
+pub fn print(text: &[u8]) -> io::Result<bool> {
+    let mut output = Output::new();
+    match output.write_all(text).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
+    }
+}
+
 fn of_output(error: io::Error) -> io::Error {
     match error.kind() {
         // Others act on it.

@@ -1,12 +1,12 @@
 //! How answers are written: as aligned text, JSON or YAML.
 
-use std::io::{self, Write};
-
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_saphyr::ser_options;
+
+use crate::errors;
 
 /// What `--output` can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,12 +50,7 @@ fn yaml(value: &serde_json::Value) -> Result<String> {
 
 /// Writes what is to be written; whether somebody still reads.
 pub(super) fn print(said: &str) -> Result<bool> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(said.as_bytes()).and_then(|()| stdout.flush()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        written => written.map(|()| true).context("cannot write the answer"),
-    }
+    Ok(errors::print(said.as_bytes())?)
 }
 
 /// Columns as kubectl prints them: no borders, three spaces between, nothing at the ends of lines.

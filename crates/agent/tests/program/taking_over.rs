@@ -184,3 +184,19 @@ fn what_an_agent_has_made_is_removed_and_kube_proxys_is_not() {
                   table ip kube-proxy\ntable ip nat\n";
     assert_eq!(said, wanted);
 }
+
+#[test]
+fn what_cannot_be_written_does_not_stop_the_work() {
+    // It is named first, before anything is removed.
+    let running = running("k3s-server");
+    let script = format!(
+        "{KUBE_PROXY}{running}
+        \"$sluice\" cleanup --kube-proxy >/dev/full && exit 7
+        echo ===; nft list tables"
+    );
+    let output = on_a_node(&script);
+    let (status, said) = outcome(&output);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.starts_with("===\ntable ip nat\n"), "{said}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write to standard output"), "{said}");
+}
