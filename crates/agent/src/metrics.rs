@@ -141,7 +141,7 @@ impl Metrics {
         }
     }
 
-    fn metrics(&self, is_openmetrics: bool) -> Response<Full<Bytes>> {
+    fn metrics(&self, is_openmetrics: bool) -> Response<Bytes> {
         self.observer.at_socket().settle();
         let mut registry = Registry::with_prefix("sluice");
         registry.register_collector(Box::new(self.clone()));
@@ -309,8 +309,8 @@ fn is_gauge(name: &str) -> bool {
     name.ends_with("_active") || name == "deadlines"
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(body));
+fn text<B: From<String>>(status: StatusCode, body: String) -> Response<B> {
+    let mut response = Response::new(B::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -1,7 +1,8 @@
 //! Scrapes: one text is put together at a time, on a thread that nobody waits for, and all who asked before it was begun get
-//! it. So neither many who scrape nor clients that ask and go are more work than one.
+//! it. So neither many who scrape nor clients that ask and go are more work than one. A text may be large, and whoever takes it
+//! slowly keeps it in memory: there are no more than a few at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use http_body_util::Full;
 use hyper::Response;
@@ -10,6 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Questions that wait for the next text. Whoever finds no room waits until the one before is done.
 const WAITING: usize = 64;
+
+/// Texts of a form that are being taken: with all of them kept by slow clients, others get the newest one. It is no older than
+/// one of them may take ([`ANSWER_TIME`](crate::http_server::ANSWER_TIME)): the others are handed to nobody any more.
+const TEXTS: usize = 3;
 
 /// An answer, which costs nothing to copy.
 pub(super) type Scrape = Response<Full<Bytes>>;
@@ -20,16 +25,41 @@ type IsOpenMetrics = bool;
 /// What is asked for, and where the answer goes.
 type Asked = (IsOpenMetrics, oneshot::Sender<Scrape>);
 
+/// A text with its head.
+type Text = Response<Bytes>;
+
+/// A text as the body of an answer.
+struct Body(Arc<Text>);
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        self.0.body()
+    }
+}
+
+/// The texts of a form that somebody still takes, the newest one last.
+#[derive(Default)]
+struct Taken(Vec<Weak<Text>>);
+
+impl Taken {
+    /// The newest one, where there may be no other.
+    fn in_place_of_another(&mut self) -> Option<Arc<Text>> {
+        self.0.retain(|text| text.strong_count() > 0);
+        if self.0.len() < TEXTS { None } else { self.0.last().and_then(Weak::upgrade) }
+    }
+}
+
 /// Where they are asked for. Cloning it shares it.
 #[derive(Debug, Clone)]
 pub(super) struct Scrapes(mpsc::Sender<Asked>);
 
 impl Scrapes {
     /// Starts the task that has them put together, which ends with the last of these.
-    pub(super) fn start(render: impl Fn(IsOpenMetrics) -> Scrape + Send + Sync + 'static) -> Self {
+    pub(super) fn start(render: impl Fn(IsOpenMetrics) -> Text + Send + Sync + 'static) -> Self {
         let (sender, mut asked) = mpsc::channel::<Asked>(WAITING);
         let render = Arc::new(render);
         tokio::spawn(async move {
+            let (mut classic_taken, mut openmetrics_taken) = (Taken::default(), Taken::default());
             while let Some(first) = asked.recv().await {
                 let mut waiting = vec![first];
                 while let Ok(another) = asked.try_recv() {
@@ -38,15 +68,26 @@ impl Scrapes {
                 waiting.retain(|(_, answer)| !answer.is_closed());
                 let (openmetrics, classic): (Vec<_>, Vec<_>) =
                     waiting.into_iter().partition(|(is_openmetrics, _)| *is_openmetrics);
-                for (form, waiting) in [(false, classic), (true, openmetrics)] {
+                for (form, waiting, taken) in
+                    [(false, classic, &mut classic_taken), (true, openmetrics, &mut openmetrics_taken)]
+                {
                     if waiting.is_empty() {
                         continue;
                     }
-                    let render = Arc::clone(&render);
-                    // Where it has failed, those who wait hear that there is nothing to come.
-                    let Ok(scrape) = tokio::task::spawn_blocking(move || render(form)).await else {
-                        continue;
+                    let text = match taken.in_place_of_another() {
+                        Some(text) => text,
+                        None => {
+                            let render = Arc::clone(&render);
+                            // Where it has failed, those who wait hear that there is nothing to come.
+                            let Ok(text) = tokio::task::spawn_blocking(move || render(form)).await else {
+                                continue;
+                            };
+                            let text = Arc::new(text);
+                            taken.0.push(Arc::downgrade(&text));
+                            text
+                        }
                     };
+                    let scrape = scrape(text);
                     for (_, answer) in waiting {
                         // Who has gone meanwhile wants none.
                         let _ = answer.send(scrape.clone());
@@ -57,12 +98,21 @@ impl Scrapes {
         Self(sender)
     }
 
-    /// A text that was begun after this was called; none if it could not be put together.
+    /// A text that was begun after this was called or, where slow clients keep as many as there may be, the newest one; none
+    /// if it could not be put together.
     pub(super) async fn next(&self, is_openmetrics: IsOpenMetrics) -> Option<Scrape> {
         let (answer, scrape) = oneshot::channel();
         self.0.send((is_openmetrics, answer)).await.ok()?;
         scrape.await.ok()
     }
+}
+
+/// An answer that has a text for as long as it is there itself.
+fn scrape(text: Arc<Text>) -> Scrape {
+    let (status, headers) = (text.status(), text.headers().clone());
+    let mut scrape = Response::new(Full::new(Bytes::from_owner(Body(text))));
+    (*scrape.status_mut(), *scrape.headers_mut()) = (status, headers);
+    scrape
 }
 
 #[cfg(test)]
@@ -72,6 +122,7 @@ mod tests {
     use std::time::Duration;
 
     use http_body_util::BodyExt;
+    use hyper::StatusCode;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -96,7 +147,7 @@ mod tests {
             // The test has ended if there is no gate.
             let _ = passing.lock().unwrap_or_else(PoisonError::into_inner).recv();
             under_way.fetch_sub(1, Ordering::SeqCst);
-            Response::new(Full::from(number.fetch_add(1, Ordering::SeqCst).to_string()))
+            Response::new(Bytes::from(number.fetch_add(1, Ordering::SeqCst).to_string()))
         });
         Gated { scrapes, begun, gate }
     }
@@ -183,9 +234,38 @@ mod tests {
         let is_first = AtomicUsize::new(0);
         let scrapes = Scrapes::start(move |_| {
             assert!(is_first.fetch_add(1, Ordering::SeqCst) > 0, "this one fails");
-            Response::new(Full::from("well"))
+            Response::new(Bytes::from("well"))
         });
         assert!(scrapes.next(false).await.is_none());
         assert_eq!(said(scrapes.next(false).await).await, "well");
+    }
+    #[tokio::test]
+    async fn slow_clients_keep_no_more_than_a_few_texts() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let number = Arc::clone(&begun);
+        let scrapes = Scrapes::start(move |_| {
+            let number = number.fetch_add(1, Ordering::SeqCst);
+            let mut text = Response::new(Bytes::from(number.to_string()));
+            *text.status_mut() = StatusCode::ACCEPTED;
+            text
+        });
+        // One after the other: nobody shares a text because of having asked at the same time.
+        let mut slow = Vec::new();
+        for _ in 0..10 * TEXTS {
+            slow.push(scrapes.next(false).await.unwrap());
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), TEXTS);
+        assert_eq!(slow.last().unwrap().status(), StatusCode::ACCEPTED);
+        assert_eq!(said(slow.pop()).await, (TEXTS - 1).to_string(), "the newest");
+        assert_eq!(
+            said(scrapes.next(true).await).await,
+            TEXTS.to_string(),
+            "of the other form there is none"
+        );
+        // The oldest one has been taken, or its client was cut off.
+        drop(slow.remove(0));
+        for newer in [TEXTS + 1, TEXTS + 2] {
+            assert_eq!(said(scrapes.next(false).await).await, newer.to_string(), "taken at once");
+        }
     }
 }
