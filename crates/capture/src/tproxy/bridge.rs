@@ -8,6 +8,7 @@ use super::owner::Owner;
 use super::ruleset::{Ruleset, TABLE};
 use super::succession::{Keep, succession};
 use super::{Config, Error};
+use crate::program;
 
 /// The table.
 #[derive(Debug)]
@@ -37,7 +38,8 @@ impl Bridge {
                 self.has_complained = true;
                 warn!(
                     "pods on a Linux bridge do not reach endpoints on the same bridge: no nftables table bridge \
-                     {TABLE}: {error}; it needs a kernel with CONFIG_NF_TABLES_BRIDGE"
+                     {TABLE}: {error}{}",
+                    mend(&error)
                 );
             }
         }
@@ -76,5 +78,37 @@ impl Bridge {
 
     fn listed(&self) -> Result<Option<String>, Error> {
         structure(self.ruleset.family(), TABLE)
+    }
+}
+
+/// What to do where nft has refused. One that could not be run says nothing about the kernel.
+fn mend(error: &Error) -> &'static str {
+    match error {
+        Error::Nft(program::Error::Failed { .. }) => "; it needs a kernel with CONFIG_NF_TABLES_BRIDGE",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_an_nft_that_has_refused_says_something_about_the_kernel() {
+        let program = "nft";
+        let refused = program::Error::Failed { program, message: "Could not process rule".to_owned() };
+        assert!(mend(&Error::Nft(refused)).contains("CONFIG_NF_TABLES_BRIDGE"));
+        let others = [
+            program::Error::Unusable { program, error: io::ErrorKind::WouldBlock.into() },
+            program::Error::Missing(program),
+            program::Error::Killed { program, signal: 9 },
+            program::Error::Stuck { program, after: Duration::from_secs(30) },
+        ];
+        for error in others {
+            assert_eq!(mend(&error.into()), "");
+        }
     }
 }
