@@ -9,7 +9,6 @@ mod gather;
 mod judge;
 mod sockets;
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -60,7 +59,7 @@ pub enum Output {
 /// Looks at this node and says what it finds. Fails if anything of it is a problem.
 ///
 /// # Errors
-/// Standard output is closed, or this node has no name.
+/// Standard output cannot be written to, or this node has no name.
 pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
     let name = agent::node_name(args.hostname_override.as_deref())?;
     let node = look_for_node(args, &name).await;
@@ -75,7 +74,7 @@ pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
         Output::Text => finding::text(&findings),
         Output::Json => finding::json(&findings),
     };
-    errors::Output::new().write_all(text.as_bytes())?;
+    errors::print(text.as_bytes())?;
     Ok(if finding::is_ready(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

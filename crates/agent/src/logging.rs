@@ -4,6 +4,7 @@ mod json;
 mod patient;
 mod place;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -84,7 +85,9 @@ pub fn start_at(level: &str, format: Format) -> Logging {
     };
     let builder = tracing_subscriber::fmt()
         .with_writer(writer)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(
+            std::io::stderr().is_terminal() && may_have_colours(std::env::var_os("NO_COLOR").as_deref()),
+        )
         .event_format(Lines(format))
         .with_env_filter(filter)
         .with_filter_reloading();
@@ -94,6 +97,12 @@ pub fn start_at(level: &str, format: Format) -> Logging {
     // A subscriber that is gone has nobody to say anything to.
     let reload = (!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _);
     Logging { reload, lines }
+}
+
+/// Whether the user lets programs have colours: `NO_COLOR`, set to anything that is not empty, says no
+/// (<https://no-color.org>).
+fn may_have_colours(no_color: Option<&OsStr>) -> bool {
+    no_color.is_none_or(OsStr::is_empty)
 }
 
 /// A filter, as tracing has it. A word alone that is no level would be taken for the one program part that speaks, and

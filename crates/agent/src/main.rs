@@ -1,6 +1,5 @@
 //! `sluice`: the command line.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use sluice::cli::{Cli, Command};
@@ -67,9 +66,8 @@ async fn run(cli: Cli) -> ExitCode {
         }
         Command::Version => {
             logging::start(cli.verbose, "warn");
-            writeln!(errors::Output::new(), "{}", cli::version())
-                .map(|()| ExitCode::SUCCESS)
-                .map_err(Into::into)
+            let version = format!("{}\n", cli::version());
+            errors::print(version.as_bytes()).map(|_| ExitCode::SUCCESS).map_err(Into::into)
         }
     };
     let status = result.unwrap_or_else(|error| {

@@ -1,14 +1,12 @@
 //! `sluice completion` and `sluice man`: what a shell and a person look up, made from the command line itself.
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::aot;
 use clap_mangen::Man;
 
 use crate::cli::{Cli, NAME};
-use crate::errors::Output;
+use crate::errors;
 
 /// Arguments of `sluice completion`.
 #[derive(Debug, Args)]
@@ -42,7 +40,8 @@ pub enum Shell {
 /// # Errors
 /// It cannot be written to.
 pub fn completion(args: &CompletionArgs) -> Result<()> {
-    Ok(Output::new().write_all(&completions(args.shell))?)
+    errors::print(&completions(args.shell))?;
+    Ok(())
 }
 
 /// Writes a manual page to standard output, as roff.
@@ -50,7 +49,8 @@ pub fn completion(args: &CompletionArgs) -> Result<()> {
 /// # Errors
 /// There is no such command, or standard output cannot be written to.
 pub fn man(args: &ManArgs) -> Result<()> {
-    Ok(Output::new().write_all(&page(args.about.as_deref())?)?)
+    errors::print(&page(args.about.as_deref())?)?;
+    Ok(())
 }
 
 fn completions(shell: Shell) -> Vec<u8> {

@@ -182,3 +182,19 @@ fn the_log_level_is_changed_at_run_time_where_profiling_is_allowed() {
     let answer = put(metrics, "/debug/flags/v", "4");
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("--profiling"), "{answer}");
 }
+
+#[test]
+fn colours_are_for_terminals_whose_user_wants_them() {
+    let on_a_terminal = |no_color: Option<&str>| {
+        let sluice = format!("{} services --admin-socket /nonexistent/a.sock", env!("CARGO_BIN_EXE_sluice"));
+        // script(1) runs it on a terminal of its own.
+        let mut command = Command::new("script");
+        command.args(["-qec", &sluice, "/dev/null"]).env("SHELL", "/bin/sh").stdin(Stdio::null());
+        command.env_remove("NO_COLOR").envs(no_color.map(|value| ("NO_COLOR", value)));
+        let output = command.env_remove("RUST_LOG").output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("ERROR"), "{said:?}");
+        said.contains("\u{1b}[")
+    };
+    assert_eq!([None, Some(""), Some("1")].map(on_a_terminal), [true, true, false]);
+}
