@@ -10,7 +10,7 @@
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
 //! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
-//! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this.
+//! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this. `lines`: how often.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
@@ -26,6 +26,7 @@ mod elements;
 mod error;
 mod generation;
 mod lifetimes;
+mod lines;
 mod listed;
 mod listing;
 mod local_routes;
@@ -58,6 +59,7 @@ use counters::Part;
 pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
+use lines::Lines;
 pub use local_routes::LocalRoutes;
 pub use mark_rules::{MarkRule, others_mark_rules};
 pub use owner::Tenure;
@@ -149,6 +151,10 @@ pub struct Tproxy {
     settings: Settings,
     crowding: Crowding,
     counters: Arc<Counters>,
+    /// Of what others have broken and was mended.
+    repairs: Lines,
+    /// Of what fails, and works again.
+    troubles: Lines,
     addresses: NodeAddresses,
 }
 
@@ -167,7 +173,8 @@ impl Tproxy {
         let table = Table::open(&config, Arc::clone(&counters))?;
         let crowding = Crowding::open(Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
-        routing.ensure()?;
+        let (mut repairs, troubles) = (Lines::default(), Lines::default());
+        routing.ensure(&mut repairs, Instant::now())?;
         let mut settings = Settings::open()?;
         settings.set_all();
         let mut wanted = Wanted::default();
@@ -189,6 +196,8 @@ impl Tproxy {
             settings,
             crowding,
             counters,
+            repairs,
+            troubles,
             addresses: NodeAddresses::watch()?,
         })
     }
@@ -262,12 +271,16 @@ impl Tproxy {
                     Outcome::Written(why) => info!("the nftables table inet {TABLE} is written: {why}"),
                     Outcome::Repaired(damage) => {
                         self.counters.repair();
-                        warn!("the nftables table inet {TABLE} is repaired: {damage}");
+                        if self.repairs.admit(now) {
+                            warn!("the nftables table inet {TABLE} is repaired: {damage}");
+                        } else {
+                            debug!("the nftables table inet {TABLE} is repaired: {damage}");
+                        }
                         self.settings.may_be_lost();
                     }
                 }
                 self.counters.success(Part::Table);
-                if self.table_retry.succeeded() {
+                if self.table_retry.succeeded() && self.troubles.admit(now) {
                     info!("nftables is as it is to be again");
                 }
             }
@@ -275,10 +288,20 @@ impl Tproxy {
             Err(Error::Replaced) => {}
             Err(error) => {
                 self.counters.failure(Part::Table);
-                if self.table_retry.failed(now, &error) {
+                if self.table_retry.failed(now, &error) && self.troubles.admit(now) {
                     warn!("changes of Services wait: {error}");
                 }
             }
+        }
+    }
+
+    /// Says how many lines were left out.
+    fn sum_up(&mut self, now: Instant) {
+        if let Some(left_out) = self.repairs.sum_up(now) {
+            warn!("{left_out} more lines about what others have changed on this node, and was mended");
+        }
+        if let Some(left_out) = self.troubles.sum_up(now) {
+            warn!("{left_out} more lines about what could not be changed on this node, and could be later");
         }
     }
 
@@ -293,10 +316,14 @@ impl Tproxy {
         {
             return;
         }
-        match self.routing.ensure() {
+        match self.routing.ensure(&mut self.repairs, now) {
             Ok(added) => {
                 for item in &added {
-                    warn!("the {item} for captured packets was gone, and is back");
+                    if self.repairs.admit(now) {
+                        warn!("the {item} for captured packets was gone, and is back");
+                    } else {
+                        debug!("the {item} for captured packets was gone, and is back");
+                    }
                 }
                 if !added.is_empty() {
                     self.counters.repair();
@@ -306,7 +333,7 @@ impl Tproxy {
             }
             Err(error) => {
                 self.counters.failure(Part::Routing);
-                if self.routing_retry.failed(now, &error) {
+                if self.routing_retry.failed(now, &error) && self.troubles.admit(now) {
                     warn!("captured packets are lost: {error}");
                 }
             }
@@ -332,6 +359,7 @@ impl Capture for Tproxy {
     }
 
     fn keep(&mut self, now: Instant) {
+        self.sum_up(now);
         let was_owner = self.table.owner().is_current();
         let has_other_addresses = self.look_at_addresses();
         if !self.is_owner(now) {

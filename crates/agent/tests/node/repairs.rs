@@ -90,3 +90,20 @@ fn interfaces_that_come_and_go_disturb_nothing() {
     }
     loads.assert_unharmed();
 }
+
+#[test]
+fn what_is_broken_all_the_time_is_mended_each_time_and_said_no_more_than_can_be_read() {
+    let scene = Scene::new();
+    let agent = scene.start();
+    let ns = &scene.lab.node().ns;
+    let is_there =
+        || ns.output("ip", &["rule", "show", "priority", "90"]).is_ok_and(|rules| !rules.is_empty());
+    for _ in 0..14 {
+        until("the rule is there", is_there);
+        well(ns.output("ip", &["rule", "del", "priority", "90"]));
+    }
+    until("the rule is there", is_there);
+    let lines = agent.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("was gone, and is back")).count(), 10, "{lines:#?}");
+    scene.assert_served(1);
+}

@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::counters::Counters;
+use super::lines::Lines;
 use super::settings::Settings;
 
 /// Of the network namespace. Where the module is not loaded there are none; loading it sets them to 1.
@@ -24,6 +25,8 @@ const SAID_AGAIN: Duration = Duration::from_secs(600);
 pub(super) struct BridgeNetfilter {
     due: Option<Instant>,
     silent_until: Option<Instant>,
+    /// Of what others have set and was set back.
+    lines: Lines,
 }
 
 impl BridgeNetfilter {
@@ -33,13 +36,21 @@ impl BridgeNetfilter {
             return;
         }
         self.due = Some(now + PAUSE);
+        if let Some(left_out) = self.lines.sum_up(now) {
+            warn!(
+                "{left_out} more times one of br_netfilter's settings was set to 0: somebody sets them to 1"
+            );
+        }
         let mut refusal = None;
         for setting in SETTINGS {
             if matches!(settings.get(setting), None | Some(0)) {
                 continue;
             }
             match settings.set(setting, 0) {
-                Ok(()) => info!("{setting} is set to 0: with it, pods on bridges would have no Services"),
+                Ok(()) if self.lines.admit(now) => {
+                    info!("{setting} is set to 0: with it, pods on bridges would have no Services");
+                }
+                Ok(()) => debug!("{setting} is set to 0"),
                 Err(error) => refusal = Some((setting, error)),
             }
         }

@@ -4,6 +4,8 @@
 //! `ip route add local default dev lo table 7583`, for both families. Their protocol is `kernel`, since
 //! systemd-networkd removes what it does not know unless it is the kernel's.
 
+use std::time::Instant;
+
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -15,6 +17,7 @@ use sluice_model::Family;
 use tracing::info;
 
 use super::Error;
+use super::lines::Lines;
 use super::marks::{CAPTURED, MASK};
 use super::netlink::{Netlink, groups};
 
@@ -106,7 +109,7 @@ impl Routing {
     ///
     /// # Errors
     /// The kernel does not let us. A machine without IPv6 is none.
-    pub(super) fn ensure(&mut self) -> Result<Vec<Item>, Error> {
+    pub(super) fn ensure(&mut self, lines: &mut Lines, now: Instant) -> Result<Vec<Item>, Error> {
         let mut added = Vec::new();
         let mut has_ipv6 = true;
         for item in ITEMS {
@@ -117,7 +120,7 @@ impl Routing {
                 Err(error) => return Err(Error::Routing { item: item.to_string(), error }),
             }
         }
-        if self.has_ipv6 && !has_ipv6 {
+        if self.has_ipv6 && !has_ipv6 && lines.admit(now) {
             info!("this machine has no IPv6: Services are served over IPv4 only");
         }
         self.has_ipv6 = has_ipv6;

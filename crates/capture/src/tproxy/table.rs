@@ -11,6 +11,7 @@ use super::changes::Changes;
 use super::counters::Counters;
 use super::elements::{Delta, Elements, difference};
 use super::generation::{Generation, Generations};
+use super::lines::Lines;
 use super::listed::{elements, listing, structure};
 use super::owner::Owner;
 use super::ruleset::{INET, Ruleset, SIGNATURE, TABLE};
@@ -39,6 +40,8 @@ pub(super) struct Table {
     listing: Trust,
     comparison_due: Option<Instant>,
     counters: Arc<Counters>,
+    /// Of what is strange about the table: that it was mended is said, or counted, besides.
+    lines: Lines,
 }
 
 /// What is known of the table in the kernel.
@@ -151,6 +154,7 @@ impl Table {
             listing: Trust::Yes,
             comparison_due: None,
             counters,
+            lines: Lines::default(),
         })
     }
 
@@ -315,7 +319,12 @@ impl Table {
                 let structure = listing.shape.differences(self.ruleset.shape());
                 let differences =
                     Vec::from_iter(elements.into_iter().chain(structure).take(DIFFERENCES_SAID));
-                warn!("the nftables table inet {TABLE} is not as it says: {}", differences.join("; "));
+                let differences = differences.join("; ");
+                if self.lines.admit(Instant::now()) {
+                    warn!("the nftables table inet {TABLE} is not as it says: {differences}");
+                } else {
+                    debug!("the nftables table inet {TABLE} is not as it says: {differences}");
+                }
                 Why::Damaged
             }
             Err(error) => {
