@@ -2,6 +2,7 @@
 
 mod source;
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -94,7 +95,7 @@ impl<'a> Serving<'a> {
         // Before anything is changed on the node: what cannot be followed ends the agent.
         let source = Source::new(&args.source, &node, args.capture.asks_for_pods())?;
 
-        let file = config::Follower::new(args).await;
+        let file = config::Follower::new(args);
         if let Some(score) = args.oom_score_adj {
             init::adjust_oom_score(score);
         }
@@ -186,12 +187,13 @@ impl<'a> Serving<'a> {
                     Told::HangUp => info!("SIGHUP means nothing here: whatever changes is followed anyway"),
                     Told::Terminate | Told::Interrupt => return Ok(()),
                 },
-                _ = check.tick() => self.look_after().await?,
+                _ = check.tick() => self.look_after()?,
+                Some(change) = changed(&mut self.file) => self.adopt(&change).await,
             }
         }
     }
 
-    async fn look_after(&mut self) -> Result<()> {
+    fn look_after(&mut self) -> Result<()> {
         self.logging.flush();
         self.following.check_age();
         let failures = self.observer.capture_stats().map_or(0, |stats| stats.failures);
@@ -207,10 +209,8 @@ impl<'a> Serving<'a> {
         if !self.controller.is_alive() {
             bail!("the data plane has broken down");
         }
-        if let Some(file) = &mut self.file
-            && let Some(change) = file.look().await
-        {
-            self.adopt(&change).await;
+        if let Some(file) = &mut self.file {
+            file.look();
         }
         Ok(())
     }
@@ -292,6 +292,14 @@ fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
     let healthz = args.ports.healthz(args.capture.mode());
     let healthz = open(healthz, "health checks of the node", "--healthz-bind-address")?;
     Ok((healthz, open(args.ports.metrics(), "metrics", "--metrics-bind-address")?))
+}
+
+/// Waits for what a look at the configuration brings: what is to change, if anything. For ever where nobody looks.
+async fn changed(file: &mut Option<config::Follower>) -> Option<config::Change> {
+    match file {
+        Some(file) => file.seen().await,
+        None => pending().await,
+    }
 }
 
 /// Returns when a signal asks for the end.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use sluice_testbed::apiserver::Apiserver;
 use tempfile::TempDir;
@@ -245,4 +246,30 @@ fn the_oom_score_is_what_is_asked_for() {
     let agent = Agent::start(&["--manifests", directory.path().to_str().unwrap(), "--oom-score-adj", "321"]);
     let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.child.id())).unwrap();
     assert_eq!(score.trim(), "321");
+}
+
+#[test]
+fn a_file_that_becomes_something_else_holds_nothing_up() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("config.conf");
+    let manifests = directory.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let text = format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nsluice:\n  capture: bind\n  \
+         manifests: [{}]\n",
+        manifests.display()
+    );
+    fs::write(&file, &text).unwrap();
+    let mut agent = Agent::start(&["--config", file.to_str().unwrap()]);
+    // Whoever opens it to read waits for a writer.
+    let fifo = directory.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    fs::rename(&fifo, &file).unwrap();
+    let line = agent.wait_for("cannot be read");
+    assert!(line.contains("no regular file") && line.contains("stays in force"), "{line}");
+    fs::write(&fifo, format!("{text}  gracePeriod: 7s\n")).unwrap();
+    fs::rename(&fifo, &file).unwrap();
+    agent.wait_for("these take effect: --grace-period");
+    agent.signal(Signal::TERM);
+    assert!(agent.wait().success());
 }
