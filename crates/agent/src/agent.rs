@@ -14,6 +14,7 @@ use rustix::system::uname;
 use sluice_capture::tproxy;
 use sluice_dataplane::Config;
 use sluice_table::WriterConfig;
+use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use self::source::{Following, Source};
@@ -100,17 +101,22 @@ impl<'a> Serving<'a> {
             init::adjust_oom_score(score);
         }
         let (healthz_port, metrics_port) = own_ports(args)?;
-        let signals = Signals::new()?;
+        let mut signals = Signals::new()?;
+        let until_started = EndAtOnce::when_told_to(logging.clone())?;
         let (events, unwritten) = Events::new();
         let proxy = proxy_config(args, &node, dataplane, events.clone())?;
         let is_capturing = matches!(proxy.capture, CaptureConfig::Tproxy(_));
         let proxy = Proxy::start(proxy)?;
+        drop(until_started);
         if is_capturing {
             check::warn_of_problems();
         }
         let observer = proxy.observer();
         let controller = Controller::start(proxy).context("cannot start the controller")?;
-        let following = source.follow(controller.feed(), observer.clone()).await?;
+        let following = tokio::select! {
+            following = source.follow(controller.feed(), observer.clone()) => following?,
+            told = told_to_end(&mut signals) => end_at_once(told, logging),
+        };
         match following.events() {
             Some(writer) => events.write(unwritten, writer, &node),
             // Nobody is there to be told.
@@ -255,12 +261,41 @@ impl<'a> Serving<'a> {
         };
         tokio::select! {
             cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
-            () = told_to_end(&mut signals) => std::process::exit(1),
+            _ = told_to_end(&mut signals) => std::process::exit(1),
         }
         // Changes have been followed until here, and questions answered.
         drop((following, admin));
         Ok(())
     }
+}
+
+/// Ends the process when a signal asks for it, until it is dropped: while an agent starts, which may wait for programs.
+struct EndAtOnce(AbortHandle);
+
+impl EndAtOnce {
+    fn when_told_to(logging: Logging) -> Result<Self> {
+        let mut signals = Signals::new()?;
+        // On another thread than that which waits for programs.
+        let task = tokio::spawn(async move {
+            let told = told_to_end(&mut signals).await;
+            end_at_once(told, &logging)
+        });
+        Ok(Self(task.abort_handle()))
+    }
+}
+
+impl Drop for EndAtOnce {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Ends the process that starts. Nothing relies on it so far, and what it has half written in the kernel the next one takes
+/// over, as after a kill.
+fn end_at_once(told: Told, logging: &Logging) -> ! {
+    warn!("{told} while it starts: it ends at once");
+    logging.finish();
+    std::process::exit(0)
 }
 
 /// What the proxy is to do.
@@ -302,9 +337,14 @@ async fn changed(file: &mut Option<config::Follower>) -> Option<config::Change> 
     }
 }
 
-/// Returns when a signal asks for the end.
-async fn told_to_end(signals: &mut Signals) {
-    while signals.next().await == Told::HangUp {}
+/// Returns when a signal asks for the end: which.
+async fn told_to_end(signals: &mut Signals) -> Told {
+    loop {
+        match signals.next().await {
+            Told::HangUp => {}
+            told => return told,
+        }
+    }
 }
 
 /// What kube-proxy says of its start.

@@ -11,6 +11,7 @@ use sluice_testbed::lab::{Host, Outcome, PATIENCE, Process, SILENCE};
 
 use crate::manifests::{BACKEND, Service, cluster_ip};
 use crate::scene::{Conversation, READY, Scene, until, well};
+use crate::slow_nft::SlowNft;
 
 #[test]
 fn after_kill_9_the_next_agent_answers_the_first_question_and_those_asked_before_it_came() {
@@ -250,4 +251,27 @@ fn mark(scene: &Scene, monitor: &Process, name: &str) {
         well(scene.lab.node().ns.nft_file(&format!("add table ip {name}\ndelete table ip {name}\n")));
         monitor.wait_for(name, SILENCE).is_ok()
     });
+}
+
+#[test]
+fn an_agent_that_waits_for_nft_at_its_start_ends_when_it_is_told_to() {
+    let scene = Scene::new();
+    // Before anything is done, and once the rules are written: the second agent finds the kernel's settings made.
+    let from_the_start = SlowNft::new();
+    from_the_start.slow_down();
+    for nft in [from_the_start, SlowNft::after_the_first_transaction()] {
+        let mut command = scene.command();
+        nft.of(&mut command);
+        let mut agent = well(scene.lab.node().spawn(&command));
+        until("nft runs", || nft.is_waited_for());
+        well(agent.signal(Signal::TERM));
+        assert!(well(agent.wait(PATIENCE)).success(), "{:?}", agent.lines());
+        well(agent.wait_for("SIGTERM while it starts", PATIENCE));
+        nft.go_on();
+        // It is in nobody's way.
+        let mut next = scene.start();
+        scene.assert_served(1);
+        well(next.signal(Signal::TERM));
+        assert!(well(next.wait(PATIENCE)).success(), "{:?}", next.lines());
+    }
 }
