@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::future::pending;
 use std::io::{self, IsTerminal};
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -113,6 +115,8 @@ pub async fn top(args: &TopArgs) -> Result<()> {
     let mut shown: Option<Sample> = None;
     // The first rates are there soon.
     let mut next = Instant::now() + interval.min(Duration::from_millis(500));
+    // A question under way: it may take long, and signals and keys do not wait for it.
+    let mut asked = None;
     terminal.draw("looking ...")?;
     loop {
         tokio::select! {
@@ -122,9 +126,14 @@ pub async fn top(args: &TopArgs) -> Result<()> {
                 None if key == b'q' => return Ok(()),
                 None => continue,
             },
-            () = tokio::time::sleep_until(next.into()) => {
+            () = tokio::time::sleep_until(next.into()), if asked.is_none() => {
                 next = Instant::now() + interval;
-                match Sample::take(args).await {
+                asked = Some(Box::pin(Sample::take(args)));
+                continue;
+            }
+            answer = answered(&mut asked) => {
+                asked = None;
+                match answer {
                     Ok(now) => {
                         if let Some(last) = shown.replace(now) {
                             before = last;
@@ -141,6 +150,14 @@ pub async fn top(args: &TopArgs) -> Result<()> {
         if let Some(now) = &shown {
             terminal.draw(&table(&before, now, sort, Terminal::size().0))?;
         }
+    }
+}
+
+/// Waits for the answer to a question; for ever where there is none under way.
+async fn answered<T>(asked: &mut Option<Pin<Box<impl Future<Output = T>>>>) -> T {
+    match asked {
+        Some(asked) => asked.await,
+        None => pending().await,
     }
 }
 

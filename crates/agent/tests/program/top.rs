@@ -1,12 +1,16 @@
 //! `sluice top`, on a terminal and without one.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{Read, Write, copy};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Agent, ask, until};
+use crate::common::{Agent, PATIENCE, ask, until};
 use crate::inside::Scene;
 
 #[test]
@@ -73,5 +77,59 @@ fn a_terminal_is_drawn_on_sorted_by_key_and_given_back_as_it_was() {
         let (modes, susp) = (said("icanon"), said("susp ="));
         assert!(modes.len() == 2 && modes[0] == modes[1] && susp[0] == susp[1], "{modes:?} {susp:?}");
         assert!(modes[1].split_whitespace().any(|mode| mode == "icanon"), "{modes:?}");
+    }
+}
+
+/// Hands so many questions on to the agent, and keeps the next one for good. It is told of, with its connection.
+fn hanging_after(questions: usize, scene: &Scene) -> (PathBuf, mpsc::Receiver<UnixStream>) {
+    let (path, agent) = (scene.socket().with_file_name("hanging.sock"), scene.socket());
+    let listener = UnixListener::bind(&path).unwrap();
+    let (hangs, hanging) = mpsc::channel();
+    thread::spawn(move || {
+        for _ in 0..questions {
+            let (mut client, mut agent) =
+                (listener.accept().unwrap().0, UnixStream::connect(&agent).unwrap());
+            let (mut from_client, mut to_agent) = (client.try_clone().unwrap(), agent.try_clone().unwrap());
+            thread::spawn(move || {
+                let _ = copy(&mut from_client, &mut to_agent);
+                let _ = to_agent.shutdown(Shutdown::Write);
+            });
+            thread::spawn(move || {
+                let _ = copy(&mut agent, &mut client);
+                let _ = client.shutdown(Shutdown::Write);
+            });
+        }
+        let _ = hangs.send(listener.accept().unwrap().0);
+    });
+    (path, hanging)
+}
+
+#[test]
+fn it_can_be_left_while_the_agent_hangs() {
+    let scene = Scene::start();
+    for end in ["q", "\u{3}"] {
+        // Two for each look.
+        let (socket, hanging) = hanging_after(4, &scene);
+        let top = format!(
+            "trap : INT; {} top --interval 100ms --admin-socket {}; echo the-end",
+            env!("CARGO_BIN_EXE_sluice"),
+            socket.display()
+        );
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &top, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut top = Agent::run_for(&mut command, |child| Box::new(child.stdout.take().unwrap()));
+        let mut keys = top.child.stdin.take().unwrap();
+        let _unanswered = hanging.recv_timeout(PATIENCE).unwrap();
+        // What is asked for by a key is drawn from what is known.
+        keys.write_all(b"o").unwrap();
+        let is_drawn = |line: &&String| line.contains("CONNECTIONS/S");
+        until("it is drawn again", || top.heard().iter().filter(is_drawn).count() == 2);
+        keys.write_all(end.as_bytes()).unwrap();
+        top.wait_for("the-end");
+        std::fs::remove_file(socket).unwrap();
     }
 }
