@@ -101,10 +101,11 @@ impl Scene {
         nft(&self.lab, what)
     }
 
-    /// Starts an agent and waits until it is ready.
+    /// Starts an agent and waits until it is ready, and answers commands, which it does a moment later.
     pub(crate) fn start(&self) -> Process {
         let agent = well(self.lab.node().spawn(&self.command()));
         well(agent.wait_for(READY, PATIENCE));
+        well(agent.wait_for("answering commands", PATIENCE));
         agent
     }
 
