@@ -99,7 +99,6 @@ fn pods_and_namespaces_are_left_to_the_relay_by_their_annotation() {
     let led = |host: &Host| to.map(|to| is_led(&agent, host, to));
     let becomes = |what: &str, wanted: bool| until(what, || led(lab.pod(0)) == [wanted; 2]);
     becomes("a pod that says nothing is led", true);
-    // Before its first beat there is no agent yet, and all are led.
     until("one that nobody knows is relayed", || led(lab.pod(1)) == [false; 2]);
     assert_eq!(why(&agent, lab.pod(1), to[0]), "no pod of this node is known to have the client's address");
     apiserver.update(Resource::Pods, a(Some("false"))).unwrap();
