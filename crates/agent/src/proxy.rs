@@ -1,5 +1,4 @@
-//! The proxy as one piece: objects in, traffic carried. Table, capture and data plane, and the order in
-//! which a change goes through them.
+//! The proxy as one piece: objects in, traffic carried. Table, capture, data plane, and the order in which a change goes through.
 //!
 //! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
 //! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
@@ -201,15 +200,13 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Makes changes take effect, all of them in one step. When it returns new connections are decided
-    /// by the new state.
+    /// Makes changes take effect, all of them in one step. When it returns new connections are decided by the new state.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         self.take(changes);
         self.settle();
     }
 
-    /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel, and follow by
-    /// [`Proxy::advance`].
+    /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel: [`Proxy::advance`].
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
         let changes = changes.into_iter().inspect(|change| match change {
             Change::Apply(Object::Node(node)) if node.name == self.node => {
@@ -358,8 +355,7 @@ impl Proxy {
         self.has_offered && has_relay
     }
 
-    /// Leaves to another agent that has taken this one's place what goes by this one's view, and takes it back should that
-    /// one end.
+    /// Leaves to another agent in this one's place what goes by this one's view, and takes it back should that one end.
     fn follow_tenure(&mut self) {
         let (Some(tenure), Some(listeners)) = (&self.tenure, &mut self.listeners) else { return };
         let was_replaced = std::mem::replace(&mut self.is_replaced, tenure.is_replaced());
