@@ -3,8 +3,8 @@
 //!
 //! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
 //! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `pods`: whose are
-//! not, by their own wish. `sweep`:
-//! ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all that is done.
+//! not, by their own wish. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all
+//! that is done.
 
 mod attach;
 mod handing_over;

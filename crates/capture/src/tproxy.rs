@@ -271,11 +271,8 @@ impl Tproxy {
                     Outcome::Written(why) => info!("the nftables table inet {TABLE} is written: {why}"),
                     Outcome::Repaired(damage) => {
                         self.counters.repair();
-                        if self.repairs.admit(now) {
-                            warn!("the nftables table inet {TABLE} is repaired: {damage}");
-                        } else {
-                            debug!("the nftables table inet {TABLE} is repaired: {damage}");
-                        }
+                        let what = format_args!("the nftables table inet {TABLE} is repaired: {damage}");
+                        self.repairs.warn(now, what);
                         self.settings.may_be_lost();
                     }
                 }
@@ -319,11 +316,8 @@ impl Tproxy {
         match self.routing.ensure(&mut self.repairs, now) {
             Ok(added) => {
                 for item in &added {
-                    if self.repairs.admit(now) {
-                        warn!("the {item} for captured packets was gone, and is back");
-                    } else {
-                        debug!("the {item} for captured packets was gone, and is back");
-                    }
+                    let what = format_args!("the {item} for captured packets was gone, and is back");
+                    self.repairs.warn(now, what);
                 }
                 if !added.is_empty() {
                     self.counters.repair();

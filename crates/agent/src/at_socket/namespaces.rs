@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sluice_socket::{Attached, Fate, Judge, Known, Namespaces};
+use sluice_socket::{Attached, Judge, Known, Namespaces};
 use tracing::{info, warn};
 
 use super::AtSocketConfig;
@@ -160,13 +160,12 @@ fn follow(
     names: &Names,
     pods: Option<&Pods>,
 ) {
-    let judge = |addresses: &[IpAddr]| pods.map_or(Fate::Led, |pods| pods.fate(addresses));
+    let judge = pods.map(|pods| |addresses: &[IpAddr]| pods.fate(addresses));
     loop {
-        let judge = pods.map(|pods| {
+        if let Some(pods) = pods {
             pods.begin_look();
-            &judge as Judge<'_>
-        });
-        let looked = namespaces.look(judge);
+        }
+        let looked = namespaces.look(judge.as_ref().map(|judge| judge as Judge<'_>));
         let longest = if looked.is_ok() { PERIOD } else { RETRY };
         tell(
             names,

@@ -1,7 +1,9 @@
 //! How often it is said what others have broken and was mended: somebody may break it all the time, and a log is to be read.
-//! Pure.
 
+use std::fmt;
 use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
 
 /// Lines in an [`INTERVAL`].
 const BURST: u32 = 10;
@@ -31,6 +33,15 @@ impl Lines {
             self.left_out += 1;
         }
         is_admitted
+    }
+
+    /// Warns of it, or notes it where enough has been said.
+    pub(super) fn warn(&mut self, now: Instant, what: fmt::Arguments<'_>) {
+        if self.admit(now) {
+            warn!("{what}");
+        } else {
+            debug!("{what}");
+        }
     }
 
     /// How many were not said, once their interval is over and where that has not been told yet.

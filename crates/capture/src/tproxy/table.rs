@@ -320,11 +320,8 @@ impl Table {
                 let differences =
                     Vec::from_iter(elements.into_iter().chain(structure).take(DIFFERENCES_SAID));
                 let differences = differences.join("; ");
-                if self.lines.admit(Instant::now()) {
-                    warn!("the nftables table inet {TABLE} is not as it says: {differences}");
-                } else {
-                    debug!("the nftables table inet {TABLE} is not as it says: {differences}");
-                }
+                let what = format_args!("the nftables table inet {TABLE} is not as it says: {differences}");
+                self.lines.warn(Instant::now(), what);
                 Why::Damaged
             }
             Err(error) => {

@@ -2,7 +2,6 @@
 //! that has come in, in batches.
 
 use std::collections::HashSet;
-use std::future;
 use std::time::Duration;
 
 use sluice_model::Change;
@@ -136,12 +135,6 @@ pub(super) async fn collect(
     let mut on_first = Some(on_first);
     loop {
         let deadline = pending.deadline();
-        let patience = async {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => future::pending().await,
-            }
-        };
         // While the receiver is busy, changes gather.
         tokio::select! {
             permit = batches.reserve(), if pending.is_due() => {
@@ -159,7 +152,7 @@ pub(super) async fn collect(
                 Some(more) => pending.add(more),
                 None => return,
             },
-            () = patience => pending.open(),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => pending.open(),
             () = batches.closed() => return,
         }
     }
