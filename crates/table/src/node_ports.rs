@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use sluice_model::{Family, Node};
 
-/// Addresses that only a route makes the node's and that nodePorts are served on, the first ones: there is a frontend for each
+/// Addresses of a family that only a route makes the node's and that nodePorts are served on, the first ones: there is a frontend for each
 /// nodePort on each of them, and where load balancers' addresses are such routes there is one for each load balancer.
 pub(crate) const ROUTED_MAX: usize = 64;
 
@@ -62,10 +62,8 @@ impl NodePortAddresses {
                 })
                 .collect(),
         };
-        if !routed.is_empty() {
-            let [v4, v6] = [Family::V4, Family::V6].map(|family| self.takes_all(family, node));
-            let counting = routed.iter().filter(|ip| if ip.is_ipv4() { v4 } else { v6 });
-            addresses.extend(counting.take(ROUTED_MAX));
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| self.takes_all(*family, node)) {
+            addresses.extend(routed.iter().filter(|ip| Family::of(**ip) == family).take(ROUTED_MAX));
         }
         addresses.retain(|ip| !ip.is_loopback());
         addresses.sort_unstable();
@@ -221,8 +219,13 @@ mod tests {
             assert_eq!(setting.goes_by_routes(node.as_ref()), wanted.contains("::7"), "{name}");
         }
         let (all, node, interfaces) = world("", "192.0.2.1");
-        let routed: Vec<IpAddr> = (2..=200).map(|n| IpAddr::from([192, 0, 2, n])).collect();
-        assert_eq!(all.addresses(node.as_ref(), &interfaces, &routed).len(), 1 + ROUTED_MAX, "a bound");
+        let routed = (2..=200).flat_map(|n| {
+            [IpAddr::from([192, 0, 2, n]), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into()])]
+        });
+        let mut routed: Vec<IpAddr> = routed.collect();
+        routed.sort();
+        let served = all.addresses(node.as_ref(), &interfaces, &routed);
+        assert_eq!(served.len(), 1 + 2 * ROUTED_MAX, "a bound, of each family");
     }
 
     #[test]
