@@ -72,7 +72,7 @@ impl Names {
     pub(crate) fn words(&self) -> String {
         match self.get() {
             Told::Nothing => "in the network namespaces of the node and of pods".to_owned(),
-            Told::Node => "in the node's network namespace".to_owned(),
+            Told::Node => "in the node's network namespace alone (--socket-host-only)".to_owned(),
             Told::NodeAlone(why) => format!("in the node's network namespace alone, as {why}"),
             Told::Every => "in all network namespaces".to_owned(),
             Told::All(why) => format!("in all network namespaces, as {why}"),
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn whose_sockets_are_decided_about_is_told_in_words_and_as_a_number() {
         let cases = [
-            (Told::Node, "in the node's network namespace", 0),
+            (Told::Node, "in the node's network namespace alone (--socket-host-only)", 0),
             (Told::Every, "in all network namespaces", 0),
             (Told::All("it takes a right".into()), "all network namespaces, as it takes a right", 0),
             (
