@@ -1,6 +1,6 @@
 //! Requests to whichever apiserver is there, with the credentials of the moment.
 //!
-//! reqwest does HTTP/1.1 and HTTP/2, rustls with ring does TLS. What this adds: several apiservers, one
+//! reqwest does HTTP/1.1, HTTP/2 and gzip, rustls with ring does TLS. What this adds: several apiservers, one
 //! after the other; files with credentials and certificates that are read again; exec plugins.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -223,6 +223,10 @@ impl Transport {
         url.query_pairs_mut().extend_pairs(query);
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if query.iter().any(|(key, _)| *key == "watch") {
+            // An apiserver compresses none, and what is in between must not hold events back for a better ratio.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.get(url).headers(headers);
         let limit = self.config.timing.answer;

@@ -15,7 +15,7 @@ pub(crate) const QUIET: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\
 
 pub(crate) struct Canned {
     pub(crate) address: SocketAddr,
-    requests: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -25,8 +25,8 @@ impl Canned {
     pub(crate) async fn start(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (log, answer) = (Arc::clone(&requests), Arc::new(answer));
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (log, answer) = (Arc::clone(&heads), Arc::new(answer));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -34,13 +34,22 @@ impl Canned {
                 connections.spawn(serve(connection, Arc::clone(&log), Arc::clone(&answer)));
             }
         });
-        Self { address, requests, _tasks: tasks }
+        Self { address, heads, _tasks: tasks }
     }
 
     /// First lines of all requests so far.
     pub(crate) fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.heads().iter().map(|head| first_line(head).to_owned()).collect()
     }
+
+    /// The same with all headers.
+    pub(crate) fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+fn first_line(head: &str) -> &str {
+    head.lines().next().unwrap_or_default()
 }
 
 async fn serve(
@@ -55,9 +64,9 @@ async fn serve(
             Err(_) => return,
         }
         if head.ends_with(b"\r\n\r\n") {
-            let first = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
-            log.lock().unwrap().push(first.clone());
-            let answer = answer(&first);
+            let request = String::from_utf8_lossy(&head).into_owned();
+            let answer = answer(first_line(&request));
+            log.lock().unwrap().push(request);
             let written = connection.write_all(answer.as_bytes()).await;
             if written.is_err() || answer.contains("\r\nConnection: close\r\n") {
                 return;

@@ -6,6 +6,7 @@
 mod access;
 mod canned;
 mod cluster;
+mod compression;
 mod exec_plugins;
 mod faults;
 mod health;

@@ -51,6 +51,8 @@ pub struct Counters {
     pub connections: u64,
     /// All requests, those for no resource (discovery, health) too.
     pub all_requests: u64,
+    /// Answers that were compressed.
+    pub compressed: u64,
     requests: BTreeMap<(Verb, Resource), u64>,
     open_watches: BTreeMap<Resource, usize>,
 }

@@ -1,11 +1,14 @@
 //! One request: faults, authentication, and on to what it asks for.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, VARY};
 use http::request::Parts;
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
@@ -23,6 +26,9 @@ use super::{Shared, reads, writes};
 
 /// The limit of a real apiserver.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+
+/// What is read and is not smaller is compressed for who accepts that (`defaultGzipThresholdBytes`).
+const COMPRESSED_FROM: usize = 128 * 1024;
 
 const JSON: &str = "application/json";
 
@@ -123,8 +129,27 @@ impl ApiRequest<'_> {
     }
 
     pub(crate) fn answer(&self, code: StatusCode, json: impl Into<Bytes>) -> Response<Body> {
-        respond(self.shared, code, JSON, json.into())
+        let json = json.into();
+        let may_be_less = matches!(self.verb, Verb::Get | Verb::List) && json.len() >= COMPRESSED_FROM;
+        if !may_be_less || !self.header(&ACCEPT_ENCODING).is_some_and(accepts_gzip) {
+            return respond(self.shared, code, JSON, json);
+        }
+        self.shared.counters.send_modify(|counters| counters.compressed += 1);
+        let mut response = respond(self.shared, code, JSON, gzip(&json));
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        response
     }
+}
+
+fn accepts_gzip(encodings: &str) -> bool {
+    encodings.split(',').any(|encoding| encoding.split(';').next().is_some_and(|name| name.trim() == "gzip"))
+}
+
+/// With as little effort as a real apiserver makes.
+fn gzip(bytes: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("memory takes all").into()
 }
 
 fn header<'a>(parts: &'a Parts, name: &HeaderName) -> Option<&'a str> {
@@ -237,7 +262,7 @@ pub(crate) fn stream(body: Body) -> Response<Body> {
 fn response(code: StatusCode, media_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(media_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
