@@ -13,6 +13,8 @@
 //! Entries that are worth nothing are cleared away from the head of a queue. Its lock is held to take a few out, and not while
 //! they are looked at: no worker waits for what another one tells.
 
+mod kept;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use dashmap::{DashMap, Entry};
 
+pub use self::kept::Kept;
 use crate::follower::{Adopted, Follower, Led, SharedFollower};
 use crate::{Client, Upstream};
 

@@ -155,7 +155,7 @@ mod tests {
         let now = Instant::now();
         let client = Client { ip: [10, 244, 1, 1].into(), origin: Origin::LocalPod };
         let connect = || {
-            let mut selection = Selection::new(&port, FrontendKind::ClusterIp, client, now).unwrap();
+            let mut selection = Selection::new(&port, FrontendKind::ClusterIp, client, None, now).unwrap();
             let upstream = selection.next(now).unwrap();
             drop(selection.connected(&upstream, now));
             upstreams.iter().position(|other| Arc::ptr_eq(other, &upstream)).unwrap()

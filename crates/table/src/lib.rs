@@ -75,7 +75,7 @@ mod verdict;
 mod without_local;
 mod writer;
 
-pub use affinity::Affinity;
+pub use affinity::{Affinity, Kept};
 pub use answer::{Answer, Why};
 pub use at_socket::{AtSocket, SocketOutcomes, WhyRelayed};
 pub use backends::Backends;

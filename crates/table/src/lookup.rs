@@ -1,6 +1,7 @@
 //! The lock-free side: from a frontend to its route.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -149,7 +150,22 @@ impl Route {
     /// It is to be refused or dropped.
     #[inline]
     pub fn select(&self, client: Client, now: Instant) -> Result<Selection, Rejection> {
-        Selection::new(&self.port, self.kind, client, now)
+        Selection::new(&self.port, self.kind, client, None, now)
+    }
+
+    /// Decides about a flow that goes on: one that another agent or worker had opened to this endpoint. It goes there again
+    /// without taking a turn, as long as the endpoint [keeps](Route::keeps_flow) its flows; otherwise as a new one.
+    ///
+    /// # Errors
+    /// It is to be refused or dropped.
+    pub fn select_again(
+        &self,
+        client: Client,
+        endpoint: SocketAddr,
+        now: Instant,
+    ) -> Result<Selection, Rejection> {
+        let kept = self.port.endpoint_at(endpoint).filter(|upstream| self.keeps_flow(upstream));
+        Selection::new(&self.port, self.kind, client, kept, now)
     }
 
     /// What happens to connections of clients there, and why, whatever the sources that may connect.

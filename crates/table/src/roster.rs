@@ -27,6 +27,12 @@ impl Roster {
         &self.current
     }
 
+    /// The endpoint that the slices name at an address.
+    pub(crate) fn at(&self, address: SocketAddr) -> Option<&Arc<Upstream>> {
+        let place = self.current.binary_search_by_key(&address, |upstream| upstream.address()).ok()?;
+        self.current.get(place)
+    }
+
     /// The sum over all that there are and were.
     pub(crate) fn traffic(&mut self) -> Traffic {
         self.settle();

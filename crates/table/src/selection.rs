@@ -101,12 +101,13 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Decides about a new connection or flow.
+    /// Decides about a new connection or flow; or about one that goes on, which names the endpoint that it has first.
     #[inline]
     pub(crate) fn new(
         port: &Arc<ServicePort>,
         kind: FrontendKind,
         client: Client,
+        kept: Option<Arc<Upstream>>,
         now: Instant,
     ) -> Result<Self, Rejection> {
         let client = client.canonical();
@@ -117,9 +118,12 @@ impl Selection {
             Some(limit) => Some(limit.take().ok_or(TOO_MANY)?),
         };
         let asked = Asked { set, client, source, now };
-        let may_be_due_to_doubt = may_be_decided_there(kind, client.origin);
-        let in_doubt = may_be_due_to_doubt.then(|| port.pick_in_doubt(&backends, asked)).flatten();
-        let picked = in_doubt.or_else(|| port.pick(&backends, asked));
+        let kept = kept.map(|upstream| Picked { upstream, is_last_resort: false });
+        let picked = kept.or_else(|| {
+            let may_be_due_to_doubt = may_be_decided_there(kind, client.origin);
+            let in_doubt = may_be_due_to_doubt.then(|| port.pick_in_doubt(&backends, asked)).flatten();
+            in_doubt.or_else(|| port.pick(&backends, asked))
+        });
         let last_resorts = picked.as_ref().map_or(0, |picked| usize::from(picked.is_last_resort));
         let first = picked.map(|picked| picked.upstream);
         let connecting = first.as_ref().filter(|_| backends.balance() == Balance::LeastConnections);

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -10,7 +11,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use sluice_model::{Family, ServicePortName};
 
-use crate::affinity::{Affinity, Asking, Budget};
+use crate::affinity::{Affinity, Asking, Budget, Kept};
 use crate::backends::{Backends, Facts, PortRules};
 use crate::balance::Balancer;
 use crate::doubt_search::{self, DoubtSearch};
@@ -221,6 +222,30 @@ impl ServicePort {
         let timeout = self.load().rules.affinity;
         let known = timeout.zip(self.affinity.get());
         known.is_some_and(|(timeout, affinity)| affinity.adopt(adopted, timeout, now))
+    }
+
+    /// The clients that keep an endpoint at this moment, at most `limit` of them, for the next agent. Those whom a
+    /// [`Follower`](crate::Follower) leads are left out: the follower hands them over itself.
+    pub fn kept_clients(&self, now: Instant, limit: usize) -> Vec<Kept> {
+        let known = self.load().rules.affinity.zip(self.affinity.get());
+        known.map(|(timeout, affinity)| affinity.all_kept(timeout, now, limit)).unwrap_or_default()
+    }
+
+    /// Remembers a client that another agent remembered, unless it is known here, its time is over, its endpoint is gone, or
+    /// there is no room. Returns whether it is remembered now because of this.
+    pub fn recall_client(&self, kept: &Kept, now: Instant) -> bool {
+        let backends = self.load();
+        let Some((timeout, affinity)) = backends.rules.affinity.zip(self.affinity.get()) else {
+            return false;
+        };
+        let Some(upstream) = self.endpoint_at(kept.endpoint) else { return false };
+        let is_kept = backends.cluster.contains(&upstream) || backends.local.contains(&upstream);
+        is_kept && affinity.recall(kept, &upstream, timeout, now)
+    }
+
+    /// The endpoint that the slices name at an address, whether it can serve or not.
+    pub(crate) fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Upstream>> {
+        self.roster().at(address).map(Arc::clone)
     }
 
     /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be

@@ -175,7 +175,7 @@ pub(crate) mod tests {
 
     fn select(port: &Arc<ServicePort>, kind: FrontendKind, client: u8) -> Selection {
         let client = Client { ip: [10, 244, 1, client].into(), origin: Origin::LocalPod };
-        Selection::new(port, kind, client, Instant::now()).unwrap()
+        Selection::new(port, kind, client, None, Instant::now()).unwrap()
     }
 
     /// Whom so many connections are led to first; all are established.

@@ -242,3 +242,43 @@ fn connections_of_one_client_at_the_same_time_share_an_endpoint() {
     });
     assert_eq!(turn.into_inner(), 250, "each client chose once");
 }
+
+#[test]
+fn what_one_agent_remembers_the_next_one_does() {
+    let (old, new) = (Scene::new(8), Scene::new(8));
+    let _ = [old.connect(1, 0), old.connect(2, 40), old.connect(3, 50)];
+    let now = old.start + Duration::from_secs(100);
+    let kept = old.affinity.all_kept(TIMEOUT, now, 8);
+    assert_eq!(kept.len(), 2, "the first one is forgotten: {kept:?}");
+    assert_eq!(old.affinity.all_kept(TIMEOUT, now, 1).len(), 1);
+    // It has met one of them by itself.
+    let now = new.start + Duration::from_secs(10);
+    new.turn.set(2);
+    assert_eq!(new.connect(3, 0), 3);
+    new.turn.set(0);
+    let recalled = kept.iter().filter(|kept| {
+        let upstream = new.upstreams.iter().find(|upstream| upstream.address() == kept.endpoint).unwrap();
+        new.affinity.recall(kept, upstream, TIMEOUT, now)
+    });
+    assert_eq!(recalled.count(), 1);
+    assert_eq!((new.connect(2, 10), new.connect(3, 10)), (2, 3));
+    // The client was idle for 60 s when it was told of, and has connected since.
+    assert_eq!(new.connect(2, 109), 2);
+}
+
+#[test]
+fn what_is_recalled_has_the_time_that_was_left_and_no_more_room_than_others() {
+    let scene = Scene::new(2);
+    let recall = |client: u8, idle: u64| {
+        let upstream = &scene.upstreams[2];
+        let idle = Duration::from_secs(idle);
+        let client = [10, 1, 0, client].into();
+        let kept = Kept { client, endpoint: upstream.address(), idle, is_apart: false };
+        scene.affinity.recall(&kept, upstream, TIMEOUT, scene.start + Duration::from_secs(200))
+    };
+    assert!(!recall(1, 100), "its time is over");
+    assert!(recall(1, 99) && recall(2, 0));
+    assert!(!recall(3, 0), "there is no room");
+    assert_eq!(scene.connect(1, 201), 1, "a second was left");
+    assert_eq!(scene.connect(2, 299), 3);
+}

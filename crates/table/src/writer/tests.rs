@@ -197,6 +197,28 @@ fn an_endpoint_that_is_the_service_itself_serves_where_our_own_packets_are_known
 }
 
 #[test]
+fn a_flow_that_goes_on_takes_nobodys_turn_and_stays_while_its_endpoint_serves() {
+    let mut writer = writer();
+    let mut reader = writer.table().reader();
+    step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[1, 2, 3]))]);
+    let again = |reader: &mut Reader, endpoint: u8| {
+        let (route, now) = (reader.lookup(key(WEB)).unwrap(), Instant::now());
+        let endpoint = ([10, 0, 0, endpoint], 8080).into();
+        let mut selection = route.select_again(client(), endpoint, now).unwrap();
+        selection.next(now).unwrap().address().ip()
+    };
+    let first = picks(&mut reader, key(WEB), 1);
+    for _ in 0..4 {
+        assert_eq!(again(&mut reader, 2), IpAddr::from([10, 0, 0, 2]));
+    }
+    let others = picks(&mut reader, key(WEB), 2);
+    assert!(!others.contains(&first[0]) && others[0] != others[1], "{first:?} {others:?}");
+    // Another endpoint is chosen as for any flow once that one is gone.
+    step(&mut writer, [apply(slice("web-a", "web", &[1]))]);
+    assert_eq!(again(&mut reader, 2), IpAddr::from([10, 0, 0, 1]));
+}
+
+#[test]
 fn an_endpoint_that_moves_between_slices_in_one_step_is_never_missing() {
     let mut writer = writer();
     let mut reader = writer.table().reader();
