@@ -32,6 +32,7 @@ use crate::listen::{Opening, Place};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::proxy::{CaptureConfig, Observer, Proxy, ProxyConfig};
+use crate::recall::{Predecessor, Recall};
 use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::{check, cleanup, config, handover, init, logging};
@@ -82,6 +83,8 @@ struct Serving<'a> {
     healthz: Option<Healthz>,
     inside: Arc<Inside>,
     admin: Option<Admin>,
+    /// What a successor asks, until this agent ends.
+    _recall: Option<Recall>,
 }
 
 impl<'a> Serving<'a> {
@@ -104,14 +107,17 @@ impl<'a> Serving<'a> {
         let mut signals = Signals::new()?;
         let until_started = EndAtOnce::when_told_to(logging.clone())?;
         let (events, unwritten) = Events::new();
-        let proxy = proxy_config(args, &node, dataplane, events.clone())?;
+        let mut proxy = proxy_config(args, &node, dataplane, events.clone())?;
         let is_capturing = matches!(proxy.capture, CaptureConfig::Tproxy(_));
+        let predecessor = if is_capturing { Predecessor::ask().await } else { None };
+        proxy.recalled = predecessor.as_ref().map(|predecessor| predecessor.memory().clone());
         let proxy = Proxy::start(proxy)?;
         drop(until_started);
         if is_capturing {
             check::warn_of_problems();
         }
         let observer = proxy.observer();
+        let recall = is_capturing.then(|| Recall::start(&observer, predecessor));
         let controller = Controller::start(proxy).context("cannot start the controller")?;
         let following = tokio::select! {
             following = source.follow(controller.feed(), observer.clone()) => following?,
@@ -181,6 +187,7 @@ impl<'a> Serving<'a> {
             healthz,
             inside,
             admin,
+            _recall: recall,
         })
     }
 
@@ -202,6 +209,7 @@ impl<'a> Serving<'a> {
     fn look_after(&mut self) -> Result<()> {
         self.logging.flush();
         self.following.check_age();
+        self.observer.end_recall_if_due();
         let failures = self.observer.capture_stats().map_or(0, |stats| stats.failures);
         if let Some(trouble) = self.trouble.look(self.observer.capture_failing_for(), failures) {
             self.events.say(trouble);
@@ -314,6 +322,7 @@ fn proxy_config(args: &AgentArgs, node: &str, dataplane: Config, events: Events)
         node_ports: args.capture.node_ports(),
         at_socket: args.capture.at_socket(flow_idle.conversation)?,
         leftovers: args.capture.leftovers(),
+        recalled: None,
         dataplane,
         events,
     })

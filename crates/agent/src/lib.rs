@@ -36,6 +36,7 @@ mod http_server;
 mod init;
 pub mod port_args;
 mod programming;
+mod recall;
 pub mod reference;
 mod running;
 pub mod runtime;

@@ -6,6 +6,7 @@
 mod config;
 mod notices;
 mod observer;
+mod report;
 mod routed;
 #[cfg(test)]
 mod tests;
@@ -26,17 +27,19 @@ use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
 use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer};
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::at_socket::SocketMode;
 use crate::capture_listeners::{self, CaptureListeners};
 use crate::events::Events;
 use crate::programming::Programming;
+use crate::recall::Memory;
 
 pub use config::{CaptureConfig, ProxyConfig};
 use notices::Teller;
 pub use observer::Observer;
 pub(crate) use observer::Size;
+use report::report;
 use routed::Routed;
 
 /// What fails if the kernel does not tell of addresses.
@@ -55,6 +58,8 @@ pub struct Proxy {
     /// What the capture is about to make true, and since when; the table is not finished with it.
     under_way: Option<(Plan, Instant)>,
     programming: Arc<Programming>,
+    /// Which clients keep which endpoint, of the agent before, until there is something to serve.
+    recalled: Option<Memory>,
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
     listeners: Option<CaptureListeners>,
@@ -175,6 +180,7 @@ impl Proxy {
             at_socket,
             under_way: None,
             programming: Arc::default(),
+            recalled: config.recalled,
             dataplane,
             listeners,
             tenure,
@@ -291,6 +297,9 @@ impl Proxy {
         let frontends: Vec<Frontend> = plan.withdraw.iter().map(|state| state.frontend).collect();
         self.at_socket.withdraw(&frontends);
         self.writer.publish(&mut plan);
+        if let Some(recalled) = self.recalled.take() {
+            recalled.recall_clients(self.writer.table());
+        }
         self.open_listeners();
         self.begun += 1;
         self.capture.begin(Step {
@@ -481,19 +490,5 @@ impl Proxy {
         // The kernel's rules, and its programs, are left to a successor, which may be of another version.
         drop((capture, at_socket));
         dataplane.drain(grace)
-    }
-}
-
-/// Says what has changed about the frontends.
-fn report(step: &Step, took: Duration) {
-    for state in &step.withdraw {
-        debug!(frontend = %state.frontend, service = %state.port, "withdrawn");
-    }
-    for state in &step.offer {
-        debug!(frontend = %state.frontend, service = %state.port, verdict = ?state.outside, "offered");
-    }
-    let (withdrawn, offered) = (step.withdraw.len(), step.offer.len());
-    if withdrawn + offered > 0 {
-        info!(withdrawn, offered, ?took, "frontends changed");
     }
 }

@@ -57,11 +57,36 @@ pub enum ConnectionState {
     Answered,
 }
 
+/// Who talks to whom by a UDP flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowEnds {
+    /// Where the client sends from.
+    pub client: SocketAddr,
+    /// Where the client sends to.
+    pub frontend: SocketAddr,
+    /// Where its datagrams are sent on to.
+    pub endpoint: SocketAddr,
+}
+
+impl FlowEnds {
+    /// Those of a UDP flow; `None` of a TCP session.
+    pub fn of(connection: &Connection) -> Option<Self> {
+        let Connection { protocol, client, frontend, endpoint, .. } = *connection;
+        let ends = frontend.zip(endpoint).filter(|_| protocol == Protocol::Udp);
+        ends.map(|(frontend, endpoint)| Self { client, frontend, endpoint })
+    }
+}
+
 /// Where a walk over a worker's connections goes on; it begins at the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub(crate) protocol: Protocol,
     pub(crate) slot: usize,
+}
+
+impl Place {
+    /// Where a walk over the UDP flows alone begins.
+    pub const UDP: Self = Self { protocol: Protocol::Udp, slot: 0 };
 }
 
 impl Default for Place {

@@ -20,6 +20,7 @@ use crate::throttle::{OnceAMinute, Throttle};
 use crate::timers::Timers;
 use crate::token::SlotId;
 use crate::transparent::Marks;
+use crate::udp::recall::Recall;
 
 /// Whose deadline it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +69,8 @@ pub(crate) struct Core {
     pub(crate) log: Option<ConnectionLog>,
     /// Whether service ports count times and datagrams of their own.
     pub(crate) service_times: bool,
+    /// Where flows lead that come from another worker or agent.
+    pub(crate) recall: Arc<Recall>,
     pub(crate) says: Says,
     /// The time at which the current turn of the loop began, or later: see [`Core::refresh`].
     pub(crate) now: Instant,

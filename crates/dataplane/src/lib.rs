@@ -42,7 +42,7 @@ use mio::{Poll, Waker};
 use sluice_model::{Frontend, Protocol};
 use sluice_table::{Origin, Table};
 
-pub use connection::{Connection, ConnectionState, Part, Place};
+pub use connection::{Connection, ConnectionState, FlowEnds, Part, Place};
 pub use descriptors::{Listeners, Permit, raise_descriptor_limit};
 pub use load::WorkerLoad;
 pub use local_ports::EPHEMERAL_PORTS;
@@ -57,6 +57,7 @@ use contact::{Contact, Others};
 use descriptors::Descriptors;
 use local_ports::LocalPorts;
 use token::Source;
+use udp::recall::Recall;
 use worker::{Command, Shared, Worker};
 
 /// How the data plane is to run.
@@ -108,6 +109,9 @@ pub struct Dataplane {
     log: Option<LogThread>,
     marks: Option<Marks>,
     listeners: Listeners,
+    recall: Arc<Recall>,
+    /// How long flows are remembered while agents take over from each other.
+    conversation_idle: Duration,
     /// What they have taken.
     frontends: Mutex<HashMap<Frontend, Permit>>,
 }
@@ -130,6 +134,7 @@ impl Dataplane {
         let (pipes, local_ports) = (tcp::pipe::budget(&descriptors), LocalPorts::of_this_node());
         let log = config.connection_log.map(connection_log::start).transpose()?;
         let (log, thread) = log.unzip();
+        let recall = Arc::<Recall>::default();
         let seats = (0..config.workers.max(1)).map(|_| {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), Source::Waker.token())?;
@@ -147,6 +152,7 @@ impl Dataplane {
                 pipes: Arc::clone(&pipes),
                 local_ports: local_ports.clone(),
                 log: log.clone(),
+                recall: Arc::clone(&recall),
                 others: Others::of(number, &contacts),
             };
             let worker = Worker::new(&config, poll, shared, commands)?;
@@ -161,7 +167,15 @@ impl Dataplane {
         });
         let workers = workers.collect::<io::Result<_>>()?;
         let listeners = Listeners::of(&descriptors);
-        Ok(Self { workers, log: thread, marks: config.marks, listeners, frontends: Mutex::default() })
+        Ok(Self {
+            workers,
+            log: thread,
+            marks: config.marks,
+            listeners,
+            recall,
+            conversation_idle: config.udp_conversation_idle(),
+            frontends: Mutex::default(),
+        })
     }
 
     /// What others than workers may take of the file descriptors, for sockets that listen.
@@ -272,6 +286,18 @@ impl Dataplane {
     pub fn end_flows_from(&self, gone: impl Into<Arc<[IpAddr]>>) {
         let gone = gone.into();
         self.ask(|done| Command::EndFlows(Arc::clone(&gone), done));
+    }
+
+    /// Has UDP flows go on to the endpoints that they have when their datagrams come to another worker, or come here from
+    /// another agent: those that are open here or, of another agent, are given. For as long as a flow may be silent; call
+    /// [`Dataplane::end_recall_if_due`] now and then. What this agent has opened itself counts for more.
+    pub fn recall(&self, flows: impl IntoIterator<Item = FlowEnds>) {
+        self.recall.begin(flows, Instant::now() + self.conversation_idle);
+    }
+
+    /// Forgets what [`Dataplane::recall`] was told once no flow can be left of it.
+    pub fn end_recall_if_due(&self) {
+        self.recall.end_if_due(Instant::now());
     }
 
     /// The sum of all counters now.

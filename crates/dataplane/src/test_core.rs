@@ -29,6 +29,7 @@ pub(crate) fn core(poll: &Poll, writer: &Writer, descriptors: usize) -> Core {
         half_closed_idle: Config::HALF_CLOSED_IDLE,
         log: None,
         service_times: true,
+        recall: Arc::default(),
         says: Says::default(),
         now: Instant::now(),
     }

@@ -5,6 +5,7 @@
 //! has those that replies to captured datagrams leave by.
 
 pub(crate) mod flow_table;
+pub(crate) mod recall;
 pub(crate) mod relay;
 pub(crate) mod replies;
 pub(crate) mod socket;

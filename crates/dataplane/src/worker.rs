@@ -31,6 +31,7 @@ use crate::tcp::session::Side;
 use crate::timers::Timers;
 use crate::token::Source;
 use crate::udp::flow_table::FlowLimits;
+use crate::udp::recall::Recall;
 use crate::udp::relay::{Budget, UdpRelay};
 
 /// Of the file descriptors, UDP flows and the sockets that they reply by have one in this many for themselves: TCP cannot
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) pipes: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
     pub(crate) log: Option<ConnectionLog>,
+    pub(crate) recall: Arc<Recall>,
     pub(crate) others: Others,
 }
 
@@ -126,7 +128,7 @@ impl Worker {
         shared: Shared,
         commands: Receiver<Command>,
     ) -> io::Result<Self> {
-        let Shared { reader, stats, descriptors, pipes, local_ports, log, others } = shared;
+        let Shared { reader, stats, descriptors, pipes, local_ports, log, recall, others } = shared;
         let port_shares = PortShares::new(config.client_share, local_ports.count(), config.workers);
         let core = Core {
             registry: poll.registry().try_clone()?,
@@ -142,6 +144,7 @@ impl Worker {
             half_closed_idle: config.half_closed_idle,
             log,
             service_times: config.service_times,
+            recall,
             says: Says::default(),
             now: Instant::now(),
         };

@@ -8,6 +8,7 @@ use sluice_table::{NodePortAddresses, WriterConfig};
 
 use crate::at_socket::AtSocketWish;
 use crate::events::Events;
+use crate::recall::Memory;
 
 /// How the proxy is to run.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct ProxyConfig {
     pub at_socket: AtSocketWish,
     /// Where an earlier agent may have left what decides there, to be removed if nothing is to.
     pub leftovers: Option<PathBuf>,
+    /// Which clients keep which endpoint, by an agent whose place this one takes.
+    pub(crate) recalled: Option<Memory>,
     /// Where people are told of what concerns single objects.
     pub events: Events,
 }
@@ -38,6 +41,7 @@ impl ProxyConfig {
             node_ports: NodePortAddresses::Primary,
             at_socket: AtSocketWish::None,
             leftovers: None,
+            recalled: None,
             events: Events::default(),
         }
     }

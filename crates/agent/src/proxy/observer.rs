@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use prometheus_client::metrics::histogram::Histogram;
 use sluice_capture::bind::Failures;
 use sluice_capture::tproxy::{self, Tenure};
-use sluice_dataplane::{AllTimes, Dataplane, Listeners, Part, Place, Stats, WorkerLoad};
+use sluice_dataplane::{AllTimes, Dataplane, FlowEnds, Listeners, Part, Place, Stats, WorkerLoad};
 use sluice_model::{Frontend, ServicePortName};
 use sluice_table::{Table, Upstream};
 
@@ -105,6 +105,16 @@ impl Observer {
     /// Has a worker show some of its connections: see [`Dataplane::look`].
     pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
         self.dataplane.look(worker, place, answer);
+    }
+
+    /// Has UDP flows go on to the endpoints that they have: see [`Dataplane::recall`].
+    pub(crate) fn recall(&self, flows: impl IntoIterator<Item = FlowEnds>) {
+        self.dataplane.recall(flows);
+    }
+
+    /// See [`Dataplane::end_recall_if_due`].
+    pub(crate) fn end_recall_if_due(&self) {
+        self.dataplane.end_recall_if_due();
     }
 
     /// Whether every worker runs.

@@ -28,6 +28,7 @@ mod monitoring;
 mod no_sockets;
 mod other_wishes;
 mod pod_annotations;
+mod recall;
 mod repairs;
 mod restarts;
 mod service_types;

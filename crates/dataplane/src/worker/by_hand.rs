@@ -57,6 +57,7 @@ fn worker(
         descriptors,
         local_ports: LocalPorts::of_this_node(),
         log: None,
+        recall: Arc::default(),
         others,
     };
     Worker::new(&config, poll, shared, commands).unwrap()

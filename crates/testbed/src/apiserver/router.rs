@@ -1,6 +1,6 @@
 //! One request: faults, authentication, and on to what it asks for.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -130,12 +130,14 @@ impl ApiRequest<'_> {
 
     pub(crate) fn answer(&self, code: StatusCode, json: impl Into<Bytes>) -> Response<Body> {
         let json = json.into();
-        let may_be_less = matches!(self.verb, Verb::Get | Verb::List) && json.len() >= COMPRESSED_FROM;
-        if !may_be_less || !self.header(&ACCEPT_ENCODING).is_some_and(accepts_gzip) {
+        let is_wanted = matches!(self.verb, Verb::Get | Verb::List)
+            && json.len() >= COMPRESSED_FROM
+            && self.header(&ACCEPT_ENCODING).is_some_and(accepts_gzip);
+        let Some(compressed) = is_wanted.then(|| gzip(&json).ok()).flatten() else {
             return respond(self.shared, code, JSON, json);
-        }
+        };
         self.shared.counters.send_modify(|counters| counters.compressed += 1);
-        let mut response = respond(self.shared, code, JSON, gzip(&json));
+        let mut response = respond(self.shared, code, JSON, compressed);
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
         response
@@ -147,9 +149,10 @@ fn accepts_gzip(encodings: &str) -> bool {
 }
 
 /// With as little effort as a real apiserver makes.
-fn gzip(bytes: &[u8]) -> Bytes {
+fn gzip(bytes: &[u8]) -> io::Result<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("memory takes all").into()
+    encoder.write_all(bytes)?;
+    encoder.finish().map(Bytes::from)
 }
 
 fn header<'a>(parts: &'a Parts, name: &HeaderName) -> Option<&'a str> {

@@ -120,7 +120,11 @@ impl State {
         let destination = key.destination;
         let client = kind.client(key.client.ip(), destination.ip());
         let client_key = core.client_key(kind, key.client.ip());
-        let mut selection = route.select(client, core.now).map_err(NotOpened::from)?;
+        let selected = match core.recall.endpoint(key) {
+            Some(endpoint) => route.select_again(client, endpoint, core.now),
+            None => route.select(client, core.now),
+        };
+        let mut selection = selected.map_err(NotOpened::from)?;
         // First, as the flow that makes room for the flow may be the last that keeps it.
         let reply = match (kind, core.marks) {
             (ListenerKind::Captured(_), Some(marks)) => {
@@ -147,6 +151,7 @@ impl State {
                 Err(NotConnected::OfThisNode) => return Err(NotOpened::OfThisNode),
             };
             let lease = selection.connected(&upstream, core.now);
+            core.recall.opened(key, upstream.address());
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
             // Of an attempt that failed it may be left over, and then is given back.
             let ephemeral_port = held.ephemeral_port.filter(|_| local.client.is_none());

@@ -1,0 +1,173 @@
+//! What an agent tells the one that takes over from it: which UDP flows and which clients with session affinity have which
+//! endpoint, so that they keep it.
+//!
+//! The old agent answers on an abstract unix socket, which belongs to the network namespace as the rules do: the two agents
+//! may be in containers that share nothing else. It writes what it knows twice: when the new agent asks, which is before
+//! that opens a socket, and when the new agent has taken its place. What a client opens between the two and keeps is in
+//! the second answer.
+
+mod memory;
+mod socket;
+
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::{debug, info, warn};
+
+pub(crate) use self::memory::Memory;
+use self::socket::{Incoming, Listener};
+use crate::proxy::Observer;
+
+/// How often an agent looks whether another one has taken its place: a client's datagram may come at any time.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How often the socket is tried to be had, which another agent may have.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An agent that serves and has not had the socket after so many attempts never will.
+const SUSPICIOUS: u32 = 30;
+
+/// How long an agent may take to answer, or to take an answer. A new agent waits for that long at its start.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Agents that are answered at a time.
+const MOST_ASKING: usize = 4;
+
+/// The agent whose place is to be taken, which has answered once.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    /// What it knew when it was asked.
+    memory: Memory,
+    incoming: Incoming,
+}
+
+impl Predecessor {
+    /// Asks the agent that serves this node. `None` if there is none, or it does not answer.
+    pub(crate) async fn ask() -> Option<Self> {
+        let asked = async {
+            let mut incoming = Incoming::new(socket::connect()?);
+            incoming.memory().await.map(|memory| Self { memory, incoming })
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(predecessor)) => Some(predecessor),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => None,
+            Ok(Err(error)) => {
+                info!("UDP flows and sticky clients are not taken over from an earlier agent: {error}");
+                None
+            }
+            Err(_) => {
+                info!(
+                    "UDP flows and sticky clients are not taken over from an earlier agent: it does not answer"
+                );
+                None
+            }
+        }
+    }
+
+    /// What it knew when it was asked.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+/// Hears the predecessor's second answer, and answers the successor. Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Recall {
+    tasks: [AbortHandle; 2],
+}
+
+impl Recall {
+    /// For an agent that captures packets and has no sockets for them so far.
+    pub(crate) fn start(observer: &Observer, predecessor: Option<Predecessor>) -> Self {
+        if let Some(predecessor) = &predecessor {
+            predecessor.memory.recall_flows(observer);
+        }
+        let hear = tokio::spawn(hear(observer.clone(), predecessor));
+        let answer = tokio::spawn(answer_all(observer.clone()));
+        Self { tasks: [hear.abort_handle(), answer.abort_handle()] }
+    }
+}
+
+impl Drop for Recall {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+async fn hear(observer: Observer, predecessor: Option<Predecessor>) {
+    let Some(Predecessor { mut incoming, .. }) = predecessor else { return };
+    match incoming.memory().await {
+        Ok(memory) => {
+            memory.recall_flows(&observer);
+            memory.recall_clients(observer.table());
+        }
+        // It has ended before this agent took its place.
+        Err(error) => debug!("no second answer of the earlier agent: {error}"),
+    }
+}
+
+async fn answer_all(observer: Observer) {
+    let mut asking = JoinSet::new();
+    let mut failures = 0;
+    loop {
+        if observer.is_replaced() {
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        let listener = match Listener::bind() {
+            Ok(listener) => listener,
+            // An earlier agent has it until it finds its place taken.
+            Err(error) => {
+                failures += 1;
+                if failures == SUSPICIOUS {
+                    warn!(
+                        "the next agent will not learn who has which endpoint, so that UDP flows and sticky clients may get others: \
+                         {error}: end the process that has the abstract unix socket @{} (`ss -xlp`)",
+                        socket::name()
+                    );
+                }
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        failures = 0;
+        loop {
+            tokio::select! {
+                stream = listener.accept(), if asking.len() < MOST_ASKING => {
+                    asking.spawn(answer(observer.clone(), stream));
+                }
+                Some(_) = asking.join_next() => {}
+                () = replaced(&observer) => break,
+            }
+        }
+    }
+}
+
+/// Returns when another agent has taken this one's place.
+async fn replaced(observer: &Observer) {
+    while !observer.is_replaced() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn answer(observer: Observer, mut stream: UnixStream) {
+    let memory = Memory::collect(&observer).await;
+    // The new agent's sockets will join this one's: the kernel then leads clients to other workers here, too.
+    memory.recall_flows(&observer);
+    if !matches!(tokio::time::timeout(PATIENCE, memory.write(&mut stream)).await, Ok(Ok(()))) {
+        return;
+    }
+    let has_gone = async {
+        // Nothing is ever sent here.
+        let _ = stream.readable().await;
+    };
+    tokio::select! {
+        () = has_gone => return,
+        () = replaced(&observer) => {}
+    }
+    let memory = Memory::collect(&observer).await;
+    if !matches!(tokio::time::timeout(PATIENCE, memory.write(&mut stream)).await, Ok(Ok(()))) {
+        debug!("the agent that takes over has not taken what is known of flows");
+    }
+}
