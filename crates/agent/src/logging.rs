@@ -43,8 +43,11 @@ impl fmt::Debug for Logging {
     }
 }
 
-/// The level that `-v` and kube-proxy's `--v` ask for, the larger of both, starting from `default`. Of kube-proxy's 4 is
-/// where its detail begins, 6 where that of single requests does.
+/// What `-v` logs: everything of Sluice's own. Of the libraries not, which log each HTTP/2 frame at this level.
+const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,reqwest=info,rustls=info";
+
+/// The filter that `-v` and kube-proxy's `--v` ask for, the larger of both, starting from `default`. kube-proxy logs details
+/// from 4 on, and single requests from 6 on.
 pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
     let theirs = match kube_proxy {
         None | Some(0..=3) => 0,
@@ -53,7 +56,7 @@ pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
     };
     match verbose.max(theirs) {
         0 => default,
-        1 => "debug",
+        1 => DEBUG,
         _ => "trace",
     }
 }
@@ -193,10 +196,11 @@ mod tests {
         let cases = [
             (0, None, "info"),
             (0, Some(2), "info"),
-            (0, Some(4), "debug"),
+            (0, Some(4), DEBUG),
             (1, Some(10), "trace"),
             (2, None, "trace"),
         ];
+        assert!(read(DEBUG).is_ok());
         for (verbose, kube_proxy, wanted) in cases {
             assert_eq!(level(verbose, kube_proxy, "info"), wanted, "{verbose} {kube_proxy:?}");
         }

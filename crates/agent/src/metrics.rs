@@ -296,11 +296,10 @@ async fn set_level(logging: &Logging, body: Incoming) -> Response<Full<Bytes>> {
     let Some(verbosity) = std::str::from_utf8(&body).ok().and_then(|text| text.trim().parse().ok()) else {
         return bad();
     };
-    let level = logging::level(0, Some(verbosity), "info");
-    if !logging.set(level) {
+    if !logging.set(logging::level(0, Some(verbosity), "info")) {
         return text(StatusCode::CONFLICT, "RUST_LOG has decided: start the agent without it\n".to_owned());
     }
-    info!(level, "what is logged has been changed, on request");
+    info!(verbosity, "what is logged has been changed, on request");
     text(StatusCode::OK, format!("successfully set the verbosity to {verbosity}\n"))
 }
 

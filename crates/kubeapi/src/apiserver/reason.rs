@@ -144,11 +144,12 @@ pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
     if let Some(system) = system {
         return Reason::Unreachable(system.to_string());
     }
-    let is_cut = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
-    let cut = find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| is_cut(error)));
-    let what =
-        cut.map_or_else(|| one_line(&innermost(error).to_string()), |_| "the connection broke".to_owned());
-    Reason::Unreachable(what)
+    let is_eof = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    let eof = find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| is_eof(error)));
+    let text = one_line(&innermost(error).to_string());
+    // h2's error has the cause in its text alone: rustls' error for a TCP connection that ends before the TLS one.
+    let is_cut = eof.is_some() || text.contains("close_notify");
+    Reason::Unreachable(if is_cut { "the connection broke".to_owned() } else { text })
 }
 
 fn of_tls(error: &rustls::Error) -> Reason {

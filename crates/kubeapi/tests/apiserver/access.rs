@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use sluice_kubeapi::apiserver::{ApiserverSource, Config, Environment, Timing};
-use sluice_testbed::apiserver::{Apiserver, Builder, Failure, Resource, Target, Validity, Verb};
+use sluice_testbed::apiserver::{Apiserver, Builder, Counters, Failure, Resource, Target, Validity, Verb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -327,20 +327,22 @@ async fn one_that_is_ready_for_anybody_but_refuses_credentials_is_tried_now_and_
     let timing = Timing { fail_back: Duration::from_secs(3_600), watch: Duration::from_secs(1), ..timing() };
     for (fail_back, is_back) in [(timing.fail_back, false), (Duration::from_millis(1), true)] {
         let watched = second.counters().borrow().requests(Verb::Watch, Resource::Services);
-        let asked = || {
-            let counters = first.counters().borrow().clone();
+        let sum = |counters: &Counters| {
             counters.requests(Verb::List, Resource::Services)
                 + counters.requests(Verb::Watch, Resource::Services)
         };
-        let before = asked();
+        let before = sum(&first.counters().borrow());
         let timing = Timing { fail_back, ..timing.clone() };
         let masters = vec![first.url(), second.url()];
         let mut followed = Followed::new(Config { masters, timing, ..config(&first) });
         followed.until_like(&second).await;
         until(&second, |counters| counters.requests(Verb::Watch, Resource::Services) > watched + 3).await;
+        if is_back {
+            until(&first, |counters| sum(counters) > before + 1).await;
+        }
         second.create(Resource::Services, service(if is_back { "c" } else { "b" })).unwrap();
         followed.until_like(&second).await;
-        let asked = asked() - before;
+        let asked = sum(&first.counters().borrow()) - before;
         assert_eq!(asked > 1, is_back, "{asked} requests to the one that refuses");
     }
 }

@@ -63,39 +63,40 @@ async fn where_lists_are_allowed_and_watches_are_not_it_lists() {
     }
 }
 
-/// What moves from one to the other is never missing, be the second page as late as it may.
+/// An endpoint that moves from one slice to another is never missing, however late the second page comes.
 #[tokio::test]
-async fn a_list_that_is_not_the_first_one_is_said_as_a_whole() {
-    let (lists, pages) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let canned = Canned::start(move |request| {
-        if !request.contains("/endpointslices?") {
-            return if request.contains("watch=true") { QUIET.to_owned() } else { EMPTY.to_owned() };
-        } else if request.contains("watch=true") {
-            let status = if lists.load(Relaxed) == 1 { "410 Gone" } else { "200 OK" };
-            return match status {
-                "200 OK" => QUIET.to_owned(),
-                gone => format!("HTTP/1.1 {gone}\r\nContent-Length: 0\r\n\r\n"),
-            };
-        }
-        let (of, more) = match request.contains("continue=") {
-            false => (lists.fetch_add(1, Relaxed), "more"),
-            // The second page of the second list fails at first.
-            true if pages.fetch_add(1, Relaxed) == 1 => {
-                return "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_owned();
+async fn a_list_that_is_not_the_first_one_takes_effect_as_a_whole() {
+    // The last one ends the list: the next one asks for everything at once.
+    for failure in ["503 Service Unavailable", "500 Internal Server Error", "504 Gateway Timeout", "410 Gone"]
+    {
+        let (lists, pages) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let status = |line: &str| format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\n\r\n");
+        let canned = Canned::start(move |request| {
+            if !request.contains("/endpointslices?") {
+                return if request.contains("watch=true") { QUIET.to_owned() } else { EMPTY.to_owned() };
+            } else if request.contains("watch=true") {
+                return if lists.load(Relaxed) == 1 { status("410 Gone") } else { QUIET.to_owned() };
             }
-            true => (lists.load(Relaxed) - 1, ""),
-        };
-        let here = |is_here: bool| -> &[&str] { if is_here { &["10.0.0.1"] } else { &[] } };
-        let item = match more {
-            "more" => slice("web", "a", here(of == 0)),
-            _ => slice("web", "b", here(of != 0)),
-        };
-        list(&[item], more)
-    })
-    .await;
-    let mut followed = Followed::canned(&canned, Timing { page: 1, ..timing() });
-    assert_eq!(followed.next().await.len(), 2);
-    assert_eq!(followed.next().await, ["+EndpointSlice default/a", "+EndpointSlice default/b"]);
+            let (of, is_second) = match request.contains("continue=") {
+                false => (lists.fetch_add(1, Relaxed), false),
+                // The second page of the second list fails at first.
+                true if pages.fetch_add(1, Relaxed) == 1 => return status(failure),
+                true => (lists.load(Relaxed) - 1, true),
+            };
+            let here = |is_here: bool| -> &[&str] { if is_here { &["10.0.0.1"] } else { &[] } };
+            let (a, b) = (slice("web", "a", here(of == 0)), slice("web", "b", here(of != 0)));
+            match (is_second, request.contains("limit=")) {
+                (true, _) => list(&[b], ""),
+                (false, true) => list(&[a], "more"),
+                (false, false) => list(&[a, b], ""),
+            }
+        })
+        .await;
+        let mut followed = Followed::canned(&canned, Timing { page: 1, ..timing() });
+        assert_eq!(followed.next().await.len(), 2);
+        let changes = followed.next().await;
+        assert_eq!(changes, ["+EndpointSlice default/a", "+EndpointSlice default/b"], "{failure}");
+    }
 }
 
 fn list(items: &[Value], more: &str) -> String {

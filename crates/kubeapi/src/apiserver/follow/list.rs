@@ -19,13 +19,18 @@ const PAGE_LONGEST: u32 = 10;
 const MANY: usize = 10;
 
 impl Follower {
-    /// Reads all pages. What is gone is said to be deleted after the last one, and of a list that is not the first one nothing is said
-    /// before: what moves from an object to another one must not be missing in between.
+    /// Reads all pages. Objects that are gone are reported as deleted after the last page. A list that is not the first one takes
+    /// effect as a whole, or not at all if a page fails for good (client-go's reflector: `Replace` after the last page): an endpoint
+    /// that moves from one slice to another must not be missing in between.
     pub(super) async fn read_list(&mut self) -> Result<String, Failure> {
         let mut changes = Vec::new();
+        let before = self.health().is_listed().then(|| self.known.clone());
         let read = self.read_pages(&mut changes).await;
-        // What came before a failure counts.
-        self.say(News::Changes(changes)).await;
+        match (before, &read) {
+            (Some(before), Err(_)) => self.known = before,
+            // Of a first list, the pages before a failure count.
+            _ => self.say(News::Changes(changes)).await,
+        }
         read
     }
 
@@ -43,9 +48,7 @@ impl Follower {
                 Ok(Some(page)) => page,
                 Ok(None) => continue,
                 Err(failure)
-                    if !next.is_empty()
-                        && resume(&failure.reason) == Resume::Watch
-                        && self.paging.page_failed() =>
+                    if !next.is_empty() && may_pass(&failure.reason) && self.paging.page_failed() =>
                 {
                     let delay = self.delay(&failure);
                     self.say(News::Failed(self.resource)).await;
@@ -158,6 +161,11 @@ impl Follower {
         self.transport.give_up(answer.index(), &failure.reason).await;
         failure
     }
+}
+
+/// Whether a page that has failed may be had later: the version that the list is of is still known then.
+fn may_pass(reason: &Reason) -> bool {
+    resume(reason) == Resume::Watch || matches!(reason, Reason::Status(500 | 504, _))
 }
 
 fn slow(bytes: usize, took: Duration) -> String {
