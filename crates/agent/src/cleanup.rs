@@ -1,9 +1,10 @@
 //! `sluice cleanup`: removes from this node what an agent has made in the kernel, or what kube-proxy has.
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use sluice_capture::{kube_proxy, tproxy};
 
@@ -79,25 +80,41 @@ fn remove_own(args: &CleanupArgs, out: &mut String) -> Result<()> {
             listed(&agents)
         );
     }
-    let was_pinned = remove_pinned(args, out)?;
-    let tproxy::Cleaned { removed, restored, kept } =
-        tproxy::cleanup().context("cannot remove everything")?;
-    say(out, "removed", &removed);
-    say(out, "set back", &restored);
-    say(out, "kept", &kept);
-    if removed.is_empty() && !was_pinned {
+    // What is left of one part is no reason to keep another: rules whose agent has gone lead connections nowhere.
+    let mut failed = Vec::new();
+    let was_pinned = remove_pinned(args, out, &mut failed)?;
+    let cleaned = match tproxy::cleanup() {
+        Ok(cleaned) => Some(cleaned),
+        Err(error) => {
+            failed.push(errors::reasons(&Error::new(error).context("cannot remove all rules and settings")));
+            None
+        }
+    };
+    let had_rules = cleaned.as_ref().is_some_and(|cleaned| !cleaned.removed.is_empty());
+    if let Some(tproxy::Cleaned { removed, restored, kept }) = cleaned {
+        say(out, "removed", &removed);
+        say(out, "set back", &restored);
+        say(out, "kept", &kept);
+    }
+    if !failed.is_empty() {
+        bail!("not all could be removed: {}", failed.join("\n"));
+    }
+    if !had_rules && !was_pinned {
         writeln!(out, "nothing of an agent's is here")?;
     }
     Ok(())
 }
 
-/// Removes programs that decide at sockets; whether there were any.
-fn remove_pinned(args: &CleanupArgs, out: &mut String) -> Result<bool> {
+/// Removes programs that decide at sockets, from each directory that has them. Returns whether there were any; a
+/// directory whose programs cannot be removed is added to `failed`, with the reason.
+fn remove_pinned(args: &CleanupArgs, out: &mut String, failed: &mut Vec<String>) -> Result<bool> {
     let pins = match &args.socket_pins {
         Some(pins) => [pins.clone()].into(),
         None => {
-            let mut pins =
-                sluice_socket::pinned().context("cannot look for programs that decide at sockets")?;
+            let mut pins = sluice_socket::pinned().unwrap_or_else(|error| {
+                failed.push(format!("cannot look for programs that decide at sockets: {error}"));
+                BTreeSet::new()
+            });
             // What was left half made has no program.
             pins.insert(sluice_socket::PINS.into());
             pins
@@ -106,9 +123,16 @@ fn remove_pinned(args: &CleanupArgs, out: &mut String) -> Result<bool> {
     let mut was_pinned = false;
     for pins in pins {
         let remove = if args.force { sluice_socket::remove_held } else { sluice_socket::remove };
-        let removed = remove(&pins).with_context(|| {
-            format!("cannot remove the programs that decide at sockets, at {}", pins.display())
-        })?;
+        let removed = match remove(&pins) {
+            Ok(removed) => removed,
+            Err(error) => {
+                failed.push(format!(
+                    "cannot remove the programs that decide at sockets, at {}: {error}",
+                    pins.display()
+                ));
+                continue;
+            }
+        };
         if removed.was_there {
             writeln!(out, "removed: programs and maps at {}", pins.display())?;
         }

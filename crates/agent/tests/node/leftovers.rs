@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use sluice_testbed::lab::PATIENCE;
 
-use crate::scene::{Scene, sluice, well};
+use crate::scene::{CLEANUP, Scene, sluice, well};
 use crate::settings;
 
 /// Rules of others: Docker's as its iptables has them, a firewall's, a CNI's, and a policy rule and table.
@@ -68,14 +68,14 @@ fn cleanup_leaves_everything_as_it_was_before_the_first_agent() {
 
     let mut agent = scene.start();
     scene.assert_served(1);
-    let refused = well(node.spawn(&sluice(["cleanup"]))).wait(PATIENCE);
+    let refused = well(node.spawn(&sluice(CLEANUP))).wait(PATIENCE);
     assert!(!well(refused).success(), "an agent runs");
     agent.kill();
     let agents = kernel(&scene);
     assert!(before.iter().zip(&agents).all(|(before, after)| before != after), "it was there: {agents:#?}");
 
     let clean_up = || {
-        let mut cleanup = well(node.spawn(&sluice(["cleanup"])));
+        let mut cleanup = well(node.spawn(&sluice(CLEANUP)));
         assert!(well(cleanup.wait(PATIENCE)).success(), "{:?}", cleanup.lines());
         cleanup
     };

@@ -234,6 +234,9 @@ impl Conversation {
     }
 }
 
+/// `sluice cleanup` that leaves alone what other agents of this machine have pinned.
+pub(crate) const CLEANUP: [&str; 3] = ["cleanup", "--socket-pins", "/sys/fs/bpf/no-such-pins"];
+
 /// The program, whatever is to be done with it.
 pub(crate) fn sluice(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));

@@ -6,7 +6,7 @@ use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Lab, PATIENCE, Process, SILENCE};
 
 use crate::manifests::node_port;
-use crate::scene::{Scene, sluice, until, well};
+use crate::scene::{CLEANUP, Scene, sluice, until, well};
 
 const TW_REUSE: &str = "net/ipv4/tcp_tw_reuse";
 const MIGRATE_REQ: &str = "net/ipv4/tcp_migrate_req";
@@ -31,7 +31,7 @@ fn value(lab: &Lab, name: &str) -> String {
 
 /// Cleanup, which succeeds.
 fn clean_up(scene: &Scene) -> Process {
-    let mut cleanup = well(scene.lab.node().spawn(&sluice(["cleanup"])));
+    let mut cleanup = well(scene.lab.node().spawn(&sluice(CLEANUP)));
     assert!(well(cleanup.wait(PATIENCE)).success(), "{:?}", cleanup.lines());
     cleanup
 }
@@ -91,8 +91,11 @@ fn where_a_setting_cannot_be_set_back_cleanup_says_what_to_do_and_does_not_forge
     let scene = Scene::new();
     scene.start().kill();
     let mut read_only = Command::new("unshare");
-    let script = "mount -o bind,ro /proc/sys /proc/sys && exec \"$0\" cleanup";
-    read_only.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_sluice")]).env_remove("RUST_LOG");
+    let script = "mount -o bind,ro /proc/sys /proc/sys && exec \"$0\" \"$@\"";
+    read_only
+        .args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_sluice")])
+        .args(CLEANUP)
+        .env_remove("RUST_LOG");
     let mut cleanup = well(scene.lab.node().spawn(&read_only));
     let said = well(cleanup.wait_for("ERROR", PATIENCE));
     assert!(said.contains("sysctl -w net."), "{said}");

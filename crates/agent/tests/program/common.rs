@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
@@ -197,4 +197,20 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs a shell script in a network namespace of its own, which is gone afterwards. `$sluice` is the program.
+pub(crate) fn on_a_node(script: &str) -> Output {
+    let is_root = rustix::process::geteuid().is_root();
+    let as_root: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
+    // Without any bpffs: what other agents of this machine have pinned is not for tests to remove. And with a /sys of its
+    // own, which shows the namespace's interfaces.
+    let before = "umount --all --lazy --types bpf 2>/dev/null || :\nmount -t sysfs sysfs /sys";
+    Command::new("unshare")
+        .args(as_root)
+        .args(["--net", "--mount", "--", "sh", "-euc"])
+        .arg(format!("{before}\n{script}"))
+        .env("sluice", env!("CARGO_BIN_EXE_sluice"))
+        .output()
+        .unwrap_or_else(|error| panic!("unshare (of util-linux): {error}"))
 }

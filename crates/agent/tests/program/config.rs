@@ -10,7 +10,7 @@ use sluice_testbed::apiserver::Apiserver;
 use tempfile::TempDir;
 
 use crate::apiserver::Cluster;
-use crate::common::{Agent, address, ask, backend, free_port, get, service, slice, until};
+use crate::common::{Agent, address, ask, backend, free_port, get, on_a_node, service, slice, until};
 
 /// `config.conf` of kubeadm 1.36.
 const KUBEADM: &str = include_str!("../../src/config/tests/kubeadm.yaml");
@@ -196,15 +196,6 @@ fn a_configuration_is_written_and_read_again() {
     let output = sluice(&["agent", "--write-config-to", "/nonexistent/config.conf"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("/nonexistent/config.conf"));
-}
-
-/// A shell script in a network namespace of its own. `$sluice` is the program.
-fn on_a_node(script: &str) -> Output {
-    let is_root = rustix::process::geteuid().is_root();
-    let as_root: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
-    let mut command = Command::new("unshare");
-    command.args(as_root).args(["--net", "--mount", "--", "sh", "-euc", script]);
-    command.env("sluice", env!("CARGO_BIN_EXE_sluice")).output().unwrap()
 }
 
 #[test]

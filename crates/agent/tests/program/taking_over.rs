@@ -1,20 +1,8 @@
 //! `sluice check` and `sluice cleanup` in network namespaces that are a node each.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
-/// Runs a shell script in a network namespace of its own, which is gone afterwards. `$sluice` is the program.
-fn on_a_node(script: &str) -> Output {
-    let is_root = rustix::process::geteuid().is_root();
-    let as_root: &[&str] = if is_root { &[] } else { &["--user", "--map-root-user"] };
-    // With a /sys of its own, which shows the namespace's interfaces.
-    Command::new("unshare")
-        .args(as_root)
-        .args(["--net", "--mount", "--", "sh", "-euc"])
-        .arg(format!("mount -t sysfs sysfs /sys\n{script}"))
-        .env("sluice", env!("CARGO_BIN_EXE_sluice"))
-        .output()
-        .unwrap_or_else(|error| panic!("unshare (of util-linux): {error}"))
-}
+use crate::common::on_a_node;
 
 /// Exit status, and everything that was said.
 fn outcome(output: &Output) -> (Option<i32>, String) {
@@ -182,6 +170,46 @@ fn what_an_agent_has_made_is_removed_and_kube_proxys_is_not() {
     assert_eq!(status, Some(0), "{said}");
     let wanted = "nothing of an agent's is here\nremoved: the nftables table inet sluice\n===\n\
                   table ip kube-proxy\ntable ip nat\n";
+    assert_eq!(said, wanted);
+}
+
+/// A bpffs with two directories of pins, of which another agent holds the first one.
+const PINS: &str = "
+mount -t bpf bpf /sys/fs/bpf
+mkdir -p /sys/fs/bpf/sluice /sys/fs/bpf/theirs/v1
+ln -s nothing /sys/fs/bpf/theirs/v1/link_sluice_connect4
+exec 9</sys/fs/bpf/sluice
+flock --nonblock 9
+nft add table inet sluice
+";
+
+#[test]
+fn pins_that_another_agent_holds_do_not_keep_what_else_there_is() {
+    let script =
+        format!("{PINS} \"$sluice\" cleanup && exit 7\n echo ===; nft list tables; ls -d /sys/fs/bpf/*/");
+    let output = on_a_node(&script);
+    let (status, said) = outcome(&output);
+    assert_eq!(status, Some(0), "{said}");
+    let wanted = "removed: programs and maps at /sys/fs/bpf/theirs\nremoved: the nftables table inet sluice\n\
+                  ===\n/sys/fs/bpf/sluice/\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), wanted, "{said}");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    for part in ["not all could be removed", "at /sys/fs/bpf/sluice: another agent holds", "stop it, or wait"]
+    {
+        assert!(complaint.contains(part), "{part} is not in {complaint}");
+    }
+}
+
+#[test]
+fn pins_that_are_named_are_the_only_ones_that_are_removed() {
+    let script = format!(
+        "{PINS} mkdir /sys/fs/bpf/named
+        \"$sluice\" cleanup --socket-pins /sys/fs/bpf/named; echo ===; nft list tables; ls -d /sys/fs/bpf/*/"
+    );
+    let (status, said) = outcome(&on_a_node(&script));
+    assert_eq!(status, Some(0), "{said}");
+    let wanted = "removed: programs and maps at /sys/fs/bpf/named\nremoved: the nftables table inet sluice\n\
+                  ===\n/sys/fs/bpf/sluice/\n/sys/fs/bpf/theirs/\n";
     assert_eq!(said, wanted);
 }
 
