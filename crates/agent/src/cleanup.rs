@@ -76,7 +76,8 @@ fn remove_own(args: &CleanupArgs, out: &mut String) -> Result<()> {
     let agents = running::agents(&running::processes());
     if !agents.is_empty() && !args.force {
         bail!(
-            "an agent runs here (process {}) and would make all of it again: stop it first, or give --force",
+            "an agent runs here (process {}) and makes all of it again, unless its mode is bind: stop it first, or give \
+             --force",
             listed(&agents)
         );
     }

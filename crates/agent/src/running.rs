@@ -115,11 +115,27 @@ fn sign(process: &Process) -> Option<Sign> {
     }
 }
 
-/// Agents that serve this node.
+/// Agents that serve this node by rules in the kernel, or may: those that only listen (`--capture bind`) make none.
 pub(crate) fn agents(processes: &[Process]) -> BTreeSet<u32> {
     let is_agent =
         |p: &&Process| p.name == "sluice" && p.arguments.iter().skip(1).any(|argument| argument == "agent");
-    processes.iter().filter(is_agent).map(|process| process.id).collect()
+    let makes_rules = |p: &&Process| !only_listens(&p.arguments);
+    processes.iter().filter(is_agent).filter(makes_rules).map(|process| process.id).collect()
+}
+
+/// Whether the arguments of an agent leave no doubt that its mode is bind: they name it, or it has manifests and nothing
+/// that might name another one.
+fn only_listens(arguments: &[String]) -> bool {
+    let is_given = |flag: &str| {
+        arguments
+            .iter()
+            .any(|a| a.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    };
+    if is_given("--capture") {
+        let follows = arguments.windows(2).any(|pair| pair == ["--capture", "bind"]);
+        return follows || arguments.iter().any(|argument| argument == "--capture=bind");
+    }
+    is_given("--manifests") && !is_given("--config")
 }
 
 /// What is answered to the question for kube-proxy's mode.
@@ -166,6 +182,12 @@ mod tests {
             ("bash /bin/bash kube-proxy",                     None, false),
             ("sluice /usr/bin/sluice agent --capture tproxy", None, true),
             ("sluice /usr/bin/sluice -v agent",               None, true),
+            ("sluice /usr/bin/sluice agent --capture bind",   None, false),
+            ("sluice /usr/bin/sluice agent --capture=bind --config c", None, false),
+            ("sluice /usr/bin/sluice agent --capture=auto --manifests m", None, true),
+            ("sluice /usr/bin/sluice agent --manifests m",    None, false),
+            ("sluice /usr/bin/sluice agent --manifests=m --config=c", None, true),
+            ("sluice /usr/bin/sluice agent --kubeconfig bind", None, true),
             ("sluice /usr/bin/sluice demo",                   None, false),
             ("sluice agent",                                  None, false),
         ];
