@@ -27,6 +27,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use scrapes::Scrapes;
+use sluice_dataplane::{Counted, Kind};
 use sluice_kubeapi::apiserver::Resource;
 use sluice_table::Times;
 use tracing::info;
@@ -167,11 +168,10 @@ impl Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for (name, value) in self.observer.stats().named() {
-            if is_gauge(name) {
-                gauge(&mut encoder, name, "Now, over all workers", value as f64)?;
-            } else {
-                counter(&mut encoder, name, "Since the start, over all workers", value)?;
+        for Counted { name, kind, help, value } in self.observer.stats().named() {
+            match kind {
+                Kind::Counter => counter(&mut encoder, name, help, value)?,
+                Kind::Gauge => gauge(&mut encoder, name, help, value as f64)?,
             }
         }
         gauge(
@@ -180,7 +180,7 @@ impl Collector for Metrics {
             "Addresses and ports that are served",
             self.observer.frontends() as f64,
         )?;
-        let help = "Addresses and ports that cannot be listened on";
+        let help = "Addresses and ports of Services that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
         self.encode_build(&mut encoder)?;
         self.encode_size(&mut encoder)?;
@@ -197,42 +197,81 @@ impl Collector for Metrics {
 impl Metrics {
     fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let times = self.observer.times();
-        let help = "From the first attempt to connect until an endpoint has answered";
+        let help = "Time from the first attempt to connect until an endpoint has answered, of TCP sessions";
         histogram(encoder, "tcp_connect_duration_seconds", help, &times.tcp_connecting)?;
-        let help = "How long TCP sessions lasted that have ended";
+        let help = "How long TCP sessions lasted, from the first attempt to connect to their end";
         histogram(encoder, "tcp_session_duration_seconds", help, &times.tcp_sessions)?;
-        let help = "From the first to the last datagram of UDP flows that have ended";
+        let help = "Time from the first to the last datagram of UDP flows that have ended";
         histogram(encoder, "udp_flow_duration_seconds", help, &times.udp_flows)
     }
 
     fn encode_capture(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(stats) = self.observer.capture_stats() else { return Ok(()) };
-        gauge(encoder, "nftables_elements", "Elements in sets and maps", stats.elements as f64)?;
-        counter(encoder, "nftables_transactions", "Transactions that took effect", stats.transactions)?;
-        counter(encoder, "nftables_failures", "Attempts to look or to change that failed", stats.failures)?;
-        counter(encoder, "nftables_repairs", "Times that others' changes were undone", stats.repairs)?;
+        gauge(
+            encoder,
+            "nftables_elements",
+            "Elements in the sets and maps of the nftables table",
+            stats.elements as f64,
+        )?;
+        counter(
+            encoder,
+            "nftables_transactions",
+            "Transactions of nftables that took effect",
+            stats.transactions,
+        )?;
+        counter(
+            encoder,
+            "nftables_failures",
+            "Attempts to read or to change nftables, policy rules or routes that failed",
+            stats.failures,
+        )?;
+        counter(
+            encoder,
+            "nftables_repairs",
+            "Times that changes by other programs to the rules were undone",
+            stats.repairs,
+        )?;
         let bounds = [
             (
                 "host_flows_full",
-                "Packets to endpoints in this node's network, dropped",
+                "Packets to endpoints in this node's network namespace that were dropped because the set host_flows was full",
                 stats.host_flows_full,
             ),
-            ("fast_clients", "The same, of a client that makes too many flows", stats.fast_clients),
+            (
+                "fast_clients",
+                "Packets to endpoints in this node's network namespace that were dropped because their client opens flows too fast",
+                stats.fast_clients,
+            ),
             (
                 "node_flows_full",
-                "Connections of this node that end with their Service",
+                "Connections of this node's processes that the set node_flows had no room for; they end when their Service does",
                 stats.node_flows_full,
             ),
-            ("answers_full", "Packets to endpoints on bridges that were not remembered", stats.answers_full),
+            (
+                "answers_full",
+                "Packets to endpoints on bridges that the set answers had no room for",
+                stats.answers_full,
+            ),
         ];
         for (name, help, value) in bounds {
             counter(encoder, &format!("nftables_{name}"), help, value)?;
         }
-        let sets =
-            [("host_flows", stats.host_flows), ("node_flows", stats.node_flows), ("answers", stats.answers)];
-        for (name, elements) in sets {
+        let sets = [
+            (
+                "host_flows",
+                "Elements of the set host_flows: flows to endpoints in this node's network",
+                stats.host_flows,
+            ),
+            (
+                "node_flows",
+                "Elements of the set node_flows: connections of this node's processes",
+                stats.node_flows,
+            ),
+            ("answers", "Elements of the set answers: flows to endpoints on bridges", stats.answers),
+        ];
+        for (name, help, elements) in sets {
             let Some(elements) = elements else { continue };
-            gauge(encoder, &format!("nftables_{name}"), "Elements of this set", elements as f64)?;
+            gauge(encoder, &format!("nftables_{name}"), help, elements as f64)?;
         }
         let help = "1 while br_netfilter is on and cannot be switched off: pods on bridges have no Services";
         gauge(encoder, "bridge_netfilter", help, f64::from(stats.bridge_netfilter))
@@ -257,7 +296,12 @@ impl Metrics {
 
     fn encode_apiserver(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(health) = self.health.apiserver() else { return Ok(()) };
-        gauge(encoder, "apiserver_synced", "1 once everything was listed", f64::from(health.is_synced()))?;
+        gauge(
+            encoder,
+            "apiserver_synced",
+            "1 once everything was listed from the apiserver",
+            f64::from(health.is_synced()),
+        )?;
         if let Some(age) = health.last_contact() {
             let help =
                 "Seconds since the apiserver was last known to be there: how old what is served may be";
@@ -267,18 +311,38 @@ impl Metrics {
             let help = "1 while the cluster has a Node of this agent's name: as long as it had none there are no nodePorts";
             gauge(encoder, "apiserver_has_node", help, f64::from(has_node))?;
         }
-        counter(encoder, "events_written", "Events written", self.events.written())?;
+        counter(encoder, "events_written", "Events written to the apiserver", self.events.written())?;
         let help = "Events not written: too many, or the apiserver did not take them";
         counter(encoder, "events_dropped", help, self.events.dropped())?;
         let total = |of: fn(&sluice_kubeapi::apiserver::ResourceHealth) -> u64| -> u64 {
             Resource::ALL.iter().map(|resource| of(health.of(*resource))).sum()
         };
-        counter(encoder, "apiserver_requests", "Lists and watches asked for", total(|h| h.requests()))?;
-        counter(encoder, "apiserver_lists", "Full lists", total(|h| h.lists()))?;
-        counter(encoder, "apiserver_watch_restarts", "Watches started again", total(|h| h.watch_restarts()))?;
-        counter(encoder, "apiserver_errors", "Requests and watches that failed", total(|h| h.errors()))?;
-        counter(encoder, "apiserver_skipped_objects", "Objects that do not count", total(|h| h.skipped()))?;
-        let help = "Elements of objects that do not count; the rest of the object does";
+        counter(
+            encoder,
+            "apiserver_requests",
+            "Lists and watches requested from the apiserver",
+            total(|h| h.requests()),
+        )?;
+        counter(encoder, "apiserver_lists", "Full lists requested from the apiserver", total(|h| h.lists()))?;
+        counter(
+            encoder,
+            "apiserver_watch_restarts",
+            "Watches of the apiserver that were started again",
+            total(|h| h.watch_restarts()),
+        )?;
+        counter(
+            encoder,
+            "apiserver_errors",
+            "Requests to the apiserver and watches that failed",
+            total(|h| h.errors()),
+        )?;
+        counter(
+            encoder,
+            "apiserver_skipped_objects",
+            "Objects from the apiserver that were skipped because they are invalid",
+            total(|h| h.skipped()),
+        )?;
+        let help = "Elements of objects from the apiserver that were skipped because they are invalid; the rest of the object is used";
         counter(encoder, "apiserver_skipped_elements", help, total(|h| h.left_out()))
     }
 }
@@ -301,11 +365,6 @@ async fn set_level(logging: &Logging, body: Incoming) -> Response<Full<Bytes>> {
     }
     info!(verbosity, "what is logged has been changed, on request");
     text(StatusCode::OK, format!("successfully set the verbosity to {verbosity}\n"))
-}
-
-/// Whether a number of the data plane is what there is now, rather than what has been so far.
-fn is_gauge(name: &str) -> bool {
-    name.ends_with("_active") || name == "deadlines"
 }
 
 fn text<B: From<String>>(status: StatusCode, body: String) -> Response<B> {
@@ -336,19 +395,4 @@ fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
 fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     let counter = ConstCounter::new(value);
     counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
-}
-
-#[cfg(test)]
-mod tests {
-    use sluice_dataplane::Stats;
-
-    use super::*;
-
-    #[test]
-    fn what_can_become_less_is_no_counter() {
-        let stats = Stats::default().named();
-        let gauges: Vec<&str> =
-            stats.into_iter().map(|(name, _)| name).filter(|name| is_gauge(name)).collect();
-        assert_eq!(gauges, ["tcp_active", "deadlines", "pipes_active", "udp_flows_active"]);
-    }
 }

@@ -54,7 +54,7 @@ const METRICS: [Metric; 7] = [
     },
     Metric {
         name: "connections_active",
-        help: "Of those, the ones that have not ended",
+        help: "TCP connections and UDP flows that are open, relayed or translated",
         kind: Kind::Gauge,
         of: |traffic| traffic.active,
     },
@@ -66,13 +66,13 @@ const METRICS: [Metric; 7] = [
     },
     Metric {
         name: "connect_retries",
-        help: "Attempts to connect after another endpoint had failed",
+        help: "Attempts to connect that followed a failed attempt at another endpoint",
         kind: Kind::Counter,
         of: |traffic| traffic.retries,
     },
     Metric {
         name: "passed_over",
-        help: "How often an endpoint came to be passed over because it kept failing",
+        help: "Times that an endpoint was ejected because it kept failing",
         kind: Kind::Counter,
         of: |traffic| traffic.passed_over,
     },
@@ -132,7 +132,12 @@ const PREFIX: &str = "sluice_";
 const SERIES_BYTES: usize = 128;
 
 fn describe(text: &mut String, name: &str, help: &str, kind: &str) -> fmt::Result {
-    write!(text, "# HELP {PREFIX}{name} {help}.\n# TYPE {PREFIX}{name} {kind}\n")
+    write!(text, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n")
+}
+
+/// The end of a description: what there is a series of.
+fn each(of: &str) -> &'static str {
+    if of == "endpoint" { "of each endpoint" } else { "of each Service port" }
 }
 
 fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt::Result {
@@ -142,7 +147,7 @@ fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt
         Kind::Gauge => ("gauge", ""),
     };
     let name = format!("{of}_{name}");
-    describe(text, &name, help, kind)?;
+    describe(text, &name, &format!("{help}, {}", each(of)), kind)?;
     let before = format!("{PREFIX}{name}{suffix}{{");
     for row in rows {
         text.push_str(&before);
@@ -159,22 +164,21 @@ fn write_translated(text: &mut String, of: &str, rows: &[Row]) -> fmt::Result {
         return Ok(());
     }
     let name = format!("{of}_connections_translated");
-    describe(
-        text,
-        &name,
-        "Of the connections, those led to their endpoint at the client's socket",
-        "counter",
-    )?;
+    let each = each(of);
+    let help = format!("TCP connections and UDP flows translated at the client's socket, {each}");
+    describe(text, &name, &help, "counter")?;
     for row in counted() {
         writeln!(text, "{PREFIX}{name}_total{{{}}} {}", row.labels, row.traffic.translated)?;
     }
     let name = format!("{of}_connections_translated_closed");
-    describe(text, &name, "Of those, the ones of TCP that are over, whose bytes are counted", "counter")?;
+    let help = format!("Translated TCP connections that have ended, whose bytes are counted, {each}");
+    describe(text, &name, &help, "counter")?;
     for row in counted() {
         writeln!(text, "{PREFIX}{name}_total{{{}}} {}", row.labels, row.traffic.translated_closed)?;
     }
     let name = format!("{of}_connections_translated_closed_seconds");
-    describe(text, &name, "How long these lasted together", "counter")?;
+    let help = format!("Time that translated TCP connections which have ended lasted in total, {each}");
+    describe(text, &name, &help, "counter")?;
     for row in counted() {
         let seconds = row.traffic.translated_micros as f64 / 1e6;
         writeln!(text, "{PREFIX}{name}_total{{{}}} {seconds:?}", row.labels)?;
@@ -186,17 +190,17 @@ fn write_translated(text: &mut String, of: &str, rows: &[Row]) -> fmt::Result {
 fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
     let counted = || rows.iter().filter_map(|row| Some((&row.labels, row.datagrams?)));
     let name = "service_datagrams_from_clients";
-    describe(text, name, "UDP datagrams delivered to endpoints", "counter")?;
+    describe(text, name, "UDP datagrams delivered to endpoints, of each Service port", "counter")?;
     for (labels, datagrams) in counted() {
         writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.forwarded)?;
     }
     let name = "service_datagrams_to_clients";
-    describe(text, name, "UDP datagrams delivered to clients", "counter")?;
+    describe(text, name, "UDP datagrams delivered to clients, of each Service port", "counter")?;
     for (labels, datagrams) in counted() {
         writeln!(text, "{PREFIX}{name}_total{{{labels}}} {}", datagrams.returned)?;
     }
     let name = "service_datagrams_lost";
-    describe(text, name, "UDP datagrams that got no further, and why", "counter")?;
+    describe(text, name, "UDP datagrams that were dropped, of each Service port, by reason", "counter")?;
     for (labels, datagrams) in counted() {
         for (loss, count) in Loss::ALL.iter().zip(datagrams.lost) {
             writeln!(text, "{PREFIX}{name}_total{{{labels},reason=\"{}\"}} {count}", loss.name())?;
@@ -215,8 +219,11 @@ fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, f
         timed.truncate(bound);
     }
     let metrics = [
-        ("connect", "From the first attempt to connect until an endpoint has answered, of relayed TCP"),
-        ("connection", "How long relayed connections and flows lasted that have ended"),
+        (
+            "connect",
+            "Time from the first attempt to connect until an endpoint has answered, of relayed TCP, of each Service port",
+        ),
+        ("connection", "How long relayed connections and flows lasted that have ended, of each Service port"),
     ];
     for (index, (of, help)) in metrics.into_iter().enumerate() {
         let name = format!("service_{of}_duration_seconds");

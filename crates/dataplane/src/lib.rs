@@ -46,7 +46,7 @@ pub use connection::{Connection, ConnectionState, FlowEnds, Part, Place};
 pub use descriptors::{Listeners, Permit, raise_descriptor_limit};
 pub use load::WorkerLoad;
 pub use local_ports::EPHEMERAL_PORTS;
-pub use stats::{AllTimes, Stats};
+pub use stats::{AllTimes, Counted, Kind, Stats};
 pub use throttle::Throttle;
 pub use transparent::Marks;
 

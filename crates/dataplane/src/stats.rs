@@ -4,8 +4,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_table::{Histogram, Times};
 
+/// One number of [`Stats`], and what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Its name, as in metrics, without prefix and suffix.
+    pub name: &'static str,
+    /// Whether it can become less.
+    pub kind: Kind,
+    /// What it counts, for people: one sentence without its full stop.
+    pub help: &'static str,
+    /// The number.
+    pub value: u64,
+}
+
+/// What a number can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It counts since the start, and only grows.
+    Counter,
+    /// It says what there is at the moment.
+    Gauge,
+}
+
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident,)+) => {
         /// One worker's counters. Aligned so that workers do not share cache lines.
         #[derive(Debug, Default)]
         #[repr(align(128))]
@@ -17,7 +39,7 @@ macro_rules! counters {
         /// The sum over all workers at one moment.
         #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
         pub struct Stats {
-            $($(#[$doc])* pub $name: u64,)+
+            $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
         impl Stats {
@@ -29,9 +51,15 @@ macro_rules! counters {
                 total
             }
 
-            /// Every counter with its name, in a fixed order.
-            pub fn named(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name)),+]
+            /// Every number with its name and description, in a fixed order.
+            pub fn named(&self) -> Vec<Counted> {
+                vec![$(Counted {
+                    name: stringify!($name),
+                    kind: Kind::$kind,
+                    // Each line of a comment begins with a space.
+                    help: concat!($($doc),+).trim().trim_end_matches('.'),
+                    value: self.$name,
+                }),+]
             }
         }
     };
@@ -39,105 +67,105 @@ macro_rules! counters {
 
 counters! {
     /// TCP connections accepted.
-    tcp_accepted,
-    /// TCP connections handed to another worker, which had less than half as many sessions.
-    tcp_handed_on,
+    tcp_accepted: Counter,
+    /// TCP connections that a worker handed to another worker with less than half as many sessions.
+    tcp_handed_on: Counter,
     /// TCP sessions established with an endpoint.
-    tcp_established,
-    /// TCP sessions, connecting or established, that have not ended.
-    tcp_active,
+    tcp_established: Counter,
+    /// TCP sessions that are open: connecting or established.
+    tcp_active: Gauge,
     /// TCP connections reset because their frontend or its endpoints were gone.
-    tcp_unroutable,
-    /// TCP connections reset because their Service has as many as `sluice.dev/max-connections` allows.
-    tcp_over_service_limit,
-    /// TCP connections reset because they came to the socket itself that only the capture may lead to.
-    tcp_not_captured,
+    tcp_unroutable: Counter,
+    /// TCP connections reset because their Service has as many as sluice.dev/max-connections allows.
+    tcp_over_service_limit: Counter,
+    /// TCP connections reset because clients connected to the listener itself instead of a Service address.
+    tcp_not_captured: Counter,
     /// TCP connections reset because every endpoint failed.
-    tcp_all_endpoints_failed,
-    /// TCP connections reset because of this node: it was out of file descriptors, ports or memory, or forbade
-    /// to connect.
-    tcp_over_limit,
-    /// TCP sessions that both sides had ended and that went on until what they carried had arrived.
-    tcp_delivering,
-    /// Attempts to connect after another one had failed.
-    tcp_retries,
+    tcp_all_endpoints_failed: Counter,
+    /// TCP connections reset because this node was out of file descriptors, ports or memory, or forbade the
+    /// connection to an endpoint.
+    tcp_over_limit: Counter,
+    /// TCP sessions that both sides had closed and that stayed open until the remaining bytes were delivered.
+    tcp_delivering: Counter,
+    /// Attempts to connect to an endpoint after another attempt had failed.
+    tcp_retries: Counter,
     /// TCP clients that went away before an endpoint was connected.
-    tcp_client_gone,
-    /// TCP sessions that one side reset, passed on as a reset.
-    tcp_resets,
-    /// Half-closed TCP sessions ended because nothing moved for too long.
-    tcp_half_closed_timeouts,
-    /// Endpoints passed over because they are themselves a frontend of this table.
-    endpoint_loops,
-    /// Times that a listener had to pause because file descriptors had run out.
-    accept_paused,
-    /// Times that a listener did not work at all; what it is was logged.
-    accept_failed,
-    /// SYNs and last segments of handshakes that the kernel dropped at a listener, nearly always because its queue was
-    /// full: connections came faster than a worker accepted them. Clients send them again, after a second and later.
-    tcp_dropped_queue,
-    /// TCP connections reset because their client had more than its share of what was left, of sessions or
-    /// of ports towards their endpoints.
-    tcp_over_share,
-    /// Deadlines that workers wait for.
-    deadlines,
-    /// Bytes moved by splice(2), not through user memory.
-    bytes_spliced,
+    tcp_client_gone: Counter,
+    /// TCP sessions that one side reset; the reset was passed on to the other side.
+    tcp_resets: Counter,
+    /// Half-closed TCP sessions closed because no bytes moved for too long.
+    tcp_half_closed_timeouts: Counter,
+    /// Endpoints skipped because they are themselves a frontend of this agent.
+    endpoint_loops: Counter,
+    /// Times that a listener paused because file descriptors had run out.
+    accept_paused: Counter,
+    /// Times that a listener could not accept connections at all; the log has the error.
+    accept_failed: Counter,
+    /// SYNs and final handshake segments that the kernel dropped at a listener, nearly always because its queue was
+    /// full; clients retransmit after a second or later.
+    tcp_dropped_queue: Counter,
+    /// TCP connections reset because their client exceeded its share of the remaining sessions, or of the remaining
+    /// ports towards its endpoints.
+    tcp_over_share: Counter,
+    /// Timers that are pending in the workers.
+    deadlines: Gauge,
+    /// Bytes moved by splice(2), without a copy through user memory.
+    bytes_spliced: Counter,
     /// Bytes moved through a worker's buffer.
-    bytes_copied,
-    /// Pipes that hold bytes of bulk transfers, or are kept for the next one.
-    pipes_active,
-    /// Times that a bulk transfer was copied because no pipe could be had: file descriptors had run out, or pipes have
-    /// their share of what the node's processes may have (`fs.pipe-user-pages-soft`).
-    pipe_fallbacks,
+    bytes_copied: Counter,
+    /// Pipes that hold bytes of bulk transfers, or are kept for the next transfer.
+    pipes_active: Gauge,
+    /// Times that a bulk transfer was copied because there was no pipe: file descriptors had run out, or pipes had
+    /// used up their share of fs.pipe-user-pages-soft.
+    pipe_fallbacks: Counter,
     /// UDP datagrams received from clients.
-    udp_datagrams_in,
+    udp_datagrams_in: Counter,
     /// UDP datagrams delivered to endpoints.
-    udp_datagrams_forwarded,
+    udp_datagrams_forwarded: Counter,
     /// UDP datagrams delivered back to clients.
-    udp_datagrams_returned,
+    udp_datagrams_returned: Counter,
     /// UDP flows opened.
-    udp_flows_opened,
-    /// UDP flows that have not ended.
-    udp_flows_active,
-    /// UDP flows ended because nothing moved for too long.
-    udp_flows_expired,
-    /// UDP flows ended early to make room for new ones.
-    udp_flows_evicted,
-    /// UDP flows ended early to make room for new ones, because their client had more than its share.
-    udp_flows_over_share,
-    /// UDP flows ended early because new ones needed their ephemeral ports.
-    udp_flows_evicted_for_port,
-    /// UDP flows ended because their endpoint or frontend was gone, or the endpoint refused.
-    udp_flows_ended,
-    /// UDP datagrams lost because there was no endpoint for them.
-    udp_unroutable,
-    /// UDP datagrams lost because their Service has as many flows as `sluice.dev/max-connections` allows.
-    udp_over_service_limit,
-    /// UDP clients told that their endpoint refuses, or that they are over a limit (ICMP port unreachable).
-    udp_refusals,
-    /// UDP datagrams lost because of this node: it was out of file descriptors, ports or memory for a flow, or
-    /// forbade to open it.
-    udp_over_limit,
-    /// UDP datagrams lost because there can be no socket to reply by: another program has the frontend's address and
-    /// port, or this node is out of something or forbids it. What it is was logged.
-    udp_no_reply_socket,
-    /// UDP datagrams dropped because they came to the socket itself that only the capture may lead to.
-    udp_not_captured,
-    /// UDP datagrams lost because a socket's buffer for sending was full.
-    udp_dropped_full,
-    /// UDP datagrams that the kernel dropped because a socket's queue for receiving was full: clients sent faster
-    /// than a worker received, or an endpoint did. Of sockets towards endpoints counted when their flow ends.
-    udp_dropped_queue,
-    /// UDP datagrams lost while they waited for flows to be opened: there was no room for more, and theirs was the client
-    /// that had most waiting; or they had waited for 5 s. Whose they are was logged.
-    udp_dropped_waiting,
-    /// UDP datagrams lost to an error of a socket.
-    udp_dropped_error,
-    /// Connections and flows that were told of in the connection log.
-    connection_log_records,
-    /// Connections and flows that were not, because the log was not read fast enough.
-    connection_log_dropped,
+    udp_flows_opened: Counter,
+    /// UDP flows that are open.
+    udp_flows_active: Gauge,
+    /// UDP flows closed because no datagram came for too long.
+    udp_flows_expired: Counter,
+    /// UDP flows closed early to make room for new ones.
+    udp_flows_evicted: Counter,
+    /// UDP flows closed early to make room for new ones because their client exceeded its share.
+    udp_flows_over_share: Counter,
+    /// UDP flows closed early because new ones needed their ephemeral ports.
+    udp_flows_evicted_for_port: Counter,
+    /// UDP flows closed because their endpoint or frontend was gone, or the endpoint refused.
+    udp_flows_ended: Counter,
+    /// UDP datagrams dropped because there was no endpoint for them.
+    udp_unroutable: Counter,
+    /// UDP datagrams dropped because their Service has as many flows as sluice.dev/max-connections allows.
+    udp_over_service_limit: Counter,
+    /// UDP clients that were sent ICMP port unreachable, because their endpoint refuses or they exceed a limit.
+    udp_refusals: Counter,
+    /// UDP datagrams dropped because this node was out of file descriptors, ports or memory for a flow, or forbade
+    /// it.
+    udp_over_limit: Counter,
+    /// UDP datagrams dropped because no socket could be opened to reply from: another program has the frontend's
+    /// address and port, or the node has no resources for it or forbids it; the log has the error.
+    udp_no_reply_socket: Counter,
+    /// UDP datagrams dropped because clients sent them to the socket itself instead of a Service address.
+    udp_not_captured: Counter,
+    /// UDP datagrams dropped because a socket's send buffer was full.
+    udp_dropped_full: Counter,
+    /// UDP datagrams that the kernel dropped because a socket's receive queue was full; on sockets towards
+    /// endpoints they are counted when the flow ends.
+    udp_dropped_queue: Counter,
+    /// UDP datagrams dropped while they waited for a flow to be opened, for want of room or after 5 s; the log has
+    /// the clients.
+    udp_dropped_waiting: Counter,
+    /// UDP datagrams dropped because of a socket error.
+    udp_dropped_error: Counter,
+    /// Connections and flows written to the connection log.
+    connection_log_records: Counter,
+    /// Connections and flows left out of the connection log because it was not read fast enough.
+    connection_log_dropped: Counter,
 }
 
 /// How long things took on one worker.

@@ -117,8 +117,12 @@ fn of_node(inside: &Inside, state: &State) -> Option<String> {
 
 /// All counters by their names.
 fn counters(observer: &Observer) -> BTreeMap<String, u64> {
-    let mut counters: BTreeMap<String, u64> =
-        observer.stats().named().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+    let mut counters: BTreeMap<String, u64> = observer
+        .stats()
+        .named()
+        .into_iter()
+        .map(|counted| (counted.name.to_owned(), counted.value))
+        .collect();
     if let Some(sum) = observer.at_socket().settle() {
         let numbers = [
             ("connections", sum.connections),

@@ -19,7 +19,7 @@ impl Metrics {
             ("wanted", self.wanted.to_owned()),
             ("reason", reason),
         ];
-        let help = "How connections get to endpoints, and why not as they were to";
+        let help = "How connections get to endpoints (mode), what was asked for (wanted), and why it is not that (reason)";
         Info::new(labels.to_vec()).encode(encoder.encode_descriptor(
             "capture",
             help,
@@ -34,14 +34,15 @@ impl Metrics {
         let Some(looks) = view.looks() else { return Ok(()) };
         let stats = view.stats();
         encode_sizes(encoder, stats, looks.capacity)?;
-        let help = "Service ports of which something has no room there, and is relayed";
+        let help = "Service ports that are relayed, at least in part, because socket mode's maps have no room for them";
         gauge(encoder, "socket_waiting", help, stats.waiting as f64)?;
-        let help = "Network namespaces of pods that the programs know; 0 where all are taken for that";
+        let help =
+            "Network namespaces of pods that the programs know; 0 if they take all namespaces for pods";
         gauge(encoder, "socket_namespaces", help, looks.names.known() as f64)?;
-        let help = "Network namespaces of pods that are left to the relay by an annotation, or as nobody knows whose they are";
+        let help = "Network namespaces that are left to the relay because of an annotation, or because their pod is unknown";
         gauge(encoder, "socket_namespaces_kept_out", help, looks.names.kept_out() as f64)?;
         encode_counters(encoder, stats, &looks)?;
-        let help = "How long those of TCP lasted that are over";
+        let help = "How long translated TCP connections lasted that have ended";
         histogram(encoder, "socket_connection_duration_seconds", help, &looks.ledger.lives())
     }
 }
@@ -51,19 +52,19 @@ fn encode_sizes(encoder: &mut DescriptorEncoder<'_>, stats: Stats, capacity: Cap
     let parts = [
         ("frontends", "Frontends", stats.frontends, capacity.frontends),
         ("sets", "Sets of endpoints", stats.sets, capacity.sets),
-        ("endpoints", "Endpoints, once for each set", stats.endpoints, capacity.endpoints),
-        ("slots", "Places in sets", stats.slots, capacity.slots),
+        ("endpoints", "Endpoints, counted in each set,", stats.endpoints, capacity.endpoints),
+        ("slots", "Slots of endpoint sets", stats.slots, capacity.slots),
         (
             "affinity_clients",
-            "Clients that keep their endpoint, or are about to be forgotten, once for each set",
+            "Clients with session affinity, counted in each set,",
             stats.clients,
             stats.most_clients,
         ),
     ];
     for (name, what, number, capacity) in parts {
-        let help = format!("{what} that the programs know");
+        let help = format!("{what} in the maps of socket mode");
         gauge(encoder, &format!("socket_{name}"), &help, number as f64)?;
-        let help = format!("{what} that there is room for");
+        let help = format!("{what} that the maps of socket mode have room for");
         gauge(encoder, &format!("socket_{name}_capacity"), &help, f64::from(capacity))?;
     }
     Ok(())
@@ -75,53 +76,53 @@ fn encode_counters(encoder: &mut DescriptorEncoder<'_>, stats: Stats, looks: &Lo
     let counters = [
         (
             "socket_map_failures",
-            "How often something had no room there, or the kernel refused a change",
+            "Changes of socket mode's maps that failed because a map was full or the kernel refused",
             stats.failures,
         ),
         (
             "socket_affinity_refused",
-            "How often a client that keeps its endpoint was left to the relay, as its Service had its share of the room",
+            "Times that a client with session affinity was left to the relay because its Service had used its share of the map",
             stats.refused_clients,
         ),
         (
             "socket_ended",
-            "Connected UDP sockets that were ended, as their endpoint or Service is gone",
+            "Connected UDP sockets that were destroyed because their endpoint or Service is gone",
             looks.swept.ended(),
         ),
         (
             "socket_end_failures",
-            "Looks after which such a socket was left, or at which the kernel told nothing",
+            "Sweeps that left a connected UDP socket whose endpoint or Service is gone, or that could not list sockets",
             looks.swept.failed(),
         ),
         (
             "socket_connections",
-            "TCP connections that were led to an endpoint at the client's socket and came about, and flows",
+            "TCP connections and UDP flows that were translated to an endpoint at the client's socket and established",
             sum.connections,
         ),
-        ("socket_connections_closed", "Of those of TCP, the ones that are over", sum.closed),
+        ("socket_connections_closed", "Translated TCP connections that have ended", sum.closed),
         (
             "socket_connections_failed",
-            "TCP connections led there that the endpoint or the network did not let come about",
+            "Translated TCP connections that failed because the endpoint refused or could not be reached",
             sum.failed,
         ),
         (
             "socket_connections_aborted",
-            "TCP connections led there that the client gave up before they came about",
+            "Translated TCP connections that the client gave up before they were established",
             totals.aborted,
         ),
         (
             "socket_connections_slow",
-            "TCP connections led there whose first packet was not answered within a second",
+            "Translated TCP connections whose first packet was not answered within a second",
             totals.timeouts,
         ),
         (
             "socket_bytes_from_clients",
-            "Bytes from clients to endpoints, of those of TCP that are over",
+            "Bytes from clients to endpoints on translated TCP connections that have ended",
             sum.bytes_to,
         ),
         (
             "socket_bytes_to_clients",
-            "Bytes from endpoints to clients, of those of TCP that are over",
+            "Bytes from endpoints to clients on translated TCP connections that have ended",
             sum.bytes_from,
         ),
     ];

@@ -44,7 +44,7 @@ impl KubeProxy {
         of_each_family(encoder, name, help, durations)?;
         let network = self.0.health.programming().network_durations();
         let name = "kubeproxy_network_programming_duration_seconds";
-        let help = "From a change of endpoints in the cluster until it has taken effect here";
+        let help = "Time from a change of endpoints in the cluster until it has taken effect here";
         of_each_family(encoder, name, help, network)?;
         let numbers = self.0.health.programming().numbers();
         let seconds = |time: Option<Timestamp>| time.map_or(0.0, |time| time.as_duration().as_secs_f64());
@@ -57,9 +57,9 @@ impl KubeProxy {
         self.encode_without_local(encoder)?;
         for (kind, changes) in [("endpoint", numbers.endpoints), ("service", numbers.services)] {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
-            counter(encoder, &name, "Changes so far", changes.total)?;
-            let help = "Changes that have not taken effect";
-            gauge(encoder, &format!("{name}_pending"), help, changes.pending as f64)?;
+            counter(encoder, &name, &format!("Changes of {kind}s since the start"), changes.total)?;
+            let help = format!("Changes of {kind}s that have not taken effect");
+            gauge(encoder, &format!("{name}_pending"), &help, changes.pending as f64)?;
         }
         Ok(())
     }
@@ -80,7 +80,7 @@ impl KubeProxy {
 
     fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(apiserver) = self.0.health.apiserver() else { return Ok(()) };
-        let help = "Requests to apiservers, by status";
+        let help = "Requests to apiservers, by status, host and method";
         let mut family =
             encoder.encode_descriptor("rest_client_requests", help, None, MetricType::Counter)?;
         for (outcome, number) in apiserver.answers() {
@@ -95,8 +95,10 @@ impl KubeProxy {
 impl KubeProxy {
     fn encode_durations(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Some(apiserver) = self.0.health.apiserver() else { return Ok(()) };
-        let (name, help) =
-            ("rest_client_request_duration_seconds", "Until the head of an apiserver's answer was there");
+        let (name, help) = (
+            "rest_client_request_duration_seconds",
+            "Time until the headers of an apiserver's answer were there, by verb and host",
+        );
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for ((host, verb), durations) in apiserver.durations() {
             let labels = [("verb", verb), ("host", host)];
@@ -117,7 +119,7 @@ impl KubeProxy {
             let name = format!("kubeproxy_proxy_{path}");
             let mut family = encoder.encode_descriptor(
                 &name,
-                "Probes of the node, by status",
+                &format!("Requests to /{path} of the health check server, by status"),
                 None,
                 MetricType::Counter,
             )?;
@@ -149,14 +151,14 @@ fn of_each_family(
 fn encode_process(encoder: &mut DescriptorEncoder<'_>, started: Timestamp) -> fmt::Result {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let cpu = ConstCounter::new(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9);
-    let help = "CPU time of all threads";
+    let help = "CPU time that all threads of the agent have used";
     cpu.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?)?;
     let help = "When this process began, in seconds since 1970";
     gauge(encoder, "process_start_time_seconds", help, started.as_duration().as_secs_f64())?;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (name, field, help) in [
-        ("process_resident_memory_bytes", "VmRSS:", "Memory in RAM"),
-        ("process_virtual_memory_bytes", "VmSize:", "Addresses in use"),
+        ("process_resident_memory_bytes", "VmRSS:", "Resident memory of the agent"),
+        ("process_virtual_memory_bytes", "VmSize:", "Virtual memory of the agent"),
     ] {
         if let Some(kibibytes) = number(&status, field) {
             gauge(encoder, name, help, kibibytes as f64 * 1024.0)?;

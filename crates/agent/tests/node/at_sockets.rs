@@ -217,6 +217,12 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     let info = [r#"mode="socket""#, r#"wanted="socket""#, r#"reason="""#];
     assert_eq!(value(&told, "sluice_capture_info", &info), Some(1.0));
     assert!(value(&told, "sluice_socket_frontends", &[]).unwrap() > 0.0);
+    let mut helps: Vec<&str> =
+        told.lines().filter_map(|line| Some(line.strip_prefix("# HELP ")?.split_once(' ')?.1)).collect();
+    let described = helps.len();
+    helps.sort_unstable();
+    helps.dedup();
+    assert!(described > 100 && helps.len() == described, "each metric has its own description: {told}");
     assert_eq!(value(&told, "sluice_socket_waiting", &[]), Some(0.0));
     assert_eq!(value(&told, "sluice_socket_namespaces", &[]), Some(0.0));
     assert_eq!(value(&told, "sluice_socket_connections_total", &[]), Some(5.0));

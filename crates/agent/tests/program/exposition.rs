@@ -49,14 +49,19 @@ fn each_family_is_described_once_and_stands_together_and_no_series_is_there_twic
     for accept in [CLASSIC, OPENMETRICS] {
         let text = scraped(accept);
         let (mut kinds, mut series) = (BTreeMap::new(), BTreeSet::new());
-        let mut current = "";
+        let (mut current, mut helps) = ("", BTreeSet::new());
         for line in text.lines().filter(|line| *line != "# EOF") {
             if let Some(described) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = described.split_once(' ').unwrap();
                 assert!(kinds.insert(name, kind).is_none(), "{name} is described twice");
                 current = name;
             } else if let Some(described) = line.strip_prefix("# HELP ") {
-                assert!(described.contains(' '), "{line}");
+                let (name, help) = described.split_once(' ').unwrap();
+                assert!(helps.insert(help), "{name} is described as another metric is: {help}");
+                assert!(
+                    help.starts_with(|first: char| first.is_uppercase()) && !help.ends_with(['.', ',']),
+                    "{line}"
+                );
             } else {
                 let (sample, value) = line.rsplit_once(' ').unwrap();
                 let name = sample.split('{').next().unwrap();
@@ -67,6 +72,7 @@ fn each_family_is_described_once_and_stands_together_and_no_series_is_there_twic
                 assert_eq!(is_total, name.ends_with("_total"), "{line} is a {}", kinds[current]);
             }
         }
+        assert_eq!(helps.len(), kinds.len(), "each has a description");
         assert!(series.len() > 100, "{text}");
         // What there is to serve, by whom, and how busy they are.
         let version = concat!("sluice_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1");
