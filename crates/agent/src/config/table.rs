@@ -1,7 +1,7 @@
 //! Every flag and every field of kube-proxy 1.36, and what becomes of it here. Data; what is done with it is its
 //! neighbours' business.
 
-use Kind::{Bool, Bools, Duration, Float, Flush, Int, Quantity, Text, TextOrOff, Texts, Vmodule};
+use Kind::{Bool, Bools, Duration, Float, Flush, Int, Numbers, Quantity, Text, TextOrOff, Texts, Vmodule};
 use Meaning::{As, BindAddress, Elsewhere, Meaningless, Mode, NotOffered};
 
 /// What a value is.
@@ -13,10 +13,12 @@ pub(crate) enum Kind {
     Bool,
     Int,
     Float,
-    /// As Go writes them: `1m30s`.
+    /// As Go writes them: `1m30s`; or a number of seconds, as the flags take it.
     Duration,
     /// A list of strings; as a flag with commas.
     Texts,
+    /// A list of whole numbers, or of texts that are some; as a flag with commas.
+    Numbers,
     /// A map of booleans.
     Bools,
     /// A duration, or a number of nanoseconds.
@@ -212,7 +214,7 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("socketNamespaces",       "socket-namespaces",        Texts),
     own("socketPins",             "socket-pins",              Text),
     own("socketPodAnnotations",   "socket-pod-annotations",   Bool),
-    own("socketSidecarPorts",     "socket-sidecar-ports",     Texts),
+    own("socketSidecarPorts",     "socket-sidecar-ports",     Numbers),
     own("statusPage",             "status-page",              TextOrOff),
     own("tcpHalfClosedTimeout",   "tcp-half-closed-timeout",  Duration),
     own("tproxyPort",             "tproxy-port",              Int),

@@ -124,7 +124,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
         "connectionLog" => ("off", "off"),
         "logging.format" | "logging-format" => ("json", "json"),
         "master" => ("[https://192.0.2.1]", "https://192.0.2.1"),
-        "socketSidecarPorts" => ("[\"7\"]", "7"),
+        "socketSidecarPorts" => ("[7]", "7"),
         _ => match kind {
             Kind::Text | Kind::TextOrOff => ("some", "some"),
             Kind::Bool => ("true", "true"),
@@ -132,6 +132,7 @@ fn example(name: &str, kind: Kind) -> (&'static str, &'static str) {
             Kind::Float => ("1.5", "1.5"),
             Kind::Duration | Kind::Flush => ("7s", "7s"),
             Kind::Texts => ("[some, more]", "some"),
+            Kind::Numbers => ("[7, 8]", "7"),
             Kind::Bools => ("{some: true}", "some=true"),
             Kind::Quantity => ("64Ki", "64Ki"),
             Kind::Vmodule => ("[{filePattern: some, verbosity: 2}]", "some=2"),
@@ -285,6 +286,22 @@ fn a_v6_bind_address_is_the_family_of_the_rest() {
 }
 
 #[test]
+fn numbers_are_written_as_numbers_or_as_text() {
+    for ports in ["[15001, 4140]", "['15001', \"4140\"]", "[15001, '4140']"] {
+        let args = with(&format!("{HEAD}sluice: {{socketSidecarPorts: {ports}}}\n"), "");
+        let given: Vec<_> =
+            args.capture.socket.socket_sidecar_ports.iter().filter_map(|port| port.0).collect();
+        assert_eq!(given, [15001, 4140], "{ports}");
+    }
+    let args = with(&format!("{HEAD}sluice: {{socketSidecarPorts: ['']}}\n"), "");
+    assert_eq!(args.capture.socket.socket_sidecar_ports.iter().filter_map(|port| port.0).count(), 0);
+    for seconds in ["90", "90s", "1m30s"] {
+        let args = with(&format!("{HEAD}sluice: {{udpIdleTimeout: {seconds}}}\n"), "");
+        assert_eq!(args.dataplane.udp_idle_timeout, std::time::Duration::from_secs(90), "{seconds}");
+    }
+}
+
+#[test]
 fn mistakes_are_said_with_line_and_field() {
     #[rustfmt::skip]
     let cases = [
@@ -299,7 +316,10 @@ fn mistakes_are_said_with_line_and_field() {
         ("hostnameOverride: 7\n",                  "line 3: hostnameOverride: a number is to be text: write it in quotes"),
         ("enableProfiling: \"true\"\n",            "line 3: enableProfiling: text is to be true or false"),
         ("nodePortAddresses: primary\n",           "line 3: nodePortAddresses: text is to be a list of texts"),
-        ("configSyncPeriod: soon\n",               "line 3: configSyncPeriod: \"soon\" is to be a duration, as \"30s\" or \"1h30m\""),
+        ("configSyncPeriod: soon\n",               "line 3: configSyncPeriod: \"soon\" is to be a duration, as \"30s\" or \"1h30m\", or a number of seconds"),
+        ("sluice:\n  socketSidecarPorts: [mesh]\n", "line 4: sluice.socketSidecarPorts: each element is to be a whole number, and one is \"mesh\""),
+        ("sluice:\n  socketSidecarPorts: 7\n", "line 4: sluice.socketSidecarPorts: a number is to be a list of whole numbers"),
+        ("sluice:\n  gracePeriod: -7\n",        "line 4: sluice.gracePeriod: \"-7\" is to be a duration, as \"30s\" or \"1h30m\", or a number of seconds"),
         ("mode: userspace\n",                      "line 3: mode: \"userspace\" is to be one of iptables, ipvs, nftables"),
         ("clusterCIDR: [10.0.0.0/8]\n",            "line 3: clusterCIDR: a list is to be one text, comma-separated: \"10.0.0.0/8\""),
         ("clusterCIDR: [10.0.0.0/8, fd00::/48]\n", "line 3: clusterCIDR: a list is to be one text, comma-separated: \"10.0.0.0/8,fd00::/48\""),

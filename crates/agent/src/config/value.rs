@@ -25,6 +25,12 @@ pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
         (Kind::Float, Value::Int(number)) => one(number.to_string()),
         (Kind::Float, Value::Float(number)) => one(number.to_string()),
         (Kind::Duration | Kind::Flush, Value::Text(text)) => check(kind, text).map(|()| vec![text.clone()]),
+        // As the flags have it, which are in seconds.
+        (Kind::Duration, Value::Int(number)) => {
+            let seconds = number.to_string();
+            check(kind, &seconds).map(|()| vec![seconds])
+        }
+        (Kind::Numbers, Value::List(list)) => list.iter().map(number).collect(),
         (Kind::Texts, Value::List(list)) => list.iter().map(text).collect(),
         (Kind::Bools, Value::Map(map)) => map
             .iter()
@@ -53,6 +59,16 @@ fn text(element: &Spanned<Value>) -> Result<String, String> {
     }
 }
 
+fn number(element: &Spanned<Value>) -> Result<String, String> {
+    match &element.value {
+        Value::Int(number) => Ok(number.to_string()),
+        // Nothing is none, as the flag takes it.
+        Value::Text(text) if text.is_empty() || text.parse::<i64>().is_ok() => Ok(text.clone()),
+        Value::Text(text) => Err(format!("each element is to be a whole number, and one is {text:?}")),
+        other => Err(format!("each element is to be a whole number, and one is {}", other.kind())),
+    }
+}
+
 /// Whether a flag of kube-proxy's may have this value.
 ///
 /// # Errors
@@ -64,7 +80,13 @@ pub(crate) fn check(kind: Kind, word: &str) -> Result<(), String> {
         Kind::Float => word.parse::<f32>().is_ok(),
         // Go takes no number without a unit but 0; where a person means seconds there is no harm in that.
         Kind::Duration | Kind::Flush => values::duration(word).is_ok(),
-        Kind::Text | Kind::TextOrOff | Kind::Texts | Kind::Bools | Kind::Quantity | Kind::Vmodule => true,
+        Kind::Text
+        | Kind::TextOrOff
+        | Kind::Texts
+        | Kind::Numbers
+        | Kind::Bools
+        | Kind::Quantity
+        | Kind::Vmodule => true,
     };
     if is_good { Ok(()) } else { Err(format!("{word:?} is to be {}", wanted(kind))) }
 }
@@ -93,8 +115,9 @@ fn wanted(kind: Kind) -> &'static str {
         Kind::Bool => "true or false",
         Kind::Int => "a whole number",
         Kind::Float => "a number",
-        Kind::Duration => "a duration, as \"30s\" or \"1h30m\"",
+        Kind::Duration => "a duration, as \"30s\" or \"1h30m\", or a number of seconds",
         Kind::Texts => "a list of texts",
+        Kind::Numbers => "a list of whole numbers",
         Kind::Bools => "a map of names to true or false",
         Kind::Flush => "a duration, as \"5s\", or a number of nanoseconds",
         Kind::Quantity => "a quantity, as \"64Ki\"",

@@ -52,6 +52,11 @@ fn typed(kind: Kind, values: &[String]) -> Value {
     match kind {
         Kind::Bool => crate::values::boolean(first).map_or(Value::Null, Value::from),
         Kind::Int => first.parse::<i64>().map_or(Value::Null, Value::from),
+        Kind::Numbers => values
+            .iter()
+            .flat_map(|value| value.split(','))
+            .filter_map(|value| value.parse::<i64>().ok())
+            .collect(),
         Kind::Texts => values.iter().filter(|value| !value.is_empty()).cloned().collect(),
         // Seconds without a unit are ours.
         Kind::Duration => {
