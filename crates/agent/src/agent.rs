@@ -263,7 +263,7 @@ impl<'a> Serving<'a> {
                 let end = handover::wait(&observer, deadline).await;
                 grace = end.grace(deadline.saturating_duration_since(Instant::now()));
                 let connections = observer.stats().tcp_active;
-                info!(connections, ?grace, "no new connections from now on: {end}");
+                info!(connections, within = ?grace, "no new connections from now on: {end}");
             }
             tokio::task::spawn_blocking(move || controller.stop(grace)).await
         };

@@ -37,7 +37,7 @@ pub struct CaptureArgs {
     pub detect_local_mode: DetectLocalMode,
     /// Where pods have their addresses, for one or both families: 10.244.0.0/16,fd00:244::/48. Without one no
     /// client's address is rewritten at cluster IPs.
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::listed_cidr)]
     pub cluster_cidr: Vec<Listed<IpNet>>,
     /// The bridge that pods of this node are on, for BridgeInterface.
     #[arg(long, value_name = "NAME", value_parser = interface_name)]

@@ -111,7 +111,7 @@ pub struct AgentArgs {
     pub ports: PortArgs,
     /// How long connections may take to finish after SIGTERM; a second signal ends at once. With
     /// `--capture bind` new ones are refused from the signal on. Otherwise they are served until another agent on this
-    /// node takes them, no connection is open, or this time is over.
+    /// node takes them, no connection is open, or this time is over. Seconds, or with a unit, as 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = values::duration,
           help_heading = "Data plane")]
     pub grace_period: Duration,

@@ -23,14 +23,14 @@ pub struct DataplaneArgs {
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub client_share: u8,
     /// How long a UDP flow may be silent before it ends and the next datagram is balanced anew; four times as long
-    /// once it was answered and has lasted for two seconds, and where it is decided at the client's socket.
+    /// once it was answered and has lasted for two seconds, and where it is decided at the client's socket. Seconds, or with a unit, as 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::some_duration)]
     pub udp_idle_timeout: Duration,
     /// Which connections and flows are told of in the log when they end, with client, endpoint, bytes and duration:
     /// `off`, `all`, or one in so many, as `1/100`.
     #[arg(long, value_name = "SAMPLE", default_value = "off", value_parser = values::sample)]
     pub connection_log: values::Sample,
-    /// How long a TCP connection of which one side has closed may stand still before it is cut off.
+    /// How long a TCP connection of which one side has closed may stand still before it is cut off. Seconds, or with a unit, as 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = values::duration)]
     pub tcp_half_closed_timeout: Duration,
 }

@@ -48,7 +48,7 @@ impl FromStr for BindAddress {
         let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         whole
             .or_else(|_| inner.parse().map(|ip| Self::At(ip, None)))
-            .map_err(|_| "write ADDRESS:PORT, as 0.0.0.0:10249 or [::]:10249, or 0 for nowhere")
+            .map_err(|_| "write ADDRESS:PORT, or 0 for nowhere")
     }
 }
 

@@ -138,7 +138,10 @@ impl Metrics {
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz, /proxyMode or /configz\n".to_owned()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                format!("try {}/metrics, /healthz, /proxyMode or /configz\n", self.page.hint()),
+            ),
         }
     }
 

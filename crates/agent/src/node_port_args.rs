@@ -1,12 +1,11 @@
 //! `--nodeport-addresses`, with the words that kube-proxy 1.37 has for it.
 
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use sluice_table::NodePortAddresses;
 
-use crate::values::Listed;
+use crate::values::{self, Listed};
 
 /// One element of the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,24 +28,8 @@ impl FromStr for NodePortAddress {
             "primary" => Ok(Self::Primary),
             "localhost" => Ok(Self::Localhost),
             "all" => Ok(Self::All),
-            cidr => cidr.parse().map(Self::Inside).map_err(|_| mend(cidr)),
+            cidr => values::cidr(cidr, "primary, all, localhost, or CIDRs").map(Self::Inside),
         }
-    }
-}
-
-/// How it is to be written.
-fn mend(text: &str) -> String {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return format!("a single address is written {}", IpNet::from(ip));
-    }
-    match text.split_once('/').map(|(address, _)| address.parse::<IpAddr>()) {
-        Some(Ok(ip)) => {
-            let most = IpNet::from(ip).prefix_len();
-            format!(
-                "behind the slash goes a number from 0 to {most}: as {ip}/{most} it is this address alone"
-            )
-        }
-        _ => "write primary, all, localhost, or CIDRs, as 192.0.2.0/24 or 2001:db8::/32".to_owned(),
     }
 }
 

@@ -18,14 +18,15 @@ pub struct PortArgs {
     /// Where load balancers and kubelets ask for the health of this node: `/healthz`, which is 503 also while the
     /// Node is about to be deleted, and `/livez`. 0.0.0.0 is all addresses of both families, `0` or nothing nowhere [default: port 10256 of all addresses,
     /// IPv4 and IPv6; nowhere with --capture bind].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = bind_address::<HEALTHZ_PORT>)]
     pub healthz_bind_address: Option<BindAddress>,
     /// The port of --healthz-bind-address, if that has none. 0 for nowhere.
     #[arg(long, value_name = "PORT")]
     pub healthz_port: Option<u16>,
     /// Where metrics are served, as `/metrics`, the status page, `/healthz`, `/proxyMode` and `/configz`. 0.0.0.0 is all
     /// addresses of both families, `0` or nothing nowhere.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249",
+          value_parser = bind_address::<METRICS_PORT>)]
     pub metrics_bind_address: BindAddress,
     /// The port of --metrics-bind-address, if that has none. 0 for nowhere.
     #[arg(long, value_name = "PORT")]
@@ -38,7 +39,7 @@ pub struct PortArgs {
     /// of this node that ask a loopback address, or all who reach the port.
     #[arg(long, value_enum, value_name = "WHO", default_value_t = StatusPage::Loopback)]
     pub status_page: StatusPage,
-    /// Where commands such as `sluice services` are answered; only root may ask. Empty or 0 for nowhere
+    /// Where commands such as `sluice services` are answered. Only root, and the user that the agent runs as, may ask. Empty or 0 for nowhere
     /// [default: /run/sluice/admin.sock, and nowhere with `--capture bind`].
     #[arg(long, value_name = "PATH", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub admin_socket: Option<PathBuf>,
@@ -59,6 +60,12 @@ const HEALTHZ_PORT: u16 = 10_256;
 
 /// kube-proxy's port for metrics.
 const METRICS_PORT: u16 = 10_249;
+
+/// An address; where it is none, what one looks like, with the port that is usual for it.
+fn bind_address<const PORT: u16>(text: &str) -> Result<BindAddress, String> {
+    text.parse()
+        .map_err(|_| format!("write ADDRESS:PORT, as 0.0.0.0:{PORT} or [::]:{PORT}, or 0 for nowhere"))
+}
 
 impl PortArgs {
     /// Where health checks of the node are answered, if anywhere.
@@ -87,6 +94,15 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
+
+    #[test]
+    fn an_address_that_is_none_is_answered_with_the_port_of_that_flag() {
+        for (flag, port) in [("--healthz-bind-address", 10256), ("--metrics-bind-address", 10249)] {
+            let said = Cli::try_parse_from(["sluice", "agent", flag, "here"]).unwrap_err().to_string();
+            let wanted = format!("write ADDRESS:PORT, as 0.0.0.0:{port} or [::]:{port}, or 0 for nowhere");
+            assert!(said.contains(flag) && said.contains(&wanted), "{said}");
+        }
+    }
 
     #[test]
     fn the_agents_ports_are_kube_proxys() {

@@ -1,6 +1,6 @@
 //! `sluice completion` and `sluice man`: what a shell and a person look up, made from the command line itself.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::aot;
 use clap_mangen::Man;
@@ -20,8 +20,26 @@ pub struct CompletionArgs {
 #[derive(Debug, Args)]
 pub struct ManArgs {
     /// The command that the page is about, such as `agent` [default: all of them, in short].
-    #[arg(value_name = "COMMAND")]
+    #[arg(value_name = "COMMAND", value_parser = command_name)]
     pub about: Option<String>,
+}
+
+/// The name of a command that has a page.
+fn command_name(text: &str) -> Result<String, String> {
+    let mut command = Cli::command();
+    command.build();
+    match page_of(&command, text) {
+        Some(_) => Ok(text.to_owned()),
+        None => {
+            let names: Vec<_> = names(&command).collect();
+            Err(format!("there is no such command; there are {}", names.join(", ")))
+        }
+    }
+}
+
+/// The command of a page.
+fn page_of<'a>(command: &'a clap::Command, name: &str) -> Option<&'a clap::Command> {
+    command.find_subcommand(name).filter(|found| !found.is_hide_set())
 }
 
 /// A shell.
@@ -70,11 +88,7 @@ fn page(about: Option<&str>) -> Result<Vec<u8>> {
     let page = match about {
         None => command,
         Some(about) => {
-            let found = command.find_subcommand(about).filter(|found| !found.is_hide_set());
-            let found = found.ok_or_else(|| {
-                let names: Vec<_> = names(&command).collect();
-                anyhow::anyhow!("there is no command {about:?}; there are {}", names.join(", "))
-            })?;
+            let found = page_of(&command, about).with_context(|| format!("there is no command {about:?}"))?;
             found.clone().display_name(format!("{NAME}-{about}"))
         }
     };
@@ -89,6 +103,8 @@ fn names(command: &clap::Command) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -112,6 +128,12 @@ mod tests {
                 assert!(page.contains(&flag.replace('-', "\\-")), "{name}: --{flag} is not in {page}");
             }
         }
-        assert!(page(Some("none")).unwrap_err().to_string().contains("there are agent, "));
+    }
+
+    #[test]
+    fn a_page_that_there_is_not_is_wrong_use_as_any_other() {
+        let error = Cli::try_parse_from(["sluice", "man", "none"]).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains("there are agent, "), "{error}");
+        assert!(Cli::try_parse_from(["sluice", "man", "check"]).is_ok() && page(Some("none")).is_err());
     }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgAction, Args};
-use sluice_socket::{NAMED, Removed, State};
+use sluice_socket::{Removed, State};
 use tracing::{info, warn};
 
 use crate::at_socket::{AtSocketConfig, Pods, warn_of_left};
 use crate::values::{self, Listed};
+
+/// [`sluice_socket::NAMED`], as the flag takes it.
+const NAMESPACES: &str = "/run/netns,/run/docker/netns";
 
 /// Where socket mode has its programs.
 #[derive(Debug, Clone, Args)]
@@ -28,7 +31,7 @@ pub struct SocketArgs {
     pub socket_host_only: bool,
     /// Where the node's container runtime has pods' network namespaces by name. Connections of sockets in others, as of
     /// containers within a pod, are relayed. Where none has a name in any of these, those of all are decided about.
-    #[arg(long, value_name = "PATHS", value_delimiter = ',', default_values = NAMED)]
+    #[arg(long, value_name = "PATHS", value_delimiter = ',', default_value = NAMESPACES)]
     pub socket_namespaces: Vec<Listed<PathBuf>>,
     /// Relay connections of pods in which somebody listens at one of these ports (two at the most): a proxy that what
     /// leaves the pod is redirected to, by rules that go by the Service's address. Empty is none.
@@ -151,6 +154,15 @@ mod tests {
     }
 
     #[test]
+    fn the_default_list_of_namespaces_can_be_given_as_help_shows_it() {
+        assert_eq!(NAMESPACES, sluice_socket::NAMED.join(","));
+        assert_eq!(
+            config(&format!("--socket-namespaces {NAMESPACES}")).map(|config| config.namespaces),
+            config("").map(|config| config.namespaces)
+        );
+    }
+
+    #[test]
     fn two_ports_of_sidecars_and_two_directories_are_known_by_default_and_there_may_be_none() {
         let ports = |flags: &str| config(flags).map(|config| config.sidecar_ports);
         assert_eq!(ports(""), Ok([15_001, 4_140]));
@@ -159,7 +171,7 @@ mod tests {
         assert!(ports("--socket-sidecar-ports 1,2,3").unwrap_err().contains("two at the most"));
         assert!(ports("--socket-sidecar-ports mesh").is_err());
         let namespaces = |flags: &str| config(flags).map(|config| config.namespaces);
-        assert_eq!(namespaces(""), Ok(NAMED.map(PathBuf::from).into()));
+        assert_eq!(namespaces(""), Ok(sluice_socket::NAMED.map(PathBuf::from).into()));
         assert_eq!(namespaces("--socket-namespaces=/a,/b"), Ok(vec!["/a".into(), "/b".into()]));
         assert_eq!(namespaces("--socket-namespaces="), Ok(Vec::new()));
         assert!(config("--socket-endpoints 0").is_err());

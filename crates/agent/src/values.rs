@@ -1,9 +1,11 @@
 //! Values of flags as kube-proxy takes them, and people write them.
 
+use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::SignedDuration;
 
 /// `25`, which is seconds, or `25s`, `1m30s`, `250ms`, `1h`.
@@ -50,6 +52,33 @@ pub(crate) fn sample(text: &str) -> Result<Sample, String> {
                 .ok_or("write off, all, or one in so many, as 1/100".into())
         }
     }
+}
+
+/// A CIDR.
+///
+/// # Errors
+/// It is none: how it is to be written, and `what` may be.
+pub(crate) fn cidr(text: &str, what: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return format!("a single address is written {}", IpNet::from(ip));
+        }
+        match text.split_once('/').map(|(address, _)| address.parse::<IpAddr>()) {
+            Some(Ok(ip)) => {
+                let most = IpNet::from(ip).prefix_len();
+                format!(
+                    "behind the slash goes a number from 0 to {most}, the length of the prefix: as {ip}/{most} it is \
+                     this address alone"
+                )
+            }
+            _ => format!("write {what}, as 192.0.2.0/24 or 2001:db8::/32"),
+        }
+    })
+}
+
+/// One CIDR of a list.
+pub(crate) fn listed_cidr(text: &str) -> Result<Listed<IpNet>, String> {
+    if text.is_empty() { Ok(Listed(None)) } else { cidr(text, "CIDRs").map(|cidr| Listed(Some(cidr))) }
 }
 
 /// What Go takes for a boolean (`strconv.ParseBool`).
@@ -99,6 +128,23 @@ mod tests {
         for (text, wanted) in cases {
             assert_eq!(duration(text).ok(), wanted.map(Duration::from_millis), "{text}");
         }
+    }
+
+    #[test]
+    fn a_cidr_that_is_none_is_answered_with_what_is_wrong() {
+        #[rustfmt::skip]
+        let cases = [
+            ("10.0.0.0/33",    "from 0 to 32, the length of the prefix"),
+            ("2001:db8::/129", "from 0 to 128, the length of the prefix"),
+            ("10.0.0.0/",      "from 0 to 32, the length of the prefix"),
+            ("10.0.0.0",       "a single address is written 10.0.0.0/32"),
+            ("pods",           "write CIDRs, as 192.0.2.0/24 or 2001:db8::/32"),
+        ];
+        for (text, wanted) in cases {
+            let said = listed_cidr(text).unwrap_err();
+            assert!(said.contains(wanted), "{text}: {said}");
+        }
+        assert_eq!(listed_cidr(""), Ok(Listed(None)));
     }
 
     #[test]

@@ -90,7 +90,9 @@ fn unreachable(socket: &Path, error: &io::Error) -> anyhow::Error {
             anyhow!("the agent that answered at {socket} has ended without a trace: start it again")
         }
         io::ErrorKind::PermissionDenied => {
-            anyhow!("only root may ask the agent at {socket}: run this as root (sudo)")
+            anyhow!(
+                "only root, and the user that the agent runs as, may ask it at {socket}: run this as one of these (sudo)"
+            )
         }
         _ => anyhow!("cannot connect to {socket}: {error}: give the agent's --admin-socket"),
     }

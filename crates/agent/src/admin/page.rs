@@ -58,6 +58,11 @@ impl Page {
         Self { inside, setting, place: TaskPool::new(1) }
     }
 
+    /// The beginning of a list of paths: the page's own, if it is shown to anybody.
+    pub(crate) fn hint(&self) -> &'static str {
+        if self.setting == StatusPage::Off { "" } else { "/ (the status page), " }
+    }
+
     /// The answer to a request, if it is for the page.
     pub(crate) async fn answer(&self, request: &Request<Incoming>) -> Option<Response<Full<Bytes>>> {
         let path = request.uri().path();

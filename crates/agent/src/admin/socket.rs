@@ -133,7 +133,10 @@ impl Listen for Arc<AdminSocket> {
             let (stream, _) = self.listener.accept().await?;
             match stream.peer_cred() {
                 Ok(peer) if is_allowed(peer.uid()) => return Ok(stream),
-                Ok(peer) => warn!(user = peer.uid(), "only root may use the admin socket"),
+                Ok(peer) => warn!(
+                    user = peer.uid(),
+                    "only root, and the user that the agent runs as, may use the admin socket"
+                ),
                 Err(error) => warn!("cannot tell who connects to the admin socket: {error}"),
             }
         }

@@ -28,7 +28,7 @@ pub struct TopArgs {
     /// By what Services are sorted; on a terminal the first letter of each does that, too, and q ends it.
     #[arg(long, value_enum, value_name = "KEY", default_value_t)]
     pub sort: TopSort,
-    /// How often to look: rates are of so long.
+    /// How often to look: rates are of so long. Seconds, or with a unit, as 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = values::duration)]
     pub interval: Duration,
     /// Write one table and end, as where the output is no terminal.

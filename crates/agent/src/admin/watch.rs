@@ -20,7 +20,7 @@ pub struct WatchArgs {
     /// Go on: write what has changed, until you end it.
     #[arg(short, long)]
     pub watch: bool,
-    /// How often to look with --watch.
+    /// How often to look with --watch. Seconds, or with a unit, as 1m30s.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = values::duration)]
     pub interval: Duration,
 }

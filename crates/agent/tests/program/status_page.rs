@@ -97,6 +97,8 @@ fn it_is_looked_at_on_this_machine_under_its_own_names_and_nothing_else() {
         assert!(status == 403 && body.contains("ask for localhost"), "{host}: {head}{body}");
         assert!(head.contains("frame-ancestors"), "{head}");
     }
+    let (status, _, body) = get(metrics, "/nothing");
+    assert!(status == 404 && body.contains("try / (the status page), /metrics, "), "{body}");
     for path in ["/status/", "/status/x", "/status/../x", "/index.html", "/status"] {
         let (status, _, body) = get(metrics, path);
         assert!(status == 404 && body.contains("try /"), "{path}: {body}");
@@ -112,7 +114,7 @@ fn it_can_be_off() {
     let (_directory, _agent, metrics) = start("", &["--status-page", "off"]);
     for path in ["/", "/status/data", "/status/page.js"] {
         let (status, _, body) = get(metrics, path);
-        assert!(status == 404 && body.contains("/metrics"), "{path}: {body}");
+        assert!(status == 404 && body.contains("try /metrics, "), "{path}: {body}");
     }
     assert_eq!(get(metrics, "/metrics").0, 200);
 }
