@@ -104,10 +104,19 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     wait_until(is_served, "both Services are served").await?;
     ensure!(observer.unserved() == 0, "a Service cannot be listened on: the warning above says why");
 
-    writeln!(out, "Sluice is following an apiserver and serving two Services. Their manifests are in")?;
-    writeln!(out, "{}. Try it from another terminal:\n", scene.directory().display())?;
-    for command in scene.commands() {
-        writeln!(out, "    {command}")?;
+    write!(out, "Sluice is following an apiserver and serving two Services.")?;
+    // With --once all of it is gone before anybody could try it.
+    if args.once {
+        writeln!(out)?;
+    } else {
+        writeln!(
+            out,
+            " Their manifests are in\n{}. Try it from another terminal:\n",
+            scene.directory().display()
+        )?;
+        for command in scene.commands() {
+            writeln!(out, "    {command}")?;
+        }
     }
 
     let requests = args.requests.get();
@@ -120,9 +129,9 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
 
     writeln!(out, "2. The same HTTP traffic while an endpoint joins and another one dies")?;
     let retries_before = observer.stats().tcp_retries;
-    let live = change_endpoints(&mut scene, &observer, &mut report, requests).await?;
+    let live = change_endpoints(&mut scene, &observer, &mut report, requests, &mut out).await?;
     let retried = observer.stats().tcp_retries - retries_before;
-    writeln!(out, "{}", report.table(&[&live, &udp]))?;
+    writeln!(out, "{}", report.table(&[&live]))?;
 
     sum_up(&[&http, &udp, &live], retried, &mut out)?;
     Ok((scene, controller))
@@ -134,6 +143,7 @@ async fn change_endpoints(
     observer: &Observer,
     report: &mut Report,
     requests: usize,
+    out: &mut Output,
 ) -> Result<load::Outcome> {
     let retries_before = observer.stats().tcp_retries;
     let load = Load::http(scene.http_frontend());
@@ -141,22 +151,21 @@ async fn change_endpoints(
     load.start();
     wait_for(&load, &bar, requests / 3).await?;
     let joined = scene.add_http_backend().await?;
-    bar.println(format!("   {joined} has joined: the apiserver has its EndpointSlice"));
+    bar.suspend(|| writeln!(out, "   {joined} has joined: the apiserver has its EndpointSlice"))?;
     let served = || load.answers_of(&joined) > 0;
     wait_until(served, "the new endpoint gets connections").await?;
     wait_for(&load, &bar, requests * 2 / 3).await?;
     report.meet(observer, scene);
     let died = scene.stop_http_backend().await;
-    bar.println(format!(
-        "   {} has stopped: its EndpointSlice still lists it, connecting to it is refused",
-        died.name
-    ));
+    let stopped =
+        format!("{} has stopped: its EndpointSlice still lists it, connecting to it is refused", died.name);
+    bar.suspend(|| writeln!(out, "   {stopped}"))?;
     let retried = || observer.stats().tcp_retries > retries_before;
     wait_until(retried, "a connection is retried on another endpoint").await?;
     scene.forget(&died)?;
     let is_listed = || observer.endpoints().iter().any(|(_, upstream)| upstream.address() == died.address);
     wait_until(|| !is_listed(), "the endpoint is gone from the table").await?;
-    bar.println(format!("   {} is gone from its EndpointSlice too", died.name));
+    bar.suspend(|| writeln!(out, "   {} is gone from its EndpointSlice too", died.name))?;
     wait_for(&load, &bar, requests).await?;
     let live = load.finish().await;
     bar.finish_and_clear();

@@ -23,6 +23,35 @@ pub(super) struct Report(BTreeMap<(ServicePortName, SocketAddr), Met>);
 struct Met {
     name: String,
     upstream: Arc<Upstream>,
+    /// What the last table counted.
+    told: Numbers,
+}
+
+/// What an endpoint has carried.
+#[derive(Default, Clone, Copy)]
+struct Numbers {
+    connections: u64,
+    sent: u64,
+    received: u64,
+}
+
+impl Numbers {
+    fn of(upstream: &Upstream) -> Self {
+        let stats = upstream.stats();
+        Self {
+            connections: stats.connections.load(Ordering::Relaxed),
+            sent: stats.bytes_to_endpoint.load(Ordering::Relaxed),
+            received: stats.bytes_from_endpoint.load(Ordering::Relaxed),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            connections: self.connections.saturating_sub(before.connections),
+            sent: self.sent.saturating_sub(before.sent),
+            received: self.received.saturating_sub(before.received),
+        }
+    }
 }
 
 impl Report {
@@ -30,13 +59,17 @@ impl Report {
     pub(super) fn meet(&mut self, observer: &Observer, scene: &Scene) {
         for (service, upstream) in observer.endpoints() {
             let name = scene.name_of(upstream.address()).unwrap_or_default().to_owned();
-            self.0.entry((service, upstream.address())).or_insert(Met { name, upstream });
+            self.0.entry((service, upstream.address())).or_insert(Met {
+                name,
+                upstream,
+                told: Numbers::default(),
+            });
         }
     }
 
-    /// A row for each endpoint: what the proxy has counted since it started, and how long the answers of
-    /// `outcomes` took.
-    pub(super) fn table(&self, outcomes: &[&Outcome]) -> Table {
+    /// A row for each endpoint that has had a part in it: what the proxy has counted since the last table, and how long the
+    /// answers of `outcomes` took.
+    pub(super) fn table(&mut self, outcomes: &[&Outcome]) -> Table {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);
         table.set_header([
@@ -49,17 +82,21 @@ impl Report {
             "p50",
             "p99",
         ]);
-        for ((service, address), Met { name, upstream }) in &self.0 {
-            let latencies = outcomes.iter().find_map(|outcome| outcome.latencies.get(name));
+        for ((service, address), Met { name, upstream, told }) in &mut self.0 {
+            let latencies = outcomes.iter().find_map(|outcome| outcome.latencies.get(name.as_str()));
             let quantile = |q: f64| latencies.map_or_else(|| "-".to_owned(), |h| milliseconds(h, q));
-            let stats = upstream.stats();
+            let now = Numbers::of(upstream);
+            let numbers = now.since(std::mem::replace(told, now));
+            if numbers.connections == 0 && latencies.is_none() {
+                continue;
+            }
             table.add_row([
                 service.to_string(),
                 name.clone(),
                 address.to_string(),
-                stats.connections.load(Ordering::Relaxed).to_string(),
-                HumanBytes(stats.bytes_to_endpoint.load(Ordering::Relaxed)).to_string(),
-                HumanBytes(stats.bytes_from_endpoint.load(Ordering::Relaxed)).to_string(),
+                numbers.connections.to_string(),
+                HumanBytes(numbers.sent).to_string(),
+                HumanBytes(numbers.received).to_string(),
                 quantile(0.50),
                 quantile(0.99),
             ]);

@@ -61,9 +61,10 @@ impl Place {
     }
 }
 
-/// The address of its HTTP Service, from the command that a person can try.
-fn frontend(said: &str) -> &str {
-    said.lines().find_map(|line| line.trim().strip_prefix("curl ")).unwrap()
+/// The cells of an endpoint's row, in each table that has one.
+fn rows<'a>(said: &'a str, endpoint: &str) -> Vec<Vec<&'a str>> {
+    let cells = |line: &'a str| line.split(['│', '┆']).map(str::trim).collect::<Vec<_>>();
+    said.lines().map(cells).filter(|cells| cells.contains(&endpoint)).collect()
 }
 
 #[test]
@@ -71,18 +72,32 @@ fn demos_that_run_together_lose_no_request_share_nothing_and_need_no_privileges(
     let place = Place::new();
     let demos: Vec<Child> =
         (0..3).map(|_| place.start(&["--once", "--requests", "300", "--workers", "2"])).collect();
-    let mut frontends = Vec::new();
+    let mut backends = Vec::new();
     for demo in demos {
         let output = demo.wait_with_output().unwrap();
         let [said, complaints] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         assert!(output.status.success(), "{said}{complaints}");
         assert!(said.contains("\n0 of "), "{said}");
         assert_eq!(complaints, "");
-        frontends.push(frontend(&said).to_owned());
+        let web_a = rows(&said, "web-a");
+        backends.push(web_a[0][3].to_owned());
+        // Nobody could follow what is gone in a moment; and what happened is said although this is no terminal.
+        assert!(!said.contains("curl") && !said.contains("another terminal"), "{said}");
+        for event in ["web-d has joined", "web-a has stopped", "web-a is gone"] {
+            assert!(said.contains(event), "{event}: {said}");
+        }
+        // Each table has its own round: what is counted twice would be more than all requests.
+        let web: Vec<Vec<&str>> =
+            ["web-a", "web-b", "web-c", "web-d"].iter().flat_map(|name| rows(&said, name)).collect();
+        let carried: u64 = web.iter().map(|row| row[4].parse::<u64>().unwrap()).sum();
+        let total = said.lines().find_map(|line| line.strip_prefix("0 of ")?.split(' ').next()).unwrap();
+        let total: u64 = total.parse().unwrap();
+        assert!(web.len() == 7 && (600..total).contains(&carried), "{carried} of {total}: {said}");
+        assert_eq!(rows(&said, "dns-a").len(), 1, "{said}");
     }
-    frontends.sort_unstable();
-    frontends.dedup();
-    assert_eq!(frontends.len(), 3, "{frontends:?}");
+    backends.sort_unstable();
+    backends.dedup();
+    assert_eq!(backends.len(), 3, "{backends:?}");
     assert!(place.is_empty());
 }
 
