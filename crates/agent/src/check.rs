@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// How to say it.
-    #[arg(long, value_enum, default_value_t = Output::Text)]
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]
     pub output: Output,
     /// The apiserver that the agent is to have: whether the cluster has this Node, at which addresses, is looked up there.
     #[command(flatten)]
@@ -81,8 +81,8 @@ pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
 /// Warns of problems in the log, from a thread of its own: whoever starts an agent may never have run `check`.
 pub(crate) fn warn_of_problems() {
     let warn = || {
-        for Finding { about, what, mend, .. } in findings(None).iter().filter(|f| f.level == Level::Problem) {
-            warn!("{about}: {what}. To mend it: {mend}");
+        for Finding { about, what, fix, .. } in findings(None).iter().filter(|f| f.level == Level::Problem) {
+            warn!("{about}: {what}. Fix: {fix}");
         }
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(warn) {
@@ -113,8 +113,8 @@ fn addresses_in_ranges(seen: &Seen) -> Vec<(IpAddr, IpNet)> {
 
 /// Warns in the log of an address of the Node in a range of Services.
 pub(crate) fn warn_of_address_in_range(ip: IpAddr, range: IpNet) {
-    let Finding { about, what, mend, .. } = judge::address_in_range(ip, range);
-    warn!("{about}: {what}. To mend it: {mend}");
+    let Finding { about, what, fix, .. } = judge::address_in_range(ip, range);
+    warn!("{about}: {what}. Fix: {fix}");
 }
 
 /// What there is to say about this node. Runs programs, and blocks for a second or two.

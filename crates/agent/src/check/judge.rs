@@ -10,7 +10,7 @@ use super::facts::Facts;
 use super::finding::Finding;
 pub(super) use node::address_in_range;
 
-/// Everything there is to say, in the order that a person would mend it.
+/// Everything there is to say, in the order that a person would fix it.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     [kernel::judge, rivals::judge, network::judge, limits::judge, node::judge]
         .iter()

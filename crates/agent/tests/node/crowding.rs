@@ -30,7 +30,7 @@ fn a_client_that_is_held_up_is_said_and_counted() {
     assert_eq!(client.ask(Protocol::Udp, to, SILENCE), Outcome::Silent);
 
     let line = well(agent.wait_for("packets to endpoints in this node's network were dropped", PATIENCE));
-    assert!(line.contains("WARN") && line.contains("To mend it: "), "{line}");
+    assert!(line.contains("WARN") && line.contains("Fix: "), "{line}");
     let scrape = || {
         let mut stream = node.tcp_stream(metrics, PATIENCE).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();

@@ -76,7 +76,7 @@ fn what_check_calls_a_problem_is_a_warning_of_the_agents() {
     let line = well(agent.wait_for("packet marks: ", PATIENCE));
     assert!(line.contains("WARN") && line.contains("fwmark 0x20/0xffffffff, IPv4 priority 100"), "{line}");
     let line = well(agent.wait_for("reverse path: ", PATIENCE));
-    for part in ["WARN", "on eth0", "To mend it: set net.ipv4.conf.INTERFACE.src_valid_mark=0"] {
+    for part in ["WARN", "on eth0", "Fix: set net.ipv4.conf.INTERFACE.src_valid_mark=0"] {
         assert!(line.contains(part), "{line}");
     }
 }

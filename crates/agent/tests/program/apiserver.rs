@@ -265,7 +265,7 @@ async fn check_looks_whether_the_cluster_has_this_node() {
     assert!(inside.starts_with("warning") && inside.contains("10.96.0.9 lies in"), "{inside}");
     let missing = check(&["--kubeconfig", &kubeconfig, "--hostname-override", "elsewhere"]);
     assert!(missing.starts_with("warning") && missing.contains("no Node \"elsewhere\""), "{missing}");
-    assert!(missing.contains("To mend it: see kubectl get nodes"), "{missing}");
+    assert!(missing.contains("Fix: see kubectl get nodes"), "{missing}");
     let unasked = check(&[]);
     assert!(unasked.starts_with("ok") && unasked.contains("was not looked for"), "{unasked}");
     let nobody = check(&["--master", "https://127.0.0.1:1"]);

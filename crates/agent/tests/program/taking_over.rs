@@ -53,7 +53,7 @@ fn checking_changes_nothing() {
 }
 
 #[test]
-fn what_is_in_the_way_is_said_with_the_mend() {
+fn what_is_in_the_way_is_said_with_the_fix() {
     let running = running("kube-proxy");
     let script = format!(
         "{KUBE_PROXY}{running}
@@ -80,20 +80,20 @@ END
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let line = said.lines().find(|line| words(line).contains(part));
         let line = line.unwrap_or_else(|| panic!("{part} is not in\n{said}"));
-        assert!(line.starts_with(level) && line.contains("To mend it: "), "{line}");
+        assert!(line.starts_with(level) && line.contains("Fix: "), "{line}");
     }
     assert!(said.lines().any(|line| line.contains("bridges") && line.contains("cni0")), "{said}");
 }
 
 #[test]
 fn programs_read_json() {
-    let output = on_a_node(&format!("{KUBE_PROXY}\"$sluice\" check --output json"));
+    let output = on_a_node(&format!("{KUBE_PROXY}\"$sluice\" check -o json"));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &json["ready"]), (Some(1), &serde_json::Value::from(false)));
     let findings = json["findings"].as_array().unwrap();
     let is_table = |finding: &&serde_json::Value| {
         finding["level"] == "problem"
-            && finding["mend"].as_str().unwrap().contains("sluice cleanup --kube-proxy")
+            && finding["fix"].as_str().unwrap().contains("sluice cleanup --kube-proxy")
     };
     assert_eq!(findings.iter().filter(is_table).count(), 2, "{json:#}");
 }

@@ -65,22 +65,22 @@ impl Bound {
         match self {
             Self::HostFlows => format!(
                 "{packets} packets to endpoints in this node's network were dropped: the set host_flows is full, and new \
-                 connections wait until others end. To mend it: see who has so many (nft list set {INET} {TABLE} \
+                 connections wait until others end. Fix: see who has so many (nft list set {INET} {TABLE} \
                  host_flows4, the last address of each) and keep them away, or lower --client-share"
             ),
             Self::FastClient => format!(
                 "{packets} packets to endpoints in this node's network were dropped: a client made more than {FLOW_RATE} \
-                 new connections or flows a second (of flows fewer with an --udp-idle-timeout of more than 30 s). To \
-                 mend it: see who (nft list set {INET} {TABLE} clients_of_host_flows4), and have it use connections for longer"
+                 new connections or flows a second (of flows fewer with an --udp-idle-timeout of more than 30 s). Fix: \
+                 see who (nft list set {INET} {TABLE} clients_of_host_flows4), and have it use connections for longer"
             ),
             Self::NodeFlows => format!(
                 "{packets} new connections of this node's processes are not remembered: the set node_flows is full, and \
-                 they end when their Service does. To mend it: see which process has so many (ss --tcp --numeric)"
+                 they end when their Service does. Fix: see which process has so many (ss --tcp --numeric)"
             ),
             Self::Answers => format!(
                 "{packets} packets to endpoints on bridges were not remembered one by one: the set answers4 or answers6 is \
                  full, and all that these endpoints send to the same clients, or to anybody, takes the way through the node, \
-                 which is slower. To mend it: see who has so many (nft list set {BRIDGE} {TABLE} answers4, the last \
+                 which is slower. Fix: see who has so many (nft list set {BRIDGE} {TABLE} answers4, the last \
                  address of each)"
             ),
         }
@@ -263,7 +263,7 @@ mod tests {
     fn every_complaint_says_how_many_and_what_to_do() {
         for bound in Bound::ALL {
             let complaint = bound.complaint(42);
-            assert!(complaint.starts_with("42 ") && complaint.contains("To mend it: "), "{complaint}");
+            assert!(complaint.starts_with("42 ") && complaint.contains("Fix: "), "{complaint}");
         }
     }
 }

@@ -97,8 +97,8 @@ fn say_no_port(endpoint: SocketAddr, why: &str, core: &mut Core) {
             client,
             its_sessions,
             "new TCP connections get no port of this node's towards an endpoint, which sees this node's address, and are \
-             reset if there is no other: {why}; the client named has most of this worker's (said once a minute). To \
-             mend it: see who has so many, add endpoints, or widen net.ipv4.ip_local_port_range and start the agent again"
+             reset if there is no other: {why}; the client named has most of this worker's (said once a minute). Fix: \
+             see who has so many, add endpoints, or widen net.ipv4.ip_local_port_range and start the agent again"
         );
     }
 }

@@ -38,7 +38,7 @@ impl Complaints {
                 client,
                 its_sessions,
                 "file descriptors have run out, so that new TCP connections are reset; the client named has most of this \
-                 worker's sessions (said once a minute). To mend it: see who has so many, or raise the limit on \
+                 worker's sessions (said once a minute). Fix: see who has so many, or raise the limit on \
                  open files"
             );
         }

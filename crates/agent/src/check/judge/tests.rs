@@ -212,7 +212,7 @@ fn cases() {
         for (finding, (level, about, part)) in bad.iter().zip(*wanted) {
             assert_eq!((finding.level, finding.about), (*level, *about), "{name}");
             assert!(finding.what.contains(part), "{name}: {}", finding.what);
-            assert!(!finding.mend.is_empty(), "{name}: no mend");
+            assert!(!finding.fix.is_empty(), "{name}: no fix");
         }
     }
 }
@@ -227,7 +227,7 @@ fn where_all_is_well_everything_is_said_once() {
 }
 
 #[test]
-fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
+fn the_fix_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
     for (hook, rules) in [
         (
             Hook::Input,
@@ -246,10 +246,10 @@ fn the_mend_for_a_firewall_is_the_rule_of_the_documentation_and_no_more() {
         let mut facts = good();
         facts.others_chains = Some(Ok(closed(hook, "inet firewall a", false)));
         let findings = judge(&facts);
-        let mend = &findings.iter().find(|finding| finding.about == "firewall").unwrap().mend;
-        assert!(rules.iter().all(|rule| mend.contains(rule)), "{mend}");
-        assert!(!mend.to_lowercase().contains("untracked"), "{mend}");
-        assert_eq!(mend.contains("health checks"), hook == Hook::Input, "{mend}");
+        let fix = &findings.iter().find(|finding| finding.about == "firewall").unwrap().fix;
+        assert!(rules.iter().all(|rule| fix.contains(rule)), "{fix}");
+        assert!(!fix.to_lowercase().contains("untracked"), "{fix}");
+        assert_eq!(fix.contains("health checks"), hook == Hook::Input, "{fix}");
     }
 }
 

@@ -48,8 +48,8 @@ impl State {
                 its_flows,
                 flows,
                 "UDP flows to endpoints that see this node's address end early, as new ones need their ports: of those they \
-                 have all that they may have; the client named has most, if any has many (said once a minute). To mend \
-                 it: see who has so many, or widen net.ipv4.ip_local_port_range and start the agent again"
+                 have all that they may have; the client named has most, if any has many (said once a minute). Fix: \
+                 see who has so many, or widen net.ipv4.ip_local_port_range and start the agent again"
             );
         }
     }
