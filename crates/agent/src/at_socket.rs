@@ -92,7 +92,7 @@ impl AtSocketConfig {
         }
     }
 
-    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 88 bytes
+    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 85 bytes
     /// an endpoint; that of frontends has it by use.
     pub fn capacity_for(endpoints: u32) -> Capacity {
         Capacity {

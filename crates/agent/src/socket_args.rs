@@ -43,7 +43,7 @@ pub struct SocketArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", action = ArgAction::Set, value_parser = values::boolean)]
     pub socket_pod_annotations: bool,
-    /// How many endpoints can be decided about, counted in each service port; what is beyond is relayed. Each takes 86
+    /// How many endpoints can be decided about, counted in each service port; what is beyond is relayed. Each takes 85
     /// bytes of the kernel's memory, used or not. Another number makes new maps: what an earlier agent has decides
     /// until all is known.
     #[arg(long, value_name = "N", default_value_t = AtSocketConfig::ENDPOINTS,
@@ -151,6 +151,20 @@ mod tests {
         let words = std::iter::once("sluice").chain(flags.split_whitespace());
         let program = Program::try_parse_from(words).map_err(|error| error.to_string())?;
         program.socket.config(Duration::from_secs(7)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_an_endpoint_takes_is_what_help_and_the_documentation_say() {
+        use clap::CommandFactory as _;
+
+        let bytes = |endpoints| sluice_socket::mapped_bytes(&AtSocketConfig::capacity_for(endpoints));
+        let few = AtSocketConfig::ENDPOINTS;
+        let each = (bytes(2 * few) - bytes(few)).div_ceil(few.into());
+        let help = Program::command().render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&format!("Each takes {each} bytes")), "{each}: {help}");
+        let documented = include_str!("../../../docs/deploy.md");
+        assert!(documented.contains(&format!("(110,000, each {each} bytes)")), "{each}");
     }
 
     #[test]

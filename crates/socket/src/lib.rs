@@ -52,3 +52,4 @@ pub use namespaces::{Fate, Judge, Known, NAMED, Namespaces};
 pub use pins::{PINS, ask_for, ensure_bpffs, is_asked_for, let_go, pinned};
 pub use probe::{Finding, State, probe};
 pub use removal::{Removed, remove, remove_held};
+pub use shape::mapped_bytes;

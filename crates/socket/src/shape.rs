@@ -69,6 +69,15 @@ pub(crate) const SOURCES: &str = "sources";
 pub(crate) const SOURCES_TOGETHER: u32 = 4;
 pub(crate) const SOURCE_PLACES: u32 = 512;
 
+/// How many bytes the maps take that have all of their memory from the start, whatever is in them.
+pub fn mapped_bytes(capacity: &Capacity) -> u64 {
+    let arrays = SHAPES.iter().filter(|shape| shape.kind == kind::ARRAY);
+    // The kernel begins each element at a multiple of 8.
+    arrays
+        .map(|shape| u64::from(shape.value_size.next_multiple_of(8)) * u64::from((shape.elements)(capacity)))
+        .sum()
+}
+
 /// All maps.
 pub(crate) const SHAPES: [Shape; 13] = [
     Shape {
