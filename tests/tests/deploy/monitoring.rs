@@ -85,7 +85,7 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
     };
     let (is_good, said) = run(&["check", "rules"], "rules.json", &rules());
     assert!(is_good, "{said}");
-    assert!(said.contains("18 rules found"), "{said}");
+    assert!(said.contains("20 rules found"), "{said}");
 
     let series = |name: &str, values: &str| json!({ "series": format!("{name}{{job=\"sluice\",node=\"n\"}}"), "values": values });
     let bucket = |le: &str, values: &str| {
@@ -103,6 +103,9 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "30x20")], false),
         ("SluiceNftablesFailing", vec![series("sluice_nftables_failures_total", "0+1x20")], true),
         ("SluiceNftablesFailing", vec![series("sluice_nftables_failures_total", "7x20")], false),
+        ("SluiceHostFlowsFull", vec![series("sluice_nftables_host_flows_full_total", "0+1x20")], true),
+        ("SluiceHostFlowsFull", vec![series("sluice_nftables_host_flows_full_total", "7x20")], false),
+        ("SluiceNodeFlowsFull", vec![series("sluice_nftables_node_flows_full_total", "0+1x20")], true),
         (
             "SluiceEndpointsLate",
             vec![bucket("30.0", "0+1x20"), bucket("60.0", "0+9x20"), bucket("+Inf", "0+9x20")],
