@@ -1,15 +1,18 @@
 //! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
 //! and removed where nobody would look after them.
 //!
-//! `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
+//! `config`: what is wanted. `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
 //! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `pods`: whose are
-//! not, by their own wish. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all
+//! not, by their own wish; `detector`: and by their addresses; `news`: how it is told of both. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all
 //! that is done.
 
 mod attach;
+mod config;
+mod detector;
 mod handing_over;
 mod leftovers;
 mod namespaces;
+mod news;
 mod place;
 mod pods;
 mod shortage;
@@ -23,22 +26,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use sluice_model::{Change, Frontend};
-use sluice_socket_maps::{Capacity, MOST_SETS};
 use sluice_table::{ServicePort, Writer};
 use tracing::{info, warn};
 
 pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Attempt, Hindrance, NotAttached};
+pub use self::config::{AtSocketConfig, AtSocketWish};
+pub(crate) use self::detector::Detector;
 use self::handing_over::{Heir, Holder};
 use self::leftovers::Leftovers;
 use self::place::{Node, Place};
 pub(crate) use self::pods::Pods;
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
-
-/// How long the relay keeps a flow by default that was answered, as conntrack does.
-const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 
 /// How long to wait before it is looked again whether an earlier agent still decides at sockets.
 const ATTACH_RETRY: Duration = Duration::from_secs(1);
@@ -49,72 +51,6 @@ const HAND_OVER: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether the programs are still there.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Where programs that decide at sockets are attached, and kept.
-#[derive(Debug, Clone)]
-pub struct AtSocketConfig {
-    /// The cgroup: sockets that are made in it and below are decided about. None is the root of all.
-    pub cgroup: Option<PathBuf>,
-    /// Below this directory of a bpffs is what outlives the agent.
-    pub pins: PathBuf,
-    /// Whether only sockets of the node's own network are decided about.
-    pub host_only: bool,
-    /// Where pods' network namespaces have names: sockets in others are left alone. Empty, all are pods'.
-    pub namespaces: Vec<PathBuf>,
-    /// What pods and namespaces are annotated with, if somebody goes by it.
-    pub pods: Option<Arc<Pods>>,
-    /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
-    pub sidecar_ports: [u16; 2],
-    /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
-    pub flow_idle: Duration,
-    /// How many endpoints there may be, counted in each service port.
-    pub endpoints: u32,
-}
-
-impl AtSocketConfig {
-    /// Where Istio and Linkerd have what leaves a pod redirected to.
-    pub const SIDECAR_PORTS: [u16; 2] = [15_001, 4_140];
-
-    /// Those of 10,000 Services with ten endpoints each, and a tenth more.
-    pub const ENDPOINTS: u32 = 110_000;
-
-    /// Everything else as it is by default.
-    pub fn new(cgroup: Option<PathBuf>, pins: PathBuf) -> Self {
-        Self {
-            cgroup,
-            pins,
-            host_only: false,
-            namespaces: Vec::new(),
-            pods: None,
-            sidecar_ports: Self::SIDECAR_PORTS,
-            flow_idle: CONVERSATION_IDLE,
-            endpoints: Self::ENDPOINTS,
-        }
-    }
-
-    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 85 bytes
-    /// an endpoint; that of frontends has it by use.
-    pub fn capacity_for(endpoints: u32) -> Capacity {
-        Capacity {
-            frontends: (endpoints / 2).max(1 << 16),
-            sets: (endpoints / 4).clamp(1 << 10, MOST_SETS),
-            // Each set has a power of two of them. And the next version of the largest that there may be.
-            slots: endpoints.saturating_mul(2).saturating_add(1 << 16),
-            endpoints,
-        }
-    }
-}
-
-/// What is to decide at clients' sockets.
-#[derive(Debug, Clone)]
-pub enum AtSocketWish {
-    /// Nothing.
-    None,
-    /// Programs, as far as they can be had.
-    Wanted(AtSocketConfig),
-    /// Nothing, as a node that might have them lacks this.
-    Lacking(String),
-}
 
 /// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
 pub(crate) struct SocketMode {
@@ -213,6 +149,13 @@ impl SocketMode {
         }
     }
 
+    /// The Node has these podCIDRs.
+    pub(crate) fn set_node_pod_cidrs(&self, cidrs: &[IpNet]) {
+        if let Some(detector) = self.detector() {
+            detector.set_node(cidrs);
+        }
+    }
+
     /// Takes in what a change says of pods and namespaces, if it does.
     pub(crate) fn note(&self, change: &Change) {
         if let Some(pods) = self.pods() {
@@ -220,11 +163,18 @@ impl SocketMode {
         }
     }
 
-    /// What was noted takes effect.
+    /// What was noted takes effect. All that there was at first has been noted by then, the Node, too.
     pub(crate) fn settle(&self) {
         if let Some(pods) = self.pods() {
             pods.settle();
         }
+        if let Some(detector) = self.detector().filter(|detector| detector.waits_for_node()) {
+            detector.set_node(&[]);
+        }
+    }
+
+    fn detector(&self) -> Option<&Detector> {
+        self.config.as_ref()?.detector.as_deref()
     }
 
     fn pods(&self) -> Option<&Pods> {

@@ -1,10 +1,12 @@
 //! What the command line says about capturing, with kube-proxy's flags under kube-proxy's names, and what
 //! follows from it for the table and the capture.
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, ValueEnum};
 use ipnet::IpNet;
@@ -14,7 +16,7 @@ use sluice_dataplane::EPHEMERAL_PORTS;
 use sluice_model::Family;
 use sluice_table::{LocalPods, NodePortAddresses};
 
-use crate::at_socket::AtSocketWish;
+use crate::at_socket::{AtSocketConfig, AtSocketWish, Detector};
 use crate::node_port_args::{self, NodePortAddress};
 use crate::proxy::CaptureConfig;
 use crate::socket_args::SocketArgs;
@@ -256,7 +258,8 @@ impl CaptureArgs {
     /// # Errors
     /// A flag makes no sense.
     pub(crate) fn at_socket(&self, flow_idle: Duration) -> Result<AtSocketWish> {
-        let config = self.socket.config(flow_idle)?;
+        let detector = self.detector().context("cannot tell pods by their addresses")?;
+        let config = AtSocketConfig { detector: detector.map(Arc::new), ..self.socket.config(flow_idle)? };
         Ok(match self.mode() {
             CaptureMode::Bind | CaptureMode::Tproxy => AtSocketWish::None,
             CaptureMode::Socket => AtSocketWish::Wanted(config),
@@ -265,6 +268,15 @@ impl CaptureArgs {
                 Some(lacks) => AtSocketWish::Lacking(format!("this node lacks {lacks}")),
             },
         })
+    }
+
+    /// What tells pods of this node by their addresses, if anything does.
+    fn detector(&self) -> io::Result<Option<Detector>> {
+        match self.pod_addresses() {
+            PodAddresses::OfNode => Detector::of_node().map(Some),
+            PodAddresses::Given(cidrs) if cidrs.is_empty() => Ok(None),
+            PodAddresses::Given(cidrs) => Detector::of_cluster(cidrs).map(Some),
+        }
     }
 
     /// Where an earlier agent with another `--capture` may have left programs, which would decide by endpoints of then.

@@ -219,6 +219,7 @@ impl Proxy {
                 // One that is made anew has none before a controller has given it some.
                 if !node.pod_cidrs.is_empty() {
                     self.capture.set_node_pod_cidrs(&node.pod_cidrs);
+                    self.at_socket.set_node_pod_cidrs(&node.pod_cidrs);
                     self.node_pod_cidrs.store(Arc::new(node.pod_cidrs.clone()));
                 }
                 self.node_eligible.store(Arc::new(Some(node.eligible)));

@@ -48,7 +48,7 @@ pub use destroy::{Endable, EndedSockets};
 pub use error::{Error, passes};
 pub use frontends::Frontends;
 pub use links::Links;
-pub use namespaces::{Fate, Judge, Known, NAMED, Namespaces};
+pub use namespaces::{Fate, Judge, Known, NAMED, Namespaces, is_local};
 pub use pins::{PINS, ask_for, ensure_bpffs, is_asked_for, let_go, pinned};
 pub use probe::{Finding, State, probe};
 pub use removal::{Removed, remove, remove_held};

@@ -5,13 +5,14 @@
 //! ask for either is to enter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -61,8 +62,32 @@ pub enum Fate {
     Unknown,
 }
 
-/// Says of a namespace by the addresses in it what is to become of its sockets.
-pub type Judge<'a> = &'a (dyn Fn(&[IpAddr]) -> Fate + Sync);
+/// Says what is to become of the sockets in a namespace.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// Says it by the addresses in the namespace.
+    pub fate: &'a (dyn Fn(&[IpAddr]) -> Fate + Sync),
+    /// Whether it must be heard: if no namespace has a name, then no namespace counts as a pod's. Otherwise all do.
+    pub is_binding: bool,
+}
+
+impl fmt::Debug for Judge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Judge").field("is_binding", &self.is_binding).finish_non_exhaustive()
+    }
+}
+
+/// A namespace is entered again to read its addresses, as nothing tells when they change: after this time at the earliest, and
+/// each time after it has been known for twice as long. Pods get their addresses when they start.
+const SOONEST: Duration = Duration::from_millis(10);
+
+/// Whoever has been known for this long is entered again after as long, and not before there is a look for another reason: many
+/// that are looked at by turns would keep the thread busy.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// A namespace that has none but local addresses is entered again after this time, until it has been known for [`SETTLED`]: its
+/// network may still be set up.
+const BARE: Duration = Duration::from_secs(1);
 
 /// What tells a namespace from all others, as long as it is there: the kernel gives the inode of one that has gone to the next
 /// one, which has then another time.
@@ -74,6 +99,12 @@ struct Entered {
     cookie: u64,
     /// Those that were in it then, if somebody goes by them: one that has just been made may have none so far.
     addresses: Vec<IpAddr>,
+    /// When it was entered first.
+    since: Instant,
+    /// When it is to be entered again, if somebody goes by its addresses.
+    due: Instant,
+    /// Whether that is to be waited for.
+    is_settled: bool,
 }
 
 /// Has the programs know pods' namespaces.
@@ -89,6 +120,8 @@ pub struct Namespaces {
     known: BTreeMap<u64, bool>,
     /// Namespaces that were entered.
     entered: HashMap<Identity, Entered>,
+    /// When the first of them is to be entered again that is to be waited for.
+    due: Option<Instant>,
     /// Names that come and go; without, it takes a mount to notice.
     names: Option<OwnedFd>,
     /// Tells that something was mounted or unmounted.
@@ -115,6 +148,7 @@ impl Namespaces {
             own_cookie: own_namespace()?,
             known: cookies.zip(values.iter().map(|value| *value != 0)).collect(),
             entered: HashMap::new(),
+            due: None,
             names: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok(),
             mounts: File::open("/proc/thread-self/mountinfo")?,
         })
@@ -129,7 +163,7 @@ impl Namespaces {
         // Before they are read: what comes meanwhile is for the next look.
         self.watch();
         let named = self.named(judge)?;
-        if named.is_empty() && judge.is_none() {
+        if named.is_empty() && !judge.is_some_and(|judge| judge.is_binding) {
             set_flags(&self.meta, meta_flags::KNOWN_ONLY, 0);
             return Ok(Known::All);
         }
@@ -152,24 +186,21 @@ impl Namespaces {
         Ok(Known::Some { known, left_out, kept_out })
     }
 
-    /// Waits until another look may find something else, `stop` or `news` can be read, or this long. Whether it is `stop`.
+    /// Waits until another look may find something else, `stop` or one of `news` can be read, or this long. Whether it is
+    /// `stop`.
     ///
     /// # Errors
     /// The kernel is out of memory.
-    pub fn wait(
-        &self,
-        stop: BorrowedFd<'_>,
-        news: Option<BorrowedFd<'_>>,
-        longest: Duration,
-    ) -> io::Result<bool> {
-        let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
+    pub fn wait(&self, stop: BorrowedFd<'_>, news: &[BorrowedFd<'_>], longest: Duration) -> io::Result<bool> {
+        let until_due = self.due.map_or(longest, |due| due.saturating_duration_since(Instant::now()));
+        let longest = Timespec::try_from(longest.min(until_due)).map_err(io::Error::other)?;
         let mut polled = vec![
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
             // It can be read at any time; what is new is urgent.
             PollFd::from_borrowed_fd(self.mounts.as_fd(), PollFlags::PRI),
         ];
         polled.extend(self.names.as_ref().map(|names| PollFd::new(names, PollFlags::IN)));
-        polled.extend(news.map(|news| PollFd::from_borrowed_fd(news, PollFlags::IN)));
+        polled.extend(news.iter().map(|news| PollFd::from_borrowed_fd(*news, PollFlags::IN)));
         match poll(&mut polled, Some(&longest)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -191,6 +222,8 @@ impl Namespaces {
 
     /// The cookies of all that have a name, but the node's own, and what is to become of their sockets.
     fn named(&mut self, judge: Option<Judge<'_>>) -> io::Result<BTreeMap<u64, Fate>> {
+        // If this fails, then whoever waits says when it is tried again.
+        self.due = None;
         let mut paths = Vec::new();
         for directory in &self.directories {
             match named_in(directory) {
@@ -200,25 +233,38 @@ impl Namespaces {
                 Err(_) => {}
             }
         }
-        let fate = |addresses: &[IpAddr]| judge.map_or(Fate::Led, |judge| judge(addresses));
+        let fate = |addresses: &[IpAddr]| judge.map_or(Fate::Led, |judge| (judge.fate)(addresses));
+        let now = Instant::now();
         let mut here = HashMap::new();
         let (mut has_moved, mut failed) = (false, None);
         for path in paths {
             let Ok(seen) = fs::metadata(&path) else { continue };
+            let before = self.entered.get(&identity(&seen));
             // Whose it is shows once it has its addresses.
-            if let Some(entered) = self.entered.get(&identity(&seen))
-                && fate(&entered.addresses) != Fate::Unknown
+            if let Some(entered) = before
+                && (judge.is_none()
+                    || entered.cookie == self.own_cookie
+                    || now < entered.due && fate(&entered.addresses) != Fate::Unknown)
             {
                 here.insert(identity(&seen), entered.clone());
                 continue;
             }
             has_moved = true;
-            match enter_at(&path, judge.is_some()) {
-                Ok((seen, entered)) => drop(here.insert(seen, entered)),
-                Err(error) if passes(&error) => failed = Some(error),
+            let since = before.map_or(now, |entered| entered.since);
+            let (seen, cookie, addresses) = match (enter_at(&path, judge.is_some()), before) {
+                (Ok(entered), _) => entered,
+                (Err(error), _) if passes(&error) => {
+                    failed = Some(error);
+                    continue;
+                }
+                // If it has gone meanwhile, the next look sees that.
+                (Err(_), Some(before)) => (identity(&seen), before.cookie, before.addresses.clone()),
                 // It is of another kind, or gone.
-                Err(_) => {}
-            }
+                (Err(_), None) => continue,
+            };
+            let pause = pause(now.duration_since(since), &addresses);
+            let (due, is_settled) = (now + pause, pause >= SETTLED);
+            here.insert(seen, Entered { cookie, addresses, since, due, is_settled });
         }
         if has_moved {
             // Or this thread would keep a pod's from going.
@@ -227,21 +273,28 @@ impl Namespaces {
         if let Some(error) = failed {
             return Err(error);
         }
-        let fates = here.values().map(|entered| (entered.cookie, fate(&entered.addresses)));
-        let mut named: BTreeMap<u64, Fate> = fates.collect();
-        named.remove(&self.own_cookie);
+        let others = || here.values().filter(|entered| entered.cookie != self.own_cookie);
+        let named = others().map(|entered| (entered.cookie, fate(&entered.addresses))).collect();
+        let waited_for = others().filter(|entered| judge.is_some() && !entered.is_settled);
+        self.due = waited_for.map(|entered| entered.due).min();
         self.entered = here;
         Ok(named)
     }
 }
 
 /// Moves this thread to the namespace that has this name.
-fn enter_at(path: &Path, with_addresses: bool) -> io::Result<(Identity, Entered)> {
+fn enter_at(path: &Path, with_addresses: bool) -> io::Result<(Identity, u64, Vec<IpAddr>)> {
     let namespace = File::open(path)?;
     let seen = identity(&namespace.metadata()?);
     let cookie = enter(&namespace)?;
     let addresses = if with_addresses { addresses_here()? } else { Vec::new() };
-    Ok((seen, Entered { cookie, addresses }))
+    Ok((seen, cookie, addresses))
+}
+
+/// How long to wait before a namespace is entered again that has been known for some time and has these addresses.
+fn pause(known_for: Duration, addresses: &[IpAddr]) -> Duration {
+    let is_bare = addresses.iter().all(is_local) && known_for < SETTLED;
+    known_for.clamp(SOONEST, if is_bare { BARE } else { SETTLED })
 }
 
 /// The addresses of this thread's network.
@@ -252,6 +305,14 @@ fn addresses_here() -> io::Result<Vec<IpAddr>> {
         v4.or_else(|| address.as_sockaddr_in6().map(|of| IpAddr::from(of.ip())))
     });
     Ok(addresses.collect())
+}
+
+/// Whether nobody beyond a link can answer to this address: loopback and link-local addresses, of which each namespace may have some.
+pub fn is_local(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    }
 }
 
 fn identity(of: &fs::Metadata) -> Identity {
@@ -325,6 +386,17 @@ mod tests {
         let wanted = BTreeMap::from([(1, false), (2, true), (3, true), (4, true)]);
         let Change { gone, new, left_out } = Change::between(&known, &wanted, 3);
         assert_eq!((gone.len(), new, left_out), (0, vec![(1, false), (2, true)], 1));
+    }
+
+    #[test]
+    fn a_namespace_is_entered_again_ever_more_rarely() {
+        let [bare, pod] = [&["127.0.0.1", "::1", "fe80::1"][..], &["127.0.0.1", "fd00::1"]]
+            .map(|all| all.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>());
+        let seconds =
+            |after: u64, addresses: &[IpAddr]| pause(Duration::from_secs(after), addresses).as_secs();
+        assert_eq!([pause(Duration::ZERO, &pod), pause(Duration::ZERO, &[])], [SOONEST; 2]);
+        assert_eq!([1, 8, 29, 30, 3_600].map(|after| seconds(after, &pod)), [1, 8, 29, 30, 30]);
+        assert_eq!([1, 8, 29, 30, 3_600].map(|after| seconds(after, &bare)), [1, 1, 1, 30, 30]);
     }
 
     #[test]

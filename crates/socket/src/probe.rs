@@ -113,7 +113,12 @@ fn names(directories: &[PathBuf], is_administrator: bool) -> Finding {
         .filter(|(_, count)| *count > 0)
         .map(|(path, count)| format!("{count} names in {}", path.display()))
         .collect();
-    let all = |why: &str| format!("{why}, so all count as pods', those of containers within pods too");
+    let all = |why: &str| {
+        format!(
+            "{why}, so all count as pods', those of containers within pods too, and endpoints see their own address at \
+             clusterIPs whatever the local detector says"
+        )
+    };
     let (state, seen) = match (directories, &there[..]) {
         ([], _) => (State::Ok, all("no directory of them is named")),
         (_, []) => (State::Lesser, all("none has a name where it may have one")),

@@ -128,7 +128,8 @@ fn at_pod(port: &ServicePort, backends: &Backends, kind: FrontendKind) -> Result
         source_address(kind, origin, rules.policies.external, rules.masquerade) == SourceAddress::Client
     };
     match kind {
-        // Most others are pods, and only for pods is there such an address.
+        // Most others are pods, and only for pods is there such an address. Of pods that the local detector does not match
+        // nothing is decided at all, where they can be told by their addresses: whoever attaches the programs sees to that.
         FrontendKind::ClusterIp => {}
         _ if inside != outside => return Err(WhyRelayed::ShortCircuit),
         _ => {}

@@ -121,11 +121,24 @@ fn at_socket(view: &View, route: &Route, origin: Origin, client: IpAddr) -> Opti
     let Some(looks) = view.looks() else {
         return view.reason().and_then(|reason| pass((*reason).clone()));
     };
+    let names = &looks.names;
+    let detector = looks.detector.as_ref().map_or("", |detector| detector.what());
+    if origin != Origin::Node && names.is_outside(client) {
+        return pass(format!(
+            "the client is a pod of this node that has an address outside of {detector}, and is left to the relay"
+        ));
+    }
+    if origin == Origin::Outside && names.ignores_detector() {
+        return pass(format!(
+            "the client is not on this node; a pod of this node outside of {detector} would get an endpoint that sees its \
+             own address, as pods cannot be told apart"
+        ));
+    }
     if origin == Origin::Outside {
         return pass("the client is not on this node".to_owned());
     }
     if looks.host_only && origin != Origin::Node {
-        return pass(format!("it is that of a pod, and connections are decided {}", looks.names.words()));
+        return pass(format!("it is that of a pod, and connections are decided {}", names.words()));
     }
     match looks.pods.as_ref().filter(|_| origin != Origin::Node).map(|pods| pods.fate(&[client])) {
         None | Some(Fate::Led) => {}

@@ -115,6 +115,7 @@ pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached
         swept: Arc::clone(sweeper.swept()),
         names: Arc::clone(watcher.names()),
         pods: config.pods.clone(),
+        detector: config.detector.clone(),
         capacity: place.capacity,
         cgroup: place.cgroup,
         host_only,

@@ -3,18 +3,20 @@
 //!
 //! On a thread of its own, which moves from one namespace to the next to get to know them.
 
+use std::collections::HashSet;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sluice_socket::{Attached, Judge, Known, Namespaces};
+use sluice_socket::{Attached, Fate, Judge, Known, Namespaces, is_local};
 use tracing::{info, warn};
 
 use super::AtSocketConfig;
+use super::detector::Detector;
 use super::pods::Pods;
 
 /// How often it looks, whatever it is told: not all that changes is.
@@ -27,12 +29,19 @@ const PAUSE: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What is known, for others to see.
-#[derive(Debug)]
-pub(crate) struct Names(Mutex<Told>);
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    told: Mutex<Told>,
+    /// Goes by pods' addresses, if anything does.
+    detector: Option<Arc<Detector>>,
+    /// Addresses of the namespaces that it has left to the relay.
+    outside: Mutex<HashSet<IpAddr>>,
+}
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Told {
     /// Nothing so far.
+    #[default]
     Nothing,
     /// Of the node's sockets alone is anything decided.
     Node,
@@ -42,20 +51,43 @@ enum Told {
     Every,
     /// Of all, as those of pods cannot be told from others.
     All(String),
-    /// In so many.
-    Some { known: usize, left_out: usize, kept_out: usize },
+    /// In so many. `outside` is an address of one that the detector has left to the relay, and that it does not match.
+    Some { known: usize, left_out: usize, kept_out: usize, outside: Option<IpAddr> },
     /// Of those that were known before nothing else can be told.
     Failed(String),
 }
 
 impl Names {
+    fn new(detector: Option<Arc<Detector>>) -> Self {
+        Self { detector, ..Self::default() }
+    }
+
     fn get(&self) -> Told {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What was told before.
     fn set(&self, told: Told) -> Told {
-        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), told)
+        std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), told)
+    }
+
+    /// Remembers what the detector has left to the relay: all addresses of these namespaces. The first of those that it does not match.
+    fn set_outside(&self, outside: HashSet<IpAddr>) -> Option<IpAddr> {
+        let detector = self.detector.as_ref()?;
+        let is_outside = |ip: &IpAddr| detector.fate(&[*ip]) == Fate::LeftAlone;
+        let first = outside.iter().copied().filter(is_outside).min();
+        *self.outside.lock().unwrap_or_else(PoisonError::into_inner) = outside;
+        first
+    }
+
+    /// Whether this is an address of a namespace that is left to the relay because the detector does not match it.
+    pub(crate) fn is_outside(&self, ip: IpAddr) -> bool {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner).contains(&ip)
+    }
+
+    /// Whether there is a detector that nothing is asked about, as namespaces of pods cannot be told from others.
+    pub(crate) fn ignores_detector(&self) -> bool {
+        self.detector.is_some() && matches!(self.get(), Told::Every | Told::All(_))
     }
 
     /// How many are known to be pods'; 0 where all are taken for that.
@@ -70,17 +102,36 @@ impl Names {
 
     /// Whose sockets are decided about, in words.
     pub(crate) fn words(&self) -> String {
+        self.words_of_whom() + &self.words_of_detector()
+    }
+
+    /// What is to be said of a detector that nothing is asked about.
+    fn words_of_detector(&self) -> String {
+        match &self.detector {
+            Some(detector) if self.ignores_detector() => format!(
+                "; endpoints see the own address of pods outside of {}, too, as pods cannot be told apart",
+                detector.what()
+            ),
+            _ => String::new(),
+        }
+    }
+
+    fn words_of_whom(&self) -> String {
         match self.get() {
             Told::Nothing => "in the network namespaces of the node and of pods".to_owned(),
             Told::Node => "in the node's network namespace alone (--socket-host-only)".to_owned(),
             Told::NodeAlone(why) => format!("in the node's network namespace alone, as {why}"),
             Told::Every => "in all network namespaces".to_owned(),
             Told::All(why) => format!("in all network namespaces, as {why}"),
-            Told::Some { known, left_out, kept_out } => {
+            Told::Some { known, left_out, kept_out, outside } => {
                 let others = [(left_out, "have no room"), (kept_out, "are left to the relay")];
                 let others = others.into_iter().filter(|(number, _)| *number > 0);
                 let others: String = others.map(|(number, why)| format!("; {number} more {why}")).collect();
-                format!("in the network namespaces of the node and of {known} pods{others}")
+                let outside = outside.zip(self.detector.as_ref());
+                let outside =
+                    outside.map(|(ip, detector)| format!(" ({ip} is outside of {})", detector.what()));
+                let outside = outside.unwrap_or_default();
+                format!("in the network namespaces of the node and of {known} pods{others}{outside}")
             }
             Told::Failed(why) => format!("in network namespaces that were known before, as {why}"),
         }
@@ -101,7 +152,7 @@ impl Watcher {
     /// # Errors
     /// The system gives no thread.
     pub(super) fn start(programs: &Attached, config: &AtSocketConfig) -> io::Result<Self> {
-        let names = Arc::new(Names(Mutex::new(Told::Nothing)));
+        let names = Arc::new(Names::new(config.detector.clone()));
         // Of pods' sockets nothing is decided anyway.
         let directories: &[_] = if config.host_only { &[] } else { &config.namespaces };
         let namespaces = programs.namespaces(directories);
@@ -152,6 +203,17 @@ impl Drop for Watcher {
     }
 }
 
+/// What is to become of a namespace by what pods are annotated with and by their addresses, as far as either counts.
+fn fate(pods: Option<&Pods>, detector: Option<&Detector>, addresses: &[IpAddr]) -> Fate {
+    let fates = [pods.map(|pods| pods.fate(addresses)), detector.map(|detector| detector.fate(addresses))];
+    let is_one = |wanted| fates.contains(&Some(wanted));
+    match () {
+        () if is_one(Fate::LeftAlone) => Fate::LeftAlone,
+        () if is_one(Fate::Unknown) => Fate::Unknown,
+        () => Fate::Led,
+    }
+}
+
 /// Looks whenever there may be something new, until nobody holds the other end of `stopped` any more.
 fn follow(
     mut namespaces: Namespaces,
@@ -160,17 +222,34 @@ fn follow(
     names: &Names,
     pods: Option<&Pods>,
 ) {
-    let judge = pods.map(|pods| |addresses: &[IpAddr]| pods.fate(addresses));
-    loop {
-        if let Some(pods) = pods {
-            pods.begin_look();
+    let detector = names.detector.as_deref();
+    let outside = Mutex::new(HashSet::new());
+    let judge = |addresses: &[IpAddr]| {
+        if detector.is_some_and(|detector| detector.fate(addresses) == Fate::LeftAlone) {
+            let others = addresses.iter().filter(|ip| !is_local(ip));
+            outside.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
         }
-        let looked = namespaces.look(judge.as_ref().map(|judge| judge as Judge<'_>));
+        fate(pods, detector, addresses)
+    };
+    let counts = pods.is_some() || detector.is_some();
+    // If pods may be annotated to be left alone, then nobody counts as a pod without having been judged.
+    let judge = counts.then_some(Judge { fate: &judge, is_binding: pods.is_some() });
+    let news: Vec<BorrowedFd<'_>> =
+        pods.map(Pods::news).into_iter().chain(detector.map(Detector::news)).collect();
+    loop {
+        pods.inspect(|pods| pods.begin_look());
+        detector.inspect(|detector| detector.begin_look());
+        let looked = namespaces.look(judge);
         let longest = if looked.is_ok() { PERIOD } else { RETRY };
+        let outside = std::mem::take(&mut *outside.lock().unwrap_or_else(PoisonError::into_inner));
+        // A look that has failed has not seen all.
+        let outside = if looked.is_ok() { names.set_outside(outside) } else { None };
         tell(
             names,
             match looked {
-                Ok(Known::Some { known, left_out, kept_out }) => Told::Some { known, left_out, kept_out },
+                Ok(Known::Some { known, left_out, kept_out }) => {
+                    Told::Some { known, left_out, kept_out, outside }
+                }
                 Ok(Known::All) => Told::All(
                     "none has a name where those of pods should have one (--socket-namespaces)".to_owned(),
                 ),
@@ -181,7 +260,7 @@ fn follow(
         let _ = begun.try_send(());
         std::thread::sleep(PAUSE);
         // What cannot be waited for is looked at.
-        if namespaces.wait(stopped.as_fd(), pods.map(Pods::news), longest).unwrap_or(false) {
+        if namespaces.wait(stopped.as_fd(), &news, longest).unwrap_or(false) {
             return;
         }
     }
@@ -197,16 +276,23 @@ fn tell(names: &Names, told: Told) {
         | (Told::All(_), Told::All(_))
         | (Told::NodeAlone(_), Told::NodeAlone(_))
         | (Told::Failed(_), Told::Failed(_))
-        | (Told::Some { left_out: 0, .. }, Told::Some { left_out: 0, .. })
+        | (
+            Told::Some { left_out: 0, outside: Some(_), .. },
+            Told::Some { left_out: 0, outside: Some(_), .. },
+        )
+        | (Told::Some { left_out: 0, .. }, Told::Some { left_out: 0, outside: None, .. })
         | (Told::Some { left_out: 1.., .. }, Told::Some { left_out: 1.., .. }) => {}
+        // One has come.
         (_, Told::Some { left_out: 0, .. }) => info!("connections are decided at sockets {words}"),
         (_, Told::Some { .. }) => warn!(
             "connections are decided at sockets {words}, and are relayed: name the directory of those of pods alone \
              (--socket-namespaces)"
         ),
         (_, Told::All(_)) => warn!(
-            "connections are decided at sockets {words}: those of clusters within pods, too, whatever they have at these \
-             addresses"
+            "connections are decided at sockets {}: those of clusters within pods, too, whatever they have at these \
+             addresses{}",
+            names.words_of_whom(),
+            names.words_of_detector()
         ),
         (_, Told::NodeAlone(_)) => warn!(
             "connections are decided at sockets {words}: without that it cannot be told which pods are annotated to be left \
@@ -218,7 +304,17 @@ fn tell(names: &Names, told: Told) {
 
 #[cfg(test)]
 mod tests {
+    use sluice_model::{Change, Namespace, Object, ObjectName, Pod};
+
     use super::*;
+
+    fn some(known: usize, left_out: usize, kept_out: usize, outside: Option<&str>) -> Told {
+        Told::Some { known, left_out, kept_out, outside: outside.map(|ip| ip.parse().unwrap()) }
+    }
+
+    fn detector(cidr: &str) -> Arc<Detector> {
+        Arc::new(Detector::of_cluster(vec![cidr.parse().unwrap()]).unwrap())
+    }
 
     #[test]
     fn whose_sockets_are_decided_about_is_told_in_words_and_as_a_number() {
@@ -226,24 +322,78 @@ mod tests {
             (Told::Node, "in the node's network namespace alone (--socket-host-only)", 0),
             (Told::Every, "in all network namespaces", 0),
             (Told::All("it takes a right".into()), "all network namespaces, as it takes a right", 0),
+            (some(3, 0, 0, None), "the network namespaces of the node and of 3 pods", 3),
             (
-                Told::Some { known: 3, left_out: 0, kept_out: 0 },
-                "the network namespaces of the node and of 3 pods",
-                3,
-            ),
-            (
-                Told::Some { known: 8, left_out: 2, kept_out: 1 },
+                some(8, 2, 1, None),
                 "of the node and of 8 pods; 2 more have no room; 1 more are left to the relay",
                 8,
             ),
             (Told::NodeAlone("no right".into()), "in the node's network namespace alone, as no right", 0),
             (Told::Failed("no memory".into()), "network namespaces that were known before, as no memory", 0),
         ];
-        let names = Names(Mutex::new(Told::Nothing));
+        let names = Names::default();
         for (told, words, known) in cases {
             tell(&names, told);
             assert!(names.words().ends_with(words), "{}", names.words());
             assert_eq!(names.known(), known);
         }
+    }
+
+    #[test]
+    fn what_the_detector_does_is_told_in_words() {
+        let names = Names::new(Some(detector("10.244.0.0/16")));
+        let ignored = "; endpoints see the own address of pods outside of --cluster-cidr, too, as pods cannot be told apart";
+        let all = format!("in all network namespaces, as it takes a right{ignored}");
+        let cases = [
+            (Told::Every, format!("in all network namespaces{ignored}")),
+            (Told::All("it takes a right".into()), all),
+            (some(3, 0, 0, None), "in the network namespaces of the node and of 3 pods".to_owned()),
+            (
+                some(3, 0, 2, Some("172.16.5.5")),
+                "in the network namespaces of the node and of 3 pods; 2 more are left to the relay (172.16.5.5 is outside \
+                 of --cluster-cidr)"
+                    .to_owned(),
+            ),
+        ];
+        for (told, words) in cases {
+            tell(&names, told.clone());
+            assert_eq!(names.words(), words);
+            assert_eq!(names.ignores_detector(), matches!(told, Told::Every | Told::All(_)));
+        }
+    }
+
+    #[test]
+    fn addresses_that_the_detector_leaves_to_the_relay_are_known_until_the_next_look() {
+        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let names = Names::new(Some(detector("10.244.0.0/16")));
+        let all = ["10.244.1.5", "172.16.5.6", "172.16.5.5", "fd00::5"].map(ip);
+        assert_eq!(names.set_outside(all.into()), Some(ip("172.16.5.5")));
+        assert_eq!(all.map(|ip| names.is_outside(ip)), [true; 4], "the whole namespace is left to the relay");
+        assert_eq!(names.set_outside(HashSet::new()), None);
+        assert_eq!(all.map(|ip| names.is_outside(ip)), [false; 4]);
+    }
+
+    #[test]
+    fn a_pod_is_decided_about_if_its_annotations_and_its_addresses_agree() {
+        use Fate::{Led, LeftAlone, Unknown};
+        let pods = Pods::new().unwrap();
+        let pod = |name: &str, ip: &str, at_sockets| {
+            let addresses = vec![ip.parse().unwrap()];
+            let name = ObjectName::new("shop", name);
+            pods.note(&Change::Apply(Object::from(Pod { name, addresses, at_sockets })));
+        };
+        pods.note(&Change::Apply(Object::from(Namespace { name: "shop".into(), at_sockets: None })));
+        pod("inside", "10.244.1.1", None);
+        pod("kept-out", "10.244.1.2", Some(false));
+        pod("outside", "172.16.5.5", Some(true));
+        pods.settle();
+        let detector = detector("10.244.0.0/16");
+        let both = [Some(&pods), None].map(|pods| {
+            ["10.244.1.1", "10.244.1.2", "10.244.1.3", "172.16.5.5", "172.16.5.6", "127.0.0.1"]
+                .map(|ip| fate(pods, Some(&detector), &[ip.parse().unwrap()]))
+        });
+        assert_eq!(both[0], [Led, LeftAlone, Unknown, LeftAlone, LeftAlone, Unknown]);
+        assert_eq!(both[1], [Led, Led, Led, LeftAlone, LeftAlone, Unknown]);
+        assert_eq!(fate(None, None, &[]), Led);
     }
 }

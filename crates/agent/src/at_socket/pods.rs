@@ -7,19 +7,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{EventfdFlags, eventfd};
 use sluice_model::{Change, Namespace, Object, ObjectName, ObjectRef, Pod};
 use sluice_socket::Fate;
+
+use super::news::News;
 
 /// What is known of them. It is told by the controller, and asked by the thread that enters network namespaces.
 #[derive(Debug)]
 pub struct Pods {
     known: Mutex<Known>,
     /// Can be read while somebody has not looked since something has changed.
-    news: OwnedFd,
+    news: News,
 }
 
 #[derive(Debug, Default)]
@@ -38,8 +39,7 @@ impl Pods {
     /// # Errors
     /// No descriptor is left.
     pub fn new() -> io::Result<Self> {
-        let news = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { known: Mutex::default(), news })
+        Ok(Self { known: Mutex::default(), news: News::new()? })
     }
 
     /// Takes in what a change says of pods and namespaces, if it does.
@@ -66,8 +66,7 @@ impl Pods {
             let fates = known.fates();
             if fates != known.fates {
                 known.fates = fates;
-                // It cannot be full: nobody has written as often.
-                let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
+                self.news.tell();
             }
         }
     }
@@ -79,7 +78,7 @@ impl Pods {
 
     /// Somebody is about to look: what comes from now on is news.
     pub(super) fn begin_look(&self) {
-        let _ = rustix::io::read(&self.news, &mut [0; 8]);
+        self.news.take();
     }
 
     /// What is to become of the sockets in a network with these addresses. One that says that it is two pods is left alone if either

@@ -9,6 +9,7 @@ use sluice_capture::socket::{Ledger, Sum};
 use sluice_socket::{Census, Frontends};
 use sluice_socket_maps::{Capacity, Stats};
 
+use super::detector::Detector;
 use super::namespaces::Names;
 use super::pods::Pods;
 use super::sweep::Swept;
@@ -42,6 +43,8 @@ pub(crate) struct Looks {
     pub(crate) names: Arc<Names>,
     /// What pods are annotated with, if somebody goes by it.
     pub(crate) pods: Option<Arc<Pods>>,
+    /// Where pods have their addresses, if pods of this node are told by address.
+    pub(crate) detector: Option<Arc<Detector>>,
     /// How much the maps hold.
     pub(crate) capacity: Capacity,
     /// Whose sockets they are.

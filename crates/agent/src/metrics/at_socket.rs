@@ -39,7 +39,7 @@ impl Metrics {
         let help =
             "Network namespaces of pods that the programs know; 0 if they take all namespaces for pods";
         gauge(encoder, "socket_namespaces", help, looks.names.known() as f64)?;
-        let help = "Network namespaces that are left to the relay because of an annotation, or because their pod is unknown";
+        let help = "Network namespaces that are left to the relay because of an annotation or of their addresses, or because their pod is unknown";
         gauge(encoder, "socket_namespaces_kept_out", help, looks.names.kept_out() as f64)?;
         encode_counters(encoder, stats, &looks)?;
         let help = "How long translated TCP connections lasted that have ended";

@@ -45,6 +45,15 @@ impl Sockets {
         shown.lines().filter(|line| line.contains("sluice_")).collect()
     }
 
+    /// What the status of an agent says that does not know which network namespaces are pods'.
+    fn on_everywhere(&self) -> String {
+        let cgroup = self.cgroup.path().display();
+        format!(
+            "on, for sockets below {cgroup}, in all network namespaces; endpoints see the own address of pods outside of \
+             --cluster-cidr, too, as pods cannot be told apart"
+        )
+    }
+
     /// The number tells agents apart.
     pub(crate) fn start(&self, number: u8, capture: &str, pins: &Path) -> Agent {
         self.start_by(sluice([] as [&str; 0]), number, capture, Some(self.cgroup.path()), pins)
@@ -281,7 +290,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     assert!(life("sum", &[]).unwrap() > 0.0);
 
     let status = agent.json(&["status"]);
-    let on = format!("on, for sockets below {}, in all network namespaces", sockets.cgroup.path().display());
+    let on = sockets.on_everywhere();
     assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
     assert_eq!(status["counters"]["socket_connections"], 5);
     let explain = |client: &str, to: SocketAddr| {
@@ -293,7 +302,7 @@ fn what_was_translated_is_told_and_counted_once_beside_what_was_relayed() {
     let (verdict, why) = explain(&pod_ip, node_port(1, Family::V4));
     assert!(verdict == "pass" && why.contains("the node's address"), "{why}");
     let (verdict, why) = explain("192.0.2.1", node_port(1, Family::V4));
-    assert!(verdict == "pass" && why.contains("not on this node"), "{why}");
+    assert!(verdict == "pass" && why.contains("not on this node; a pod of this node outside of"), "{why}");
 }
 
 /// Whoever connects while all of it begins: the programs know that there is a relay before they know of a Service.
@@ -362,7 +371,7 @@ fn a_second_agent_decides_in_the_place_of_the_first_and_counts_from_there() {
     assert_eq!(report.failed, 0, "{report:?}");
     open.say("on");
     let status = second.json(&["status"]);
-    let on = format!("on, for sockets below {}, in all network namespaces", sockets.cgroup.path().display());
+    let on = sockets.on_everywhere();
     assert_eq!((&status["mode"], &status["atSockets"]), (&"socket".into(), &on.into()));
     let list = second.json(&["connections", "--service", "default/s1"]);
     assert!(list["items"].as_array().unwrap().iter().any(|row| row["state"] == "translated"), "{list}");

@@ -24,6 +24,7 @@ mod handing_over;
 mod health_checks;
 mod inside;
 mod leftovers;
+mod local_detector;
 mod monitoring;
 mod no_sockets;
 mod other_wishes;

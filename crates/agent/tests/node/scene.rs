@@ -78,7 +78,7 @@ impl Scene {
     }
 
     /// Renames it into its place, as the documentation asks for.
-    fn put(&self, name: &str, text: &str) {
+    pub(crate) fn put(&self, name: &str, text: &str) {
         let new = self.directory.path().join("new");
         fs::write(&new, text).unwrap();
         fs::rename(new, self.manifests().join(name).with_extension("json")).unwrap();

@@ -129,7 +129,9 @@ fn a_pod_is_judged_by_its_addresses_once_it_has_some_and_keeps_what_it_was_while
         _ => Fate::Unknown,
     };
     let translated = || [&left, &led].map(|pod| is_translated(pod, to));
-    let look = |kernel: &mut Attached, known: &mut Namespaces, judge: Option<Judge<'_>>| {
+    type Says<'a> = &'a (dyn Fn(&[IpAddr]) -> Fate + Sync);
+    let look = |kernel: &mut Attached, known: &mut Namespaces, fate: Option<Says<'_>>| {
+        let judge = fate.map(|fate| Judge { fate, is_binding: true });
         let Known::Some { known, left_out: 0, kept_out } = node.host.run(|| known.look(judge)).unwrap()
         else {
             panic!("others")
@@ -170,6 +172,39 @@ fn a_pod_is_judged_by_its_addresses_once_it_has_some_and_keeps_what_it_was_while
 }
 
 #[test]
+fn a_pod_that_has_been_judged_is_judged_again_as_its_addresses_may_change() {
+    let node = Node::new();
+    let names = Names::new().unwrap();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
+    let outside: IpAddr = "172.16.5.5".parse().unwrap();
+    let fate = |addresses: &[IpAddr]| if addresses.contains(&outside) { Fate::LeftAlone } else { Fate::Led };
+    let judge = Judge { fate: &fate, is_binding: false };
+    let look = |known: &mut Namespaces| node.host.run(|| known.look(Some(judge))).unwrap();
+    assert_eq!(look(&mut known), Known::All, "nothing has a name, and nobody must be heard");
+    let pod = namespace("pod");
+    // The node itself is not judged.
+    node.host.ip("addr add 172.16.5.5/32 dev lo").unwrap();
+    [&node.host, &pod].into_iter().for_each(|one| names.add(one).unwrap());
+    assert_eq!(look(&mut known), some(1));
+    let (stopped, _stop) = io::pipe().unwrap();
+    for (change, wanted, is_led) in
+        [("add", Known::Some { known: 0, left_out: 0, kept_out: 1 }, false), ("del", some(1), true)]
+    {
+        pod.ip(&format!("addr {change} 172.16.5.5/32 dev lo")).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while look(&mut known) != wanted {
+            assert!(Instant::now() < deadline, "it is not judged again: {change}");
+            assert!(!known.wait(stopped.as_fd(), &[], PATIENCE).unwrap());
+        }
+        kernel.beat();
+        assert_eq!(is_translated(&pod, to), is_led);
+    }
+}
+
+#[test]
 fn a_name_that_comes_or_goes_ends_the_waiting() {
     let node = Node::new();
     let names = Names::new().unwrap();
@@ -180,7 +215,7 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
     let mut until = |wanted| {
         let deadline = Instant::now() + PATIENCE;
         while look(&node, &mut known) != wanted {
-            assert!(!known.wait(stopped.as_fd(), None, PATIENCE).unwrap());
+            assert!(!known.wait(stopped.as_fd(), &[], PATIENCE).unwrap());
             assert!(Instant::now() < deadline, "nothing has ended it");
         }
     };
@@ -201,5 +236,5 @@ fn a_name_that_comes_or_goes_ends_the_waiting() {
         others.join().unwrap();
     });
     drop(stop);
-    assert!(known.wait(stopped.as_fd(), None, PATIENCE).unwrap());
+    assert!(known.wait(stopped.as_fd(), &[], PATIENCE).unwrap());
 }
