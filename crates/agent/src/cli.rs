@@ -265,7 +265,8 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
         if let Some(complaint) = capture_args::out_of_place(given_agent, args.capture.mode()) {
             return Err(command.error(ErrorKind::ArgumentConflict, complaint).into());
         }
-        let effective = command.find_subcommand("agent").map(|command| config::Effective::of(command, agent));
+        let of_agent = command.find_subcommand("agent");
+        let effective = of_agent.map(|command| config::Effective::of(command, agent, args));
         let mut notes: Vec<String> = merged.named.into_iter().chain(merged.ignored).collect();
         let serves_node = args.capture.mode() != CaptureMode::Bind && !args.cleanup && !args.init_only;
         notes.extend(merged.node_ports.filter(|_| serves_node));

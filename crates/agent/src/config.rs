@@ -20,13 +20,28 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use table::{Kind, Row};
 
+use crate::cli::AgentArgs;
+use crate::listen::Place;
+
 pub(crate) use follow::{Change, Follower};
 pub(crate) use merge::merge;
 pub(crate) use write::{configz, write};
 
-/// What the agent runs with: flags, without dashes, and their values as they would be written.
+/// What the agent runs with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Effective(BTreeMap<String, Vec<String>>);
+pub struct Effective {
+    /// Flags, without dashes, and their values as they would be written.
+    flags: BTreeMap<String, Vec<String>>,
+    /// Where health and metrics are served, which more than one flag says.
+    ports: Ports,
+}
+
+/// Where the agent answers over HTTP, if anywhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ports {
+    healthz: Option<Place>,
+    metrics: Option<Place>,
+}
 
 /// The agent's command, taking kube-proxy's flags as well; they are not shown.
 pub(crate) fn with_foreign_flags(agent: Command) -> Command {
@@ -89,28 +104,29 @@ fn own_flags(agent: &Command) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl Effective {
-    /// What a command line says, with all defaults.
-    pub(crate) fn of(agent: &Command, matches: &ArgMatches) -> Self {
+    /// What a command line says, with all defaults; and what follows from it for the agent's own ports.
+    pub(crate) fn of(agent: &Command, matches: &ArgMatches, args: &AgentArgs) -> Self {
         let values = own_flags(agent).filter_map(|(flag, id)| {
             let raw = matches.try_get_raw(id).ok()??;
             Some((flag.to_owned(), raw.map(|value| value.to_string_lossy().into_owned()).collect()))
         });
-        Self(values.collect())
+        let ports = Ports { healthz: args.ports.healthz(args.capture.mode()), metrics: args.ports.metrics() };
+        Self { flags: values.collect(), ports }
     }
 
     /// Flags that are not the same here and there.
     pub(crate) fn difference(&self, other: &Self) -> Vec<String> {
-        let flags =
-            self.0.keys().chain(other.0.keys()).filter(|flag| self.0.get(*flag) != other.0.get(*flag));
+        let all = self.flags.keys().chain(other.flags.keys());
+        let flags = all.filter(|flag| self.flags.get(*flag) != other.flags.get(*flag));
         let flags: std::collections::BTreeSet<_> = flags.cloned().collect();
         flags.into_iter().collect()
     }
 
     /// Takes over the value of a flag.
     pub(crate) fn adopt(&mut self, flag: &str, other: &Self) {
-        match other.0.get(flag) {
-            Some(values) => self.0.insert(flag.to_owned(), values.clone()),
-            None => self.0.remove(flag),
+        match other.flags.get(flag) {
+            Some(values) => self.flags.insert(flag.to_owned(), values.clone()),
+            None => self.flags.remove(flag),
         };
     }
 }

@@ -1,5 +1,7 @@
 //! Cases over all fields and flags, and over documents as people write them.
 
+mod written;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -88,7 +90,7 @@ fn complaint(document: &str) -> String {
 }
 
 fn value<'a>(args: &'a AgentArgs, flag: &str) -> &'a [String] {
-    args.said.effective.0.get(flag).map_or(&[], Vec::as_slice)
+    args.said.effective.flags.get(flag).map_or(&[], Vec::as_slice)
 }
 
 /// What is said of settings without effect.
@@ -385,34 +387,6 @@ fn what_is_no_such_document_is_said() {
     assert!(said.contains("{.data.config\\.conf}"), "{said}");
     let large = Case::new(&format!("{HEAD}# {}\n", "x".repeat(1 << 20)));
     assert!(large.parse("").unwrap_err().to_string().contains("1048576 bytes"));
-}
-
-#[test]
-fn what_is_written_is_read_as_the_same() {
-    let flags = "--capture tproxy --workers 3 --udp-idle-timeout 7 --cluster-cidr 10.0.0.0/8,fd00::/32 --v 4 \
-                 --nodeport-addresses 192.0.2.0/24,2001:db8::/32 --masquerade-all --passive-health=false \
-                 --kubeconfig a\"b --master http://a --master http://b --healthz-bind-address [::]:7 --oom-score-adj -7";
-    for flags in [flags, "--capture tproxy", "--manifests a --capture bind"] {
-        let args = parse(flags).unwrap();
-        let case = Case::new("");
-        write(&args.said.effective, &case.path).unwrap();
-        let again = case.parse("").unwrap_or_else(|complaint| panic!("{complaint}"));
-        assert_eq!(without_effect(&again), None);
-        let text = fs::read_to_string(&case.path).unwrap();
-        let (mut one, mut other) = (args.said.effective, again.said.effective);
-        for map in [&mut one.0, &mut other.0] {
-            map.remove("config");
-            // A list or a text with commas, seconds with or without their unit.
-            let normal = |values: &mut Vec<String>| {
-                let parts = values.iter().flat_map(|value| value.split(',')).filter(|part| !part.is_empty());
-                *values =
-                    parts.map(|part| if part == "7" { "7s".to_owned() } else { part.to_owned() }).collect();
-            };
-            map.values_mut().for_each(normal);
-            map.retain(|_, values| !values.is_empty());
-        }
-        assert_eq!(one, other, "{text}");
-    }
 }
 
 /// A row of the documentation.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::Effective;
 use super::table::{Kind, Meaning, OWN, OWN_TABLE, TABLE};
+use crate::listen::{BindAddress, Place};
 
 /// Writes it as YAML.
 ///
@@ -31,7 +33,18 @@ fn document(effective: &Effective) -> Value {
     let mut document = Map::new();
     document.insert("apiVersion".to_owned(), "kubeproxy.config.k8s.io/v1alpha1".into());
     document.insert("kind".to_owned(), "KubeProxyConfiguration".into());
-    for (flag, values) in &effective.0 {
+    let ports = [
+        ("healthzBindAddress", ["healthz-bind-address", "healthz-port"], effective.ports.healthz),
+        ("metricsBindAddress", ["metrics-bind-address", "metrics-port"], effective.ports.metrics),
+    ];
+    for (field, flags, place) in ports {
+        // What is nowhere although nobody has said so is somewhere on a node.
+        if place.is_some() || flags.iter().any(|flag| effective.flags.contains_key(*flag)) {
+            put(&mut document, field, address(place).into());
+        }
+    }
+    let is_port = |flag: &&String| ports.iter().any(|(_, flags, _)| flags.contains(&flag.as_str()));
+    for (flag, values) in effective.flags.iter().filter(|(flag, _)| !is_port(flag)) {
         let own = OWN_TABLE
             .iter()
             .find(|own| own.flag == flag)
@@ -45,6 +58,15 @@ fn document(effective: &Effective) -> Value {
         }
     }
     Value::Object(document)
+}
+
+/// As a document has it: in a document "" is the default, so nowhere is "0".
+fn address(place: Option<Place>) -> String {
+    match place {
+        None => BindAddress::Nowhere.to_string(),
+        Some(Place::At(address)) => address.to_string(),
+        Some(Place::Everywhere(port)) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).to_string(),
+    }
 }
 
 fn typed(kind: Kind, values: &[String]) -> Value {
