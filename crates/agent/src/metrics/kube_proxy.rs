@@ -55,6 +55,11 @@ impl KubeProxy {
         let name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
         of_each_family(encoder, name, help, &ConstGauge::new(seconds(numbers.last_queued)))?;
         self.encode_without_local(encoder)?;
+        if let Some(stats) = self.0.observer.capture_stats() {
+            let name = "kubeproxy_sync_proxy_rules_nftables_sync_failures";
+            let help = "Cumulative proxy nftables sync failures";
+            of_each_family(encoder, name, help, &ConstCounter::new(stats.table_failures))?;
+        }
         for (kind, changes) in [("endpoint", numbers.endpoints), ("service", numbers.services)] {
             let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
             counter(encoder, &name, &format!("Changes of {kind}s since the start"), changes.total)?;

@@ -62,6 +62,12 @@ fn each_metric_of_an_alert_or_a_panel_exists() {
         .filter_map(|line| line.split([' ', '{']).next())
         .collect();
     told.extend(histograms.iter().map(String::as_str));
+    for family in ["IPv4", "IPv6"] {
+        let failures = format!(
+            "\nkubeproxy_sync_proxy_rules_nftables_sync_failures_total{{ip_family=\"{family}\"}} 0\n"
+        );
+        assert!(metrics.contains(&failures), "{metrics}");
+    }
     for (what, text) in [("alert", ALERTS), ("panel", DASHBOARD)] {
         let asked = asked(text);
         assert!(asked.len() > 10, "{asked:?}");

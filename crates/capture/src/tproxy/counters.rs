@@ -11,6 +11,7 @@ use super::crowding::{Bound, Remembered};
 pub struct Counters {
     transactions: AtomicU64,
     failures: AtomicU64,
+    table_failures: AtomicU64,
     repairs: AtomicU64,
     elements: AtomicU64,
     crowded: [AtomicU64; Bound::ALL.len()],
@@ -47,6 +48,8 @@ pub struct Stats {
     pub transactions: u64,
     /// Attempts to change or to look at nftables or routing that failed.
     pub failures: u64,
+    /// Those of them in which the table of nftables could not be brought in line.
+    pub table_failures: u64,
     /// Times that somebody else's change was undone.
     pub repairs: u64,
     /// Elements in the sets and maps of the table.
@@ -79,6 +82,7 @@ impl Counters {
         Stats {
             transactions: read(&self.transactions),
             failures: read(&self.failures),
+            table_failures: read(&self.table_failures),
             repairs: read(&self.repairs),
             elements: read(&self.elements),
             host_flows_full: crowded(Bound::HostFlows),
@@ -129,6 +133,9 @@ impl Counters {
 
     pub(super) fn failure(&self, part: Part) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        if part == Part::Table {
+            self.table_failures.fetch_add(1, Ordering::Relaxed);
+        }
         self.note(part, |since| since.or_else(|| Some(Instant::now())));
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).last = Some(Instant::now());
     }
@@ -171,6 +178,6 @@ mod tests {
         assert!(counters.failing_for().is_some(), "routing still fails");
         counters.success(Part::Routing);
         assert_eq!(counters.failing_for(), None);
-        assert_eq!(counters.stats().failures, 3);
+        assert_eq!((counters.stats().failures, counters.stats().table_failures), (3, 2));
     }
 }
