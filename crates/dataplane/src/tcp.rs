@@ -13,6 +13,7 @@ pub(crate) mod connect;
 pub(crate) mod delivering;
 mod direction;
 pub(crate) mod exhausted;
+mod failed;
 pub(crate) mod listener;
 pub(crate) mod orphans;
 pub(crate) mod peer;

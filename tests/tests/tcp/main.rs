@@ -10,4 +10,5 @@ mod endpoints;
 mod ends;
 mod frontends;
 mod limits;
+mod outlived;
 mod urgent;

@@ -49,9 +49,6 @@ pub(crate) struct Pump<'a> {
     pub(crate) stats: &'a WorkerStats,
     /// Bytes to move before it is others' turn.
     pub(crate) budget: usize,
-    /// The source is known to have been reset: what is left in it is still passed on, but its end is no EOF. (The
-    /// kernel reports a reset once, to whoever asks first; after that a read returns 0 as for a FIN.)
-    pub(crate) reset: bool,
     /// The other direction is finished: with this one the session is over.
     pub(crate) is_last: bool,
 }
@@ -131,28 +128,30 @@ impl Direction {
             match self.drain(to, pump, &mut delivered) {
                 Ok(true) => {}
                 Ok(false) => break Pumped::Waiting,
-                Err(_) => break Pumped::TargetReset,
+                Err(error) => {
+                    to.fail(&error);
+                    break Pumped::TargetReset;
+                }
             }
             match self.end {
                 Some(End::Reset) => break Pumped::SourceReset,
-                // A reset after the FIN, or a peer that is gone: no byte will tell of it.
-                Some(End::Eof) if from.has_failed() => {
-                    self.end = Some(End::Reset);
-                    break Pumped::SourceReset;
-                }
                 Some(End::Eof) => break self.finish(to, pump.is_last),
                 None if !from.readable => break Pumped::Waiting,
                 None if moved >= pump.budget => break Pumped::Yielded,
                 None => {}
             }
             match self.fill(from, to, pump, &mut delivered) {
-                Ok(0) => self.end = Some(if pump.reset { End::Reset } else { End::Eof }),
+                // The kernel reports a reset once, to the first call that asks; after that a read returns 0 as for a FIN.
+                Ok(0) => self.end = Some(if from.is_cut_off() { End::Reset } else { End::Eof }),
                 Ok(bytes) => moved += bytes,
                 Err(Blocked::Target) => break Pumped::TargetReset,
                 Err(Blocked::Source(error)) => match error.kind() {
                     ErrorKind::Interrupted => {}
                     ErrorKind::WouldBlock => (from.readable, from.urgent) = (false, false),
-                    _ => self.end = Some(End::Reset),
+                    _ => {
+                        from.fail(&error);
+                        self.end = Some(End::Reset);
+                    }
                 },
             }
         };
@@ -161,14 +160,22 @@ impl Direction {
 
     /// Passes the FIN on, once. Where the other direction is finished the session is over, and closing the socket
     /// does it.
-    fn finish(&mut self, to: &Peer, is_last: bool) -> Pumped {
+    fn finish(&mut self, to: &mut Peer, is_last: bool) -> Pumped {
         if !self.finished {
             self.finished = true;
-            if !is_last && to.stream.shutdown(Shutdown::Write).is_err() {
+            if !is_last && let Err(error) = to.stream.shutdown(Shutdown::Write) {
+                let reason = to.stream.take_error().ok().flatten();
+                to.fail(&reason.unwrap_or(error));
                 return Pumped::TargetReset;
             }
         }
         Pumped::Finished
+    }
+
+    /// Drops what was read and not written, as the target takes nothing any more. Returns whether there was anything.
+    pub(crate) fn give_up(&mut self) -> bool {
+        // A pipe with bytes in it is closed.
+        !matches!(std::mem::take(&mut self.pending), Pending::Nothing)
     }
 
     /// Writes what is pending. `false`: the target is full.
@@ -303,7 +310,7 @@ impl Direction {
         if !is_full {
             // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
             from.readable = from.is_ending() || from.urgent;
-            if from.is_closing() && !from.urgent && !pump.reset {
+            if from.has_said_all() && !from.urgent {
                 // A FIN is all that there can be; passed on, it goes in the same segment.
                 flags |= SendFlags::MORE;
                 self.end = Some(End::Eof);
@@ -316,7 +323,10 @@ impl Direction {
             match to.send(bytes, flags) {
                 Ok(written) => written,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
-                Err(_) => return Err(Blocked::Target),
+                Err(error) => {
+                    to.fail(&error);
+                    return Err(Blocked::Target);
+                }
             }
         };
         pump.stats.bytes_copied.add(written as u64);
@@ -366,8 +376,7 @@ mod tests {
         loop {
             let written = source.write(&bytes).unwrap_or(0);
             (from.readable, to.writable) = (true, true);
-            let mut pump =
-                Pump { tools: &mut tools, stats: &stats, budget: usize::MAX, reset: false, is_last: false };
+            let mut pump = Pump { tools: &mut tools, stats: &stats, budget: usize::MAX, is_last: false };
             let (pumped, moved) = direction.pump(&mut from, &mut to, &mut pump);
             assert_eq!(pumped, Pumped::Waiting);
             let most = left.min(buffer.len());

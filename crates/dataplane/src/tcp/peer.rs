@@ -1,6 +1,6 @@
 //! One of a session's two sockets: what the last events said of it, and reading and writing once.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use mio::event::Event;
 use mio::net::TcpStream;
@@ -19,9 +19,9 @@ pub(crate) struct Peer {
     pub(crate) writable: bool,
     /// There may be an urgent byte among what can be read.
     pub(crate) urgent: bool,
-    /// Its FIN has arrived: there is an end to be read behind the bytes.
-    closing: bool,
-    /// It was reset, or is gone.
+    /// Its FIN arrived, and it had not failed before: the bytes up to there are all that it had to say.
+    fin: bool,
+    /// The connection was reset, or the peer has vanished.
     failed: bool,
     pace: Pace,
     watched: Watched,
@@ -79,7 +79,7 @@ impl Peer {
             readable,
             writable,
             urgent: false,
-            closing: false,
+            fin: false,
             failed: false,
             pace,
             watched: Watched::Nothing,
@@ -132,31 +132,58 @@ impl Peer {
 
     /// Takes in an event. Edge-triggered: what is said here is not said again.
     pub(crate) fn note(&mut self, event: &Event) {
+        // A reset ends both ways at once, so its event reports an end of what can be read too, and that is no FIN.
+        self.fin |= event.is_read_closed() && !event.is_error() && !self.failed;
         self.failed |= event.is_error();
-        self.closing |= event.is_read_closed();
         self.urgent |= event.is_priority();
         self.readable |= event.is_readable() || event.is_priority() || self.is_ending();
         self.writable |= event.is_writable() || event.is_error();
     }
 
+    /// Takes in the error of a system call after which the connection is of no use.
+    pub(crate) fn fail(&mut self, error: &io::Error) {
+        self.fin |= !self.failed && is_after_fin(error);
+        self.failed = true;
+    }
+
+    /// Finds out whether its FIN had arrived before it failed, if one event reported both. To be called before anything is
+    /// read from a peer that has failed: the kernel reports an error once, to the first call that asks.
+    pub(crate) fn settle_failure(&mut self) {
+        if self.failed && !self.fin {
+            self.fin = matches!(self.stream.take_error(), Ok(Some(error)) if is_after_fin(&error));
+        }
+    }
+
     /// Whether an end is to be read behind the bytes.
     pub(crate) fn is_ending(&self) -> bool {
-        self.closing || self.failed
+        self.fin || self.failed
     }
 
-    /// Whether that end is a FIN.
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing && !self.failed
+    /// Whether that end is a FIN, and so everything before it has arrived, whatever has become of the peer.
+    pub(crate) fn has_said_all(&self) -> bool {
+        self.fin
     }
 
-    /// Whether the connection was reset, or the peer is gone.
+    /// Whether that end is no FIN: something is missing behind the bytes.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.failed && !self.fin
+    }
+
+    /// Whether the connection was reset, or the peer has vanished.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed
     }
 
+    /// Whether there are bytes that were not read.
+    pub(crate) fn has_unread(&self) -> bool {
+        matches!(recv(&self.stream, &mut [0_u8], RecvFlags::PEEK), Ok((1.., _)))
+    }
+
     /// Reads once.
-    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let (read, _) = recv(&self.stream, buffer, RecvFlags::empty())?;
+        // After a reset that has been reported a read returns 0, too.
+        self.fin |= read == 0 && !self.failed;
         Ok(read)
     }
 
@@ -175,6 +202,11 @@ impl Peer {
     }
 }
 
+/// Whether this is how the kernel reports a reset that came after a FIN (`CLOSE_WAIT`, tcp_reset()).
+fn is_after_fin(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -191,6 +223,69 @@ mod tests {
         for is_prompt in [false, true, true] {
             peer.send(b"a", SendFlags::empty()).unwrap();
             assert_eq!(tcp_nodelay(&peer.stream).unwrap(), is_prompt);
+        }
+    }
+    /// What is heard of a peer's FIN and reset.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Events {
+        /// Of both together.
+        Together,
+        /// Of one after the other.
+        Apart,
+        /// None before something is written.
+        Late,
+    }
+
+    /// Ours of a connection, when the other end has done this, and the other end if it is still there.
+    fn ended(fin: bool, reset: bool, events: Events) -> (Peer, Option<std::net::TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut peer = Peer::accepted(TcpStream::from_std(ours));
+        let mut poll = mio::Poll::new().unwrap();
+        peer.watch_all(poll.registry(), Token(0)).unwrap();
+        let mut hear = |peer: &mut Peer| {
+            let mut heard = mio::Events::with_capacity(8);
+            poll.poll(&mut heard, Some(std::time::Duration::from_millis(100))).unwrap();
+            heard.iter().for_each(|event| peer.note(event));
+        };
+        if fin {
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        if events == Events::Apart {
+            hear(&mut peer);
+        }
+        let theirs = if reset {
+            SockRef::from(&theirs).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            drop(theirs);
+            None
+        } else {
+            Some(theirs)
+        };
+        if events != Events::Late {
+            hear(&mut peer);
+        }
+        (peer, theirs)
+    }
+
+    #[test]
+    fn a_reset_after_a_fin_is_told_from_one_without() {
+        for events in [Events::Together, Events::Apart, Events::Late] {
+            for (fin, reset) in [(false, false), (true, false), (false, true), (true, true)] {
+                let (mut peer, _theirs) = ended(fin, reset, events);
+                peer.settle_failure();
+                if events == Events::Late
+                    && let Err(error) = peer.send(b"a", SendFlags::empty())
+                {
+                    peer.fail(&error);
+                }
+                let seen = [peer.has_failed(), peer.is_cut_off()];
+                assert_eq!(seen, [reset, reset && !fin], "FIN: {fin}, {events:?}");
+                // And what a read finds, of a FIN that no event has told of.
+                assert_eq!(peer.receive(&mut [0]).is_ok(), fin || (reset && peer.has_failed()));
+                assert_eq!(peer.has_said_all(), fin);
+            }
         }
     }
 }

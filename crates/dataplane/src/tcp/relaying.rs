@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use sluice_table::{Lease, ServicePort};
 
-use super::delivering::{Delivering, Delivery, PATIENCE};
+use super::delivering::{self, Delivering, Delivery, PATIENCE};
 use super::direction::{Direction, Pump, Pumped};
+use super::failed::Failed;
 use super::peer::Peer;
 use super::session::{Context, Side, Step};
 use super::socket;
@@ -18,10 +19,6 @@ use crate::connection_log::End;
 /// Bytes that one direction may move before others get their turn: one fill of a pipe.
 pub(crate) const TURN_BUDGET: usize = 256 << 10;
 
-/// How long what was sent before a reset may take to reach the other side before that one is reset
-/// too; a reset makes the kernel throw away what is still on its way.
-const RESET_GRACE: Duration = Duration::from_secs(1);
-
 /// What a session is once an endpoint has answered.
 #[derive(Debug)]
 pub(super) struct Relaying {
@@ -30,8 +27,7 @@ pub(super) struct Relaying {
     to_downstream: Direction,
     pub(super) lease: Lease,
     pub(super) service: Arc<ServicePort>,
-    /// Who was reset first, if anyone, and when that was noticed.
-    pub(super) reset: Option<(Side, Instant)>,
+    failed: Option<Failed>,
     /// All was passed on, and much has not arrived.
     delivering: Option<Delivering>,
     pub(super) last_moved: Instant,
@@ -51,7 +47,7 @@ impl Relaying {
             to_downstream: Direction::default(),
             lease,
             service,
-            reset: None,
+            failed: None,
             delivering: None,
             last_moved: now,
             is_settled: false,
@@ -62,10 +58,14 @@ impl Relaying {
 
     /// How it is.
     pub(super) fn state(&self) -> ConnectionState {
-        match (self.reset, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
-            (Some(_), ..) => ConnectionState::Resetting,
-            (None, true, _) => ConnectionState::ClientClosed,
-            (None, false, true) => ConnectionState::EndpointClosed,
+        match (self.failed, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
+            (Some(failed), ..) if failed.is_cut_off() => ConnectionState::Resetting,
+            (Some(Failed { side: Side::Downstream, .. }), ..) | (None, true, _) => {
+                ConnectionState::ClientClosed
+            }
+            (Some(Failed { side: Side::Upstream, .. }), ..) | (None, false, true) => {
+                ConnectionState::EndpointClosed
+            }
             (None, false, false) => ConnectionState::Open,
         }
     }
@@ -80,6 +80,15 @@ impl Relaying {
     /// Whether all was passed on, and it is waited for that it arrives.
     pub(super) fn is_delivering(&self) -> bool {
         self.delivering.is_some()
+    }
+
+    /// How soon to look again at what no event tells of: how much the kernels have acknowledged.
+    pub(super) fn poll_interval(&self, now: Instant) -> Option<Duration> {
+        if self.is_delivering() {
+            Some(delivering::POLL)
+        } else {
+            self.failed.map(|failed| failed.poll_interval(now))
+        }
     }
 
     /// Whether a direction moves much at a time.
@@ -103,39 +112,18 @@ impl Relaying {
             };
         }
         let mut pumped = [Pumped::Waiting; 2];
+        self.notice_failure(downstream, context.core.now);
         // Twice at most: what is found out about one direction may change what the other is to do.
         for _ in 0..2 {
-            let reset_before = self.reset;
+            let failed_before = self.failed;
             pumped = self.pump_both(downstream, context);
-            self.notice_failure(pumped, downstream, context.core.now);
-            if self.reset == reset_before {
+            self.notice_failure(downstream, context.core.now);
+            if self.failed == failed_before {
                 break;
             }
         }
-        let [to_upstream, to_downstream] = pumped;
-        if let Some((side, since)) = self.reset {
-            let (direction, other) = match side {
-                Side::Downstream => (to_upstream, &self.upstream),
-                Side::Upstream => (to_downstream, &*downstream),
-            };
-            let is_over = match direction {
-                Pumped::Waiting => false,
-                Pumped::Yielded => return Step::Again,
-                Pumped::TargetReset => true,
-                Pumped::SourceReset | Pumped::Finished => socket::is_delivered(&other.stream),
-            };
-            return if is_over || context.core.now >= since + RESET_GRACE {
-                context.core.stats.tcp_resets.add(1);
-                Step::End(match side {
-                    Side::Downstream => End::ClientReset,
-                    Side::Upstream => End::EndpointReset,
-                })
-            } else {
-                Step::Wait
-            };
-        }
-        match pumped {
-            [Pumped::Finished, Pumped::Finished] => {
+        match (pumped, &mut self.failed) {
+            ([Pumped::Finished, Pumped::Finished], _) => {
                 let sides = [(&downstream.stream, self.received), (&self.upstream.stream, self.sent)];
                 self.last_moved = context.core.now;
                 let most = context.core.orphans.left_to_kernel(context.core.now);
@@ -143,83 +131,81 @@ impl Relaying {
                 context.core.stats.tcp_delivering.add(self.is_delivering().into());
                 if self.is_delivering() { Step::Wait } else { Step::End(End::Closed) }
             }
-            [Pumped::Yielded, _] | [_, Pumped::Yielded] => Step::Again,
+            ([to_upstream, to_downstream], Some(failed)) => {
+                let (pumped, other) = match failed.side {
+                    Side::Downstream => (to_upstream, &self.upstream),
+                    Side::Upstream => (to_downstream, &*downstream),
+                };
+                failed.step(pumped, other, &mut self.last_moved, context)
+            }
+            ([Pumped::Yielded, _] | [_, Pumped::Yielded], None) => Step::Again,
             _ => Step::Wait,
         }
     }
 
-    /// Pumps the directions that are alive and notes which side was reset.
+    /// Pumps the directions that are alive.
     fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
         let (stats, now) = (&*context.core.stats, context.core.now);
-        let mut pump =
-            Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, reset: false, is_last: false };
-        let reset_side = self.reset.map(|(side, _)| side);
-        let mut pumped = [Pumped::Waiting; 2];
-        // The direction towards a side that was reset is dead.
-        if reset_side != Some(Side::Upstream) {
-            pump.reset = reset_side == Some(Side::Downstream);
+        let mut pump = Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, is_last: false };
+        let failed_side = self.failed.map(|failed| failed.side);
+        let mut pumped = [&self.to_upstream, &self.to_downstream]
+            .map(|direction| if direction.is_finished() { Pumped::Finished } else { Pumped::Waiting });
+        // The direction towards a side that has failed is dead.
+        if failed_side != Some(Side::Upstream) {
             pump.is_last = self.to_downstream.is_finished();
             let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
-            self.note(Side::Downstream, outcome, bytes, downstream, now);
+            self.note(Side::Downstream, outcome, bytes, now);
             pumped[0] = outcome;
         }
-        if self.reset.map(|(side, _)| side) != Some(Side::Downstream) {
-            pump.reset = reset_side == Some(Side::Upstream);
+        if failed_side != Some(Side::Downstream) {
             pump.is_last = self.to_upstream.is_finished();
             let (outcome, bytes) = self.to_downstream.pump(&mut self.upstream, downstream, &mut pump);
-            self.note(Side::Upstream, outcome, bytes, downstream, now);
+            self.note(Side::Upstream, outcome, bytes, now);
             pumped[1] = outcome;
         }
         pumped
     }
 
-    /// A side that was reset, or is gone, is not always touched: what it sent may wait for the other side, which does not read, and
-    /// nothing may be there to be sent to it. The event that told of it was the only one.
-    fn notice_failure(&mut self, pumped: [Pumped; 2], downstream: &mut Peer, now: Instant) {
-        if self.reset.is_some() || !pumped.contains(&Pumped::Waiting) {
+    /// Notes the first failure. A side that has failed is not always touched: what it sent may wait for the other side, which does
+    /// not read, and nothing may be there to be sent to it. The event that told of it was the only one.
+    fn notice_failure(&mut self, downstream: &mut Peer, now: Instant) {
+        if self.failed.is_some() {
             return;
         }
-        if downstream.has_failed() {
-            self.set_reset(Side::Downstream, downstream, now);
+        let (side, peer, towards) = if downstream.has_failed() {
+            (Side::Downstream, downstream, &mut self.to_downstream)
         } else if self.upstream.has_failed() {
-            self.set_reset(Side::Upstream, downstream, now);
-        }
-    }
-
-    fn set_reset(&mut self, culprit: Side, downstream: &mut Peer, now: Instant) {
-        self.reset = Some((culprit, now));
+            (Side::Upstream, &mut self.upstream, &mut self.to_upstream)
+        } else {
+            return;
+        };
+        peer.settle_failure();
         // Whatever it sent before is there to be read, whether or not an event says so.
-        match culprit {
-            Side::Downstream => downstream.readable = true,
-            Side::Upstream => self.upstream.readable = true,
-        }
+        peer.readable = true;
+        self.failed = Some(if peer.is_cut_off() {
+            Failed::cut_off(side, now)
+        } else {
+            Failed::outlived(side, now, towards.give_up())
+        });
     }
 
     /// Takes in the outcome of the direction that comes from `source`.
-    fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, downstream: &mut Peer, now: Instant) {
-        if bytes > 0 {
-            self.last_moved = now;
-            if source == Side::Upstream && self.received == 0 && outcome == Pumped::Waiting {
-                // The endpoint may hold its next piece back until this one is acknowledged (Nagle), and nothing goes to it
-                // that says so: since the handshake its kernel's answers wait for the client's bytes.
-                socket::acknowledge_at_once(&self.upstream.stream);
-            }
-            let stats = self.lease.upstream().stats();
-            let (own, of_endpoint) = match source {
-                Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
-                Side::Upstream => (&mut self.received, &stats.bytes_from_endpoint),
-            };
-            *own += bytes as u64;
-            of_endpoint.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, now: Instant) {
+        if bytes == 0 {
+            return;
         }
-        let culprit = match (outcome, source) {
-            (Pumped::SourceReset, side) => side,
-            (Pumped::TargetReset, Side::Downstream) => Side::Upstream,
-            (Pumped::TargetReset, Side::Upstream) => Side::Downstream,
-            _ => return,
+        self.last_moved = now;
+        if source == Side::Upstream && self.received == 0 && outcome == Pumped::Waiting {
+            // The endpoint may hold its next piece back until this one is acknowledged (Nagle), and nothing goes to it
+            // that says so: since the handshake its kernel's answers wait for the client's bytes.
+            socket::acknowledge_at_once(&self.upstream.stream);
+        }
+        let stats = self.lease.upstream().stats();
+        let (own, of_endpoint) = match source {
+            Side::Downstream => (&mut self.sent, &stats.bytes_to_endpoint),
+            Side::Upstream => (&mut self.received, &stats.bytes_from_endpoint),
         };
-        if self.reset.is_none() {
-            self.set_reset(culprit, downstream, now);
-        }
+        *own += bytes as u64;
+        of_endpoint.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }

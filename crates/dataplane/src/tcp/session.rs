@@ -5,8 +5,9 @@
 //!            ▼                │            both FINs passed on
 //!        Connecting ──► Relaying ───────────────────────────────► ended, clean
 //!            │              │              └─ much has not arrived: Delivering ──►
-//!            │              │ one side was reset
-//!            │              ▼
+//!            │              │ one side has failed
+//!            │              ├─ after its FIN: the other still gets everything ──► ended
+//!            │              ▼ before its FIN
 //!            │          Draining: what that side sent before still goes to the other,
 //!            ▼              │     then that one is reset too
 //!   ended, client reset ◄───┘
@@ -24,7 +25,6 @@ use sluice_table::{Selection, Upstream};
 
 use super::attempt;
 use super::connect::{Attempts, Failure, Overdue};
-use super::delivering;
 use super::direction::Tools;
 use super::peer::Peer;
 use super::relaying::Relaying;
@@ -41,9 +41,6 @@ use crate::transparent::Local;
 /// The age at which a session gets what only long-lived ones need: keepalive is eight system calls, and most
 /// connections are over before.
 const SETTLED: Duration = Duration::from_secs(30);
-
-/// How often it is looked whether what was sent before a reset has arrived.
-const RESET_POLL: Duration = Duration::from_millis(5);
 
 /// What a session needs of its worker.
 pub(crate) struct Context<'a> {
@@ -205,9 +202,7 @@ impl Session {
         let now = context.core.refresh();
         let relaying = match &mut self.state {
             State::Connecting(_) => return self.check_overdue(context),
-            State::Relaying(relaying) if relaying.reset.is_some() || relaying.is_delivering() => {
-                return self.turn(context);
-            }
+            State::Relaying(relaying) if relaying.poll_interval(now).is_some() => return self.turn(context),
             State::Relaying(relaying) => relaying,
         };
         let settles = self.began + SETTLED;
@@ -235,14 +230,9 @@ impl Session {
         let step = relaying.pump(&mut self.downstream, context);
         if step == Step::Wait {
             let now = context.core.now;
-            let deadline = if relaying.reset.is_some() {
-                Some(now + RESET_POLL)
-            } else if relaying.is_delivering() {
-                Some(now + delivering::POLL)
-            } else {
-                relaying.is_half_closed(&self.downstream).then(|| now + context.core.half_closed_idle)
-            };
-            if let Some(at) = deadline
+            let half_closed =
+                || relaying.is_half_closed(&self.downstream).then_some(context.core.half_closed_idle);
+            if let Some(at) = relaying.poll_interval(now).or_else(half_closed).map(|after| now + after)
                 && self.deadline.is_none_or(|deadline| at < deadline.at())
             {
                 self.set_deadline(at, context);

@@ -18,7 +18,7 @@ use crate::transparent::{Local, Marks, make_transparent};
 /// A peer that vanished without a word is noticed after `KEEPALIVE_IDLE` + 3 x `KEEPALIVE_INTERVAL`,
 /// two minutes. kube-proxy leaves this to the kernel's conntrack, which needs five days
 /// (`nf_conntrack_tcp_timeout_established`); a relay holds two descriptors all that time.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(75);
+pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(75);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
 

@@ -30,7 +30,7 @@ struct World {
     tools: Tools,
     frontend: SocketAddr,
     _writer: Writer,
-    _poll: Poll,
+    poll: Poll,
 }
 
 impl World {
@@ -42,7 +42,7 @@ impl World {
         let core = test_core::core(&poll, &writer, 100);
         let tools =
             Tools { buffer: vec![0; BUFFER_SIZE].into(), pipes: PipePool::new(&Descriptors::new(100)) };
-        Self { core, tools, frontend, _writer: writer, _poll: poll }
+        Self { core, tools, frontend, _writer: writer, poll }
     }
 
     /// A client, and its session, which is told of in the log.
@@ -226,4 +226,93 @@ fn the_first_piece_of_an_answer_is_acknowledged_where_more_may_wait_for_that() {
         relaying(&mut session).received == 2
     });
     assert!(is_there && is_prompt(&mut session));
+}
+
+/// A session whose first side has sent this to the other, which has read nothing and has sent something itself if it `owes`; the
+/// first one's FIN was heard of, and that it was reset after that.
+fn outlived(world: &mut World, endpoint: &TcpListener, bytes: usize, owes: bool) -> (TcpStream, Session) {
+    let (client, mut session) = world.accept();
+    assert_eq!(session.begin(&mut world.context()), Step::Wait);
+    let (mut accepted, _) = endpoint.accept().unwrap();
+    // Little is taken for the reader at a time.
+    SockRef::from(&client).set_recv_buffer_size(1).unwrap();
+    SockRef::from(&session.downstream.stream).set_send_buffer_size(1).unwrap();
+    SockRef::from(&relaying(&mut session).upstream.stream).set_recv_buffer_size(1 << 20).unwrap();
+    accepted.write_all(&vec![7; bytes]).unwrap();
+    accepted.shutdown(Shutdown::Write).unwrap();
+    let is_known = (0..PATIENCE).any(|_| {
+        std::thread::yield_now();
+        let upstream = &mut relaying(&mut session).upstream;
+        // It waits, and its end behind it.
+        let mut seen = vec![0; 2 * bytes.max(1)];
+        upstream.stream.peek(&mut seen).is_ok_and(|seen| seen == bytes)
+    });
+    assert!(is_known);
+    if owes {
+        (&client).write_all(b"late").unwrap();
+        assert!((0..PATIENCE).any(|_| {
+            std::thread::yield_now();
+            session.downstream.has_unread()
+        }));
+    }
+    SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(accepted);
+    let mut events = mio::Events::with_capacity(8);
+    let mut poll = Poll::new().unwrap();
+    let upstream = &mut relaying(&mut session).upstream;
+    upstream.unwatch(world.poll.registry());
+    upstream.watch_all(poll.registry(), mio::Token(0)).unwrap();
+    while !upstream.has_failed() {
+        poll.poll(&mut events, None).unwrap();
+        events.iter().for_each(|event| upstream.note(event));
+    }
+    upstream.unwatch(poll.registry());
+    (client, session)
+}
+
+/// The next turn of a session, so much later.
+fn turn_after(session: &mut Session, world: &mut World, after: Duration) -> Step {
+    world.core.now += after;
+    session.turn(&mut world.context())
+}
+
+#[test]
+fn who_reads_nothing_of_what_a_failed_side_has_sent_is_waited_for_as_long_as_it_has_sent_nothing_itself() {
+    const MUCH: usize = 1 << 17;
+    for (owes, end) in [(false, None), (true, Some(End::EndpointReset))] {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let mut world = World::new(&endpoint);
+        let (_client, mut session) = outlived(&mut world, &endpoint, MUCH, owes);
+        assert_eq!(turn_after(&mut session, &mut world, Duration::ZERO), Step::Wait);
+        assert_eq!(session.look().state, ConnectionState::EndpointClosed);
+        // What its kernel takes it may still acknowledge.
+        let step = (0..4).map(|_| turn_after(&mut session, &mut world, Duration::from_secs(30))).last();
+        assert_eq!(step, Some(end.map_or(Step::Wait, Step::End)), "owes: {owes}");
+        if end.is_none() {
+            let idle = world.core.half_closed_idle;
+            assert_eq!(turn_after(&mut session, &mut world, idle), Step::End(End::HalfClosed));
+        }
+    }
+}
+
+#[test]
+fn a_waiting_session_whose_closed_side_is_found_gone_by_keepalive_is_closed_and_not_reset() {
+    for (silent, owes, end) in [
+        (Duration::ZERO, false, End::EndpointReset),
+        (socket::KEEPALIVE_IDLE, false, End::Closed),
+        (socket::KEEPALIVE_IDLE, true, End::EndpointReset),
+    ] {
+        let endpoint = TcpListener::bind(ANY).unwrap();
+        let mut world = World::new(&endpoint);
+        let (_client, mut session) = outlived(&mut world, &endpoint, 0, owes);
+        let relaying = relaying(&mut session);
+        relaying.last_moved = world.core.now - silent;
+        let mut step = Step::Wait;
+        let is_over = (0..PATIENCE).any(|_| {
+            std::thread::yield_now();
+            step = session.turn(&mut world.context());
+            step != Step::Wait
+        });
+        assert_eq!((is_over, step), (true, Step::End(end)), "after {silent:?}, owes: {owes}");
+    }
 }
