@@ -8,7 +8,7 @@ use sluice::{admin, agent, check, cleanup, cli, demo, errors, logging, reference
 fn main() -> ExitCode {
     let cli = cli::parse();
     match runtime::start() {
-        Ok(runtime) => runtime.block_on(run(cli)),
+        Ok(runtime) => runtime::finish(runtime, run(cli)),
         Err(error) => {
             logging::start(cli.verbose, "warn");
             tracing::error!("cannot start: {error}");

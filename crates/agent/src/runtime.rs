@@ -11,6 +11,9 @@ const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 /// So no more than this many, however much is asked at a time. The rest waits for its turn.
 const MOST: usize = 32;
 
+/// How long what keeps a thread waiting is waited for in the end: a volume that hangs may keep it for ever.
+const LAST: Duration = Duration::from_secs(1);
+
 /// Starts it, with one thread for what keeps a thread waiting. Where there is none, and the system gives none, to ask for one is a
 /// panic, which ends the agent and all that it relays. Where there is one, work waits for it.
 ///
@@ -30,9 +33,17 @@ pub fn start() -> io::Result<Runtime> {
     Ok(runtime)
 }
 
+/// Does this work, and ends the runtime, whatever still keeps its threads waiting.
+pub fn finish<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST);
+    done
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::mpsc;
     use std::{fs, thread};
 
     use rustix::process::{Resource, Rlimit, setrlimit};
@@ -47,6 +58,21 @@ mod tests {
         let output = other.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    }
+
+    #[test]
+    fn a_file_that_hangs_does_not_keep_the_process_from_ending() {
+        let runtime = start().unwrap();
+        let (_answer, hangs) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel();
+        runtime.spawn_blocking(move || {
+            begin.send(()).unwrap();
+            hangs.recv()
+        });
+        begun.recv().unwrap();
+        let (end, ended) = mpsc::channel();
+        thread::spawn(move || end.send(finish(runtime, async { 7 })));
+        assert_eq!(ended.recv_timeout(LAST * 20), Ok(7));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod collect;
 mod config;
 mod decode;
 mod exec;
+mod files;
 mod follow;
 mod health;
 mod kubeconfig;

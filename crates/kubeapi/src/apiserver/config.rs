@@ -11,7 +11,6 @@
 //! not need it, so give it a direct one: `--master https://10.0.0.2:6443`, a kubeconfig, or
 //! `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` set in the pod's manifest.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +19,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use super::access::{Access, Auth, Secret, Tls, Trust};
+use super::files::Disk;
 use super::kubeconfig;
 use crate::mend;
 
@@ -104,6 +104,8 @@ pub struct Timing {
     /// How long a watch is asked to last, and up to twice as long: 5 minutes, as client-go does, so that
     /// watches spread over the apiservers again after one was down.
     pub watch: Duration,
+    /// How long to wait for these files; what was read before counts if it takes longer. 5 s.
+    pub read: Duration,
     /// How often files with credentials and certificates are looked at, at most. 60 s; at once after a
     /// 401 or a failed TLS handshake.
     pub reload: Duration,
@@ -134,6 +136,7 @@ impl Default for Timing {
             keep_alive: Duration::from_secs(30),
             keep_alive_answer: Duration::from_secs(15),
             watch: Duration::from_secs(300),
+            read: Duration::from_secs(5),
             reload: Duration::from_secs(60),
             fail_back: Duration::from_secs(300),
             absent: Duration::from_secs(600),
@@ -211,7 +214,7 @@ impl ConfigError {
 }
 
 /// Reads all there is to read. Blocks on files.
-pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
+pub(super) fn load(config: &Config, disk: &Disk) -> Result<Access, ConfigError> {
     let masters = config.masters.iter().map(|text| server("--master", "URL", text));
     let masters = masters.collect::<Result<Vec<_>, _>>()?;
     let files = match &config.kubeconfig {
@@ -221,7 +224,7 @@ pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
     if !files.is_empty() {
         // Of the files that KUBECONFIG lists not all have to exist, as to kubectl.
         let must_exist = config.kubeconfig.is_some();
-        return kubeconfig::load(files, must_exist, config.context.as_deref(), masters);
+        return kubeconfig::load(disk, files, must_exist, config.context.as_deref(), masters);
     }
     if config.context.is_some() {
         let mend = "give --kubeconfig FILE, too";
@@ -232,7 +235,7 @@ pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
         (Some(_), _) if !masters.is_empty() && masters.iter().all(|url| url.scheme() == "http") => {
             Ok(anonymous(masters))
         }
-        (Some(account), _) if !masters.is_empty() => in_pod(account, masters),
+        (Some(account), _) if !masters.is_empty() => in_pod(disk, account, masters),
         (None, _) if !masters.is_empty() => Ok(anonymous(masters)),
         (Some(account), Some((host, port))) => {
             let host = match host.parse() {
@@ -240,7 +243,7 @@ pub(super) fn load(config: &Config) -> Result<Access, ConfigError> {
                 _ => host.clone(),
             };
             let url = server("KUBERNETES_SERVICE_HOST", "address", &format!("https://{host}:{port}"))?;
-            in_pod(account, vec![url])
+            in_pod(disk, account, vec![url])
         }
         _ => Err(ConfigError::Nothing),
     }
@@ -250,20 +253,20 @@ fn anonymous(servers: Vec<Url>) -> Access {
     Access { servers, tls: Tls::default(), auth: Auth::None }
 }
 
-fn in_pod(account: &Path, servers: Vec<Url>) -> Result<Access, ConfigError> {
-    let authorities = read(&account.join("ca.crt"), "the service account's certificate authority")?;
-    let token = token_file(&account.join("token"))?;
+fn in_pod(disk: &Disk, account: &Path, servers: Vec<Url>) -> Result<Access, ConfigError> {
+    let authorities = read(disk, &account.join("ca.crt"), "the service account's certificate authority")?;
+    let token = token_file(disk, &account.join("token"))?;
     let tls = Tls { trust: Trust::Authorities(authorities), ..Tls::default() };
     Ok(Access { servers, tls, auth: Auth::Token(token) })
 }
 
-pub(super) fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, ConfigError> {
-    fs::read(path).map_err(|error| ConfigError::file(path, what, &error))
+pub(super) fn read(disk: &Disk, path: &Path, what: &'static str) -> Result<Vec<u8>, ConfigError> {
+    disk.read(path).map_err(|error| ConfigError::file(path, what, &error))
 }
 
 /// A token, without the line end that editors add.
-pub(super) fn token_file(path: &Path) -> Result<Secret<String>, ConfigError> {
-    let bytes = read(path, "the token")?;
+pub(super) fn token_file(disk: &Disk, path: &Path) -> Result<Secret<String>, ConfigError> {
+    let bytes = read(disk, path, "the token")?;
     let token = String::from_utf8_lossy(&bytes).trim().to_owned();
     if token.is_empty() || token.chars().any(|c| !c.is_ascii_graphic()) {
         let mend = "write the bearer token into it and nothing else";
@@ -297,7 +300,13 @@ pub(super) fn server(origin: impl ToString, field: &str, text: &str) -> Result<U
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn load(config: &Config) -> Result<Access, ConfigError> {
+        super::load(config, &Disk::default())
+    }
 
     fn config(masters: &[&str], environment: Environment) -> Config {
         let masters = masters.iter().map(|&text| text.to_owned()).collect();

@@ -4,7 +4,6 @@
 //! which comes to the same and keeps paths relative to the file that they are written in.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +16,7 @@ use serde_saphyr::MessageFormatter as _;
 
 use super::access::{Access, Auth, Exec, Identity, Secret, Tls, Trust};
 use super::config::{self, ConfigError};
+use super::files::Disk;
 
 /// A kubeconfig file. Fields that do not matter here are not named.
 #[derive(Debug, Default, Deserialize)]
@@ -98,12 +98,13 @@ struct Context {
 
 /// Reads the files and everything they name.
 pub(super) fn load(
+    disk: &Disk,
     paths: &[PathBuf],
     must_exist: bool,
     context: Option<&str>,
     masters: Vec<Url>,
 ) -> Result<Access, ConfigError> {
-    let files = read_all(paths, must_exist)?;
+    let files = read_all(disk, paths, must_exist)?;
     let current = files.iter().filter_map(|file| file.current_context.as_deref());
     let wanted = context.or_else(|| current.into_iter().find(|name| !name.is_empty()));
     let Some((context_file, context)) = wanted.and_then(|name| find(&files, name, |file| &file.contexts))
@@ -126,13 +127,13 @@ pub(super) fn load(
             return Err(ConfigError::value(context_file.display(), "contexts[].context.user", what, mend));
         }
     };
-    access(Place::new(cluster_file), cluster, Place::new(user.0), user.1, masters)
+    access(Place::new(disk, cluster_file), cluster, Place::new(disk, user.0), user.1, masters)
 }
 
-fn read_all(paths: &[PathBuf], must_exist: bool) -> Result<Vec<File>, ConfigError> {
+fn read_all(disk: &Disk, paths: &[PathBuf], must_exist: bool) -> Result<Vec<File>, ConfigError> {
     let mut files = Vec::new();
     for path in paths {
-        match fs::read(path) {
+        match disk.read(path) {
             Ok(bytes) => files.push(parse(path, &bytes)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
             Err(error) => return Err(ConfigError::file(path, "the kubeconfig", &error)),
@@ -199,12 +200,13 @@ fn unknown_context(files: &[File], wanted: Option<&str>) -> ConfigError {
 /// A kubeconfig file, for what is relative to it and for errors in it.
 #[derive(Clone, Copy)]
 struct Place<'a> {
+    disk: &'a Disk,
     path: &'a Path,
 }
 
 impl<'a> Place<'a> {
-    fn new(path: &'a Path) -> Self {
-        Self { path }
+    fn new(disk: &'a Disk, path: &'a Path) -> Self {
+        Self { disk, path }
     }
 
     fn error(self, field: &str, what: impl ToString, mend: &str) -> ConfigError {
@@ -232,7 +234,7 @@ impl<'a> Place<'a> {
                 .map(Some)
                 .map_err(|error| self.error(&format!("{field}-data"), format!("not base64: {error}"), mend));
         }
-        filled(file).map(|file| config::read(&self.relative(file), what)).transpose()
+        filled(file).map(|file| config::read(self.disk, &self.relative(file), what)).transpose()
     }
 }
 
@@ -343,7 +345,7 @@ fn auth(place: Place<'_>, user: &User, cluster: &Cluster, trust: &Trust) -> Resu
         return Err(place.error("users[].user.as", "impersonation is not supported", mend));
     }
     if let Some(file) = filled(&user.token_file) {
-        return config::token_file(&place.relative(file)).map(Auth::Token);
+        return config::token_file(place.disk, &place.relative(file)).map(Auth::Token);
     }
     if let Some(token) = filled(&user.token) {
         return Ok(Auth::Token(Secret(token.trim().to_owned())));

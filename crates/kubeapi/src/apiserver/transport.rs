@@ -20,6 +20,7 @@ use super::answer::Answer;
 use super::client::{self, Server};
 use super::config::{self, Config, ConfigError, Timing};
 use super::exec::{self, Credential};
+use super::files::{Disk, Files};
 use super::health::Outcome;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
@@ -27,7 +28,9 @@ use super::resource::Resource;
 /// Makes requests. Shared by all watches.
 #[derive(Debug)]
 pub(super) struct Transport {
-    config: Config,
+    timing: Timing,
+    /// Held while they are read, and taken before the session, which nobody holds meanwhile.
+    files: Mutex<Files>,
     session: Arc<Mutex<Session>>,
 }
 
@@ -109,7 +112,7 @@ impl Transport {
     pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
         // Another part of the process may have installed one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let access = config::load(&config)?;
+        let access = config::load(&config, &Disk::default())?;
         warn_of_withheld(&access);
         let session = Session {
             servers: client::build(&access, None, &config.timing)?,
@@ -124,7 +127,8 @@ impl Transport {
             left_first: None,
             problem: None,
         };
-        Ok(Self { config, session: Arc::new(Mutex::new(session)) })
+        let timing = config.timing.clone();
+        Ok(Self { timing, files: Mutex::new(Files::new(config)), session: Arc::new(Mutex::new(session)) })
     }
 
     /// The addresses of the apiservers.
@@ -202,7 +206,7 @@ impl Transport {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(write.kind));
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.request(write.method.clone(), url).headers(headers);
-        let limit = self.config.timing.answer;
+        let limit = self.timing.answer;
         let request = request.body(write.body.clone());
         let answer = ready.answer(request, &write.method, limit, on_answer).await?;
         if answer.status().is_success() {
@@ -229,7 +233,7 @@ impl Transport {
         }
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
         let request = ready.server.http.get(url).headers(headers);
-        let limit = self.config.timing.answer;
+        let limit = self.timing.answer;
         let answer = ready.answer(request, &Method::GET, limit, on_answer).await?;
         if answer.status() == StatusCode::OK {
             return match answer.foreign_type() {
@@ -262,7 +266,7 @@ impl Transport {
         let Some(first) = session.servers.first().cloned() else { return };
         // What cannot be a header fails the request that this one goes along with.
         let Ok(authorization) = authorization(session, &first) else { return };
-        let (limit, session) = (self.config.timing.answer, Arc::clone(&self.session));
+        let (limit, session) = (self.timing.answer, Arc::clone(&self.session));
         tokio::spawn(async move {
             let mut url = first.base;
             url.set_path(&format!("{}readyz", url.path()));
@@ -288,16 +292,19 @@ impl Transport {
             session.generation += 1;
             return true;
         }
-        self.reload(&mut session).await;
-        session.generation != generation
+        drop(session);
+        self.reload().await;
+        self.session.lock().await.generation != generation
     }
 
     async fn prepare(&self) -> Result<Ready, Failure> {
-        let Timing { reload, fail_back, .. } = self.config.timing;
+        let Timing { reload, fail_back, .. } = self.timing;
         let asked = Instant::now();
         let mut session = self.session.lock().await;
         if session.stale || session.loaded.elapsed() >= reload {
-            self.reload(&mut session).await;
+            drop(session);
+            self.reload().await;
+            session = self.session.lock().await;
         }
         let index = session.active;
         let server = session.servers.get(index).map(|server| name(&server.url)).unwrap_or_default();
@@ -318,9 +325,8 @@ impl Transport {
                 }
             };
             if credential.identity != session.identity {
-                session.servers =
-                    client::build(&session.access, credential.identity.as_ref(), &self.config.timing)
-                        .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
+                session.servers = client::build(&session.access, credential.identity.as_ref(), &self.timing)
+                    .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
                 session.identity.clone_from(&credential.identity);
             }
             session.credential = Some(credential);
@@ -343,11 +349,17 @@ impl Transport {
         })
     }
 
-    /// Reads all files again. What cannot be used leaves everything as it was.
-    async fn reload(&self, session: &mut Session) {
+    /// Reads all files again. What cannot be used, or takes too long, leaves everything as it was.
+    async fn reload(&self) {
+        let mut session = self.session.lock().await;
         (session.loaded, session.stale) = (Instant::now(), false);
-        let config = self.config.clone();
-        let Ok(loaded) = tokio::task::spawn_blocking(move || config::load(&config)).await else { return };
+        drop(session);
+        let mut files = self.files.lock().await;
+        let Some(loaded) = files.read().await else { return };
+        self.adopt(loaded, &mut *self.session.lock().await);
+    }
+
+    fn adopt(&self, loaded: Result<Access, ConfigError>, session: &mut Session) {
         let renewed = loaded.and_then(|access| {
             if access == session.access {
                 return Ok(None);
@@ -359,7 +371,7 @@ impl Transport {
                 && identity == session.identity;
             let servers = match is_same_client {
                 true => session.servers.clone(),
-                false => client::build(&access, identity.as_ref(), &self.config.timing)?,
+                false => client::build(&access, identity.as_ref(), &self.timing)?,
             };
             Ok(Some((access, servers, identity)))
         });

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine;
@@ -129,6 +130,27 @@ async fn a_token_file_is_read_again_after_a_401_and_in_time() {
     lab.assert_goes_on(&mut followed, "d").await;
     lab.server.replace_tokens(&["three"]);
     lab.assert_goes_on(&mut followed, "e").await;
+    all_well(&followed).await;
+}
+
+#[tokio::test]
+async fn a_token_file_on_a_volume_that_hangs_holds_nothing_up() {
+    let mut lab = Lab::start(Apiserver::builder().token("one")).await;
+    let (token, hung) = (lab.write("token", "one"), lab.directory.path().join("hung"));
+    lab.user(json!({ "tokenFile": "token" }));
+    let timing = Timing { read: Duration::from_millis(100), ..timing() };
+    let mut followed = Followed::new(Config { timing, ..lab.config() });
+    followed.until_like(&lab.server).await;
+    fs::remove_file(&token).unwrap();
+    assert!(Command::new("mkfifo").arg(&token).status().unwrap().success());
+    lab.assert_goes_on(&mut followed, "b").await;
+    lab.assert_goes_on(&mut followed, "c").await;
+    // It answers again, and there is another token.
+    fs::rename(&token, &hung).unwrap();
+    fs::write(&token, "two").unwrap();
+    fs::write(&hung, "one").unwrap();
+    lab.server.replace_tokens(&["two"]);
+    lab.assert_goes_on(&mut followed, "d").await;
     all_well(&followed).await;
 }
 

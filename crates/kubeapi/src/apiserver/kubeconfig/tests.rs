@@ -1,4 +1,15 @@
+use std::fs;
+
 use super::*;
+
+fn load(
+    paths: &[PathBuf],
+    must_exist: bool,
+    context: Option<&str>,
+    masters: Vec<Url>,
+) -> Result<Access, ConfigError> {
+    super::load(&Disk::default(), paths, must_exist, context, masters)
+}
 
 const MINIMAL: &str = "
 clusters: [{name: c, cluster: {server: 'https://10.0.0.2:6443'}}]
