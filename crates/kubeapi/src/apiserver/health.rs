@@ -21,10 +21,19 @@ pub struct Health {
     has_node: AtomicBool,
     /// It had one once.
     had_node: AtomicBool,
-    reasons: Mutex<BTreeMap<Resource, (Reason, String)>>,
+    reasons: Mutex<BTreeMap<Resource, Known>>,
     answers: Mutex<BTreeMap<Outcome, u64>>,
     /// By host and method.
     durations: Mutex<BTreeMap<(String, String), Durations>>,
+}
+
+/// What is wrong with a resource.
+#[derive(Debug)]
+struct Known {
+    reason: Reason,
+    server: String,
+    /// This reason, or one before it, was a matter for a warning: that it is over is worth a line.
+    was_warned_of: bool,
 }
 
 /// What came of a request.
@@ -150,7 +159,7 @@ impl Health {
     /// What is wrong now, by resource: one line each.
     pub fn reasons(&self) -> Vec<(Resource, String)> {
         let reasons = self.lock();
-        reasons.iter().map(|(resource, (reason, server))| (*resource, line(server, reason))).collect()
+        reasons.iter().map(|(resource, known)| (*resource, line(&known.server, &known.reason))).collect()
     }
 
     /// How many requests had each outcome.
@@ -200,8 +209,10 @@ impl Health {
         self.of(resource).errors.fetch_add(1, Relaxed);
         let Failure { reason, server, .. } = failure;
         let mut reasons = self.lock();
-        let is_news = reasons.values().all(|(known, _)| known != reason);
-        reasons.insert(resource, (reason.clone(), server.clone()));
+        let is_news = reasons.values().all(|known| known.reason != *reason);
+        let was_warned_of =
+            *reason != Reason::Expired || reasons.get(&resource).is_some_and(|known| known.was_warned_of);
+        reasons.insert(resource, Known { reason: reason.clone(), server: server.clone(), was_warned_of });
         if !is_news {
             tracing::debug!(%resource, "{}", line(server, reason));
         } else if *reason == Reason::Expired {
@@ -217,14 +228,14 @@ impl Health {
     pub(super) fn well(&self, resource: Resource) -> bool {
         self.contact(resource);
         let was = self.lock().remove(&resource);
-        let is_news = was.is_some_and(|(reason, _)| reason != Reason::Expired);
+        let is_news = was.is_some_and(|known| known.was_warned_of);
         if is_news {
             tracing::info!(%resource, "followed again");
         }
         is_news
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Resource, (Reason, String)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Resource, Known>> {
         self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -400,6 +411,25 @@ mod tests {
         assert!(!health.well(Resource::Services), "it was well already");
         assert!(health.failed(Resource::Services, &down()), "it was well in between");
         assert_eq!(health.of(Resource::Services).errors(), 3);
+    }
+
+    #[test]
+    fn an_outage_that_ends_in_an_expired_version_is_said_to_be_over() {
+        let health = Health::new(Duration::from_secs(45));
+        let (down, expired) = (Reason::Unreachable("refused".to_owned()), Reason::Expired);
+        for (reasons, is_said) in [
+            (vec![&expired], false),
+            (vec![&expired, &expired], false),
+            (vec![&down, &expired], true),
+            (vec![&down, &expired, &expired], true),
+            (vec![&expired, &down], true),
+        ] {
+            for reason in &reasons {
+                health.failed(Resource::Services, &failure((*reason).clone()));
+            }
+            assert_eq!(health.well(Resource::Services), is_said, "{reasons:?}");
+            assert!(!health.well(Resource::Services));
+        }
     }
 
     #[test]
