@@ -99,7 +99,8 @@ static __always_inline enum decision sending(struct bpf_sock_addr *ctx, struct a
 	/* In the place of the one to the same service, or of the one that was silent for longest. */
 	__u32 at = 0;
 	bool is_anothers = false;
-	for (int i = 0; i < FLOWS_CURRENT; i++)
+	/* Displaced flows may still be answered, too. */
+	for (int i = 0; i < FLOWS_CURRENT + FLOWS_OLD; i++)
 		is_anothers |= same(&known->flow[i].endpoint, &flow.endpoint) && !same(&known->flow[i].service, to) &&
 			       !is_idle(&known->flow[i], now, idle);
 	/* Nothing would tell whose an answer is. */

@@ -61,6 +61,29 @@ fn who_talks_to_more_services_than_a_socket_has_flows_loses_the_one_that_was_sil
     }
 }
 
+/// The first Service's flow has lost its place, and its endpoint may still answer. Both answers would come from one address.
+#[test]
+fn an_endpoint_of_a_displaced_flow_is_not_given_to_another_service() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for v6 in [false, true] {
+        let services: Vec<_> = (1..=6).map(|number| service(v6, number, 53)).collect();
+        let endpoints: Vec<_> = (1..=5).map(|_| endpoints(&node.host, v6, 1)).collect();
+        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
+            serve(&mut kernel, set, *to, at);
+        }
+        serve(&mut kernel, 6, services[5], &endpoints[0].1);
+        let client = client(&node.host, services[0]);
+        for to in &services[..5] {
+            next_tick();
+            client.send_to(b"ask", to).unwrap();
+        }
+        client.send_to(b"ask", services[5]).expect_err("it is the relay's, and no packet can reach it");
+        answer(&endpoints[0].0[0]);
+        assert_eq!(received(&client), (b"ask".to_vec(), services[0]));
+    }
+}
+
 #[test]
 fn an_endpoint_that_was_silent_for_long_speaks_for_itself() {
     let node = Node::new();
