@@ -1,4 +1,4 @@
-//! The whole answer about one frontend and one kind of client, with the reason: for people.
+//! The complete answer about one frontend and one kind of client, with the reason, for people.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,24 +18,24 @@ pub struct Answer {
     pub frontend: Frontend,
     /// Which field of the Service it comes from.
     pub kind: FrontendKind,
-    /// The service port it leads to.
+    /// The service port that it leads to.
     pub port: ServicePortName,
     /// Relay, refuse or drop.
     pub verdict: Verdict,
-    /// How the verdict and the endpoints came about.
+    /// The reason for the verdict and the choice of endpoints.
     pub why: Why,
-    /// The endpoints that the connections spread over; empty where they are not relayed.
+    /// The endpoints that the connections spread over; empty if they are not relayed.
     pub endpoints: Vec<Arc<Upstream>>,
     /// How they spread.
     pub balance: Balance,
     /// For how long an idle client keeps its endpoint, if it does.
     pub affinity: Option<Duration>,
-    /// The address that endpoints see, other than the client itself (which sees the node's) and processes
-    /// of this node (which see the client's, if that is no process of this node).
+    /// The source address that endpoints see. Two kinds of endpoints see another one: the client itself sees
+    /// the node's address, and processes of this node see the client's unless the client is one of them too.
     pub source: SourceAddress,
 }
 
-/// How a verdict and its endpoints came about.
+/// The reason for a verdict and its endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Why {
     /// All endpoints of the cluster that can serve.
@@ -46,7 +46,7 @@ pub enum Why {
         chosen: usize,
         /// How many are ready, wherever they are.
         ready: usize,
-        /// Whether policy Local would have bound a client from outside.
+        /// Whether policy Local would have applied to a client from outside.
         short_circuit: bool,
     },
     /// Policy Local: the endpoints on this node.
@@ -58,14 +58,14 @@ pub enum Why {
         /// How many others could serve.
         elsewhere: usize,
     },
-    /// Policy Local, and no endpoint here.
+    /// Policy Local, and no endpoint on this node.
     NoneHere {
         /// How many could serve elsewhere.
         elsewhere: usize,
     },
     /// No endpoint can serve.
     None {
-        /// How many are known that cannot.
+        /// How many are known that cannot serve.
         known: usize,
     },
     /// The client is not in the source ranges.
@@ -95,7 +95,7 @@ impl Answer {
     }
 }
 
-/// What happens to clients there, wherever they are allowed to connect.
+/// What happens to clients with this origin if they are allowed to connect.
 pub(crate) fn outlook(kind: FrontendKind, port: &ServicePort, origin: Origin) -> (Verdict, Why) {
     let backends = port.load();
     let decision = backends.choose(kind, origin);

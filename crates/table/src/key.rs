@@ -7,9 +7,8 @@ use sluice_model::{Frontend, Protocol};
 
 /// A [`Frontend`] in the form that look-ups use.
 ///
-/// IPv4 addresses are v4-mapped. Hashing feeds a single word, the address with port and protocol
-/// folded into its upper part, where the addresses of one service range are all alike; comparing
-/// looks at every bit.
+/// IPv4 addresses are v4-mapped. Hashing feeds a single word: the address, with port and protocol XORed into
+/// its upper part, which is the same for all addresses of a service range. Comparing compares every bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrontendKey {
     address: u128,

@@ -1,5 +1,5 @@
-//! Who gets what connection: from Services, EndpointSlices and the Node to a table that any number
-//! of threads read without a lock.
+//! Who gets which connection: turns Services, EndpointSlices and the Node into a table that any number of
+//! threads read without a lock.
 //!
 //! ```text
 //!  Change ──► Writer ──┬─ inner swap: the endpoints of one service port ──► ServicePort ◄── Route ◄── Reader
@@ -7,12 +7,11 @@
 //! ```
 //!
 //! * The **writer** ([`Writer`]) owns the objects and all rules that look at several of them.
-//! * A **reader** ([`Reader`]) looks a frontend up (one atomic load, one hash) and gets a [`Route`];
-//!   [`Route::select`] answers what happens to this client's connection and [`Selection::next`]
-//!   names the endpoints to try, in order. [`Route::answer`] says the same to people, with the
-//!   reason.
+//! * A **reader** ([`Reader`]) looks up a frontend (one atomic load, one hash) and gets a [`Route`].
+//!   [`Route::select`] decides what happens to a client's connection, and [`Selection::next`] returns the
+//!   endpoints to try, in order. [`Route::answer`] explains the same decision to people.
 //!
-//! One rule, one file, with its cases beside it:
+//! Each rule has a file, with its test cases beside it:
 //!
 //! | Rule | File |
 //! |---|---|
@@ -35,7 +34,7 @@
 //! | who follows session affinity there | `follower.rs` |
 //! | when a UDP flow ends | [`Route::keeps_flow`] |
 //!
-//! Pure: no sockets, no async, no clock.
+//! Pure: no sockets, no async. Time is an argument, except in `no_route.rs`.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 

@@ -1,4 +1,4 @@
-//! The lock-free side: from a frontend to its route.
+//! The lock-free side of the table: looks up the route of a frontend.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::{
     Why, answer,
 };
 
-/// Every frontend and where it leads.
+/// All frontends and their routes.
 pub(crate) type RouteMap = HashMap<FrontendKey, Arc<Route>, foldhash::fast::RandomState>;
 
 /// The shared table. Cloning it shares it.
@@ -26,7 +26,7 @@ pub struct Table {
     local_detectors: Arc<LocalDetectors>,
 }
 
-/// For which families pods of this node are told from others.
+/// For which families pods of this node can be told from other clients.
 #[derive(Debug, Default)]
 struct LocalDetectors {
     v4: AtomicBool,
@@ -49,13 +49,13 @@ impl Table {
         Reader { cache: Cache::new(Arc::clone(&self.routes)), local_detectors }
     }
 
-    /// Every route there is, in no order. For status and statistics.
+    /// All routes, in no order. For status and statistics.
     pub fn routes(&self) -> Vec<Arc<Route>> {
         self.routes.load().values().cloned().collect()
     }
 
-    /// The health check ports that there are to be, sorted by Service. Taken anew, the list shows
-    /// Services that came and went; the counts in it are live.
+    /// The health check ports that are to be served, sorted by Service. The list is a snapshot: call this
+    /// again to see Services that came or went. The counts in it are live.
     pub fn health_checks(&self) -> Arc<Vec<Arc<HealthCheck>>> {
         self.health_checks.load_full()
     }
@@ -77,8 +77,8 @@ impl Table {
     }
 }
 
-/// A view of the [`Table`] for one thread: holds the latest map and looks for a newer one with one
-/// atomic load a look-up.
+/// A view of the [`Table`] for one thread. It holds the latest map and checks for a newer one with one atomic
+/// load per look-up.
 #[derive(Debug)]
 pub struct Reader {
     cache: Cache<Arc<ArcSwap<RouteMap>>, Arc<RouteMap>>,
@@ -86,13 +86,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Where this frontend leads now.
+    /// The current route of this frontend.
     #[inline]
     pub fn lookup(&mut self, key: FrontendKey) -> Option<&Arc<Route>> {
         self.cache.load().get(&key)
     }
 
-    /// Whether pods of this node are told from others by now: if not, every pod is [`Origin::Outside`].
+    /// Whether pods of this node can be told from other clients. If not, every pod is [`Origin::Outside`].
     pub fn detects_local_pods(&self, family: Family) -> bool {
         self.local_detectors.of(family).load(Ordering::Relaxed)
     }
@@ -117,18 +117,17 @@ impl Route {
         self.frontend
     }
 
-    /// Which field of the Service it comes from.
+    /// The field of the Service that names the frontend.
     pub fn kind(&self) -> FrontendKind {
         self.kind
     }
 
-    /// The service port it leads to.
+    /// The service port that it leads to.
     pub fn service_port(&self) -> &Arc<ServicePort> {
         &self.port
     }
 
-    /// Whether the table still holds this route. A UDP flow over one that it does not hold any
-    /// more has ended.
+    /// Whether the table still holds this route. If not, UDP flows over it have ended.
     pub fn is_live(&self) -> bool {
         self.live.load(Ordering::Relaxed)
     }
@@ -137,27 +136,29 @@ impl Route {
         self.live.store(false, Ordering::Relaxed);
     }
 
-    /// Whether a UDP flow over this route to this endpoint goes on. It ends when the endpoint stops
-    /// serving, or the Service or the frontend goes away; its next datagram is decided afresh.
+    /// Whether a UDP flow over this route to this endpoint continues. It ends when the endpoint stops
+    /// serving, or the Service or the frontend goes away. A new endpoint is then chosen for its next
+    /// datagram.
     pub fn keeps_flow(&self, upstream: &Upstream) -> bool {
         self.is_live() && upstream.is_serving()
     }
 
-    /// Decides about a new connection or flow of a client, and takes its turn if it is to be
-    /// relayed; [`Route::answer`] only asks. `now` is the caller's clock.
+    /// Decides about a new connection or flow of a client, and advances the round-robin position if it is to
+    /// be relayed. [`Route::answer`] only looks. `now` is the caller's clock.
     ///
     /// # Errors
-    /// It is to be refused or dropped.
+    /// If the connection is to be refused or dropped.
     #[inline]
     pub fn select(&self, client: Client, now: Instant) -> Result<Selection, Rejection> {
         Selection::new(&self.port, self.kind, client, None, now)
     }
 
-    /// Decides about a flow that goes on: one that another agent or worker had opened to this endpoint. It goes there again
-    /// without taking a turn, as long as the endpoint [keeps](Route::keeps_flow) its flows; otherwise as a new one.
+    /// Decides about an existing flow that another agent or worker opened to this endpoint. As long as the
+    /// endpoint [keeps](Route::keeps_flow) its flows, the flow goes there again and the round-robin position
+    /// does not change. Otherwise the flow is treated as a new one.
     ///
     /// # Errors
-    /// It is to be refused or dropped.
+    /// If the flow is to be refused or dropped.
     pub fn select_again(
         &self,
         client: Client,
@@ -168,7 +169,8 @@ impl Route {
         Selection::new(&self.port, self.kind, client, kept, now)
     }
 
-    /// What happens to connections of clients there, and why, whatever the sources that may connect.
+    /// What happens to connections of clients with this origin, and why, regardless of
+    /// `loadBalancerSourceRanges`.
     pub fn outlook(&self, origin: Origin) -> (Verdict, Why) {
         answer::outlook(self.kind, &self.port, origin)
     }
@@ -178,7 +180,7 @@ impl Route {
         self.port.load().allowed_sources(self.kind).cloned()
     }
 
-    /// What happens to connections of a client like this, and why.
+    /// What happens to connections of this client, and why.
     pub fn answer(&self, client: Client) -> Answer {
         Answer::new(self.frontend, self.kind, &self.port, client)
     }

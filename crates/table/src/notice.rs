@@ -1,4 +1,4 @@
-//! What the table has to say to a person about objects that do not fit together.
+//! What the table reports to people about objects that do not fit together.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sluice_model::{Frontend, ObjectName, ServicePortName};
 
-/// A part of an object that has no effect, and why. Reported once, when it comes to be.
+/// A part of an object that has no effect, and why. Reported once, when it arises.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Notice {
     /// Two Services with endpoints name the same frontend.
@@ -25,7 +25,7 @@ pub enum Notice {
         /// The endpoint, which is left out.
         endpoint: SocketAddr,
     },
-    /// An endpoint is a cluster IP, of whatever Service.
+    /// An endpoint is a cluster IP of any Service.
     ClusterIpEndpoint {
         /// The service port.
         port: ServicePortName,
@@ -36,20 +36,21 @@ pub enum Notice {
     UnknownBalance {
         /// The Service.
         service: ObjectName,
-        /// What the annotation says, as far as a line has room for it.
+        /// The annotation's value, truncated to fit on a line.
         value: Arc<str>,
     },
-    /// An annotation below `sluice.dev/` is none that is known.
+    /// An annotation below `sluice.dev/` is unknown.
     UnknownAnnotation {
         /// The Service.
         service: ObjectName,
-        /// The annotation, without its prefix, as far as a line has room for it.
+        /// The annotation, without its prefix, truncated to fit on a line.
         name: Arc<str>,
     },
 }
 
 impl Notice {
-    /// What somebody may have made as long as an object may be is told of with this many characters.
+    /// The maximum number of characters that are quoted of user-supplied text, which may be as long as an
+    /// object may be.
     const SAID: usize = 300;
 
     /// The annotation `sluice.dev/balance` of a Service names no balancing policy.
@@ -57,7 +58,7 @@ impl Notice {
         Self::UnknownBalance { service, value: said(value) }
     }
 
-    /// A Service has an annotation below `sluice.dev/` that nobody reads.
+    /// A Service has an unknown annotation below `sluice.dev/`.
     pub(crate) fn unknown_annotation(service: ObjectName, name: &str) -> Self {
         Self::UnknownAnnotation { service, name: said(name) }
     }

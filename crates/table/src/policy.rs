@@ -1,10 +1,10 @@
-//! Traffic policies: which set of endpoints serves a client, or the verdict when none does.
+//! Traffic policies: which set of endpoints serves a client, or the verdict if none does.
 
 use sluice_model::{FrontendKind, TrafficPolicy};
 
 use crate::{Origin, Reason, Verdict};
 
-/// Which of a service port's two sets of endpoints.
+/// One of a service port's two sets of endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetName {
     /// For traffic policy Cluster.
@@ -32,17 +32,17 @@ pub(crate) struct Policies {
 /// Which sets have an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usable {
-    /// Empty only where no endpoint of the whole cluster is usable.
+    /// False only if no endpoint of the whole cluster is usable.
     pub(crate) cluster: bool,
     pub(crate) local: bool,
 }
 
 impl Policies {
-    /// The policy that binds this client at this kind of frontend.
+    /// The policy that applies to this client at this kind of frontend.
     ///
-    /// Clients inside the node are not bound by `externalTrafficPolicy: Local`: they short-circuit to
-    /// all endpoints, as if their connections had gone out to the load balancer and come back
-    /// (kube-proxy: the `external-` chain of a service port).
+    /// `externalTrafficPolicy: Local` does not apply to clients on the node. They short-circuit to all
+    /// endpoints, as if their connections had gone out to the load balancer and come back (kube-proxy: the
+    /// `external-` chain of a service port).
     pub(crate) fn binding(self, kind: FrontendKind, origin: Origin) -> TrafficPolicy {
         match (kind.is_external(), origin.is_inside()) {
             (false, _) => self.internal,
@@ -51,12 +51,13 @@ impl Policies {
         }
     }
 
-    /// Whether one client may be served by either set. External policy Local alone does it: not inside of the node.
+    /// Whether the same client may be served by either set. External policy Local alone is enough, because it
+    /// does not apply inside the node.
     pub(crate) fn use_both_sets(self) -> bool {
         self.internal != self.external || self.external == TrafficPolicy::Local
     }
 
-    /// The set that serves this client, never an empty one.
+    /// The set that serves this client, which is never empty.
     pub(crate) fn choose(self, kind: FrontendKind, origin: Origin, has: Usable) -> Result<SetName, Verdict> {
         match self.binding(kind, origin) {
             _ if !has.cluster => Err(Verdict::Refuse(Reason::NoEndpoints)),

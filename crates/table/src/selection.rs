@@ -14,26 +14,26 @@ use crate::service_port::{Asked, Picked, ServicePort};
 use crate::socket_health::may_be_decided_there;
 use crate::{Balance, Lease, Reason, SourceAddress, Upstream, Verdict};
 
-/// Where a client is. It decides about the short circuit of `externalTrafficPolicy: Local` and about
-/// the source address that endpoints see.
+/// Where a client is. The short circuit of `externalTrafficPolicy: Local` and the source address that
+/// endpoints see depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// A pod of this node, as the local detector tells (`--detect-local-mode`).
+    /// A pod of this node, according to the local detector (`--detect-local-mode`).
     LocalPod,
     /// A process in the node's own network namespace.
     Node,
-    /// Anywhere else, and every pod where there is no local detector.
+    /// Anywhere else; without a local detector, also every pod.
     Outside,
 }
 
 impl Origin {
-    /// On this node.
+    /// Whether the client is on this node.
     pub fn is_inside(self) -> bool {
         self != Self::Outside
     }
 }
 
-/// Who asks for a connection.
+/// The client of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client {
     /// The address it connects from.
@@ -50,58 +50,61 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// Whether it is for nothing but the number of connections that the Service has.
+    /// Whether the Service's connection limit is the only reason.
     pub fn is_limit(self) -> bool {
         self.verdict == TOO_MANY.verdict
     }
 }
 
-/// Endpoints that are named for one connection at most. The chance that so many are dead and another
-/// one is not is small, and each costs a socket, a turn, and with a flood of clients the turns of others.
+/// The maximum number of endpoints that are tried for one connection. It is unlikely that this many are dead
+/// and another one is not. Each attempt costs a socket and a round-robin position, and a flood of clients
+/// would use up the positions of others.
 const ENDPOINTS: usize = 4;
 
-/// Endpoints besides that one connection finds out not to be for it, which takes a look each, and no socket.
+/// The maximum number of endpoints that a connection skips without trying them. Each costs a check, but no
+/// socket.
 const NOT_TRIED: usize = 16;
 
-/// Of those that are tried, the ones that are passed over otherwise. They have all just failed several times; what a
-/// connection is to find out is whether that is over, and other connections find it out too. Of those that this node
-/// knew no way to it is one.
+/// The maximum number of skipped (ejected) endpoints that are tried as a last resort. They have all just
+/// failed several times. A connection only has to find out whether one of them has recovered, and other
+/// connections find out too. Only one is tried if this node had no route to it.
 const LAST_RESORTS: usize = 2;
 
-/// The Service has as many connections as it may.
+/// The Service's connection limit is reached.
 const TOO_MANY: Rejection = Rejection { verdict: Verdict::Refuse(Reason::TooManyConnections) };
 
-/// Names the endpoints to try for one connection: first the one that the rules choose, and after
-/// each failure another one, until every endpoint of the set was tried or enough were: four, and of those
-/// that are passed over two.
+/// Returns the endpoints to try for one connection: first the one that the rules choose, and after each
+/// failure another one. It ends when every endpoint of the set was tried, or four were, or two that are only
+/// a last resort.
 ///
-/// Each is chosen from the endpoints as they are at that moment: one that went away while another
-/// was tried is not named any more. Dropping the selection says that the attempt is over.
+/// Each is chosen from the current endpoints, so one that has gone while another one was tried is not
+/// returned. Dropping the selection ends the attempt.
 #[derive(Debug)]
 pub struct Selection {
     port: Arc<ServicePort>,
     client: Client,
     kind: FrontendKind,
-    /// Before it is known which endpoint it is.
+    /// Before the endpoint is known.
     source: SourceAddress,
     /// The endpoint that was chosen together with the verdict.
     first: Option<Arc<Upstream>>,
-    /// Endpoints that are not named any more: [`ENDPOINTS`] that were tried, and [`NOT_TRIED`] that were not, at most. Allocates
-    /// only once there is one.
+    /// Endpoints that are not returned again: at most [`ENDPOINTS`] that were tried and [`NOT_TRIED`] that
+    /// were not. Allocated with the first one.
     failed: Vec<Arc<Upstream>>,
-    /// How many of those were not tried.
+    /// How many of `failed` were not tried.
     not_tried: usize,
-    /// How many were named that are passed over otherwise; as good as all that may be once none is left that is any better.
+    /// How many were tried as a last resort. Set to the maximum when no better endpoint is left.
     last_resorts: usize,
     connecting: Option<Connecting>,
-    /// Its part of the Service's limit, until it is handed to the lease.
+    /// The connection's slot in the Service's limit, until the lease takes it.
     slot: Option<Slot>,
-    /// Whether failures can lead to an endpoint being passed over.
+    /// Whether failures can eject an endpoint.
     passive_health: bool,
 }
 
 impl Selection {
-    /// Decides about a new connection or flow; or about one that goes on, which names the endpoint that it has first.
+    /// Decides about a new connection or flow, or about an existing flow, for which `kept` is the first
+    /// endpoint.
     #[inline]
     pub(crate) fn new(
         port: &Arc<ServicePort>,
@@ -151,7 +154,8 @@ impl Selection {
         &self.port
     }
 
-    /// The next endpoint to try, one that has not [`fail`](Self::fail)ed; none if all have, or enough.
+    /// The next endpoint to try, never one that has [`fail`](Self::fail)ed. `None` once all endpoints have
+    /// failed, or enough of them.
     #[inline]
     pub fn next(&mut self, now: Instant) -> Option<Arc<Upstream>> {
         self.first.take().or_else(|| self.another(now))
@@ -179,19 +183,19 @@ impl Selection {
         Some(upstream)
     }
 
-    /// Whether enough endpoints were named.
+    /// Whether enough endpoints were returned.
     fn is_exhausted(&self) -> bool {
         let tried = self.failed.len() - self.not_tried;
         tried >= ENDPOINTS || self.not_tried >= NOT_TRIED || self.last_resorts >= LAST_RESORTS
     }
 
-    /// The address from which to connect to the endpoint that was named last.
+    /// The address from which to connect to the endpoint that was returned last.
     pub fn source_address(&self, upstream: &Upstream) -> SourceAddress {
         self.source.towards(self.client, upstream)
     }
 
-    /// Notes that connecting to the endpoint that was named last failed, and what was heard of it: it is
-    /// not named again, and counted.
+    /// Records that connecting to the endpoint that was returned last failed, and how. It is counted, and the
+    /// endpoint is not returned again.
     pub fn fail(&mut self, upstream: &Arc<Upstream>, heard: Heard, now: Instant) {
         self.connecting = None;
         let seen = Seen::new(self.source_address(upstream), self.client.ip);
@@ -202,35 +206,35 @@ impl Selection {
         }
     }
 
-    /// Notes that this node knows no way to the endpoint that was named last: it is not named again, and others pass it
-    /// over for a second, but it is not blamed.
+    /// Records that this node has no route to the endpoint that was returned last. It is not returned again,
+    /// and other connections skip it for a second, but this is not counted as its failure.
     pub fn no_route(&mut self, upstream: &Arc<Upstream>, now: Instant) {
         let seen = Seen::new(self.source_address(upstream), self.client.ip);
         let was_known = upstream.note_no_route(seen, now);
         if was_known && self.last_resorts > 0 {
-            // None is left that is any better.
+            // No better endpoint is left.
             self.last_resorts = LAST_RESORTS;
         }
         self.skip(upstream);
     }
 
-    /// Has an endpoint not named again that was not even tried: no socket was made, as it is known already that there is no
-    /// port towards it for this client.
+    /// Excludes an endpoint without trying it: it is already known that no source port towards it is free for
+    /// this client, so no socket was made.
     pub fn pass_by(&mut self, upstream: &Arc<Upstream>) {
         self.skip(upstream);
         self.not_tried += 1;
     }
 
-    /// Has an endpoint not named again, by no fault of its own.
+    /// Excludes an endpoint without counting a failure.
     pub fn skip(&mut self, upstream: &Arc<Upstream>) {
         self.connecting = None;
         self.failed.push(Arc::clone(upstream));
     }
 
-    /// Notes that the connection is established (TCP) or the flow opened (UDP). The lease counts it
-    /// as active until it is dropped.
+    /// Records that the connection is established (TCP) or the flow opened (UDP). It counts as active until
+    /// the lease is dropped.
     ///
-    /// An established connection is an answer from the endpoint; an opened flow is not: see
+    /// An established connection proves that the endpoint answers. An opened flow does not: see
     /// [`Lease::answered`] and [`Lease::refused`].
     pub fn connected(&mut self, upstream: &Arc<Upstream>, _now: Instant) -> Lease {
         let source = self.source_address(upstream);

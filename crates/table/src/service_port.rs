@@ -1,5 +1,5 @@
-//! A service port as readers see it: who it is, the current version of its endpoints and rules, and
-//! what outlives every version.
+//! A service port as readers see it: its name, the current version of its endpoints and rules, and the state
+//! that outlives every version.
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
@@ -22,40 +22,40 @@ use crate::roster::Roster;
 use crate::socket_health::{SharedHealth, SocketHealth, tell};
 use crate::{Balance, Client, Datagrams, ServiceTimes, SourceAddress, Traffic, Upstream};
 
-/// One family's half of a service port. Lives from the first frontend that leads to it until the
-/// Service or the port goes away; endpoint changes swap [`Backends`] inside it.
-// In this order, what a pick looks at shares a cache line with the reference count that it changes.
+/// One family's half of a service port. Lives from the first frontend that leads to it until the Service or
+/// the port goes away. Endpoint changes swap [`Backends`] inside it.
+// In this order, the fields that a pick reads share a cache line with the reference count that it changes.
 #[derive(Debug)]
 #[repr(C)]
 pub struct ServicePort {
     backends: ArcSwap<Backends>,
     balancers: [Balancer; 2],
-    /// Whether there is a [`Self::socket_health`]; where there is not, a pick need not look there.
+    /// Whether [`Self::socket_health`] is set, so that a pick need not load it if it is not.
     has_socket_health: AtomicBool,
-    /// Made when the Service first asks for it.
+    /// Created when the Service first asks for it.
     affinity: OnceLock<Box<Affinity>>,
     affinity_budget: Arc<Budget>,
     name: Arc<ServicePortName>,
     family: Family,
     roster: Mutex<Roster>,
     has_lost: AtomicBool,
-    /// What is known of its endpoints where connections are decided at their sockets, if they are.
+    /// The health of its endpoints as BPF programs see it, in socket mode.
     socket_health: ArcSwapOption<Box<dyn SocketHealth>>,
-    /// Of each set, made when one in doubt is first looked for among many.
+    /// One for each set, created at the first search of a large set for unverified endpoints.
     doubts: [OnceLock<Box<DoubtSearch>>; 2],
-    /// Made with the first connection that is timed.
+    /// Created with the first connection that is timed.
     times: OnceLock<Box<ServiceTimes>>,
-    /// Made with the first datagram that is counted.
+    /// Created with the first datagram that is counted.
     datagrams: OnceLock<Box<Datagrams>>,
 }
 
-/// Whom an endpoint is asked for.
+/// A request for an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
-    /// From which set.
+    /// The set to pick from.
     pub(crate) set: SetName,
     pub(crate) client: Client,
-    /// What the endpoint is to see, before it is known which one it is.
+    /// The source address before the endpoint is known.
     pub(crate) source: SourceAddress,
     pub(crate) now: Instant,
 }
@@ -80,7 +80,7 @@ impl Asked {
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) upstream: Arc<Upstream>,
-    /// It is passed over otherwise: none was left that is not.
+    /// The endpoint would otherwise be skipped, but no better one was left.
     pub(crate) is_last_resort: bool,
 }
 
@@ -109,44 +109,44 @@ impl ServicePort {
         &self.name
     }
 
-    /// The same, for those who keep it.
+    /// The name, shared.
     pub fn shared_name(&self) -> &Arc<ServicePortName> {
         &self.name
     }
 
-    /// The family whose half this is.
+    /// The family of this half.
     pub fn family(&self) -> Family {
         self.family
     }
 
-    /// The current endpoints. The version returned stays as it is; take it anew to see changes.
+    /// The current endpoints. The returned version does not change: call this again to see changes.
     pub fn backends(&self) -> Arc<Backends> {
         self.backends.load_full()
     }
 
-    /// Every endpoint that the slices name, whether it can serve or not, sorted by address.
+    /// Every endpoint in the slices, whether it can serve or not, sorted by address.
     pub fn endpoints(&self) -> Vec<Arc<Upstream>> {
         self.roster().current().to_vec()
     }
 
-    /// What was carried by all endpoints that there are and that there were: apart from
-    /// [`Traffic::active`] it never gets less.
+    /// The traffic of all endpoints, including those that are gone. Never decreases, except for
+    /// [`Traffic::active`].
     pub fn traffic(&self) -> Traffic {
         self.roster().traffic()
     }
 
-    /// What [`ServicePort::traffic`] says, together with every endpoint, of one moment.
+    /// Every endpoint and [`ServicePort::traffic`], at the same moment.
     pub fn endpoints_and_traffic(&self) -> (Vec<Arc<Upstream>>, Traffic) {
         let mut roster = self.roster();
         (roster.current().to_vec(), roster.traffic())
     }
 
-    /// Where workers count how long connections take and last. It stays when endpoints leave.
+    /// Where workers record how long connections take to establish and last. It stays when endpoints leave.
     pub fn times(&self) -> &ServiceTimes {
         self.times.get_or_init(Box::default)
     }
 
-    /// The same, if anything was ever counted there.
+    /// Like [`ServicePort::times`], but `None` if nothing was ever recorded.
     pub fn times_so_far(&self) -> Option<&ServiceTimes> {
         self.times.get().map(|times| &**times)
     }
@@ -156,13 +156,13 @@ impl ServicePort {
         self.datagrams.get_or_init(Box::default)
     }
 
-    /// The same, if anything was ever counted there.
+    /// Like [`ServicePort::datagrams`], but `None` if nothing was ever counted.
     pub fn datagrams_so_far(&self) -> Option<&Datagrams> {
         self.datagrams.get().map(|datagrams| &**datagrams)
     }
 
-    /// Whether an endpoint has stopped serving, or gone, since this was last asked. Whoever keeps something of UDP
-    /// endpoints that do not serve has something to do then.
+    /// Whether an endpoint has stopped serving, or gone, since the last call. If so, owners of state about
+    /// UDP endpoints that do not serve have to update it.
     pub fn take_lost(&self) -> bool {
         self.has_lost.swap(false, Ordering::Relaxed)
     }
@@ -171,13 +171,14 @@ impl ServicePort {
         self.has_lost.store(true, Ordering::Relaxed);
     }
 
-    /// From now on shares what is known of its endpoints with those who decide at clients' sockets, in the place of those
-    /// that it was shared with so far: the numbers that endpoints had there are gone.
+    /// From now on shares the health of its endpoints with these BPF programs, which replace the previous
+    /// ones. The ids that endpoints had there are cleared.
     pub fn share_health(&self, with: &SharedHealth) {
         if self.socket_health.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, with)) {
             return;
         }
-        // First: who sees the new ones and then asks for a number is not to find one of the old.
+        // Clear the ids first: a thread that sees the new programs and then asks for an id must not get one
+        // of the old programs.
         for upstream in self.roster().current() {
             upstream.set_socket_number(SetName::Cluster, None);
             upstream.set_socket_number(SetName::Local, None);
@@ -186,53 +187,53 @@ impl ServicePort {
         self.has_socket_health.store(true, Ordering::Relaxed);
     }
 
-    /// What is known of its endpoints where connections are decided at their sockets, for a moment.
+    /// The health of its endpoints as BPF programs see it, in socket mode. Do not hold the guard for long.
     fn socket_health(&self) -> Option<Guard<Option<SharedHealth>>> {
         self.has_socket_health.load(Ordering::Relaxed).then(|| self.socket_health.load())
     }
 
-    /// Notes how connecting to an endpoint went, where others share what is known of it.
+    /// Reports to the BPF programs, if any, whether a connection to an endpoint succeeded.
     pub(crate) fn tell(&self, upstream: &Upstream, has_served: bool) {
         if let Some(health) = self.socket_health().as_deref().and_then(Option::as_ref) {
             tell(&***health, upstream, has_served);
         }
     }
 
-    /// The writer holds it while it changes endpoints, others for a look.
+    /// The writer holds the lock while it changes endpoints, others only to read.
     pub(crate) fn roster(&self) -> MutexGuard<'_, Roster> {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The clients that keep their endpoints, if the Service ever asked for that.
+    /// The clients that keep their endpoints, if the Service has ever had session affinity.
     pub fn affinity(&self) -> Option<&Affinity> {
         self.affinity.get().map(|affinity| &**affinity)
     }
 
-    /// From now on has these told which endpoints clients of this node keep, in the place of those who were told so far; of each
-    /// client with its next connection. Nobody is where the Service never asked for affinity, and once the port is gone.
+    /// Replaces the follower that is notified which endpoint each client of this node keeps. Each client is
+    /// reported at its next connection. Does nothing if the Service has never had session affinity.
     pub fn share_affinity(&self, with: Option<SharedFollower>) {
         if let Some(affinity) = self.affinity() {
             affinity.set_follower(with);
         }
     }
 
-    /// Remembers a client that those who are told have led since before, unless it is known. Whether they are to lead it from now
-    /// on, too.
+    /// Remembers a client that BPF programs have been translating since before the table knew it, unless the
+    /// client is known. Returns whether they are to go on doing so.
     pub fn adopt_client(&self, adopted: &Adopted<'_>, now: Instant) -> bool {
         let timeout = self.load().rules.affinity;
         let known = timeout.zip(self.affinity.get());
         known.is_some_and(|(timeout, affinity)| affinity.adopt(adopted, timeout, now))
     }
 
-    /// The clients that keep an endpoint at this moment, at most `limit` of them, for the next agent. Those whom a
-    /// [`Follower`](crate::Follower) leads are left out: the follower hands them over itself.
+    /// The clients that keep an endpoint at this moment, at most `limit` of them, for the next agent. Clients
+    /// that a [`Follower`](crate::Follower) translates are left out: the follower hands them over itself.
     pub fn kept_clients(&self, now: Instant, limit: usize) -> Vec<Kept> {
         let known = self.load().rules.affinity.zip(self.affinity.get());
         known.map(|(timeout, affinity)| affinity.all_kept(timeout, now, limit)).unwrap_or_default()
     }
 
-    /// Remembers a client that another agent remembered, unless it is known here, its time is over, its endpoint is gone, or
-    /// there is no room. Returns whether it is remembered now because of this.
+    /// Remembers a client that another agent remembered, unless it is known here, its timeout has passed, its
+    /// endpoint is gone, or there is no room. Returns whether this call added it.
     pub fn recall_client(&self, kept: &Kept, now: Instant) -> bool {
         let backends = self.load();
         let Some((timeout, affinity)) = backends.rules.affinity.zip(self.affinity.get()) else {
@@ -243,13 +244,13 @@ impl ServicePort {
         is_kept && affinity.recall(kept, &upstream, timeout, now)
     }
 
-    /// The endpoint that the slices name at an address, whether it can serve or not.
+    /// The endpoint at an address in the slices, whether it can serve or not.
     pub(crate) fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Upstream>> {
         self.roster().at(address).map(Arc::clone)
     }
 
-    /// Forgets some of the clients that were idle for longer than the Service allows; whether there may be
-    /// clients.
+    /// Forgets some of the clients that were idle for longer than the Service allows. Returns whether there
+    /// may still be clients.
     pub(crate) fn expire_affinity(&self, now: Instant) -> bool {
         let Some(affinity) = self.affinity.get() else { return false };
         let timeout = self.load().rules.affinity;
@@ -257,16 +258,16 @@ impl ServicePort {
         timeout.is_some() || !affinity.is_empty()
     }
 
-    /// The current version, for a moment: a guard that is held for long slows the writer down.
+    /// The current version. Do not hold the guard for long: that slows the writer down.
     pub(crate) fn load(&self) -> Guard<Arc<Backends>> {
         self.backends.load()
     }
 
-    /// The endpoint for a client's new connection: the one that it keeps, else the one that the
-    /// balancing policy names.
+    /// The endpoint for a client's new connection: the one that the client keeps, or else the one that the
+    /// balancing policy chooses.
     #[inline]
     pub(crate) fn pick(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
-        // The common case by the shortest way.
+        // The fast path for the common case.
         let rules = &backends.rules;
         if rules.balance == Balance::RoundRobin && rules.affinity.is_none() {
             let upstream = backends.set(asked.set).turn(&self.balancer(asked.set).rotation)?;
@@ -277,11 +278,12 @@ impl ServicePort {
         self.pick_other(backends, asked, &[], false)
     }
 
-    /// An endpoint that is in doubt where connections are decided at their sockets, for a client that was not decided about
-    /// there: most likely because of it. So each has its share of new connections, as many as if it was not in doubt.
+    /// An unverified endpoint, for a client whose connection was not translated, most likely because of that
+    /// endpoint. So each unverified endpoint gets the same share of new connections as if it were verified.
     #[inline]
     pub(crate) fn pick_in_doubt(&self, backends: &Backends, asked: Asked) -> Option<Picked> {
-        // Who keeps an endpoint is not led to another one for that, and others find out about those in doubt in their turns.
+        // A client with session affinity is not moved to another endpoint for this. Unverified endpoints are
+        // tried when they are chosen for other connections.
         if backends.rules.affinity.is_some() {
             return None;
         }
@@ -307,13 +309,13 @@ impl ServicePort {
             let is_there = |place| upstreams.get(place).is_some_and(|upstream| is_it(&upstream));
             upstreams.get(search.find(upstreams.len(), turn, asked.now, is_there)?)?
         };
-        // Whoever asks next begins behind it.
+        // The next search begins behind it.
         rotation.next();
         Some(Picked { upstream: Arc::clone(upstream), is_last_resort: false })
     }
 
-    /// The same, other than the endpoints that `failed` this connection. `is_last_resort` says that all
-    /// others are passed over, as far as is known: looking again would cost a look at each.
+    /// Like [`Self::pick`], but never an endpoint in `failed`. `is_last_resort` says that all others are
+    /// known to be skipped, which saves checking each of them again.
     #[inline(never)]
     pub(crate) fn pick_other(
         &self,
@@ -335,10 +337,11 @@ impl ServicePort {
                 return Some(Arc::clone(usable));
             }
             is_last_resort.set(true);
-            // One that has failed may be there again; there is hardly a way where there was none a moment ago.
+            // An endpoint that has failed may have recovered. Where there was no route a moment ago there is
+            // hardly one by now.
             let has_route = |upstream: &Arc<Upstream>| is_untried(upstream) && asked.has_route(upstream);
-            // Not in turns: the search has taken some, as many as with the last connection, and so the next may be the same
-            // endpoint's each time.
+            // Not round robin: the search above has advanced the position by the same amount as for the
+            // previous connection, so the next position might be the same endpoint's each time.
             let balance = match rules.balance {
                 Balance::SourceHash => Balance::SourceHash,
                 _ => Balance::Random,
@@ -364,8 +367,8 @@ impl ServicePort {
         Some(Picked { upstream, is_last_resort: is_last_resort.get() })
     }
 
-    /// Swaps in new sets and rules; whether anything differs from before. Turns go on where they
-    /// are; clients of endpoints that are gone from both sets lose them.
+    /// Swaps in new sets and rules. Returns whether anything differs from before. The round robin continues
+    /// where it was. Clients of endpoints that are gone from both sets lose them.
     pub(crate) fn publish(
         &self,
         cluster: Vec<Arc<Upstream>>,

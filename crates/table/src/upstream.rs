@@ -1,4 +1,4 @@
-//! An endpoint as the data plane sees it: an address, whether it still serves, and its numbers.
+//! An endpoint as the data plane sees it: its address, whether it still serves, and its counters.
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
@@ -14,16 +14,16 @@ use crate::passive_health::{Heard, PassiveHealth, Seen};
 use crate::policy::SetName;
 use crate::socket_health::{SocketNumber, SocketNumbers};
 
-/// What takes less to connect to is near, and nothing is written down for it with each connection.
+/// An endpoint that takes less time to connect to is near. Its connect time is not recorded.
 const FAR: Duration = Duration::from_millis(100);
 
-/// What takes so long has not got the kernel's first SYN, which sends another one then (`TCP_TIMEOUT_INIT`): that says
-/// nothing about how far it is.
+/// A connect that takes this long has lost its first SYN, which the kernel then retransmits
+/// (`TCP_TIMEOUT_INIT`), so it says nothing about the distance.
 const SYN_AGAIN: Duration = Duration::from_secs(1);
 
-/// One endpoint of one service port. The same value lives for as long as the address stays in the
-/// service port, whatever happens to its conditions, so its numbers do not restart.
-// In this order, what a pick looks at shares a cache line with the reference count that it changes.
+/// One endpoint of one service port. The same value lives for as long as the address stays in the service
+/// port, whatever happens to its conditions, so its counters do not restart.
+// In this order, the fields that a pick reads share a cache line with the reference count that it changes.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Upstream {
@@ -32,41 +32,41 @@ pub struct Upstream {
     address: SocketAddr,
     condition: AtomicU8,
     in_node_network: AtomicBool,
-    /// How often it has left the sets that connections are led to.
+    /// How often it has left the sets that connections are balanced over.
     tenure: AtomicU32,
-    /// How long it takes to connect, in milliseconds; 0 unless that is [`FAR`] at least.
+    /// How long it takes to connect, in milliseconds; 0 if less than [`FAR`].
     connect_time: AtomicU32,
     stats: UpstreamStats,
     socket_numbers: SocketNumbers,
     service_port: Arc<ServicePortName>,
 }
 
-/// What one endpoint has carried. Workers add, anyone reads; every value is exact once the
-/// connections that it speaks of have ended.
+/// What one endpoint has carried. Workers add, any thread reads. Every value is exact once the connections
+/// that it counts have ended.
 #[derive(Debug, Default)]
 pub struct UpstreamStats {
     /// TCP connections established and UDP flows opened.
     pub connections: AtomicU64,
-    /// Of those, the ones that have not ended.
+    /// Connections and flows that have not ended.
     pub active: AtomicU64,
-    /// Connections being established; counted with `least-connections` only, which needs it.
+    /// Connections being established; counted only with `least-connections`, which needs it.
     pub connecting: AtomicU64,
     /// Attempts to connect that failed: refused, unreachable, timed out.
     pub connect_failures: AtomicU64,
-    /// Attempts to connect that came here because another endpoint had failed.
+    /// Attempts to connect to this endpoint because another one had failed.
     pub retries: AtomicU64,
-    /// How often it came to be passed over.
+    /// How often it was ejected.
     pub passed_over: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
     pub bytes_to_endpoint: AtomicU64,
     /// Bytes of payload from the endpoint to clients.
     pub bytes_from_endpoint: AtomicU64,
-    /// Made with the first connection that no worker has a part in.
+    /// Created with the first translated connection.
     translated: OnceLock<Box<Translated>>,
 }
 
-/// What one endpoint got of connections that were led to it at the client's socket: no worker has a part in them, and
-/// the kernel tells most of it when they are over. Beside what workers count.
+/// The translated connections of one endpoint. No worker has a part in them, and the kernel reports most of
+/// these values when a connection ends. They are not included in what workers count.
 #[derive(Debug, Default)]
 pub struct Translated {
     /// TCP connections established, UDP sockets connected and flows opened.
@@ -85,12 +85,13 @@ pub struct Translated {
     pub bytes_from_endpoint: AtomicU64,
 }
 
-/// What the slices say of an endpoint.
+/// The state of an endpoint according to the slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Condition {
     /// It takes new connections.
     pub ready: bool,
-    /// It is ready, or still serves while it terminates: it takes new connections where none is ready.
+    /// It is ready, or still serves while it terminates. In the latter case it takes new connections if no
+    /// endpoint is ready.
     pub serving: bool,
     /// It is about to end.
     pub terminating: bool,
@@ -127,28 +128,28 @@ impl Condition {
     }
 }
 
-/// [`UpstreamStats`] at one moment, of one endpoint or of several together: what workers carried, and what was translated.
+/// [`UpstreamStats`] at one moment, of one endpoint or the sum of several: relayed and translated traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// TCP connections established and UDP flows opened.
     pub connections: u64,
-    /// Of those, the ones that have not ended.
+    /// Connections and flows that have not ended.
     pub active: u64,
     /// Attempts to connect that failed.
     pub failures: u64,
     /// Attempts to connect after another endpoint had failed.
     pub retries: u64,
-    /// How often an endpoint came to be passed over.
+    /// How often an endpoint was ejected.
     pub passed_over: u64,
     /// Bytes of payload from clients.
     pub bytes_to_endpoint: u64,
     /// Bytes of payload to clients.
     pub bytes_from_endpoint: u64,
-    /// Of the connections, those that were led to their endpoint at the client's socket.
+    /// How many of the connections were translated.
     pub translated: u64,
-    /// Of those, the ones of TCP that are over.
+    /// How many of the translated TCP connections have ended.
     pub translated_closed: u64,
-    /// How long these lasted together, in microseconds.
+    /// How long these lasted in total, in microseconds.
     pub translated_micros: u64,
 }
 
@@ -168,7 +169,7 @@ impl AddAssign for Traffic {
 }
 
 impl UpstreamStats {
-    /// The numbers now.
+    /// The current values.
     pub fn traffic(&self) -> Traffic {
         let now = |number: &AtomicU64| number.load(Ordering::Relaxed);
         let relayed = Traffic {
@@ -195,7 +196,7 @@ impl UpstreamStats {
         }
     }
 
-    /// Where to count what no worker has a part in.
+    /// The counters of translated connections.
     pub fn translated(&self) -> &Translated {
         self.translated.get_or_init(Box::default)
     }
@@ -222,7 +223,8 @@ impl Upstream {
         self.address
     }
 
-    /// The service port that it is an endpoint of. Connections outlive their Service, and so does its name.
+    /// The service port that it is an endpoint of. The name is available for as long as connections are, even
+    /// when the Service is gone.
     pub fn service_port(&self) -> &Arc<ServicePortName> {
         &self.service_port
     }
@@ -233,7 +235,7 @@ impl Upstream {
         self.condition.load(Ordering::Relaxed) & Condition::SERVING != 0
     }
 
-    /// What its slice says of it.
+    /// Its condition according to its slice.
     pub fn condition(&self) -> Condition {
         Condition::of_bits(self.condition.load(Ordering::Relaxed))
     }
@@ -245,8 +247,8 @@ impl Upstream {
         }
     }
 
-    /// Whether its address is one of this node's, so that what is sent to it is delivered here. Never so
-    /// where frontends are listened on.
+    /// Whether its address is one of this node's, so that traffic to it is delivered locally. Always false in
+    /// bind mode.
     pub fn is_in_node_network(&self) -> bool {
         self.in_node_network.load(Ordering::Relaxed)
     }
@@ -257,19 +259,20 @@ impl Upstream {
         }
     }
 
-    /// What programs at clients' sockets tell it by, as an endpoint of a set. None where they do not know it.
+    /// Its id in the BPF programs' maps, as an endpoint of a set. `None` if the programs do not know it.
     pub fn socket_number(&self, set: SetName) -> Option<SocketNumber> {
         self.socket_numbers.get(set)
     }
 
-    /// Goes by another one.
+    /// Sets or clears its id in the BPF programs' maps.
     pub fn set_socket_number(&self, set: SetName, number: Option<SocketNumber>) {
         if self.socket_number(set) != number {
             self.socket_numbers.set(set, number);
         }
     }
 
-    /// Changes when it leaves: what was decided in an earlier tenure does not hold if it comes back.
+    /// Changes when the endpoint leaves both sets: an affinity from an earlier tenure is void even if the
+    /// endpoint comes back.
     pub(crate) fn tenure(&self) -> u32 {
         self.tenure.load(Ordering::Relaxed)
     }
@@ -278,39 +281,40 @@ impl Upstream {
         self.tenure.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// For how long new connections with such a source address still pass the endpoint over, because
-    /// it kept failing. They do not where no other endpoint is left.
+    /// How long new connections with this source address still avoid the endpoint because it is ejected. They
+    /// use it nevertheless if no other endpoint is left.
     pub fn passed_over_for(&self, source: SourceAddress, now: Instant) -> Option<Duration> {
         self.health.remaining(source, now)
     }
 
-    /// Whether it was passed over since its last success, with whatever source address, and may still be.
+    /// Whether it was skipped since its last success, for any source address, and may still be.
     #[inline]
     pub(crate) fn was_passed_over(&self) -> bool {
         self.no_route.may_be() || self.health.was_passed_over()
     }
 
-    /// Takes note that this node knows no way to it, which is no failure of its own; whether that was known.
+    /// Records that this node has no route to it, which is not a failure of the endpoint. Returns whether
+    /// that was known.
     pub(crate) fn note_no_route(&self, seen: Seen, now: Instant) -> bool {
         self.no_route.found(seen, now)
     }
 
-    /// Takes note that there is a way to it.
+    /// Records that there is a route to it.
     pub(crate) fn note_route(&self, seen: Seen) {
         self.no_route.is_over(seen);
     }
 
-    /// Whether this node knew no way to it a moment ago.
+    /// Whether this node had no route to it a moment ago.
     pub(crate) fn has_no_route(&self, seen: Seen, now: Instant) -> bool {
         self.no_route.is_known(seen, now)
     }
 
-    /// Failed connects with such a source address since the last one that succeeded.
+    /// Consecutive failed connects with this source address since the last success.
     pub fn failures_in_a_row(&self, source: SourceAddress) -> u32 {
         self.health.failures(source)
     }
 
-    /// Takes note of a failed connect; `counts` is whether it can lead to being passed over.
+    /// Records a failed connect. `counts` is whether it can lead to an ejection.
     pub(crate) fn note_failure(&self, counts: bool, seen: Seen, heard: Heard, now: Instant) {
         self.stats.connect_failures.fetch_add(1, Ordering::Relaxed);
         if counts && self.health.failed(seen, heard, now) {
@@ -318,12 +322,12 @@ impl Upstream {
         }
     }
 
-    /// How long it took to connect the last time, if that was long because it is far away.
+    /// How long the last connect took, if the endpoint is far away; otherwise 0.
     pub fn connect_time(&self) -> Duration {
         Duration::from_millis(self.connect_time.load(Ordering::Relaxed).into())
     }
 
-    /// Takes note of how long it took to connect, or must be expected to take.
+    /// Records how long a connect took, or is expected to take.
     pub fn note_connect_time(&self, took: Duration) {
         if took >= SYN_AGAIN {
             return;
@@ -339,12 +343,12 @@ impl Upstream {
         self.health.succeeded(seen);
     }
 
-    /// Whether a new connection passes the endpoint over, for what it is to see as its client.
+    /// Whether a new connection skips the endpoint, given the client that the endpoint would see.
     pub(crate) fn is_passed_over(&self, seen: Seen, now: Instant) -> bool {
         self.passed_over_for(seen.source(), now).is_some() || self.health.is_unheard(seen, now)
     }
 
-    /// The endpoint's numbers.
+    /// The endpoint's counters.
     pub fn stats(&self) -> &UpstreamStats {
         &self.stats
     }

@@ -1,15 +1,15 @@
-//! What happens to a connection, and why it is not carried.
+//! What happens to a connection, and why it is not relayed.
 
 use std::fmt;
 
 /// What happens to a new connection or flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// It is carried to an endpoint.
+    /// It is relayed to an endpoint.
     Relay,
     /// It is refused: TCP reset, UDP port unreachable.
     Refuse(Reason),
-    /// It is ignored: the client hears nothing.
+    /// It is silently dropped.
     Drop(Reason),
 }
 
@@ -20,8 +20,8 @@ pub enum Reason {
     NoEndpoints,
     /// The traffic policy is Local and the usable endpoints are all on other nodes.
     NoLocalEndpoints,
-    /// The Service has as many connections as it may (`sluice.dev/max-connections`). Found out when a
-    /// connection comes; no frontend is offered with it.
+    /// The Service's connection limit is reached (`sluice.dev/max-connections`). This is found when a
+    /// connection comes; frontends are never offered to the capture with this reason.
     TooManyConnections,
     /// The client is outside `loadBalancerSourceRanges`.
     SourceNotAllowed,
@@ -55,7 +55,7 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
-    /// A word for it that never changes: the value of a metric's label.
+    /// A stable name: the value of a metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoEndpoints => "no_endpoints",
