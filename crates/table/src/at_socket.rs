@@ -1,7 +1,8 @@
-//! What happens to a connection where it is decided at the client's socket, before there is a packet: as far as the
-//! table can say it beforehand, of all clients of a kind alike.
+//! What happens to connections in socket mode, where they are decided at the client's socket before there is
+//! a packet: as far as the table can decide it in advance, and for all clients of a kind alike.
 //!
-//! Only two kinds of clients can be told apart there: sockets in the node's own network namespace, and all others.
+//! Only two kinds of clients can be told apart there: sockets in the node's own network namespace, and all
+//! others.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,48 +17,48 @@ use crate::{Balance, Origin, ServicePort, SourceAddress, Verdict};
 /// What happens to the connections of one kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtSocket {
-    /// Nothing yet: their packets meet the other ways of capturing.
+    /// They are not translated, so their packets reach the capture rules.
     Relay,
     /// They are refused.
     Refuse,
-    /// They lead to the endpoints of a set, which is not empty, in turns or by chance, as the port's policy says, and
-    /// endpoints see the client's own address.
+    /// They are translated to the endpoints of a set, which is not empty, by round robin or at random
+    /// according to the port's policy. Endpoints see the client's own address.
     Balance(SetName),
 }
 
 /// What happens to connections to one frontend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketOutcomes {
-    /// Of processes in the node's network.
+    /// Of processes in the node's network namespace.
     pub node: AtSocket,
-    /// Of all others that this kernel sees: pods of this node, and containers that are none.
+    /// Of all other clients on this machine: pods of this node, and containers that are not pods.
     pub pod: AtSocket,
 }
 
-/// Why nothing is decided at a socket, and its packets meet the other ways of capturing.
+/// Why connections are not translated, so that their packets reach the capture rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhyRelayed {
-    /// NodeLocal DNSCache has the cluster IP of kube-dns on an interface, and must get what is sent to it.
+    /// NodeLocal DNSCache has the cluster IP of kube-dns on an interface, and must receive the traffic to it.
     OwnClusterIp,
     /// The Service's annotation says so.
     KeptOut,
     /// In a pod a loopback address is the pod's own.
     PodsLoopback,
-    /// Whoever is not in the ranges hears nothing, and a socket may have no address yet.
+    /// Clients outside the ranges must get no answer, and a socket may have no address yet.
     SourceRanges,
-    /// One that is neither in turns nor by chance.
+    /// The balancing policy is neither round robin nor random.
     Balance(Balance),
-    /// Of clients of UDP.
+    /// The Service has session affinity, and the protocol is UDP.
     Affinity,
-    /// Of connections.
+    /// The Service has a connection limit.
     Limit,
-    /// A socket can be refused, but not be made to hear nothing.
+    /// The traffic is to be dropped. A BPF program can refuse a connection, but not drop it silently.
     Dropped,
     /// Endpoints are to see the node's address.
     NodesAddress,
-    /// The short circuit of policy Local is for pods, and a socket does not say whether it is one's.
+    /// The short circuit of policy Local is for pods, and a socket does not tell whether it is a pod's.
     ShortCircuit,
-    /// A socket that connects to an IPv4 address cannot be led to an IPv6 one.
+    /// A socket that connects to an IPv4 address cannot be translated to an IPv6 one.
     OtherFamily,
 }
 
@@ -80,17 +81,18 @@ impl fmt::Display for WhyRelayed {
 }
 
 impl SocketOutcomes {
-    /// Nothing is decided at the socket.
+    /// Nothing is translated.
     pub const RELAY: Self = Self { node: AtSocket::Relay, pod: AtSocket::Relay };
 
-    /// What the port's rules and endpoints say now; `is_own` is whether the frontend's address is on an interface of
-    /// the node.
+    /// The outcome by the port's current rules and endpoints. `is_own` is whether the frontend's address is
+    /// on an interface of the node.
     pub fn of(port: &ServicePort, kind: FrontendKind, ip: IpAddr, is_own: bool) -> Self {
         let [node, pod] = Self::with_reasons(port, kind, ip, is_own);
         Self { node: node.unwrap_or(AtSocket::Relay), pod: pod.unwrap_or(AtSocket::Relay) }
     }
 
-    /// The same, with why nothing is decided: for processes of the node, and for all others.
+    /// The same, with the reason if connections are not translated: for processes of the node, and for all
+    /// others.
     pub fn with_reasons(
         port: &ServicePort,
         kind: FrontendKind,
@@ -116,7 +118,7 @@ impl SocketOutcomes {
     }
 }
 
-/// Their own address is one of the node's, which is all that endpoints may see of them.
+/// Endpoints may see a process of the node with its own address, which is one of the node's.
 fn at_node(port: &ServicePort, backends: &Backends, kind: FrontendKind) -> Result<AtSocket, WhyRelayed> {
     outcome(port, backends, kind, backends.choose(kind, Origin::Node))
 }
@@ -128,8 +130,9 @@ fn at_pod(port: &ServicePort, backends: &Backends, kind: FrontendKind) -> Result
         source_address(kind, origin, rules.policies.external, rules.masquerade) == SourceAddress::Client
     };
     match kind {
-        // Most others are pods, and only for pods is there such an address. Of pods that the local detector does not match
-        // nothing is decided at all, where they can be told by their addresses: whoever attaches the programs sees to that.
+        // Most other clients are pods, and only pods can reach such an address. Pods that the local detector
+        // does not match are not translated if their addresses tell them apart; the code that attaches the
+        // programs takes care of that.
         FrontendKind::ClusterIp => {}
         _ if inside != outside => return Err(WhyRelayed::ShortCircuit),
         _ => {}
@@ -154,7 +157,8 @@ fn outcome(
         Ok(_) if !matches!(rules.balance, Balance::RoundRobin | Balance::Random) => {
             Err(WhyRelayed::Balance(rules.balance))
         }
-        // Whoever has connected before is led to where the relay has led it.
+        // With TCP, a client that has connected before is translated to the endpoint that the relay has
+        // chosen for it.
         Ok(_) if rules.affinity.is_some() && port.name().protocol == Protocol::Udp => {
             Err(WhyRelayed::Affinity)
         }

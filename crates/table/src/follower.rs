@@ -1,5 +1,5 @@
-//! Who follows what is remembered of clients, where connections are decided at their sockets: programs that lead a client to
-//! the endpoint that it has here, and to no other. Only the table chooses.
+//! Notifications about session affinity for socket mode, where BPF programs translate a client to the
+//! endpoint that the table has chosen for it, and to no other. Only the table chooses.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::policy::SetName;
 use crate::{Client, Upstream};
 
-/// In which sets of a service port a client is led.
+/// The sets of a service port in which BPF programs translate a client's connections to the endpoint that it
+/// keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Led {
     cluster: bool,
@@ -20,7 +21,7 @@ impl Led {
     /// In none.
     pub const NOWHERE: Self = Self { cluster: false, local: false };
 
-    /// Whether it is led in this one.
+    /// Whether the client is translated in this set.
     pub fn is_in(self, set: SetName) -> bool {
         match set {
             SetName::Cluster => self.cluster,
@@ -28,7 +29,7 @@ impl Led {
         }
     }
 
-    /// The same, and in this one.
+    /// The same, plus this set.
     pub const fn and_in(self, set: SetName) -> Self {
         match set {
             SetName::Cluster => Self { cluster: true, ..self },
@@ -37,36 +38,38 @@ impl Led {
     }
 }
 
-/// A client that those who lead clients have led since before the table knew it.
+/// A client that BPF programs have been translating since before the table knew it.
 #[derive(Debug, Clone, Copy)]
 pub struct Adopted<'a> {
-    /// Who it is.
+    /// The client's address.
     pub client: IpAddr,
-    /// In which set it is led.
+    /// The set in which it is translated.
     pub set: SetName,
-    /// Where to.
+    /// The endpoint that it is translated to.
     pub upstream: &'a Arc<Upstream>,
-    /// How long ago it was led last.
+    /// How long ago it was last translated.
     pub idle: Duration,
 }
 
-/// Whoever leads clients of one service port to the endpoints that they keep. Called by workers with a lock held on the client,
-/// so that what is said of it last is what the table knows: a system call or two is what it may take.
+/// The part of socket mode that translates clients of one service port to the endpoints that they keep.
+/// Workers call it while they hold the lock on the client's entry, so that the last notification matches the
+/// table. An implementation may make one or two system calls, no more.
 pub trait Follower: Debug + Send + Sync {
-    /// From now on this client is to be led to this endpoint, to which it has been led just now. `led` is where it was led so
-    /// far, and the answer where it is from now on: there may be no room, or it may be nobody who is led. Whatever it was led to
-    /// before it is not any more, in either case.
+    /// From now on this client is to be translated to this endpoint, to which it has just been relayed. `led`
+    /// says in which sets it was translated so far. Returns in which sets it is from now on: possibly none,
+    /// if there is no room or this client is never translated. In any case it is not translated to the
+    /// previous endpoint any more.
     fn follow(&self, client: Client, upstream: &Upstream, led: Led) -> Led;
 
-    /// One more is led in this set, as it has been all the time.
+    /// One more client is translated in this set, as it has been all the time.
     fn adopt(&self, set: SetName);
 
-    /// The client is led nowhere any more, where it was so far.
+    /// The client is not translated any more in the sets `led`, in which it was so far.
     fn forget(&self, client: IpAddr, led: Led);
 
-    /// How long ago a client was led last that is led there.
+    /// How long ago a client that is translated in the sets `led` was last translated.
     fn idle(&self, client: IpAddr, led: Led) -> Option<Duration>;
 }
 
-/// The same, shared. Behind a thin pointer, of which each client has one.
+/// A shared [`Follower`]. Behind a thin pointer, because each client has one.
 pub type SharedFollower = Arc<Box<dyn Follower>>;

@@ -1,4 +1,5 @@
-//! A connection's hold on its endpoint: counted from the moment it is established until it ends.
+//! A connection's hold on its endpoint. It is counted from the moment that the connection is established
+//! until it ends.
 
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -12,8 +13,8 @@ use crate::{SourceAddress, Upstream};
 
 /// An established connection (TCP) or open flow (UDP) to an endpoint.
 ///
-/// Counts as one of [`UpstreamStats::active`](crate::UpstreamStats::active) until it is dropped, so
-/// whoever carries the connection keeps it for exactly as long as the connection lives.
+/// Counts as one of [`UpstreamStats::active`](crate::UpstreamStats::active) until it is dropped, so its owner
+/// must keep it for exactly as long as the connection lives.
 #[derive(Debug)]
 #[must_use = "dropping it says that the connection has ended"]
 pub struct Lease {
@@ -44,7 +45,7 @@ impl Lease {
         self
     }
 
-    /// One that nobody in particular holds.
+    /// A lease of some client, for tests.
     #[cfg(test)]
     pub(crate) fn of(upstream: &Arc<Upstream>) -> Self {
         Self::new(upstream, [10, 1, 0, 1].into(), SourceAddress::Client, true)
@@ -55,12 +56,12 @@ impl Lease {
         &self.upstream
     }
 
-    /// Notes that the endpoint of a UDP flow answered.
+    /// Records that the endpoint of a UDP flow answered.
     pub fn answered(&self) {
         self.upstream.note_success(Seen::new(self.source, self.client));
     }
 
-    /// Notes that the endpoint of a UDP flow refused a datagram: a failed connect, in effect.
+    /// Records that the endpoint of a UDP flow refused a datagram, which counts as a failed connect.
     pub fn refused(&self, now: Instant) {
         let seen = Seen::new(self.source, self.client);
         self.upstream.note_failure(self.passive_health, seen, Heard::Refusal, now);

@@ -1,18 +1,18 @@
-//! Passive health: an endpoint that keeps failing is passed over for a while.
+//! Passive health (outlier ejection): an endpoint that keeps failing gets no new connections for a while.
 //!
-//! Nothing is probed; the outcome of real connections tells. After enough failures in a row the
-//! endpoint is passed over for [`FIRST`], and if it goes on for twice as long each time, up to
-//! [`LONGEST`]; one success ends it. Whoever picks falls back to endpoints that are passed over
-//! when there are no others, so this never refuses a connection.
+//! There are no probes; only the outcomes of real connections count. After enough consecutive failures the
+//! endpoint is ejected for [`FIRST`]. If it goes on failing, it is ejected for twice as long each time, up to
+//! [`LONGEST`]. One success ends this. If all endpoints are ejected, picks fall back to them, so an ejection
+//! never refuses a connection.
 //!
-//! What a failure says depends on whom the endpoint saw. A network policy may deny one pod what it
-//! grants to all others, by silence or by a refusal, and that pod must not take the endpoint from
-//! them. So connections with a client's own address and those with the node's are judged apart, and
-//! of clients several have to fail: three that were refused, four that heard nothing.
+//! What a failure means depends on the client that the endpoint saw. A network policy may deny one pod what
+//! it grants to all others, by silence or by a refusal, and that pod must not eject the endpoint for the
+//! others. So connections with a client's own address and those with the node's are judged separately, and in
+//! the former case several clients have to fail: three that were refused, four if the last one got no answer.
 //!
-//! For a client that has heard nothing the endpoint is passed over at once, for [`UNHEARD`], as silence costs it a wait
-//! each time, and for nobody else. Of each endpoint a few such clients are remembered: with one more it is passed over
-//! for all. An answer to this very client ends it.
+//! For a client that got no answer, the endpoint is skipped at once, for [`UNHEARD`] and for this client
+//! only, because each attempt costs it a timeout. A few such clients are remembered for each endpoint; one
+//! more ejects it for all. An answer to this very client ends it.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
@@ -22,36 +22,37 @@ use std::time::{Duration, Instant};
 use crate::SourceAddress;
 use crate::balance::mix;
 
-/// Failures in a row with the node's address before an endpoint is passed over.
+/// Consecutive failures with the node's address before an endpoint is ejected.
 pub const FAILURES: u32 = 3;
 
-/// Clients that an endpoint has refused, without a success in between, before it is passed over.
+/// The number of clients that an endpoint refuses, without a success in between, before it is ejected.
 pub const REFUSED_CLIENTS: usize = 3;
 
-/// Clients that have heard nothing of it or were refused, with the last hearing nothing. More, since
-/// most network policies deny by silence.
+/// The number of clients that fail, the last one without an answer, before an endpoint is ejected. More than
+/// [`REFUSED_CLIENTS`], because most network policies deny by silence.
 pub const UNHEARD_CLIENTS: usize = 4;
 
-/// How long an endpoint is passed over for a client that has heard nothing of it. Long enough that a wait in that time
-/// is little to a client that a policy denies the endpoint; short enough for one whose SYN was only lost.
+/// How long an endpoint is skipped for a client that got no answer from it. Long enough that one timeout in
+/// this period matters little to a client that a policy denies the endpoint; short enough for a client whose
+/// SYN was only lost.
 pub const UNHEARD: Duration = Duration::from_secs(10);
 
-/// How long an endpoint is passed over the first time.
+/// How long an endpoint is ejected the first time.
 pub const FIRST: Duration = Duration::from_secs(1);
 
-/// How long an endpoint is passed over at most.
+/// The longest time that an endpoint is ejected.
 pub const LONGEST: Duration = Duration::from_secs(30);
 
-/// What was heard of an endpoint that could not be connected to.
+/// How a connect failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Heard {
-    /// A refusal, or that it cannot be reached.
+    /// It was refused, or the endpoint is unreachable.
     Refusal,
-    /// Nothing in time.
+    /// No answer in time.
     Nothing,
 }
 
-/// Whom an endpoint saw as its client.
+/// The client that an endpoint saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// The client itself.
@@ -80,7 +81,7 @@ impl Seen {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct PassiveHealth {
-    // First: every pick looks at them.
+    // First, because every pick reads them.
     to_clients: Record,
     to_node: Record,
     unheard: Unheard,
@@ -93,31 +94,31 @@ pub(crate) struct PassiveHealth {
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Record {
-    /// When it is tried again, in nanoseconds after the epoch; 0 if it was not passed over.
+    /// When it is tried again, in nanoseconds after the epoch; 0 if it is not ejected.
     until: AtomicU64,
     /// Failures since the last success.
     failures: AtomicU32,
-    /// How often in a row it was passed over.
+    /// The number of consecutive ejections.
     rounds: AtomicU32,
 }
 
-/// A few clients that have heard nothing, and until when that counts.
+/// A few clients that got no answer, and until when that counts.
 #[derive(Debug, Default)]
 #[repr(C)]
 struct Unheard {
     /// Until when it counts for any of them, as in a [`Record`].
     until: AtomicU64,
-    /// Of each 31 bits of its hash, and in the lower 33 the time, in units of 2^27 ns (134 ms) after the epoch, which is
-    /// enough for 36 years; 0 for none.
+    /// For each client 31 bits of its hash, and in the lower 33 bits the time, in units of 2^27 ns (134 ms)
+    /// after the epoch, which is enough for 36 years; 0 if the entry is free.
     clients: [AtomicU64; UNHEARD_CLIENTS],
 }
 
-/// A few clients, as hashes that are not 0: as many as have to fail.
+/// The hashes (never 0) of as many clients as have to fail.
 #[derive(Debug, Default)]
 struct FewClients([AtomicU32; UNHEARD_CLIENTS]);
 
 impl PassiveHealth {
-    /// Takes note of a failed connect. Whether the endpoint is passed over from now on and was not.
+    /// Records a failed connect. Returns whether this ejected the endpoint.
     pub(crate) fn failed(&self, seen: Seen, heard: Heard, now: Instant) -> bool {
         let record = self.record(seen.source());
         let failures = record.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
@@ -126,7 +127,7 @@ impl PassiveHealth {
             self.unheard.add(ip, now);
         }
         let until = record.until.load(Ordering::Relaxed);
-        // Connects that were under way when the pause began say nothing new.
+        // Connects that were under way when the ejection began are no news.
         if now < until {
             return false;
         }
@@ -145,8 +146,8 @@ impl PassiveHealth {
             .is_ok();
         if began {
             record.rounds.fetch_add(1, Ordering::Relaxed);
-            // As many have to fail again when the pause is over: the first to try then may be one that
-            // is denied, and never stops trying.
+            // As many clients have to fail again after the ejection: the first one to try then may be one
+            // that is denied, and never stops trying.
             if seen.source() == SourceAddress::Client {
                 self.failed_clients.clear();
             }
@@ -154,7 +155,7 @@ impl PassiveHealth {
         began
     }
 
-    /// Takes note of an answer.
+    /// Records an answer.
     pub(crate) fn succeeded(&self, seen: Seen) {
         let source = seen.source();
         if let Seen::Client(ip) = seen {
@@ -171,14 +172,14 @@ impl PassiveHealth {
         }
     }
 
-    /// Whether it was passed over for anybody since the last success: a look that needs no clock.
+    /// Whether it was skipped for any client since the last success. Needs no clock.
     #[inline]
     pub(crate) fn was_passed_over(&self) -> bool {
         let untils = [&self.to_clients.until, &self.to_node.until, &self.unheard.until];
         untils.iter().any(|until| until.load(Ordering::Relaxed) != 0)
     }
 
-    /// Whether this client has heard nothing of it a short while ago.
+    /// Whether this client recently got no answer from it.
     pub(crate) fn is_unheard(&self, seen: Seen, now: Instant) -> bool {
         match (seen, self.epoch.get()) {
             (Seen::Client(ip), Some(epoch)) => {
@@ -188,7 +189,7 @@ impl PassiveHealth {
         }
     }
 
-    /// For how long it is still passed over.
+    /// How long it is still ejected.
     pub(crate) fn remaining(&self, source: SourceAddress, now: Instant) -> Option<Duration> {
         let until = self.record(source).until.load(Ordering::Relaxed);
         if until == 0 {
@@ -216,7 +217,7 @@ impl Unheard {
     const TIME_BITS: u32 = 33;
     const UNIT_BITS: u32 = 27;
 
-    /// Remembers a client, in place of the one that would be forgotten first where there are too many.
+    /// Remembers a client. Replaces the entry that expires first if all are taken.
     fn add(&self, client: IpAddr, now: u64) {
         let until = now.saturating_add(nanoseconds(UNHEARD));
         let hash = Self::hash(client);
@@ -224,7 +225,7 @@ impl Unheard {
         let slots = self.clients.iter().map(|slot| (slot, slot.load(Ordering::Relaxed)));
         let rank = |there: u64| if there >> Self::TIME_BITS == hash { 0 } else { 1 + Self::time_of(there) };
         if let Some((slot, there)) = slots.min_by_key(|(_, there)| rank(*there)) {
-            // Another thread may have been faster: then one of them is not remembered.
+            // If another thread was faster, one of the two clients is not remembered.
             let _ = slot.compare_exchange(there, entry, Ordering::Relaxed, Ordering::Relaxed);
             self.until.fetch_max(until, Ordering::Relaxed);
         }
@@ -233,7 +234,8 @@ impl Unheard {
     fn contains(&self, client: IpAddr, now: u64) -> bool {
         let until = self.until.load(Ordering::Relaxed);
         if now >= until {
-            // It is over for all: from now on picks need not look. Who has just been added has changed it.
+            // All entries have expired, so picks need not check any more. The exchange fails if a client has
+            // just been added.
             let _ = self.until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
             return false;
         }
@@ -274,7 +276,7 @@ impl Unheard {
 }
 
 impl FewClients {
-    /// How many there are with this one.
+    /// Adds a client. Returns how many there are.
     fn count_with(&self, client: IpAddr) -> usize {
         let bytes = mix::hash_ip(client).to_le_bytes();
         let [a, b, c, d, ..] = bytes;
@@ -299,7 +301,7 @@ impl FewClients {
     }
 }
 
-/// How long to pass over an endpoint that was passed over `rounds` times before.
+/// How long to eject an endpoint that was ejected `rounds` times in a row before.
 fn pause(rounds: u32) -> Duration {
     FIRST.saturating_mul(1_u32.checked_shl(rounds).unwrap_or(u32::MAX)).min(LONGEST)
 }

@@ -73,11 +73,11 @@ pub struct Translated {
     pub connections: AtomicU64,
     /// TCP connections that have not ended.
     pub active: AtomicU64,
-    /// TCP connections that could not be made.
+    /// TCP connections that could not be established.
     pub failures: AtomicU64,
-    /// TCP connections that are over, of which the rest is known.
+    /// TCP connections that have ended, which `micros` and the bytes below are about.
     pub closed: AtomicU64,
-    /// How long they lasted together.
+    /// How long they lasted in total.
     pub micros: AtomicU64,
     /// Bytes of payload from clients to the endpoint.
     pub bytes_to_endpoint: AtomicU64,

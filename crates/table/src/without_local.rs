@@ -1,5 +1,4 @@
-//! How many service ports have a traffic policy that leaves none of their endpoints: a number for those who look after the
-//! node.
+//! How many service ports have no endpoint that their traffic policy allows on this node, for a metric.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,8 +7,9 @@ use sluice_model::{Family, TrafficPolicy};
 
 use crate::{Route, Table};
 
-/// Service ports with traffic policy Local whose endpoints are all on other nodes: what they get is dropped. Those that have
-/// none anywhere do not count, as with kube-proxy (`SyncProxyRulesNoLocalEndpointsTotal`).
+/// Service ports with traffic policy Local whose endpoints are all on other nodes, so that their traffic is
+/// dropped. Service ports without any endpoint do not count, as in kube-proxy
+/// (`SyncProxyRulesNoLocalEndpointsTotal`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WithoutLocal {
     /// By `internalTrafficPolicy`.
@@ -19,7 +19,7 @@ pub struct WithoutLocal {
 }
 
 impl Table {
-    /// Those of a family, as it is now. Looks at every route, at each of them for some nanoseconds.
+    /// The current counts of a family. Visits every route, for some nanoseconds each.
     pub fn without_local_endpoints(&self, family: Family) -> WithoutLocal {
         count(self.load().values(), family)
     }
