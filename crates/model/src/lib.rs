@@ -1,5 +1,4 @@
-//! What things are called: the compact, plain-data picture of Services, EndpointSlices, Nodes and Pods
-//! that every other crate shares.
+//! The compact, plain-data model of Services, EndpointSlices, Nodes and Pods that every other crate shares.
 //!
 //! No I/O, no async, no Kubernetes types: [`Object`]s are made by a *source* (`sluice-kubeapi`) from
 //! whatever the apiserver or a file says, already validated, and consumed by `sluice-table`.

@@ -23,8 +23,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// It, with what it does not say as it was before. One that is made anew has no addresses and no ranges before a controller has
-    /// given it some; they are not gone (kube-proxy: `NodeManager.OnNodeChange` passes it over).
+    /// This Node, with addresses and ranges that it lacks taken from `before`. A Node that is created anew
+    /// has none until a controller has assigned them; they are not gone (kube-proxy:
+    /// `NodeManager.OnNodeChange` ignores such a Node).
     #[must_use]
     pub fn or_as(mut self, before: &Self) -> Self {
         if self.addresses.is_empty() {

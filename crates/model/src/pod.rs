@@ -1,4 +1,5 @@
-//! Pods of the node and namespaces of the cluster, as far as they say whose connections are left to the relay.
+//! Pods of the node and namespaces of the cluster, as far as they decide whose connections are left to the
+//! relay.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ pub struct Pod {
     pub name: ObjectName,
     /// `status.podIPs`; none before its sandbox is known.
     pub addresses: Vec<IpAddr>,
-    /// Annotation `sluice.dev/socket-mode`: whether its connections may be decided at their sockets. `None` without it: then its
-    /// namespace says so.
+    /// Annotation `sluice.dev/socket-mode`: whether its connections may be translated. `None` without the
+    /// annotation: its namespace decides.
     pub at_sockets: Option<bool>,
 }
 
@@ -22,6 +23,6 @@ pub struct Pod {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Arc<str>,
-    /// As [`Pod::at_sockets`], for those that do not say so themselves.
+    /// Like [`Pod::at_sockets`], for pods without the annotation.
     pub at_sockets: Option<bool>,
 }

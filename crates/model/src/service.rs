@@ -45,8 +45,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A Service of which nothing else is said: no other addresses, policy Cluster, no affinity, no
-    /// birthday.
+    /// A Service with nothing else set: no other addresses, policy Cluster, no affinity, no creation time.
     pub fn new(name: ObjectName, cluster_ips: Vec<IpAddr>, ports: Vec<ServicePort>) -> Self {
         Self {
             name,

@@ -1,10 +1,11 @@
-//! What a person can do where the system has run out of something. Here, as each crate that asks it for anything may meet that.
+//! What a person can do if the system has run out of something. It is here because each crate that requests
+//! resources can run into that.
 
 use std::io;
 
 use rustix::io::Errno;
 
-/// What helps where an error says that there is nothing left of file descriptors or memory; none for any other.
+/// The remedy if an error says that file descriptors or memory are exhausted; `None` for any other error.
 pub fn mend_of_shortage(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error().map(Errno::from_raw_os_error)? {
         Errno::MFILE => Some("raise the agent's limit on open files (ulimit -n)"),

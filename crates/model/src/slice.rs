@@ -19,13 +19,13 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// When what led to this version happened in the cluster: the annotation
+    /// When the change in the cluster that led to this version happened: the annotation
     /// `endpoints.kubernetes.io/last-change-trigger-time`.
     pub last_change: Option<SystemTime>,
 }
 
 impl EndpointSlice {
-    /// Whether it says the same as another one, apart from when that came about.
+    /// Whether it equals another one, apart from the time of the change.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let Self { name, service, family, ports, endpoints, last_change: _ } = self;
         (name, service, family, ports, endpoints)
