@@ -1,10 +1,10 @@
-//! What the maps of socket mode hold, and what the kernel offers for changing them. Pure data and decisions:
-//! no system calls.
+//! What the maps of socket mode hold, and which operations the kernel offers for changing them. Pure data and
+//! decisions: no system calls.
 //!
-//! * `layout`: the maps, byte by byte. `kernel`: what writes them. `address`, `affinity`, `desc`, `failures`: from and
-//!   to our own types.
-//! * `ids`, `ranges`: what is free. `maps`: what there is, and in which order it changes. `adopt`: what an earlier
-//!   agent has left. `memory`: maps in plain memory.
+//! * `layout`: the maps, byte by byte. `kernel`: the interface that writes them. `address`, `affinity`,
+//!   `desc`, `failures`: conversions from and to our own types.
+//! * `ids`, `ranges`: what is free. `maps`: the contents, and the order in which they change. `adopt`: takes
+//!   over what an earlier agent has left. `memory`: maps in plain memory.
 
 mod address;
 mod adopt;
