@@ -1,19 +1,21 @@
-//! Socket mode's side of the kernel: BPF programs that translate the address of a Service to that of an endpoint when
-//! a socket connects or sends. This crate has the programs, loads and attaches them, keeps their maps and links
-//! pinned, and writes the maps; what belongs into them is decided in `sluice-socket-maps`.
+//! The kernel side of socket mode: BPF programs that translate the address of a Service to that of an
+//! endpoint when a socket connects or sends. This crate contains the programs, loads and attaches them, keeps
+//! their maps and links pinned, and writes the maps. `sluice-socket-maps` decides what belongs into the maps.
 //!
-//! * `programs/`: the programs in C, and the object that is made of them and loaded.
-//! * `object`: reading and relocating it. `shape`: the maps as they are to be. `pins`: the directory that
-//!   outlives the agent. `attach`: all of it, in order. `attached`: writing the maps; `sets` and
-//!   `frontends`: those of these. `accounts`: what the programs count. `health`: what is known of endpoints, `clients`: which of them clients keep,
-//!   `sources`: what addresses clients have; changed by others too.
-//! * `links`: whether it is still attached. `removal`: taking all of it away.
-//! * `namespaces`: which of the network's are pods'.
-//! * `census`: which sockets are translated. `ending`: which of these are ended. `destroy`: where. `diag`: how.
-//! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks, each with its mend.
-//!   `rights`: what this thread may do.
+//! * `programs/`: the programs in C, and the object file that is built from them and loaded.
+//! * `object`: reading and relocating it. `shape`: kinds and sizes of the maps. `pins`: the directory that
+//!   outlives the agent. `attach`: all of that, in order.
+//! * `attached`: writing the maps; `sets` and `frontends` write those of sets and frontends. `accounts`: what
+//!   the programs count. `health`: the health of endpoints, `clients`: session affinity, `sources`: the
+//!   addresses of clients. These three are changed by others too.
+//! * `links`: whether the programs are still attached. `removal`: removing everything.
+//! * `namespaces`: which network namespaces are pods'.
+//! * `census`: which sockets are translated. `ending`: which of these are to be destroyed. `destroy`: in
+//!   which namespaces. `diag`: by which requests.
+//! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks,
+//!   each with its remedy. `rights`: what this thread may do.
 //!
-//! No threads and no clocks of its own; little of it is called more often than endpoints change.
+//! No threads and no clocks of its own. Most of it is called no more often than endpoints change.
 
 mod accounts;
 mod attach;
