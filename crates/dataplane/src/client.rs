@@ -1,24 +1,24 @@
-//! Where a client is, by which kind of listener it came in, and who counts as one.
+//! Where a client is, through which kind of listener it came, and which addresses count as one client.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use sluice_table::{Client, Origin};
 
-/// How clients get to a socket.
+/// How clients reach a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ListenerKind {
     /// The socket has the frontend's own address.
     Bound,
-    /// The capture hands over what is sent to any frontend; it has a socket for each origin.
+    /// The capture delivers packets to any frontend. It has one socket for each origin.
     Captured(Origin),
 }
 
 impl ListenerKind {
     /// The client at an address that connects to a frontend.
     ///
-    /// At a bound socket a process of this node uses a loopback address, or the very address that it
-    /// connects to; of all others the address tells nothing.
+    /// At a bound socket a process of this node uses a loopback address, or the very address that it connects
+    /// to. Any other address says nothing about where the client is.
     pub(crate) fn client(self, ip: IpAddr, frontend: IpAddr) -> Client {
         let origin = match self {
             Self::Bound if ip.is_loopback() || ip == frontend => Origin::Node,
@@ -28,11 +28,12 @@ impl ListenerKind {
         Client { ip, origin }
     }
 
-    /// Who a client counts as. `tells_pods`: whether the capture tells this node's pods from others with IPv6 addresses;
-    /// if not, they come by the same listener as whoever is outside.
+    /// The client that an address counts as. `tells_pods`: whether the capture can tell this node's pods from
+    /// other clients with IPv6 addresses. If it cannot, pods come through the same listener as clients
+    /// outside the node.
     pub(crate) fn client_key(self, ip: IpAddr, tells_pods: bool) -> ClientKey {
         match (self, ip) {
-            // All neighbours of the node have their link-local addresses in one network.
+            // All neighbours of the node have their link-local addresses in the same /64 network.
             (Self::Captured(Origin::Outside), IpAddr::V6(v6)) if tells_pods => {
                 ClientKey::of(ip, !v6.is_unicast_link_local())
             }
@@ -40,27 +41,28 @@ impl ListenerKind {
         }
     }
 
-    /// Whether somebody connected to the socket itself, which only the capture may lead to.
+    /// Whether a client connected to the socket's own address, which is only meant for the capture.
     pub(crate) fn is_bypassed(self, own: SocketAddr, destination: SocketAddr) -> bool {
         self != Self::Bound && own == destination
     }
 }
 
-/// Who counts as one client, where clients have shares of what there is.
+/// The unit that shares are counted by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ClientKey {
-    /// Whoever has an address.
+    /// A single address.
     Address(IpAddr),
-    /// Whoever has addresses in an IPv6 network of 64 bits, by its first one. A host that has one of them may have any
-    /// (RFC 4862, RFC 8981), and with a new one for each connection would never have more than its share.
+    /// An IPv6 /64 network, by its first address. A host that has one address of the network may use any of
+    /// them (RFC 4862, RFC 8981): with a new address for each connection it would never reach its share.
     Network(Ipv6Addr),
 }
 
-/// The part of an IPv6 address that names its network (RFC 4291, 2.5.1).
+/// Mask of the network part of an IPv6 address (RFC 4291, 2.5.1).
 const NETWORK: u128 = !0 << 64;
 
 impl ClientKey {
-    /// That of an address: by itself, or with all of its network if it is an IPv6 address.
+    /// The key of an address: the address itself, or its network if `with_network` is set and it is an IPv6
+    /// address.
     pub(crate) fn of(ip: IpAddr, with_network: bool) -> Self {
         match ip {
             IpAddr::V6(ip) if with_network => Self::Network(Ipv6Addr::from_bits(ip.to_bits() & NETWORK)),

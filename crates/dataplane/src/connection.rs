@@ -1,7 +1,7 @@
-//! What is open, for whoever looks: connections are copied a few at a time, between a worker's events.
+//! Listing the open connections: they are copied a part at a time, between a worker's events.
 //!
-//! Nobody's walk is remembered by a worker: each part says where the next one begins. So a walk that is not gone on
-//! with has ended, and no more is held than one part.
+//! Workers keep no state of a walk, because each part says where the next one begins. So an abandoned walk
+//! costs nothing, and no more than one part is held at a time.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sluice_model::{Protocol, ServicePortName};
 
-/// Connections in a part, at the most: some 50 us of a worker's time.
+/// The maximum number of connections in a part: about 50 us of a worker's time.
 pub(crate) const PART: usize = 256;
 
 /// A TCP session or a UDP flow as it was at some moment.
@@ -20,56 +20,56 @@ pub struct Connection {
     pub protocol: Protocol,
     /// Where the client connects from.
     pub client: SocketAddr,
-    /// Where it connects to; none where the client's socket has just gone.
+    /// Where the client connects to; `None` if the client's socket has just gone.
     pub frontend: Option<SocketAddr>,
-    /// The port of the Service that it was opened for, which may be gone by now.
+    /// The Service port that it was opened for, which may have been removed since.
     pub service_port: Arc<ServicePortName>,
     /// The endpoint; while it connects, the one that is being tried.
     pub endpoint: Option<SocketAddr>,
-    /// How far it is.
+    /// The state of the connection.
     pub state: ConnectionState,
     /// When it was accepted (TCP) or opened (UDP).
     pub began: Instant,
-    /// When something last came through; while nothing has, when it began.
+    /// When data was last relayed; until then, when the connection began.
     pub moved: Instant,
-    /// Bytes of payload from the client that the endpoint's socket has taken.
+    /// Bytes of payload from the client that were written to the endpoint's socket.
     pub bytes_to_endpoint: u64,
-    /// Bytes of payload from the endpoint that the client's socket has taken.
+    /// Bytes of payload from the endpoint that were written to the client's socket.
     pub bytes_from_endpoint: u64,
 }
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConnectionState {
     /// TCP: no endpoint has answered so far.
     Connecting,
-    /// TCP: open both ways.
+    /// TCP: open in both directions.
     Open,
-    /// TCP: the client has sent its last.
+    /// TCP: the client has sent a FIN.
     ClientClosed,
-    /// TCP: the endpoint has sent its last.
+    /// TCP: the endpoint has sent a FIN.
     EndpointClosed,
-    /// TCP: one side was reset; what it sent before is still on its way.
+    /// TCP: one side was reset; data that it sent before is still being delivered.
     Resetting,
-    /// UDP: the client has sent something.
+    /// UDP: only the client has sent something.
     Unanswered,
-    /// UDP: and the endpoint has, too.
+    /// UDP: both the client and the endpoint have sent something.
     Answered,
 }
 
-/// Who talks to whom by a UDP flow.
+/// The addresses of a UDP flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowEnds {
     /// Where the client sends from.
     pub client: SocketAddr,
     /// Where the client sends to.
     pub frontend: SocketAddr,
-    /// Where its datagrams are sent on to.
+    /// Where the client's datagrams are forwarded to.
     pub endpoint: SocketAddr,
 }
 
 impl FlowEnds {
-    /// Those of a UDP flow; `None` of a TCP session.
+    /// The ends of a UDP flow; `None` for a TCP session.
     pub fn of(connection: &Connection) -> Option<Self> {
         let Connection { protocol, client, frontend, endpoint, .. } = *connection;
         let ends = frontend.zip(endpoint).filter(|_| protocol == Protocol::Udp);
@@ -77,7 +77,7 @@ impl FlowEnds {
     }
 }
 
-/// Where a walk over a worker's connections goes on; it begins at the default.
+/// Where a walk over a worker's connections continues; the default is its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub(crate) protocol: Protocol,
@@ -85,7 +85,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Where a walk over the UDP flows alone begins.
+    /// The beginning of a walk over the UDP flows only.
     pub const UDP: Self = Self { protocol: Protocol::Udp, slot: 0 };
 }
 
@@ -100,11 +100,11 @@ impl Default for Place {
 pub struct Part {
     /// In no particular order.
     pub connections: Vec<Connection>,
-    /// Where the next ones are, if there may be more.
+    /// Where the next part begins, if there may be more.
     pub next: Option<Place>,
 }
 
-/// Somebody who wants the part at a place.
+/// A request for the part at a place.
 pub(crate) struct Look {
     pub(crate) place: Place,
     pub(crate) answer: Box<dyn FnOnce(Part) + Send>,

@@ -1,7 +1,7 @@
-//! A line in the log for each connection that has ended, or for one in so many.
+//! The connection log: one line for each ended connection, or for one in so many.
 //!
-//! Workers hand what they know to a thread of the log's own, through a queue with a bound. Who reads logs slowly loses
-//! lines, which are counted; no worker ever waits.
+//! Workers pass records to the log's own thread through a bounded queue. If the log is read too slowly,
+//! records are dropped and counted; workers never wait.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,10 +15,11 @@ use sluice_model::{Protocol, ServicePortName};
 
 use crate::stats::WorkerStats;
 
-/// Records that wait to be written: some 200 bytes each. At 10,000 connections a second, 400 ms.
+/// The maximum number of records in the queue, about 200 bytes each. At 10,000 connections per second that is
+/// 400 ms.
 const QUEUE: usize = 4_096;
 
-/// How long what waits may take to be written at the end.
+/// How long writing the remaining records may take at the end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a connection or a flow ended.
@@ -30,26 +31,27 @@ pub(crate) enum End {
     ClientReset,
     /// The endpoint reset it.
     EndpointReset,
-    /// One side had closed, and nothing moved for too long; or both had, and the rest was not taken.
+    /// Half-closed and idle for too long; or both sides had closed, and the remaining data was not read.
     HalfClosed,
     /// No endpoint answered.
     NoEndpoint,
     /// The client went away before an endpoint was connected.
     ClientGone,
-    /// This node was out of something, or forbade it.
+    /// This node lacked a resource, or its own rules rejected the connection.
     ThisNode,
-    /// Nobody used it for as long as a flow may be silent.
+    /// A flow was idle for as long as a flow may be.
     Idle,
     /// It made room for others.
     MadeRoom,
-    /// Its endpoint stopped serving or refused, or its frontend is gone, or the node's address that it was sent from.
+    /// Its endpoint stopped serving or refused, its frontend is gone, or the node lost the address that it
+    /// was sent from.
     EndpointGone,
-    /// The client opened it again.
+    /// The client opened a new connection in its place.
     Replaced,
 }
 
 impl End {
-    /// As the log has it.
+    /// The name that is written to the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -67,24 +69,24 @@ impl End {
     }
 }
 
-/// What is noted of a connection that was chosen, while it lives.
+/// What is recorded of a logged connection while it is open.
 #[derive(Debug, Clone)]
 pub(crate) struct Trace {
     pub(crate) frontend: SocketAddr,
-    /// From the first attempt until an endpoint was connected.
+    /// The time from the first attempt until an endpoint was connected.
     pub(crate) connect: Option<Duration>,
 }
 
-/// What is said of a connection that has ended.
+/// The log record of an ended connection.
 #[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) protocol: Protocol,
     pub(crate) client: SocketAddr,
     pub(crate) service_port: Arc<ServicePortName>,
     pub(crate) endpoint: Option<SocketAddr>,
-    /// Payload from the client.
+    /// Bytes of payload from the client.
     pub(crate) bytes_to_endpoint: u64,
-    /// Payload to the client.
+    /// Bytes of payload to the client.
     pub(crate) bytes_from_endpoint: u64,
     pub(crate) duration: Duration,
     pub(crate) end: End,
@@ -122,13 +124,13 @@ pub(crate) struct ConnectionLog {
 }
 
 impl ConnectionLog {
-    /// Something to note a connection in, if it is one of those that are told of.
+    /// A [`Trace`] for the connection, if it is chosen to be logged.
     pub(crate) fn choose(&self, frontend: SocketAddr) -> Option<Box<Trace>> {
         let is_chosen = self.one_in.get() == 1 || rand::random_range(0..self.one_in.get()) == 0;
         is_chosen.then(|| Box::new(Trace { frontend, connect: None }))
     }
 
-    /// Hands over what is to be said, unless too much waits already.
+    /// Queues a record, or drops and counts it if the queue is full.
     pub(crate) fn put(&self, record: Record, stats: &WorkerStats) {
         match self.records.try_send(record) {
             Ok(()) => stats.connection_log_records.add(1),
@@ -137,12 +139,12 @@ impl ConnectionLog {
     }
 }
 
-/// The thread that writes.
+/// The thread that writes the log.
 #[derive(Debug)]
 pub(crate) struct LogThread(JoinHandle<()>);
 
 impl LogThread {
-    /// Lets what waits be written, for no longer than a second. All workers have ended.
+    /// Waits up to a second until the queue is written. All workers must have ended.
     pub(crate) fn finish(self) {
         let until = Instant::now() + PATIENCE;
         while !self.0.is_finished() && Instant::now() < until {
@@ -151,10 +153,10 @@ impl LogThread {
     }
 }
 
-/// Starts a log of one connection in so many. The thread ends with the last [`ConnectionLog`].
+/// Starts a log of one in `one_in` connections. The thread ends with the last [`ConnectionLog`].
 ///
 /// # Errors
-/// The system gives no thread.
+/// The thread cannot be created.
 pub(crate) fn start(one_in: NonZeroU32) -> io::Result<(ConnectionLog, LogThread)> {
     let (records, receiver): (_, Receiver<Record>) = mpsc::sync_channel(QUEUE);
     let thread = std::thread::Builder::new()

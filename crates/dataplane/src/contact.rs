@@ -1,4 +1,5 @@
-//! How a worker is told things, by the rest of the program and by its like: it may be handed a connection by another one.
+//! How the rest of the program and other workers send commands to a worker. Another worker may hand it a
+//! connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,18 +11,18 @@ use crate::stats::WorkerStats;
 use crate::tcp::relay::AcceptedConnection;
 use crate::worker::Command;
 
-/// What others have of a worker.
+/// A handle on a worker, held by others.
 #[derive(Debug, Clone)]
 pub(crate) struct Contact {
     commands: Sender<Command>,
     waker: Arc<Waker>,
     pub(crate) stats: Arc<WorkerStats>,
-    /// Connections that it was handed and has not looked at.
+    /// Connections that were handed to it and that it has not taken yet.
     handed: Arc<AtomicUsize>,
 }
 
 impl Contact {
-    /// With what the worker is told.
+    /// Returns the handle, and the receiver of the worker's commands.
     pub(crate) fn new(waker: Waker) -> (Self, Receiver<Command>) {
         let (commands, receiver) = mpsc::channel();
         let contact =
@@ -29,7 +30,7 @@ impl Contact {
         (contact, receiver)
     }
 
-    /// A worker that has ended takes no commands: then there is nothing to do.
+    /// Sends a command. Does nothing if the worker has ended.
     pub(crate) fn tell(&self, command: Command) {
         if self.commands.send(command).is_ok() {
             self.wake();
@@ -42,7 +43,7 @@ impl Contact {
         }
     }
 
-    /// Hands it a connection; back, if it has ended.
+    /// Hands the worker a connection. Returns the connection if the worker has ended.
     fn hand(&self, connection: AcceptedConnection) -> Result<(), AcceptedConnection> {
         self.handed.fetch_add(1, Ordering::Relaxed);
         match self.commands.send(Command::Take(connection)) {
@@ -54,29 +55,30 @@ impl Contact {
                 self.handed.fetch_sub(1, Ordering::Relaxed);
                 Err(connection)
             }
-            // It is what was sent.
+            // Unreachable: the error returns the command that was sent.
             Err(SendError(_)) => Ok(()),
         }
     }
 
-    /// TCP sessions that it has, and will have.
+    /// TCP sessions that the worker has or was handed.
     pub(crate) fn sessions(&self) -> usize {
         let sessions = usize::try_from(self.stats.tcp_active.get()).unwrap_or(usize::MAX);
         sessions.saturating_add(self.handed.load(Ordering::Relaxed))
     }
 }
 
-/// The other workers, as one of them has them.
+/// The other workers, as seen by one of them.
 ///
-/// The kernel spreads connections over the workers' listeners by chance (`SO_REUSEPORT`). With many that is even. But of
-/// a few long ones several would share a worker while others have none, so a worker that has more than twice as many sessions as
-/// another one, of two that it looks at, hands on what it has accepted.
+/// The kernel spreads connections over the workers' listeners at random (`SO_REUSEPORT`). That is even for
+/// many connections. But of a few long ones, several may share a worker while another worker has none. So a
+/// worker compares itself with two others, and if it has more than twice as many sessions as one of them, it
+/// hands on the connection that it has just accepted.
 #[derive(Debug, Default)]
 pub(crate) struct Others {
     contacts: Vec<Contact>,
-    /// The worker's own count.
+    /// The worker's own [`Contact::handed`].
     handed: Arc<AtomicUsize>,
-    /// Whom to look at next.
+    /// The index of the worker to compare with next.
     next: usize,
 }
 
@@ -88,14 +90,14 @@ impl Others {
         Self { contacts: contacts.map(|(_, contact)| contact.clone()).collect(), handed, next: 0 }
     }
 
-    /// Hands a connection to another worker, if one has much less to do than this one, which has so many sessions. Otherwise
-    /// it is the caller's.
+    /// Hands a connection to another worker if that one has much less to do than this one, which has
+    /// `sessions`. Otherwise returns the connection to the caller.
     pub(crate) fn hand_on(
         &mut self,
         connection: AcceptedConnection,
         sessions: usize,
     ) -> Result<(), AcceptedConnection> {
-        // Looking at others' counts is not free.
+        // Reading other workers' counters is not free.
         let count = self.contacts.len();
         if sessions == 0 || count == 0 {
             return Err(connection);
@@ -109,12 +111,12 @@ impl Others {
         }
     }
 
-    /// A connection has been taken over.
+    /// Notes that this worker has taken a connection that was handed to it.
     pub(crate) fn has_taken(&self) {
         self.handed.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// From now on all are kept: others may be about to end.
+    /// From now on keeps all connections, because other workers may be about to end.
     pub(crate) fn keep_all(&mut self) {
         self.contacts.clear();
     }

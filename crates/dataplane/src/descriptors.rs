@@ -1,5 +1,5 @@
-//! How many file descriptors the data plane may hold. All workers share one budget: whoever would go
-//! over it is turned away, and nothing that already runs is disturbed.
+//! How many file descriptors the data plane may hold. All workers share one budget. A connection that would
+//! exceed it is rejected, and existing connections are not affected.
 
 use std::io;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Kept for everything else in the process: the apiserver's connections, files, logs, health checks; but,
-/// together with what workers need for themselves, no more than half of what there is.
+/// Reserved for everything else in the process: connections to the apiserver, files, logs, health checks.
+/// Together with what the workers need for themselves it is at most half of the limit.
 const RESERVE: u64 = 256;
 
-/// What a worker needs for itself: 12 sockets to listen on (TCP and UDP, IPv4 and IPv6, three origins) and 3 to
-/// wait for events (epoll, its duplicate in the registry, the waker).
+/// What a worker needs for itself: 12 listening sockets (TCP and UDP, IPv4 and IPv6, three origins) and 3
+/// descriptors to wait for events (epoll, its duplicate in the registry, the waker).
 const RESERVE_PER_WORKER: u64 = 15;
 
-/// Sockets that listen may take one in this many of the file descriptors: where nobody can connect to any more they are of no
-/// use.
+/// Listening sockets may take one in this many of the file descriptors. They are useless if no descriptors
+/// are left for connections.
 const LISTENERS_SHARE: usize = 2;
 
 /// The data plane's share of the process's file descriptors, or a part of that.
@@ -25,30 +25,31 @@ const LISTENERS_SHARE: usize = 2;
 pub(crate) struct Descriptors {
     limit: usize,
     used: AtomicUsize,
-    /// Of a part: what it is part of, and how many it has for itself, used or not.
+    /// For a part: the whole, and how many descriptors of it are reserved for the part, used or not.
     whole: Option<(Arc<Descriptors>, usize)>,
 }
 
-/// What sockets that listen may take of the budget, others than the workers' own: of frontends on their own addresses, and of
-/// whoever else in this process opens as many as Services ask for. Cloning it shares it.
+/// The part of the descriptor budget for listening sockets other than the workers' own: those of frontends in
+/// bind mode, and of other parts of this process that open one socket per Service port (health check ports).
+/// Clones share the budget.
 #[derive(Debug, Clone)]
 pub struct Listeners(Arc<Descriptors>);
 
 impl Listeners {
-    /// A budget by itself.
+    /// A budget of its own.
     pub fn new(limit: usize) -> Self {
         Self(Descriptors::new(limit))
     }
 
-    /// One of a data plane's, of which connections take the rest.
+    /// A part of a data plane's budget; connections take the rest.
     pub(crate) fn of(whole: &Arc<Descriptors>) -> Self {
         Self(whole.part(whole.limit / LISTENERS_SHARE, 0))
     }
 
-    /// For so many sockets.
+    /// Takes descriptors for `count` sockets.
     ///
     /// # Errors
-    /// `EMFILE`: there are no more.
+    /// `EMFILE` if the budget is used up.
     pub fn take(&self, count: usize) -> io::Result<Permit> {
         self.0.take(count).ok_or_else(|| Errno::MFILE.into())
     }
@@ -66,14 +67,14 @@ impl Descriptors {
         Arc::new(Self { limit, used: AtomicUsize::new(0), whole: None })
     }
 
-    /// A budget of which everything is taken from this one too. So many of them it has for itself, as far as they are
-    /// to be had now: what others take from the whole does not touch them.
+    /// A budget that is part of this one: everything taken from it is taken from this one too. `reserved`
+    /// descriptors are set aside for it, if that many are free now; others cannot take them.
     pub(crate) fn part(self: &Arc<Self>, limit: usize, reserved: usize) -> Arc<Self> {
         let reserved = if self.reserve(reserved) { reserved } else { 0 };
         Arc::new(Self { limit, used: AtomicUsize::new(0), whole: Some((Arc::clone(self), reserved)) })
     }
 
-    /// Takes `count` descriptors, unless that goes over the limit, or that of the whole.
+    /// Takes `count` descriptors, unless that exceeds the limit or that of the whole.
     pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Permit> {
         self.reserve(count).then(|| Permit { descriptors: Arc::clone(self), count })
     }
@@ -109,7 +110,7 @@ impl Descriptors {
     }
 }
 
-/// How much of what lies between two levels is above a third.
+/// How much of the range between `from` and `to` lies above `level`.
 fn beyond(level: usize, from: usize, to: usize) -> usize {
     to.saturating_sub(level) - from.saturating_sub(level)
 }
@@ -124,7 +125,7 @@ impl Drop for Permit {
 /// many descriptors the data plane may hold with this many workers: the granted limit less a reserve.
 pub fn raise_descriptor_limit(workers: usize) -> usize {
     let now = getrlimit(Resource::Nofile);
-    // Failing is no error: the limit that holds is what is read back.
+    // A failure is not an error: the effective limit is read back.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     let granted = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
     usize::try_from(without_reserve(granted, workers)).unwrap_or(usize::MAX)

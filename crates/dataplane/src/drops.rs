@@ -1,19 +1,20 @@
-//! What the kernel drops because a socket's queue is full: a number of the socket's, which has to be asked for,
-//! and is gone with the socket.
+//! Counting the packets that the kernel drops because a socket's queue is full. The count belongs to the
+//! socket: it has to be read from it, and is lost when the socket is closed.
 
 use std::os::fd::AsFd;
 
 use sluice_sys::udp;
 
-/// How many of a socket's drops have been counted. For one socket.
+/// How many drops of one socket have been counted.
 #[derive(Debug, Default)]
 pub(crate) struct DropsCounted(u32);
 
 impl DropsCounted {
-    /// How many datagrams were dropped since the last call, or, at the first one, so far (a train that is dropped is
-    /// one); of a listener, how many SYNs and last segments of handshakes.
+    /// How many datagrams were dropped since the last call, or so far at the first call; a batch of datagrams
+    /// that is dropped as a whole (GRO) counts as one. For a TCP listener, how many SYNs and final handshake
+    /// segments were dropped.
     pub(crate) fn more(&mut self, socket: impl AsFd) -> u64 {
-        // No error is known for a socket that is open; the next call has what this one has not.
+        // No error is known for an open socket; what this call misses the next one counts.
         let Ok(dropped) = udp::dropped(socket) else { return 0 };
         let more = dropped.wrapping_sub(self.0);
         self.0 = dropped;

@@ -1,15 +1,15 @@
-//! Whose failure it is when a socket towards an endpoint cannot be had: this node's or the endpoint's. Pure.
+//! Whether the failure to open a socket towards an endpoint is this node's or the endpoint's. Pure.
 
 use std::io;
 
 use rustix::io::Errno;
 
 /// Whether an error of socket(2), bind(2), connect(2) or epoll_ctl(2) is about this node: it is out of
-/// descriptors, memory or ports, or its own rules forbid it. It says nothing about the endpoint, so the
-/// endpoint must not be held responsible.
+/// descriptors, memory or ports, or its own rules reject the connection. It says nothing about the endpoint
+/// and must not be counted against it.
 ///
-/// Not for what a socket reports later (`SO_ERROR`): there EACCES, for one, is an ICMPv6 message of somebody
-/// on the way.
+/// Not for errors that a socket reports later (`SO_ERROR`): there EACCES, for example, results from an ICMPv6
+/// message of a host on the path.
 pub(crate) fn is_of_this_node(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -28,11 +28,11 @@ pub(crate) fn is_of_this_node(error: &io::Error) -> bool {
     )
 }
 
-/// Whether an error of connect(2) or sendmsg(2) itself says that this node knows no way to the endpoint from the socket's
-/// address: there is no route (ENETUNREACH), or one that leads nowhere on purpose (EHOSTUNREACH, EINVAL). It says nothing
-/// about the endpoint.
+/// Whether an error of connect(2) or sendmsg(2) itself says that this node has no way to the endpoint from
+/// the socket's address: there is no route (ENETUNREACH), or the route rejects it on purpose (EHOSTUNREACH,
+/// EINVAL). It says nothing about the endpoint.
 ///
-/// Not for what a socket reports later: then somebody on the way has said so.
+/// Not for errors that a socket reports later: those come from another host on the path.
 pub(crate) fn is_about_the_route(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -40,8 +40,9 @@ pub(crate) fn is_about_the_route(error: &io::Error) -> bool {
     )
 }
 
-/// Whether an error of bind(2) says that a client's port cannot be had, so that another one will have to do: somebody has
-/// it, or it is below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is missing.
+/// Whether an error of bind(2) says that a client's port is not available, so that another one has to be
+/// used: the port is in use, or it is below `net.ipv4.ip_unprivileged_port_start` and CAP_NET_BIND_SERVICE is
+/// missing.
 pub(crate) fn is_about_the_port(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -49,8 +50,8 @@ pub(crate) fn is_about_the_port(error: &io::Error) -> bool {
     )
 }
 
-/// Whether an error of connect(2) says that the port cannot be had towards this destination. EACCES is not one here: a
-/// route or a rule of this node forbids the destination.
+/// Whether an error of connect(2) says that the local port is in use towards this destination. EACCES is not
+/// such an error here: it means that a route or a rule of this node rejects the destination.
 pub(crate) fn is_taken_towards_it(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL))
 }

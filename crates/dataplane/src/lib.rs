@@ -1,10 +1,11 @@
 //! The data plane: carries TCP connections and UDP flows from frontends to endpoints.
 //!
-//! N worker threads, one event loop each (mio, edge-triggered epoll). A session lives on the worker
-//! that accepted it, or that this one has handed it to at once; workers share nothing but the table (lock-free), their
-//! counters (atomics, summed when read) and the budget of file descriptors. Each has a queue of commands with a waker.
+//! There are N worker threads with one event loop each (mio, edge-triggered epoll). A session stays on the
+//! worker that accepted it, or to which that worker handed it right after accept. Workers share only the
+//! table (lock-free), their counters (atomics, summed when read) and the budget of file descriptors. Each
+//! worker has a command queue with a waker.
 //!
-//! Knows the table; knows no Kubernetes, no async runtime, no serialisation.
+//! This crate knows the table, but neither Kubernetes nor an async runtime nor serialisation.
 
 mod client;
 mod connection;
@@ -60,43 +61,44 @@ use token::Source;
 use udp::recall::Recall;
 use worker::{Command, Shared, Worker};
 
-/// How the data plane is to run.
+/// Configuration of the data plane.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// Worker threads; at least one.
+    /// Number of worker threads; at least one.
     pub workers: usize,
     /// File descriptors that all workers together may hold, see [`raise_descriptor_limit`].
     pub descriptors: usize,
-    /// The share of a client, in a hundred: of an address, or of an IPv6 network of 64 bits outside this node. Of TCP
-    /// sessions it may have as many as leave the rest free; of UDP flows, and of the ephemeral ports that those have,
-    /// as many before its own make room first.
+    /// The share of one client, in percent. A client is an address, or a /64 network if it is an IPv6 client
+    /// outside this node. Its TCP sessions may be this share of its own and the free ones together; more are
+    /// refused. UDP flows, and the ephemeral ports of flows, are not refused: if there are no more, flows of
+    /// a client above its share are ended first.
     pub client_share: u8,
-    /// How long a UDP flow may be silent, both ways, before it ends; four times as long once it was answered and has
-    /// lasted for two seconds.
+    /// How long a UDP flow may be silent in both directions before it ends. Four times as long applies to a
+    /// flow that was answered and has lasted for two seconds.
     pub udp_idle: Duration,
-    /// How long a TCP session of which one side has closed may stand still before it is cut off.
+    /// How long a half-closed TCP session may be idle before it is closed.
     pub half_closed_idle: Duration,
-    /// The marks of sockets, where a capture hands over packets (see [`Dataplane::open_captured`]);
-    /// endpoints may then see clients' own addresses. Needs CAP_NET_ADMIN.
+    /// The marks of sockets if packets are captured (see [`Dataplane::open_captured`]); endpoints may then
+    /// see clients' own addresses. Needs CAP_NET_ADMIN.
     pub marks: Option<Marks>,
-    /// One connection or flow in so many is told of in the log when it ends; none of them otherwise.
+    /// One in this many connections and flows is logged when it ends; `None` logs none of them.
     pub connection_log: Option<NonZeroU32>,
-    /// Whether times and datagrams are counted for each service port, besides for all together.
+    /// Whether times and datagrams are counted for each Service port too, and not only in total.
     pub service_times: bool,
 }
 
 impl Config {
-    /// Generous, since many may be behind one address; but none can take everything from the others.
+    /// Generous, because many users may share one address. But no client can take everything from the others.
     pub const CLIENT_SHARE: u8 = 75;
 
     /// The kernel's `nf_conntrack_udp_timeout`, which UDP applications are used to.
     pub const UDP_IDLE: Duration = Duration::from_secs(30);
 
-    /// What kube-proxy sets the kernel's `nf_conntrack_tcp_timeout_close_wait` to, for the same reason:
-    /// clients that close their side early and wait for a long answer.
+    /// The value that kube-proxy sets `nf_conntrack_tcp_timeout_close_wait` to, for the same reason: clients
+    /// that close their side early and wait for a long answer.
     pub const HALF_CLOSED_IDLE: Duration = Duration::from_secs(3_600);
 
-    /// How long a UDP flow may be silent that was answered and has lasted for two seconds.
+    /// How long a UDP flow that was answered and has lasted for two seconds may be silent.
     pub fn udp_conversation_idle(&self) -> Duration {
         self.udp_idle.saturating_mul(udp::STREAM_FACTOR)
     }
@@ -110,16 +112,16 @@ pub struct Dataplane {
     marks: Option<Marks>,
     listeners: Listeners,
     recall: Arc<Recall>,
-    /// How long flows are remembered while agents take over from each other.
+    /// How long [`Dataplane::recall`] remembers flows while one agent takes over from another.
     conversation_idle: Duration,
-    /// What they have taken.
+    /// Open frontends, with the file descriptors that each has taken.
     frontends: Mutex<HashMap<Frontend, Permit>>,
 }
 
 #[derive(Debug)]
 struct WorkerHandle {
     contact: Contact,
-    /// The kernel's number of the thread, once it runs.
+    /// The kernel's id of the thread, once it runs.
     id: Arc<OnceLock<i32>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -178,22 +180,22 @@ impl Dataplane {
         })
     }
 
-    /// What others than workers may take of the file descriptors, for sockets that listen.
+    /// The budget of file descriptors for listening sockets other than the workers' own.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
     }
 
-    /// How many workers there are: a frontend needs a socket for each.
+    /// Number of workers. A frontend needs a socket for each of them.
     pub fn workers(&self) -> usize {
         self.workers.len()
     }
 
-    /// Starts to serve a frontend on its own address, with a socket for each worker. The kernel
-    /// spreads connections over them.
+    /// Starts to serve a frontend on its own address, with one socket for each worker. The kernel spreads
+    /// connections over the sockets.
     ///
     /// # Errors
-    /// The address is taken, privileged, or not one of this machine's; frontends have their share of the file
-    /// descriptors. Nothing is left behind.
+    /// The address is in use, privileged, or not local to this machine, or the frontends' share of the file
+    /// descriptors is used up. Nothing is left open.
     pub fn open(&self, frontend: Frontend) -> io::Result<()> {
         let permit = self.listeners.take(self.workers.len())?;
         match frontend.protocol {
@@ -214,12 +216,12 @@ impl Dataplane {
         self.frontends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to serve what TPROXY hands over at `address`, TCP and UDP, to any frontend, from clients
-    /// of this origin; with two sockets for each worker. [`Config::marks`] must be set.
+    /// Starts to serve the TCP and UDP packets to any frontend that TPROXY delivers to `address` from clients
+    /// of this origin. Opens two sockets for each worker. [`Config::marks`] must be set.
     ///
     /// # Errors
-    /// The address is taken by another program, CAP_NET_ADMIN is missing, or there are no marks. Nothing
-    /// is left behind.
+    /// The address is in use by another program, CAP_NET_ADMIN is missing, or there are no marks. Nothing is
+    /// left open.
     pub fn open_captured(&self, address: SocketAddr, origin: Origin) -> io::Result<()> {
         let Some(marks) = self.marks else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no marks are configured"));
@@ -237,7 +239,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Opens a socket for each worker, and hands them out if all could be opened.
+    /// Opens a socket for each worker, and hands them out only if all of them could be opened.
     fn hand_out<S>(
         &self,
         open: impl Fn() -> io::Result<S>,
@@ -250,8 +252,8 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Stops serving a frontend; returns when no worker does any more. TCP connections that have been made until then
-    /// are accepted.
+    /// Stops serving a frontend. Returns once no worker serves it. TCP connections that were established
+    /// before are accepted.
     pub fn close(&self, frontend: Frontend) {
         if frontend.protocol == Protocol::Tcp {
             self.ask(|done| Command::Refuse(Some(frontend.address), done));
@@ -261,65 +263,68 @@ impl Dataplane {
         self.permits().remove(&frontend);
     }
 
-    /// Takes nothing new by any socket, as another process does, which has sockets at the same addresses; returns when no
-    /// worker does any more. What has come until then is taken, and goes on. [`Dataplane::open_captured`] opens anew.
+    /// Stops accepting on all sockets, because another process accepts on the same addresses; returns once
+    /// every worker has stopped. Connections and datagrams already queued are accepted first, and established
+    /// sessions and flows continue. [`Dataplane::open_captured`] starts accepting again.
     pub fn stop_accepting(&self) {
         self.ask(Command::StopAccepting);
         self.settle();
     }
 
-    /// Returns when every worker has what others have handed to it until now.
+    /// Returns once every worker has taken the connections that other workers have handed to it so far.
     fn settle(&self) {
         self.ask(Command::Answer);
     }
 
-    /// Ends UDP flows whose frontend or endpoint is gone, with their sockets; returns when they are. They would
-    /// end by themselves within a second, but a socket with an address of this machine keeps the kernel from
-    /// refusing what is sent there.
+    /// Ends UDP flows whose frontend or endpoint is gone and closes their sockets; returns when that is done.
+    /// The flows would end by themselves within a second. But as long as a socket has an address of this
+    /// machine, the kernel does not reject packets that are sent there.
     pub fn end_flows(&self) {
         self.end_flows_from([]);
     }
 
-    /// Ends UDP flows whose frontend or endpoint is gone, as [`Dataplane::end_flows`] does, and those whose endpoint sees one
-    /// of these addresses, which this node does not have any more: no answer would come back. Returns when they are ended.
-    /// What the client sends next opens a flow with an address that there is.
+    /// Ends the same UDP flows as [`Dataplane::end_flows`], and flows whose endpoint sees one of the
+    /// addresses `gone`. This node has lost these addresses, so no answer would arrive. Returns when the
+    /// flows have ended. The client's next datagram opens a new flow with an existing address.
     pub fn end_flows_from(&self, gone: impl Into<Arc<[IpAddr]>>) {
         let gone = gone.into();
         self.ask(|done| Command::EndFlows(Arc::clone(&gone), done));
     }
 
-    /// Has UDP flows go on to the endpoints that they have when their datagrams come to another worker, or come here from
-    /// another agent: those that are open here or, of another agent, are given. For as long as a flow may be silent; call
-    /// [`Dataplane::end_recall_if_due`] now and then. What this agent has opened itself counts for more.
+    /// Keeps UDP flows on their endpoints when their datagrams arrive at another worker, or arrive here from
+    /// another agent. Covers the flows that are open here and the given `flows` of another agent; a flow that
+    /// this agent has opened itself takes precedence. The memory lasts for as long as a flow may be silent:
+    /// call [`Dataplane::end_recall_if_due`] from time to time.
     pub fn recall(&self, flows: impl IntoIterator<Item = FlowEnds>) {
         self.recall.begin(flows, Instant::now() + self.conversation_idle);
     }
 
-    /// Forgets what [`Dataplane::recall`] was told once no flow can be left of it.
+    /// Drops the memory of [`Dataplane::recall`] once none of its flows can still be alive.
     pub fn end_recall_if_due(&self) {
         self.recall.end_if_due(Instant::now());
     }
 
-    /// The sum of all counters now.
+    /// The current sum of all counters over all workers.
     pub fn stats(&self) -> Stats {
         Stats::sum(self.workers.iter().map(|worker| &*worker.contact.stats))
     }
 
-    /// How long things took so far, over all workers.
+    /// The histograms of durations so far, over all workers.
     pub fn times(&self) -> AllTimes {
         AllTimes::sum(self.workers.iter().map(|worker| &*worker.contact.stats))
     }
 
-    /// Has one of the workers show some of its connections, those at a place, between its events; a walk over all of
-    /// them begins at the default place and goes on where each part says. One that is open all the while is shown once.
-    /// Dropped unanswered by a worker that there is not, or not any more. `answer` runs on the worker and must not wait.
+    /// Asks one worker for the connections at `place`, a part at a time, between its events. A walk over all
+    /// of them begins at the default place and goes on at the place that each part returns. A connection that
+    /// is open during the whole walk appears exactly once. If the worker does not exist or has ended,
+    /// `answer` is dropped without a call. `answer` runs on the worker and must not block.
     pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
         if let Some(worker) = self.workers.get(worker) {
             worker.tell(Command::Look(Look { place, answer: Box::new(answer) }));
         }
     }
 
-    /// What each worker is busy with now.
+    /// The current load of each worker.
     pub fn loads(&self) -> Vec<WorkerLoad> {
         let load = |worker: &WorkerHandle| {
             let stats = Stats::sum([&*worker.contact.stats]);
@@ -332,13 +337,13 @@ impl Dataplane {
         self.workers.iter().map(load).collect()
     }
 
-    /// Whether every worker is still there. One that is not has lost its share of all connections.
+    /// Whether every worker thread still runs. A worker that has ended has lost its share of all connections.
     pub fn is_alive(&self) -> bool {
         !self.workers.iter().any(WorkerHandle::is_finished)
     }
 
-    /// Accepts nothing new and lets what runs finish, for no longer than `grace`; then the workers end.
-    /// Returns how many TCP sessions were cut off.
+    /// Stops accepting and waits up to `grace` for sessions to finish; then the workers end. Returns how many
+    /// TCP sessions were cut off.
     pub fn drain(&self, grace: Duration) -> u64 {
         let deadline = Instant::now() + grace;
         self.ask(|done| Command::Refuse(None, done));

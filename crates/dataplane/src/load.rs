@@ -1,29 +1,29 @@
-//! What each worker is busy with, for whoever looks: nothing is counted for it on a worker.
+//! The load of each worker, computed only when it is requested: workers do no extra counting.
 
 use std::fs;
 use std::time::Duration;
 
-/// A worker at one moment.
+/// The load of a worker at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WorkerLoad {
-    /// Time that it has had a processor, to 10 ms.
+    /// CPU time, in units of 10 ms.
     pub cpu: Duration,
-    /// TCP sessions that it has.
+    /// Number of TCP sessions.
     pub tcp_sessions: u64,
-    /// UDP flows that it has.
+    /// Number of UDP flows.
     pub udp_flows: u64,
 }
 
-/// What the kernel counts times of threads in (`USER_HZ`): the same on all machines that this runs on.
+/// The unit in which the kernel reports CPU times (`USER_HZ`): the same on all machines that this runs on.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Time that a thread of this process has had a processor; none if it is not there.
+/// CPU time of a thread of this process; zero if it does not exist.
 pub(crate) fn cpu_time(thread: i32) -> Duration {
     let said = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
     ticks(&said).and_then(|ticks| TICK.checked_mul(ticks)).unwrap_or_default()
 }
 
-/// `utime` and `stime` of proc_pid_stat(5). The name, in parentheses, may have anything in it.
+/// The sum of `utime` and `stime` of proc_pid_stat(5). The name, in parentheses, may contain any character.
 fn ticks(stat: &str) -> Option<u32> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace().skip(11);
