@@ -292,9 +292,9 @@ impl Dataplane {
     }
 
     /// Keeps UDP flows on their endpoints when their datagrams arrive at another worker, or arrive here from
-    /// another agent. Covers the flows that are open here and the given `flows` of another agent; a flow that
-    /// this agent has opened itself takes precedence. The memory lasts for as long as a flow may be silent:
-    /// call [`Dataplane::end_recall_if_due`] from time to time.
+    /// another agent: the given `flows`, and those that are opened here meanwhile, which take precedence.
+    /// They are remembered for as long as a flow may be silent. Call [`Dataplane::end_recall_if_due`] from
+    /// time to time.
     pub fn recall(&self, flows: impl IntoIterator<Item = FlowEnds>) {
         self.recall.begin(flows, Instant::now() + self.conversation_idle);
     }

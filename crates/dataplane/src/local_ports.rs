@@ -1,10 +1,10 @@
 //! Local ports of sockets towards endpoints.
 //!
-//! * The ports that this node's kernel chooses from for sockets that connect (`net.ipv4.ip_local_port_range`): the
-//!   node's processes need them as well as we do.
-//! * Which port goes with a client's address ([`UpstreamPort`]): the client itself may talk to the very same endpoint
-//!   without the Service, from any of its own ports, and nobody can tell two conversations with the same two
-//!   addresses and ports apart.
+//! * The ports that this node's kernel chooses from for connecting sockets (`net.ipv4.ip_local_port_range`):
+//!   the node's processes need them as much as we do.
+//! * The port to use with a client's address ([`UpstreamPort`]). The client itself may talk to the same
+//!   endpoint without the Service, from any of its own ports, and two conversations with the same two
+//!   addresses and ports cannot be told apart.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -13,52 +13,54 @@ use sluice_model::Protocol;
 use sluice_sys::local_port;
 use socket2::{Domain, Socket, Type};
 
-/// For IPv6 too, whatever its name.
+/// It applies to IPv6 too, despite its name.
 const SETTING: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// The ports that pods' kernels choose from: the kernel's default, which every new network namespace begins with,
+/// The ephemeral ports of pods: the kernel's default range, which every new network namespace begins with,
 /// whatever the node's setting.
 ///
-/// No socket of ours that has a client's address ever has one of these, so that a packet to one of them and to a pod
-/// is an answer to that pod. Rules that capture may rely on it.
+/// None of our sockets with a client's address ever has one of these ports, so a packet to one of these ports
+/// of a pod is a reply to that pod. The capture's rules may rely on this.
 pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
-/// Ports that no kernel chooses by default and hardly any program binds: the first choice.
+/// The first choice: ports that no kernel chooses by default and hardly any program binds.
 const HIGH: RangeInclusive<u16> = 61_000..=u16::MAX;
 
-/// More of them, for a client with thousands of conversations; programs have ports here, which are then passed over.
-/// Below are most of the well-known ones, and above the nodePorts.
+/// More ports, for a client with thousands of conversations. Programs have some of them, which are then
+/// skipped. Most well-known ports are below this range, and the nodePorts above it.
 const LOW: RangeInclusive<u16> = 10_000..=29_999;
 
-/// Ports below have a meaning in TCP, too: only a privileged process could bind them, and endpoints may ask for that (NFS's
-/// `secure`, rsh).
+/// Ports below this one have a meaning in TCP too: only a privileged process can bind them, and endpoints may
+/// require that (NFS's `secure`, rsh).
 const UNPRIVILEGED: u16 = 1_024;
 
-/// How many ports of each range are tried at most. A client that has half of a range finds none there one in 256
-/// times.
+/// How many ports of each range are tried at most. A client that holds half of a range finds no free port in
+/// it once in 256 searches.
 const TRIES: u16 = 8;
 
-/// How often [`choices`] are drawn at last. A client that has nine tenths of all ports finds none one in 850 times.
+/// How often [`last_choices`] repeats [`choices`]. A client that holds nine tenths of all ports finds none
+/// once in 850 searches.
 const LAST_ROUNDS: u8 = 4;
 
-/// Which port a connection to an endpoint is to have that has its client's address.
+/// Which local port a connection to an endpoint gets if it has its client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UpstreamPort {
-    /// The client's: it chose this one for a reason (NTP, IKE, SIP), and endpoints may look at it. If the client has the port
-    /// towards this endpoint itself as well, nobody can tell the two apart.
+    /// The client's port: the client chose it for a reason (NTP, IKE, SIP), and endpoints may look at it. If
+    /// the client itself uses the port towards this endpoint as well, the two cannot be told apart.
     Keep,
-    /// Its [`counterpart`], or one of [`choices`], and the client's where those are taken. The client chose it, but over
-    /// TCP it means nothing; and if the client has the port towards this endpoint itself, before or after, our SYN from there
-    /// would end its connection: the endpoint takes it for one of that connection and acknowledges, and this node,
-    /// which knows no such connection, answers with a reset.
+    /// Its [`counterpart`] or one of [`choices`], and the client's port if those are in use. The client chose
+    /// its port, but over TCP the choice means nothing. If the client itself has a connection from that port
+    /// to this endpoint, before or after, our SYN would end that connection: the endpoint takes the SYN for a
+    /// segment of it and acknowledges, and this node, which does not know the connection, answers with a
+    /// reset.
     Avoid,
-    /// Its [`counterpart`], or one of [`choices`]. The client's was its kernel's choice and means nothing; and its
-    /// kernel may choose it again for a connection of the client's own to the same endpoint.
+    /// Its [`counterpart`] or one of [`choices`]. The client's port was chosen by its kernel and means
+    /// nothing, and the kernel may choose it again for the client's own connection to the same endpoint.
     Choose,
 }
 
 impl UpstreamPort {
-    /// For a client that has this port.
+    /// The rule for a client with this port.
     pub(crate) fn of_client(port: u16, protocol: Protocol) -> Self {
         if EPHEMERAL_PORTS.contains(&port) {
             Self::Choose
@@ -70,22 +72,24 @@ impl UpstreamPort {
     }
 }
 
-/// The port in place of a client's, never that one: different for nearly all that its kernel chooses from, so that a client
-/// finds as many towards an endpoint as its own kernel gives it towards the Service.
+/// The port to use instead of a client's; never the same port. Nearly all ports that the client's kernel
+/// chooses from have different counterparts, so a client finds as many ports towards an endpoint as its own
+/// kernel gives it towards the Service.
 pub(crate) fn counterpart(port: u16) -> u16 {
     let (high, low) = (HIGH.len(), LOW.len());
-    // Ports that follow each other have numbers that do, so that no two of a row as long as both ranges share one.
+    // Consecutive ports get consecutive numbers, so no two ports collide within a run as long as both ranges
+    // together.
     let number = usize::from(port) % (high + low);
     let (start, offset) = if number < high { (HIGH.start(), number) } else { (LOW.start(), number - high) };
     start.saturating_add(u16::try_from(offset).unwrap_or(0))
 }
 
-/// Ports that a client's kernel does not choose for the client itself, in the order in which they are to be tried.
-/// All follows from `random`, of which every bit counts; no port comes twice.
+/// Ports that a client's kernel does not choose for the client itself, in the order in which to try them.
+/// Derived from `random`, of which every bit counts; no port is repeated.
 pub(crate) fn choices(random: u64) -> impl Iterator<Item = u16> {
     [(HIGH, random), (LOW, random >> 32)].into_iter().flat_map(|(range, random)| {
         let count = range.len() as u64;
-        // All steps together are shorter than the range, so that no port comes twice.
+        // All steps together are shorter than the range, so no port is repeated.
         let (start, step) = (random & 0xffff, 1 + (random >> 16 & 0xffff) % (count / u64::from(TRIES)));
         (0..u64::from(TRIES)).map(move |tried| {
             let offset = (start + tried * step) % count;
@@ -94,13 +98,13 @@ pub(crate) fn choices(random: u64) -> impl Iterator<Item = u16> {
     })
 }
 
-/// The same for a client that has most of them, when few tries have found none: some more, before it is told that it has no
-/// port left.
+/// More choices for a client that holds most of the ports, if [`choices`] found none: a last attempt before
+/// the search is reported as failed.
 pub(crate) fn last_choices() -> impl Iterator<Item = u16> {
     (0..LAST_ROUNDS).flat_map(|_| choices(rand::random()))
 }
 
-/// The range, and whether a socket can be told to have one port of it chosen.
+/// The range, and whether the kernel can be asked to choose one given port of it.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalPorts {
     range: RangeInclusive<u16>,
@@ -108,9 +112,9 @@ pub(crate) struct LocalPorts {
 }
 
 impl LocalPorts {
-    /// Those of the calling thread's network namespace. Asked once: if the setting is changed later, clients
-    /// with a port in one range and not in the other are treated as on an older kernel, or get another port;
-    /// and how many ports there are, of which clients have shares, is how many there were.
+    /// The ports of the calling thread's network namespace, read once. If the setting is changed later,
+    /// clients with a port in only one of the two ranges are treated as on an older kernel, or get another
+    /// port; and clients' shares are still computed from the old number of ports.
     pub(crate) fn of_this_node() -> Self {
         match std::fs::read_to_string(SETTING).ok().as_deref().and_then(parse) {
             Some(range) => Self { can_ask: is_known_to_the_kernel(), range },
@@ -118,7 +122,7 @@ impl LocalPorts {
         }
     }
 
-    /// How many there are.
+    /// Number of ports in the range.
     pub(crate) fn count(&self) -> usize {
         self.range.len()
     }
@@ -128,9 +132,9 @@ impl LocalPorts {
         self.range.contains(&port)
     }
 
-    /// Whether the kernel can be asked to choose this very port at connect(2). A port that is bound instead is
-    /// lost to all others who let the kernel choose, towards any destination, until the last socket with it is
-    /// gone, TIME_WAIT included.
+    /// Whether the kernel can be asked to choose this port at connect(2). If the port is bound instead, the
+    /// kernel does not give it to any other socket that lets the kernel choose, towards any destination,
+    /// until the last socket with it is gone, including TIME_WAIT.
     pub(crate) fn can_ask_for(&self, port: u16) -> bool {
         self.can_ask && self.range.contains(&port)
     }

@@ -1,19 +1,19 @@
-//! How often the same kind of thing is said: what clients, endpoints or objects can cause at any rate must not fill a log,
-//! nor keep a thread busy with writing one. Pure; each is of one thread.
+//! Rate limits for log messages of one kind. Events that clients, endpoints or objects can cause at any rate
+//! must neither fill a log nor keep a thread busy writing it. Pure; each limit belongs to one thread.
 
 use std::time::{Duration, Instant};
 
-/// Messages of one kind of a worker in an [`INTERVAL`].
+/// The maximum number of messages of one kind that a worker logs in an [`INTERVAL`].
 const BURST: u32 = 10;
 
-/// How long a burst is counted.
+/// The period over which a burst is counted.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts messages of one kind, of one thread: in 10 s a burst of them is said.
+/// A rate limit for messages of one kind, on one thread: one burst per 10 s is logged.
 #[derive(Debug)]
 pub struct Throttle {
     burst: u32,
-    /// When the burst under way began.
+    /// When the current burst began.
     since: Option<Instant>,
     said: u32,
     left_out: u64,
@@ -26,12 +26,12 @@ impl Default for Throttle {
 }
 
 impl Throttle {
-    /// One for bursts of so many messages.
+    /// A limit of `burst` messages per interval.
     pub const fn new(burst: u32) -> Self {
         Self { burst, since: None, said: 0, left_out: 0 }
     }
 
-    /// Whether a message may be said now: how many before it were not.
+    /// Returns `Some` if a message may be logged now, with the number of messages suppressed before it.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.is_over(now) {
             (self.since, self.said) = (Some(now), 0);
@@ -44,8 +44,8 @@ impl Throttle {
         Some(std::mem::take(&mut self.left_out))
     }
 
-    /// How many were not said, once their interval is over and where that has not been told yet: for what may not come again,
-    /// with a message that could tell it.
+    /// The number of suppressed messages, once their interval is over and if it has not been reported yet.
+    /// For kinds of events that may not happen again, so that no later message would report the number.
     pub fn sum_up(&mut self, now: Instant) -> Option<u64> {
         let is_due = self.left_out > 0 && self.is_over(now);
         is_due.then(|| std::mem::take(&mut self.left_out))
@@ -56,12 +56,13 @@ impl Throttle {
     }
 }
 
-/// Admits one message of a kind a minute, of one worker: for what goes on for as long as nobody mends it.
+/// Admits one message per minute, for conditions that last until somebody fixes them. Each worker has its
+/// own.
 #[derive(Debug, Default)]
 pub(crate) struct OnceAMinute(Option<Instant>);
 
 impl OnceAMinute {
-    /// Whether it may be said now.
+    /// Whether the message may be logged now.
     pub(crate) fn admit(&mut self, now: Instant) -> bool {
         let is_due = self.0.is_none_or(|said| now.saturating_duration_since(said) >= Duration::from_secs(60));
         if is_due {

@@ -1,7 +1,8 @@
 //! Deadlines of a worker, soonest first.
 //!
-//! A deadline that is not waited for any more is taken out at once: what is kept is what is waited for, however many
-//! connections came and went. Activity does not move an entry; the owner sets it anew when it comes up too early.
+//! A cancelled deadline is removed immediately, so that the memory is proportional to the pending deadlines
+//! and not to the connections that came and went. Activity does not move an entry; if a deadline comes up too
+//! early, its owner sets a new one.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Timers<T> {
     due: BTreeMap<TimerId, T>,
-    /// Tells deadlines at the same instant apart; those set earlier come up earlier.
+    /// Distinguishes deadlines at the same instant; the one set first comes up first.
     next: u64,
 }
 
-/// A deadline that was set, to [`cancel`](Timers::cancel) it by.
+/// The handle of a deadline, for [`cancel`](Timers::cancel).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TimerId {
     at: Instant,
@@ -42,12 +43,12 @@ impl<T> Timers<T> {
         id
     }
 
-    /// Takes a deadline out; nothing happens if it has come up.
+    /// Removes a deadline; does nothing if it has come up already.
     pub(crate) fn cancel(&mut self, id: TimerId) {
         self.due.remove(&id);
     }
 
-    /// How many there are.
+    /// Number of pending deadlines.
     pub(crate) fn len(&self) -> usize {
         self.due.len()
     }
@@ -58,7 +59,7 @@ impl<T> Timers<T> {
         Some(at.saturating_duration_since(now))
     }
 
-    /// Takes the next deadline that is due.
+    /// Removes the next deadline that is due and returns its owner.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<T> {
         let first = self.due.first_entry()?;
         (first.key().at <= now).then(|| first.remove())

@@ -1,8 +1,7 @@
-//! What a poll event is about, packed into mio's token, and slots whose reuse cannot be mistaken.
+//! What a poll event is about, packed into mio's token; and slots whose reuse cannot be mistaken.
 //!
-//! A slot may be freed and taken again while events of its former tenant are still in the batch being
-//! handled. Every slot therefore has a generation, every token carries it, and a look-up with an old
-//! one finds nothing.
+//! A slot may be freed and reused while the current batch still has events of its former occupant. Therefore
+//! every slot has a generation, every token carries it, and a lookup with an old generation finds nothing.
 
 use slab::Slab;
 
@@ -11,10 +10,10 @@ const INDEX_BITS: u32 = 32;
 const KIND_SHIFT: u32 = 60;
 const GENERATION_MASK: u32 = (1 << (KIND_SHIFT - INDEX_BITS)) - 1;
 
-/// Slots that are looked at for each tenant that is wanted.
+/// How many slots [`Slots::look`] visits, at most, for each occupant that it may show.
 const FREE_SLOTS: usize = 16;
 
-/// A slot and the generation of its tenant.
+/// A slot and the generation of its occupant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SlotId {
     pub(crate) index: u32,
@@ -53,7 +52,7 @@ impl Source {
         mio::Token(kind << KIND_SHIFT | generation << INDEX_BITS | id.index as usize)
     }
 
-    /// The source of an event; none for a token that this module did not make.
+    /// The source of an event; `None` for a token that this module did not make.
     #[expect(clippy::cast_possible_truncation, reason = "takes the token apart")]
     pub(crate) fn of(mio::Token(token): mio::Token) -> Option<Self> {
         let id = SlotId { index: token as u32, generation: (token >> INDEX_BITS) as u32 & GENERATION_MASK };
@@ -83,7 +82,7 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// Puts a value in a free slot; the value may want to know which.
+    /// Puts a value into a free slot; `make` receives the slot's id.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(SlotId) -> T) -> SlotId {
         let generation = self.next_generation;
         self.next_generation = (generation + 1) & GENERATION_MASK;
@@ -114,8 +113,8 @@ impl<T> Slots<T> {
         self.entries.try_remove(id.index as usize).map(|(_, value)| value)
     }
 
-    /// Shows the tenants of slots from one on, so many at the most; where to go on, if there may be more. Free slots cost
-    /// little, but are not looked at without end either.
+    /// Shows up to `tenants` occupants, beginning at slot `from`. Returns where to continue, if there may be
+    /// more. Skipping a free slot is cheap, but the number of slots visited is bounded too.
     pub(crate) fn look(&self, from: usize, tenants: usize, mut show: impl FnMut(&T)) -> Option<usize> {
         let end = from.saturating_add(tenants.saturating_mul(FREE_SLOTS)).min(self.entries.capacity());
         let mut left = tenants;

@@ -1,8 +1,8 @@
-//! Transparent sockets: ones with addresses that are not this machine's (`IP_TRANSPARENT`, ip(7)), for
-//! packets that TPROXY hands over.
+//! Transparent sockets (`IP_TRANSPARENT`, ip(7)): sockets with addresses that are not local to this machine,
+//! for packets that TPROXY delivers.
 //!
-//! Such a socket carries a mark: by it the rules of the capture know packets that are ours from packets
-//! that are to be captured, and the replies to them.
+//! Such a socket has a mark. By it, the capture's rules tell our packets, and the replies to them, from
+//! packets that are to be captured.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,16 +13,17 @@ use socket2::Socket;
 /// The marks (`SO_MARK`, socket(7)) of transparent sockets. Setting one needs CAP_NET_ADMIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// Of sockets towards clients, with service addresses as their own.
+    /// The mark of sockets towards clients; their local addresses are Service addresses.
     pub downstream: u32,
-    /// Of sockets towards endpoints, whether or not with a client's address as their own.
+    /// The mark of sockets towards endpoints, whether or not they have a client's address as their local
+    /// address.
     pub upstream: u32,
 }
 
-/// What the local side of a connection to an endpoint is to be like.
+/// The local side of a connection to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Local {
-    /// Whose address the endpoint is to see; none for this node's.
+    /// The client whose address the endpoint is to see; `None` for this node's address.
     pub(crate) client: Option<SocketAddr>,
     /// The socket's mark.
     pub(crate) mark: Option<u32>,
@@ -30,13 +31,13 @@ pub(crate) struct Local {
 
 impl Local {
     /// The local side towards an endpoint, by the rule for the source address. Without marks nothing is
-    /// captured, so that replies to another address than the node's would not come back.
+    /// captured, so replies to an address other than the node's would not come back.
     pub(crate) fn new(marks: Option<Marks>, client: SocketAddr, source: SourceAddress) -> Self {
         let is_usable = source == SourceAddress::Client && is_known_elsewhere(client.ip());
         Self { client: marks.and(is_usable.then_some(client)), mark: marks.map(|marks| marks.upstream) }
     }
 
-    /// The mark, on a socket that is not bound yet.
+    /// Sets the mark on a socket that is not bound yet.
     pub(crate) fn prepare(self, socket: &Socket) -> io::Result<()> {
         match self.mark {
             Some(mark) => socket.set_mark(mark),
@@ -45,14 +46,16 @@ impl Local {
     }
 }
 
-/// Whether others could answer to an address: not to that of a process of the node that is bound to loopback, and to
-/// an IPv6 link-local one on the client's own link only, where no endpoint is (RFC 4291, 2.5.6).
+/// Whether an endpoint could send answers to an address. It cannot if a process of the node is bound to
+/// loopback, or if the address is IPv6 link-local: that is valid only on the client's own link, where no
+/// endpoint is (RFC 4291, 2.5.6).
 fn is_known_elsewhere(ip: IpAddr) -> bool {
     let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     !ip.is_loopback() && !is_link_local
 }
 
-/// Lets a socket be bound to an address that is not this machine's, and receive what TPROXY hands it.
+/// Allows a socket to be bound to an address that is not local to this machine, and to receive packets that
+/// TPROXY delivers.
 pub(crate) fn make_transparent(socket: &Socket, address: IpAddr) -> io::Result<()> {
     match address {
         IpAddr::V4(_) => socket.set_ip_transparent_v4(true),

@@ -1,7 +1,8 @@
-//! One worker: a thread with one event loop, and everything that lives and dies on it.
+//! One worker: a thread with one event loop and all of its sessions and flows.
 //!
-//! A turn of the loop: wait (not at all while somebody has more to do), events, new connections, turns of those with
-//! more to do, deadlines, commands.
+//! A turn of the loop: wait (without blocking if sessions, flows or commands are pending), handle events,
+//! accept new connections, give a turn to sessions and flows with more to do, handle deadlines, execute
+//! commands.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -34,57 +35,59 @@ use crate::udp::flow_table::FlowLimits;
 use crate::udp::recall::Recall;
 use crate::udp::relay::{Budget, UdpRelay};
 
-/// Of the file descriptors, UDP flows and the sockets that they reply by have one in this many for themselves: TCP cannot
-/// take them, so that DNS goes on whatever connections there are.
+/// One in this many of the file descriptors is reserved for UDP flows and their reply sockets. TCP cannot
+/// take them, so DNS keeps working however many connections there are.
 const UDP_RESERVE: usize = 8;
 
-/// And of three parts they may hold this many; the rest is for TCP alone.
+/// UDP may hold this many thirds of the file descriptors; the rest is for TCP alone.
 const UDP_THIRDS: usize = 2;
 
-/// Of the node's ephemeral ports flows may hold one in this many: no process of the node gets those that asks for any
-/// free UDP port, as a resolver does for each question.
+/// Flows may hold one in this many of the node's ephemeral ports. A process of the node that asks for any
+/// free UDP port, as a resolver does for each query, cannot get those.
 const PORT_SHARE: usize = 2;
 
-/// How long endpoints have to answer the last datagrams that a worker has taken before it drains.
+/// How long a draining worker waits for answers to the last datagrams that it has accepted.
 const ANSWERS: Duration = Duration::from_secs(1);
 
-/// Events taken from the kernel at a time: so many small exchanges may come before a deadline is looked at.
+/// The maximum number of events per turn: so many small exchanges may be handled before deadlines are
+/// checked.
 const EVENTS: usize = 256;
 
-/// How long each line of those with more to do moves before events are looked at again: what a small exchange waits for
-/// bulk at the most, but for one turn.
+/// How long each queue of sessions or flows with more to do is served before events are handled again. Apart
+/// from one turn, this bounds how long a small exchange waits for bulk transfers.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// And how many turns there are in that time at the most; about as many as a fast machine gets done.
+/// The maximum number of turns in a [`SLICE`]; about as many as a fast machine completes.
 const SLICE_TURNS: usize = 16;
 
-/// Deadlines that are seen to in such a time at the most. Many take little, as those of connections that get older than
-/// half a minute; to ask another endpoint takes as long as to accept a connection.
+/// The maximum number of deadlines handled in a [`SLICE`]. Most are cheap, such as those of connections that
+/// become older than half a minute; but trying another endpoint takes as long as accepting a connection.
 const SLICE_DEADLINES: usize = 64;
 
-/// What the rest of the program asks of a worker.
+/// A command to a worker.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Accept connections on a socket.
     ListenTcp(TcpListener, ListenerKind),
-    /// Carry datagrams of a socket.
+    /// Relay the datagrams of a socket.
     ListenUdp(UdpSocket, ListenerKind),
-    /// Take no new TCP connections to an address that is listened on, or to all of them, and say so when it is done.
+    /// Refuse new TCP connections to a listening address, or to all of them, and confirm when done.
     Refuse(Option<SocketAddr>, Sender<()>),
-    /// Stop serving a frontend, and say so when it is done.
+    /// Stop serving a frontend, and confirm when done.
     Close(Frontend, Sender<()>),
-    /// Take nothing new by any socket, as another process does; what came until then is taken. Say so when it is done.
+    /// Stop accepting on all sockets, because another process does; queued connections and datagrams are
+    /// accepted first. Confirm when done.
     StopAccepting(Sender<()>),
-    /// End flows that lead nowhere any more, or that these addresses are needed for, which are gone from this node, and say
-    /// so when it is done.
+    /// End flows whose frontend or endpoint is gone, and flows that need one of these addresses, which this
+    /// node has lost. Confirm when done.
     EndFlows(Arc<[IpAddr]>, Sender<()>),
-    /// Say so: whatever was told before is done.
+    /// Confirm that all earlier commands have been executed.
     Answer(Sender<()>),
-    /// Take a connection over that another worker has accepted.
+    /// Take over a connection that another worker has accepted.
     Take(AcceptedConnection),
-    /// Show some connections.
+    /// List a part of the connections.
     Look(Look),
-    /// Accept nothing new; end when the last session has, and endpoints have had time to answer datagrams.
+    /// Stop accepting; end when the last session has ended and endpoints have had time to answer datagrams.
     Drain,
     /// End now.
     Stop,
@@ -96,7 +99,7 @@ pub(crate) struct Shared {
     pub(crate) reader: Reader,
     pub(crate) stats: Arc<WorkerStats>,
     pub(crate) descriptors: Arc<Descriptors>,
-    /// Those of pipes.
+    /// The budget of descriptors for pipes.
     pub(crate) pipes: Arc<Descriptors>,
     pub(crate) local_ports: LocalPorts,
     pub(crate) log: Option<ConnectionLog>,
@@ -112,11 +115,11 @@ pub(crate) struct Worker {
     tcp: TcpRelay,
     udp: UdpRelay,
     commands: Receiver<Command>,
-    /// There may be more than the waker has told of.
+    /// Commands may be pending for which the waker will not fire again.
     has_commands: bool,
-    /// Who waits for flows to be ended, while some still are to be.
+    /// Whom to notify when the flows that are being ended are gone.
     ending: Option<Sender<()>>,
-    /// Of a worker that drains: until when endpoints may answer the last datagrams.
+    /// While draining: until when endpoints may answer the last datagrams.
     draining: Option<Instant>,
 }
 
@@ -158,7 +161,7 @@ impl Worker {
         Ok(Self { poll, tcp, udp, core, commands, has_commands: false, ending: None, draining: None })
     }
 
-    /// Runs until it is told to stop, or was told to drain and is done.
+    /// Runs until told to stop, or until draining is complete.
     pub(crate) fn run(mut self) {
         self.run_until_told();
         self.udp.count_drops(&self.core);
@@ -169,7 +172,7 @@ impl Worker {
         while self.turn(&mut events).is_continue() {}
     }
 
-    /// One turn of the loop; whether there is to be another one.
+    /// Runs one turn of the loop. Breaks if the worker is to end.
     fn turn(&mut self, events: &mut Events) -> ControlFlow<()> {
         let wait = if self.tcp.has_ready() || self.udp.has_ready() || self.has_commands {
             Some(Duration::ZERO)
@@ -200,7 +203,8 @@ impl Worker {
                 None => {}
             }
         }
-        // Never behind bulk: however long that line is, a queue that nobody empties is full soon.
+        // Listeners never wait for bulk transfers, however many there are: an accept queue that is not
+        // emptied fills up quickly.
         let until = self.core.refresh() + SLICE;
         self.tcp.run_listeners(until, &mut self.core);
         let until = self.core.refresh() + SLICE;
@@ -215,7 +219,8 @@ impl Worker {
         if self.is_drained() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// Looked at twice a second at the least while there are flows: that is how often they are kept in order.
+    /// Checked at least twice a second while there are flows, because that is the interval of their
+    /// housekeeping.
     fn is_drained(&self) -> bool {
         let Some(answers_until) = self.draining else { return false };
         let is_answered = self.udp.flows() == 0 || self.core.now >= answers_until;
@@ -239,10 +244,10 @@ impl Worker {
         Part { connections, next }
     }
 
-    /// Sees to deadlines that are due by now, one at least, but stops after so long, or after so many: those that are left
-    /// are due in the next turn, which does not wait then.
+    /// Handles due deadlines: at least one, until `slice` or [`SLICE_DEADLINES`] is used up. The rest remain
+    /// due, so the next turn does not wait.
     fn run_timers(&mut self, slice: Duration) {
-        // What comes due meanwhile is the next turn's.
+        // Deadlines that become due meanwhile are left to the next turn.
         let now = self.core.refresh();
         for _ in 0..SLICE_DEADLINES {
             let Some(owner) = self.core.timers.pop_due(now) else { return };
@@ -258,7 +263,8 @@ impl Worker {
         }
     }
 
-    /// Goes on with ending flows, if some are to be ended; whether that is done, and other commands may follow.
+    /// Continues to end flows, if some are to be ended. Returns whether that is complete, so that further
+    /// commands may be executed.
     fn has_ended_flows(&mut self) -> bool {
         if self.ending.is_some() && !self.udp.end_invalid(&mut self.core) {
             // The rest is for the next turn.
@@ -266,13 +272,13 @@ impl Worker {
             return false;
         }
         if let Some(done) = self.ending.take() {
-            // Nobody waiting any more is fine.
+            // It is not an error if the requester has gone.
             let _ = done.send(());
         }
         true
     }
 
-    /// Carries out the commands that wait.
+    /// Executes the pending commands.
     fn obey(&mut self) -> ControlFlow<()> {
         let mut taken = 0;
         while self.has_ended_flows()
@@ -286,7 +292,7 @@ impl Worker {
                     if address.is_none() {
                         self.tcp.hand_on_no_more();
                     }
-                    // Nobody waiting any more is fine.
+                    // It is not an error if the requester has gone.
                     let _ = done.send(());
                 }
                 Command::Close(frontend, done) => {
@@ -294,7 +300,7 @@ impl Worker {
                         Protocol::Tcp => self.tcp.close_listener(frontend.address, &mut self.core),
                         Protocol::Udp => self.udp.close_frontend(frontend.address, &self.core),
                     }
-                    // Nobody waiting any more is fine.
+                    // It is not an error if the requester has gone.
                     let _ = done.send(());
                 }
                 Command::Answer(done) => {
@@ -304,7 +310,7 @@ impl Worker {
                     self.tcp.take(connection, &mut self.core);
                     taken += 1;
                     if taken == ACCEPT_BATCH {
-                        // Events come between, as they do when a listener has more.
+                        // Handle events first, as after a batch of a listener.
                         self.has_commands = true;
                         return ControlFlow::Continue(());
                     }
@@ -315,7 +321,7 @@ impl Worker {
                 }
                 Command::Look(Look { place, answer }) => {
                     answer(self.look(place));
-                    // One in a turn: whoever asks on and on is to find events between.
+                    // One per turn, so that a requester that asks continuously does not delay events.
                     self.has_commands = true;
                     return ControlFlow::Continue(());
                 }
@@ -334,17 +340,17 @@ impl Worker {
     }
 }
 
-/// How many descriptors a worker may hold for UDP: enough for one flow at least, and its socket for replies.
+/// How many descriptors a worker may hold for UDP: enough for at least one flow and its reply socket.
 fn udp_descriptors(config: &Config) -> usize {
     (config.descriptors / 3 * UDP_THIRDS / config.workers.max(1)).max(2)
 }
 
-/// How many of them it has for itself.
+/// How many of a worker's UDP descriptors are reserved.
 fn udp_reserve(config: &Config) -> usize {
     config.descriptors / UDP_RESERVE / config.workers.max(1)
 }
 
-/// How many of its flows may have ephemeral ports of the node: at least one.
+/// How many of a worker's flows may have ephemeral ports of the node: at least one.
 fn udp_ports(config: &Config, ports: &LocalPorts) -> usize {
     (ports.count() / PORT_SHARE / config.workers.max(1)).max(1)
 }

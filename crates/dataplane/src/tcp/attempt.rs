@@ -1,4 +1,4 @@
-//! The start of one attempt to connect: whether the client may have a port for it, and its socket.
+//! The start of one connection attempt: whether the client may have a local port for it, and its socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +15,9 @@ use crate::core::Core;
 use crate::token::{SlotId, Source};
 use crate::transparent::Local;
 
-/// Starts to connect to an endpoint, and has it reported how that went, unless it is connected already: endpoints on
-/// this node answer within connect(2). `search`: for how long a port is looked for, now and the next time.
+/// Starts to connect to an endpoint. Registers the socket for events, unless it is connected already:
+/// endpoints on this node answer within connect(2). `search`: how long to look for a port, for this attempt
+/// and the next one.
 pub(super) fn start(
     id: SlotId,
     (client, client_key): (SocketAddr, ClientKey),
@@ -38,7 +39,8 @@ pub(super) fn start(
         say_no_port(endpoint, "a client has its share of them (--client-share)", core);
         return Err(Failure::OverPortShare);
     }
-    // Of a client's ports not all were tried, and this connection's own one is another.
+    // The search that failed did not try all of the client's ports, and this connection has another one of
+    // its own.
     let now = if is_exhausted { Search::Single } else { *search };
     let stream = match socket::connect(endpoint, local, &core.local_ports, now) {
         Ok(stream) => stream,
@@ -67,7 +69,7 @@ fn cannot_start(client: SocketAddr, endpoint: SocketAddr, error: &io::Error, cor
     Failure::to_start(error)
 }
 
-/// Sees to it that a path is not tried again soon if it has no port left.
+/// Notes that a path has no port left, so that it is not tried again soon.
 fn on_no_port(path: Path, search: Search, core: &mut Core) {
     let now = core.now;
     if !core.exhausted.found_none(path, search, now) {
@@ -86,7 +88,7 @@ fn on_no_port(path: Path, search: Search, core: &mut Core) {
     }
 }
 
-/// Says now and then that connections get none of this node's ports towards an endpoint.
+/// Logs once a minute that connections get none of this node's ports towards an endpoint.
 fn say_no_port(endpoint: SocketAddr, why: &str, core: &mut Core) {
     if core.says.no_port.admit(core.now) {
         let largest = core.port_shares.largest(endpoint);

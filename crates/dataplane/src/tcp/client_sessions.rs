@@ -1,9 +1,10 @@
 //! How many sessions each client has on a worker, and whether it may have one more.
 //!
-//! A client that leaks connections, or opens as many as it can, must not take them all from the others. What it may
-//! have goes by what is left: with a share of 50 % never more than is free, so that one such client ends up with half
-//! of everything, two with a third each, and there always is room for whoever has few. (Switches give memory to their
-//! ports in this way: dynamic thresholds, Choudhury and Hahne 1998.)
+//! A client that leaks connections, or opens as many as it can, must not take all of them from the others.
+//! What it may hold depends on what is left. With a share of 50 % it may never hold more than is free: one
+//! such client ends up with half of everything, two with a third each, and there is always room for clients
+//! with few connections. (Switches share memory between their ports in the same way: dynamic thresholds,
+//! Choudhury and Hahne 1998.)
 
 use std::collections::HashMap;
 
@@ -12,21 +13,22 @@ use crate::client::ClientKey;
 /// The sessions of one worker, by client.
 #[derive(Debug)]
 pub(crate) struct ClientSessions {
-    /// None of zero: what is kept is bounded by the sessions.
+    /// No entry is zero, so the number of sessions bounds the map.
     counts: HashMap<ClientKey, usize, foldhash::fast::RandomState>,
-    /// In a hundred of what there is to have.
+    /// In percent of the available sessions.
     share: usize,
-    /// The kernel spreads a client's connections over all workers: each has seen one part in so many.
+    /// Number of workers. The kernel spreads a client's connections over all of them, so each sees one part
+    /// in so many.
     workers: usize,
 }
 
 impl ClientSessions {
-    /// With a share of `percent`: 100 is no bound.
+    /// With a share of `percent`; 100 means no limit.
     pub(crate) fn new(percent: u8, workers: usize) -> Self {
         Self { counts: HashMap::default(), share: usize::from(percent), workers: workers.max(1) }
     }
 
-    /// Whether a client may have one more session, while `free` more could be opened by anybody.
+    /// Whether a client may have one more session, if `free` more sessions could be opened in total.
     pub(crate) fn admits(&self, client: ClientKey, free: usize) -> bool {
         let Some(count) = self.counts.get(&client) else { return true };
         let others = 100_usize.saturating_sub(self.share);
@@ -38,7 +40,7 @@ impl ClientSessions {
         self.counts.get(&client).copied().unwrap_or(0)
     }
 
-    /// Who has most sessions on this worker, and how many: looks at all of them.
+    /// The client with the most sessions on this worker, and their number. Iterates over all clients.
     pub(crate) fn largest(&self) -> Option<(ClientKey, usize)> {
         self.counts.iter().max_by_key(|(_, count)| **count).map(|(&client, &count)| (client, count))
     }

@@ -1,4 +1,5 @@
-//! What is said now and then of TCP clients that are reset because of this node: the counters alone nobody looks at.
+//! Rate-limited warnings about TCP clients that are reset because of a limit of this node. Without them, only
+//! counters would show it.
 
 use std::time::Instant;
 
@@ -6,7 +7,7 @@ use super::client_sessions::ClientSessions;
 use crate::client::ClientKey;
 use crate::throttle::OnceAMinute;
 
-/// Those of one worker.
+/// The warnings of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
     over_share: OnceAMinute,
@@ -14,7 +15,7 @@ pub(crate) struct Complaints {
 }
 
 impl Complaints {
-    /// A client is turned away because it has too many sessions.
+    /// A client is refused because it has too many sessions.
     pub(crate) fn over_share(&mut self, client: ClientKey, clients: &ClientSessions, now: Instant) {
         if self.over_share.admit(now) {
             let sessions = clients.count(client);

@@ -10,46 +10,49 @@ use sluice_table::{Heard, Lease, Selection, Upstream};
 
 use crate::failure;
 
-/// How long the first attempt may take before another endpoint is tried; each one that times out doubles it
-/// (kube-proxy's user-space mode had the same steps: `EndpointDialTimeouts`).
+/// How long the first attempt may take before another endpoint is tried. Each attempt that times out doubles
+/// it (kube-proxy's userspace mode had the same steps: `EndpointDialTimeouts`).
 pub(super) const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How many times as long as the last connect an attempt may take at least, where that was long: an endpoint may be on another
-/// continent, or beyond a satellite.
+/// An attempt may take at least this many times as long as the endpoint's last connect: the endpoint may be
+/// on another continent, or behind a satellite link.
 const OF_CONNECT_TIME: u32 = 2;
 
-/// How long all attempts together may take: as long as the kernel sends a SYN again (`net.ipv4.tcp_syn_retries` of 6,
-/// tcp(7)), and so as long as a client waits for an endpoint that kube-proxy has sent it to. A queue that is full or a
-/// policy that comes late must not become a reset.
+/// How long all attempts together may take: as long as the kernel retransmits a SYN
+/// (`net.ipv4.tcp_syn_retries` of 6, tcp(7)), and so as long as a client waits for an endpoint that
+/// kube-proxy has chosen. A full accept queue, or a policy that is applied late, must not become a reset.
 const PATIENCE: Duration = Duration::from_secs(127);
 
 /// Why an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The endpoint refused, or cannot be reached: the next one is tried at once.
+    /// The endpoint refused, or is unreachable. The next endpoint is tried at once.
     Refused,
-    /// No answer in time. The endpoint may be slow or the packet lost, so it gets another chance when
-    /// no other endpoint is left.
+    /// No answer in time. The endpoint may be slow or the packet lost, so it gets another chance if no other
+    /// endpoint is left.
     TimedOut,
-    /// This node knows no way to the endpoint, which has not been asked: no fault of its own.
+    /// This node has no route to the endpoint, which was not contacted. It does not count against the
+    /// endpoint.
     NoRoute,
-    /// This node has no port left towards this endpoint: no fault of the endpoint's, and no reason against another.
+    /// This node has no port left towards this endpoint. It does not count against the endpoint, and other
+    /// endpoints may work.
     NoPort,
-    /// The same was found out a moment ago, and nothing was tried.
+    /// Known from a moment ago to be [`Self::NoPort`], so nothing was tried.
     KnownNoPort,
-    /// The client has its share of the ports towards this endpoint: the same holds.
+    /// The client has used up its share of the ports towards this endpoint. It does not count against the
+    /// endpoint, and other endpoints may work.
     OverPortShare,
-    /// This node is out of something, or forbids it: no endpoint is to blame.
+    /// This node lacks a resource, or its rules reject the connection. No endpoint is to blame.
     OfThisNode,
 }
 
 impl Failure {
-    /// Whether this node has not enough of something, or forbids it.
+    /// Whether the cause is a resource that this node lacks, or its rules.
     pub(crate) fn is_ours(self) -> bool {
         !matches!(self, Self::Refused | Self::TimedOut | Self::NoRoute)
     }
 
-    /// What it means that an attempt could not be started.
+    /// The failure that an error at the start of an attempt stands for.
     pub(crate) fn to_start(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPort,
@@ -59,7 +62,7 @@ impl Failure {
         }
     }
 
-    /// What it means that an attempt under way failed (`SO_ERROR`): somebody else has said so.
+    /// The failure that an error of a started attempt (`SO_ERROR`) stands for: it comes from the network.
     pub(crate) fn reported(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::TIMEDOUT) => Self::TimedOut,
@@ -68,29 +71,29 @@ impl Failure {
     }
 }
 
-/// What is to become of an attempt that has taken its time.
+/// What to do with an attempt that is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overdue {
-    /// There is nobody else to try: the kernel goes on asking this endpoint. Look again after this time.
+    /// There is no other endpoint: the kernel keeps trying this one. Check again after this time.
     Wait(Duration),
-    /// The next attempt is another endpoint's.
+    /// Try another endpoint.
     Move,
-    /// There was enough patience.
+    /// The time for all attempts is used up.
     GiveUp,
 }
 
-/// The attempts of one connection: the endpoints that the selection names, then those that only timed out again, in
-/// turns and with growing patience, until one connects or the time is used up.
+/// The attempts of one connection: first the endpoints that the selection returns, then in turn those that
+/// only timed out, with growing timeouts, until one connects or the time is used up.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     selection: Selection,
-    /// Named already, to be asked next.
+    /// The endpoint to try next, already taken from the selection.
     upcoming: Option<Arc<Upstream>>,
     timed_out: VecDeque<Arc<Upstream>>,
-    /// The endpoint under way has taken its time once, and was noted for it.
+    /// The current attempt was overdue once, and that was counted against its endpoint.
     is_overdue: bool,
     timeout: Duration,
-    /// When the attempt under way began.
+    /// When the current attempt began.
     asked: Instant,
     give_up: Instant,
     has_failed: bool,
@@ -119,8 +122,8 @@ impl Attempts {
         &self.selection
     }
 
-    /// The next endpoint and how long to wait before asking whether it is [`overdue`](Self::overdue); none when all
-    /// that could be done was.
+    /// The next endpoint, and how long to wait before calling [`overdue`](Self::overdue); `None` if there is
+    /// nothing left to try or the time is used up.
     pub(crate) fn next(&mut self, now: Instant) -> Option<(Arc<Upstream>, Duration)> {
         if now >= self.give_up {
             return None;
@@ -135,7 +138,7 @@ impl Attempts {
         self.selection.next(now).or_else(|| self.timed_out.pop_front())
     }
 
-    /// Notes that the attempt under way has taken its time.
+    /// Notes that the current attempt is overdue.
     pub(crate) fn overdue(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Overdue {
         if !std::mem::replace(&mut self.is_overdue, true) {
             self.selection.fail(upstream, Heard::Nothing, now);
@@ -155,8 +158,9 @@ impl Attempts {
 
     /// Notes that an attempt has led to a connection.
     ///
-    /// Where that took longer than others were given, they may be as far away, and are given the time the next time. Else
-    /// nobody would ever find out: they are asked first again, and before this one, which is known by then.
+    /// If it took longer than the first timeout, other endpoints that timed out may be as far away, and are
+    /// given the same time at the next connection. Otherwise nobody would ever find out, because each time
+    /// they would be given too little time, and before this endpoint, whose time is known by then.
     pub(crate) fn connected(&mut self, upstream: &Arc<Upstream>, now: Instant) -> Lease {
         let took = now.saturating_duration_since(self.asked);
         upstream.note_connect_time(took);

@@ -1,6 +1,8 @@
-//! The end of a session of which much has not arrived yet. Closed, its sockets would be orphans that nobody counts: 2 MiB
-//! each of the node's memory for TCP ([`MOST_UNSENT`](super::peer::MOST_UNSENT)), as many as one client likes. So the session goes on, within its
-//! client's share, until most has arrived, or all where there are many orphans ([`Orphans`](super::orphans::Orphans)).
+//! The end of a session with much data not yet acknowledged. If its sockets were closed, they would be
+//! orphans that nobody counts, each with 2 MiB of the node's TCP memory
+//! ([`MOST_UNSENT`](super::peer::MOST_UNSENT)), as many as a client likes. So the session continues, within
+//! its client's share, until most of the data has arrived, or all of it if there are many orphans
+//! ([`Orphans`](super::orphans::Orphans)).
 
 use std::net::Shutdown;
 use std::num::NonZeroU32;
@@ -11,32 +13,33 @@ use socket2::SockRef;
 
 use super::socket;
 
-/// What may mostly be left to the kernel, in bytes: what most connections have never sent.
+/// How many bytes may normally be left to the kernel; most connections never send more.
 pub(super) const LEFT_TO_KERNEL: usize = 64 << 10;
 
-/// How often it is looked what has arrived. That all has, or that the peer is gone, an event says.
+/// How often to check how much has arrived. An event reports that all of it has, or that the peer is gone.
 pub(super) const POLL: Duration = Duration::from_secs(1);
 
-/// How long nothing may arrive, at the most. The kernel gives up an orphan whose reader has stopped after about as long
-/// (`tcp_orphan_retries`, by default 8 probes that are further apart each time).
+/// How long delivery may make no progress. The kernel gives up an orphan whose reader has stopped after about
+/// the same time (`tcp_orphan_retries`, by default 8 probes at growing intervals).
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What has become of it.
+/// The state of the delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// The rest may be left to the kernel.
     Done,
     Waiting,
-    /// Nothing has arrived for too long.
+    /// There was no progress for too long.
     Overdue,
 }
 
-/// A session that has passed on all bytes and both FINs, and how many bytes have not arrived.
+/// A session that has forwarded all bytes and both FINs, with the number of bytes that have not arrived.
 #[derive(Debug)]
 pub(super) struct Delivering(NonZeroU32);
 
 impl Delivering {
-    /// Of sockets that were written so many bytes; none where the kernel may have the rest, which is as much as `most`.
+    /// Begins for two sockets and the bytes written to each; `None` if the rest, up to `most` bytes, may be
+    /// left to the kernel.
     pub(super) fn begin(sides: [(&TcpStream, u64); 2], most: usize) -> Option<Self> {
         if sides.iter().all(|(_, written)| *written <= most as u64) {
             return None;
@@ -44,15 +47,16 @@ impl Delivering {
         let streams = sides.map(|(stream, _)| stream);
         let left = left(streams, most)?;
         for stream in streams {
-            // All is there, and goes on without this process. Failing means that the connection is gone already.
+            // The kernel has all the data and delivers it without this process. A failure means that the
+            // connection is gone already.
             let _ = SockRef::from(stream).set_linger(None);
             let _ = stream.shutdown(Shutdown::Write);
         }
         Some(Self(left))
     }
 
-    /// Looks what has arrived since `last_moved`, and whether the kernel may have the rest by now. Where nothing has for as
-    /// long as `patience` the sockets reset their peers once they are closed.
+    /// Checks whether more has arrived since `last_moved`, and whether the kernel may have the rest. If there
+    /// was no progress for `patience`, the sockets are set to reset their peers when they are closed.
     pub(super) fn look(
         &mut self,
         streams: [&TcpStream; 2],
@@ -75,8 +79,8 @@ impl Delivering {
     }
 }
 
-/// How many bytes these peers' kernels have not acknowledged, if that is more than may be left to the kernel. Of what is
-/// closed or was reset none is left, whatever was.
+/// How many bytes these peers' kernels have not acknowledged, if that is more than may be left to the kernel.
+/// A socket that was closed or reset counts as zero.
 fn left(streams: [&TcpStream; 2], most: usize) -> Option<NonZeroU32> {
     let connected = streams.into_iter().filter(|stream| socket::is_connected(stream));
     let left: usize = connected.map(socket::undelivered).sum();

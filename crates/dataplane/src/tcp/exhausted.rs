@@ -1,5 +1,5 @@
-//! Towards which endpoints there was no port left a moment ago: to find that out again takes dozens of sockets, or the
-//! kernel a walk over all ports. Pure; runs on the worker.
+//! The endpoints towards which no local port was left a moment ago: finding that out again takes dozens of
+//! sockets, or a walk of the kernel over all ports. Pure; runs on the worker.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use super::socket::Search;
 
-/// How long it is taken to be so still. Ports become free meanwhile, and are all there to be had then.
+/// How long a path is assumed to stay exhausted. Ports that become free meanwhile are used once this time is
+/// over.
 const KEPT: Duration = Duration::from_secs(1);
 
-/// How many are kept; of more, the latest. Each takes thousands of connections, and so of descriptors: a node is out of
-/// those before there are as many.
+/// The maximum number of paths; the oldest is dropped. Exhausting a path takes thousands of connections, and
+/// so of descriptors: a node runs out of those before it has this many paths.
 const LIMIT: usize = 64;
 
 /// Connections from one address to one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Path {
-    /// The client's, where the endpoint sees that; none for this node's.
+    /// The client's address if the endpoint sees it; `None` for this node's.
     pub(crate) from: Option<IpAddr>,
     pub(crate) endpoint: SocketAddr,
 }
@@ -25,13 +26,14 @@ pub(crate) struct Path {
 /// The paths of one worker that have no port left.
 #[derive(Debug, Default)]
 pub(crate) struct Exhausted {
-    /// With the time at which each is tried again: the soonest comes first.
+    /// With the time at which each path is tried again; the soonest is first.
     paths: VecDeque<(Path, Instant)>,
 }
 
 impl Exhausted {
-    /// Notes that no port was found for a path; whether that means that there is none. The kernel goes through all of the
-    /// node's own; those for a client it depends on the search.
+    /// Notes that no port was found for a path. Returns whether the path is now taken to be exhausted. For
+    /// the node's own ports it is, because the kernel tries all of them; for a client's ports only if the
+    /// search was thorough.
     pub(crate) fn found_none(&mut self, path: Path, search: Search, now: Instant) -> bool {
         let is_exhausted = path.from.is_none() || search == Search::Thorough;
         if is_exhausted {
@@ -47,7 +49,7 @@ impl Exhausted {
         self.paths.push_back((path, now + KEPT));
     }
 
-    /// Whether a path need not be tried.
+    /// Whether a path is known to be exhausted.
     pub(crate) fn has(&mut self, path: Path, now: Instant) -> bool {
         while self.paths.front().is_some_and(|(_, until)| *until <= now) {
             self.paths.pop_front();

@@ -19,9 +19,9 @@ pub(crate) struct Listener {
     address: SocketAddr,
     kind: ListenerKind,
     drops: DropsCounted,
-    /// It waits for a turn; an event in the meantime needs none of its own.
+    /// It is queued for a turn, so a further event need not queue it.
     pub(crate) is_queued: bool,
-    /// It was said that it does not work.
+    /// Its failure has been logged.
     pub(crate) is_reported: bool,
 }
 
@@ -30,14 +30,14 @@ pub(crate) struct Listener {
 pub(crate) enum Accepted {
     /// A connection.
     Connection(TcpStream, SocketAddr),
-    /// One that ended before we got to it; there may be more.
+    /// A connection that ended before it was accepted; there may be more.
     Aborted,
-    /// No more for now; an event will tell.
+    /// The queue is empty; an event will announce the next connection.
     Drained,
-    /// The process or the machine has no descriptor left. The connection waits in the kernel's queue,
-    /// and no event will tell of it again.
+    /// The process or the machine is out of descriptors or memory. The connection stays in the kernel's
+    /// queue, and no further event announces it.
     Exhausted,
-    /// The listener itself does not work. Trying at once again would go on for ever.
+    /// The listener itself fails. An immediate retry would loop forever.
     Broken(io::Error),
 }
 
@@ -58,13 +58,13 @@ impl Listener {
         self.address
     }
 
-    /// How its clients get here.
+    /// How clients reach this listener.
     pub(crate) fn kind(&self) -> ListenerKind {
         self.kind
     }
 
-    /// The address that the client of an accepted connection connects to: a captured connection has it
-    /// as its local address.
+    /// The address that the client of an accepted connection connects to. It is the local address of a
+    /// captured connection.
     pub(crate) fn frontend_of(&self, stream: &TcpStream) -> io::Result<SocketAddr> {
         match self.kind {
             ListenerKind::Bound => Ok(self.address),
@@ -72,8 +72,9 @@ impl Listener {
         }
     }
 
-    /// Takes no new connections from now on, where that can be had; those that have begun are still accepted. A capturing one's
-    /// are the successor's, with which it shares its address.
+    /// Refuses new connections from now on, if the kernel can do that; those already begun are still
+    /// accepted. A capturing listener is left as it is: new connections go to the successor's listener at the
+    /// same address.
     pub(crate) fn refuse(&self) -> io::Result<()> {
         match self.kind {
             ListenerKind::Bound => refuse_new_connections(self.socket.as_fd()),
@@ -81,7 +82,7 @@ impl Listener {
         }
     }
 
-    /// What the kernel has dropped since the last call, as the queue was full.
+    /// How many packets the kernel has dropped since the last call because the queue was full.
     pub(crate) fn dropped(&mut self) -> u64 {
         self.drops.more(&self.socket)
     }
@@ -95,11 +96,12 @@ impl Listener {
     }
 }
 
-/// What an error of accept(2) is about.
+/// The outcome that an error of accept(2) stands for.
 fn on_error(error: io::Error) -> Accepted {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Accepted::Exhausted,
-        // The new connection's own: it ended, a firewall forbids it, or its network is in trouble (accept(2)).
+        // Errors of the new connection: it ended, a firewall rejects it, or its network has a problem
+        // (accept(2)).
         Some(
             Errno::CONNABORTED
             | Errno::INTR

@@ -1,5 +1,5 @@
-//! How many closed sockets the machine has whose last bytes have not arrived (orphans): nobody's sessions, in nobody's share, and
-//! out of everybody's memory for TCP.
+//! The number of closed sockets on this machine whose last bytes have not been acknowledged (orphans). They
+//! belong to no session and count in no share, but use the TCP memory that all sockets have in common.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,14 +9,15 @@ use tracing::warn;
 use super::delivering::LEFT_TO_KERNEL;
 use crate::throttle::OnceAMinute;
 
-/// So many there are where a machine makes ten thousand connections a second, each of them for a third of one. With 64 KiB each they
-/// have a quarter of a gigabyte.
+/// About as many as a machine has that makes ten thousand connections per second, with each an orphan for a
+/// third of a second. With 64 KiB each they use a quarter of a gigabyte.
 const MANY: u64 = 4_096;
 
-/// How often it is looked, at the most: the kernel adds up what each processor has.
+/// The minimum interval between two reads of the count: the kernel has to add up the counts of all
+/// processors.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What was seen of them last.
+/// The last count of orphans.
 #[derive(Debug, Default)]
 pub(crate) struct Orphans {
     looked: Option<Instant>,
@@ -29,7 +30,7 @@ impl Orphans {
     pub(super) fn left_to_kernel(&mut self, now: Instant) -> usize {
         if self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK) {
             self.looked = Some(now);
-            // What cannot be read does not count.
+            // If the count cannot be read, it is taken to be zero.
             let orphans = fs::read_to_string("/proc/net/sockstat").ok().and_then(|text| orphans(&text));
             self.see(orphans.unwrap_or(0), now);
         }
@@ -47,7 +48,7 @@ impl Orphans {
         }
     }
 
-    /// What sees so many of them, and looks no more.
+    /// A fixed count that is never read again.
     #[cfg(test)]
     pub(crate) fn seen(orphans: u64) -> Self {
         let mut seen = Self::default();
@@ -57,7 +58,7 @@ impl Orphans {
     }
 }
 
-/// Of all network namespaces (`TCP: inuse 4 orphan 0 tw 2 alloc 5 mem 1`).
+/// The orphans of all network namespaces (`TCP: inuse 4 orphan 0 tw 2 alloc 5 mem 1`).
 fn orphans(sockstat: &str) -> Option<u64> {
     let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
     let mut words = line.split_ascii_whitespace();

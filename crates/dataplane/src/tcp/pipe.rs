@@ -13,32 +13,34 @@ use crate::descriptors::{Descriptors, Permit};
 /// nothing more, and unprivileged users have 64 MiB of pipe for all their processes, pipe(7)).
 const CAPACITY: usize = 256 << 10;
 
-/// How many pages the kernel counts for such a pipe, where a page has 4 KiB; fewer where it has more.
+/// How many pages the kernel counts for such a pipe if a page has 4 KiB; fewer with larger pages.
 const PAGES: usize = CAPACITY >> 12;
 
 /// Empty pipes that a worker keeps for the next bulk transfer.
 const MAX_POOLED: usize = 8;
 
-/// Beyond so many pages in pipes of one user, processes without CAP_SYS_RESOURCE get pipes of two pages (pipe(7)). The user
-/// is mostly root, and root of all containers that have no user namespace is the same one.
+/// If the pipes of one user have more pages than this setting, processes of the user without CAP_SYS_RESOURCE
+/// get pipes of two pages (pipe(7)). The user is mostly root, which is the same user as root of all
+/// containers without a user namespace.
 const SETTING: &str = "/proc/sys/fs/pipe-user-pages-soft";
 
-/// What the setting is by default.
+/// The default of the setting.
 const DEFAULT_PAGES: usize = 16_384;
 
-/// Pipes may take one in this many of them; the rest is other programs'.
+/// Our pipes may take one in this many of these pages; the rest is for other programs.
 const SHARE: usize = 4;
 
 /// File descriptors of a pipe.
 const DESCRIPTORS: usize = 2;
 
-/// The file descriptors of pipes, of all workers together: of few, as a slow reader holds one for as long as it likes.
+/// The budget of pipes' file descriptors, for all workers together. It is small because a slow reader holds a
+/// pipe for as long as it likes.
 pub(crate) fn budget(descriptors: &Arc<Descriptors>) -> Arc<Descriptors> {
     let pipes = most(std::fs::read_to_string(SETTING).ok().as_deref());
     descriptors.part(pipes.saturating_mul(DESCRIPTORS), 0)
 }
 
-/// How many pipes there may be, by what the setting says, if it can be read: 0 is no limit.
+/// The maximum number of pipes by the setting, or by its default if it cannot be read; 0 means no limit.
 fn most(setting: Option<&str>) -> usize {
     match setting.and_then(|pages| pages.trim().parse().ok()).unwrap_or(DEFAULT_PAGES) {
         0 => usize::MAX,
@@ -60,16 +62,16 @@ pub(crate) struct Pipe {
 /// A worker's empty pipes.
 #[derive(Debug)]
 pub(crate) struct PipePool {
-    /// The one that was used last is the last one, and used next.
+    /// The most recently used pipe is last, and is used next.
     pooled: Vec<Pipe>,
-    /// How many of them, the first ones, nobody has used since the last look.
+    /// How many pipes at the front have not been used since the last [`close_unused`](Self::close_unused).
     unused: usize,
     /// The worker's part of the [`budget`].
     descriptors: Arc<Descriptors>,
 }
 
 impl PipePool {
-    /// Within the [`budget`], of which the other workers have theirs too.
+    /// A pool within the [`budget`], which the other workers' pools share.
     pub(crate) fn new(budget: &Arc<Descriptors>) -> Self {
         Self { pooled: Vec::new(), unused: 0, descriptors: budget.part(usize::MAX, 0) }
     }
@@ -89,18 +91,18 @@ impl PipePool {
         }
     }
 
-    /// Closes those that nobody has used since the last call.
+    /// Closes the pipes that have not been used since the last call.
     pub(crate) fn close_unused(&mut self) {
         self.pooled.drain(..self.unused);
         self.unused = self.pooled.len();
     }
 
-    /// Whether there are pipes that nobody uses now.
+    /// Whether there are unused pipes.
     pub(crate) fn has_pooled(&self) -> bool {
         !self.pooled.is_empty()
     }
 
-    /// How many there are, with bytes or without.
+    /// How many pipes exist, in use or not.
     pub(crate) fn count(&self) -> usize {
         self.descriptors.used() / DESCRIPTORS
     }
@@ -108,7 +110,7 @@ impl PipePool {
     fn make(&self) -> io::Result<Option<Pipe>> {
         let Some(permit) = self.descriptors.take(DESCRIPTORS) else { return Ok(None) };
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // Over the user's quota the pipe keeps the size it has: it works all the same.
+        // If the user's quota is exceeded, the pipe keeps its size, and still works.
         let capacity = match fcntl_setpipe_size(&write, CAPACITY) {
             Ok(size) => size,
             Err(_) => rustix::pipe::fcntl_getpipe_size(&write)?,

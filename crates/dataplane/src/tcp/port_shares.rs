@@ -1,28 +1,30 @@
-//! How many connections each client has to each endpoint with a port of this node's, and whether it may have one more.
+//! How many connections each client has to each endpoint from this node's own address and ports, and whether
+//! it may have one more.
 //!
-//! Towards one endpoint that sees the node's address there are as many ports as `net.ipv4.ip_local_port_range` has
-//! (tcp(7)). One client that holds its connections open must not take them all from the others: what it may have goes by
-//! what is left, as in [`client_sessions`](super::client_sessions). Ports in TIME_WAIT are not known here. Pure.
+//! Towards one endpoint that sees the node's address there are as many ports as
+//! `net.ipv4.ip_local_port_range` has (tcp(7)). One client that holds its connections open must not take all
+//! of them from the others. What it may hold depends on what is left, as in
+//! [`client_sessions`](super::client_sessions). Ports in TIME_WAIT are not known here. Pure.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::client::ClientKey;
 
-/// Those of one worker.
+/// The connections of one worker.
 #[derive(Debug)]
 pub(crate) struct PortShares {
-    /// None of zero, here and below: what is kept is bounded by the sessions.
+    /// No entry is zero, here and below, so the number of sessions bounds the maps.
     held: HashMap<SocketAddr, usize, foldhash::fast::RandomState>,
     of_clients: HashMap<(SocketAddr, ClientKey), usize, foldhash::fast::RandomState>,
-    /// In a hundred of what there is to have.
+    /// In percent of the available ports.
     share: usize,
-    /// What this worker may count on towards one endpoint: the kernel spreads connections over all workers.
+    /// This worker's part of the ports towards one endpoint: the kernel spreads connections over all workers.
     ports: usize,
 }
 
 impl PortShares {
-    /// With a share of `percent` of this many ports, which several workers have: 100 is no bound.
+    /// With a share of `percent` of `ports`, which are divided among the workers; 100 means no limit.
     pub(crate) fn new(percent: u8, ports: usize, workers: usize) -> Self {
         Self {
             held: HashMap::default(),
@@ -41,7 +43,7 @@ impl PortShares {
         count.saturating_mul(others) <= free.saturating_mul(self.share)
     }
 
-    /// Who has most connections to an endpoint, and how many: looks at all of them.
+    /// The client with the most connections to an endpoint, and their number. Iterates over all clients.
     pub(crate) fn largest(&self, endpoint: SocketAddr) -> Option<(ClientKey, usize)> {
         let of_endpoint = self.of_clients.iter().filter(|((other, _), _)| *other == endpoint);
         of_endpoint.max_by_key(|(_, count)| **count).map(|((_, client), count)| (*client, *count))

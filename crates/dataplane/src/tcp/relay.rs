@@ -1,4 +1,4 @@
-//! The TCP side of a worker: its listeners, its sessions, and whose turn it is.
+//! The TCP side of a worker: its listeners, its sessions, and the order in which they get turns.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,20 +28,21 @@ use crate::core::{Core, TimerOwner};
 use crate::descriptors::Descriptors;
 use crate::token::{SlotId, Slots, Source};
 
-/// Connections that are accepted on a listener before others, and established ones, get their turn again.
+/// How many connections are accepted on a listener before other listeners and established sessions get their
+/// turns.
 pub(crate) const ACCEPT_BATCH: usize = 64;
 
-/// How soon a listener that ran out of descriptors looks again, if no session of this worker ends
-/// before: descriptors may become free elsewhere.
+/// How soon a listener that ran out of descriptors retries, if no session of this worker ends before:
+/// descriptors may become free elsewhere.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// How long pipes are kept that nobody uses, or up to twice as long.
+/// How long unused pipes are kept; up to twice as long.
 const PIPES_KEPT: Duration = Duration::from_secs(5);
 
-/// Descriptors of a session: one socket each side.
+/// Descriptors of a session: one socket for each side.
 const DESCRIPTORS: usize = 2;
 
-/// A connection that was accepted, and nothing else.
+/// A connection that was accepted and not yet examined.
 #[derive(Debug)]
 pub(crate) struct AcceptedConnection {
     stream: TcpStream,
@@ -52,19 +53,19 @@ pub(crate) struct AcceptedConnection {
     kind: ListenerKind,
 }
 
-/// All TCP of one worker.
+/// The TCP side of one worker.
 #[derive(Debug)]
 pub(crate) struct TcpRelay {
     listeners: Slots<Listener>,
     sessions: Slots<Session>,
     tools: Tools,
-    /// Listeners that connections may wait on, in the order of their turns.
+    /// Listeners with possibly pending connections, in the order of their turns.
     accepting: VecDeque<SlotId>,
     /// Sessions that have more to do, in the order of their turns.
     ready: VecDeque<SlotId>,
-    /// Listeners that wait for descriptors, or do not work.
+    /// Listeners that wait for descriptors, or that fail.
     paused: Vec<SlotId>,
-    /// There is a deadline for closing unused pipes.
+    /// A deadline for closing unused pipes is set.
     is_look_due: bool,
     clients: ClientSessions,
     complaints: Complaints,
@@ -107,8 +108,9 @@ impl TcpRelay {
         registered
     }
 
-    /// Has the kernel refuse new connections to an address, or to all that are listened on. What has begun waits to be
-    /// accepted. It takes every worker's socket: the kernel spreads connections over all of an address.
+    /// Makes the kernel refuse new connections to an address, or to all listening addresses. Connections
+    /// already begun are still to be accepted. This has to be done for every worker's socket, because the
+    /// kernel spreads connections over all sockets of an address.
     pub(crate) fn refuse(&mut self, address: Option<SocketAddr>) {
         for id in self.listeners.ids() {
             let Some(listener) = self.listeners.get_mut(id) else { continue };
@@ -121,8 +123,8 @@ impl TcpRelay {
         }
     }
 
-    /// Accepts what is in the kernel's queue for an address, then stops accepting there. What comes later is reset by the
-    /// kernel.
+    /// Accepts the connections in the kernel's queue for an address, then stops accepting there. The kernel
+    /// resets later connections.
     pub(crate) fn close_listener(&mut self, address: SocketAddr, core: &mut Core) {
         for id in self.listeners.ids() {
             if self.listeners.get_mut(id).is_some_and(|listener| listener.address() == address) {
@@ -131,7 +133,7 @@ impl TcpRelay {
         }
     }
 
-    /// Accepts what is in the kernel's queues, then stops accepting altogether.
+    /// Accepts the connections in the kernel's queues, then stops accepting altogether.
     pub(crate) fn close_all_listeners(&mut self, core: &mut Core) {
         for id in self.listeners.ids() {
             self.empty_and_close(id, core);
@@ -139,7 +141,7 @@ impl TcpRelay {
     }
 
     fn empty_and_close(&mut self, id: SlotId, core: &mut Core) {
-        // A full queue. More is what comes meanwhile, and could come for ever.
+        // Enough for a full queue. Any more have arrived meanwhile, and that could go on forever.
         for _ in 0..=usize::from(BACKLOG) / ACCEPT_BATCH {
             if !self.accept(id, core) {
                 break;
@@ -148,7 +150,8 @@ impl TcpRelay {
         self.listeners.remove(id);
     }
 
-    /// Shows sessions, some from a slot on; where to go on, if there may be more.
+    /// Adds a part of the sessions to `found`, beginning at a slot. Returns where to continue, if there may
+    /// be more.
     pub(crate) fn look(&self, slot: usize, found: &mut Vec<Connection>) -> Option<usize> {
         self.sessions.look(slot, PART, |session| found.push(session.look()))
     }
@@ -158,12 +161,12 @@ impl TcpRelay {
         self.sessions.len()
     }
 
-    /// Whether somebody waits for a turn.
+    /// Whether a session or a listener waits for a turn.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty() || !self.accepting.is_empty()
     }
 
-    /// A connection waits on a listener, which is given a turn.
+    /// Queues a listener with pending connections for a turn.
     pub(crate) fn on_listener(&mut self, id: SlotId) {
         if let Some(listener) = self.listeners.get_mut(id)
             && !listener.is_queued
@@ -187,8 +190,8 @@ impl TcpRelay {
         self.settle(id, step, core);
     }
 
-    /// Accepts a batch on each listener that connections may wait on, one at least, but stops when it is late: those that
-    /// are left come first the next time.
+    /// Accepts a batch on each listener with pending connections: on at least one, until the time `until`.
+    /// The rest come first the next time.
     pub(crate) fn run_listeners(&mut self, until: Instant, core: &mut Core) {
         for _ in 0..self.accepting.len() {
             let Some(id) = self.accepting.pop_front() else { return };
@@ -203,8 +206,8 @@ impl TcpRelay {
         }
     }
 
-    /// Gives every session that waits for a turn one turn, but stops when it is late, or after so many turns: those that
-    /// are left come first the next time.
+    /// Gives every waiting session one turn, until the time `until` or the number of `turns` is reached. The
+    /// rest come first the next time.
     pub(crate) fn run_ready(&mut self, until: Instant, turns: usize, core: &mut Core) {
         for _ in 0..self.ready.len().min(turns) {
             if core.refresh() >= until {
@@ -218,7 +221,7 @@ impl TcpRelay {
         }
     }
 
-    /// Sees to it that unused pipes are closed, while there are any.
+    /// Sets the deadline for closing unused pipes, if there are any.
     pub(crate) fn keep_house(&mut self, core: &mut Core) {
         core.stats.pipes_active.set(self.tools.pipes.count());
         if !self.is_look_due && self.tools.pipes.has_pooled() {
@@ -233,7 +236,7 @@ impl TcpRelay {
         self.tools.pipes.close_unused();
     }
 
-    /// Lets listeners that ran out of descriptors look again.
+    /// Lets paused listeners try again.
     pub(crate) fn resume_accepting(&mut self) {
         std::mem::take(&mut self.paused).into_iter().for_each(|id| self.on_listener(id));
     }
@@ -278,7 +281,7 @@ impl TcpRelay {
                 }
             }
         }
-        // Whenever the queue has been full, so many are taken from it.
+        // If the queue has been full, at least a batch is taken from it, so counting here misses no drops.
         self.count_drops(id, core);
         true
     }
@@ -289,7 +292,7 @@ impl TcpRelay {
         }
     }
 
-    /// Lets a listener be, until a session ends or some time has passed.
+    /// Pauses a listener until a session ends or [`ACCEPT_RETRY`] has passed.
     fn pause(&mut self, id: SlotId, core: &mut Core) {
         self.count_drops(id, core);
         if self.paused.is_empty() {
@@ -307,18 +310,18 @@ impl TcpRelay {
         }
     }
 
-    /// Takes a connection over that another worker has accepted.
+    /// Takes over a connection that another worker has accepted.
     pub(crate) fn take(&mut self, connection: AcceptedConnection, core: &mut Core) {
         self.others.has_taken();
         self.start(connection, core);
     }
 
-    /// Hands no connection to other workers from now on: they may be about to end.
+    /// Stops handing connections to other workers, which may be about to end.
     pub(crate) fn hand_on_no_more(&mut self) {
         self.others.keep_all();
     }
 
-    /// Decides about an accepted connection.
+    /// Starts a session for an accepted connection, or resets it.
     fn start(&mut self, connection: AcceptedConnection, core: &mut Core) {
         let AcceptedConnection { stream, client: address, frontend, kind } = connection;
         core.stats.tcp_accepted.add(1);
@@ -348,7 +351,7 @@ impl TcpRelay {
             }
         };
         let trace = core.log.as_ref().and_then(|log| log.choose(frontend));
-        // Others of the same batch may have taken a while.
+        // Earlier connections of the same batch may have taken a while.
         let (client, now) = (Peer::accepted(stream), core.refresh());
         let new = |id| Session::new(id, client, (address, client_key), selection, trace, permit, now);
         let id = self.sessions.insert_with(new);
@@ -359,7 +362,7 @@ impl TcpRelay {
         self.settle(id, step, core);
     }
 
-    /// Does what a session's step asks for.
+    /// Carries out what a session's step asks for.
     fn settle(&mut self, id: SlotId, step: Step, core: &mut Core) {
         match step {
             Step::Wait => {}

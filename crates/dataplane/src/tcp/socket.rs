@@ -1,4 +1,4 @@
-//! Socket options and the ends of a connection.
+//! Sockets of connections: opening, options and closing.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -22,40 +22,40 @@ pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(75);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Connections that the kernel may hold for us between two looks at a listener. The kernel cuts it
-/// down to `net.core.somaxconn`.
+/// The maximum number of connections that the kernel queues between two turns of a listener. The kernel
+/// limits it to `net.core.somaxconn`.
 pub(super) const BACKLOG: u16 = 4096;
 
-/// Of the ports that could be tried after the first, one in so many is: each try is a socket, and most clients find one
-/// at once.
+/// After the first port, only one in this many of the possible ports is tried: each try costs a socket, and
+/// most clients get a port at once.
 const OTHERS_APART: usize = 4;
 
 /// How a connection is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// Everything was delivered: FINs have been exchanged.
+    /// Everything was delivered, and FINs have been exchanged.
     Clean,
     /// The peer is to see a reset.
     Reset,
 }
 
-/// Ends a connection. What closes it without this, the end of the process for one, resets it: nobody is to take what
-/// has been cut off for complete.
+/// Closes a connection. A connection that is closed in any other way, such as by the end of the process, is
+/// reset, so that truncated data cannot be taken for complete.
 pub(crate) fn close(stream: TcpStream, ending: Ending) {
     if ending == Ending::Clean {
-        // Failing means that the connection is gone already.
+        // A failure means that the connection is gone already.
         let _ = SockRef::from(&stream).set_linger(None);
     }
     drop(stream);
 }
 
-/// Opens a listener that other workers' sockets can share the address with (`SO_REUSEPORT`). With marks it
-/// takes what TPROXY hands over, whatever address that is for.
+/// Opens a listener whose address other workers' sockets can share (`SO_REUSEPORT`). With marks it accepts
+/// connections that TPROXY delivers, to any address.
 ///
-/// Its options are inherited by the connections it accepts (tcp(7)), which saves setting them on each.
+/// Accepted connections inherit its options (tcp(7)), which saves setting them on each.
 ///
 /// # Errors
-/// The address is taken, privileged, or not one of this machine's; CAP_NET_ADMIN is missing for a mark.
+/// The address is in use, privileged, or not local to this machine, or CAP_NET_ADMIN is missing for a mark.
 pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     if address.is_ipv6() {
@@ -74,27 +74,29 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Tc
     Ok(socket.into())
 }
 
-/// How long a port is looked for that a client can have towards an endpoint.
+/// How many ports are tried for a client towards an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Search {
-    /// One port is tried: there was none a moment ago, but clients have one each.
+    /// One port: none was free a moment ago, but each of the client's connections has a port of its own to
+    /// try.
     Single,
-    /// Some ports are tried: nearly always the first one will do.
+    /// Some ports; nearly always the first one is free.
     Short,
-    /// So many that a client that finds none has nearly all.
+    /// So many ports that a client for which all are in use has nearly all ports.
     Thorough,
 }
 
 /// Starts to connect; success and failure show as the stream becoming writable.
 ///
-/// A client's address is used with the client's port where that matters, and otherwise with one that the client hardly
-/// uses itself ([`UpstreamPort`]): the client may talk to this endpoint without the Service as well. A port that is
-/// taken towards this endpoint, or that we may not have, is replaced. One that other sockets of this node may need is
-/// not bound but left to connect(2), to which it is free towards every other destination
+/// If the endpoint is to see the client's address, the socket uses the client's port if that matters, and
+/// otherwise a port that the client hardly uses itself ([`UpstreamPort`]), because the client may talk to
+/// this endpoint without the Service as well. A port that is in use towards this endpoint, or that this
+/// process may not bind, is replaced by another one. A port that other sockets of this node may need is not
+/// bound but left to connect(2), so that it stays available towards all other destinations
 /// ([`LocalPorts::can_ask_for`]).
 ///
 /// # Errors
-/// It failed at once: no route, no descriptor, no local port (`EADDRNOTAVAIL`).
+/// The attempt failed immediately: no route, no descriptor, no local port (`EADDRNOTAVAIL`).
 pub(crate) fn connect(
     address: SocketAddr,
     local: Local,
@@ -105,8 +107,8 @@ pub(crate) fn connect(
     let open = || {
         let socket = open(address, local)?;
         make_transparent(&socket, client.ip())?;
-        // The client's connections to other endpoints have the port too, and so may a listener of the node that is
-        // started later.
+        // The client's connections to other endpoints use the same port, and a listener of the node that is
+        // started later may need it.
         socket.set_reuse_address(true)?;
         Ok(socket)
     };
@@ -116,11 +118,12 @@ pub(crate) fn connect(
     })
 }
 
-/// The ports to try for a client that has this one.
+/// The ports to try for a client with the given port.
 fn candidates(client: u16, search: Search) -> impl Iterator<Item = u16> {
     let (first, own) = match UpstreamPort::of_client(client, Protocol::Tcp) {
         UpstreamPort::Keep => (client, None),
-        // Others were all taken a moment ago; this one, which each of the client's connections has for itself, hardly is.
+        // The others were all in use a moment ago. The client's own port is hardly ever in use, because each
+        // of its connections has a different one.
         UpstreamPort::Avoid if search == Search::Single => (client, None),
         UpstreamPort::Avoid => (counterpart(client), Some(client)),
         UpstreamPort::Choose => (counterpart(client), None),
@@ -132,8 +135,8 @@ fn candidates(client: u16, search: Search) -> impl Iterator<Item = u16> {
     std::iter::once(first).chain(others).chain(own).take(most)
 }
 
-/// Connects from the first port that can be had. A port that bind(2) does not give leaves the socket as it is, for the next
-/// one; a socket that has a port keeps it, also where connect(2) finds it taken.
+/// Connects from the first available port. If bind(2) refuses a port, the socket is reused for the next one;
+/// a socket that has a port keeps it, even if connect(2) finds the port in use, and is closed.
 fn connect_from_one_of<S, C>(
     ports: impl Iterator<Item = u16>,
     open: impl Fn() -> io::Result<S>,
@@ -167,7 +170,7 @@ fn bind(socket: &Socket, local: SocketAddr, ports: &LocalPorts) -> io::Result<()
     if !ports.can_ask_for(local.port()) {
         return socket.bind(&local.into());
     }
-    // To the address alone; the port is left to connect(2).
+    // Bind to the address only; the port is left to connect(2).
     local_port::choose_from(socket, local.port()..=local.port())?;
     local_port::choose_at_connect(socket)?;
     socket.bind(&SocketAddr::new(local.ip(), 0).into())
@@ -177,7 +180,8 @@ fn bind(socket: &Socket, local: SocketAddr, ports: &LocalPorts) -> io::Result<()
 fn open(address: SocketAddr, local: Local) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     set_stream_options(&socket)?;
-    // The last segment of the handshake waits for the first bytes and goes with them; see [`acknowledge_at_once`].
+    // The last segment of the handshake is delayed and sent with the first bytes; see
+    // [`acknowledge_at_once`].
     socket.set_tcp_quickack(false)?;
     local.prepare(&socket)?;
     Ok(socket)
@@ -192,10 +196,10 @@ fn start_connect(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
     Ok(TcpStream::from_std(socket.into()))
 }
 
-/// Has the last segment of the handshake sent that [`connect`] holds back, where there is nothing to go with it: endpoints
-/// that speak first wait for it. The kernel would send it after 200 ms.
+/// Sends the last segment of the handshake, which [`connect`] holds back, if there is no data to send with
+/// it: endpoints that speak first wait for it. The kernel would send it after 200 ms.
 pub(crate) fn acknowledge_at_once(stream: &TcpStream) {
-    // Failing means that the connection is gone already.
+    // A failure means that the connection is gone already.
     let _ = SockRef::from(stream).set_tcp_quickack(true);
 }
 
@@ -204,38 +208,38 @@ pub(crate) fn is_connected(stream: &TcpStream) -> bool {
     stream.peer_addr().is_ok()
 }
 
-/// Whether the kernel connected a socket to itself: it can when the destination is a local port that
-/// nobody listens on and that is the very one it picked as the source.
+/// Whether the kernel connected a socket to itself. That happens if the destination is a local port without a
+/// listener, and the kernel picked the same port as the source.
 pub(crate) fn is_self_connected(stream: &TcpStream, destination: SocketAddr, ports: &LocalPorts) -> bool {
     ports.contains(destination.port()) && stream.local_addr().is_ok_and(|local| local == destination)
 }
 
-/// Whether everything that was written has reached the peer's kernel.
+/// Whether the peer's kernel has acknowledged everything that was written.
 pub(crate) fn is_delivered(stream: &TcpStream) -> bool {
     undelivered(stream) == 0
 }
 
-/// How many bytes of what was written have not reached the peer's kernel.
+/// How many written bytes the peer's kernel has not acknowledged.
 pub(crate) fn undelivered(stream: &TcpStream) -> usize {
-    // A socket that cannot say will not deliver anything either.
+    // A socket that does not report it will not deliver anything either.
     sluice_sys::tcp::unacknowledged_bytes(stream.as_fd()).unwrap_or(0)
 }
 
-/// What every socket has from the beginning; those that a listener accepts inherit it. `TCP_NODELAY` comes later to those
-/// that connect ([`super::peer`]).
+/// Sets the options that every socket has from the beginning; accepted sockets inherit them from the
+/// listener. Connecting sockets get `TCP_NODELAY` later ([`super::peer`]).
 fn set_stream_options(socket: &Socket) -> io::Result<()> {
-    // Closing is resetting, unless it is done by [`close`].
+    // Closing resets the connection, unless [`close`] does it.
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_out_of_band_inline(true)
 }
 
-/// Has the kernel notice a peer that vanishes.
+/// Enables keepalive probes, which detect a peer that vanishes.
 pub(crate) fn keep_alive(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    // Failing means that the connection is gone already.
+    // A failure means that the connection is gone already.
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 

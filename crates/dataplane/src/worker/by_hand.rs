@@ -19,7 +19,7 @@ const BULK: usize = 100;
 /// What each bulk endpoint has to send: several turns of it. The kernel doubles it for its own book-keeping.
 const TO_SEND: usize = 4 * TURN_BUDGET;
 
-/// How often things are tried that need the kernel to get on.
+/// How often to retry steps that depend on the kernel's progress.
 pub(super) const PATIENCE: usize = 10_000;
 
 pub(super) const ANY: &str = "127.0.0.1:0";
@@ -166,7 +166,8 @@ impl World {
         sessions
     }
 
-    /// Turns the loop until something is there; how many turns that took, and how many bytes TCP was moved meanwhile.
+    /// Turns the loop until `is_there`. Returns the number of turns, and the bytes that TCP sessions moved
+    /// meanwhile.
     pub(super) fn turns_until(&mut self, mut is_there: impl FnMut() -> bool) -> (usize, u64) {
         let before = self.moved();
         for turns in 1..=PATIENCE {

@@ -1,4 +1,4 @@
-//! Connections that a worker hands to another one, which has less to do.
+//! Connections that a worker hands to another worker with less to do.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;

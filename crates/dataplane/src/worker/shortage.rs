@@ -1,4 +1,4 @@
-//! What a worker does where something runs out, or does not work any more.
+//! What a worker does if a resource runs out or a socket fails.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
