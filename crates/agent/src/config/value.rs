@@ -97,7 +97,7 @@ pub(super) fn is_nothing(kind: Kind, words: &Words) -> bool {
     words.iter().all(|word| match kind {
         Kind::Duration | Kind::Flush => values::duration(word).is_ok_and(|duration| duration.is_zero()),
         Kind::Vmodule => false,
-        Kind::Text | Kind::TextOrOff | Kind::Texts => word.is_empty(),
+        Kind::Text | Kind::TextOrOff | Kind::Texts | Kind::Numbers => word.is_empty(),
         Kind::Bool | Kind::Int | Kind::Float | Kind::Bools | Kind::Quantity => {
             matches!(word.as_str(), "" | "false" | "0")
         }
