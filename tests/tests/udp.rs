@@ -150,7 +150,7 @@ fn a_client_is_refused_where_its_endpoint_refuses_if_the_agent_may_send_icmp() {
 
     if let Err(error) = Socket::new(Domain::IPV4, Type::RAW, Some(Ip::ICMPV4)) {
         assert!(!rustix::process::geteuid().is_root(), "{error}");
-        eprintln!("skipped: needs CAP_NET_RAW ({error})");
+        sluice_sys::skipped(format_args!("needs CAP_NET_RAW ({error})"));
         return;
     }
     for ip in [IpAddr::from(sluice_tests::loopback_address()), Ipv6Addr::LOCALHOST.into()] {

@@ -4,5 +4,8 @@
 pub mod bpf;
 pub mod local_port;
 pub mod memory;
+mod skipped;
 pub mod tcp;
 pub mod udp;
+
+pub use skipped::skipped;

@@ -86,7 +86,7 @@ mod tests {
             let probe = Socket::new(Domain::for_address(to[0]), Type::STREAM, None).unwrap();
             match choose_from(&probe, 1..=1) {
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                    eprintln!("skipped: this kernel is older than 6.3");
+                    crate::skipped("this kernel is older than 6.3");
                     return;
                 }
                 done => done.unwrap(),

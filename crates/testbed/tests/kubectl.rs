@@ -71,7 +71,7 @@ impl Kubectl {
                      SLUICE_SKIP_KUBECTL=1 to go without this test",
                     kubectl.program
                 );
-                eprintln!("SKIPPED, NOT TESTED: no kubectl here, and SLUICE_SKIP_KUBECTL=1");
+                sluice_sys::skipped("no kubectl here, and SLUICE_SKIP_KUBECTL=1");
                 None
             }
             Err(error) => panic!("{} does not start: {error}", kubectl.program),

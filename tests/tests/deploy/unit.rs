@@ -66,7 +66,7 @@ fn systemd_understands_it() {
     fs::write(below.join("tproxy.conf"), with_a_program(drop_in())).unwrap();
     match Command::new("systemd-analyze").arg("verify").arg(&file).output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("skipped: there is no systemd-analyze here");
+            sluice_sys::skipped("there is no systemd-analyze here");
         }
         Err(error) => panic!("{error}"),
         Ok(output) => {

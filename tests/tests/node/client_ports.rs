@@ -263,7 +263,7 @@ fn a_port_of_a_client_stays_free_for_the_nodes_own_connections() {
         match connect_from_port(node, port, endpoint) {
             Ok(own) => assert_eq!(own.local_addr().unwrap().as_socket().unwrap().port(), port),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOPROTOOPT.raw_os_error()) => {
-                eprintln!("skipped: this kernel is older than 6.3");
+                sluice_sys::skipped("this kernel is older than 6.3");
             }
             Err(error) => panic!("{family}: {error}"),
         }

@@ -138,7 +138,7 @@ fn every_question_of_clients_that_ask_two_at_a_time_is_refused() {
     node.ns.set_all(&[("net/ipv4/icmp_ratelimit", "0"), ("net/ipv6/icmp/ratelimit", "0")]).unwrap();
     let limits = [("net/ipv4/icmp_msgs_per_sec", "100000"), ("net/ipv4/icmp_msgs_burst", "100000")];
     if node.ns.read("/proc/sys/net/ipv4/icmp_msgs_per_sec").is_err() {
-        eprintln!("skipped: before Linux 6.11 the limit on errors is that of all namespaces");
+        sluice_sys::skipped("before Linux 6.11 the limit on errors is that of all namespaces");
         return;
     }
     node.ns.set_all(&limits).unwrap();

@@ -334,7 +334,7 @@ fn br_netfilter_that_cannot_be_switched_off_is_said_for_as_long_as_it_is_on() {
     in_namespace(|| {
         if let Err(error) = std::fs::write(SETTING, "1") {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
-            println!("skipped: this kernel has no br_netfilter");
+            sluice_sys::skipped("this kernel has no br_netfilter");
             return;
         }
         let mut tproxy = serving(config(), 3);

@@ -106,7 +106,7 @@ mod tests {
             let forced = sockopt::set_socket_recv_buffer_size_force(open(address).unwrap(), FRONTEND_BUFFER);
             if let Err(error) = forced {
                 assert!(!rustix::process::geteuid().is_root(), "{error}");
-                eprintln!("skipped: needs CAP_NET_ADMIN");
+                sluice_sys::skipped("needs CAP_NET_ADMIN");
                 return;
             }
             let socket = listen(address, Some(Marks { downstream: 0x20, upstream: 0x30 })).unwrap();

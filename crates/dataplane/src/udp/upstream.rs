@@ -85,7 +85,7 @@ mod tests {
         match connect(endpoint, local, may_keep_port) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 assert!(!rustix::process::geteuid().is_root(), "{error}");
-                eprintln!("skipped: needs CAP_NET_ADMIN");
+                sluice_sys::skipped("needs CAP_NET_ADMIN");
                 None
             }
             connected => Some(connected.unwrap()),

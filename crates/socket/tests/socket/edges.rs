@@ -125,7 +125,7 @@ fn an_mptcp_socket_is_led_on_and_sees_the_endpoint_as_its_peer() {
             Err(error) => {
                 let lacks = [Errno::PROTONOSUPPORT, Errno::NOPROTOOPT, Errno::INVAL];
                 assert!(Errno::from_io_error(&error).is_some_and(|errno| lacks.contains(&errno)), "{error}");
-                return println!("skipped: this kernel has no MPTCP: {error}");
+                return sluice_sys::skipped(format_args!("this kernel has no MPTCP: {error}"));
             }
         };
         client.connect(&to.into()).unwrap();

@@ -263,7 +263,7 @@ fn a_client_that_goes_on_at_a_limit_is_refused_no_more_often_than_any_other() {
 
     if let Err(error) = Socket::new(Domain::IPV4, Type::RAW, Some(socket2::Protocol::ICMPV4)) {
         assert!(!rustix::process::geteuid().is_root(), "{error}");
-        eprintln!("skipped: needs CAP_NET_RAW ({error})");
+        sluice_sys::skipped(format_args!("needs CAP_NET_RAW ({error})"));
         return;
     }
     let mut world = World::new();
