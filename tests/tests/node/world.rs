@@ -82,7 +82,8 @@ impl World {
             pod_ports: EPHEMERAL_PORTS,
             flow_idle: flow_idle(&dataplane),
         });
-        let mut config = ProxyConfig { capture, ..ProxyConfig::bind(table, dataplane) };
+        let mut config = ProxyConfig::bind(table, dataplane);
+        config.capture = capture;
         change(&mut config);
         let mut world = Self { lab, proxy: None, config, sockets: None };
         world.start(Vec::new());
