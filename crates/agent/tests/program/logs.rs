@@ -172,7 +172,7 @@ fn the_log_level_is_changed_at_run_time_where_profiling_is_allowed() {
     assert!(put(metrics, "/metrics", "4").starts_with("HTTP/1.1 405"));
     let answer = put(metrics, "/debug/flags/v", "4");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("verbosity to 4"), "{answer}");
-    agent.wait_for("level=\"debug\"");
+    agent.wait_for("verbosity=4");
     fs::remove_file(&file).unwrap();
     assert!(agent.wait_for("DEBUG").contains("closed"));
 
