@@ -43,14 +43,20 @@ fn some(known: usize) -> Known {
     Known::Some { known, left_out: 0, kept_out: 0 }
 }
 
+/// Programs at the node's sockets, and a Service that they translate to an endpoint.
+fn served(node: &Node) -> (Attached, SocketAddr) {
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    (kernel, to)
+}
+
 #[test]
 fn sockets_where_no_name_is_are_left_alone_while_an_agent_lives() {
     let node = Node::new();
     let names = Names::new().unwrap();
     let directories = [names.path().to_owned(), "/nowhere/at/all".into()];
-    let mut kernel = node.attach().unwrap();
-    let to = service(false, 1, 53);
-    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let (mut kernel, to) = served(&node);
     let stranger = namespace("stranger");
     let translated = || [&node.host, &node.pod, &stranger].map(|client| is_translated(client, to));
     let mut known = namespaces(&node, &kernel, &directories).unwrap();
@@ -96,9 +102,7 @@ fn sockets_where_no_name_is_are_left_alone_while_an_agent_lives() {
 fn a_pod_is_known_by_itself_whatever_its_name_and_inode_meant_before() {
     let node = Node::new();
     let names = Names::new().unwrap();
-    let mut kernel = node.attach().unwrap();
-    let to = service(false, 1, 53);
-    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let (mut kernel, to) = served(&node);
     let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
     for _ in 0..10 {
         let pod = namespace("pod");
@@ -116,9 +120,7 @@ fn a_pod_is_known_by_itself_whatever_its_name_and_inode_meant_before() {
 fn a_pod_is_judged_by_its_addresses_once_it_has_some_and_keeps_what_it_was_while_nobody_knows() {
     let node = Node::new();
     let names = Names::new().unwrap();
-    let mut kernel = node.attach().unwrap();
-    let to = service(false, 1, 53);
-    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let (mut kernel, to) = served(&node);
     let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
     let [left, led] = ["left", "led"].map(namespace);
     [&left, &led].into_iter().for_each(|pod| names.add(pod).unwrap());
@@ -175,9 +177,7 @@ fn a_pod_is_judged_by_its_addresses_once_it_has_some_and_keeps_what_it_was_while
 fn a_pod_that_has_been_judged_is_judged_again_as_its_addresses_may_change() {
     let node = Node::new();
     let names = Names::new().unwrap();
-    let mut kernel = node.attach().unwrap();
-    let to = service(false, 1, 53);
-    serve(&mut kernel, 1, to, &[(endpoint_ip(false, 1), 53).into()]);
+    let (mut kernel, to) = served(&node);
     let mut known = namespaces(&node, &kernel, &[names.path().into()]).unwrap();
     let outside: IpAddr = "172.16.5.5".parse().unwrap();
     let fate = |addresses: &[IpAddr]| if addresses.contains(&outside) { Fate::LeftAlone } else { Fate::Led };
