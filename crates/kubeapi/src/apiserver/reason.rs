@@ -46,6 +46,35 @@ pub enum Reason {
     Config(String),
 }
 
+impl Reason {
+    /// Whether another apiserver of the same cluster may answer differently.
+    pub(super) fn is_of_server(&self) -> bool {
+        self.is_tls()
+            || matches!(
+                self,
+                Self::Unreachable(_)
+                    | Self::Silent(_)
+                    // If there are no other credentials: its keys, its clock or its webhook may be out of step.
+                    | Self::Unauthorized
+                    | Self::NotUnderstood(_)
+                    | Self::Status(500.., _)
+            )
+    }
+
+    /// Whether it is a matter of certificates, which may have been replaced on either side.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(
+            self,
+            Self::UntrustedServer
+                | Self::ExpiredServer
+                | Self::OtherServer(_)
+                | Self::AuthorityServer
+                | Self::ClientCertificate(_)
+                | Self::Tls(_)
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -248,9 +248,9 @@ impl Transport {
     pub(super) async fn give_up(&self, index: usize, reason: &Reason) -> bool {
         let mut session = self.session.lock().await;
         // Certificates may have been replaced on either side.
-        session.stale |= is_tls(reason);
+        session.stale |= reason.is_tls();
         let servers = session.servers.len();
-        if servers < 2 || !is_of_server(reason) {
+        if servers < 2 || !reason.is_of_server() {
             return false;
         }
         if session.active == index {
@@ -401,32 +401,6 @@ impl Transport {
             }
         }
     }
-}
-
-/// Whether another apiserver of the same cluster may answer differently.
-fn is_of_server(reason: &Reason) -> bool {
-    is_tls(reason)
-        || matches!(
-            reason,
-            Reason::Unreachable(_)
-                | Reason::Silent(_)
-                // Where there are no other credentials: its keys, its clock or its webhook may be out of step.
-                | Reason::Unauthorized
-                | Reason::NotUnderstood(_)
-                | Reason::Status(500.., _)
-        )
-}
-
-fn is_tls(reason: &Reason) -> bool {
-    matches!(
-        reason,
-        Reason::UntrustedServer
-            | Reason::ExpiredServer
-            | Reason::OtherServer(_)
-            | Reason::AuthorityServer
-            | Reason::ClientCertificate(_)
-            | Reason::Tls(_)
-    )
 }
 
 /// An apiserver as it is named in reports.
