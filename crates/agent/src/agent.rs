@@ -109,8 +109,9 @@ impl<'a> Serving<'a> {
         let (events, unwritten) = Events::new();
         let mut proxy = proxy_config(args, &node, dataplane, events.clone())?;
         let is_capturing = matches!(proxy.capture, CaptureConfig::Tproxy(_));
-        let predecessor = if is_capturing { Predecessor::ask().await } else { None };
-        proxy.recalled = predecessor.as_ref().map(|predecessor| predecessor.memory().clone());
+        let asked = if is_capturing { Predecessor::ask().await } else { None };
+        let (predecessor, recalled) = asked.unzip();
+        proxy.recalled = recalled;
         let proxy = Proxy::start(proxy)?;
         drop(until_started);
         if is_capturing {

@@ -58,7 +58,7 @@ pub struct Proxy {
     /// What the capture is about to make true, and since when; the table is not finished with it.
     under_way: Option<(Plan, Instant)>,
     programming: Arc<Programming>,
-    /// Which clients keep which endpoint, of the agent before, until there is something to serve.
+    /// Who has which endpoint by the agent before, until there is something to serve.
     recalled: Option<Memory>,
     dataplane: Arc<Dataplane>,
     /// Where captured packets are handed over; none where frontends are listened on.
@@ -150,6 +150,9 @@ impl Proxy {
             "cannot start the data plane: lower --workers, or raise the limit on open files (ulimit -n)",
         );
         let dataplane = Arc::new(dataplane?);
+        if let Some(recalled) = &config.recalled {
+            dataplane.recall(recalled.flows());
+        }
         let failures = Failures::default();
         let mut tenure = None;
         let (capture, listeners, captured): (Box<dyn Capture + Send>, _, _) = match config.capture {

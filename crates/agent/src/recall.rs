@@ -37,17 +37,15 @@ const MOST_ASKING: usize = 4;
 /// The agent whose place is to be taken, which has answered once.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
-    /// What it knew when it was asked.
-    memory: Memory,
     incoming: Incoming,
 }
 
 impl Predecessor {
-    /// Asks the agent that serves this node. `None` if there is none, or it does not answer.
-    pub(crate) async fn ask() -> Option<Self> {
+    /// Asks the agent that serves this node: what it knows at this moment. `None` if there is none, or it does not answer.
+    pub(crate) async fn ask() -> Option<(Self, Memory)> {
         let asked = async {
             let mut incoming = Incoming::new(socket::connect()?);
-            incoming.memory().await.map(|memory| Self { memory, incoming })
+            incoming.memory().await.map(|memory| (Self { incoming }, memory))
         };
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(predecessor)) => Some(predecessor),
@@ -64,11 +62,6 @@ impl Predecessor {
             }
         }
     }
-
-    /// What it knew when it was asked.
-    pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
-    }
 }
 
 /// Hears the predecessor's second answer, and answers the successor. Ends when it is dropped.
@@ -80,9 +73,6 @@ pub(crate) struct Recall {
 impl Recall {
     /// For an agent that captures packets and has no sockets for them so far.
     pub(crate) fn start(observer: &Observer, predecessor: Option<Predecessor>) -> Self {
-        if let Some(predecessor) = &predecessor {
-            predecessor.memory.recall_flows(observer);
-        }
         let hear = tokio::spawn(hear(observer.clone(), predecessor));
         let answer = tokio::spawn(answer_all(observer.clone()));
         Self { tasks: [hear.abort_handle(), answer.abort_handle()] }
@@ -96,10 +86,10 @@ impl Drop for Recall {
 }
 
 async fn hear(observer: Observer, predecessor: Option<Predecessor>) {
-    let Some(Predecessor { mut incoming, .. }) = predecessor else { return };
+    let Some(Predecessor { mut incoming }) = predecessor else { return };
     match incoming.memory().await {
         Ok(memory) => {
-            memory.recall_flows(&observer);
+            observer.recall(memory.flows());
             memory.recall_clients(observer.table());
         }
         // It has ended before this agent took its place.
@@ -154,7 +144,7 @@ async fn replaced(observer: &Observer) {
 async fn answer(observer: Observer, mut stream: UnixStream) {
     let memory = Memory::collect(&observer).await;
     // The new agent's sockets will join this one's: the kernel then leads clients to other workers here, too.
-    memory.recall_flows(&observer);
+    observer.recall(memory.flows());
     if !matches!(tokio::time::timeout(PATIENCE, memory.write(&mut stream)).await, Ok(Ok(()))) {
         return;
     }

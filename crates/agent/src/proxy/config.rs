@@ -25,7 +25,7 @@ pub struct ProxyConfig {
     pub at_socket: AtSocketWish,
     /// Where an earlier agent may have left what decides there, to be removed if nothing is to.
     pub leftovers: Option<PathBuf>,
-    /// Which clients keep which endpoint, by an agent whose place this one takes.
+    /// Who has which endpoint, by an agent whose place this one takes.
     pub(crate) recalled: Option<Memory>,
     /// Where people are told of what concerns single objects.
     pub events: Events,

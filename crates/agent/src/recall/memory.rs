@@ -79,10 +79,9 @@ impl Memory {
         to.write_all(&line).await
     }
 
-    /// Has the workers lead these flows to the endpoints that they have.
-    pub(crate) fn recall_flows(&self, observer: &Observer) {
-        let ends = |&(client, frontend, endpoint)| FlowEnds { client, frontend, endpoint };
-        observer.recall(self.flows.iter().map(ends));
+    /// The UDP flows.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowEnds> {
+        self.flows.iter().map(|&(client, frontend, endpoint)| FlowEnds { client, frontend, endpoint })
     }
 
     /// Has the table lead these clients to the endpoints that they keep, as far as it knows both and nothing newer.
