@@ -57,6 +57,18 @@ impl CaptureListeners {
         *self = Self { lacks_v6: self.lacks_v6, ..Self::new(self.ports) };
     }
 
+    /// Opens all of them at other ports. Those that are open stay so until all are closed: the kernel hands packets over there
+    /// until its rules have changed. Returns whether the others are open; if not, these remain the ones to be opened.
+    pub(crate) fn move_to(&mut self, ports: Ports, dataplane: &Dataplane) -> bool {
+        let mut moved = Self { lacks_v6: self.lacks_v6, ..Self::new(ports) };
+        moved.open(dataplane);
+        let are_open = moved.are_open();
+        if are_open {
+            *self = moved;
+        }
+        are_open
+    }
+
     /// Whether whatever comes in here is taken.
     pub(crate) fn are_open(&self) -> bool {
         self.closed.iter().all(|(address, _)| address.is_ipv6() && self.lacks_v6)

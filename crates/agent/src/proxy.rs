@@ -8,6 +8,7 @@ mod notices;
 mod observer;
 mod report;
 mod routed;
+mod tenure;
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +68,8 @@ pub struct Proxy {
     tenure: Option<Arc<Tenure>>,
     /// Whether another one does, and has what is captured.
     is_replaced: bool,
+    /// How often this one had become the agent that does when that was last looked at.
+    returns: u64,
     /// What the capture has done; bind mode has nothing to do with the kernel's rules.
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
@@ -188,6 +191,7 @@ impl Proxy {
             listeners,
             tenure,
             is_replaced: false,
+            returns: 0,
             captured,
             failures,
             interfaces,
@@ -366,27 +370,6 @@ impl Proxy {
     fn serves(&self) -> bool {
         let has_relay = self.is_replaced || self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
         self.has_offered && has_relay
-    }
-
-    /// Leaves to another agent in this one's place what goes by this one's view, and takes it back should that one end.
-    fn follow_tenure(&mut self) {
-        let (Some(tenure), Some(listeners)) = (&self.tenure, &mut self.listeners) else { return };
-        let was_replaced = std::mem::replace(&mut self.is_replaced, tenure.is_replaced());
-        match (was_replaced, self.is_replaced) {
-            (false, true) => {
-                listeners.close(&self.dataplane);
-                tenure.release();
-                info!("another agent takes new connections; those of this one go on");
-            }
-            (true, false) => {
-                self.at_socket.take_back();
-                info!("the other agent has ended: this one takes new connections again");
-            }
-            _ => {}
-        }
-        if self.is_replaced {
-            self.at_socket.hand_over(Instant::now());
-        }
     }
 
     /// Goes by the addresses that the node has now.

@@ -9,7 +9,7 @@
 //!   leave there lives. `marks`: what marks mean. `script`, `listing`: what nft reads and what it prints. None of these does I/O.
 //! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
-//! * `owner`: which agent does all this, of several. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
+//! * `owner`: which agent does all this, of several. `shared_listeners`: the sockets of one that hangs. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this. `lines`: how often.
 //! * `addresses`: the node's addresses. `cleanup`: removes everything.
 //!
@@ -41,10 +41,12 @@ mod routing;
 mod ruleset;
 mod script;
 mod settings;
+mod shared_listeners;
 mod succession;
 mod table;
 mod wanted;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,10 +115,23 @@ pub struct Ports {
     pub node: u16,
 }
 
+/// `10265, 10266 and 10267`
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} and {}", self.outside, self.local_pod, self.node)
+    }
+}
+
 impl Ports {
     /// Three ports in a row.
     pub fn from_first(first: u16) -> Self {
         Self { outside: first, local_pod: first.saturating_add(1), node: first.saturating_add(2) }
+    }
+
+    /// The three ports that follow them, or those after that, and so on.
+    fn beyond(self, number: u16) -> Option<Self> {
+        let on = |port: u16| port.checked_add(number.checked_mul(3)?);
+        Some(Self { outside: on(self.outside)?, local_pod: on(self.local_pod)?, node: on(self.node)? })
     }
 }
 
@@ -223,7 +238,13 @@ impl Tproxy {
         if !self.has_begun || !(was_owner || self.table_retry.is_due(now)) {
             return false;
         }
-        match self.table.look_for_owner() {
+        let looked = self.table.look_for_owner();
+        let ports = self.table.owner().ports();
+        if ports != self.config.ports {
+            self.config.ports = ports;
+            self.table.reconfigure(&self.config);
+        }
+        match looked {
             Ok(true) => true,
             Ok(false) => {
                 self.leave();

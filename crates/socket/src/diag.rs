@@ -1,7 +1,6 @@
 //! Asking the kernel to end a socket: `SOCK_DESTROY` of sock_diag(7).
 
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+use sluice_sys::sock_diag::{DESTROY, REQUEST, Request};
 
 use crate::census::Translated;
 
@@ -68,44 +68,18 @@ fn answer(bytes: &[u8]) -> io::Result<(u32, i32)> {
     Ok((u32::from_ne_bytes(sequence), i32::from_ne_bytes(error).saturating_neg()))
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
 fn request(socket: &Translated, sequence: u32) -> Vec<u8> {
-    /// `SOCK_DESTROY`.
-    const DESTROY: u16 = 21;
-    /// `NLM_F_REQUEST` and `NLM_F_ACK`.
-    const FLAGS: u16 = 1 | 4;
-    const LENGTH: u32 = 16 + 56;
-    let family = if socket.is_v6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    let mut bytes = Vec::with_capacity(LENGTH as usize);
-    bytes.extend(LENGTH.to_ne_bytes());
-    bytes.extend(DESTROY.to_ne_bytes());
-    bytes.extend(FLAGS.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    // The kernel fills in who sends.
-    bytes.extend([0; 4]);
-    bytes.extend([family.as_raw().to_ne_bytes()[0], socket.protocol, 0, 0]);
-    // All states.
-    bytes.extend(u32::MAX.to_ne_bytes());
-    bytes.extend(socket.local.port().to_be_bytes());
-    bytes.extend(socket.endpoint.port().to_be_bytes());
-    for ip in [socket.local.ip(), socket.endpoint.ip()] {
-        bytes.extend(address(ip, socket.is_v6));
-    }
-    // The kernel finds a socket that is bound to an interface by that one only.
-    bytes.extend(socket.device.to_ne_bytes());
-    bytes.extend(socket.cookie.to_ne_bytes());
-    bytes
-}
-
-/// As a socket of this family has it, in 16 bytes.
-fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
-    match ip {
-        IpAddr::V6(ip) => ip.octets(),
-        IpAddr::V4(ip) if is_v6 => ip.to_ipv6_mapped().octets(),
-        IpAddr::V4(ip) => {
-            let mut octets = [0; 16];
-            octets[..4].copy_from_slice(&ip.octets());
-            octets
-        }
-    }
+    let request = Request {
+        kind: DESTROY,
+        flags: REQUEST,
+        is_v6: socket.is_v6,
+        protocol: socket.protocol,
+        // All states.
+        states: u32::MAX,
+        local: socket.local,
+        remote: socket.endpoint,
+        device: socket.device,
+        cookie: socket.cookie,
+    };
+    request.bytes(sequence)
 }

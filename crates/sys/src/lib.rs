@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod local_port;
 pub mod memory;
 mod skipped;
+pub mod sock_diag;
 pub mod tcp;
 pub mod udp;
 

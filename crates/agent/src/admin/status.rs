@@ -72,6 +72,7 @@ fn problems(inside: &Inside, state: &State, standing: Option<&Standing>) -> Vec<
     problems.sort_unstable();
     problems.dedup();
     problems.extend(of_node(inside, state));
+    problems.extend(observer.trouble_of_other_agent());
     if observer.unserved() > 0 {
         let what = match observer.unserved() {
             1 => "1 frontend".to_owned(),

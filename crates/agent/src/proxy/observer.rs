@@ -87,6 +87,11 @@ impl Observer {
         self.tenure.as_ref().is_some_and(|tenure| tenure.is_replaced())
     }
 
+    /// What is wrong with another agent on this node, for people.
+    pub fn trouble_of_other_agent(&self) -> Option<String> {
+        self.tenure.as_ref().and_then(|tenure| tenure.trouble())
+    }
+
     /// What the workers have done so far.
     pub fn stats(&self) -> Stats {
         self.dataplane.stats()

@@ -22,6 +22,7 @@ mod events;
 mod firewalls;
 mod handing_over;
 mod health_checks;
+mod hung_agents;
 mod inside;
 mod leftovers;
 mod local_detector;

@@ -31,6 +31,11 @@ pub enum Error {
     /// The kernel does not answer about policy rules.
     #[error("cannot get this node's policy rules: {0}")]
     Rules(Errno),
+    /// The kernel does not answer about sockets, or does not destroy one.
+    #[error(
+        "cannot ask the kernel about sockets: {0}; it takes CAP_NET_ADMIN, INET_DIAG and INET_DIAG_DESTROY"
+    )]
+    Sockets(Errno),
     /// A policy rule or route cannot be changed.
     #[error("cannot change the {item} for captured packets: {error}; {mend}", mend = mend(*.error))]
     Routing {

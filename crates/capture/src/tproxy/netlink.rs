@@ -10,7 +10,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
-use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
+use rustix::net::netlink::{NETFILTER, SOCK_DIAG, SocketAddrNetlink};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
@@ -55,7 +55,7 @@ impl Netlink {
     /// For requests about links, addresses, routes and rules.
     ///
     /// # Errors
-    /// The system has no socket to give; the next two likewise.
+    /// The system has no socket to give; the next ones likewise.
     pub(super) fn route() -> io::Result<Self> {
         Self::open(None, 0, 0)
     }
@@ -68,6 +68,11 @@ impl Netlink {
     /// The same with a port of its own (EADDRINUSE: another socket of this network namespace has it).
     pub(super) fn netfilter_at(port: u32) -> io::Result<Self> {
         Self::open(Some(NETFILTER), port, 0)
+    }
+
+    /// For requests about sockets of TCP and UDP.
+    pub(super) fn sock_diag() -> io::Result<Self> {
+        Self::open(Some(SOCK_DIAG), 0, 0)
     }
 
     /// For notices of these [`groups`].

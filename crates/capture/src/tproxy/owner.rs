@@ -6,22 +6,26 @@
 //! ([`Owner::execute`]): deleting what is not there is an error, so the kernel carries out none of an agent that has been
 //! replaced, however late it comes. Looking who it is costs the kernel one small answer, and no program is started.
 //!
+//! `hung`: what a new owner does about a predecessor that keeps its listeners.
+//!
 //! An agent's number is the port of a netlink socket, which no other socket of the network namespace can have while it is
 //! open: so it is known who lives, across containers and without a file, and the kernel forgets whoever dies.
+
+mod hung;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_DUMP, NetlinkBuffer, NlasIterator};
 use rustix::io::Errno;
-use tracing::{info, warn};
+use tracing::info;
 
+use self::hung::Hung;
 use super::generation::NFGENMSG;
 use super::netlink::{Netlink, attribute, nftables_request};
 use super::ruleset::INET;
-use super::{Error, nft};
+use super::{Error, Ports, nft};
 
 /// The table's name.
 pub(super) const TABLE: &str = "sluice_owner";
@@ -38,12 +42,6 @@ const ELEMENT: (u16, u16) = (1, 1);
 
 /// NFPROTO_INET.
 const FAMILY: u8 = 1;
-
-/// How long a predecessor may take to close its listeners. Until then both serve what either knows.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often it is looked whether it has.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// An agent: the port of its socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +63,14 @@ struct State {
     /// Until it is the owner for the first time, and once it has ended, there is none.
     sign: Option<Sign>,
     is_replaced: bool,
+    /// How often it has become the owner again.
+    returns: u64,
+    /// Where the listeners are to be opened instead.
+    wanted: Option<Ports>,
+    /// Whether they are.
+    are_open: Option<bool>,
+    /// What there is to say about an agent that hangs.
+    trouble: Option<String>,
 }
 
 /// This agent's view of who is the owner.
@@ -78,6 +84,9 @@ pub(super) struct Owner {
     seen: Option<Agent>,
     /// Who has taken this agent's place.
     successor: Option<Agent>,
+    /// Where captured packets are handed over.
+    ports: Ports,
+    hung: Option<Hung>,
 }
 
 impl Agent {
@@ -115,6 +124,28 @@ impl Tenure {
         self.state().is_replaced
     }
 
+    /// How often this agent has become the owner again. Another one may have destroyed its listeners in between, though it
+    /// has never seen itself replaced.
+    pub fn returns(&self) -> u64 {
+        self.state().returns
+    }
+
+    /// Where the listeners are to be opened besides, once: at the ports that they have, an agent that hangs has some, too. To be
+    /// answered ([`Tenure::answer`]).
+    pub fn take_wanted_ports(&self) -> Option<Ports> {
+        self.state().wanted.take()
+    }
+
+    /// Whether all listeners are open there.
+    pub fn answer(&self, are_open: bool) {
+        self.state().are_open = Some(are_open);
+    }
+
+    /// What is wrong with another agent on this node, for people.
+    pub fn trouble(&self) -> Option<String> {
+        self.state().trouble.clone()
+    }
+
     /// This agent takes no new connections: its successor, if it has one, need not wait for that any longer.
     pub fn release(&self) {
         let mut state = self.state();
@@ -138,9 +169,15 @@ impl Owner {
     ///
     /// # Errors
     /// The system has no socket to give.
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(super) fn open(ports: Ports) -> Result<Self, Error> {
         let netlink = Netlink::netfilter().map_err(Error::Netlink)?;
-        Ok(Self { netlink, tenure: Arc::default(), own: None, seen: None, successor: None })
+        let tenure = Arc::default();
+        Ok(Self { netlink, tenure, own: None, seen: None, successor: None, ports, hung: None })
+    }
+
+    /// Where captured packets are to be handed over. That changes when a predecessor hangs.
+    pub(super) fn ports(&self) -> Ports {
+        self.ports
     }
 
     pub(super) fn tenure(&self) -> &Arc<Tenure> {
@@ -160,6 +197,7 @@ impl Owner {
     /// looked at again. It is what it was before.
     pub(super) fn look(&mut self) -> Result<bool, Error> {
         let there = self.read()?;
+        self.look_for_hung();
         if self.own.is_some() && (there == self.own || there.is_none()) {
             // None is there where somebody has flushed everything; the next transaction has it again.
             self.seen = there;
@@ -194,17 +232,13 @@ impl Owner {
             return Err(if self.read()? == self.seen { error } else { Error::Replaced });
         }
         (self.own, self.seen, self.successor) = (Some(agent), Some(agent), None);
-        *self.tenure.state() = State { sign: Some(sign), is_replaced: false };
-        if let Some(predecessor) = predecessor {
-            info!("this agent takes the place of another one, which serves");
-            let start = Instant::now();
-            while predecessor.is_alive() {
-                if start.elapsed() >= PATIENCE {
-                    warn!("the agent whose place this one takes goes on taking connections; does it hang?");
-                    break;
-                }
-                std::thread::sleep(LOOK);
-            }
+        {
+            let mut state = self.tenure.state();
+            (state.sign, state.is_replaced) = (Some(sign), false);
+            state.returns += u64::from(!is_first);
+        }
+        if is_first {
+            self.wait_for(predecessor);
         }
         Ok(())
     }
@@ -265,6 +299,8 @@ fn element(payload: &[u8]) -> Option<Agent> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -275,6 +311,10 @@ mod tests {
         let gone = one.agent;
         drop(one);
         assert!(is_gone(gone) && other.agent.is_alive());
+    }
+
+    fn open() -> Owner {
+        Owner::open(Ports::from_first(10_265)).unwrap()
     }
 
     /// On a thread of its own, in a network namespace that ends with it.
@@ -292,7 +332,7 @@ mod tests {
     fn is_gone(agent: Agent) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while agent.is_alive() && Instant::now() < deadline {
-            std::thread::sleep(LOOK);
+            std::thread::sleep(Duration::from_millis(10));
         }
         !agent.is_alive()
     }
@@ -309,7 +349,7 @@ mod tests {
     #[test]
     fn a_transaction_that_comes_late_has_no_effect() {
         in_namespace(|| {
-            let (mut old, mut new) = (Owner::open().unwrap(), Owner::open().unwrap());
+            let (mut old, mut new) = (open(), open());
             assert!(old.look().unwrap());
             old.execute("add table inet first\n").unwrap();
             // So that it is not waited for.
@@ -330,7 +370,7 @@ mod tests {
     #[test]
     fn where_none_is_there_two_cannot_become_it() {
         in_namespace(|| {
-            let (mut one, mut other) = (Owner::open().unwrap(), Owner::open().unwrap());
+            let (mut one, mut other) = (open(), open());
             assert!(one.look().unwrap());
             // It has looked before.
             other.seen = None;
@@ -346,7 +386,7 @@ mod tests {
     #[test]
     fn of_two_that_begin_at_once_the_second_looks_again() {
         in_namespace(|| {
-            let (mut one, mut other) = (Owner::open().unwrap(), Owner::open().unwrap());
+            let (mut one, mut other) = (open(), open());
             assert!(one.look().unwrap());
             // It has looked before.
             assert!(matches!(other.take(true), Err(Error::Replaced)));

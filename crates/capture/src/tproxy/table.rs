@@ -145,7 +145,7 @@ impl Table {
         generations.current()?;
         Ok(Self {
             ruleset: Ruleset::inet(config),
-            owner: Owner::open()?,
+            owner: Owner::open(config.ports)?,
             bridge: Bridge::new(config),
             generations,
             changes: Changes::default(),
@@ -160,6 +160,12 @@ impl Table {
 
     pub(super) fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// Has captured packets handed over where this configuration says. Nothing is known of the table any more.
+    pub(super) fn reconfigure(&mut self, config: &Config) {
+        self.ruleset = Ruleset::inet(config);
+        (self.known, self.is_ours) = (None, false);
     }
 
     /// Looks whether this agent keeps the table. Where that has changed, nothing is known of the table any more.

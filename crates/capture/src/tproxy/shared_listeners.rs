@@ -1,0 +1,188 @@
+//! The listeners of another process beside this agent's own, at the same addresses and ports.
+//!
+//! Two agents share these while one takes over from the other: the kernel spreads new connections and datagrams over the
+//! sockets of both (`SO_REUSEPORT`). An agent that hangs never closes its own, and what the kernel gives to them is lost. The
+//! kernel destroys a TCP listener of another process for us, and with `tcp_migrate_req` it moves to ours what waits there.
+//! It does not do that for UDP: a socket that is bound to a port keeps it (`udp_abort`). So an agent beside one that hangs
+//! takes other ports (`free_ports`), where it is alone.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rustix::io::Errno;
+use sluice_sys::sock_diag::{BY_FAMILY, DESTROY, DUMP, LISTENING, REQUEST, Request, Shown, UNCONNECTED};
+
+use super::netlink::Netlink;
+use super::{Error, Ports};
+
+/// Loopback addresses, where the listeners are.
+const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// How many other ranges of ports are tried.
+const RANGES: u16 = 8;
+
+/// A socket that takes what is new at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Listener {
+    protocol: u8,
+    shown: Shown,
+}
+
+/// Who has listeners at some ports.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Sharing {
+    /// At how many places this process has some.
+    pub(super) own: usize,
+    /// Those of other processes at the places where this one has some, too.
+    pub(super) others: Vec<Listener>,
+}
+
+/// Looks who has listeners.
+///
+/// # Errors
+/// The kernel does not say, or it is not known which are this process's own.
+pub(super) fn look(ports: Ports) -> Result<Sharing, Error> {
+    let all = listeners(ports, |ip| ADDRESSES.contains(&ip))?;
+    // Own ones that are open now were so, or were opened since. In the other order one of these would seem another's.
+    let own = own_sockets().map_err(Error::Netlink)?;
+    Ok(split(&all, &own))
+}
+
+fn split(all: &[Listener], own: &HashSet<u32>) -> Sharing {
+    let is_own = |listener: &Listener| own.contains(&listener.shown.inode);
+    let place = |listener: &Listener| (listener.protocol, listener.shown.local);
+    let places: HashSet<(u8, SocketAddr)> = all.iter().filter(|l| is_own(l)).map(place).collect();
+    // A socket at a place where we have none is not of the same kind: it may be any program's.
+    let others = all.iter().filter(|l| !is_own(l) && places.contains(&place(l))).copied().collect();
+    Sharing { own: places.len(), others }
+}
+
+/// Destroys those of TCP. Returns how many are, or that one is not, and why.
+pub(super) fn destroy(listeners: &[Listener]) -> Result<usize, Error> {
+    let mut kernel = Netlink::sock_diag().map_err(Error::Netlink)?;
+    let mut destroyed = 0;
+    for Listener { shown, .. } in listeners.iter().filter(|listener| listener.protocol == TCP) {
+        let mut request = request(DESTROY, REQUEST, TCP, shown.local);
+        (request.device, request.cookie) = (shown.device, shown.cookie);
+        match kernel.exchange(request.bytes(0), |_| {}) {
+            Ok(()) => destroyed += 1,
+            // It is closed.
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::Sockets(error)),
+        }
+    }
+    Ok(destroyed)
+}
+
+/// Ports beside these where nobody listens.
+///
+/// # Errors
+/// The kernel does not say.
+pub(super) fn free_ports(ports: Ports) -> Result<Option<Ports>, Error> {
+    for ports in (1..=RANGES).map_while(|number| ports.beyond(number)) {
+        if listeners(ports, |_| true)?.is_empty() {
+            return Ok(Some(ports));
+        }
+    }
+    Ok(None)
+}
+
+/// Sockets that listen at these ports, at addresses that matter.
+fn listeners(ports: Ports, matters: impl Fn(IpAddr) -> bool) -> Result<Vec<Listener>, Error> {
+    let mut kernel = Netlink::sock_diag().map_err(Error::Netlink)?;
+    let mut found = Vec::new();
+    for port in [ports.outside, ports.local_pod, ports.node] {
+        for (protocol, states) in [(TCP, LISTENING), (UDP, UNCONNECTED)] {
+            for ip in ADDRESSES {
+                let mut request = request(BY_FAMILY, REQUEST | DUMP, protocol, SocketAddr::new(ip, port));
+                request.states = states;
+                let outcome = kernel.exchange(request.bytes(0), |answer| {
+                    let shown = Shown::read(answer.payload());
+                    let shown = shown.filter(|s| s.local.port() == port && matters(s.local.ip()));
+                    found.extend(shown.map(|shown| Listener { protocol, shown }));
+                });
+                match outcome {
+                    // A kernel without IPv6.
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(Error::Sockets(error)),
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn request(kind: u16, flags: u16, protocol: u8, local: SocketAddr) -> Request {
+    let remote = match local.ip() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Request {
+        kind,
+        flags,
+        is_v6: local.is_ipv6(),
+        protocol,
+        states: u32::MAX,
+        local,
+        remote: SocketAddr::new(remote, 0),
+        device: 0,
+        cookie: u64::MAX,
+    }
+}
+
+/// The inodes of this process's sockets.
+fn own_sockets() -> io::Result<HashSet<u32>> {
+    let links = fs::read_dir("/proc/self/fd")?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    Ok(links.filter_map(|link| inode(link.to_str()?)).collect())
+}
+
+/// `socket:[12345]`
+fn inode(link: &str) -> Option<u32> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    fn listener(protocol: u8, port: u16, inode: u32) -> Listener {
+        let local = SocketAddr::new(ADDRESSES[0], port);
+        Listener { protocol, shown: Shown { local, device: 0, cookie: 1, inode } }
+    }
+
+    #[test]
+    fn only_what_is_at_a_place_of_ours_is_an_agents() {
+        let (ours, theirs) = (listener(TCP, 10_265, 1), listener(TCP, 10_265, 2));
+        let own = HashSet::from([1]);
+        let all = [ours, theirs, listener(UDP, 10_265, 3), listener(TCP, 10_266, 4)];
+        assert_eq!(split(&all, &own), Sharing { own: 1, others: vec![theirs] });
+        assert_eq!(inode("socket:[77]"), Some(77));
+        assert_eq!((inode("pipe:[77]"), inode("socket:[x]")), (None, None));
+    }
+
+    #[test]
+    fn own_listeners_are_found_and_are_nobody_elses() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let udp = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        let ports = Ports::from_first(port);
+        let found = listeners(ports, |ip| ADDRESSES.contains(&ip)).unwrap();
+        let own = own_sockets().unwrap();
+        let here: Vec<u8> =
+            found.iter().filter(|l| l.shown.local.port() == port).map(|l| l.protocol).collect();
+        assert_eq!(here, [TCP, UDP]);
+        assert!(found.iter().filter(|l| l.shown.local.port() == port).all(|l| own.contains(&l.shown.inode)));
+        // A connected one takes nothing new.
+        udp.connect("127.0.0.1:9").unwrap();
+        let found = listeners(ports, |_| true).unwrap();
+        assert!(found.iter().all(|l| l.shown.local.port() != port || l.protocol == TCP));
+        assert_ne!(free_ports(ports).unwrap(), Some(ports));
+    }
+}
