@@ -16,38 +16,56 @@ pub(super) struct Bridge {
     ruleset: Ruleset,
     /// As nft lists it, once it was seen to be as it is wanted.
     known: Option<String>,
-    has_complained: bool,
+    said: Option<Complaint>,
+}
+
+/// What has been said about the table, so as not to say it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Complaint {
+    /// It is not known whether it is there.
+    Unseen,
+    /// It cannot be had.
+    Missing,
 }
 
 impl Bridge {
     /// Gets ready; changes nothing yet.
     pub(super) fn new(config: &Config) -> Self {
-        Self { ruleset: Ruleset::bridge(config), known: None, has_complained: false }
+        Self { ruleset: Ruleset::bridge(config), known: None, said: None }
     }
 
     /// Sees to it that it is there; returns whether somebody else had changed it. A kernel that cannot have it serves
     /// all endpoints but those on bridges: that is said once.
     pub(super) fn keep(&mut self, owner: &mut Owner) -> bool {
-        match self.try_keep(owner) {
-            Ok(is_repaired) => {
-                self.has_complained = false;
-                return is_repaired;
-            }
-            Err(error) if self.has_complained => debug!(%error, "no table bridge {TABLE}"),
+        let listed = match self.listed() {
+            Ok(listed) => listed,
             Err(error) => {
-                self.has_complained = true;
-                warn!(
-                    "pods on a Linux bridge do not reach endpoints on the same bridge: no nftables table bridge \
-                     {TABLE}: {error}{}",
-                    mend(&error)
-                );
+                self.complain(Complaint::Unseen, &error);
+                return false;
+            }
+        };
+        match self.try_keep(listed, owner) {
+            Ok(is_repaired) => {
+                self.said = None;
+                is_repaired
+            }
+            Err(error) => {
+                self.complain(Complaint::Missing, &error);
+                false
             }
         }
-        false
     }
 
-    fn try_keep(&mut self, owner: &mut Owner) -> Result<bool, Error> {
-        let listed = self.listed()?;
+    fn complain(&mut self, complaint: Complaint, error: &Error) {
+        let what = complaint.words(error);
+        if self.said.replace(complaint) == Some(complaint) {
+            debug!("{what}");
+        } else {
+            warn!("{what}");
+        }
+    }
+
+    fn try_keep(&mut self, listed: Option<String>, owner: &mut Owner) -> Result<bool, Error> {
         if let Some(listed) = &listed
             && self
                 .known
@@ -81,6 +99,22 @@ impl Bridge {
     }
 }
 
+impl Complaint {
+    fn words(self, error: &Error) -> String {
+        match self {
+            Self::Unseen => format!(
+                "the nftables table bridge {TABLE}, by which pods on a Linux bridge reach endpoints on the same bridge, \
+                 could not be looked at: {error}"
+            ),
+            Self::Missing => format!(
+                "pods on a Linux bridge do not reach endpoints on the same bridge: no nftables table bridge {TABLE}: \
+                 {error}{}",
+                mend(error)
+            ),
+        }
+    }
+}
+
 /// What to do where nft has refused. One that could not be run says nothing about the kernel.
 fn mend(error: &Error) -> &'static str {
     match error {
@@ -95,6 +129,15 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_table_that_could_not_be_looked_at_is_not_said_to_be_missing() {
+        let error =
+            Error::from(program::Error::Unusable { program: "nft", error: io::ErrorKind::WouldBlock.into() });
+        let said = Complaint::Unseen.words(&error);
+        assert!(said.contains("could not be looked at") && !said.contains("no nftables table"), "{said}");
+        assert!(Complaint::Missing.words(&error).contains("no nftables table bridge sluice"));
+    }
 
     #[test]
     fn only_an_nft_that_has_refused_says_something_about_the_kernel() {
