@@ -121,6 +121,10 @@ impl fmt::Display for Damage {
         match self {
             Self::Elements(1) => f.write_str("one of its elements was not as it was left"),
             Self::Elements(number) => write!(f, "{number} of its elements were not as they were left"),
+            Self::Structure(Why::Missing) => f.write_str(
+                "it was not there, and what it remembered is lost: open connections to endpoints in the node's network, \
+                 and between pods on one bridge, are reset",
+            ),
             Self::Structure(why) => why.fmt(f),
             Self::Bridge => write!(f, "its companion, the table bridge {TABLE}, was not as it was left"),
         }
