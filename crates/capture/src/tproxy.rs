@@ -61,6 +61,7 @@ use counters::Part;
 pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
+pub use generation::NftablesWatch;
 use lines::Lines;
 pub use local_routes::LocalRoutes;
 pub use mark_rules::{MarkRule, others_mark_rules};
@@ -189,9 +190,9 @@ impl Tproxy {
         let crowding = Crowding::open(Arc::clone(&counters))?;
         let mut routing = Routing::open()?;
         let (mut repairs, troubles) = (Lines::default(), Lines::default());
-        routing.ensure(&mut repairs, Instant::now())?;
+        routing.ensure(&mut repairs, Instant::now()).1?;
         let mut settings = Settings::open()?;
-        settings.set_all();
+        settings.keep(Instant::now());
         let mut wanted = Wanted::default();
         wanted.set_untracked(&config.cluster_cidrs);
         if let LocalPods::Cidrs(cidrs) = &config.local_pods {
@@ -323,7 +324,8 @@ impl Tproxy {
         }
     }
 
-    fn keep_bridges(&mut self, now: Instant) {
+    fn keep_settings(&mut self, now: Instant) {
+        self.settings.keep(now);
         if let Some(bridge_netfilter) = &mut self.bridge_netfilter {
             bridge_netfilter.keep_off(&mut self.settings, &self.counters, now);
         }
@@ -334,17 +336,20 @@ impl Tproxy {
         {
             return;
         }
-        match self.routing.ensure(&mut self.repairs, now) {
-            Ok(added) => {
-                for item in &added {
-                    let what = format_args!("the {item} for captured packets was gone, and is back");
-                    self.repairs.warn(now, what);
-                }
-                if !added.is_empty() {
-                    self.counters.repair();
-                }
+        let (added, outcome) = self.routing.ensure(&mut self.repairs, now);
+        for item in &added {
+            let what = format_args!("the {item} for captured packets was gone, and is back");
+            self.repairs.warn(now, what);
+        }
+        if !added.is_empty() {
+            self.counters.repair();
+        }
+        match outcome {
+            Ok(()) => {
                 self.counters.success(Part::Routing);
-                self.routing_retry.succeeded();
+                if self.routing_retry.succeeded() && self.troubles.admit(now) {
+                    info!("policy rules and routes are as they are to be again");
+                }
             }
             Err(error) => {
                 self.counters.failure(Part::Routing);
@@ -368,7 +373,7 @@ impl Capture for Tproxy {
         self.has_begun = true;
         self.look_at_addresses();
         if self.is_owner(now) {
-            self.keep_bridges(now);
+            self.keep_settings(now);
             self.apply(now);
         }
     }
@@ -381,7 +386,7 @@ impl Capture for Tproxy {
             return;
         }
         self.keep_routing(now);
-        self.keep_bridges(now);
+        self.keep_settings(now);
         self.settings.keep_records(now);
         self.crowding.look(now);
         // What another agent has left is no damage.

@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod local_port;
 pub mod memory;
+pub mod netlink;
 mod skipped;
 pub mod sock_diag;
 pub mod tcp;

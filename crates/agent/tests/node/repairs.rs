@@ -29,13 +29,17 @@ fn a_flushed_ruleset_and_a_deleted_table_are_written_again() {
     let mut conversations: Vec<_> =
         scene.questions(1).into_iter().map(|(host, to)| Conversation::begin(host, to)).collect();
     let written = scene.nft("table inet sluice");
-    for arguments in ["flush ruleset", "delete table inet sluice", "flush table inet sluice"] {
+    for (arguments, why) in [
+        ("flush ruleset", "are reset"),
+        ("delete table inet sluice", "are reset"),
+        ("flush table inet sluice", "missing or strange"),
+    ] {
         break_and_wait(
             &scene,
             &agent,
             "nft",
             arguments,
-            &["WARN", "the nftables table inet sluice is repaired"],
+            &["WARN", "the nftables table inet sluice is repaired", why],
         );
         assert_eq!(scene.nft("table inet sluice"), written);
         conversations.iter_mut().for_each(|conversation| conversation.say(arguments));
@@ -70,10 +74,28 @@ fn policy_rules_and_routes_come_back() {
         ("-6 rule del priority 90", "the IPv6 policy rule"),
         ("route flush table 7583", "the IPv4 route"),
         ("-6 route flush table 7583", "the IPv6 route"),
+        // In its place.
+        ("route replace unreachable default table 7583", "the IPv4 route"),
+        ("-6 route replace unreachable default table 7583", "the IPv6 route"),
     ] {
         break_and_wait(&scene, &agent, "ip", arguments, &["WARN", item, "was gone, and is back"]);
         conversations.iter_mut().for_each(|conversation| conversation.say(arguments));
     }
+}
+
+#[test]
+fn what_can_be_put_back_is_while_something_else_cannot_and_both_are_said() {
+    let scene = Scene::new();
+    let agent = scene.start();
+    let ns = &scene.lab.node().ns;
+    let said = FromNowOn::of(&agent);
+    well(ns.output("ip", &["link", "set", "lo", "down"]));
+    said.wait_for(&["captured packets are lost", "the IPv6 route"]);
+    well(ns.output("ip", &["-6", "rule", "del", "priority", "90"]));
+    said.wait_for(&["the IPv6 policy rule for captured packets was gone, and is back"]);
+    well(ns.output("ip", &["link", "set", "lo", "up"]));
+    said.wait_for(&["policy rules and routes are as they are to be again"]);
+    scene.assert_served(1);
 }
 
 #[test]

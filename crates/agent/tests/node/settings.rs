@@ -6,7 +6,7 @@ use sluice_model::{Family, Protocol};
 use sluice_testbed::lab::{Lab, PATIENCE, Process, SILENCE};
 
 use crate::manifests::node_port;
-use crate::scene::{CLEANUP, Scene, sluice, until, well};
+use crate::scene::{CLEANUP, FromNowOn, Scene, sluice, until, well};
 
 const TW_REUSE: &str = "net/ipv4/tcp_tw_reuse";
 const MIGRATE_REQ: &str = "net/ipv4/tcp_migrate_req";
@@ -84,6 +84,24 @@ fn what_an_administrator_has_changed_since_stays() {
     // Who has switched it off has had a reason.
     scene.start().kill();
     assert_eq!(value(&scene.lab, TW_REUSE), "0");
+}
+
+/// As `sysctl --system` does.
+#[test]
+fn what_others_set_again_is_set_back_and_said() {
+    let scene = Scene::new();
+    let agent = scene.start();
+    let said = FromNowOn::of(&agent);
+    for (name, theirs) in [(TW_REUSE, "2"), (MIGRATE_REQ, "0")] {
+        well(scene.lab.node().ns.set(name, theirs));
+        until("it is set back", || value(&scene.lab, name) == "1");
+    }
+    said.wait_for(&["net.ipv4.tcp_tw_reuse is set to 1"]);
+    said.wait_for(&["net.ipv4.tcp_migrate_req is set to 1"]);
+    well(scene.lab.node().ns.set(TW_REUSE, "0"));
+    well(scene.lab.node().ns.set(MIGRATE_REQ, "0"));
+    until("a look", || value(&scene.lab, MIGRATE_REQ) == "1");
+    assert_eq!(value(&scene.lab, TW_REUSE), "0", "who switches it off has a reason");
 }
 
 #[test]

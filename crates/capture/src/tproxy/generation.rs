@@ -18,6 +18,29 @@ pub(super) const NFGENMSG: usize = 4;
 #[derive(Debug)]
 pub(super) struct Generations(Netlink);
 
+/// Whether nftables has changed, by whomever.
+#[derive(Debug)]
+pub struct NftablesWatch {
+    generations: Generations,
+    last: Option<Generation>,
+}
+
+impl NftablesWatch {
+    /// Gets ready: the first look finds a change.
+    ///
+    /// # Errors
+    /// The system has no socket to give.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { generations: Generations::open()?, last: None })
+    }
+
+    /// Whether it has since the last call. Not where the kernel does not say.
+    pub fn has_changed(&mut self) -> bool {
+        let Ok(current) = self.generations.current() else { return false };
+        self.last.replace(current) != Some(current)
+    }
+}
+
 /// A state of nftables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generation(u32);

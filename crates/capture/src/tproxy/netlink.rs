@@ -92,6 +92,13 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// Has the kernel apply to dumps what requests say of them. One that cannot dumps everything.
+    pub(super) fn filter_dumps(&self) {
+        if let Err(error) = sluice_sys::netlink::filter_dumps(&self.socket) {
+            tracing::debug!(%error, "dumps of the kernel are not filtered");
+        }
+    }
+
     /// Whether there were notices since the last call. Does not wait.
     pub(super) fn has_notices(&mut self) -> bool {
         let mut any = false;

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -95,7 +95,10 @@ impl Routing {
     pub(super) fn open() -> Result<Self, Error> {
         let wanted = groups::LINK | groups::ADDRESS | groups::ROUTE | groups::RULE;
         let notices = Netlink::notices(wanted).map_err(Error::Netlink)?;
-        Ok(Self { kernel: Netlink::route().map_err(Error::Netlink)?, notices, has_ipv6: true })
+        let kernel = Netlink::route().map_err(Error::Netlink)?;
+        // A node may have very many routes, and one of them matters.
+        kernel.filter_dumps();
+        Ok(Self { kernel, notices, has_ipv6: true })
     }
 
     /// Whether anything about routing has changed since the last call, by whomever.
@@ -103,29 +106,81 @@ impl Routing {
         self.notices.has_notices()
     }
 
-    /// Adds what is missing; returns what that was.
+    /// Adds what is missing, and puts our route in the place of another one; returns what was added, and what fails of the
+    /// rest. A machine without IPv6 is no failure.
     ///
     /// Adding is the way to look: what is there already is not added again, and the kernel says so.
-    ///
-    /// # Errors
-    /// The kernel does not let us. A machine without IPv6 is none.
-    pub(super) fn ensure(&mut self, lines: &mut Lines, now: Instant) -> Result<Vec<Item>, Error> {
-        let mut added = Vec::new();
+    pub(super) fn ensure(&mut self, lines: &mut Lines, now: Instant) -> (Vec<Item>, Result<(), Error>) {
+        let (mut added, mut outcome) = (Vec::new(), Ok(()));
         let mut has_ipv6 = true;
         for item in ITEMS {
-            match self.kernel.request(item.add(), NLM_F_CREATE | NLM_F_EXCL, |_| {}) {
-                Ok(()) => added.push(item),
-                Err(Errno::EXIST) => {}
+            match self.ensure_item(item) {
+                Ok(true) => added.push(item),
+                Ok(false) => {}
                 Err(error) if item.family == Family::V6 && is_family_missing(error) => has_ipv6 = false,
-                Err(error) => return Err(Error::Routing { item: item.to_string(), error }),
+                Err(error) => {
+                    outcome = outcome.and(Err(Error::Routing { item: item.to_string(), error }));
+                }
             }
         }
         if self.has_ipv6 && !has_ipv6 && lines.admit(now) {
             info!("this machine has no IPv6: Services are served over IPv4 only");
         }
         self.has_ipv6 = has_ipv6;
-        Ok(added)
+        (added, outcome)
     }
+
+    /// Whether it had to be added.
+    fn ensure_item(&mut self, item: Item) -> Result<bool, Errno> {
+        match self.kernel.request(item.add(), NLM_F_CREATE | NLM_F_EXCL, |_| {}) {
+            Ok(()) => return Ok(true),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+        // A rule is ours with all that it says, a route only with its place.
+        if item.part == Part::Rule || !self.has_others_route(item.family)? {
+            return Ok(false);
+        }
+        self.kernel.request(item.add(), NLM_F_CREATE | NLM_F_REPLACE, |_| {})?;
+        Ok(true)
+    }
+
+    /// Whether what is in the place of our route is another one.
+    fn has_others_route(&mut self, family: Family) -> Result<bool, Errno> {
+        let mut wanted = RouteMessage::default();
+        wanted.header.address_family = address_family(family);
+        wanted.attributes = vec![RouteAttribute::Table(ROUTING_TABLE)];
+        let mut found = Vec::new();
+        let outcome =
+            self.kernel.request(RouteNetlinkMessage::GetRoute(wanted), NLM_F_DUMP, |answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) if is_in_our_place(&route) => {
+                    found.push(is_ours(&route));
+                }
+                _ => {}
+            });
+        match outcome {
+            // There is no such table any more: the next look adds the route.
+            Ok(()) | Err(Errno::NOENT) => Ok(!found.is_empty() && !found.contains(&true)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a route is for all destinations, in our table.
+fn is_in_our_place(route: &RouteMessage) -> bool {
+    let is_in_table = route.attributes.contains(&RouteAttribute::Table(ROUTING_TABLE));
+    // What the kernel gives to one that names none, in IPv4 and IPv6.
+    let priority = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    };
+    let priority = route.attributes.iter().find_map(priority).unwrap_or(0);
+    is_in_table && route.header.destination_prefix_length == 0 && matches!(priority, 0 | 1024)
+}
+
+/// Whether it delivers on this node.
+fn is_ours(route: &RouteMessage) -> bool {
+    route.header.kind == RouteType::Local && route.attributes.contains(&RouteAttribute::Oif(LOOPBACK))
 }
 
 /// Removes them; returns what there was.

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
+use super::lines::Lines;
 use super::retry::{RETRY_MAX, Retry};
 use super::ruleset::INET;
 use super::{Error, bridge_netfilter, listed, nft};
@@ -25,6 +26,38 @@ const TW_REUSE: &str = "net.ipv4.tcp_tw_reuse";
 /// Whether connections that are being made move to another socket of the same address when theirs is closed
 /// (Linux 5.14); otherwise they are reset.
 const MIGRATE_REQ: &str = "net.ipv4.tcp_migrate_req";
+
+/// How often somebody may have set one again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A setting that is to be 1.
+struct Kept {
+    name: &'static str,
+    /// What it is changed from.
+    from: fn(u64) -> bool,
+    /// What for.
+    why: &'static str,
+    /// What happens if it cannot be changed.
+    otherwise: &'static str,
+}
+
+const KEPT: [Kept; 2] = [
+    // Under kube-proxy the kernel's address translation let connections with the node's own address take ports again; without
+    // that, some 470 new ones a second to one endpoint use up all. Who has switched it off altogether has had a reason.
+    Kept {
+        name: TW_REUSE,
+        from: |value| value == 2,
+        why: "many short connections to one endpoint would use up the node's ports",
+        otherwise: "many short connections to one endpoint use up the node's ports",
+    },
+    // From an agent that ends to its successor. A kernel that has it not resets them.
+    Kept {
+        name: MIGRATE_REQ,
+        from: |value| value != 1,
+        why: "an agent hands over connections that are being made",
+        otherwise: "connections that are just being made are reset when another agent takes over",
+    },
+];
 
 /// Settings by name, dotted as people write them. Each is a chain in the table, with a comment.
 type Records = BTreeMap<String, Record>;
@@ -48,6 +81,12 @@ pub(super) struct Settings {
     /// Somebody may have deleted what was.
     may_be_lost: bool,
     retry: Retry,
+    /// When those that are kept are looked at again.
+    due: Option<Instant>,
+    /// Those that cannot be set, which has been said.
+    refused: BTreeSet<&'static str>,
+    /// Of those that were.
+    lines: Lines,
 }
 
 /// What becomes of a setting when it is to be as it was.
@@ -90,7 +129,16 @@ impl Settings {
     pub(super) fn open() -> Result<Self, Error> {
         let root = PathBuf::from("/proc/sys");
         let records = recorded()?;
-        Ok(Self { root, records, owed: BTreeSet::new(), may_be_lost: false, retry: Retry::default() })
+        Ok(Self {
+            root,
+            records,
+            owed: BTreeSet::new(),
+            may_be_lost: false,
+            retry: Retry::default(),
+            due: None,
+            refused: BTreeSet::new(),
+            lines: Lines::default(),
+        })
     }
 
     /// A setting; none where the kernel has it not.
@@ -116,49 +164,30 @@ impl Settings {
         write!(file, "{value}")
     }
 
-    /// Changes what is changed at the start: connections would fail that need not.
-    pub(super) fn set_all(&mut self) {
-        self.reuse_ports();
-        self.move_handshakes();
-    }
-
-    /// Lets connections with the node's own address take ports again before a minute is over. Under kube-proxy the
-    /// kernel's address translation did so; without it, some 470 new connections a second to one endpoint use up all
-    /// ports. Who has switched it off altogether has had a reason.
-    fn reuse_ports(&mut self) {
-        if self.get(TW_REUSE) != Some(2) {
+    /// Changes what is to be otherwise, if it is time to look: connections would fail that need not. Others may set it
+    /// again, as `sysctl --system` does.
+    pub(super) fn keep(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| now < due) {
             return;
         }
-        match self.set(TW_REUSE, 1) {
-            Ok(()) => {
-                info!(
-                    "{TW_REUSE} is set to 1: many short connections to one endpoint would use up the node's ports"
-                )
+        self.due = Some(now + PAUSE);
+        for Kept { name, from, why, otherwise } in &KEPT {
+            if !self.get(name).is_some_and(from) {
+                continue;
             }
-            Err(error) => warn!(
-                "{TW_REUSE} cannot be set to 1: {error}; set it on the node, or many short connections to one \
-                 endpoint use up the node's ports"
-            ),
-        }
-    }
-
-    /// Has the kernel move connections that are being made from a socket that is closed to another one of the same
-    /// address: those of an agent that ends to its successor.
-    fn move_handshakes(&mut self) {
-        match self.get(MIGRATE_REQ) {
-            None => {
-                debug!("{MIGRATE_REQ} is not there: when agents change, connections being made are reset")
-            }
-            Some(1) => {}
-            Some(_) => match self.set(MIGRATE_REQ, 1) {
+            match self.set(name, 1) {
                 Ok(()) => {
-                    info!("{MIGRATE_REQ} is set to 1: an agent hands over connections that are being made")
+                    self.refused.remove(name);
+                    if self.lines.admit(now) {
+                        info!("{name} is set to 1: {why}");
+                    }
                 }
-                Err(error) => warn!(
-                    "{MIGRATE_REQ} cannot be set to 1: {error}; set it on the node, or connections that are just \
-                     being made are reset when another agent takes over"
-                ),
-            },
+                Err(error) => {
+                    if self.refused.insert(name) {
+                        warn!("{name} cannot be set to 1: {error}; set it on the node, or {otherwise}");
+                    }
+                }
+            }
         }
     }
 
