@@ -114,11 +114,11 @@ impl<'a> Serving<'a> {
         proxy.recalled = recalled;
         let proxy = Proxy::start(proxy)?;
         drop(until_started);
-        if is_capturing {
-            check::warn_of_problems();
-        }
         let observer = proxy.observer();
         let recall = is_capturing.then(|| Recall::start(&observer, predecessor));
+        // Whoever starts an agent may never have run `check`.
+        let in_the_way =
+            if is_capturing { check::follow(observer.clone()) } else { check::InTheWay::default() };
         let controller = Controller::start(proxy).context("cannot start the controller")?;
         let following = tokio::select! {
             following = source.follow(controller.feed(), observer.clone()) => following?,
@@ -148,6 +148,7 @@ impl<'a> Serving<'a> {
             health_checks: health_checks.stats().clone(),
             node,
             is_capturing,
+            in_the_way: in_the_way.clone(),
             pod_addresses: args.capture.pod_addresses(),
             dataplane,
             started,
@@ -166,6 +167,8 @@ impl<'a> Serving<'a> {
                 started: started_at,
                 events: events.clone(),
                 probes,
+                in_the_way,
+                lines: logging.clone(),
                 logging: args.ports.profiling.then(|| logging.clone()),
                 page: Page::new(Arc::clone(&inside), args.ports.status_page),
             }

@@ -5,6 +5,7 @@
 
 mod facts;
 mod finding;
+mod follow;
 mod gather;
 mod judge;
 mod sockets;
@@ -21,6 +22,7 @@ use tracing::warn;
 
 use facts::NodeObject;
 pub use finding::{Finding, Level};
+pub(crate) use follow::{InTheWay, follow};
 
 use crate::agent;
 use crate::errors;
@@ -76,18 +78,6 @@ pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
     };
     errors::print(text.as_bytes())?;
     Ok(if finding::is_ready(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Warns of problems in the log, from a thread of its own: whoever starts an agent may never have run `check`.
-pub(crate) fn warn_of_problems() {
-    let warn = || {
-        for Finding { about, what, fix, .. } in findings(None).iter().filter(|f| f.level == Level::Problem) {
-            warn!("{about}: {what}. Fix: {fix}");
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(warn) {
-        warn!("this node was not checked: {error}");
-    }
 }
 
 /// Asks the apiserver that an agent with these arguments would follow.

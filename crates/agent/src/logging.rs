@@ -131,6 +131,11 @@ impl Logging {
         true
     }
 
+    /// How many lines were lost, as whoever reads the log had stopped.
+    pub fn lost(&self) -> u64 {
+        self.lines.as_ref().map_or(0, Patient::lost)
+    }
+
     /// Writes lines that wait for a reader, as far as there is room. To be called from time to time: whoever says
     /// something does it too, but that may be the last for long.
     pub fn flush(&self) {

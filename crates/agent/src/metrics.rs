@@ -33,6 +33,7 @@ use sluice_table::Times;
 use tracing::info;
 
 use crate::admin::Page;
+use crate::check::InTheWay;
 use crate::events::Events;
 use crate::health::Health;
 use crate::health_checks;
@@ -78,6 +79,10 @@ pub(crate) struct Metrics {
     pub events: Events,
     /// Who has asked for the node's health.
     pub probes: Probes,
+    /// What has come into the agent's way on this node.
+    pub in_the_way: InTheWay,
+    /// The log.
+    pub lines: Logging,
     /// Where the level of logs may be changed.
     pub logging: Option<Logging>,
     /// What people are shown.
@@ -188,6 +193,8 @@ impl Collector for Metrics {
         self.encode_build(&mut encoder)?;
         self.encode_size(&mut encoder)?;
         self.encode_workers(&mut encoder)?;
+        let help = "Lines of the log that were lost, as whoever reads it had stopped";
+        counter(&mut encoder, "log_lines_dropped", help, self.lines.lost())?;
         self.encode_mode(&mut encoder)?;
         self.encode_capture(&mut encoder)?;
         self.encode_at_socket(&mut encoder)?;
@@ -277,7 +284,10 @@ impl Metrics {
             gauge(encoder, &format!("nftables_{name}"), help, elements as f64)?;
         }
         let help = "1 while br_netfilter is on and cannot be switched off: pods on bridges have no Services";
-        gauge(encoder, "bridge_netfilter", help, f64::from(stats.bridge_netfilter))
+        gauge(encoder, "bridge_netfilter", help, f64::from(stats.bridge_netfilter))?;
+        let help =
+            "What is in the agent's way on this node, as sluice check finds it; sluice status says what";
+        gauge(encoder, "check_problems", help, self.in_the_way.all().len() as f64)
     }
 
     fn encode_health_checks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

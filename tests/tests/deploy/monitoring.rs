@@ -98,6 +98,8 @@ fn prometheus_understands_the_rules_and_they_fire_when_they_should() {
         ("SluiceDown", vec![series("up", "1x20")], false),
         ("SluiceBridgeNetfilter", vec![series("sluice_bridge_netfilter", "1x20")], true),
         ("SluiceBridgeNetfilter", vec![series("sluice_bridge_netfilter", "0x20")], false),
+        ("SluiceCheckProblems", vec![series("sluice_check_problems", "1x20")], true),
+        ("SluiceCheckProblems", vec![series("sluice_check_problems", "0x20")], false),
         ("SluiceNotSynced", vec![series("sluice_apiserver_synced", "0x20")], true),
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "0+60x20")], true),
         ("SluiceApiserverSilent", vec![series("sluice_apiserver_last_contact_seconds", "30x20")], false),

@@ -20,6 +20,7 @@ use super::api::{Complaint, VERSION_HEADER};
 use super::socket::{self, AdminSocket};
 use super::{connections, explain, services, status};
 use crate::capture_args::PodAddresses;
+use crate::check::InTheWay;
 use crate::controller::Feed;
 use crate::health::Health;
 use crate::health_checks;
@@ -66,6 +67,8 @@ pub(crate) struct Inside {
     pub node: String,
     /// Whether packets are captured, rather than frontends listened on.
     pub is_capturing: bool,
+    /// What has come into its way on this node.
+    pub in_the_way: InTheWay,
     /// Where pods of this node have their addresses, where that is how they are told.
     pub pod_addresses: PodAddresses,
     /// What the data plane was told.

@@ -73,6 +73,8 @@ fn problems(inside: &Inside, state: &State, standing: Option<&Standing>) -> Vec<
     problems.dedup();
     problems.extend(of_node(inside, state));
     problems.extend(observer.trouble_of_other_agent());
+    let in_the_way = inside.in_the_way.all();
+    problems.extend(in_the_way.iter().map(|finding| format!("{}: {}", finding.about, finding.what)));
     if observer.unserved() > 0 {
         let what = match observer.unserved() {
             1 => "1 frontend".to_owned(),

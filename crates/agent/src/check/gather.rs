@@ -1,5 +1,6 @@
 //! Reads the facts from the system: files of the kernel's, and programs. Changes nothing.
 
+mod again;
 mod firewall;
 mod nft;
 mod policies;
@@ -13,6 +14,8 @@ use rustix::system::uname;
 use sluice_capture::{kube_proxy, tproxy};
 use sluice_model::Family;
 use socket2::{Domain, Socket, Type};
+
+pub(super) use again::again;
 
 use super::facts::{Bridge, Capabilities, Facts, Interface, NodeObject};
 use crate::running;
@@ -103,7 +106,7 @@ fn make_transparent(family: Family) -> Result<(), String> {
 }
 
 /// `all` and each interface but loopback, whose packets are not looked at twice.
-fn interfaces() -> Vec<Interface> {
+pub(super) fn interfaces() -> Vec<Interface> {
     let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| name != "lo" && name != "default").collect();

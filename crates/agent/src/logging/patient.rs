@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ struct Shared {
     queue: Mutex<Queue>,
     /// What is left to write of the item before those in the queue. Whoever holds it writes.
     rest: Mutex<Vec<u8>>,
+    /// Lines that there was no room for.
+    lost: AtomicU64,
     /// How often a thread has waited for the reader.
     #[cfg(test)]
     waits: std::sync::atomic::AtomicUsize,
@@ -57,9 +60,10 @@ enum Item {
 }
 
 impl Queue {
-    /// Takes a line, or counts it as lost.
-    fn push(&mut self, line: Vec<u8>) {
-        if self.bytes < WAITING {
+    /// Takes a line, or counts it as lost; whether it has taken it.
+    fn push(&mut self, line: Vec<u8>) -> bool {
+        let has_room = self.bytes < WAITING;
+        if has_room {
             self.bytes += line.len();
             self.items.push_back(Item::Line(line));
         } else if let Some(Item::Lost(lost)) = self.items.back_mut() {
@@ -67,6 +71,7 @@ impl Queue {
         } else {
             self.items.push_back(Item::Lost(1));
         }
+        has_room
     }
 
     /// What is to be written next.
@@ -104,6 +109,7 @@ impl Patient {
             place,
             queue: Mutex::default(),
             rest: Mutex::default(),
+            lost: AtomicU64::new(0),
             #[cfg(test)]
             waits: Default::default(),
         }))
@@ -114,7 +120,9 @@ impl Patient {
     }
 
     fn write(&self, line: Vec<u8>) {
-        self.queue().push(line);
+        if !self.queue().push(line) {
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
+        }
         let is_worker = std::thread::current().name().is_some_and(|name| name.starts_with(WORKER));
         let deadline = Instant::now() + PATIENCE;
         while !self.write_waiting(is_worker) {
@@ -127,9 +135,14 @@ impl Patient {
                 return;
             }
             #[cfg(test)]
-            self.0.waits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.waits.fetch_add(1, Ordering::Relaxed);
             self.0.place.wait(left);
         }
+    }
+
+    /// How many lines were lost so far.
+    pub(super) fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
     }
 
     /// Writes what waits, as far as there is room.
@@ -272,6 +285,7 @@ mod tests {
             }
             say(&patient, "sluice-1", "neither\n");
             assert_eq!((lost(&patient), waits(&patient)), (2, 0));
+            assert_eq!(patient.lost(), 2);
             // Whoever waits does so for a reader that comes back.
             let slow = {
                 let patient = patient.clone();

@@ -23,6 +23,7 @@ mod firewalls;
 mod handing_over;
 mod health_checks;
 mod hung_agents;
+mod in_the_way;
 mod inside;
 mod leftovers;
 mod local_detector;

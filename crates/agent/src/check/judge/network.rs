@@ -6,6 +6,20 @@ use sluice_model::Family;
 use super::super::facts::{ClosedChain, Enforcer, Facts, Hook};
 use super::super::finding::Finding;
 
+/// What findings are about that may come while an agent runs.
+pub(in super::super) const REVERSE_PATH: &str = "reverse path";
+pub(in super::super) const FIREWALL: &str = "firewall";
+pub(super) const PACKET_MARKS: &str = "packet marks";
+pub(super) const POLICIES: &str = "network policies";
+
+/// Those findings.
+pub(super) fn again(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![reverse_path(facts), packet_marks(facts)];
+    findings.extend(firewalls(facts));
+    findings.extend(policies(facts));
+    findings
+}
+
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![reverse_path(facts)];
     findings.push(packet_marks(facts));
@@ -32,7 +46,7 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 /// address is local: a packet from a local address is a martian, in every mode of `rp_filter`, off too
 /// (`__fib_validate_source`). Without it, no mode is in the way.
 fn reverse_path(facts: &Facts) -> Finding {
-    const ABOUT: &str = "reverse path";
+    const ABOUT: &str = REVERSE_PATH;
     let marked = names(facts.interfaces.iter().filter(|i| i.src_valid_mark).map(|i| i.name.as_str()));
     if marked.is_empty() {
         return Finding::ok(ABOUT, "is looked up without the packet's mark");
@@ -47,7 +61,7 @@ fn reverse_path(facts: &Facts) -> Finding {
 
 /// The kernel knows others' marks where a policy rule goes by them.
 fn packet_marks(facts: &Facts) -> Finding {
-    const ABOUT: &str = "packet marks";
+    const ABOUT: &str = PACKET_MARKS;
     let rules = match &facts.mark_rules {
         Ok(rules) => rules,
         Err(error) => {
@@ -143,7 +157,7 @@ const HEALTH_CHECKS: &str = "tcp dport { 10256, 30000-32767 } accept; with iptab
 /// What is captured is delivered to the agent, and what is relayed is sent by it: so it comes to the input and output hooks and not,
 /// as under kube-proxy, to the forward hook.
 fn firewalls(facts: &Facts) -> Vec<Finding> {
-    const ABOUT: &str = "firewall";
+    const ABOUT: &str = FIREWALL;
     let [input, output] = Hook::ALL.map(allowing);
     let mut findings = Vec::new();
     match &facts.others_chains {
@@ -214,7 +228,7 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
 /// Captured packets end at the agent, whose own go out by the output hook: policies that are judged where packets are
 /// forwarded see neither.
 fn policies(facts: &Facts) -> Vec<Finding> {
-    const ABOUT: &str = "network policies";
+    const ABOUT: &str = POLICIES;
     let Some(Ok(chains)) = &facts.others_chains else { return Vec::new() };
     if chains.enforcers.is_empty() {
         return vec![Finding::ok(

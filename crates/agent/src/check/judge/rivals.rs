@@ -59,8 +59,11 @@ fn node_ports(facts: &Facts) -> Option<Finding> {
     Some(Finding::warning("nodePorts", what, mend))
 }
 
-fn leftovers(facts: &Facts) -> Vec<Finding> {
-    const ABOUT: &str = "rules of kube-proxy";
+/// What the findings about what kube-proxy has made are about.
+pub(super) const LEFTOVERS: &str = "rules of kube-proxy";
+
+pub(super) fn leftovers(facts: &Facts) -> Vec<Finding> {
+    const ABOUT: &str = LEFTOVERS;
     let found = match &facts.leftovers {
         Ok(found) => found,
         Err(_) if !facts.capabilities.net_admin => return Vec::new(),
