@@ -28,7 +28,6 @@ use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
 use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer};
-use tracing::info;
 
 use crate::at_socket::SocketMode;
 use crate::capture_listeners::{self, CaptureListeners};

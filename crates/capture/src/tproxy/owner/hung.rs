@@ -72,11 +72,13 @@ impl Owner {
         };
         let trouble = match self.move_listeners() {
             Ok(()) => format!(
-                "another agent on this node hangs and keeps its listeners at the ports {hung}; kill its process. This agent                  takes new connections at the ports {} instead",
+                "another agent on this node hangs and keeps its listeners at the ports {hung}; kill its process. This agent \
+                 takes new connections at the ports {} instead",
                 self.ports
             ),
             Err(reason) => format!(
-                "another agent on this node hangs and keeps its listeners at the ports {hung}: some new connections and                  datagrams to Services are lost until its process is killed ({reason})"
+                "another agent on this node hangs and keeps its listeners at the ports {hung}: some new connections and \
+                 datagrams to Services are lost until its process is killed ({reason})"
             ),
         };
         warn!("{trouble}; {waiting}; `ss -lnup sport = :{}` on the node shows the process", hung.outside);
