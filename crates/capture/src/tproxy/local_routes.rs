@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_DUMP, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::Error;
@@ -16,8 +17,10 @@ use super::netlink::{Netlink, groups};
 /// RT_TABLE_LOCAL: the kernel's own table, which it asks first.
 const LOCAL: u8 = 255;
 
-/// From one list to the next. A list costs as much as the node has routes, and where pods' ends have an address of the node
-/// (the plugin ptp) a route goes with each of them.
+/// A device is gone (rtnetlink(7)).
+const RTM_DELLINK: u16 = 17;
+
+/// The shortest time between two lists: a device goes with each pod.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Follows them. Whole networks that are local by a route are not among them.
@@ -39,8 +42,11 @@ impl LocalRoutes {
     /// # Errors
     /// The system has no sockets to give.
     pub fn watch() -> Result<Self, Error> {
-        let notices = Netlink::notices(groups::ROUTE).map_err(Error::Netlink)?;
+        // The kernel gives no notice of IPv4 routes that it removes with their device.
+        let notices = Netlink::notices(groups::ROUTE | groups::LINK).map_err(Error::Netlink)?;
         let kernel = Netlink::route().map_err(Error::Netlink)?;
+        // A node may have very many routes in other tables.
+        kernel.filter_dumps();
         let (is_stale, is_failing) = (true, false);
         Ok(Self { kernel, notices, is_stale, is_failing, listed: None, addresses: BTreeSet::new() })
     }
@@ -76,6 +82,7 @@ impl LocalRoutes {
             }
             // Another route may lead to it.
             Some(RouteNetlinkMessage::DelRoute(route)) => is_stale |= address(&route).is_some(),
+            Some(RouteNetlinkMessage::DelLink(_)) => is_stale = true,
             _ => {}
         });
         self.is_stale |= is_stale || taken.is_err();
@@ -84,21 +91,29 @@ impl LocalRoutes {
 
     fn list(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
         let mut addresses = BTreeSet::new();
-        let request = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        let listed = self.kernel.request(request, NLM_F_DUMP, |message| {
-            if let RouteNetlinkMessage::NewRoute(route) = message {
-                addresses.extend(address(&route));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut wanted = RouteMessage::default();
+            (wanted.header.address_family, wanted.header.table) = (family, LOCAL);
+            let request = RouteNetlinkMessage::GetRoute(wanted);
+            let listed = self.kernel.request(request, NLM_F_DUMP, |message| {
+                if let RouteNetlinkMessage::NewRoute(route) = message {
+                    addresses.extend(address(&route));
+                }
+            });
+            match listed {
+                // ENOENT: the table is made with the first address.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::Addresses(error)),
             }
-        });
-        listed.map_err(Error::Addresses)?;
+        }
         Ok(addresses)
     }
 }
 
-/// A notice, if it is about the table of local addresses: of others there may be very many.
+/// A notice, if it is about the table of local addresses, or of a device that is gone: of other routes there may be very many.
 fn read(notice: NetlinkBuffer<&[u8]>) -> Option<RouteNetlinkMessage> {
     // `struct rtmsg`: the table is its fifth byte.
-    if notice.payload().get(4) != Some(&LOCAL) {
+    if notice.message_type() != RTM_DELLINK && notice.payload().get(4) != Some(&LOCAL) {
         return None;
     }
     match NetlinkMessage::deserialize(notice.into_inner()).ok()?.payload {

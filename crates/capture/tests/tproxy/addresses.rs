@@ -94,5 +94,17 @@ fn addresses_that_only_a_route_makes_the_nodes_are_told_when_they_change() {
         run("ip link del eth0");
         now += second;
         assert_eq!(routes.changed(now), ips("127.0.0.1 ::1 2001:db8::1"));
+
+        // The kernel removes IPv4 routes with their device, and gives no notice of that.
+        run("ip link add eth0 type veth peer name eth1");
+        run("ip link set eth0 up");
+        run("ip route add local 203.0.113.2/32 dev eth0");
+        assert_eq!(routes.changed(now), ips("127.0.0.1 203.0.113.2 ::1 2001:db8::1"));
+        run("ip link set eth0 down");
+        now += second;
+        assert_eq!(routes.changed(now), None, "such a route stays while its device is down");
+        run("ip link del eth0");
+        now += second;
+        assert_eq!(routes.changed(now), ips("127.0.0.1 ::1 2001:db8::1"));
     });
 }
