@@ -320,7 +320,14 @@ impl Tproxy {
             warn!("{left_out} more lines about what others have changed on this node, and was mended");
         }
         if let Some(left_out) = self.troubles.sum_up(now) {
-            warn!("{left_out} more lines about what could not be changed on this node, and could be later");
+            warn!("{left_out} more lines about what could not be changed on this node, or could be later");
+            // The line about a failure that lasts may have been among them.
+            if let Some(reason) = self.table_retry.reason() {
+                warn!("changes of Services still wait: {reason}");
+            }
+            if let Some(reason) = self.routing_retry.reason() {
+                warn!("captured packets are still lost: {reason}");
+            }
         }
     }
 

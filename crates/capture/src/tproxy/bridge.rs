@@ -1,8 +1,11 @@
 //! Keeps the table `bridge sluice`, by which answers reach us from endpoints that share a Linux bridge with the
 //! client. `bridge.nft` has its rules; none of them depends on Services.
 
+use std::time::Instant;
+
 use tracing::{debug, info, warn};
 
+use super::lines::Lines;
 use super::listed::structure;
 use super::owner::Owner;
 use super::ruleset::{Ruleset, TABLE};
@@ -17,6 +20,8 @@ pub(super) struct Bridge {
     /// As nft lists it, once it was seen to be as it is wanted.
     known: Option<String>,
     said: Option<Complaint>,
+    /// It may work and fail by turns.
+    lines: Lines,
 }
 
 /// What has been said about the table, so as not to say it again.
@@ -31,7 +36,7 @@ enum Complaint {
 impl Bridge {
     /// Gets ready; changes nothing yet.
     pub(super) fn new(config: &Config) -> Self {
-        Self { ruleset: Ruleset::bridge(config), known: None, said: None }
+        Self { ruleset: Ruleset::bridge(config), known: None, said: None, lines: Lines::default() }
     }
 
     /// Sees to it that it is there; returns whether somebody else had changed it. A kernel that cannot have it serves
@@ -61,7 +66,7 @@ impl Bridge {
         if self.said.replace(complaint) == Some(complaint) {
             debug!("{what}");
         } else {
-            warn!("{what}");
+            self.lines.warn(Instant::now(), format_args!("{what}"));
         }
     }
 

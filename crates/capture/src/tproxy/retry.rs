@@ -31,6 +31,11 @@ impl Retry {
         self.0.as_ref().is_none_or(|failure| now >= failure.due)
     }
 
+    /// Why the last attempt has failed, if it has.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.0.as_ref().map(|failure| failure.reason.as_str())
+    }
+
     /// It has failed; whether for another reason than before, which is worth a word.
     pub(super) fn failed(&mut self, now: Instant, error: &impl fmt::Display) -> bool {
         let reason = error.to_string();
@@ -59,6 +64,7 @@ mod tests {
         for attempt in 0..9 {
             assert_eq!(retry.failed(now, &"busy"), attempt == 0);
             assert!(retry.is_pending() && !retry.is_due(now));
+            assert_eq!(retry.reason(), Some("busy"));
             let start = now;
             while !retry.is_due(now) {
                 now += RETRY_MIN;
