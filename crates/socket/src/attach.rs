@@ -48,7 +48,7 @@ pub(crate) struct Hook {
     /// `enum bpf_prog_type`.
     kind: u32,
     /// `enum bpf_attach_type`.
-    attach: u32,
+    pub(crate) attach: u32,
 }
 
 /// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.

@@ -12,8 +12,8 @@
 //! * `namespaces`: which network namespaces are pods'.
 //! * `census`: which sockets are translated. `ending`: which of these are to be destroyed. `destroy`: in
 //!   which namespaces. `diag`: by which requests.
-//! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `probe`: what a node lacks,
-//!   each with its remedy. `rights`: what this thread may do.
+//! * `cgroup`: finding the root of all cgroups. `mounts`: what is mounted where. `others`: which programs of others
+//!   are attached. `probe`: what a node lacks, each with its remedy. `rights`: what this thread may do.
 //!
 //! No threads and no clocks of its own. Most of it is called no more often than endpoints change.
 
@@ -33,6 +33,7 @@ mod links;
 mod mounts;
 mod namespaces;
 mod object;
+mod others;
 mod pins;
 mod probe;
 mod removal;

@@ -1,10 +1,12 @@
 //! What socket mode needs of a node, and what of it is missing.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::attach::rehearse;
 use crate::destroy::Endable;
 use crate::namespaces::named_in;
+use crate::others::Others;
 use crate::pins::{self, Bpffs};
 use crate::rights::is_administrator;
 use crate::{cgroup, cgroup_root, is_initial_network};
@@ -39,18 +41,41 @@ pub struct Finding {
 /// are loaded and forgotten. Without a `cgroup` it is to be the root of all. Pods' network namespaces have names in `namespaces`.
 pub fn probe(cgroup: Option<&Path>, pins: &Path, namespaces: &[PathBuf]) -> Vec<Finding> {
     let names = names(namespaces, is_administrator());
-    vec![cgroup2(cgroup), scope(cgroup), bpffs(pins), types(), programs(), ending(), names]
+    let beside = beside(cgroup, pins);
+    vec![cgroup2(cgroup), beside, scope(cgroup), bpffs(pins), types(), programs(), ending(), names]
+}
+
+fn found(named: Option<&Path>) -> io::Result<PathBuf> {
+    named.map_or_else(cgroup_root, |path| cgroup::id(path).map(|_| path.into()))
 }
 
 fn cgroup2(named: Option<&Path>) -> Finding {
     let mend =
         "mount cgroup2 (all distributions with systemd do); a container needs the host's /sys/fs/cgroup";
-    let found = named.map_or_else(cgroup_root, |path| cgroup::id(path).map(|_| path.into()));
-    let (state, seen) = match found {
+    let (state, seen) = match found(named) {
         Ok(path) => (State::Ok, path.display().to_string()),
         Err(error) => (State::Missing, error.to_string()),
     };
     Finding { what: "cgroup2", state, seen, mend }
+}
+
+fn beside(named: Option<&Path>, pins: &Path) -> Finding {
+    let what = "room beside other programs";
+    let mend = "`bpftool cgroup show` with that cgroup lists them, and `bpftool prog show id` says what one is and whose: \
+                have it attached with BPF_F_ALLOW_MULTI, or removed";
+    let others = found(named).and_then(|cgroup| Others::of(&cgroup, pins));
+    match others {
+        Ok(others) => {
+            let state = if others.refusing.is_empty() { State::Ok } else { State::Missing };
+            Finding { what, state, seen: others.to_string(), mend }
+        }
+        Err(error) => Finding {
+            what,
+            state: State::Lesser,
+            seen: format!("it cannot be looked at: {error}"),
+            mend: "CAP_NET_ADMIN, and a cgroup of version 2",
+        },
+    }
 }
 
 fn scope(named: Option<&Path>) -> Finding {

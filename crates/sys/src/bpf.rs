@@ -8,6 +8,7 @@ mod map;
 mod mapping;
 mod pin;
 mod program;
+mod query;
 
 use std::ffi::c_long;
 use std::io;
@@ -21,6 +22,7 @@ pub use map::{MapInfo, MapSpec, create_map, delete_batch, lookup, lookup_all, ma
 pub use mapping::Mapping;
 pub use pin::{get, is_bpffs, mount_bpffs, pin};
 pub use program::{ProgramSpec, Rejected, load_btf, load_program};
+pub use query::{CgroupPrograms, Sharing, query_cgroup};
 
 /// Commands of linux/bpf.h.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,7 @@ enum Command {
     Pin = 6,
     Get = 7,
     Info = 15,
+    Query = 16,
     BtfLoad = 18,
     LookupBatch = 24,
     UpdateBatch = 26,

@@ -65,6 +65,60 @@ fn where_the_kernel_or_the_agent_lacks_something_all_is_relayed_and_the_reason_i
     }
 }
 
+/// The other's program is one of an agent's, attached alone.
+#[test]
+fn beside_a_program_that_allows_no_other_all_is_relayed_and_check_says_whose_it_is() {
+    let sockets = Sockets::new();
+    let (scene, cgroup) = (&sockets.scene, sockets.cgroup.path().to_str().unwrap());
+    let pinned = sockets.pins().with_file_name("other");
+    let pinned = pinned.to_str().unwrap();
+    let node = &scene.lab.node().ns;
+    let first = sockets.start(1, "socket", &sockets.pins());
+    let programs = sockets.programs();
+    let id = programs.split("cgroup_inet4_connect").next().unwrap().split_whitespace().last().unwrap();
+    node.output("bpftool", &["prog", "pin", "id", id, pinned]).unwrap();
+    first.stop();
+    sluice_socket::remove(&sockets.pins()).unwrap();
+    until("nothing is attached", || sockets.programs().is_empty());
+    let bpftool = |what, flags: &[&str]| {
+        let attached = ["cgroup", what, cgroup, "cgroup_inet4_connect", "pinned", pinned];
+        node.output("bpftool", &[&attached, flags].concat()).unwrap();
+    };
+    // As far as this machine has what socket mode needs, the finding has this alone.
+    let check = || {
+        let mut command = sluice(["check", "-o", "json", "--socket-cgroup", cgroup, "--socket-pins"]);
+        command.arg(sockets.pins()).env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+        let output = node.run(|| command.output()).unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = said["findings"].as_array().unwrap().clone();
+        let finding = findings.into_iter().find(|finding| finding["about"] == "socket mode").unwrap();
+        ["what", "fix"].map(|key| finding[key].as_str().unwrap().to_owned())
+    };
+
+    bpftool("attach", &[]);
+    let wanted = format!("program {id} at {cgroup} allows none beside it for connect4");
+    let agent = sockets.start(1, "auto", &sockets.pins());
+    agent.wait_for("all connections are relayed: this node lacks room beside other programs");
+    agent.wait_for(&wanted);
+    scene.assert_served(1);
+    let status = agent.json(&["status"]);
+    assert_eq!(status["mode"], "tproxy");
+    assert!(status["atSockets"].as_str().unwrap().contains(&wanted), "{status}");
+    agent.stop();
+    let [what, fix] = check();
+    assert!(what.ends_with(&format!("for want of: room beside other programs ({wanted})")), "{what}");
+    assert!(fix.contains("bpftool cgroup show") && fix.contains("BPF_F_ALLOW_MULTI"), "{fix}");
+    bpftool("detach", &[]);
+
+    bpftool("attach", &["multi"]);
+    let [what, _] = check();
+    assert!(what.contains("have what they need") && what.contains("one is at"), "{what}");
+    let agent = sockets.start(1, "auto", &sockets.pins());
+    assert_eq!(agent.json(&["status"])["mode"], "socket");
+    scene.assert_served(1);
+    bpftool("detach", &[]);
+}
+
 #[test]
 fn what_has_no_room_is_relayed_and_counted_and_it_is_said_what_to_raise() {
     let sockets = Sockets::new();

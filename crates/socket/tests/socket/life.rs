@@ -30,7 +30,7 @@ fn is_translated(node: &Node, to: SocketAddr) -> bool {
 }
 
 /// Waits until no more programs are attached: the kernel detaches what is not pinned any more when it gets to it.
-fn until_attached(node: &Node, count: usize) {
+pub(crate) fn until_attached(node: &Node, count: usize) {
     let deadline = Instant::now() + PATIENCE;
     while node.programs().lines().count() > count {
         assert!(Instant::now() < deadline, "{}", node.programs());
@@ -427,32 +427,6 @@ fn a_cgroup_that_is_gone_is_noticed() {
     assert!(matches!(refused, Error::NoCgroup { .. }), "{refused}");
     drop(node.attach().unwrap());
     assert_eq!(node.programs().lines().count(), 9);
-}
-
-#[test]
-fn a_cgroup_that_somebody_has_for_himself_is_left_alone() {
-    let node = Node::new();
-    // The object's own program, attached alone.
-    drop(node.attach().unwrap());
-    let pinned = node.config.pins.with_file_name("other");
-    let (pinned, cgroup) = (pinned.to_str().unwrap(), node.config.cgroup.to_str().unwrap());
-    let programs = node.programs();
-    let id = programs.lines().find(|line| line.contains("sluice_connect4")).unwrap();
-    let id = id.split_whitespace().next().unwrap();
-    node.host.output("bpftool", &["prog", "pin", "id", id, pinned]).unwrap();
-    assert!(remove_pinned(&node.config.pins));
-    until_attached(&node, 0);
-    node.host
-        .output("bpftool", &["cgroup", "attach", cgroup, "cgroup_inet4_connect", "pinned", pinned])
-        .unwrap();
-    let refused = node.attach().unwrap_err();
-    assert!(
-        matches!(&refused, Error::Exclusive { program, .. } if program == "sluice_connect4"),
-        "{refused}"
-    );
-    assert!(!node.config.pins.exists(), "nothing stays of the attempt");
-    until_attached(&node, 1);
-    assert_eq!(node.programs().lines().count(), 1);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod health;
 mod layout;
 mod life;
 mod node;
+mod others;
 mod probe;
 mod reused;
 mod strangers;

@@ -25,9 +25,14 @@ fn without_privileges_the_probe_says_what_helps() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    let line =
-        said.lines().find(|line| line.contains("BPF programs")).unwrap_or_else(|| panic!("{output:?}"));
-    assert!(line.contains("Missing") && line.contains("CAP_BPF"), "{line}");
+    let line = |what| said.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{output:?}"));
+    let programs = line("BPF programs");
+    assert!(programs.contains("Missing") && programs.contains("CAP_BPF"), "{programs}");
+    let room = line("room beside other programs");
+    assert!(
+        room.contains("Lesser") && room.contains("it cannot be looked at: Operation not permitted"),
+        "{room}"
+    );
 }
 
 #[test]
