@@ -91,3 +91,10 @@ pub fn fate(kind: Kind, client: Client, policy: Policy, place: Place) -> Fate {
         (_, Policy::Local, Client::Outside) => local_or_drop(Source::Client),
     }
 }
+
+/// Whether the programs of socket mode translate what is answered. All others are left to the relay: at other addresses
+/// than the cluster IP endpoints see the node's address, or not all clients have the same endpoints. The lab's clients
+/// outside are sockets of this kernel that are not the node's, and look like pods.
+pub fn is_translated(kind: Kind, client: Client) -> bool {
+    kind == Kind::ClusterIp || client == Client::Node
+}

@@ -67,6 +67,11 @@ impl Observer {
         }
     }
 
+    /// How many TCP connections and UDP flows have been translated at their sockets so far; none where none are.
+    pub fn translated(&self) -> Option<u64> {
+        self.view.settle().map(|sum| sum.connections)
+    }
+
     /// What the capture has done to the kernel's rules so far, where it goes by them.
     pub fn capture_stats(&self) -> Option<tproxy::Stats> {
         self.captured.as_ref().map(|counters| counters.stats())
