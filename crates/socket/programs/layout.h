@@ -1,4 +1,4 @@
-/* How the maps are laid out. The Rust side is socket-maps/src/layout.rs; a test compares both by BTF. */
+/* How the maps are laid out. The Rust side is socket-maps/src/layout.rs and socket/src/layout.rs; a test compares both by BTF. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -205,3 +205,15 @@ struct translated {
 	__u8 family;
 	__u32 device; /* what it is bound to, or 0 */
 };
+
+/* No map has it, so BTF does not. A test reads these lines instead. */
+#define TRANSLATED_HAS(FIELD, AT) _Static_assert(__builtin_offsetof(struct translated, FIELD) == AT, #FIELD)
+TRANSLATED_HAS(namespace, 0);
+TRANSLATED_HAS(cookie, 8);
+TRANSLATED_HAS(conn, 16);
+TRANSLATED_HAS(local, 72);
+TRANSLATED_HAS(local_port, 88);
+TRANSLATED_HAS(protocol, 90);
+TRANSLATED_HAS(family, 91);
+TRANSLATED_HAS(device, 92);
+_Static_assert(sizeof(struct translated) == 96, "size");

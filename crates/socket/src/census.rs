@@ -12,9 +12,10 @@ use sluice_sys::bpf::{self, Mapping};
 
 use crate::destroy::{Connection, Endable, EndedSockets};
 use crate::ending::end_listed;
+use crate::layout;
 
 /// Bytes of what the program writes of a socket: `struct translated` of layout.h.
-const RECORD: usize = 96;
+const RECORD: usize = size_of::<layout::Translated>();
 
 /// Bytes that are read at a time: as much as the kernel writes, and more than a record.
 const PIECE: usize = 32 * 1024;
@@ -187,6 +188,10 @@ impl Translated {
     }
 
     fn read(record: &[u8; RECORD]) -> Self {
+        use layout::{Address, Translated as Of};
+
+        const SERVICE: usize = offset_of!(Of, conn.service);
+        const ENDPOINT: usize = offset_of!(Of, conn.endpoint);
         let word = |at: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&record[at..at + 8]);
@@ -200,19 +205,23 @@ impl Translated {
             octets.copy_from_slice(&record[at..at + 16]);
             IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
         };
-        let [protocol, family] = short(90);
+        let address = |at: usize| {
+            let port = u16::from_be_bytes(short(at + offset_of!(Address, port)));
+            SocketAddr::new(ip(at + offset_of!(Address, ip)), port)
+        };
+        let local_port = u16::from_ne_bytes(short(offset_of!(Of, local_port)));
         Self {
-            namespace: word(0),
-            cookie: word(8),
-            protocol,
-            is_v6: u16::from(family) == rustix::net::AddressFamily::INET6.as_raw(),
-            local: SocketAddr::new(ip(72), u16::from_ne_bytes(short(88))),
-            device: half(92),
-            service: SocketAddr::new(ip(16), u16::from_be_bytes(short(32))),
-            endpoint: SocketAddr::new(ip(36), u16::from_be_bytes(short(52))),
-            id: half(56),
-            incarnation: half(60),
-            since_ns: word(64),
+            namespace: word(offset_of!(Of, namespace)),
+            cookie: word(offset_of!(Of, cookie)),
+            protocol: record[offset_of!(Of, protocol)],
+            is_v6: u16::from(record[offset_of!(Of, family)]) == rustix::net::AddressFamily::INET6.as_raw(),
+            local: SocketAddr::new(ip(offset_of!(Of, local)), local_port),
+            device: half(offset_of!(Of, device)),
+            service: address(SERVICE),
+            endpoint: address(ENDPOINT),
+            id: half(offset_of!(Of, conn.id)),
+            incarnation: half(offset_of!(Of, conn.incarnation)),
+            since_ns: word(offset_of!(Of, conn.since_ns)),
         }
     }
 }

@@ -1,16 +1,22 @@
 //! Frontends in the map that the programs look them up in: see `struct frontend_value` of layout.h.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
 
 use sluice_socket_maps::{FrontendKey, FrontendValue, Outcome};
 use sluice_sys::bpf;
 
 use crate::attached::hash;
+use crate::layout::Outcomes;
 
 /// Bytes of a key and a value.
 const KEY: usize = size_of::<FrontendKey>();
-const VALUE: usize = 16;
+const VALUE: usize = size_of::<Outcomes>();
+
+/// Where the outcome for whose socket is.
+const NODE: usize = offset_of!(Outcomes, node);
+const POD: usize = offset_of!(Outcomes, pod);
 
 /// How many go into one system call.
 const BATCH: usize = 4096;
@@ -84,11 +90,10 @@ fn value_bytes(key: &FrontendKey, value: &FrontendValue) -> [u8; VALUE] {
     let check = u64::from(hash(&key_bytes(key)) >> (CHECK_SHIFT - 32)) << CHECK_SHIFT;
     let [s0, s1, s2, s3] = value.service.to_le_bytes();
     let mut bytes = [0; VALUE];
-    let (node, pod) = bytes.split_at_mut(VALUE / 2);
-    for (bytes, outcome, half) in [(node, value.node, [s0, s1]), (pod, value.pod, [s2, s3])] {
+    for (at, outcome, half) in [(NODE, value.node, [s0, s1]), (POD, value.pod, [s2, s3])] {
         let verdict = u64::from(outcome.verdict) << VERDICT_SHIFT;
         let half = u64::from(u16::from_le_bytes(half)) << SERVICE_SHIFT;
-        bytes.copy_from_slice(&(check | half | verdict | u64::from(outcome.set)).to_ne_bytes());
+        bytes[at..at + 8].copy_from_slice(&(check | half | verdict | u64::from(outcome.set)).to_ne_bytes());
     }
     bytes
 }
@@ -104,7 +109,7 @@ fn value_from(bytes: &[u8; VALUE]) -> FrontendValue {
         let set = u32::from_le_bytes([set0, set1, set2, 0]);
         (Outcome { set, verdict: b3 & 3 }, [half0, half1])
     };
-    let ((node, [s0, s1]), (pod, [s2, s3])) = (outcome(0), outcome(8));
+    let ((node, [s0, s1]), (pod, [s2, s3])) = (outcome(NODE), outcome(POD));
     FrontendValue { node, pod, service: u32::from_le_bytes([s0, s1, s2, s3]) }
 }
 

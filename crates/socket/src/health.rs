@@ -1,21 +1,22 @@
 //! What is known of endpoints, in the words that the programs read: see `health.h`, which does the same for what it
 //! sees. Both write at any time, on all CPUs; what was heard last counts.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
-use sluice_socket_maps::Failures;
 use sluice_socket_maps::endpoint_flags::UNPROVEN;
+use sluice_socket_maps::{Endpoint, Failures};
 use sluice_sys::bpf::Mapping;
 use sluice_table::{SocketHealth, SocketNumber};
 
 use crate::attached::{halves, word};
 
 /// Words of an endpoint, and where among them is what.
-const WORDS: usize = 4;
-const PORT_AND_INCARNATION: usize = 2;
-const FAILURES: usize = 3;
+const WORDS: usize = size_of::<Endpoint>() / 8;
+const PORT_AND_INCARNATION: usize = offset_of!(Endpoint, port) / 8;
+const FAILURES: usize = offset_of!(Endpoint, failures) / 8;
 
 /// Now, as the programs have it.
 pub(crate) fn now_ns() -> u64 {

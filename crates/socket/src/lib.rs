@@ -3,7 +3,8 @@
 //! their maps and links pinned, and writes the maps. `sluice-socket-maps` decides what belongs into the maps.
 //!
 //! * `programs/`: the programs in C, and the object file that is built from them and loaded.
-//! * `object`: reading and relocating it. `shape`: kinds and sizes of the maps. `pins`: the directory that
+//! * `object`: reading and relocating it. `shape`: kinds and sizes of the maps; `layout`: where in their values is
+//!   what. `pins`: the directory that
 //!   outlives the agent. `attach`: all of that, in order.
 //! * `attached`: writing the maps; `sets` and `frontends` write those of sets and frontends. `accounts`: what
 //!   the programs count. `health`: the health of endpoints, `clients`: session affinity, `sources`: the
@@ -29,6 +30,7 @@ mod ending;
 mod error;
 mod frontends;
 mod health;
+mod layout;
 mod links;
 mod mounts;
 mod namespaces;

@@ -4,16 +4,24 @@
 //! Few sets have such clients, so a set has only a number for how they do: that of an element of another array. One that was let
 //! go of is given again only after a barrier, as a program may just have read its number.
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use sluice_socket_maps::{Set, SetAffinity, set_flags};
 use sluice_sys::bpf::{self, Mapping};
 
 use crate::attached::{halves, load, store, word};
+use crate::layout;
 
 /// Bits of a set's rule: `SET_RANDOM` and `SET_KEPT`. The others are the number.
 const RANDOM: u32 = 1 << 31;
 const KEPT: u32 = 1 << 30;
+
+/// Words and halves of an element, and which of them have its range and its rule.
+const WORDS: usize = size_of::<layout::Set>() / 8;
+const HALVES: usize = size_of::<layout::Set>() / 4;
+const DESC: usize = offset_of!(layout::Set, desc) / 8;
+const RULE: usize = offset_of!(layout::Set, rule) / 4;
 
 /// The number where there was no room: no element has it, so whoever connects is the relay's.
 const NOWHERE: u32 = KEPT - 1;
@@ -31,7 +39,7 @@ pub(crate) struct Sets {
 
 impl Sets {
     pub(crate) fn new(sets: Mapping, keeping: Mapping) -> Self {
-        let rules = sets.halves().iter().skip(3).step_by(4);
+        let rules = sets.halves().iter().skip(RULE).step_by(HALVES);
         let mut named: Vec<u32> = rules.filter_map(|rule| element(rule.load(Ordering::Relaxed))).collect();
         named.sort_unstable();
         let mut free = Vec::new();
@@ -71,7 +79,7 @@ impl Sets {
 
     /// Has it have another range.
     pub(crate) fn publish(&self, id: u32, desc: u64) {
-        if let Some(word) = self.sets.words().get(id as usize * 2) {
+        if let Some(word) = self.sets.words().get(id as usize * WORDS + DESC) {
             word.store(desc, Ordering::Release);
         }
     }
@@ -117,7 +125,7 @@ impl Sets {
     }
 
     fn rule(&self, id: u32) -> Option<&AtomicU32> {
-        self.sets.halves().get(id as usize * 4 + 3)
+        self.sets.halves().get(id as usize * HALVES + RULE)
     }
 
     fn place(&self, at: u32) -> Option<&AtomicU64> {

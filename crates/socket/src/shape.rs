@@ -1,7 +1,11 @@
 //! The maps as they are to be: their kinds and sizes, which the object says, and how many elements each has, which
 //! whoever loads them says.
 
-use sluice_socket_maps::{Capacity, STRIPES};
+use sluice_socket_maps::{
+    Account, AffinityKey, AffinityValue, Capacity, Endpoint, FrontendKey, Meta, STRIPES, Totals,
+};
+
+use crate::layout::{Conn, Keeping, Outcomes, Set, SlotLine, Sources};
 
 /// Slots in an element of their map: `SLOTS_PER_LINE` of layout.h.
 pub(crate) const SLOTS_PER_LINE: u32 = 16;
@@ -35,6 +39,12 @@ const fn array(name: &'static str, value_size: u32, elements: fn(&Capacity) -> u
 
 const fn storage(name: &'static str, value_size: u32) -> Shape {
     Shape { name, kind: kind::SOCKET_STORAGE, key_size: 4, value_size, flags: NO_PREALLOC, elements: |_| 0 }
+}
+
+/// Bytes of a key or a value.
+#[expect(clippy::cast_possible_truncation, reason = "some hundred bytes at most")]
+const fn bytes<T>() -> u32 {
+    size_of::<T>() as u32
 }
 
 /// The map of what connected sockets were translated to.
@@ -83,8 +93,8 @@ pub(crate) const SHAPES: [Shape; 13] = [
     Shape {
         name: "frontends",
         kind: kind::HASH,
-        key_size: 20,
-        value_size: 16,
+        key_size: bytes::<FrontendKey>(),
+        value_size: bytes::<Outcomes>(),
         flags: NO_PREALLOC,
         elements: |capacity| capacity.frontends,
     },
@@ -99,21 +109,22 @@ pub(crate) const SHAPES: [Shape; 13] = [
     Shape {
         name: AFFINITIES,
         kind: kind::HASH,
-        key_size: 20,
-        value_size: 16,
+        key_size: bytes::<AffinityKey>(),
+        value_size: bytes::<AffinityValue>(),
         flags: NO_PREALLOC,
         elements: clients,
     },
-    array(SOURCES, 48 * SOURCES_TOGETHER, |_| SOURCE_PLACES),
-    array("sets", 16, |capacity| capacity.sets),
+    array(SOURCES, bytes::<Sources>(), |_| SOURCE_PLACES),
+    array("sets", bytes::<Set>(), |capacity| capacity.sets),
     // A set beyond that would be one of which no client has room.
-    array("keeping", 8, clients),
-    array("slots", 4 * SLOTS_PER_LINE, |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
-    array("endpoints", 32, |capacity| capacity.endpoints),
-    array("accounts", 40, |capacity| capacity.endpoints),
-    array("totals", 128, |_| STRIPES),
-    storage(CONNS, 56),
+    array("keeping", bytes::<Keeping>(), clients),
+    array("slots", bytes::<SlotLine>(), |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
+    array("endpoints", bytes::<Endpoint>(), |capacity| capacity.endpoints),
+    array("accounts", bytes::<Account>(), |capacity| capacity.endpoints),
+    array("totals", bytes::<Totals>(), |_| STRIPES),
+    storage(CONNS, bytes::<Conn>()),
+    // Read by programs only: `struct flows` of layout.h.
     storage(FLOWS, 408),
     // Pinned last: without it what is there is not complete.
-    array(META, 48, |_| 1),
+    array(META, bytes::<Meta>(), |_| 1),
 ];

@@ -17,7 +17,6 @@ mod device;
 mod edges;
 mod flows;
 mod health;
-mod layout;
 mod life;
 mod node;
 mod others;
