@@ -15,7 +15,7 @@ use sluice_benches::cluster::{endpoint_change, objects};
 use sluice_benches::say;
 use sluice_capture::socket::{AtSockets, Ledger, Sockets};
 use sluice_model::{Change, Family, Frontend};
-use sluice_socket::{Attached, Config, Programs, remove};
+use sluice_socket::{Attached, Config, Programs, mapped_bytes, remove};
 use sluice_socket_maps::Maps;
 use sluice_table::{LocalPods, Writer, WriterConfig};
 use sluice_testbed::lab::Cgroup;
@@ -23,6 +23,9 @@ use tempfile::TempDir;
 
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
+
+/// So many bytes at most are the maps to take with as many Services and endpoints, 12 MB: what docs/socket-mode.md says.
+const MOST_MEMORY: u64 = 12_000_000;
 
 /// A bpffs, and a cgroup with nobody in it.
 struct Place {
@@ -105,6 +108,12 @@ fn load(criterion: &mut Criterion) {
         assert_eq!((stats.frontends, stats.waiting), (SERVICES as usize, 0), "{stats:?}");
         let memory = memory(&place.pins());
         let total: u64 = memory.values().sum();
+        // What is mapped is there from the start; the rest comes with Services.
+        let least = mapped_bytes(&AtSocketConfig::capacity_for(room));
+        assert!(total > least, "not all maps are counted: {memory:?}");
+        if endpoints == ENDPOINTS {
+            assert!(total <= MOST_MEMORY, "{total} bytes: {memory:?}");
+        }
         say(&format!("{SERVICES}x{endpoints}: {total} bytes of maps: {memory:?}"));
     }
 }
