@@ -28,3 +28,4 @@ mod routes;
 mod settings;
 mod shares;
 mod sizes;
+mod unseen_sockets;

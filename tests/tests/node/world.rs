@@ -12,7 +12,7 @@ use sluice_model::{
     Change, Endpoint, EndpointSlice, Family, Node, Object, ObjectName, Protocol, Service, ServicePort,
     SlicePort, TrafficPolicy,
 };
-use sluice_table::{LocalPods, WriterConfig};
+use sluice_table::{LocalPods, NodePortAddresses, WriterConfig};
 use sluice_testbed::lab::{Bpffs, Cgroup, Host, Lab};
 
 /// The port that all backends listen on.
@@ -104,9 +104,29 @@ impl World {
         world
     }
 
+    /// The same where it is wanted, and nodePorts are served on these addresses.
+    pub fn with_node_ports(sockets: Option<Sockets>, lab: Lab, node_ports: NodePortAddresses) -> Self {
+        let mut world = Self::new(lab, |config| {
+            config.node_ports = node_ports;
+            config.at_socket =
+                sockets.as_ref().map_or(AtSocketWish::None, |sockets| AtSocketWish::Wanted(sockets.config()));
+        });
+        world.sockets = sockets;
+        world
+    }
+
     /// Whether what can be decided at sockets is.
     pub fn has_sockets(&self) -> bool {
         self.sockets.is_some()
+    }
+
+    /// Makes something outside of the cgroup below which sockets are decided about; by the thread that made that.
+    pub fn outside_of_cgroup<T>(&self, make: impl FnOnce() -> T) -> T {
+        let cgroup = &self.sockets.as_ref().expect("there is one").cgroup;
+        cgroup.leave().expect("whoever entered it may leave");
+        let made = make();
+        cgroup.join().expect("and come back");
+        made
     }
 
     /// Has the next agent decide at sockets in another way.
