@@ -3,9 +3,11 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recvfrom};
 use sluice_socket::{Config, Programs};
 use sluice_socket_maps::{Kernel, protocol, verdict};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -85,6 +87,59 @@ fn two_services_with_one_endpoint_cannot_be_reached_from_one_port() {
         // With a port that the kernel chooses there is no such thing.
         tcp(false).connect(&other.into()).unwrap();
     });
+}
+
+/// A socket gets its port after the program has chosen: kube-proxy's NAT would choose another port.
+#[test]
+fn where_no_port_is_free_towards_an_endpoint_the_connection_fails_even_if_another_endpoint_could_be_reached()
+{
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let listeners: Vec<_> = [1, 2]
+        .map(|number| node.host.run(|| TcpListener::bind((endpoint_ip(false, number), 0)).unwrap()))
+        .into();
+    let at: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+    let (one, both) = (service(false, 1, 80), service(false, 2, 80));
+    serve(&mut kernel, 1, one, &at[..1]);
+    serve(&mut kernel, 2, both, &at);
+    node.host.set("net/ipv4/ip_local_port_range", "50000 50001").unwrap();
+    let connect = |to| node.host.run(|| TcpStream::connect_timeout(&to, PATIENCE));
+    let _taken = [connect(one).unwrap(), connect(one).unwrap()];
+    // The turns of both.
+    assert_eq!(connect(both).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+    let other = connect(both).unwrap();
+    assert_eq!(listeners[1].accept().unwrap().1, other.local_addr().unwrap());
+    assert_eq!(connect(both).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+}
+
+/// Programs run for what is received, and not for what the kernel says of what was sent.
+#[test]
+fn an_error_in_the_error_queue_has_the_endpoints_address() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    let to = service(false, 1, 53);
+    // Nobody is there any more.
+    let at = node.host.run(|| UdpSocket::bind((endpoint_ip(false, 1), 0)).unwrap().local_addr().unwrap());
+    serve(&mut kernel, 1, to, &[at]);
+    for is_connected in [false, true] {
+        let client = node.host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        setsockopt(&client, sockopt::Ipv4RecvErr, &true).unwrap();
+        if is_connected {
+            node.host.run(|| client.connect(to).unwrap());
+            client.send(b"ask").unwrap();
+        } else {
+            client.send_to(b"ask", to).unwrap();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let from = loop {
+            match recvfrom(&client, &mut [0; 64], RecvFlags::ERRQUEUE) {
+                Ok((_, _, from)) => break from,
+                Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(from.map(|from| SocketAddr::try_from(from).unwrap()), Some(at), "{is_connected}");
+    }
 }
 
 #[test]

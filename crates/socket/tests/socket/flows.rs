@@ -61,6 +61,39 @@ fn who_talks_to_more_services_than_a_socket_has_flows_loses_the_one_that_was_sil
     }
 }
 
+/// No program runs for a call that does not ask for the sender, as recv(2).
+#[test]
+fn what_is_received_without_asking_for_its_sender_does_not_make_a_flow_less_silent() {
+    let node = Node::new();
+    let mut kernel = node.attach().unwrap();
+    for (v6, asks_for_sender) in [(false, false), (false, true), (true, false), (true, true)] {
+        let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
+        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 2)).collect();
+        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
+            serve(&mut kernel, set, *to, at);
+        }
+        let client = client(&node.host, services[0]);
+        let ask = |number: usize, turn: usize| {
+            next_tick();
+            client.send_to(b"ask", services[number - 1]).unwrap();
+            answer(&endpoints[number - 1].0[turn]);
+            assert_eq!(received(&client), (b"ask".to_vec(), services[number - 1]), "{number}");
+        };
+        (1..=4).for_each(|number| ask(number, 0));
+        next_tick();
+        let (of_first, at) = (&endpoints[0].0[0], &endpoints[0].1[0]);
+        of_first.send_to(b"more", (at.ip(), client.local_addr().unwrap().port())).unwrap();
+        if asks_for_sender {
+            assert_eq!(received(&client), (b"more".to_vec(), services[0]));
+        } else {
+            assert_eq!(client.recv(&mut [0; 64]).unwrap(), 4);
+        }
+        // It takes the place of the one that was silent for longest.
+        ask(5, 0);
+        ask(1, usize::from(!asks_for_sender));
+    }
+}
+
 /// The first Service's flow has lost its place, and its endpoint may still answer. Both answers would come from one address.
 #[test]
 fn an_endpoint_of_a_displaced_flow_is_not_given_to_another_service() {
