@@ -18,6 +18,7 @@
 //! | which frontends a Service has, in which families | `writer/frontends.rs` |
 //! | where nodePorts are served | `node_ports.rs` |
 //! | two Services, one frontend | `claims.rs` |
+//! | frontends at the apiserver's address | `writer/apiservers.rs` |
 //! | ports and addresses that no frontend matches | `cluster_addresses.rs` |
 //! | slices to endpoints | `slices.rs` |
 //! | readiness, draining, node and zone hints | `topology.rs` |

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sluice_model::{Frontend, ObjectName, ServicePortName};
+use sluice_model::{Frontend, FrontendKind, ObjectName, ServicePortName};
 
 /// A part of an object that has no effect, and why. Reported once, when it arises.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,15 @@ pub enum Notice {
         holder: ServicePortName,
         /// The service port that does not get it.
         claimant: ServicePortName,
+    },
+    /// A Service names an address at which the agent reaches the apiserver.
+    Apiserver {
+        /// The frontend, which is left out.
+        frontend: Frontend,
+        /// Which field of the Service it comes from.
+        kind: FrontendKind,
+        /// The service port that does not get it.
+        port: ServicePortName,
     },
     /// An endpoint is an address of its own Service.
     Loop {
@@ -67,7 +76,9 @@ impl Notice {
     pub fn service(&self) -> &ObjectName {
         match self {
             Self::Conflict { claimant, .. } => &claimant.service,
-            Self::Loop { port, .. } | Self::ClusterIpEndpoint { port, .. } => &port.service,
+            Self::Apiserver { port, .. } | Self::Loop { port, .. } | Self::ClusterIpEndpoint { port, .. } => {
+                &port.service
+            }
             Self::UnknownBalance { service, .. } | Self::UnknownAnnotation { service, .. } => service,
         }
     }
@@ -76,6 +87,7 @@ impl Notice {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Conflict { .. } => "FrontendConflict",
+            Self::Apiserver { .. } => "ApiserverAddress",
             Self::Loop { .. } | Self::ClusterIpEndpoint { .. } => "EndpointLeftOut",
             Self::UnknownBalance { .. } => "UnknownBalance",
             Self::UnknownAnnotation { .. } => "UnknownAnnotation",
@@ -95,6 +107,12 @@ impl fmt::Display for Notice {
                 f,
                 "Service {claimant}: {frontend} belongs to Service {holder}, which comes first, and stays with it as \
                  long as it has endpoints; give one of them another address or port"
+            ),
+            Self::Apiserver { frontend, kind, port } => write!(
+                f,
+                "Service {port}: its {kind} {frontend} is the address of the apiserver that this agent follows, and is not \
+                 served on this node; take it out of the Service, or have agents use another address of the apiserver \
+                 (--master)"
             ),
             Self::Loop { port, endpoint } => write!(
                 f,

@@ -9,6 +9,7 @@
 //!
 //! So a client never reaches a worker that has no route for it.
 
+mod apiservers;
 mod config;
 mod conflicts;
 mod frontends;
@@ -19,7 +20,7 @@ mod service_state;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -58,6 +59,10 @@ pub struct Writer {
     /// Which Service each slice was last seen with: its label may change.
     slice_owners: Map<ObjectName, ObjectName>,
     claims: Claims,
+    /// Where the agent reaches the apiserver.
+    apiservers: BTreeSet<SocketAddr>,
+    /// Frontends that are claimed and not served, as the agent reaches the apiserver there.
+    left_out: BTreeSet<Frontend>,
     cluster_addresses: ClusterAddresses,
     health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,
     affinity_budget: Arc<Budget>,
@@ -99,6 +104,8 @@ impl Writer {
             services: Map::default(),
             slice_owners: Map::default(),
             claims: Claims::default(),
+            apiservers: BTreeSet::new(),
+            left_out: BTreeSet::new(),
             cluster_addresses: ClusterAddresses::default(),
             health_checks: BTreeMap::new(),
             stale: BTreeSet::new(),
@@ -445,6 +452,7 @@ impl Writer {
             && self.services.is_empty()
             && self.slice_owners.is_empty()
             && self.claims.is_empty()
+            && self.left_out.is_empty()
             && self.cluster_addresses.is_empty()
             && self.health_checks.is_empty()
             && self.with_affinity.is_empty()

@@ -1,4 +1,4 @@
-//! What there is to tell a person about frontends that several Services name.
+//! What there is to tell a person about frontends that several Services name, or that are the apiserver's.
 
 use sluice_model::{Frontend, ServicePortName};
 
@@ -33,10 +33,14 @@ impl Writer {
     /// Conflicts about a frontend that were not reported before.
     pub(super) fn new_conflicts(&mut self, frontend: Frontend) -> Vec<Notice> {
         let claims = self.claims.of(&frontend);
-        if claims.len() < 2 && !self.conflicts.contains_key(&frontend) {
+        let is_left_out = self.left_out.contains(&frontend);
+        if claims.len() < 2 && !is_left_out && !self.conflicts.contains_key(&frontend) {
             return Vec::new();
         }
-        let standing = self.conflicts_of(frontend, claims);
+        let standing = match is_left_out {
+            true => self.left_out_of(frontend, claims),
+            false => self.conflicts_of(frontend, claims),
+        };
         let mut conflicts = self.conflicts.remove(&frontend).unwrap_or_default();
         conflicts.told.retain(|told| is_possible(told, claims));
         let new: Vec<Notice> =
@@ -49,6 +53,16 @@ impl Writer {
             self.conflicts.insert(frontend, conflicts);
         }
         new
+    }
+
+    /// Who does not get a frontend because it is the apiserver's. It is said of that address alone, and not of others that a
+    /// nodePort is left out on besides.
+    fn left_out_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
+        let is_apiservers = self.apiservers.contains(&frontend.address);
+        let claims = claims.iter().filter(|_| is_apiservers).take(CLAIMANTS_TOLD);
+        let notice =
+            |claim: &Claim| Notice::Apiserver { frontend, kind: claim.kind, port: claim.port.clone() };
+        claims.map(notice).collect()
     }
 
     /// Who would serve a frontend, and does not get it. Those without endpoints miss nothing.
@@ -70,9 +84,12 @@ impl Writer {
     }
 }
 
-/// Whether both Services of a conflict still name its frontend.
+/// Whether all Services of a notice still name its frontend.
 fn is_possible(notice: &Notice, claims: &[Claim]) -> bool {
-    let Notice::Conflict { holder, claimant, .. } = notice else { return false };
     let is_there = |port: &ServicePortName| claims.iter().any(|claim| claim.port == *port);
-    is_there(holder) && is_there(claimant)
+    match notice {
+        Notice::Conflict { holder, claimant, .. } => is_there(holder) && is_there(claimant),
+        Notice::Apiserver { port, .. } => is_there(port),
+        _ => false,
+    }
 }

@@ -71,6 +71,7 @@ impl Plan {
 impl Writer {
     /// What has to be done about all changes since the last plan.
     pub fn plan(&mut self) -> Plan {
+        self.judge_apiservers();
         let mut plan = Plan {
             retiring: std::mem::take(&mut self.retiring),
             notices: std::mem::take(&mut self.notices),
@@ -146,6 +147,9 @@ impl Writer {
 
     /// The service port that a frontend leads to.
     fn holder_of(&self, frontend: &Frontend) -> Option<(Arc<ServicePort>, FrontendKind)> {
+        if self.left_out.contains(frontend) {
+            return None;
+        }
         let claim = self.claims.holder(frontend, |claim| self.leads_somewhere(frontend, claim))?;
         Some((Arc::clone(self.port_of(frontend, claim)?), claim.kind))
     }

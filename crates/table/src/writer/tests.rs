@@ -3,6 +3,7 @@
 mod affinity;
 mod answers;
 mod any_order;
+mod apiservers;
 mod conflicts;
 mod connections;
 mod flows;
