@@ -23,6 +23,7 @@
 //! its own.
 
 mod access;
+mod addresses;
 mod answer;
 mod backoff;
 mod client;
@@ -47,12 +48,12 @@ mod transport;
 mod warned;
 mod write;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use reqwest::Url;
 use sluice_model::{Change, Object};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use config::{Config, ConfigError, Environment, Timing};
@@ -121,6 +122,12 @@ impl ApiserverSource {
     /// What writes Events there.
     pub fn events(&self) -> EventWriter {
         EventWriter::new(Arc::clone(&self.transport), Arc::clone(&self.health))
+    }
+
+    /// The addresses and ports that connections to apiservers, or to a proxy in between, are made to: those that are configured
+    /// and, before anybody connects, those that names resolve to. At most 16: those that were resolved longest ago are forgotten.
+    pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.transport.addresses().subscribe()
     }
 
     /// How it is doing.

@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::access::{Access, Identity, Secret, Trust};
+use super::addresses::{Addresses, port, target};
 use super::config::{ConfigError, Timing};
 use super::reason;
 
@@ -32,17 +33,19 @@ pub(super) struct Server {
     pub(super) http: Client,
 }
 
-/// Clients for all apiservers, in their order. `identity` wins over the configured one.
+/// Clients for all apiservers, in their order. `identity` wins over the configured one. What names resolve to is added to
+/// `addresses` before anybody connects to it.
 pub(super) fn build(
     access: &Access,
     identity: Option<&Identity>,
     timing: &Timing,
+    addresses: &Arc<Addresses>,
 ) -> Result<Vec<Server>, ConfigError> {
     let trusted = match &access.tls.trust {
         Trust::Authorities(pem) => Some(authorities(pem)?),
         Trust::System | Trust::Anything => None,
     };
-    let one = |url| build_one(access, trusted.as_deref(), identity, timing, url);
+    let one = |url| build_one(access, trusted.as_deref(), identity, timing, addresses, url);
     access.servers.iter().map(one).collect()
 }
 
@@ -51,6 +54,7 @@ fn build_one(
     trusted: Option<&[Certificate]>,
     identity: Option<&Identity>,
     timing: &Timing,
+    addresses: &Arc<Addresses>,
     url: &Url,
 ) -> Result<Server, ConfigError> {
     let tls = &access.tls;
@@ -70,6 +74,8 @@ fn build_one(
         .http2_keep_alive_interval(timing.keep_alive)
         .http2_keep_alive_timeout(timing.keep_alive_answer)
         .http2_keep_alive_while_idle(true);
+    let mut resolver =
+        Resolver { elsewhere: None, port: port(target(access, url)), addresses: Arc::clone(addresses) };
     let mut base = url.clone();
     if let (Some(name), "https") = (&tls.server_name, url.scheme()) {
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -77,8 +83,9 @@ fn build_one(
             let what = format!("{name:?} is not a host name ({error})");
             ConfigError::value("TLS", "tls-server-name", what, "write the DNS name in the certificate")
         })?;
-        builder = builder.dns_resolver(Arc::new(Elsewhere { host }));
+        resolver.elsewhere = Some(host);
     }
+    builder = builder.dns_resolver(Arc::new(resolver));
     builder = match trusted {
         Some(trusted) => builder.tls_certs_only(trusted.iter().cloned()),
         None => builder.tls_danger_accept_invalid_certs(tls.trust == Trust::Anything),
@@ -148,18 +155,25 @@ fn wrong(field: &str, error: &reqwest::Error) -> ConfigError {
     )
 }
 
-/// Finds every name at one host: the apiserver's, whatever its certificate calls it.
+/// Finds addresses as the system does, and says which.
 #[derive(Debug)]
-struct Elsewhere {
-    host: String,
+struct Resolver {
+    /// Every name is found at this host: the apiserver's, whatever its certificate calls it.
+    elsewhere: Option<String>,
+    /// The port that is connected to.
+    port: u16,
+    addresses: Arc<Addresses>,
 }
 
-impl Resolve for Elsewhere {
-    fn resolve(&self, _: Name) -> Resolving {
-        let host = self.host.clone();
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let host = self.elsewhere.clone().unwrap_or_else(|| name.as_str().to_owned());
+        let (port, addresses) = (self.port, Arc::clone(&self.addresses));
         Box::pin(async move {
             // The port comes from the URL.
             let found: Vec<SocketAddr> = tokio::net::lookup_host((host, 0)).await?.collect();
+            let to: Vec<SocketAddr> = found.iter().map(|found| (found.ip(), port).into()).collect();
+            addresses.resolved(&to);
             let found: Addrs = Box::new(found.into_iter());
             Ok(found)
         })

@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::access::{Access, Auth, Identity, Secret};
+use super::addresses::Addresses;
 use super::answer::Answer;
 use super::client::{self, Server};
 use super::config::{self, Config, ConfigError, Timing};
@@ -29,6 +30,8 @@ use super::resource::Resource;
 #[derive(Debug)]
 pub(super) struct Transport {
     timing: Timing,
+    /// Where apiservers are reached.
+    addresses: Arc<Addresses>,
     /// Held while they are read, and taken before the session, which nobody holds meanwhile.
     files: Mutex<Files>,
     session: Arc<Mutex<Session>>,
@@ -114,8 +117,9 @@ impl Transport {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let access = config::load(&config, &Disk::default())?;
         warn_of_withheld(&access);
+        let addresses = Arc::new(Addresses::new(&access));
         let session = Session {
-            servers: client::build(&access, None, &config.timing)?,
+            servers: client::build(&access, None, &config.timing, &addresses)?,
             access,
             credential: None,
             plugin_failed: None,
@@ -128,7 +132,13 @@ impl Transport {
             problem: None,
         };
         let timing = config.timing.clone();
-        Ok(Self { timing, files: Mutex::new(Files::new(config)), session: Arc::new(Mutex::new(session)) })
+        let (files, session) = (Mutex::new(Files::new(config)), Arc::new(Mutex::new(session)));
+        Ok(Self { timing, addresses, files, session })
+    }
+
+    /// Where apiservers are reached.
+    pub(super) fn addresses(&self) -> &Arc<Addresses> {
+        &self.addresses
     }
 
     /// The addresses of the apiservers.
@@ -325,7 +335,8 @@ impl Transport {
                 }
             };
             if credential.identity != session.identity {
-                session.servers = client::build(&session.access, credential.identity.as_ref(), &self.timing)
+                let identity = credential.identity.as_ref();
+                session.servers = client::build(&session.access, identity, &self.timing, &self.addresses)
                     .map_err(|error| failed(Reason::ExecPlugin(error.to_string())))?;
                 session.identity.clone_from(&credential.identity);
             }
@@ -371,7 +382,7 @@ impl Transport {
                 && identity == session.identity;
             let servers = match is_same_client {
                 true => session.servers.clone(),
-                false => client::build(&access, identity.as_ref(), &self.timing)?,
+                false => client::build(&access, identity.as_ref(), &self.timing, &self.addresses)?,
             };
             Ok(Some((access, servers, identity)))
         });
@@ -380,6 +391,11 @@ impl Transport {
                 session.problem = None;
                 if let Some((access, servers, identity)) = renewed {
                     tracing::info!("the apiserver's address, credentials or certificates have changed");
+                    if (&access.servers, &access.tls.proxy)
+                        != (&session.access.servers, &session.access.tls.proxy)
+                    {
+                        self.addresses.set(&access);
+                    }
                     if access.servers != session.access.servers {
                         (session.active, session.left_first) = (0, None);
                     }

@@ -38,7 +38,7 @@ impl Lab {
         path
     }
 
-    fn cluster(&mut self) -> &mut Value {
+    pub(crate) fn cluster(&mut self) -> &mut Value {
         &mut self.kubeconfig["clusters"][0]["cluster"]
     }
 
