@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use sluice_model::{Change, Frontend};
 use sluice_table::{ServicePort, Writer};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use self::attach::warn_of_left;
 use self::attach::{Attached, Attempt, Hindrance, NotAttached};
@@ -185,6 +185,20 @@ impl SocketMode {
     pub(crate) fn withdraw(&mut self, frontends: &[Frontend]) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             sockets.withdraw(frontends);
+        }
+    }
+
+    /// Has nothing be decided any more about connections to these by what an earlier agent has left, whoever holds it. Whether
+    /// anything was. For frontends that were not offered.
+    pub(crate) fn forget(&mut self, frontends: &[Frontend]) -> bool {
+        let config = self.config.as_ref().map(|config| &*config.pins);
+        let Some(pins) = config.or(self.leftovers.as_ref().map(Leftovers::pins)) else { return false };
+        match self.place.forget(pins, frontends) {
+            Ok(forgotten) => forgotten > 0,
+            Err(error) => {
+                debug!("what an earlier agent decides at sockets may lead connections elsewhere: {error}");
+                false
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The controller: the thread that owns the proxy and takes changes to it, one batch after the other.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -52,6 +52,8 @@ enum Message {
     Changes(Vec<Change>, Option<Waiting>),
     /// Serve nodePorts there, and answer whether that can be.
     NodePorts(NodePortAddresses, tokio::sync::oneshot::Sender<Result<(), String>>),
+    /// The apiserver is reached there: no Service is to be in the way.
+    Apiservers(Vec<SocketAddr>),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
     /// Answer what happens to connections to an address where no frontend matches.
@@ -140,6 +142,15 @@ impl Feed {
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
+    /// Says where the agent reaches the apiserver: the way there is clear of Services from then on, those that come next among
+    /// them.
+    ///
+    /// # Errors
+    /// The controller has ended.
+    pub(crate) fn set_apiservers(&self, addresses: Vec<SocketAddr>) -> Result<(), ControllerEnded> {
+        self.messages.send(Message::Apiservers(addresses)).map_err(|_| ControllerEnded)
+    }
+
     /// What happens to connections to an address where no frontend matches; `None` where the address is not the
     /// cluster's.
     ///
@@ -211,6 +222,7 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             let set = proxy.set_node_ports(node_ports);
                             let _ = answer.send(set.map_err(|reason| format!("{reason:#}")));
                         }
+                        Message::Apiservers(addresses) => proxy.set_apiservers(addresses),
                         // What comes after it is waited for only where it is taken in along with what came before.
                         Message::Settle(done) if batches == 0 => settling.push((proxy.last_step(), done)),
                         Message::Settle(done) => to_settle.push(done),

@@ -190,6 +190,9 @@ impl Collector for Metrics {
         )?;
         let help = "Addresses and ports of Services that cannot be listened on";
         gauge(&mut encoder, "frontends_failed", help, self.observer.unserved() as f64)?;
+        let help =
+            "Addresses and ports of Services that are not served, as the agent reaches the apiserver there";
+        gauge(&mut encoder, "frontends_left_out", help, self.observer.left_out().len() as f64)?;
         self.encode_build(&mut encoder)?;
         self.encode_size(&mut encoder)?;
         self.encode_workers(&mut encoder)?;

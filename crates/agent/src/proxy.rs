@@ -3,6 +3,7 @@
 //! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
 //! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
 
+mod apiservers;
 mod config;
 mod notices;
 mod observer;
@@ -11,8 +12,8 @@ mod routed;
 mod tenure;
 #[cfg(test)]
 mod tests;
+mod workers;
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,24 +24,25 @@ use ipnet::IpNet;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use sluice_capture::Capture;
 use sluice_capture::background::{Background, Step};
-use sluice_capture::bind::{Bind, Failures, Listeners};
+use sluice_capture::bind::{Bind, Failures};
 use sluice_capture::tproxy::{self, NodeAddresses, Tenure, Tproxy};
 use sluice_dataplane::{Dataplane, Stats};
 use sluice_model::{Change, Frontend, Object, ObjectRef, Protocol};
-use sluice_table::{FrontendKey, NodePortAddresses, Notice, Plan, Table, Verdict, Writer};
+use sluice_table::{NodePortAddresses, Notice, Plan, Verdict, Writer};
 
 use crate::at_socket::SocketMode;
 use crate::capture_listeners::{self, CaptureListeners};
-use crate::events::Events;
 use crate::programming::Programming;
 use crate::recall::Memory;
 
+use apiservers::Apiservers;
 pub use config::{CaptureConfig, ProxyConfig};
 use notices::Teller;
 pub use observer::Observer;
 pub(crate) use observer::Size;
 use report::report;
 use routed::Routed;
+use workers::Workers;
 
 /// What fails if the kernel does not tell of addresses.
 const CANNOT_WATCH: &str = "cannot watch the node's addresses";
@@ -75,6 +77,7 @@ pub struct Proxy {
     failures: Failures,
     /// The node's addresses; none if they cannot be watched and little depends on them.
     interfaces: Option<NodeAddresses>,
+    apiservers: Apiservers,
     routed: Routed,
     node_port_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
     health_check_addresses: Arc<ArcSwap<Vec<IpAddr>>>,
@@ -93,30 +96,6 @@ pub struct Proxy {
     has_taken: bool,
     affinity_expired: Instant,
     teller: Teller,
-}
-
-/// The data plane's sockets, as bind mode wants them.
-struct Workers {
-    dataplane: Arc<Dataplane>,
-    table: Table,
-    events: Events,
-}
-
-impl Listeners for Workers {
-    fn open(&self, frontend: Frontend) -> io::Result<()> {
-        self.dataplane.open(frontend).inspect_err(|error| {
-            let key = FrontendKey::new(frontend.address.ip(), frontend.address.port(), frontend.protocol);
-            if let Some(route) = self.table.reader().lookup(key) {
-                let note = format!("cannot listen on {frontend}: {error}");
-                let service = &route.service_port().name().service;
-                self.events.warn(service, "FailedToServeFrontend", "Listen", note);
-            }
-        })
-    }
-
-    fn close(&self, frontend: Frontend) {
-        self.dataplane.close(frontend);
-    }
 }
 
 /// What there is to tell about objects as they are.
@@ -194,6 +173,7 @@ impl Proxy {
             captured,
             failures,
             interfaces,
+            apiservers: Apiservers::default(),
             routed: Routed::default(),
             node_port_addresses: Arc::default(),
             health_check_addresses: Arc::default(),
@@ -292,6 +272,7 @@ impl Proxy {
         show(&self.node_port_addresses, self.writer.node_port_addresses());
         show(&self.health_check_addresses, self.writer.health_check_addresses());
         let mut plan = self.writer.plan();
+        self.apiservers.show(self.writer.left_out());
         self.programming.step_begins(self.writer.take_triggers());
         // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
         let is_first = !std::mem::replace(&mut self.has_captured, true);
@@ -393,6 +374,8 @@ impl Proxy {
             self.open_listeners();
             let serves = self.serves();
             self.at_socket.keep(now, serves);
+        } else {
+            self.clear_way(now);
         }
         self.teller.sum_up(now);
         if now >= self.affinity_expired + AFFINITY_EXPIRY {
@@ -456,6 +439,7 @@ impl Proxy {
             node_eligible: Arc::clone(&self.node_eligible),
             node_pod_cidrs: Arc::clone(&self.node_pod_cidrs),
             step_durations: self.step_durations.clone(),
+            left_out: self.apiservers.left_out(),
             view: self.at_socket.view().clone(),
         }
     }

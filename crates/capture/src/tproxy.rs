@@ -11,7 +11,7 @@
 //! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
 //! * `owner`: which agent does all this, of several. `shared_listeners`: the sockets of one that hangs. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
 //! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this. `lines`: how often.
-//! * `addresses`: the node's addresses. `cleanup`: removes everything.
+//! * `addresses`: the node's addresses. `leftovers`: removes what stands in the way of an agent that begins. `cleanup`: removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
 
@@ -25,6 +25,7 @@ mod crowding;
 mod elements;
 mod error;
 mod generation;
+mod leftovers;
 mod lifetimes;
 mod lines;
 mod listed;
@@ -62,6 +63,7 @@ pub use counters::{Counters, Stats};
 use crowding::Crowding;
 pub use error::Error;
 pub use generation::NftablesWatch;
+pub use leftovers::{Leftovers, Released};
 use lines::Lines;
 pub use local_routes::LocalRoutes;
 pub use mark_rules::{MarkRule, others_mark_rules};

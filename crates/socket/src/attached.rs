@@ -26,7 +26,7 @@ use crate::links::Links;
 use crate::namespaces::{NAMED, Namespaces};
 use crate::pins::Pins;
 use crate::sets::Sets;
-use crate::shape::{AFFINITIES, CONNS, META, NAMESPACES, SOURCES};
+use crate::shape::{AFFINITIES, CONNS, FRONTENDS, META, NAMESPACES, SOURCES};
 use crate::sources::Sources;
 use crate::{Census, Error};
 
@@ -73,7 +73,7 @@ impl Attached {
         };
         let mut attached = Self {
             pins,
-            frontends: Frontends(keep("frontends")?),
+            frontends: Frontends(keep(FRONTENDS)?),
             clients: Arc::new(Clients::new(keep(AFFINITIES)?)?),
             sources: Sources(mapping(SOURCES)?),
             namespaces: keep(NAMESPACES)?,

@@ -1,14 +1,18 @@
 //! Frontends in the map that the programs look them up in: see `struct frontend_value` of layout.h.
 
+use std::fs;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use sluice_socket_maps::{FrontendKey, FrontendValue, Outcome};
 use sluice_sys::bpf;
 
 use crate::attached::hash;
 use crate::layout::Outcomes;
+use crate::removal::is_ours;
+use crate::shape::FRONTENDS;
 
 /// Bytes of a key and a value.
 const KEY: usize = size_of::<FrontendKey>();
@@ -69,6 +73,38 @@ impl Frontends {
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
+}
+
+/// Has programs that are pinned below `pins`, whoever holds them, decide nothing any more about new connections to these
+/// frontends. How many were known there.
+///
+/// # Errors
+/// What is pinned cannot be read, or not be changed.
+pub fn forget_frontends(pins: &Path, frontends: &[FrontendKey]) -> io::Result<usize> {
+    if !is_ours(pins)? {
+        return Ok(0);
+    }
+    let mut forgotten = 0;
+    // Those of other layouts decide as well, for as long as they are there.
+    for entry in fs::read_dir(pins)? {
+        let map = match bpf::get(&entry?.path().join(FRONTENDS)) {
+            Ok(map) => map,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let map = match bpf::HashMap::<KEY, VALUE>::new(map) {
+            Ok(map) => map,
+            // Of another version, which has it otherwise.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => continue,
+            Err(error) => return Err(error),
+        };
+        for key in frontends {
+            forgotten += usize::from(map.remove(&key_bytes(key))?);
+        }
+    }
+    Ok(forgotten)
 }
 
 fn key_bytes(key: &FrontendKey) -> [u8; KEY] {

@@ -51,7 +51,7 @@ pub use census::{Census, Translated};
 pub use cgroup::{cgroup_root, is_initial_network};
 pub use destroy::{Endable, EndedSockets};
 pub use error::{Error, passes};
-pub use frontends::Frontends;
+pub use frontends::{Frontends, forget_frontends};
 pub use links::Links;
 pub use namespaces::{Fate, Judge, Known, NAMED, Namespaces, is_local};
 pub use pins::{PINS, ask_for, ensure_bpffs, is_asked_for, let_go, pinned};

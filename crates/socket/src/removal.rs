@@ -61,7 +61,7 @@ pub fn remove_held(pins: &Path) -> io::Result<Removed> {
 }
 
 /// Whether there is anything, and it is in a bpffs.
-fn is_ours(pins: &Path) -> io::Result<bool> {
+pub(crate) fn is_ours(pins: &Path) -> io::Result<bool> {
     if !pins.exists() {
         return Ok(false);
     }

@@ -47,6 +47,9 @@ const fn bytes<T>() -> u32 {
     size_of::<T>() as u32
 }
 
+/// The map of frontends.
+pub(crate) const FRONTENDS: &str = "frontends";
+
 /// The map of what connected sockets were translated to.
 pub(crate) const CONNS: &str = "conns";
 
@@ -91,7 +94,7 @@ pub fn mapped_bytes(capacity: &Capacity) -> u64 {
 /// All maps.
 pub(crate) const SHAPES: [Shape; 13] = [
     Shape {
-        name: "frontends",
+        name: FRONTENDS,
         kind: kind::HASH,
         key_size: bytes::<FrontendKey>(),
         value_size: bytes::<Outcomes>(),

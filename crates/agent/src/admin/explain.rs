@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use sluice_model::{FrontendKind, Protocol};
+use sluice_model::{Frontend, FrontendKind, Protocol};
 use sluice_socket::Fate;
 use sluice_socket_maps::verdict;
 use sluice_table::{self as table, Client, FrontendKey, Route, SocketOutcomes, SourceAddress};
@@ -82,6 +82,11 @@ pub(super) async fn explain(inside: &Inside, question: Question) -> Result<Expla
             if !inside.is_capturing && inside.observer.unserved() > 0 {
                 explanation.hints.push("some frontends cannot be listened on: the log says which".to_owned());
             }
+        }
+        None if is_left_out(inside, destination, protocol) => {
+            let why = "this agent reaches the apiserver at this address, or at this nodePort, so Services that name it do not \
+                       get it on this node: sluice status names them";
+            explanation.outcome.why = why.to_owned();
         }
         None => {
             explanation.outcome = without_route(inside, destination.ip()).await?;
@@ -177,6 +182,11 @@ fn at_socket(view: &View, route: &Route, origin: Origin, client: IpAddr) -> Opti
                 .to_owned(),
         ),
     }
+}
+
+/// Whether Services name it, and do not get it.
+fn is_left_out(inside: &Inside, address: SocketAddr, protocol: Protocol) -> bool {
+    inside.observer.left_out().contains(&Frontend { address, protocol })
 }
 
 /// What happens where no Service has that address and port.

@@ -60,6 +60,20 @@ impl Source {
                 Ok(Following::Manifests { _watch: watch })
             }
             Self::Apiserver(source, mut batches) => {
+                // Before the first Services, and before anybody connects by what a name resolves to.
+                let mut addresses = source.addresses();
+                let first = addresses.borrow_and_update().clone();
+                // A controller that has ended is noticed by whoever holds it.
+                let _ = feed.set_apiservers(first);
+                let to = feed.clone();
+                tokio::spawn(async move {
+                    while addresses.changed().await.is_ok() {
+                        let now = addresses.borrow_and_update().clone();
+                        if to.set_apiservers(now).is_err() {
+                            return;
+                        }
+                    }
+                });
                 let feed = feed.clone();
                 let task = tokio::spawn(async move {
                     let mut observer = Some(observer);

@@ -2,7 +2,7 @@
 //! good. So they are removed, once whoever holds them lets go.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -46,6 +46,11 @@ impl Leftovers {
                 Some(Self { pins, looked: Instant::now(), waits: None, heir: Heir::Ready, reason })
             }
         }
+    }
+
+    /// Where they are.
+    pub(super) fn pins(&self) -> &Path {
+        &self.pins
     }
 
     /// Tries again, if that is due; whether there is nothing left. From an agent that does not let go it is taken away: this one has

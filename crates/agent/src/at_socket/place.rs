@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use sluice_model::Frontend;
 use sluice_socket::Removed;
+use sluice_socket_maps::FrontendKey;
 use sluice_table::Table;
 
 use super::attach::{self, Attached, NotAttached};
@@ -19,6 +21,8 @@ pub(super) trait Place: Send + Sync {
     fn remove(&mut self, pins: &Path) -> io::Result<Removed>;
     /// As [`sluice_socket::remove_held`] does.
     fn remove_held(&mut self, pins: &Path) -> io::Result<Removed>;
+    /// As [`sluice_socket::forget_frontends`] does.
+    fn forget(&mut self, pins: &Path, frontends: &[Frontend]) -> io::Result<usize>;
     /// As [`sluice_socket::ask_for`] does.
     fn ask_for(&mut self, pins: &Path) -> io::Result<()>;
     /// As [`sluice_socket::is_asked_for`] does.
@@ -45,6 +49,11 @@ impl Place for Node {
 
     fn remove_held(&mut self, pins: &Path) -> io::Result<Removed> {
         sluice_socket::remove_held(pins)
+    }
+
+    fn forget(&mut self, pins: &Path, frontends: &[Frontend]) -> io::Result<usize> {
+        let keys: Vec<FrontendKey> = frontends.iter().map(|frontend| (*frontend).into()).collect();
+        sluice_socket::forget_frontends(pins, &keys)
     }
 
     fn ask_for(&mut self, pins: &Path) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! What others see of a running proxy, from any thread: its table, what it counts, how it is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,7 @@ pub struct Observer {
     pub(super) node_eligible: Arc<ArcSwap<Option<bool>>>,
     pub(super) node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     pub(super) step_durations: Histogram,
+    pub(super) left_out: Arc<ArcSwap<BTreeSet<Frontend>>>,
     pub(super) view: View,
 }
 
@@ -196,6 +197,11 @@ impl Observer {
     /// Frontends that are to be served and cannot be listened on, and why.
     pub fn failures(&self) -> BTreeMap<Frontend, String> {
         self.failures.all()
+    }
+
+    /// Frontends that Services name and that are not served, because the agent reaches the apiserver there.
+    pub(crate) fn left_out(&self) -> Arc<BTreeSet<Frontend>> {
+        self.left_out.load_full()
     }
 
     /// Every endpoint that can serve, with its service port, in order and each once.

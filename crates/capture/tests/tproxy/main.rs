@@ -4,6 +4,7 @@
 
 mod addresses;
 mod elements;
+mod leftovers;
 mod mark_rules;
 mod namespace;
 mod owners;

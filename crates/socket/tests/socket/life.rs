@@ -20,12 +20,12 @@ use crate::node::{CAPACITY, Node, balance, desc, endpoint_ip, key, remove_pinned
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn at(count: u8) -> Vec<SocketAddr> {
+pub(crate) fn at(count: u8) -> Vec<SocketAddr> {
     (1..=count).map(|number| (endpoint_ip(false, number), 53).into()).collect()
 }
 
 /// Whether a socket that connects there is translated: no packet could get there.
-fn is_translated(node: &Node, to: SocketAddr) -> bool {
+pub(crate) fn is_translated(node: &Node, to: SocketAddr) -> bool {
     node.host.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().connect(to).is_ok())
 }
 

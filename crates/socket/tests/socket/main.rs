@@ -16,6 +16,7 @@ mod connected_udp;
 mod device;
 mod edges;
 mod flows;
+mod forgotten;
 mod health;
 mod life;
 mod node;

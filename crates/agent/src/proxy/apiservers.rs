@@ -1,0 +1,89 @@
+//! Keeps the way to the apiserver clear: of Services, by telling the writer where that is, and of what an earlier agent has left,
+//! until it is known which Services there are. Runs on the controller's thread.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use sluice_capture::tproxy::{Leftovers, Released};
+use sluice_model::{Frontend, Protocol};
+use tracing::{debug, warn};
+
+use super::Proxy;
+
+/// How often it is looked for what an earlier agent, which may still run, leads elsewhere. It costs nft a few milliseconds if
+/// anything has changed about nftables, and nothing otherwise.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Where the apiserver is, and what is known of the way there.
+#[derive(Debug, Default)]
+pub(super) struct Apiservers {
+    addresses: Vec<SocketAddr>,
+    leftovers: Option<Leftovers>,
+    looked: Option<Instant>,
+    /// Whether it was said that something was in the way.
+    has_said: bool,
+    left_out: Arc<ArcSwap<BTreeSet<Frontend>>>,
+}
+
+impl Apiservers {
+    /// Frontends that are not served for this, as others see them.
+    pub(super) fn left_out(&self) -> Arc<ArcSwap<BTreeSet<Frontend>>> {
+        Arc::clone(&self.left_out)
+    }
+
+    /// Lets others see which frontends are not served.
+    pub(super) fn show(&self, left_out: &BTreeSet<Frontend>) {
+        if **self.left_out.load() != *left_out {
+            self.left_out.store(Arc::new(left_out.clone()));
+        }
+    }
+
+    /// What the kernel's rules lead elsewhere on the way there is taken out. None where nothing has changed, or if that fails.
+    fn release(&mut self) -> Option<Released> {
+        let leftovers = match &mut self.leftovers {
+            Some(leftovers) => leftovers,
+            none => none.insert(Leftovers::open().inspect_err(|error| debug!("{error}")).ok()?),
+        };
+        match leftovers.release(&self.addresses) {
+            Ok(released) => released,
+            Err(error) => {
+                debug!("the way to the apiserver may not be clear: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// Learns where the agent reaches the apiserver: no Service gets that, from the next step on.
+    pub(crate) fn set_apiservers(&mut self, addresses: Vec<SocketAddr>) {
+        debug!(?addresses, "the apiserver is reached there");
+        self.writer.set_apiservers(addresses.iter().copied());
+        self.apiservers.addresses = addresses;
+        self.apiservers.looked = None;
+    }
+
+    /// Until it is known which Services there are, removes what an earlier agent has left that leads connections to the apiserver
+    /// elsewhere. If that agent still runs it may put it back.
+    pub(super) fn clear_way(&mut self, now: Instant) {
+        let apiservers = &mut self.apiservers;
+        let is_due = apiservers.looked.is_none_or(|looked| now >= looked + LOOK);
+        if apiservers.addresses.is_empty() || self.captured.is_none() || !is_due {
+            return;
+        }
+        apiservers.looked = Some(now);
+        let Some(Released { released, external }) = apiservers.release() else { return };
+        let tcp = |address: &SocketAddr| Frontend { address: *address, protocol: Protocol::Tcp };
+        let external: Vec<Frontend> = external.iter().map(tcp).collect();
+        let is_news = self.at_socket.forget(&external) || !released.is_empty();
+        if is_news && !std::mem::replace(&mut apiservers.has_said, true) {
+            warn!(
+                "an earlier agent has left rules that lead connections to the apiserver to a Service, and they are removed: take \
+                 the apiserver's address out of that Service, or have agents use another one (--master)"
+            );
+        }
+    }
+}
