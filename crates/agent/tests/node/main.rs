@@ -30,6 +30,7 @@ mod local_detector;
 mod monitoring;
 mod no_sockets;
 mod other_wishes;
+mod own_apiserver;
 mod pod_annotations;
 mod recall;
 mod repairs;
