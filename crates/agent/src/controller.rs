@@ -52,8 +52,8 @@ enum Message {
     Changes(Vec<Change>, Option<Waiting>),
     /// Serve nodePorts there, and answer whether that can be.
     NodePorts(NodePortAddresses, tokio::sync::oneshot::Sender<Result<(), String>>),
-    /// The apiserver is reached there: no Service is to be in the way.
-    Apiservers(Vec<SocketAddr>),
+    /// The apiserver is reached there: no Service is to be in the way. Answer when what an earlier agent has left is not.
+    Apiservers(Vec<SocketAddr>, Waiting),
     /// Answer when all that came before has taken effect, in the kernel too.
     Settle(Waiting),
     /// Answer what happens to connections to an address where no frontend matches.
@@ -142,13 +142,15 @@ impl Feed {
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    /// Says where the agent reaches the apiserver: the way there is clear of Services from then on, those that come next among
-    /// them.
+    /// Says where the agent reaches the apiserver, so that Services are kept out of the way there; returns when what an earlier
+    /// agent has left is not in the way any more.
     ///
     /// # Errors
     /// The controller has ended.
-    pub(crate) fn set_apiservers(&self, addresses: Vec<SocketAddr>) -> Result<(), ControllerEnded> {
-        self.messages.send(Message::Apiservers(addresses)).map_err(|_| ControllerEnded)
+    pub(crate) async fn set_apiservers(&self, addresses: Vec<SocketAddr>) -> Result<(), ControllerEnded> {
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        self.messages.send(Message::Apiservers(addresses, done)).map_err(|_| ControllerEnded)?;
+        is_done.await.map_err(|_| ControllerEnded)
     }
 
     /// What happens to connections to an address where no frontend matches; `None` where the address is not the
@@ -222,7 +224,10 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             let set = proxy.set_node_ports(node_ports);
                             let _ = answer.send(set.map_err(|reason| format!("{reason:#}")));
                         }
-                        Message::Apiservers(addresses) => proxy.set_apiservers(addresses),
+                        Message::Apiservers(addresses, done) => {
+                            proxy.set_apiservers(addresses);
+                            answer([done]);
+                        }
                         // What comes after it is waited for only where it is taken in along with what came before.
                         Message::Settle(done) if batches == 0 => settling.push((proxy.last_step(), done)),
                         Message::Settle(done) => to_settle.push(done),

@@ -7,7 +7,7 @@
 //!   files)    read)      401, TLS)   watch) ┘
 //! ```
 //!
-//! * [`Config`]: where the apiserver is and how to talk to it. [`ApiserverSource::start`] says what is wrong
+//! * [`Config`]: where the apiserver is and how to talk to it. [`Prepared::new`] says what is wrong
 //!   with it; everything that may pass by itself is retried, and reported by [`Health`].
 //! * One task per resource lists and watches it; each object becomes the compact model at once, and only
 //!   names are kept, to know after another list what is gone.
@@ -72,25 +72,33 @@ const NEWS_IN_FLIGHT: usize = 16;
 /// Batches that wait for the receiver: the next one gathers meanwhile.
 const BATCHES_IN_FLIGHT: usize = 1;
 
-/// A running source; dropping it ends it.
+/// A source that can be started: it is known where the apiserver is, and nobody has been connected to.
 #[derive(Debug)]
-pub struct ApiserverSource {
-    health: Arc<Health>,
+pub struct Prepared {
+    config: Config,
     transport: Arc<Transport>,
-    _tasks: JoinSet<()>,
 }
 
-impl ApiserverSource {
-    /// Starts to follow the cluster, on the current tokio runtime. Reads the files that `config` names,
-    /// and nothing else before it returns.
-    ///
-    /// The first batch is the whole cluster, as soon as it is known; it may be empty. All others are
-    /// changes, in order. A receiver that is slow gets larger batches.
+impl Prepared {
+    /// Reads the files that `config` names.
     ///
     /// # Errors
     /// The configuration cannot be used, whatever the apiserver may do.
-    pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Vec<Change>>), ConfigError> {
-        let transport = Arc::new(Transport::new(config.clone())?);
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        Ok(Self { transport: Arc::new(Transport::new(config.clone())?), config })
+    }
+
+    /// As [`ApiserverSource::addresses`]: so far, those that are configured.
+    pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.transport.addresses().subscribe()
+    }
+
+    /// Starts to follow the cluster, on the current tokio runtime.
+    ///
+    /// The first batch is the whole cluster, as soon as it is known; it may be empty. All others are
+    /// changes, in order. A receiver that is slow gets larger batches.
+    pub fn start(self) -> (ApiserverSource, mpsc::Receiver<Vec<Change>>) {
+        let Self { config, transport } = self;
         let health = Arc::new(Health::new(config.timing.unnoticed()));
         let (news, receiver) = mpsc::channel(NEWS_IN_FLIGHT);
         let (batches, output) = mpsc::channel(BATCHES_IN_FLIGHT);
@@ -116,7 +124,25 @@ impl ApiserverSource {
             };
             collect(receiver, batches, on_first).await;
         });
-        Ok((Self { health, transport: for_events, _tasks: tasks }, output))
+        (ApiserverSource { health, transport: for_events, _tasks: tasks }, output)
+    }
+}
+
+/// A running source; dropping it ends it.
+#[derive(Debug)]
+pub struct ApiserverSource {
+    health: Arc<Health>,
+    transport: Arc<Transport>,
+    _tasks: JoinSet<()>,
+}
+
+impl ApiserverSource {
+    /// [Prepares](Prepared::new) one, and [starts](Prepared::start) it.
+    ///
+    /// # Errors
+    /// The configuration cannot be used, whatever the apiserver may do.
+    pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Vec<Change>>), ConfigError> {
+        Ok(Prepared::new(config)?.start())
     }
 
     /// What writes Events there.
@@ -146,8 +172,9 @@ fn warn_of_circle(servers: &[Url], changes: &[Change]) {
     }
 }
 
-/// An apiserver's address that is one of a Service: its cluster IP, or one that comes from outside, such as the VIP of a load
-/// balancer. The rules that an agent leaves capture what its successor sends to that as well, and lead it to nobody.
+/// An apiserver's address that is a Service's cluster IP. The rules that an agent leaves capture what its successor sends to that
+/// as well, and lead it to nobody. (Other addresses of Services do not lead an agent astray: it keeps those that its apiserver
+/// has clear.)
 fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
     let hosts = servers.iter().filter_map(Url::host_str);
     let hosts: Vec<IpAddr> = hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();
@@ -155,10 +182,7 @@ fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
         Change::Apply(Object::Service(service)) => Some(service),
         _ => None,
     });
-    let addresses = services.flat_map(|service| {
-        [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips].into_iter().flatten()
-    });
-    addresses.copied().find(|address| hosts.contains(address))
+    services.flat_map(|service| &service.cluster_ips).copied().find(|address| hosts.contains(address))
 }
 
 #[cfg(test)]
@@ -183,8 +207,8 @@ mod tests {
         let of = |url: &str| circle(&[Url::parse(url).unwrap()], &changes);
         assert_eq!(of("https://10.96.0.1"), Some("10.96.0.1".parse().unwrap()));
         assert_eq!(of("https://[fd00::1]:443"), Some("fd00::1".parse().unwrap()));
-        assert_eq!(of("https://192.0.2.7:6443"), Some("192.0.2.7".parse().unwrap()), "an external IP");
-        assert_eq!(of("https://192.0.2.8:6443"), Some("192.0.2.8".parse().unwrap()), "a load balancer's");
+        assert_eq!(of("https://192.0.2.7:6443"), None, "an external IP");
+        assert_eq!(of("https://192.0.2.8:6443"), None, "a load balancer's");
         assert_eq!(of("https://10.0.0.2:6443"), None);
         assert_eq!(of("https://kubernetes.default"), None);
     }

@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health};
+use sluice_kubeapi::apiserver::{self, ApiserverSource, EventWriter, Health, Prepared};
 use sluice_kubeapi::manifests::{ManifestSource, Watch};
-use sluice_model::Change;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -19,10 +17,10 @@ use crate::source_args::SourceArgs;
 /// one has its chance.
 const STALE: Duration = Duration::from_secs(180);
 
-/// Where objects come from. An apiserver is asked already.
+/// Where objects come from. An apiserver has not been asked so far.
 pub(super) enum Source {
     Manifests(ManifestSource),
-    Apiserver(ApiserverSource, mpsc::Receiver<Vec<Change>>),
+    Apiserver(Box<Prepared>),
 }
 
 /// A source that is being followed.
@@ -43,9 +41,9 @@ impl Source {
             return Ok(Self::Manifests(ManifestSource::new(args.manifests.clone())?));
         }
         let config = apiserver::Config { pods, ..args.apiserver.config(node) };
-        let (source, batches) = ApiserverSource::start(config)
+        let prepared = Prepared::new(config)
             .context("cannot follow an apiserver (to serve files, give --manifests PATH)")?;
-        Ok(Self::Apiserver(source, batches))
+        Ok(Self::Apiserver(Box::new(prepared)))
     }
 
     /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
@@ -59,21 +57,21 @@ impl Source {
                 say_ready(&observer);
                 Ok(Following::Manifests { _watch: watch })
             }
-            Self::Apiserver(source, mut batches) => {
-                // Before the first Services, and before anybody connects by what a name resolves to.
-                let mut addresses = source.addresses();
+            Self::Apiserver(prepared) => {
+                let mut addresses = prepared.addresses();
                 let first = addresses.borrow_and_update().clone();
-                // A controller that has ended is noticed by whoever holds it.
-                let _ = feed.set_apiservers(first);
+                // Once the way there is clear. A controller that has ended is noticed by whoever holds it.
+                let _ = feed.set_apiservers(first).await;
                 let to = feed.clone();
                 tokio::spawn(async move {
                     while addresses.changed().await.is_ok() {
                         let now = addresses.borrow_and_update().clone();
-                        if to.set_apiservers(now).is_err() {
+                        if to.set_apiservers(now).await.is_err() {
                             return;
                         }
                     }
                 });
+                let (source, mut batches) = prepared.start();
                 let feed = feed.clone();
                 let task = tokio::spawn(async move {
                     let mut observer = Some(observer);

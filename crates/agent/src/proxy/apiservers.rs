@@ -58,15 +58,19 @@ impl Apiservers {
 }
 
 impl Proxy {
-    /// Learns where the agent reaches the apiserver: no Service gets that, from the next step on.
+    /// Learns where the agent reaches the apiserver: no Service gets that, from the next step on. Where there was none so far,
+    /// nothing that an earlier agent has left is in the way when this returns.
     pub(crate) fn set_apiservers(&mut self, addresses: Vec<SocketAddr>) {
         debug!(?addresses, "the apiserver is reached there");
         self.writer.set_apiservers(addresses.iter().copied());
         self.apiservers.addresses = addresses;
         self.apiservers.looked = None;
+        if !self.has_begun {
+            self.clear_way(Instant::now());
+        }
     }
 
-    /// Until it is known which Services there are, removes what an earlier agent has left that leads connections to the apiserver
+    /// To be called until it is known which Services there are: removes what an earlier agent has left that leads connections to the apiserver
     /// elsewhere. If that agent still runs it may put it back.
     pub(super) fn clear_way(&mut self, now: Instant) {
         let apiservers = &mut self.apiservers;

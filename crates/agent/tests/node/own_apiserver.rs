@@ -20,13 +20,14 @@ const CAPTURES: [&str; 2] = ["tproxy", "socket"];
 
 /// A lab with an apiserver on the other node, and a backend on this one.
 struct World {
-    lab: Lab,
     apiserver: Apiserver,
+    // Before the cgroup, which their threads are in.
+    _runtime: Runtime,
+    _server: Server,
+    lab: Lab,
     directory: TempDir,
     cgroup: Cgroup,
     bpffs: Bpffs,
-    _runtime: Runtime,
-    _server: Server,
 }
 
 impl World {
@@ -43,7 +44,7 @@ impl World {
         apiserver.create(Resource::Nodes, lab.node_object()).unwrap();
         let directory = TempDir::new().unwrap();
         fs::write(directory.path().join("kubeconfig"), apiserver.kubeconfig().unwrap()).unwrap();
-        Self { lab, apiserver, directory, cgroup, bpffs, _runtime: runtime, _server: server }
+        Self { apiserver, _runtime: runtime, _server: server, lab, directory, cgroup, bpffs }
     }
 
     /// The Service that has the apiserver's address and port, with the backend as its endpoint; and its slice.
