@@ -10,7 +10,7 @@ use sluice_testbed::lab::{Bpffs, Cgroup, Lab, SILENCE, Server};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::at_sockets::Agent;
+use crate::at_sockets::{Agent, METRICS, metrics, value};
 use crate::manifests::{BACKEND, Service, cluster_ip};
 use crate::scene::{AGENT, sluice, until, well};
 
@@ -78,9 +78,10 @@ impl World {
         }
     }
 
-    fn command(&self, capture: &str) -> Command {
+    fn command(&self, capture: &str, metrics: &str) -> Command {
         let mut command = sluice(AGENT.map(|argument| match argument {
             "tproxy" => capture,
+            "0" => metrics,
             other => other,
         }));
         command.arg("--socket-cgroup").arg(self.cgroup.path());
@@ -91,7 +92,7 @@ impl World {
 
     /// An agent that follows the apiserver, once it is ready.
     fn start(&self, capture: &str) -> Agent {
-        let mut command = self.command(capture);
+        let mut command = self.command(capture, METRICS);
         command.arg("--kubeconfig").arg(self.directory.path().join("kubeconfig"));
         Agent::start(command, &self.lab, self.directory.path(), 1)
     }
@@ -103,7 +104,7 @@ impl World {
         let objects = [vec![self.lab.node_object()], self.intruder().into()].concat();
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
         fs::write(manifests.join("all.json"), list.to_string()).unwrap();
-        let mut command = self.command(capture);
+        let mut command = self.command(capture, "0");
         command.arg("--manifests").arg(&manifests);
         let agent = Agent::start(command, &self.lab, self.directory.path(), 2);
         until("the apiserver's address is the intruder's", || self.leads_to_intruder());
@@ -133,9 +134,10 @@ fn a_service_at_the_apiservers_address_comes_and_goes_and_the_agent_sees_all_of_
         let agent = world.start(capture);
         world.assert_is_followed(1);
         world.create(world.intruder());
-        agent.wait_for("is the address of the apiserver that this agent follows");
+        until("it is known", || agent.ask(&["services"]).contains("intruder"));
         world.apiserver.drop_connections();
         world.assert_is_followed(2);
+        agent.wait_for("is the address of the apiserver that this agent follows");
         assert!(!world.leads_to_intruder(), "{capture}: nobody is led there");
 
         let to = format!("{}:{PORT}", world.lab.other().v4);
@@ -144,6 +146,7 @@ fn a_service_at_the_apiservers_address_comes_and_goes_and_the_agent_sees_all_of_
         assert!(why.contains("this agent reaches the apiserver at this address"), "{told}");
         let problems = agent.json(&["status"])["problems"].to_string();
         assert!(problems.contains("default/intruder") && problems.contains(&to), "{problems}");
+        assert_eq!(value(&metrics(&world.lab), "sluice_frontends_left_out", &[]), Some(1.0));
         drop(agent);
 
         let agent = world.start(capture);
