@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -166,4 +167,28 @@ fn where_pods_have_their_addresses_is_what_this_nodes_object_says_last() {
         assert_eq!(*observer.node_pod_cidrs(), [cidr(wanted)]);
     }
     proxy.shut_down(Duration::ZERO);
+}
+
+#[test]
+fn when_the_apiservers_addresses_change_frontends_are_judged_again_although_no_object_changes() {
+    let proxy = proxy();
+    let observer = proxy.observer();
+    let controller = Controller::start(proxy).unwrap();
+    let (ip, port) = (IpAddr::from([192, 0, 2, 9]), 6443);
+    let ports = vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port, node_port: None }];
+    let web = Service::new(ObjectName::new("default", "web"), vec![[10, 0, 0, 1].into()], ports);
+    let web = Service { external_ips: vec![ip], ..web };
+    block_on(controller.feed().apply(vec![Change::Apply(web.into())])).unwrap();
+    assert_eq!(observer.table().routes().len(), 2);
+    for (addresses, routes) in [(vec![(ip, port).into()], 1), (vec![], 2)] {
+        let left_out =
+            addresses.iter().map(|address| Frontend { address: *address, protocol: Protocol::Tcp });
+        let left_out: BTreeSet<Frontend> = left_out.collect();
+        block_on(controller.feed().set_apiservers(addresses)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while *observer.left_out() != left_out || observer.table().routes().len() != routes {
+            assert!(Instant::now() < deadline, "{left_out:?}");
+            std::thread::yield_now();
+        }
+    }
 }
