@@ -20,6 +20,7 @@ mod host_network;
 mod marks;
 mod matrix;
 mod odd_endpoints;
+mod older_connections;
 mod others_marks;
 mod others_nat;
 mod ranges_and_limits;

@@ -1,23 +1,24 @@
 //! Connections of others whose source port is a nodePort: a NAT chooses among all ports from 1024 on, and their answers
 //! come to an address and port that are a Service's.
 
-use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use ipnet::IpNet;
+use sluice::proxy::CaptureConfig;
 use sluice_model::{Change, Family, Protocol, ServiceCidr, TrafficPolicy};
-use sluice_testbed::lab::{Outcome, PATIENCE, SILENCE, ask_on};
+use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, WHO, ask_on};
 use socket2::{Domain, Socket, Type};
 
-use super::hosts::{families_and_protocols, world};
+use super::hosts::{add_service, families_and_protocols, lab, world};
 use super::rules::Kind;
 use super::world::{BACKEND, World};
 
-/// What a pod sends to somewhere else leaves with the node's address and the nodePort of Service 1.
+/// What is sent to these ports by way of the node leaves with its address and the nodePort of Service 1.
 const NAT: &str = "
     table inet others { chain postrouting {
         type nat hook postrouting priority 100;
-        iifname \"veth*\" meta l4proto { tcp, udp } th dport 9000-9999 masquerade to :30001
+        meta l4proto { tcp, udp } th dport 9000-9999 masquerade to :30001
     }; }";
 
 fn assert_served(world: &World, context: &str) {
@@ -38,14 +39,22 @@ fn assert_served(world: &World, context: &str) {
 #[test]
 fn a_connection_whose_source_port_a_nat_has_made_a_node_port_is_answered() {
     let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
-    let [outside, pod, node] = [world.lab.outside(), world.lab.pod(0), world.lab.node()];
-    let _server = outside.serve(9_000).unwrap();
+    let [outside, pod, server, node] =
+        [world.lab.outside(), world.lab.pod(0), world.lab.pod(1), world.lab.node()];
+    let _servers = [(outside, 9_000), (server, 9_000), (server, 9_001), (server, 9_002)]
+        .map(|(host, port)| host.serve(port).unwrap());
     node.ns.nft_file(NAT).unwrap();
     assert_served(&world, "before");
     for (family, protocol) in families_and_protocols() {
-        let outcome = pod.ask(protocol, (outside.ip(family), 9_000).into(), PATIENCE);
-        assert_eq!(outcome.by(), Some("outside"), "{family} {protocol}: {outcome:?}");
-        assert_eq!(outcome.source(), Some(node.ip(family)), "{family} {protocol}: it was masqueraded");
+        // One at a time may have the port towards one of these.
+        for (from, to, port) in
+            [(pod, outside, 9_000), (pod, server, 9_000), (outside, server, 9_001), (node, server, 9_002)]
+        {
+            let outcome = from.ask(protocol, (to.ip(family), port).into(), PATIENCE);
+            let context = format!("{family} {protocol} {} to {}: {outcome:?}", from.name, to.name);
+            assert_eq!(outcome.by(), Some(&*to.name), "{context}");
+            assert!(outcome.source().is_some_and(|source| world.is_nodes(source)), "masqueraded? {context}");
+        }
     }
     assert_served(&world, "after");
 }
@@ -54,27 +63,93 @@ fn a_connection_whose_source_port_a_nat_has_made_a_node_port_is_answered() {
 #[test]
 fn a_process_that_asks_from_a_node_port_is_answered() {
     let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
-    let [outside, node] = [world.lab.outside(), world.lab.node()];
-    let _server = outside.serve(9_000).unwrap();
+    let [outside, pod, node] = [world.lab.outside(), world.lab.pod(0), world.lab.node()];
+    let peers = [outside, pod, node];
+    let _servers = peers.map(|host| host.serve(9_000).unwrap());
     for family in [Family::V4, Family::V6] {
-        let socket = node.ns.run(|| UdpSocket::bind((node.ip(family), 30_001)).unwrap());
-        socket.connect((outside.ip(family), 9_000)).unwrap();
-        let outcome = ask_on(&socket, PATIENCE);
-        assert_eq!(outcome.by(), Some("outside"), "{family}: {outcome:?}");
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        for peer in peers {
+            let to = (peer.ip(family), 9_000).into();
+            assert_eq!(greeting(node, (node.ip(family), 30_001).into(), to), peer.name, "{family} TCP");
+
+            let socket = node.ns.run(|| UdpSocket::bind((node.ip(family), 30_001)).unwrap());
+            socket.connect(to).unwrap();
+            let outcome = ask_on(&socket, PATIENCE);
+            assert_eq!(outcome.by(), Some(&*peer.name), "{family} UDP: {outcome:?}");
+            drop(socket);
+
+            let socket = node.ns.run(|| UdpSocket::bind((any, 30_001)).unwrap());
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.send_to(WHO, to).unwrap();
+            let mut answer = [0; 256];
+            let (length, from) = socket
+                .recv_from(&mut answer)
+                .unwrap_or_else(|error| panic!("{family} UDP, any address, {}: {error}", peer.name));
+            assert!(from == to && answer[..length].starts_with(peer.name.as_bytes()), "{from}");
+        }
+    }
+    assert_served(&world, "after");
+}
+
+/// Who a process meets that connects from a port of its own.
+fn greeting(host: &Host, from: SocketAddr, to: SocketAddr) -> String {
+    let connect = || {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut line = String::new();
+        BufReader::new(TcpStream::from(socket)).read_line(&mut line)?;
+        Ok(line)
+    };
+    let line: std::io::Result<String> = host.ns.run(connect);
+    let line = line.unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+    line.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// A process that others may reach at a nodePort's own address has its connections; datagrams are the Service's.
+#[test]
+fn datagrams_to_a_node_port_are_the_services_whoever_has_the_port() {
+    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let node = world.lab.node();
+    for family in [Family::V4, Family::V6] {
+        let to = world.address(Kind::NodePort, 1, family);
+        let theirs = node.ns.run(|| Socket::new(Domain::for_address(to), Type::DGRAM, None).unwrap());
+        theirs.set_reuse_address(true).unwrap();
+        theirs.bind(&to.into()).unwrap();
+        for client in [world.lab.pod(0), node, world.lab.outside()] {
+            let outcome = client.ask(Protocol::Udp, to, PATIENCE);
+            assert_eq!(outcome.by(), Some("pod-1"), "{family} {}: {outcome:?}", client.name);
+        }
     }
 }
 
 /// Of a connection that was answered with a cookie there is nothing but what the client sends back.
 #[test]
-fn node_ports_are_served_with_syn_cookies() {
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
-    world.lab.node().ns.set("net/ipv4/tcp_syncookies", "2").unwrap();
-    assert_served(&world, "cookies");
-    for family in [Family::V4, Family::V6] {
-        let to = world.address(Kind::NodePort, 1, family);
-        world.lab.outside().echo_tcp(to, 1_000_000, PATIENCE).unwrap();
-        let outcome = world.lab.outside().ask(Protocol::Tcp, to, PATIENCE);
-        assert_eq!(outcome.by(), Some("pod-1"), "{outcome:?}");
+fn node_ports_and_external_ips_are_served_with_syn_cookies() {
+    for track in [false, true] {
+        let mut world = World::new(lab(), |config| {
+            let CaptureConfig::Tproxy(capture) = &mut config.capture else { panic!("not capturing") };
+            capture.track = track;
+        });
+        let _behind = add_service(&mut world, 1, TrafficPolicy::Cluster, &[("pod-1", "node")]);
+        world.lab.node().ns.set("net/ipv4/tcp_syncookies", "2").unwrap();
+        assert_served(&world, "cookies");
+        for (kind, family) in [Kind::NodePort, Kind::ExternalIp]
+            .into_iter()
+            .flat_map(|kind| [Family::V4, Family::V6].map(|family| (kind, family)))
+        {
+            let to = world.address(kind, 1, family);
+            for client in [world.lab.outside(), world.lab.pod(0), world.lab.node()] {
+                client
+                    .echo_tcp(to, 1_000_000, PATIENCE)
+                    .unwrap_or_else(|error| panic!("tracked: {track}, {} to {to}: {error}", client.name));
+            }
+        }
     }
 }
 

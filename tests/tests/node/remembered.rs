@@ -10,7 +10,7 @@ use sluice_capture::tproxy::Stats;
 use sluice_model::{Change, Endpoint, Family, Object, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Outcome, PATIENCE, SILENCE, Wiring, ask_on};
 
-use super::rules::Kind;
+use super::rules::{KINDS, Kind};
 use super::world::{BACKEND, FAMILIES, World, flow_idle, service, slices};
 
 /// The sets, without the family's digit.
@@ -301,8 +301,10 @@ fn a_full_set_cuts_nobody_off() {
             continue;
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let outcome = client.ask(protocol, to, PATIENCE);
-            assert_eq!(outcome.by(), Some(host.name.as_str()), "{set} {protocol}: {outcome:?}");
+            for kind in KINDS {
+                let outcome = client.ask(protocol, world.address(kind, 1, Family::V4), PATIENCE);
+                assert_eq!(outcome.by(), Some(host.name.as_str()), "{set} {protocol} {kind:?}: {outcome:?}");
+            }
             // Neither does the client's own connection to the endpoint notice.
             let direct = client.ask(protocol, (host.ip(Family::V4), BACKEND).into(), PATIENCE);
             assert_eq!(direct.by(), Some(host.name.as_str()), "{set} {protocol}: {direct:?}");

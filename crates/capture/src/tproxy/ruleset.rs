@@ -226,7 +226,8 @@ const FAMILIES: [FamilyWords; 2] = [
 /// Writes a line of the template as often as is needed.
 fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut String) {
     let notrack = if config.track { "" } else { "notrack " };
-    if config.track && line.trim_start().starts_with("$notrack comment") {
+    let is_void = line.trim_start().starts_with("$notrack comment") || line.contains("$established");
+    if config.track && is_void {
         return;
     }
     let ports = [config.ports.outside, config.ports.local_pod, config.ports.node];
@@ -234,6 +235,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
     // Longer names first where one begins like another.
     let values = [
         ("$notrack ", notrack),
+        ("$established", "ct state established"),
         ("$outside_port", &outside),
         ("$pod_port", &pod),
         ("$node_port", &node),
@@ -348,6 +350,7 @@ pub(super) mod tests {
                     }
                 }
                 assert_eq!(inet.text.contains("notrack"), !track);
+                assert_eq!(inet.text.contains("ct state established"), !track);
             }
         }
     }
