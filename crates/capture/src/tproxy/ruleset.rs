@@ -1,7 +1,7 @@
 //! The tables' structure: their sets, maps, chains and rules. It depends on the configuration only, never on
 //! Services, which are elements. No I/O.
 //!
-//! `ruleset.nft` has the rules and the reasons for them. A packet's way, in short: `prerouting` looks its
+//! `ruleset.nft` and `output.nft` have the rules and the reasons for them. A packet's way, in short: `prerouting` looks its
 //! destination up, marks it as captured, and hands it to the socket that listens for clients of its origin;
 //! the policy rule for the mark has it delivered on this node. A packet of the node's own processes is
 //! looked up and marked in `output`, routed again to the loopback interface, and comes back in through
@@ -64,7 +64,7 @@ pub(super) struct ChainShape {
 impl Ruleset {
     /// The table that captures, for a configuration.
     pub(super) fn inet(config: &Config) -> Self {
-        Self::new(INET, include_str!("ruleset.nft"), config)
+        Self::new(INET, concat!(include_str!("ruleset.nft"), include_str!("output.nft")), config)
     }
 
     /// The table that turns answers on bridges to us, for a configuration.
