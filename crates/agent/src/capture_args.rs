@@ -309,6 +309,7 @@ impl CaptureArgs {
             local_pods,
             cluster_cidrs: self.cluster_cidrs().collect(),
             track: self.track_connections,
+            asks_conntrack: false,
             bridge_netfilter_off: self.disable_bridge_netfilter,
             pod_ports: EPHEMERAL_PORTS,
             flow_idle,

@@ -20,6 +20,7 @@ mod bridge;
 mod bridge_netfilter;
 mod changes;
 mod cleanup;
+mod conntrack;
 mod counters;
 mod crowding;
 mod elements;
@@ -58,6 +59,7 @@ use tracing::{debug, info, warn};
 pub use addresses::NodeAddresses;
 use bridge_netfilter::BridgeNetfilter;
 pub use cleanup::{Cleaned, cleanup};
+use conntrack::Conntrack;
 use counters::Part;
 pub use counters::{Counters, Stats};
 use crowding::Crowding;
@@ -90,6 +92,9 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Let the kernel's connection tracking see captured traffic.
     pub track: bool,
+    /// Have the rules ask connection tracking what they cannot know otherwise. Such rules switch it on for the whole network
+    /// namespace, so where this is not set they ask it only once it is seen to be on, as it is on most nodes.
+    pub asks_conntrack: bool,
     /// Keep `net.bridge.bridge-nf-call-iptables` and `-ip6tables` at 0, for pods on Linux bridges.
     pub bridge_netfilter_off: bool,
     /// Ports that pods' kernels choose from, and that workers never take for a socket that has a client's address.
@@ -166,6 +171,7 @@ pub struct Tproxy {
     /// Whether it is known what there is to be.
     has_begun: bool,
     bridge_netfilter: Option<BridgeNetfilter>,
+    conntrack: Conntrack,
     settings: Settings,
     crowding: Crowding,
     counters: Arc<Counters>,
@@ -183,10 +189,12 @@ impl Tproxy {
     ///
     /// # Errors
     /// The kernel or nft cannot do it, or not for us.
-    pub fn start(config: Config) -> Result<Self, Error> {
+    pub fn start(mut config: Config) -> Result<Self, Error> {
         check_interface(&config.local_pods)?;
         let version = nft::run(&["--version"], "")?;
         debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
+        let mut conntrack = Conntrack::default();
+        config.asks_conntrack |= conntrack.is_on(Instant::now());
         let counters = Arc::<Counters>::default();
         let table = Table::open(&config, Arc::clone(&counters))?;
         let crowding = Crowding::open(Arc::clone(&counters))?;
@@ -211,6 +219,7 @@ impl Tproxy {
             routing_retry,
             has_begun: false,
             bridge_netfilter,
+            conntrack,
             settings,
             crowding,
             counters,
@@ -275,6 +284,19 @@ impl Tproxy {
             self.wanted.set_node_addresses(addresses);
         }
         changed.is_some()
+    }
+
+    /// Whether connection tracking is seen to be on from now on, so that the rules are other ones.
+    fn notices_conntrack(&mut self, now: Instant) -> bool {
+        let is_news = !self.config.asks_conntrack && self.conntrack.is_on(now);
+        if is_news {
+            info!(
+                "this node's connections are tracked by now, and the rules ask connection tracking about those of others"
+            );
+            self.config.asks_conntrack = true;
+            self.table.reconfigure(&self.config);
+        }
+        is_news
     }
 
     /// Makes what is wanted true, unless that has failed and its time has not come.
@@ -399,7 +421,7 @@ impl Capture for Tproxy {
         self.settings.keep_records(now);
         self.crowding.look(now);
         // What another agent has left is no damage.
-        if !was_owner || has_other_addresses || self.table_retry.is_pending() {
+        if !was_owner || has_other_addresses || self.notices_conntrack(now) || self.table_retry.is_pending() {
             self.apply(now);
         } else {
             let outcome = self.table.check(&mut self.wanted, now);

@@ -1,5 +1,7 @@
 //! Services whose endpoints are hosts of the lab, by their names.
 
+use std::net::UdpSocket;
+
 use sluice_model::{Change, Family, Protocol, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, Server};
 
@@ -9,13 +11,37 @@ pub fn lab() -> Lab {
     Lab::new().unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// One whose node tracks connections, as most nodes do: there somebody's rule asks for their state.
+pub fn tracking_lab() -> Lab {
+    let lab = lab();
+    track(&lab);
+    lab
+}
+
+/// Has the node track connections, and know one.
+pub fn track(lab: &Lab) {
+    const RULE: &str = "table inet tracking { chain forward {
+        type filter hook forward priority filter;
+        ct state invalid counter
+    }; }";
+    let node = lab.node();
+    node.ns.nft_file(RULE).unwrap();
+    let socket = node.ns.run(|| UdpSocket::bind((node.v4, 0)).unwrap());
+    socket.send_to(b"known", socket.local_addr().unwrap()).unwrap();
+}
+
 pub fn serve(host: &Host) -> Server {
     host.serve(BACKEND).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A lab, and Service 1 with this policy and these endpoints.
 pub fn world(policy: TrafficPolicy, endpoints: &[(&str, &str)]) -> (World, Vec<Server>) {
-    let mut world = World::new(lab(), |_| {});
+    world_in(lab(), policy, endpoints)
+}
+
+/// The same in a lab that is there.
+pub fn world_in(lab: Lab, policy: TrafficPolicy, endpoints: &[(&str, &str)]) -> (World, Vec<Server>) {
+    let mut world = World::new(lab, |_| {});
     let servers = add_service(&mut world, 1, policy, endpoints);
     (world, servers)
 }

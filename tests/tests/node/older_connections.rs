@@ -7,8 +7,9 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use sluice::proxy::CaptureConfig;
 use sluice_model::{Change, Family, ObjectRef, Service, TrafficPolicy};
 use sluice_testbed::lab::{Host, Lab, PATIENCE, Server, Wiring, ask_on};
+use sluice_tests::wait;
 
-use super::hosts::lab;
+use super::hosts::{lab, track, tracking_lab};
 use super::rules::Kind;
 use super::world::{BACKEND, FAMILIES, PORT, Sockets, World, name, service, slices};
 
@@ -148,14 +149,39 @@ fn check(world: &mut World, wiring: Wiring) {
 fn they_go_on_and_new_ones_are_the_services() {
     for wiring in [Wiring::Routed, Wiring::Bridged] {
         let lab = Lab::builder().wiring(wiring).build().unwrap_or_else(|error| panic!("{error}"));
+        track(&lab);
         check(&mut World::new(lab, |_| {}), wiring);
     }
+}
+
+/// Where connection tracking is off the agent does not switch it on: forwarded packets would pay for it.
+#[test]
+fn they_go_on_once_connections_are_tracked_and_where_they_are_not_those_to_processes_do() {
+    let mut world = World::new(lab(), |_| {});
+    let node = world.lab.node().clone();
+    let has_rules = || node.ns.nft("list table inet sluice").unwrap().contains("ct state");
+    let is_tracked = || node.ns.read("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim() != "0";
+    let port = world.address(Kind::NodePort, 1, Family::V4).port();
+    let _server = node.serve(port).unwrap();
+    let mut talks: Vec<Talk> = Vec::new();
+    for client in [world.lab.pod(0), &node, world.lab.outside()] {
+        talks.extend(FAMILIES.map(|family| Talk::begin(client, (node.ip(family), port).into())));
+    }
+    add_service(&mut world);
+    talks.iter_mut().for_each(|talk| talk.goes_on("with the Service, and not tracked"));
+    remove_service(&mut world);
+    assert!(!has_rules() && !is_tracked());
+
+    track(&world.lab);
+    wait::until("the rules ask connection tracking", has_rules);
+    drop((talks, _server));
+    check(&mut world, Wiring::Routed);
 }
 
 #[test]
 fn the_same_where_it_is_decided_at_the_sockets() {
     let sockets = Sockets::new();
-    check(&mut World::with_sockets(sockets, lab()), Wiring::Routed);
+    check(&mut World::with_sockets(sockets, tracking_lab()), Wiring::Routed);
 }
 
 /// Of wg-quick: it has a bit of ours.
@@ -165,7 +191,7 @@ fn they_go_on_where_others_mark_packets_of_pods() {
         type filter hook prerouting priority mangle;
         iifname \"veth*\" meta mark set meta mark | 0xca6c
     }; }";
-    let mut world = World::new(lab(), |_| {});
+    let mut world = World::new(tracking_lab(), |_| {});
     world.lab.node().ns.nft_file(MARKS).unwrap();
     check(&mut world, Wiring::Routed);
 }
@@ -188,7 +214,7 @@ fn forgotten(world: &World, begin: impl FnOnce() -> Vec<Talk>) -> Vec<Talk> {
 
 #[test]
 fn what_is_in_no_connection_is_reset_by_the_service() {
-    let mut world = World::new(lab(), |_| {});
+    let mut world = World::new(tracking_lab(), |_| {});
     let hosts = [world.lab.outside(), world.lab.pod(1)];
     let _servers = hosts.map(|host| host.serve(PORT).unwrap());
     let clients = [world.lab.pod(0), world.lab.node()];
@@ -221,7 +247,7 @@ fn what_a_process_has_a_socket_for_is_its_own_though_nothing_else_knows_it() {
 }
 
 fn tracking(track: bool) -> World {
-    World::new(lab(), |config| {
+    World::new(tracking_lab(), |config| {
         let CaptureConfig::Tproxy(capture) = &mut config.capture else { panic!("not capturing") };
         capture.track = track;
     })
@@ -278,7 +304,7 @@ fn a_connection_of_a_process_to_a_service_outlives_its_endpoints_though_nothing_
 /// kube-proxy deletes what conntrack knows of flows to a Service's address that are not the Service's.
 #[test]
 fn flows_are_the_services_from_their_next_datagram_on() {
-    let mut world = World::new(lab(), |_| {});
+    let mut world = World::new(tracking_lab(), |_| {});
     let _servers = [(world.lab.outside(), PORT), (world.lab.other_pod(0), BACKEND)]
         .map(|(host, port)| host.serve(port).unwrap());
     let mut flows = Vec::new();
@@ -300,7 +326,7 @@ fn flows_are_the_services_from_their_next_datagram_on() {
 fn flows_of_pods_that_somebody_has_led_to_an_external_ip_arrive_there() {
     // Not one of those that rules know to be decided about before.
     const HIGH_PORT: u16 = 9_000;
-    let mut world = World::new(lab(), |_| {});
+    let mut world = World::new(tracking_lab(), |_| {});
     let outside = world.lab.outside();
     let _servers = [(outside, HIGH_PORT), (world.lab.other_pod(0), BACKEND)]
         .map(|(host, port)| host.serve(port).unwrap());

@@ -10,7 +10,7 @@ use sluice_model::{Change, Family, Protocol, ServiceCidr, TrafficPolicy};
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, WHO, ask_on};
 use socket2::{Domain, Socket, Type};
 
-use super::hosts::{add_service, families_and_protocols, lab, world};
+use super::hosts::{add_service, families_and_protocols, tracking_lab, world_in};
 use super::rules::Kind;
 use super::world::{BACKEND, World};
 
@@ -38,7 +38,7 @@ fn assert_served(world: &World, context: &str) {
 
 #[test]
 fn a_connection_whose_source_port_a_nat_has_made_a_node_port_is_answered() {
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let [outside, pod, server, node] =
         [world.lab.outside(), world.lab.pod(0), world.lab.pod(1), world.lab.node()];
     let _servers = [(outside, 9_000), (server, 9_000), (server, 9_001), (server, 9_002)]
@@ -62,7 +62,7 @@ fn a_connection_whose_source_port_a_nat_has_made_a_node_port_is_answered() {
 /// Nothing keeps a process from a nodePort as its own, and connection tracking knows what it has asked.
 #[test]
 fn a_process_that_asks_from_a_node_port_is_answered() {
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let [outside, pod, node] = [world.lab.outside(), world.lab.pod(0), world.lab.node()];
     let peers = [outside, pod, node];
     let _servers = peers.map(|host| host.serve(9_000).unwrap());
@@ -114,7 +114,7 @@ fn greeting(host: &Host, from: SocketAddr, to: SocketAddr) -> String {
 /// A process that others may reach at a nodePort's own address has its connections; datagrams are the Service's.
 #[test]
 fn datagrams_to_a_node_port_are_the_services_whoever_has_the_port() {
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let node = world.lab.node();
     for family in [Family::V4, Family::V6] {
         let to = world.address(Kind::NodePort, 1, family);
@@ -132,7 +132,7 @@ fn datagrams_to_a_node_port_are_the_services_whoever_has_the_port() {
 #[test]
 fn node_ports_and_external_ips_are_served_with_syn_cookies() {
     for track in [false, true] {
-        let mut world = World::new(lab(), |config| {
+        let mut world = World::new(tracking_lab(), |config| {
             let CaptureConfig::Tproxy(capture) = &mut config.capture else { panic!("not capturing") };
             capture.track = track;
         });
@@ -156,7 +156,7 @@ fn node_ports_and_external_ips_are_served_with_syn_cookies() {
 /// A range that has a node's network in it: what this node has is not Services', and its peers are outside of the range.
 #[test]
 fn a_node_whose_address_is_in_a_service_cidr_is_not_cut_off() {
-    let (mut world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (mut world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let range = |family| IpNet::new(world.lab.node().ip(family), length(family)).unwrap().trunc();
     let cidrs = [Family::V4, Family::V6].map(range).into();
     let range = ServiceCidr { name: "too-wide".into(), cidrs };
@@ -183,7 +183,7 @@ fn length(family: Family) -> u8 {
 /// A Service that is another proxy's (`service.kubernetes.io/service-proxy-name`) has an address that we know nothing of.
 #[test]
 fn an_address_that_another_program_leads_somewhere_is_left_to_it() {
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let node = world.lab.node();
     let [v4, v6] = [Family::V4, Family::V6].map(|family| world.lab.pod(1).ip(family));
     let nat = format!(
@@ -219,7 +219,7 @@ fn what_is_neither_tcp_nor_udp_stays_on_the_node() {
         type filter hook forward priority 0;
         ip daddr 10.96.0.0/16 counter comment \"left\"
     }; }";
-    let (world, _behind) = world(TrafficPolicy::Cluster, &[("pod-1", "node")]);
+    let (world, _behind) = world_in(tracking_lab(), TrafficPolicy::Cluster, &[("pod-1", "node")]);
     let node = world.lab.node();
     node.ns.nft_file(COUNT).unwrap();
     let ping = |to: &str| {

@@ -78,6 +78,7 @@ impl World {
             local_pods: tproxy::LocalPods::Cidrs(cluster.clone()),
             cluster_cidrs: cluster,
             track: false,
+            asks_conntrack: false,
             bridge_netfilter_off: true,
             pod_ports: EPHEMERAL_PORTS,
             flow_idle: flow_idle(&dataplane),

@@ -75,6 +75,7 @@ impl Ruleset {
     fn new(family: &'static str, template: &str, config: &Config) -> Self {
         let mut text = String::new();
         let lines = template.lines().filter(|line| !matches!(line.trim_start().as_bytes(), [] | [b'#', ..]));
+        let lines = lines.filter_map(|line| with_conntrack(line, config.asks_conntrack));
         let mut chain: Option<Vec<&str>> = None;
         for line in lines {
             // A chain of one family is written as a whole for each.
@@ -223,6 +224,15 @@ const FAMILIES: [FamilyWords; 2] = [
     ],
 ];
 
+/// A line of the template without its mark, unless that says that there is none.
+fn with_conntrack(line: &str, asks_conntrack: bool) -> Option<&str> {
+    match (line.trim_start().split_once(' '), asks_conntrack) {
+        (Some(("$ct", line)), true) | (Some(("$no_ct", line)), false) => Some(line),
+        (Some(("$ct" | "$no_ct", _)), _) => None,
+        _ => Some(line),
+    }
+}
+
 /// Writes a line of the template as often as is needed.
 fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut String) {
     let notrack = if config.track { "" } else { "notrack " };
@@ -309,6 +319,7 @@ pub(super) mod tests {
             local_pods: LocalPods::NodeCidrs,
             cluster_cidrs: Vec::new(),
             track: false,
+            asks_conntrack: false,
             bridge_netfilter_off: false,
             pod_ports: 32_768..=60_999,
             flow_idle: FlowIdle { any: Duration::from_secs(30), conversation: Duration::from_secs(120) },
@@ -340,8 +351,8 @@ pub(super) mod tests {
         const COMMENT_MAX: usize = 128;
         let interface = LocalPods::Interface { pattern: "veth*".to_owned() };
         for local_pods in [LocalPods::None, LocalPods::NodeCidrs, interface] {
-            for track in [false, true] {
-                let config = Config { local_pods: local_pods.clone(), track, ..config() };
+            for (track, asks_conntrack) in [(false, false), (false, true), (true, false), (true, true)] {
+                let config = Config { local_pods: local_pods.clone(), track, asks_conntrack, ..config() };
                 let (inet, bridge) = (Ruleset::inet(&config), Ruleset::bridge(&config));
                 for ruleset in [&inet, &bridge] {
                     assert!(!ruleset.text.contains('$'), "{}", ruleset.text);
@@ -350,7 +361,8 @@ pub(super) mod tests {
                     }
                 }
                 assert_eq!(inet.text.contains("notrack"), !track);
-                assert_eq!(inet.text.contains("ct state established"), !track);
+                assert_eq!(inet.text.contains("ct state established"), asks_conntrack && !track);
+                assert_eq!(inet.text.contains(" ct "), asks_conntrack);
             }
         }
     }

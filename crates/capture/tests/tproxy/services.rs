@@ -16,6 +16,7 @@ pub(crate) fn config() -> Config {
         local_pods: LocalPods::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()],
         track: false,
+        asks_conntrack: false,
         bridge_netfilter_off: true,
         pod_ports: 32_768..=60_999,
         flow_idle: FlowIdle { any: Duration::from_secs(30), conversation: Duration::from_secs(120) },

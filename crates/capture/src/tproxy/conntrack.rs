@@ -1,0 +1,43 @@
+//! Whether the kernel tracks connections in this network namespace.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// How many it knows. There is no such file while no module tracks any.
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+
+/// How often it is looked.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// Looks for connection tracking, which is switched on by the first rule of anybody's that needs it (a NAT's, say), and not off
+/// again while there is one.
+#[derive(Debug, Default)]
+pub(super) struct Conntrack {
+    looked: Option<Instant>,
+}
+
+impl Conntrack {
+    /// Whether connections are seen to be tracked, if it is time to look.
+    pub(super) fn is_on(&mut self, now: Instant) -> bool {
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < PERIOD) {
+            return false;
+        }
+        self.looked = Some(now);
+        // Where it is on, this agent's own connection to the apiserver is among them.
+        fs::read_to_string(COUNT).is_ok_and(|count| is_positive(&count))
+    }
+}
+
+fn is_positive(count: &str) -> bool {
+    count.trim().parse::<u64>().is_ok_and(|count| count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_number_that_is_not_zero_says_that_it_is_on() {
+        assert_eq!(["0\n", "7\n", "", "x"].map(is_positive), [false, true, false, false]);
+    }
+}
