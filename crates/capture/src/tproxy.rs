@@ -194,7 +194,7 @@ impl Tproxy {
         let version = nft::run(&["--version"], "")?;
         debug!(version = %String::from_utf8_lossy(&version).trim(), "nft is here");
         let mut conntrack = Conntrack::default();
-        config.asks_conntrack |= conntrack.is_on(Instant::now());
+        config.asks_conntrack |= conntrack.is_on(Instant::now()) || Conntrack::was_asked();
         let counters = Arc::<Counters>::default();
         let table = Table::open(&config, Arc::clone(&counters))?;
         let crowding = Crowding::open(Arc::clone(&counters))?;

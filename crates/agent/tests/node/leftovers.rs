@@ -1,5 +1,7 @@
 //! What is left in the kernel when an agent has ended, and when `sluice cleanup` has run.
 
+use std::net::UdpSocket;
+
 use rustix::process::Signal;
 use sluice_testbed::lab::PATIENCE;
 
@@ -64,6 +66,9 @@ fn cleanup_leaves_everything_as_it_was_before_the_first_agent() {
     for command in OTHERS_ROUTING.lines() {
         well(node.ns.ip(command));
     }
+    // Connection tracking knows something, so that the rules of all agents are to be the same.
+    let socket = node.ns.run(|| UdpSocket::bind((node.v4, 0))).unwrap();
+    socket.send_to(b"known", socket.local_addr().unwrap()).unwrap();
     let before = kernel(&scene);
 
     let mut agent = scene.start();

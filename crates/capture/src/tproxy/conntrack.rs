@@ -3,6 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use super::nft;
+use super::ruleset::TABLE;
+
 /// How many it knows. There is no such file while no module tracks any.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
@@ -16,7 +19,15 @@ pub(super) struct Conntrack {
     looked: Option<Instant>,
 }
 
+/// A chain that there is where rules ask connection tracking.
+const CHAIN: &str = "tracked";
+
 impl Conntrack {
+    /// Whether an earlier agent's rules ask connection tracking, which is on by that.
+    pub(super) fn was_asked() -> bool {
+        nft::run(&["list", "chain", "inet", TABLE, CHAIN], "").is_ok()
+    }
+
     /// Whether connections are seen to be tracked, if it is time to look.
     pub(super) fn is_on(&mut self, now: Instant) -> bool {
         if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < PERIOD) {
@@ -34,7 +45,18 @@ fn is_positive(count: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Config;
+    use super::super::ruleset::Ruleset;
+    use super::super::ruleset::tests::config;
     use super::*;
+
+    #[test]
+    fn only_rules_that_ask_have_the_chain() {
+        for asks_conntrack in [false, true] {
+            let ruleset = Ruleset::inet(&Config { asks_conntrack, ..config() });
+            assert_eq!(ruleset.shape().chains.contains_key(CHAIN), asks_conntrack);
+        }
+    }
 
     #[test]
     fn only_a_number_that_is_not_zero_says_that_it_is_on() {
