@@ -27,6 +27,8 @@ pub(super) struct Files {
 struct Reading {
     task: JoinHandle<Result<Access, ConfigError>>,
     disk: Arc<Disk>,
+    /// It took too long: what it reads may be old by the time that it has.
+    is_late: bool,
 }
 
 impl Files {
@@ -37,15 +39,14 @@ impl Files {
     /// Reads them. `None` if that takes too long.
     pub(super) async fn read(&mut self) -> Option<Result<Access, ConfigError>> {
         match &self.reading {
-            Some(Reading { task, disk }) if task.is_finished() => {
-                // What it has read may be old.
+            Some(Reading { task, disk, .. }) if task.is_finished() => {
                 disk.answers();
                 self.reading = None;
             }
-            Some(Reading { disk, .. }) if disk.is_overdue.load(Relaxed) => return None,
+            Some(reading) if reading.is_late => return None,
             _ => {}
         }
-        let Reading { task, disk } = self.reading.get_or_insert_with(|| {
+        let Reading { task, disk, is_late } = self.reading.get_or_insert_with(|| {
             let (config, disk) = (self.config.clone(), Arc::new(Disk::default()));
             let read_by = Arc::clone(&disk);
             let task = spawn_blocking(move || {
@@ -53,7 +54,7 @@ impl Files {
                 read_by.answers();
                 read
             });
-            Reading { task, disk }
+            Reading { task, disk, is_late: false }
         });
         match timeout(self.limit, task).await {
             Ok(read) => {
@@ -61,6 +62,7 @@ impl Files {
                 read.ok()
             }
             Err(_) => {
+                *is_late = true;
                 disk.hangs(self.limit);
                 None
             }
