@@ -1,17 +1,18 @@
 //! Session affinity: a client keeps its endpoint (`sessionAffinity: ClientIP`).
 //!
-//! One map for each service port, so all of its addresses share it; and another one for clients that ask for endpoints of
-//! both of its sets, and keep one that only one of them has. An entry is renewed by every new
-//! connection, is worth nothing once it was idle for the timeout or its endpoint cannot be used, and
-//! is forgotten at the latest when the map is full and it is the one unseen for longest, or nearly.
+//! Each service port has one map, shared by all of its frontends. A second map exists only for clients that
+//! use both of its sets and keep an endpoint that is in only one of them. Every new connection renews the
+//! client's entry. An entry is void once it was idle for the timeout or its endpoint is unusable. If the map
+//! is full, the entry that is (nearly) the longest unused is evicted.
 //!
-//! Where connections are decided at clients' sockets somebody [follows](crate::Follower) what is remembered here of this
-//! node's clients. So they may have connected since they were last seen: before one is forgotten as idle it is asked. Who follows is
-//! told with the client's entry locked, though that may be a system call: of what two workers say of a client the last has to
-//! be what is known here, or it would be led to one endpoint and relayed to another.
+//! In socket mode a [`Follower`](crate::Follower) translates this node's clients to the endpoints that they
+//! keep. Such a client may have connected since the table last saw it, so the follower is asked before the
+//! client is forgotten as idle. The follower is called with the client's entry locked, although this may be a
+//! system call: of two workers' notifications about a client, the last one has to match the table, or the
+//! client would be translated to one endpoint and relayed to another.
 //!
-//! Entries that are worth nothing are cleared away from the head of a queue. Its lock is held to take a few out, and not while
-//! they are looked at: no worker waits for what another one tells.
+//! Void entries are removed from the head of a queue. Its lock is held to take a few out, but not while they
+//! are examined, so no worker waits for another worker's notification.
 
 mod kept;
 
@@ -29,34 +30,34 @@ pub use self::kept::Kept;
 use crate::follower::{Adopted, Follower, Led, SharedFollower};
 use crate::{Client, Upstream};
 
-/// Locks of one map: enough that workers seldom meet, few enough that thousands of service ports
-/// can have a map each.
+/// Number of locks in one map: enough that workers seldom contend, few enough that each of thousands of
+/// service ports can have a map.
 const SHARDS: usize = 8;
 
-/// How many entries get a second chance before one is evicted all the same.
+/// How many entries get a second chance before one is evicted regardless.
 const SECOND_CHANCES: usize = 3;
 
-/// What a clock that a worker has read may be behind at the most.
+/// The most by which the time that a worker has read may be behind.
 const CLOCKS: Duration = Duration::from_secs(1);
 
-/// How many entries that are worth nothing each new client clears away.
+/// How many void entries each new client removes.
 const CLEARED_PER_CLIENT: usize = 2;
 
-/// How many are evicted for a new client while the service ports together have too many.
+/// How many entries each new client evicts while all service ports together have too many.
 const EVICTED_WHEN_CROWDED: usize = 2;
 
-/// How many entries are taken out of the queue at a time when nobody waits for a connection.
+/// How many entries are taken out of the queue at a time when no connection waits.
 const EXAMINED_AT_ONCE: usize = 4;
 
-/// How many are looked at each time, to leave the thread to others. A full map is through in a
-/// quarter of an hour if that is once a second; where new clients come each clears away some, too.
+/// How many entries are examined in one call of [`Affinity::expire`], to leave the thread to others. At one
+/// call per second, a full map is examined in a quarter of an hour; new clients remove void entries too.
 const EXAMINED_PER_EXPIRY: usize = 1_024;
 
-/// How many clients all service ports remember, and how many one may.
+/// The limits on remembered clients: for each service port, and for all of them together.
 ///
-/// Sources of UDP datagrams may be made up, and one client may have 2^64 IPv6 addresses: so a Service that is
-/// flooded fills its map, and several of them would fill the node's memory. While there are too many in total
-/// a service port that has more than [`SHARE`](Self::SHARE) loses two for each that comes.
+/// Sources of UDP datagrams may be forged, and one client may have 2^64 IPv6 addresses. So a Service that is
+/// flooded fills its map, and several of them would fill the node's memory. While there are too many clients
+/// in total, a service port with more than [`SHARE`](Self::SHARE) evicts two for each new one.
 #[derive(Debug)]
 pub(crate) struct Budget {
     per_port: usize,
@@ -65,10 +66,10 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Service ports that may be full at the same time.
+    /// Number of service ports that may be full at the same time.
     const FULL_PORTS: usize = 2;
 
-    /// What a service port may have in any case.
+    /// Number of clients that a service port may have in any case.
     const SHARE: usize = 1_024;
 
     pub(crate) fn new(per_port: usize) -> Arc<Self> {
@@ -78,27 +79,28 @@ impl Budget {
     }
 }
 
-/// The endpoints that clients of one service port keep.
+/// The clients of one service port and the endpoints that they keep.
 #[derive(Debug)]
 pub struct Affinity {
     clients: DashMap<IpAddr, Binding, foldhash::fast::RandomState>,
-    /// Every client, in the order of first or, after a second chance, later appearance; but for those that somebody has
-    /// taken out, who looks whether they are to be forgotten.
+    /// Every client, in the order of first appearance or, after a second chance, of the latest one. Clients
+    /// that a thread has taken out to examine are missing meanwhile.
     queue: Mutex<VecDeque<IpAddr>>,
     budget: Arc<Budget>,
     evicted: AtomicU64,
-    /// Who is told of this node's clients.
+    /// Translates this node's clients in socket mode.
     follower: ArcSwapOption<Box<dyn Follower>>,
-    /// How many in the queue have not been looked at since an endpoint left.
+    /// How many clients in the queue were not examined since an endpoint left.
     unlooked: AtomicUsize,
-    /// What clients keep in one set while what they keep here is in the other set only. Nobody follows it.
+    /// Endpoints that clients keep in one set, while the endpoint that they keep here is only in the other
+    /// set. Has no follower.
     apart: OnceLock<Box<Affinity>>,
 }
 
-/// Who asks for an endpoint, and when.
+/// The client that asks for an endpoint, and when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asking {
-    /// The next connections of one of this node may be decided at their sockets.
+    /// In socket mode, BPF programs may translate the next connections of a client of this node.
     pub(crate) client: Client,
     pub(crate) now: Instant,
 }
@@ -108,13 +110,13 @@ struct Binding {
     upstream: Arc<Upstream>,
     /// The endpoint's [tenure](Upstream::tenure) when it was chosen.
     tenure: u32,
-    /// The latest new connection.
+    /// The time of the latest new connection.
     seen: Instant,
-    /// Whether there was one since it last stood at the head of the queue.
+    /// Whether there was a new connection since the entry was last at the head of the queue.
     renewed: bool,
-    /// Where those lead it who follow it.
+    /// The sets in which `told` translates the client.
     led: Led,
-    /// Who follows it.
+    /// The follower that was notified of the client.
     told: Option<SharedFollower>,
 }
 
@@ -123,7 +125,8 @@ impl Binding {
         Self { tenure: upstream.tenure(), upstream, seen: now, renewed: false, led: Led::NOWHERE, told: None }
     }
 
-    /// Has the client be led to the endpoint from now on, by these and no others.
+    /// Notifies the follower of the client's endpoint. From now on, this follower and no other one translates
+    /// the client.
     fn tell(&mut self, client: Client, follower: Option<&SharedFollower>) {
         if self.told.as_ref().is_some_and(|told| !follower.is_some_and(|f| Arc::ptr_eq(told, f))) {
             self.untell(client.ip);
@@ -138,16 +141,17 @@ impl Binding {
         }
     }
 
-    /// Has nobody lead the client any more.
+    /// Ends the translation of the client.
     fn untell(&mut self, client: IpAddr) {
         if let Some(told) = self.told.take() {
             told.forget(client, std::mem::take(&mut self.led));
         }
     }
 
-    /// Takes note that the client has been led all the time, as far as that is to where it is to be led. Whether it is.
+    /// Records that the client was being translated in a set, if it is to be translated to the same endpoint.
+    /// Returns whether it is to go on.
     fn adopt(&mut self, adopted: &Adopted<'_>) -> bool {
-        // Whom nobody leads is told of with the next connection.
+        // A client without a follower is reported to one at its next connection.
         let Some(told) = &self.told else { return false };
         if !self.led.is_in(adopted.set) {
             if !Arc::ptr_eq(&self.upstream, adopted.upstream) {
@@ -159,18 +163,18 @@ impl Binding {
         true
     }
 
-    /// Learns of connections that others have led.
+    /// Takes account of connections that the follower has translated.
     fn catch_up(&mut self, client: IpAddr, now: Instant) {
         let idle = self.told.as_ref().and_then(|told| told.idle(client, self.led));
         if let Some(led) = idle.and_then(|idle| now.checked_sub(idle)).filter(|led| *led > self.seen) {
-            // Who is told has a clock of its own, which is ahead of a worker's.
+            // The follower has a clock of its own, which is ahead of a worker's.
             self.renewed |= led.duration_since(self.seen) > CLOCKS;
             self.seen = led;
         }
     }
 
-    /// Whether it is worth nothing any more: it was idle for too long, or its endpoint has left. One
-    /// without a timeout is of a Service that has no affinity any more.
+    /// Whether the entry is void: it was idle for too long, or its endpoint has left. `timeout` is `None` if
+    /// the Service does not have session affinity any more.
     fn is_over(&mut self, client: IpAddr, timeout: Option<Duration>, now: Instant) -> bool {
         if self.tenure != self.upstream.tenure() {
             return true;
@@ -198,7 +202,7 @@ impl Affinity {
         }
     }
 
-    /// Endpoints have left: of all clients that there are now some may be worth nothing any more.
+    /// Marks all clients as to be examined, because endpoints have left and some entries may be void.
     pub(crate) fn look_at_all(&self) {
         self.unlooked.store(self.queue().len(), Ordering::Relaxed);
         if let Some(apart) = self.apart.get() {
@@ -206,12 +210,14 @@ impl Affinity {
         }
     }
 
-    /// From now on somebody else, or nobody, is told of clients of this node; of each with its next connection that comes here.
+    /// Replaces the follower. It is notified of each client of this node at the client's next relayed
+    /// connection.
     pub(crate) fn set_follower(&self, follower: Option<SharedFollower>) {
         self.follower.store(follower);
     }
 
-    /// Remembers a client that is already led. What is known of it here counts for more. Whether it is led from now on, too.
+    /// Remembers a client that is already being translated. An entry that is already here takes precedence.
+    /// Returns whether the client is to be translated from now on, too.
     pub(crate) fn adopt(&self, adopted: &Adopted<'_>, timeout: Duration, now: Instant) -> bool {
         let Some(follower) = self.follower.load_full() else { return false };
         let Adopted { client, set, upstream, idle } = *adopted;
@@ -230,10 +236,10 @@ impl Affinity {
         }
     }
 
-    /// The client's endpoint: the one that it has, if that is still usable, else a new one. Of
-    /// connections that arrive at the same time the first one chooses for all.
+    /// Returns the client's endpoint: the one that it keeps, if that is still usable, or else a new one. Of
+    /// connections that arrive at the same time, the first one chooses for all.
     ///
-    /// `is_usable` and `choose` are called with a lock held; they must not wait for anything.
+    /// `is_usable` and `choose` are called with a lock held; they must not block.
     pub(crate) fn pick(
         &self,
         asking: Asking,
@@ -266,8 +272,9 @@ impl Affinity {
         }
     }
 
-    /// The same where a client may ask for an endpoint of one set now and of another one then: what it keeps and
-    /// `is_elsewhere`, in the other set only, it goes on keeping there (kube-proxy: a set of clients for each endpoint).
+    /// Like [`Self::pick`], for a client that may ask for endpoints of either set. If the endpoint that it
+    /// keeps is in the other set only (`is_elsewhere`), it keeps that one and gets another one for this set
+    /// (kube-proxy: a set of clients for each endpoint).
     pub(crate) fn pick_of_two(
         &self,
         asking: Asking,
@@ -292,7 +299,7 @@ impl Affinity {
         (!is_over).then(|| Arc::clone(&binding.upstream))
     }
 
-    /// Makes room in the queue for a new client, and puts it there.
+    /// Appends a new client to the queue, and makes room for it if necessary.
     fn enqueue(&self, client: IpAddr, timeout: Duration, now: Instant) {
         let is_crowded = self.budget.clients.fetch_add(1, Ordering::Relaxed) >= self.budget.total;
         for _ in 0..CLEARED_PER_CLIENT {
@@ -319,8 +326,8 @@ impl Affinity {
         }
     }
 
-    /// Puts a new client into the queue if there is room. Where there is not, or there are too many in all and more than this
-    /// port's share here, it takes the oldest one out instead.
+    /// Appends a new client to the queue if there is room. Removes and returns the oldest client instead if
+    /// there is none, or if there are too many clients in total and more than the share of this port.
     fn take_surplus_or_put(&self, client: IpAddr, are_too_many: bool) -> Option<IpAddr> {
         let mut queue = self.queue();
         let is_surplus = queue.len() >= self.budget.per_port || are_too_many && queue.len() > Budget::SHARE;
@@ -335,12 +342,12 @@ impl Affinity {
         self.queue().pop_front()
     }
 
-    /// Takes a client out of the map, if that is what is wanted; whether it is not there any more.
+    /// Removes a client from the map if `is_wanted` holds. Returns whether it was removed.
     fn forget(&self, client: &IpAddr, is_wanted: impl Fn(&mut Binding) -> bool) -> bool {
         let is_gone = self.clients.remove_if_mut(client, |_, binding| {
             let is_wanted = is_wanted(binding);
             if is_wanted {
-                // While nobody can remember the client anew.
+                // The entry is locked, so no worker can add the client again meanwhile.
                 binding.untell(*client);
             }
             is_wanted
@@ -352,8 +359,8 @@ impl Affinity {
         is_gone
     }
 
-    /// Forgets clients that were idle for the timeout or whose endpoints have left: those at the head of the
-    /// queue, and no more than a thousand at a time. Without a timeout, any. Returns how many were looked at.
+    /// Forgets clients that were idle for the timeout or whose endpoints have left; without a timeout, all
+    /// clients. Examines about a thousand entries at the head of the queue. Returns how many were examined.
     pub(crate) fn expire(&self, timeout: Option<Duration>, now: Instant) -> usize {
         let mut examined = 0;
         while examined < EXAMINED_PER_EXPIRY {
@@ -362,16 +369,17 @@ impl Affinity {
             if in_this_hold < EXAMINED_AT_ONCE {
                 break;
             }
-            // Who waits for the queue is to have it now.
+            // Let threads that wait for the queue have it now.
             thread::yield_now();
         }
         examined + self.apart.get().map_or(0, |apart| apart.expire(timeout, now))
     }
 
-    /// Looks at a few. One that has been renewed since it was last looked at goes to the end of the queue; the
-    /// first of the others that is still worth something ends it, as those behind it are younger. But where endpoints have
-    /// left since, it goes to the end as well, until all have been looked at: those behind may have been theirs. Returns how
-    /// many were looked at.
+    /// Examines a few clients at the head of the queue. A client that was renewed since it was last examined
+    /// is moved to the end of the queue. The first other one whose entry is not void ends the pass, because
+    /// those behind it are younger. But if endpoints have left, such a client is moved to the end as well
+    /// until all were examined, because the ones behind it may have had these endpoints. Returns how many
+    /// were examined.
     fn expire_some(&self, timeout: Option<Duration>, now: Instant) -> usize {
         let mut oldest: VecDeque<IpAddr> = {
             let mut queue = self.queue();
@@ -396,13 +404,13 @@ impl Affinity {
         let mut queue = self.queue();
         oldest.into_iter().rev().for_each(|client| queue.push_front(client));
         queue.extend(kept);
-        // Who says that endpoints have left is on this thread, too: the table's writer.
+        // No race with [`Self::look_at_all`]: the table's writer calls both.
         self.unlooked.store(unlooked, Ordering::Relaxed);
         examined
     }
 
-    /// How many clients are remembered, counting those whose time is over and who were not cleared
-    /// away yet, and twice those that keep two endpoints.
+    /// Number of remembered clients. Includes void entries that were not removed yet, and counts clients that
+    /// keep two endpoints twice.
     pub fn len(&self) -> usize {
         self.clients.len() + self.apart.get().map_or(0, |apart| apart.len())
     }
@@ -412,7 +420,7 @@ impl Affinity {
         self.len() == 0
     }
 
-    /// How many clients were forgotten before their time because there were too many.
+    /// How many clients were evicted before their time because there were too many.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed) + self.apart.get().map_or(0, |apart| apart.evicted())
     }
@@ -424,7 +432,8 @@ impl Affinity {
 
 impl Drop for Affinity {
     fn drop(&mut self) {
-        // Nobody is told: whoever leads clients has heard that the port is gone, and this may be a worker that ends a session.
+        // The follower is not notified: it knows that the port is gone, and this may run on a worker that
+        // ends a session.
         self.budget.clients.fetch_sub(self.clients.len(), Ordering::Relaxed);
     }
 }

@@ -187,7 +187,8 @@ mod tests {
     use crate::policy::Policies;
     use crate::source_address::Masquerade;
 
-    /// Name of the case, settings, where endpoints are, kind of frontend, what processes of the node get, what pods get.
+    /// Name of the case, settings, endpoints' places, kind of frontend, outcome for processes of the node,
+    /// outcome for pods.
     type Case = (&'static str, &'static str, &'static str, FrontendKind, &'static str, &'static str);
 
     #[rustfmt::skip]

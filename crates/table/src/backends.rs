@@ -13,18 +13,18 @@ use crate::source_address::{Masquerade, SourceAddress, source_address};
 use crate::topology::{Basis, Tally};
 use crate::{Balance, Client, EndpointSet, Origin, Reason, Verdict, source_ranges};
 
-/// One version of a service port's endpoints and of the rules that choose among them. They are
-/// swapped together: no connection ever meets new endpoints under old rules.
+/// One version of a service port's endpoints and of the rules that choose among them. They are swapped
+/// together, so no connection meets new endpoints with old rules.
 #[derive(Debug, Default)]
 pub struct Backends {
     pub(crate) cluster: EndpointSet,
     pub(crate) local: EndpointSet,
     pub(crate) rules: PortRules,
-    /// Apart: no pick looks at it.
+    /// In a box, because picks do not read it.
     pub(crate) facts: Box<Facts>,
 }
 
-/// What is known of the endpoints beyond the sets.
+/// Facts about the endpoints that picks do not need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Facts {
     pub(crate) cluster_basis: Basis,
@@ -32,7 +32,7 @@ pub(crate) struct Facts {
     pub(crate) tally: Tally,
 }
 
-/// What the Service and the settings say of the connections of one service port in one family.
+/// The rules for the connections of one service port in one family, from the Service and the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct PortRules {
     pub(crate) policies: Policies,
@@ -41,13 +41,14 @@ pub(crate) struct PortRules {
     pub(crate) allowed_sources: Option<Arc<[IpNet]>>,
     pub(crate) masquerade: Masquerade,
     pub(crate) passive_health: bool,
-    /// Whether connections may be decided at the clients' sockets.
+    /// Whether socket mode may translate connections.
     pub(crate) at_socket: bool,
     pub(crate) limit: Option<ConnectionLimit>,
 }
 
 impl PortRules {
-    /// The same, with the list of sources that there was, if it says the same: lists are compared by their places first.
+    /// Returns the same rules, with the previous list of sources if it is equal: comparing lists then
+    /// compares pointers first.
     pub(crate) fn keeping(self, before: Option<Arc<[IpNet]>>) -> Self {
         let allowed_sources = if self.allowed_sources == before { before } else { self.allowed_sources };
         Self { allowed_sources, ..self }
@@ -65,7 +66,7 @@ impl Backends {
         &self.local
     }
 
-    /// How many endpoints there are, of which condition.
+    /// Number of endpoints in each condition.
     pub fn tally(&self) -> Tally {
         self.facts.tally
     }
@@ -80,13 +81,13 @@ impl Backends {
         self.rules.affinity
     }
 
-    /// What happens to connections to this kind of frontend from this kind of client, wherever it
-    /// is allowed to connect.
+    /// What happens to connections to this kind of frontend from this kind of client, if the client is
+    /// allowed to connect.
     pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict {
         self.choose(kind, origin).err().unwrap_or(Verdict::Relay)
     }
 
-    /// The set for connections to this kind of frontend from this kind of client, or why there is none.
+    /// The set that serves this kind of client at this kind of frontend, or the verdict if none does.
     pub(crate) fn choose(&self, kind: FrontendKind, origin: Origin) -> Result<SetName, Verdict> {
         self.rules.policies.choose(kind, origin, self.usable())
     }
@@ -96,11 +97,11 @@ impl Backends {
         self.rules.allowed_sources.as_ref().filter(|_| kind == FrontendKind::LoadBalancer)
     }
 
-    /// Which set serves this client, never an empty one, and the source address that endpoints see
-    /// unless one is the client itself; or the verdict instead.
+    /// Returns the set that serves this client, which is never empty, and the source address that endpoints
+    /// see, unless the endpoint is the client itself. Otherwise, returns the verdict.
     ///
-    /// A client that is not allowed hears nothing even where others are refused: the firewall comes
-    /// first (kube-proxy: `firewall-check` before `service-endpoints-check`).
+    /// A client outside the source ranges is dropped even if others are refused: the firewall comes first
+    /// (kube-proxy: `firewall-check` before `service-endpoints-check`).
     pub(crate) fn decide(
         &self,
         kind: FrontendKind,
@@ -127,7 +128,7 @@ impl Backends {
 }
 
 impl Client {
-    /// The same client with an IPv4 address written as one, as a dual-stack socket does not.
+    /// The same client, with a v4-mapped address (from a dual-stack socket) converted to IPv4.
     pub(crate) fn canonical(self) -> Self {
         let ip: IpAddr = self.ip.to_canonical();
         Self { ip, ..self }

@@ -1,7 +1,7 @@
-//! Which endpoint of a set a connection gets: the balancing policies.
+//! The balancing policies: which endpoint of a set a connection gets.
 //!
-//! A policy names one endpoint among those that are usable for this connection: not yet tried, and
-//! not passed over ([`passive_health`](crate::passive_health), and where this node knows no way). It takes no lock.
+//! A policy chooses among the endpoints that are usable for this connection: not yet tried, not ejected
+//! ([`passive_health`](crate::passive_health)), and with a route from this node. It takes no lock.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -27,12 +27,12 @@ pub enum Balance {
     /// In turns, exactly even across all workers.
     #[default]
     RoundRobin,
-    /// The endpoint with the fewest connections of this node; in turns among equals.
+    /// The endpoint with the fewest connections of this node; round robin among equals.
     LeastConnections,
-    /// Any, with equal chances.
+    /// Any endpoint, with equal probability.
     Random,
-    /// The one that the client's address leads to, the same on every node; few clients move when
-    /// endpoints come and go (Maglev).
+    /// By a hash of the client's address, the same on every node. Few clients move when endpoints come and go
+    /// (Maglev).
     SourceHash,
 }
 
@@ -48,7 +48,7 @@ impl Balance {
         Self::ALL.into_iter().find(|balance| balance.name() == name)
     }
 
-    /// As the annotation spells it.
+    /// The name, as the annotation spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",
@@ -69,7 +69,7 @@ impl fmt::Display for Balance {
 #[derive(Debug)]
 pub(crate) struct Balancer {
     pub(crate) rotation: Rotation,
-    /// Where this set's sequence of random numbers starts.
+    /// The start of this set's sequence of random numbers.
     seed: u64,
 }
 
@@ -78,7 +78,7 @@ impl Balancer {
         Self { rotation: Rotation::default(), seed }
     }
 
-    /// The endpoint that the policy names among the usable ones.
+    /// The endpoint that the policy chooses among the usable ones.
     pub(crate) fn choose<'a>(
         &self,
         balance: Balance,

@@ -1,20 +1,22 @@
-//! Which Service keeps a frontend that several of them name.
+//! Which Service gets a frontend that several of them name.
 //!
-//! One whose claim leads to an endpoint comes first, as there is a way to it in kube-proxy only then (the map `service-ips`
-//! has addresses of service ports with endpoints alone). Of those, and where there are none, an address comes before a
-//! nodePort (`service-ips` is asked before `service-nodeports`), then the older Service, then the alphabetically first one of
-//! the same second. The others get it, in that order, when it becomes free.
+//! Claims that lead to an endpoint come first, because kube-proxy has an entry for a frontend only then (the
+//! map `service-ips` contains only service ports with endpoints). Within each group, an address comes before
+//! a nodePort (`service-ips` is asked before `service-nodeports`), then the older Service comes first, then
+//! the alphabetically first one of the same second. When the frontend becomes free, the others get it in that
+//! order.
 //!
-//! A clusterIP stays its Service's even without endpoints, unlike in kube-proxy: whoever may name external addresses in one
-//! namespace would have the clients of another one's Service while it restarts (CVE-2020-8554).
+//! Unlike in kube-proxy, a clusterIP stays with its Service even without endpoints. Otherwise, users who may
+//! set external addresses in one namespace could receive the clients of another namespace's Service while
+//! that restarts (CVE-2020-8554).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use sluice_model::{Frontend, FrontendKind, ServicePortName};
 
-/// One Service's claim to a frontend. The order is that in which claims are honoured, among those that lead to endpoints and
-/// among those that do not.
+/// One Service's claim to a frontend. The order is that of precedence, among the claims that lead to
+/// endpoints and among those that do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// When the Service was created, in seconds since the Unix epoch.
@@ -26,7 +28,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// What comes first: a Service's own address, one from outside, a port of the node's.
+    /// The rank of the kind: a Service's own address, an external address, a nodePort.
     fn rank(&self) -> u8 {
         match self.kind {
             FrontendKind::ClusterIp => 0,
@@ -49,8 +51,8 @@ impl PartialOrd for Claim {
     }
 }
 
-/// All claims to all frontends; those to one frontend in order. Mostly there is one: a set with nodes
-/// would be ten times its size.
+/// All claims to all frontends, sorted for each frontend. Most frontends have one claim: tree nodes would
+/// take ten times the memory.
 #[derive(Debug, Default)]
 pub struct Claims(HashMap<Frontend, Vec<Claim>, foldhash::fast::RandomState>);
 
@@ -63,7 +65,7 @@ impl Claims {
         }
     }
 
-    /// Takes a claim back.
+    /// Removes a claim.
     pub fn remove(&mut self, frontend: &Frontend, claim: &Claim) {
         if let Some(claims) = self.0.get_mut(frontend) {
             if let Ok(position) = claims.binary_search(claim) {
@@ -75,7 +77,7 @@ impl Claims {
         }
     }
 
-    /// The claim that is honoured. Whether claims lead to endpoints is only asked where there are several.
+    /// The claim that gets the frontend. `leads_somewhere` is called only if there are several.
     pub fn holder(&self, frontend: &Frontend, leads_somewhere: impl Fn(&Claim) -> bool) -> Option<&Claim> {
         let claims = self.of(frontend);
         if let [_, _, ..] = claims {
@@ -93,7 +95,7 @@ impl Claims {
         self.0.get(frontend).map_or(&[], Vec::as_slice)
     }
 
-    /// No Service claims any frontend.
+    /// Whether no Service claims any frontend.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

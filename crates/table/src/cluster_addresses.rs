@@ -1,5 +1,5 @@
-//! Destinations among the cluster's addresses that no frontend matches: ports that a Service does
-//! not have, and addresses that no Service has.
+//! Destinations among the cluster's addresses that no frontend matches: ports that a Service does not have,
+//! and addresses that no Service has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -10,15 +10,15 @@ use sluice_model::ServiceCidr;
 
 use crate::{Reason, Verdict};
 
-/// What changed about the cluster's addresses. The capture turns it into two rules after those of
-/// the frontends: refuse what goes to a live cluster IP, then drop what goes to a range.
+/// A change of the cluster's addresses. The capture turns it into two rules after those of the frontends:
+/// refuse connections to a live cluster IP, then drop connections to a range.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterAddressChange {
-    /// Cluster IPs that a Service has now.
+    /// Cluster IPs that a Service now has.
     pub added: Vec<IpAddr>,
     /// Cluster IPs that no Service has any more.
     pub removed: Vec<IpAddr>,
-    /// All ranges that cluster IPs come from, where they changed; sorted.
+    /// All ranges that cluster IPs come from, sorted; `None` if they have not changed.
     pub ranges: Option<Vec<IpNet>>,
 }
 
@@ -32,7 +32,7 @@ impl ClusterAddressChange {
 /// The live cluster IPs and the ServiceCIDRs.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterAddresses {
-    /// How many Services name each cluster IP.
+    /// The number of Services that name each cluster IP.
     live: HashMap<IpAddr, usize>,
     cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     /// Cluster IPs that came or went since the last [`take_change`](Self::take_change), and
@@ -64,7 +64,7 @@ impl ClusterAddresses {
         }
     }
 
-    /// One that has come and gone again has not moved.
+    /// Records that an address came or went. If it came and went again, that cancels out.
     fn note_move(&mut self, ip: IpAddr) {
         if !self.moved.remove(&ip) {
             self.moved.insert(ip);
@@ -94,13 +94,13 @@ impl ClusterAddresses {
         ranges.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The range that has this address.
+    /// The range that contains this address.
     pub(crate) fn range_of(&self, ip: IpAddr) -> Option<IpNet> {
         self.cidrs.values().find_map(|cidr| cidr.range_of(ip))
     }
 
-    /// What happens to a connection to an address where no frontend matches; `None` where the
-    /// address is not the cluster's.
+    /// The verdict for a connection to an address that matches no frontend; `None` if the address is not the
+    /// cluster's.
     pub(crate) fn verdict(&self, ip: IpAddr) -> Option<Verdict> {
         if self.live.contains_key(&ip) {
             Some(Verdict::Refuse(Reason::NoSuchPort))

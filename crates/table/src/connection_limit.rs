@@ -1,20 +1,21 @@
-//! How many connections a Service may have through this node: annotation `sluice.dev/max-connections`.
+//! The maximum number of connections to a Service through this node: annotation `sluice.dev/max-connections`.
 //!
-//! All ports and families of the Service, all workers: what protects a database from its clients does not
-//! care which of its ports they use. Counted only where a limit is set, so that others share no counter.
+//! It covers all ports and families of the Service and all workers: a limit that protects a database from its
+//! clients must not depend on which of its ports they use. Only Services with a limit are counted, so others
+//! share no counter.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The limit of one Service, and how much of it is used. The use outlives every version of the limit.
+/// The limit of one Service, and the current count. The count outlives every version of the limit.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionLimit {
     max: NonZeroU32,
     used: Arc<AtomicU32>,
 }
 
-/// One connection's part of the limit, until it is dropped.
+/// One connection's slot in the limit. Dropping it frees it.
 #[derive(Debug)]
 pub(crate) struct Slot(Arc<AtomicU32>);
 
@@ -23,7 +24,7 @@ impl ConnectionLimit {
         Self { max, used: Arc::clone(used) }
     }
 
-    /// Room for one more connection, if there is any.
+    /// Takes a slot if one is free.
     pub(crate) fn take(&self) -> Option<Slot> {
         let one_more = |used| (used < self.max.get()).then_some(used + 1);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;

@@ -1,28 +1,28 @@
-//! What becomes of the UDP datagrams of a service port: counts that workers add to and anyone reads.
+//! Counters of a service port's UDP datagrams. Workers add to them, any thread reads.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why a datagram got no further.
+/// Why a datagram was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// There was no endpoint for it that could be had.
+    /// No endpoint could be used.
     NoEndpoint,
-    /// The Service has as many flows as it may.
+    /// The Service's flow limit is reached.
     ServiceLimit,
-    /// This node was out of something, or forbade it.
+    /// This node lacked a resource, or its rules forbade it.
     Node,
-    /// A socket's buffer for sending was full.
+    /// A socket's send buffer was full.
     Full,
-    /// A socket refused it.
+    /// A socket returned an error.
     Error,
 }
 
 impl Loss {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 5] = [Self::NoEndpoint, Self::ServiceLimit, Self::Node, Self::Full, Self::Error];
 
-    /// As metrics have it.
+    /// The name in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::NoEndpoint => "no-endpoint",
@@ -34,7 +34,7 @@ impl Loss {
     }
 }
 
-/// The datagrams of a service port.
+/// The datagram counters of a service port.
 #[derive(Debug, Default)]
 pub struct Datagrams {
     forwarded: AtomicU64,
@@ -43,17 +43,17 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
-    /// So many were delivered to endpoints.
+    /// Adds datagrams that were delivered to endpoints.
     pub fn forwarded(&self, count: u64) {
         self.forwarded.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// So many were delivered to clients.
+    /// Adds datagrams that were delivered to clients.
     pub fn returned(&self, count: u64) {
         self.returned.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// So many were lost; mostly none.
+    /// Adds lost datagrams; `count` is mostly 0.
     pub fn lost(&self, loss: Loss, count: u64) {
         if count > 0
             && let Some(lost) = self.lost.get(loss as usize)
@@ -62,7 +62,7 @@ impl Datagrams {
         }
     }
 
-    /// The numbers now.
+    /// The current values.
     pub fn counts(&self) -> DatagramCounts {
         let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let (forwarded, returned) = (now(&self.forwarded), now(&self.returned));
@@ -70,7 +70,7 @@ impl Datagrams {
     }
 }
 
-/// [`Datagrams`] at one moment, of one service port or of several together.
+/// [`Datagrams`] at one moment, of one service port or the sum of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DatagramCounts {
     /// Delivered to endpoints.

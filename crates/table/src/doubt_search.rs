@@ -1,32 +1,34 @@
-//! Finding an endpoint of a large set that is in doubt where connections are decided at their sockets, without a look at
-//! each of the set for each connection.
+//! Finds an unverified endpoint of a large set in socket mode without checking each endpoint for each
+//! connection.
 //!
-//! Programs in the kernel put endpoints in doubt and tell nobody, so somebody has to look. Whoever looks through a
-//! set remembers a few that it found, and others ask those first. A look that found none is not repeated for a while, which
-//! grows with the set: so all that is looked for in vain takes a thousandth of a worker's time, or so, however many
-//! connections there are that have nothing to do with a doubt.
+//! BPF programs mark endpoints as unverified and notify nobody, so the table has to search. A search
+//! remembers a few endpoints that it found, and later calls check those first. A search that found none is
+//! not repeated for a while, in proportion to the size of the set. So vain searches take about a thousandth
+//! of a worker's time, however many connections there are that have nothing to do with an unverified
+//! endpoint.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// The largest set that is looked through each time: some hundred nanoseconds.
+/// The largest set that is searched each time: some hundred nanoseconds.
 pub(crate) const SMALL: usize = 64;
 
-/// How many are remembered of a set.
+/// How many endpoints of a set are remembered.
 const REMEMBERED: usize = 8;
 
-/// How long after a look in vain there is no other, for each endpoint of the set: a look at one takes some ten nanoseconds.
+/// The pause after a vain search, for each endpoint of the set. Checking one takes some ten nanoseconds.
 const PAUSE: Duration = Duration::from_micros(10);
 
-/// What was found in a set of endpoints, by their places. A set that changes moves them; whoever asks looks whether it is so.
+/// The unverified endpoints that were found in a set, by their indices. A change of the set moves them, so
+/// callers check them again.
 #[derive(Debug)]
 pub(crate) struct DoubtSearch {
-    /// Places, with 1 added; 0 is none.
+    /// Indices plus 1; 0 means none.
     remembered: [AtomicU32; REMEMBERED],
-    /// Where the next look begins: behind the last one that is remembered.
+    /// Where the next search begins: behind the last one that is remembered.
     next: AtomicUsize,
     began: Instant,
-    /// When it may be looked through again, in nanoseconds from the beginning.
+    /// When the set may be searched again, in nanoseconds since `began`.
     again: AtomicU64,
 }
 
@@ -40,8 +42,8 @@ impl DoubtSearch {
         }
     }
 
-    /// A place, of a set of this size, of which this is so; another one for each `turn`, where there are some. May say that there
-    /// is none when there is one.
+    /// Returns an index below `len` for which `is_it` holds; if there are several, another one for each
+    /// `turn`. May return `None` although there is one.
     pub(crate) fn find(
         &self,
         len: usize,
@@ -58,7 +60,7 @@ impl DoubtSearch {
             if place < len && is_it(place) {
                 return Some(place);
             }
-            // Unless another worker has put another one there.
+            // Fails if another worker has stored another one there.
             let _ = slot.compare_exchange(entry, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
         self.look_through(len, now, is_it)
@@ -72,7 +74,7 @@ impl DoubtSearch {
         if elapsed < again {
             return None;
         }
-        // The first to come looks; workers that come meanwhile do not.
+        // Only the first worker searches, not those that come meanwhile.
         let pause = PAUSE.saturating_mul(u32::try_from(len).unwrap_or(u32::MAX));
         let next = elapsed.saturating_add(nanoseconds(pause));
         self.again.compare_exchange(again, next, Ordering::Relaxed, Ordering::Relaxed).ok()?;
@@ -85,7 +87,7 @@ impl DoubtSearch {
             self.next.store(place + 1, Ordering::Relaxed);
         }
         if first.is_some() {
-            // There may be more than are remembered.
+            // There may be more than fit into `remembered`.
             self.again.store(0, Ordering::Relaxed);
         }
         first
@@ -110,7 +112,7 @@ mod tests {
 
     const LEN: usize = 1_000;
 
-    /// Endpoints in doubt, and how many were looked at.
+    /// Unverified endpoints, and the number of checks.
     struct Set {
         search: DoubtSearch,
         doubts: RefCell<BTreeSet<usize>>,
@@ -125,7 +127,7 @@ mod tests {
             Self { search: DoubtSearch::new(now), doubts, looks, now }
         }
 
-        /// What is found, and after how many looks.
+        /// The result, and the number of checks that it took.
         fn find(&self, turn: u64) -> (Option<usize>, usize) {
             self.looks.set(0);
             let found = self.search.find(LEN, turn, self.now, |place| {
@@ -198,7 +200,7 @@ mod tests {
             looks += more;
         }
         assert!(set.doubts.borrow().is_empty());
-        // Once round the set to find them, and once for the last few, which are too few to be enough.
+        // One pass over the set to find them, and one for the last few, which are fewer than are remembered.
         assert!(looks < 3 * LEN, "{looks}");
     }
 

@@ -1,4 +1,4 @@
-//! One version of a set of endpoints, in the order of their turns.
+//! One version of a set of endpoints, in round-robin order.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::balance::maglev::Maglev;
 use crate::balance::rotation::{self, Rotation};
 use crate::{Balance, Upstream};
 
-/// Endpoints in the order of their turns: by address.
+/// Endpoints in round-robin order: by address.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
     upstreams: Box<[Arc<Upstream>]>,
-    /// Of all of them.
+    /// The family of all of them.
     family: Option<Family>,
-    /// The place of turn 0.
+    /// The index of turn 0.
     offset: u64,
     /// For [`Balance::SourceHash`].
     maglev: Option<Arc<Maglev>>,
@@ -26,18 +26,18 @@ impl EndpointSet {
         &self.upstreams
     }
 
-    /// The family that all of its endpoints are of. None where there are several, or no endpoints.
+    /// The family of all of its endpoints. `None` if there are several families, or no endpoints.
     pub(crate) fn family(&self) -> Option<Family> {
         self.family
     }
 
-    /// Whether this version of the set has this endpoint.
+    /// Whether this version of the set contains this endpoint.
     pub fn contains(&self, upstream: &Arc<Upstream>) -> bool {
         let at = self.upstreams.binary_search_by_key(&upstream.address(), |candidate| candidate.address());
         at.ok().and_then(|at| self.upstreams.get(at)).is_some_and(|found| Arc::ptr_eq(found, upstream))
     }
 
-    /// The place of a turn.
+    /// The index of a turn.
     pub(crate) fn position(&self, turn: u64) -> usize {
         rotation::position(turn, self.offset, self.upstreams.len())
     }
@@ -51,7 +51,7 @@ impl EndpointSet {
         self.maglev.as_deref()
     }
 
-    /// The next version, with these endpoints, sorted by address. Turns go on where they are.
+    /// The next version, with these endpoints, sorted by address. The round robin continues where it is.
     pub(crate) fn next_version(
         &self,
         upstreams: Vec<Arc<Upstream>>,
@@ -75,7 +75,7 @@ impl EndpointSet {
         Self { family: family_of(&upstreams), upstreams: upstreams.into(), offset, maglev }
     }
 
-    /// Whether it has these very endpoints.
+    /// Whether it consists of exactly these endpoints.
     pub(crate) fn is(&self, upstreams: &[Arc<Upstream>]) -> bool {
         self.upstreams.len() == upstreams.len()
             && self.upstreams.iter().zip(upstreams).all(|(a, b)| Arc::ptr_eq(a, b))

@@ -1,11 +1,11 @@
-//! `healthCheckNodePort`: what load balancers are told about the local endpoints of a Service.
+//! `healthCheckNodePort`: the number of a Service's local endpoints, for load balancers.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sluice_model::{Family, ObjectName};
 
-/// The state of one Service's health check port. Shared: counts change under whoever serves it.
+/// The state of one Service's health check port. It is shared: the counts change while it is being served.
 #[derive(Debug)]
 pub struct HealthCheck {
     service: ObjectName,
@@ -25,19 +25,20 @@ impl HealthCheck {
         &self.service
     }
 
-    /// The port to answer on (`healthCheckNodePort`).
+    /// The port to listen on (`healthCheckNodePort`).
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The families that the Service has addresses of, and so those to answer in (kube-proxy has a proxier for each).
+    /// The families that the Service has addresses of, which are those to listen in (kube-proxy has a proxier
+    /// for each).
     pub fn families(&self) -> &BTreeSet<Family> {
         &self.families
     }
 
-    /// How many *ready* endpoints of one family are on this node, each address counted once
-    /// however many ports it has. Terminating endpoints do not count, even where they serve: the
-    /// load balancer is to go elsewhere.
+    /// Number of *ready* endpoints of one family on this node. Each address counts once, however many ports
+    /// it has. Terminating endpoints do not count, even if they still serve: the load balancer is to choose
+    /// another node.
     pub fn local_endpoints(&self, family: Family) -> usize {
         self.count(family).load(Ordering::Relaxed)
     }

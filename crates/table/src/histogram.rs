@@ -1,14 +1,15 @@
-//! How long things take: counts by upper bound, which workers add to and anyone reads.
+//! Histograms of durations. Workers add to them, any thread reads.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Bounds of a histogram. Each is a series of its own, for each Service: so there are few.
+/// Number of bounds of a histogram. Each is a time series for each Service, so there are few.
 pub const BUCKETS: usize = 8;
 
-/// From the first attempt to connect until an endpoint has answered. On a node it takes a fraction of a millisecond, in a
-/// zone one or two; 250 ms, and those after it, are when other endpoints are asked.
+/// Bounds for the time from the first attempt to connect until an endpoint has answered. Within a node that
+/// takes a fraction of a millisecond, within a zone one or two; at 250 ms and the bounds after it, another
+/// endpoint is tried.
 const CONNECT: [Duration; BUCKETS] = [
     Duration::from_micros(500),
     Duration::from_millis(1),
@@ -20,7 +21,8 @@ const CONNECT: [Duration; BUCKETS] = [
     Duration::from_secs(10),
 ];
 
-/// From the first attempt to connect until both sides have ended; of a flow, from its first datagram to its last one.
+/// Bounds for the time from the first attempt to connect until both sides have ended; for a flow, from its
+/// first datagram to its last one.
 const LIFE: [Duration; BUCKETS] = [
     Duration::from_millis(10),
     Duration::from_millis(100),
@@ -32,23 +34,23 @@ const LIFE: [Duration; BUCKETS] = [
     Duration::from_secs(86_400),
 ];
 
-/// Counts of times.
+/// A histogram of durations.
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [Duration; BUCKETS],
-    /// For each bound, and beyond all of them.
+    /// One count for each bound, and one for what exceeds all of them.
     counts: [AtomicU64; BUCKETS + 1],
-    /// Microseconds.
+    /// In microseconds.
     sum: AtomicU64,
 }
 
 impl Histogram {
-    /// Of the time that it takes to connect.
+    /// A histogram of connect times.
     pub fn of_connecting() -> Self {
         Self::new(&CONNECT)
     }
 
-    /// Of the time that connections and flows last.
+    /// A histogram of how long connections and flows last.
     pub fn of_lives() -> Self {
         Self::new(&LIFE)
     }
@@ -57,7 +59,7 @@ impl Histogram {
         Self { bounds, counts: Default::default(), sum: AtomicU64::new(0) }
     }
 
-    /// Counts one; any thread may.
+    /// Adds a duration. Any thread may call it.
     pub fn add(&self, time: Duration) {
         if let Some(count) = self.counts.get(self.bucket(time)) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -65,7 +67,7 @@ impl Histogram {
         self.sum.fetch_add(micros(time), Ordering::Relaxed);
     }
 
-    /// Counts one, where no other thread ever adds to this: without a locked instruction.
+    /// Like [`Self::add`] without a locked instruction, if no other thread ever adds to this histogram.
     pub fn add_alone(&self, time: Duration) {
         let add = |to: &AtomicU64, n: u64| {
             to.store(to.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
@@ -80,7 +82,7 @@ impl Histogram {
         self.bounds.iter().position(|bound| time <= *bound).unwrap_or(BUCKETS)
     }
 
-    /// The numbers now.
+    /// The current values.
     pub fn times(&self) -> Times {
         Times {
             bounds: self.bounds,
@@ -103,23 +105,24 @@ pub struct Times {
 }
 
 impl Times {
-    /// How long connections lasted, as others have counted: up to each bound and longer, and all together.
+    /// How long connections lasted, counted elsewhere: the count for each bound and for what exceeds all of
+    /// them, and the sum.
     pub fn of_lives(counts: [u64; BUCKETS + 1], sum: Duration) -> Self {
         Self { bounds: &LIFE, counts, sum }
     }
 
-    /// How many there were.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// How long they took together.
+    /// The sum of the durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// Each bound, with how many took longer than the one before it and no longer than it; none is what took longer than
-    /// any bound.
+    /// Each bound with the number of durations above the previous bound and up to this one. A bound of `None`
+    /// stands for what exceeds all bounds.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         self.bounds.iter().copied().map(Some).chain([None]).zip(self.counts)
     }
@@ -137,7 +140,7 @@ impl AddAssign for Times {
 pub struct ServiceTimes {
     /// From the first attempt to connect until an endpoint has answered; TCP only.
     pub connecting: Histogram,
-    /// How long connections and flows lasted that have ended.
+    /// How long ended connections and flows lasted.
     pub lives: Histogram,
 }
 

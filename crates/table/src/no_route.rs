@@ -1,8 +1,10 @@
-//! To which endpoints this node knew no way a moment ago: connect(2) says so at once, so that the endpoint has had no part
-//! in it. Nobody is blamed; for [`KEPT`] others are asked first, as each look costs a socket.
+//! Endpoints that this node had no route to a moment ago. connect(2) reports that at once, and the endpoint
+//! has no part in it, so it does not count as a failure of the endpoint. For [`KEPT`], other endpoints are
+//! tried first, because each attempt costs a socket.
 //!
-//! Routes may depend on the address that they are looked up from (ip-rule(8)): those from the node's and those from
-//! clients' are told apart. That a link-local client gets nowhere says nothing about others: its way is its link's.
+//! Routes may depend on the source address (ip-rule(8)), so those from the node's address and those from
+//! clients' addresses are recorded separately. A missing route for a link-local client says nothing about
+//! other clients: its route depends on its link.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;
@@ -11,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use crate::passive_health::Seen;
 
-/// How long it is taken to be so still. Short, as a route that comes back is not heard of but by trying.
+/// How long a missing route is remembered. Short, because only another attempt shows that a route is back.
 pub(crate) const KEPT: Duration = Duration::from_secs(1);
 
-/// Time is counted in units of 2^27 ns (134 ms), of which 32 bits last for 18 years.
+/// The unit of time: 2^27 ns (134 ms). 32 bits of it last for 18 years.
 const UNIT_BITS: u32 = 27;
 
-/// What times are counted from.
+/// The origin of all times.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// What is known of the way to one endpoint: until when it is passed over, in units after the epoch; 0 while there is
-/// a way, as far as is known.
+/// Until when one endpoint is skipped, in units after the epoch, by kind of source address; 0 if a route is
+/// not known to be missing.
 #[derive(Debug, Default)]
 pub(crate) struct NoRoute {
     to_clients: AtomicU32,
@@ -29,7 +31,7 @@ pub(crate) struct NoRoute {
 }
 
 impl NoRoute {
-    /// Takes note that there is none; whether that was known.
+    /// Records that there is no route. Returns whether that was known.
     pub(crate) fn found(&self, seen: Seen, now: Instant) -> bool {
         if let Seen::Client(IpAddr::V6(ip)) = seen
             && ip.is_unicast_link_local()
@@ -40,7 +42,7 @@ impl NoRoute {
         self.until(seen).swap(until, Ordering::Relaxed) > units(now)
     }
 
-    /// Takes note that there is one.
+    /// Records that there is a route.
     pub(crate) fn is_over(&self, seen: Seen) {
         let until = self.until(seen);
         if until.load(Ordering::Relaxed) != 0 {
@@ -48,20 +50,21 @@ impl NoRoute {
         }
     }
 
-    /// Whether there was none for anybody, and may still be: a look that needs no clock.
+    /// Whether a route was missing for any source address, and may still be. Needs no clock.
     #[inline]
     pub(crate) fn may_be(&self) -> bool {
         [&self.to_clients, &self.to_node].iter().any(|until| until.load(Ordering::Relaxed) != 0)
     }
 
-    /// Whether there was none a moment ago.
+    /// Whether there was no route a moment ago.
     pub(crate) fn is_known(&self, seen: Seen, now: Instant) -> bool {
         let until = self.until(seen);
         let there = until.load(Ordering::Relaxed);
         if there == 0 || units(now) < there {
             return there != 0;
         }
-        // From now on picks need not look. Who has just found none again has changed it.
+        // Expired, so picks need not check any more. The exchange fails if another thread has just found that
+        // there still is no route.
         let _ = until.compare_exchange(there, 0, Ordering::Relaxed, Ordering::Relaxed);
         false
     }

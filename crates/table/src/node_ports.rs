@@ -5,33 +5,35 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use sluice_model::{Family, Node};
 
-/// Addresses of a family that only a route makes the node's and that nodePorts are served on, the first ones: there is a frontend for each
-/// nodePort on each of them, and where load balancers' addresses are such routes there is one for each load balancer.
+/// The maximum number of addresses per family that are the node's only by a route and serve nodePorts. There
+/// is a frontend for each nodePort on each of them, and if load balancers' addresses are such routes, there
+/// is one for each load balancer.
 pub(crate) const ROUTED_MAX: usize = 64;
 
 /// Where nodePorts are served (kube-proxy: `--nodeport-addresses`).
 ///
-/// Never on a loopback address: a connection from there would have to leave with a source address
-/// that nobody can answer to, or with `route_localnet` (CVE-2020-8558).
+/// Never on a loopback address: a connection from there would need a source address that nobody can reply to,
+/// or `route_localnet` (CVE-2020-8558).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// On the primary address of each family of the Node object. A family that the Node has no address of, but one of the
-    /// other family, is served on all of the node's addresses of it: kube-proxy knows loopback as that node address and
-    /// leaves it out, and then no CIDR of the family is left. A Node without any address has none so far, as while
-    /// a cloud's controller has not seen it: nothing is served, and kube-proxy waits for it.
+    /// On the primary address of each family of the Node object. If the Node has no address of one family but
+    /// one of the other, that family is served on all of the node's addresses of it: kube-proxy takes
+    /// loopback as the node address of that family and then filters it out, so no CIDR of the family is left.
+    /// If the Node has no address at all, because a cloud controller has not initialized it, nothing is
+    /// served; kube-proxy waits for it.
     Primary,
-    /// On the addresses of the node's interfaces that these CIDRs name. A family that no CIDR is of is
-    /// served on all of its addresses.
+    /// On the addresses of the node's interfaces that are in these CIDRs. A family without a CIDR is served
+    /// on all of its addresses.
     Inside(Vec<IpNet>),
-    /// On both: the Node's primary addresses count as CIDRs of one address. While the Node is not known, a family that no
-    /// CIDR is of has none.
+    /// On both: the Node's primary addresses count as CIDRs of one address. While the Node is not known, a
+    /// family without a CIDR has no addresses.
     PrimaryAnd(Vec<IpNet>),
 }
 
 impl NodePortAddresses {
-    /// The addresses, given what is known of the node, the addresses of its interfaces, and those that are its own by a route alone.
-    /// The latter count where all do, as with kube-proxy, which goes by `fib daddr type local` then, and by interfaces
-    /// where it is given CIDRs.
+    /// The addresses, given the Node, the addresses of its interfaces, and those that are the node's only by
+    /// a route. The latter count for a family that is served on all addresses, as in kube-proxy, which then
+    /// uses `fib daddr type local`, and interfaces if there are CIDRs.
     pub(crate) fn addresses(
         &self,
         node: Option<&Node>,
@@ -71,8 +73,9 @@ impl NodePortAddresses {
         addresses
     }
 
-    /// Where somebody listens who is to be reached at these: at the unspecified address of a family that is served on all
-    /// of the node's addresses, so also at those that are the node's by a route alone, and at loopback.
+    /// Where to listen in order to be reachable at these addresses. A family that is served on all of the
+    /// node's addresses is replaced by the unspecified address, which includes addresses that are the node's
+    /// only by a route, and loopback.
     pub(crate) fn listening(&self, node: Option<&Node>, interfaces: &[IpAddr]) -> Vec<IpAddr> {
         let mut addresses = self.addresses(node, interfaces, &[]);
         for family in [Family::V4, Family::V6].into_iter().filter(|family| self.takes_all(*family, node)) {
@@ -90,12 +93,12 @@ impl NodePortAddresses {
         addresses
     }
 
-    /// Whether it matters which addresses are the node's by a route.
+    /// Whether addresses that are the node's only by a route matter.
     pub(crate) fn goes_by_routes(&self, node: Option<&Node>) -> bool {
         [Family::V4, Family::V6].into_iter().any(|family| self.takes_all(family, node))
     }
 
-    /// Whether a family is served on all of the node's addresses, whichever these are (kube-proxy: `MatchAll`).
+    /// Whether a family is served on all of the node's addresses (kube-proxy: `MatchAll`).
     fn takes_all(&self, family: Family, node: Option<&Node>) -> bool {
         let is_silent = with_addresses(node).is_some_and(|node| primary(node, family).is_none());
         let (cidrs, is_all_without) = match self {
@@ -111,12 +114,12 @@ impl NodePortAddresses {
     }
 }
 
-/// The node, unless it has no address so far.
+/// The Node, unless it has no address yet.
 fn with_addresses(node: Option<&Node>) -> Option<&Node> {
     node.filter(|node| !node.addresses.is_empty())
 }
 
-/// The addresses of a family that are in CIDRs of the family, or all if there are none of it.
+/// The addresses of a family that are in its CIDRs, or all of them if it has no CIDR.
 fn inside(cidrs: &[IpNet], family: Family, addresses: &[IpAddr]) -> Vec<IpAddr> {
     let cidrs: Vec<&IpNet> = cidrs.iter().filter(|cidr| Family::of(cidr.addr()) == family).collect();
     let is_inside = |ip: &IpAddr| cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.contains(ip));
@@ -132,8 +135,8 @@ pub(crate) fn primary(node: &Node, family: Family) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    /// Name of the case, CIDRs or `primary`, addresses of the node, addresses served. The Node
-    /// object says the same as the interfaces, but for those after a `|`, which it does not know.
+    /// Name of the case, CIDRs or `primary`, addresses of the node, addresses served. The Node object has the
+    /// same addresses as the interfaces, except for those after a `|`, which it lacks.
     type Case = (&'static str, &'static str, &'static str, &'static str);
 
     #[rustfmt::skip]
@@ -169,7 +172,7 @@ mod tests {
         text.split_whitespace().map(|ip| ip.parse().unwrap()).collect()
     }
 
-    /// A setting and what is known of the node, as cases have them.
+    /// Parses a case's setting and addresses.
     fn world(cidrs: &str, addresses: &str) -> (NodePortAddresses, Option<Node>, Vec<IpAddr>) {
         let (known, others) = addresses.split_once('|').unwrap_or((addresses, ""));
         let interfaces = [parse(known), parse(others)].concat();

@@ -314,10 +314,10 @@ fn nanoseconds(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    /// Events, at seconds: `fail@0.5` and `ok@2` with the node's address, `refused:1@0` and
-    /// `unheard:1@0` with that of client 1, `well:1@0` with that of client 1 again; and questions: `over@1` (passed over
-    /// with the node's address), `free@2.5`, `OVER@1` and `FREE@1` the same with a client's, `passed:1@0` and
-    /// `asked:1@0` whether it is for client 1 alone.
+    /// Events, at seconds: `fail@0.5` and `ok@2` with the node's address, `refused:1@0` and `unheard:1@0`
+    /// with that of client 1, `well:1@0` a success with that of client 1. Questions: `over@1` (ejected for
+    /// the node's address), `free@2.5` (not ejected), `OVER@1` and `FREE@1` the same for clients' addresses,
+    /// `passed:1@0` and `asked:1@0` whether it is skipped for client 1 alone.
     type Case = (&'static str, &'static str);
 
     #[rustfmt::skip]

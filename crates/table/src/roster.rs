@@ -1,6 +1,6 @@
-//! Who is an endpoint of a service port, and what those carried that are not any more.
+//! The endpoints of a service port, and the traffic of former endpoints.
 //!
-//! The writer changes it with the endpoints; people and metrics look at it. Workers do not.
+//! The writer updates it together with the endpoints; commands and metrics read it. Workers do not.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use sluice_model::ServicePortName;
 
 use crate::{Condition, Traffic, Upstream};
 
-/// The endpoints that there are, usable or not, and what is left of those that there were.
+/// The current endpoints, usable or not, and what remains of former ones.
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     /// Sorted by address.
     current: Vec<Arc<Upstream>>,
-    /// Gone from the slices, but connections to them are still open, or about to be: as many at most as
-    /// there are connections.
+    /// No longer in the slices, but with connections that are open or about to be. At most as many as there
+    /// are connections.
     leaving: Vec<Arc<Upstream>>,
-    /// What those carried that nobody holds any more.
+    /// The traffic of former endpoints that nobody holds any more.
     left: Traffic,
 }
 
@@ -27,13 +27,13 @@ impl Roster {
         &self.current
     }
 
-    /// The endpoint that the slices name at an address.
+    /// The endpoint in the slices that has this address.
     pub(crate) fn at(&self, address: SocketAddr) -> Option<&Arc<Upstream>> {
         let place = self.current.binary_search_by_key(&address, |upstream| upstream.address()).ok()?;
         self.current.get(place)
     }
 
-    /// The sum over all that there are and were.
+    /// The sum over all current and former endpoints.
     pub(crate) fn traffic(&mut self) -> Traffic {
         self.settle();
         let mut sum = self.left;
@@ -43,8 +43,8 @@ impl Roster {
         sum
     }
 
-    /// Makes the current ones stand for these addresses of a service port, which are sorted, one by one. Those that stay are the
-    /// same. Returns those that are gone, for [`Roster::retire`].
+    /// Replaces the current endpoints by those at these addresses of a service port, which are sorted and
+    /// unique. Endpoints that stay are the same objects. Returns those that are gone, for [`Roster::retire`].
     pub(crate) fn take_over(
         &mut self,
         port: &Arc<ServicePortName>,
@@ -65,14 +65,14 @@ impl Roster {
         gone
     }
 
-    /// Has endpoints not serve any more, whose numbers still count.
+    /// Marks endpoints as not serving. Their traffic still counts.
     pub(crate) fn retire(&mut self, gone: Vec<Arc<Upstream>>) {
         gone.iter().for_each(|upstream| upstream.set_condition(Condition::default()));
         self.leaving.extend(gone);
         self.settle();
     }
 
-    /// Takes over the numbers of those that nobody else holds: nobody can change them any more.
+    /// Adds up the traffic of former endpoints that nobody else holds: it cannot change any more.
     fn settle(&mut self) {
         let left = &mut self.left;
         self.leaving.retain_mut(|upstream| {

@@ -1,5 +1,5 @@
-//! The slices of one Service merged into the endpoints of one service port
-//! (kube-proxy: `EndpointSliceCache`).
+//! Merges the slices of one Service into the endpoints of one service port (kube-proxy:
+//! `EndpointSliceCache`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,19 +7,20 @@ use std::sync::Arc;
 use litemap::LiteMap;
 use sluice_model::{Endpoint, EndpointSlice, Family, Protocol};
 
-/// The slices of one Service, by name. Mostly there is one.
+/// The slices of one Service, by name. Most Services have one.
 pub type Slices = LiteMap<Arc<str>, EndpointSlice>;
 
-/// An endpoint with the port that one service port has on it.
+/// An endpoint, with its port for one service port.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     /// Where to connect.
     pub address: SocketAddr,
-    /// What the slice says of it.
+    /// The endpoint's entry in the slice.
     pub endpoint: &'a Endpoint,
 }
 
-/// The ports of all slices of a Service, by what joins them to the Service's own: either may have thousands.
+/// The ports of all slices of a Service, sorted by the key that matches them to the Service's ports: either
+/// may be thousands.
 #[derive(Debug)]
 pub struct Offers<'a>(Vec<Offer<'a>>);
 
@@ -31,7 +32,7 @@ struct Offer<'a> {
 }
 
 impl<'a> Offers<'a> {
-    /// Those of these slices.
+    /// The ports of these slices.
     pub fn new(slices: &'a Slices) -> Self {
         let of_slice = |slice: &'a EndpointSlice| {
             slice.ports.iter().map(|port| Offer {
@@ -45,23 +46,23 @@ impl<'a> Offers<'a> {
         Self(offers)
     }
 
-    /// How many there are.
+    /// Number of ports.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Those of one service port.
+    /// The ports that belong to one service port.
     fn of(&self, port: (&str, Protocol, Family)) -> impl Iterator<Item = &Offer<'a>> {
         let first = self.0.partition_point(|offer| offer.port < port);
         self.0.iter().skip(first).take_while(move |offer| offer.port == port)
     }
 
-    /// Every endpoint of the service port (`name`, `protocol`) in `family`, each `ip:port` once, sorted
-    /// by address.
+    /// Every endpoint of the service port (`name`, `protocol`) in `family`: each `ip:port` once, sorted by
+    /// address.
     ///
-    /// The same `ip:port` may stand in several slices while an endpoint moves between them, or twice in
-    /// one: the non-terminating one wins, then the ready one, then the one that is said to be on
-    /// `node` (kube-proxy prefers the local one too).
+    /// The same `ip:port` may be in several slices while an endpoint moves between them, or twice in one. A
+    /// non-terminating entry takes precedence, then a ready one, then one on `node` (kube-proxy prefers the
+    /// local one too).
     pub fn merge(&self, name: &str, protocol: Protocol, family: Family, node: &str) -> Vec<Candidate<'a>> {
         let mut candidates: Vec<Candidate<'a>> = Vec::new();
         for offer in self.of((name, protocol, family)) {

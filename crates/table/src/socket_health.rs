@@ -1,6 +1,7 @@
-//! What is known of endpoints where connections are decided at clients' sockets, by programs that see how those fare: in
-//! doubt is who is new there, or has failed. Whoever is in doubt is left to the relay, which finds out what is true:
-//! it asks those first, has others to ask when they fail, and says what became of it.
+//! The health of endpoints in socket mode, shared with BPF programs, which see how translated connections
+//! end. An endpoint is unverified (*in doubt*) if it is new there, or has failed since its last success.
+//! Programs leave connections to it to the relay. The relay tries unverified endpoints first, tries another
+//! one if they fail, and reports the result to the programs.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,38 +12,38 @@ use sluice_model::FrontendKind;
 use crate::policy::SetName;
 use crate::{Origin, Upstream};
 
-/// What the programs tell an endpoint of a set by.
+/// The id by which the programs know an endpoint of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketNumber {
-    /// Its number, which others have after it.
+    /// The endpoint's id, which is later reused for others.
     pub id: u32,
-    /// How often the number was given; never 0 but after four billion times.
+    /// How often the id was assigned; 0 only after it has wrapped around.
     pub incarnation: u32,
 }
 
-/// The health of endpoints as the programs have it. Called by workers, which must not wait.
+/// The health of endpoints as the BPF programs record it. Workers call it, so it must not block.
 ///
-/// A number that means another endpoint by now is left alone.
+/// Calls with an id that stands for another endpoint by now have no effect.
 pub trait SocketHealth: Debug + Send + Sync {
-    /// Whether connections to it are left to the relay, for as long as there is one.
+    /// Whether the programs leave connections to the endpoint to the relay, for as long as there is one.
     fn is_in_doubt(&self, number: SocketNumber) -> bool;
 
-    /// Somebody has connected to it just now.
+    /// Records that a connect to the endpoint has succeeded.
     fn has_served(&self, number: SocketNumber);
 
-    /// It has just refused somebody, or was silent.
+    /// Records that the endpoint has refused a connect, or did not answer.
     fn has_failed(&self, number: SocketNumber);
 }
 
-/// The same, shared by service ports. Behind a thin pointer, which each of them can swap.
+/// A [`SocketHealth`] that service ports share. Behind a thin pointer, so that each of them can swap it.
 pub type SharedHealth = Arc<Box<dyn SocketHealth>>;
 
-/// The numbers of one endpoint: one for each set that it may be in.
+/// The ids of one endpoint: one for each set that it may be in.
 #[derive(Debug, Default)]
 pub(crate) struct SocketNumbers([AtomicU64; 2]);
 
 impl SocketNumbers {
-    /// What stands for none.
+    /// The value that stands for no id.
     const NONE: u64 = 0;
 
     fn of(&self, set: SetName) -> &AtomicU64 {
@@ -71,15 +72,15 @@ impl SocketNumbers {
     }
 }
 
-/// Whether a client's connections of this kind are decided at their sockets, as far as that can be said of one that
-/// was not: others have no reason to find out about endpoints.
+/// Whether programs may translate connections of such clients, given that this one was not translated. Other
+/// connections have no need to verify endpoints.
 pub(crate) fn may_be_decided_there(kind: FrontendKind, origin: Origin) -> bool {
-    // Without a local detector pods are outside. Towards other kinds of addresses endpoints see the node's, unless the
-    // client is the node.
+    // Without a local detector, pods have origin `Outside`. At other kinds of frontends endpoints see the
+    // node's address, unless the client is a process of the node.
     kind == FrontendKind::ClusterIp || origin == Origin::Node
 }
 
-/// Tells the programs how connecting to an endpoint went.
+/// Reports the result of a connect to the programs.
 pub(crate) fn tell(health: &dyn SocketHealth, upstream: &Upstream, has_served: bool) {
     for number in [SetName::Cluster, SetName::Local].into_iter().filter_map(|set| upstream.socket_number(set))
     {
@@ -105,7 +106,7 @@ pub(crate) mod tests {
     use crate::backends::{Facts, PortRules};
     use crate::{Client, Heard, Selection, ServicePort};
 
-    /// The endpoints in doubt, by their numbers.
+    /// The unverified endpoints, by id.
     #[derive(Debug, Default)]
     pub(crate) struct Doubts(pub(crate) Mutex<BTreeSet<u32>>);
 
@@ -147,7 +148,7 @@ pub(crate) mod tests {
         Arc::new(Box::new(Arc::clone(doubts)))
     }
 
-    /// Gives the endpoints the numbers that their ports are.
+    /// Gives each endpoint its port as its id.
     fn number(port: &ServicePort) {
         for upstream in port.backends().cluster().upstreams() {
             let number = SocketNumber { id: upstream.address().port().into(), incarnation: 1 };
@@ -155,7 +156,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A port with endpoints 1 to 4, told apart by their ports and numbers.
+    /// A service port with endpoints 1 to 4, which differ in their ports and ids.
     fn port() -> (Arc<ServicePort>, Arc<Doubts>) {
         let service = ObjectName::new("default", "web");
         let name = ServicePortName { service, port: "http".into(), protocol: Protocol::Tcp };
@@ -178,7 +179,7 @@ pub(crate) mod tests {
         Selection::new(port, kind, client, None, Instant::now()).unwrap()
     }
 
-    /// Whom so many connections are led to first; all are established.
+    /// The endpoints that connections are led to first; all connections are established.
     fn connect(port: &Arc<ServicePort>, kind: FrontendKind, times: usize) -> Vec<u16> {
         let connect = |_| {
             let mut selection = select(port, kind, 1);

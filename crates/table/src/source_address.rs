@@ -1,10 +1,10 @@
-//! The address that an endpoint sees as the client's.
+//! The source address that an endpoint sees.
 
 use sluice_model::{FrontendKind, TrafficPolicy};
 
 use crate::{Client, Origin, Upstream};
 
-/// Where the connection to the endpoint comes from.
+/// Whose address a connection to an endpoint comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceAddress {
     /// The client's own address.
@@ -13,26 +13,26 @@ pub enum SourceAddress {
     Node,
 }
 
-/// What the node's settings say of source addresses.
+/// The node's settings about source addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Masquerade {
-    /// Frontends are listened on: replies to any address but the node's would not come back.
+    /// Bind mode: replies to any address but the node's would not come back.
     pub(crate) always: bool,
-    /// `--masquerade-all`: concerns cluster IPs only.
+    /// `--masquerade-all`: applies to cluster IPs only.
     pub(crate) all: bool,
-    /// A local detector is implemented.
+    /// There is a local detector.
     pub(crate) detects_local_pods: bool,
 }
 
-/// The source address for a client at a kind of frontend, before it is known which endpoint it gets
-/// (see [`SourceAddress::towards`]).
+/// The source address for a client at a kind of frontend, before the endpoint is known (see
+/// [`SourceAddress::towards`]).
 ///
-/// * Cluster IPs: the client's own, unless it is known to be no pod of this node: replies might then
-///   not come back through here.
-/// * External addresses, policy Cluster: the node's, as the endpoint may be on another node.
-/// * External addresses, policy Local: the client's own; for a process of the node the node's,
-///   since its source may be the load balancer's address.
-/// * Everywhere the node's where frontends are listened on instead of captured.
+/// * Cluster IPs: the client's own, unless the client is known not to be a pod of this node, because replies
+///   might then not come back through this node.
+/// * External addresses, policy Cluster: the node's, because the endpoint may be on another node.
+/// * External addresses, policy Local: the client's own; for a process of the node the node's, because its
+///   source may be the load balancer's address.
+/// * In bind mode always the node's.
 pub(crate) fn source_address(
     kind: FrontendKind,
     origin: Origin,
@@ -53,11 +53,11 @@ pub(crate) fn source_address(
 impl SourceAddress {
     /// The source address towards one endpoint.
     ///
-    /// * The node's where the endpoint is the client itself, which would not answer a connection from its
-    ///   own address (hairpin).
-    /// * The client's where the endpoint is a process of this node (a pod in its network). kube-proxy
-    ///   only marks what is to be masqueraded; that happens in the postrouting hook, which packets that are
-    ///   delivered on this node do not pass. Those of the node's own processes do, on their way to lo.
+    /// * The node's if the endpoint is the client itself, which would not answer a connection from its own
+    ///   address (hairpin).
+    /// * The client's if the endpoint is a process of this node (a pod in its network). kube-proxy only marks
+    ///   packets that are to be masqueraded. That happens in the postrouting hook, which packets that are
+    ///   delivered on this node do not pass. Packets of the node's own processes do, on their way to lo.
     pub(crate) fn towards(self, client: Client, endpoint: &Upstream) -> Self {
         if client.ip == endpoint.address().ip() {
             Self::Node

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use sluice_model::{Family, FrontendKind};
 
-/// The sources that one family's load-balancer addresses admit; `None` for any.
+/// The sources that may connect to one family's load-balancer addresses; `None` for any.
 ///
-/// Ranges of the other family do not count: a Service whose ranges are all IPv4 does not restrict
-/// its IPv6 addresses (kube-proxy filters them by family before it asks whether there are any).
+/// Ranges of the other family do not count: a Service whose ranges are all IPv4 does not restrict its IPv6
+/// addresses (kube-proxy filters them by family before it checks whether there are any).
 ///
-/// Where the ranges admit the node itself they admit the addresses too: a process of the node that
-/// connects to a load-balancer address which is also on an interface has that address as its source.
+/// If the ranges include the node's address, they include the load-balancer addresses too: a process of the
+/// node that connects to a load-balancer address that is also on an interface has that address as its source.
 pub(crate) fn allowed_sources(
     ranges: Option<&[IpNet]>,
     family: Family,
@@ -33,8 +33,8 @@ pub(crate) fn allowed_sources(
     Some(allowed.into())
 }
 
-/// Whether a client may connect to this kind of frontend. Pods are not exempt; cluster IPs, external
-/// IPs and nodePorts are not guarded.
+/// Whether a client may connect to this kind of frontend. Pods are not exempt. Cluster IPs, external IPs and
+/// nodePorts are not restricted.
 pub(crate) fn admits(allowed: Option<&[IpNet]>, kind: FrontendKind, client: IpAddr) -> bool {
     match allowed {
         Some(allowed) if kind == FrontendKind::LoadBalancer => {
@@ -50,8 +50,8 @@ mod tests {
 
     use super::*;
 
-    /// Name of the case, ranges, the node's address, kind of frontend, client, whether it may.
-    /// The load-balancer addresses are 203.0.113.5 and 2001:db8::5.
+    /// Name of the case, ranges, the node's address, kind of frontend, client, whether it may connect. The
+    /// load-balancer addresses are 203.0.113.5 and 2001:db8::5.
     type Case = (&'static str, &'static str, &'static str, FrontendKind, &'static str, bool);
 
     #[rustfmt::skip]

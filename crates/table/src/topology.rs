@@ -2,7 +2,7 @@
 
 use sluice_model::Endpoint;
 
-/// What the rules need to know of the node.
+/// The node's name and zone, for the topology rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Locality<'a> {
     /// The node's name, as `nodeName` of endpoints and node hints spell it.
@@ -28,7 +28,7 @@ impl Locality<'_> {
 /// The endpoints that serve each kind of traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Categorized<T> {
-    /// For policy `Cluster`. Empty only where no endpoint of the cluster is usable.
+    /// For policy `Cluster`. Empty only if no endpoint of the cluster is usable.
     pub cluster: Vec<T>,
     /// For policy `Local`.
     pub local: Vec<T>,
@@ -36,7 +36,7 @@ pub struct Categorized<T> {
     pub cluster_basis: Basis,
     /// Which endpoints the local set consists of.
     pub local_basis: Basis,
-    /// How many of what there are.
+    /// The number of endpoints in each condition.
     pub tally: Tally,
 }
 
@@ -50,11 +50,11 @@ pub enum Basis {
     SameNode,
     /// The ready ones that are hinted to this node's zone (`PreferSameZone`).
     SameZone,
-    /// None is ready: the terminating ones that still serve.
+    /// The terminating ones that still serve, because none is ready.
     Draining,
 }
 
-/// How many endpoints of each condition a service port has.
+/// The number of endpoints of a service port in each condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Tally {
     /// All.
@@ -69,11 +69,12 @@ pub struct Tally {
 
 /// Sorts the endpoints of one service port into the cluster set and the local set.
 ///
-/// * Cluster: ready endpoints that topology leaves; without any, every serving and terminating one.
-/// * Local: ready endpoints of this node; without any, its serving and terminating ones. Topology
-///   plays no part.
+/// * Cluster: the ready endpoints that the topology hints select; if none is ready, all that are terminating
+///   and still serve.
+/// * Local: the ready endpoints of this node; without any, its terminating ones that still serve. Topology
+///   hints do not apply.
 ///
-/// `view` shows the endpoint in an item; order is kept.
+/// `view` returns an item's endpoint. The order is kept.
 pub fn categorize_endpoints<T: Clone>(
     items: &[T],
     view: impl Fn(&T) -> &Endpoint,
@@ -119,8 +120,8 @@ fn tally<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, here: Locality<'_>) 
     tally
 }
 
-/// kube-proxy's `topologyModeFromHints`: hints count only when every ready endpoint has one and at
-/// least one of them names this node or zone.
+/// kube-proxy's `topologyModeFromHints`: hints count only if every ready endpoint has one and at least one
+/// names this node or zone.
 fn topology_from_hints<'a>(ready: impl Iterator<Item = &'a Endpoint>, here: Locality<'_>) -> Basis {
     let (mut all_have_node, mut one_is_here) = (true, false);
     let (mut all_have_zone, mut one_is_in_zone) = (true, false);
@@ -158,7 +159,8 @@ mod tests {
         }
     }
 
-    /// Name of the case, endpoints (numbered from 1), cluster set, local set; seen from `here` in `z1`.
+    /// Name of the case, endpoints (numbered from 1), cluster set, local set, as seen from node `here` in
+    /// zone `z1`.
     type Case<'a> = (&'a str, &'a [[&'a str; 4]], &'a [u8], &'a [u8]);
 
     #[test]

@@ -360,7 +360,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// The service port of endpoints that no writer has made.
+    /// The service port of endpoints that no writer has created.
     pub(crate) fn test_port() -> Arc<ServicePortName> {
         let service = ObjectName::new("default", "web");
         Arc::new(ServicePortName { service, port: "".into(), protocol: Protocol::Tcp })

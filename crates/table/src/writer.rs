@@ -1,11 +1,11 @@
-//! The one writer of the table: keeps the objects, works out what a change touches, publishes it.
+//! The table's only writer: keeps the objects, finds out what a change affects, and publishes it.
 //!
-//! Endpoints take effect at once ([`Writer::apply`] swaps them inside their service port). Frontends
-//! need the kernel's help, so they go in steps that the caller interleaves with its capture:
+//! Endpoints take effect at once ([`Writer::apply`] swaps them inside their service port). Frontends need the
+//! kernel's help, so they change in steps, which the caller coordinates with its capture:
 //!
-//! 1. [`Writer::plan`] says which frontends are to be withdrawn and which to be offered;
-//! 2. [`Writer::publish`] adds what is new to the table, the capture offers and withdraws in one step,
-//!    [`Writer::finish`] takes out of the table what was withdrawn.
+//! 1. [`Writer::plan`] returns the frontends to withdraw and those to offer.
+//! 2. [`Writer::publish`] adds the new ones to the table. Then the capture offers and withdraws in one step,
+//!    and [`Writer::finish`] removes the withdrawn ones from the table.
 //!
 //! So a client never reaches a worker that has no route for it.
 
@@ -40,23 +40,22 @@ use port_state::PortState;
 use rules::Surroundings;
 use service_state::ServiceState;
 
-/// Keys come from the apiserver and not from clients: a fast hash does.
+/// Keys come from the apiserver and not from clients, so a fast hash is enough.
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// Owns the objects; the only one who changes the [`Table`].
+/// Owns the objects, and is the only one to change the [`Table`].
 #[derive(Debug)]
 pub struct Writer {
     config: WriterConfig,
     table: Table,
-    /// This node, as the cluster last had it: a Node that is deleted takes no node away, which goes on as it was known, as
-    /// rules of kube-proxy's do.
+    /// This node, in its latest version. It stays when the Node object is deleted, as kube-proxy's rules do.
     node: Option<Node>,
-    /// The addresses of the node's interfaces, as far as the rules need them.
+    /// The addresses of the node's interfaces that the rules need.
     interfaces: BTreeSet<IpAddr>,
-    /// The addresses that are the node's by a route, as far as they are followed.
+    /// The addresses that are the node's by a route, if [`Writer::set_routed`] is called.
     routed: BTreeSet<IpAddr>,
     services: Map<ObjectName, ServiceState>,
-    /// Which Service each slice was last seen with: its label may change.
+    /// The Service that each slice belonged to last, because a slice's label may change.
     slice_owners: Map<ObjectName, ObjectName>,
     claims: Claims,
     /// Where the agent reaches the apiserver.
@@ -66,27 +65,28 @@ pub struct Writer {
     cluster_addresses: ClusterAddresses,
     health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,
     affinity_budget: Arc<Budget>,
-    /// Services that remember clients, or may still.
+    /// Services that remember clients, or may still do so.
     with_affinity: BTreeSet<ObjectName>,
-    /// Services whose endpoints have to be worked out anew before changes have been taken in.
+    /// Services whose endpoints have to be recomputed after the current changes.
     stale: BTreeSet<ObjectName>,
     /// Frontends whose route, verdict or claims may have changed since the last plan.
     dirty: BTreeSet<Frontend>,
     /// Service ports that are gone from the objects but still in the table.
     retiring: Vec<PortState>,
-    /// What the capture was last told.
+    /// What the capture was told last.
     offered: Map<Frontend, FrontendState>,
     conflicts: BTreeMap<Frontend, Conflicts>,
-    /// Service ports that have changed, if somebody wants to know.
+    /// Service ports that have changed, once [`Writer::follow_changes`] was called.
     changed: Option<Vec<Arc<ServicePort>>>,
     notices: Vec<Notice>,
     work: Work,
-    /// When endpoints changed in the cluster, of changes that nobody has asked about since, by Service.
+    /// When endpoints changed in the cluster, by Service, for changes that [`Writer::take_triggers`] has not
+    /// returned yet.
     triggers: BTreeMap<ObjectName, Vec<SystemTime>>,
 }
 
-/// Services whose changes are timed at once at the most, and changes of each: enough for all that comes while the kernel
-/// is slow; what is beyond it is not measured.
+/// Limits on the changes that are timed at once: the number of Services, and of changes of each. Enough for
+/// all that arrives while the kernel is slow; changes beyond it are not measured.
 const TRIGGERS: usize = 10_000;
 const TRIGGERS_EACH: usize = 100;
 
@@ -122,7 +122,7 @@ impl Writer {
         writer
     }
 
-    /// Has readers know for which families pods of this node are told from others.
+    /// Tells readers for which families pods of this node can be told from other clients.
     fn tell_of_local_detectors(&self) {
         for family in [Family::V4, Family::V6] {
             let detects = self.config.local_pods.are_detected(family, self.node.as_ref());
@@ -135,20 +135,20 @@ impl Writer {
         &self.table
     }
 
-    /// Takes a change in. Endpoints of frontends that are already offered change at once; anything
-    /// about the frontends themselves waits for [`plan`](Self::plan).
+    /// Applies a change. Endpoints of offered frontends change at once; changes of the frontends themselves
+    /// wait for [`plan`](Self::plan).
     pub fn apply(&mut self, change: Change) {
         self.apply_all([change]);
     }
 
-    /// Takes changes in that came together. Endpoints change once, to what they are after the last of
-    /// them: one that moves from a slice to another is never missing in between.
+    /// Applies changes that arrived together. Endpoints change once, to their state after the last of them,
+    /// so an endpoint that moves from one slice to another is never missing in between.
     pub fn apply_all(&mut self, changes: impl IntoIterator<Item = Change>) {
         changes.into_iter().for_each(|change| self.note(change));
         self.settle();
     }
 
-    /// Takes a change into the objects, and remembers whose endpoints it may change.
+    /// Applies a change to the objects, and records whose endpoints it may affect.
     fn note(&mut self, change: Change) {
         match change {
             Change::Apply(Object::Service(service)) => self.apply_service(service),
@@ -156,7 +156,7 @@ impl Writer {
             Change::Apply(Object::Node(node)) if node.name == self.config.node => self.set_node(node),
             Change::Apply(Object::Node(_)) | Change::Delete(ObjectRef::Node(_)) => {}
             Change::Apply(Object::ServiceCidr(cidr)) => self.cluster_addresses.set_cidr(cidr),
-            // What they say is not about endpoints.
+            // These objects do not affect endpoints.
             Change::Apply(Object::Pod(_) | Object::Namespace(_))
             | Change::Delete(ObjectRef::Pod(_) | ObjectRef::Namespace(_)) => {}
             Change::Delete(ObjectRef::Service(name)) => self.delete_service(&name),
@@ -165,13 +165,13 @@ impl Writer {
         }
     }
 
-    /// What happens to a connection to an address where no frontend matches: refused where a Service
-    /// has the address, dropped where none has but one could. `None`: it is none of the cluster's.
+    /// The verdict for a connection to an address that matches no frontend: refused if a Service has the
+    /// address, dropped if it is in a ServiceCIDR. `None` if the address is not the cluster's.
     pub fn verdict_without_frontend(&self, ip: IpAddr) -> Option<Verdict> {
         self.cluster_addresses.verdict(ip)
     }
 
-    /// Serves nodePorts elsewhere.
+    /// Changes where nodePorts are served.
     pub fn set_node_port_addresses(&mut self, addresses: NodePortAddresses) {
         let before = self.node_port_addresses();
         self.config.node_port_addresses = addresses;
@@ -181,8 +181,8 @@ impl Writer {
         }
     }
 
-    /// Takes in the addresses of the node's interfaces: nodePorts may be served elsewhere, and other endpoints
-    /// be processes of this node. Returns those that were there and are gone.
+    /// Updates the addresses of the node's interfaces. This may change where nodePorts are served, and which
+    /// endpoints are processes of this node. Returns the addresses that are gone.
     pub fn set_interfaces(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
         let node_ports = self.node_port_addresses();
         let before = std::mem::replace(&mut self.interfaces, addresses.into_iter().collect());
@@ -195,8 +195,8 @@ impl Writer {
         before.difference(&self.interfaces).copied().collect()
     }
 
-    /// Takes in the addresses that are the node's by a route, which nodePorts may be served on as well. Returns those that are
-    /// gone, and on no interface. See [`Writer::goes_by_routes`].
+    /// Updates the addresses that are the node's by a route; nodePorts may be served on them as well. Returns
+    /// those that are gone and on no interface. See [`Writer::goes_by_routes`].
     pub fn set_routed(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Vec<IpAddr> {
         let node_ports = self.node_port_addresses();
         let before = std::mem::replace(&mut self.routed, addresses.into_iter().collect());
@@ -207,19 +207,22 @@ impl Writer {
         before.difference(&self.routed).filter(|ip| !self.interfaces.contains(ip)).copied().collect()
     }
 
-    /// How many addresses that only a route makes the node's have no nodePorts, as there are too many.
+    /// Number of addresses that are the node's only by a route and have no nodePorts because there are too
+    /// many.
     pub fn routed_left_out(&self) -> usize {
         let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) =
             self.routed.difference(&self.interfaces).partition(|ip| ip.is_ipv4());
         [v4, v6].iter().map(|of_family| of_family.len().saturating_sub(node_ports::ROUTED_MAX)).sum()
     }
 
-    /// Whether it matters which addresses are the node's by a route alone: some family is served on all of its addresses.
+    /// Whether addresses that are the node's only by a route matter: if a family is served on all of its
+    /// addresses.
     pub fn goes_by_routes(&self) -> bool {
         self.config.node_port_addresses.goes_by_routes(self.node.as_ref())
     }
 
-    /// Has the Services with an endpoint at one of these addresses worked out anew: the rules know it as something else.
+    /// Marks the Services with an endpoint at one of these addresses as stale, because the rules for the
+    /// address have changed.
     fn mark_endpoints_at(&mut self, addresses: &BTreeSet<IpAddr>) {
         if !addresses.is_empty() && !self.config.frontends_lead_back {
             let is_there = |(_, state): &(&ObjectName, &ServiceState)| state.has_endpoint_at(addresses);
@@ -227,9 +230,9 @@ impl Writer {
         }
     }
 
-    /// Forgets clients that were idle for longer than session affinity lasts, a thousand of each service port
-    /// at most: to be called once a second. What is forgotten would not have counted any more; this frees the
-    /// memory where no new clients come.
+    /// Forgets clients that were idle for longer than the affinity timeout, about a thousand for each service
+    /// port. To be called once a second. Their entries are void already; this frees the memory if no new
+    /// clients come.
     pub fn expire_affinity(&mut self, now: Instant) {
         let services = &self.services;
         self.with_affinity.retain(|name| {
@@ -238,24 +241,24 @@ impl Writer {
         });
     }
 
-    /// From now on remembers which service ports change, for [`Writer::take_changed`].
+    /// From now on, records which service ports change, for [`Writer::take_changed`].
     pub fn follow_changes(&mut self) {
         self.changed.get_or_insert_default();
     }
 
-    /// The service ports whose endpoints or rules have changed since this was last asked. To be asked after changes
-    /// were taken in: what is not taken away is kept.
+    /// The service ports whose endpoints or rules have changed since the last call. To be called after
+    /// changes were applied; the list grows until it is taken.
     pub fn take_changed(&mut self) -> Vec<Arc<ServicePort>> {
         self.changed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// All that there is to tell a person as things are, whether or not a plan has told it before.
+    /// All notices that hold now, whether or not a plan has returned them before.
     pub fn standing_notices(&self) -> impl Iterator<Item = &Notice> {
         let conflicts = self.conflicts.values().flat_map(Conflicts::standing);
         conflicts.chain(self.services.values().flat_map(ServiceState::notices))
     }
 
-    /// How much was done so far.
+    /// The work done so far.
     pub fn work(&self) -> Work {
         self.work
     }
@@ -305,9 +308,10 @@ impl Writer {
         }
     }
 
-    /// When those changes of endpoints happened in the cluster that were taken in since the last call, as far as slices say
-    /// so. As kube-proxy has it (`EndpointsChangeTracker`): a slice that says nothing new does not count, nor does what is
-    /// known of a Service when one of its slices goes, as no slice says when it went.
+    /// When the endpoint changes that were applied since the last call happened in the cluster, if the slices
+    /// say so. The rules are kube-proxy's (`EndpointsChangeTracker`): a slice with no new time does not
+    /// count, and neither do a Service's earlier times once one of its slices is deleted, because no slice
+    /// says when it was deleted.
     pub fn take_triggers(&mut self) -> Vec<SystemTime> {
         std::mem::take(&mut self.triggers).into_values().flatten().collect()
     }
@@ -330,7 +334,7 @@ impl Writer {
             return;
         }
         let ports_before = self.node_port_addresses();
-        // What the rules of connections look at.
+        // The part of the Node that the rules depend on.
         let seen = |node: &Option<Node>| {
             let node = node.as_ref();
             let primary = [Family::V4, Family::V6].map(|family| node_ports::primary(node?, family));
@@ -355,14 +359,15 @@ impl Writer {
         self.config.node_port_addresses.addresses(self.node.as_ref(), &interfaces, &routed)
     }
 
-    /// Where the health checks of Services are listened for: as nodePorts are served, and on the unspecified address of a family
-    /// that they are served in on all of the node's (kube-proxy: `newServiceHealthServer`).
+    /// Where to listen for the health checks of Services: at the addresses of nodePorts, and at the
+    /// unspecified address for a family in which nodePorts are served on all of the node's addresses
+    /// (kube-proxy: `newServiceHealthServer`).
     pub fn health_check_addresses(&self) -> Vec<IpAddr> {
         let interfaces: Vec<IpAddr> = self.interfaces.iter().copied().collect();
         self.config.node_port_addresses.listening(self.node.as_ref(), &interfaces)
     }
 
-    /// How many Services have nodePorts that are served nowhere, as there is no address for them.
+    /// Number of Services with nodePorts that are served nowhere, because there is no address for them.
     pub fn services_without_node_port_address(&self) -> usize {
         if !self.node_port_addresses().is_empty() {
             return 0;
@@ -371,8 +376,9 @@ impl Writer {
         services.filter(|service| service.ports.iter().any(|port| port.node_port.is_some())).count()
     }
 
-    /// An address of the Node that Services may get, with the range that they may get it from: connections to it are dropped
-    /// as [those to an address that no Service has](Self::verdict_without_frontend). Where frontends are listened on none are.
+    /// An address of the Node that is in a ServiceCIDR, and the range. Connections to it are dropped like
+    /// [those to an address that no Service has](Self::verdict_without_frontend). Always `None` in bind mode,
+    /// which drops none.
     pub fn node_address_in_range(&self) -> Option<(IpAddr, IpNet)> {
         if self.config.frontends_lead_back {
             return None;
@@ -386,7 +392,7 @@ impl Writer {
         names.iter().for_each(|name| self.refresh_frontends(name));
     }
 
-    /// Brings the endpoints of all Services that changes have touched up to date.
+    /// Updates the endpoints of all Services that changes have affected.
     fn settle(&mut self) {
         let moved = self.cluster_addresses.take_moved();
         self.mark_endpoints_at(&moved);
@@ -396,7 +402,7 @@ impl Writer {
         }
     }
 
-    /// Works out a Service's frontends anew; its endpoints are to follow.
+    /// Recomputes a Service's frontends; its endpoints have to be recomputed afterwards.
     fn refresh_frontends(&mut self, name: &ObjectName) {
         let node_addresses = self.node_port_addresses();
         let Some(state) = self.services.get_mut(name) else { return };
@@ -423,7 +429,7 @@ impl Writer {
         }
     }
 
-    /// Works out a Service's endpoints anew and swaps them in.
+    /// Recomputes a Service's endpoints and swaps them in.
     fn refresh_endpoints(&mut self, name: &ObjectName) {
         let Some(state) = self.services.get_mut(name) else { return };
         let around = Surroundings {
@@ -444,7 +450,7 @@ impl Writer {
         }
     }
 
-    /// Whether nothing is kept of any object but the Node.
+    /// Whether the writer keeps no object but the Node.
     #[cfg(test)]
     fn is_forgetful(&self) -> bool {
         self.interfaces.is_empty()

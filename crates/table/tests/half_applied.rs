@@ -1,5 +1,5 @@
-//! Readers on several threads, while the writer changes a Service without pause: none ever sees a
-//! half-applied state. Every thread only looks through the public API, as a worker does.
+//! Readers on several threads, while the writer changes a Service without pause: none may ever see a
+//! half-applied state. All threads use only the public API, as a worker does.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,15 +17,14 @@ use sluice_table::{
     WriterConfig,
 };
 
-/// Versions of the Service that the writer goes through. Enough for readers to meet thousands of
-/// changes in the midst of their look-ups.
+/// Number of versions of the Service. Enough for readers to meet thousands of changes during their look-ups.
 const GENERATIONS: u16 = 4_000;
 
 const READERS: usize = 3;
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 1];
 
-/// The Service in generation `n`: two external IPs of that generation's own, and rules that belong
+/// The Service in generation `n`: two external IPs that only this generation has, and rules that belong
 /// together.
 fn service(n: u16) -> Service {
     let [high, low] = n.to_be_bytes();
@@ -44,7 +43,7 @@ fn service(n: u16) -> Service {
     }
 }
 
-/// The endpoints in generation `n`: three, or four, all with a port number of that generation's own.
+/// The endpoints in generation `n`: three or four, all with a port number that only this generation has.
 fn slice(n: u16) -> EndpointSlice {
     let endpoint = |i| Endpoint { node: Some("here".into()), ..Endpoint::ready([10, 0, 0, i].into()) };
     EndpointSlice {
@@ -76,8 +75,8 @@ fn write(writer: &mut Writer, generations: std::ops::Range<u16>) {
     }
 }
 
-/// Runs `look` on several threads, each for as long as the writer writes and once more; fails if one
-/// of them never looked in between.
+/// Runs `look` on several threads, each for as long as the writer writes and once more. Fails if one of them
+/// never ran in between.
 fn while_writing(look: impl Fn(&mut Reader) + Sync) {
     let mut writer = Writer::new(WriterConfig::new("here"));
     write(&mut writer, 0..1);
@@ -106,7 +105,7 @@ fn outside() -> Client {
     Client { ip: [192, 0, 2, 1].into(), origin: Origin::Outside }
 }
 
-/// The generation of a set of endpoints, which all must be of.
+/// The generation of a set of endpoints, which must be the same for all.
 fn generation(ports: impl Iterator<Item = u16>) -> u16 {
     let ports: Vec<u16> = ports.collect();
     let generation = ports[0] - 1_000;
@@ -163,7 +162,7 @@ fn a_selection_always_finds_an_endpoint_that_is_or_was_just_served() {
 
 #[test]
 fn the_frontends_of_a_service_come_and_go_together() {
-    /// Looks both addresses of a generation up, the second one between two looks at the first.
+    /// Looks up both addresses of a generation, the second one between two look-ups of the first.
     fn both(reader: &mut Reader, n: u16) -> bool {
         let [high, low] = n.to_be_bytes();
         let first = key([198, 51, high, low]);
@@ -177,7 +176,7 @@ fn the_frontends_of_a_service_come_and_go_together() {
             assert!(between, "generation {n}: one of two frontends is missing");
         }
         if before.is_none() && after.is_none() && between {
-            // It was published after the first look and withdrawn before the last: at least two
+            // It was published after the first look-up and withdrawn before the last: at least two
             // publications ago, so a newer generation must be there by now.
             let newer = (n + 1..GENERATIONS).any(|newer| {
                 let [high, low] = newer.to_be_bytes();
@@ -188,7 +187,7 @@ fn the_frontends_of_a_service_come_and_go_together() {
         before.is_some()
     }
     while_writing(|reader| {
-        // Where the writer is: the generation of the endpoints, give or take one.
+        // The generation that the writer is at, give or take one, according to the endpoints.
         let route = Arc::clone(reader.lookup(key(CLUSTER_IP)).expect("the cluster IP stays"));
         let at = generation(route.answer(outside()).endpoints.iter().map(|u| u.address().port()));
         for n in at.saturating_sub(1)..(at + 3).min(GENERATIONS) {

@@ -1,4 +1,4 @@
-//! What one agent tells the next: which clients keep which endpoint.
+//! Session affinity that one agent hands over to the next: which clients keep which endpoints.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,14 +19,14 @@ pub struct Kept {
     pub endpoint: SocketAddr,
     /// How long ago the client's latest connection was made.
     pub idle: Duration,
-    /// Whether the client keeps this endpoint only for connections that the other endpoint it keeps is not usable for
-    /// (internal and external traffic policies that differ).
+    /// Whether the client keeps this endpoint only for connections for which the other endpoint that it keeps
+    /// cannot be used (internal and external traffic policies differ).
     pub is_apart: bool,
 }
 
 impl Affinity {
-    /// The clients that keep an endpoint at this moment, at most `limit` of them. Clients whom a [`Follower`](crate::Follower)
-    /// leads are left out: the follower hands them over itself.
+    /// The clients that keep an endpoint at this moment, at most `limit` of them. Clients that a
+    /// [`Follower`](crate::Follower) translates are left out: the follower hands them over itself.
     pub(crate) fn all_kept(&self, timeout: Duration, now: Instant, limit: usize) -> Vec<Kept> {
         let mut all = Vec::new();
         for (affinity, is_apart) in [(Some(self), false), (self.apart.get().map(|apart| &**apart), true)] {
@@ -48,8 +48,8 @@ impl Affinity {
         all
     }
 
-    /// Remembers a client that another agent remembered, unless this one does already, or remembers as many as it may.
-    /// Returns whether the client is new here.
+    /// Remembers a client of another agent, unless it is known here or there is no room. Returns whether it
+    /// was added.
     pub(crate) fn recall(
         &self,
         kept: &Kept,

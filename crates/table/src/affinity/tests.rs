@@ -99,7 +99,7 @@ fn clients_of_an_endpoint_that_has_left_make_room_behind_one_whose_endpoint_stay
     };
     (0..3_000).for_each(|n| _ = pick(n, usize::from(n % 1_000 != 0)));
     let expire = || scene.affinity.expire(Some(TIMEOUT), scene.start);
-    // All have connected but once.
+    // Each client has connected only once.
     while expire() > 0 {}
     scene.upstreams[1].end_tenure();
     assert_eq!((expire(), scene.affinity.len()), (0, 3_000), "the first one's stays");
@@ -125,7 +125,7 @@ fn four_clients_are_looked_at_at_once_and_a_thousand_in_an_expiry() {
         scene.affinity.pick(asking([10, 1, high, low], now), TIMEOUT, |_| true, choose)
     };
     (0..3_000).for_each(|n| _ = pick(n, 0));
-    // Of clients that have just been renewed, too: they are looked at once, and not again.
+    // Clients that have just been renewed are examined too, but only once.
     (0..2_000).for_each(|n| _ = pick(n, 50));
     let at = |seconds| scene.start + Duration::from_secs(seconds);
     assert_eq!(scene.affinity.expire_some(Some(TIMEOUT), at(60)), 4);
@@ -167,7 +167,8 @@ fn where_all_service_ports_together_have_too_many_a_flooded_one_shrinks() {
 
 #[test]
 fn a_client_is_as_large_as_documented() {
-    // And a byte of the map's, which is at least seven sixteenths full, and 17 of the queue, at least half full.
+    // Plus one byte of the map, which is at least seven sixteenths full, and 17 of the queue, which is at
+    // least half full.
     assert_eq!(size_of::<(IpAddr, Binding)>(), 64);
 }
 
@@ -251,7 +252,7 @@ fn what_one_agent_remembers_the_next_one_does() {
     let kept = old.affinity.all_kept(TIMEOUT, now, 8);
     assert_eq!(kept.len(), 2, "the first one is forgotten: {kept:?}");
     assert_eq!(old.affinity.all_kept(TIMEOUT, now, 1).len(), 1);
-    // It has met one of them by itself.
+    // This agent has already seen one of the clients itself.
     let now = new.start + Duration::from_secs(10);
     new.turn.set(2);
     assert_eq!(new.connect(3, 0), 3);
@@ -262,7 +263,7 @@ fn what_one_agent_remembers_the_next_one_does() {
     });
     assert_eq!(recalled.count(), 1);
     assert_eq!((new.connect(2, 10), new.connect(3, 10)), (2, 3));
-    // The client was idle for 60 s when it was told of, and has connected since.
+    // The client had been idle for 60 s when it was handed over, and has connected since.
     assert_eq!(new.connect(2, 109), 2);
 }
 

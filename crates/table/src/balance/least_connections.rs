@@ -7,8 +7,8 @@ use super::rotation::Rotation;
 use crate::Upstream;
 use crate::endpoint_set::EndpointSet;
 
-/// The usable endpoint with the fewest connections, established or being established. Among equals
-/// the one whose turn comes first, so that an idle Service is served in turns.
+/// Chooses the usable endpoint with the fewest connections, established or being established. Among equals,
+/// it takes the one that is next in round robin, so an idle Service is served in turns.
 pub(super) fn choose<'a>(
     set: &'a EndpointSet,
     rotation: &Rotation,
@@ -22,8 +22,8 @@ pub(super) fn choose<'a>(
     after.iter().chain(before).filter(|upstream| is_usable(upstream)).min_by_key(load)
 }
 
-/// Counts an endpoint as being connected to until it is dropped: without it, all connections that
-/// come in one batch would go to the same endpoint.
+/// Counts one connection attempt at an endpoint until it is dropped. Otherwise all connections of one batch
+/// would go to the same endpoint.
 #[derive(Debug)]
 pub(crate) struct Connecting(Arc<Upstream>);
 

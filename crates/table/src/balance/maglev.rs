@@ -1,9 +1,9 @@
-//! `source-hash`: the endpoint that the client's address leads to.
+//! `source-hash`: chooses the endpoint by a hash of the client's address.
 //!
 //! The look-up table of Maglev (Eisenbud et al.: "Maglev: a fast and reliable software network load
-//! balancer", NSDI 2016, section 3.4): every endpoint has its own order of preference over the slots,
-//! and they fill the free ones in turns. The shares differ by one slot at most, and when an endpoint
-//! goes, hardly any slot but its own changes hands.
+//! balancer", NSDI 2016, section 3.4). Each endpoint has its own order of preference over the slots, and
+//! endpoints take free slots in turns. The shares differ by at most one slot, and when an endpoint leaves,
+//! hardly any slots but its own change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use super::{mix, random};
 use crate::Upstream;
 use crate::endpoint_set::EndpointSet;
 
-/// Slots of a table: a prime, so that any step visits all of them. Of one size for all sets, since
-/// another size would move every client. Enough for shares within 1 % of each other up to 160
-/// endpoints; endpoints beyond the number of slots get none. 32 KiB.
+/// Number of slots in a table. A prime, so any step visits all of them. The same for all sets, because
+/// another size would move every client. Enough for shares within 1 % of each other with up to 160 endpoints;
+/// endpoints beyond the number of slots get none. 32 KiB.
 const SLOTS: u16 = 16_381;
 
-/// Which endpoint each slot leads to, by position in its set.
+/// The endpoint of each slot, as an index into its set.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Maglev(Box<[u16]>);
 
 impl Maglev {
-    /// The table of a set of endpoints; none for an empty set.
+    /// The table for a set of endpoints; `None` for an empty set.
     pub(crate) fn new(addresses: impl Iterator<Item = SocketAddr>) -> Option<Self> {
         const FREE: u16 = u16::MAX;
         let slots = u64::from(SLOTS);
-        // Where each endpoint's order of preference stands, and its step.
+        // The position and the step of each endpoint in its order of preference.
         let mut orders: Vec<(u64, u64)> = addresses
             .take(usize::from(SLOTS))
             .map(|address| {
@@ -58,9 +58,9 @@ impl Maglev {
     }
 }
 
-/// The endpoint of the client's slot, or of the first slot after it with a usable one: every client
-/// of a dead endpoint has its own second choice. Where as many slots as there are endpoints have none,
-/// it is any usable one, the same each time: going on would lead past each endpoint many times.
+/// Chooses the endpoint of the client's slot, or of the first slot after it with a usable endpoint, so each
+/// client of a dead endpoint has its own second choice. If that takes as many slots as there are endpoints,
+/// it chooses any usable endpoint, the same each time: further slots would repeat each endpoint many times.
 pub(super) fn choose(
     set: &EndpointSet,
     client: IpAddr,

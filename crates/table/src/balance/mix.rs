@@ -1,13 +1,13 @@
-//! Spreading bits: the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
-//! number generators", 2014). Its values are the same on every node and in every release, which
-//! hashers of libraries do not promise.
+//! A bit mixer: the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+//! generators", 2014). Its values are the same on every node and in every release, which hashers of libraries
+//! do not promise.
 
 use std::net::{IpAddr, SocketAddr};
 
 /// The increment of SplitMix64: 2^64 divided by the golden ratio, odd.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A bijection of 64 bits in which every bit of the input changes half of the output's.
+/// A bijection on 64 bits in which every bit of the input affects half of the output's bits.
 pub(super) fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -19,7 +19,8 @@ pub(super) fn nth(seed: u64, index: u64) -> u64 {
     mix(seed.wrapping_add(index.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
-/// A number below `len` (0 if that is 0), evenly where `random` is: the upper word of the product.
+/// Maps `random` to a number below `len` (0 if that is 0), as uniformly as `random` is distributed: the upper
+/// word of the product.
 pub(super) fn below(random: u64, len: usize) -> usize {
     usize::try_from((u128::from(random) * len as u128) >> 64).unwrap_or(0)
 }

@@ -1,12 +1,12 @@
-//! `random`: any endpoint, with equal chances.
+//! `random`: any endpoint, with equal probability.
 
 use std::sync::Arc;
 
 use super::mix;
 use crate::Upstream;
 
-/// A usable endpoint by number `turn` of the sequence that starts at `seed`. The workers share the
-/// count of turns and so one sequence, without a generator to lock or to keep for each thread.
+/// Chooses a usable endpoint by number `turn` of the sequence that starts at `seed`. The workers share the
+/// counter and so the sequence; there is no generator to lock, or to keep for each thread.
 pub(super) fn choose(
     upstreams: &[Arc<Upstream>],
     seed: u64,
@@ -16,7 +16,7 @@ pub(super) fn choose(
     let random = mix::nth(seed, turn);
     upstreams.get(mix::below(random, upstreams.len())).filter(|upstream| is_usable(upstream)).or_else(|| {
         let usable = || upstreams.iter().filter(|upstream| is_usable(upstream));
-        // Another number: the one that led to an unusable endpoint is not evenly spread any more.
+        // Uses a new number: the one that led to an unusable endpoint is not uniformly distributed any more.
         usable().nth(mix::below(mix::mix(random), usable().count()))
     })
 }

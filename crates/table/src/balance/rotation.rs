@@ -1,13 +1,13 @@
-//! Round robin: one counter for all workers, and the place where a set starts counting.
+//! Round robin: one counter for all workers, and the offset at which a set starts counting.
 //!
-//! Every pick takes the next number, so N x k picks over N endpoints give exactly k each, whichever
-//! threads make them. When the set changes, [`continue_from`] chooses the offset so that the pick
-//! after the change is the endpoint that was due, or the next one after it that is still there: a
-//! set that changes often is not drawn towards its first endpoints.
+//! Every pick takes the next number, so N x k picks over N endpoints give exactly k each, whichever threads
+//! make them. When the set changes, [`continue_from`] chooses the offset so that the pick after the change is
+//! the endpoint that was next, or the first one after it that is still there. So frequent changes of a set do
+//! not favour its first endpoints.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The counter of one set of endpoints. It outlives every version of the set.
+/// The counter of one set of endpoints. It outlives all versions of the set.
 #[derive(Debug, Default)]
 pub(crate) struct Rotation(AtomicU64);
 
@@ -17,22 +17,23 @@ impl Rotation {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The turn that [`Rotation::next`] would take.
+    /// The turn that [`Rotation::next`] would return.
     pub(crate) fn peek(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The position in a set of `len` endpoints that turn `turn` points to; `offset` is below `len`.
+/// The index into a set of `len` endpoints for turn `turn`; `offset` is below `len`.
 pub(crate) fn position(turn: u64, offset: u64, len: usize) -> usize {
     let len = len.max(1) as u64;
-    // One division: it is the slowest instruction of a pick.
+    // Only one division, because it is the slowest instruction of a pick.
     let position = turn % len + offset;
     usize::try_from(if position < len { position } else { position - len }).unwrap_or(0)
 }
 
-/// The offset for a new version of a set such that `turn` points to the endpoint that was due in the
-/// old version, or to the first one after it, in the old order, that the new version still has. `new` is sorted.
+/// The offset for a new version of a set. With it, `turn` points to the endpoint that was next in the old
+/// version, or to the first one after it, in the old order, that is still in the new version. `new` is
+/// sorted.
 pub fn continue_from<T: Ord>(turn: u64, old: &[T], old_offset: u64, new: &[T]) -> u64 {
     if new.is_empty() {
         return 0;

@@ -1,4 +1,4 @@
-//! `round-robin`: in turns.
+//! `round-robin`: each endpoint in turn.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use super::rotation::Rotation;
 use crate::Upstream;
 use crate::endpoint_set::EndpointSet;
 
-/// Turns that one pick takes at most. Each is a write that all workers contend for, so a set in which
-/// hundreds are unusable must not cost hundreds of them.
+/// The maximum number of turns that one pick takes. Each is a write that all workers contend for, so a set
+/// with hundreds of unusable endpoints must not cost hundreds of them.
 const TURNS: usize = 8;
 
-/// The endpoint whose turn it is. One that is not usable loses its turn and the next turn is taken
-/// from the shared rotation, so the load of a dead endpoint spreads over all others instead of
-/// doubling that of its neighbour.
+/// Chooses the endpoint whose turn it is. If it is unusable, it loses its turn and the next turn is taken
+/// from the shared rotation. So the load of a dead endpoint spreads over all others instead of doubling the
+/// load of its neighbour.
 ///
-/// Where [`TURNS`] did not meet a usable one it is any of them, with equal chances, after one look at
-/// each endpoint.
+/// If [`TURNS`] turns meet no usable endpoint, it checks each endpoint once and chooses among the usable ones
+/// with equal probability.
 pub(super) fn choose<'a>(
     set: &'a EndpointSet,
     rotation: &Rotation,

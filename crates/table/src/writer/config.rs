@@ -1,4 +1,4 @@
-//! What the rules need to know besides the objects.
+//! The writer's settings: what the rules depend on besides the objects.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::NodePortAddresses;
 /// Settings of the [`Writer`](crate::Writer).
 #[derive(Debug, Clone)]
 pub struct WriterConfig {
-    /// Name of the node this runs on, as `nodeName` of endpoints and node hints spell it.
+    /// Name of this node, as `nodeName` of endpoints and node hints spell it.
     pub node: Arc<str>,
     /// Where nodePorts are served.
     pub node_port_addresses: NodePortAddresses,
@@ -18,28 +18,28 @@ pub struct WriterConfig {
     pub masquerade_all: bool,
     /// Whether pods of this node can be told from other clients.
     pub local_pods: LocalPods,
-    /// Whether what we send to a frontend comes back to us: so it is where frontends are listened on, and
-    /// not where the capture knows our packets. If so, an endpoint that is a frontend of its own
-    /// Service is left out, and all endpoints see the node's address.
+    /// Whether what we send to a frontend comes back to us: true in bind mode; false if the capture
+    /// recognizes our packets. If true, endpoints that are a frontend of their own Service are left out, and
+    /// all endpoints see the node's address.
     pub frontends_lead_back: bool,
-    /// Whether endpoints that keep failing are passed over for a while.
+    /// Whether endpoints that keep failing are ejected for a while.
     pub passive_health: bool,
-    /// How many clients one service port remembers for session affinity before it forgets the one
-    /// unseen for longest. About 100 bytes each, where the map is nearly full. All service ports together remember twice as
-    /// many, and 1,024 for each.
+    /// How many clients one service port remembers for session affinity before it evicts the one that is the
+    /// longest unused. Each takes about 100 bytes if the map is nearly full. All service ports together
+    /// remember at most twice as many, plus 1,024 for each service port.
     pub affinity_clients: usize,
 }
 
-/// Whether there is a way to tell pods of this node from other clients (kube-proxy: whether a local detector
-/// is implemented, `--detect-local-mode` and what it needs). Where there is none no client is ever
+/// Whether pods of this node can be told from other clients (kube-proxy: whether a local detector is
+/// implemented, `--detect-local-mode` and the settings that it needs). If not, no client is ever
 /// [`Origin::LocalPod`](crate::Origin::LocalPod), and connections to cluster IPs keep their source address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LocalPods {
-    /// There is one for both families.
+    /// In both families.
     Detected,
-    /// There is one for these families: those that CIDRs are given of.
+    /// In these families: those that have a CIDR in the settings.
     DetectedIn(Vec<Family>),
-    /// There is one for the families that the Node has pod CIDRs of.
+    /// In the families of the Node's pod CIDRs.
     DetectedByNodeCidrs,
 }
 
@@ -56,11 +56,11 @@ impl LocalPods {
 }
 
 impl WriterConfig {
-    /// As many as kube-proxy remembers of a service port with 13 endpoints (65,535 of each), a little less than what the map
-    /// has room for before it doubles.
+    /// As many as kube-proxy remembers for a service port with 13 endpoints (65,535 for each): slightly less
+    /// than the map holds before it doubles.
     const AFFINITY_CLIENTS: usize = 900_000;
 
-    /// The defaults, on a node of this name.
+    /// The default settings, on a node with this name.
     pub fn new(node: impl Into<Arc<str>>) -> Self {
         Self {
             node: node.into(),

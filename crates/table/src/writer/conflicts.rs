@@ -1,4 +1,4 @@
-//! What there is to tell a person about frontends that several Services name, or that are the apiserver's.
+//! Notices about frontends that several Services name, or that are the apiserver's.
 
 use sluice_model::{Frontend, ServicePortName};
 
@@ -6,20 +6,20 @@ use super::Writer;
 use crate::Notice;
 use crate::claims::Claim;
 
-/// Of how many of a frontend's claimants that do not get it there is a notice: of the next in line. Any number of Services
-/// may name one.
+/// Number of claimants of a frontend that get a notice: the next ones in line. Any number of Services may
+/// name a frontend.
 const CLAIMANTS_TOLD: usize = 8;
 
-/// How many notices about a frontend are known to have been told: more than there are at a time, as others come first while
-/// some have no endpoints.
+/// Number of past notices that are remembered for a frontend. More than can hold at a time, because other
+/// claimants come first while some have no endpoints.
 const REMEMBERED: usize = 8 * CLAIMANTS_TOLD;
 
 /// The notices about one frontend.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
-    /// What is so now.
+    /// The notices that hold now.
     standing: Vec<Notice>,
-    /// What was told, and may be so again when endpoints come: not to be told each time.
+    /// Past notices, which may hold again when endpoints come, and are not to be repeated each time.
     told: Vec<Notice>,
 }
 
@@ -55,8 +55,8 @@ impl Writer {
         new
     }
 
-    /// Who does not get a frontend because it is the apiserver's. It is said of that address alone, and not of others that a
-    /// nodePort is left out on besides.
+    /// The claimants that do not get a frontend because it is the apiserver's. Only that address is reported, not
+    /// the others on which a nodePort is left out as well.
     fn left_out_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
         let is_apiservers = self.apiservers.contains(&frontend.address);
         let claims = claims.iter().filter(|_| is_apiservers).take(CLAIMANTS_TOLD);
@@ -65,7 +65,7 @@ impl Writer {
         claims.map(notice).collect()
     }
 
-    /// Who would serve a frontend, and does not get it. Those without endpoints miss nothing.
+    /// The claimants that would serve a frontend but do not get it. Those without endpoints do not count.
     fn conflicts_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
         let leads_somewhere = |claim: &Claim| self.leads_somewhere(&frontend, claim);
         let Some(holder) = self.claims.holder(&frontend, leads_somewhere) else { return Vec::new() };

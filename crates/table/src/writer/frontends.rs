@@ -1,4 +1,4 @@
-//! From a Service to its frontends.
+//! The frontends of a Service.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,11 +8,11 @@ use sluice_model::{Family, Frontend, FrontendKind, Service, ServicePort, Service
 
 use crate::claims::Claim;
 
-/// Every frontend that a Service names. Where it names one twice, the kind that comes first counts.
+/// Every frontend that a Service names. If it names one twice, the kind that comes first counts.
 ///
-/// A family is served only where the Service has a cluster IP of it: external addresses of other
-/// families and, there, nodePorts lead nowhere (kube-proxy: each family's proxier skips a Service
-/// without a cluster IP of its own).
+/// A family is served only if the Service has a cluster IP of it. Otherwise its external addresses and
+/// nodePorts of that family are not served (kube-proxy: each family's proxier skips a Service without a
+/// cluster IP of its own).
 pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTreeMap<Frontend, Claim> {
     let is_served = |ip: &&IpAddr| service.cluster_ips.iter().any(|own| Family::of(*own) == Family::of(**ip));
     let mut frontends = BTreeMap::new();
@@ -33,8 +33,8 @@ pub(super) fn frontends_of(service: &Service, node_addresses: &[IpAddr]) -> BTre
     };
     for port in &service.ports {
         add(FrontendKind::ClusterIp, &service.cluster_ips, port, port.port);
-        // Before external IPs: source ranges guard an address of the load balancer whatever else it is
-        // (kube-proxy: the map firewall-ips).
+        // Before external IPs: source ranges apply to a load balancer's address even if it is an external IP
+        // too (kube-proxy: the map firewall-ips).
         add(FrontendKind::LoadBalancer, &service.load_balancer_ips, port, port.port);
         add(FrontendKind::ExternalIp, &service.external_ips, port, port.port);
     }

@@ -1,4 +1,4 @@
-//! From changed claims and verdicts to what the capture and the table have to do.
+//! Turns changes of claims and verdicts into steps for the capture and the table.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ pub struct FrontendState {
     pub port: ServicePortName,
     /// What happens to connections of this node's pods and processes.
     pub inside: Verdict,
-    /// What happens to everybody else's.
+    /// What happens to connections of all other clients.
     pub outside: Verdict,
-    /// The only sources whose connections get that far; all others are dropped in silence. `None`
-    /// for any source. (`loadBalancerSourceRanges`: load-balancer addresses only.)
+    /// The only sources to which these verdicts apply; connections from all others are dropped. `None` for
+    /// any source. (`loadBalancerSourceRanges`: load-balancer addresses only.)
     pub allowed_sources: Option<Arc<[IpNet]>>,
 }
 
@@ -36,19 +36,19 @@ impl FrontendState {
     }
 }
 
-/// One coalesced step of the table. See [`Writer`] for the order of things.
+/// One coalesced update of the table. See [`Writer`] for the order of its parts.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Frontends that no longer exist: to be withdrawn before the table forgets them.
+    /// Frontends that no longer exist: to be withdrawn before they are removed from the table.
     pub withdraw: Vec<FrontendState>,
-    /// Frontends that are new or whose verdicts changed: to be offered once the table knows them.
+    /// Frontends that are new or have other verdicts: to be offered once they are in the table.
     pub offer: Vec<FrontendState>,
-    /// Frontends that lead to another service port than before, or as another kind, whether or not their verdicts changed.
+    /// Frontends that now lead to another service port, or are of another kind, whether or not their verdicts
+    /// changed.
     pub rerouted: Vec<Frontend>,
-    /// Cluster IPs that came or went and ranges that they come from: for connections that no
-    /// frontend matches.
+    /// Changes of cluster IPs and ServiceCIDRs, for connections that no frontend matches.
     pub cluster_addresses: ClusterAddressChange,
-    /// What there is to tell a person, each once.
+    /// New notices, each reported once.
     pub notices: Vec<Notice>,
     added: Vec<Route>,
     removed: Vec<Frontend>,
@@ -56,7 +56,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Nothing to do.
+    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.withdraw.is_empty()
             && self.offer.is_empty()
@@ -69,7 +69,7 @@ impl Plan {
 }
 
 impl Writer {
-    /// What has to be done about all changes since the last plan.
+    /// Returns what has to be done about all changes since the last plan.
     pub fn plan(&mut self) -> Plan {
         self.judge_apiservers();
         let mut plan = Plan {
@@ -111,7 +111,7 @@ impl Writer {
         plan
     }
 
-    /// Makes the plan's new routes the table's. Readers see all of them or none.
+    /// Adds the plan's new routes to the table. Readers see all of them or none.
     pub fn publish(&mut self, plan: &mut Plan) {
         let added = std::mem::take(&mut plan.added);
         self.swap_routes(added.len(), |map| {
@@ -122,8 +122,7 @@ impl Writer {
         });
     }
 
-    /// Takes the plan's withdrawn frontends out of the table, all at once, and lets go of what only
-    /// they needed.
+    /// Removes the plan's withdrawn frontends from the table, all at once, and frees what only they needed.
     pub fn finish(&mut self, plan: &mut Plan) {
         let removed = std::mem::take(&mut plan.removed);
         self.swap_routes(removed.len(), |map| {
@@ -132,7 +131,7 @@ impl Writer {
         plan.retiring.drain(..).for_each(PortState::retire);
     }
 
-    /// Swaps the map for one with so many changes, and retires the routes that were taken out of it.
+    /// Swaps in a map with this number of changes, and retires the routes that were removed.
     fn swap_routes(&mut self, changes: usize, change: impl FnOnce(&mut RouteMap) -> Vec<Arc<Route>>) {
         if changes == 0 {
             return;
@@ -154,13 +153,13 @@ impl Writer {
         Some((Arc::clone(self.port_of(frontend, claim)?), claim.kind))
     }
 
-    /// The service port that a claim would have a frontend lead to.
+    /// The service port that a claim leads to.
     fn port_of(&self, frontend: &Frontend, claim: &Claim) -> Option<&Arc<ServicePort>> {
         self.services.get(&claim.port.service)?.port_of(frontend, claim)
     }
 
-    /// Whether there is an endpoint for anybody there, if only for clients of this node (kube-proxy: `hasInternalEndpoints` of
-    /// a cluster IP, `hasEndpoints` of others).
+    /// Whether a claim leads to an endpoint for anybody, even if only for clients of this node (kube-proxy:
+    /// `hasInternalEndpoints` for a cluster IP, `hasEndpoints` for others).
     pub(super) fn leads_somewhere(&self, frontend: &Frontend, claim: &Claim) -> bool {
         let port = self.port_of(frontend, claim);
         port.is_some_and(|port| port.load().verdict(claim.kind, Origin::Node) == Verdict::Relay)

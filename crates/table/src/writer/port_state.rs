@@ -1,4 +1,4 @@
-//! What the writer keeps of one service port: its runtime half, and what changes it.
+//! The writer's state of one service port: the half that readers share, and how it is updated.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) struct PortState {
     pub(super) port: Arc<ServicePort>,
 }
 
-/// What the capture has to know of a service port's connections.
+/// What the capture has to know about a service port.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdicts {
     internal: Verdict,
@@ -41,9 +41,9 @@ impl PortState {
         }
     }
 
-    /// Swaps in the endpoints that the rules choose, keeping the long-lived half of those that stay;
-    /// whether anything changed, if only that one that was in no set does not serve any more. `candidates` are sorted by
-    /// address; `is_own` says which addresses are this node's.
+    /// Swaps in the endpoints that the rules choose. Endpoints that stay keep their long-lived state. Returns
+    /// whether anything changed, including an endpoint in no set that stopped serving. `candidates` are
+    /// sorted by address; `is_own` says which addresses are this node's.
     pub(super) fn publish(
         &self,
         candidates: &[Candidate<'_>],
@@ -73,7 +73,7 @@ impl PortState {
             tally: chosen.tally,
         };
         let changed = self.port.publish(upstreams(chosen.cluster), upstreams(chosen.local), facts, rules);
-        // Last, so that a flow that is decided afresh finds the new endpoints.
+        // Last, so that a flow that has to choose again finds the new endpoints.
         roster.retire(gone);
         if has_lost {
             self.port.note_lost();
@@ -81,7 +81,7 @@ impl PortState {
         changed || has_lost
     }
 
-    /// Takes every endpoint away: the service port is gone.
+    /// Removes all endpoints, because the service port is gone.
     pub(super) fn retire(self) {
         self.publish(&[], Locality { node: "", zone: None }, |_| false, PortRules::default());
     }

@@ -1,4 +1,4 @@
-//! From a Service and the node's settings to the rules of its connections.
+//! The rules for the connections of a Service, from the object and the node's settings.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,23 +16,23 @@ use crate::source_address::Masquerade;
 use crate::topology::Locality;
 use crate::{Balance, node_ports, source_ranges};
 
-/// The annotation by which a Service is kept out of what is decided at sockets. Whatever is not `true` does: a Service that
-/// is relayed by mistake is served as well.
+/// The annotation that excludes a Service from socket mode. Any value but `true` does so: a Service that is
+/// relayed by mistake still works.
 const AT_SOCKET: &str = "socket-mode";
 
-/// All that a Service may be annotated with below `sluice.dev/`.
+/// All annotations of a Service below `sluice.dev/`.
 const ANNOTATIONS: [&str; 3] = [Balance::ANNOTATION, "max-connections", AT_SOCKET];
 
-/// Annotations that somebody mistook for one, of which a Service is told at once: it may have any number.
+/// Number of unknown annotations that are reported for a Service at once: it may have any number.
 const MISTAKEN: usize = 4;
 
-/// Annotations of a Service that nobody reads, the first of them.
+/// The first few unknown annotations of a Service.
 pub(super) fn unknown_annotations(service: &Service) -> impl Iterator<Item = &str> {
     let names = service.annotations.keys().map(|name| &**name);
     names.filter(|name| !ANNOTATIONS.contains(name)).take(MISTAKEN)
 }
 
-/// The node as the rules see it.
+/// What the rules need to know about the node and the cluster.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings<'a> {
     pub(super) config: &'a WriterConfig,
@@ -47,23 +47,24 @@ impl<'a> Surroundings<'a> {
         Locality { node: &self.config.node, zone: self.node.and_then(|node| node.zone.as_deref()) }
     }
 
-    /// Whether an endpoint with this address is a process of the node, and sees its clients' own addresses: not
-    /// where frontends are listened on, as answers to others would not come back, nor on loopback, which may not
-    /// talk to others.
+    /// Whether an endpoint with this address is a process of the node that sees its clients' own addresses.
+    /// False in bind mode, because replies to other addresses than the node's would not come back; and on
+    /// loopback addresses, which cannot talk to others.
     pub(super) fn has_process_at(self, ip: IpAddr) -> bool {
         !self.config.frontends_lead_back && !ip.is_loopback() && self.interfaces.contains(&ip)
     }
 
-    /// Whether connections to an endpoint with this address are refused on this node, as it is the cluster IP of
-    /// a Service (kube-proxy: the chain `cluster-ips-check`, which what has got its endpoint comes to as well), and
-    /// no process here has it, as NodeLocal DNSCache does. Where frontends are listened on there is no such rule.
+    /// Whether connections to an endpoint with this address are refused on this node: it is the cluster IP of
+    /// a Service (kube-proxy: the chain `cluster-ips-check`, which packets pass even after their endpoint was
+    /// chosen), and no process here has it, as NodeLocal DNSCache does. Always false in bind mode, which has
+    /// no such rule.
     pub(super) fn refuses(self, ip: IpAddr) -> bool {
         !self.config.frontends_lead_back
             && self.cluster_addresses.is_live(ip)
             && !self.interfaces.contains(&ip)
     }
 
-    /// The rules for the connections of a Service in one family.
+    /// The rules for the connections to a Service in one family.
     pub(super) fn rules(
         self,
         service: &Service,
@@ -92,10 +93,10 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-/// The balancing policy that the Service asks for: the default one if it does not.
+/// The balancing policy in the Service's annotation, or the default one without an annotation.
 ///
 /// # Errors
-/// It asks for one that does not exist.
+/// The annotation's value, if it names no policy.
 pub(super) fn balance(service: &Service) -> Result<Balance, &str> {
     match service.annotations.get(Balance::ANNOTATION) {
         None => Ok(Balance::default()),

@@ -1,4 +1,4 @@
-//! What the writer keeps of one Service: the object, its slices, and the service ports made of them.
+//! The writer's state of one Service: the object, its slices, and its service ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +20,8 @@ use crate::{HealthCheck, Notice, ServicePort};
 /// A port of a Service in one family.
 type PortKey = (Arc<str>, Protocol, Family);
 
-/// One Service. Its maps are sorted lists: most have one entry, and there are as many as there are Services.
+/// One Service. Its maps are sorted lists, because most have a single entry and there is one of each for
+/// every Service.
 #[derive(Debug, Default)]
 pub(super) struct ServiceState {
     pub(super) service: Option<Service>,
@@ -29,7 +30,7 @@ pub(super) struct ServiceState {
     pub(super) health_check: Option<Arc<HealthCheck>>,
     frontends: LiteMap<Frontend, Claim>,
     notices: BTreeSet<Notice>,
-    /// Connections that count against the Service's limit.
+    /// Number of connections that count against the Service's limit.
     used_connections: Arc<AtomicU32>,
 }
 
@@ -39,27 +40,27 @@ pub(super) struct FrontendChange {
     pub(super) added: Vec<(Frontend, Claim)>,
     pub(super) dropped: Vec<(Frontend, Claim)>,
     pub(super) retired: Vec<PortState>,
-    /// Whether the health check came, went or moved.
+    /// Whether the health check port came, went or moved.
     pub(super) health_check: bool,
 }
 
 /// What [`ServiceState::update_endpoints`] changed, beyond the endpoints themselves.
 #[derive(Debug, Default)]
 pub(super) struct EndpointChange {
-    /// Frontends that may be relayed now and were not, or the other way round, or for others.
+    /// Frontends whose verdicts may have changed.
     pub(super) verdict_changed: Vec<Frontend>,
-    /// Notices that did not hold before.
+    /// Notices that are new.
     pub(super) notices: Vec<Notice>,
-    /// How many endpoints were looked at.
+    /// Number of endpoints examined.
     pub(super) examined: usize,
-    /// How many ports of slices, and frontends, were looked through.
+    /// Number of slices' ports and of frontends that were searched.
     pub(super) searched: usize,
     /// Service ports that changed.
     pub(super) swapped: Vec<Arc<ServicePort>>,
 }
 
 impl ServiceState {
-    /// What is wrong with it, while there is a Service.
+    /// The notices about the Service, while the object exists.
     pub(super) fn notices(&self) -> impl Iterator<Item = &Notice> {
         self.notices.iter().filter(|_| self.service.is_some())
     }
@@ -68,19 +69,19 @@ impl ServiceState {
         self.service.is_none() && self.slices.is_empty()
     }
 
-    /// Whether a slice names an endpoint at one of these addresses.
+    /// Whether a slice has an endpoint with one of these addresses.
     pub(super) fn has_endpoint_at(&self, addresses: &BTreeSet<IpAddr>) -> bool {
         let mut endpoints = self.slices.values().flat_map(|slice| &slice.endpoints);
         endpoints.any(|endpoint| addresses.contains(&endpoint.address))
     }
 
-    /// The runtime half of a claim of this Service.
+    /// The shared half of the service port that a claim of this Service leads to.
     pub(super) fn port_of(&self, frontend: &Frontend, claim: &Claim) -> Option<&Arc<ServicePort>> {
         let key = (Arc::clone(&claim.port.port), claim.port.protocol, Family::of(frontend.address.ip()));
         self.ports.get(&key).map(|state| &state.port)
     }
 
-    /// Brings frontends, service ports and the health check in line with the Service object.
+    /// Updates frontends, service ports and the health check port from the Service object.
     pub(super) fn update_frontends(
         &mut self,
         node_addresses: &[IpAddr],
@@ -108,7 +109,7 @@ impl ServiceState {
                 ((Arc::clone(&claim.port.port), claim.port.protocol, family), &claim.port)
             })
             .collect();
-        // Both are in order, and there may be thousands: side by side.
+        // Both are sorted and there may be thousands, so they are merged side by side.
         let mut before = std::mem::take(&mut self.ports).into_iter().peekable();
         for (key, name) in keys {
             while let Some((_, gone)) = before.next_if(|(known, _)| *known < key) {
@@ -126,7 +127,8 @@ impl ServiceState {
         change
     }
 
-    /// Whether the health check came, went, or moved to another port or other families.
+    /// Updates the health check port. Returns whether it came, went, or moved to another port or other
+    /// families.
     fn update_health_check(&mut self) -> bool {
         let wanted = self.service.as_ref().and_then(|service| {
             let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| Family::of(*ip)).collect();
@@ -143,7 +145,7 @@ impl ServiceState {
         !is_so
     }
 
-    /// Brings every service port's endpoints and rules in line with the objects.
+    /// Updates every service port's endpoints and rules from the objects.
     pub(super) fn update_endpoints(&mut self, around: Surroundings<'_>) -> EndpointChange {
         let Some(service) = &self.service else { return EndpointChange::default() };
         let mut change = EndpointChange::default();
@@ -205,7 +207,8 @@ impl ServiceState {
         change
     }
 
-    /// The rules of either family, which are the same for all ports: there may be thousands, and as many ranges.
+    /// The rules for each family. They are computed once for all ports, because there may be thousands of
+    /// ports, and as many ranges.
     fn rules(&self, service: &Service, around: Surroundings<'_>) -> [PortRules; 2] {
         [Family::V4, Family::V6].map(|family| {
             let of_family = self.ports.iter().find(|((_, _, of), _)| *of == family);

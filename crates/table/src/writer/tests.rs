@@ -1,4 +1,4 @@
-//! The writer as its caller sees it: objects in, plans and answers out.
+//! The writer as its caller sees it: objects go in, plans and answers come out.
 
 mod affinity;
 mod answers;
@@ -58,8 +58,8 @@ pub(super) fn key(ip: [u8; 4]) -> FrontendKey {
     FrontendKey::new(ip.into(), 80, Protocol::Tcp)
 }
 
-/// The last octets of the endpoints that `times` connections go to; nothing if there is no route or
-/// no endpoint.
+/// The last octets of the endpoints that `times` connections go to; empty if there is no route or no
+/// endpoint.
 pub(super) fn picks(reader: &mut Reader, key: FrontendKey, times: usize) -> Vec<u8> {
     let Some(route) = reader.lookup(key) else { return Vec::new() };
     (0..times)
@@ -214,7 +214,7 @@ fn a_flow_that_goes_on_takes_nobodys_turn_and_stays_while_its_endpoint_serves() 
     }
     let others = picks(&mut reader, key(WEB), 2);
     assert!(!others.contains(&first[0]) && others[0] != others[1], "{first:?} {others:?}");
-    // Another endpoint is chosen as for any flow once that one is gone.
+    // Once that endpoint is gone, another one is chosen as for any new flow.
     step(&mut writer, [apply(slice("web-a", "web", &[1]))]);
     assert_eq!(again(&mut reader, 2), IpAddr::from([10, 0, 0, 1]));
 }
@@ -229,7 +229,7 @@ fn an_endpoint_that_moves_between_slices_in_one_step_is_never_missing() {
     let upstreams: Vec<_> = (0..2)
         .map(|_| route.select(client(), Instant::now()).unwrap().next(Instant::now()).unwrap())
         .collect();
-    // Whichever of the two comes first.
+    // In either order.
     writer.apply_all([one(&[2]), two(&[1])]);
     writer.apply_all([two(&[2]), one(&[1])]);
     assert!(upstreams.iter().all(|upstream| route.keeps_flow(upstream)));
@@ -313,7 +313,7 @@ fn a_node_that_is_deleted_goes_on_as_it_was_known_until_there_is_another_one_of_
     let gone = Change::Delete(ObjectRef::Node("here".into()));
     assert!(step(&mut writer, [gone.clone()]).is_empty(), "no frontend is withdrawn");
     assert_eq!(writer.node_port_addresses(), node.addresses);
-    // Whatever else is worked out anew goes by the same node.
+    // All later updates use the same node.
     step(&mut writer, [apply(slice("web-b", "web", &[]))]);
     assert_eq!(picks(&mut reader, key(WEB), 2), [2, 2], "the endpoint of its zone");
     assert!(writer.config.local_pods.are_detected(Family::V4, writer.node.as_ref()));
@@ -377,7 +377,7 @@ fn turns_are_exactly_even_across_threads() {
 fn an_endpoint_that_is_a_cluster_ip_is_none_as_long_as_that_is_one() {
     let mut writer = writer();
     let mut reader = writer.table().reader();
-    // Of another Service, 10.0.0.9.
+    // A change of another Service, 10.0.0.9.
     let other = || apply(service("other", 2, [10, 0, 0, 9]));
     let verdicts = |plan: &Plan| plan.offer.iter().map(|state| state.outside).collect::<Vec<_>>();
     let plan = step(&mut writer, [apply(service("web", 1, WEB)), apply(slice("web-a", "web", &[9]))]);
@@ -432,7 +432,7 @@ fn an_address_of_the_node_that_services_may_get_is_named_where_it_would_be_dropp
     let cidr = sluice_model::ServiceCidr { name: "kubernetes".into(), cidrs: vec![range] };
     for frontends_lead_back in [false, true] {
         let mut writer = Writer::new(WriterConfig { frontends_lead_back, ..WriterConfig::new("here") });
-        // NodeLocal DNSCache.
+        // As NodeLocal DNSCache does.
         writer.set_interfaces([[10, 96, 0, 10].into()]);
         writer.apply_all([apply(cidr.clone()), apply(node([192, 0, 2, 2]))]);
         assert_eq!(writer.node_address_in_range(), None);

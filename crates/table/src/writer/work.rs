@@ -1,30 +1,29 @@
-//! How much the writer has done: counted, so that a test can tell that a change costs what it
-//! touches and no more.
+//! Counts the writer's work, so that a test can check that a change costs no more than it touches.
 
 use std::ops::Sub;
 
-/// What the writer did since it was made.
+/// The writer's work since it was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Work {
-    /// Services whose frontends were worked out.
+    /// Services whose frontends were computed.
     pub frontend_runs: u64,
-    /// Services whose endpoints were worked out.
+    /// Services whose endpoints were computed.
     pub endpoint_runs: u64,
-    /// Endpoints that were looked at, counted once for each service port.
+    /// Endpoints examined, counted once for each service port.
     pub endpoints: u64,
-    /// Ports of slices, and frontends, that were looked through for those that belong to service ports.
+    /// Slices' ports and frontends that were searched for those that belong to service ports.
     pub searched: u64,
     /// Service ports whose endpoints or rules were swapped.
     pub swaps: u64,
-    /// Frontends whose route and verdicts were worked out for a plan.
+    /// Frontends whose route and verdicts were computed for a plan.
     pub planned: u64,
-    /// Routes that were added to the table or taken out of it.
+    /// Routes added to the table or removed from it.
     pub routes: u64,
-    /// Copies of the table's map, each for a publication that changed routes.
+    /// Copies of the table's map: one for each publication that changed routes.
     pub maps: u64,
 }
 
-/// What was done between two readings.
+/// The work between two readings.
 impl Sub for Work {
     type Output = Self;
 

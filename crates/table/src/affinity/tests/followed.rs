@@ -1,17 +1,17 @@
-//! What is remembered of clients where somebody else leads them, too.
+//! Session affinity with a follower that translates clients as well.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::policy::SetName;
 
-/// All clients here are.
+/// The set in which all clients of these tests are translated.
 const CLUSTER: Led = Led::NOWHERE.and_in(SetName::Cluster);
 
-/// Leads clients, as many as there is room for. Its clock is the scene's.
+/// A follower with room for a limited number of clients. Its clock is the scene's.
 #[derive(Debug, Default)]
 struct Programs {
-    /// By last byte: to which endpoint, and in which second last.
+    /// By the client's last byte: the endpoint, and the second of the latest connection.
     led: Mutex<BTreeMap<u8, (u16, u64)>>,
     now: AtomicU64,
     room: AtomicUsize,
@@ -26,7 +26,7 @@ impl Programs {
         programs
     }
 
-    /// They lead a client, by themselves.
+    /// A client connects and is translated.
     fn lead(&self, client: u8, at: u64) {
         self.led.lock().unwrap().get_mut(&client).unwrap().1 = at;
     }
@@ -74,7 +74,7 @@ impl Follower for Arc<Programs> {
 }
 
 impl Scene {
-    /// As [`Scene::connect`], while those who lead clients have the same time.
+    /// Like [`Scene::connect`], with the follower's clock set to the same time.
     fn connect_with(&self, programs: &Programs, client: u8, at: u64) -> u16 {
         programs.now.store(at, Ordering::Relaxed);
         self.connect(client, at)
@@ -95,7 +95,7 @@ fn a_client_is_led_to_the_endpoint_that_it_has_here() {
     scene.unusable.set(1);
     assert_eq!(scene.connect(1, 1), 3);
     assert_eq!(programs.led(), [(1, 3), (2, 2)], "it has moved");
-    // One from elsewhere is nobody's to lead.
+    // A client from outside is not reported to the follower.
     let outside = Client { ip: [10, 1, 0, 9].into(), origin: Origin::Outside };
     let outside = Asking { client: outside, now: scene.start };
     let first = || scene.upstreams.first().cloned();
@@ -111,9 +111,9 @@ fn a_client_that_is_led_is_not_idle() {
     programs.lead(1, 90);
     programs.lead(2, 60);
     assert_eq!(programs.asked.load(Ordering::Relaxed), 0, "nobody asks about a client that is not idle here");
-    // The relay's.
+    // A relayed connection.
     assert_eq!(scene.connect_with(&programs, 1, 150), 1);
-    // Nobody's: the memory that it takes.
+    // A client that is neither translated nor relayed only takes memory.
     scene.expire_with(&programs, 155);
     assert_eq!(programs.led(), [(1, 1), (2, 2)], "3 was idle");
     assert_eq!(scene.affinity.len(), 2);
@@ -183,7 +183,7 @@ fn clients_that_were_led_before_are_remembered_unless_they_are_known() {
     programs.led.lock().unwrap().extend([(2, (3, 0))]);
     assert_eq!([adopt(1, 2), adopt(2, 2)], [false, true], "what is known here counts");
     assert_eq!(programs.adopted.load(Ordering::Relaxed), 1);
-    // Whoever is led already is led where the table says.
+    // A client that was translated before goes on as the table says.
     assert_eq!([scene.connect(1, 1), scene.connect(2, 1)], [1, 3]);
     assert_eq!([adopt(1, 2), adopt(2, 2)], [true, true]);
     assert_eq!((programs.adopted.load(Ordering::Relaxed), programs.led()), (1, vec![(1, 1), (2, 3)]));
@@ -209,7 +209,7 @@ fn what_is_led_in_another_set_too_is_adopted_if_it_leads_to_the_same_endpoint() 
     assert_eq!(binding.led, CLUSTER.and_in(SetName::Local));
 }
 
-/// Looks whether anybody waits while it is told.
+/// A follower that checks whether anybody waits during its calls.
 #[derive(Debug, Default)]
 struct Counted {
     of: OnceLock<std::sync::Weak<Affinity>>,
@@ -257,10 +257,10 @@ fn nobody_waits_for_the_queue_while_others_are_told() {
     let calls = || counted.calls.swap(0, Ordering::Relaxed);
     (0..10).for_each(|client| pick(client, 0));
     assert_eq!(calls(), 10, "one each");
-    // Those that are evicted, and those that have a second chance.
+    // Some are evicted, others get a second chance.
     (10..20).for_each(|client| pick(client, 1));
     assert!(calls() >= 20);
-    // Those that are asked whether they are idle, are, and are forgotten.
+    // The idle ones are asked for, and forgotten.
     (20..30).for_each(|client| pick(client, 500));
     assert!(calls() >= 20);
     upstreams[0].end_tenure();

@@ -1,4 +1,4 @@
-//! Affinity across changes, and what is remembered of clients.
+//! Session affinity across changes of objects.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ fn a_client_keeps_an_endpoint_of_each_set_where_neither_is_in_both() {
         web.affinity = Some(Duration::from_secs(100));
         web.external_policy = TrafficPolicy::Local;
     });
-    // The endpoint on this node is for another zone.
+    // The endpoint on this node is hinted to another zone.
     let mut hinted = slice("web-a", "web", &[1, 2, 3]);
     for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["z1", "z1", "z2"]) {
         endpoint.zone_hints = Box::from([zone.into()]);
@@ -75,7 +75,7 @@ fn a_client_keeps_an_endpoint_of_each_set_where_neither_is_in_both() {
     assert_eq!(seen, [[1, 3]; 4]);
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
     assert_eq!(port.affinity().unwrap().len(), 2);
-    // It goes on where it is kept still, when the other one goes.
+    // When the one endpoint goes, the client still keeps the other one.
     hinted.endpoints.drain(..2);
     writer.apply(apply(hinted));
     assert_eq!(both(&mut reader, 1, 130), [3, 3]);
@@ -173,7 +173,7 @@ fn the_clients_of_an_endpoint_that_is_gone_make_room_behind_one_whose_endpoint_s
         select(&mut reader, key(WEB), from(n), now);
     }
     let port = Arc::clone(reader.lookup(key(WEB)).unwrap().service_port());
-    // All have connected but once.
+    // Each client has connected only once.
     writer.expire_affinity(now);
     writer.apply(apply(slice("web-a", "web", &[1])));
     assert_eq!(port.affinity().unwrap().len(), 30);

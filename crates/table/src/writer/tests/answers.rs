@@ -1,4 +1,4 @@
-//! What is said about a frontend, and why.
+//! The answers about a frontend, with their reasons.
 
 use sluice_model::{Family, Frontend};
 
@@ -56,7 +56,7 @@ fn scene(service_text: &str, endpoints: &str) -> Writer {
 
 #[rustfmt::skip]
 const CASES: &[(&str, &str, &str, &str, &str)] = &[
-    // Service, endpoints, frontend, client, what is said after the frontend.
+    // Service, endpoints, frontend, client, the answer after the frontend.
     ("", "ready ready@here", "clusterIP", "pod", "relay; 2 endpoints ready; round-robin, source address of the client"),
     ("", "ready", "clusterIP", "node", "relay; 1 endpoint ready; round-robin, source address of the node"),
     ("", "", "clusterIP", "pod", "refuse; no endpoints"),
@@ -128,7 +128,7 @@ fn cases() {
         let answer = route.answer(client);
         let address = Frontend::new(address.into(), 80, Protocol::Tcp);
         assert_eq!(answer.to_string(), format!("{address} ({frontend} of default/web): {wanted}"), "{name}");
-        // What is said is what is done.
+        // The selection agrees with the answer.
         match route.select(client, Instant::now()) {
             Err(rejection) => {
                 assert_eq!((rejection.verdict, answer.endpoints.len()), (answer.verdict, 0), "{name}")

@@ -1,5 +1,5 @@
-//! Any order of events ends in the same table as the final state applied at once, costs what it
-//! touches, and leaves nothing when everything is deleted.
+//! Any order of events ends in the same table as the final state applied at once, does no more work than the
+//! change needs, and leaves nothing behind when everything is deleted.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,13 +11,13 @@ use sluice_model::{Family, ServiceCidr};
 use super::*;
 use crate::{Answer, Upstream};
 
-/// Sequences in a normal test run.
+/// Number of sequences in a normal test run.
 const SEQUENCES: u32 = 10_000;
 
-/// Something happens to one of a handful of objects.
+/// An event that changes one of a handful of objects.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// Object `.0` now looks like variant `.1` of it.
+    /// Object `.0` now is variant `.1` of it.
     Apply(u8, u8),
     Delete(u8),
     /// The caller plans and publishes.
@@ -40,7 +40,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 0..30)
 }
 
-/// Variants of a Service differ in every rule; those of different Services contest addresses.
+/// Variants of a Service differ in every rule; different Services compete for addresses.
 fn service_variant(n: u8, variant: u8) -> Service {
     let bit = |bit: u8| variant >> bit & 1 == 1;
     let name = ["a", "b", "c"][usize::from(n)];
@@ -125,7 +125,7 @@ fn object(n: u8, variant: u8) -> Object {
     }
 }
 
-/// What the capture made of all plans so far.
+/// The state of a capture that has followed all plans so far.
 #[derive(Debug, Default, PartialEq)]
 struct Captured {
     frontends: BTreeMap<Frontend, FrontendState>,
@@ -134,7 +134,7 @@ struct Captured {
 }
 
 impl Captured {
-    /// Follows a plan and checks that it is one that can be followed.
+    /// Follows a plan, and checks that it is possible.
     fn follow(&mut self, plan: &Plan) {
         for state in &plan.withdraw {
             assert_eq!(
@@ -206,7 +206,7 @@ impl Run {
                 self.writer.apply(Change::Apply(object));
             }
             Event::Delete(n) => {
-                // A node goes on as it was known.
+                // A deleted node stays as it was.
                 if n != NODE {
                     self.objects.remove(&n);
                 }
@@ -216,7 +216,7 @@ impl Run {
         }
         let cost = self.writer.work() - before;
         if let Event::Apply(n, _) | Event::Delete(n) = event {
-            // A slice may move from one Service to another; only the node concerns all.
+            // A slice may move from one Service to another; only the node affects all.
             let services = if n == NODE { u64::from(SERVICES) + 1 } else { 2 };
             assert!(cost.endpoint_runs <= services, "{event:?}: {cost:?}");
             assert!(cost.frontend_runs <= services, "{event:?}: {cost:?}");
@@ -238,7 +238,7 @@ impl Run {
             let backends = route.service_port().backends();
             let sets = backends.cluster().upstreams().iter().chain(backends.local().upstreams());
             self.upstreams.extend(sets.map(Arc::downgrade));
-            // Leave traces that could leak: a client that keeps its endpoint, a rotation that turned.
+            // Leaves traces that could leak: a client with affinity, and an advanced rotation.
             _ = route.select(client(), Instant::now());
         }
         assert!(self.writer.plan().is_empty(), "nothing is left to do after a publication");

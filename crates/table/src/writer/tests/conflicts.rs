@@ -1,10 +1,10 @@
-//! Several Services name one address: who gets it, when that changes, and what a person is told.
+//! Several Services name one address: which one gets it, when that changes, and which notices there are.
 
 use super::*;
 
 const SHARED: [u8; 4] = [198, 51, 100, 7];
 
-/// A Service at an address of its own and at [`SHARED`].
+/// A Service with an address of its own and with [`SHARED`].
 fn sharing(name: &str, created: u8) -> Service {
     let own = [10, 96, 0, created];
     Service { external_ips: vec![SHARED.into()], ..service(name, created.into(), own) }
@@ -14,7 +14,7 @@ fn deleted(name: &str) -> Change {
     Change::Delete(ObjectRef::Service(ObjectName::new("default", name)))
 }
 
-/// Who does not get an address, and who does, of each conflict.
+/// For each conflict, the Service that does not get an address and the one that does.
 fn said<'a>(notices: impl IntoIterator<Item = &'a Notice>) -> Vec<String> {
     let name = |notice: &Notice| match notice {
         Notice::Conflict { holder, claimant, .. } => {
@@ -90,7 +90,7 @@ fn an_address_is_the_services_that_has_endpoints_as_they_come_and_go() {
 
 #[test]
 fn endpoints_that_serve_this_node_alone_are_endpoints_and_a_cluster_ip_stays_with_those_that_serve_nobody() {
-    // Policy Local and an endpoint elsewhere: clients of this node are served at external addresses.
+    // With policy Local and an endpoint elsewhere, clients of this node are served at external addresses.
     let mut writer = writer();
     let elsewhere = sharing("elsewhere", 1);
     let elsewhere =
@@ -148,14 +148,14 @@ fn however_many_services_name_an_address_a_few_are_told_that_they_do_not_get_it(
     };
     let plan = step(&mut writer, claimants.collect::<Vec<_>>());
     assert_eq!(said(&plan.notices), line(1, 2..10));
-    // The last in line comes and goes: it is nothing new to those before.
+    // The last one in line comes and goes. That is no news about those before it.
     step(&mut writer, [deleted(&named(100))]);
     let plan = step(&mut writer, [apply(service(&named(100), 100, WEB))]);
     assert_eq!((said(&plan.notices), writer.standing_notices().count()), (vec![], 8));
-    // Whoever gets it now is another one for all that are in line.
+    // A new holder is news about all that are in line.
     let plan = step(&mut writer, [deleted(&named(1))]);
     assert_eq!(said(&plan.notices), line(2, 3..11));
-    // However endpoints come and go, what is remembered is bounded.
+    // However endpoints come and go, the memory is bounded.
     for n in 2..=60 {
         step(&mut writer, [apply(slice(&format!("{}-a", named(n)), &named(n), &[]))]);
     }

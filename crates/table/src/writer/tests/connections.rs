@@ -156,7 +156,7 @@ fn an_endpoint_that_was_silent_for_a_client_is_tried_last_for_that_client_and_fo
     };
     assert!(!picks(1, 9).contains(&silent), "others are there");
     assert!(picks(2, 9).contains(&silent), "for another client nothing has changed");
-    // Where there is nobody else it is asked all the same.
+    // If there is no other endpoint, it is tried nevertheless.
     let (mut selection, _) = select(&mut reader, key(WEB), from(1), start);
     let mut named = Vec::new();
     while let Some(upstream) = selection.next(start) {
@@ -225,7 +225,7 @@ fn source_hash_sends_a_client_to_one_endpoint_on_every_node() {
     assert_eq!(seen.len(), 3);
 }
 
-/// Lets connects of client `n` meet endpoint 2, and fail.
+/// Connects with a client until it gets endpoint 2, and fails there.
 fn fail_endpoint_2(reader: &mut Reader, client: Client, heard: Heard, now: Instant) -> Arc<Upstream> {
     loop {
         let (mut selection, upstream) = select(reader, key(WEB), client, now);
@@ -236,7 +236,7 @@ fn fail_endpoint_2(reader: &mut Reader, client: Client, heard: Heard, now: Insta
     }
 }
 
-/// How often each of the endpoints is met in 100 connections.
+/// How often each endpoint is chosen for 100 connections.
 fn meetings(reader: &mut Reader, client: Client, now: Instant) -> [u8; 4] {
     let mut counts = [0; 4];
     (0..100).for_each(|_| counts[usize::from(octet(&select(reader, key(WEB), client, now).1))] += 1);
@@ -267,7 +267,7 @@ fn a_client_that_a_policy_denies_takes_the_endpoint_from_nobody() {
     let now = Instant::now();
     for heard in [Heard::Refusal, Heard::Nothing] {
         let (_writer, mut reader) = scene(|_| {});
-        // Far enough apart that it is asked again where it was silent.
+        // Far enough apart that an endpoint that did not answer is tried again.
         let later = |n: u32| now + n * Duration::from_secs(11);
         (0..50).for_each(|n| _ = fail_endpoint_2(&mut reader, from(1), heard, later(n)));
         for client in [from(2), Client { origin: Origin::Node, ..from(3) }] {
@@ -451,7 +451,7 @@ fn a_service_has_no_more_connections_than_its_limit_over_all_ports_and_addresses
     assert!(is_over(&mut reader, key(WEB)), "it goes on");
     drop(lease);
     assert!(!is_over(&mut reader, key(WEB)));
-    // A limit that changes knows of the connections that there are.
+    // A changed limit takes existing connections into account.
     writer.apply(apply(limited(2)));
     assert!(is_over(&mut reader, key(WEB)), "two are under way");
     drop(second);

@@ -1,4 +1,4 @@
-//! When a UDP flow ends: its endpoint stops serving, the Service goes, its endpoints go to zero.
+//! When a UDP flow ends: its endpoint stops serving, the Service goes, or its endpoints go to zero.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Endpoints that this node knows no way to: others are asked first for a second, and nobody is blamed.
+//! Endpoints that this node has no route to: others are tried first for a second, and no failure is counted.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::connections::{EXTERNAL, from, octet, scene};
 use super::*;
 use crate::{Balance, SourceAddress};
 
-/// A writer with `web` and endpoints 1 to 21, balanced this way.
+/// A writer with `web`, endpoints 1 to 21, and this balancing policy.
 fn scene_of_21(balance: Balance) -> (Writer, Reader) {
     let (mut writer, reader) =
         scene(|web| _ = web.annotations.insert("balance".into(), balance.name().into()));
@@ -15,7 +15,8 @@ fn scene_of_21(balance: Balance) -> (Writer, Reader) {
     (writer, reader)
 }
 
-/// Lets a client connect where there is a way to these endpoints alone: how many others were tried, and who it got.
+/// Connects with a client while only these endpoints have a route. Returns how many others were tried, and
+/// the endpoint that it got.
 fn connect(
     reader: &mut Reader,
     frontend: FrontendKey,
@@ -78,7 +79,8 @@ fn what_is_known_of_the_nodes_way_is_not_said_of_clients() {
     let (now, outside) = (Instant::now(), Client { origin: Origin::Outside, ..from(1) });
     let mut connect =
         |frontend, client, with_route: &[u8]| connect(&mut reader, key(frontend), client, with_route, now);
-    // Two are known to have none from the node, of which clients' own addresses know nothing.
+    // Two are known to have no route from the node's address, which says nothing about clients' own
+    // addresses.
     (0..3).for_each(|_| _ = connect(EXTERNAL, outside, &[3]));
     assert_eq!([(); 6].map(|()| connect(EXTERNAL, outside, &[3])), [(0, Some(3)); 6]);
     let got: BTreeSet<_> = (0..3).map(|_| connect(WEB, from(1), &[1, 2, 3]).1).collect();
@@ -88,10 +90,10 @@ fn what_is_known_of_the_nodes_way_is_not_said_of_clients() {
 #[test]
 fn one_that_has_failed_is_asked_before_one_that_there_is_no_way_to() {
     let now = Instant::now();
-    // Often enough that chance would not do it.
+    // Often enough to rule out chance.
     for _ in 0..30 {
         let (_writer, mut reader) = scene(|_| {});
-        // Number 3 refuses everybody, and there is a way to it alone.
+        // Endpoint 3 refuses all connections, and is the only one with a route.
         for n in 1..=6 {
             let mut selection = reader.lookup(key(WEB)).unwrap().select(from(n), now).unwrap();
             while let Some(upstream) = selection.next(now) {

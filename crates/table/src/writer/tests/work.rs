@@ -1,4 +1,4 @@
-//! A change costs what it touches, however much else there is.
+//! A change costs as much as it touches, whatever else there is.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn many() -> Writer {
     writer
 }
 
-/// What the changes cost, with the plan and its publication.
+/// The work that the changes cause, including the plan and its publication.
 fn cost(writer: &mut Writer, changes: impl IntoIterator<Item = Change>) -> Work {
     let before = writer.work();
     step(writer, changes);
