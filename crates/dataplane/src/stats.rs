@@ -1,28 +1,28 @@
-//! What the workers have done: counters that workers add to and anyone sums.
+//! The workers' counters. Workers add to them, any thread sums them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sluice_table::{Histogram, Times};
 
-/// One number of [`Stats`], and what it is.
+/// One number of [`Stats`], with its description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counted {
-    /// Its name, as in metrics, without prefix and suffix.
+    /// Its name in metrics, without prefix and suffix.
     pub name: &'static str,
-    /// Whether it can become less.
+    /// Whether it can decrease.
     pub kind: Kind,
-    /// What it counts, for people: one sentence without its full stop.
+    /// Its description for people: one sentence without its full stop.
     pub help: &'static str,
-    /// The number.
+    /// The value.
     pub value: u64,
 }
 
-/// What a number can do.
+/// How a number changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It counts since the start, and only grows.
+    /// It counts since the start, and never decreases.
     Counter,
-    /// It says what there is at the moment.
+    /// It is a current quantity.
     Gauge,
 }
 
@@ -56,7 +56,7 @@ macro_rules! counters {
                 vec![$(Counted {
                     name: stringify!($name),
                     kind: Kind::$kind,
-                    // Each line of a comment begins with a space.
+                    // Each line of a doc comment begins with a space.
                     help: concat!($($doc),+).trim().trim_end_matches('.'),
                     value: self.$name,
                 }),+]
@@ -168,14 +168,14 @@ counters! {
     connection_log_dropped: Counter,
 }
 
-/// How long things took on one worker.
+/// Histograms of one worker.
 #[derive(Debug)]
 pub(crate) struct WorkerTimes {
-    /// From the first attempt to connect until an endpoint has answered.
+    /// The time from the first attempt to connect until an endpoint has answered.
     pub(crate) tcp_connecting: Histogram,
-    /// Of TCP sessions, from the first attempt to connect to their end.
+    /// The time from a TCP session's first attempt to connect to its end.
     pub(crate) tcp_sessions: Histogram,
-    /// Of UDP flows, from the first datagram to the last one.
+    /// The time from a UDP flow's first datagram to its last one.
     pub(crate) udp_flows: Histogram,
 }
 
@@ -189,14 +189,14 @@ impl Default for WorkerTimes {
     }
 }
 
-/// How long things took on all workers, at one moment.
+/// The sums of all workers' histograms at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct AllTimes {
-    /// From the first attempt to connect until an endpoint has answered.
+    /// The time from the first attempt to connect until an endpoint has answered.
     pub tcp_connecting: Times,
-    /// Of TCP sessions that have ended, from the first attempt to connect to their end.
+    /// The time from the first attempt to connect to the end, of TCP sessions that have ended.
     pub tcp_sessions: Times,
-    /// Of UDP flows that have ended, from the first datagram to the last one.
+    /// The time from the first datagram to the last one, of UDP flows that have ended.
     pub udp_flows: Times,
 }
 
@@ -217,7 +217,7 @@ impl AllTimes {
     }
 }
 
-/// A counter with one changing thread and any number of readers: what changes it needs no locked instruction.
+/// A counter that only one thread changes, without locked instructions, and any number of threads read.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -230,7 +230,7 @@ impl Counter {
         self.0.store(self.get().wrapping_sub(n), Ordering::Relaxed);
     }
 
-    /// For what is counted elsewhere, by the same thread.
+    /// For a value that the same thread counts elsewhere.
     pub(crate) fn set(&self, n: usize) {
         self.0.store(n as u64, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What every part of a worker uses, for tests of one part alone.
+//! The part of a worker that all of its parts use, for tests of a single part.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::local_ports::LocalPorts;
 use crate::tcp::port_shares::PortShares;
 use crate::timers::Timers;
 
-/// With a writer's table and so many file descriptors.
+/// A core with a writer's table and this many file descriptors.
 pub(crate) fn core(poll: &Poll, writer: &Writer, descriptors: usize) -> Core {
     Core {
         registry: poll.registry().try_clone().unwrap(),

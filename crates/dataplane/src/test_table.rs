@@ -50,7 +50,7 @@ pub(crate) fn selection(endpoints: u8) -> Selection {
     selections(endpoints)()
 }
 
-/// Any number of them, one after the other.
+/// Any number of such selections, one after the other.
 pub(crate) fn selections(endpoints: u8) -> impl FnMut() -> Selection {
     let frontend = SocketAddr::from(([10, 96, 0, 1], 80));
     let endpoints: Vec<_> = (1..=endpoints).map(|n| SocketAddr::from(([10, 0, 0, n], 8080))).collect();

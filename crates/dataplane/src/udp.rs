@@ -1,8 +1,9 @@
 //! UDP: flows from clients to endpoints.
 //!
-//! A flow is one client talking to one service address. [`flow_table`] decides which flows there are,
-//! without sockets or a clock, and [`waiting`] whose turn it is to have one opened; [`relay`] has the sockets, [`upstream`] makes those towards endpoints, and [`replies`]
-//! has those that replies to captured datagrams leave by.
+//! A flow is one client that sends to one Service address. [`flow_table`] decides which flows there are,
+//! without sockets or a clock; [`waiting`] decides whose flow is opened next. [`relay`] owns the sockets,
+//! [`upstream`] opens those towards endpoints, and [`replies`] holds those from which replies to captured
+//! datagrams are sent.
 
 pub(crate) mod flow_table;
 pub(crate) mod recall;

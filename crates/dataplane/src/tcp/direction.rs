@@ -1,15 +1,15 @@
 //! One direction of a session: bytes from one socket to the other, in order, each exactly once.
 //!
-//! Small exchanges go through the worker's buffer, two system calls a piece. When reads keep filling
-//! the buffer the direction moves to splice(2): bytes go from socket to pipe to socket and never see
-//! user memory. A direction holds a pipe only while there are bytes in it.
+//! Small exchanges go through the worker's buffer, with two system calls per piece. If reads keep filling the
+//! buffer, the direction switches to splice(2): bytes go from socket to pipe to socket and never enter user
+//! memory. A direction holds a pipe only while there are bytes in it.
 //!
-//! A pipe is filled only when it is empty. That settles what splice leaves open: EAGAIN on a fill
-//! means that the socket is empty (never that the pipe's slots are used up). 0 means EOF, or that an
-//! urgent byte is next, which splice never passes: a read tells.
+//! A pipe is filled only when it is empty. That resolves the ambiguities of splice: EAGAIN on a fill means
+//! that the socket is empty (never that the pipe's slots are used up). 0 means EOF, or that the next byte is
+//! urgent, which splice never passes: a read tells which.
 //!
-//! An urgent byte (RFC 6093) is passed on as one, at its place in the stream. Sockets have `SO_OOBINLINE`,
-//! so that none is left out of what is read; a read stops before one.
+//! An urgent byte (RFC 6093) is passed on as urgent, at its place in the stream. Sockets have `SO_OOBINLINE`,
+//! so reads do not skip it; a read stops before it.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -26,45 +26,45 @@ use crate::stats::WorkerStats;
 /// The worker's copy buffer. As large as a TCP segment gets on loopback.
 pub(crate) const BUFFER_SIZE: usize = 64 << 10;
 
-/// Full reads in a row that make a direction bulk.
+/// The number of consecutive full reads that make a direction bulk.
 const FULL_READS_TO_BULK: u8 = 2;
 
-/// A fill of less than this does not pay for the pipe's two extra system calls...
+/// A fill of less than this is not worth the pipe's two extra system calls...
 const SMALL_FILL: usize = 16 << 10;
 
 /// ...and this many of them in a row end bulk mode.
 const SMALL_FILLS_TO_COPY: u8 = 4;
 
-/// What a worker lends to every direction while it pumps.
+/// What a worker lends to each direction for a pump.
 #[derive(Debug)]
 pub(crate) struct Tools {
     pub(crate) buffer: Box<[u8]>,
     pub(crate) pipes: PipePool,
 }
 
-/// One pump of a direction: what it may use, and what is known of the session.
+/// The parameters of one pump of a direction.
 #[derive(Debug)]
 pub(crate) struct Pump<'a> {
     pub(crate) tools: &'a mut Tools,
     pub(crate) stats: &'a WorkerStats,
-    /// Bytes to move before it is others' turn.
+    /// The number of bytes to move in this turn.
     pub(crate) budget: usize,
-    /// The other direction is finished: with this one the session is over.
+    /// The other direction is finished, so the session ends with this one.
     pub(crate) is_last: bool,
 }
 
-/// Where a direction stands after a pump.
+/// The state of a direction after a pump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pumped {
-    /// Nothing more to do before an event.
+    /// Nothing to do before an event.
     Waiting,
-    /// There is more to do, but it is others' turn.
+    /// There is more to do, but the turn is over.
     Yielded,
     /// The source ended; everything, and the FIN, was passed on.
     Finished,
     /// The source was reset; everything before that was passed on.
     SourceReset,
-    /// The target takes nothing any more.
+    /// The target accepts no more bytes.
     TargetReset,
 }
 
@@ -98,11 +98,11 @@ pub(crate) struct Direction {
     end: Option<End>,
     finished: bool,
     bulk: bool,
-    /// Reads in a row that speak for changing over.
+    /// The number of consecutive reads that suggest switching.
     streak: u8,
 }
 
-/// Why bytes could not be moved on.
+/// Why bytes could not be moved.
 enum Blocked {
     Source(io::Error),
     Target,
@@ -114,13 +114,13 @@ impl Direction {
         self.finished
     }
 
-    /// Whether so much comes this way that it goes by a pipe.
+    /// Whether the direction moves bulk data through a pipe.
     pub(crate) fn is_bulk(&self) -> bool {
         self.bulk
     }
 
-    /// Moves bytes until there is nothing to move, or `pump.budget` of them were moved. Returns how many
-    /// were delivered to the target's socket.
+    /// Moves bytes until there are none, or `pump.budget` were moved. Returns how many were delivered to the
+    /// target's socket.
     pub(crate) fn pump(&mut self, from: &mut Peer, to: &mut Peer, pump: &mut Pump<'_>) -> (Pumped, usize) {
         let mut delivered = 0;
         let mut moved = 0;
@@ -141,7 +141,8 @@ impl Direction {
                 None => {}
             }
             match self.fill(from, to, pump, &mut delivered) {
-                // The kernel reports a reset once, to the first call that asks; after that a read returns 0 as for a FIN.
+                // The kernel reports a reset once, to the first call; after that, a read returns 0 as after a
+                // FIN.
                 Ok(0) => self.end = Some(if from.is_cut_off() { End::Reset } else { End::Eof }),
                 Ok(bytes) => moved += bytes,
                 Err(Blocked::Target) => break Pumped::TargetReset,
@@ -158,8 +159,8 @@ impl Direction {
         (pumped, delivered)
     }
 
-    /// Passes the FIN on, once. Where the other direction is finished the session is over, and closing the socket
-    /// does it.
+    /// Passes the FIN on, once. If the other direction is finished, the session is over and closing the
+    /// socket does it.
     fn finish(&mut self, to: &mut Peer, is_last: bool) -> Pumped {
         if !self.finished {
             self.finished = true;
@@ -172,13 +173,14 @@ impl Direction {
         Pumped::Finished
     }
 
-    /// Drops what was read and not written, as the target takes nothing any more. Returns whether there was anything.
+    /// Drops what was read and not written, because the target accepts no more bytes. Returns whether there
+    /// was anything.
     pub(crate) fn give_up(&mut self) -> bool {
-        // A pipe with bytes in it is closed.
+        // Dropping a pipe with bytes in it closes it.
         !matches!(std::mem::take(&mut self.pending), Pending::Nothing)
     }
 
-    /// Writes what is pending. `false`: the target is full.
+    /// Writes what is pending. Returns `false` if the target is full.
     fn drain(&mut self, to: &mut Peer, pump: &mut Pump<'_>, delivered: &mut usize) -> io::Result<bool> {
         loop {
             let result = match &mut self.pending {
@@ -225,7 +227,7 @@ impl Direction {
         }
     }
 
-    /// Reads once, by way of a pipe or of the buffer.
+    /// Reads once, into a pipe or the buffer.
     fn fill(
         &mut self,
         from: &mut Peer,
@@ -248,7 +250,7 @@ impl Direction {
         self.copy(from, to, pump, delivered)
     }
 
-    /// Reads the urgent byte, which is the next one.
+    /// Reads the urgent byte, which comes next.
     fn take_urgent(&mut self, from: &mut Peer) -> Result<usize, Blocked> {
         let mut byte = 0;
         let read = from.receive(std::slice::from_mut(&mut byte)).map_err(Blocked::Source)?;
@@ -278,8 +280,8 @@ impl Direction {
         }
     }
 
-    /// Notes whether there was much at once, and changes over to bulk and back when that has been so, or not, a few times in
-    /// a row. In bulk without a pipe to be had bytes are copied, which ends it in the same way.
+    /// Records whether a read was large, and switches to bulk and back after a few large or small reads in a
+    /// row. In bulk mode without an available pipe, bytes are copied, with the same effect.
     fn note(&mut self, is_much: bool) {
         if is_much == self.bulk {
             self.streak = 0;
@@ -291,7 +293,7 @@ impl Direction {
         }
     }
 
-    /// Reads into the buffer and writes at once; keeps what the target does not take.
+    /// Reads into the buffer and writes at once; keeps what the target does not accept.
     fn copy(
         &mut self,
         from: &mut Peer,
@@ -308,10 +310,10 @@ impl Direction {
             to.bound_unsent();
         }
         if !is_full {
-            // A short read has emptied the socket (epoll(7)), unless there is an end or an urgent byte behind it.
+            // A short read has emptied the socket (epoll(7)), unless an end or an urgent byte follows.
             from.readable = from.is_ending() || from.urgent;
             if from.has_said_all() && !from.urgent {
-                // A FIN is all that there can be; passed on, it goes in the same segment.
+                // Only the FIN can follow; passed on now, it goes in the same segment.
                 flags |= SendFlags::MORE;
                 self.end = Some(End::Eof);
             }
@@ -332,7 +334,7 @@ impl Direction {
         pump.stats.bytes_copied.add(written as u64);
         *delivered += written;
         if written < read {
-            // Whether the socket is full or a signal came in between: the next drain finds out.
+            // Either the socket is full or a signal interrupted the write; the next drain finds out.
             let rest = bytes.get(written..).unwrap_or_default();
             self.pending = Pending::Bytes { bytes: rest.into(), start: 0 };
         }
@@ -353,7 +355,7 @@ mod tests {
     use crate::descriptors::Descriptors;
     use crate::tcp::peer::MOST_UNSENT;
 
-    /// A connection over loopback: the side that is not ours, and ours.
+    /// A connection over loopback: the other side, and ours.
     fn pair() -> (TcpStream, Peer) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -362,8 +364,8 @@ mod tests {
         (theirs, Peer::accepted(mio::net::TcpStream::from_std(ours)))
     }
 
-    /// What is in our socket of one way, with or without pipes, whose reader reads so much and then stops; once nothing moves
-    /// any more and, if that ever comes, it is no more than `bound`.
+    /// The unsent bytes in our socket of one direction, with or without pipes, whose reader reads `read`
+    /// bytes and then stops; taken when no byte moves any more and they are at most `bound`.
     fn unsent_after(read: usize, pipes: usize, bound: usize) -> usize {
         let (mut source, mut from) = pair();
         let (mut reader, mut to) = pair();
@@ -382,7 +384,7 @@ mod tests {
             let most = left.min(buffer.len());
             let taken = reader.read(&mut buffer[..most]).unwrap_or(0);
             left -= taken;
-            // Its kernel acknowledges the last of it when it likes.
+            // The kernel acknowledges the last bytes with a delay.
             let unsent = unacknowledged_bytes(to.stream.as_fd()).unwrap();
             let is_still = left == 0 && written + moved + taken == 0;
             if (is_still && unsent <= bound) || Instant::now() >= deadline {
@@ -395,7 +397,7 @@ mod tests {
     #[test]
     fn a_reader_of_bulk_that_stops_leaves_little_in_our_socket() {
         for pipes in [0, 10] {
-            // And what the kernel takes at once.
+            // Plus what the kernel accepts at once.
             let bound = MOST_UNSENT as usize + BUFFER_SIZE;
             let unsent = unsent_after(16 << 20, pipes, bound);
             assert!(unsent <= bound, "of {pipes} descriptors for pipes: {unsent} bytes");

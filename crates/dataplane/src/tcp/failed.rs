@@ -1,9 +1,9 @@
-//! A session one side of which has failed: it was reset, or has vanished.
+//! A session of which one side has failed: it was reset, or has vanished.
 //!
-//! If its FIN had arrived before, it had said all that it had to say. The other side still gets every byte and the FIN, however
-//! slowly it reads; only what goes to the failed side has nobody to go to. Such a failure is mostly just the end of a connection
-//! that was closed: the kernel of a program that has closed its socket forgets it after a minute (`net.ipv4.tcp_fin_timeout`),
-//! and answers our keepalive with a reset.
+//! If its FIN had arrived before, its data is complete. The other side still gets every byte and the FIN,
+//! however slowly it reads; only data for the failed side has no receiver. Such a failure is mostly the
+//! normal end of a closed connection: the kernel of a program that has closed its socket forgets it after a
+//! minute (`net.ipv4.tcp_fin_timeout`), and answers our keepalive with a reset.
 
 use std::time::{Duration, Instant};
 
@@ -14,46 +14,46 @@ use super::session::{Context, Side, Step};
 use super::socket::{self, KEEPALIVE_IDLE};
 use crate::connection_log::End;
 
-/// How long what was sent before a reset may take to reach the other side before that one is reset
-/// too; a reset makes the kernel throw away what is still on its way.
+/// How long data that was sent before a reset may take to reach the other side, before that side is reset
+/// too. A reset makes the kernel discard data that is still on its way.
 const RESET_GRACE: Duration = Duration::from_secs(1);
 
-/// How often it is looked, in that time, whether it has.
+/// How often delivery is checked during that time.
 const RESET_POLL: Duration = Duration::from_millis(5);
 
-/// How long the other side may acknowledge nothing once it has sent something that nobody will take: it may be one that reads on
-/// only when all that it writes has been taken.
+/// How long the other side may acknowledge nothing after it has sent data that nobody will receive. It may be
+/// a program that goes on reading only when everything that it writes was taken.
 const STANDSTILL: Duration = Duration::from_secs(10);
 
-/// The side that has failed; if both have, the first one.
+/// The side that failed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Failed {
     pub(super) side: Side,
-    /// When it was noticed.
+    /// When the failure was noticed.
     since: Instant,
     fate: Fate,
-    /// How many bytes the other side had not acknowledged at the last look.
+    /// How many bytes the other side had not acknowledged at the last check.
     left: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It failed before its FIN, and so is the other side to be reset.
+    /// It failed before its FIN, so the other side is to be reset too.
     CutOff,
     /// It failed after its FIN.
     Outlived {
-        /// Bytes for it were read from the other side, and dropped.
+        /// Whether bytes that were read from the other side for it were dropped.
         has_dropped: bool,
     },
 }
 
 impl Failed {
-    /// Before its FIN.
+    /// A side that failed before its FIN.
     pub(super) fn cut_off(side: Side, since: Instant) -> Self {
         Self { side, since, fate: Fate::CutOff, left: 0 }
     }
 
-    /// After its FIN, and whether anything that the other side has sent was dropped.
+    /// A side that failed after its FIN. `has_dropped`: bytes for it were dropped.
     pub(super) fn outlived(side: Side, since: Instant, has_dropped: bool) -> Self {
         Self { side, since, fate: Fate::Outlived { has_dropped }, left: 0 }
     }
@@ -63,12 +63,12 @@ impl Failed {
         self.fate == Fate::CutOff
     }
 
-    /// How soon to look again: no event tells how much was acknowledged.
+    /// How soon to check again: no event reports how much was acknowledged.
     pub(super) fn poll_interval(&self, now: Instant) -> Duration {
         if now < self.since + RESET_GRACE { RESET_POLL } else { delivering::POLL }
     }
 
-    /// What is to become of the session. `pumped` is the direction to the other side.
+    /// Decides how the session goes on. `pumped` is the outcome of the direction to the other side.
     pub(super) fn step(
         &mut self,
         pumped: Pumped,
@@ -88,7 +88,8 @@ impl Failed {
         step
     }
 
-    /// A session that is passed on as reset once what came before has arrived, or has had its time.
+    /// For a failure before the FIN: resets the other side once the earlier data has arrived, or its time is
+    /// over.
     fn cut_off_too(&self, pumped: Pumped, other: &Peer, context: &Context<'_>) -> Step {
         let is_over = match pumped {
             Pumped::Waiting => false,
@@ -99,7 +100,7 @@ impl Failed {
         if is_over || context.core.now >= self.since + RESET_GRACE { self.reset() } else { Step::Wait }
     }
 
-    /// A session that goes on until all has arrived.
+    /// For a failure after the FIN: the session goes on until all data has arrived.
     fn outlive(
         &mut self,
         pumped: Pumped,
@@ -109,7 +110,7 @@ impl Failed {
         context: &Context<'_>,
     ) -> Step {
         let now = context.core.now;
-        // Whether the survivor has sent something that cannot be passed on.
+        // Whether the other side has sent data that cannot be passed on.
         let has_lost = || has_dropped || survivor.has_unread();
         let left = u32::try_from(socket::undelivered(&survivor.stream)).unwrap_or(u32::MAX);
         match pumped {
@@ -117,8 +118,9 @@ impl Failed {
             Pumped::SourceReset | Pumped::TargetReset => return self.reset(),
             Pumped::Yielded => return Step::Again,
             Pumped::Finished if left == 0 => {
-                // One that reads slowly, or waits, is not reset: that can cost it what its kernel holds for it (not with Linux), and
-                // without the relay it would hear nothing either. The kernel resets it if it sends something.
+                // If it reads slowly, or waits, it is not reset: a reset can discard what its kernel holds
+                // for it (not with Linux), and without the relay it would get no reset either. The kernel
+                // resets it if it sends something.
                 let is_quiet = now >= self.since + RESET_GRACE || self.since >= *last_moved + KEEPALIVE_IDLE;
                 return if is_quiet && !has_lost() { Step::End(End::Closed) } else { self.reset() };
             }

@@ -1,4 +1,4 @@
-//! One of a session's two sockets: what the last events said of it, and reading and writing once.
+//! One of a session's two sockets: its state according to events, and single reads and writes.
 
 use std::io::{self, ErrorKind};
 
@@ -13,62 +13,64 @@ use socket2::SockRef;
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) stream: TcpStream,
-    /// It may have bytes, an EOF or an error for us.
+    /// There may be bytes, an EOF or an error to read.
     pub(crate) readable: bool,
-    /// It may take bytes.
+    /// It may accept bytes.
     pub(crate) writable: bool,
-    /// There may be an urgent byte among what can be read.
+    /// There may be an urgent byte among the bytes to read.
     pub(crate) urgent: bool,
-    /// Its FIN arrived, and it had not failed before: the bytes up to there are all that it had to say.
+    /// Its FIN arrived, and it had not failed before, so the bytes up to the FIN are complete.
     fin: bool,
     /// The connection was reset, or the peer has vanished.
     failed: bool,
     pace: Pace,
     watched: Watched,
-    /// The kernel takes no more than [`MOST_UNSENT`].
+    /// The kernel holds at most [`MOST_UNSENT`] unsent bytes.
     is_bounded: bool,
 }
 
-/// How many bytes the kernel takes of bulk that it cannot send yet, as the peer does not read them. Without it that is what a
-/// socket's buffer has grown to, up to 4 MiB (`net.ipv4.tcp_wmem`), and all TCP of a node shares what there is (`tcp_mem`):
-/// some hundred readers that stop would take it from everybody. What is on its way is not counted, so it bounds no
-/// rate: below half of it a socket is reported writable. With a quarter of it one stream lost a tenth.
+/// The maximum number of bytes of bulk data that the kernel accepts but cannot send yet because the peer does
+/// not read. Otherwise the limit is the size of a socket's buffer, up to 4 MiB (`net.ipv4.tcp_wmem`), and all
+/// TCP sockets of a node share one total (`tcp_mem`): some hundred stalled readers would take it from all
+/// others. Bytes in flight do not count, so this does not limit the rate; the socket is reported writable
+/// below half of it. With a quarter of it, one stream lost a tenth of its throughput.
 pub(crate) const MOST_UNSENT: u32 = 2 << 20;
 
-/// How the kernel sends what is written. By Nagle's algorithm a small piece waits until what was sent before is
-/// acknowledged; the first piece has nothing to wait for. So most connections to endpoints, which are written to once,
-/// never need `TCP_NODELAY`.
+/// How the kernel sends what is written. With Nagle's algorithm, a small segment waits until earlier data is
+/// acknowledged, but the first one need not wait. So most connections to endpoints, which are written to
+/// once, never need `TCP_NODELAY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// By Nagle's algorithm, and nothing has been written.
+    /// With Nagle's algorithm; nothing was written yet.
     Fresh,
-    /// By Nagle's algorithm, and something has been written.
+    /// With Nagle's algorithm; something was written.
     Written,
-    /// At once.
+    /// With `TCP_NODELAY`.
     Prompt,
 }
 
-/// Which events of a socket are asked for.
+/// The events that a socket is registered for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Watched {
     Nothing,
-    /// A socket that takes all that is written needs no event that says so each time.
+    /// Readable only: a socket that accepts all that is written needs no event that says so each time.
     Reading,
     All,
 }
 
 impl Peer {
-    /// An accepted connection, with `TCP_NODELAY` from its listener. The client's first bytes are probably there already.
+    /// An accepted connection, with `TCP_NODELAY` from its listener. The client's first bytes have probably
+    /// arrived.
     pub(crate) fn accepted(stream: TcpStream) -> Self {
         Self::new(stream, true, true, Pace::Prompt)
     }
 
-    /// A connection to an endpoint, which probably has nothing to say yet.
+    /// An established connection to an endpoint, which has probably sent nothing yet.
     pub(crate) fn connected(stream: TcpStream) -> Self {
         Self::new(stream, false, true, Pace::Fresh)
     }
 
-    /// A connection under way: an event says when it is established.
+    /// A connection that is being established: an event reports when it is.
     pub(crate) fn connecting(stream: TcpStream) -> Self {
         Self::new(stream, false, false, Pace::Fresh)
     }
@@ -87,26 +89,26 @@ impl Peer {
         }
     }
 
-    /// Has the kernel take only so much of what it cannot send, from now on: for bulk, as it is a system call.
+    /// Limits the unsent bytes that the kernel holds from now on. Only for bulk, because it is a system call.
     pub(crate) fn bound_unsent(&mut self) {
         if !std::mem::replace(&mut self.is_bounded, true) {
-            // Failing means that the connection is gone already.
+            // It fails only if the connection is gone.
             let _ = SockRef::from(&self.stream).set_tcp_notsent_lowat(MOST_UNSENT);
         }
     }
 
-    /// Has events reported that something can be read or that it has ended, and, while it takes nothing more, that it
-    /// does again.
+    /// Registers for events that the socket is readable or has ended and, if it accepts nothing at the
+    /// moment, that it is writable again.
     pub(crate) fn watch(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.watch_for(if self.writable { Watched::Reading } else { Watched::All }, registry, token)
     }
 
-    /// Has all events reported.
+    /// Registers for all events.
     pub(crate) fn watch_all(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.watch_for(Watched::All, registry, token)
     }
 
-    /// What is so already is reported at once.
+    /// The kernel reports conditions that hold already at once.
     fn watch_for(&mut self, wanted: Watched, registry: &Registry, token: Token) -> io::Result<()> {
         if wanted <= self.watched {
             return Ok(());
@@ -122,17 +124,17 @@ impl Peer {
         Ok(())
     }
 
-    /// Has no more events reported.
+    /// Deregisters the socket.
     pub(crate) fn unwatch(&mut self, registry: &Registry) {
         if std::mem::replace(&mut self.watched, Watched::Nothing) != Watched::Nothing {
-            // What is not registered any more has none either.
+            // It fails only if the socket is not registered.
             let _ = registry.deregister(&mut self.stream);
         }
     }
 
-    /// Takes in an event. Edge-triggered: what is said here is not said again.
+    /// Records an event. Edge-triggered: it is not reported again.
     pub(crate) fn note(&mut self, event: &Event) {
-        // A reset ends both ways at once, so its event reports an end of what can be read too, and that is no FIN.
+        // A reset ends both directions at once, so its event reports the end of reading too, which is no FIN.
         self.fin |= event.is_read_closed() && !event.is_error() && !self.failed;
         self.failed |= event.is_error();
         self.urgent |= event.is_priority();
@@ -140,31 +142,32 @@ impl Peer {
         self.writable |= event.is_writable() || event.is_error();
     }
 
-    /// Takes in the error of a system call after which the connection is of no use.
+    /// Records an error of a system call that makes the connection unusable.
     pub(crate) fn fail(&mut self, error: &io::Error) {
         self.fin |= !self.failed && is_after_fin(error);
         self.failed = true;
     }
 
-    /// Finds out whether its FIN had arrived before it failed, if one event reported both. To be called before anything is
-    /// read from a peer that has failed: the kernel reports an error once, to the first call that asks.
+    /// Finds out whether a failed peer's FIN had arrived before the failure, if one event reported both. To
+    /// be called before a failed peer is read: the kernel reports an error once, to the first call.
     pub(crate) fn settle_failure(&mut self) {
         if self.failed && !self.fin {
             self.fin = matches!(self.stream.take_error(), Ok(Some(error)) if is_after_fin(&error));
         }
     }
 
-    /// Whether an end is to be read behind the bytes.
+    /// Whether there is an end of the data behind the bytes.
     pub(crate) fn is_ending(&self) -> bool {
         self.fin || self.failed
     }
 
-    /// Whether that end is a FIN, and so everything before it has arrived, whatever has become of the peer.
+    /// Whether that end is a FIN, so that all data before it has arrived, whatever happened to the peer
+    /// later.
     pub(crate) fn has_said_all(&self) -> bool {
         self.fin
     }
 
-    /// Whether that end is no FIN: something is missing behind the bytes.
+    /// Whether that end is not a FIN, so that data is missing.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.failed && !self.fin
     }
@@ -174,7 +177,7 @@ impl Peer {
         self.failed
     }
 
-    /// Whether there are bytes that were not read.
+    /// Whether there are unread bytes.
     pub(crate) fn has_unread(&self) -> bool {
         matches!(recv(&self.stream, &mut [0_u8], RecvFlags::PEEK), Ok((1.., _)))
     }
@@ -182,7 +185,7 @@ impl Peer {
     /// Reads once.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let (read, _) = recv(&self.stream, buffer, RecvFlags::empty())?;
-        // After a reset that has been reported a read returns 0, too.
+        // After a reset was reported, a read returns 0 too.
         self.fin |= read == 0 && !self.failed;
         Ok(read)
     }
@@ -192,7 +195,7 @@ impl Peer {
         self.pace = match self.pace {
             Pace::Fresh => Pace::Written,
             Pace::Written => {
-                // Failing means that the connection is gone already.
+                // It fails only if the connection is gone.
                 let _ = set_tcp_nodelay(&self.stream, true);
                 Pace::Prompt
             }
@@ -202,7 +205,7 @@ impl Peer {
     }
 }
 
-/// Whether this is how the kernel reports a reset that came after a FIN (`CLOSE_WAIT`, tcp_reset()).
+/// Whether the kernel reports a reset after a FIN in this way (`CLOSE_WAIT`, tcp_reset()).
 fn is_after_fin(error: &io::Error) -> bool {
     error.kind() == ErrorKind::BrokenPipe
 }
@@ -225,18 +228,19 @@ mod tests {
             assert_eq!(tcp_nodelay(&peer.stream).unwrap(), is_prompt);
         }
     }
-    /// What is heard of a peer's FIN and reset.
+    /// How a peer's FIN and reset are reported.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Events {
-        /// Of both together.
+        /// By one event.
         Together,
-        /// Of one after the other.
+        /// By one event each.
         Apart,
-        /// None before something is written.
+        /// By no event before something is written.
         Late,
     }
 
-    /// Ours of a connection, when the other end has done this, and the other end if it is still there.
+    /// Returns our side of a connection whose other side has sent a FIN, a reset or both, and the other side
+    /// if it still exists.
     fn ended(fin: bool, reset: bool, events: Events) -> (Peer, Option<std::net::TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -282,7 +286,7 @@ mod tests {
                 }
                 let seen = [peer.has_failed(), peer.is_cut_off()];
                 assert_eq!(seen, [reset, reset && !fin], "FIN: {fin}, {events:?}");
-                // And what a read finds, of a FIN that no event has told of.
+                // A read finds a FIN that no event has reported.
                 assert_eq!(peer.receive(&mut [0]).is_ok(), fin || (reset && peer.has_failed()));
                 assert_eq!(peer.has_said_all(), fin);
             }

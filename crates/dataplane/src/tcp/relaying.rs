@@ -1,5 +1,5 @@
-//! The two directions of a session whose endpoint has answered: what is moved, whose turn is over, and who was reset.
-//! When a session begins and ends, and its deadlines, are [`super::session`]'s matter.
+//! The two directions of a session with an established endpoint: moving data, turns, and failures.
+//! [`super::session`] handles the begin, the end and the deadlines of sessions.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +16,10 @@ use super::socket;
 use crate::connection::ConnectionState;
 use crate::connection_log::End;
 
-/// Bytes that one direction may move before others get their turn: one fill of a pipe.
+/// The number of bytes that one direction may move in a turn: one fill of a pipe.
 pub(crate) const TURN_BUDGET: usize = 256 << 10;
 
-/// What a session is once an endpoint has answered.
+/// The state of a session with an established endpoint.
 #[derive(Debug)]
 pub(super) struct Relaying {
     pub(super) upstream: Peer,
@@ -28,18 +28,18 @@ pub(super) struct Relaying {
     pub(super) lease: Lease,
     pub(super) service: Arc<ServicePort>,
     failed: Option<Failed>,
-    /// All was passed on, and much has not arrived.
+    /// Present while everything was passed on, but much has not arrived.
     delivering: Option<Delivering>,
     pub(super) last_moved: Instant,
-    /// It was old enough for keepalive and has it.
+    /// The session was old enough for keepalive, which is on.
     pub(super) is_settled: bool,
-    /// Bytes that were passed on.
+    /// Bytes passed on.
     pub(super) sent: u64,
     pub(super) received: u64,
 }
 
 impl Relaying {
-    /// Between an endpoint that has just answered and the session's client.
+    /// Starts to relay between an endpoint that has just answered and the session's client.
     pub(super) fn new(upstream: Peer, lease: Lease, service: Arc<ServicePort>, now: Instant) -> Self {
         Self {
             upstream,
@@ -56,7 +56,7 @@ impl Relaying {
         }
     }
 
-    /// How it is.
+    /// The state for listings.
     pub(super) fn state(&self) -> ConnectionState {
         match (self.failed, self.to_upstream.is_finished(), self.to_downstream.is_finished()) {
             (Some(failed), ..) if failed.is_cut_off() => ConnectionState::Resetting,
@@ -70,19 +70,19 @@ impl Relaying {
         }
     }
 
-    /// Whether a side has ended and the session has not, be what that side has sent before passed on or not.
+    /// Whether one side has ended but the session has not, whether or not that side's data was passed on.
     pub(super) fn is_half_closed(&self, downstream: &Peer) -> bool {
         let finished = [self.to_upstream.is_finished(), self.to_downstream.is_finished()];
         let has_ended = finished.contains(&true) || downstream.is_ending() || self.upstream.is_ending();
         has_ended && finished.contains(&false)
     }
 
-    /// Whether all was passed on, and it is waited for that it arrives.
+    /// Whether everything was passed on, and the session waits for its delivery.
     pub(super) fn is_delivering(&self) -> bool {
         self.delivering.is_some()
     }
 
-    /// How soon to look again at what no event tells of: how much the kernels have acknowledged.
+    /// How soon to check how much the kernels have acknowledged, which no event reports.
     pub(super) fn poll_interval(&self, now: Instant) -> Option<Duration> {
         if self.is_delivering() {
             Some(delivering::POLL)
@@ -91,12 +91,12 @@ impl Relaying {
         }
     }
 
-    /// Whether a direction moves much at a time.
+    /// Whether a direction moves bulk data.
     pub(super) fn is_bulk(&self) -> bool {
         self.to_upstream.is_bulk() || self.to_downstream.is_bulk()
     }
 
-    /// Moves what can be moved, both ways.
+    /// Moves what can be moved in both directions.
     pub(super) fn pump(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> Step {
         if let Some(delivering) = &mut self.delivering {
             let streams = [&downstream.stream, &self.upstream.stream];
@@ -113,7 +113,7 @@ impl Relaying {
         }
         let mut pumped = [Pumped::Waiting; 2];
         self.notice_failure(downstream, context.core.now);
-        // Twice at most: what is found out about one direction may change what the other is to do.
+        // At most twice: the outcome of one direction may change what the other one has to do.
         for _ in 0..2 {
             let failed_before = self.failed;
             pumped = self.pump_both(downstream, context);
@@ -143,14 +143,14 @@ impl Relaying {
         }
     }
 
-    /// Pumps the directions that are alive.
+    /// Pumps the directions that are still in use.
     fn pump_both(&mut self, downstream: &mut Peer, context: &mut Context<'_>) -> [Pumped; 2] {
         let (stats, now) = (&*context.core.stats, context.core.now);
         let mut pump = Pump { tools: &mut *context.tools, stats, budget: TURN_BUDGET, is_last: false };
         let failed_side = self.failed.map(|failed| failed.side);
         let mut pumped = [&self.to_upstream, &self.to_downstream]
             .map(|direction| if direction.is_finished() { Pumped::Finished } else { Pumped::Waiting });
-        // The direction towards a side that has failed is dead.
+        // Nothing more can be sent to a side that has failed.
         if failed_side != Some(Side::Upstream) {
             pump.is_last = self.to_downstream.is_finished();
             let (outcome, bytes) = self.to_upstream.pump(downstream, &mut self.upstream, &mut pump);
@@ -166,8 +166,9 @@ impl Relaying {
         pumped
     }
 
-    /// Notes the first failure. A side that has failed is not always touched: what it sent may wait for the other side, which does
-    /// not read, and nothing may be there to be sent to it. The event that told of it was the only one.
+    /// Records the first failure. The failed side itself may not be used at the moment: what it sent may wait
+    /// for the other side, which does not read, and there may be nothing to send to it. The failure was
+    /// reported by a single event.
     fn notice_failure(&mut self, downstream: &mut Peer, now: Instant) {
         if self.failed.is_some() {
             return;
@@ -180,7 +181,7 @@ impl Relaying {
             return;
         };
         peer.settle_failure();
-        // Whatever it sent before is there to be read, whether or not an event says so.
+        // What it sent before can be read, whether or not an event said so.
         peer.readable = true;
         self.failed = Some(if peer.is_cut_off() {
             Failed::cut_off(side, now)
@@ -189,15 +190,16 @@ impl Relaying {
         });
     }
 
-    /// Takes in the outcome of the direction that comes from `source`.
+    /// Records the outcome of the direction from `source`.
     fn note(&mut self, source: Side, outcome: Pumped, bytes: usize, now: Instant) {
         if bytes == 0 {
             return;
         }
         self.last_moved = now;
         if source == Side::Upstream && self.received == 0 && outcome == Pumped::Waiting {
-            // The endpoint may hold its next piece back until this one is acknowledged (Nagle), and nothing goes to it
-            // that says so: since the handshake its kernel's answers wait for the client's bytes.
+            // The endpoint may hold back its next segment until this one is acknowledged (Nagle), but nothing
+            // is sent to it that carries the acknowledgement: since the handshake, our kernel delays
+            // acknowledgements in case the client sends data.
             socket::acknowledge_at_once(&self.upstream.stream);
         }
         let stats = self.lease.upstream().stats();

@@ -38,17 +38,17 @@ use crate::timers::TimerId;
 use crate::token::{SlotId, Source};
 use crate::transparent::Local;
 
-/// The age at which a session gets what only long-lived ones need: keepalive is eight system calls, and most
-/// connections are over before.
+/// The age at which a session gets the settings for long-lived ones: keepalive takes eight system calls, and
+/// most connections end before.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// What a session needs of its worker.
+/// The parts of its worker that a session uses.
 pub(crate) struct Context<'a> {
     pub(crate) core: &'a mut Core,
     pub(crate) tools: &'a mut Tools,
 }
 
-/// What is to become of a session after it was looked at.
+/// How a session goes on after it was handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It waits for events.
@@ -68,24 +68,25 @@ pub(crate) enum Side {
     Upstream,
 }
 
-/// A client connection and what has become of it.
+/// A client connection and its state.
 #[derive(Debug)]
 pub(crate) struct Session {
     id: SlotId,
     downstream: Peer,
     /// The client's address.
     client: SocketAddr,
-    /// It counts as one with all of its network: a [`ClientKey`], in one byte.
+    /// It counts as one client with all of its network: a [`ClientKey`] in one byte.
     is_network: bool,
-    /// It is counted among those that have a port of this node's towards the endpoint that is being asked, or is had.
+    /// It counts among the holders of a local port towards the endpoint that it connects to or is connected
+    /// to.
     has_port: bool,
     state: State,
     deadline: Option<TimerId>,
     /// When the first attempt to connect began.
     began: Instant,
-    /// Of one that is told of in the log.
+    /// Present if the session is to be written to the connection log.
     trace: Option<Box<Trace>>,
-    /// It waits for a turn; an event in the meantime needs none of its own.
+    /// It is queued for a turn, so an event need not queue it again.
     pub(crate) is_queued: bool,
     _permit: Permit,
 }
@@ -100,8 +101,8 @@ enum State {
 struct Connecting {
     attempts: Attempts,
     current: Option<(Peer, Arc<Upstream>)>,
-    /// How long the next attempt looks for a port. Thoroughly once: all attempts together are to take no more than a few
-    /// ports for each endpoint besides.
+    /// How thoroughly the next attempt searches for a port. Thoroughly only once: all other attempts together
+    /// try only a few ports for each endpoint.
     search: Search,
 }
 
@@ -134,12 +135,12 @@ impl Session {
         }
     }
 
-    /// Who the client counts as.
+    /// The client that the session counts for.
     pub(crate) fn client_key(&self) -> ClientKey {
         ClientKey::of(self.client.ip(), self.is_network)
     }
 
-    /// How it is.
+    /// The description of the session for listings.
     pub(crate) fn look(&self) -> Connection {
         let (state, service_port, endpoint, moved, sent, received) = match &self.state {
             State::Connecting(Connecting { attempts, current, .. }) => {
@@ -168,13 +169,13 @@ impl Session {
         }
     }
 
-    /// Starts the first attempt to connect. Until one has taken long nobody looks at the client: most are connected
-    /// before they could have gone away.
+    /// Starts the first attempt to connect. The client is not watched until an attempt has taken long: most
+    /// sessions are connected before the client could have gone away.
     pub(crate) fn begin(&mut self, context: &mut Context<'_>) -> Step {
         self.attempt(context)
     }
 
-    /// An event of one of the two sockets.
+    /// Handles an event of one of the two sockets.
     pub(crate) fn on_event(&mut self, side: Side, event: &Event, context: &mut Context<'_>) -> Step {
         match (&mut self.state, side) {
             (_, Side::Downstream) => self.downstream.note(event),
@@ -190,13 +191,13 @@ impl Session {
             (State::Connecting(_), Side::Downstream) => Step::Wait,
             (State::Connecting(_), Side::Upstream) => self.check_connect(context),
             (State::Relaying(_), _) if self.is_queued => Step::Wait,
-            // In line with other bulk: first come those who have little to do.
+            // In line with other bulk transfers: sessions that move little come first.
             (State::Relaying(relaying), _) if relaying.is_bulk() => Step::Again,
             (State::Relaying(_), _) => self.turn(context),
         }
     }
 
-    /// A deadline has come up.
+    /// Handles a deadline.
     pub(crate) fn on_timer(&mut self, context: &mut Context<'_>) -> Step {
         self.deadline = None;
         let now = context.core.refresh();
@@ -224,7 +225,7 @@ impl Session {
         Step::Wait
     }
 
-    /// Moves what can be moved, both ways.
+    /// Moves what can be moved in both directions.
     pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Step {
         let State::Relaying(relaying) = &mut self.state else { return Step::Wait };
         let step = relaying.pump(&mut self.downstream, context);
@@ -244,7 +245,7 @@ impl Session {
         }
     }
 
-    /// Has the events of what is connected reported. What to do where that cannot be had.
+    /// Registers the connected sockets for events. Returns how the session goes on if that fails.
     fn watch(&mut self, context: &mut Context<'_>) -> Option<Step> {
         let registry = &context.core.registry;
         let mut watched = self.downstream.watch(registry, Source::Downstream(self.id).token());
@@ -260,7 +261,7 @@ impl Session {
         Some(Step::End(End::ThisNode))
     }
 
-    /// Closes both sockets.
+    /// Ends the session and closes both sockets.
     pub(crate) fn end(mut self, end: End, core: &mut Core) {
         if let Some(deadline) = self.deadline {
             core.timers.cancel(deadline);
@@ -293,14 +294,14 @@ impl Session {
         }
     }
 
-    /// Has no port of this node's towards this endpoint any more, if it had one.
+    /// Releases the local port towards this endpoint, if the session holds one.
     fn leave_port(&mut self, endpoint: SocketAddr, core: &mut Core) {
         if std::mem::take(&mut self.has_port) {
             core.port_shares.remove(endpoint, self.client_key());
         }
     }
 
-    /// Tells the log of it, if it is one of those that it is told of.
+    /// Writes the session to the connection log, if it was chosen for that.
     fn tell(&mut self, end: End, duration: Duration, core: &Core) {
         let (Some(log), Some(trace)) = (&core.log, self.trace.take()) else { return };
         let (service_port, endpoint, sent, received) = match &self.state {
@@ -333,12 +334,12 @@ impl Session {
         }
     }
 
-    /// Starts attempts until one is under way, or none is left.
+    /// Starts attempts until one is in progress, or none is left.
     fn attempt(&mut self, context: &mut Context<'_>) -> Step {
         let client_key = self.client_key();
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let mut failure = None;
-        // Each has its time from when it begins, not from when the worker's turn did.
+        // Each attempt's time starts when it begins, not with the worker's turn.
         while let Some((upstream, timeout)) = connecting.attempts.next(context.core.refresh()) {
             let source = connecting.attempts.selection().source_address(&upstream);
             let local = Local::new(context.core.marks, self.client, source);
@@ -381,7 +382,7 @@ impl Session {
         Step::End(if is_ours { End::ThisNode } else { End::NoEndpoint })
     }
 
-    /// The socket under way has something to say: connected, or failed.
+    /// Handles an event of the connecting socket: it is connected, or has failed.
     fn check_connect(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
@@ -405,11 +406,11 @@ impl Session {
         self.attempt(context)
     }
 
-    /// The endpoint under way has taken its time.
+    /// Handles the timeout of the current attempt.
     fn check_overdue(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((peer, upstream)) = &connecting.current else { return Step::Wait };
-        // It may have answered while the worker was busy.
+        // It may have succeeded while the worker was busy.
         if socket::is_connected(&peer.stream) {
             return self.connected(context);
         }
@@ -420,8 +421,8 @@ impl Session {
             }
             Overdue::Move | Overdue::GiveUp => {
                 if let Some((mut peer, upstream)) = connecting.current.take() {
-                    // A program that is just being started may hold the socket for a moment longer, and the next attempt has the
-                    // same token.
+                    // A program that is just being started may hold the socket for a moment longer, and the
+                    // next attempt has the same token.
                     peer.unwatch(&context.core.registry);
                     socket::close(peer.stream, Ending::Reset);
                     self.leave_port(upstream.address(), context.core);
@@ -437,7 +438,7 @@ impl Session {
     fn connected(&mut self, context: &mut Context<'_>) -> Step {
         let State::Connecting(connecting) = &mut self.state else { return Step::Wait };
         let Some((upstream, endpoint)) = connecting.current.take() else { return Step::Wait };
-        // The time at which it is known, not that at which the worker's turn began.
+        // The current time, not the time at which the worker's turn began.
         let known = context.core.refresh();
         let lease = connecting.attempts.connected(&endpoint, known);
         context.core.stats.tcp_established.add(1);

@@ -1,4 +1,4 @@
-//! A flow of the [table](super::flow_table), and what becomes of it.
+//! A flow of the [table](super::flow_table), and the reasons for which it ends.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use super::flow_class::Class;
 use super::flow_key::FlowKey;
 use crate::token::SlotId;
 
-/// Names a flow for as long as it lives, and nothing afterwards. Fits the worker's tokens.
+/// Identifies a flow while it exists, and is never reused. Fits into the worker's tokens.
 pub(crate) type FlowId = SlotId;
 
-/// A flow, with whatever the worker keeps for it.
+/// A flow, and the worker's data for it.
 #[derive(Debug)]
 pub(crate) struct Flow<U> {
     pub(super) key: FlowKey,
@@ -19,11 +19,11 @@ pub(crate) struct Flow<U> {
     pub(super) replies: u64,
     pub(super) is_stream: bool,
     pub(super) has_port: bool,
-    /// Where it leads: endpoint, route, socket.
+    /// Its endpoint, route and socket.
     pub(crate) upstream: U,
 }
 
-/// A flow that is no longer in the table. Dropping it drops what the worker kept for it.
+/// A flow that was removed from the table. Dropping it drops the worker's data for it.
 #[derive(Debug)]
 #[cfg_attr(not(test), expect(dead_code, reason = "held to be dropped: that closes the flow's socket"))]
 pub(crate) struct EndedFlow<U> {
@@ -35,23 +35,24 @@ pub(crate) struct EndedFlow<U> {
 /// Why a flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Cause {
-    /// Nobody used it for as long as is allowed.
+    /// No datagram passed for as long as is allowed.
     Idle,
     /// Another flow needed its place, or its file descriptor.
     Evicted,
-    /// The same, and its client had more than its share.
+    /// Like [`Self::Evicted`], and its client exceeded its share.
     OverShare,
     /// Another flow needed its ephemeral port.
     EvictedForPort,
     /// Its endpoint stopped serving, or its route is gone, or the node's address that it was sent from.
     Gone,
-    /// The worker closed it: its socket failed.
+    /// The worker closed it, because its socket failed.
     Closed,
     /// The same client opened it again.
     Replaced,
 }
 
-/// How many flows there have been, and why they ended. Those that live are the difference.
+/// How many flows were opened, and how many ended for each reason. The difference is the number of flows that
+/// exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct FlowCounters {
     pub(crate) opened: u64,
@@ -69,7 +70,7 @@ impl<U> Flow<U> {
         self.key
     }
 
-    /// From its first datagram to its last one.
+    /// The time from its first datagram to its last one.
     pub(crate) fn lasted(&self) -> Duration {
         self.last_used.saturating_duration_since(self.opened)
     }
@@ -97,7 +98,7 @@ impl<U> Flow<U> {
 }
 
 impl FlowCounters {
-    /// How many have ended for a reason.
+    /// The counter of a reason.
     pub(crate) fn of_mut(&mut self, cause: Cause) -> &mut u64 {
         match cause {
             Cause::Idle => &mut self.idle,
@@ -110,7 +111,7 @@ impl FlowCounters {
         }
     }
 
-    /// Flows that are no more.
+    /// Number of flows that have ended.
     pub(crate) fn ended(self) -> u64 {
         self.idle
             + self.evicted

@@ -1,21 +1,21 @@
-//! The kinds of flows, by what has passed: how long each may be silent, and who makes room first when there is none.
-//! Pure.
+//! The classes of flows, by the datagrams that have passed: how long each may be idle, and which one is
+//! evicted first. Pure.
 
 use std::time::{Duration, Instant};
 
 use super::flow_queue::{Chain, Linked, Queue};
 use crate::token::{SlotId, Slots};
 
-/// What has passed in a flow so far.
+/// Which datagrams have passed in a flow so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Nothing has come back.
+    /// No reply.
     Unanswered,
-    /// One datagram each way: most of DNS. Usually that is all.
+    /// One datagram each way, as in most of DNS. Usually no more follow.
     Exchange,
-    /// Something has come back, and more was sent or came.
+    /// A reply, and at least one more datagram in either direction.
     Answered,
-    /// Answered, and more was sent or came after [`STREAM_AFTER`]: a conversation.
+    /// Answered, and a datagram passed after [`STREAM_AFTER`]: a conversation.
     Stream,
 }
 
@@ -23,14 +23,14 @@ impl Class {
     pub(super) const ALL: [Self; 4] = [Self::Unanswered, Self::Exchange, Self::Answered, Self::Stream];
 }
 
-/// From this age on a flow that is answered counts as a conversation, as the kernel's connection tracking has it
+/// The age from which an answered flow counts as a conversation, as in the kernel's connection tracking
 /// (`nf_conntrack_udp_packet`).
 pub(super) const STREAM_AFTER: Duration = Duration::from_secs(2);
 
-/// For how long an exchange is spared, for something else to follow.
+/// How long an exchange is protected from eviction, in case more datagrams follow.
 pub(super) const EXCHANGE_SPARED: Duration = Duration::from_millis(250);
 
-/// What a new flow lacks, so that another one has to end for it.
+/// The resource that a new flow lacks, so that another flow has to be evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lack {
     /// A place in the table, or a file descriptor. Every flow has both.
@@ -39,22 +39,22 @@ pub(crate) enum Lack {
     Port,
 }
 
-/// When a flow was last used: the number of the use, and its time.
+/// A flow's last use: a sequence number, and the time.
 pub(super) type Use = (u64, Instant);
 
-/// How long flows may be silent, in both directions.
+/// How long flows may be idle in both directions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
-    /// Whatever the flow is, unless one of the following applies.
+    /// For all flows to which neither of the following applies.
     pub(crate) idle: Duration,
-    /// Of a conversation, while there is room.
+    /// For conversations, while the table is at most half full.
     pub(crate) stream: Duration,
-    /// Of an exchange, while there is little.
+    /// For exchanges, while the table is more than half full.
     pub(crate) exchange: Duration,
 }
 
 impl Timeouts {
-    /// Of a class, where room is scarce or is not.
+    /// The timeout of a class. `is_scarce`: the table is more than half full.
     pub(super) fn of(&self, class: Class, is_scarce: bool) -> Duration {
         match class {
             Class::Stream if !is_scarce => self.stream,
@@ -64,8 +64,8 @@ impl Timeouts {
     }
 }
 
-/// A queue of flows for each class, in the order of their last use: as a class has one timeout at a time, the first
-/// of a queue is the first to expire.
+/// A queue of flows for each class, in the order of their last use. Because a class has one timeout at a
+/// time, the first flow of a queue is the first to expire.
 #[derive(Debug)]
 pub(super) struct ClassQueues([Queue; Class::ALL.len()]);
 
@@ -94,7 +94,7 @@ impl ClassQueues {
         self.of_mut(class).remove(slots, id);
     }
 
-    /// Puts a slot at the end of the queue of its class, which may have changed.
+    /// Moves a slot to the end of the queue of its class, which may have changed.
     pub(super) fn requeue<T: Linked>(
         &mut self,
         (before, after): (Class, Class),
@@ -109,8 +109,8 @@ impl ClassQueues {
     }
 }
 
-/// The queues of flows that have an ephemeral port of the node, and of those that have none: who lacks a port has to
-/// find those that have one. A flow is in one of them.
+/// The queues of flows with an ephemeral port of the node, and those of flows without one: to free a port,
+/// only the former matter. A flow is in one of them.
 #[derive(Debug)]
 pub(super) struct FlowQueues {
     with_port: ClassQueues,
@@ -122,7 +122,7 @@ impl FlowQueues {
         Self { with_port: ClassQueues::new(chain), without_port: ClassQueues::new(chain) }
     }
 
-    /// Those of flows that have a port, or have none.
+    /// The queues of flows with a port, or without one.
     pub(super) fn of(&self, has_port: bool) -> &ClassQueues {
         if has_port { &self.with_port } else { &self.without_port }
     }
@@ -131,7 +131,7 @@ impl FlowQueues {
         if has_port { &mut self.with_port } else { &mut self.without_port }
     }
 
-    /// How many flows have what is lacking.
+    /// Number of flows that hold the resource.
     pub(super) fn holders(&self, lack: Lack) -> usize {
         match lack {
             Lack::Place => self.with_port.len() + self.without_port.len(),
@@ -139,7 +139,7 @@ impl FlowQueues {
         }
     }
 
-    /// Of a class, the flow that was not used for longest and has what is lacking.
+    /// The least recently used flow of a class that holds the resource.
     pub(super) fn oldest(
         &self,
         class: Class,
@@ -151,7 +151,7 @@ impl FlowQueues {
         with_port.into_iter().chain(without_port).min_by_key(|&id| last_use(id))
     }
 
-    /// An exchange that is probably over.
+    /// An exchange that is probably complete.
     pub(super) fn finished(
         &self,
         lack: Lack,
@@ -162,8 +162,8 @@ impl FlowQueues {
         self.oldest(Class::Exchange, lack, last_use).filter(|&id| last_use(id).is_some_and(is_over))
     }
 
-    /// Which flow ends first for what is lacking: an exchange that is probably over; then an unanswered one, as a flood
-    /// consists of those; and a conversation last of all.
+    /// The flow to evict in order to free a resource: first an exchange that is probably complete; then an
+    /// unanswered flow, because a flood consists of those; a conversation last of all.
     pub(super) fn victim(
         &self,
         lack: Lack,

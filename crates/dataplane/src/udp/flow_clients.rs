@@ -1,4 +1,4 @@
-//! Whose flows they are: those of each client, and which clients have much of what flows hold. Pure.
+//! The flows of each client, and which clients hold much of a resource. Pure.
 
 use std::collections::HashMap;
 
@@ -8,17 +8,17 @@ use super::flow_queue::Chain;
 use crate::client::ClientKey;
 use crate::token::{SlotId, Slots};
 
-/// Names a client for as long as it has flows.
+/// Identifies a client while it has flows.
 pub(super) type ClientId = SlotId;
 
-/// A client that has flows.
+/// A client with flows.
 #[derive(Debug)]
 pub(super) struct FlowClient {
     pub(super) client_key: ClientKey,
     pub(super) queues: FlowQueues,
 }
 
-/// All of them of one worker: no more than it has flows.
+/// The clients of one worker: at most as many as it has flows.
 #[derive(Debug)]
 pub(super) struct FlowClients {
     ids: HashMap<ClientKey, ClientId, foldhash::fast::RandomState>,
@@ -27,11 +27,12 @@ pub(super) struct FlowClients {
     ports: Holders,
 }
 
-/// Who has much of one thing that flows hold.
+/// The clients that hold much of one resource.
 #[derive(Debug)]
 pub(super) struct Holders {
     shares: Shares,
-    /// Who has more than its share or is large, and how much: no more of them than there are such parts in the whole.
+    /// The clients above the share or the size of a large client, with what they hold. Their number is
+    /// bounded by the number of such parts in the whole.
     many: Vec<(ClientId, usize)>,
 }
 
@@ -41,12 +42,12 @@ impl FlowClients {
         Self { ids: HashMap::default(), clients: Slots::default(), places, ports }
     }
 
-    /// This client, if it has flows.
+    /// Returns this client's id, if it has flows.
     pub(super) fn find(&self, client_key: ClientKey) -> Option<ClientId> {
         self.ids.get(&client_key).copied()
     }
 
-    /// This client, which is about to have one flow more.
+    /// Returns the id of this client, which is about to get one more flow.
     pub(super) fn found_or_new(&mut self, client_key: ClientKey) -> ClientId {
         let clients = &mut self.clients;
         *self.ids.entry(client_key).or_insert_with(|| {
@@ -62,7 +63,7 @@ impl FlowClients {
         self.clients.get_mut(id)
     }
 
-    /// A client has one flow more, or less.
+    /// Updates the holders after a client got or lost a flow.
     pub(super) fn changed(&mut self, id: ClientId) {
         let holds = |lack| self.clients.get(id).map_or(0, |client| client.queues.holders(lack));
         let (flows, ports) = (holds(Lack::Place), holds(Lack::Port));
@@ -75,7 +76,7 @@ impl FlowClients {
         }
     }
 
-    /// Who has much of what is lacking.
+    /// The clients that hold much of this resource.
     pub(super) fn holders(&self, lack: Lack) -> &Holders {
         match lack {
             Lack::Place => &self.places,
@@ -83,12 +84,12 @@ impl FlowClients {
         }
     }
 
-    /// All of them; for checks.
+    /// All clients; for checks.
     pub(super) fn ids(&self) -> Vec<ClientId> {
         self.clients.ids()
     }
 
-    /// How many there are.
+    /// Number of clients.
     pub(super) fn len(&self) -> usize {
         self.clients.len()
     }
@@ -99,7 +100,7 @@ impl Holders {
         Self { shares, many: Vec::new() }
     }
 
-    /// A client has so much now.
+    /// Records how much a client holds now.
     fn has(&mut self, id: ClientId, count: usize) {
         let listed = self.many.iter().position(|&(other, _)| other == id);
         let is_many = count > self.shares.share.min(self.shares.large);
@@ -111,12 +112,12 @@ impl Holders {
         }
     }
 
-    /// How much a client has, if that is much.
+    /// How much a client holds; 0 if it is not much.
     fn count(&self, id: ClientId) -> usize {
         self.many.iter().find(|(other, _)| *other == id).map_or(0, |&(_, count)| count)
     }
 
-    /// Somebody who has more than its share; this client if it has.
+    /// A client above its share; `preferred` if it is one.
     pub(super) fn over_share(&self, preferred: Option<ClientId>) -> Option<ClientId> {
         let is_over = |count| count > self.shares.share;
         let first = || self.many.iter().find(|&&(_, count)| is_over(count)).map(|&(id, _)| id);
@@ -127,7 +128,7 @@ impl Holders {
         self.count(id) > self.shares.large
     }
 
-    /// Who has most, and how much, if anybody is large.
+    /// The client that holds most, and how much, if it is large.
     pub(super) fn largest(&self) -> Option<(ClientId, usize)> {
         let most = self.many.iter().max_by_key(|(_, count)| *count);
         most.filter(|(_, count)| *count > self.shares.large).copied()

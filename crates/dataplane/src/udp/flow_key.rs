@@ -1,19 +1,19 @@
-//! What tells flows apart. Pure.
+//! The key of a flow. Pure.
 
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Who talks to which service address.
+/// A client's address and the Service address that it sends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FlowKey {
-    /// Where the client sends from, and where replies go.
+    /// The client's address and port: the source of its datagrams, the destination of replies.
     pub(crate) client: SocketAddr,
-    /// Where the client sends to, and where replies must seem to come from.
+    /// The destination of the client's datagrams, the source of replies.
     pub(crate) destination: SocketAddr,
 }
 
-/// Three words into the hasher. Not folded into fewer beforehand: clients choose their addresses and
-/// ports, and must not be able to choose them so that all land in one place.
+/// Feeds three words to the hasher. They are not folded into fewer before, because clients choose their
+/// addresses and ports and must not be able to provoke collisions.
 impl Hash for FlowKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let bits = |ip| match ip {

@@ -1,45 +1,48 @@
-//! Bounds of a flow table: how many flows, how much of them one client may have, and for how long. Pure.
+//! The limits of a flow table: the number of flows, the part of them that one client may have, and their
+//! timeouts. Pure.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::flow_class::Timeouts;
 
-/// Bounds of a table.
+/// The limits of a flow table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FlowLimits {
-    /// Most flows at a time.
+    /// The maximum number of flows.
     pub(crate) capacity: NonZeroUsize,
-    /// What a client may have of those.
+    /// A client's part of the flows.
     pub(crate) places: Shares,
-    /// What a client may have of the ephemeral ports that flows may hold.
+    /// A client's part of the ephemeral ports that flows may hold.
     pub(crate) ports: Shares,
-    /// How long a flow may be silent.
+    /// How long a flow may be idle.
     pub(crate) timeouts: Timeouts,
 }
 
-/// How many flows of a kind a client may have before its own make room first where there are no more.
+/// How much of a resource a client may hold before its own flows are evicted first, once the resource is used
+/// up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shares {
-    /// If it has more, they do so for everybody.
+    /// Above it, the client's flows are evicted for any new flow.
     pub(crate) share: usize,
-    /// If it has more, it is large: they do so for its own new ones.
+    /// Above it, the client is large: its flows are evicted for its own new flows.
     pub(crate) large: usize,
 }
 
-/// One in this many of all flows makes a client large.
+/// A client is large if it has more than one in this many of all flows.
 const LARGE: usize = 8;
 
-/// How long an answered question may be silent under pressure, at most: time enough for a second answer
-/// to the same question.
+/// How long an exchange may be idle at most while the table is more than half full: time enough for a second
+/// answer to the same question.
 const EXCHANGE_IDLE: Duration = Duration::from_secs(5);
 
-/// How much longer a conversation may be silent than anything else: as the kernel's `nf_conntrack_udp_timeout_stream`,
-/// 120 s, is to `nf_conntrack_udp_timeout`, 30 s.
+/// How many times longer than other flows a conversation may be idle: the ratio of the kernel's
+/// `nf_conntrack_udp_timeout_stream`, 120 s, to `nf_conntrack_udp_timeout`, 30 s.
 pub(crate) const STREAM_FACTOR: u32 = 4;
 
 impl FlowLimits {
-    /// With a share of so many in a hundred for each client: of the flows, and of the ephemeral ports that they may hold.
+    /// The limits with a share of `client_percent` for each client: of the flows, and of the ephemeral ports
+    /// that flows may hold.
     pub(crate) fn new(capacity: NonZeroUsize, ports: usize, client_percent: u8, idle: Duration) -> Self {
         let timeouts =
             Timeouts { idle, stream: idle.saturating_mul(STREAM_FACTOR), exchange: idle.min(EXCHANGE_IDLE) };
@@ -49,7 +52,7 @@ impl FlowLimits {
 }
 
 impl Shares {
-    /// Those of a client that may have so many in a hundred of so much.
+    /// The shares of a client that may have `percent` of `whole`.
     pub(crate) fn of(whole: usize, percent: u8) -> Self {
         let share = whole.saturating_mul(percent.into()) / 100;
         Self { share: share.max(1), large: whole / LARGE }

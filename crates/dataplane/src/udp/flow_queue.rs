@@ -1,9 +1,8 @@
-//! A queue of slots in the order of their use, linked through the slots themselves: to move one to
-//! the end, or take it out of the middle, costs the same however many there are.
+//! A queue of slots in the order of their use, linked through the slots themselves. Moving one to the end, or
+//! removing it from the middle, takes constant time.
 //!
-//! Our own rather than a crate's (`lru`, `hashlink`): those keep keys and values in nodes that
-//! nothing but the key finds, where poll events find a flow by its slot, and one flow is in two
-//! queues at a time and moves between several.
+//! No crate (`lru`, `hashlink`) fits: those keep keys and values in nodes that are found only by key. Here,
+//! poll events find a flow by its slot, and one flow is in two queues at a time and moves between several.
 
 use crate::token::{SlotId, Slots};
 
@@ -14,16 +13,16 @@ pub(super) struct Links {
     newer: Option<SlotId>,
 }
 
-/// Which of a slot's neighbours: a slot may be in one queue of each chain.
+/// Selects one of a slot's pairs of neighbours: a slot may be in one queue of each chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chain {
-    /// Among all flows.
+    /// The queues of all flows.
     Table,
-    /// Among those of the same client.
+    /// The queues of one client's flows.
     Client,
 }
 
-/// What can be queued.
+/// An item that can be queued.
 pub(super) trait Linked {
     fn links(&mut self, chain: Chain) -> &mut Links;
 }
@@ -42,12 +41,12 @@ impl Queue {
         Self { chain, oldest: None, newest: None, len: 0 }
     }
 
-    /// The slot that has waited longest.
+    /// The slot that was queued first.
     pub(super) fn oldest(&self) -> Option<SlotId> {
         self.oldest
     }
 
-    /// The slot that came last.
+    /// The slot that was queued last.
     pub(super) fn newest(&self) -> Option<SlotId> {
         self.newest
     }
@@ -56,7 +55,7 @@ impl Queue {
         self.len
     }
 
-    /// Puts a slot that is in no queue at the end of this one.
+    /// Appends a slot that is in no queue.
     pub(super) fn push<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
         let Some(slot) = slots.get_mut(id) else { return };
         *slot.links(self.chain) = Links { older: self.newest, newer: None };
@@ -68,7 +67,7 @@ impl Queue {
         self.len += 1;
     }
 
-    /// Takes a slot out of this queue, which it is in.
+    /// Removes a slot from this queue. It must be in it.
     pub(super) fn remove<T: Linked>(&mut self, slots: &mut Slots<T>, id: SlotId) {
         let Some(slot) = slots.get_mut(id) else { return };
         let Links { older, newer } = std::mem::take(slot.links(self.chain));
@@ -83,7 +82,7 @@ impl Queue {
         self.len -= 1;
     }
 
-    /// The slots from the oldest to the newest; for checks. Stops where the links do not agree.
+    /// The slots from the oldest to the newest; for checks. Stops where the links are inconsistent.
     pub(super) fn walk<T: Linked>(&self, slots: &mut Slots<T>) -> Vec<SlotId> {
         let (mut walked, mut next) = (Vec::new(), self.oldest);
         while let Some(id) = next.filter(|_| walked.len() <= self.len) {

@@ -1,7 +1,7 @@
-//! The flow table against a model that is too simple to be wrong, over random histories.
+//! Compares the flow table with a model that is too simple to be wrong, over random histories.
 //!
-//! A history follows from its seed. A failure prints the seed; `SLUICE_FLOW_SEED=<seed>` runs that
-//! history alone and prints each step.
+//! A history is determined by its seed. A failure prints the seed; `SLUICE_FLOW_SEED=<seed>` runs only that
+//! history and prints each step.
 
 mod rules;
 
@@ -26,10 +26,10 @@ const SEED_VARIABLE: &str = "SLUICE_FLOW_SEED";
 const SEEDS: u64 = 600;
 const STEPS: usize = 500;
 
-/// What the table keeps for us: which endpoint, and which opening of all.
+/// The data in the table: the endpoint, and the number of the opening.
 type Upstream = (usize, u64);
 
-/// A flow as the model sees it.
+/// A flow in the model.
 #[derive(Debug, Clone)]
 struct ModelFlow {
     id: FlowId,
@@ -46,7 +46,7 @@ struct Simulation {
     rng: StdRng,
     verbose: bool,
     limits: FlowLimits,
-    /// How many flows may have a port.
+    /// The maximum number of flows with a port.
     ports: usize,
     table: FlowTable<Upstream>,
     now: Instant,
@@ -55,15 +55,15 @@ struct Simulation {
     /// The keys of `flows`, least recently used first.
     order: Vec<FlowKey>,
     counters: FlowCounters,
-    /// Every id there ever was, with the key and the opening that it stood for.
+    /// All ids so far, with the key and the opening of each.
     ids: Vec<(FlowId, FlowKey, u64)>,
     openings: u64,
     serving: Vec<bool>,
-    /// Flows that were there when a sweep was last requested, and have not been looked at.
+    /// The number of flows that existed when a sweep was last requested and were not checked yet.
     unswept: usize,
 }
 
-/// Whose a flow is: those with IPv6 addresses are outside.
+/// The client that a flow counts for. All clients are outside; IPv6 clients count by network.
 fn of(key: &FlowKey) -> ClientKey {
     ListenerKind::Captured(Origin::Outside).client_key(key.client.ip(), true)
 }
@@ -150,7 +150,7 @@ impl Simulation {
             }
             self.compare();
         }
-        // In the end everybody falls silent, and nothing is left.
+        // In the end all clients are silent, and no flow remains.
         self.pass(Duration::from_secs(120));
         while !self.flows.is_empty() {
             self.expiry_runs();
@@ -166,7 +166,7 @@ impl Simulation {
         }
     }
 
-    /// What must hold between steps.
+    /// Checks the invariants between steps.
     fn compare(&mut self) {
         assert!(self.table.len() <= self.limits.capacity.get(), "never more flows than the bound");
         assert_eq!((self.table.len(), self.table.with_port()), (self.flows.len(), self.with_port()));
@@ -183,7 +183,7 @@ impl Simulation {
         flow
     }
 
-    /// The table ended a flow: the one that the model expects, with everything in it.
+    /// Checks that the flow that the table ended is the one that the model expects, with all of its data.
     fn ended(&mut self, ended: EndedFlow<Upstream>, expected: FlowKey, cause: Cause) {
         self.log(format_args!("    ended {:?}: {:?}", ended.cause, ended.id));
         assert_eq!((ended.flow.key(), ended.cause), (expected, cause));
@@ -213,7 +213,7 @@ impl Simulation {
         if self.rng.random_bool(0.9) { 1 } else { self.rng.random_range(2..64) }
     }
 
-    /// Any id of the past: of a flow that lives, or of one that does not.
+    /// Any id so far, of a flow that exists or of one that has ended.
     fn random_id(&mut self) -> Option<(FlowId, FlowKey, u64)> {
         let recent = self.ids.len().saturating_sub(20);
         let from = if self.rng.random_bool(0.9) { recent } else { 0 };
@@ -247,7 +247,7 @@ impl Simulation {
         }
     }
 
-    /// Opens a flow if any endpoint serves.
+    /// Opens a flow if an endpoint serves.
     fn open(&mut self, key: FlowKey, count: u64) {
         let candidates: Vec<_> = (0..self.serving.len()).filter(|&endpoint| self.serving[endpoint]).collect();
         if candidates.is_empty() {
@@ -285,7 +285,7 @@ impl Simulation {
         self.counters.opened += 1;
     }
 
-    /// One of these flows has ended, if there are any.
+    /// Checks that one of these flows has ended, if there are any.
     fn made_room(&mut self, ended: Option<EndedFlow<Upstream>>, victims: &[FlowKey], cause: Cause) {
         match ended {
             Some(ended) => {
@@ -335,7 +335,7 @@ impl Simulation {
             0..10 => self.rng.random_range(0..100),
             10..17 => self.rng.random_range(0..6_000),
             17..19 => self.rng.random_range(0..40_000),
-            // To the very moment, or the last one before it.
+            // Exactly to the deadline, or to the last moment before it.
             _ => {
                 if let Some(deadline) = self.next_deadline() {
                     let before = Duration::from_nanos(self.rng.random_range(0..2));
@@ -383,7 +383,7 @@ impl Simulation {
         }
         self.unswept = self.unswept.saturating_sub(limit);
         if self.rng.random_bool(0.3) {
-            // A whole sweep leaves nothing behind that is not valid.
+            // After a complete sweep no invalid flow remains.
             self.table.request_sweep();
             let (table, serving) = (&mut self.table, &self.serving);
             let mut swept = Vec::new();

@@ -1,5 +1,5 @@
-//! A flow's socket towards its endpoint, which is told some things only once they matter: most flows are one question and
-//! one answer, and each system call counts for them.
+//! A flow's socket towards its endpoint. Some options are set only when they matter: most flows are one
+//! question and one answer, so each system call counts.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,12 +12,13 @@ use socket2::Domain;
 
 use crate::drops::DropsCounted;
 
-/// Datagrams of up to so many bytes reach anybody unfragmented: Linux takes no path to be narrower than 552 bytes
+/// Datagrams of up to this many bytes are never fragmented: Linux assumes no path MTU below 552 bytes
 /// (`net.ipv4.route.min_pmtu`), and IPv6 has none below 1,280.
 const NEVER_FRAGMENTED: usize = 512;
 
-/// A queue that overflows has so many datagrams or bytes at least when it is next looked at: 212,992 bytes of it
-/// (`net.core.rmem_default`) are taken then, by payloads, and some 800 bytes to 5 KiB of the kernel's for each.
+/// A queue that overflows holds at least this many datagrams or bytes when it is read next: it is full when
+/// payloads and the kernel's overhead (some 800 bytes to 5 KiB for each) take up 212,992 bytes
+/// (`net.core.rmem_default`).
 const LIKE_AN_OVERFLOW: (usize, usize) = (8, 16_384);
 
 /// The socket of a flow.
@@ -32,7 +33,7 @@ pub(crate) struct FlowSocket {
 }
 
 impl FlowSocket {
-    /// One that is connected to this endpoint.
+    /// Wraps a socket that is connected to this endpoint.
     pub(crate) fn new(socket: UdpSocket, endpoint: SocketAddr) -> Self {
         Self {
             socket: mio::net::UdpSocket::from_std(socket),
@@ -44,12 +45,12 @@ impl FlowSocket {
         }
     }
 
-    /// Has its events reported.
+    /// Registers the socket for events.
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         self.socket.register(registry, token, Interest::READABLE)
     }
 
-    /// Whether it sends from one of these addresses.
+    /// Whether its local address is one of these.
     pub(crate) fn sends_from(&self, addresses: &[IpAddr]) -> bool {
         self.socket.local_addr().is_ok_and(|own| addresses.contains(&own.ip()))
     }
@@ -62,7 +63,8 @@ impl FlowSocket {
     ) -> Sent {
         if batch.largest() > NEVER_FRAGMENTED && !self.lets_fragment {
             self.lets_fragment = true;
-            // None is known for a UDP socket; without it, what is too large for some link is lost.
+            // No error is known for a UDP socket. Without the option, datagrams that are too large for some
+            // link are lost.
             let _ = udp::allow_fragmentation(&self.socket, self.endpoint);
         }
         batch.send_joined(&self.socket, &self.joining, failed)
@@ -81,14 +83,14 @@ impl FlowSocket {
     fn has_many(&mut self, count: usize, batch: &RecvBatch) {
         if !self.takes_trains {
             self.takes_trains = true;
-            // None is known for a UDP socket; without it, trains come as their datagrams.
+            // No error is known for a UDP socket. Without the option, trains arrive as single datagrams.
             let _ = udp::receive_trains(&self.socket);
         }
         let bytes = || batch.iter().map(|datagram| datagram.payload.bytes().len()).sum::<usize>();
         self.may_have_dropped |= count >= LIKE_AN_OVERFLOW.0 || bytes() >= LIKE_AN_OVERFLOW.1;
     }
 
-    /// How many datagrams the kernel has dropped because the socket's queue was full.
+    /// Number of datagrams that the kernel dropped because the socket's queue was full.
     pub(crate) fn dropped(&self) -> u64 {
         if self.may_have_dropped { DropsCounted::default().more(&self.socket) } else { 0 }
     }

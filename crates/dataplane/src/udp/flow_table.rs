@@ -1,22 +1,22 @@
-//! Which flows there are, and which of them must end: all that a worker decides about UDP without
-//! looking at a socket or a clock.
+//! The flow table: which flows there are, and which of them have to end. It makes all of a worker's decisions
+//! about UDP, without access to sockets or a clock.
 //!
-//! A flow is one client talking to one service address ([`FlowKey`]); it sticks to the upstream that
-//! it was opened with for as long as that is valid. The worker tells what happened and when; the
-//! table answers what to do, and hands every flow that ends back, once, with the reason
-//! ([`EndedFlow`]): whoever owns sockets closes them by dropping it.
+//! A flow is one client that sends to one Service address ([`FlowKey`]). It keeps the upstream that it was
+//! opened with for as long as that is valid. The worker reports what happened and when. The table returns
+//! what to do, and returns every flow that ends, once, with the reason ([`EndedFlow`]); dropping that closes
+//! the flow's sockets.
 //!
-//! * Bounded: at [`FlowLimits::capacity`], a new flow takes another one's place, and where there is no ephemeral port left
-//!   for one, another one's port. Whose, is a matter of who has much of that ([`FlowLimits`]) and of what has passed in
-//!   a flow (`flow_class`).
-//! * A flow that nobody used for [`Timeouts::idle`] ends; a conversation after [`Timeouts::stream`]. While the
-//!   table is more than half full, a conversation has no more time than others, and an answered one-shot
-//!   (one datagram each way: most of DNS) ends after [`Timeouts::exchange`] already.
-//! * A flow ends at once when its endpoint stops serving or its route is gone: seen at the client's
-//!   next datagram, or by a [sweep](FlowTable::request_sweep).
+//! * The table is bounded. At [`FlowLimits::capacity`], a new flow takes the place of another one; if no
+//!   ephemeral port is left, it takes another flow's port. Which flow is evicted depends on how much its
+//!   client holds ([`FlowLimits`]) and on the datagrams that have passed (`flow_class`).
+//! * A flow ends if it is idle for [`Timeouts::idle`]; a conversation for [`Timeouts::stream`]. While the
+//!   table is more than half full, a conversation has no more time than other flows, and an exchange (one
+//!   datagram each way, as in most of DNS) ends after [`Timeouts::exchange`].
+//! * A flow ends when its endpoint stops serving or its route is gone. This is noticed at the client's next
+//!   datagram, or by a [sweep](FlowTable::request_sweep).
 //!
-//! Every datagram costs one or two look-ups and a few writes, however many flows there are.
-//! Everything about one flow happens on its worker's thread.
+//! Every datagram costs one or two look-ups and a few writes, however many flows there are. A flow is handled
+//! only on its worker's thread.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -37,8 +37,8 @@ pub(crate) use super::flow_limits::FlowLimits;
 pub(crate) enum Action<U> {
     /// Send it to this flow's upstream.
     Forward(FlowId),
-    /// Decide where it leads, and call [`FlowTable::opened`] if it leads anywhere. A flow that it
-    /// would have belonged to has just ended, its upstream being no longer valid.
+    /// Choose an endpoint, and call [`FlowTable::opened`] if there is one. Contains the flow that the
+    /// datagram would have belonged to, if it has just ended because its upstream is no longer valid.
     Open(Option<EndedFlow<U>>),
 }
 
@@ -50,11 +50,11 @@ pub(crate) struct FlowTable<U> {
     flows: Slots<Entry<U>>,
     queues: FlowQueues,
     clients: FlowClients,
-    /// Uses so far; numbers them, since two may happen at the same instant.
+    /// The number of uses so far. Uses are numbered because several may have the same time.
     uses: u64,
-    /// The latest time heard of. Time does not go back.
+    /// The latest time seen. Time does not go back.
     latest: Option<Instant>,
-    /// Flows that the sweep under way has yet to look at.
+    /// Flows that the current sweep still has to check.
     unswept: Vec<FlowId>,
     counters: FlowCounters,
 }
@@ -62,9 +62,9 @@ pub(crate) struct FlowTable<U> {
 #[derive(Debug)]
 struct Entry<U> {
     flow: Flow<U>,
-    /// Number of its last use.
+    /// The number of its last use.
     used: u64,
-    /// Which queues it is in: among all flows, and among its client's.
+    /// Its class and its client determine the queues that it is in.
     class: Class,
     client: ClientId,
     links: Links,
@@ -86,8 +86,8 @@ impl<U> FlowTable<U> {
         }
     }
 
-    /// A client sent `count` datagrams, at least one. `valid` says of their flow, if there is one,
-    /// whether its upstream still serves and its route is still there.
+    /// Records that a client sent `count` datagrams, at least one. `valid` returns whether the upstream of
+    /// their flow, if there is one, still serves and its route still exists.
     pub(crate) fn on_client_datagrams(
         &mut self,
         key: FlowKey,
@@ -108,9 +108,10 @@ impl<U> FlowTable<U> {
         action
     }
 
-    /// A flow was opened for `count` datagrams of a client, which counts as `client_key`, with an ephemeral port of the node or without. The flow
-    /// whose place it takes is to be closed: at capacity that of [`make_room`](Self::make_room), and one with the same
-    /// key if there is one.
+    /// Records a flow that was opened for `count` datagrams of a client. `client_key` is the client that the
+    /// flow counts for; `has_port` is whether the flow has an ephemeral port of the node. Returns the flow
+    /// that it replaced: one with the same key or, at capacity, the one that [`make_room`](Self::make_room)
+    /// evicted.
     pub(crate) fn opened(
         &mut self,
         key: FlowKey,
@@ -152,8 +153,8 @@ impl<U> FlowTable<U> {
         (id, displaced)
     }
 
-    /// A flow's upstream sent `count` datagrams, at least one; they go to the client of the flow
-    /// returned. None: the flow has ended, and they go nowhere.
+    /// Records that a flow's upstream sent `count` datagrams, at least one. Returns the flow, whose client
+    /// gets them; `None` if the flow has ended, and they are dropped.
     pub(crate) fn on_replies(&mut self, id: FlowId, count: u64, now: Instant) -> Option<&mut Flow<U>> {
         let now = self.observe(now);
         self.used(id, now, |flow| flow.replies += count);
@@ -161,18 +162,19 @@ impl<U> FlowTable<U> {
         self.flow(id)
     }
 
-    /// The worker ends a flow.
+    /// Ends a flow at the worker's request.
     pub(crate) fn close(&mut self, id: FlowId) -> Option<EndedFlow<U>> {
         let ended = self.end(id, Cause::Closed);
         self.check();
         ended
     }
 
-    /// Ends a flow that has what a client's new one lacks, if there is one: one of a client that has more than its share
-    /// of that, or else the client's own if it has many, or else anybody's. Whose of those, says [`FlowQueues::victim`].
+    /// Evicts a flow that holds the resource that a client's new flow lacks, if there is one: a flow of a
+    /// client above its share, or else of the client itself if it is large, or else of any client.
+    /// [`FlowQueues::victim`] chooses among the flows.
     ///
-    /// Ports are so few that one client may have most of them, and in conversations that it keeps up: before anybody
-    /// else who has few gives one, that client does.
+    /// Ports are few, so one client may have most of them, in conversations that it keeps up. So if none of
+    /// the above holds, the largest client gives up a port before clients that have few.
     pub(crate) fn make_room(
         &mut self,
         client_key: ClientKey,
@@ -203,11 +205,11 @@ impl<U> FlowTable<U> {
         ended
     }
 
-    /// Ends flows whose time is over, `limit` at most; returns how many. If it returns `limit`, there
-    /// may be more, and [`next_deadline`](Self::next_deadline) is in the past.
+    /// Ends flows that have expired, at most `limit`. Returns how many. If it returns `limit`, there may be
+    /// more, and [`next_deadline`](Self::next_deadline) is in the past.
     ///
-    /// What is over with or without room goes first: flows that end may relieve the table so far that the shorter
-    /// timeouts no longer apply.
+    /// Flows that have expired by the longer timeouts end first, because that may free so much of the table
+    /// that the shorter ones no longer apply.
     pub(crate) fn expire(
         &mut self,
         now: Instant,
@@ -229,7 +231,8 @@ impl<U> FlowTable<U> {
     #[cfg(test)]
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         let is_scarce = self.is_scarce();
-        // None is later than any deadline: there is no flow, or its end is beyond the clock's.
+        // `None` is not a later deadline: it means that there is no flow, or that its end exceeds the clock's
+        // range.
         Class::ALL
             .into_iter()
             .filter_map(|class| self.first_deadline(class, is_scarce))
@@ -237,18 +240,18 @@ impl<U> FlowTable<U> {
             .min()
     }
 
-    /// Endpoints or routes have changed: all flows there are must be looked at once. A sweep under way
-    /// starts again.
+    /// Requests that all current flows are checked once, because endpoints or routes have changed. Restarts a
+    /// sweep that is in progress.
     pub(crate) fn request_sweep(&mut self) {
         self.unswept = self.flows.ids();
     }
 
-    /// Whether a sweep has flows left to look at.
+    /// Whether the sweep has flows left to check.
     pub(crate) fn sweep_pending(&self) -> bool {
         !self.unswept.is_empty()
     }
 
-    /// Looks at up to `limit` flows and ends those that are no longer valid.
+    /// Checks up to `limit` flows, and ends those that are no longer valid.
     pub(crate) fn sweep(
         &mut self,
         limit: usize,
@@ -266,49 +269,49 @@ impl<U> FlowTable<U> {
         self.check();
     }
 
-    /// The flow of this name, if it lives.
+    /// The flow with this id, if it exists.
     pub(crate) fn flow(&mut self, id: FlowId) -> Option<&mut Flow<U>> {
         self.flows.get_mut(id).map(|entry| &mut entry.flow)
     }
 
-    /// Whose a flow is.
+    /// The client that a flow counts for.
     pub(crate) fn client_key(&self, id: FlowId) -> Option<ClientKey> {
         Some(self.clients.get(self.flows.get(id)?.client)?.client_key)
     }
 
-    /// Shows flows, some from a slot on; where to go on, if there may be more.
+    /// Shows some flows, from a slot on. Returns the slot from which to continue, if there may be more.
     pub(crate) fn look(&self, slot: usize, most: usize, mut show: impl FnMut(&Flow<U>)) -> Option<usize> {
         self.flows.look(slot, most, |entry| show(&entry.flow))
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// How many flows have an ephemeral port.
+    /// Number of flows with an ephemeral port.
     pub(crate) fn with_port(&self) -> usize {
         self.queues.holders(Lack::Port)
     }
 
-    /// The client that has most of what is lacking, and how much, if it is large.
+    /// The client that holds most of a resource, and how much, if it is large.
     pub(crate) fn largest(&self, lack: Lack) -> Option<(ClientKey, usize)> {
         let (id, count) = self.clients.holders(lack).largest()?;
         Some((self.clients.get(id)?.client_key, count))
     }
 
-    /// How many flows there may be.
+    /// The maximum number of flows.
     pub(crate) fn capacity(&self) -> usize {
         self.limits.capacity.get()
     }
 
-    /// What has been opened and ended so far.
+    /// How many flows were opened, and how many ended for each reason.
     #[cfg(test)]
     pub(crate) fn counters(&self) -> FlowCounters {
         self.counters
     }
 
-    /// The time to go by: that of the caller, unless it was told a later one before.
+    /// The time to use: the caller's, unless an earlier call had a later one.
     fn observe(&mut self, now: Instant) -> Instant {
         let now = self.latest.map_or(now, |latest| latest.max(now));
         self.latest = Some(now);
@@ -320,7 +323,8 @@ impl<U> FlowTable<U> {
         self.uses
     }
 
-    /// Counts a use of a flow, which makes it the most recently used, in the queues that it belongs to by now.
+    /// Records a use of a flow: it becomes the most recently used one, in the queues that its class now calls
+    /// for.
     fn used(&mut self, id: FlowId, now: Instant, count: impl FnOnce(&mut Flow<U>)) {
         let number = self.next_use();
         let Some(entry) = self.flows.get_mut(id) else { return };
@@ -339,7 +343,7 @@ impl<U> FlowTable<U> {
         }
     }
 
-    /// Takes a flow out.
+    /// Removes a flow.
     fn end(&mut self, id: FlowId, cause: Cause) -> Option<EndedFlow<U>> {
         let entry = self.flows.get(id)?;
         let (class, client, has_port) = (entry.class, entry.client, entry.flow.has_port);
@@ -354,7 +358,7 @@ impl<U> FlowTable<U> {
         Some(EndedFlow { id, flow, cause })
     }
 
-    /// The flow whose time is over by `now`, if there is one.
+    /// A flow that has expired by `now`, if there is one.
     fn overdue(&self, now: Instant) -> Option<FlowId> {
         let first = |is_scarce| {
             let overdue = Class::ALL.into_iter().filter_map(|class| self.first_deadline(class, is_scarce));
@@ -364,12 +368,12 @@ impl<U> FlowTable<U> {
         first(false).or_else(|| if self.is_scarce() { first(true) } else { None })
     }
 
-    /// Whether more than half of all places are taken.
+    /// Whether more than half of the places are taken.
     fn is_scarce(&self) -> bool {
         self.len() > self.capacity() / 2
     }
 
-    /// The first flow of a class to expire, and when.
+    /// The first flow of a class to expire, with the time.
     fn first_deadline(&self, class: Class, is_scarce: bool) -> Option<(Instant, FlowId)> {
         let last_use = |id| self.flows.get(id).map(|entry| (entry.used, entry.flow.last_used));
         let id = self.queues.oldest(class, Lack::Place, &last_use)?;

@@ -1,9 +1,9 @@
-//! Which flows of a worker keep their client's address and port towards which endpoint.
+//! The flows of a worker that use their client's address and port towards their endpoint.
 //!
-//! Sockets with the same address and port share it (`SO_REUSEADDR`), and the kernel tells them apart by the endpoint
-//! that they are connected to. Only two with the same endpoint as well it cannot tell apart: one would get the
-//! other's replies. TPROXY gives what one client's socket sends to always the same worker, so the worker's own flows
-//! are all that matter.
+//! Sockets with the same address and port share it (`SO_REUSEADDR`), and the kernel tells them apart by the
+//! endpoints that they are connected to. It cannot tell two sockets with the same endpoint apart: one would
+//! get the other's replies. TPROXY always gives the datagrams of one client socket to the same worker, so
+//! only the worker's own flows matter.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -15,22 +15,22 @@ pub(crate) struct KeptPort {
     pub(crate) endpoint: SocketAddr,
 }
 
-/// All of them of one worker: no more than it has flows.
+/// All of them on one worker: at most as many as it has flows.
 #[derive(Debug, Default)]
 pub(crate) struct KeptPorts(HashSet<KeptPort, foldhash::fast::RandomState>);
 
 impl KeptPorts {
-    /// Whether a new flow can have it.
+    /// Whether a new flow can use it.
     pub(crate) fn is_free(&self, port: KeptPort) -> bool {
         !self.0.contains(&port)
     }
 
-    /// A flow has been opened with it, if it keeps its client's port.
+    /// Records that a flow was opened, with the port that it keeps, if any.
     pub(crate) fn opened(&mut self, port: Option<KeptPort>) {
         self.0.extend(port);
     }
 
-    /// A flow that was opened with it has ended.
+    /// Records that such a flow has ended.
     pub(crate) fn ended(&mut self, port: Option<KeptPort>) {
         if let Some(port) = port {
             self.0.remove(&port);

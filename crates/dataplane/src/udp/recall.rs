@@ -1,11 +1,11 @@
-//! Which endpoint a UDP flow goes to when its datagrams come to another worker than before, or to another agent.
+//! The endpoint of a UDP flow whose datagrams now come to another worker, or to another agent.
 //!
-//! While one agent takes over from another, the sockets that clients' datagrams are spread over by the kernel
-//! (`SO_REUSEPORT`) change twice: the new agent's join, then the old agent's leave. Each time most clients are led to
-//! another socket, whose worker knows nothing of their flows. For that time all workers of an agent share this memory: it
-//! begins with the flows that the old agent had, every flow that is opened meanwhile is added, and a worker that opens a
-//! flow asks it first. It ends by itself, since flows that are silent for longer would have ended, too. At all other
-//! times a look at it is one atomic load.
+//! While one agent takes over from another, the group of sockets that the kernel spreads clients' datagrams
+//! over (`SO_REUSEPORT`) changes twice: the new agent's sockets join, then the old agent's leave. Each time
+//! most clients move to another socket, whose worker does not know their flows. Meanwhile, all workers of an
+//! agent share this memory. It starts with the flows of the old agent; every flow that is opened is added; a
+//! worker that opens a flow checks it first. It ends by itself, because flows that are idle for longer would
+//! have ended anyway. At all other times a check is one atomic load.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use dashmap::DashMap;
 use super::flow_key::FlowKey;
 use crate::FlowEnds;
 
-/// How many flows are remembered at the most; the others are opened as new ones. Some 10 MB.
+/// The maximum number of remembered flows; further ones are opened as new flows. About 10 MB.
 const MOST: usize = 65_536;
 
 /// The memory that an agent's workers share.
@@ -29,7 +29,8 @@ pub(crate) struct Recall {
 }
 
 impl Recall {
-    /// Remembers flows, other than those that are remembered already, and all that are opened until then.
+    /// Remembers flows, except those that are already remembered, and all flows that are opened until
+    /// `until`.
     pub(crate) fn begin(&self, flows: impl IntoIterator<Item = FlowEnds>, until: Instant) {
         let mut end = self.until();
         *end = Some(end.map_or(until, |end| end.max(until)));
@@ -50,7 +51,7 @@ impl Recall {
             .flatten()
     }
 
-    /// Notes that a flow was opened.
+    /// Records that a flow was opened.
     pub(crate) fn opened(&self, key: FlowKey, endpoint: SocketAddr) {
         if self.is_active.load(Ordering::Relaxed) {
             self.insert(key, endpoint);
@@ -63,7 +64,7 @@ impl Recall {
         }
     }
 
-    /// Forgets everything if the time is over.
+    /// Forgets everything once its time is over.
     pub(crate) fn end_if_due(&self, now: Instant) {
         let mut until = self.until();
         if until.is_some_and(|until| until <= now) {

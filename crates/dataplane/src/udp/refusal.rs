@@ -1,6 +1,6 @@
-//! Telling a client that nobody listens at its endpoint, or that there is no room for its flow: an ICMP message from the
-//! service address (port unreachable), as the kernel would send it for a port of its own. Needs CAP_NET_RAW; without it the
-//! client is told nothing.
+//! Tells a client that its endpoint's port is closed, or that there is no room for its flow: sends an ICMP
+//! port unreachable message from the Service address, as the kernel would for a closed port of its own. Needs
+//! CAP_NET_RAW; without it, the client is not told.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,29 +15,30 @@ use super::flow_table::FlowKey;
 use crate::client::ClientKey;
 use crate::transparent::{Marks, make_transparent};
 
-/// How many of them a worker sends in a second, like the kernel's `net.ipv4.icmp_msgs_per_sec` of all. Each answers a
-/// datagram, so that nobody gets more than it asked for.
+/// The maximum number of messages per second and worker, like the kernel's total
+/// `net.ipv4.icmp_msgs_per_sec`. Each answers a datagram, so they do not amplify traffic.
 const PER_SECOND: u32 = 1_000;
 
-/// And how many to one client, so that none takes them from all others. The kernel gives one a second to each
-/// (`net.ipv4.icmp_ratelimit`), which resolvers that ask for many at a time then wait for.
+/// The maximum number per second to one client, so that it does not take all of them. The kernel sends one
+/// per second to each client (`net.ipv4.icmp_ratelimit`), which delays resolvers that send many queries at a
+/// time.
 const PER_CLIENT: u32 = 100;
 
-/// Bytes before what is quoted of the datagram: type, code, checksum, and four that are unused.
+/// The length of the header before the quoted datagram: type, code, checksum, and four unused bytes.
 const ICMP: usize = 8;
 const UDP: usize = 8;
 
-/// Sends refusals, not too many.
+/// Sends rate-limited refusals.
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     rate: Rate,
-    /// Errors that have been told of: each once, as there are few.
+    /// Errors that were logged: each is logged once, because there are few.
     told: Vec<(Step, Option<i32>)>,
 }
 
 impl Refusals {
-    /// Tells the client of a flow, or of one that is not to be. Whether it could be told. Without marks nothing is captured,
-    /// and the service address is this node's own.
+    /// Tells the client of a flow, or of a flow that was not opened. Returns whether the message was sent.
+    /// Without marks nothing is captured, and the Service address is one of this node's own.
     pub(super) fn send(
         &mut self,
         key: FlowKey,
@@ -45,7 +46,7 @@ impl Refusals {
         marks: Option<Marks>,
         now: Instant,
     ) -> bool {
-        // Which of its addresses the client has used is not known.
+        // It is unknown which of the node's addresses the client used.
         if key.destination.ip().is_unspecified() || !self.rate.take(client, now) {
             return false;
         }
@@ -64,7 +65,7 @@ impl Refusals {
         self.told.push(what);
         let mend = mend(step, error);
         if step == Step::Open && marks.is_none() {
-            // A plain relay is often meant to have no privileges.
+            // Relays in bind mode often run without privileges on purpose.
             tracing::debug!(%error, "UDP clients are not told when they are refused, but wait: {mend}");
             return;
         }
@@ -72,17 +73,17 @@ impl Refusals {
     }
 }
 
-/// How many have been sent in the second that runs: of all, and to each client.
+/// The number of messages sent in the current second: in total, and to each client.
 #[derive(Debug, Default)]
 struct Rate {
     began: Option<Instant>,
     sent: u32,
-    /// No more than were sent.
+    /// At most as many entries as messages sent.
     to: HashMap<ClientKey, u32, foldhash::fast::RandomState>,
 }
 
 impl Rate {
-    /// Takes one for a client, if there is one left for it.
+    /// Takes one message for a client. Returns whether one was left.
     fn take(&mut self, client: ClientKey, now: Instant) -> bool {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
             (self.began, self.sent) = (Some(now), 0);
@@ -101,17 +102,17 @@ impl Rate {
     }
 }
 
-/// What an error is about.
+/// The step that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// A raw socket.
+    /// Opening a raw socket.
     Open,
-    /// Its mark and address.
+    /// Setting its mark and address.
     Prepare,
     Send,
 }
 
-/// What a person can do about an error.
+/// What to do about an error.
 fn mend(step: Step, error: &io::Error) -> &'static str {
     match (step, error.raw_os_error().map(Errno::from_raw_os_error)) {
         (Step::Open, Some(Errno::PERM | Errno::ACCESS)) => "give the agent CAP_NET_RAW",
@@ -135,14 +136,15 @@ fn send(key: FlowKey, marks: Option<Marks>) -> Result<(), (Step, io::Error)> {
         socket.set_mark(marks.downstream).map_err(at(Step::Prepare))?;
     }
     socket.bind(&SocketAddr::new(service.ip(), 0).into()).map_err(at(Step::Prepare))?;
-    // With the scope of a link-local address.
+    // Keeps the scope id of a link-local address.
     let mut client = key.client;
     client.set_port(0);
     socket.send_to(&message(key), &client.into()).map_err(at(Step::Send)).map(drop)
 }
 
-/// The message (RFC 792, RFC 4443), with the headers of a datagram as the client may have sent it: by its addresses and
-/// ports the client's kernel finds the socket. The kernel here adds the checksum of ICMPv6 (RFC 3542).
+/// The ICMP message (RFC 792, RFC 4443). It quotes the headers of a datagram as the client may have sent it,
+/// because the client's kernel finds the socket by the addresses and ports. For ICMPv6, this node's kernel
+/// adds the checksum (RFC 3542).
 fn message(key: FlowKey) -> Vec<u8> {
     const HOPS: u8 = 64;
     let (udp, ipv6_udp) = (17, 17);
@@ -180,7 +182,7 @@ fn message(key: FlowKey) -> Vec<u8> {
     bytes
 }
 
-/// The Internet's checksum (RFC 1071) of an even number of bytes.
+/// The Internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> [u8; 2] {
     let (words, _) = bytes.as_chunks::<2>();
     let mut sum: u32 = words.iter().map(|&word| u32::from(u16::from_be_bytes(word))).sum();

@@ -1,8 +1,8 @@
-//! The UDP side of a worker: sockets around the [flow table](super::flow_table).
+//! The UDP side of a worker: the sockets around the [flow table](super::flow_table).
 //!
-//! Datagrams come and go in batches. What one client sent in a batch goes on in one system call; so do
-//! an endpoint's replies: `passing`. `opening` is about flows that begin, `queueing` about those that wait until they may,
-//! and `ending` about those that are over.
+//! Datagrams are received and sent in batches. What one client sent in a batch is forwarded in one system
+//! call, and so are an endpoint's replies (`passing`). `opening` opens flows, `queueing` holds datagrams
+//! whose flows may not be opened yet, and `ending` handles flows that have ended.
 
 mod ending;
 mod groups;
@@ -10,8 +10,8 @@ mod housekeeping;
 mod opening;
 mod passing;
 mod queueing;
-/// Whether a client that is not relayed would hear of it, too: a port that nobody has, or a firewall that says so (ICMP codes that
-/// the kernel has a socket's owner know: `icmp_err_convert`).
+/// Whether the client would be told if it were not relayed: the port is closed, or a firewall rejects it (the
+/// ICMP codes that the kernel reports to a socket's owner: `icmp_err_convert`).
 fn tells_the_client(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | PermissionDenied)
@@ -50,36 +50,37 @@ use groups::Groups;
 #[cfg(test)]
 pub(crate) use housekeeping::ENDED;
 
-/// How long after clients were turned away from a socket one of their datagrams may still come by it: one that another CPU
-/// was about to put there.
+/// How long after [`socket::turn_away`] a datagram may still arrive at a socket: another CPU may be about to
+/// queue it there.
 const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
 
-/// Batches taken from one socket before others get their turn.
+/// The maximum number of batches taken from one socket in a turn.
 const BATCHES_PER_TURN: usize = 8;
 
-/// Flows opened in a turn of the loop. Opening one takes some twenty times as long as sending a datagram on: whoever sends
-/// each from another port must not keep the worker from everybody else for milliseconds. What is beyond it waits, in a
-/// line for each client.
+/// The maximum number of flows opened in a turn of the loop. Opening one takes some twenty times as long as
+/// forwarding a datagram, so a client that sends each datagram from another port must not keep the worker
+/// from all others for milliseconds. Further ones wait, in a line for each client.
 const OPENED_PER_TURN: usize = 32;
 
-/// And while somebody waits, so many of them for those who do not: they are answered at once, and those who wait get on.
+/// While some wait, this many are left to clients that do not: those are served at once, and those that wait
+/// make progress.
 const OPENED_AT_ONCE: usize = OPENED_PER_TURN / 2;
 
-/// All UDP of one worker.
+/// The UDP state of one worker.
 #[derive(Debug)]
 pub(crate) struct UdpRelay {
     received: RecvBatch,
     state: State,
-    /// Frontends that more may have been sent to, in the order of their turns.
+    /// Frontend sockets that may have more datagrams, in the order of their turns.
     ready_frontends: VecDeque<SlotId>,
-    /// And flows whose endpoints may have sent more.
+    /// Flows whose endpoints may have sent more, in the same order.
     ready_flows: VecDeque<FlowId>,
     is_housekeeping_due: bool,
-    /// Addresses that are gone from this node, while flows are looked through for those that need them.
+    /// Addresses that this node has lost, while flows that need them are being ended.
     gone: Option<Arc<[IpAddr]>>,
-    /// When it was last forgotten what could not be joined.
+    /// When the refusals to join datagrams were last forgotten.
     refusals_forgotten: Option<Instant>,
-    /// How many frontends are to be closed.
+    /// Number of frontend sockets that are to be closed.
     closing: usize,
 }
 
@@ -92,35 +93,35 @@ struct State {
     budget: Budget,
     refusals: Refusals,
     groups: Groups,
-    /// What is to have flows, and the socket and the kind of listener it came by.
+    /// Datagrams that wait for flows, with the socket that they arrived at and its kind.
     waiting: Waiting<(SlotId, ListenerKind)>,
-    /// Flows opened in this turn of the loop, or tried to be.
+    /// Number of attempts to open flows in this turn of the loop.
     opened: usize,
     says: Says,
 }
 
-/// What is said now and then: the counters alone nobody looks at.
+/// Rate-limited warnings. Without them, only counters would show the problem.
 #[derive(Debug, Default)]
 struct Says {
-    /// Flows make room for others.
+    /// Flows are evicted for others.
     no_room: OnceAMinute,
-    /// Flows leave their ports to others.
+    /// Flows give up their ports to others.
     no_port: OnceAMinute,
     /// Datagrams are lost while they wait.
     no_turn: OnceAMinute,
 }
 
-/// What the flows of a worker may hold.
+/// The resources that the flows of a worker may hold.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    /// With the sockets that they reply by.
+    /// Descriptors of flows' sockets and reply sockets.
     pub(crate) descriptors: Arc<Descriptors>,
-    /// Those whose endpoints see this node's address have one each.
+    /// One for each flow whose endpoint sees this node's address.
     pub(crate) ephemeral_ports: Arc<Descriptors>,
 }
 
 impl Budget {
-    /// Where what a flow lacks is taken from.
+    /// The pool of a resource.
     fn of(&self, lack: Lack) -> &Arc<Descriptors> {
         match lack {
             Lack::Place => &self.descriptors,
@@ -129,7 +130,7 @@ impl Budget {
     }
 }
 
-/// A socket that clients send to.
+/// A socket that receives from clients.
 #[derive(Debug)]
 struct Frontend {
     socket: mio::net::UdpSocket,
@@ -137,9 +138,9 @@ struct Frontend {
     kind: ListenerKind,
     drops: DropsCounted,
     joining: Joining,
-    /// It waits for a turn; an event in the meantime needs none of its own.
+    /// It is in `ready_frontends`, so an event need not queue it again.
     is_queued: bool,
-    /// Clients have been turned away from it: it is closed then.
+    /// The time at which it is closed, after [`socket::turn_away`].
     closes: Option<Instant>,
 }
 
@@ -149,7 +150,7 @@ impl Frontend {
     }
 }
 
-/// Where a flow leads.
+/// Where a flow leads, and the resources that it holds.
 #[derive(Debug)]
 struct Link {
     socket: FlowSocket,
@@ -157,28 +158,28 @@ struct Link {
     route: Arc<Route>,
     reply: Reply,
     kept_port: Option<KeptPort>,
-    /// Bytes that were passed on.
+    /// Payload bytes forwarded.
     sent: u64,
     received: u64,
-    /// Of a flow that is told of in the log.
+    /// Present if the flow is to be written to the connection log.
     trace: Option<Box<Trace>>,
-    /// Of one whose endpoint sees this node's address.
+    /// Present if the endpoint sees this node's address.
     ephemeral_port: Option<Permit>,
-    /// It waits for a turn; an event in the meantime needs none of its own.
+    /// It is in `ready_flows`, so an event need not queue it again.
     is_queued: bool,
     _descriptor: Option<Permit>,
 }
 
-/// What a flow takes besides its sockets.
+/// The size of a flow without its sockets.
 #[cfg(test)]
 pub(crate) const LINK_SIZE: usize = size_of::<Link>();
 
-/// What a flow's replies leave by.
+/// The socket from which a flow's replies are sent.
 #[derive(Debug)]
 enum Reply {
-    /// The socket that its client sends to.
+    /// The socket that receives from its client.
     Bound(SlotId),
-    /// A socket with the address that its client sends to.
+    /// A socket with the address that the client sends to.
     Captured(Arc<ReplySocket>),
 }
 
@@ -187,14 +188,14 @@ impl Link {
         flow.upstream.route.keeps_flow(&flow.upstream.lease)
     }
 
-    /// Whether it needs one of these addresses of this node.
+    /// Whether the flow uses one of these addresses of this node.
     fn sends_from(&self, addresses: &[IpAddr]) -> bool {
         !addresses.is_empty() && self.ephemeral_port.is_some() && self.socket.sends_from(addresses)
     }
 }
 
 impl UdpRelay {
-    /// Flows within these limits and this budget.
+    /// A relay with these limits and this budget.
     pub(crate) fn new(limits: FlowLimits, budget: Budget) -> Self {
         Self {
             received: RecvBatch::new(),
@@ -253,7 +254,7 @@ impl UdpRelay {
         }
     }
 
-    /// Counts what the kernel has dropped since it was last asked, of what clients have sent.
+    /// Counts the clients' datagrams that the kernel has dropped since the last call.
     pub(crate) fn count_drops(&mut self, core: &Core) {
         for id in self.state.frontends.ids() {
             if let Some(frontend) = self.state.frontends.get_mut(id) {
@@ -262,7 +263,7 @@ impl UdpRelay {
         }
     }
 
-    /// Takes nothing new: what clients have sent so far goes on to endpoints, and what they answer goes back.
+    /// Accepts nothing new. What clients have sent so far is forwarded, and the replies to it are returned.
     pub(crate) fn stop_accepting(&mut self, core: &mut Core) {
         for id in self.state.frontends.ids() {
             if let Some(frontend) = self.state.frontends.get_mut(id)
@@ -271,7 +272,7 @@ impl UdpRelay {
                 if let Err(error) = socket::turn_away(&frontend.socket) {
                     tracing::debug!(%error, "what clients send until a UDP socket is closed may be lost");
                 }
-                // Replies leave by one that is its frontend's own.
+                // Replies are sent from another socket, with the frontend's own address.
                 if let ListenerKind::Captured(_) = frontend.kind {
                     frontend.closes = Some(core.now + LAST_DATAGRAMS);
                     self.closing += 1;
@@ -281,7 +282,7 @@ impl UdpRelay {
         }
     }
 
-    /// Closes sockets that clients have been turned away from, once nothing of theirs is here.
+    /// Closes the sockets that are to be closed, once none of their datagrams is left here.
     fn close_frontends(&mut self, core: &Core) {
         if self.closing > 0 && !self.has_ready() {
             for id in self.state.frontends.ids() {
@@ -296,24 +297,24 @@ impl UdpRelay {
         }
     }
 
-    /// Shows flows, some from a slot on; where to go on, if there may be more.
+    /// Lists some flows, from a slot on. Returns the slot from which to continue, if there may be more.
     pub(crate) fn look(&self, slot: usize, found: &mut Vec<Connection>) -> Option<usize> {
         self.state.flows.look(slot, PART, |flow| found.push(connection(flow)))
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     pub(crate) fn flows(&self) -> usize {
         self.state.flows.len()
     }
 
-    /// Whether somebody waits for a turn.
+    /// Whether sockets, flows or datagrams wait for a turn.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready_frontends.is_empty() || !self.ready_flows.is_empty() || !self.state.waiting.is_empty()
     }
 
-    /// Gives sockets that wait for a turn one turn, and ends the turn of the loop.
+    /// Gives one turn to sockets that wait for one, and ends the turn of the loop.
     pub(crate) fn run_ready(&mut self, slice: Duration, turns: usize, core: &mut Core) {
-        // Clients that ask are never behind endpoints that send without end.
+        // Clients go first, so endpoints that send endlessly do not delay them.
         let until = core.refresh() + slice;
         self.run_frontends(until, turns, core);
         let until = core.refresh() + slice;
@@ -322,7 +323,7 @@ impl UdpRelay {
         self.keep_house(core);
     }
 
-    /// One turn at least, until it is late or so many have had theirs; those who are left come first the next time.
+    /// Runs at least one turn, until `until` or `turns` is reached. The rest come first the next time.
     fn run_frontends(&mut self, until: Instant, turns: usize, core: &mut Core) {
         for _ in 0..self.ready_frontends.len().min(turns) {
             let Some(id) = self.ready_frontends.pop_front() else { return };
@@ -335,7 +336,7 @@ impl UdpRelay {
         }
     }
 
-    /// The same.
+    /// Like [`Self::run_frontends`], for flows.
     fn run_flows(&mut self, until: Instant, turns: usize, core: &mut Core) {
         for _ in 0..self.ready_flows.len().min(turns) {
             let Some(id) = self.ready_flows.pop_front() else { return };
@@ -348,7 +349,7 @@ impl UdpRelay {
         }
     }
 
-    /// Clients have sent something.
+    /// Handles datagrams from clients.
     pub(crate) fn on_frontend(&mut self, id: SlotId, core: &mut Core) {
         for _ in 0..BATCHES_PER_TURN {
             let Some(frontend) = self.state.frontends.get_mut(id) else { return };
@@ -363,7 +364,7 @@ impl UdpRelay {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return self.keep_house(core),
-                // Of no datagram in particular; reported once, and gone.
+                // Does not belong to a datagram. The kernel reports it once.
                 Err(_) => core.stats.udp_dropped_error.add(1),
             }
         }
@@ -374,8 +375,8 @@ impl UdpRelay {
         }
     }
 
-    /// A flow's endpoint has sent something, or cannot be reached. One that has sent more than a batch waits in line, as a turn
-    /// of the loop may have events of hundreds of them.
+    /// Handles replies or an error from a flow's endpoint. If there is more than a batch, the flow waits in
+    /// line, because a turn of the loop may have events of hundreds of flows.
     pub(crate) fn on_flow(&mut self, id: FlowId, core: &mut Core) {
         self.take_replies(id, 1, core);
     }
@@ -404,8 +405,9 @@ impl UdpRelay {
         }
     }
 
-    /// A flow's endpoint cannot be reached: port unreachable, mostly, as nobody is there. The client's next datagram goes elsewhere.
-    /// The kernel tells of that before it gives what the endpoint has answered until then.
+    /// Handles an endpoint that cannot be reached, mostly because its port is closed. The client's next
+    /// datagram goes to another endpoint. The kernel reports the error before the replies that arrived until
+    /// then, so these are read first.
     fn on_refusal(&mut self, id: FlowId, error: &io::Error, core: &mut Core) {
         for _ in 0..BATCHES_PER_TURN {
             let Some(flow) = self.state.flows.flow(id) else { return };
@@ -413,7 +415,7 @@ impl UdpRelay {
             match flow.upstream.socket.recv(&mut self.received) {
                 Ok(_) => self.state.return_replies((id, client), &self.received, core),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // It is told of once more.
+                // Another report of the same kind.
                 Err(_) => {}
             }
         }
@@ -424,7 +426,7 @@ impl UdpRelay {
     }
 }
 
-/// How a flow is.
+/// The description of a flow for listings.
 fn connection(flow: &Flow<Link>) -> Connection {
     let Link { lease, sent, received, .. } = &flow.upstream;
     Connection {

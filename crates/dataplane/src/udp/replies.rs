@@ -1,10 +1,11 @@
-//! The sockets that replies to captured datagrams leave by: one for each frontend that has flows, shared
-//! by them, and one more for each client that has found it full.
+//! The sockets from which replies to captured datagrams are sent: one for each frontend with flows, which
+//! these share, and one more for each client that found it full.
 //!
-//! What the kernel cannot send yet, to a neighbour that does not answer or by a narrow device, counts as its socket's until
-//! it has (`sk_wmem_alloc`): one client could keep a shared socket full, and all others from their answers. Who fills it the
-//! kernel does not say. So whoever finds it full gets a socket of its own, innocent or not: the former lose nothing, and
-//! the latter add nothing more to it.
+//! Datagrams that the kernel cannot send yet, because a neighbour does not answer or a device is slow, count
+//! against the send buffer of their socket until they are sent (`sk_wmem_alloc`). So one client could keep a
+//! shared socket full and block the replies to all others. The kernel does not report which client fills it,
+//! so any client that finds it full gets a socket of its own. Innocent clients lose nothing then, and the
+//! others no longer add to the shared socket.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,23 +20,24 @@ use super::socket;
 use crate::descriptors::Permit;
 use crate::transparent::Marks;
 
-/// So many clients of a frontend have sockets of their own at the most: all sockets with an address are a group, which the
-/// kernel walks for each datagram to it once one of them has had a peer (`reuseport_has_conns_set`, by [`socket::turn_away`]).
+/// The maximum number of clients of a frontend with sockets of their own. All sockets with one address form a
+/// group, which the kernel walks for each datagram to it once one of them has had a peer
+/// (`reuseport_has_conns_set`, caused by [`socket::turn_away`]).
 const MOST_OWN: usize = 64;
 
-/// A socket with a frontend's address. Closed with the last flow that replies by it.
+/// A socket with a frontend's address. It is closed with the last flow that uses it.
 #[derive(Debug)]
 pub(crate) struct ReplySocket {
     pub(crate) socket: UdpSocket,
     pub(crate) joining: Joining,
-    /// Only one client's answers leave by it.
+    /// Only one client's replies are sent from it.
     pub(crate) is_own: bool,
     _permit: Permit,
 }
 
 impl ReplySocket {
-    /// One of a client's own has no peer all the same: TPROXY would hand over to it what the client sends
-    /// (`nf_tproxy_get_sock_v4`, `NF_TPROXY_LOOKUP_ESTABLISHED`).
+    /// Opens one. Even if it is for a single client, it is not connected: otherwise TPROXY would give it what
+    /// the client sends (`nf_tproxy_get_sock_v4`, `NF_TPROXY_LOOKUP_ESTABLISHED`).
     fn open(frontend: SocketAddr, marks: Marks, is_own: bool, permit: Permit) -> io::Result<Arc<Self>> {
         let socket = socket::reply_from(frontend, marks)?;
         Ok(Arc::new(Self { socket, joining: Joining::default(), is_own, _permit: permit }))
@@ -49,28 +51,28 @@ impl Drop for ReplySocket {
     }
 }
 
-/// All of them of one worker.
+/// The reply sockets of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct ReplySockets {
     by_frontend: HashMap<SocketAddr, Weak<ReplySocket>>,
-    /// A frontend's, for one client each.
+    /// By frontend and client.
     own: HashMap<SocketAddr, HashMap<IpAddr, Weak<ReplySocket>>>,
     has_complained: bool,
 }
 
 impl ReplySockets {
-    /// The client's socket of a frontend, or else the one that it shares, if there is one.
+    /// The client's own socket for a frontend, or else the shared one, if there is one.
     pub(crate) fn find(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
         let shared = || self.by_frontend.get(&frontend).and_then(Weak::upgrade);
         self.find_own(frontend, client).or_else(shared)
     }
 
-    /// The client's socket of a frontend, if it has one.
+    /// The client's own socket for a frontend, if it has one.
     pub(crate) fn find_own(&self, frontend: SocketAddr, client: IpAddr) -> Option<Arc<ReplySocket>> {
         self.own.get(&frontend)?.get(&client)?.upgrade()
     }
 
-    /// Opens a frontend's socket; none if it cannot be had.
+    /// Opens a frontend's socket; `None` if that fails.
     pub(crate) fn open(
         &mut self,
         frontend: SocketAddr,
@@ -88,13 +90,13 @@ impl ReplySockets {
         Some(socket)
     }
 
-    /// Whether one more client of a frontend may have a socket of its own. Those that were closed count until they are
-    /// tidied away.
+    /// Whether one more client of a frontend may have a socket of its own. Closed sockets count until they
+    /// are removed by [`Self::tidy`].
     pub(crate) fn has_room(&self, frontend: SocketAddr) -> bool {
         self.own.get(&frontend).is_none_or(|clients| clients.len() < MOST_OWN)
     }
 
-    /// Opens a socket for one client's answers; none if it cannot be had.
+    /// Opens a socket for one client's replies; `None` if that fails.
     pub(crate) fn open_own(
         &mut self,
         frontend: SocketAddr,
@@ -107,7 +109,7 @@ impl ReplySockets {
                 self.own.entry(frontend).or_default().insert(client, Arc::downgrade(&socket));
                 Some(socket)
             }
-            // The answers are counted as lost.
+            // The replies are counted as lost.
             Err(error) => {
                 tracing::debug!(%frontend, %client, %error, "no socket for one client's answers");
                 None
@@ -115,7 +117,7 @@ impl ReplySockets {
         }
     }
 
-    /// Forgets what the kernel has refused to send as one, of all sockets: another client may have been the reason.
+    /// Forgets the failures to join datagrams, for all sockets: another client may have caused them.
     pub(crate) fn forget_refusals(&self) {
         for socket in self
             .by_frontend
@@ -127,7 +129,7 @@ impl ReplySockets {
         }
     }
 
-    /// Once: what clients send comes often.
+    /// Logs an error, but only the first one, because clients send often.
     fn complain(&mut self, frontend: SocketAddr, error: &io::Error) {
         if std::mem::replace(&mut self.has_complained, true) {
             tracing::debug!(%frontend, %error, "no socket to reply by");
@@ -140,7 +142,7 @@ impl ReplySockets {
         }
     }
 
-    /// Forgets frontends, and clients of them, that have no flows any more.
+    /// Removes frontends and clients without flows.
     pub(crate) fn tidy(&mut self) {
         self.by_frontend.retain(|_, socket| socket.strong_count() > 0);
         self.own.retain(|_, clients| {
@@ -150,7 +152,7 @@ impl ReplySockets {
     }
 }
 
-/// What a person can do about an error of [`socket::reply_from`].
+/// What to do about an error of [`socket::reply_from`].
 fn mend(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => {

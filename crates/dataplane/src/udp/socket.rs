@@ -1,5 +1,5 @@
-//! The UDP sockets on the side of clients: the one that they send to, and the one that replies to captured datagrams
-//! leave by.
+//! The UDP sockets on the clients' side: the one that they send to, and the one from which replies to
+//! captured datagrams are sent.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -11,25 +11,26 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::transparent::{Marks, make_transparent};
 
-/// What the kernel may hold for us between two looks at a socket that clients send to, and twice that with what it
-/// needs itself (socket(7)). All clients of the socket share it: those of a frontend, or, of a captured one, those of
-/// one origin to all Services. Without CAP_NET_ADMIN the kernel cuts it down to `net.core.rmem_max`, 212,992 bytes by
-/// default; for sending always, to `net.core.wmem_max`.
+/// The receive and send buffer of a socket that clients send to, in bytes of payload between two reads; the
+/// kernel doubles it for its own overhead (socket(7)). All clients of the socket share it: those of a
+/// frontend or, for a captured socket, those of one origin to all Services. Without CAP_NET_ADMIN the kernel
+/// limits the receive buffer to `net.core.rmem_max`, 212,992 bytes by default. It always limits the send
+/// buffer to `net.core.wmem_max`.
 const FRONTEND_BUFFER: usize = 4 << 20;
 
-/// Opens a socket that other workers' sockets can share the address with; the kernel gives each client
-/// to always the same one. With marks it takes what TPROXY hands over, whatever address that is for, and
-/// says which.
+/// Opens a socket whose address other workers' sockets can share; the kernel gives each client always to the
+/// same one. With marks, it receives what TPROXY captures, whatever the destination address, and reports that
+/// address.
 ///
 /// # Errors
-/// The address is taken, privileged, or not one of this machine's; CAP_NET_ADMIN is missing for a mark.
+/// The address is taken, privileged, or not one of this machine's; or CAP_NET_ADMIN is missing for a mark.
 pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<UdpSocket> {
     let socket = open(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
-    // Refused in a container that has the capability in a user namespace only.
+    // Refused in a container that has the capability only in a user namespace.
     if marks.is_none() || sockopt::set_socket_recv_buffer_size_force(&socket, FRONTEND_BUFFER).is_err() {
         socket.set_recv_buffer_size(FRONTEND_BUFFER)?;
     }
@@ -43,9 +44,9 @@ pub(crate) fn listen(address: SocketAddr, marks: Option<Marks>) -> io::Result<Ud
     Ok(socket.into())
 }
 
-/// From now on the kernel gives what clients send to other sockets with this address, which another agent may
-/// have; what this one has got already can still be received. It does so with a socket that has a peer, here one on
-/// loopback that never sends: a socket that is closed instead loses what it has not yet received.
+/// Makes the kernel give what clients send from now on to other sockets with this address, which may be
+/// another agent's. What this one has received can still be read. The kernel does so for a socket with a
+/// peer; here, one on loopback that never sends. Closing the socket instead would lose what was not read yet.
 ///
 /// # Errors
 /// None is known for a socket of this module.
@@ -59,19 +60,19 @@ pub(crate) fn turn_away(socket: impl AsFd) -> io::Result<()> {
     socket.connect(&SocketAddr::new(loopback, address.port()).into())
 }
 
-/// Opens a socket that replies leave by as if the frontend had sent them. Nothing is received by it: what
-/// clients send goes to the one that TPROXY hands over to.
+/// Opens a socket from which replies are sent with the frontend's address. It receives nothing: what clients
+/// send goes to the socket that TPROXY selects.
 ///
-/// Other programs of this machine may have the port, on this or all addresses, if they share it too.
+/// Other programs of this machine may have the port, on this address or all addresses, if they share it too.
 ///
 /// # Errors
-/// Another program has the address without sharing it; the port is privileged; there is no descriptor.
+/// Another program has the address without sharing it; or the port is privileged; or there is no descriptor.
 pub(crate) fn reply_from(frontend: SocketAddr, marks: Marks) -> io::Result<UdpSocket> {
     let socket = open(frontend)?;
     if frontend.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // With other workers and agents of the user, and with anybody.
+    // The first lets other workers and agents of the same user share the port, the second any program.
     socket.set_reuse_port(true)?;
     socket.set_reuse_address(true)?;
     socket.set_recv_buffer_size(0)?;
@@ -90,7 +91,7 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Opens a socket that talks to this address.
+/// Opens a socket of this address's family.
 pub(super) fn open_plain(address: SocketAddr) -> io::Result<Socket> {
     Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), None)
 }

@@ -1,4 +1,4 @@
-//! Opening a flow's own socket, to its endpoint.
+//! Opens a flow's own socket, towards its endpoint.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -19,11 +19,11 @@ pub(crate) struct Connected {
     pub(crate) keeps_port: bool,
 }
 
-/// Opens a flow's socket. Connected, so that it receives from its endpoint only, and hears of ICMP errors.
+/// Opens a flow's socket. It is connected, so that it receives only from its endpoint, and gets ICMP errors.
 ///
-/// A client's address is used with the client's port where that matters ([`UpstreamPort`]), if the caller says that
-/// no other flow to this endpoint has it (`may_keep_port`), and unless a program of this node has it without sharing
-/// it, or it is privileged and we are not.
+/// A client's address is used with the client's port if that matters ([`UpstreamPort`]) and no other flow to
+/// this endpoint has it (`may_keep_port`, from the caller), unless a program of this node has it without
+/// sharing it, or it is privileged and we are not.
 ///
 /// # Errors
 /// There is no route, no port, or no descriptor.
@@ -38,13 +38,14 @@ pub(crate) fn connect(address: SocketAddr, local: Local, may_keep_port: bool) ->
         }
     }
     socket.connect(&address.into())?;
-    // Not before: until it is connected it would get, by its mark, whatever anybody sends to the client's port.
+    // Not earlier: before it is connected, its mark would make it receive whatever anybody sends to the
+    // client's port.
     local.prepare(&socket)?;
     Ok(Connected { socket: socket.into(), keeps_port })
 }
 
-/// Binds a socket to its client's port, which the client's flows to other endpoints have too; false if it cannot be
-/// had or need not be.
+/// Binds a socket to its client's port, which the client's flows to other endpoints have too. Returns false
+/// if that is not possible or not necessary.
 fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
     if UpstreamPort::of_client(client.port(), Protocol::Udp) == UpstreamPort::Choose {
         return Ok(false);
@@ -59,8 +60,9 @@ fn bind_shared(socket: &Socket, client: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// Binds a socket to a port of its own: not shared, so that the kernel says which are free. First to the counterpart of
-/// the client's, which hardly any other flow of the client has: drawn at random, most would be taken once it has thousands.
+/// Binds a socket to a port of its own. It is not shared, so the kernel knows which ports are free. Tries the
+/// counterpart of the client's port first, which hardly any other flow of the client has; random ports would
+/// mostly be taken once the client has thousands.
 fn bind_chosen(socket: &Socket, client: SocketAddr) -> io::Result<()> {
     let ports = std::iter::once(counterpart(client.port())).chain(last_choices());
     let client = client.ip();
@@ -79,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// Loopback addresses stand in for a client's: they need no privileges.
+    /// Loopback addresses stand in for clients' addresses, because they need no privileges.
     fn flow(client: &str, endpoint: SocketAddr, may_keep_port: bool) -> Option<Connected> {
         let local = Local { client: Some(client.parse().unwrap()), mark: None };
         match connect(endpoint, local, may_keep_port) {

@@ -1,14 +1,15 @@
-//! Datagrams that wait until a flow is opened for them, in line by client. Pure: no sockets, no clock.
+//! Datagrams that wait until a flow is opened for them, in a line for each client. Pure: no sockets, no
+//! clock.
 //!
-//! To open a flow takes some twenty times as long as to send a datagram on, so one client that sends each datagram from
-//! another port would keep all others waiting if they were served in the order of their arrival. Here each client has a
-//! line of its own, of the flows that it wants, and the lines take turns: one flow each ([`Waiting::next`]).
+//! Opening a flow takes some twenty times as long as forwarding a datagram. If flows were opened in the order
+//! of arrival, a client that sends each datagram from another port would delay all others. Here each client
+//! has a line of the flows that it wants, and the lines take turns, one flow each ([`Waiting::next`]).
 //!
-//! * In order: what comes for a flow that waits goes behind what waits already ([`Waiting::holds`]); nobody may send
-//!   it on before.
-//! * Bounded, in what is held for all clients together. At the bound the client that has most loses what is last in its
-//!   line: not its oldest, which would be served next and has cost its wait already. So it is with a full queue of the
-//!   kernel's, too; and what has just come need not be copied to be lost.
+//! * Order is kept: a datagram of a flow that waits is queued behind those that wait already
+//!   ([`Waiting::holds`]); callers must not send it earlier.
+//! * The queue is bounded in total. At the bound, the client with the most data loses the last of its line,
+//!   not the oldest, which would be served next and has waited already. A full queue of the kernel does the
+//!   same, and a datagram that has just arrived need not be copied to be dropped.
 //! * Nothing waits for longer than [`MAX_WAIT`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -20,51 +21,52 @@ use sluice_sys::udp::{BATCH, Payload};
 use super::flow_table::FlowKey;
 use crate::client::ClientKey;
 
-/// How much may wait: as much as the kernel holds for a socket of clients, so that a burst that it has room for is not
-/// lost here.
+/// The maximum amount that waits: as much as the kernel holds for a socket that clients send to, so a burst
+/// that fits there is not lost here.
 pub(crate) const LIMIT: usize = 8 << 20;
 
-/// What a datagram counts for besides its bytes: what it takes in memory if it is small and alone in its flow. The kernel
-/// counts more (768 for a small one), so there is room here for all that it had room for.
+/// The overhead that is counted for a datagram besides its bytes: the memory of a small one that is alone in
+/// its flow. The kernel counts more (768 for a small one), so everything that fits into its queue fits here.
 const OVERHEAD: usize = 512;
 
-/// Who asked has asked again by then, or has given up: the `timeout` of resolv.conf(5), the longest of those usual.
+/// By then, the client has retried or given up: the `timeout` of resolv.conf(5), the longest of the usual
+/// ones.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// Memory that is kept for the next time: what a burst of an ordinary client takes.
+/// The capacity that is kept for reuse: enough for a burst of an ordinary client.
 const KEPT: usize = 64;
 
-/// Datagrams that wait. `F` says where they came in.
+/// The datagrams that wait. `F` identifies where they arrived.
 #[derive(Debug)]
 pub(crate) struct Waiting<F> {
     flows: HashMap<FlowKey, WaitingFlow<F>, foldhash::fast::RandomState>,
     clients: HashMap<ClientKey, Line, foldhash::fast::RandomState>,
-    /// Whose turn it is. Each client that has a line is in here once.
+    /// The clients in the order of their turns. Each client with a line is in it once.
     turns: VecDeque<ClientKey>,
-    /// Clients by what their datagrams count for.
+    /// The clients by the size of their lines.
     by_size: BTreeSet<(usize, ClientKey)>,
     size: usize,
     limit: usize,
 }
 
-/// A flow that is not open, or was not when its first datagram came.
+/// A flow that was not open when its first datagram arrived.
 #[derive(Debug)]
 struct WaitingFlow<F> {
-    /// In whose line it is.
+    /// The client whose line it is in.
     client: ClientKey,
     from: F,
-    /// At least one, in the order of their arrival.
+    /// At least one, in order of arrival.
     datagrams: VecDeque<Parcel>,
 }
 
-/// The flows of a client that wait, in the order in which they came; none if all were lost before its turn.
+/// The flows of a client that wait, in order of arrival. Empty if all were lost before its turn.
 #[derive(Debug, Default)]
 struct Line {
     flows: VecDeque<FlowKey>,
     size: usize,
 }
 
-/// A datagram, or a train of them, that is kept.
+/// A datagram, or a train of them, that is queued.
 #[derive(Debug)]
 pub(crate) struct Parcel {
     bytes: Box<[u8]>,
@@ -72,17 +74,17 @@ pub(crate) struct Parcel {
     arrived: Instant,
 }
 
-/// What is to be sent on next.
+/// What to send next.
 #[derive(Debug)]
 pub(crate) struct Served<F> {
     pub(crate) key: FlowKey,
-    /// Where the last datagram of the flow so far came in.
+    /// Where the flow's latest datagram arrived.
     pub(crate) from: F,
-    /// At least one and no more than fit into a batch, in the order of their arrival.
+    /// At least one and no more than fit into a batch, in order of arrival.
     pub(crate) datagrams: Vec<Parcel>,
 }
 
-/// What was lost: datagrams of a client; those of a train count one by one.
+/// Datagrams of a client that were lost; those of a train are counted one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Lost {
     pub(crate) client: ClientKey,
@@ -106,13 +108,13 @@ impl Parcel {
     }
 }
 
-/// What a datagram or train counts for.
+/// The size that is counted for a datagram or train.
 fn size(payload: Payload<'_>) -> usize {
     payload.bytes().len().saturating_add(OVERHEAD)
 }
 
 impl<F: Copy> Waiting<F> {
-    /// Nothing yet, and never more than `limit` bytes.
+    /// An empty queue of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             flows: HashMap::default(),
@@ -124,23 +126,23 @@ impl<F: Copy> Waiting<F> {
         }
     }
 
-    /// Whether nobody is in line.
+    /// Whether no client is in line.
     pub(crate) fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
 
-    /// Whether datagrams of this flow wait: further ones belong behind them.
+    /// Whether datagrams of this flow wait: further ones must be queued behind them.
     pub(crate) fn holds(&self, key: &FlowKey) -> bool {
         !self.is_empty() && self.flows.contains_key(key)
     }
 
-    /// Whether a client waits for a flow: further ones belong behind it.
+    /// Whether a client waits for a flow: its further flows must be queued behind it.
     pub(crate) fn has_client(&self, client: ClientKey) -> bool {
         !self.is_empty() && self.clients.contains_key(&client)
     }
 
-    /// Puts a datagram in line: in its client's, or wherever its flow waits already. `lost` is told what there is no
-    /// room for.
+    /// Queues a datagram: behind the others of its flow, or else at the end of its client's line. Calls
+    /// `lost` for what there is no room for.
     pub(crate) fn push(
         &mut self,
         key: FlowKey,
@@ -170,8 +172,8 @@ impl<F: Copy> Waiting<F> {
         self.resize(client, |whole| whole + size);
     }
 
-    /// What is to be sent on next: some of the flow that is first in the line of the client whose turn it is. `lost` is
-    /// told what has waited for too long.
+    /// Returns what to send next: datagrams of the first flow in the line of the client whose turn it is.
+    /// Calls `lost` for what has waited for too long.
     pub(crate) fn next(&mut self, now: Instant, lost: &mut impl FnMut(Lost)) -> Option<Served<F>> {
         let mut served = None;
         while served.is_none()
@@ -219,8 +221,8 @@ impl<F: Copy> Waiting<F> {
         }
     }
 
-    /// Makes room for a datagram of a client: whoever has most loses what is last in its line. False if that is the
-    /// datagram itself.
+    /// Makes room for a datagram of a client: the client with the most data loses the last of its line.
+    /// Returns false if that is the new datagram itself.
     fn make_room(&mut self, client: ClientKey, size: usize, lost: &mut impl FnMut(Lost)) -> bool {
         let own = self.clients.get(&client).map_or(0, |line| line.size);
         while self.size + size > self.limit {
@@ -247,7 +249,7 @@ impl<F: Copy> Waiting<F> {
         }
     }
 
-    /// A client's datagrams count for something else.
+    /// Changes the size of a client's line.
     fn resize(&mut self, client: ClientKey, change: impl FnOnce(usize) -> usize) {
         let Some(line) = self.clients.get_mut(&client) else { return };
         let before = line.size;

@@ -1,4 +1,4 @@
-//! A worker without a thread, turned by hand, so that nothing happens in between.
+//! A worker without a thread. The test runs its turns, so nothing happens in between.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +16,7 @@ use crate::{tcp, test_table, udp};
 
 const BULK: usize = 100;
 
-/// What each bulk endpoint has to send: several turns of it. The kernel doubles it for its own book-keeping.
+/// How much each bulk endpoint sends: several turns' worth. The kernel doubles it for its own overhead.
 const TO_SEND: usize = 4 * TURN_BUDGET;
 
 /// How often to retry steps that depend on the kernel's progress.
@@ -68,12 +68,12 @@ impl World {
         Self::with_pipes(1_000)
     }
 
-    /// One that may hold so many pipes.
+    /// A world whose worker may hold this many pipes.
     pub(super) fn with_pipes(pipes: usize) -> Self {
         Self::with(pipes, Others::default())
     }
 
-    /// One that has other workers.
+    /// A world whose worker has these other workers.
     pub(super) fn beside(others: Others) -> Self {
         Self::with(1_000, others)
     }
@@ -85,7 +85,7 @@ impl World {
         Self { worker, events: Events::with_capacity(EVENTS), writer, commands }
     }
 
-    /// Another worker of the same table, which is told things by this contact.
+    /// Another worker with the same table, reachable through this contact.
     pub(super) fn another(&self, poll: Poll, contact: &Contact, commands: Receiver<Command>) -> Worker {
         worker(
             &self.writer,
@@ -101,13 +101,13 @@ impl World {
         assert!(self.worker.turn(&mut self.events).is_continue());
     }
 
-    /// The same where there may be no event to wait for.
+    /// Like [`Self::turn`], if there may be no event to wait for.
     pub(super) fn turn_at_once(&mut self) {
         self.worker.has_commands = true;
         self.turn();
     }
 
-    /// A TCP Service with this endpoint; returns its address.
+    /// Adds a TCP Service with this endpoint. Returns its address.
     pub(super) fn serve_tcp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
         self.serve_tcp_by(socket, name, &[endpoint])
@@ -125,7 +125,7 @@ impl World {
         frontend
     }
 
-    /// The same with UDP.
+    /// Adds a UDP Service with this endpoint. Returns its address.
     pub(super) fn serve_udp(&mut self, name: &str, endpoint: SocketAddr) -> SocketAddr {
         let socket = udp::socket::listen(ANY.parse().unwrap(), None).unwrap();
         let frontend = socket.local_addr().unwrap();
@@ -134,11 +134,11 @@ impl World {
         frontend
     }
 
-    /// A client, and what its endpoint has accepted.
+    /// Connects a client. Returns its socket, and the one that the endpoint has accepted.
     pub(super) fn connect(&mut self, frontend: SocketAddr, endpoint: &TcpListener) -> [TcpStream; 2] {
         endpoint.set_nonblocking(true).unwrap();
         let client = TcpStream::connect(frontend).unwrap();
-        // The client says nothing yet, and the endpoint is to know of it all the same.
+        // The client has sent nothing yet, but the endpoint must get a connection nevertheless.
         self.turn();
         let accepted = (0..PATIENCE).find_map(|_| {
             std::thread::yield_now();
@@ -151,7 +151,8 @@ impl World {
         })
     }
 
-    /// Sessions that wait in line all the time: each endpoint has sent all that its socket takes.
+    /// Opens sessions that wait in line all the time, because each endpoint has sent as much as its socket
+    /// takes.
     pub(super) fn bulk(&mut self) -> Vec<[TcpStream; 2]> {
         let endpoint = TcpListener::bind(ANY).unwrap();
         let frontend = self.serve_tcp("bulk", endpoint.local_addr().unwrap());
@@ -161,7 +162,7 @@ impl World {
             SockRef::from(&*endpoint).set_send_buffer_size(TO_SEND).unwrap();
             while endpoint.write(&[0; 65_536]).is_ok() {}
         }
-        // Each session is found to be bulk, and from then on waits in line.
+        // Each session is recognized as bulk, and waits in line from then on.
         self.turn();
         sessions
     }
@@ -180,7 +181,7 @@ impl World {
         panic!("it never came");
     }
 
-    /// Bytes that TCP was moved.
+    /// The bytes that TCP sessions have moved.
     pub(super) fn moved(&self) -> u64 {
         let stats = self.stats();
         stats.bytes_spliced + stats.bytes_copied
@@ -191,7 +192,7 @@ impl World {
     }
 }
 
-/// Waits until what was sent has come to the other socket, which is then ready to be read.
+/// Waits until sent bytes have arrived at the other socket and can be read.
 pub(super) fn await_delivery(socket: impl AsFd) {
     let is_delivered = || unacknowledged_bytes(socket.as_fd()).unwrap() == 0;
     let arrived = (0..PATIENCE * 100).any(|_| {

@@ -1,4 +1,4 @@
-//! Connections that a worker hands to another worker with less to do.
+//! Connections that a worker hands to a worker with fewer sessions.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
@@ -19,7 +19,7 @@ struct Two {
     clients: Vec<TcpStream>,
 }
 
-/// What a worker is made of.
+/// The parts from which a worker is made.
 fn seat() -> (Poll, Contact, Receiver<Command>) {
     let poll = Poll::new().unwrap();
     let (contact, commands) = Contact::new(Waker::new(poll.registry(), Source::Waker.token()).unwrap());
@@ -28,7 +28,7 @@ fn seat() -> (Poll, Contact, Receiver<Command>) {
 
 impl Two {
     fn new() -> Self {
-        // Of all workers the first is this one.
+        // This worker is the first one.
         let ((_, own, _), (poll, contact, commands)) = (seat(), seat());
         let mut world = World::beside(Others::of(0, &[own, contact.clone()]));
         let other = world.another(poll, &contact, commands);
@@ -38,7 +38,8 @@ impl Two {
         Self { world, other, contact, endpoint, frontend, clients: Vec::new() }
     }
 
-    /// One more connection, which the first worker accepts; how many each has then, and is about to have.
+    /// Opens one more connection, which the first worker accepts. Returns the number of sessions that each
+    /// has or is about to have.
     fn connect(&mut self) -> [usize; 2] {
         self.clients.push(TcpStream::connect(self.frontend).unwrap());
         self.world.turn();
@@ -49,7 +50,7 @@ impl Two {
         [self.world.worker.tcp.sessions(), self.contact.sessions()]
     }
 
-    /// What the other worker does when it is told.
+    /// Lets the other worker handle its commands.
     fn turn_other(&mut self) {
         self.other.has_commands = true;
         let mut events = Events::with_capacity(EVENTS);
@@ -87,7 +88,7 @@ fn a_worker_that_may_be_about_to_end_is_handed_nothing() {
 #[test]
 fn what_was_handed_to_a_worker_that_has_ended_is_kept() {
     let mut two = Two::new();
-    // What the former was told by is gone with it.
+    // The old worker's commands are lost with it.
     let (poll, contact, commands) = seat();
     two.other = two.world.another(poll, &contact, commands);
     assert_eq!([two.connect(), two.connect()], [[1, 0], [2, 0]]);
@@ -97,7 +98,7 @@ fn what_was_handed_to_a_worker_that_has_ended_is_kept() {
 fn a_worker_that_is_handed_many_takes_no_more_at_a_time_than_a_listener_gives_it() {
     let mut two = Two::new();
     let many = 4 * ACCEPT_BATCH;
-    // Each has become much more than the other one has.
+    // Until it has many more than the other one.
     while two.contact.sessions() <= ACCEPT_BATCH {
         two.clients.push(TcpStream::connect(two.frontend).unwrap());
         two.world.turn();

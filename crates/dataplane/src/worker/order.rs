@@ -1,5 +1,5 @@
-//! Who comes first in a worker: small exchanges, datagrams and new connections before bulk, events before deadlines, by counts of the
-//! loop's turns.
+//! The order of work in a worker: small exchanges, datagrams and new connections come before bulk transfers,
+//! and events before deadlines. Measured in turns of the loop.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use crate::tcp::relay::ACCEPT_BATCH;
 use crate::tcp::relaying::TURN_BUDGET;
 use crate::{tcp, udp};
 
-/// Whether a byte has come.
+/// Whether a byte has arrived.
 fn receives(mut stream: &TcpStream) -> bool {
     match stream.read(&mut [0]) {
         Ok(read) => read == 1,
@@ -26,8 +26,8 @@ fn receives(mut stream: &TcpStream) -> bool {
     }
 }
 
-/// Of a turn of the loop: the line moves by so many sessions, each of which may fill a pipe once more when it has nearly
-/// used up its budget.
+/// Checks that at most so much bulk was moved before: the line advances by a few sessions per turn of the
+/// loop, and a session may fill a pipe once more when its budget is nearly used up.
 fn assert_is_first((turns, moved): (usize, u64)) {
     assert!(turns <= 2, "{turns} turns of the loop");
     assert!(
@@ -102,7 +102,7 @@ fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_
     await_delivery(&client);
     let mut left = world.worker.core.timers.len();
     for turn in 1.. {
-        // None of them waits for an event.
+        // No turn waits for an event.
         world.turn();
         let now_left = world.worker.core.timers.len();
         assert!(
@@ -121,7 +121,7 @@ fn of_ten_thousand_deadlines_that_are_due_some_are_seen_to_in_a_turn_and_events_
     assert_eq!(world.worker.core.timers.len(), 1, "the session's own");
 }
 
-/// For as long as is given.
+/// A slice that only the number of turns limits.
 const LONG: Duration = Duration::from_secs(3_600);
 
 #[test]
@@ -188,7 +188,7 @@ fn a_session_begins_when_it_is_accepted_however_long_the_turn_has_lasted() {
     assert!(sessions.len() == 1 && sessions[0].began >= begin, "{sessions:?}");
 }
 
-/// However long a turn of the loop takes: what has come meanwhile is looked at before it is said to be late.
+/// However long a turn of the loop takes: events that arrived meanwhile are handled before a timeout counts.
 #[test]
 fn an_endpoint_that_has_answered_while_the_loop_was_elsewhere_is_not_taken_for_a_silent_one() {
     let mut world = World::new();
@@ -204,7 +204,8 @@ fn an_endpoint_that_has_answered_while_the_loop_was_elsewhere_is_not_taken_for_a
     assert_eq!(world.stats().tcp_established, 1, "each endpoint has one of them, and one answers");
 
     endpoints[0].accept().unwrap();
-    // The kernel asks once more, later than an endpoint may answer: after a second (`TCP_TIMEOUT_INIT`), and after two more.
+    // The kernel retransmits the SYN later than an endpoint's time to answer: after a second
+    // (`TCP_TIMEOUT_INIT`), and after two more.
     let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
     let mut asked = [PollFd::new(&endpoints[0], PollFlags::IN)];
     assert_eq!(poll(&mut asked, Some(&limit)), Ok(1), "the kernel has not asked again");
@@ -227,7 +228,7 @@ fn a_walk_over_connections_takes_one_part_in_a_turn_and_ends_with_whoever_asks()
         let answer = Box::new(move |part| answer.send(part).unwrap());
         world.commands.send(Command::Look(Look { place, answer })).unwrap();
     };
-    // Several at a time, of which the worker is told once.
+    // Several at a time, of which the worker is notified once.
     (0..3).for_each(|_| ask(&world, Place::default()));
     world.worker.has_commands = true;
     for turn in 1..=3 {
@@ -260,7 +261,7 @@ fn a_walk_over_connections_takes_one_part_in_a_turn_and_ends_with_whoever_asks()
     }
 }
 
-/// Closing a socket takes some microseconds, and everybody else of the worker waits.
+/// Closing a socket takes some microseconds, during which all others on the worker wait.
 #[test]
 fn of_many_flows_that_are_to_be_ended_few_are_in_a_turn_and_what_was_told_after_it_waits() {
     const FLOWS: usize = 700;
@@ -293,7 +294,7 @@ fn of_many_flows_that_are_to_be_ended_few_are_in_a_turn_and_what_was_told_after_
     assert_eq!((world.worker.udp.flows(), is_answered.try_recv()), (0, Ok(())));
 }
 
-/// Each byte of it is there as often as a node has open connections.
+/// A node has this memory for each open connection.
 #[test]
 fn what_a_session_and_a_flow_take() {
     const { assert!(size_of::<tcp::session::Session>() <= 384) };

@@ -21,7 +21,7 @@ fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
     let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
     rustix::net::listen(&socket, ACCEPT_BATCH.try_into().unwrap()).unwrap();
     let frontend = world.serve_tcp_by(socket, "web", &[endpoint.local_addr().unwrap()]);
-    // The kernel takes one more than it was told.
+    // The kernel takes one more than the backlog.
     let _clients: Vec<Socket> = (0..=ACCEPT_BATCH + DROPPED)
         .map(|_| {
             let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
@@ -33,7 +33,7 @@ fn what_the_kernel_drops_as_a_listeners_queue_is_full_is_counted() {
     world.turn();
     let stats = world.stats();
     assert_eq!(stats.tcp_accepted, ACCEPT_BATCH as u64);
-    // More where a client has asked again meanwhile.
+    // More, if a client has retransmitted meanwhile.
     assert!(stats.tcp_dropped_queue >= DROPPED as u64, "{}", stats.tcp_dropped_queue);
 }
 
@@ -45,13 +45,13 @@ fn a_listener_that_does_not_work_any_more_is_tried_again_and_not_all_the_time() 
     let twin = socket.try_clone().unwrap();
     world.serve_tcp_by(socket, "web", &[endpoint.local_addr().unwrap()]);
     let begin = Instant::now();
-    // Whatever it is that a listener cannot do any more, accept(2) fails for good.
+    // A listener that was shut down: accept(2) always fails, whatever the cause.
     SockRef::from(&twin).shutdown(Shutdown::Both).unwrap();
     (0..100).for_each(|_| world.turn_at_once());
     let (failed, elapsed) = (world.stats().accept_failed, begin.elapsed());
     let retries = elapsed.as_millis() / ACCEPT_RETRY.as_millis();
     assert!((1..=1 + retries).contains(&failed.into()), "{failed} times in {elapsed:?}");
-    // A deadline wakes the loop, if it is not over by now, and then the listener has a turn.
+    // A deadline, if it is not over yet, wakes the loop, and then the listener gets a turn.
     assert!(world.worker.tcp.has_ready() || world.worker.core.timers.len() == 1);
     (0..2).for_each(|_| world.turn());
     assert!(world.stats().accept_failed > failed);
@@ -67,7 +67,7 @@ fn towards_an_endpoint_without_a_port_left_nothing_is_tried_for_a_while() {
     });
     let socket = tcp::socket::listen(ANY.parse().unwrap(), None).unwrap();
     let frontend = world.serve_tcp_by(socket, "web", &[first, second]);
-    // For longer than this takes.
+    // Longer than the test takes.
     let until = world.worker.core.now + Duration::from_secs(3_600);
     let use_up = |world: &mut World, endpoint| {
         let path = Path { from: None, endpoint };
@@ -98,7 +98,7 @@ fn slow_readers_hold_no_more_pipes_than_there_may_be_and_pipes_that_nobody_uses_
     let mut sessions: Vec<[TcpStream; 2]> =
         (0..3 * PIPES).map(|_| world.connect(frontend, &endpoint)).collect();
     let mut sent = 0;
-    // Until nothing moves any more: nobody reads.
+    // Until no byte moves any more, because nobody reads.
     loop {
         let before = sent;
         for [_, endpoint] in &mut sessions {

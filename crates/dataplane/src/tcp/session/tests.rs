@@ -18,13 +18,13 @@ use crate::{test_core, test_table};
 
 const ANY: &str = "127.0.0.1:0";
 
-/// How often things are tried that need the kernel to get on.
+/// How often to retry steps that depend on the kernel's progress.
 const PATIENCE: usize = 1_000_000;
 
-/// How long a turn of the worker may last in a test.
+/// A long time for a turn of the worker.
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// What a session needs of a worker, and a Service with one endpoint.
+/// The parts of a worker that a session needs, and a Service with one endpoint.
 struct World {
     core: Core,
     tools: Tools,
@@ -35,7 +35,7 @@ struct World {
 
 impl World {
     fn new(endpoint: &TcpListener) -> Self {
-        // Nobody listens there: sessions are begun by hand.
+        // Nobody listens there: the test starts sessions itself.
         let frontend = SocketAddr::from(([127, 0, 0, 1], 80));
         let writer = test_table::writer(frontend, Protocol::Tcp, &[endpoint.local_addr().unwrap()]);
         let poll = Poll::new().unwrap();
@@ -45,12 +45,12 @@ impl World {
         Self { core, tools, frontend, _writer: writer, poll }
     }
 
-    /// A client, and its session, which is told of in the log.
+    /// A client and its session, which is written to the connection log.
     fn accept(&mut self) -> (TcpStream, Session) {
         self.accept_at(Instant::now())
     }
 
-    /// The same as if it had been accepted then.
+    /// The same, as if it had been accepted at `now`.
     fn accept_at(&mut self, now: Instant) -> (TcpStream, Session) {
         let listener = TcpListener::bind(ANY).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -72,7 +72,7 @@ impl World {
     }
 }
 
-/// An endpoint whose queue has room for one connection, and that one.
+/// An endpoint whose queue has room for one connection, and that connection.
 fn silent() -> (TcpListener, TcpStream) {
     let endpoint = TcpListener::bind(ANY).unwrap();
     listen(&endpoint, 0).unwrap();
@@ -91,7 +91,7 @@ fn is_half_closed(session: &Session) -> bool {
     relaying.is_half_closed(&session.downstream)
 }
 
-/// Of the client's socket and of the endpoint's.
+/// Whether keepalive is on: for the client's socket and the endpoint's.
 fn keepalive(session: &mut Session) -> [bool; 2] {
     let upstream = SockRef::from(&relaying(session).upstream.stream).keepalive().unwrap();
     [SockRef::from(&session.downstream.stream).keepalive().unwrap(), upstream]
@@ -174,7 +174,7 @@ fn how_long_a_connect_took_and_when_it_was_is_told_by_the_clock_however_long_the
     assert!(session.trace.unwrap().connect.unwrap() >= HOUR);
 }
 
-/// A reader that does not read, of little more than its kernel takes.
+/// The reader does not read, and there is little more than its kernel takes.
 #[test]
 fn where_there_are_many_orphans_a_session_goes_on_until_its_last_bytes_have_arrived() {
     for (orphans, goes_on) in [(0, false), (1 << 20, true)] {
@@ -228,13 +228,13 @@ fn the_first_piece_of_an_answer_is_acknowledged_where_more_may_wait_for_that() {
     assert!(is_there && is_prompt(&mut session));
 }
 
-/// A session whose first side has sent this to the other, which has read nothing and has sent something itself if it `owes`; the
-/// first one's FIN was heard of, and that it was reset after that.
+/// A session whose first side has sent `bytes` bytes, a FIN and then a reset. The other side has read
+/// nothing, and has sent something itself if `owes`.
 fn outlived(world: &mut World, endpoint: &TcpListener, bytes: usize, owes: bool) -> (TcpStream, Session) {
     let (client, mut session) = world.accept();
     assert_eq!(session.begin(&mut world.context()), Step::Wait);
     let (mut accepted, _) = endpoint.accept().unwrap();
-    // Little is taken for the reader at a time.
+    // The reader's buffers are small.
     SockRef::from(&client).set_recv_buffer_size(1).unwrap();
     SockRef::from(&session.downstream.stream).set_send_buffer_size(1).unwrap();
     SockRef::from(&relaying(&mut session).upstream.stream).set_recv_buffer_size(1 << 20).unwrap();
@@ -243,7 +243,7 @@ fn outlived(world: &mut World, endpoint: &TcpListener, bytes: usize, owes: bool)
     let is_known = (0..PATIENCE).any(|_| {
         std::thread::yield_now();
         let upstream = &mut relaying(&mut session).upstream;
-        // It waits, and its end behind it.
+        // All bytes have arrived, followed by the end.
         let mut seen = vec![0; 2 * bytes.max(1)];
         upstream.stream.peek(&mut seen).is_ok_and(|seen| seen == bytes)
     });
@@ -270,7 +270,7 @@ fn outlived(world: &mut World, endpoint: &TcpListener, bytes: usize, owes: bool)
     (client, session)
 }
 
-/// The next turn of a session, so much later.
+/// Runs the next turn of a session, this much later.
 fn turn_after(session: &mut Session, world: &mut World, after: Duration) -> Step {
     world.core.now += after;
     session.turn(&mut world.context())
@@ -285,7 +285,7 @@ fn who_reads_nothing_of_what_a_failed_side_has_sent_is_waited_for_as_long_as_it_
         let (_client, mut session) = outlived(&mut world, &endpoint, MUCH, owes);
         assert_eq!(turn_after(&mut session, &mut world, Duration::ZERO), Step::Wait);
         assert_eq!(session.look().state, ConnectionState::EndpointClosed);
-        // What its kernel takes it may still acknowledge.
+        // It may still acknowledge what its kernel takes.
         let step = (0..4).map(|_| turn_after(&mut session, &mut world, Duration::from_secs(30))).last();
         assert_eq!(step, Some(end.map_or(Step::Wait, Step::End)), "owes: {owes}");
         if end.is_none() {

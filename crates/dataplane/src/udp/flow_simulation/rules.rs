@@ -1,4 +1,4 @@
-//! The rules of the flow table, in the words of the model.
+//! The rules of the flow table, in terms of the model.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ impl Simulation {
         self.flows.values().map(|flow| self.deadline(flow, self.is_pressed())).min()
     }
 
-    /// The flow that expiry has to end next.
+    /// The flow that has to expire next.
     pub(super) fn next_to_expire(&self) -> Option<FlowKey> {
         let over =
             |pressed| self.order.iter().find(|key| self.deadline(&self.flows[*key], pressed) <= self.now);
@@ -46,7 +46,7 @@ impl Simulation {
         self.flows.values().filter(|flow| flow.has_port).count()
     }
 
-    /// The flows of which one has to make room for a client's new one, and why.
+    /// The flows of which one has to be evicted for a client's new flow, and the reason.
     pub(super) fn victims(&self, client: ClientKey, lack: Lack) -> (Vec<FlowKey>, Cause) {
         let holders = || self.order.iter().filter(|key| self.has(key, lack));
         let count = |client| holders().filter(|key| of(key) == client).count();
@@ -79,7 +79,7 @@ impl Simulation {
         Self::is_exchange(flow) && flow.last_used + Duration::from_millis(250) <= self.now
     }
 
-    /// Which of these makes room.
+    /// The flow among these that has to be evicted.
     fn victim(&self, among: impl Fn(&FlowKey) -> bool) -> Option<FlowKey> {
         let first = |wanted: &dyn Fn(&ModelFlow) -> bool| {
             self.order.iter().find(|key| among(key) && wanted(&self.flows[*key])).copied()

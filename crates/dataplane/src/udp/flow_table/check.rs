@@ -1,10 +1,10 @@
-//! What must hold of a table at any time.
+//! The invariants of the flow table.
 
 use super::{Class, FlowTable, Lack};
 
 impl<U> FlowTable<U> {
-    /// Panics in debug builds if the table contradicts itself. Sizes after every transition; every
-    /// link as well while there are few flows, so that a debug build can still carry many.
+    /// Panics in debug builds if the table is inconsistent. It checks sizes after every transition and, while
+    /// there are few flows, every link as well, so that a debug build can still handle many flows.
     pub(super) fn check(&mut self) {
         const EVERY_LINK_UP_TO: usize = 64;
         if !cfg!(debug_assertions) {

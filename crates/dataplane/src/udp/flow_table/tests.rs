@@ -1,4 +1,4 @@
-//! One rule of the flow table at a time; the simulation beside it tries them together.
+//! Tests of one rule of the flow table at a time; the simulation tests them in combination.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -35,13 +35,13 @@ fn key(client: u16) -> FlowKey {
     FlowKey { client: ([10, 1, 0, 1], client).into(), destination: "10.96.0.10:53".parse().unwrap() }
 }
 
-/// A flow of another client: number 0 is that of [`key`].
+/// The key of a flow of another client; [`key`] belongs to client 0.
 fn key_of(client: u16, port: u16) -> FlowKey {
     let [high, low] = client.to_be_bytes();
     FlowKey { client: ([10, 1, high, low.wrapping_add(1)], port).into(), ..key(port) }
 }
 
-/// Whose a flow is.
+/// The client that a flow counts for.
 fn of(key: FlowKey) -> ClientKey {
     ClientKey::Address(key.client.ip())
 }
@@ -67,7 +67,7 @@ impl Fixture {
         }
     }
 
-    /// The clients of the flows that are idle by then.
+    /// The clients of the flows that have expired by then.
     fn expired(&mut self, at: u64, limit: usize) -> Vec<u16> {
         let mut clients = Vec::new();
         let now = self.at(at);
@@ -107,7 +107,7 @@ fn a_flow_expires_when_it_was_idle_in_both_directions_and_not_a_moment_sooner() 
     assert_eq!(f.expired(39_999, ALL), []);
     assert_eq!(f.expired(40_000, ALL), [2]);
     assert!(f.forwards(1, 49_000).is_some());
-    // By now it is a conversation.
+    // Now it is a conversation.
     assert_eq!(f.expired(168_999, ALL), []);
     assert_eq!(f.expired(169_000, ALL), [1]);
     assert_eq!((f.deadline(), f.table.len()), (None, 0));
@@ -243,7 +243,7 @@ fn a_timeout_without_end_has_no_deadline() {
 }
 
 impl Fixture {
-    /// Opens a flow of any client; returns it, and the one whose place it took.
+    /// Opens a flow of any client. Returns it, and the flow whose place it took.
     fn open_of(&mut self, key: FlowKey, at: u64) -> (FlowId, Option<(FlowKey, Cause)>) {
         let (id, displaced) = self.table.opened(key, of(key), "here", false, 1, self.at(at));
         (id, displaced.map(|ended| (ended.flow.key(), ended.cause)))
@@ -253,7 +253,7 @@ impl Fixture {
         assert!(self.table.on_replies(id, 1, self.at(at)).is_some());
     }
 
-    /// Opens a flow in which something has passed again and again for some seconds, until now.
+    /// Opens a flow in which datagrams have passed for some seconds, until now.
     fn open_stream(&mut self, key: FlowKey, now: u64) -> FlowId {
         let (id, displaced) = self.open_of(key, now - 3_000);
         assert_eq!(displaced, None);
@@ -283,7 +283,8 @@ fn a_conversation_that_lasted_two_seconds_may_be_silent_for_two_minutes() {
     assert_eq!(f.deadline(), Some(31_999), "not yet");
     talk(&mut f, 1, 2_000);
     assert_eq!(f.deadline(), Some(122_000));
-    // The first answer does not make it one, however late it comes, and without any there is none.
+    // The first answer does not make a flow a conversation, however late it comes; an unanswered flow never
+    // is one.
     let id = f.open(2, 2_000);
     f.open(3, 2_000);
     f.forwards(2, 10_000);
@@ -316,13 +317,13 @@ fn what_is_over_makes_room_first_then_the_unanswered_then_the_answered_and_conve
     f.replied(ids[1], now);
     f.forwards(3, now);
     f.forwards(4, now + 1);
-    // Two are answered, one of them a mere exchange; two are not, and of those 4 was used last.
+    // Two flows are answered, one of them an exchange; two are not, and of these, 4 was used last.
     let (id, displaced) = f.open_of(key(6), now + 249);
     assert_eq!(displaced, Some((key(5), Cause::Evicted)), "something may follow the exchange");
     f.replied(id, now + 249);
     let victim = |f: &mut Fixture, client, at| {
         let (id, displaced) = f.open_of(key(client), at);
-        // The newcomer is a conversation at once, to stay out of the way.
+        // Makes the new flow a conversation at once, so that it does not affect the rest of the test.
         f.table.flow(id).unwrap().replies = 1;
         f.table.flow(id).unwrap().is_stream = true;
         f.forwards(client, at);
@@ -339,7 +340,7 @@ fn what_is_over_makes_room_first_then_the_unanswered_then_the_answered_and_conve
 fn a_client_with_more_than_its_share_makes_room_for_itself_and_for_others() {
     let mut f = shared(100, 50);
     let others: Vec<_> = (1..=20).map(|client| f.open_of(key_of(client, 53), 0).0).collect();
-    // There is room: nobody is held to a share.
+    // While there is room, shares do not apply.
     for port in 1..=80 {
         assert_eq!(f.open_of(key_of(0, port), 1).1, None);
     }

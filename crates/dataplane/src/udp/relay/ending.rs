@@ -1,4 +1,4 @@
-//! Flows that are over: what is counted and told of them, and said where they had to make room.
+//! Flows that have ended: counting and logging them, and warnings about evictions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ impl State {
         }
     }
 
-    /// Says now and then that flows make room for others.
+    /// Logs now and then that flows are evicted for others.
     fn complain(&mut self, ended: &EndedFlow<Link>, now: Instant) {
         let whose = match ended.cause {
             Cause::Evicted => "it was the one least needed",
@@ -55,7 +55,7 @@ impl State {
     }
 }
 
-/// What is due for every flow that has ended; closes its socket.
+/// Counts and logs a flow that has ended, and closes its socket.
 pub(super) fn on_end(ended: EndedFlow<Link>, kept_ports: &mut KeptPorts, core: &Core) {
     kept_ports.ended(ended.flow.upstream.kept_port);
     core.stats.udp_flows_active.sub(1);
@@ -75,7 +75,7 @@ pub(super) fn on_end(ended: EndedFlow<Link>, kept_ports: &mut KeptPorts, core: &
     }
 }
 
-/// Tells the log of a flow, if it is one of those that it is told of.
+/// Writes a flow to the connection log, if it was chosen for that.
 fn tell(ended: &EndedFlow<Link>, duration: Duration, core: &Core) {
     let link = &ended.flow.upstream;
     let (Some(log), Some(trace)) = (&core.log, &link.trace) else { return };

@@ -1,7 +1,8 @@
-//! Which datagrams of a batch are of one client to one address: they have one flow, and go on together. Pure.
+//! Groups the datagrams of a batch by client and destination address: those of a group have one flow, and are
+//! forwarded together. Pure.
 //!
-//! Not only those that follow each other: of clients that ask at the same time, as resolvers do, the questions arrive
-//! one from here and one from there.
+//! They need not be consecutive: if several clients send at the same time, as resolvers do, their datagrams
+//! arrive interleaved.
 
 use std::net::SocketAddr;
 
@@ -9,7 +10,7 @@ use sluice_sys::udp::{BATCH, RecvBatch};
 
 use super::super::flow_table::FlowKey;
 
-/// The places of some datagrams in their batch, in the order of their arrival.
+/// The indices of some datagrams in their batch, in order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Group(u64);
 
@@ -25,17 +26,17 @@ impl Iterator for Group {
     }
 }
 
-/// A batch that is taken apart. Kept for the next one, to spare its memory.
+/// A batch that is being grouped. It is reused for the next one, to save allocations.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    /// By place.
+    /// By index.
     keys: Vec<Option<FlowKey>>,
-    /// Those that no group has had yet.
+    /// Datagrams that no group contains yet.
     left: u64,
 }
 
 impl Groups {
-    /// Begins with a batch of a socket that has this address.
+    /// Begins with a batch that was received by a socket with this address.
     pub(super) fn begin(&mut self, received: &RecvBatch, own: SocketAddr) {
         let key = |place| {
             let datagram = received.get(place)?;
@@ -52,10 +53,10 @@ impl Groups {
         self.left = places.fold(0, |left, (place, _)| left | 1 << place);
     }
 
-    /// The next group: that of the first datagram that is left.
+    /// The next group: the one of the first remaining datagram.
     pub(super) fn next(&mut self) -> Option<(FlowKey, Group)> {
         let key = Group(self.left).next().and_then(|first| *self.keys.get(first)?)?;
-        // Ports first: clients differ in them most.
+        // Ports first, because clients differ in them most.
         let is_same = |other: &FlowKey| other.client.port() == key.client.port() && *other == key;
         let same = Group(self.left)
             .filter(|&place| self.keys.get(place).is_some_and(|other| other.as_ref().is_some_and(is_same)));

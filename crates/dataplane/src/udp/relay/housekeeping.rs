@@ -1,5 +1,5 @@
-//! What is looked through now and then: flows that are idle or lead nowhere any more. Few are ended in a turn of the loop, as
-//! closing a socket takes some microseconds and everybody else of the worker waits.
+//! Periodic work: ends flows that are idle or invalid. Few are ended in a turn of the loop, because closing a
+//! socket takes some microseconds, during which all others on the worker wait.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,26 +10,27 @@ use super::ending::on_end;
 use super::{Link, State, UdpRelay};
 use crate::core::{Core, TimerOwner};
 
-/// How often idle and invalid flows are looked for.
+/// How often idle and invalid flows are ended.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 
-/// How many flows are looked at in a turn of the loop.
+/// The maximum number of flows checked in a turn of the loop.
 const LOOKED_AT: usize = 4_096;
 
-/// How many flows are ended in a turn of the loop, about: a millisecond's worth.
+/// The approximate maximum number of flows ended in a turn of the loop: a millisecond's worth.
 pub(crate) const ENDED: usize = 256;
 
-/// How long it counts for all clients of a socket that a datagram to one of them could not be joined with others.
+/// How long a failure to join the datagrams for one client affects all clients of a socket.
 const REFUSAL: Duration = Duration::from_secs(10);
 
 impl UdpRelay {
-    /// Begins to end all flows that lead nowhere any more, or for which this node has no address any more: these are gone.
+    /// Starts to end all flows that are invalid or need one of the addresses `gone`, which this node has
+    /// lost.
     pub(crate) fn begin_to_end(&mut self, gone: Arc<[IpAddr]>) {
         self.gone = Some(gone);
         self.state.flows.request_sweep();
     }
 
-    /// Ends some of those; whether none is left.
+    /// Ends some of these flows. Returns whether none is left.
     pub(crate) fn end_invalid(&mut self, core: &mut Core) -> bool {
         self.sweep(core);
         let is_done = !self.state.flows.sweep_pending();
@@ -40,7 +41,7 @@ impl UdpRelay {
         is_done
     }
 
-    /// Ends flows that are idle or lead nowhere any more, and does what else is due now and then while there are flows.
+    /// Ends flows that are idle or invalid, and does the other periodic work.
     pub(crate) fn on_housekeeping(&mut self, core: &mut Core) {
         self.is_housekeeping_due = false;
         let State { flows, kept_ports, .. } = &mut self.state;
@@ -58,7 +59,8 @@ impl UdpRelay {
         self.keep_house_in(if is_all { HOUSEKEEPING } else { Duration::ZERO }, core);
     }
 
-    /// Looks at some flows of those that are to be looked at, and ends what is invalid. Whether it was few.
+    /// Checks some of the flows that are to be checked, and ends invalid ones. Returns false if it ended as
+    /// many as one turn allows.
     fn sweep(&mut self, core: &Core) -> bool {
         let State { flows, kept_ports, .. } = &mut self.state;
         let gone = self.gone.as_deref().unwrap_or_default();
@@ -76,7 +78,8 @@ impl UdpRelay {
         true
     }
 
-    /// A client behind a narrow path does not keep the answers of others from being joined for good.
+    /// Forgets failures to join datagrams now and then, so that a client behind a path with a small MTU does
+    /// not prevent joining for others for good.
     fn forget_refusals(&mut self, now: Instant) {
         if self.refusals_forgotten.is_none_or(|last| now.saturating_duration_since(last) >= REFUSAL) {
             self.refusals_forgotten = Some(now);
@@ -89,7 +92,7 @@ impl UdpRelay {
         }
     }
 
-    /// Sees to it that there is a housekeeping while there are flows, or sockets that are to be closed.
+    /// Schedules the next housekeeping, if there are flows, or sockets that are to be closed.
     pub(super) fn keep_house(&mut self, core: &mut Core) {
         self.keep_house_in(HOUSEKEEPING, core);
     }

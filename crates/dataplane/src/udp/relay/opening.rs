@@ -1,4 +1,5 @@
-//! Opening a flow: its endpoint, its socket, the socket that its replies leave by, and room for them.
+//! Opens a flow: chooses its endpoint, opens its socket and the socket for its replies, and makes room for
+//! them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,34 +20,35 @@ use crate::failure;
 use crate::token::{SlotId, Source};
 use crate::transparent::{Local, Marks};
 
-/// How many older flows may make room for one descriptor or port. One does, unless another worker takes what it leaves.
+/// How many older flows may be evicted for one descriptor or port. One is enough, unless another worker takes
+/// what it frees.
 const EVICTIONS: usize = 4;
 
 /// Why no flow was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotOpened {
-    /// There is no endpoint that could be had.
+    /// No endpoint could be used.
     Unroutable,
-    /// The Service has as many as it may.
+    /// The Service's limit is reached.
     OverServiceLimit,
-    /// This node is out of something, or forbids it.
+    /// This node lacks a resource, or its rules forbid the flow.
     OfThisNode,
-    /// There can be no socket to reply by.
+    /// No socket could be opened to reply from.
     NoReplySocket,
 }
 
 /// Why a flow has no socket towards an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NotConnected {
-    /// The endpoint would lead back here.
+    /// The endpoint is a frontend of this agent.
     LeadsBack,
-    /// This node knows no way there. No datagram has been sent: the endpoint has had no part in it.
+    /// This node has no route to it. No datagram was sent, so the endpoint had no part in it.
     NoRoute,
-    /// This node is out of something, or forbids it.
+    /// This node lacks a resource, or its rules forbid the flow.
     OfThisNode,
 }
 
-/// What a flow that is to be has of what flows share.
+/// The shared resources that a flow holds while it is being opened.
 #[derive(Debug, Default)]
 struct Held {
     descriptor: Option<Permit>,
@@ -64,8 +66,8 @@ impl NotOpened {
         }
     }
 
-    /// Whether the client is told, as it would be by a reset where it were a connection. Whom a rule keeps out is not, as
-    /// under kube-proxy.
+    /// Whether the client is told, as a TCP client would be by a reset. A client that a rule excludes is not
+    /// told, as with kube-proxy.
     pub(super) fn is_told(self) -> bool {
         match self {
             Self::Unroutable => false,
@@ -125,7 +127,7 @@ impl State {
             None => route.select(client, core.now),
         };
         let mut selection = selected.map_err(NotOpened::from)?;
-        // First, as the flow that makes room for the flow may be the last that keeps it.
+        // First, because a flow that is evicted for the new one may be the last user of the reply socket.
         let reply = match (kind, core.marks) {
             (ListenerKind::Captured(_), Some(marks)) => {
                 Reply::Captured(self.reply_socket(key, client_key, marks, core)?)
@@ -153,7 +155,7 @@ impl State {
             let lease = selection.connected(&upstream, core.now);
             core.recall.opened(key, upstream.address());
             let trace = core.log.as_ref().and_then(|log| log.choose(destination));
-            // Of an attempt that failed it may be left over, and then is given back.
+            // A port left from a failed attempt is released here.
             let ephemeral_port = held.ephemeral_port.filter(|_| local.client.is_none());
             let link = Link {
                 socket,
@@ -172,7 +174,7 @@ impl State {
         }
     }
 
-    /// Has a flow that leads somewhere in the table, and its events reported.
+    /// Adds an opened flow to the table, and registers its socket.
     fn begin(
         &mut self,
         (key, client_key): (FlowKey, ClientKey),
@@ -196,7 +198,7 @@ impl State {
         Ok(id)
     }
 
-    /// The socket that replies of a frontend to a client leave by.
+    /// The socket from which a frontend's replies to a client are sent.
     fn reply_socket(
         &mut self,
         FlowKey { client, destination: frontend }: FlowKey,
@@ -211,10 +213,10 @@ impl State {
         self.replies.open(frontend, marks, permit).ok_or(NotOpened::NoReplySocket)
     }
 
-    /// Gives the client of a flow, whose replies have found their shared socket full, a socket of its own for that
-    /// frontend. It has no more of them than flows, and so at most twice its share. Nobody makes room for it. None: it has
-    /// one already or can have none, or its frontend's socket is the one that clients send to: a second one with that address
-    /// would get part of what they send.
+    /// Gives the client of a flow a reply socket of its own for that frontend, after the shared one was full.
+    /// A client has at most as many of these as flows, so at most twice its share of descriptors; nothing is
+    /// evicted for them. `None`: it has one already or can have none, or the frontend's socket is the one
+    /// that receives from clients, because a second one with that address would get a part of what they send.
     pub(super) fn part(&mut self, id: FlowId, core: &Core) -> Option<Arc<ReplySocket>> {
         let marks = core.marks?;
         let flow = self.flows.flow(id)?;
@@ -235,7 +237,7 @@ impl State {
         Some(own)
     }
 
-    /// Opens a flow's socket, and says if it keeps its client's port.
+    /// Opens a flow's socket, and returns whether it has its client's port.
     fn connect(
         &self,
         (client, endpoint): (SocketAddr, SocketAddr),
@@ -261,7 +263,7 @@ impl State {
         }
     }
 
-    /// Takes what a flow with such a socket needs of what flows share, and does not hold yet.
+    /// Takes the shared resources that a flow with such a socket needs and does not hold yet.
     fn take_all(
         &mut self,
         held: &mut Held,
@@ -269,7 +271,7 @@ impl State {
         local: Local,
         core: &Core,
     ) -> Result<(), NotOpened> {
-        // First, as the flow that makes room for a port leaves its descriptor too.
+        // The port first, because a flow that is evicted for a port frees its descriptor too.
         if local.client.is_none() && held.ephemeral_port.is_none() {
             held.ephemeral_port = Some(self.take(client_key, Lack::Port, core)?);
         }
@@ -279,8 +281,8 @@ impl State {
         Ok(())
     }
 
-    /// Takes one of what flows share, for a flow that is to be. Nobody's connection is broken for it, but older flows of
-    /// this worker that have it make room.
+    /// Takes one unit of a shared resource for a new flow. Older flows of this worker may be evicted for it,
+    /// but no TCP connection is.
     fn take(&mut self, client_key: ClientKey, lack: Lack, core: &Core) -> Result<Permit, NotOpened> {
         for _ in 0..EVICTIONS {
             if let Some(permit) = self.budget.of(lack).take(1) {

@@ -1,4 +1,4 @@
-//! Datagrams on their way through flows: from clients to endpoints, and back.
+//! Forwards datagrams through flows: from clients to endpoints, and back.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,28 +18,30 @@ use crate::core::Core;
 use crate::failure;
 use crate::token::SlotId;
 
-/// What became of a client's datagrams.
+/// The outcome of forwarding a client's datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Passed {
-    /// They were sent, or are counted as lost.
+    /// They were sent, or counted as lost.
     Counted,
-    /// The flow cannot go on and has ended: what was not sent is in the batch, and counted nowhere.
+    /// The flow was unusable and has ended. The datagrams that were not sent are in the batch, and counted
+    /// nowhere.
     Ended,
 }
 
-/// Why a flow cannot go on.
+/// Why a flow is unusable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hindrance {
     /// The endpoint refuses.
     Endpoint,
-    /// This node has no route any more that the flow's socket could use, or not the address that it has.
+    /// The route or the local address that the flow's socket needs is gone.
     OfThisNode,
 }
 
 impl Hindrance {
-    /// What an error of a single datagram's means, if not just that it is lost. The kernel does not send from an IPv4
-    /// address that is not its own, and says EINVAL or ENETUNREACH, depending on its version. (An ICMP message
-    /// may say the latter, too, but is mostly heard of by an event.)
+    /// Returns why the flow is unusable, if an error of a single datagram means that, and not only that the
+    /// datagram is lost. The kernel does not send from an IPv4 address that is not its own; depending on its
+    /// version, it returns EINVAL or ENETUNREACH. (An ICMP message may cause the latter too, but is mostly
+    /// reported by an event.)
     fn of(error: &io::Error) -> Option<Self> {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
             Some(Errno::CONNREFUSED) => Some(Self::Endpoint),
@@ -50,7 +52,7 @@ impl Hindrance {
 }
 
 impl State {
-    /// Sends what clients have sent to their flows' endpoints.
+    /// Forwards what clients have sent to their flows' endpoints.
     pub(super) fn forward(&mut self, frontend: SlotId, received: &RecvBatch, core: &mut Core) {
         let Some((address, kind)) = self.frontends.get_mut(frontend).map(|f| (f.address, f.kind)) else {
             return;
@@ -63,7 +65,7 @@ impl State {
         self.groups = groups;
     }
 
-    /// Sends what one client has sent to one address, or has it wait until a flow may be opened for it.
+    /// Forwards what one client has sent to one address, or queues it until a flow may be opened for it.
     fn forward_group(
         &mut self,
         key: FlowKey,
@@ -99,7 +101,7 @@ impl State {
         }
     }
 
-    /// Sends what has waited, now that a flow may be opened for it.
+    /// Forwards what has waited, now that a flow may be opened for it.
     pub(super) fn forward_waited(
         &mut self,
         key: FlowKey,
@@ -117,7 +119,7 @@ impl State {
         }
     }
 
-    /// Sends a client's datagrams by their flow, or without one by one that is opened.
+    /// Sends a client's datagrams through their flow; opens one if there is none.
     fn pass(
         &mut self,
         flow: Option<FlowId>,
@@ -133,8 +135,8 @@ impl State {
         }
     }
 
-    /// What a flow that cannot go on has left in a batch goes by another one, to another endpoint if that one refuses: an
-    /// earlier datagram has found it out. Once.
+    /// Sends the rest of a batch through a new flow, after its flow was found to be unusable because of an
+    /// earlier datagram. If its endpoint refused, the new flow goes to another one. Done once.
     fn pass_elsewhere(
         &mut self,
         key: FlowKey,
@@ -148,7 +150,7 @@ impl State {
         }
     }
 
-    /// The flow that a client's datagrams belong to, if there is one that still leads somewhere.
+    /// The flow of a client's datagrams, if there is a valid one.
     fn flow_of(&mut self, key: FlowKey, count: u64, core: &Core) -> Option<FlowId> {
         match self.flows.on_client_datagrams(key, count, core.now, Link::is_valid) {
             Action::Forward(id) => Some(id),
@@ -180,7 +182,7 @@ impl State {
         }
     }
 
-    /// Sends a client's datagrams to the endpoint of their flow, up to where it is found that the flow cannot go on.
+    /// Sends a client's datagrams to the endpoint of their flow, until the flow is found to be unusable.
     fn send(&mut self, id: FlowId, frontend: SlotId, run: &mut SendBatch<'_>, core: &mut Core) -> Passed {
         let Some(flow) = self.flows.flow(id) else { return Passed::Counted };
         let link = &mut flow.upstream;
@@ -217,7 +219,7 @@ impl State {
         Passed::Ended
     }
 
-    /// Sends an endpoint's replies to the flow's client, from the address that the client uses.
+    /// Returns an endpoint's replies to the flow's client, from the address that the client uses.
     pub(super) fn return_replies(
         &mut self,
         (id, client): (FlowId, SocketAddr),
@@ -269,7 +271,7 @@ impl State {
         core.stats.udp_dropped_error.add(failed);
     }
 
-    /// Tells a flow's client that its endpoint refuses: what it has sent is lost.
+    /// Tells a flow's client that its endpoint refuses and that its datagrams are lost.
     pub(super) fn tell(&mut self, id: FlowId, core: &Core) {
         if let Some(client_key) = self.flows.client_key(id)
             && let Some(flow) = self.flows.flow(id)
@@ -279,7 +281,7 @@ impl State {
         }
     }
 
-    /// Tells a client that what it has sent is lost, if it may be told one more thing.
+    /// Tells a client that its datagrams are lost, within the rate limit.
     fn refuse(&mut self, key: FlowKey, client_key: ClientKey, core: &Core) {
         if self.refusals.send(key, client_key, core.marks, core.now) {
             core.stats.udp_refusals.add(1);
@@ -295,8 +297,8 @@ impl State {
     }
 }
 
-/// Adds what was received to a batch, to be sent to this address or to the peer of a connected socket; how many datagrams
-/// that is. What was cut is left out and counted.
+/// Adds received datagrams to a batch, to be sent to this address or to the peer of a connected socket.
+/// Returns how many there are. Truncated ones are left out and counted.
 fn fill<'a>(
     batch: &mut SendBatch<'a>,
     destination: Option<SocketAddr>,

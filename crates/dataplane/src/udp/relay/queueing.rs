@@ -1,4 +1,4 @@
-//! What waits until its flow may be opened: who has to, and the turns of those who do.
+//! Datagrams that wait until their flow may be opened: which clients have to wait, and their turns.
 
 use sluice_sys::udp::{Payload, RecvBatch, SendBatch};
 
@@ -12,13 +12,13 @@ use crate::core::Core;
 use crate::token::SlotId;
 
 impl State {
-    /// Whether a client's new flow is not opened at once.
+    /// Whether a client's new flow has to wait.
     pub(super) fn must_wait(&self, client: ClientKey) -> bool {
         let at_once = if self.waiting.is_empty() { OPENED_PER_TURN } else { OPENED_AT_ONCE };
         self.opened >= at_once || self.waiting.has_client(client)
     }
 
-    /// Keeps what one client has sent to one address.
+    /// Queues what one client has sent to one address.
     pub(super) fn wait(
         &mut self,
         key: FlowKey,
@@ -31,7 +31,7 @@ impl State {
         self.wait_with(key, from, whole.map(|datagram| datagram.payload), core);
     }
 
-    /// Keeps these of what one client has sent to one address.
+    /// Queues these datagrams of one client to one address.
     pub(super) fn wait_with<'a>(
         &mut self,
         key: FlowKey,
@@ -47,8 +47,8 @@ impl State {
         self.on_lost(&lost, core);
     }
 
-    /// Opens flows for those who wait, as many as may be opened in this turn of the loop; which ends with it. One more, if
-    /// the last one's endpoint refuses.
+    /// Opens flows for those that wait, as many as may be opened in this turn of the loop, and ends the turn.
+    /// One more may be opened if the last one's endpoint refuses.
     pub(super) fn serve_waiting(&mut self, core: &mut Core) {
         while self.opened < OPENED_PER_TURN {
             let opened = self.opened;
@@ -57,7 +57,7 @@ impl State {
             self.on_lost(&lost, core);
             let Some(served) = served else { break };
             self.serve(&served, core);
-            // Whoever needs none has had a turn all the same: there may be thousands.
+            // A turn that needs no new flow counts as well, because there may be thousands of them.
             self.opened = self.opened.max(opened + 1);
         }
         self.opened = 0;
@@ -66,14 +66,14 @@ impl State {
     fn serve(&mut self, Served { key, from, datagrams }: &Served<(SlotId, ListenerKind)>, core: &mut Core) {
         let whole = datagrams.iter().map(|parcel| parcel.payload().datagrams() as u64).sum();
         if self.frontends.get_mut(from.0).is_none() {
-            // Withdrawn meanwhile.
+            // The frontend was withdrawn meanwhile.
             return NotOpened::Unroutable.count(whole, core);
         }
         let mut run = batch(datagrams.iter(), core);
         self.forward_waited(*key, *from, &mut run, whole, core);
     }
 
-    /// Counts what was lost, and says now and then whose it was.
+    /// Counts lost datagrams, and now and then logs whose they were.
     fn on_lost(&mut self, lost: &[Lost], core: &Core) {
         let Some(last) = lost.last() else { return };
         core.stats.udp_dropped_waiting.add(lost.iter().map(|lost| lost.datagrams).sum());
@@ -87,11 +87,11 @@ impl State {
     }
 }
 
-/// What has waited, to be sent by a connected socket.
+/// The batch of datagrams that have waited, for a connected socket.
 fn batch<'a>(datagrams: impl Iterator<Item = &'a Parcel>, core: &Core) -> SendBatch<'a> {
     let mut batch = SendBatch::new();
     for parcel in datagrams {
-        // No more are served at a time than a batch has room for.
+        // A turn never has more than a batch has room for.
         if batch.push(parcel.payload(), None).is_err() {
             core.stats.udp_dropped_error.add(1);
         }

@@ -11,13 +11,13 @@ use crate::Config;
 use crate::client::ClientKey;
 use crate::{test_core, test_table};
 
-/// More than are opened in a few turns, and fewer than a socket's queue has room for without privileges.
+/// More than are opened in a few turns, and fewer than a socket's queue holds without privileges.
 const FLOOD: usize = 300;
 
-/// For as many turns as are given.
+/// A slice that only the number of turns limits.
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// A relay with one socket, turned by hand.
+/// A relay with one socket, whose turns the test runs.
 struct World {
     relay: UdpRelay,
     core: Core,
@@ -32,7 +32,7 @@ impl World {
         Self::with_endpoints_before(&[])
     }
 
-    /// One whose Service has these endpoints besides its own.
+    /// A world whose Service has these endpoints besides its own.
     fn with_endpoints_before(others: &[SocketAddr]) -> Self {
         Self::at(Ipv4Addr::LOCALHOST.into(), others)
     }
@@ -52,9 +52,9 @@ impl World {
         Self { relay, core, frontend, endpoint, _writer: writer, poll }
     }
 
-    /// One client sends from this many ports.
+    /// Sends from this many ports of one client.
     fn flood(&self, count: usize) {
-        // All at once: a port that is free again may be had twice.
+        // All are open at once, because a freed port could be assigned again.
         let clients: Vec<UdpSocket> = (0..count).map(|_| self.ask(Ipv4Addr::LOCALHOST, b"flood")).collect();
         assert_eq!(clients.len(), count);
     }
@@ -74,7 +74,7 @@ impl World {
         self.relay.run_ready(LONG, usize::MAX, &mut self.core);
     }
 
-    /// As many turns as it takes until nobody waits for one.
+    /// Runs turns until nothing waits for one.
     fn end_turns(&mut self) {
         self.end_turn();
         while self.relay.has_ready() {
@@ -82,7 +82,7 @@ impl World {
         }
     }
 
-    /// Flows of as many clients, each of which the endpoint has sent an answer and waits in line.
+    /// Opens a flow for each of this many clients; each has a reply from the endpoint and waits in line.
     fn flows_in_line(&mut self, count: usize) -> Vec<UdpSocket> {
         let clients: Vec<UdpSocket> = (0..count).map(|_| self.ask(Ipv4Addr::LOCALHOST, b"ask")).collect();
         self.on_frontend();
@@ -103,7 +103,7 @@ impl World {
         clients
     }
 
-    /// What the endpoint has been sent.
+    /// The payloads that the endpoint has received.
     fn received(&self) -> Vec<Vec<u8>> {
         let mut buffer = [0; 64];
         let receive = || self.endpoint.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec());
@@ -115,7 +115,7 @@ impl World {
     }
 }
 
-/// One whose flows may have so many ports.
+/// A relay whose flows may have this many ports.
 fn relay(core: &Core, ports: usize) -> UdpRelay {
     let limits = FlowLimits::new(NonZeroUsize::new(4 * FLOOD).unwrap(), ports, 100, Config::UDP_IDLE);
     let budget =
@@ -127,7 +127,7 @@ fn bind(ip: impl Into<IpAddr>) -> UdpSocket {
     UdpSocket::bind((ip.into(), 0)).unwrap()
 }
 
-/// Another client than the one that floods.
+/// Another client than the one that sends the flood.
 const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 #[test]
@@ -156,12 +156,12 @@ fn a_question_is_not_behind_a_flood_of_another_client() {
     world.on_frontend();
     world.end_turn();
     assert!(!world.received().contains(&b"question".to_vec()), "it is behind all that one turn receives");
-    // With the second turn all has been received, and the question is opened a flow at once.
+    // After the second turn all was received, and a flow for the question is opened at once.
     world.end_turn();
     assert!(world.received().contains(&b"question".to_vec()));
     assert!(world.relay.flows() <= 2 * OPENED_PER_TURN);
 
-    // Among others that wait it has its turn.
+    // Among others that wait, it gets its turn.
     let later: Vec<UdpSocket> = (0..OPENED_PER_TURN).map(|_| world.ask(OTHER, b"burst")).collect();
     world.on_frontend();
     world.end_turn();
@@ -179,7 +179,7 @@ fn a_question_is_not_behind_a_flood_of_another_client() {
 #[test]
 fn what_follows_a_datagram_that_waits_does_not_overtake_it() {
     let mut world = World::new();
-    // A turn ends when the client's flow is open and there is more for it.
+    // A turn ends when the client's flow is open and more datagrams for it follow.
     world.flood(2 * OPENED_PER_TURN - 1);
     let client = world.ask(Ipv4Addr::LOCALHOST, &[0]);
     world.on_frontend();
@@ -256,7 +256,7 @@ fn what_there_is_no_room_for_is_counted() {
     assert_eq!(stats.udp_datagrams_forwarded + stats.udp_dropped_waiting, 2 * OPENED_PER_TURN as u64);
 }
 
-/// Each is for a datagram, and all together are no flood of their own.
+/// Each refusal answers a datagram, and together they are no flood of their own.
 #[test]
 fn a_client_that_goes_on_at_a_limit_is_refused_no_more_often_than_any_other() {
     use socket2::{Domain, Socket, Type};
@@ -280,11 +280,11 @@ fn a_client_that_goes_on_at_a_limit_is_refused_no_more_often_than_any_other() {
 
 #[test]
 fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_order() {
-    // It holds on to its port and takes nothing: what is sent to it is refused.
+    // It keeps its port and is connected to another socket, so everything sent to it is refused.
     let (gone, peer) = (bind(Ipv4Addr::LOCALHOST), bind(Ipv4Addr::LOCALHOST));
     gone.connect(peer.local_addr().unwrap()).unwrap();
     let mut world = World::with_endpoints_before(&[gone.local_addr().unwrap()]);
-    // The one who is led there, and hears nothing: its flow's socket has the refusal by now.
+    // The client whose flow goes there, and whose flow's socket has the error by now.
     let client = loop {
         let client = world.ask(Ipv4Addr::LOCALHOST, b"lost");
         world.on_frontend();
@@ -294,7 +294,7 @@ fn what_is_sent_to_an_endpoint_that_has_gone_goes_to_another_one_whole_and_in_or
         }
     };
     let flows = world.relay.flows();
-    // Of several sizes, so that they go neither as one train nor in one system call.
+    // Of different sizes, so that they fit neither into one train nor into one system call.
     let burst: Vec<Vec<u8>> = (0..10).map(|n| vec![n; 1 + usize::from(n % 3)]).collect();
     for payload in &burst {
         client.send_to(payload, world.frontend).unwrap();
@@ -314,7 +314,7 @@ fn a_turn_opens_few_flows_however_many_are_in_place_of_refused_ones() {
     world.on_frontend();
     world.end_turns();
     assert_eq!(world.stats().udp_flows_opened, count as u64);
-    // From now on what flows send is refused, of which their next datagrams hear.
+    // From now on the endpoint refuses, and the flows get the error with their next datagrams.
     let peer = bind(Ipv4Addr::LOCALHOST);
     world.endpoint.connect(peer.local_addr().unwrap()).unwrap();
     for question in [b"second", b"third!"] {
@@ -333,13 +333,14 @@ fn a_turn_opens_few_flows_however_many_are_in_place_of_refused_ones() {
 
 #[test]
 fn endpoints_without_a_route_cost_a_few_datagrams_four_tries_each_and_none_after_that() {
-    // There is no way to an address of a link without the link.
+    // A link-local address without a scope has no route.
     let without: Vec<SocketAddr> =
         (1..=20).map(|n| (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, n), 53).into()).collect();
     let mut world = World::at(Ipv6Addr::LOCALHOST.into(), &without);
     let key = FrontendKey::new(world.frontend.ip(), world.frontend.port(), Protocol::Udp);
     let route = Arc::clone(world.core.reader.lookup(key).unwrap());
-    // Of one client after the other, each with a flow to be: how many tries followed a first one, and if it arrived.
+    // Sends from one client after the other, each with a new flow. Returns the number of retries, and whether
+    // the datagram arrived.
     let mut ask = || {
         let tries_before = route.service_port().traffic().retries;
         let client = bind(Ipv6Addr::LOCALHOST);
@@ -356,7 +357,7 @@ fn endpoints_without_a_route_cost_a_few_datagrams_four_tries_each_and_none_after
     assert_eq!((traffic.failures, traffic.passed_over), (0, 0), "none is blamed");
 }
 
-/// The kernel tells of a refusal before it gives what has arrived.
+/// The kernel reports a refusal before the datagrams that have arrived.
 #[test]
 fn what_an_endpoint_has_answered_before_it_refuses_goes_to_the_client() {
     let mut world = World::new();

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 
-/// What a small question counts for.
+/// The size that is counted for a small question.
 const QUESTION: usize = 4 + OVERHEAD;
 
 fn ip(client: u8) -> IpAddr {
@@ -17,7 +17,7 @@ fn client_key(client: u8) -> ClientKey {
     ClientKey::Address(ip(client))
 }
 
-/// Whose a flow is.
+/// The client that a flow counts for.
 fn of(key: FlowKey) -> ClientKey {
     ClientKey::Address(key.client.ip())
 }
@@ -29,7 +29,7 @@ fn key(client: u8, port: u16) -> FlowKey {
     }
 }
 
-/// What waits, and what was lost of it.
+/// The queue, and what was lost from it.
 struct Room {
     waiting: Waiting<u16>,
     now: Instant,
@@ -93,7 +93,7 @@ fn clients_take_turns() {
 
 #[test]
 fn there_is_room_for_all_that_the_kernel_had_room_for() {
-    // What the kernel counts for a datagram: less than this for none.
+    // The size that the kernel counts for the smallest datagram.
     const KERNEL: usize = 768;
     let mut room = Room::new(LIMIT);
     let burst = u16::try_from(LIMIT / KERNEL).unwrap();
@@ -107,7 +107,7 @@ fn at_the_bound_the_client_that_has_most_loses_what_is_last() {
     (0..10).for_each(|port| room.push(key(1, port), u32::from(port)));
     room.push(key(1, 10), 10);
     assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }]);
-    // Others have as much as it has before they lose anything.
+    // Others lose nothing until they have as much as it has.
     (0..5).for_each(|port| room.push(key(2, port), 0));
     assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }; 6]);
     room.push(key(2, 5), 0);
@@ -125,7 +125,7 @@ fn a_datagram_that_is_larger_than_all_that_others_have_makes_no_room_for_itself(
     room.push_all(key(20, 1), &[0; 2_000][..]);
     assert_eq!(room.lost, [Lost { client: client_key(20), datagrams: 1 }]);
     assert!(!room.waiting.has_client(client_key(20)));
-    // And one larger than everything is not waited for.
+    // One that is larger than the limit is dropped at once.
     let mut room = Room::new(1_000);
     room.push_all(key(1, 1), &[0; 2_000][..]);
     assert_eq!(room.lost, [Lost { client: client_key(1), datagrams: 1 }]);
@@ -155,7 +155,7 @@ fn what_comes_for_a_flow_that_waits_stays_behind_it() {
     room.push(key(1, 2), 100);
     (1..many).for_each(|number| room.push(key(1, 1), number));
     assert!(room.waiting.holds(&key(1, 1)) && !room.waiting.holds(&key(1, 3)));
-    // No more than a batch at a time; the rest holds the flow's place.
+    // At most one batch at a time; the rest keeps the flow's place.
     assert_eq!(room.next(), Some((key(1, 1), (0..batch).collect())));
     assert!(room.waiting.holds(&key(1, 1)));
     room.push(key(1, 1), many);
@@ -201,15 +201,15 @@ fn trains_stay_trains_and_the_last_way_in_counts() {
     assert_eq!(served.from, 'b');
     let payloads: Vec<Payload<'_>> = served.datagrams.iter().map(Parcel::payload).collect();
     assert_eq!(payloads, [Payload::train(&train, 4), Payload::from(&[][..])]);
-    // And its datagrams are counted one by one when it is lost.
+    // If it is lost, its datagrams are counted one by one.
     let mut lost = Vec::new();
     Waiting::new(1)
         .push(key(1, 1), client_key(1), 'a', Payload::train(&train, 4), now, &mut |gone| lost.push(gone));
     assert_eq!(lost, [Lost { client: client_key(1), datagrams: 3 }]);
 }
 
-/// Random histories, each of which follows from its seed: everything is served or lost, once and in order, clients take
-/// turns, and nobody loses anything while another one has more.
+/// Random histories, each determined by its seed. Everything is served or lost, once and in order; clients
+/// take turns; and no client loses anything while another one has more.
 #[test]
 fn every_history_is_fair() {
     for seed in 0..200 {

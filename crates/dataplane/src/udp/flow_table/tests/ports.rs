@@ -1,21 +1,21 @@
-//! Who leaves its ephemeral port to a new flow.
+//! Which flow gives up its ephemeral port to a new flow.
 
 use super::*;
 
-/// Sixteen ports, of which a client may have twelve, and is large with three.
+/// A table with sixteen ports, of which a client may have twelve and is large with three.
 fn sixteen() -> Fixture {
     with_shares(Shares::of(1_000, 75), Shares::of(16, 75), 1_000)
 }
 
 impl Fixture {
-    /// Opens a flow that has a port.
+    /// Opens a flow with a port.
     fn open_with_port(&mut self, key: FlowKey, at: u64) -> FlowId {
         let (id, displaced) = self.table.opened(key, of(key), "here", true, 1, self.at(at));
         assert!(displaced.is_none());
         id
     }
 
-    /// Opens conversations of one client that have a port each.
+    /// Opens conversations of one client, each with a port.
     fn open_streams_with_ports(&mut self, client: u16, ports: std::ops::Range<u16>, at: u64) -> Vec<FlowId> {
         let open = |port| {
             let key = key_of(client, port);
@@ -29,7 +29,7 @@ impl Fixture {
         ports.map(open).collect()
     }
 
-    /// Who leaves its port to a new flow of a client.
+    /// The flow that gives up its port to a new flow of a client.
     fn leaves_its_port_to(&mut self, client: u16, at: u64) -> Option<FlowKey> {
         let ended = self.table.make_room(of(key_of(client, 0)), Lack::Port, self.at(at))?;
         assert_eq!(ended.cause, Cause::EvictedForPort);
@@ -42,7 +42,7 @@ impl Fixture {
 fn no_flow_ends_for_a_port_that_has_none() {
     let mut f = sixteen();
     let others: Vec<_> = (1..=40).map(|client| f.open_of(key_of(client, 53), 0).0).collect();
-    // Of those some would be the first to make room: their questions are answered.
+    // Without ports, some of these would be the first to be evicted: they are exchanges.
     others.iter().step_by(2).for_each(|&id| f.replied(id, 0));
     let now = 10_000;
     let streams = f.open_streams_with_ports(0, 0..3, now);
@@ -80,7 +80,7 @@ fn a_newcomer_takes_the_port_of_whoever_has_most_however_little_others_have_been
     let mut f = sixteen();
     let now = 10_000;
     let questions: Vec<_> = (1..=4).map(|client| f.open_with_port(key_of(client, 53), now)).collect();
-    // No more than their shares.
+    // Not more than their shares.
     f.open_streams_with_ports(0, 0..7, now);
     f.open_streams_with_ports(20, 0..5, now);
     let mut left = Vec::new();
@@ -103,7 +103,7 @@ fn an_answered_question_leaves_its_port_before_a_conversation_of_whoever_has_mos
     f.replied(exchange, now);
     assert_eq!(f.leaves_its_port_to(2, now), Some(key_of(0, 0)), "something may follow it");
     assert_eq!(f.leaves_its_port_to(2, now + 250), Some(key_of(1, 53)));
-    // But not before its own.
+    // But not before one of its own.
     let exchange = f.open_with_port(key_of(1, 53), now);
     f.replied(exchange, now);
     assert_eq!(f.leaves_its_port_to(0, now + 500), Some(key_of(0, 1)));
