@@ -1,4 +1,4 @@
-//! From addresses to how the maps have them, and back. In the maps an IPv4 address is v4-mapped.
+//! Conversions between addresses and their form in the maps, in which an IPv4 address is v4-mapped.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -29,7 +29,7 @@ impl From<Frontend> for FrontendKey {
 }
 
 impl Endpoint {
-    /// One that nothing is known of yet.
+    /// An endpoint with no failures.
     pub fn new(address: SocketAddr, incarnation: u32) -> Self {
         let flags = if address.ip().to_canonical().is_ipv4() { endpoint_flags::V4 } else { 0 };
         Self {
@@ -41,28 +41,29 @@ impl Endpoint {
         }
     }
 
-    /// The same, for connections: whether there is somebody is not known before the first one.
+    /// The same endpoint, not yet verified, for connections: whether it answers is not known before the first
+    /// one.
     pub fn unproven(self) -> Self {
         Self { flags: self.flags | endpoint_flags::UNPROVEN, ..self }
     }
 
-    /// The same, for datagrams to the service port with this number.
+    /// The same endpoint, for datagrams to the service port with this number.
     pub fn with_flows(self, service: u32) -> Self {
         let owner = owner(service) << endpoint_flags::OWNER_SHIFT;
         Self { flags: self.flags | endpoint_flags::FLOWS | owner, ..self }
     }
 
-    /// Whether flows may keep to it.
+    /// Whether UDP flows may stay with it.
     pub fn has_flows(&self) -> bool {
         self.flags & endpoint_flags::FLOWS != 0
     }
 
-    /// What it says of whose it is.
+    /// The owner that its flags name.
     pub(crate) fn owner(&self) -> u16 {
         self.flags >> endpoint_flags::OWNER_SHIFT
     }
 
-    /// Whether connections may fail there.
+    /// Whether it is unverified.
     pub fn is_in_doubt(&self) -> bool {
         self.flags & endpoint_flags::UNPROVEN != 0 || self.failures != 0
     }
@@ -79,14 +80,15 @@ impl Endpoint {
     }
 }
 
-/// As much of a service port's number as an endpoint has room for, which is never 0. Others may have the same.
+/// A service port's number reduced to the bits that an endpoint's flags have for it. Never 0. Several service
+/// ports may share a value.
 pub(crate) fn owner(service: u32) -> u16 {
     const BOUND: u32 = (1 << (u16::BITS - endpoint_flags::OWNER_SHIFT)) - 1;
-    // It is never more than the bound.
+    // It never exceeds the bound.
     u16::try_from(service % BOUND + 1).unwrap_or(0)
 }
 
-/// Addresses of a set in the order of their turns, each once.
+/// The addresses of a set in round-robin order, each once.
 pub(crate) fn in_order(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let canonical = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let mut addresses: Vec<SocketAddr> = addresses.iter().map(canonical).collect();

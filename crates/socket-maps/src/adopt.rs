@@ -1,5 +1,5 @@
-//! What an earlier agent has left in the maps, which serves on and is taken over: sets with their turns, and
-//! endpoints with their numbers.
+//! What an earlier agent has left in the maps, still in use: sets with their positions, and endpoints with
+//! their ids. Its successor takes them over.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -12,7 +12,7 @@ use crate::layout::{AffinityKey, Endpoint, FrontendKey, FrontendValue, Set, verd
 use crate::maps::{Members, Strays};
 use crate::ranges::{Range, Ranges};
 
-/// What is in the maps.
+/// The contents of the maps.
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
     /// Every frontend, in no order.
@@ -23,12 +23,12 @@ pub struct Contents {
     pub slots: Vec<u32>,
     /// The array of endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// Clients that keep their endpoints, in no order.
+    /// Clients with session affinity, in no order.
     pub clients: Vec<AffinityKey>,
 }
 
 impl Contents {
-    /// A number for the clients of a set that none has had.
+    /// A number for the clients of a set that was never used before.
     pub(crate) fn next_affinity(&self) -> u32 {
         let of_sets = self.sets.iter().map(|set| SetAffinity::unpack(set.affinity).number);
         let of_clients = self.clients.iter().map(|client| client.number);
@@ -36,16 +36,16 @@ impl Contents {
     }
 }
 
-/// Maps that may have been there before.
+/// Maps that may have existed before.
 pub trait Living: Kernel {
-    /// What is in them. Maps that are new have nothing.
+    /// The contents. New maps are empty.
     ///
     /// # Errors
-    /// They cannot be read.
+    /// The maps cannot be read.
     fn contents(&self) -> io::Result<Contents>;
 }
 
-/// A set that lives, and that nobody has claimed yet.
+/// A set of the earlier agent that no port has claimed yet.
 #[derive(Debug)]
 pub(crate) struct LivingSet {
     pub(crate) members: Members,
@@ -56,12 +56,12 @@ pub(crate) struct LivingSet {
     pub(crate) named_by: HashSet<FrontendKey>,
 }
 
-/// What lives, and what is free beside it.
+/// What the earlier agent has left, and what is free.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) frontends: HashMap<FrontendKey, FrontendValue>,
     pub(crate) sets: HashMap<u32, LivingSet>,
-    /// Endpoints of UDP that are in no set.
+    /// UDP endpoints that are in no set.
     pub(crate) strays: Strays,
     pub(crate) set_ids: Ids,
     pub(crate) endpoint_ids: Ids,
@@ -71,7 +71,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Makes sense of the contents; `None` where they make none.
+    /// Interprets the contents; `None` if they are inconsistent.
     pub(crate) fn read(contents: &Contents, capacity: Capacity) -> Option<Self> {
         let mut sets: HashMap<u32, LivingSet> = HashMap::new();
         let mut frontends = HashMap::new();
@@ -111,7 +111,7 @@ impl Found {
     }
 }
 
-/// Endpoints that are in no set. Flows may keep to them, until the number means something else.
+/// Endpoints that are in no set. Flows may stay with them until the id is reused.
 fn strays(contents: &Contents, in_sets: &[u32]) -> Strays {
     let in_sets: HashSet<u32> = in_sets.iter().copied().collect();
     let mut strays = Strays::of_services(&contents.frontends);
@@ -123,7 +123,7 @@ fn strays(contents: &Contents, in_sets: &[u32]) -> Strays {
     strays
 }
 
-/// A set, by a frontend that names it.
+/// The set that a frontend names.
 fn living_set(
     contents: &Contents,
     id: u32,

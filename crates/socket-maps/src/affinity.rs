@@ -1,4 +1,5 @@
-//! Clients that keep their endpoints: which sets have such clients, and what is known of them.
+//! Session affinity in the maps: which sets have clients that keep their endpoints, and the clients
+//! themselves.
 
 use std::fmt::Debug;
 use std::io;
@@ -10,23 +11,23 @@ use sluice_table::SocketNumber;
 
 use crate::layout::AffinityKey;
 
-/// [`Set::affinity`](crate::Set::affinity), taken apart.
+/// [`Set::affinity`](crate::Set::affinity), unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct SetAffinity {
-    /// By what the set's clients are found: another one each time that a set begins to have such clients, so that nobody is
-    /// taken for a client of before. 0: there are none.
+    /// Identifies the set's clients. A set gets a new number each time that affinity begins, so that no
+    /// earlier client is taken for a current one. 0: no affinity.
     pub number: u32,
-    /// After how long without a new connection a client is forgotten, in milliseconds.
+    /// How long a client may make no new connection before it is forgotten, in milliseconds.
     pub timeout_ms: u32,
 }
 
 impl SetAffinity {
-    /// As it is in the map.
+    /// The word in the map.
     pub fn pack(self) -> u64 {
         u64::from(self.number) << 32 | u64::from(self.timeout_ms)
     }
 
-    /// From how it is in the map.
+    /// The inverse of [`Self::pack`].
     pub fn unpack(word: u64) -> Self {
         let [n3, n2, n1, n0, t3, t2, t1, t0] = word.to_be_bytes();
         Self {
@@ -37,7 +38,7 @@ impl SetAffinity {
 }
 
 impl AffinityKey {
-    /// A client of the set that has this number for its clients.
+    /// The key of a client of the set with this [`SetAffinity::number`].
     pub fn new(client: IpAddr, number: u32) -> Self {
         let mapped = match client {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -46,16 +47,16 @@ impl AffinityKey {
         Self { addr: mapped.octets(), number }
     }
 
-    /// Whose it is.
+    /// The client's address.
     pub fn client(&self) -> IpAddr {
         IpAddr::V6(Ipv6Addr::from(self.addr)).to_canonical()
     }
 }
 
-/// What is known of a client.
+/// A client with its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
-    /// Who it is.
+    /// The client's key.
     pub key: AffinityKey,
     /// Its endpoint.
     pub number: SocketNumber,
@@ -66,58 +67,59 @@ pub struct Kept {
 /// The clients of a set that keep their endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SetClients {
-    /// By what they are found.
+    /// The [`SetAffinity::number`] of the set.
     pub number: u32,
-    /// Whether the programs lead processes in the node's network there.
+    /// Whether the programs translate processes in the node's network to this set.
     pub of_node: bool,
-    /// Whether they lead all others there.
+    /// Whether they translate all other clients to it.
     pub of_pods: bool,
 }
 
-/// Some of those that are known.
+/// A part of the clients.
 #[derive(Debug, Default)]
 pub struct KeptPart {
-    /// Who they are.
+    /// Their keys.
     pub keys: Vec<AffinityKey>,
-    /// From where on there may be more; none where these are the last.
+    /// Where the next part begins; `None` if this is the last one.
     pub next: Option<u32>,
 }
 
-/// The clients that the programs know. Called by workers, which must not wait: what is about one client is one system call.
+/// The clients in the map of the programs. Workers call this, so it must not block: each call about one
+/// client is one system call.
 pub trait KeptClients: Debug + Send + Sync {
-    /// How many there may be.
+    /// The maximum number of clients.
     fn room(&self) -> usize;
 
-    /// Has a client be led to an endpoint, as of now.
+    /// From now on, the programs translate this client to this endpoint.
     ///
     /// # Errors
-    /// The map is full, or the kernel is out of memory: what was known of the client may still be.
+    /// The map is full, or the kernel has no memory: an earlier entry of the client may remain.
     fn keep(&self, key: AffinityKey, number: SocketNumber) -> io::Result<()>;
 
-    /// Forgets a client; whether it was known.
+    /// Forgets a client. Returns whether it was there.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     fn forget(&self, key: AffinityKey) -> io::Result<bool>;
 
-    /// How long ago a client that is known has last connected.
+    /// How long ago a client in the map last connected.
     fn idle(&self, key: AffinityKey) -> Option<Duration>;
 
-    /// Some of those that are known: from the beginning, or from where an earlier part has ended. Whoever is known all the time is
-    /// in a part; there may be a few more in one than asked for.
+    /// A part of the clients: from the beginning, or from where an earlier part has ended. A client that is
+    /// there all the time is in one of the parts. A part may be slightly longer than `most`.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The map cannot be read.
     fn part(&self, from: Option<u32>, most: usize) -> io::Result<KeptPart>;
 
-    /// All that are known.
+    /// All clients.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The map cannot be read.
     fn all(&self) -> io::Result<Vec<Kept>>;
 }
 
-/// The same, shared.
+/// Shared [`KeptClients`].
 pub type SharedClients = Arc<dyn KeptClients>;
 
 #[cfg(test)]

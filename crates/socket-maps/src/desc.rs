@@ -1,24 +1,24 @@
-//! [`Set::desc`](crate::Set::desc), taken apart.
+//! [`Set::desc`](crate::Set::desc), unpacked.
 
-/// Where the endpoints of a set are and whose turn it is: a pick is `slots[base + (cursor + rotation) % count]`, and
-/// where the count is 0 there is none.
+/// The slots of a set, and the offset of its round robin. A pick is `slots[base + (cursor + rotation) %
+/// count]`; with a count of 0 there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Desc {
     /// The first slot.
     pub base: u32,
-    /// How many slots.
+    /// The number of slots.
     pub count: u16,
-    /// What is added to a turn; less than `count`.
+    /// The offset that is added to a turn; less than `count`.
     pub rotation: u16,
 }
 
 impl Desc {
-    /// As it is in the map.
+    /// The word in the map.
     pub fn pack(self) -> u64 {
         u64::from(self.base) << 32 | u64::from(self.count) << 16 | u64::from(self.rotation)
     }
 
-    /// From how it is in the map.
+    /// The inverse of [`Self::pack`].
     pub fn unpack(word: u64) -> Self {
         let [b3, b2, b1, b0, c1, c0, r1, r0] = word.to_be_bytes();
         Self {

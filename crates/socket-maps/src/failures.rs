@@ -1,37 +1,40 @@
-//! [`Endpoint::failures`](crate::Endpoint::failures), taken apart. In one word, so that nobody ever sees half of it.
+//! [`Endpoint::failures`](crate::Endpoint::failures), unpacked. It is one word, so no reader sees half of a
+//! change.
 
-/// How often connecting to an endpoint has failed since somebody was served, and what follows.
+/// The failed connects to an endpoint since the last success, and their consequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Failures {
-    /// How often, up to [`Failures::MOST`].
+    /// Their number, up to [`Failures::MOST`].
     pub count: u8,
-    /// Where there is no relay it is passed over until then, in nanoseconds of `CLOCK_MONOTONIC`; a multiple of eight.
+    /// Without a relay, the endpoint is skipped until then, in nanoseconds of `CLOCK_MONOTONIC`; a multiple
+    /// of eight.
     pub until_ns: u64,
 }
 
-/// How long whoever fails for the first time is passed over; twice as long each time, up to 16 times.
+/// How long an endpoint is skipped after the first failure. The time doubles with each further failure, up to
+/// 16 times.
 const PAUSE_NS: u64 = 1_000_000_000;
 const DOUBLINGS: u8 = 4;
 
 impl Failures {
-    /// What is beyond is not counted.
+    /// The largest count.
     pub const MOST: u8 = 7;
 
     /// The bits of the count.
     const COUNT: u64 = Self::MOST as u64;
 
-    /// As it is in the map.
+    /// The word in the map.
     pub fn pack(self) -> u64 {
         self.until_ns & !Self::COUNT | u64::from(self.count.min(Self::MOST))
     }
 
-    /// From how it is in the map.
+    /// The inverse of [`Self::pack`].
     pub fn unpack(word: u64) -> Self {
         let [low, ..] = word.to_le_bytes();
         Self { count: low & Self::MOST, until_ns: word & !Self::COUNT }
     }
 
-    /// One more, now.
+    /// The state after one more failure at `now_ns`.
     pub fn and_one(self, now_ns: u64) -> Self {
         let until_ns = now_ns.saturating_add(PAUSE_NS << self.count.min(DOUBLINGS));
         Self { count: (self.count + 1).min(Self::MOST), until_ns: until_ns & !Self::COUNT }

@@ -1,10 +1,10 @@
-//! Which numbers of an array are free.
+//! Allocates the ids of an array.
 
-/// Numbers below a bound. Those that came back are given again first, so arrays stay dense.
+/// Ids below a bound. Returned ids are given first, so arrays stay dense.
 #[derive(Debug)]
 pub(crate) struct Ids {
     bound: u32,
-    /// No number from here on was ever given.
+    /// No id from here on was ever given.
     next: u32,
     free: Vec<u32>,
 }
@@ -14,7 +14,7 @@ impl Ids {
         Self { bound, next: 0, free: Vec::new() }
     }
 
-    /// The same, with some of them given; `None` if one is out of bounds or there twice.
+    /// The same, with some ids given; `None` if one is out of bounds or repeated.
     pub(crate) fn with_given(bound: u32, mut given: Vec<u32>) -> Option<Self> {
         given.sort_unstable();
         let is_twice = given.windows(2).any(|pair| pair.first() == pair.last());
@@ -43,9 +43,9 @@ impl Ids {
         self.free.push(id);
     }
 
-    /// How many are given.
+    /// How many ids are given.
     pub(crate) fn given(&self) -> usize {
-        // No number has more than 32 bits, nor has a place in memory fewer.
+        // An id has 32 bits, and `usize` has at least as many.
         (self.next as usize).saturating_sub(self.free.len())
     }
 }

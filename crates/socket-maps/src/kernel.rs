@@ -1,4 +1,4 @@
-//! What the kernel offers for changing the maps; in tests, plain memory.
+//! The kernel's operations on the maps; in tests, plain memory.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use sluice_table::SharedHealth;
 use crate::affinity::{SetAffinity, SharedClients};
 use crate::layout::{Account, Endpoint, FrontendKey, FrontendValue, Set, Totals};
 
-/// How much fits into the maps.
+/// The capacities of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Frontends.
@@ -20,15 +20,15 @@ pub struct Capacity {
     pub endpoints: u32,
 }
 
-/// What the programs count; any thread may ask.
+/// The programs' counters. Any thread may read them.
 pub trait Counters: Send + Sync {
-    /// What sockets translated to an endpoint have done.
+    /// The counters of sockets translated to an endpoint.
     fn account(&self, id: u32) -> Account;
-    /// What all of them have done.
+    /// The counters of all of them together.
     fn totals(&self) -> Totals;
 }
 
-/// Accounts and nothing else.
+/// Accounts alone, without totals.
 impl<F: Fn(u32) -> Account + Send + Sync> Counters for F {
     fn account(&self, id: u32) -> Account {
         self(id)
@@ -39,63 +39,69 @@ impl<F: Fn(u32) -> Account + Send + Sync> Counters for F {
     }
 }
 
-/// The maps that the programs read. Readers run at any time, on all CPUs, and what they see is in the order of the
-/// calls.
+/// The maps that the programs read. Programs run at any time, on all CPUs, and see changes in the order of
+/// the calls.
 pub trait Kernel {
-    /// Writes endpoints from id `first` on, each with an incarnation that its id has not had: what is known of their health is
-    /// overwritten.
+    /// Writes endpoints from id `first` on, each with an incarnation that its id has not had. Overwrites the
+    /// state of their health.
     fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]);
-    /// Has an endpoint's id mean something else, and nothing but that: what remembers it chooses anew.
+    /// Changes the incarnation of an endpoint's id, and nothing else: sockets that remember it choose a new
+    /// endpoint.
     fn renew_endpoint(&mut self, id: u32, incarnation: u32);
-    /// No flow keeps to an endpoint's id any more: whoever takes the maps over has nothing to look after.
+    /// Records that no flow stays with an endpoint's id any more, so a successor need not care for it.
     fn end_flows(&mut self, id: u32);
-    /// What sockets translated to an endpoint have done.
+    /// The counters of sockets translated to an endpoint.
     fn account(&self, id: u32) -> Account;
-    /// Has it begin at nothing.
+    /// Resets these counters.
     fn clear_account(&mut self, id: u32);
     /// Writes slots from `first` on.
     fn write_slots(&mut self, first: u32, ids: &[u32]);
-    /// Writes a set. Only while no frontend names it.
+    /// Writes a set, which no frontend may name.
     fn write_set(&mut self, id: u32, set: Set);
-    /// Has a set use another range from the next turn on, in one step.
+    /// Atomically changes the range that a set uses from the next turn on.
     fn publish(&mut self, id: u32, desc: u64);
-    /// Has a set's endpoints be chosen in another way, one of [`set_flags`](crate::set_flags), from the next one on.
+    /// Changes how a set's endpoints are chosen, by bits of [`set_flags`](crate::set_flags), from the next
+    /// pick on.
     fn write_flags(&mut self, id: u32, flags: u32);
-    /// Has a set's clients keep their endpoints, or not, from the next connection on; whether there was room for how. Where there
-    /// was none nobody is led there.
+    /// Sets whether a set's clients keep their endpoints, from the next connection on. Returns whether there
+    /// was room for it. Otherwise, no connection is translated to the set.
     fn write_affinity(&mut self, id: u32, affinity: SetAffinity) -> bool;
-    /// No set has this endpoint of TCP any more: clients do not keep it. Those of UDP are left alone.
+    /// Records that no set contains this TCP endpoint any more, so clients do not keep it. Has no effect on
+    /// UDP endpoints.
     fn leave(&mut self, id: u32);
-    /// How many turns a set has had.
+    /// The number of turns that a set has had.
     fn cursor(&self, id: u32) -> u64;
-    /// Returns once no reader holds anything that was published before.
+    /// Returns once no program uses anything that was published before.
     ///
     /// # Errors
-    /// The kernel cannot wait for its readers.
+    /// The kernel cannot wait for the programs.
     fn barrier(&mut self) -> io::Result<()>;
-    /// Adds frontends, or changes them.
+    /// Adds or changes frontends.
     ///
     /// # Errors
-    /// The map is full, or the kernel is out of memory: some may be in.
+    /// The map is full, or the kernel has no memory: some changes may have been made.
     fn put_frontends(&mut self, entries: &[(FrontendKey, FrontendValue)]) -> io::Result<()>;
-    /// Removes frontends; those that are not there are left out.
+    /// Removes frontends; absent ones are ignored.
     ///
     /// # Errors
-    /// The kernel refuses: some may be gone.
+    /// Those of the kernel: some may have been removed.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> io::Result<()>;
-    /// What the programs know of endpoints, to be shared with whoever else connects to them. It may outlive this.
+    /// The health of endpoints, to be shared with the relay. It may outlive this.
     fn health(&self) -> SharedHealth;
-    /// Clients that keep their endpoints. It may outlive this.
+    /// The clients with session affinity. It may outlive this.
     fn clients(&self) -> SharedClients;
-    /// The node has other addresses: what its own sockets come from is learnt anew.
+    /// Forgets the source addresses of the node's own sockets, which are learnt again, because the node's
+    /// addresses have changed.
     fn forget_sources(&mut self);
-    /// Everything is in: takes away what programs with maps of another layout have left, which went on until now.
+    /// Removes the programs with maps of another layout, which were in use until now. To be called when the
+    /// maps are complete.
     ///
     /// # Errors
     /// Something cannot be removed.
     fn take_over(&mut self) -> io::Result<()>;
-    /// Tells the programs that there is a relay now, which takes what they leave to it. It is believed for a while.
+    /// Tells the programs that there is a relay, to which they may leave connections. They believe it for a
+    /// while.
     fn beat(&mut self);
-    /// How much fits.
+    /// The capacities of the maps.
     fn capacity(&self) -> Capacity;
 }

@@ -1,9 +1,9 @@
-//! How the maps that the programs in the kernel read are laid out, byte by byte. The C side has the same in
-//! `layout.h`; a test of the crate that loads the programs compares both by BTF.
+//! The layout of the maps that the BPF programs read, byte by byte. `layout.h` has the same in C; a test of
+//! the crate that loads the programs compares both by BTF.
 
 use sluice_table::BUCKETS;
 
-/// Values of [`FrontendKey::protocol`]: those of IP.
+/// Values of [`FrontendKey::protocol`]: IP protocol numbers.
 pub mod protocol {
     /// TCP, and MPTCP.
     pub const TCP: u8 = 6;
@@ -13,9 +13,9 @@ pub mod protocol {
 
 /// Values of [`Outcome::verdict`].
 pub mod verdict {
-    /// Not translated: rules and relay decide.
+    /// Not translated: the capture's rules and the relay handle it.
     pub const RELAY: u8 = 0;
-    /// Translated to the endpoint of the set whose turn it is.
+    /// Translated to the set's next endpoint.
     pub const BALANCE: u8 = 1;
     /// `ECONNREFUSED`.
     pub const REFUSE: u8 = 2;
@@ -23,7 +23,7 @@ pub mod verdict {
 
 /// Bits of [`Set::flags`].
 pub mod set_flags {
-    /// Any endpoint, with equal chances, instead of turns.
+    /// At random, with equal probability, instead of round robin.
     pub const RANDOM: u32 = 1;
 }
 
@@ -31,23 +31,25 @@ pub mod set_flags {
 pub mod endpoint_flags {
     /// Its address is an IPv4 one, mapped into IPv6.
     pub const V4: u16 = 1;
-    /// Nobody has had a connection to it yet. Never of a set for datagrams, which prove nothing.
+    /// Unverified: no connection to it has succeeded yet. Never set for datagrams, which prove nothing.
     pub const UNPROVEN: u16 = 2;
-    /// Flows may keep to it: it is of UDP. For whoever takes the maps over.
+    /// A UDP endpoint, so flows may stay with it. For a successor.
     pub const FLOWS: u16 = 4;
-    /// Of one of TCP: no set has it any more, so no client keeps it.
+    /// A TCP endpoint that no set contains any more, so no client keeps it.
     pub const LEFT: u16 = 8;
-    /// What is above says whose it is, where [`FLOWS`] is set: see `Endpoint::with_flows`.
+    /// The bits above name the owner, if [`FLOWS`] is set: see `Endpoint::with_flows`.
     pub(crate) const OWNER_SHIFT: u32 = 3;
 }
 
-/// Bits of [`Meta::flags`]: whose UDP sockets are decided about when they connect, and whose sockets at all.
+/// Bits of [`Meta::flags`]: whose UDP sockets are translated when they connect, and whose sockets are
+/// translated at all.
 pub mod meta_flags {
-    /// Those of the node's own network.
+    /// UDP sockets in the node's network namespace.
     pub const NODE_UDP: u32 = 1;
-    /// All others.
+    /// All other UDP sockets.
     pub const PODS_UDP: u32 = 2;
-    /// Sockets in network namespaces that are neither the node's nor known are left alone, while an agent lives.
+    /// While an agent is alive, sockets in network namespaces that are neither the node's nor known are not
+    /// translated.
     pub const KNOWN_ONLY: u32 = 4;
 }
 
@@ -65,7 +67,7 @@ pub struct FrontendKey {
     pub pad: u8,
 }
 
-/// What becomes of a connection or a datagram.
+/// What happens to a connection or a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Outcome {
     /// The set, for [`verdict::BALANCE`]; below [`MOST_SETS`].
@@ -74,41 +76,41 @@ pub struct Outcome {
     pub verdict: u8,
 }
 
-/// How many sets an outcome can tell apart.
+/// The number of sets that an outcome can distinguish.
 pub const MOST_SETS: u32 = 1 << 24;
 
-/// What becomes of those to a frontend, by whose socket it is. Not as it is laid out: the programs have it in less.
+/// The outcomes for a frontend, by the kind of client. This is not the layout in the map, which is smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FrontendValue {
-    /// For sockets in the network namespace of the host.
+    /// For sockets in the host's network namespace.
     pub node: Outcome,
-    /// For all others.
+    /// For all other sockets.
     pub pod: Outcome,
-    /// The service port, for whoever takes the maps over.
+    /// The service port, for a successor.
     pub service: u32,
 }
 
-/// Endpoints that take turns. Not as it is laid out: the programs have it in less.
+/// A set of endpoints. This is not the layout in the map, which is smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Set {
-    /// The range of slots: base in the upper 32 bits, then count and rotation with 16 bits each. The turn is that of
-    /// `slots[base + (cursor + rotation) % count]`.
+    /// The range of slots: the base in the upper 32 bits, then count and rotation with 16 bits each. The next
+    /// endpoint is `slots[base + (cursor + rotation) % count]`.
     pub desc: u64,
-    /// How many turns there have been; begins again.
+    /// The number of turns so far; it wraps around.
     pub cursor: u32,
     /// Bits of [`set_flags`].
     pub flags: u32,
-    /// Where clients keep their endpoints, as [`SetAffinity::pack`](crate::SetAffinity::pack) has it; else 0.
+    /// Session affinity, as packed by [`SetAffinity::pack`](crate::SetAffinity::pack); 0 without.
     pub affinity: u64,
 }
 
-/// A client of a set whose clients keep their endpoints.
+/// A client of a set with session affinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[repr(C)]
 pub struct AffinityKey {
     /// Its address; an IPv4 one is mapped into IPv6.
     pub addr: [u8; 16],
-    /// The set's number for that: see [`SetAffinity`](crate::SetAffinity).
+    /// The set's [`SetAffinity::number`](crate::SetAffinity::number).
     pub number: u32,
 }
 
@@ -118,7 +120,7 @@ pub struct AffinityKey {
 pub struct AffinityValue {
     /// The endpoint.
     pub id: u32,
-    /// The endpoint's incarnation, and a hash of the key, by exclusive or.
+    /// The endpoint's incarnation XOR a hash of the key.
     pub check: u32,
     /// When the client last connected, in nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
@@ -134,66 +136,66 @@ pub struct Endpoint {
     pub port: [u8; 2],
     /// Bits of [`endpoint_flags`].
     pub flags: u16,
-    /// Another one whenever the id stops meaning what it did: sockets that remember it choose anew.
+    /// Changes whenever the id stops meaning what it did: sockets that remember it choose a new endpoint.
     pub incarnation: u32,
-    /// Failures since the last success, as [`Failures::pack`](crate::Failures::pack) has them.
+    /// Failures since the last success, as packed by [`Failures::pack`](crate::Failures::pack).
     pub failures: u64,
 }
 
-/// What the sockets translated to an endpoint have done. All of it only grows; numbers of 32 bits begin again at 0,
-/// or are 0 until there is something to say.
+/// Counters of the sockets translated to an endpoint. They never decrease, except that 32-bit ones wrap
+/// around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Account {
-    /// Connections that were established, and datagram sockets and flows translated.
+    /// Connections established, and datagram sockets and flows translated.
     pub connections: u32,
-    /// Of the connections, those that are over.
+    /// The connections that have ended.
     pub closed: u32,
-    /// Connections that were refused or came to nothing by another error of the endpoint's or the network's.
+    /// Connections that were refused or failed by another error of the endpoint or the network.
     pub failed: u32,
-    /// When a connection was last established, in units of 2^20 ns of `CLOCK_MONOTONIC`.
+    /// When a connection was last established, in units of 2^20 ns of `CLOCK_MONOTONIC`; 0 if none was.
     pub served: u32,
-    /// Bytes to the endpoint that it acknowledged, of connections that are over.
+    /// Bytes to the endpoint that it acknowledged, of ended connections.
     pub bytes_to: u64,
-    /// Bytes from the endpoint, of connections that are over.
+    /// Bytes from the endpoint, of ended connections.
     pub bytes_from: u64,
-    /// How long those connections lasted, in microseconds, all together.
+    /// How long these connections lasted in total, in microseconds.
     pub duration_us: u64,
 }
 
-/// Elements of the array of [`Totals`]: a CPU counts in one of them.
+/// The number of elements in the array of [`Totals`]. Each CPU counts in one of them.
 pub const STRIPES: u32 = 64;
 
-/// What is counted of all endpoints together. All of it only grows.
+/// Counters of all endpoints together. They never decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Totals {
-    /// Connections that the client gave up before they were made.
+    /// Connections that the client gave up before they were established.
     pub aborted: u64,
-    /// Connections whose first packet had to be sent again.
+    /// Connections whose SYN had to be retransmitted.
     pub timeouts: u64,
-    /// Connections that are over, by how long they lasted: up to each bound of
+    /// Ended connections by how long they lasted: up to each bound of
     /// [`Times::of_lives`](sluice_table::Times::of_lives), and longer.
     pub lives: [u64; BUCKETS + 1],
     /// Zero.
     pub pad: [u64; 5],
 }
 
-/// What all programs read.
+/// The settings that all programs read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Meta {
-    /// Which layout this is.
+    /// The version of this layout.
     pub layout: u64,
     /// The host's network namespace (`SO_NETNS_COOKIE`).
     pub host_cookie: u64,
     /// When an agent was last alive, in nanoseconds of `CLOCK_MONOTONIC`.
     pub heartbeat_ns: u64,
-    /// Bits of a socket's mark by which the relay's own are known; 0 is none.
+    /// Bits of a socket's mark that identify the relay's own sockets; 0 means none.
     pub relay_mark: u32,
-    /// Ports of proxies in pods that packets there are redirected to, in network order; 0 is none.
+    /// Ports of proxies in pods to which packets are redirected there, in network order; 0 means none.
     pub sidecar_ports: [[u8; 2]; 2],
-    /// How long a flow of an unconnected socket keeps its endpoint while nothing is said; 0 is for ever.
+    /// How long a flow of an unconnected socket may be idle and still keep its endpoint; 0 means for ever.
     pub flow_idle_ns: u64,
     /// Bits of [`meta_flags`].
     pub flags: u32,

@@ -1,13 +1,13 @@
-//! What there is in the maps, and in which order it changes.
+//! The contents of the maps, and the order in which they change.
 //!
-//! * An endpoint has a number in each set that it is in. A set's slots are written before the set's one word says so,
-//!   and a set before a frontend names it; frontends stop naming a set before it goes.
-//! * A number or a range that programs could have read is not used for anything else until a barrier says that
-//!   nobody holds it any more. A barrier takes milliseconds, so there is one when nothing else is free.
-//! * What does not fit is left to the other ways of capturing, and tried again.
+//! * An endpoint has an id in each set that contains it. A set's slots are written before the set's one word
+//!   refers to them, and a set before a frontend names it. Frontends stop naming a set before it is removed.
+//! * An id or a range that programs could have read is not reused until a barrier guarantees that no program
+//!   uses it any more. A barrier takes milliseconds, so there is one only if nothing else is free.
+//! * What does not fit is left to the other capture modes, and tried again.
 //!
-//! `port`: a service port as it is to be. `sets`, `frontends`: what is made of it. `parked`: endpoints that keep their flows.
-//! `retired`: what waits for a barrier.
+//! `port`: a service port as it should be. `sets`, `frontends`: its form in the maps. `parked`: endpoints
+//! that keep their flows. `retired`: what waits for a barrier.
 
 mod frontends;
 mod parked;
@@ -37,44 +37,45 @@ use crate::kernel::Kernel;
 use crate::layout::{Account, FrontendKey, Outcome, protocol, verdict};
 use crate::ranges::Ranges;
 
-/// Sets that a service port has: one for each traffic policy.
+/// The number of sets of a service port: one for each traffic policy.
 const SETS: usize = 2;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// What became of an endpoint's number, for whoever keeps accounts of endpoints.
+/// A change of an endpoint's id, for the owner of the endpoints' accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdChange {
-    /// An earlier agent has given it, and it goes on: what it has done so far is known to that one.
+    /// An earlier agent gave the id, which stays in use. The earlier agent has reported its account so far.
     Found(u32),
-    /// Nothing leads there any more; connections may be open.
+    /// No set contains the endpoint any more; connections to it may be open.
     Left(u32),
-    /// It is free to mean something else from now on, and this is all that it has done.
+    /// The id is free to be reused, and this is its final account.
     Freed(u32, Account),
 }
 
-/// How much there is, and what did not fit.
+/// How much the maps contain, and what did not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Frontends that the programs know.
     pub frontends: usize,
-    /// Sets. What is not in use any more and waits for a barrier is had as soon as it is needed, so neither this nor what follows
-    /// has it.
+    /// Sets. Neither this number nor the next ones include what is unused and waits for a barrier, because
+    /// that is available as soon as it is needed.
     pub sets: usize,
     /// Endpoints, counted in each set.
     pub endpoints: usize,
     /// Slots, in powers of two.
     pub slots: usize,
-    /// Service ports with something that did not fit, and is left to the other ways of capturing.
+    /// Service ports with something that did not fit, which is left to the other capture modes.
     pub waiting: usize,
-    /// How often something did not fit, or the kernel refused a change.
+    /// How often something did not fit, or the kernel failed to make a change.
     pub failures: u64,
-    /// Clients that keep their endpoints and that the programs lead, counted in each set, and those that are about to be
-    /// forgotten.
+    /// Clients with session affinity in the programs' map, counted in each set, including those that are
+    /// about to be forgotten.
     pub clients: usize,
-    /// How many of these there may be.
+    /// The maximum number of such clients.
     pub most_clients: u32,
-    /// How often such a client was left to the relay: there was no room for it, or its Service had its share.
+    /// How often such a client was left to the relay, because there was no room for it or its Service had its
+    /// share.
     pub refused_clients: u64,
 }
 
@@ -86,52 +87,52 @@ struct PortState {
     parked: Parked,
 }
 
-/// Something has no room.
+/// A map is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Full {
-    /// This many more numbers of endpoints are needed than are free, those included that have been parked for it.
+    /// How many more endpoint ids are needed than are free, including those that were parked for it.
     Numbers(usize),
     /// There are not enough sets, slots or frontends.
     Others,
 }
 
-/// The contents of the maps, and the only one who changes them.
+/// The contents of the maps. Nothing else changes them.
 #[derive(Debug)]
 pub struct Maps<K> {
     kernel: K,
     set_ids: Ids,
     endpoint_ids: Ids,
     ranges: Ranges,
-    /// How often each endpoint's number was given.
+    /// How often each endpoint id was given.
     incarnations: Vec<u32>,
     next_service: u32,
     /// The next [`SetAffinity::number`](crate::SetAffinity::number).
     next_affinity: u32,
     ports: Map<PortKey, PortState>,
-    /// What the programs know, once [`Maps::flush`] is done with what was touched.
+    /// The programs' view of the frontends, once [`Maps::flush`] has written those in `touched`.
     placed: Map<FrontendKey, Placed>,
     touched: HashSet<FrontendKey, foldhash::fast::RandomState>,
-    /// No outcome names these any more, but frontends may until then.
+    /// Parts that no outcome names any more, but frontends in the map may until the next flush.
     dropped: Retired,
     retired: Retired,
-    /// Numbers that were renewed lately, and before that: a program that had picked one just before may have begun
-    /// a flow by the new meaning just after.
+    /// Ids whose incarnation changed lately, and before that. A program that had picked one just before may
+    /// have begun a flow with the new incarnation just after, so they are changed once more.
     renewed: [Vec<u32>; 2],
     /// Ports with something that did not fit.
     waiting: BTreeMap<PortKey, Port>,
-    /// Whether there may be more room since the waiting ones were tried.
+    /// Whether there may be more room since the waiting ports were tried.
     has_room: bool,
-    /// Sets of an earlier agent that nobody has claimed.
+    /// Sets of an earlier agent that no port has claimed.
     living: HashMap<u32, LivingSet>,
-    /// Its endpoints that were in no set.
+    /// UDP endpoints of an earlier agent that were in no set.
     strays: Strays,
     failures: u64,
-    /// What became of numbers, if somebody wants to know.
+    /// Changes of ids, once [`Maps::follow_ids`] was called.
     id_changes: Option<Vec<IdChange>>,
 }
 
 impl<K: Kernel> Maps<K> {
-    /// Maps that have nothing in them.
+    /// Empty maps.
     pub fn new(kernel: K) -> Self {
         let capacity = kernel.capacity();
         Self {
@@ -157,12 +158,12 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    /// From now on remembers what becomes of endpoints' numbers, for [`Maps::take_id_changes`].
+    /// From now on, records changes of endpoint ids for [`Maps::take_id_changes`].
     pub fn follow_ids(&mut self) {
         self.id_changes.get_or_insert_default();
     }
 
-    /// What has become of numbers since this was last asked, in order.
+    /// The changes of ids since the last call, in order.
     pub fn take_id_changes(&mut self) -> Vec<IdChange> {
         self.id_changes.as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -173,8 +174,9 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    /// Maps that an earlier agent may have left. What lives there serves on; ports that are told claim their part, and
-    /// what nobody has claimed goes with [`Maps::forget_unclaimed`]. Contents that make no sense are emptied.
+    /// Takes over maps that an earlier agent may have left. Their contents stay in use. Ports that are
+    /// applied claim their parts, and [`Maps::forget_unclaimed`] removes what no port has claimed.
+    /// Inconsistent contents are discarded.
     ///
     /// # Errors
     /// The maps cannot be read or emptied.
@@ -206,7 +208,8 @@ impl<K: Kernel> Maps<K> {
         })
     }
 
-    /// Takes away what an earlier agent has left and no port has claimed: all ports there are have been told.
+    /// Removes what an earlier agent has left and no port has claimed. To be called after all ports were
+    /// applied.
     pub fn forget_unclaimed(&mut self) {
         let unclaimed = self.placed.iter().filter(|(_, placed)| placed.owner.is_none());
         let unclaimed: Vec<FrontendKey> = unclaimed.map(|(key, _)| *key).collect();
@@ -222,7 +225,7 @@ impl<K: Kernel> Maps<K> {
         self.flush();
     }
 
-    /// Makes ports what they are to be; one without frontends is gone.
+    /// Updates ports to their wanted state; one without frontends is removed.
     pub fn apply(&mut self, ports: impl IntoIterator<Item = (PortKey, Port)>) {
         for (key, port) in ports {
             self.set_port(key, port);
@@ -230,7 +233,8 @@ impl<K: Kernel> Maps<K> {
         self.flush();
     }
 
-    /// Tries again what did not fit, if there may be room, and what the kernel has refused. Which ports may have changed.
+    /// Tries again what did not fit, if there may be room, and what the kernel failed to do. Returns the
+    /// ports that may have changed.
     pub fn retry(&mut self) -> Vec<PortKey> {
         let [lately, before] = &mut self.renewed;
         let again = std::mem::replace(before, std::mem::take(lately));
@@ -249,7 +253,7 @@ impl<K: Kernel> Maps<K> {
         Vec::new()
     }
 
-    /// How much there is.
+    /// How much the maps contain.
     pub fn stats(&self) -> Stats {
         let waiting = [&self.dropped, &self.retired];
         let but =
@@ -267,7 +271,7 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    /// The endpoints that a port has in a set, by address, and their numbers. None where the set is not used, or has no room.
+    /// A port's endpoints in a set, by address, and their ids. Empty if the set is unused, or has no room.
     pub fn numbers(&self, key: PortKey, name: SetName) -> impl Iterator<Item = (SocketAddr, SocketNumber)> {
         let set = self.ports.get(&key).and_then(|state| state.sets[index(name)].as_ref());
         set.into_iter().flat_map(|set| &set.members.list).map(|(address, id)| {
@@ -276,7 +280,8 @@ impl<K: Kernel> Maps<K> {
         })
     }
 
-    /// The clients of a port's set that keep their endpoints. None where none do, or the set is not used.
+    /// The clients of a port's set with session affinity. `None` if there is no affinity, or the set is
+    /// unused.
     pub fn clients_of(&self, key: PortKey, name: SetName) -> Option<SetClients> {
         let state = self.ports.get(&key)?;
         let (id, number) = with_clients(state, name)?;
@@ -290,7 +295,7 @@ impl<K: Kernel> Maps<K> {
         }))
     }
 
-    /// The ports with such sets, by what their clients are found by.
+    /// The ports with such sets, by [`SetClients::number`].
     pub fn with_clients(&self) -> HashMap<u32, (PortKey, SetName)> {
         let of_port = |(key, state): (&PortKey, &PortState)| {
             [SetName::Cluster, SetName::Local].map(|name| Some((with_clients(state, name)?.1, (*key, name))))
@@ -298,22 +303,22 @@ impl<K: Kernel> Maps<K> {
         self.ports.iter().flat_map(of_port).flatten().collect()
     }
 
-    /// What all is written through.
+    /// The kernel interface.
     pub fn kernel(&self) -> &K {
         &self.kernel
     }
 
-    /// The same, for a successor.
+    /// The kernel interface, for a successor.
     pub fn into_kernel(self) -> K {
         self.kernel
     }
 
-    /// The same, to be changed in what is not the contents.
+    /// The kernel interface, for changes other than the contents.
     pub fn kernel_mut(&mut self) -> &mut K {
         &mut self.kernel
     }
 
-    /// Waits for readers, and has what they may have held be free; whether there is anything now that was not.
+    /// Waits for a barrier, and frees what programs may have used. Returns whether anything was freed.
     pub fn reclaim(&mut self) -> bool {
         self.flush();
         if self.retired.is_empty() {
@@ -323,7 +328,7 @@ impl<K: Kernel> Maps<K> {
             self.failures += 1;
             return false;
         }
-        // Whatever they mean next, it is something else.
+        // What these ids mean next is new anyway.
         self.renewed = Default::default();
         let Retired { sets, ranges, endpoints, flowing: _ } = std::mem::take(&mut self.retired);
         sets.into_iter().for_each(|id| self.set_ids.take_back(id));
@@ -355,13 +360,13 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    /// Makes a port what it is to be. Where something has no room: nothing more than to that point, or, as the last
-    /// resort, all else, with what has no room left alone.
+    /// Updates a port. If something does not fit, stops there or, as the last resort, makes all other changes
+    /// and leaves that out.
     fn try_port(&mut self, key: PortKey, port: &Port, is_last_resort: bool) -> Result<(), Full> {
         let mut state = self.ports.remove(&key).unwrap_or_default();
         if state.service == 0 {
             state.service = self.next_service;
-            // After four billion ports numbers come again; they only count.
+            // The number wraps around after four billion ports. It is used only for statistics.
             self.next_service = self.next_service.checked_add(1).unwrap_or(1);
         }
         let result = self.update(key, &mut state, port, is_last_resort);
@@ -384,10 +389,10 @@ impl<K: Kernel> Maps<K> {
             (name, addresses)
         });
         self.claim(state, port);
-        // A port's frontends are all of one.
+        // All frontends of a port have the same protocol.
         let protocol =
             port.frontends.first().map_or(0, |(frontend, _)| FrontendKey::from(*frontend).protocol);
-        // Without a frontend it is gone, and its flows with it.
+        // A port without frontends is gone, and its flows with it.
         let serving = if protocol == protocol::UDP { in_order(&port.serving) } else { Vec::new() };
         self.claim_strays(state, port, &serving);
         let PortState { sets, parked, service, .. } = state;
@@ -404,7 +409,7 @@ impl<K: Kernel> Maps<K> {
                 if !is_last_resort {
                     return done;
                 }
-                // What it has is out of date.
+                // Its contents are outdated.
                 let outdated = place.take();
                 outdated.iter().for_each(|set| self.dropped.add_set(set));
                 result = done;
@@ -434,7 +439,7 @@ impl<K: Kernel> Maps<K> {
     }
 }
 
-/// A set whose clients keep their endpoints, and by what they are found.
+/// A set with session affinity: its id and its [`SetAffinity::number`](crate::SetAffinity::number).
 fn with_clients(state: &PortState, name: SetName) -> Option<(u32, u32)> {
     let set = state.sets[index(name)].as_ref()?;
     (set.affinity.number != 0).then_some((set.id, set.affinity.number))

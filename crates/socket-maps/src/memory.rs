@@ -1,4 +1,4 @@
-//! Maps in plain memory: what the programs would find, for tests and measurements.
+//! Maps in plain memory, with the programs' view of them, for tests and measurements.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,11 +18,11 @@ use crate::layout::{
     Account, AffinityKey, Endpoint, FrontendKey, FrontendValue, Set, endpoint_flags, verdict,
 };
 
-/// Maps without programs. A clone has what health and clients are known of in common with it.
+/// Maps without programs. A clone shares the state of health and clients with the original.
 #[derive(Debug, Clone)]
 pub struct Memory {
     capacity: Capacity,
-    /// But for frontends and endpoints.
+    /// Without frontends and endpoints.
     contents: Contents,
     endpoints: Endpoints,
     frontends: HashMap<FrontendKey, FrontendValue>,
@@ -36,7 +36,8 @@ pub struct Memory {
 #[derive(Debug, Clone)]
 struct Endpoints(Arc<Mutex<Vec<Endpoint>>>);
 
-/// Clients that keep their endpoints, as many as there may be of sets. No clock is there: all have just connected.
+/// Clients with session affinity; at most as many as there may be sets. There is no clock: all have just
+/// connected.
 #[derive(Debug, Clone)]
 struct Clients {
     known: Arc<Mutex<HashMap<AffinityKey, SocketNumber>>>,
@@ -44,35 +45,35 @@ struct Clients {
     calls: Arc<AtomicU64>,
 }
 
-/// What was written so far.
+/// The number of writes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Writes {
     /// Endpoints.
     pub endpoints: u64,
     /// Slots.
     pub slots: u64,
-    /// Sets, whole.
+    /// Complete sets.
     pub sets: u64,
-    /// Descriptions of sets.
+    /// Descriptors of sets.
     pub published: u64,
     /// Frontends put.
     pub put: u64,
     /// Frontends removed.
     pub removed: u64,
-    /// How often what the node's own sockets come from was to be learnt anew.
+    /// How often the source addresses of the node's own sockets were forgotten.
     pub sources: u64,
     /// Barriers.
     pub barriers: u64,
 }
 
-/// What a program makes of a connection.
+/// A program's decision about a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Picked {
-    /// It leaves it alone.
+    /// Not translated.
     Untranslated,
-    /// It refuses it.
+    /// Refused.
     Refused,
-    /// It leads it there.
+    /// Translated to this endpoint.
     Endpoint(SocketAddr),
 }
 
@@ -98,7 +99,7 @@ impl Memory {
         }
     }
 
-    /// What was written so far.
+    /// The number of writes so far.
     pub fn writes(&self) -> Writes {
         self.writes
     }
@@ -113,7 +114,7 @@ impl Memory {
         self.contents.sets.get(id as usize).copied().unwrap_or_default()
     }
 
-    /// The endpoint in a slot, and its number.
+    /// The endpoint in a slot, and its id.
     pub fn slot(&self, slot: u32) -> (u32, Endpoint) {
         let id = self.contents.slots.get(slot as usize).copied().unwrap_or_default();
         (id, self.endpoint(id))
@@ -124,29 +125,29 @@ impl Memory {
         self.endpoints.lock().get(id as usize).copied().unwrap_or_default()
     }
 
-    /// What the programs would count.
+    /// Sets the counters of an endpoint, in place of the programs.
     pub fn set_account(&mut self, id: u32, account: Account) {
         self.accounts.insert(id, account);
     }
 
-    /// How often anybody has told or asked something about clients, each of which would be a system call.
+    /// The number of calls about clients, each of which would be a system call.
     pub fn client_calls(&self) -> u64 {
         self.clients.calls.load(Ordering::Relaxed)
     }
 
-    /// Takes a set's turn.
+    /// Takes the next turn of a set.
     pub fn turn(&mut self, id: u32) -> u64 {
         let Some(set) = self.contents.sets.get_mut(id as usize) else { return 0 };
         set.cursor += 1;
         (set.cursor - 1).into()
     }
 
-    /// Lets nobody be there any more who takes what is left to the relay.
+    /// Ends the relay, to which programs may leave connections.
     pub fn end_relay(&mut self) {
         self.has_relay = false;
     }
 
-    /// Where a program leads a connection of a client of this address to a set whose clients keep their endpoints.
+    /// The endpoint to which a program translates a client's connection, if the set has session affinity.
     pub fn follow(&self, client: IpAddr, frontend: Frontend) -> Option<SocketAddr> {
         let outcome = self.frontend(frontend.into())?.pod;
         let set = Some(outcome).filter(|outcome| outcome.verdict == verdict::BALANCE)?.set;
@@ -158,8 +159,8 @@ impl Memory {
         (is_it && !endpoint.is_in_doubt()).then(|| endpoint.address())
     }
 
-    /// What a program makes of a connection of somebody that it does not know, by whose socket it is. With nobody there to relay it
-    /// does not look at health.
+    /// A program's decision about a connection of an unknown client, by the kind of its socket. Without a
+    /// relay, health is ignored.
     pub fn pick(&mut self, frontend: Frontend, is_node: bool) -> Picked {
         let Some(value) = self.frontend(frontend.into()) else { return Picked::Untranslated };
         let outcome = if is_node { value.node } else { value.pod };
@@ -194,7 +195,7 @@ impl Endpoints {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the endpoint that a number means, if it still does.
+    /// Changes an endpoint, if the id still has this incarnation.
     fn change(&self, number: SocketNumber, change: impl FnOnce(&mut Endpoint)) {
         let mut endpoints = self.lock();
         let endpoint = endpoints.get_mut(number.id as usize);
@@ -240,7 +241,7 @@ impl KeptClients for Clients {
     fn part(&self, from: Option<u32>, most: usize) -> io::Result<KeptPart> {
         let known = self.call();
         let mut part = KeptPart { keys: Vec::new(), next: Some(from.unwrap_or(0)) };
-        // As a kernel's buckets are, in which there is what has one hash.
+        // Like the kernel's buckets, each of which holds the keys with one hash.
         while let Some(bucket) = part.next.filter(|_| part.keys.len() < most) {
             part.keys.extend(known.keys().filter(|key| u32::from(key.addr[15]) == bucket));
             part.next = Some(bucket + 1).filter(|next| *next <= u32::from(u8::MAX));
@@ -272,7 +273,7 @@ impl SocketHealth for Endpoints {
     }
 
     fn has_failed(&self, number: SocketNumber) {
-        // No clock is there.
+        // There is no clock.
         self.change(number, |endpoint| endpoint.failures = endpoint.failures().and_one(0).pack());
     }
 }

@@ -1,12 +1,12 @@
-//! Which slots are free: a buddy system. A range has the next power of two of slots, at a multiple of that; two
-//! halves that are both free are one again, so what is free does not crumble.
+//! A buddy allocator for slots. A range's length is a power of two, and its base a multiple of the length.
+//! Two free halves are merged, which limits fragmentation.
 
 use std::collections::BTreeSet;
 
 /// Sets have up to 2^16 - 1 endpoints.
 const ORDERS: u32 = 17;
 
-/// Slots in a row: `2^order` of them.
+/// Consecutive slots: `2^order` of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Range {
     pub(crate) base: u32,
@@ -14,12 +14,12 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// The one that starts there and is for so many.
+    /// The range at `base` for `count` endpoints.
     pub(crate) fn at(base: u32, count: u16) -> Self {
         Self { base, order: order(count) }
     }
 
-    /// How many slots it has.
+    /// The number of slots.
     pub(crate) fn len(self) -> u32 {
         1 << self.order
     }
@@ -29,11 +29,11 @@ fn order(count: u16) -> u32 {
     u32::from(count.max(1)).next_power_of_two().trailing_zeros()
 }
 
-/// Which slots are free.
+/// The free slots.
 #[derive(Debug)]
 pub(crate) struct Ranges {
     bound: u32,
-    /// The bases of those of each order.
+    /// The bases of the free ranges of each order.
     free: Vec<BTreeSet<u32>>,
     given: u32,
 }
@@ -51,7 +51,7 @@ impl Ranges {
         ranges
     }
 
-    /// A range for so many.
+    /// Allocates a range for `count` endpoints.
     pub(crate) fn give(&mut self, count: u16) -> Option<Range> {
         let wanted = order(count);
         let (mut at, base) = (wanted..ORDERS).find_map(|order| Some((order, *self.of(order)?.first()?)))?;
@@ -64,7 +64,7 @@ impl Ranges {
         Some(Range { base, order: wanted })
     }
 
-    /// Has a range be given that is known to be in use; whether it was free.
+    /// Allocates a range that is known to be in use. Returns whether it was free.
     pub(crate) fn give_this(&mut self, range: Range) -> bool {
         let is_sound = range.base.is_multiple_of(range.len())
             && range.base.checked_add(range.len()).is_some_and(|end| end <= self.bound);
@@ -98,7 +98,7 @@ impl Ranges {
         self.insert(range);
     }
 
-    /// How many slots are in ranges that are given.
+    /// The number of slots in allocated ranges.
     pub(crate) fn given(&self) -> u32 {
         self.given
     }

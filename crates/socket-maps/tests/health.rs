@@ -1,4 +1,4 @@
-//! What becomes of connections to endpoints in doubt, and who ends the doubt: in maps in plain memory.
+//! Connections to unverified endpoints, and how endpoints are verified, with maps in plain memory.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail tests")]
 
@@ -32,7 +32,7 @@ fn set(maps: &mut Maps<Memory>, protocol: Protocol, endpoints: &[u8]) {
     maps.apply([(KEY, Port { frontends, cluster, ..Port::default() })]);
 }
 
-/// The last bytes of the endpoints of so many connections; 0 for those that are left to the relay.
+/// The last bytes of the endpoints of this many connections; 0 for a connection that is left to the relay.
 fn picks(maps: &mut Maps<Memory>, protocol: Protocol, times: usize) -> Vec<u8> {
     let pick = |_| match maps.kernel_mut().pick(frontend(protocol), false) {
         Picked::Endpoint(SocketAddr::V4(to)) => to.ip().octets()[3],
@@ -82,7 +82,7 @@ fn what_has_failed_is_in_doubt_and_what_comes_back_is_new() {
     set(&mut maps, Protocol::Tcp, &[1, 2]);
     let now = number(&maps, 2);
     assert!(now.id == before.id && now.incarnation != before.incarnation, "{before:?} {now:?}");
-    // Whoever was connecting to the one that went.
+    // A result of a connection to the endpoint that has left.
     health.has_served(before);
     assert!(health.is_in_doubt(now) && !health.is_in_doubt(before));
 }

@@ -1,4 +1,4 @@
-//! Frontends: what each is to lead to, and telling the programs.
+//! Frontends: the wanted value of each, and writing them for the programs.
 
 use std::collections::HashSet;
 
@@ -13,12 +13,12 @@ use crate::layout::{FrontendKey, FrontendValue, Outcome, verdict};
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) value: FrontendValue,
-    /// Whose it is; of an earlier agent's, nobody has said so yet.
+    /// The port that owns it; `None` if it is an earlier agent's and was not claimed yet.
     pub(super) owner: Option<PortKey>,
 }
 
 impl<K: Kernel> Maps<K> {
-    /// Brings frontends in line with outcomes and with the sets that there are.
+    /// Updates frontends from outcomes and sets.
     pub(super) fn place_frontends(
         &mut self,
         key: PortKey,
@@ -62,7 +62,7 @@ impl<K: Kernel> Maps<K> {
                 self.touched.insert(frontend);
             }
         }
-        // Most of the time there are none, or the same.
+        // Mostly there are none, or the same ones.
         if !before.is_empty() && before != now {
             let stay: HashSet<&FrontendKey> = now.iter().collect();
             for frontend in before.iter().filter(|frontend| !stay.contains(frontend)) {
@@ -76,7 +76,7 @@ impl<K: Kernel> Maps<K> {
         result
     }
 
-    /// Has the programs know the frontends as they are to be. Only then is what they named before out of use.
+    /// Writes changed frontends. Only afterwards is what they named before unused.
     pub(super) fn flush(&mut self) {
         let (mut put, mut remove) = (Vec::new(), Vec::new());
         for key in self.touched.drain() {
@@ -85,7 +85,7 @@ impl<K: Kernel> Maps<K> {
                 None => remove.push(key),
             }
         }
-        // First, as they make room.
+        // Removals first, because they make room.
         let mut is_left = false;
         if !remove.is_empty() && self.kernel.remove_frontends(&remove).is_err() {
             self.touched.extend(remove.drain(..));
@@ -93,7 +93,7 @@ impl<K: Kernel> Maps<K> {
         }
         if !put.is_empty() && self.kernel.put_frontends(&put).is_err() {
             self.failures += 1;
-            // Some may have what they had: better nothing, until it is tried again.
+            // Some may still have their old values. It is better to have none until it is tried again.
             let keys: Vec<FrontendKey> = put.iter().map(|(key, _)| *key).collect();
             is_left |= self.kernel.remove_frontends(&keys).is_err();
             self.touched.extend(keys);
@@ -105,7 +105,8 @@ impl<K: Kernel> Maps<K> {
         self.has_room |= !self.dropped.is_empty() || !remove.is_empty();
         let left = self.dropped.endpoints.clone();
         self.leave(left);
-        // What says how clients keep endpoints is scarcer than sets are, which wait for readers.
+        // Room for session affinity is scarcer than room for sets, so it is freed without waiting for a
+        // barrier.
         for id in &self.dropped.sets {
             self.kernel.write_affinity(*id, SetAffinity::default());
         }
@@ -114,7 +115,7 @@ impl<K: Kernel> Maps<K> {
     }
 }
 
-/// An outcome with the number of its set; without one, nothing is decided.
+/// An outcome with the id of its set; without a set, nothing is translated.
 fn outcome_of(outcome: AtSocket, sets: &[Option<SetState>; SETS]) -> Outcome {
     let set = match outcome {
         AtSocket::Balance(name) => sets[index(name)].as_ref(),

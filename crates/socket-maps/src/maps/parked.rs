@@ -1,5 +1,5 @@
-//! Endpoints of UDP that no set has any more and that serve whom they have: they keep their numbers, and so flows stay there,
-//! as those of the relay do. One that is in a set again has its number as before.
+//! UDP endpoints that still serve but are in no set. They keep their ids, so flows stay with them, as relayed
+//! flows do. If one is in a set again, it has the same id as before.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -9,23 +9,23 @@ use crate::address::owner;
 use crate::kernel::Kernel;
 use crate::layout::{Endpoint, FrontendKey, FrontendValue, protocol};
 
-/// The parked endpoints of a service port: of each address that serves at the most two, one from each set, and what an
-/// earlier agent had parked.
+/// The parked endpoints of a service port: at most two for each serving address, one from each set, and those
+/// that an earlier agent had parked.
 #[derive(Debug, Default)]
 pub(super) struct Parked(Vec<(SocketAddr, u32)>);
 
-/// Numbers that an earlier agent has given to endpoints of UDP, and that no set has: it may have parked them.
+/// Ids of UDP endpoints of an earlier agent that are in no set: it may have parked them.
 #[derive(Debug, Default)]
 pub(crate) struct Strays {
-    /// By the service port whose they were: its number.
+    /// By the number of the service port that they belonged to.
     services: HashMap<u32, Strayed>,
-    /// Those of which it cannot be said.
+    /// Those whose service port is not known.
     others: Vec<u32>,
-    /// What endpoints say of whose they are, and of whom it is true; none where it is of several.
+    /// The service port for each owner in the endpoints' flags; `None` if several have the same value.
     owners: HashMap<u16, Option<u32>>,
 }
 
-/// What has strayed from a service port.
+/// The strays of one service port.
 #[derive(Debug, Default)]
 struct Strayed {
     /// Its frontends.
@@ -34,7 +34,7 @@ struct Strayed {
 }
 
 impl Strays {
-    /// None yet, of the service ports of UDP that have these frontends.
+    /// Prepares for the strays of the UDP service ports of these frontends.
     pub(crate) fn of_services(frontends: &[(FrontendKey, FrontendValue)]) -> Self {
         let mut strays = Self::default();
         for (key, FrontendValue { service, .. }) in
@@ -75,13 +75,13 @@ impl Parked {
         self.0.sort_unstable();
     }
 
-    /// The number of an endpoint that is to be in a set again.
+    /// Removes and returns the id of an endpoint that is to be in a set again.
     pub(super) fn take(&mut self, address: SocketAddr) -> Option<u32> {
         let at = self.0.partition_point(|(other, _)| *other < address);
         self.0.get(at).is_some_and(|(other, _)| *other == address).then(|| self.0.remove(at).1)
     }
 
-    /// Has those go to `retired` that serve no more. `serving` is in order.
+    /// Moves those that do not serve any more to `retired`. `serving` is sorted.
     pub(super) fn retire_unless(&mut self, serving: &[SocketAddr], retired: &mut Retired) {
         let is_over = |(address, _): &mut (SocketAddr, u32)| serving.binary_search(address).is_err();
         retired.add_endpoints(protocol::UDP, self.0.extract_if(.., is_over).map(|(_, id)| id));
@@ -89,8 +89,8 @@ impl Parked {
 }
 
 impl<K: Kernel> Maps<K> {
-    /// Takes over what an earlier agent may have parked of a port, if all frontends of that are this one's: others may say
-    /// that they have the same endpoints.
+    /// Takes over the endpoints that an earlier agent may have parked for a port, if all frontends of the
+    /// earlier service port are this port's: other ports may have the same endpoints.
     pub(super) fn claim_strays(&mut self, state: &mut PortState, port: &Port, serving: &[SocketAddr]) {
         if self.strays.services.is_empty() || serving.is_empty() {
             return;
@@ -108,7 +108,7 @@ impl<K: Kernel> Maps<K> {
                 found.extend(ids.into_iter().map(|id| (*address, id)));
             }
             if !found.is_empty() {
-                // So is what it parks from now on.
+                // The port parks endpoints under that number from now on.
                 state.service = service;
             }
             self.note_ids(IdChange::Found, found.iter().map(|(_, id)| *id));
@@ -116,12 +116,13 @@ impl<K: Kernel> Maps<K> {
         }
     }
 
-    /// Has numbers that nobody has claimed mean something else.
+    /// Drops the ids that no port has claimed.
     pub(super) fn forget_strays(&mut self) {
         self.dropped.add_endpoints(protocol::UDP, std::mem::take(&mut self.strays).ids());
     }
 
-    /// Gives up what is parked, if it is as much as others need who have no number: those flows choose anew. Whether it was.
+    /// Gives up all parked endpoints if that frees as many ids as others need; their flows choose new
+    /// endpoints. Returns whether it did.
     pub(super) fn give_up_parked(&mut self, needed: usize) -> bool {
         let parked: usize = self.ports.values().map(|state| state.parked.len()).sum();
         if parked + self.strays.ids().count() < needed {

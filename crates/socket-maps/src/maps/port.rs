@@ -1,4 +1,4 @@
-//! Service ports as whoever knows the table wants them.
+//! Service ports as the owner of the table wants them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,24 +8,25 @@ use sluice_table::{AtSocket, SetName, SocketOutcomes};
 
 use crate::layout::set_flags;
 
-/// A service port, by a number of the caller's.
+/// Identifies a service port, by a number of the caller's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey(pub u64);
 
-/// A service port as it is to be.
+/// The wanted state of a service port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Port {
-    /// Its frontends, and what happens to connections there. What is the same as no entry needs not be here.
+    /// Its frontends and their outcomes. A frontend whose outcome equals that of no entry may be left out.
     pub frontends: Vec<(Frontend, SocketOutcomes)>,
-    /// The endpoints for traffic policy Cluster; looked at only where an outcome names the set.
+    /// The endpoints for traffic policy Cluster; used only if an outcome names the set.
     pub cluster: Vec<SocketAddr>,
-    /// Those for traffic policy Local.
+    /// The endpoints for traffic policy Local.
     pub local: Vec<SocketAddr>,
-    /// The endpoints that serve whom they have, of UDP: flows to one that no set has any more stay there.
+    /// The UDP endpoints that still serve: flows to one that no set contains any more stay with it.
     pub serving: Vec<SocketAddr>,
-    /// Whether any is chosen, with equal chances, instead of turns.
+    /// Whether endpoints are chosen at random, with equal probability, instead of round robin.
     pub is_random: bool,
-    /// After how long without a new connection a client loses its endpoint, where clients keep theirs; only of TCP.
+    /// How long a client may make no new connection before it loses its endpoint, with session affinity; TCP
+    /// only.
     pub affinity: Option<Duration>,
 }
 
@@ -41,7 +42,7 @@ impl Port {
         if self.is_random { set_flags::RANDOM } else { 0 }
     }
 
-    /// The same in milliseconds, 0 where clients do not. Kubernetes has no more than a day.
+    /// The affinity timeout in milliseconds; 0 without affinity. Kubernetes allows at most a day.
     pub(super) fn timeout_ms(&self) -> u32 {
         let millis = |timeout: Duration| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
         self.affinity.map_or(0, millis)

@@ -1,16 +1,16 @@
-//! What waits for a barrier to be used again.
+//! Parts of the maps that wait for a barrier before they can be reused.
 
 use super::sets::{Members, SetState};
 use crate::layout::protocol;
 use crate::ranges::Range;
 
-/// What is not in use any more, but may still be held by a reader.
+/// Unused parts that a program may still use.
 #[derive(Debug, Default)]
 pub(super) struct Retired {
     pub(super) sets: Vec<u32>,
     pub(super) ranges: Vec<Range>,
     pub(super) endpoints: Vec<u32>,
-    /// Those of them that flows of unconnected sockets keep to until they are told.
+    /// The endpoints with which flows of unconnected sockets may stay until their incarnation changes.
     pub(super) flowing: Vec<u32>,
 }
 
@@ -38,7 +38,7 @@ impl Retired {
     pub(super) fn add_endpoints(&mut self, protocol: u8, ids: impl Iterator<Item = u32>) {
         let before = self.endpoints.len();
         self.endpoints.extend(ids);
-        // What connections of TCP did is counted at their end only while the number means the same.
+        // Not for TCP: the end of a connection is counted only while the id's incarnation is the same.
         if protocol == protocol::UDP {
             self.flowing.extend(self.endpoints.iter().skip(before));
         }

@@ -1,4 +1,4 @@
-//! Sets: their versions, and the numbers of their endpoints.
+//! Sets: their versions, and the ids of their endpoints.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::ranges::Range;
 /// One version of a set.
 #[derive(Debug)]
 pub(crate) struct Members {
-    /// In the order of their turns, with their numbers.
+    /// In round-robin order, with their ids.
     pub(crate) list: Vec<(SocketAddr, u32)>,
     pub(crate) range: Range,
     pub(crate) rotation: u64,
@@ -33,7 +33,7 @@ pub(super) struct SetState {
 }
 
 impl<K: Kernel> Maps<K> {
-    /// Takes over what an earlier agent has left of a port: sets that only its frontends lead to.
+    /// Takes over the sets of an earlier agent that only this port's frontends name.
     pub(super) fn claim(&mut self, state: &mut PortState, port: &Port) {
         if self.living.is_empty() {
             return;
@@ -73,7 +73,7 @@ impl<K: Kernel> Maps<K> {
         let id = self.set_ids.give().ok_or(Full::Others)?;
         let members = self.next_version(&[], addresses, protocol, service, parked);
         let mut members = members.inspect_err(|_| {
-            // Nobody has seen it.
+            // No program has seen it.
             self.set_ids.take_back(id);
         })?;
         members.rotation = 0;
@@ -82,7 +82,7 @@ impl<K: Kernel> Maps<K> {
         Ok(SetState { id, flags: 0, affinity: SetAffinity::default(), members })
     }
 
-    /// Has a set have these endpoints. Of those that it has no more, the `serving` ones are parked.
+    /// Changes the endpoints of a set. Those that leave it and are in `serving` are parked.
     pub(super) fn change_set(
         &mut self,
         set: &mut SetState,
@@ -112,14 +112,14 @@ impl<K: Kernel> Maps<K> {
         Ok(())
     }
 
-    /// Has a set be gone once no frontend names it.
+    /// Removes a set once no frontend names it.
     pub(super) fn drop_set(&mut self, mut set: SetState, serving: &[SocketAddr], parked: &mut Parked) {
         park(&mut set.members, serving, parked);
         self.dropped.add_set(&set);
     }
 
-    /// The next version of a set: endpoints that stay or were parked keep their numbers, others are given new ones and
-    /// written.
+    /// The next version of a set. Endpoints that stay or were parked keep their ids; others get new ids and
+    /// are written.
     fn next_version(
         &mut self,
         before: &[(SocketAddr, u32)],
@@ -147,7 +147,7 @@ impl<K: Kernel> Maps<K> {
                 parked.add(back);
                 let stays = |address| before.binary_search_by_key(address, |(address, _)| *address).is_ok();
                 let missing = addresses.iter().filter(|address| !stays(address)).count() - new.len();
-                // Nobody has seen them.
+                // No program has seen them.
                 new.into_iter().for_each(|(id, _)| self.endpoint_ids.take_back(id));
                 self.ranges.take_back(range);
                 return Err(Full::Numbers(missing));
@@ -155,7 +155,7 @@ impl<K: Kernel> Maps<K> {
             list.push((*address, id));
         }
         new.sort_unstable();
-        // It shows with the first connection whether somebody is there. Datagrams show nothing.
+        // New TCP endpoints are unverified until the first connection. Datagrams prove nothing.
         for run in new.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
             let mut endpoint = |(id, address): &(u32, SocketAddr)| {
                 let endpoint = self.endpoint(*id, *address);
@@ -164,12 +164,12 @@ impl<K: Kernel> Maps<K> {
             let endpoints: Vec<Endpoint> = run.iter().map(&mut endpoint).collect();
             run.first().into_iter().for_each(|(first, _)| self.kernel.write_endpoints(*first, &endpoints));
         }
-        // Only now: what is over by the number's former meaning is not counted any more.
+        // Only now: what ends under the id's earlier meaning is not counted any more.
         new.iter().for_each(|(id, _)| self.kernel.clear_account(*id));
         Ok(Members { list, range, rotation: 0, protocol })
     }
 
-    /// An endpoint that is given a number.
+    /// A new endpoint with this id.
     fn endpoint(&mut self, id: u32, address: SocketAddr) -> Endpoint {
         Endpoint::new(address, self.next_incarnation(id))
     }
@@ -185,23 +185,23 @@ impl<K: Kernel> Maps<K> {
         })
     }
 
-    /// Writes the slots of a version; what is to be published of it.
+    /// Writes the slots of a version. Returns the word to publish.
     fn write(&mut self, members: &Members) -> Desc {
         let ids: Vec<u32> = members.list.iter().map(|(_, id)| *id).collect();
         self.kernel.write_slots(members.range.base, &ids);
-        // Neither is more than what `next_version` has checked.
+        // `next_version` has checked both.
         let count = u16::try_from(ids.len()).unwrap_or(0);
         let rotation = u16::try_from(members.rotation).unwrap_or(0);
         Desc { base: members.range.base, count, rotation }
     }
 
-    /// Nothing leads to these any more.
+    /// Records that no set contains these endpoints any more.
     pub(super) fn leave(&mut self, ids: Vec<u32>) {
         ids.iter().for_each(|id| self.kernel.leave(*id));
         self.note_ids(IdChange::Left, ids);
     }
 
-    /// Has the clients of a set keep their endpoints for as long as its port says.
+    /// Sets how long the clients of a set keep their endpoints.
     pub(super) fn change_affinity(&mut self, set: &mut SetState, timeout_ms: u32) {
         if set.affinity.timeout_ms == timeout_ms {
             return;
@@ -217,13 +217,14 @@ impl<K: Kernel> Maps<K> {
         };
         set.affinity = SetAffinity { number, timeout_ms };
         if !self.kernel.write_affinity(set.id, set.affinity) {
-            // Nobody is led there, so nobody is to be told of clients; the port's next change tries again.
+            // No connection is translated to the set, so no clients may be reported for it. The port's next
+            // change tries again.
             set.affinity = SetAffinity { number: 0, timeout_ms: u32::MAX };
             self.failures += 1;
         }
     }
 
-    /// Has flows to endpoints that nothing leads to any more choose anew.
+    /// Makes flows to endpoints that no set contains any more choose new ones.
     pub(super) fn renew_flowing(&mut self) {
         let flowing = std::mem::take(&mut self.retired.flowing);
         self.renew(&flowing);
@@ -238,7 +239,7 @@ impl<K: Kernel> Maps<K> {
     }
 }
 
-/// Moves those of a set's endpoints that serve to the parked ones. Of TCP none are said to.
+/// Moves a set's serving endpoints to the parked ones. For TCP, `serving` is empty.
 fn park(members: &mut Members, serving: &[SocketAddr], parked: &mut Parked) {
     let serves = |(address, _): &mut (SocketAddr, u32)| serving.binary_search(address).is_ok();
     parked.add(members.list.extract_if(.., serves));

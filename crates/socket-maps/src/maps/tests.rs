@@ -1,4 +1,4 @@
-//! What is in maps in plain memory after changes.
+//! The contents of maps in plain memory after changes.
 
 use proptest::prelude::*;
 use sluice_model::{Frontend, Protocol};
@@ -11,7 +11,7 @@ use crate::desc::Desc;
 use crate::layout::{Endpoint, FrontendValue, Set, set_flags, verdict};
 use crate::{Capacity, Memory, Picked};
 
-/// Leaves a kernel's calls to the memory that it has, unless they fail.
+/// Delegates a kernel's calls to its memory, unless they fail.
 macro_rules! delegate {
     ($($kind:ty),*) => { $(impl Kernel for $kind {
         fn write_endpoints(&mut self, first: u32, endpoints: &[Endpoint]) { self.memory.write_endpoints(first, endpoints) }
@@ -79,7 +79,7 @@ fn ends(port: u8, endpoints: &[u8]) -> Vec<Picked> {
     addresses(port, endpoints).into_iter().map(Picked::Endpoint).collect()
 }
 
-/// A successor of the agent whose maps these are.
+/// The maps of a successor of this agent.
 fn successor(maps: Maps<Memory>) -> Maps<Memory> {
     Maps::adopt(maps.kernel).unwrap()
 }
@@ -118,7 +118,7 @@ fn who_comes_and_goes_does_not_use_up_what_says_how_clients_keep_endpoints() {
         assert_eq!(maps.with_clients().len(), 1, "turn {turn}");
         maps.apply([(key, Port::default())]);
     }
-    // Where there is none left nobody is told of clients, and the next change tries again.
+    // If no room for affinity is left, no clients are reported for the set, and the next change tries again.
     let many = (0..most + 1).map(|number| {
         let number = u8::try_from(number).unwrap();
         let (key, port) = balanced(&[number], number, &[1]);
@@ -276,7 +276,7 @@ fn what_does_not_fit_is_untranslated_until_there_is_room() {
     maps.retry();
     assert_eq!((picks(&mut maps, 7, 2), maps.stats().waiting), (ends(7, &[1, 2]), 0));
 
-    // A set that grows beyond what there is must not go on with what it had.
+    // A set that grows beyond the capacity must not stay as it was.
     let many: Vec<u8> = (1..=30).collect();
     maps.apply([balanced(&[1], 1, &many)]);
     assert_eq!(picks(&mut maps, 1, 1), [Picked::Untranslated]);
@@ -296,7 +296,7 @@ fn churn_leaves_nothing_behind() {
         }
         assert_eq!(maps.stats().waiting, 0, "round {round}");
     }
-    // Whether or not there was a barrier since.
+    // With or without a barrier since.
     let used = maps.stats();
     assert_eq!((used.sets, used.endpoints, used.slots), (0, 0, 0));
     maps.reclaim();

@@ -1,8 +1,8 @@
-//! Endpoints of UDP that serve and are in no set.
+//! UDP endpoints that serve but are in no set.
 
 use super::*;
 
-/// A port of UDP with these endpoints, and what serves beside them.
+/// A UDP port with these endpoints in its set, and others that still serve.
 fn port(port: u8, endpoints: &[u8], parked: &[u8]) -> (PortKey, Port) {
     let (key, mut wanted) = balanced(&[port], port, endpoints);
     wanted.frontends[0].0.protocol = Protocol::Udp;
@@ -14,7 +14,7 @@ fn gone(number: u8) -> (PortKey, Port) {
     (PortKey(number.into()), Port { serving: addresses(number, &[1, 2, 3]), ..Port::default() })
 }
 
-/// The numbers of a port's endpoints, with what they mean.
+/// The ids of a port's endpoints, with their incarnations.
 fn numbers<K: Kernel>(maps: &Maps<K>, port: u8) -> Vec<(SocketAddr, SocketNumber)> {
     maps.numbers(PortKey(port.into()), SetName::Cluster).collect()
 }
@@ -37,7 +37,7 @@ fn one_that_serves_keeps_its_number_in_and_out_of_the_set() {
     let writes = maps.kernel().writes().endpoints;
     maps.apply([port(1, &[1, 2], &[3])]);
     assert_eq!((numbers(&maps, 1), maps.kernel().writes().endpoints), (before.clone(), writes));
-    // None is left for new flows.
+    // No endpoint is left for new flows.
     maps.apply([port(1, &[], &[1, 2])]);
     assert!(before.iter().all(|number| keeps(&maps, *number)));
     maps.apply([port(1, &[], &[2])]);
@@ -73,7 +73,7 @@ fn where_numbers_are_short_those_that_are_in_no_set_make_room() {
     assert_eq!((maps.stats().waiting, maps.stats().endpoints, numbers(&maps, 3).len()), (0, 9, 4));
     assert!(keeps(&maps, before[0]));
     assert!(!before[1..].iter().any(|number| keeps(&maps, *number)));
-    // They are new when they are back.
+    // When they come back, they are new.
     maps.apply([port(1, &[1, 2], &many)]);
     assert_eq!(numbers(&maps, 1)[0], before[0]);
     assert_ne!(numbers(&maps, 1)[1], before[1]);
@@ -85,7 +85,7 @@ fn what_has_no_room_takes_none_out_for_nothing() {
     maps.apply([port(1, &[1, 2, 3], &[])]);
     let before = numbers(&maps, 1);
     maps.apply([port(1, &[3], &[1, 2])]);
-    // More than there are numbers.
+    // More than there are ids.
     let many: Vec<u8> = (1..=30).collect();
     let (key, wanted) = port(1, &many, &[]);
     let mut state = maps.ports.remove(&key).unwrap();
@@ -104,7 +104,7 @@ fn a_successor_takes_them_over_and_what_serves_no_more_means_something_else() {
     maps.apply([port(1, &[3], &[1, 2]), port(2, &[2], &[1])]);
     let mut maps = successor(maps);
     maps.follow_ids();
-    // Nobody was there when the second one went.
+    // No agent was running when the second one left.
     maps.apply([port(1, &[3], &[1])]);
     assert!(one.iter().all(|number| keeps(&maps, *number)));
     maps.forget_unclaimed();
@@ -130,9 +130,9 @@ fn others_with_the_same_endpoints_do_not_have_a_ports_numbers_after_a_restart() 
         let before = numbers(&maps, 1);
         maps.apply([port(1, &[2], &[1])]);
         let mut maps = successor(maps);
-        // The other one is told first.
+        // The other port is applied first.
         maps.apply([(foreign, other)]);
-        // The endpoint serves no more, since the agent was away or only now.
+        // The endpoint stopped serving: while no agent was running, or only now.
         maps.apply([port(1, &[2], if is_late { &[1] } else { &[] })]);
         maps.forget_unclaimed();
         let name = format!("{is_known} {is_late}");
@@ -166,7 +166,7 @@ fn of_whom_it_cannot_be_said_whose_they_are_mean_something_else_after_a_restart(
     let mut maps = Maps::new(Memory::new(LARGE));
     maps.apply([port(1, &[1, 2], &[])]);
     let before = numbers(&maps, 1);
-    // As many others have come and gone.
+    // As many other ports have come and gone.
     maps.next_service += 8_190;
     maps.apply([port(2, &[1], &[]), port(1, &[2], &[1])]);
     let mut maps = successor(maps);
@@ -182,7 +182,7 @@ fn numbers_that_are_free_are_free_after_a_restart() {
         let mut maps = Maps::new(Memory::new(LARGE));
         maps.apply([port(1, &[1, 2, 3], &[])]);
         maps.apply([port(1, &[3], &[])]);
-        // They are used again if there is nothing else, and after a while no flow has them in any case.
+        // They are reused if nothing else is free; in any case no flow stays with them after a while.
         if is_needed {
             assert!(maps.reclaim());
         } else {
@@ -206,13 +206,13 @@ fn who_lacks_something_else_or_too_much_takes_nobodys_number() {
     maps.apply([port(1, &many, &[])]);
     let before = numbers(&maps, 1);
     maps.apply([port(1, &[1], &many), balanced(&[2], 2, &[1, 2, 3])]);
-    // Of 24 numbers one is free. Only 6 frontends fit.
+    // One of 24 ids is free. Only 6 frontends fit.
     maps.apply([balanced(&[2, 3, 4, 5, 6, 7], 2, &[1, 2, 3])]);
     assert_eq!(maps.stats().waiting, 1);
     let number_of = |maps: &Maps<Memory>| before.iter().filter(|number| keeps(maps, **number)).count();
     assert_eq!(number_of(&maps), 20);
     maps.apply([balanced(&[2], 2, &[1, 2, 3])]);
-    // There are 19 that could be given up, and one that is free.
+    // 19 could be given up, and one is free.
     let some: Vec<u8> = (1..=24).collect();
     for (count, is_over) in [(24, true), (23, false)] {
         maps.apply([balanced(&[2], 2, &some[..count])]);
@@ -223,7 +223,7 @@ fn who_lacks_something_else_or_too_much_takes_nobodys_number() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Ports 1 to 3 have endpoints, and others serve; the maps are so small that not all may keep their numbers.
+    /// Ports 1 to 3 have endpoints, and others serve. The maps are so small that not all can keep their ids.
     #[test]
     fn a_number_means_the_same_as_long_as_its_endpoint_is_in_the_set_and_in_the_end_all_are_free(
         changes in prop::collection::vec(

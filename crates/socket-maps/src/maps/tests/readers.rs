@@ -1,4 +1,4 @@
-//! What programs see that read while the maps change.
+//! What programs see that read the maps during changes.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -11,9 +11,9 @@ use super::*;
 struct Walk {
     frontend: u8,
     at: At,
-    /// Whom its frontend has belonged to since it began: it may have read any of them.
+    /// The ports that its frontend has belonged to since the walk began: it may have read any of them.
     owners: BTreeSet<u8>,
-    /// Where it may end: at all that these had since then.
+    /// The endpoints at which it may end: all that these ports have had since then.
     allowed: BTreeSet<SocketAddr>,
 }
 
@@ -25,10 +25,10 @@ enum At {
     Endpoint(u32),
 }
 
-/// What readers and the writer share.
+/// The state that readers and the writer share.
 #[derive(Debug, Default)]
 struct Truth {
-    /// Whom each frontend belongs to, and what each port has: before and after, while the writer is at it.
+    /// The port of each frontend, and the endpoints of each port: before and after the current change.
     owners: BTreeMap<u8, BTreeSet<u8>>,
     versions: BTreeMap<u8, BTreeSet<SocketAddr>>,
     wrong: Vec<String>,
@@ -40,7 +40,7 @@ struct Truth {
 type Ports = BTreeMap<u8, (BTreeSet<u8>, Vec<u8>)>;
 
 impl Truth {
-    /// The writer begins to make it so.
+    /// The writer begins to change the ports to this.
     fn becomes(&mut self, ports: &Ports) {
         for (port, (frontends, endpoints)) in ports {
             self.versions.entry(*port).or_default().extend(addresses(*port, endpoints));
@@ -54,7 +54,7 @@ impl Truth {
         }
     }
 
-    /// It is so.
+    /// The change is complete.
     fn is(&mut self, ports: &Ports) {
         self.owners.clear();
         self.versions.clear();
@@ -62,7 +62,7 @@ impl Truth {
     }
 }
 
-/// Maps that readers look at between any two writes.
+/// Maps that readers read between any two writes.
 struct Watched {
     memory: Memory,
     truth: Rc<RefCell<Truth>>,
@@ -75,7 +75,7 @@ impl Watched {
         Ok(())
     }
 
-    /// Lets readers move, as many as the numbers say.
+    /// Moves readers as the numbers say.
     fn interleave(&mut self) {
         for _ in 0..3 {
             let Some(turn) = self.turns.pop_front() else { return };
@@ -226,8 +226,8 @@ impl Kernel for Watched {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Frontends 1 to 4 change hands between ports, ports change their endpoints, and the maps are so small that
-    /// numbers and ranges are used again and again.
+    /// Frontends 1 to 4 move between ports, ports change their endpoints, and the maps are so small that ids
+    /// and ranges are reused again and again.
     #[test]
     fn no_reader_sees_what_never_was(
         changes in prop::collection::vec((1_u8..=4, 1_u8..=4, prop::collection::btree_set(1_u8..12, 0..6)), 1..60),
@@ -238,7 +238,7 @@ proptest! {
         let mut maps = Maps::new(watched);
         let mut ports = Ports::new();
         for (port, number, endpoints) in changes {
-            // The frontend goes to this port, which has these endpoints from now on.
+            // From now on, the frontend belongs to this port, which has these endpoints.
             let mut touched = BTreeSet::from([port]);
             for (other, (frontends, _)) in &mut ports {
                 if frontends.remove(&number) {
@@ -262,7 +262,7 @@ proptest! {
         maps.kernel_mut().finish_all();
         prop_assert_eq!(&truth.borrow().wrong, &Vec::<String>::new());
         let stats = maps.stats();
-        // All of it is gone with its ports.
+        // Everything is removed with its ports.
         maps.apply(ports.keys().map(|port| (PortKey((*port).into()), Port::default())));
         maps.reclaim();
         let Stats { frontends, sets, endpoints, slots, .. } = maps.stats();

@@ -1,10 +1,10 @@
-//! What becomes of changes that the kernel refuses.
+//! Changes that the kernel fails to make.
 
 use std::collections::VecDeque;
 
 use super::*;
 
-/// Maps that fail as often as they are told to.
+/// Maps whose calls fail as the test says.
 struct Failing {
     memory: Memory,
     failures: VecDeque<bool>,
@@ -21,7 +21,7 @@ delegate!(Failing);
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Whatever calls the kernel refuses, what it has in the end is right, or nothing.
+    /// Whichever calls fail, the maps end with correct contents, or none.
     #[test]
     fn what_the_kernel_refuses_is_made_good(
         changes in prop::collection::vec((1_u8..=4, prop::collection::btree_set(1_u8..12, 0..6)), 1..40),

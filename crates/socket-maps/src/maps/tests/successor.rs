@@ -1,4 +1,4 @@
-//! What an agent makes of the maps that an earlier one has left.
+//! How an agent takes over the maps of an earlier one.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn a_successor_takes_over_turns_and_numbers_and_forgets_what_is_gone() {
     let (writes, before) = (maps.kernel().writes(), maps.stats());
     let mut maps = successor(maps);
     assert_eq!(picks(&mut maps, 1, 1), ends(1, &[3]), "served on before anything is known");
-    // Its own numbers of ports; one port is gone, one has changed.
+    // It numbers ports differently; one port is gone, one has changed.
     let (_, same) = balanced(&[1, 2], 1, &[1, 2, 3]);
     let (_, changed) = balanced(&[3], 2, &[2, 3]);
     maps.apply([(PortKey(70), same.clone()), (PortKey(71), changed)]);
@@ -51,7 +51,7 @@ fn a_set_is_not_taken_over_while_frontends_of_others_lead_to_it() {
     let mut maps = Maps::new(Memory::new(LARGE));
     maps.apply([balanced(&[1, 2], 1, &[1])]);
     let mut maps = successor(maps);
-    // While nobody was there frontend 1 has become another Service's.
+    // While no agent was running, frontend 1 has moved to another Service.
     let (key, port) = balanced(&[1], 5, &[7]);
     assert!(maps.try_port(key, &port, false).is_ok());
     assert_eq!(picks(&mut maps, 2, 1), ends(1, &[1]));
@@ -90,7 +90,7 @@ fn contents_that_make_no_sense_are_emptied() {
     }
 }
 
-/// Maps that say something else than they have.
+/// Maps that report other contents than they have.
 struct Damaged {
     memory: Memory,
     contents: Contents,
