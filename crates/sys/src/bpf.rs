@@ -1,5 +1,5 @@
-//! bpf(2): maps, programs, links and their pins, as far as socket mode needs them. What comes from the kernel is
-//! plain data; descriptors close themselves.
+//! bpf(2): maps, programs, links and pins, as far as socket mode needs them. Results are plain data;
+//! descriptors close themselves.
 
 mod barrier;
 mod elements;
@@ -47,48 +47,48 @@ enum Command {
     LinkDetach = 34,
 }
 
-/// The system call. The kernel takes a shorter `bpf_attr` than its own for one that ends in zeros.
+/// The system call. The kernel treats a `bpf_attr` that is shorter than its own as padded with zeros.
 ///
 /// # Safety
-/// `A` is the part of `union bpf_attr` that `command` reads and writes, without padding, and every address in it is
-/// good for what the command does with it.
+/// `A` is the part of `union bpf_attr` that `command` reads and writes, without padding, and every address in
+/// it is valid for what the command does with it.
 unsafe fn bpf<A>(command: Command, attributes: &mut A) -> io::Result<c_long> {
-    // SAFETY: the kernel reads and writes no more than `size_of::<A>()` bytes of `attributes`, which is borrowed for
-    // the call; what they point to is the caller's promise.
+    // SAFETY: the kernel reads and writes at most `size_of::<A>()` bytes of `attributes`, which is borrowed
+    // for the call. The caller guarantees that the addresses in it are valid.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command as i32, std::ptr::from_mut(attributes), size_of::<A>())
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The same for commands whose result is a descriptor.
+/// Like [`bpf`], for commands whose result is a descriptor.
 ///
 /// # Safety
 /// That of [`bpf`], and the command returns a new descriptor.
 unsafe fn bpf_fd<A>(command: Command, attributes: &mut A) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     let result = unsafe { bpf(command, attributes)? };
     let fd = i32::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made it, for us alone.
+    // SAFETY: the kernel has just created it, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// As `bpf_attr` has descriptors.
+/// A descriptor in the form of `bpf_attr`.
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// As `bpf_attr` has addresses.
+/// An address in the form of `bpf_attr`.
 fn address<T>(of: *const T) -> u64 {
     of.addr() as u64
 }
 
-/// As `bpf_attr` has lengths.
+/// A length in the form of `bpf_attr`.
 fn length(of: usize) -> io::Result<u32> {
     u32::try_from(of).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// A name as the kernel keeps it: 15 of the characters that it allows.
+/// A name in the kernel's form: 15 of the characters that it allows.
 fn name(of: &str) -> [u8; 16] {
     let mut name = [0; 16];
     for (to, from) in name[..15].iter_mut().zip(of.bytes()) {
@@ -97,13 +97,13 @@ fn name(of: &str) -> [u8; 16] {
     name
 }
 
-/// The other way round.
+/// The inverse of [`name`].
 fn text(name: &[u8; 16]) -> String {
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
     String::from_utf8_lossy(name.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// `BPF_OBJ_GET_INFO_BY_FD` into `I`: the first bytes of what there is to know.
+/// `BPF_OBJ_GET_INFO_BY_FD` into `I`: the first bytes of the info structure.
 ///
 /// # Safety
 /// `I` is the beginning of the info structure of this kind of object, without padding, made of integers only.
@@ -117,15 +117,15 @@ unsafe fn info<I: Default>(fd: BorrowedFd<'_>) -> io::Result<I> {
     let mut info = I::default();
     let mut attributes =
         Attributes { fd: number(fd), length: length(size_of::<I>())?, info: address(&raw mut info) };
-    // SAFETY: the kernel writes at most `length` bytes to `info`, any of which are integers.
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which consists of integers.
     unsafe { bpf(Command::Info, &mut attributes)? };
     Ok(info)
 }
 
-/// Which network namespace a socket belongs to (`SO_NETNS_COOKIE`), in the numbers that programs see.
+/// The network namespace of a socket (`SO_NETNS_COOKIE`), as the number that programs see.
 ///
 /// # Errors
-/// The descriptor is no socket; Linux has it since 5.14.
+/// The descriptor is not a socket, or the kernel is older than 5.14.
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0u64;
     #[expect(clippy::cast_possible_truncation, reason = "the size of a u64")]

@@ -1,5 +1,5 @@
-//! The few system calls that no crate wraps safely. The only unsafe code of the workspace: every
-//! module offers a safe interface and owns no policy.
+//! The few system calls that no crate wraps safely. The only unsafe code of the workspace: every module has a
+//! safe interface and contains no policy.
 
 pub mod bpf;
 pub mod local_port;

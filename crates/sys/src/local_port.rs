@@ -1,4 +1,4 @@
-//! Local ports of sockets that connect.
+//! Local ports of connecting sockets.
 
 use std::ffi::c_int;
 use std::io;
@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// `IP_LOCAL_PORT_RANGE` of linux/in.h, which libc does not have.
 const IP_LOCAL_PORT_RANGE: c_int = 51;
 
-/// Has the local port chosen at connect(2) rather than at bind(2) (`IP_BIND_ADDRESS_NO_PORT`, ip(7)): then
-/// it only has to be unique together with the destination, and a local address is good for as many
-/// connections to each destination as there are ports. Works for IPv6 sockets as well.
+/// Makes the kernel choose the local port at connect(2) and not at bind(2) (`IP_BIND_ADDRESS_NO_PORT`,
+/// ip(7)). Then the port has to be unique only together with the destination, and a local address can have as
+/// many connections to each destination as there are ports. Works for IPv6 sockets as well.
 ///
 /// # Errors
 /// The descriptor is not an IPv4 or IPv6 socket.
@@ -18,22 +18,22 @@ pub fn choose_at_connect(socket: impl AsFd) -> io::Result<()> {
     set(socket.as_fd(), libc::IP_BIND_ADDRESS_NO_PORT, 1)
 }
 
-/// Has a port that the kernel chooses come from `range` (`IP_LOCAL_PORT_RANGE`, ip(7)), with both ends a port
-/// of `net.ipv4.ip_local_port_range`: the kernel ignores, in silence, an end that is not. Works for IPv6 sockets
-/// as well.
+/// Makes the kernel choose the local port from `range` (`IP_LOCAL_PORT_RANGE`, ip(7)). Both ends must be in
+/// `net.ipv4.ip_local_port_range`: the kernel silently ignores an end that is not. Works for IPv6 sockets as
+/// well.
 ///
 /// # Errors
-/// `ENOPROTOOPT`: Linux has it since 6.3. The range is empty, or the descriptor is not an IPv4 or IPv6 socket.
+/// `ENOPROTOOPT` before Linux 6.3. The range is empty, or the descriptor is not an IPv4 or IPv6 socket.
 pub fn choose_from(socket: impl AsFd, range: RangeInclusive<u16>) -> io::Result<()> {
     let value = u32::from(*range.end()) << 16 | u32::from(*range.start());
     set(socket.as_fd(), IP_LOCAL_PORT_RANGE, value)
 }
 
-/// Sets an option of level IPPROTO_IP that is an int, or unsigned.
+/// Sets an int or unsigned option of level IPPROTO_IP.
 #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
 fn set(socket: BorrowedFd<'_>, name: c_int, value: u32) -> io::Result<()> {
-    // SAFETY: the kernel reads `size_of::<u32>()` bytes, which an int has too, from the pointer, during the
-    // call only, and `value` is that large and lives until after it; the descriptor is borrowed, so it is open.
+    // SAFETY: the kernel reads `size_of::<u32>()` bytes, the size of an int too, from the pointer during the
+    // call only. `value` is that large and lives longer; the descriptor is borrowed, so it is open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -91,7 +91,7 @@ mod tests {
                 }
                 done => done.unwrap(),
             }
-            // Somebody else may take a port that was free: then another one.
+            // Another process may take a port that was free, so another one is tried.
             let connected = (0..100).find_map(|_| {
                 let port = TcpListener::bind(ip).unwrap().local_addr().unwrap().port();
                 let first = connect_from(port..=port, to[0]).ok()?;

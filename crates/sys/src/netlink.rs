@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Has the kernel apply to a netlink socket's dumps what the requests for them say (`NETLINK_GET_STRICT_CHK`, Linux 4.20).
+/// Makes the kernel apply the filters in requests for dumps on a netlink socket (`NETLINK_GET_STRICT_CHK`,
+/// Linux 4.20).
 ///
 /// # Errors
-/// The kernel has not got that.
+/// The kernel does not support it.
 pub fn filter_dumps(socket: impl AsFd) -> io::Result<()> {
     const GET_STRICT_CHK: libc::c_int = 12;
     #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]

@@ -1,18 +1,19 @@
-//! What a test says that could not run what its name claims, because this machine lacks something. For tests only: here it is
-//! within reach of all crates.
+//! The message of a test that could not check what its name says, because this machine lacks something. For
+//! tests only; it is in this crate because all crates can use it.
 
 use std::fmt::Display;
 use std::io::Write;
 use std::panic::Location;
 
-/// Writes `SKIPPED <test>: why` to standard error. `println!` and `eprintln!` are captured, and shown of tests that fail only:
-/// one that was cut short would look as any other that has passed.
+/// Writes `SKIPPED <test>: why` to standard error. `println!` and `eprintln!` are captured and shown only for
+/// failed tests, so a skipped test would look like one that has passed.
 #[track_caller]
 pub fn skipped(why: impl Display) {
     let thread = std::thread::current();
-    // Tests run in threads of their name, or one after the other in the main one, or start threads themselves.
+    // Tests run in threads named after them, or one after the other in the main thread, or start threads
+    // themselves.
     let name = thread.name().filter(|name| *name != "main").unwrap_or_else(|| Location::caller().file());
-    // With nobody to read it there is nothing to be done.
+    // Nothing can be done if nobody reads it.
     let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {why}");
 }
 
@@ -20,7 +21,7 @@ pub fn skipped(why: impl Display) {
 mod tests {
     use std::process::Command;
 
-    /// Any other test passes by.
+    /// Unless it is set, the test does nothing.
     const WANTED: &str = "SLUICE_TEST_IS_SKIPPED";
 
     #[test]

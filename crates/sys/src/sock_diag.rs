@@ -1,9 +1,9 @@
-//! Requests of sock_diag(7) about sockets of TCP and UDP, and what is read from the answers. No system call is made here:
-//! whoever has a netlink socket sends and receives.
+//! Messages of sock_diag(7) about TCP and UDP sockets: builds requests and parses replies. No system calls:
+//! the owner of a netlink socket sends and receives.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// `SOCK_DIAG_BY_FAMILY`: the kernel answers with sockets.
+/// `SOCK_DIAG_BY_FAMILY`: the kernel replies with sockets.
 pub const BY_FAMILY: u16 = 20;
 
 /// `SOCK_DESTROY`: the kernel destroys the socket.
@@ -12,24 +12,24 @@ pub const DESTROY: u16 = 21;
 /// `NLM_F_REQUEST` and `NLM_F_ACK`.
 pub const REQUEST: u16 = 1 | 4;
 
-/// `NLM_F_DUMP`: all sockets that fit are wanted.
+/// `NLM_F_DUMP`: all matching sockets are requested.
 pub const DUMP: u16 = 0x300;
 
-/// The state of a TCP socket that listens, as a bit of [`Request::states`] (`TCP_LISTEN`).
+/// The state of a listening TCP socket, as a bit of [`Request::states`] (`TCP_LISTEN`).
 pub const LISTENING: u32 = 1 << 10;
 
-/// The state of a UDP socket that is not connected, as a bit of [`Request::states`] (`TCP_CLOSE`).
+/// The state of an unconnected UDP socket, as a bit of [`Request::states`] (`TCP_CLOSE`).
 pub const UNCONNECTED: u32 = 1 << 7;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// `struct nlmsghdr`, and `struct inet_diag_req_v2` behind it.
+/// `struct nlmsghdr`, followed by `struct inet_diag_req_v2`.
 const LENGTH: u32 = 16 + 56;
 
-/// `idiag_dport` and `idiag_src` in `struct inet_diag_sockid`, which is behind four bytes in requests' and answers' bodies.
+/// The offset of `struct inet_diag_sockid` in the bodies of requests and replies.
 const ID: usize = 4;
-/// Its length, with the cookie at its end.
+/// The length of that struct; the cookie is at its end.
 const ID_LENGTH: usize = 48;
 
 /// The sockets that a request is about.
@@ -39,19 +39,19 @@ pub struct Request {
     pub kind: u16,
     /// Flags of the message.
     pub flags: u16,
-    /// Whether the sockets are of IPv6. Those may have addresses of IPv4, which are mapped then.
+    /// Whether the sockets are IPv6 ones. These may have IPv4 addresses, which are mapped then.
     pub is_v6: bool,
     /// `IPPROTO_TCP` or `IPPROTO_UDP`.
     pub protocol: u8,
-    /// A bit for each state that counts.
+    /// A bit for each state that matches.
     pub states: u32,
-    /// The socket's own address. A dump goes by its port alone.
+    /// The socket's local address. A dump uses only its port.
     pub local: SocketAddr,
-    /// The address that it is connected to.
+    /// The socket's remote address.
     pub remote: SocketAddr,
-    /// The interface that it is bound to, or 0.
+    /// The index of the interface that it is bound to, or 0.
     pub device: u32,
-    /// Which socket it is, of several with these addresses: [`u64::MAX`] for any.
+    /// Selects one of several sockets with these addresses; [`u64::MAX`] matches any.
     pub cookie: u64,
 }
 
@@ -63,7 +63,7 @@ impl Request {
         bytes.extend(self.kind.to_ne_bytes());
         bytes.extend(self.flags.to_ne_bytes());
         bytes.extend(sequence.to_ne_bytes());
-        // The kernel fills in who sends.
+        // The kernel fills in the sender.
         bytes.extend([0; 4]);
         bytes.extend([if self.is_v6 { AF_INET6 } else { AF_INET }, self.protocol, 0, 0]);
         bytes.extend(self.states.to_ne_bytes());
@@ -72,14 +72,14 @@ impl Request {
         for ip in [self.local.ip(), self.remote.ip()] {
             bytes.extend(address(ip, self.is_v6));
         }
-        // The kernel finds a socket that is bound to an interface by that one only.
+        // The kernel finds a socket that is bound to an interface only with that interface.
         bytes.extend(self.device.to_ne_bytes());
         bytes.extend(self.cookie.to_ne_bytes());
         bytes
     }
 }
 
-/// As a socket of this family has it, in 16 bytes.
+/// An address in the 16 bytes of a socket of this family.
 fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
     match ip {
         IpAddr::V6(ip) => ip.octets(),
@@ -92,21 +92,21 @@ fn address(ip: IpAddr, is_v6: bool) -> [u8; 16] {
     }
 }
 
-/// A socket that a dump has shown (`struct inet_diag_msg`).
+/// A socket in a dump (`struct inet_diag_msg`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown {
-    /// Its own address.
+    /// Its local address.
     pub local: SocketAddr,
-    /// The interface that it is bound to, or 0.
+    /// The index of the interface that it is bound to, or 0.
     pub device: u32,
-    /// Which socket it is.
+    /// Its cookie.
     pub cookie: u64,
-    /// The inode, by which links in `/proc/PID/fd` know it; 0 for one that no process has.
+    /// Its inode number, as in the links in `/proc/PID/fd`; 0 if no process has it.
     pub inode: u32,
 }
 
 impl Shown {
-    /// Reads the body of an answer; none where it is not one.
+    /// Parses the body of a reply; `None` if it is invalid.
     pub fn read(body: &[u8]) -> Option<Self> {
         let is_v6 = match *body.first()? {
             AF_INET => false,
@@ -125,7 +125,7 @@ impl Shown {
             local: SocketAddr::new(ip, port),
             device: u32::from_ne_bytes(word(ID + 36)?),
             cookie: u64::from_ne_bytes(*body.get(ID + 40..)?.first_chunk()?),
-            // Behind a timer, the lengths of both queues and a user.
+            // Follows a timer, the lengths of both queues and a user.
             inode: u32::from_ne_bytes(word(ID + ID_LENGTH + 16)?),
         })
     }

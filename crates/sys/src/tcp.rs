@@ -1,4 +1,4 @@
-//! What `tcp(7)` offers beyond socket options.
+//! TCP operations beyond the usual socket options (`tcp(7)`).
 
 use std::ffi::c_int;
 use std::io;
@@ -8,29 +8,29 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `SIOCATMARK` of asm-generic/sockios.h, which libc does not have for every target.
 const SIOCATMARK: libc::Ioctl = 0x8905;
 
-/// An interface that does not exist: the kernel counts them up from 1.
+/// An interface index that does not exist: the kernel assigns them upwards from 1.
 static NO_INTERFACE: c_int = c_int::MAX;
 
-/// Bytes that were written to a TCP socket and that the peer has not acknowledged: not sent yet, or
-/// sent and on their way (`SIOCOUTQ`, tcp(7)).
+/// Number of bytes written to a TCP socket that the peer has not acknowledged: unsent or in flight
+/// (`SIOCOUTQ`, tcp(7)).
 ///
 /// # Errors
-/// The descriptor is no socket, or one that listens.
+/// The descriptor is not a socket, or a listening one.
 pub fn unacknowledged_bytes(socket: BorrowedFd<'_>) -> io::Result<usize> {
     // SIOCOUTQ has the same number as TIOCOUTQ.
     ask(socket, libc::TIOCOUTQ).map(|bytes| usize::try_from(bytes).unwrap_or(0))
 }
 
-/// Whether the next byte to be read is the urgent one (`SIOCATMARK`, sockatmark(3)). With `SO_OOBINLINE` it is read
-/// like any other.
+/// Whether the next byte to be read is the urgent one (`SIOCATMARK`, sockatmark(3)). With `SO_OOBINLINE` it
+/// is read like any other.
 ///
 /// # Errors
-/// The descriptor is no TCP socket.
+/// The descriptor is not a TCP socket.
 pub fn is_at_urgent_mark(socket: BorrowedFd<'_>) -> io::Result<bool> {
     ask(socket, SIOCATMARK).map(|answer| answer != 0)
 }
 
-/// The answer to an ioctl that writes an int; `request` must be one of those.
+/// The result of an ioctl that writes an int; `request` must be such an ioctl.
 fn ask(socket: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<c_int> {
     let mut answer: c_int = 0;
     // SAFETY: both requests of this module write one int to the address they are given, which outlives the call;
@@ -39,16 +39,16 @@ fn ask(socket: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
-/// Has the kernel refuse new connections to a socket that listens, and lets those that have begun be made and
-/// accepted. Closing a socket resets what waits in its queue; so one that is to lose nothing first refuses, then
-/// accepts what is left, and is closed once nothing comes any more.
+/// Makes the kernel refuse new connections to a listening socket; handshakes that have begun can be completed
+/// and accepted. Closing a socket resets the connections in its queue. To lose none, first refuse new ones,
+/// then accept what is left, and close the socket when no more arrive.
 ///
-/// The socket is bound to an interface that does not exist (`SO_BINDTOIFINDEX`, socket(7)): no SYN finds it any
-/// more, while handshakes under way are found by their own addresses. Needs no privileges from Linux 5.7 on. A
-/// group of sockets that share the address (`SO_REUSEPORT`) refuses once every one of them does.
+/// The socket is bound to an interface that does not exist (`SO_BINDTOIFINDEX`, socket(7)): SYNs do not find
+/// it any more, but handshakes in progress are found by their own addresses. Needs no privileges from Linux
+/// 5.7 on. A group of sockets that share the address (`SO_REUSEPORT`) refuses once all of them do.
 ///
 /// # Errors
-/// The socket is bound to an interface already, and CAP_NET_RAW is missing.
+/// The socket is already bound to an interface, and CAP_NET_RAW is missing.
 pub fn refuse_new_connections(listener: BorrowedFd<'_>) -> io::Result<()> {
     // An int has 4 bytes.
     #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]

@@ -1,22 +1,21 @@
 //! Datagrams in batches: one system call for many, with what a relay must know about each.
 //!
-//! [`RecvBatch`] receives: payload, who sent it, which address it was sent to (with
-//! [`receive_original_destination`]), whether it was cut. [`SendBatch`] sends: to one peer or to
-//! many, and one datagram that cannot be sent does not keep back the rest. Neither waits, ever.
+//! [`RecvBatch`] receives the payload, the source, the original destination (with
+//! [`receive_original_destination`]), and whether the payload was truncated. [`SendBatch`] sends to one peer
+//! or to many; a datagram that cannot be sent does not hold up the others. Neither ever blocks.
 //!
 //! # Trains
-//! A sender in bulk (QUIC) hands the kernel many datagrams as one (`UDP_SEGMENT`), and a receiver that
-//! asks for it ([`receive_trains`], `UDP_GRO`) gets them as one: a [`Payload`] of several datagrams.
-//! A [`SendBatch`] sends it on as it came, so that a relay does per train what it would do per datagram; and what came one
-//! by one it [joins](SendBatch::send_joined) to trains: they are cut again where they leave the machine, or at the socket of
-//! the receiver.
-//! What the relaying thread spends on a datagram of 1,200 bytes over loopback (Linux 6.18, trains of
-//! 50): 3.6 us one by one, 3.0 us if trains are received but sent one by one, 0.2 us if they are
-//! sent as trains. A sender without trains costs 3.7 us where they are asked for, 3.5 us where not.
+//! A bulk sender (QUIC) passes many datagrams to the kernel as one (GSO, `UDP_SEGMENT`), and a receiver that
+//! asks for it ([`receive_trains`]: GRO, `UDP_GRO`) gets them as one. Such a [`Payload`] of several datagrams
+//! is called a train here. A [`SendBatch`] sends a train as it was received, so a relay does the work for one
+//! datagram. It also [joins](SendBatch::send_joined) single datagrams to trains. Trains are split again where
+//! they leave the machine, or at the receiver's socket. The relay's time for a datagram of 1,200 bytes over
+//! loopback (Linux 6.18, trains of 50): 3.6 us without trains, 3.0 us if trains are received but sent as
+//! single datagrams, 0.2 us if they are sent as trains. A datagram from a sender without trains takes 3.7 us
+//! with `UDP_GRO`, 3.5 us without.
 //!
 //! # Why not a crate
-//! rustix and socket2 have no `recvmmsg` and do not know `IP_ORIGDSTADDR`; nix has both, but
-//! allocates for each batch.
+//! rustix and socket2 lack `recvmmsg` and `IP_ORIGDSTADDR`; nix has both, but allocates for each batch.
 
 mod address;
 mod ancillary;
@@ -35,8 +34,8 @@ pub use payload::Payload;
 pub use recv::{Datagram, RecvBatch};
 pub use send::{BatchFull, SendBatch, Sent};
 
-/// Datagrams, or trains of them, that one system call moves at most. By then the cost of
-/// entering the kernel is spread thin, and longer batches delay the flows at their end.
+/// The maximum number of datagrams, or trains of them, in one system call. With this many, the cost of
+/// entering the kernel is small for each, and longer batches would delay the flows at their end.
 pub const BATCH: usize = 32;
 
 /// The largest payload of a UDP datagram over IPv4: 65,535 bytes of packet, less 20 of IP header and

@@ -1,4 +1,4 @@
-//! Waiting for programs that run.
+//! Waits for running programs.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,15 +6,16 @@ use std::os::fd::AsFd;
 use super::map::{Element, MapSpec, create};
 use super::{Command, address, bpf, number};
 
-/// Returns once no program runs any more that ran when this was called (those that may sleep excepted). What was written to
-/// mapped memory before, those that start later see.
+/// Returns once all programs that were running when this was called have ended (except sleepable ones).
+/// Programs that start later see what was written to mapped memory before.
 ///
-/// The kernel waits for readers under RCU after it has replaced an element of a map of maps (`maybe_wait_bpf_programs` of
-/// kernel/bpf/syscall.c). `membarrier(MEMBARRIER_CMD_GLOBAL)` would be simpler, but does not wait where one processor is
-/// online, on which programs can be preempted all the same, and fails with nohz_full.
+/// The kernel waits for RCU readers after it has replaced an element of a map of maps
+/// (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c). `membarrier(MEMBARRIER_CMD_GLOBAL)` would be simpler,
+/// but it does not wait if only one processor is online, although programs can be preempted there, and it
+/// fails with nohz_full.
 ///
 /// # Errors
-/// That of making two small maps: `EPERM` without CAP_BPF, `ENOMEM`, `EMFILE`.
+/// Those of creating two small maps: `EPERM` without CAP_BPF, `ENOMEM`, `EMFILE`.
 pub fn wait_for_programs() -> io::Result<()> {
     /// Of `enum bpf_map_type`.
     const ARRAY: u32 = 2;
@@ -38,6 +39,6 @@ pub fn wait_for_programs() -> io::Result<()> {
         value: address(&raw const value),
         flags: 0,
     };
-    // SAFETY: the kernel reads a key and a value of four bytes each, as the map says.
+    // SAFETY: the kernel reads a key and a value of four bytes each, which are the sizes of the map.
     unsafe { bpf(Command::MapUpdate, &mut element) }.map(drop)
 }

@@ -1,4 +1,4 @@
-//! Hash maps that workers look at: one element at a time, each by one system call.
+//! Hash maps for workers: each access to an element is one system call.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,27 +9,28 @@ use super::{Command, address, bpf, length, map_info, number};
 /// `BPF_MAP_TYPE_HASH`.
 const HASH: u32 = 1;
 
-/// A hash map whose keys and values have so many bytes. That is looked at when this is made and never again: a map does not change.
+/// A hash map with keys and values of these sizes, in bytes. The sizes are checked only at creation, because
+/// those of a map do not change.
 #[derive(Debug)]
 pub struct HashMap<const KEY: usize, const VALUE: usize> {
     map: OwnedFd,
     room: u32,
 }
 
-/// What is in a part of a map.
+/// A part of the keys of a map.
 #[derive(Debug)]
 pub struct Part<const KEY: usize> {
-    /// The keys there.
+    /// The keys of this part.
     pub keys: Vec<[u8; KEY]>,
-    /// Where the next part begins; none where this is the last.
+    /// Where the next part begins; `None` if this is the last one.
     pub next: Option<u32>,
 }
 
 impl<const KEY: usize, const VALUE: usize> HashMap<KEY, VALUE> {
-    /// A map to look at.
+    /// Wraps a map.
     ///
     /// # Errors
-    /// It is no hash map of this kind (`InvalidInput`), or no map.
+    /// It is not a hash map with these sizes (`InvalidInput`), or not a map.
     pub fn new(map: OwnedFd) -> io::Result<Self> {
         let info = map_info(map.as_fd())?;
         if (info.kind, info.key_size as usize, info.value_size as usize) != (HASH, KEY, VALUE) {
@@ -38,7 +39,7 @@ impl<const KEY: usize, const VALUE: usize> HashMap<KEY, VALUE> {
         Ok(Self { map, room: info.max_entries })
     }
 
-    /// How many elements there may be.
+    /// The maximum number of elements.
     pub fn room(&self) -> u32 {
         self.room
     }
@@ -49,42 +50,42 @@ impl<const KEY: usize, const VALUE: usize> HashMap<KEY, VALUE> {
     /// `E2BIG`: the map is full; `ENOMEM`: the kernel has no memory for a new one.
     pub fn put(&self, key: &[u8; KEY], value: &[u8; VALUE]) -> io::Result<()> {
         let mut element = self.element(key, address(value.as_ptr()));
-        // SAFETY: the kernel reads a key and a value, which are as large as the map says.
+        // SAFETY: the kernel reads a key and a value, which have the sizes of the map.
         unsafe { bpf(Command::MapUpdate, &mut element) }.map(drop)
     }
 
-    /// Takes an element away; whether it was there.
+    /// Removes an element. Returns whether it was there.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     pub fn remove(&self, key: &[u8; KEY]) -> io::Result<bool> {
         let mut element = self.element(key, 0);
-        // SAFETY: the kernel reads a key, which is as large as the map says.
+        // SAFETY: the kernel reads a key, which has the size of the map.
         is_there(unsafe { bpf(Command::MapDelete, &mut element) }.map(drop))
     }
 
-    /// An element, if it is there.
+    /// Returns an element, if it is there.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     pub fn get(&self, key: &[u8; KEY]) -> io::Result<Option<[u8; VALUE]>> {
         let mut value = [0; VALUE];
         let mut element = self.element(key, address(value.as_mut_ptr()));
-        // SAFETY: the kernel reads a key and writes a value, which are as large as the map says.
+        // SAFETY: the kernel reads a key and writes a value, which have the sizes of the map.
         let is_there = is_there(unsafe { bpf(Command::MapLookup, &mut element) }.map(drop))?;
         Ok(is_there.then_some(value))
     }
 
-    /// The keys from a place on, the beginning or where an earlier part has ended: as many as `most`, or more where many have
-    /// the same hash. What was there all the time is in one of the parts.
+    /// A part of the keys: from the beginning, or from where an earlier part has ended. About `most` keys, or
+    /// more if many have the same hash. A key that is there all the time is in one of the parts.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     pub fn part(&self, from: Option<u32>, most: usize) -> io::Result<Part<KEY>> {
         let mut most = most.clamp(1, self.room.max(1) as usize);
         loop {
             match self.try_part(from, most) {
-                // What has one hash has to fit: with twice the room it will, in the end.
+                // All keys with one hash have to fit. If they do not, twice the room will suffice in the end.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && most < self.room as usize => {
                     most = most.saturating_mul(2);
                 }
@@ -106,8 +107,8 @@ impl<const KEY: usize, const VALUE: usize> HashMap<KEY, VALUE> {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads and writes a number of a bucket, 4 bytes for hash maps, and writes up to `count` keys and
-        // values; there is room for that many, as large as the map says.
+        // SAFETY: the kernel reads and writes a bucket number, 4 bytes for hash maps, and writes up to
+        // `count` keys and values. There is room for that many of the map's sizes.
         let has_more = is_there(unsafe { bpf(Command::LookupBatch, &mut batch) }.map(drop))?;
         keys.truncate(batch.count as usize);
         Ok(Part { keys, next: has_more.then_some(next) })
@@ -124,7 +125,7 @@ impl<const KEY: usize, const VALUE: usize> AsFd for HashMap<KEY, VALUE> {
     }
 }
 
-/// Whether what was asked for is there.
+/// Turns `ENOENT` into `false`.
 fn is_there(answer: io::Result<()>) -> io::Result<bool> {
     match answer {
         Ok(()) => Ok(true),
@@ -152,7 +153,7 @@ mod tests {
         assert!(HashMap::<4, 8>::new(map(HASH, 1)).is_ok());
         assert!(HashMap::<4, 16>::new(map(HASH, 1)).is_err());
         assert!(HashMap::<8, 8>::new(map(HASH, 1)).is_err());
-        // An LRU map: what is there may go by itself.
+        // An LRU map: its elements may disappear by themselves.
         assert!(HashMap::<4, 8>::new(map(9, 1)).is_err());
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(HashMap::<4, 8>::new(file.into()).is_err());
@@ -181,7 +182,7 @@ mod tests {
         (0..COUNT).for_each(|n| map.put(&n.to_ne_bytes(), &[0; 8]).unwrap());
         let (mut found, mut from, mut parts) = (BTreeSet::new(), None, 0);
         loop {
-            // One: there are keys that have one hash.
+            // A part of at most one key, although some keys have the same hash.
             let Part { keys, next } = map.part(from, if parts == 0 { 1 } else { 100 }).unwrap();
             assert!(keys.len() <= 100);
             found.extend(keys.into_iter().map(u32::from_ne_bytes));
@@ -195,7 +196,7 @@ mod tests {
         assert!(found.into_iter().eq(0..COUNT));
     }
 
-    /// Neither is one asked after in /proc, nor is the map asked what it is: an element is one system call.
+    /// An access is one system call: it neither reads /proc nor asks the kernel about the map.
     #[test]
     fn elements_take_no_look_at_what_the_map_is() {
         let map = HashMap::<4, 8>::new(map(HASH, 1)).unwrap();
@@ -203,7 +204,7 @@ mod tests {
         std::fs::create_dir(&empty).unwrap();
         let done = std::thread::scope(|scope| {
             let look = || {
-                // SAFETY: this thread's root is its own from here on, and it opens nothing afterwards.
+                // SAFETY: from here on this thread has its own root, and it opens nothing afterwards.
                 unsafe {
                     if libc::unshare(libc::CLONE_FS) != 0 {
                         return Err(io::Error::last_os_error());

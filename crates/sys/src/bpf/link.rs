@@ -1,4 +1,4 @@
-//! Links: what holds a program to a place. A link ends with its last descriptor and pin.
+//! Links: each attaches a program to a hook. A link ends with its last descriptor and pin.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ const ITERATOR: u32 = 28;
 /// Attaches a program to a cgroup, beside those of others.
 ///
 /// # Errors
-/// `EPERM`: somebody has attached a program there that allows none beside it.
+/// `EPERM`: a program is attached there that allows no others.
 pub fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
@@ -25,14 +25,14 @@ pub fn create_link(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach: u32)
         flags: u32,
     }
     let mut attributes = Attributes { program: number(program), target: number(cgroup), attach, flags: 0 };
-    // SAFETY: there are no addresses in it.
+    // SAFETY: the attributes contain no addresses.
     unsafe { bpf_fd(Command::LinkCreate, &mut attributes) }
 }
 
-/// Puts a program in the place of the one that is there, between two runs: none is missed.
+/// Replaces a link's program atomically: no event is missed.
 ///
 /// # Errors
-/// It is a program of another kind (`EINVAL`), or the cgroup is gone (`ENOLINK`).
+/// The new program is of another type (`EINVAL`), or the cgroup is gone (`ENOLINK`).
 pub fn replace_program(link: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
@@ -41,39 +41,39 @@ pub fn replace_program(link: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<
         flags: u32,
         old: u32,
     }
-    // To say what is to be replaced would take the descriptor of that, which only CAP_SYS_ADMIN can have.
+    // Naming the program to be replaced would take its descriptor, which only CAP_SYS_ADMIN can get.
     let mut attributes = Attributes { link: number(link), new: number(new), flags: 0, old: 0 };
-    // SAFETY: there are no addresses in it.
+    // SAFETY: the attributes contain no addresses.
     unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
 }
 
-/// Takes a program away from where a link holds it, at once: the last pin is let go of a moment later.
+/// Detaches a link's program at once. (Removing the last pin does so only a moment later.)
 ///
 /// # Errors
-/// It is no link, or one of another kind.
+/// It is not a link, or one of another type.
 pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = number(link);
-    // SAFETY: that is all that the command reads.
+    // SAFETY: the command reads nothing else.
     unsafe { bpf(Command::LinkDetach, &mut attributes) }.map(drop)
 }
 
-/// What a link to a cgroup is.
+/// The kernel's information about a link to a cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkInfo {
-    /// The link's own number.
+    /// The link's id.
     pub id: u32,
-    /// The program's number.
+    /// The program's id.
     pub program: u32,
-    /// The cgroup's number, that of its directory's inode; 0 once it is gone.
+    /// The cgroup's id, which is its directory's inode number; 0 once it is gone.
     pub cgroup: u64,
     /// `enum bpf_attach_type`.
     pub attach: u32,
 }
 
-/// What a link to a cgroup is.
+/// Returns the information about a link to a cgroup.
 ///
 /// # Errors
-/// The descriptor is not that of such a link (`EINVAL`).
+/// The descriptor is not such a link's (`EINVAL`).
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     #[derive(Default)]
     #[repr(C)]
@@ -90,7 +90,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     if !is(link, "link") {
         return Err(invalid());
     }
-    // SAFETY: that is the beginning of `bpf_link_info`. With zeros the kernel follows no addresses.
+    // SAFETY: that is the beginning of `bpf_link_info`. It is zeroed, so the kernel follows no addresses.
     let info: Info = unsafe { super::info(link)? };
     if info.kind != CGROUP {
         return Err(invalid());
@@ -101,7 +101,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 /// Prepares a run of an iterator over the sockets that have storage in `map`.
 ///
 /// # Errors
-/// The program is no such iterator.
+/// The program is not such an iterator.
 pub fn iterate_storage(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
@@ -127,11 +127,12 @@ pub fn iterate_storage(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Resu
     unsafe { bpf_fd(Command::LinkCreate, &mut attributes) }
 }
 
-/// Runs an iterator, whose program writes what is read from this. A read that has passed by very many sockets of which none was
-/// written ends with [`io::ErrorKind::WouldBlock`], and the next one goes on from there.
+/// Runs an iterator. What is read from the returned file is what its program writes. A read that has passed
+/// very many sockets without output ends with [`io::ErrorKind::WouldBlock`], and the next read continues
+/// there.
 ///
 /// # Errors
-/// The descriptor is not that of an iterator's link.
+/// The descriptor is not an iterator link's.
 pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
     #[repr(C)]
     struct Attributes {
@@ -139,6 +140,6 @@ pub fn run_iterator(link: BorrowedFd<'_>) -> io::Result<File> {
         flags: u32,
     }
     let mut attributes = Attributes { link: number(link), flags: 0 };
-    // SAFETY: there are no addresses in it.
+    // SAFETY: the attributes contain no addresses.
     unsafe { bpf_fd(Command::IteratorCreate, &mut attributes) }.map(File::from)
 }

@@ -1,55 +1,55 @@
-//! Maps: making them, and what is in those that are not mapped.
+//! Creates maps, and accesses those that are not mapped into memory.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::{Command, address, bpf, bpf_fd, length, name, number, text};
 
-/// What a map is to be.
+/// The parameters of a new map.
 #[derive(Debug, Clone)]
 pub struct MapSpec<'a> {
     /// Its name, of which the kernel keeps 15 characters.
     pub name: &'a str,
     /// `enum bpf_map_type`.
     pub kind: u32,
-    /// Bytes of a key.
+    /// Size of a key in bytes.
     pub key_size: u32,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value_size: u32,
-    /// How many there may be.
+    /// The maximum number of elements.
     pub max_entries: u32,
     /// `BPF_F_...` for maps.
     pub flags: u32,
-    /// The types of key and value in the program's BTF: storage of sockets has to have them.
+    /// The types of key and value in the program's BTF, which socket storage requires.
     pub btf: Option<(BorrowedFd<'a>, u32, u32)>,
 }
 
-/// What a map is.
+/// The kernel's information about a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapInfo {
     /// Its name.
     pub name: String,
     /// `enum bpf_map_type`.
     pub kind: u32,
-    /// Bytes of a key.
+    /// Size of a key in bytes.
     pub key_size: u32,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value_size: u32,
-    /// How many there may be.
+    /// The maximum number of elements.
     pub max_entries: u32,
     /// `BPF_F_...` for maps.
     pub flags: u32,
 }
 
-/// Makes a map.
+/// Creates a map.
 ///
 /// # Errors
-/// `EPERM` without CAP_BPF, `EINVAL` where the kernel has no such map, `ENOMEM`.
+/// `EPERM` without CAP_BPF, `EINVAL` if the kernel has no such map type, `ENOMEM`.
 pub fn create_map(spec: &MapSpec<'_>) -> io::Result<OwnedFd> {
     create(spec, None)
 }
 
-/// The same, of maps that are like `inner`, if there is one.
+/// Like [`create_map`]; a map of maps like `inner`, if that is given.
 pub(super) fn create(spec: &MapSpec<'_>, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {
@@ -81,14 +81,14 @@ pub(super) fn create(spec: &MapSpec<'_>, inner: Option<BorrowedFd<'_>>) -> io::R
         btf_key,
         btf_value,
     };
-    // SAFETY: there are no addresses in it.
+    // SAFETY: the attributes contain no addresses.
     unsafe { bpf_fd(Command::MapCreate, &mut attributes) }
 }
 
-/// What a map is.
+/// Returns the information about a map.
 ///
 /// # Errors
-/// The descriptor is not that of a map (`EINVAL`).
+/// The descriptor is not a map's (`EINVAL`).
 pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     #[derive(Default)]
     #[repr(C)]
@@ -101,7 +101,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
         flags: u32,
         name: [u8; 16],
     }
-    // A program's or link's information would be read as if it were a map's.
+    // Otherwise a program's or a link's information would be taken for a map's.
     if !is(map, "map") {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -111,15 +111,15 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(MapInfo { name: text(&name), kind, key_size, value_size, max_entries, flags })
 }
 
-/// Whether a descriptor is one of a bpf `what`, as /proc has it.
+/// Whether a descriptor is that of a bpf `what`, according to /proc.
 pub(super) fn is(fd: BorrowedFd<'_>, what: &str) -> bool {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", number(fd))).unwrap_or_default();
-    // Links have an underscore on some kernels.
+    // Some kernels have an underscore in the names of links.
     let kind = link.to_str().and_then(|link| link.strip_prefix("anon_inode:bpf"));
     kind.and_then(|kind| kind.strip_prefix(['-', '_'])) == Some(what)
 }
 
-/// What commands for one element take.
+/// The attributes of commands for one element.
 #[repr(C)]
 pub(super) struct Element {
     pub(super) map: u32,
@@ -129,7 +129,7 @@ pub(super) struct Element {
     pub(super) flags: u64,
 }
 
-/// Keys and values have the size that the map says.
+/// Checks that keys and values have the sizes of the map.
 fn check(map: BorrowedFd<'_>, keys: usize, values: Option<usize>, count: usize) -> io::Result<()> {
     let info = map_info(map)?;
     let fits = |size: u32, bytes: usize| (size as usize).checked_mul(count) == Some(bytes);
@@ -140,10 +140,10 @@ fn check(map: BorrowedFd<'_>, keys: usize, values: Option<usize>, count: usize) 
     }
 }
 
-/// One element, or nothing if it is not there.
+/// Returns an element, or `None` if it is not there.
 ///
 /// # Errors
-/// The key has another size than the map says; it is a map per CPU.
+/// The key has another size than the map's, or the map is a per-CPU one.
 pub fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
     check(map, key.len(), None, 1)?;
     let mut value = vec![0; value_room(&map_info(map)?)?];
@@ -154,7 +154,7 @@ pub fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         value: address(value.as_mut_ptr()),
         flags: 0,
     };
-    // SAFETY: the kernel reads a key and writes a value, which are that large.
+    // SAFETY: the kernel reads a key and writes a value, which have those sizes.
     match unsafe { bpf(Command::MapLookup, &mut attributes) } {
         Ok(_) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -162,7 +162,8 @@ pub fn lookup(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// What the kernel writes for one value. Maps per CPU have one for each, so they are refused.
+/// The number of bytes that the kernel writes for one value. Per-CPU maps have one value for each CPU, so
+/// they are refused.
 fn value_room(info: &MapInfo) -> io::Result<usize> {
     /// Of `enum bpf_map_type`: hash, array, LRU hash, storage of sockets.
     const ONE_VALUE: [u32; 4] = [1, 2, 9, 24];
@@ -173,7 +174,7 @@ fn value_room(info: &MapInfo) -> io::Result<usize> {
     }
 }
 
-/// What commands for many elements take.
+/// The attributes of commands for many elements.
 #[repr(C)]
 pub(super) struct Batch {
     pub(super) from: u64,
@@ -186,10 +187,10 @@ pub(super) struct Batch {
     pub(super) flags: u64,
 }
 
-/// Sets `count` elements, keys and values one after the other.
+/// Sets `count` elements; keys and values are concatenated.
 ///
 /// # Errors
-/// `E2BIG`: the map is full, and those before the one that failed are in.
+/// `E2BIG`: the map is full. The elements before the one that failed were set.
 pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usize) -> io::Result<()> {
     if count == 0 {
         return Ok(());
@@ -209,10 +210,10 @@ pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: usiz
     unsafe { bpf(Command::UpdateBatch, &mut attributes) }.map(drop)
 }
 
-/// Deletes `count` elements, keys one after the other; those that are not there are left out.
+/// Deletes `count` elements, whose keys are concatenated. Absent ones are ignored.
 ///
 /// # Errors
-/// The keys have another size than the map says.
+/// The keys have another size than the map's.
 pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: usize) -> io::Result<()> {
     check(map, keys.len(), None, count)?;
     let Some(size) = keys.len().checked_div(count) else { return Ok(()) };
@@ -232,7 +233,7 @@ pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: usize) -> io::Resul
         let deleted = unsafe { bpf(Command::DeleteBatch, &mut attributes) };
         match deleted {
             Ok(_) => return Ok(()),
-            // It stops at the first that is not there, and says how many it has deleted.
+            // The kernel stops at the first absent element, and returns how many it has deleted.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 let done = (attributes.count as usize).saturating_add(1).saturating_mul(size);
                 left = left.get(done..).unwrap_or_default();
@@ -243,8 +244,8 @@ pub fn delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: usize) -> io::Resul
     Ok(())
 }
 
-/// All elements of a hash map: keys and values one after the other. One that is changed meanwhile may be there as
-/// it was or as it is.
+/// All elements of a hash map: keys and values, concatenated. If an element changes meanwhile, the result has
+/// its old or its new value.
 ///
 /// # Errors
 /// It is another kind of map.
@@ -256,10 +257,10 @@ pub fn lookup_all(map: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
-    // A bucket has to fit: with twice the room it will, in the end.
+    // A bucket has to fit. If it does not, twice the room will suffice in the end.
     let mut room = info.max_entries.clamp(1, 4096) as usize;
     let (mut keys, mut values) = (Vec::new(), Vec::new());
-    // Where the kernel was: a number of a bucket.
+    // The kernel's position: a bucket number.
     let mut position: Option<u32> = None;
     loop {
         let start = position.unwrap_or(0);
@@ -275,8 +276,8 @@ pub fn lookup_all(map: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
             element_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads and writes a number of a bucket, 4 bytes for hash maps, and writes up to `count`
-        // keys and values; there is room for that many.
+        // SAFETY: the kernel reads and writes a bucket number, 4 bytes for hash maps, and writes up to
+        // `count` keys and values. There is room for that many.
         let result = unsafe { bpf(Command::LookupBatch, &mut attributes) };
         let ended = match result {
             Ok(_) => false,

@@ -1,4 +1,4 @@
-//! The elements of an array as memory of this process: what is written is what programs read.
+//! The elements of an array mapped into this process's memory: programs read what is written there.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::map::map_info;
 
-/// A mapped array (`BPF_F_MMAPABLE`). Everybody reads and writes it at any time, so it consists of atomics.
+/// A mapped array (`BPF_F_MMAPABLE`). Programs and other processes read and write it at any time, so it
+/// consists of atomics.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
-    /// Bytes of all elements, a multiple of 8.
+    /// Size of all elements in bytes, a multiple of 8.
     length: usize,
 }
 
-// SAFETY: it is memory that only atomic operations reach, whichever thread they are on.
+// SAFETY: the memory is accessed only by atomic operations, from whichever thread.
 unsafe impl Send for Mapping {}
 // SAFETY: the same.
 unsafe impl Sync for Mapping {}
@@ -24,7 +25,7 @@ impl Mapping {
     /// Maps an array.
     ///
     /// # Errors
-    /// It is no array, or has not the flag.
+    /// It is not an array, or lacks the flag.
     pub fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
         /// `BPF_MAP_TYPE_ARRAY`.
         const ARRAY: u32 = 2;
@@ -34,8 +35,8 @@ impl Mapping {
         }
         let size = (info.value_size as usize).next_multiple_of(8);
         let length = size.checked_mul(info.max_entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: a new mapping, at an address of the kernel's choice; the kernel refuses more than there is, but for
-        // the rest of a page.
+        // SAFETY: a new mapping, at an address that the kernel chooses. The kernel refuses a length beyond
+        // the array, except for the rest of a page.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -53,14 +54,14 @@ impl Mapping {
         Ok(Self { start, length })
     }
 
-    /// All of it as words of 8 bytes.
+    /// The memory as words of 8 bytes.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: it is mapped for as long as `self` lives, at a page's start, so aligned; the bytes are initialised,
-        // any are a number, and nobody in this process reaches them but by atomics.
+        // SAFETY: it is mapped for as long as `self` lives and starts at a page, so it is aligned. The bytes
+        // are initialised, every value is a valid number, and this process accesses them only by atomics.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.length / 8) }
     }
 
-    /// All of it as words of 4 bytes.
+    /// The memory as words of 4 bytes.
     pub fn halves(&self) -> &[AtomicU32] {
         // SAFETY: like `words`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.length / 4) }
@@ -69,7 +70,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: that is what was mapped, and nobody borrows it any more.
+        // SAFETY: it was mapped with this address and length, and nothing borrows it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

@@ -1,4 +1,4 @@
-//! Pins: files of a bpffs by which maps, programs and links outlive whoever made them.
+//! Pins: files in a bpffs that keep maps, programs and links alive after their creator has ended.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -19,32 +19,32 @@ fn terminated(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Gives an object a name in a bpffs.
+/// Pins an object at a path in a bpffs.
 ///
 /// # Errors
-/// `EEXIST`: there is something of that name. `EPERM`: the path is not in a bpffs, or CAP_BPF is missing.
+/// `EEXIST`: the path exists. `EPERM`: the path is not in a bpffs, or CAP_BPF is missing.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = terminated(path)?;
     let mut attributes = Attributes { path: address(path.as_ptr()), fd: number(object), flags: 0 };
-    // SAFETY: the kernel reads the path up to its zero.
+    // SAFETY: the kernel reads the path up to its terminating zero.
     unsafe { bpf(Command::Pin, &mut attributes) }.map(drop)
 }
 
-/// The object that has this name.
+/// Opens a pinned object.
 ///
 /// # Errors
-/// `ENOENT`: none has. `EACCES`: the file is none of a bpffs.
+/// `ENOENT`: the path does not exist. `EACCES`: the file is not in a bpffs.
 pub fn get(path: &Path) -> io::Result<OwnedFd> {
     let path = terminated(path)?;
     let mut attributes = Attributes { path: address(path.as_ptr()), fd: 0, flags: 0 };
-    // SAFETY: the kernel reads the path up to its zero.
+    // SAFETY: the kernel reads the path up to its terminating zero.
     unsafe { bpf_fd(Command::Get, &mut attributes) }
 }
 
 /// Whether a path is in a bpffs.
 ///
 /// # Errors
-/// There is no such path.
+/// The path does not exist.
 pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     /// `BPF_FS_MAGIC` of linux/magic.h.
     const MAGIC: u64 = 0xcafe_4a11;
@@ -53,14 +53,14 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(found as u64 & 0xffff_ffff == MAGIC)
 }
 
-/// Mounts a bpffs on a directory, with rights for its owner only.
+/// Mounts a bpffs that only its owner may access.
 ///
 /// # Errors
-/// `EPERM` without CAP_SYS_ADMIN, `ENOENT` without the directory.
+/// `EPERM` without CAP_SYS_ADMIN, `ENOENT` if the directory does not exist.
 pub fn mount_bpffs(on: &Path) -> io::Result<()> {
     const BPF: &CStr = c"bpf";
     let on = terminated(on)?;
-    // SAFETY: all of them are strings with a zero at their end, and live longer than the call.
+    // SAFETY: all of them are strings that end in a zero and live longer than the call.
     let result = unsafe {
         libc::mount(
             BPF.as_ptr(),

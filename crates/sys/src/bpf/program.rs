@@ -1,4 +1,4 @@
-//! Programs.
+//! Loads programs.
 
 use std::ffi::CStr;
 use std::io;
@@ -6,14 +6,15 @@ use std::os::fd::OwnedFd;
 
 use super::{Command, address, bpf_fd, length, name};
 
-/// Bytes of an instruction.
+/// Size of an instruction in bytes.
 const INSTRUCTION: usize = 8;
-/// How often it is tried to load a program: the verifier gives up with `EAGAIN` where a signal is pending. As in libbpf.
+/// How often loading a program is attempted: the verifier returns `EAGAIN` if a signal is pending. As in
+/// libbpf.
 const ATTEMPTS: usize = 5;
-/// How much the verifier may say. It keeps the end, which has the reason.
+/// Size of the verifier's log. It keeps the end, which contains the reason.
 const LOG: usize = 64 * 1024;
 
-/// A program as it is to be loaded.
+/// A program to load.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramSpec<'a> {
     /// Its name, of which the kernel keeps 15 characters.
@@ -22,20 +23,20 @@ pub struct ProgramSpec<'a> {
     pub kind: u32,
     /// `enum bpf_attach_type`.
     pub attach: u32,
-    /// Instructions, 8 bytes each, with maps' descriptors in them.
+    /// Instructions of 8 bytes each, which contain the maps' descriptors.
     pub instructions: &'a [u8],
-    /// Its licence: some helpers are for the GPL only.
+    /// Its licence: some helpers are for GPL programs only.
     pub license: &'a CStr,
-    /// What it is attached to, as a type of the kernel's BTF; 0 if that is not how it is attached.
+    /// The kernel's BTF type that it is attached to; 0 if it is attached in another way.
     pub target: u32,
 }
 
-/// Why the kernel did not take a program.
+/// The kernel's refusal to load a program.
 #[derive(Debug)]
 pub struct Rejected {
     /// The error.
     pub error: io::Error,
-    /// The last of what the verifier said, empty if it was not asked.
+    /// The end of the verifier's log; empty if it was not requested.
     pub log: String,
 }
 
@@ -56,7 +57,7 @@ pub fn load_program(spec: &ProgramSpec<'_>) -> Result<OwnedFd, Rejected> {
     })
 }
 
-/// Tries again for as long as the answer is `EAGAIN`, [`ATTEMPTS`] times in all.
+/// Retries while the result is `EAGAIN`, [`ATTEMPTS`] times in total.
 fn while_disturbed<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut answer = attempt();
     for _ in 1..ATTEMPTS {
@@ -121,15 +122,15 @@ fn try_load(spec: &ProgramSpec<'_>, log: Option<&mut Vec<u8>>) -> io::Result<Own
         line_count: 0,
         target: spec.target,
     };
-    // SAFETY: the kernel reads that many instructions and the licence up to its zero, and writes up to `log_size`
-    // bytes to the log.
+    // SAFETY: the kernel reads that many instructions, and the licence up to its terminating zero, and writes
+    // up to `log_size` bytes to the log.
     unsafe { bpf_fd(Command::ProgramLoad, &mut attributes) }
 }
 
-/// Loads the types that maps refer to.
+/// Loads the BTF types that maps refer to.
 ///
 /// # Errors
-/// The kernel does not know such types.
+/// The kernel does not support such types.
 pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attributes {

@@ -1,8 +1,8 @@
 //! Socket addresses as the kernel reads and writes them: `sockaddr_in` and `sockaddr_in6` as bytes.
 //!
-//! Bytes rather than the structs of libc: the kernel copies them to and from user memory whatever
-//! their alignment, and taking bytes apart needs no unsafe code. The layout is part of Linux's
-//! stable interface (`ip(7)`, `ipv6(7)`).
+//! Bytes instead of libc's structs: the kernel copies them to and from user memory regardless of their
+//! alignment, and parsing bytes needs no unsafe code. The layout is part of Linux's stable interface
+//! (`ip(7)`, `ipv6(7)`).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -16,7 +16,7 @@ const INET: [u8; 2] = (libc::AF_INET as libc::sa_family_t).to_ne_bytes();
 #[expect(clippy::cast_possible_truncation, reason = "the families are 2 and 10; sa_family_t has 16 bits")]
 const INET6: [u8; 2] = (libc::AF_INET6 as libc::sa_family_t).to_ne_bytes();
 
-/// Room for an address of either family, and how much of it is one.
+/// A buffer for an address of either family, and the length of the address in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Name {
     bytes: [u8; V6_LEN],
@@ -24,7 +24,7 @@ pub(super) struct Name {
 }
 
 impl Name {
-    /// What a connected socket needs: no address.
+    /// No address, for a connected socket.
     pub(super) const NONE: Self = Self { bytes: [0; V6_LEN], len: 0 };
 
     pub(super) fn len(&self) -> usize {
@@ -35,12 +35,12 @@ impl Name {
         &mut self.bytes
     }
 
-    /// Takes note of how much the kernel wrote.
+    /// Sets the length that the kernel has written.
     pub(super) fn set_len(&mut self, len: libc::socklen_t) {
         self.len = (len as usize).min(V6_LEN);
     }
 
-    /// The address, if it is one of IPv4 or IPv6.
+    /// The address, if it is an IPv4 or IPv6 one.
     pub(super) fn decode(&self) -> Option<SocketAddr> {
         decode(self.bytes.get(..self.len())?)
     }
@@ -69,7 +69,7 @@ impl From<SocketAddr> for Name {
     }
 }
 
-/// The address in the bytes of a `sockaddr_in` or `sockaddr_in6`; none if they are neither.
+/// Parses a `sockaddr_in` or `sockaddr_in6`; `None` if it is neither.
 pub(super) fn decode(bytes: &[u8]) -> Option<SocketAddr> {
     let port = u16::from_be_bytes(array(bytes, 2)?);
     match array(bytes, 0)? {
@@ -87,7 +87,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<SocketAddr> {
     }
 }
 
-/// `N` bytes from `at` on, if there are as many.
+/// The `N` bytes at offset `at`, if there are that many.
 pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }

@@ -1,5 +1,5 @@
-//! Ancillary data of datagrams (`cmsg(3)`): messages of a length (the header's included), a level, a
-//! type and data, each aligned to a word. As bytes, for the reasons that [`address`] gives.
+//! Ancillary data of datagrams (`cmsg(3)`): messages that consist of a length (including the header), a
+//! level, a type and data, each aligned to a word. Parsed as bytes, for the reasons in [`address`].
 
 use std::ffi::c_int;
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ const WORD: usize = size_of::<usize>();
 const INT: usize = size_of::<c_int>();
 const HEADER: usize = (WORD + 2 * INT).next_multiple_of(WORD);
 
-/// What tells the kernel to send a payload as a train.
+/// The message that makes the kernel send a payload as a train.
 pub(super) type SegmentSize = [u8; (HEADER + size_of::<u16>()).next_multiple_of(WORD)];
 
-/// The message `UDP_SEGMENT`: cut the payload every `size` bytes.
+/// The message `UDP_SEGMENT`: split the payload into segments of `size` bytes.
 pub(super) fn segment_size(size: u16) -> SegmentSize {
     let mut bytes = SegmentSize::default();
     let data = HEADER + size_of::<u16>();
@@ -24,17 +24,17 @@ pub(super) fn segment_size(size: u16) -> SegmentSize {
     bytes
 }
 
-/// What the kernel tells about a datagram besides its source.
+/// What the kernel reports about a datagram besides its source.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Received {
     /// `IP_ORIGDSTADDR`, `IPV6_ORIGDSTADDR`.
     pub(super) original_destination: Option<SocketAddr>,
-    /// `UDP_GRO`: the size of the datagrams of a train.
+    /// `UDP_GRO`: the size of the datagrams in a train.
     pub(super) segment_size: Option<u16>,
 }
 
 impl Received {
-    /// Reads messages for as long as they make sense.
+    /// Parses messages until the end or the first invalid one.
     pub(super) fn parse(mut control: &[u8]) -> Self {
         let mut ancillary = Self::default();
         while let Some((message, rest)) = Message::split(control) {
@@ -54,7 +54,7 @@ impl Received {
     }
 }
 
-/// One piece of ancillary data.
+/// One message of ancillary data.
 struct Message<'a> {
     level: c_int,
     kind: c_int,
@@ -62,7 +62,7 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The first message, and what follows it.
+    /// Splits off the first message. Returns it and the rest.
     fn split(control: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let len = usize::from_ne_bytes(address::array(control, 0)?);
         let message = Self {
@@ -70,7 +70,7 @@ impl<'a> Message<'a> {
             kind: c_int::from_ne_bytes(address::array(control, WORD + INT)?),
             data: control.get(HEADER..len)?,
         };
-        // The last one need not be padded.
+        // The last one may lack padding.
         Some((message, control.get(len.checked_next_multiple_of(WORD)?..).unwrap_or_default()))
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::udp::address::Name;
 
-    /// Received data of one message, as the kernel lays it out.
+    /// The data of one message, as the kernel lays it out.
     fn message(level: c_int, kind: c_int, data: &[u8]) -> Vec<u8> {
         let mut bytes = (16 + data.len()).to_ne_bytes().to_vec();
         bytes.extend(level.to_ne_bytes());

@@ -1,12 +1,13 @@
-//! What is known of a socket about joining datagrams to trains.
+//! Which datagrams of a socket can be joined to trains.
 
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// How large the datagrams of one socket may be that go as a [train](super#trains): as large as any, until the kernel has
-/// refused one. It does where a datagram alone would have to be fragmented, or the route encrypts, or, before
-/// Linux 6.11, where the device computes no checksums; the attempt is lost, so there is one for each size at most. Of a
-/// socket that sends to many peers the worst way counts, until that is [forgotten](Self::forget).
+/// The largest size of datagrams that a socket may send as a [train](super#trains): unlimited, until the
+/// kernel has refused one. It does so if a single datagram would have to be fragmented, or the route
+/// encrypts, or, before Linux 6.11, if the device does not compute checksums. The attempt is wasted, so there
+/// is at most one for each size. For a socket that sends to many peers, the worst path counts until it is
+/// [forgotten](Self::forget).
 #[derive(Debug)]
 pub struct Joining(AtomicU16);
 
@@ -17,20 +18,20 @@ impl Default for Joining {
 }
 
 impl Joining {
-    /// Nothing is known any more: to be called now and then for a socket that sends to many peers, since ways change and
-    /// peers go. It costs one more attempt for each size that is refused still.
+    /// Forgets earlier refusals. To be called now and then for a socket that sends to many peers, because
+    /// paths change and peers go. Costs one more attempt for each size that is still refused.
     pub fn forget(&self) {
         self.0.store(u16::MAX, Ordering::Relaxed);
     }
 
-    /// Nothing larger than this is joined, in bytes.
+    /// The largest size of datagrams that are joined, in bytes.
     pub(super) fn up_to(&self) -> usize {
         self.0.load(Ordering::Relaxed).into()
     }
 
-    /// A train of datagrams of `size` bytes was refused.
+    /// Records that a train of datagrams of `size` bytes was refused.
     pub(super) fn failed(&self, size: usize, error: &io::Error) {
-        // EIO: it is not their size.
+        // EIO: the size is not the reason.
         let up_to = if error.raw_os_error() == Some(libc::EIO) { 0 } else { size.saturating_sub(1) };
         self.0.fetch_min(u16::try_from(up_to).unwrap_or(u16::MAX), Ordering::Relaxed);
     }

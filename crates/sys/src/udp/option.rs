@@ -1,4 +1,4 @@
-//! Socket options of UDP sockets that neither socket2 nor rustix knows.
+//! UDP socket options that neither socket2 nor rustix supports.
 
 use std::ffi::c_int;
 use std::io;
@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::net::sockopt;
 use socket2::Domain;
 
-/// Has the address that each datagram was sent to delivered with it: on a transparent socket, the
+/// Makes the kernel report the address that each datagram was sent to: on a transparent socket, the
 /// Service's. See [`Datagram::original_destination`](super::Datagram::original_destination).
 ///
 /// # Errors
@@ -21,10 +21,10 @@ pub fn receive_original_destination(socket: impl AsFd, domain: Domain) -> io::Re
     }
 }
 
-/// Sends without the don't-fragment bit (`IP_PMTUDISC_DONT`), so that a datagram larger than some link
-/// on its way arrives in fragments. Linux sets the bit by default and loses what does not fit until
-/// an ICMP message has told it the path's size: a loss that the client's own socket would have learned
-/// from, but that the relay would learn of in its stead.
+/// Sends without the don't-fragment bit (`IP_PMTUDISC_DONT`), so that a datagram that is too large for some
+/// link arrives in fragments. By default Linux sets the bit, and loses datagrams that are too large until an
+/// ICMP message reports the path MTU. The client's own socket would learn from that loss, but here the relay
+/// would learn in its place.
 ///
 /// # Errors
 /// The descriptor is not a socket of this domain, IPv4 or IPv6.
@@ -37,7 +37,7 @@ pub fn allow_fragmentation(socket: impl AsFd, domain: Domain) -> io::Result<()> 
     Ok(())
 }
 
-/// Has datagrams that arrive as a train (`UDP_GRO`) delivered as one. See the [module](super).
+/// Makes the kernel deliver datagrams that arrive as a train (`UDP_GRO`) as one. See the [module](super).
 ///
 /// # Errors
 /// The descriptor is not a UDP socket.
@@ -45,22 +45,22 @@ pub fn receive_trains(socket: impl AsFd) -> io::Result<()> {
     set_flag(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO)
 }
 
-/// How many datagrams the kernel has dropped rather than put in the socket's queue, nearly always because that was
-/// full: `SK_MEMINFO_DROPS` of `SO_MEMINFO` (Linux 4.12). It counts from the socket's beginning, starts again at 0
-/// after `u32::MAX`, and counts a train as one. Of a TCP socket that listens these are SYNs and last segments of
-/// handshakes (`tcp_listendrop`).
+/// Number of datagrams that the kernel dropped instead of queueing them at the socket, nearly always because
+/// its queue was full: `SK_MEMINFO_DROPS` of `SO_MEMINFO` (Linux 4.12). It counts from the socket's creation,
+/// wraps around after `u32::MAX`, and counts a train as one. For a listening TCP socket, it counts SYNs and
+/// final handshake segments (`tcp_listendrop`).
 ///
 /// # Errors
 /// The descriptor is not a socket.
 #[expect(clippy::cast_possible_truncation, reason = "the size of a few ints")]
 pub fn dropped(socket: impl AsFd) -> io::Result<u32> {
     const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
-    // Fields that later kernels may add come after it, and are cut off.
+    // Fields that later kernels may add follow it, and are truncated.
     let mut fields = [0_u32; DROPS + 1];
     let mut length = size_of_val(&fields) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to the pointer, during the call only: those of `fields`,
-    // plain integers, which live until after it. It writes to `length` how many it wrote. The descriptor is
-    // borrowed, so it is open.
+    // SAFETY: the kernel writes at most `length` bytes to the pointer, during the call only: those of
+    // `fields`, which are integers and live longer. It writes the number of bytes to `length`. The descriptor
+    // is borrowed, so it is open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -80,8 +80,8 @@ fn not_of_ip() -> io::Error {
 #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
 fn set_flag(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<()> {
     let on: c_int = 1;
-    // SAFETY: the kernel reads `size_of::<c_int>()` bytes from the pointer, during the call only, and
-    // `on` is that large and lives until after it.
+    // SAFETY: the kernel reads `size_of::<c_int>()` bytes from the pointer, during the call only. `on` is
+    // that large and lives longer.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -1,29 +1,30 @@
-//! What a datagram carries, or a train of them.
+//! The payload of a datagram, or of a train of them.
 
 use std::num::NonZeroU16;
 
-/// The payload of a datagram, or those of a train: datagrams of one flow and of one size (the last
-/// may be shorter) that the kernel handles as one, end to end.
+/// The payload of a datagram, or of a train: datagrams of one flow and of one size (the last may be shorter)
+/// that the kernel handles as one, concatenated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payload<'a> {
     bytes: &'a [u8],
-    /// Only where it is less than there are bytes.
+    /// Present only if it is less than the number of bytes.
     segment_size: Option<NonZeroU16>,
 }
 
 impl<'a> Payload<'a> {
-    /// The payloads of a train, `segment_size` bytes each. What fits into one is a single datagram.
+    /// The payloads of a train, `segment_size` bytes each. If all bytes fit into one segment, it is a single
+    /// datagram.
     pub fn train(bytes: &'a [u8], segment_size: u16) -> Self {
         let is_train = bytes.len() > usize::from(segment_size);
         Self { bytes, segment_size: NonZeroU16::new(segment_size).filter(|_| is_train) }
     }
 
-    /// All bytes, end to end.
+    /// All bytes, concatenated.
     pub fn bytes(self) -> &'a [u8] {
         self.bytes
     }
 
-    /// How many datagrams these are; an empty one is one.
+    /// Number of datagrams; an empty payload is one.
     pub fn datagrams(self) -> usize {
         self.segment_size.map_or(1, |size| self.bytes.len().div_ceil(usize::from(size.get())))
     }
@@ -37,7 +38,7 @@ impl<'a> Payload<'a> {
         single.into_iter().chain(train.chunks(size))
     }
 
-    /// The size of each datagram of a train but the last; none if it is a single datagram.
+    /// The size of each datagram of a train but the last; `None` for a single datagram.
     pub fn segment_size(self) -> Option<NonZeroU16> {
         self.segment_size
     }

@@ -1,4 +1,4 @@
-//! Receiving: `recvmmsg` into memory that is allocated once.
+//! Receives with `recvmmsg` into buffers that are allocated once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,20 +10,20 @@ use super::Payload;
 use super::address::Name;
 use super::ancillary::Received;
 
-/// Room for the ancillary data of one datagram: a header (16 bytes) and a `sockaddr_in6` (28), another
-/// header and an int, each padded to 8, with some to spare for an option that somebody else has set on
-/// the socket.
+/// Room for the ancillary data of one datagram: a header (16 bytes) and a `sockaddr_in6` (28), another header
+/// and an int, each padded to 8, with some to spare for an option that someone else may have set on the
+/// socket.
 const CONTROL: usize = 96;
 
-/// Bytes of a datagram kept: no UDP payload is larger, so that none is cut. (Jumbograms, RFC 2675,
+/// Size of the buffer for one payload: no UDP payload is larger, so none is truncated. (Jumbograms, RFC 2675,
 /// would be; no Linux device carries them.)
 const PAYLOAD: usize = 65_536;
 
-/// Up to [`BATCH`] received datagrams. A worker owns one and uses it for all of its sockets: 2 MiB,
-/// of which only those pages are ever touched that a datagram was written to.
+/// Up to [`BATCH`] received datagrams. A worker has one and uses it for all of its sockets: 2 MiB, of which
+/// only the pages are touched to which a datagram was written.
 #[derive(Debug)]
 pub struct RecvBatch {
-    /// As many pieces of `payload_size` bytes as there are slots.
+    /// One piece of `payload_size` bytes for each slot.
     payloads: Box<[u8]>,
     payload_size: usize,
     slots: Box<[Slot]>,
@@ -31,7 +31,7 @@ pub struct RecvBatch {
     filled: usize,
 }
 
-/// What the kernel said about one datagram.
+/// The kernel's information about one datagram.
 #[derive(Debug, Clone)]
 struct Slot {
     source: Name,
@@ -44,15 +44,15 @@ struct Slot {
 /// A received datagram, or a train of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Datagram<'a> {
-    /// What it carries; nothing is a valid payload. Several datagrams only if the socket was told so
-    /// by [`receive_trains`](super::receive_trains).
+    /// Its payload, which may be empty. Several datagrams only if [`receive_trains`](super::receive_trains)
+    /// was called for the socket.
     pub payload: Payload<'a>,
-    /// Who sent it.
+    /// The sender's address.
     pub source: SocketAddr,
-    /// Where it was sent to, if the socket was told to say so by
-    /// [`receive_original_destination`](super::receive_original_destination).
+    /// The address that it was sent to, if
+    /// [`receive_original_destination`](super::receive_original_destination) was called for the socket.
     pub original_destination: Option<SocketAddr>,
-    /// The end of the payload is missing: it was larger than the buffer.
+    /// The end of the payload is missing, because it was larger than the buffer.
     pub truncated: bool,
 }
 
@@ -68,8 +68,8 @@ impl RecvBatch {
         Self::default()
     }
 
-    /// Room for [`BATCH`] datagrams of up to `payload_size` bytes; the rest of larger ones is lost
-    /// and [`Datagram::truncated`] says so.
+    /// Room for [`BATCH`] datagrams of up to `payload_size` bytes. Larger ones are truncated, as
+    /// [`Datagram::truncated`] says.
     pub fn with_payload_size(payload_size: usize) -> Self {
         let slot = Slot {
             source: Name::NONE,
@@ -80,7 +80,7 @@ impl RecvBatch {
         };
         let payload_size = payload_size.max(1);
         Self {
-            // From the allocator's zeroed pages, which exist once they are written to.
+            // Zeroed pages from the allocator, which take memory only once they are written to.
             payloads: vec![0; payload_size.saturating_mul(BATCH)].into(),
             payload_size,
             slots: vec![slot; BATCH].into(),
@@ -88,16 +88,17 @@ impl RecvBatch {
         }
     }
 
-    /// Receives what is there, without waiting; returns how many datagrams, at least one. They
-    /// replace those of the call before.
+    /// Receives what is there, without waiting. Returns the number of datagrams, at least one. They replace
+    /// those of the previous call.
     ///
-    /// A short batch also comes of an error (an ICMP message about something sent earlier) that arrived while it was
-    /// being received; the next call reports it. One that had arrived before is reported instead of any batch.
+    /// A batch is also short if an error (an ICMP message about an earlier datagram) arrives while it is
+    /// being received; the next call returns the error. An error that had arrived before is returned instead
+    /// of any datagrams.
     ///
     /// # Errors
-    /// `WouldBlock`: nothing is there. `ConnectionRefused` and other errors of the network: an earlier
-    /// datagram sent on this connected socket did not arrive; the socket goes on working. After any
-    /// error the batch is empty.
+    /// `WouldBlock`: nothing is there. `ConnectionRefused` and other network errors: an earlier datagram sent
+    /// on this connected socket did not arrive; the socket remains usable. After any error the batch is
+    /// empty.
     #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, and BATCH")]
     pub fn recv(&mut self, socket: impl AsFd) -> io::Result<usize> {
         self.filled = 0;
@@ -121,11 +122,11 @@ impl RecvBatch {
         }
 
         let received = retry(|| {
-            // SAFETY: `headers` has BATCH elements. Each points to one element of `vectors` and
-            // through it to one piece of `payloads`, and to the name and the control bytes of one
-            // slot, with their true sizes: memory of this function or borrowed mutably by it, no two
-            // alike, not touched otherwise until the call has returned. All of it was initialised,
-            // so whatever part the kernel writes, it stays so. No timeout is passed.
+            // SAFETY: `headers` has BATCH elements. Each points to its own element of `vectors` and through
+            // it to its own piece of `payloads`, and to the name and the control bytes of its own slot, with
+            // their true sizes. All of this is memory of this function or borrowed mutably by it, and not
+            // accessed otherwise until the call has returned. It was initialised, and stays so whatever part
+            // the kernel writes. No timeout is passed.
             unsafe {
                 libc::recvmmsg(
                     socket,
@@ -147,15 +148,15 @@ impl RecvBatch {
         Ok(self.filled)
     }
 
-    /// The datagrams of the last call to [`recv`](Self::recv), in the order of their arrival.
+    /// The datagrams of the last call to [`recv`](Self::recv), in order of arrival.
     ///
-    /// Every datagram from an IPv4 or IPv6 socket has a source; what comes from a socket of another
-    /// kind has none that could be named here, and is left out.
+    /// Every datagram from an IPv4 or IPv6 socket has a source. A datagram from another kind of socket has
+    /// none that this type can hold, and is left out.
     pub fn iter(&self) -> impl Iterator<Item = Datagram<'_>> {
         (0..self.filled).filter_map(|index| self.get(index))
     }
 
-    /// One of them, if there are so many and it has a source.
+    /// The datagram at `index`, if there is one with a source.
     pub fn get(&self, index: usize) -> Option<Datagram<'_>> {
         let slot = self.slots.get(..self.filled)?.get(index)?;
         let payload = self.payloads.get(index * self.payload_size..)?;
@@ -169,24 +170,25 @@ impl RecvBatch {
         })
     }
 
-    /// How many datagrams the last call has received.
+    /// Number of datagrams that the last call has received.
     pub fn len(&self) -> usize {
         self.filled
     }
 
-    /// Whether it has received none.
+    /// Whether the last call has received none.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// Whether it has received as many as it can, so that there may be more. After fewer, somebody who waits for
-    /// edges (epoll(7)) need not ask again: whatever comes from then on, an error too, is an event of its own.
+    /// Whether the last call has received as many as fit, so that there may be more. Otherwise an
+    /// edge-triggered caller (epoll(7)) need not call again: whatever arrives later, including an error,
+    /// causes an event of its own.
     pub fn is_full(&self) -> bool {
         self.filled == BATCH
     }
 }
 
-/// Makes the call until no signal interrupts it, and turns -1 into the error.
+/// Repeats the call if a signal interrupts it, and turns -1 into the error.
 pub(super) fn retry<T>(mut call: impl FnMut() -> T) -> io::Result<usize>
 where
     usize: TryFrom<T>,

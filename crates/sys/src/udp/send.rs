@@ -1,4 +1,4 @@
-//! Sending: `sendmsg` and `sendmmsg`, one bad datagram not in the way of the others.
+//! Sends with `sendmsg` and `sendmmsg`. A datagram that fails does not hold up the others.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use super::joining::Joining;
 use super::recv::retry;
 use super::{BATCH, MAX_PAYLOAD_V4, Payload};
 
-/// Up to [`BATCH`] datagrams, or trains of them, to be sent over one socket. Payloads are borrowed,
-/// usually from a [`RecvBatch`](super::RecvBatch): build one on the stack, fill it, send it.
+/// Up to [`BATCH`] datagrams, or trains of them, to be sent through one socket. Payloads are borrowed,
+/// usually from a [`RecvBatch`](super::RecvBatch): create a batch on the stack, fill it, send it.
 #[derive(Debug)]
 pub struct SendBatch<'a> {
     payloads: [Payload<'a>; BATCH],
@@ -27,17 +27,17 @@ pub struct SendBatch<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchFull;
 
-/// What became of the datagrams of a batch; those of a train count one by one.
+/// The outcome for the datagrams of a batch; those of a train are counted one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sent {
-    /// Taken by the kernel.
+    /// Accepted by the kernel.
     pub datagrams: usize,
-    /// Bytes of payload in them.
+    /// Bytes of their payloads.
     pub bytes: usize,
-    /// Not taken, for a reason that was reported; gone.
+    /// Not accepted, for an error that was reported, and dropped.
     pub failed: usize,
-    /// Not sent, because the socket's buffer is full or whoever was told of a failure has stopped. They are still in the
-    /// batch.
+    /// Not sent, because the socket's buffer is full or `failed` has stopped the sending. They are still in
+    /// the batch.
     pub left: usize,
 }
 
@@ -70,12 +70,12 @@ impl<'a> SendBatch<'a> {
         self.push_to(payload.into(), destination.map_or(Name::NONE, Name::from))
     }
 
-    /// How many datagrams and trains are in the batch.
+    /// Number of datagrams and trains in the batch.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// How many datagrams that is, those of a train one by one.
+    /// Number of datagrams in the batch; those of a train are counted one by one.
     pub fn datagrams(&self) -> usize {
         self.payloads().map(Payload::datagrams).sum()
     }
@@ -85,7 +85,7 @@ impl<'a> SendBatch<'a> {
         self.payloads[..self.len].iter().copied()
     }
 
-    /// Whether there is nothing in the batch.
+    /// Whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -100,21 +100,22 @@ impl<'a> SendBatch<'a> {
         (self.len, self.largest) = (0, 0);
     }
 
-    /// The size in bytes of the largest datagram that was added since the batch was new or cleared.
+    /// The size in bytes of the largest datagram added since the batch was created or cleared.
     pub fn largest(&self) -> usize {
         self.largest
     }
 
-    /// Sends everything in order, without waiting. Of a datagram that the kernel does not take `failed` is told the
-    /// position in the batch and the error: it is passed over, or everything ends with it. Afterwards the batch holds what
-    /// found no room in the socket's buffer, or that datagram and all behind it, and nothing else.
+    /// Sends everything in order, without waiting. If the kernel does not accept a datagram, `failed` is
+    /// called with its position in the batch and the error, and decides whether to skip it or to stop.
+    /// Afterwards the batch contains only what did not fit into the socket's buffer or, after a stop, that
+    /// datagram and all after it.
     ///
-    /// A train that the kernel does not take as one, since its datagrams would have to be fragmented or
-    /// the device cannot do it, is sent one by one.
+    /// A train that the kernel does not accept as one, because its datagrams would have to be fragmented or
+    /// the device cannot split it, is sent as single datagrams.
     ///
-    /// `ConnectionRefused` and other errors of the network on a connected socket speak of a datagram
-    /// sent earlier, but cost the one at hand: it is not sent. The kernel reports them at some later
-    /// call, and forgets one that strikes in the middle of a batch, so that their number means little.
+    /// `ConnectionRefused` and other network errors on a connected socket are about an earlier datagram, but
+    /// the current one is not sent. The kernel reports such errors with a later call, and forgets one that
+    /// occurs in the middle of a batch, so their number means little.
     pub fn send(
         &mut self,
         socket: impl AsFd,
@@ -123,8 +124,9 @@ impl<'a> SendBatch<'a> {
         self.send_reporting(socket.as_fd(), None, &mut failed)
     }
 
-    /// The same, over a UDP socket: datagrams of one size to one destination that follow each other go as a train, which
-    /// costs little more than one datagram, as far as `joining`, which belongs to the socket, says that it can.
+    /// Like [`Self::send`], for a UDP socket. Consecutive datagrams of one size to one destination are sent
+    /// as a train, which costs little more than one datagram, within the limit in `joining`, which belongs to
+    /// the socket.
     pub fn send_joined(
         &mut self,
         socket: impl AsFd,
@@ -158,7 +160,7 @@ impl<'a> SendBatch<'a> {
         while next < self.len {
             let up_to = joining.map_or(0, Joining::up_to);
             match self.send_from(socket, next, up_to) {
-                // Not known of the kernel; if it happened, it would go on for ever.
+                // The kernel is not known to do this. If it did, the loop would never end.
                 Ok(0) => break,
                 Ok(count) => {
                     let end = (next + count).min(self.len);
@@ -170,7 +172,7 @@ impl<'a> SendBatch<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_about_trains(&error) && self.joined(next, up_to) > 1 => {
-                    // Again, and not joined: from now on they are larger than may be.
+                    // Try again without joining: such datagrams are above the limit from now on.
                     if let Some(joining) = joining {
                         joining.failed(self.payloads[next].bytes().len(), &error);
                     }
@@ -199,8 +201,8 @@ impl<'a> SendBatch<'a> {
         sent
     }
 
-    /// How many payloads from `first` on, at least one, can go as one: datagrams of the same size to the same
-    /// destination, of which the last may be shorter.
+    /// Number of payloads from `first` on, at least one, that can be sent as one: datagrams of the same size
+    /// to the same destination, of which the last may be shorter.
     fn joined(&self, first: usize, up_to: usize) -> usize {
         let Some(payload) = self.payloads.get(first) else { return 0 };
         let size = payload.bytes().len();
@@ -224,8 +226,8 @@ impl<'a> SendBatch<'a> {
         count
     }
 
-    /// Sends the datagrams of a train one by one. False: nothing more is to be sent, and what is left of the train is in
-    /// its place.
+    /// Sends the datagrams of a train one by one. Returns false if nothing more is to be sent; the rest of
+    /// the train is then in its place.
     fn send_singly(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -256,8 +258,8 @@ impl<'a> SendBatch<'a> {
         true
     }
 
-    /// One system call for what is in the batch from `first` on: how much the kernel took, at least one. Datagrams of
-    /// up to so many bytes are joined.
+    /// One system call for the batch from `first` on. Returns how many the kernel accepted, at least one.
+    /// Datagrams of up to `up_to` bytes are joined.
     fn send_from(&mut self, socket: BorrowedFd<'_>, first: usize, up_to: usize) -> io::Result<usize> {
         let run = self.joined(first, up_to);
         if first + run == self.len {
@@ -266,15 +268,17 @@ impl<'a> SendBatch<'a> {
         self.send_many(socket, first, up_to)
     }
 
-    /// One `sendmsg` of what can go as one. Cheaper than `sendmmsg` of one, and by far the most frequent.
+    /// One `sendmsg` for payloads that can be sent as one. It is cheaper than `sendmmsg` of one, and by far
+    /// the most frequent.
     fn send_one(&mut self, socket: BorrowedFd<'_>, first: usize, run: usize) -> io::Result<usize> {
         let mut vectors = [NO_VECTOR; BATCH];
         let mut control = SegmentSize::default();
         let message = self.message(first..first + run, &mut vectors, &mut control);
         retry(|| {
-            // SAFETY: `message` points to as many elements of `vectors` as it says and through them to payloads, and
-            // to a destination and a control message or to null, with their true sizes: initialised memory, of this
-            // function or borrowed by the batch, that stays until the call has returned. The kernel only reads it.
+            // SAFETY: `message` points to as many elements of `vectors` as it says, through them to payloads,
+            // and to a destination and a control message or to null, with their true sizes. This is
+            // initialised memory, of this function or borrowed by the batch, that outlives the call. The
+            // kernel only reads it.
             unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, FLAGS) }
         })?;
         Ok(run)
@@ -286,7 +290,7 @@ impl<'a> SendBatch<'a> {
         let mut vectors = [NO_VECTOR; BATCH];
         // SAFETY: `mmsghdr` is plain data of integers and pointers, for which zero is a value.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { std::mem::zeroed() };
-        // Up to where payloads are sent with each header.
+        // The end of the payloads of each header.
         let mut ends = [0; BATCH];
 
         let (mut at, mut count) = (first, 0);
@@ -305,11 +309,11 @@ impl<'a> SendBatch<'a> {
         }
 
         let sent = retry(|| {
-            // SAFETY: `headers` has BATCH elements, of which the first `count` <= BATCH are used.
-            // Each points to elements of `vectors` of its own and through them to payloads, and to a
-            // destination and a control message or to null, with their true sizes: initialised
-            // memory, of this function or borrowed by it, that stays until the call has returned.
-            // The kernel only reads all of these, and writes nothing but `msg_len` of each header.
+            // SAFETY: `headers` has BATCH elements, of which the first `count` <= BATCH are used. Each points
+            // to its own elements of `vectors`, through them to payloads, and to a destination and a control
+            // message or to null, with their true sizes. This is initialised memory, of this function or
+            // borrowed by it, that outlives the call. The kernel only reads it, and writes nothing but
+            // `msg_len` of each header.
             unsafe {
                 libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count as libc::c_uint, FLAGS as _)
             }
@@ -317,8 +321,8 @@ impl<'a> SendBatch<'a> {
         Ok(sent.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |end| end - first))
     }
 
-    /// The header for some payloads that go as one. It points to them and to their destination, in this batch, and to
-    /// what it was given room for: as many vectors as there are payloads, and a control message.
+    /// The header for some payloads that are sent as one. It points to them and to their destination, in this
+    /// batch, and to the given buffers: as many vectors as there are payloads, and a control message.
     #[expect(clippy::cast_possible_truncation, reason = "sizes of a few bytes, and at most BATCH")]
     fn message(
         &mut self,
@@ -358,12 +362,12 @@ const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 const NO_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 
-/// Most bytes of a train: it is one packet until it leaves the machine.
+/// The maximum size of a train in bytes: it is one packet until it leaves the machine.
 const TRAIN: usize = MAX_PAYLOAD_V4;
 
-/// Whether sending the datagrams of a train one by one may help. Linux says EINVAL or EMSGSIZE,
-/// depending on its version, where they are larger than the path takes or too many, and EIO where
-/// the device has no checksum offload or the route encrypts.
+/// Whether sending the datagrams of a train one by one may help. Depending on its version, Linux returns
+/// EINVAL or EMSGSIZE if they exceed the path MTU or are too many, and EIO if the device has no checksum
+/// offload or the route encrypts.
 fn is_about_trains(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO))
 }

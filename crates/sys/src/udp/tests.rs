@@ -15,7 +15,7 @@ mod joined;
 mod recv;
 mod send;
 
-/// How long a test waits for what must happen, before it fails.
+/// How long a test waits for what must happen before it fails.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
@@ -43,14 +43,14 @@ fn connected(from: &str, to: &UdpSocket) -> UdpSocket {
     socket
 }
 
-/// A socket that holds on to its port, yet takes nothing: it is connected to somebody else, so what
-/// is sent to it is answered with port unreachable.
+/// A socket that keeps its port but receives nothing: it is connected to another one, so what is sent to it
+/// is answered with port unreachable.
 fn refusing(on: &str) -> UdpSocket {
     let peer = socket(on);
     connected(on, &peer)
 }
 
-/// A connected socket that was refused, and has not been told yet.
+/// A connected socket with a pending `ConnectionRefused`.
 fn refused(loopback: &str) -> UdpSocket {
     let refusing = refusing(loopback);
     let sender = connected(loopback, &refusing);

@@ -1,4 +1,4 @@
-//! Datagrams that go as a train.
+//! Datagrams that are joined to trains.
 
 use std::net::UdpSocket;
 
@@ -6,8 +6,8 @@ use rustix::event::PollFlags;
 
 use super::*;
 
-/// Sends payloads of these sizes joined, to a socket that takes trains; how many datagrams and trains came, and whether
-/// all came whole and in order.
+/// Sends joined payloads of these sizes to a socket that receives trains. Checks that all arrive complete and
+/// in order, and returns how many datagrams each received train has.
 fn send_joined(sizes: &[usize], joining: &Joining, loopback: &str) -> Vec<usize> {
     let receiver = socket(loopback);
     receive_trains(&receiver).unwrap();
@@ -88,7 +88,7 @@ fn what_cannot_go_as_a_train_goes_one_by_one_and_is_not_tried_again() {
     joining.failed(1_400, &std::io::Error::from_raw_os_error(libc::EIO));
     assert_eq!(send_joined(&[38; 4], &joining, LOOPBACKS[0]), [1; 4]);
 
-    // Without checksums there are no trains: the kernel says so, once.
+    // Without checksums there are no trains: the kernel returns an error, once.
     let receiver = socket(LOOPBACKS[0]);
     let sender = connected(LOOPBACKS[0], &receiver);
     without_checksums(&sender);

@@ -1,4 +1,4 @@
-//! What is received.
+//! Receiving.
 
 use std::io::ErrorKind;
 
@@ -84,7 +84,7 @@ fn a_datagram_larger_than_the_buffer_is_marked_and_its_neighbours_are_not() {
 fn an_empty_socket_would_block_and_leaves_nothing_of_the_batch_before() {
     let mut batch = RecvBatch::new();
     for loopback in LOOPBACKS {
-        // Blocking sockets: it is the call that does not wait.
+        // The sockets block, but the call does not.
         let receiver = socket(loopback);
         let sender = connected(loopback, &receiver);
         assert_eq!(batch.recv(&receiver).unwrap_err().kind(), ErrorKind::WouldBlock);

@@ -1,4 +1,4 @@
-//! What is sent, and what becomes of what cannot be.
+//! Sending, and what happens to datagrams that cannot be sent.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -68,7 +68,7 @@ fn datagrams_that_cannot_be_sent_do_not_keep_back_the_others() {
     }
 }
 
-/// Sends a batch, with what can be joined or each by itself.
+/// Sends a batch, joined or as single datagrams.
 fn send(
     sends: &mut SendBatch<'_>,
     socket: &UdpSocket,
@@ -87,7 +87,7 @@ fn a_refusal_costs_the_next_datagram_sent_and_no_other_joined_or_not() {
     for (loopback, joined) in LOOPBACKS.into_iter().flat_map(|loopback| [(loopback, false), (loopback, true)])
     {
         let sender = refused(loopback);
-        // From here on, somebody listens.
+        // From here on, a socket receives.
         let receiver = socket(loopback);
         sender.connect(address(&receiver)).unwrap();
         let mut sends = SendBatch::new();
