@@ -1,9 +1,9 @@
-//! An apiserver in memory, over real HTTP: what the agent is tested against, and what the demo runs on.
+//! An in-memory apiserver with real HTTP, for the agent's tests and the demo.
 //!
-//! It serves Services, EndpointSlices, Nodes, ServiceCIDRs and Namespaces as a real one does, as far
-//! as a watching client and `kubectl` can tell: lists in pages as of one revision, watches with
-//! bookmarks and a bounded history, selectors, optimistic locking, Tables, TLS, tokens and client
-//! certificates. And it fails on demand ([`Faults`]).
+//! It serves Services, EndpointSlices, Nodes, ServiceCIDRs and Namespaces as a real one does, as far as a
+//! watching client and `kubectl` can tell: paged lists at a consistent revision, watches with bookmarks and a
+//! bounded history, selectors, optimistic locking, Tables, TLS, tokens and client certificates. It also fails
+//! on demand ([`Faults`]).
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -77,34 +77,34 @@ use auth::Authentication;
 use registry::Registry;
 use tls::Certificates;
 
-/// What all connections to one server share.
+/// The state that all connections to one server share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     address: SocketAddr,
     config: Config,
     cluster: Arc<Cluster>,
-    /// The revision at which it was started, last.
+    /// The revision at the latest start of the server.
     started: AtomicU64,
     faults: Arc<Faults>,
     counters: Arc<watch::Sender<Counters>>,
     /// Changes when all connections are to be dropped.
     connection_drops: watch::Sender<()>,
-    /// Changes when no connection is to take new requests.
+    /// Changes when existing connections are to accept no new requests.
     connection_ends: watch::Sender<()>,
 }
 
-/// What all servers of one cluster share.
+/// The state that all servers of one cluster share.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     registry: Mutex<Registry>,
     authentication: Authentication,
     /// `None` without TLS.
     certificates: Option<Arc<Certificates>>,
-    /// Changes whenever a watch should look again.
+    /// Changes whenever watches should check for changes.
     tick: Arc<watch::Sender<()>>,
 }
 
-/// What does not change while the server runs.
+/// Settings that do not change while the server runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Config {
     bookmark_interval: Duration,
@@ -127,8 +127,8 @@ impl Shared {
         self.started.store(self.registry().store.revision(), Relaxed);
     }
 
-    /// Whether a watch on a resource gets bookmarks by itself: not before the first change since the start, as with
-    /// a real apiserver, which knows no revision of the resource until then.
+    /// Whether a watch on a resource gets bookmarks of its own accord. It gets none before the first change
+    /// since the start, as with a real apiserver, which knows no revision of the resource until then.
     fn has_bookmarks(&self, resource: Resource) -> bool {
         self.registry().store.is_written_after(resource, self.started.load(Relaxed))
     }
@@ -137,7 +137,7 @@ impl Shared {
         self.cluster.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes, and lets the watches know.
+    /// Writes, and notifies the watches.
     fn write<T>(&self, write: impl FnOnce(&mut Registry) -> T) -> T {
         let written = write(&mut self.registry());
         self.cluster.tick.send_modify(|()| {});

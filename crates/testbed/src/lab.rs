@@ -1,4 +1,4 @@
-//! A small dual-stack cluster made of network namespaces: for end-to-end tests of what Sluice does to a node.
+//! A small dual-stack cluster made of network namespaces, for end-to-end tests of Sluice on a node.
 //!
 //! ```text
 //!   pod-0  pod-1 ...            other-pod-0 ...
@@ -23,8 +23,8 @@
 //! | `other-pod-N`, on the other node | 10.244.2.(10+N) | fd00:244:2::(10+N) |
 //! | `outside` | 192.168.20.20 | fd00:20::20 |
 //!
-//! Everybody reaches everybody, with nobody's address rewritten. The router sends Services' addresses to the
-//! node: 10.96.0.0/16 and fd00:96::/112 for ClusterIPs, 203.0.113.0/24 and fd00:cb::/64 for the others.
+//! All hosts reach each other, without NAT. The router routes Services' addresses to the node: 10.96.0.0/16
+//! and fd00:96::/112 for ClusterIPs, 203.0.113.0/24 and fd00:cb::/64 for the others.
 //!
 //! ```no_run
 //! # fn example() -> Result<(), sluice_testbed::lab::LabError> {
@@ -44,10 +44,10 @@
 //! # }
 //! ```
 //!
-//! Namespaces have no names: any number of labs run side by side, and all of it is gone when the lab is
-//! dropped or the process ends, however that happens. (After a `kill -9` the kernel may need some minutes for
-//! connections that were just being closed.) Making one takes root, or a kernel that lets users
-//! have user namespaces; see [`Lab::new`]. It uses the programs `ip`, `nft`, `setpriv` and `unshare`.
+//! Namespaces have no names. Any number of labs can run side by side, and all of a lab is gone when it is
+//! dropped or the process ends in any way. (After a `kill -9`, the kernel may need some minutes for
+//! connections that were being closed.) Creating a lab takes root, or a kernel with unprivileged user
+//! namespaces; see [`Lab::new`]. It uses the programs `ip`, `nft`, `setpriv` and `unshare`.
 
 mod bpffs;
 mod cgroup;
@@ -74,31 +74,33 @@ pub use peer::{Load, Outcome, Report, Server, WHO, ask_on};
 pub use process::Process;
 use wiring::PodNetwork;
 
-/// How long a test waits for what must come, before it fails: much longer than that takes on a busy machine.
+/// How long a test waits for what must happen before it fails: much longer than that takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long a test listens to find that nothing comes.
+/// How long a test listens to find that nothing arrives.
 pub const SILENCE: Duration = Duration::from_millis(500);
 
-/// How many pods a node may have: their addresses end in two digits.
+/// The maximum number of pods on a node: their addresses end in two digits.
 const PODS: usize = 90;
 
 /// How pods are connected to their node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wiring {
-    /// Each by a route to its cable, and the node has no address there: Calico, and much like kindnet.
+    /// Each by a route to its veth; the node has no address there. Like Calico, and much like kindnet.
     #[default]
     Routed,
-    /// All on a bridge `cni0`, where the node has 10.244.1.1: flannel, and others that use the bridge plugin.
+    /// All on a bridge `cni0`, on which the node has 10.244.1.1: like flannel, and others that use the bridge
+    /// plugin.
     Bridged,
 }
 
-/// Whether a packet is dropped when its source is not where it came from (`rp_filter`).
+/// Whether packets are dropped because of their source and interface (`rp_filter`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RpFilter {
     /// No check: the kernel's default.
     Off,
-    /// Dropped unless the best route to the source is where it came from: the default of some distributions.
+    /// Dropped unless the best route to the source is through the interface: the default of some
+    /// distributions.
     Strict,
     /// Dropped unless there is a route to the source: systemd's default.
     #[default]
@@ -108,13 +110,13 @@ pub enum RpFilter {
 /// A host of a lab. Clones are the same host.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// What it is called, by its servers too.
+    /// Its name, which its servers report.
     pub name: String,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
     /// Its IPv6 address.
     pub v6: Ipv6Addr,
-    /// Where it lives: for running code and programs there, and looking at what they did.
+    /// Its network namespace, for running code and programs, and checking their effects.
     pub ns: Namespace,
 }
 
@@ -127,7 +129,7 @@ impl Host {
         }
     }
 
-    /// The same as the wiring has it.
+    /// Both addresses, as `wiring` uses them.
     fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
         (self.v4, self.v6)
     }
@@ -138,7 +140,8 @@ impl Host {
         Ok(Self { name: name.into(), v4, v6, ns })
     }
 
-    /// Waits until packets can pass these links: a cable whose second end was just set up loses the first.
+    /// Waits until packets can pass these links: a veth loses the first packets after its second end comes
+    /// up.
     fn await_links(&self, links: &[&str]) -> Result<(), LabError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -156,7 +159,7 @@ impl Host {
     }
 }
 
-/// How a lab is to be. [`Lab::builder`] begins one.
+/// Settings of a lab. [`Lab::builder`] creates them.
 #[derive(Debug, Clone)]
 pub struct Builder {
     wiring: Wiring,
@@ -180,21 +183,21 @@ impl Builder {
         self
     }
 
-    /// How many pods the node has at the start: 2 unless said otherwise.
+    /// How many pods the node has at the start. Default: 2.
     #[must_use]
     pub fn pods(mut self, pods: usize) -> Self {
         self.pods = pods;
         self
     }
 
-    /// How many pods the other node has at the start: 2 unless said otherwise.
+    /// How many pods the other node has at the start. Default: 2.
     #[must_use]
     pub fn other_pods(mut self, pods: usize) -> Self {
         self.other_pods = pods;
         self
     }
 
-    /// Builds the lab. Everybody can be reached when it returns.
+    /// Creates the lab. All hosts are reachable when it returns.
     ///
     /// # Errors
     /// Like [`Lab::new`].
@@ -259,8 +262,8 @@ impl Builder {
     }
 }
 
-/// A lab. Dropping it takes it down; a socket or process that somebody still has keeps its own namespace, cut
-/// off from the others.
+/// A lab. Dropping it takes it down. A socket or process that still exists keeps its own namespace, cut off
+/// from the others.
 #[derive(Debug)]
 pub struct Lab {
     router: Host,
@@ -275,11 +278,11 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// One with two routed pods on each node.
+    /// Creates a lab with two routed pods on each node.
     ///
-    /// Where this process may not make network namespaces but may have a user namespace, **the program is
-    /// started anew** as root of one, once: all of it, with the same arguments. So a test program for labs
-    /// should have nothing else in it.
+    /// If this process may not create network namespaces but may have a user namespace, **the program is
+    /// restarted** once as root of one: all of it, with the same arguments. So a test program for labs should
+    /// contain nothing else.
     ///
     /// # Errors
     /// The kernel refuses both ([`LabError::NotPermitted`] says what helps), or a program is missing.
@@ -287,7 +290,7 @@ impl Lab {
         Self::builder().build()
     }
 
-    /// Another one.
+    /// Settings of another lab.
     pub fn builder() -> Builder {
         Builder { wiring: Wiring::Routed, rp_filter: RpFilter::Loose, pods: 2, other_pods: 2 }
     }
@@ -297,7 +300,7 @@ impl Lab {
         &self.node
     }
 
-    /// The Node object of that node, as an apiserver has it: its name is `node`.
+    /// The Node object of that node, as an apiserver has it; its name is `node`.
     pub fn node_object(&self) -> Value {
         let addresses = [Family::V4, Family::V6]
             .map(|family| json!({ "type": "InternalIP", "address": self.node.ip(family) }));
@@ -312,7 +315,7 @@ impl Lab {
     /// A pod on the node.
     ///
     /// # Panics
-    /// There are fewer.
+    /// There is no pod with this index.
     pub fn pod(&self, index: usize) -> &Host {
         &self.pods[index]
     }
@@ -325,17 +328,17 @@ impl Lab {
     /// A pod on the other node.
     ///
     /// # Panics
-    /// There are fewer.
+    /// There is no pod with this index.
     pub fn other_pod(&self, index: usize) -> &Host {
         &self.other_pods[index]
     }
 
-    /// The host outside.
+    /// The host outside the cluster.
     pub fn outside(&self) -> &Host {
         &self.outside
     }
 
-    /// What is between the nodes and the outside.
+    /// The router between the nodes and the outside host.
     pub fn router(&self) -> &Host {
         &self.router
     }
@@ -343,7 +346,7 @@ impl Lab {
     /// Adds a pod to the node.
     ///
     /// # Errors
-    /// The node has 90 already, or one of those of [`Lab::new`].
+    /// The node already has 90 pods, or those of [`Lab::new`].
     pub fn add_pod(&mut self) -> Result<Host, LabError> {
         let pod = plug_in(self.local, &self.node, self.pods.len(), "pod", self.rp_filter)?;
         self.pods.push(pod.clone());
@@ -360,7 +363,7 @@ impl Lab {
         Ok(pod)
     }
 
-    /// Takes a pod from the node, as when it is evicted: its cable is gone. Numbers are not used again.
+    /// Disconnects a pod from the node, as when it is evicted: its veth is removed. Indices are not reused.
     ///
     /// # Errors
     /// It was removed before.
@@ -373,13 +376,13 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let hosts = [&self.router, &self.node, &self.other, &self.outside];
         for host in hosts.into_iter().chain(&self.pods).chain(&self.other_pods) {
-            // Nothing worse than a namespace that stays for a while comes of not having it.
+            // If this fails, a namespace may stay for a while, nothing worse.
             let _ = host.ns.set_all(&wiring::LAST_SETTINGS);
         }
     }
 }
 
-/// A new pod of a node.
+/// Adds a new pod to a node.
 fn plug_in(
     network: PodNetwork,
     node: &Host,

@@ -1,4 +1,4 @@
-//! Stand-ins for what surrounds Sluice: for the demo, the tests and the benchmarks.
+//! Stand-ins for Sluice's surroundings, for the demo, the tests and the benchmarks.
 
 pub mod apiserver;
 pub mod lab;

@@ -1,4 +1,4 @@
-//! Sample backends: small HTTP and UDP servers that say who they are. For the demo.
+//! Sample backends for the demo: small HTTP and UDP servers that report their name.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,24 +21,24 @@ use tokio::task::{JoinHandle, JoinSet};
 /// The response header that names the backend.
 pub const BACKEND_HEADER: &str = "x-backend";
 
-/// How long nothing may have come before a stopping HTTP backend believes that nothing will: handshakes that have
-/// begun are finished by the kernel's threads, which wait for their turn on a machine that has much to do.
+/// How long a stopping HTTP backend has to see no new connection before it assumes that there will be none:
+/// kernel threads complete handshakes that have begun, and may be delayed on a busy machine.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// A running backend. Dropping it does not stop it.
 #[derive(Debug)]
 pub struct Sample {
-    /// What it calls itself.
+    /// Its name.
     pub name: String,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl Sample {
-    /// An HTTP/1.1 server on a free port of `ip`. It answers every request with one line that names it
-    /// and the client it sees, and with its name in [`BACKEND_HEADER`].
+    /// An HTTP/1.1 server on a free port of `ip`. It answers every request with a line that contains its name
+    /// and the client's address, and with its name in [`BACKEND_HEADER`].
     ///
     /// # Errors
     /// The address is not one of this machine's, or no port is free.
@@ -63,8 +63,8 @@ impl Sample {
         Ok(Self { name: name.to_owned(), address, stop, task })
     }
 
-    /// Ends like a process that is told to terminate: takes no new connection, answers those it has,
-    /// and is gone. Connecting to it is refused from then on.
+    /// Ends like a terminating process: accepts no new connections, answers on existing ones, and closes.
+    /// From then on, connections to it are refused.
     pub async fn stop(self) {
         // The server holds the receiving end until it is done.
         let _ = self.stop.send(());
@@ -81,8 +81,8 @@ async fn serve_http(listener: TcpListener, name: Arc<str>, mut stopped: oneshot:
             Some(_) = connections.join_next() => continue,
         };
     }
-    // Closing a listener resets what is in its queue. So first nothing new gets in, and then the queue is
-    // emptied.
+    // Closing a listener resets the connections in its queue. So new ones are refused first, and then the
+    // queue is emptied.
     if let Err(error) = refuse_new_connections(listener.as_fd()) {
         tracing::warn!("a backend that stops cannot refuse, and may lose a connection: {error}");
     }
@@ -93,7 +93,7 @@ async fn serve_http(listener: TcpListener, name: Arc<str>, mut stopped: oneshot:
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves the requests of one connection. What the client does to it is the client's business.
+/// Serves the requests of one connection. Errors of the connection are ignored.
 async fn answer_http(stream: TcpStream, name: Arc<str>) {
     let Ok(client) = stream.peer_addr() else { return };
     let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
@@ -116,7 +116,7 @@ async fn serve_udp(socket: UdpSocket, name: String, mut stopped: oneshot::Receiv
             Ok((length, client)) = socket.recv_from(&mut datagram) => {
                 let mut answer = format!("{name}: ").into_bytes();
                 answer.extend_from_slice(datagram.get(..length).unwrap_or_default());
-                // A client that is gone by now gets no answer.
+                // A client that is gone gets no answer.
                 let _ = socket.send_to(&answer, client).await;
             }
         }

@@ -1,8 +1,8 @@
-//! The real `kubectl` against the apiserver in memory: the one of `$KUBECTL`, else the one on `PATH`.
+//! The real `kubectl` against the in-memory apiserver: `$KUBECTL`, or the one on `PATH`.
 //!
-//! Fails where there is none, unless `SLUICE_SKIP_KUBECTL=1` says that this is meant.
+//! Fails if there is none, unless `SLUICE_SKIP_KUBECTL=1` is set.
 
-// All of it is test code, helpers too, where clippy does not see that by itself.
+// All of it is test code, including helpers, which clippy does not see by itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
 use std::io::ErrorKind;
@@ -42,7 +42,7 @@ endpoints:
   conditions: { ready: false }
 "#;
 
-/// A kubectl with a server to talk to and a home of its own.
+/// A kubectl with a server and a home directory of its own.
 struct Kubectl {
     program: String,
     home: TempDir,
@@ -55,7 +55,7 @@ struct Output {
 }
 
 impl Kubectl {
-    /// `None` if there is none and that is meant.
+    /// `None` if there is none and the tests may be skipped.
     async fn for_server(server: &Apiserver) -> Option<Self> {
         let home = TempDir::new().unwrap();
         std::fs::write(home.path().join("kubeconfig"), server.kubeconfig().unwrap()).unwrap();
@@ -95,7 +95,7 @@ impl Kubectl {
         Output { status: output.status, out: text(&output.stdout), err: text(&output.stderr) }
     }
 
-    /// What it prints when all is well.
+    /// Runs it, checks that it succeeds, and returns its output.
     async fn works(&self, arguments: &[&str]) -> String {
         self.works_with(arguments, "").await
     }
@@ -106,7 +106,7 @@ impl Kubectl {
         output.out
     }
 
-    /// What it complains about.
+    /// Runs it, checks that it fails, and returns its error output.
     async fn fails(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run(arguments, input).await;
         assert!(!output.status.success(), "kubectl {arguments:?}: {}{}", output.out, output.err);
@@ -114,7 +114,7 @@ impl Kubectl {
     }
 }
 
-/// Lines without the spaces between columns.
+/// The columns of each line.
 fn columns(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split_whitespace().collect()).collect()
 }
@@ -208,7 +208,7 @@ async fn kubectl_watches() {
     assert_eq!(slices.row().await[0], "web-1");
 }
 
-/// A `kubectl get -w` that runs.
+/// A running `kubectl get -w`.
 struct Followed {
     _child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -221,7 +221,7 @@ fn follow(kubectl: &Kubectl, resource: &str) -> Followed {
 }
 
 impl Followed {
-    /// The next row that is no heading.
+    /// The next row that is not a heading.
     async fn row(&mut self) -> Vec<String> {
         loop {
             let line = tokio::time::timeout(DEADLINE, self.lines.next_line()).await;

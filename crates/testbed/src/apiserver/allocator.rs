@@ -1,4 +1,4 @@
-//! Which Service addresses and node ports are taken, and the next free ones.
+//! Allocates Service addresses and node ports.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::object::{list, texts};
 
-/// Addresses and node ports of all Services.
+/// The addresses and node ports of all Services.
 #[derive(Debug)]
 pub(crate) struct Allocator {
     node_port_range: RangeInclusive<u16>,
@@ -18,7 +18,7 @@ pub(crate) struct Allocator {
     node_ports: Uses<u16>,
 }
 
-/// How many Services use what: objects that are loaded as they are may well share.
+/// The number of Services that use each: loaded objects may share them.
 #[derive(Debug)]
 struct Uses<T>(HashMap<T, u32>);
 
@@ -42,13 +42,13 @@ impl Allocator {
         Self { node_port_range, addresses: Uses(HashMap::new()), node_ports: Uses(HashMap::new()) }
     }
 
-    /// Notes what a Service uses.
+    /// Records what a Service uses.
     pub(crate) fn claim(&mut self, service: &Value) {
         addresses_of(service).for_each(|address| self.addresses.claim(address));
         node_ports_of(service).into_iter().for_each(|port| self.node_ports.claim(port));
     }
 
-    /// A Service is gone, or was replaced.
+    /// Releases what a deleted or replaced Service used.
     pub(crate) fn release(&mut self, service: &Value) {
         addresses_of(service).for_each(|address| self.addresses.release(&address));
         node_ports_of(service).iter().for_each(|port| self.node_ports.release(port));
@@ -66,7 +66,7 @@ impl Allocator {
         &self.node_port_range
     }
 
-    /// The lowest free address of a range after the one that the `kubernetes` Service would have.
+    /// The lowest free address of a range, after the one that the `kubernetes` Service would have.
     pub(crate) fn free_address(&self, range: IpNet) -> Option<IpAddr> {
         let mut addresses = range.hosts().filter(|address| *address != range.network()).skip(1);
         addresses.find(|address| !self.is_address_taken(*address))
@@ -82,7 +82,7 @@ fn addresses_of(service: &Value) -> impl Iterator<Item = IpAddr> {
     texts(service, "/spec/clusterIPs").into_iter().filter_map(|address| address.parse().ok())
 }
 
-/// Each node port once, as several protocols may share one.
+/// Each node port once, because several protocols may share one.
 fn node_ports_of(service: &Value) -> Vec<u16> {
     let ports = list(service, "/spec/ports").iter().filter_map(|port| port["nodePort"].as_u64());
     let health = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_u64);

@@ -1,11 +1,11 @@
-//! Who may ask: everybody, or those with a bearer token, a password or a client certificate.
+//! Authentication: none, a bearer token, a password or a client certificate.
 
 use std::sync::{PoisonError, RwLock};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// What a client says in the header `Authorization`.
+/// The content of the header `Authorization`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credential {
     Token(String),
@@ -23,7 +23,7 @@ impl Credential {
     }
 }
 
-/// How clients prove who they are. Nothing asked of them means that everybody may ask.
+/// How clients authenticate. If nothing is configured, all requests are served.
 #[derive(Debug, Default)]
 pub(crate) struct Authentication {
     credentials: RwLock<Vec<Credential>>,
@@ -37,13 +37,13 @@ impl Authentication {
         Self { credentials: RwLock::new(credentials), credentials_asked, certificates_asked }
     }
 
-    /// The only tokens from now on.
+    /// Replaces the accepted tokens.
     pub(crate) fn replace_tokens(&self, tokens: &[&str]) {
         let tokens = tokens.iter().map(|token| Credential::Token((*token).to_owned())).collect();
         *self.credentials.write().unwrap_or_else(PoisonError::into_inner) = tokens;
     }
 
-    /// One that is accepted now.
+    /// A credential that is currently accepted.
     pub(crate) fn credential(&self) -> Option<Credential> {
         self.credentials.read().unwrap_or_else(PoisonError::into_inner).first().cloned()
     }
@@ -52,7 +52,7 @@ impl Authentication {
         self.certificates_asked
     }
 
-    /// Whether a request with this header may be served. `certificate`: the client has shown a good one.
+    /// Whether a request with this header is served. `certificate`: the client has presented a valid one.
     pub(crate) fn accepts(&self, authorization: Option<&str>, certificate: bool) -> bool {
         if self.certificates_asked && certificate {
             return true;

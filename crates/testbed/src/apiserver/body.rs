@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::faults::Faults;
 
-/// So many pieces wait for a client that reads slowly; then the writer waits.
+/// The number of pieces that wait for a slow client before the writer waits.
 const PIECES_IN_FLIGHT: usize = 4;
 
 /// The body of a response.
@@ -19,15 +19,15 @@ const PIECES_IN_FLIGHT: usize = 4;
 pub(crate) enum Body {
     /// All of it at once.
     Whole(Option<Bytes>),
-    /// As the other end of a [`Pipe`] writes it.
+    /// Streamed, as the other end of a [`Pipe`] writes it.
     Piped {
         pieces: mpsc::Receiver<Piece>,
-        /// The cut was reached; what came before it is being flushed.
+        /// The cut was reached; earlier pieces are being flushed.
         cutting: bool,
     },
 }
 
-/// What goes through a [`Pipe`].
+/// An item in a [`Pipe`].
 #[derive(Debug)]
 pub(crate) enum Piece {
     Data(Bytes),
@@ -50,8 +50,8 @@ impl http_body::Body for Body {
             Self::Piped { pieces, cutting } => match ready!(pieces.poll_recv(cx)) {
                 Some(Piece::Data(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Some(Piece::Cut) => {
-                    // An error makes hyper drop what it has not flushed yet, and it flushes when
-                    // there is nothing to do: so there is nothing to do, once.
+                    // After an error, hyper drops what it has not flushed yet. It flushes when a body is
+                    // pending, so this is pending once.
                     *cutting = true;
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -73,7 +73,7 @@ impl http_body::Body for Body {
     }
 }
 
-/// The writing end of a [`Body`]. The body ends well when the pipe is dropped.
+/// The writing end of a [`Body`]. The body ends normally when the pipe is dropped.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     sender: mpsc::Sender<Piece>,
@@ -90,7 +90,7 @@ impl Pipe {
         (Self { sender, faults: Arc::clone(faults) }, Body::Piped { pieces, cutting: false })
     }
 
-    /// Sends all of it, as fast as the faults allow.
+    /// Sends all bytes, as fast as the faults allow.
     pub(crate) async fn send(&self, mut bytes: Bytes) -> Result<(), Closed> {
         while !bytes.is_empty() {
             let throttle = self.faults.throttle_now();
@@ -108,7 +108,7 @@ impl Pipe {
 
     /// Ends the body as if the connection had broken.
     pub(crate) async fn cut(&self) {
-        // A client that has gone away needs no cut.
+        // It fails if the client has gone away, which needs no cut.
         let _ = self.sender.send(Piece::Cut).await;
     }
 

@@ -1,4 +1,4 @@
-//! What a server can be told before it starts.
+//! The settings of a server.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -15,8 +15,8 @@ use super::server::Apiserver;
 use super::tls::Certificates;
 use super::{Cluster, Config, Shared};
 
-/// Changes that the history holds, unless told otherwise: a load of 10,000 Services with a slice
-/// each fits, so that watches live through it.
+/// The default length of the history in changes: a load of 10,000 Services with a slice each fits, so watches
+/// survive it.
 const HISTORY: usize = 32_768;
 
 /// Settings of an [`Apiserver`]. The default is TLS on a free port of 127.0.0.1, open to everybody.
@@ -63,8 +63,7 @@ impl Builder {
         self
     }
 
-    /// Another name or address that the certificate is for, besides the usual ones, loopback and
-    /// the address that it listens on.
+    /// Adds a name or address to the certificate, besides the usual ones, loopback and the listening address.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.names.push(name.to_owned());
@@ -78,14 +77,14 @@ impl Builder {
         self
     }
 
-    /// Over TLS, HTTP/1.1 only: every watch is a connection of its own.
+    /// HTTP/1.1 only over TLS, so every watch is a connection of its own.
     #[must_use]
     pub fn http1_only(mut self) -> Self {
         self.http2 = false;
         self
     }
 
-    /// A bearer token that clients need. May be given several times.
+    /// A bearer token that clients need. May be called several times.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
         self.credentials.push(Credential::Token(token.to_owned()));
@@ -100,7 +99,7 @@ impl Builder {
         self
     }
 
-    /// Clients need a client certificate; where there are tokens too, one of both.
+    /// Clients need a client certificate; if there are tokens too, either one.
     #[must_use]
     pub fn client_certificates(mut self) -> Self {
         self.client_certificates = true;
@@ -121,30 +120,29 @@ impl Builder {
         self
     }
 
-    /// How many changes, to all resources together, watches and continued lists can reach back.
-    /// Default: 32768.
+    /// How many changes, of all resources together, are kept for watches and continued lists. Default: 32768.
     #[must_use]
     pub fn history(mut self, changes: usize) -> Self {
         self.history = changes;
         self
     }
 
-    /// How often watches that want bookmarks get one, once their resource has changed since the start. Default:
-    /// every minute.
+    /// How often watches that request bookmarks get one, once their resource has changed since the start.
+    /// Default: every minute.
     #[must_use]
     pub fn bookmark_interval(mut self, interval: Duration) -> Self {
         self.bookmark_interval = interval;
         self
     }
 
-    /// How long a watch lasts that does not say so itself. Default: half an hour.
+    /// How long a watch lasts that sets no timeout. Default: half an hour.
     #[must_use]
     pub fn watch_timeout(mut self, timeout: Duration) -> Self {
         self.watch_timeout = timeout;
         self
     }
 
-    /// As before Kubernetes 1.31: Services cannot be selected by other fields than their names.
+    /// As before Kubernetes 1.31: field selectors for Services support names only.
     #[must_use]
     pub fn no_service_fields(mut self) -> Self {
         self.service_fields = false;

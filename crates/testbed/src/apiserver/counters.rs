@@ -1,4 +1,4 @@
-//! What clients have asked for, and what is going on.
+//! Counters of requests, connections and open watches.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,24 +8,24 @@ use tokio::sync::watch;
 
 use super::resource::Resource;
 
-/// What a request does.
+/// The verb of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verb {
-    /// One object.
+    /// Reads one object.
     Get,
-    /// Many objects.
+    /// Reads many objects.
     List,
-    /// Changes from some revision on.
+    /// Follows changes from a revision on.
     Watch,
-    /// A new object.
+    /// Creates an object.
     Create,
-    /// The whole object anew.
+    /// Replaces a whole object.
     Update,
-    /// A part of an object anew.
+    /// Changes a part of an object.
     Patch,
-    /// One object away.
+    /// Deletes one object.
     Delete,
-    /// Many objects away.
+    /// Deletes many objects.
     DeleteCollection,
 }
 
@@ -44,14 +44,14 @@ impl fmt::Display for Verb {
     }
 }
 
-/// Numbers since the start of the server. Failed requests count, too.
+/// Counters since the start of the server. They include failed requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections that were accepted, TLS or not.
+    /// Accepted connections, with or without TLS.
     pub connections: u64,
-    /// All requests, those for no resource (discovery, health) too.
+    /// All requests, including those for no resource (discovery, health).
     pub all_requests: u64,
-    /// Answers that were compressed.
+    /// Compressed responses.
     pub compressed: u64,
     requests: BTreeMap<(Verb, Resource), u64>,
     open_watches: BTreeMap<Resource, usize>,

@@ -1,4 +1,4 @@
-//! Whether a body is an object of the resource that it is sent to: the Kubernetes types decide.
+//! Checks that a body is an object of the resource that it is sent to, by the Kubernetes types.
 
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking,
@@ -10,7 +10,7 @@ use super::object::{object_mut, text};
 use super::resource::Resource;
 use super::status::Status;
 
-/// `apiVersion`, `kind` and every known field have the right type.
+/// Checks that `apiVersion`, `kind` and every known field have the right type.
 pub(crate) fn check_type(resource: Resource, value: &Value) -> Result<(), Status> {
     fn decode<T: DeserializeOwned>(resource: Resource, value: Value) -> Result<(), Status> {
         serde_json::from_value::<T>(value).map(drop).map_err(|error| {

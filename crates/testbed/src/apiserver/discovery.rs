@@ -1,4 +1,4 @@
-//! What a client asks before it asks for objects: version, groups, resources, OpenAPI, health.
+//! Documents that clients read before they access objects: version, groups, resources, OpenAPI, health.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::resource::Resource;
 
-/// What is served under a path that names no resource.
+/// The content of a path that names no resource.
 #[derive(Debug)]
 pub(crate) enum Document {
     Json(Value),
@@ -15,7 +15,7 @@ pub(crate) enum Document {
     OpenApiV2,
 }
 
-/// The document under this path, if there is one. `server` is where this server listens.
+/// The document at this path, if there is one. `server` is the address of this server.
 pub(crate) fn document(path: &str, server: SocketAddr) -> Option<Document> {
     let json = match path {
         "/healthz" | "/livez" | "/readyz" => return Some(Document::Text("ok")),
@@ -68,7 +68,7 @@ fn api_versions(server: SocketAddr) -> Value {
     })
 }
 
-/// All groups, the core one ("") too.
+/// All groups, including the core one ("").
 fn groups() -> Vec<&'static str> {
     let mut groups: Vec<_> = Resource::ALL.into_iter().map(|resource| resource.info().group).collect();
     groups.dedup();
@@ -109,7 +109,7 @@ fn openapi_v3_index() -> Value {
     json!({ "paths": paths })
 }
 
-/// A document that describes nothing: kubectl leaves the validation to the server then.
+/// An empty document, so kubectl leaves the validation to the server.
 fn openapi_v3() -> Value {
     json!({ "openapi": "3.0.0", "info": { "title": "Kubernetes", "version": "v1.36.0" }, "paths": {} })
 }

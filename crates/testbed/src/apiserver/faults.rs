@@ -1,5 +1,5 @@
-//! Faults on demand. Each takes effect at once, on open watches too, and lasts until it is used up
-//! or taken back.
+//! Faults on demand. Each takes effect at once, on open watches too, and lasts until it is used up or
+//! cleared.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::counters::Verb;
 use super::resource::Resource;
 
-/// The requests that a fault is about.
+/// The requests that a fault affects.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Target {
     /// Only this verb.
@@ -20,7 +20,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Every request, those for no resource too.
+    /// All requests, including those for no resource.
     pub const ANY: Self = Self { verb: None, resource: None };
 
     /// Requests with this verb.
@@ -33,7 +33,7 @@ impl Target {
         Self { verb: None, resource: Some(resource) }
     }
 
-    /// Narrows to this resource.
+    /// Restricts the target to this resource.
     #[must_use]
     pub const fn of(self, resource: Resource) -> Self {
         Self { resource: Some(resource), ..self }
@@ -45,7 +45,7 @@ impl Target {
     }
 }
 
-/// What happens to a request instead of an answer.
+/// How a request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// 401.
@@ -57,23 +57,23 @@ pub enum Failure {
         /// Seconds.
         retry_after: u32,
     },
-    /// 410, as of a list whose next page is of a revision that is forgotten.
+    /// 410, as for a continued list whose revision is forgotten.
     Expired,
-    /// 422, as of an object that is not valid.
+    /// 422, as for an invalid object.
     Invalid,
     /// 500.
     InternalError,
     /// 503.
     Unavailable,
-    /// 200 with a page that is no JSON, as from a proxy in between.
+    /// 200 with a page that is not JSON, as from a proxy in between.
     Garbage,
     /// The connection is closed without an answer.
     Disconnect,
-    /// Nothing, ever.
+    /// There is never an answer.
     Hang,
 }
 
-/// How a watch that starts at a forgotten revision is refused.
+/// How a watch from a forgotten revision is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Expiry {
     /// 200, and an ERROR event with a Status of 410: what apiservers do.
@@ -90,11 +90,11 @@ pub(crate) struct Throttle {
     pub(crate) interval: Duration,
 }
 
-/// The switches for faults.
+/// Switches faults on and off.
 #[derive(Debug, Default)]
 pub struct Faults {
     plan: Mutex<Plan>,
-    /// Changes whenever a watch should look again: a fault, or a write.
+    /// Changes whenever watches should check for a fault or a write.
     tick: Arc<watch::Sender<()>>,
 }
 
@@ -110,7 +110,7 @@ struct Plan {
     orders: Orders,
 }
 
-/// Numbers of orders to all open watches. A watch obeys those that are later than its start.
+/// The numbers of the latest orders to all open watches. A watch follows those after its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Orders {
     pub(crate) cut: u64,
@@ -118,23 +118,23 @@ pub(crate) struct Orders {
     pub(crate) bookmark: u64,
 }
 
-/// What a watch has to know.
+/// The faults that affect a watch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WatchFaults {
     pub(crate) orders: Orders,
     pub(crate) silent: bool,
-    /// Changes after this revision are held back.
+    /// Changes after this revision are withheld.
     pub(crate) held_after: Option<u64>,
 }
 
 impl Faults {
-    /// Wakes watches through `tick`.
+    /// Faults that wake watches through `tick`.
     pub(crate) fn new(tick: Arc<watch::Sender<()>>) -> Self {
         Self { plan: Mutex::default(), tick }
     }
 
-    /// The next `times` requests that match fail. Failures for the same requests are used up one
-    /// after the other.
+    /// The next `times` matching requests fail. Several failures for the same requests are used up one after
+    /// the other.
     pub fn fail(&self, target: Target, failure: Failure, times: usize) {
         self.change(|plan| plan.failures.push((target, failure, times)));
     }
@@ -144,33 +144,33 @@ impl Faults {
         self.change(|plan| plan.orders.cut += 1);
     }
 
-    /// Ends every open watch in good order, as at the end of its time.
+    /// Ends every open watch normally, as at its timeout.
     pub fn close_watches(&self) {
         self.change(|plan| plan.orders.close += 1);
     }
 
-    /// Cuts the watch that sends the next event for a target after so many bytes of that event. Over
-    /// HTTP/1.1 they arrive; over HTTP/2 the reset of the stream may overtake them.
+    /// Cuts the watch that sends the next event for a target after this many bytes of the event. Over
+    /// HTTP/1.1 these bytes arrive; over HTTP/2 the reset of the stream may overtake them.
     pub fn cut_next_event(&self, target: Target, after_bytes: usize) {
         self.change(|plan| plan.cut_events.push((target, after_bytes)));
     }
 
-    /// The next `times` watches are told that their revision is too old, whatever it is.
+    /// The next `times` watches are refused because their revision is too old, whatever it is.
     pub fn expire_next_watches(&self, times: usize) {
         self.change(|plan| plan.expirations = times);
     }
 
-    /// How that is said, also to watches whose revision is forgotten.
+    /// Sets how that is reported, also to watches whose revision is really forgotten.
     pub fn expire_as(&self, expiry: Expiry) {
         self.change(|plan| plan.expiry = expiry);
     }
 
-    /// Watches stay open, and open, but nothing is sent on them.
+    /// Watches stay open and can be opened, but nothing is sent on them.
     pub fn silence_watches(&self) {
         self.change(|plan| plan.silent = true);
     }
 
-    /// Ends [`Faults::silence_watches`]. Watches go on where they were.
+    /// Ends [`Faults::silence_watches`]. Watches continue where they were.
     pub fn end_silence(&self) {
         self.change(|plan| plan.silent = false);
     }
@@ -192,12 +192,12 @@ impl Faults {
         });
     }
 
-    /// Takes every lasting fault back. Watches that were cut stay cut.
+    /// Ends all lasting faults. Watches that were cut stay cut.
     pub fn clear(&self) {
         self.change(|plan| *plan = Plan { orders: plan.orders, ..Plan::default() });
     }
 
-    /// Watches do not see changes to this resource after this revision.
+    /// Watches get no changes to this resource after this revision.
     pub(crate) fn hold_after(&self, resource: Resource, revision: u64) {
         self.change(|plan| {
             plan.held.entry(resource).or_insert(revision);
@@ -221,7 +221,7 @@ impl Faults {
         }
     }
 
-    /// Waits for a cut later than this one.
+    /// Waits for a cut after this one.
     pub(crate) async fn cut_after(&self, cut: u64) {
         let mut ticks = self.ticks();
         while self.lock().orders.cut == cut {

@@ -1,4 +1,4 @@
-//! Accepting connections: TCP, TLS, HTTP/1.1 and HTTP/2. Stopping and starting on the same port.
+//! Accepts connections: TCP, TLS, HTTP/1.1 and HTTP/2. Can stop, and start again on the same port.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,19 +19,19 @@ use tracing::debug;
 
 use super::{Shared, router};
 
-/// Connections that wait to be accepted.
+/// Length of the accept queue.
 const BACKLOG: u32 = 1024;
 
-/// A socket that has the port and refuses connections, as nobody listens on it.
+/// Binds a socket to the port. It refuses connections, because it does not listen.
 pub(crate) fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of the time before may still be in TIME_WAIT.
+    // Earlier connections may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// A listener that runs.
+/// A running listener.
 #[derive(Debug)]
 pub(crate) struct Running {
     stop: oneshot::Sender<Infallible>,
@@ -54,7 +54,7 @@ impl Running {
     /// Closes the listener and all connections, and waits until they are closed.
     pub(crate) async fn stop(self) {
         drop(self.stop);
-        // The task ends well, or it has panicked and closed everything that way.
+        // The task has ended normally, or it has panicked and so closed everything.
         let _ = self.task.await;
     }
 }
@@ -86,7 +86,7 @@ async fn accept_all(
 }
 
 async fn serve(stream: TcpStream, shared: Arc<Shared>, tls: Option<Arc<ServerConfig>>) {
-    // Events are small and are waited for.
+    // Events are small and urgent.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "no TCP_NODELAY");
     }

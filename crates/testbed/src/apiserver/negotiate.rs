@@ -11,10 +11,10 @@ pub(crate) enum Format {
     Table,
 }
 
-/// The first form of an `Accept` header that is served.
+/// The first supported form in an `Accept` header.
 ///
 /// # Errors
-/// 406 when there is none.
+/// 406 if there is none.
 pub(crate) fn response_format(accept: Option<&str>) -> Result<Format, Status> {
     let Some(accept) = accept.filter(|accept| !accept.trim().is_empty()) else {
         return Ok(Format::Json);

@@ -1,4 +1,4 @@
-//! An object as it is kept: the value, and beside it the bytes that every list, get and watch sends.
+//! A stored object: its value, and its JSON, which all lists, gets and watches send.
 
 use std::sync::Arc;
 
@@ -20,25 +20,25 @@ impl Key {
     }
 }
 
-/// An object of one revision. It never changes: a write makes a new one.
+/// An object at one revision. It never changes: a write creates a new one.
 #[derive(Debug)]
 pub(crate) struct Object {
     resource: Resource,
     revision: u64,
-    /// Without `apiVersion` and `kind`, as the items of a typed list have neither.
+    /// Without `apiVersion` and `kind`, which items of a typed list do not have.
     value: Value,
     json: Bytes,
 }
 
 impl Object {
-    /// `value` has no `apiVersion` and no `kind`; its metadata gets the revision.
+    /// An object at this revision. `value` has no `apiVersion` and no `kind`.
     pub(crate) fn new(resource: Resource, mut value: Value, revision: u64) -> Arc<Self> {
         metadata_mut(&mut value).insert("resourceVersion".to_owned(), revision.to_string().into());
         let json = Bytes::from(value.to_string());
         Arc::new(Self { resource, revision, value, json })
     }
 
-    /// The same object as of another revision: what a watch sends for an object that is gone.
+    /// The same object at another revision: what a watch sends for a deleted object.
     pub(crate) fn at(&self, revision: u64) -> Arc<Self> {
         Self::new(self.resource, self.value.clone(), revision)
     }
@@ -51,12 +51,12 @@ impl Object {
         self.revision
     }
 
-    /// Without `apiVersion` and `kind`.
+    /// The value without `apiVersion` and `kind`.
     pub(crate) fn value(&self) -> &Value {
         &self.value
     }
 
-    /// With `apiVersion` and `kind`.
+    /// The value with `apiVersion` and `kind`.
     pub(crate) fn full_value(&self) -> Value {
         let mut value = self.value.clone();
         value["apiVersion"] = self.resource.api_version().into();
@@ -89,38 +89,38 @@ impl Object {
     }
 }
 
-/// `{"apiVersion":"…","kind":"…"`, the opening of every object and list.
+/// `{"apiVersion":"…","kind":"…"`, the beginning of every object and list.
 pub(crate) fn type_meta(resource: Resource, kind: &str) -> String {
     let api_version = resource.api_version();
     format!(r#"{{"apiVersion":"{api_version}","kind":"{kind}""#)
 }
 
-/// Where an object says it belongs.
+/// The key of an object, according to its metadata.
 pub(crate) fn key_of(value: &Value) -> Key {
     Key::new(text(value, "/metadata/namespace"), text(value, "/metadata/name"))
 }
 
-/// The text at a JSON pointer, "" when there is none.
+/// The string at a JSON pointer; "" if there is none.
 pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The list at a JSON pointer, empty when there is none.
+/// The list at a JSON pointer; empty if there is none.
 pub(crate) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// The texts of a list at a JSON pointer.
+/// The strings of a list at a JSON pointer.
 pub(crate) fn texts<'a>(value: &'a Value, pointer: &str) -> Vec<&'a str> {
     list(value, pointer).iter().filter_map(Value::as_str).collect()
 }
 
-/// The metadata, which is made an object if it is none.
+/// The metadata, which becomes an object if it is not one.
 pub(crate) fn metadata_mut(value: &mut Value) -> &mut Map<String, Value> {
     object_mut(object_mut(value).entry("metadata").or_insert(Value::Null))
 }
 
-/// The value as an object, which it is made if it is none.
+/// The value as an object, which it becomes if it is not one.
 pub(crate) fn object_mut(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = Value::Object(Map::new());
@@ -131,7 +131,7 @@ pub(crate) fn object_mut(value: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
-/// Takes `apiVersion` and `kind` off.
+/// Removes `apiVersion` and `kind`.
 pub(crate) fn strip_type_meta(value: &mut Value) {
     let object = object_mut(value);
     object.remove("apiVersion");

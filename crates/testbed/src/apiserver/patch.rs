@@ -1,5 +1,5 @@
-//! The three kinds of PATCH: JSON merge (RFC 7396), JSON patch (RFC 6902), and the strategic merge
-//! that kubectl sends for built-in types, which knows lists that merge by a key.
+//! The three kinds of PATCH: JSON merge (RFC 7396), JSON patch (RFC 6902), and the strategic merge that
+//! kubectl sends for built-in types, which merges some lists by a key.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use super::object::object_mut;
 use super::resource::Resource;
 use super::status::Status;
 
-/// How a patch is to be read.
+/// The format of a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PatchKind {
     Merge,
@@ -16,7 +16,7 @@ pub(crate) enum PatchKind {
 }
 
 impl PatchKind {
-    /// What clients may send.
+    /// The media types that clients may send.
     pub(crate) const MEDIA_TYPES: &str = "application/json-patch+json, application/merge-patch+json, \
                                           application/strategic-merge-patch+json";
 
@@ -30,7 +30,7 @@ impl PatchKind {
     }
 }
 
-/// Changes `object` as `patch` says.
+/// Applies `patch` to `object`.
 pub(crate) fn apply(
     resource: Resource,
     object: &mut Value,
@@ -54,7 +54,7 @@ pub(crate) fn apply(
     Ok(())
 }
 
-/// The key by which a list of objects merges; other lists are replaced as a whole.
+/// The key by which a list of objects is merged; other lists are replaced as a whole.
 fn merge_key(resource: Resource, path: &str) -> Option<&'static str> {
     match (resource, path) {
         (_, ".metadata.ownerReferences") => Some("uid"),
@@ -65,7 +65,7 @@ fn merge_key(resource: Resource, path: &str) -> Option<&'static str> {
     }
 }
 
-/// Lists of plain values that a patch adds to.
+/// Whether a patch adds to a list of plain values.
 fn merges_values(path: &str) -> bool {
     matches!(path, ".metadata.finalizers" | ".spec.podCIDRs")
 }
@@ -159,7 +159,7 @@ fn merge_lists(resource: Resource, path: &str, target: &mut Value, patch: &[Valu
     }
 }
 
-/// Where the order says that an element goes; elements that it does not name go last.
+/// The position of an element in the order; elements that it does not contain go last.
 fn position(order: &[Value], element: &Value, key: Option<&str>) -> usize {
     let same = |other: &Value| match key {
         Some(key) => other[key] == element[key],

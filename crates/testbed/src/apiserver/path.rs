@@ -1,4 +1,4 @@
-//! Where a request goes: `/api/v1/namespaces/NAMESPACE/PLURAL/NAME/SUBRESOURCE` and the like.
+//! Paths of requests: `/api/v1/namespaces/NAMESPACE/PLURAL/NAME/SUBRESOURCE` and the like.
 
 use http::Method;
 
@@ -50,7 +50,7 @@ impl Path {
         })
     }
 
-    /// What a request with this method does here; `None` if it is not allowed.
+    /// The verb of a request with this method; `None` if it is not allowed.
     pub(crate) fn verb(&self, method: &Method, watch: bool) -> Option<Verb> {
         let verb = match (method.as_str(), self.name.is_some()) {
             ("GET", true) => Verb::Get,

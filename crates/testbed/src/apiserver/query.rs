@@ -1,4 +1,4 @@
-//! The query of a list or a watch: which part, as of when, how many.
+//! The query of a list or a watch: the selection, the revision, and the limit.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::resource::Resource;
 use super::selector::{FieldSelector, LabelSelector, Scope};
 use super::status::{Cause, Status};
 
-/// The query string, taken apart.
+/// The parsed query string.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Query(Vec<(String, String)>);
 
@@ -21,7 +21,7 @@ impl Query {
         Self(pairs.into_owned().collect())
     }
 
-    /// The value of an option, `None` when it is missing or empty.
+    /// The value of an option; `None` if it is missing or empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
         Some(value.as_str()).filter(|value| !value.is_empty())
@@ -39,7 +39,8 @@ impl Query {
         self.get(name).map(parse).transpose()
     }
 
-    /// The part of the resource that the selectors choose. These are the fields that it may be chosen by, besides its names.
+    /// The part of the resource that the selectors choose. `fields` are those that field selectors may use
+    /// besides the names.
     pub(crate) fn scope(
         &self,
         resource: Resource,
@@ -53,7 +54,7 @@ impl Query {
         })
     }
 
-    /// How a list is to be made.
+    /// The parameters of a list.
     pub(crate) fn list(&self) -> Result<ListQuery, Status> {
         let limit = self.number("limit")?.unwrap_or(0);
         let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
@@ -75,7 +76,7 @@ impl Query {
         }
         let from = match (rule, version) {
             (None, None) => Position::Latest,
-            // Lists at 0 come from the watch cache of a real apiserver, which does not cut them in pages.
+            // A real apiserver serves lists at 0 from its watch cache, without pages.
             (None | Some("NotOlderThan"), Some(0)) => {
                 return Ok(ListQuery { limit: None, from: Position::Latest });
             }
@@ -95,7 +96,7 @@ impl Query {
         Ok(ListQuery { limit, from })
     }
 
-    /// How a watch is to start and end.
+    /// The parameters of a watch.
     pub(crate) fn watch(&self, default_timeout: Duration) -> Result<WatchQuery, Status> {
         let version = self.number("resourceVersion")?;
         let rule = self.get("resourceVersionMatch");
@@ -123,15 +124,15 @@ impl Query {
     }
 }
 
-/// How a list is to be made.
+/// The parameters of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListQuery {
-    /// At most so many items.
+    /// The maximum number of items.
     pub(crate) limit: Option<usize>,
     pub(crate) from: Position,
 }
 
-/// As of when, and from where on.
+/// The revision of a list, and where it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Position {
     Latest,
@@ -140,10 +141,10 @@ pub(crate) enum Position {
     Continue(Token),
 }
 
-/// How a watch is to start and end.
+/// The parameters of a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WatchQuery {
-    /// The revision after which it starts; now, if none.
+    /// The revision after which it starts; `None` means now.
     pub(crate) after: Option<u64>,
     pub(crate) initial: Initial,
     pub(crate) bookmarks: bool,
@@ -154,16 +155,16 @@ pub(crate) struct WatchQuery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Initial {
     Nothing,
-    /// What there is, as ADDED.
+    /// The existing objects, as ADDED.
     Objects,
-    /// The same, and a bookmark that says where it ends.
+    /// The existing objects, and a bookmark at their end.
     ObjectsAndBookmark,
 }
 
-/// Where a list goes on.
+/// The continue token of a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
-    /// As of when; `None` goes on with the latest state although that is inconsistent.
+    /// The revision; `None` continues with the latest state although that is inconsistent.
     #[serde(rename = "rv")]
     pub(crate) revision: Option<u64>,
     namespace: String,

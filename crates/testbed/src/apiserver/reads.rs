@@ -18,7 +18,7 @@ use super::store::{Page, Store};
 use super::table::{Include, table};
 use super::watching::Watch;
 
-/// One object.
+/// Serves a get.
 pub(crate) fn get(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     let key = key_of(request);
     let object = request.shared.registry().find(request.path.resource, &key)?;
@@ -31,7 +31,7 @@ pub(crate) fn key_of(request: &ApiRequest<'_>) -> Key {
     Key::new(path.namespace.as_deref().unwrap_or_default(), path.name.as_deref().unwrap_or_default())
 }
 
-/// An object in the form that the client wants.
+/// An object in the form that the client accepts.
 pub(crate) fn answer_object(
     request: &ApiRequest<'_>,
     code: StatusCode,
@@ -50,7 +50,7 @@ pub(crate) fn answer_object(
     Ok(request.answer(code, body))
 }
 
-/// A page of objects.
+/// Serves a page of a list.
 pub(crate) fn list(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     let format = response_format(request.header(&ACCEPT))?;
     let resource = request.path.resource;
@@ -68,7 +68,7 @@ pub(crate) fn list(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     Ok(request.answer(StatusCode::OK, body))
 }
 
-/// The objects as the query wants them, and the metadata of the list.
+/// The objects that the query selects, and the metadata of the list.
 fn page(
     store: &Store,
     resource: Resource,
@@ -101,7 +101,7 @@ fn page(
     Ok((page, metadata.into()))
 }
 
-/// As of when a continued list is.
+/// The revision of a continued list.
 fn continued(store: &Store, token: &Token) -> Result<u64, Status> {
     let Some(revision) = token.revision else { return Ok(store.revision()) };
     store.check_not_compacted(revision).map(|()| revision).map_err(|_| {
@@ -117,7 +117,7 @@ fn continued(store: &Store, token: &Token) -> Result<u64, Status> {
     })
 }
 
-/// A list out of the bytes that each object keeps.
+/// A list, made of the JSON of its objects.
 pub(crate) fn list_json(resource: Resource, page: &Page, metadata: &Value) -> Vec<u8> {
     let bytes: usize = page.items.iter().map(|object| object.item_json().len() + 1).sum();
     let mut body = Vec::with_capacity(bytes + 256);
@@ -134,7 +134,7 @@ pub(crate) fn list_json(resource: Resource, page: &Page, metadata: &Value) -> Ve
     body
 }
 
-/// Changes, until the watch ends.
+/// Serves a watch until it ends.
 pub(crate) fn watch(request: &ApiRequest<'_>) -> Result<Response<Body>, Status> {
     let format = response_format(request.header(&ACCEPT))?;
     let (shared, resource) = (request.shared, request.path.resource);

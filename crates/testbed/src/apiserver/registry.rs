@@ -1,7 +1,7 @@
-//! Writes: what an apiserver does between a request and the store.
+//! Writes: the steps of an apiserver between a request and the store.
 //!
-//! Metadata that only the server sets, defaults, validation, optimistic locking, finalizers,
-//! subresources. No HTTP.
+//! Metadata that only the server sets, defaults, validation, optimistic locking, finalizers, subresources. No
+//! HTTP.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::status::{Cause, Status};
 use super::store::Store;
 use super::validation;
 
-/// The whole object, or the part of it that another endpoint writes.
+/// The whole object, or the part that another endpoint writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     /// Everything but the status, where the resource has a status subresource.
@@ -28,28 +28,28 @@ pub(crate) enum Part {
     Status,
 }
 
-/// What a delete requires of the object.
+/// The preconditions of a delete.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Preconditions {
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
 }
 
-/// How an object went.
+/// The result of a delete.
 #[derive(Debug)]
 pub(crate) enum Deletion {
     /// It is gone.
     Gone(Arc<Object>),
-    /// It has finalizers and waits for them, marked with a deletion timestamp.
+    /// It has finalizers and waits for them, with a deletion timestamp.
     Pending(Arc<Object>),
 }
 
-/// The objects, and what is needed to write them.
+/// The objects, and the state needed to write them.
 #[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) store: Store,
     allocator: Allocator,
-    /// Numbers UIDs and generated names.
+    /// A counter for UIDs and generated names.
     serial: u64,
 }
 
@@ -95,7 +95,7 @@ impl Registry {
         self.put(resource, key, value)
     }
 
-    /// Creates an object. `namespace` is that of the request.
+    /// Creates an object. `namespace` is the one in the request's path.
     pub(crate) fn create(
         &mut self,
         resource: Resource,
@@ -191,7 +191,7 @@ impl Registry {
             self.admit(resource, &mut value, Some(old.value()))?;
         }
         if value == *old.value() {
-            // As a real apiserver: a write that changes nothing is none, and nobody hears of it.
+            // As in a real apiserver: a write that changes nothing has no effect, and no watch sees it.
             return Ok(old);
         }
         if is_different_besides_metadata(&value, old.value()) {
@@ -206,7 +206,7 @@ impl Registry {
         Ok(self.put(resource, key.clone(), value))
     }
 
-    /// Deletes an object, or marks it as being deleted if it has finalizers.
+    /// Deletes an object, or marks it for deletion if it has finalizers.
     pub(crate) fn delete(
         &mut self,
         resource: Resource,
@@ -265,7 +265,7 @@ impl Registry {
         Some(gone)
     }
 
-    /// Makes the object's namespace that of the request.
+    /// Sets the object's namespace to the request's.
     fn place(&self, resource: Resource, namespace: Option<&str>, value: &mut Value) -> Result<(), Status> {
         let own = text(value, "/metadata/namespace");
         match (resource.is_namespaced(), namespace) {
@@ -303,7 +303,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Defaults and validation.
+    /// Applies defaults and validates.
     fn admit(&self, resource: Resource, value: &mut Value, old: Option<&Value>) -> Result<(), Status> {
         let mut causes = validation::metadata(resource, value);
         match resource {
@@ -358,7 +358,7 @@ impl Registry {
     }
 }
 
-/// The time in the form of the API.
+/// The current time in the API's format.
 fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -381,7 +381,7 @@ fn set_slice_defaults(slice: &mut Value) {
     }
 }
 
-/// Puts a field back to what it was.
+/// Restores the old value of a field.
 fn restore(value: &mut Value, old: &Value, field: &str) {
     let object = object_mut(value);
     match old.get(field) {
@@ -390,7 +390,7 @@ fn restore(value: &mut Value, old: &Value, field: &str) {
     };
 }
 
-/// The generation counts changes to anything but metadata and status.
+/// Whether a change increases the generation: if it affects anything but metadata and status.
 fn is_different_besides_metadata(a: &Value, b: &Value) -> bool {
     let rest = |value: &Value| {
         let mut value = value.clone();

@@ -1,4 +1,4 @@
-//! The resources that are served, and what the API machinery has to know about each of them.
+//! The resources, and their properties.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub enum Resource {
     Events,
 }
 
-/// What discovery says about a resource, and how it differs from others.
+/// The discovery information of a resource, and its special features.
 #[derive(Debug)]
 pub(crate) struct Info {
     pub(crate) group: &'static str,
@@ -33,9 +33,9 @@ pub(crate) struct Info {
     pub(crate) kind: &'static str,
     pub(crate) short_names: &'static [&'static str],
     pub(crate) namespaced: bool,
-    /// It has a `/status` subresource.
+    /// Whether it has a `/status` subresource.
     pub(crate) status: bool,
-    /// What a field selector may name besides `metadata.name` and `metadata.namespace`.
+    /// Fields that field selectors may use besides `metadata.name` and `metadata.namespace`.
     pub(crate) fields: &'static [&'static str],
 }
 
@@ -75,17 +75,17 @@ impl Resource {
         self.info().kind
     }
 
-    /// Objects of this resource live in a namespace.
+    /// Whether objects of this resource are in a namespace.
     pub fn is_namespaced(self) -> bool {
         self.info().namespaced
     }
 
-    /// Objects of this resource are kept.
+    /// Whether objects of this resource are stored.
     pub(crate) fn is_stored(self) -> bool {
         self != Self::CoreEvents
     }
 
-    /// `services` or `endpointslices.discovery.k8s.io`, as error messages name it.
+    /// The name in error messages, such as `services` or `endpointslices.discovery.k8s.io`.
     pub(crate) fn qualified(self) -> String {
         let info = self.info();
         match info.group {

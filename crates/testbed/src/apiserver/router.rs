@@ -1,4 +1,4 @@
-//! One request: faults, authentication, and on to what it asks for.
+//! Handles one request: faults and authentication, then the verb.
 
 use std::io::{self, Write as _};
 use std::sync::Arc;
@@ -24,15 +24,16 @@ use super::selector::Scope;
 use super::status::{Cause, Status};
 use super::{Shared, reads, writes};
 
-/// The limit of a real apiserver.
+/// The maximum body size, as in a real apiserver.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 
-/// What is read and is not smaller is compressed for who accepts that (`defaultGzipThresholdBytes`).
+/// Responses to reads from this size on are compressed if the client accepts it
+/// (`defaultGzipThresholdBytes`).
 const COMPRESSED_FROM: usize = 128 * 1024;
 
 const JSON: &str = "application/json";
 
-/// Answers a request. `certificate`: the client has shown one that is good.
+/// Handles a request. `certificate`: the client has presented a valid one.
 ///
 /// # Errors
 /// The connection is to be closed without an answer.
@@ -51,7 +52,7 @@ pub(crate) async fn handle(
         return fail(&shared, failure, of, path.as_ref()).await;
     }
     let authorization = header(&parts, &AUTHORIZATION);
-    // What is public is so for those who say nothing of who they are: wrong credentials are wrong anywhere.
+    // Public paths need no credentials, but wrong credentials are refused everywhere.
     let is_anonymous = authorization.is_none() && !certificate;
     let is_let_in = is_anonymous && is_public(parts.uri.path());
     if !is_let_in && !shared.cluster.authentication.accepts(authorization, certificate) {
@@ -107,7 +108,7 @@ impl ApiRequest<'_> {
         body.map(|body| body.to_bytes()).map_err(|_| Status::too_large())
     }
 
-    /// The part of the resource that it is about.
+    /// The part of the resource that the request selects.
     pub(crate) fn scope(&self) -> Result<Scope, Status> {
         let resource = self.path.resource;
         let fields = match resource {
@@ -117,7 +118,7 @@ impl ApiRequest<'_> {
         self.query.scope(resource, fields, self.path.namespace.as_deref())
     }
 
-    /// A header as text.
+    /// A header as a string.
     pub(crate) fn header(&self, name: &HeaderName) -> Option<&str> {
         header(&self.parts, name)
     }
@@ -148,7 +149,7 @@ fn accepts_gzip(encodings: &str) -> bool {
     encodings.split(',').any(|encoding| encoding.split(';').next().is_some_and(|name| name.trim() == "gzip"))
 }
 
-/// With as little effort as a real apiserver makes.
+/// Compresses fast, as a real apiserver does.
 fn gzip(bytes: &[u8]) -> io::Result<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes)?;
@@ -159,7 +160,7 @@ fn header<'a>(parts: &'a Parts, name: &HeaderName) -> Option<&'a str> {
     parts.headers.get(name)?.to_str().ok()
 }
 
-/// What everybody may see, as `system:public-info-viewer` says.
+/// Whether a path is public, as for `system:public-info-viewer`.
 fn is_public(path: &str) -> bool {
     matches!(path, "/healthz" | "/livez" | "/readyz" | "/version")
 }
@@ -210,7 +211,7 @@ async fn fail(
     Ok(refuse(shared, &status))
 }
 
-/// As RBAC says it.
+/// The message is that of RBAC.
 fn forbidden(of: Option<(Verb, Resource)>, path: Option<&Path>) -> Status {
     let user = "system:serviceaccount:kube-system:sluice";
     let Some((verb, resource)) = of else {
@@ -248,7 +249,7 @@ pub(crate) fn refuse(shared: &Arc<Shared>, status: &Status) -> Response<Body> {
     response
 }
 
-/// A whole body, or one that is sent slowly if that is asked for.
+/// A whole body, or a slow one if bodies are throttled.
 fn respond(shared: &Arc<Shared>, code: StatusCode, media_type: &'static str, body: Bytes) -> Response<Body> {
     if shared.faults.throttle_now().is_none() {
         return response(code, media_type, Body::Whole(Some(body)));
@@ -269,7 +270,7 @@ fn response(code: StatusCode, media_type: &'static str, body: Body) -> Response<
     response
 }
 
-/// A body as JSON; an empty one is null.
+/// Parses a JSON body; an empty one is null.
 pub(crate) fn parse_json(bytes: &[u8]) -> Result<Value, Status> {
     if bytes.is_empty() {
         return Ok(Value::Null);

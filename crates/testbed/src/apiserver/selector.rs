@@ -1,4 +1,4 @@
-//! Label and field selectors: what a list or a watch is narrowed to.
+//! Label and field selectors of lists and watches.
 
 use serde_json::Value;
 
@@ -6,10 +6,10 @@ use super::object::{Object, text};
 use super::resource::Resource;
 use super::status::Status;
 
-/// The part of a resource that a request is about.
+/// The part of a resource that a request selects.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scope {
-    /// `None` is every namespace.
+    /// `None` means all namespaces.
     pub(crate) namespace: Option<String>,
     pub(crate) labels: LabelSelector,
     pub(crate) fields: FieldSelector,
@@ -22,7 +22,7 @@ impl Scope {
             && self.fields.matches(object.value())
     }
 
-    /// Selectors narrow the scope further than the namespace does.
+    /// Whether selectors restrict the scope further than the namespace does.
     pub(crate) fn is_selective(&self) -> bool {
         !self.labels.0.is_empty() || !self.fields.0.is_empty()
     }
@@ -48,7 +48,7 @@ enum Test {
 }
 
 impl LabelSelector {
-    /// Reads `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
+    /// Parses `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
     pub(crate) fn parse(text: &str) -> Result<Self, Status> {
         split_outside_parentheses(text)
             .filter(|part| !part.is_empty())
@@ -106,7 +106,7 @@ fn is_label_key(key: &str) -> bool {
     !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
 }
 
-/// The parts between commas, except for commas within parentheses.
+/// Splits at commas, except within parentheses.
 fn split_outside_parentheses(text: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_u32;
     text.split(move |c| {
@@ -132,7 +132,7 @@ struct FieldTest {
 }
 
 impl FieldSelector {
-    /// Reads `metadata.name=a,spec.clusterIP!=None`. Each resource knows only a few fields.
+    /// Parses `metadata.name=a,spec.clusterIP!=None`. Each resource supports only a few fields.
     pub(crate) fn parse(resource: Resource, fields: &[&str], text: &str) -> Result<Self, Status> {
         let mut tests = Vec::new();
         for part in text.split(',').filter(|part| !part.is_empty()) {
@@ -162,7 +162,7 @@ impl FieldSelector {
             let value = match object.pointer(&test.pointer) {
                 Some(Value::Bool(true)) => "true",
                 Some(Value::String(text)) => text,
-                // A field that is not set compares as its zero value.
+                // An unset field compares as its zero value.
                 _ if test.pointer == "/spec/unschedulable" => "false",
                 _ => "",
             };

@@ -1,4 +1,4 @@
-//! The server as tests hold it: where it is, what it holds, and its switches.
+//! The server as tests see it: its address, its objects, and its faults.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,14 +34,14 @@ pub struct Apiserver {
 #[derive(Debug)]
 enum State {
     Up(Running),
-    /// The port is kept.
+    /// Stopped, with its port still bound.
     Down(TcpSocket),
-    /// On the way from one to the other, or failed there.
+    /// While it starts or stops, or after that failed.
     Between,
 }
 
 impl Apiserver {
-    /// What it is to be like.
+    /// Its settings.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -50,9 +50,8 @@ impl Apiserver {
         Self { shared, tls, state: Mutex::new(State::Up(running)) }
     }
 
-    /// Another server of the same cluster, as in a control plane of several: the same objects,
-    /// certificates and credentials, on a free port of the same address. It has faults and counters
-    /// of its own.
+    /// Another server of the same cluster, as in a highly available control plane: the same objects,
+    /// certificates and credentials, on a free port of the same address. It has its own faults and counters.
     ///
     /// # Errors
     /// There is no free port.
@@ -64,7 +63,7 @@ impl Apiserver {
         Ok(Self::new(shared, self.tls.clone(), running))
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
@@ -75,7 +74,7 @@ impl Apiserver {
         format!("{scheme}://{}", self.shared.address)
     }
 
-    /// The certificate of the authority that clients are to trust now; empty without TLS.
+    /// The CA certificate that clients have to trust at the moment; empty without TLS.
     pub fn ca_pem(&self) -> String {
         self.shared
             .cluster
@@ -85,7 +84,7 @@ impl Apiserver {
             .unwrap_or_default()
     }
 
-    /// A certificate for a client, signed by the authority that the server trusts.
+    /// A client certificate, signed by a CA that the server trusts.
     ///
     /// # Errors
     /// The server has no TLS.
@@ -94,10 +93,10 @@ impl Apiserver {
         authority.issue_client("system:serviceaccount:kube-system:sluice", &["system:masters"], validity)
     }
 
-    /// A kubeconfig with all that a client needs now, as JSON, which is YAML too.
+    /// A kubeconfig with everything that a client needs at the moment, as JSON, which is valid YAML.
     ///
     /// # Errors
-    /// No certificate could be made for it.
+    /// No client certificate could be created.
     pub fn kubeconfig(&self) -> Result<String> {
         let mut cluster = json!({ "server": self.url() });
         if self.tls.is_some() {
@@ -114,7 +113,7 @@ impl Apiserver {
                 user["client-certificate-data"] = BASE64_STANDARD.encode(identity.certificate_pem).into();
                 user["client-key-data"] = BASE64_STANDARD.encode(identity.key_pem).into();
             }
-            // Without anything, kubectl asks for a user name on its standard input.
+            // Without credentials, kubectl asks for a user name on its standard input.
             None => user["token"] = "not-needed".into(),
         }
         let context = json!({ "cluster": "testbed", "user": "testbed", "namespace": "default" });
@@ -134,20 +133,20 @@ impl Apiserver {
         self.shared.registry().store.revision()
     }
 
-    /// Creates an object as a request would: defaults, validation, allocation. `apiVersion` and
-    /// `kind` may be left out; so may the namespace, which is `default` then.
+    /// Creates an object like a request: defaults, validation, allocation. `apiVersion` and `kind` may be
+    /// left out. The namespace is `default` if it is left out.
     ///
     /// # Errors
-    /// What a request would be told.
+    /// Those of a request.
     pub fn create(&self, resource: Resource, object: Value) -> Result<Value, Status> {
         let created = self.shared.write(|registry| registry.create(resource, None, object))?;
         Ok(created.full_value())
     }
 
-    /// Replaces an object. With a resource version in its metadata, only if it is still the latest.
+    /// Replaces an object. If its metadata has a resource version, that must be the latest.
     ///
     /// # Errors
-    /// What a request would be told.
+    /// Those of a request.
     pub fn update(&self, resource: Resource, object: Value) -> Result<Value, Status> {
         self.write_part(resource, Part::Main, object)
     }
@@ -155,7 +154,7 @@ impl Apiserver {
     /// Replaces the status of an object.
     ///
     /// # Errors
-    /// What a request would be told.
+    /// Those of a request.
     pub fn update_status(&self, resource: Resource, object: Value) -> Result<Value, Status> {
         self.write_part(resource, Part::Status, object)
     }
@@ -169,25 +168,25 @@ impl Apiserver {
     /// Deletes an object; one with finalizers is only marked.
     ///
     /// # Errors
-    /// There is none.
+    /// It does not exist.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<(), Status> {
         let key = key(resource, namespace, name);
         self.shared.write(|registry| registry.delete(resource, &key, &Preconditions::default())).map(drop)
     }
 
-    /// An object as it is now.
+    /// The current state of an object.
     pub fn get(&self, resource: Resource, namespace: &str, name: &str) -> Option<Value> {
         let key = key(resource, namespace, name);
         self.shared.registry().store.get(resource, &key).map(|object| object.full_value())
     }
 
-    /// All objects of a resource, in the order of namespace and name.
+    /// All objects of a resource, sorted by namespace and name.
     pub fn list(&self, resource: Resource) -> Vec<Value> {
         self.shared.registry().store.all(resource).map(|object| object.full_value()).collect()
     }
 
-    /// Stores objects as they are, new or in place of others: no defaults, no validation, only
-    /// metadata that they have not. Fast, and the way for objects that no apiserver would take.
+    /// Stores objects as they are, replacing existing ones: no defaults, no validation, only the missing
+    /// metadata. Fast, and a way to store objects that an apiserver would refuse.
     pub fn load(&self, objects: impl IntoIterator<Item = (Resource, Value)>) {
         self.shared.write(|registry| {
             for (resource, object) in objects {
@@ -196,41 +195,41 @@ impl Apiserver {
         });
     }
 
-    /// Forgets all history. Every revision handed out so far is too old then: the next watch or
-    /// continued list from one gets 410, and only a new list shows what was deleted meanwhile.
-    /// Open watches that are up to date go on.
+    /// Forgets all history. All earlier revisions are then too old: the next watch or continued list from one
+    /// gets 410, and only a new list shows what was deleted meanwhile. Open watches that are up to date
+    /// continue.
     pub fn compact(&self) {
         self.shared.write(|registry| registry.store.compact());
     }
 
-    /// Sends a bookmark on every watch that wants bookmarks, now, also where nothing has changed.
+    /// Sends a bookmark now on every watch that requests bookmarks, even if nothing has changed.
     pub fn send_bookmarks(&self) {
         self.shared.faults.order_bookmarks();
     }
 
-    /// Holds changes to a resource back from watches, from now until [`Faults::release`]: changes
-    /// to other resources overtake them. Lists show them.
+    /// Withholds changes to a resource from watches, from now until [`Faults::release`], so that changes to
+    /// other resources overtake them. Lists show them.
     pub fn hold(&self, resource: Resource) {
         let revision = self.resource_version();
         self.shared.faults.hold_after(resource, revision);
     }
 
-    /// The switches for faults.
+    /// The faults.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
     }
 
-    /// Numbers, and a way to wait for them: `counters().wait_for(|counters| …)`.
+    /// The counters, with a way to wait for them: `counters().wait_for(|counters| …)`.
     pub fn counters(&self) -> watch::Receiver<Counters> {
         self.shared.counters.subscribe()
     }
 
-    /// The only tokens that are accepted from now on, of a server that asks for tokens.
+    /// Replaces the accepted tokens of a server that requires tokens.
     pub fn replace_tokens(&self, tokens: &[&str]) {
         self.shared.cluster.authentication.replace_tokens(tokens);
     }
 
-    /// Serves a new certificate of the same authority to new connections.
+    /// Serves a new certificate of the same CA to new connections.
     ///
     /// # Errors
     /// The server has no TLS.
@@ -238,7 +237,7 @@ impl Apiserver {
         self.certificates()?.replace(validity)
     }
 
-    /// Serves a certificate of a new authority to new connections.
+    /// Serves a certificate of a new CA to new connections.
     ///
     /// # Errors
     /// The server has no TLS.
@@ -246,13 +245,13 @@ impl Apiserver {
         self.certificates()?.replace_authority()
     }
 
-    /// Closes every connection, and goes on listening.
+    /// Closes every connection, and continues to listen.
     pub fn drop_connections(&self) {
         self.shared.connection_drops.send_modify(|()| {});
     }
 
-    /// Takes no new requests on any connection that there is: HTTP/2's GOAWAY, as apiservers send it to spread clients and before
-    /// they stop. Open watches go on there.
+    /// Accepts no new requests on existing connections: HTTP/2's GOAWAY, which apiservers send to spread
+    /// clients and before they stop. Open watches on them continue.
     pub fn end_connections(&self) {
         self.shared.connection_ends.send_modify(|()| {});
     }
@@ -275,7 +274,7 @@ impl Apiserver {
         Ok(())
     }
 
-    /// Listens again where it did, with all that it held. Does nothing if it was not stopped.
+    /// Listens again on the same port, with the same objects. Does nothing if it was not stopped.
     ///
     /// # Errors
     /// Another process has taken the port.

@@ -1,6 +1,6 @@
-//! What an apiserver does to a Service before it is stored: defaults, addresses and node ports,
-//! validation. The rules are those of `pkg/registry/core/service` and `pkg/apis/core/validation`,
-//! as far as they show in what a proxy sees.
+//! The steps of an apiserver before it stores a Service: defaults, addresses and node ports, validation. The
+//! rules are those of `pkg/registry/core/service` and `pkg/apis/core/validation`, as far as a proxy can see
+//! their effects.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -13,16 +13,16 @@ use super::object::{list, object_mut, text, texts};
 use super::status::Cause;
 use super::validation::is_dns_1123_label;
 
-/// Where addresses and ports come from.
+/// The pools of addresses and ports.
 pub(crate) struct Pools<'a> {
     pub(crate) ranges: Vec<IpNet>,
     pub(crate) allocator: &'a Allocator,
 }
 
-/// Makes `service` what is stored in place of `old`, or as a new object.
+/// Prepares `service` to be stored in place of `old`, or as a new object.
 ///
 /// # Errors
-/// The fields that are not valid.
+/// The invalid fields.
 pub(crate) fn admit(service: &mut Value, old: Option<&Value>, pools: &Pools<'_>) -> Result<(), Vec<Cause>> {
     if let Some(old) = old {
         keep_allocated(service, old);
@@ -36,7 +36,7 @@ pub(crate) fn admit(service: &mut Value, old: Option<&Value>, pools: &Pools<'_>)
     allocate_node_ports(service, old, pools)
 }
 
-/// The type has addresses of its own.
+/// Whether the type has addresses of its own.
 fn has_addresses(service: &Value) -> bool {
     text(service, "/spec/type") != "ExternalName"
 }
@@ -45,7 +45,7 @@ fn is_headless(service: &Value) -> bool {
     text(service, "/spec/clusterIP") == "None"
 }
 
-/// A replacement that leaves out what the server has chosen means to keep it.
+/// Keeps values that the server has allocated if the replacement leaves them out.
 fn keep_allocated(service: &mut Value, old: &Value) {
     let both = |service: &Value, test: fn(&Value) -> bool| test(service) && test(old);
     if both(service, has_addresses) && text(service, "/spec/clusterIP").is_empty() {
@@ -171,7 +171,7 @@ fn validate_ports(service: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-/// Gives the Service the addresses that it has not, and checks those that it names.
+/// Allocates missing addresses, and checks those that are given.
 fn allocate_addresses(service: &mut Value, old: Option<&Value>, pools: &Pools<'_>) -> Result<(), Vec<Cause>> {
     if !has_addresses(service) {
         let spec = spec_mut(service);
@@ -223,7 +223,7 @@ fn allocate_addresses(service: &mut Value, old: Option<&Value>, pools: &Pools<'_
     set_addresses(service, addresses, &pools.ranges)
 }
 
-/// `clusterIPs`, or `clusterIP` where that is all there is.
+/// `clusterIPs`, or `clusterIP` if there is no list.
 fn named_addresses(service: &Value) -> Vec<String> {
     let mut addresses: Vec<_> = texts(service, "/spec/clusterIPs").into_iter().map(str::to_owned).collect();
     let first = text(service, "/spec/clusterIP");
@@ -272,7 +272,7 @@ fn family(address: &str) -> &'static str {
     if address.contains(':') { "IPv6" } else { "IPv4" }
 }
 
-/// The type has node ports.
+/// Whether the type has node ports.
 fn has_node_ports(service: &Value) -> bool {
     match text(service, "/spec/type") {
         "NodePort" => true,
@@ -337,7 +337,7 @@ fn allocate_node_ports(
             spec_mut(service).insert("healthCheckNodePort".to_owned(), port.into());
         }
     } else if health != 0 && health == old_health {
-        // A port that the server gave is taken back with the type that needed it.
+        // A port that the server has allocated is removed with the type that needed it.
         spec_mut(service).remove("healthCheckNodePort");
     }
     let wanted = has_node_ports(service);
@@ -365,7 +365,7 @@ fn ports_mut(service: &mut Value) -> &mut [Value] {
         .unwrap_or_default()
 }
 
-/// A port number; 0 for none, and for what is none.
+/// A port number; 0 if there is none, or if it is invalid.
 fn number(value: &Value) -> u16 {
     value.as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or_default()
 }
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(service["spec"]["healthCheckNodePort"], 30000);
         assert_eq!(service["spec"]["ports"][0]["nodePort"], 30001);
         assert_eq!(service["spec"]["ports"][1]["nodePort"], 30002);
-        // Left out means kept.
+        // A value that is left out is kept.
         let spec = json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": ports });
         let service = server.admit(spec, Some(&service)).unwrap();
         assert_eq!(service["spec"]["healthCheckNodePort"], 30000);

@@ -1,29 +1,29 @@
-//! The one error of the API: a `v1` Status.
+//! The error type of the API: a `v1` Status.
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::resource::Resource;
 
-/// Why a request failed, as the API says it.
+/// Why a request failed, in the form of the API.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{code} {reason}: {message}")]
 pub struct Status {
     /// The HTTP status code.
     pub code: u16,
-    /// The reason in CamelCase that clients compare with.
+    /// The reason in CamelCase, which clients check.
     pub reason: &'static str,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// What failed and which fields are to blame; null when there is nothing to say.
+    /// What failed, and the invalid fields; null if there are no details.
     pub details: Value,
     /// Seconds after which a client may try again.
     pub retry_after: Option<u32>,
-    /// Where a list that cannot be continued as it was may go on.
+    /// The token with which a list can go on that cannot be continued consistently.
     pub(crate) continue_token: Option<String>,
 }
 
-/// A field that is to blame for a 422.
+/// An invalid field, the cause of a 422.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) reason: &'static str,
@@ -94,7 +94,7 @@ impl Status {
         Self::new(401, "Unauthorized", "Unauthorized")
     }
 
-    /// Nothing is served under this path.
+    /// Nothing exists at this path.
     pub(crate) fn no_such_path() -> Self {
         Self::new(404, "NotFound", "the server could not find the requested resource")
     }
@@ -123,7 +123,7 @@ impl Status {
         Self::new(409, "Conflict", message).about(resource, name)
     }
 
-    /// The namespace is being deleted: nothing can be created in it any more.
+    /// The namespace is being deleted, so nothing can be created in it.
     pub(crate) fn namespace_terminating(resource: Resource, name: &str, namespace: &str) -> Self {
         let message = format!(
             "{} {name:?} is forbidden: unable to create new content in namespace {namespace} because it is being \
@@ -139,7 +139,7 @@ impl Status {
         status
     }
 
-    /// The history does not reach back to that resource version any more.
+    /// The history does not reach back to the requested resource version.
     pub(crate) fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
     }
@@ -155,7 +155,7 @@ impl Status {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
-    /// The object, or the options of the request, are not valid.
+    /// The object, or the options of the request, are invalid.
     pub(crate) fn invalid(kind: &str, group: &str, name: &str, causes: &[Cause]) -> Self {
         let told: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
         let told = match &told[..] {
@@ -172,7 +172,7 @@ impl Status {
         status
     }
 
-    /// A client is ahead of the server.
+    /// The requested revision is later than the server's.
     pub(crate) fn too_large_resource_version(wanted: u64, current: u64) -> Self {
         let message = format!("Timeout: Too large resource version: {wanted}, current: {current}");
         let mut status = Self::new(504, "Timeout", message);
@@ -183,7 +183,7 @@ impl Status {
         status
     }
 
-    /// The object that goes over the wire.
+    /// The JSON form of the object.
     pub(crate) fn to_json(&self) -> Value {
         let mut status = json!({
             "kind": "Status",
@@ -210,7 +210,7 @@ impl Status {
     }
 }
 
-/// The Status that answers a successful delete.
+/// The Status for a successful delete.
 pub(crate) fn deleted(resource: Resource, name: &str, uid: &str) -> Value {
     let info = resource.info();
     json!({

@@ -1,7 +1,7 @@
-//! All objects, and the changes that led to them: reads as of a revision, and what a watch follows.
+//! All objects and their recent changes: for reads at a revision, and for watches.
 //!
-//! One counter numbers every write to any resource. The history is bounded: reads and watches that
-//! reach back further are refused with 410.
+//! One counter numbers all writes to all resources. The history is bounded: reads and watches from before it
+//! are refused with 410.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
@@ -14,18 +14,18 @@ use super::resource::Resource;
 use super::selector::Scope;
 use super::status::Status;
 
-/// Objects of all resources.
+/// The objects of all resources.
 #[derive(Debug)]
 pub(crate) struct Store {
     revision: u64,
-    /// Reads and watches of earlier revisions are refused.
+    /// Reads and watches from earlier revisions are refused.
     compacted: u64,
-    /// The latest change that the history does not hold any more.
+    /// The latest change that is no longer in the history.
     forgotten: u64,
     window: usize,
     objects: HashMap<Resource, BTreeMap<Key, Arc<Object>>>,
     history: VecDeque<Arc<Change>>,
-    /// The revision of the latest write to each.
+    /// The revision of the latest write to each resource.
     written: HashMap<Resource, u64>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) kind: ChangeKind,
-    /// The object after the write; what it was last, if it is gone.
+    /// The object after the write, or its last state if it was deleted.
     pub(crate) object: Arc<Object>,
     pub(crate) before: Option<Arc<Object>>,
 }
@@ -55,14 +55,14 @@ pub(crate) enum ChangeKind {
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) items: Vec<Arc<Object>>,
-    /// The last object looked at, if there are more after it.
+    /// The last object examined, if there are more after it.
     pub(crate) last: Option<Key>,
-    /// How many objects there are after it, matching or not.
+    /// The number of objects after it, matching or not.
     pub(crate) remaining: usize,
 }
 
 impl Store {
-    /// `window` is how many changes the history holds.
+    /// An empty store, whose history holds `window` changes.
     pub(crate) fn new(window: usize) -> Self {
         Self {
             revision: 1,
@@ -104,7 +104,7 @@ impl Store {
         object
     }
 
-    /// Removes an object and returns what it was.
+    /// Removes an object, and returns its last state.
     pub(crate) fn remove(&mut self, resource: Resource, key: &Key) -> Option<Arc<Object>> {
         let before = self.objects.get_mut(&resource)?.remove(key)?;
         self.revision += 1;
@@ -124,13 +124,13 @@ impl Store {
         }
     }
 
-    /// Forgets all history, and makes every revision handed out so far too old.
+    /// Forgets all history, so that all earlier revisions are too old.
     pub(crate) fn compact(&mut self) {
         if let Some(last) = self.history.back() {
             self.forgotten = last.revision();
         }
         self.history.clear();
-        // As if a resource that nobody here looks at had been written just before the compaction.
+        // As if an unrelated resource had been written just before the compaction.
         self.revision += 1;
         self.compacted = self.revision;
     }
@@ -147,7 +147,7 @@ impl Store {
     /// The changes to a resource after one revision and up to another, oldest first, at most `limit`.
     ///
     /// # Errors
-    /// 410 when some of them are forgotten.
+    /// 410 if some of them are forgotten.
     pub(crate) fn changes(
         &self,
         resource: Resource,
@@ -165,7 +165,7 @@ impl Store {
         Ok(changes.take(limit).map(Arc::clone).collect())
     }
 
-    /// At most `limit` matching objects after the key `after`, all as of one revision.
+    /// At most `limit` matching objects after the key `after`, all at one revision.
     pub(crate) fn page(
         &self,
         resource: Resource,
@@ -196,7 +196,7 @@ impl Store {
         collect(then.into_iter(), scope, limit)
     }
 
-    /// What objects were at a revision, those that have changed since then.
+    /// The state at a revision of the objects that have changed since then.
     fn as_of(&self, resource: Resource, revision: u64) -> BTreeMap<Key, Option<Arc<Object>>> {
         let later = self.history.iter().rev().take_while(|change| change.revision() > revision);
         later

@@ -1,4 +1,4 @@
-//! Tables: what `kubectl get` prints. The columns are those of a real apiserver.
+//! Tables, which `kubectl get` prints. The columns are those of a real apiserver.
 
 use std::net::IpAddr;
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::object::{Object, list, text, texts};
 use super::resource::Resource;
 
-/// How many endpoints a cell names.
+/// The maximum number of endpoints in a cell.
 const ENDPOINTS_SHOWN: usize = 3;
 
-/// What a row carries besides its cells.
+/// What a row contains besides its cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Include {
     /// The metadata: the default.
@@ -33,7 +33,7 @@ impl Include {
     }
 }
 
-/// A Table of objects of one resource. `now` is what ages are counted to.
+/// A Table of objects of one resource. `now` is the time for ages.
 pub(crate) fn table<'a>(
     resource: Resource,
     objects: impl IntoIterator<Item = &'a Object>,
@@ -66,7 +66,7 @@ fn row_object(object: &Object, include: Include) -> Value {
     }
 }
 
-/// Column names; those after `None` are printed with `-o wide` only.
+/// Column names, and those that are printed only with `-o wide`.
 fn columns(resource: Resource) -> Value {
     let (always, wide): (&[&str], &[&str]) = match resource {
         Resource::Services => {

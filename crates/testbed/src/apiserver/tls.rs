@@ -1,5 +1,5 @@
-//! Certificates: an authority of its own for each server, certificates that can be replaced while
-//! it runs, and what `rustls` needs to serve them.
+//! Certificates: each server has its own CAs, and its certificate can be replaced while it runs. Configures
+//! `rustls`.
 
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,12 +17,12 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, We
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 
-/// Whether a certificate is good today.
+/// Whether a certificate is currently valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
-    /// For many years.
+    /// It is valid for many years.
     Valid,
-    /// It was, long ago.
+    /// It expired long ago.
     Expired,
 }
 
@@ -44,10 +44,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates a CA.
     ///
     /// # Errors
-    /// The system has no randomness to make a key of.
+    /// The system has no randomness for a key.
     pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -64,10 +64,10 @@ impl Authority {
         &self.pem
     }
 
-    /// A certificate for a client: the user and its groups.
+    /// Issues a client certificate for a user with these groups.
     ///
     /// # Errors
-    /// The system has no randomness to make a key of.
+    /// The system has no randomness for a key.
     pub fn issue_client(&self, user: &str, groups: &[&str], validity: Validity) -> Result<Identity> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
@@ -111,7 +111,7 @@ impl Authority {
 #[derive(Debug)]
 pub(crate) struct Certificates {
     names: Vec<String>,
-    /// Signs client certificates; a real cluster has one for each side, too.
+    /// The CA that signs client certificates. As in a real cluster, it is another one than for servers.
     pub(crate) client_authority: Authority,
     clients: Arc<dyn ClientCertVerifier>,
     serving: RwLock<Serving>,
@@ -145,19 +145,19 @@ impl Certificates {
         Ok(Self { names, client_authority, clients, serving: RwLock::new(Serving { authority, key }) })
     }
 
-    /// The authority that clients are to trust now.
+    /// The CA that clients have to trust at the moment.
     pub(crate) fn ca_pem(&self) -> String {
         self.serving.read().unwrap_or_else(PoisonError::into_inner).authority.pem.clone()
     }
 
-    /// Serves a new certificate of the same authority from now on.
+    /// Replaces the certificate by a new one of the same CA.
     pub(crate) fn replace(&self, validity: Validity) -> Result<()> {
         let mut serving = self.serving.write().unwrap_or_else(PoisonError::into_inner);
         serving.key = serving.authority.issue_server(&self.names, validity)?;
         Ok(())
     }
 
-    /// Serves a certificate of a new authority from now on.
+    /// Replaces the certificate by one of a new CA.
     pub(crate) fn replace_authority(&self) -> Result<()> {
         let authority = Authority::new("kubernetes")?;
         let key = authority.issue_server(&self.names, Validity::Valid)?;
@@ -165,13 +165,13 @@ impl Certificates {
         Ok(())
     }
 
-    /// A client has shown a certificate that is good now.
+    /// Whether a client certificate is currently valid.
     pub(crate) fn accepts(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((leaf, rest)) = chain.split_first() else { return false };
         self.clients.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
     }
 
-    /// What the TLS side of the server is made of.
+    /// The configuration of `rustls`.
     pub(crate) fn server_config(self: &Arc<Self>, http2: bool) -> Result<ServerConfig> {
         let provider = Arc::new(ring::default_provider());
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -184,14 +184,14 @@ impl Certificates {
             .with_cert_resolver(Arc::new(Current(Arc::clone(self))));
         config.alpn_protocols = if http2 { vec![b"h2".to_vec()] } else { Vec::new() };
         config.alpn_protocols.push(b"http/1.1".to_vec());
-        // Every connection is a full handshake, so that a replaced certificate is seen at once.
+        // No session resumption, so that a replaced certificate is seen at once.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
     }
 }
 
-/// Serves the certificate of the moment.
+/// Serves the current certificate.
 #[derive(Debug)]
 struct Current(Arc<Certificates>);
 
@@ -202,8 +202,8 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// Asks for a client certificate and takes any, as an apiserver does: whether it is a good one is a
-/// question of authentication, answered with 401 and not within TLS.
+/// Requests a client certificate and accepts any, as an apiserver does: an invalid one is an authentication
+/// failure, answered with 401 and not in TLS.
 #[derive(Debug)]
 struct AskOnly {
     provider: Arc<CryptoProvider>,

@@ -1,4 +1,4 @@
-//! Names, metadata and EndpointSlices: what an apiserver refuses.
+//! Validates names, metadata and EndpointSlices like an apiserver.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::object::{list, text, texts};
 use super::resource::Resource;
 use super::status::Cause;
 
-/// An EndpointSlice holds at most so many endpoints.
+/// The maximum number of endpoints in an EndpointSlice.
 const MAX_ENDPOINTS: usize = 1000;
 
 /// `[a-z0-9]([-a-z0-9]*[a-z0-9])?`, at most 63 characters.
@@ -20,12 +20,12 @@ pub(crate) fn is_dns_1123_label(name: &str) -> bool {
         && name.chars().all(|c| inner(c) || c == '-')
 }
 
-/// Labels between dots, at most 253 characters in all.
+/// Labels separated by dots, at most 253 characters in total.
 fn is_dns_1123_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_dns_1123_label)
 }
 
-/// What is wrong with the metadata.
+/// The errors in the metadata.
 pub(crate) fn metadata(resource: Resource, value: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     let name = text(value, "/metadata/name");
@@ -54,7 +54,7 @@ pub(crate) fn metadata(resource: Resource, value: &Value) -> Vec<Cause> {
     causes
 }
 
-/// What is wrong with an Event of events.k8s.io/v1, or with making `old` into it (`ValidateEventCreate` and
+/// The errors in an Event of events.k8s.io/v1, or in a change of `old` to it (`ValidateEventCreate` and
 /// `ValidateEventUpdate`).
 pub(crate) fn event(event: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
@@ -111,7 +111,7 @@ pub(crate) fn event(event: &Value, old: Option<&Value>) -> Vec<Cause> {
     causes
 }
 
-/// What is wrong with an EndpointSlice, or with making `old` into it.
+/// The errors in an EndpointSlice, or in a change of `old` to it.
 pub(crate) fn endpoint_slice(slice: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
     let families = ["FQDN", "IPv4", "IPv6"];

@@ -1,8 +1,7 @@
-//! A watch: follows the changes to a part of a resource and writes them as events.
+//! A watch: follows the changes to a part of a resource and sends them as events.
 //!
-//! Each watch pulls from the history at its own pace and remembers only how far it has come, so a
-//! client that does not read costs nothing; if it falls behind the history it gets 410. Runs as a
-//! task of its own.
+//! Each watch pulls from the history at its own pace and remembers only its position, so a client that does
+//! not read costs nothing. If it falls behind the history, it gets 410. Runs as a task of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +24,9 @@ use super::status::Status;
 use super::store::{Change, ChangeKind};
 use super::table::{Include, table};
 
-/// Changes looked at before they are sent.
+/// The number of changes examined before they are sent.
 const BATCH: usize = 256;
-/// Events are sent together up to this size.
+/// The size up to which events are sent together.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A watch that is being served.
@@ -39,24 +38,24 @@ pub(crate) struct Watch {
     include: Include,
     bookmarks: bool,
     timeout: Duration,
-    /// All changes up to this revision have been looked at.
+    /// All changes up to this revision were examined.
     cursor: u64,
     backlog: Vec<Arc<Object>>,
     /// A bookmark is due after the backlog.
     initial_bookmark: bool,
-    /// The regular bookmark is due as soon as there is nothing else to send.
+    /// The periodic bookmark is due as soon as there is nothing else to send.
     bookmark_due: bool,
-    /// A 410 is all there is to say.
+    /// Nothing but this 410 is sent.
     expired: Option<Status>,
     orders: Orders,
     columns_sent: bool,
     _open: OpenWatch,
 }
 
-/// What a watch does next.
+/// The next step of a watch.
 enum Step {
     Send(Vec<Bytes>),
-    /// Says this, and ends.
+    /// Sends this, and ends.
     Fail(Status),
     Cut,
     End,
@@ -64,7 +63,7 @@ enum Step {
 }
 
 impl Watch {
-    /// Starts at what `query` says. The objects are looked at now, sent later.
+    /// Starts as `query` says. Existing objects are selected now, and sent later.
     pub(crate) fn start(
         shared: &Arc<Shared>,
         resource: Resource,
@@ -107,12 +106,12 @@ impl Watch {
         }
     }
 
-    /// Why this watch cannot be, if it cannot.
+    /// Why the watch is refused, if it is.
     pub(crate) fn expired(&self) -> Option<&Status> {
         self.expired.as_ref()
     }
 
-    /// Serves it until it ends, one way or another.
+    /// Serves the watch until it ends.
     pub(crate) async fn serve(mut self, pipe: Pipe) {
         let mut ticks = self.shared.faults.ticks();
         let end = Instant::now() + self.timeout;
@@ -185,7 +184,7 @@ impl Watch {
         }
     }
 
-    /// The next changes that may be seen, and the cursor after them.
+    /// The next visible changes, and the position after them.
     fn next_changes(&mut self, faults: &WatchFaults) -> Result<Vec<Arc<Change>>, Status> {
         let registry = self.shared.registry();
         let store = &registry.store;
@@ -200,7 +199,7 @@ impl Watch {
         Ok(changes)
     }
 
-    /// What a change is to this watch: an object that starts or stops to match comes or goes.
+    /// The event of a change for this watch: an object that starts or stops matching is added or deleted.
     fn event_of(&mut self, change: &Change) -> Option<Bytes> {
         let matches = change.kind != ChangeKind::Deleted && self.scope.matches(&change.object);
         let before = change.before.as_ref().filter(|before| self.scope.matches(before));
@@ -211,7 +210,7 @@ impl Watch {
             (Some(_), false) if change.kind == ChangeKind::Deleted => {
                 Some(self.event("DELETED", &change.object))
             }
-            // The last state that matched, as of the change.
+            // The last matching state, at the revision of the change.
             (Some(before), false) => Some(self.event("DELETED", &before.at(change.revision()))),
         }
     }
@@ -231,7 +230,7 @@ impl Watch {
         event.into()
     }
 
-    /// A watch whose time is over says how far it has come.
+    /// The bookmark that a watch sends at its timeout.
     fn last_bookmark(&self) -> Option<Bytes> {
         let silent = self.shared.faults.for_watch(self.resource).silent;
         let sound = self.backlog.is_empty() && self.expired.is_none() && !silent;
@@ -253,7 +252,7 @@ impl Watch {
         Bytes::from(format!("{{\"type\":\"BOOKMARK\",\"object\":{object},\"metadata\":{metadata}}}}}\n"))
     }
 
-    /// Sends events, several at once where that is possible.
+    /// Sends events, several at once if possible.
     async fn send(&self, pipe: &Pipe, events: Vec<Bytes>) -> Result<(), Closed> {
         let faults = &self.shared.faults;
         let mut chunk = Vec::new();
@@ -272,7 +271,7 @@ impl Watch {
         self.send_chunk(pipe, chunk.into()).await
     }
 
-    /// A cut does not wait until a slow client has read everything.
+    /// Sends a chunk. A cut does not wait until a slow client has read everything.
     async fn send_chunk(&self, pipe: &Pipe, chunk: Bytes) -> Result<(), Closed> {
         tokio::select! {
             sent = pipe.send(chunk) => sent,

@@ -12,7 +12,7 @@ use super::router::{ApiRequest, parse_json};
 use super::status::{Status, deleted};
 use super::store::Page;
 
-/// A new object.
+/// Serves a create.
 pub(crate) fn create(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let mut value = object(request, body)?;
     let resource = request.path.resource;
@@ -25,7 +25,7 @@ pub(crate) fn create(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<B
     answer_object(request, StatusCode::CREATED, &object)
 }
 
-/// An object, or its status, anew.
+/// Serves an update of an object or its status.
 pub(crate) fn update(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let value = object(request, body)?;
     let (resource, key) = (request.path.resource, key_of(request));
@@ -33,7 +33,7 @@ pub(crate) fn update(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<B
     answer_object(request, StatusCode::OK, &object)
 }
 
-/// A part of an object anew.
+/// Serves a patch.
 pub(crate) fn patch(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let kind = PatchKind::from_media_type(request.media_type())
         .ok_or_else(|| Status::unsupported_media_type(PatchKind::MEDIA_TYPES))?;
@@ -47,7 +47,7 @@ pub(crate) fn patch(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Bo
     answer_object(request, StatusCode::OK, &object)
 }
 
-/// An object away.
+/// Serves a delete.
 pub(crate) fn delete(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let preconditions = preconditions(body)?;
     let (resource, key) = (request.path.resource, key_of(request));
@@ -60,7 +60,7 @@ pub(crate) fn delete(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<B
     }
 }
 
-/// All objects that match away.
+/// Serves a delete of all matching objects.
 pub(crate) fn delete_collection(request: &ApiRequest<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let preconditions = preconditions(body)?;
     let resource = request.path.resource;
@@ -88,7 +88,7 @@ fn object(request: &ApiRequest<'_>, body: &[u8]) -> Result<Value, Status> {
     parse_json(body)
 }
 
-/// The DeleteOptions of the body. How dependents are treated makes no difference here.
+/// The preconditions in the DeleteOptions. The other options have no effect here.
 fn preconditions(body: &[u8]) -> Result<Preconditions, Status> {
     let options = parse_json(body)?;
     if options["dryRun"].as_array().is_some_and(|stages| !stages.is_empty()) {

@@ -1,4 +1,4 @@
-//! A bpffs for a thread and what it starts, where programs and maps are pinned that nobody else is to meet.
+//! A private bpffs for a thread and the processes that it starts, where programs and maps can be pinned.
 
 use std::fs;
 use std::io;
@@ -10,8 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::LabError;
 
-/// A bpffs in a mount namespace that the thread which made it is in, and all that it starts from then on. What is pinned
-/// is gone with it.
+/// A bpffs in a mount namespace of the thread that created it and of all processes that it starts from then
+/// on. Pins are gone with it.
 #[derive(Debug)]
 pub struct Bpffs {
     path: PathBuf,
@@ -19,7 +19,7 @@ pub struct Bpffs {
 }
 
 impl Bpffs {
-    /// Moves the calling thread to a mount namespace of its own, and mounts one there.
+    /// Moves the calling thread to a mount namespace of its own, and mounts a bpffs there.
     ///
     /// # Errors
     /// It takes root.
@@ -44,12 +44,13 @@ impl Bpffs {
         Ok(bpffs)
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The same command, as a process that sees it: processes of a [`Host`](super::Host) are not started by the calling thread.
+    /// Wraps a command so that its process sees the bpffs: processes of a [`Host`](super::Host) are not
+    /// started by the calling thread.
     #[must_use]
     pub fn seen_by(&self, command: &Command) -> Command {
         let mut seen = Command::new("nsenter");

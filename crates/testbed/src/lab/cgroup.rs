@@ -1,5 +1,5 @@
-//! A cgroup for a thread and what it starts: BPF programs that are attached there see their sockets, and nobody
-//! else's.
+//! A cgroup for a thread and the processes that it starts: BPF programs that are attached to it see only
+//! their sockets.
 
 use std::fs;
 use std::io;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::{LabError, PATIENCE};
 
-/// What names begin with; the process's number and a count follow.
+/// The beginning of names; the process id and a counter follow.
 const PREFIX: &str = "sluice-lab-";
 
-/// A cgroup below that of this process, with the thread that made it in it, and all threads and processes that it
-/// starts from then on. Sockets belong to the cgroup of the thread that made them, for good.
+/// A cgroup below that of this process. It contains the thread that created it, and all threads and processes
+/// that this one starts from then on. A socket always belongs to the cgroup of the thread that created it.
 ///
-/// It is dropped on the thread that made it, which goes back to where it was, after the threads that it has started
-/// have ended.
+/// It must be dropped on the thread that created it, after the threads that this one has started have ended.
+/// The thread returns to its earlier cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
     parent: PathBuf,
@@ -24,10 +24,10 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes one and moves the calling thread there.
+    /// Creates a cgroup and moves the calling thread there.
     ///
     /// # Errors
-    /// cgroup2 is not mounted, or may not be written.
+    /// cgroup2 is not mounted, or not writable.
     pub fn enter() -> Result<Self, LabError> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let parent = own().map_err(LabError::io("finding this process's cgroup"))?;
@@ -36,25 +36,25 @@ impl Cgroup {
         let path = parent.join(format!("{PREFIX}{}-{count}", std::process::id()));
         fs::create_dir(&path).map_err(LabError::io(&format!("making {}", path.display())))?;
         let cgroup = Self { parent, path };
-        // One that may have threads of a process whose others are elsewhere.
+        // A threaded cgroup: it may contain some threads of a process whose other threads are elsewhere.
         fs::write(cgroup.path.join("cgroup.type"), "threaded")
             .and_then(|()| move_thread(&cgroup.path))
             .map_err(LabError::io(&format!("moving a thread to {}", cgroup.path.display())))?;
         Ok(cgroup)
     }
 
-    /// Moves the thread that made it back to where it was. What it has started stays.
+    /// Moves the thread that created it back to its earlier cgroup. What the thread has started stays.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     pub fn leave(&self) -> Result<(), LabError> {
         move_thread(&self.parent).map_err(LabError::io("leaving a cgroup"))
     }
 
-    /// Moves the thread that made it there again.
+    /// Moves the thread that created it there again.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Those of the kernel.
     pub fn join(&self) -> Result<(), LabError> {
         move_thread(&self.path).map_err(LabError::io("joining a cgroup"))
     }
@@ -67,7 +67,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Threads that were waited for are still there for a moment.
+        // Threads that were joined still exist for a moment.
         let deadline = Instant::now() + PATIENCE;
         let _ = move_thread(&self.parent);
         while fs::remove_dir(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
@@ -78,14 +78,14 @@ impl Drop for Cgroup {
     }
 }
 
-/// Moves the calling thread to the cgroup of its process, if it has been started in one of these. Where there are none
-/// there is nothing to leave.
+/// Moves the calling thread to the cgroup of its process, if it was started in a lab's cgroup. Without
+/// cgroups there is nothing to do.
 pub(super) fn leave_all() {
     let _ = own().and_then(|own| move_thread(&own));
 }
 
 fn move_thread(to: &Path) -> io::Result<()> {
-    // 0 is whoever writes.
+    // 0 means the writing thread.
     fs::write(to.join("cgroup.threads"), "0")
 }
 
@@ -102,7 +102,7 @@ fn own() -> io::Result<PathBuf> {
     Ok(Path::new(root.ok_or_else(absent)?).join(own.ok_or_else(absent)?))
 }
 
-/// Removes what processes have left that were killed. One with somebody in it cannot be removed.
+/// Removes the cgroups of killed processes. A cgroup that is not empty cannot be removed.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();

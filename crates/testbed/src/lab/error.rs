@@ -1,4 +1,4 @@
-//! What can go wrong with a lab, each with what a person can do about it.
+//! The errors of labs, each with what to do about it.
 
 use std::io;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Why a lab, or something in it, does not work.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// The kernel does not let this user make network namespaces.
+    /// The kernel does not allow this user to create network namespaces.
     #[error(
         "no network namespace can be made here ({0}): run this as root, or under `unshare -Urnm` where the \
          kernel lets users have namespaces of their own; in a container give it CAP_SYS_ADMIN and \
@@ -18,7 +18,7 @@ pub enum LabError {
     Program {
         /// The program's name.
         program: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A program has ended with an error.
@@ -28,7 +28,7 @@ pub enum LabError {
         command: String,
         /// Where it ran.
         namespace: String,
-        /// What it said.
+        /// Its error output.
         stderr: String,
     },
     /// A kernel setting cannot be written, as where `/proc/sys` is mounted read-only.
@@ -36,35 +36,35 @@ pub enum LabError {
     Setting {
         /// The path below `/proc/sys`.
         setting: String,
-        /// Where.
+        /// The namespace.
         namespace: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// A link has not come up.
     #[error("the links {links:?} of {namespace} are not up")]
     Link {
-        /// Where.
+        /// The namespace.
         namespace: String,
         /// Those that are down.
         links: Vec<String>,
     },
-    /// A server cannot have its address, or no thread can be started.
+    /// A server's address cannot be bound, or no thread can be started.
     #[error("{what}: {source}")]
     Io {
         /// What was tried.
         what: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// A process has not said or done in time what was waited for.
+    /// A process has not written or done what was waited for in time.
     #[error("process {id} has not {what} within {patience:?}; it said:\n{log}")]
     Waited {
         /// The process.
         id: u32,
         /// What was waited for.
         what: String,
-        /// For how long.
+        /// How long.
         patience: Duration,
         /// All of its lines.
         log: String,

@@ -1,4 +1,4 @@
-//! A directory in which network namespaces have names, as container runtimes give them.
+//! A directory with named network namespaces, as container runtimes create them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{LabError, Namespace};
 
-/// The directory. What is in it is seen in the mount namespace of the thread that gives names, and gone with the directory.
+/// The directory. Its names are visible in the mount namespace of the thread that adds them, and gone with
+/// the directory.
 #[derive(Debug)]
 pub struct Names {
     path: PathBuf,
 }
 
 impl Names {
-    /// One without names in it.
+    /// Creates an empty directory.
     ///
     /// # Errors
     /// There is no place for temporary files.
@@ -26,12 +27,12 @@ impl Names {
         Ok(Self { path })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has a namespace be there, by what it is called in messages.
+    /// Adds a namespace, under the name that it has in messages.
     ///
     /// # Errors
     /// It takes root.
@@ -39,7 +40,7 @@ impl Names {
         namespace.name_at(&self.path.join(namespace.name()))
     }
 
-    /// Takes its name away.
+    /// Removes a namespace's name.
     ///
     /// # Errors
     /// It has none.

@@ -1,7 +1,7 @@
-//! A network namespace without a name, and code, settings and programs that run in it.
+//! An unnamed network namespace, and code, settings and programs that run in it.
 //!
-//! It lives as long as somebody has it: this handle, a socket, a thread or a process. So the kernel
-//! takes it away when this process ends, however that happens.
+//! It exists as long as something holds it: this handle, a socket, a thread or a process. So the kernel
+//! removes it when this process ends in any way.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use super::LabError;
 
-/// The namespace of whoever opens it.
+/// The namespace of the thread that opens it.
 const OWN_LINK: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace. Clones are the same namespace.
@@ -28,16 +28,16 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new one, with nothing but a loopback interface that is down. The name is for messages only.
+    /// Creates a namespace with only a loopback interface, which is down. The name is for messages only.
     ///
     /// # Errors
-    /// [`LabError::NotPermitted`] where the kernel refuses.
+    /// [`LabError::NotPermitted`] if the kernel refuses.
     pub fn new(name: &str) -> Result<Self, LabError> {
         let make = || -> io::Result<File> {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open(OWN_LINK)
         };
-        // A thread of its own: whoever calls this stays where it is.
+        // On a thread of its own, so the calling thread stays where it is.
         let made = thread::scope(|scope| scope.spawn(make).join());
         match made.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(link) => Ok(Self { name: name.into(), link: Arc::new(link) }),
@@ -48,39 +48,39 @@ impl Namespace {
         }
     }
 
-    /// The one that the calling thread is in.
+    /// The namespace of the calling thread.
     pub(crate) fn current() -> io::Result<Self> {
         Ok(Self { name: "current".into(), link: Arc::new(File::open(OWN_LINK)?) })
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where other processes of the same user find it: for `ip link set ... netns PATH` and
-    /// `nsenter --net=PATH`.
+    /// A path that works in other processes of the same user: for `ip link set ... netns PATH` and `nsenter
+    /// --net=PATH`.
     pub fn path(&self) -> PathBuf {
-        // As /proc counts, which may belong to an outer process namespace.
+        // The process id in /proc, which may belong to an outer PID namespace.
         let process =
             std::fs::read_link("/proc/self").unwrap_or_else(|_| std::process::id().to_string().into());
         Path::new("/proc").join(process).join("fd").join(self.link.as_raw_fd().to_string())
     }
 
-    /// Gives it a name in the mount namespace of the calling thread, a file, as container runtimes do.
+    /// Gives it a name, a file in the mount namespace of the calling thread, as container runtimes do.
     ///
     /// # Errors
-    /// It takes root, and a directory.
+    /// It takes root, and the directory must exist.
     pub fn name_at(&self, path: &Path) -> Result<(), LabError> {
         std::fs::write(path, "").map_err(LabError::io(&format!("making {}", path.display())))?;
         self.output("mount", &["--bind", "/proc/self/ns/net", &path.to_string_lossy()]).map(drop)
     }
 
-    /// Runs a closure on a thread in the namespace and returns what it returns; if it panics this panics.
-    /// A socket that it makes belongs to the namespace for good, wherever it is used afterwards.
+    /// Runs a closure on a thread in the namespace and returns its result. If it panics, this panics. A
+    /// socket that it creates always belongs to the namespace, wherever it is used.
     ///
     /// # Panics
-    /// The namespace cannot be entered, which a lab that could be set up does not see.
+    /// The namespace cannot be entered, which does not happen in a lab that could be created.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let result = thread::scope(|scope| {
             scope
@@ -94,15 +94,15 @@ impl Namespace {
         result.unwrap_or_else(|panic| resume_unwind(panic)).expect("a namespace of ours can be entered")
     }
 
-    /// Moves the calling thread into the namespace; processes that it starts are born there.
+    /// Moves the calling thread into the namespace; processes that it starts are in it.
     pub(crate) fn enter(&self) -> io::Result<()> {
         Ok(setns(&*self.link, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Writes a kernel setting: a path below `/proc/sys` such as `net/ipv4/ip_forward`.
+    /// Writes a kernel setting, given as a path below `/proc/sys` such as `net/ipv4/ip_forward`.
     ///
     /// # Errors
-    /// There is no such setting, or it may not be written.
+    /// The setting does not exist, or is not writable.
     pub fn set(&self, setting: &str, value: &str) -> Result<(), LabError> {
         self.set_all(&[(setting, value)])
     }
@@ -123,24 +123,23 @@ impl Namespace {
         })
     }
 
-    /// Reads a file below `/proc/sys` or `/proc/net` as it looks in the namespace, without white space at
-    /// its ends.
+    /// Reads a file below `/proc/sys` or `/proc/net` in the namespace, and trims white space.
     ///
     /// # Errors
     /// There is no such file.
     pub fn read(&self, path: &str) -> io::Result<String> {
         let path = match path.strip_prefix("/proc/net/") {
-            // /proc/net is that of the process's first thread.
+            // /proc/net is that of the process's main thread.
             Some(rest) => Path::new("/proc/thread-self/net").join(rest),
             None => path.into(),
         };
         self.run(|| std::fs::read_to_string(path)).map(|text| text.trim().to_owned())
     }
 
-    /// Runs a program to its end and returns what it wrote to standard output.
+    /// Runs a program to its end and returns its standard output.
     ///
     /// # Errors
-    /// It cannot be started, or says by its exit status that it failed.
+    /// It cannot be started, or its exit status is a failure.
     pub fn output(&self, program: &str, arguments: &[&str]) -> Result<String, LabError> {
         self.output_with_input(program, arguments, "")
     }
@@ -162,7 +161,8 @@ impl Namespace {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()?;
-            // The programs used here read everything before they answer. One that ends early says why itself.
+            // The programs used here read all input before they answer. One that ends early reports its own
+            // error.
             let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
             child.wait_with_output()
         };
@@ -177,7 +177,7 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// `ip ARGUMENTS`: what it printed.
+    /// Runs `ip ARGUMENTS` and returns its output.
     ///
     /// # Errors
     /// Like [`Namespace::output`].
@@ -185,7 +185,7 @@ impl Namespace {
         self.output("ip", &arguments.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Commands for `ip -batch`, one a line. Stops at the first that fails.
+    /// Runs commands with `ip -batch`, one per line. Stops at the first that fails.
     ///
     /// # Errors
     /// Like [`Namespace::output`].
@@ -193,7 +193,7 @@ impl Namespace {
         self.output_with_input("ip", &["-batch", "-"], commands).map(drop)
     }
 
-    /// `nft ARGUMENTS`: what it printed.
+    /// Runs `nft ARGUMENTS` and returns its output.
     ///
     /// # Errors
     /// Like [`Namespace::output`].
@@ -201,7 +201,7 @@ impl Namespace {
         self.output("nft", &arguments.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// `nft -f -` with a ruleset in nft's language: one transaction.
+    /// Runs `nft -f -` with a ruleset in nft's language, in one transaction.
     ///
     /// # Errors
     /// Like [`Namespace::output`].
@@ -209,7 +209,7 @@ impl Namespace {
         self.output_with_input("nft", &["-f", "-"], ruleset).map(drop)
     }
 
-    /// The number of nftables rules, of all tables.
+    /// The number of nftables rules in all tables.
     ///
     /// # Errors
     /// Like [`Namespace::output`].
@@ -221,7 +221,7 @@ impl Namespace {
         Ok(objects.into_iter().flatten().filter(|object| object.get("rule").is_some()).count())
     }
 
-    /// The number of connections that the kernel tracks, of all protocols.
+    /// The number of conntrack entries of all protocols.
     ///
     /// # Errors
     /// The kernel has no connection tracking.
@@ -231,10 +231,10 @@ impl Namespace {
         count.parse().map_err(|error| LabError::io(setting)(io::Error::other(error)))
     }
 
-    /// Interfaces that IPv6 has seen come up: those with a link-local address that is fit for use.
+    /// The interfaces that are up for IPv6: those with a usable link-local address.
     pub(crate) fn links_up(&self) -> io::Result<Vec<String>> {
         const TENTATIVE: u8 = 0x40;
-        // Address, index, prefix length, scope, flags, name; numbers in hexadecimal.
+        // Address, index, prefix length, scope, flags, name; numbers are hexadecimal.
         let table = self.read("/proc/net/if_inet6")?;
         let links = table.lines().filter_map(|line| {
             let [address, _, _, _, flags, name] =

@@ -1,5 +1,5 @@
-//! Who talks to whom in a lab: servers that say who they are and whom they see, clients that say what
-//! became of them, and clients that never stop.
+//! Servers and clients in a lab: servers that report their name and the client's address, clients that report
+//! the outcome, and clients that generate load.
 
 mod client;
 mod load;
@@ -11,10 +11,10 @@ pub use client::{Outcome, ask_on};
 pub use load::{Load, Report};
 pub use server::Server;
 
-/// The datagram that is answered by who the server is; any other comes back as it is.
+/// The datagram that is answered with the server's line; any other is echoed.
 pub const WHO: &[u8] = b"who";
 
-/// Who answered, and whom it saw.
+/// A server's line: its name and the client's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Answer {
     by: String,

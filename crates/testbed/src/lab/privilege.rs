@@ -1,4 +1,4 @@
-//! Being allowed to make network namespaces without being root: as root of a user namespace.
+//! Creating network namespaces without being root: as root of a user namespace.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -6,16 +6,16 @@ use std::process::{Command, Stdio};
 
 use super::LabError;
 
-/// Set in a program that was started anew, so that it happens once.
+/// Set in a restarted program, so that it is restarted only once.
 const RESTARTED: &str = "SLUICE_LAB_RESTARTED";
 
-/// User, network and mount namespaces, the current user being root there.
+/// Creates user, network and mount namespaces in which the current user is root.
 const UNSHARE: [&str; 2] = ["unshare", "-Urnm"];
 
-/// Starts this program anew as root of a user namespace of its own, and does not return if that works.
+/// Restarts this program as root of a user namespace of its own. Does not return if that works.
 ///
-/// Why not just enter one: a process with several threads, which test programs are, may not. The program
-/// keeps its process id, arguments and streams; its threads end here and all of it runs from the start.
+/// A process with several threads, such as a test program, may not simply enter one. The program keeps its
+/// process id, arguments and streams, but its threads end and it runs from the beginning.
 pub(crate) fn restart(refusal: LabError) -> LabError {
     if env::var_os(RESTARTED).is_some() {
         return refusal;

@@ -1,4 +1,4 @@
-//! A program that runs in a namespace: what it says, signals for it, and its end with ours.
+//! A program that runs in a namespace: its output, signals to it, and its end together with this process.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -12,20 +12,20 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{Host, LabError, Namespace, cgroup};
 
-/// Starts programs. The kernel kills them when the thread that started them ends, which is why it is this
-/// one: it lives as long as the process.
+/// Starts programs. The kernel kills a program when the thread that started it ends, so this thread lives as
+/// long as the process.
 static STARTER: LazyLock<Sender<Order>> = LazyLock::new(|| {
     let (sender, orders) = mpsc::channel::<Order>();
-    // Without the thread an order fails, which says it as well.
+    // If the thread cannot be started, orders fail, which reports it.
     let _ = thread::Builder::new().name("lab-starter".into()).spawn(move || {
-        // Whoever wants the first program may be in a cgroup that is to go before this process ends.
+        // The first caller may be in a cgroup that is removed before this process ends.
         cgroup::leave_all();
         let home = Namespace::current();
         for Order { mut command, namespace, result } in orders {
             let started = home.as_ref().map_err(|error| error.kind().into()).and_then(|home| {
                 namespace.enter()?;
                 let started = command.spawn();
-                // Whoever stays in a namespace keeps it alive.
+                // A thread that stays in a namespace would keep it alive.
                 home.enter().and(started)
             });
             let _ = result.send(started);
@@ -40,17 +40,17 @@ struct Order {
     result: Sender<std::io::Result<Child>>,
 }
 
-/// A program that runs on a host. It is killed when this is dropped, with all that it has started, and when
-/// this process ends, however it does.
+/// A program that runs on a host. It is killed, with everything that it has started, when this is dropped and
+/// when this process ends in any way.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    /// Its number may be somebody else's from then on.
+    /// Its process id may have been reused since then.
     waited_for: bool,
     log: Arc<Log>,
 }
 
-/// What a process has said so far.
+/// The output of a process so far.
 #[derive(Debug, Default)]
 struct Log {
     lines: Mutex<Vec<String>>,
@@ -62,7 +62,7 @@ impl Log {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a stream to its end on a thread of its own.
+    /// Reads a stream to its end, on a thread of its own.
     fn read(self: &Arc<Self>, stream: impl Read + Send + 'static) {
         let log = Arc::clone(self);
         thread::spawn(move || {
@@ -75,12 +75,12 @@ impl Log {
 }
 
 impl Host {
-    /// Starts a program. Its standard input is empty; what it says on the other two streams is kept. Its
-    /// arguments, environment and directory are those of `command`, streams are not.
+    /// Starts a program. Its standard input is empty, and its output on the other two streams is kept. Its
+    /// arguments, environment and directory are those of `command`, but not its streams.
     ///
     /// # Errors
-    /// `setpriv`, which sees to it that the program ends with us, cannot be started. A program that itself
-    /// cannot be started ends at once with status 127.
+    /// `setpriv`, which makes the program end with this process, cannot be started. If the program itself
+    /// cannot be started, it ends at once with status 127.
     pub fn spawn(&self, command: &Command) -> Result<Process, LabError> {
         let mut start = Command::new("setpriv");
         start.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
@@ -93,7 +93,7 @@ impl Host {
         if let Some(directory) = command.get_current_dir() {
             start.current_dir(directory);
         }
-        // A group of its own, so that what it starts can be found.
+        // A process group of its own, so that what it starts can be found.
         start.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
         let (result, answer) = mpsc::channel();
@@ -122,15 +122,15 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has said so far, on both streams.
+    /// Its output so far, of both streams.
     pub fn lines(&self) -> Vec<String> {
         self.log.lines().clone()
     }
 
-    /// Waits for a line that contains `text`, which may have come already, and returns it.
+    /// Waits for a line that contains `text`, which may have been written already, and returns it.
     ///
     /// # Errors
-    /// None came in time.
+    /// There was none in time.
     pub fn wait_for(&self, text: &str, patience: Duration) -> Result<String, LabError> {
         let deadline = Instant::now() + patience;
         let mut lines = self.log.lines();
@@ -156,9 +156,9 @@ impl Process {
             .map_err(|error| LabError::io(format!("signalling process {}", self.id()))(error.into()))
     }
 
-    /// Ends it like `kill -9`, and waits until it is gone. What it has started is left to itself.
+    /// Kills it (SIGKILL), and waits until it is gone. What it has started continues.
     pub fn kill(&mut self) {
-        // Both fail only when it is gone already.
+        // Both fail only if it is already gone.
         let _ = self.child.kill();
         self.waited_for |= self.child.wait().is_ok();
     }
@@ -166,7 +166,7 @@ impl Process {
     /// Waits until it has ended.
     ///
     /// # Errors
-    /// It has not in time.
+    /// It did not end in time.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus, LabError> {
         let deadline = Instant::now() + patience;
         loop {

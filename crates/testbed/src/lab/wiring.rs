@@ -1,12 +1,12 @@
-//! Which cables a lab has: the commands for `ip` that make interfaces, addresses and routes, and the
-//! kernel settings around them. Pure text; [`super::Lab`] runs it.
+//! The links of a lab: `ip` commands for interfaces, addresses and routes, and kernel settings. Pure text;
+//! [`super::Lab`] runs it.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Namespace, RpFilter, Wiring};
 
-/// Addresses that the tests' Services may have. The router sends them to the node.
+/// Ranges of the tests' Service addresses. The router routes them to the node.
 pub(crate) const SERVICE_RANGES: [&str; 4] =
     ["10.96.0.0/16", "fd00:96::/112", "203.0.113.0/24", "fd00:cb::/64"];
 
@@ -15,15 +15,15 @@ const LAN: (Ipv4Addr, &str) = (Ipv4Addr::new(192, 168, 10, 1), "fd00:10::1");
 /// The router's addresses in the outside network.
 const WAN: (Ipv4Addr, &str) = (Ipv4Addr::new(192, 168, 20, 1), "fd00:20::1");
 
-/// The host side of a routed pod's cable has this hardware address, as with Calico...
+/// The hardware address of the host side of a routed pod's veth, as with Calico...
 const GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
-/// ...hence this link-local one, which is the pods' gateway...
+/// ...the link-local address that follows from it, which is the pods' gateway...
 const GATEWAY_V6: &str = "fe80::ecee:eeff:feee:eeee";
-/// ...and for IPv4 an address that nobody has. Pods are told the hardware address, so nobody has to answer
-/// for it.
+/// ...and the IPv4 gateway, an address that no host has. Pods have a permanent neighbour entry, so nothing
+/// has to answer ARP for it.
 const GATEWAY_V4: &str = "169.254.1.1";
 
-/// A network of pods: those of one node.
+/// The pods' network of one node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PodNetwork {
     /// The third byte of the IPv4 network, the third group of the IPv6 one.
@@ -33,17 +33,17 @@ pub(crate) struct PodNetwork {
 }
 
 impl PodNetwork {
-    /// The addresses of the `index`th pod. The last number is written alike in both.
+    /// The addresses of the `index`th pod. Both end in the same digits.
     pub(crate) fn addresses(self, index: usize) -> (Ipv4Addr, Ipv6Addr) {
         // [`super::Lab`] has no more pods than that.
         let last = u8::try_from(10 + index).unwrap_or(u8::MAX);
-        // 10 is 0x10 there: the same digits.
+        // Hexadecimal 0x10 for 10: the same digits.
         let digits = u16::from(last / 10 * 16 + last % 10);
         let v4 = Ipv4Addr::new(10, 244, self.number, last);
         (v4, Ipv6Addr::new(0xfd00, 0x244, self.number.into(), 0, 0, 0, 0, digits))
     }
 
-    /// What the pods' node needs before the first pod.
+    /// The commands for the pods' node before the first pod.
     pub(crate) fn on_node(self) -> String {
         match self.wiring {
             Wiring::Routed => String::new(),
@@ -57,7 +57,7 @@ impl PodNetwork {
         }
     }
 
-    /// What the pods' node needs for one pod: the cable, with its other end in the pod.
+    /// The commands for the pods' node for one pod: the veth, with its other end in the pod.
     pub(crate) fn host_side(self, index: usize, pod: &Namespace) -> String {
         let (v4, v6) = self.addresses(index);
         let peer = pod.path();
@@ -76,7 +76,7 @@ impl PodNetwork {
         }
     }
 
-    /// What the pod itself needs.
+    /// The commands for the pod itself.
     pub(crate) fn pod_side(self, index: usize) -> String {
         let (v4, v6) = self.addresses(index);
         let number = self.number;
@@ -102,7 +102,7 @@ impl PodNetwork {
         }
     }
 
-    /// The way to these pods for everybody else in the nodes' network.
+    /// The routes to these pods for the other hosts in the nodes' network.
     pub(crate) fn routes(self, via: (Ipv4Addr, Ipv6Addr)) -> String {
         format!(
             "route add 10.244.{0}.0/24 via {1}\nroute add fd00:244:{0}::/64 via {2}\n",
@@ -111,7 +111,7 @@ impl PodNetwork {
     }
 }
 
-/// The router: a bridge that is the nodes' network, and a cable to the outside host.
+/// The router: a bridge for the nodes' network, and a veth to the outside host.
 pub(crate) fn router(nodes: [&Namespace; 2], outside: &Namespace) -> String {
     let mut commands = format!(
         "link set lo up\n\
@@ -137,7 +137,7 @@ pub(crate) fn router(nodes: [&Namespace; 2], outside: &Namespace) -> String {
     commands
 }
 
-/// The router's way to the Services: the node.
+/// The router's routes to the Services, via the node.
 pub(crate) fn service_routes(node: (Ipv4Addr, Ipv6Addr)) -> String {
     let mut commands = String::new();
     for range in SERVICE_RANGES {
@@ -169,8 +169,8 @@ fn single((v4, v6): (Ipv4Addr, Ipv6Addr), gateway: (Ipv4Addr, &str)) -> String {
     )
 }
 
-/// What every namespace gets before it has interfaces. A new one takes some of these from the machine, so
-/// they are set even where they are the kernel's defaults.
+/// The settings of every namespace before it has interfaces. A new namespace inherits some of these from the
+/// machine, so they are set even if they are the kernel's defaults.
 pub(crate) fn settings(rp_filter: RpFilter) -> Vec<(&'static str, &'static str)> {
     let rp_filter = match rp_filter {
         RpFilter::Off => "0",
@@ -180,33 +180,34 @@ pub(crate) fn settings(rp_filter: RpFilter) -> Vec<(&'static str, &'static str)>
     vec![
         ("net/ipv6/conf/all/disable_ipv6", "0"),
         ("net/ipv6/conf/default/disable_ipv6", "0"),
-        // Addresses, link-local ones too, are fit for use at once.
+        // Addresses, including link-local ones, are usable at once.
         ("net/ipv6/conf/all/accept_dad", "0"),
         ("net/ipv6/conf/default/accept_dad", "0"),
         ("net/ipv6/conf/all/accept_ra", "0"),
         ("net/ipv6/conf/default/accept_ra", "0"),
-        // Of `all` and an interface's own the greater one counts; systemd sets it for each interface.
+        // The maximum of `all` and the interface's own value counts; systemd sets it for each interface.
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", rp_filter),
         ("net/ipv4/conf/lo/rp_filter", rp_filter),
-        // Service addresses lead from the router back into the network that a packet came from.
+        // The router sends packets for Service addresses back into the network that they came from.
         ("net/ipv4/conf/all/send_redirects", "0"),
         ("net/ipv4/conf/default/send_redirects", "0"),
-        // A test that counts on a refusal must not find it held back. These say which ICMP messages are
-        // limited, per client and in total: none (of IPv6, one that does not exist).
+        // Tests that expect a refusal must not be affected by rate limits. These masks select the ICMP
+        // message types that are limited, per client and in total: none (for IPv6, a type that does not
+        // exist).
         ("net/ipv4/icmp_ratemask", "0"),
         ("net/ipv6/icmp/ratemask", "0"),
     ]
 }
 
-/// What every host gets but the node, whose agent is to see to it: a load generator needs its ports back before a
-/// minute is over.
+/// The settings of every host but the node, where the agent has to care for it: a load generator needs its
+/// ports again within a minute.
 pub(crate) const LOAD: [(&str, &str); 1] = [("net/ipv4/tcp_tw_reuse", "1")];
 
-/// What a namespace that passes packets on gets as well.
+/// The additional settings of a namespace that forwards packets.
 pub(crate) const FORWARDING: [(&str, &str); 2] =
     [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
-/// What every namespace gets at the end. The kernel goes on for minutes to send what a closed connection has
-/// left, and that keeps the namespace; then it gives up after the first attempt.
+/// The settings of every namespace at the end. The kernel retransmits a closed connection's remaining data
+/// for minutes, which keeps the namespace alive; with this, it gives up after the first attempt.
 pub(crate) const LAST_SETTINGS: [(&str, &str); 1] = [("net/ipv4/tcp_orphan_retries", "1")];

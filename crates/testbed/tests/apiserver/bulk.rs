@@ -47,7 +47,7 @@ async fn a_large_cluster_is_loaded_listed_in_pages_and_watched() {
         next = format!("&continue={token}");
     }
     assert_eq!((paged, pages), (SERVICES, SERVICES / 500));
-    // The history holds all of it: a watch that was open before lives through the load.
+    // The history holds all of it, so an earlier watch survives the load.
     let mut events = client.watch(path, &format!("resourceVersion={version}")).await;
     for i in [0, 1] {
         assert_eq!(events.told().await, format!("ADDED service-{i:05}-abcde"));

@@ -1,4 +1,4 @@
-//! A client that looks closely, and objects to work with.
+//! A strict client, and test objects.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) const SERVICES: &str = "/api/v1/namespaces/default/services";
 pub(crate) const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
-/// Waits for what has to happen.
+/// Waits for something that has to happen.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, what).await.expect("it took too long")
 }
 
-/// Waits until the numbers are such.
+/// Waits until the counters satisfy `test`.
 pub(crate) async fn until(server: &Apiserver, test: impl FnMut(&Counters) -> bool) {
     soon(server.counters().wait_for(test)).await.expect("the server is there");
 }
@@ -42,7 +42,7 @@ pub(crate) fn slice(name: &str) -> Value {
     })
 }
 
-/// What an answer says.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u16,
@@ -75,9 +75,9 @@ impl Client {
         Self::with(server, Self::builder(server))
     }
 
-    /// Trusts the server as it is now.
+    /// Trusts the server's current CA.
     pub(crate) fn builder(server: &Apiserver) -> ClientBuilder {
-        // It may well be installed already.
+        // It fails if it is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let authority = server.ca_pem();
         let authorities = if authority.is_empty() {
@@ -124,7 +124,7 @@ impl Client {
         self.send(Method::DELETE, path, "application/json", json!({})).await
     }
 
-    /// `query` comes after `?watch=true&`.
+    /// Opens a watch. `query` follows `?watch=true&`.
     pub(crate) async fn watch(&self, path: &str, query: &str) -> Events {
         let response = self.try_get(&format!("{path}?watch=true&{query}")).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -149,7 +149,7 @@ pub(crate) struct Events {
 /// How a watch ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// In good order.
+    /// Normally.
     Closed,
     /// The connection broke.
     Cut,

@@ -79,7 +79,7 @@ async fn a_server_that_is_dropped_is_gone() {
     assert_eq!(client.get(SERVICES).await.code, 200);
     let mut counters = server.counters();
     drop(server);
-    // The last thing that holds the numbers is the last connection.
+    // The last connection is the last owner of the counters.
     crate::client::soon(async { while counters.changed().await.is_ok() {} }).await;
     assert!(client.try_get(SERVICES).await.is_err());
 }

@@ -5,7 +5,7 @@ use sluice_testbed::apiserver::{Apiserver, Expiry, Failure, Resource, Target, Ve
 
 use crate::client::{Client, End, SERVICES, SLICES, service, slice, soon, start, until};
 
-/// Both protocols, as each has its own way to break.
+/// Both protocols, because their connections break in different ways.
 async fn servers() -> Vec<(Apiserver, Client)> {
     vec![start(Apiserver::builder()).await, start(Apiserver::builder().http1_only()).await]
 }
@@ -40,7 +40,7 @@ async fn a_watch_is_cut_in_the_middle_of_an_event() {
         assert_eq!(slices.told().await, "ADDED a");
         server.create(Resource::Services, service("a")).unwrap();
         assert_eq!(services.next().await, Err(End::Cut));
-        // What arrived of it, if anything did before the end.
+        // The part that arrived before the end, if any.
         assert!(br#"{"type":"ADDED","object":{"apiVersion":"v1""#.starts_with(&services.unread));
     }
 }

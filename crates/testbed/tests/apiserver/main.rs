@@ -1,6 +1,6 @@
-//! The apiserver over real HTTP: what a client of it can rely on.
+//! Tests of the apiserver over real HTTP.
 
-// All of it is test code, helpers too, where clippy does not see that by itself.
+// All of it is test code, including helpers, which clippy does not see by itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
 mod bulk;

@@ -1,4 +1,4 @@
-//! What is left when a lab is over: nothing.
+//! Nothing is left when a lab is over.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use sluice_testbed::lab::{Host, Lab, Namespace, PATIENCE};
 
 use super::{lab, this_test, until, well};
 
-/// Notices when namespaces are gone: each holds one end of a cable, which takes the other end with it.
+/// Notices when namespaces are gone: each holds one end of a veth, whose removal removes the other end.
 struct Canary(Namespace);
 
 impl Canary {
@@ -37,7 +37,7 @@ fn paths(lab: &Lab) -> Vec<String> {
     hosts(lab).map(|host| host.ns.path().to_str().unwrap().to_owned()).into()
 }
 
-/// A process, whoever gets its number later.
+/// A handle of a process that stays valid if its id is reused.
 fn watch(id: u32) -> OwnedFd {
     pidfd_open(Pid::from_raw(id.try_into().unwrap()).unwrap(), PidfdFlags::empty()).unwrap()
 }
@@ -83,7 +83,7 @@ fn a_connection_that_the_kernel_has_still_to_end_does_not_keep_a_lab() {
             .ns
             .nft_file("table inet test { chain forward { type filter hook forward priority 0; drop; }; }"),
     );
-    // Nobody will acknowledge its FIN.
+    // Nothing will acknowledge its FIN.
     drop(stream);
     drop((server, lab));
     until_gone(&canary);
@@ -118,7 +118,7 @@ fn nothing_is_left_of_a_lab_whose_program_was_killed() {
             std::thread::park();
         }
     }
-    // If this program has to be started anew for a lab, then before it has a child.
+    // If this program has to be restarted for a lab, that happens before it has a child.
     drop(lab());
     let name = "leftovers::nothing_is_left_of_a_lab_whose_program_was_killed";
     let mut victim = this_test(&[], name).env(VICTIM, "1").stdout(Stdio::piped()).spawn().unwrap();

@@ -1,4 +1,4 @@
-//! Looking at what is in a namespace.
+//! Inspecting a namespace.
 
 use sluice_model::Protocol;
 use sluice_testbed::lab::PATIENCE;

@@ -1,9 +1,8 @@
-//! The lab itself, without Sluice in it.
+//! Tests of the lab itself, without Sluice.
 //!
-//! These tests need root, or a kernel that lets users have namespaces of their own. Where there is neither
-//! they fail and say so.
+//! These tests need root, or a kernel with unprivileged user namespaces. Otherwise they fail and say so.
 
-// All of it is test code, helpers too, where clippy does not see that by itself.
+// All of it is test code, including helpers, which clippy does not see by itself.
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
 mod leftovers;
@@ -32,7 +31,7 @@ pub(crate) fn lab() -> Lab {
     well(Lab::new())
 }
 
-/// An error as a person is to read it.
+/// Unwraps a result, and panics with the error's message for people.
 #[track_caller]
 pub(crate) fn well<T>(result: Result<T, LabError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
@@ -48,7 +47,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// This program, to run one of its tests and nothing else: `arguments` say what runs it.
+/// A command that runs one test of this program and nothing else, through `arguments`.
 pub(crate) fn this_test(arguments: &[&str], name: &str) -> Command {
     let program = std::env::current_exe().unwrap();
     let mut command = match arguments {

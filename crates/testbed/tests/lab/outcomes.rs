@@ -1,4 +1,4 @@
-//! What became of a question is told apart, whatever it was.
+//! All outcomes of requests are told apart.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use super::{FAMILIES, PORT, families_and_protocols, lab, well};
 
-/// A rule on what the node passes on.
+/// A rule for packets that the node forwards.
 fn rule(verdict: &str) -> String {
     format!("table inet test {{ chain forward {{ type filter hook forward priority 0; {verdict}; }}; }}")
 }
@@ -20,7 +20,7 @@ fn a_port_that_nobody_has_is_refused() {
     let lab = lab();
     for (family, protocol) in families_and_protocols() {
         for client in [lab.pod(0), lab.pod(1), lab.node(), lab.outside()] {
-            // Often enough to meet the limits that a kernel has for ICMP messages by default.
+            // Often enough to reach the kernel's default rate limits for ICMP messages.
             for _ in 0..200 {
                 let outcome = client.ask(protocol, (lab.pod(0).ip(family), PORT).into(), PATIENCE);
                 assert_eq!(outcome, Outcome::Refused, "{protocol} {family} from {}", client.name);
@@ -37,7 +37,7 @@ fn a_drop_is_silence() {
     for (family, protocol) in families_and_protocols() {
         let to = (lab.pod(0).ip(family), PORT).into();
         assert_eq!(lab.outside().ask(protocol, to, SILENCE), Outcome::Silent, "{protocol} {family}");
-        // And nobody but those whom the rule is for.
+        // The rule affects no others.
         assert_eq!(lab.node().ask(protocol, to, PATIENCE).by(), Some("pod-0"), "{protocol} {family}");
     }
     assert_eq!((server.connections(), server.datagrams()), (2, 2), "the node's own");
@@ -78,7 +78,7 @@ fn what_the_own_host_forbids_is_told_at_once() {
     for family in FAMILIES {
         let to = (lab.pod(0).ip(family), PORT).into();
         assert_eq!(lab.node().ask(Protocol::Udp, to, PATIENCE), Outcome::Forbidden, "{family}");
-        // TCP tries again.
+        // TCP retransmits.
         assert_eq!(lab.node().ask(Protocol::Tcp, to, SILENCE), Outcome::Silent, "{family}");
     }
 }

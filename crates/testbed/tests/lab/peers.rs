@@ -1,4 +1,4 @@
-//! Servers that carry bytes, flows that last, and load.
+//! Servers that echo bytes, flows that last, and load.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 
@@ -78,7 +78,7 @@ fn a_flow_keeps_its_port_and_a_connection_its_server() {
     stream.get_mut().write_all(b"still there\n").unwrap();
     stream.read_line(&mut line).unwrap();
     assert_eq!(line, "still there\n");
-    // Its end is the end of its connections.
+    // When the server ends, its connections end.
     drop(server);
     line.clear();
     assert!(matches!(stream.read_line(&mut line), Ok(0) | Err(_)), "{line}");
@@ -96,7 +96,7 @@ fn load_counts_what_is_answered_and_what_is_not() {
         assert_eq!(load.report().failures, [""; 0]);
 
         drop(server);
-        // The one that was under way when the server ended may have ended otherwise.
+        // The request that was in progress when the server ended may have ended otherwise.
         until("refusals", || load.report().failed > 1);
         assert!(!load.answers_more(1, SILENCE), "nobody is there to answer");
         let server = well(pod.serve(PORT));

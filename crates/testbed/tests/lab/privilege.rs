@@ -1,11 +1,11 @@
-//! Who may have a lab.
+//! Privileges for labs.
 
 use super::this_test;
 
-/// Runs a program without the right to make namespaces, whoever we are.
+/// Runs a program without the right to create namespaces, whichever user runs the test.
 const POWERLESS: [&str; 5] = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"];
 
-/// Set in a program that was started anew for the sake of a user namespace.
+/// Set in a program that was restarted in a user namespace.
 const RESTARTED: &str = "SLUICE_LAB_RESTARTED";
 
 const TEST: &str = "reach::everybody_reaches_everybody_with_its_own_address";
@@ -29,7 +29,7 @@ fn a_user_gets_a_lab_in_a_user_namespace() {
 
 #[test]
 fn where_the_kernel_refuses_the_error_says_what_helps() {
-    // As if the program had been started anew before, and that had not helped.
+    // As if the program had been restarted without success.
     let output = this_test(&POWERLESS, TEST).env(RESTARTED, "1").output().unwrap();
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(!output.status.success(), "{text}");

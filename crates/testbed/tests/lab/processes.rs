@@ -26,7 +26,7 @@ fn a_program_runs_where_it_was_started() {
     );
     well(process.wait_for("inet 10.244.1.11/32", PATIENCE));
     well(process.wait_for("hi", PATIENCE));
-    // The other stream is heard too.
+    // Both streams are read.
     well(process.wait_for("/", PATIENCE));
     assert_eq!(well(process.wait(PATIENCE)).code(), Some(3));
 }

@@ -1,4 +1,4 @@
-//! Who reaches whom, and as whom.
+//! Reachability, and the source addresses that servers see.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use sluice_testbed::lab::{Host, Lab, PATIENCE, RpFilter, Wiring};
 
 use super::{PORT, families_and_protocols, lab, well};
 
-/// Everybody asks everybody, itself too, and is seen as who it is.
+/// All hosts send requests to all hosts, including themselves, and servers see their real addresses.
 fn assert_full_mesh(lab: &Lab) {
     let hosts =
         [lab.node(), lab.pod(0), lab.pod(1), lab.other(), lab.other_pod(0), lab.other_pod(1), lab.outside()];
@@ -15,7 +15,7 @@ fn assert_full_mesh(lab: &Lab) {
     for client in hosts {
         for server in hosts {
             for (family, protocol) in families_and_protocols() {
-                // On a bridge the node has an address there, and prefers it for its neighbours.
+                // On a bridge, the node has an address there, and prefers it for its neighbours.
                 let source =
                     match (&*client.name, server.name.starts_with("pod"), bridge_address(client, family)) {
                         ("node", true, Some(bridge)) => bridge,
@@ -104,7 +104,7 @@ fn what_is_for_services_comes_to_the_node_from_anywhere() {
 #[test]
 fn labs_run_side_by_side_with_the_same_addresses() {
     let labs = [lab(), lab(), lab()];
-    // Each has another pod that serves.
+    // Each has a server on another pod.
     let [zero, one, _] = &labs;
     let _servers = [well(zero.pod(0).serve(PORT)), well(one.pod(1).serve(PORT))];
     for (family, protocol) in families_and_protocols() {

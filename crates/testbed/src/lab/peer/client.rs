@@ -1,4 +1,4 @@
-//! Clients: one question and what became of it.
+//! Clients: one request and its outcome.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 use super::{Answer, WHO};
 use crate::lab::Host;
 
-/// What became of a question.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// A server answered.
@@ -22,26 +22,26 @@ pub enum Outcome {
         /// The client's port, as the server saw it.
         source_port: u16,
     },
-    /// Nobody listens there: a reset in place of a handshake, or an ICMP message.
+    /// The port is closed: a reset of the handshake, or an ICMP message.
     Refused,
-    /// Nothing came back: no handshake, or no datagram.
+    /// No response: no handshake, or no datagram.
     Silent,
-    /// A connection was made, and then reset.
+    /// The connection was established and then reset.
     Reset,
-    /// A connection was made, and then closed without an answer.
+    /// The connection was established and then closed without an answer.
     Closed,
-    /// A connection was made, and then nothing came.
+    /// The connection was established, but no answer came.
     Stalled,
-    /// There is no way to the address: no route, or, to TCP, a router says so.
+    /// The address is unreachable: no route or, for TCP, an ICMP message of a router.
     Unreachable,
-    /// A filter of the client's own host forbids it, or a router says that one does.
+    /// A filter on the client's own host rejects it, or an ICMP message says that one does.
     Forbidden,
-    /// Something else: an error's text, or an answer that is none.
+    /// Anything else: an error's text, or an invalid answer.
     Odd(String),
 }
 
 impl Outcome {
-    /// Who answered.
+    /// The name of the server that answered.
     pub fn by(&self) -> Option<&str> {
         match self {
             Self::Answered { by, .. } => Some(by),
@@ -66,12 +66,12 @@ impl Outcome {
         }
     }
 
-    /// Errors that mean the same before and after a connection is made.
+    /// The outcome for errors that mean the same before and after a connection is established.
     fn of_error(error: &io::Error) -> Self {
         match error.kind() {
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::ConnectionReset => Self::Reset,
-            // A read past its time says WouldBlock, a connect TimedOut.
+            // A read returns WouldBlock after its timeout, a connect TimedOut.
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::Silent,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Self::Unreachable,
             ErrorKind::PermissionDenied => Self::Forbidden,
@@ -81,7 +81,7 @@ impl Outcome {
 }
 
 impl Host {
-    /// Asks who is there, from this host, and waits for as long as `patience` for the answer.
+    /// Sends a request from this host, and waits up to `patience` for the answer.
     pub fn ask(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> Outcome {
         match protocol {
             Protocol::Tcp => self.ns.run(|| ask_tcp(patience, || TcpStream::connect_timeout(&to, patience))),
@@ -92,7 +92,7 @@ impl Host {
         }
     }
 
-    /// The same by a socket that has a mark, as that of a tunnel has.
+    /// The same with a socket that has a mark, like that of a tunnel.
     pub fn ask_marked(&self, mark: u32, protocol: Protocol, to: SocketAddr, patience: Duration) -> Outcome {
         let connect = || connect_marked(mark, protocol, to, patience);
         match protocol {
@@ -104,7 +104,7 @@ impl Host {
         }
     }
 
-    /// Connects from this host. What comes first is the server's line; see [`Server`](super::Server).
+    /// Connects from this host. The server sends its line first; see [`Server`](super::Server).
     ///
     /// # Errors
     /// Like those of [`TcpStream::connect_timeout`].
@@ -112,7 +112,7 @@ impl Host {
         self.ns.run(|| connect(to, patience))
     }
 
-    /// A socket of this host on a free port, connected to `to`: for several datagrams of one flow; see
+    /// A socket of this host on a free port, connected to `to`, for several datagrams of one flow; see
     /// [`ask_on`].
     ///
     /// # Errors
@@ -127,11 +127,11 @@ impl Host {
         })
     }
 
-    /// Sends `length` bytes over TCP to a [`Server`](super::Server) and compares what comes back.
+    /// Sends `length` bytes over TCP to a [`Server`](super::Server) and compares the echo.
     ///
     /// # Errors
-    /// The connection's, no progress for as long as `patience`, or [`ErrorKind::InvalidData`] for other
-    /// bytes than those sent.
+    /// Those of the connection, no progress within `patience`, or [`ErrorKind::InvalidData`] if the echo
+    /// differs.
     pub fn echo_tcp(&self, to: SocketAddr, length: usize, patience: Duration) -> io::Result<()> {
         let mut stream = self.tcp_stream(to, patience)?;
         stream.set_write_timeout(Some(patience))?;
@@ -146,7 +146,7 @@ impl Host {
                 stream.shutdown(std::net::Shutdown::Write)
             });
             let read = answers.read_to_end(&mut received);
-            // Nobody would take what is still to be sent.
+            // Stops the writing thread.
             if read.is_err() {
                 let _ = answers.get_ref().shutdown(std::net::Shutdown::Both);
             }
@@ -156,11 +156,11 @@ impl Host {
         same(&sent, &received)
     }
 
-    /// Sends one datagram of `length` bytes to a [`Server`](super::Server) and compares what comes back.
+    /// Sends one datagram of `length` bytes to a [`Server`](super::Server) and compares the echo.
     ///
     /// # Errors
-    /// The socket's, nothing within `patience` ([`ErrorKind::WouldBlock`]), or [`ErrorKind::InvalidData`]
-    /// for other bytes than those sent.
+    /// Those of the socket, no answer within `patience` ([`ErrorKind::WouldBlock`]), or
+    /// [`ErrorKind::InvalidData`] if the echo differs.
     pub fn echo_udp(&self, to: SocketAddr, length: usize, patience: Duration) -> io::Result<()> {
         let socket = self.udp_socket(to)?;
         socket.set_read_timeout(Some(patience))?;
@@ -173,7 +173,7 @@ impl Host {
     }
 }
 
-/// Asks who is there with one datagram of a connected socket; the answer to an earlier one counts too.
+/// Sends a request as one datagram of a connected socket. The answer to an earlier one counts too.
 pub fn ask_on(socket: &UdpSocket, patience: Duration) -> Outcome {
     let exchange = || {
         socket.set_read_timeout(Some(patience))?;
@@ -185,7 +185,7 @@ pub fn ask_on(socket: &UdpSocket, patience: Duration) -> Outcome {
     exchange().unwrap_or_else(|error| Outcome::of_error(&error))
 }
 
-/// A receive with a time-out is not taken up again by the kernel after a signal or a stop of the machine.
+/// The kernel does not restart a receive with a timeout after a signal or a suspend, so this does.
 fn receive(socket: &UdpSocket, datagram: &mut [u8]) -> io::Result<usize> {
     loop {
         match socket.recv(datagram) {
@@ -202,7 +202,7 @@ fn connect(to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A socket with a mark (`SO_MARK`, which takes CAP_NET_ADMIN), connected.
+/// A connected socket with a mark (`SO_MARK`, which takes CAP_NET_ADMIN).
 fn connect_marked(mark: u32, protocol: Protocol, to: SocketAddr, patience: Duration) -> io::Result<Socket> {
     let kind = match protocol {
         Protocol::Tcp => Type::STREAM,
@@ -221,7 +221,7 @@ fn ask_tcp(patience: Duration, connect: impl FnOnce() -> io::Result<TcpStream>) 
         Err(error) => return Outcome::of_error(&error),
     };
     let mut line = String::new();
-    // Zero would mean for ever.
+    // Zero would mean no timeout.
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let read = stream.set_read_timeout(Some(left)).and_then(|()| BufReader::new(stream).read_line(&mut line));
     match read {
@@ -234,7 +234,7 @@ fn ask_tcp(patience: Duration, connect: impl FnOnce() -> io::Result<TcpStream>) 
     }
 }
 
-/// Bytes in which a piece that is lost, doubled or misplaced shows: their period is prime.
+/// Bytes with a prime period, so that lost, duplicated or misplaced pieces are noticed.
 fn pattern(length: usize) -> Vec<u8> {
     (0..251).cycle().take(length).collect()
 }

@@ -1,5 +1,5 @@
-//! Load that goes on while something else happens: one question after the other, each on a connection or
-//! flow of its own, and a count of what became of them.
+//! Continuous load during a test: one request after the other, each on its own connection or flow, and a
+//! count of the outcomes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,32 +11,32 @@ use sluice_model::Protocol;
 
 use crate::lab::Host;
 
-/// The rest between two questions: some hundreds a second, and processor time for others.
+/// The pause between two requests: some hundreds per second, and CPU time for others.
 const REST: Duration = Duration::from_millis(1);
 
-/// How long a question may take: longer than a busy machine may stall, shorter than the tests' patience.
+/// A request's timeout: longer than a busy machine may stall, shorter than the tests' patience.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many failures are kept as text.
+/// The maximum number of failures kept as text.
 const TEXTS: usize = 20;
 
-/// A client that asks until it is stopped or dropped.
+/// A client that sends requests until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What became of a load's questions.
+/// The outcomes of a load's requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How many were answered.
+    /// Answered requests.
     pub answered: u64,
-    /// How many were not.
+    /// Failed requests.
     pub failed: u64,
-    /// The longest that an answer took. A lost SYN is sent again after a second, and shows here.
+    /// The longest time to an answer. A lost SYN, which is retransmitted after a second, shows here.
     pub slowest: Duration,
-    /// The first of those that were not: when, counted from the start, and why.
+    /// The first failures: the time since the start, and the reason.
     pub failures: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ impl Shared {
 }
 
 impl Host {
-    /// Starts to ask from this host, without end.
+    /// Starts to send requests from this host.
     pub fn load(&self, protocol: Protocol, to: SocketAddr) -> Load {
         let shared = Arc::new(Shared::default());
         let (host, its) = (self.clone(), Arc::clone(&shared));
@@ -93,12 +93,12 @@ impl Host {
 }
 
 impl Load {
-    /// What became of the questions so far.
+    /// The outcomes so far.
     pub fn report(&self) -> Report {
         self.shared.report()
     }
 
-    /// Waits until this many more questions have been answered; whether that came in time.
+    /// Waits until this many more requests were answered. Returns whether that happened in time.
     #[must_use]
     pub fn answers_more(&self, count: u64, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
@@ -113,7 +113,7 @@ impl Load {
         true
     }
 
-    /// Lets the question that is under way be answered, and says what became of all.
+    /// Waits for the current request, and returns all outcomes.
     pub fn stop(mut self) -> Report {
         self.end();
         self.shared.report()
@@ -122,7 +122,7 @@ impl Load {
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic of it has been printed.
+            // If it has panicked, that was printed.
             let _ = thread.join();
         }
     }

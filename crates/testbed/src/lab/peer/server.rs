@@ -1,4 +1,4 @@
-//! Servers: TCP and UDP on the same port of all of a host's addresses, on a thread of their own.
+//! Servers: TCP and UDP on the same port of all of a host's addresses, each on its own thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +15,21 @@ use tokio::task::JoinSet;
 use super::{Answer, WHO};
 use crate::lab::{Host, LabError};
 
-/// The longest datagram that UDP carries over IPv4, and some more.
+/// Slightly more than the longest UDP datagram over IPv4.
 const DATAGRAM: usize = 65_536;
 
 /// How long a program may take to start, on a busy machine.
 const A_MOMENT: Duration = Duration::from_secs(5);
 
-/// A port from which nobody sends (RFC 863).
+/// A port from which nothing is sent (RFC 863).
 const DISCARD: u16 = 9;
 
-/// A running server. Dropping it closes all of its sockets: connecting to it is refused from then on, and so are datagrams.
+/// A running server. Dropping it closes all of its sockets: from then on, connections and datagrams to it are
+/// refused.
 ///
-/// A TCP client is told at once `NAME ADDRESS PORT\n`: who this is and where the client seems to be; after
-/// that everything it sends comes back. A datagram [`WHO`] is answered by the same line, any other by itself.
+/// It sends each TCP client the line `NAME ADDRESS PORT\n` at once, with its own name and the client's
+/// address and port as it sees them; after that it echoes everything. It answers a datagram [`WHO`] with the
+/// same line, and echoes any other.
 #[derive(Debug)]
 pub struct Server {
     /// Its port.
@@ -45,15 +47,15 @@ struct Seen {
 }
 
 impl Host {
-    /// Starts a server on a port of both of its addresses.
+    /// Starts a server on a port of both of the host's addresses.
     ///
     /// # Errors
-    /// Somebody has the port already.
+    /// The port is taken.
     pub fn serve(&self, port: u16) -> Result<Server, LabError> {
         self.serve_at(&[(self.v4, port).into(), (self.v6, port).into()])
     }
 
-    /// Starts a server on these addresses of the host, with the same port in all.
+    /// Starts a server on these addresses of the host, all with the same port.
     ///
     /// # Errors
     /// One of them is not the host's, or is taken.
@@ -74,12 +76,12 @@ impl Host {
 }
 
 impl Server {
-    /// How many connections it has accepted.
+    /// Number of accepted connections.
     pub fn connections(&self) -> u64 {
         self.seen.connections.load(Ordering::Relaxed)
     }
 
-    /// How many datagrams it has received.
+    /// Number of received datagrams.
     pub fn datagrams(&self) -> u64 {
         self.seen.datagrams.load(Ordering::Relaxed)
     }
@@ -90,13 +92,13 @@ impl Drop for Server {
         self.sockets.refuse();
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It ends well, or it has panicked and said so.
+            // The thread has ended normally, or it has panicked and that was printed.
             let _ = thread.join();
         }
     }
 }
 
-/// One an address and protocol, so that answers leave from the address that was asked.
+/// One socket for each address and protocol, so that answers are sent from the requested address.
 #[derive(Debug, Default)]
 struct Sockets {
     tcp: Vec<std::net::TcpListener>,
@@ -111,20 +113,21 @@ impl Sockets {
         })
     }
 
-    /// Has nobody be taken in any more, whoever else has the sockets: a program that another thread is just starting has
-    /// all of this process for a moment.
+    /// Refuses new clients even if another process has the sockets: a program that another thread is starting
+    /// has all descriptors of this process for a moment.
     fn refuse(&self) {
         for listener in &self.tcp {
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
         }
         for socket in &self.udp {
-            // One that is connected takes nothing from others.
+            // A connected socket receives nothing from others.
             let _ = socket.local_addr().and_then(|own| socket.connect((own.ip(), DISCARD)));
         }
     }
 }
 
-/// Waits for what a server before has closed, and a program that is just being started has for a moment.
+/// Binds as soon as the addresses are free: a program that is being started may hold an earlier server's
+/// sockets for a moment.
 fn bind_when_free(addresses: &[SocketAddr]) -> io::Result<Sockets> {
     let deadline = Instant::now() + A_MOMENT;
     loop {
@@ -156,7 +159,7 @@ async fn serve(
     seen: Arc<Seen>,
     stopped: oneshot::Receiver<()>,
 ) {
-    // What is in here ends with it.
+    // Dropping it ends its tasks.
     let mut tasks = JoinSet::new();
     for listener in tcp {
         match TcpListener::from_std(listener) {
@@ -192,7 +195,7 @@ async fn accept(listener: TcpListener, name: String, seen: Arc<Seen>) {
     }
 }
 
-/// What the client does to its connection is the client's business.
+/// Errors of the client's connection are ignored.
 async fn answer_connection(mut stream: TcpStream, by: String) {
     let Ok(source) = stream.peer_addr() else { return };
     let _ = stream.set_nodelay(true);
@@ -206,7 +209,7 @@ async fn answer_connection(mut stream: TcpStream, by: String) {
 async fn answer_datagrams(socket: UdpSocket, name: String, seen: Arc<Seen>) {
     let mut datagram = vec![0; DATAGRAM];
     loop {
-        // An error is the ICMP message of a client that is gone.
+        // An error is an ICMP message about a client that is gone.
         let Ok((length, source)) = socket.recv_from(&mut datagram).await else { continue };
         seen.datagrams.fetch_add(1, Ordering::Relaxed);
         let payload = datagram.get(..length).unwrap_or_default();
@@ -228,7 +231,7 @@ mod tests {
     #[test]
     fn what_was_served_is_refused_though_somebody_has_the_sockets_for_a_moment() {
         let sockets = bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
-        // As a program has them that is just being started.
+        // Like a program that is being started.
         let _others = sockets.try_clone().unwrap();
         let (tcp, udp) = (sockets.tcp[0].local_addr().unwrap(), sockets.udp[0].local_addr().unwrap());
         let waits = std::net::TcpStream::connect(tcp).unwrap();
