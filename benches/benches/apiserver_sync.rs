@@ -1,8 +1,9 @@
-//! Following a large cluster: time until the table is there, peak memory, and how long one endpoint
-//! change takes from the apiserver into the table. Over TLS, from an apiserver of the testbed.
+//! Following a large cluster over TLS: time until the table is complete, peak memory, and how long one
+//! endpoint change takes from the testbed's apiserver into the table.
 //!
-//! The apiserver runs in this process, the agent's side in one of its own, so that its memory is its own:
-//! the same program, with the path of a kubeconfig. Both ends talk over its standard input and output.
+//! The apiserver runs in this process. The agent's side runs in its own process, so that its memory can be
+//! measured: the same program, with the path of a kubeconfig. Both sides communicate by its standard input
+//! and output.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a benchmark that cannot run has failed")]
 
@@ -29,7 +30,7 @@ struct Load {
 
 /// Under `cargo bench`.
 const FULL: Load = Load { services: 10_000, rounds: 5, changes: 2_000 };
-/// With `--test`: only that it works.
+/// With `--test`: only checks that it works.
 const SMALL: Load = Load { services: 50, rounds: 1, changes: 10 };
 
 fn main() {
@@ -50,7 +51,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().expect("a tokio runtime")
 }
 
-/// The agent's side: follows the cluster into a table, and says what has become of it.
+/// The agent's side: follows the cluster into a table, and reports its state.
 fn agent(kubeconfig: &str) {
     let began = Instant::now();
     runtime().block_on(async {
@@ -89,7 +90,7 @@ fn slice_of(change: &Change) -> Option<String> {
     }
 }
 
-/// The most memory that this process has had at any time.
+/// The peak memory of this process.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a VmHWM line");
@@ -123,7 +124,7 @@ fn measure(load: &Load) {
     }
 }
 
-/// One change at a time, from the apiserver's store to the agent's table and back by a pipe.
+/// Times one change at a time, from the apiserver's store to the agent's table and back through a pipe.
 fn changes(server: &Apiserver, agent: &mut Agent, load: &Load) {
     let mut times: Vec<Duration> = (0..load.changes)
         .map(|change| {
@@ -141,7 +142,7 @@ fn changes(server: &Apiserver, agent: &mut Agent, load: &Load) {
     say(&format!("apiserver_sync/change    p50 {:.2?}, p99 {:.2?}, max {:.2?}", at(50), at(99), at(100)));
 }
 
-/// The other process.
+/// The agent's process.
 struct Agent {
     process: Child,
     lines: BufReader<ChildStdout>,
@@ -170,7 +171,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -180,7 +181,7 @@ fn slice_name(n: usize) -> String {
     format!("service-{n:05}-x7k2p")
 }
 
-/// What real objects carry along, too.
+/// Managed fields, which real objects have too.
 fn managed_fields(manager: &str) -> Value {
     json!([{
         "manager": manager, "operation": "Update", "apiVersion": "v1", "time": "2026-01-01T00:00:00Z",

@@ -1,5 +1,6 @@
-//! How long an endpoint change takes from the apiserver to a new connection's endpoint: over the HTTP watch,
-//! through the table, into the workers; beside 10,000 other Services. With quantiles, which criterion has not.
+//! How long an endpoint change takes from the apiserver to the endpoint of a new connection: through the HTTP
+//! watch, the table and the workers, beside 10,000 other Services. Reports quantiles, which criterion does
+//! not.
 
 #![expect(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
@@ -20,7 +21,7 @@ use sluice_tests::{World, free_port, loopback_address};
 const NODE: &str = "node-0";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Other Services, and how many changes are timed.
+/// The number of other Services and of timed changes.
 struct Load {
     others: u32,
     changes: usize,
@@ -28,7 +29,7 @@ struct Load {
 
 /// Under `cargo bench`.
 const FULL: Load = Load { others: 10_000, changes: 1_000 };
-/// With `--test`: only that it works.
+/// With `--test`: only checks that it works.
 const SMALL: Load = Load { others: 50, changes: 10 };
 
 #[tokio::main]
@@ -43,7 +44,7 @@ async fn main() {
     let ip = loopback_address().into();
     let frontend = SocketAddr::new(ip, free_port(ip));
     let apiserver = Apiserver::builder().token("secret").start().await.expect("an apiserver");
-    // None of these addresses is this machine's: they are in the table, but nothing listens on them.
+    // None of these addresses is this machine's, so they are in the table but have no listener.
     let others = (0..load.others).flat_map(|n| {
         let name = format!("other-{n}");
         let address = SocketAddr::from((Ipv4Addr::from(0x0a60_0000 + n), 80));
@@ -69,7 +70,7 @@ async fn main() {
     let feed = controller.feed().clone();
     tokio::spawn(async move {
         while let Some(changes) = batches.recv().await {
-            // Ends with the benchmark.
+            // It fails when the benchmark ends.
             let _ = feed.apply(changes).await;
         }
     });
@@ -100,7 +101,7 @@ async fn main() {
     controller.stop(Duration::ZERO);
 }
 
-/// Connects again and again until a backend answers.
+/// Connects repeatedly until this backend answers.
 fn until_answered_by(frontend: SocketAddr, name: u8) {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,5 +1,5 @@
-//! With `--test`: the programs that measure in a lab, each once and small, so that they go on working. Without: which
-//! commands measure.
+//! With `--test`: runs each program that measures in a lab once, with little load, to check that it works.
+//! Otherwise: prints the commands that measure.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! What is told to the programs of socket mode, in maps of this kernel: everything there is after a start, one endpoint
-//! change, and how much memory the maps take. As root; nothing is decided about but sockets of this bench.
+//! Updating the maps of socket mode in this kernel: everything after a start, one endpoint change, and the
+//! memory of the maps. Needs root; only sockets of this benchmark are translated.
 
 #![allow(clippy::expect_used, reason = "without maps there is nothing to measure")]
 
@@ -24,17 +24,18 @@ use tempfile::TempDir;
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
 
-/// So many bytes at most are the maps to take with as many Services and endpoints, 12 MB: what docs/socket-mode.md says.
+/// The maximum size of the maps in bytes with this many Services and endpoints: 12 MB, as documented in
+/// docs/socket-mode.md.
 const MOST_MEMORY: u64 = 12_000_000;
 
-/// A bpffs, and a cgroup with nobody in it.
+/// A bpffs, and an empty cgroup.
 struct Place {
     cgroup: Cgroup,
     directory: TempDir,
 }
 
 impl Place {
-    /// None where this may not be made.
+    /// `None` if these cannot be created.
     fn new() -> Option<Self> {
         let directory = tempfile::tempdir().ok()?;
         let cgroup = Cgroup::enter().inspect_err(|error| say(&format!("not measured: {error}"))).ok()?;
@@ -49,7 +50,7 @@ impl Place {
         self.directory.path().join("sluice")
     }
 
-    /// New maps, which are empty, with the programs.
+    /// New, empty maps, with the programs.
     fn attach(&self, endpoints: u32) -> Attached {
         let _ = remove(&self.pins());
         let capacity = AtSocketConfig::capacity_for(endpoints);
@@ -65,7 +66,7 @@ impl Drop for Place {
     }
 }
 
-/// A table as an agent that captures has it.
+/// A table like that of an agent that captures.
 fn table(endpoints: u32) -> Writer {
     let local_pods = LocalPods::DetectedIn(vec![Family::V4]);
     let mut writer =
@@ -87,7 +88,7 @@ fn sockets(attached: Attached, writer: &Writer) -> Sockets<Attached> {
     Sockets::new(Maps::adopt(attached).expect("maps can be read"), writer.table(), ledger, false)
 }
 
-/// From the table being known to everything being live, in maps that are empty.
+/// The time from a complete table until everything is in the maps, which were empty.
 fn load(criterion: &mut Criterion) {
     let Some(place) = Place::new() else { return };
     let mut group = criterion.benchmark_group("socket_maps");
@@ -118,7 +119,7 @@ fn load(criterion: &mut Criterion) {
     }
 }
 
-/// An endpoint comes or goes, in one of 10,000 Services: live when `change` returns.
+/// Adds or removes an endpoint in one of 10,000 Services. The change is live when `change` returns.
 fn endpoint(criterion: &mut Criterion) {
     let Some(place) = Place::new() else { return };
     let mut writer = table(ENDPOINTS);
@@ -136,7 +137,7 @@ fn endpoint(criterion: &mut Criterion) {
     });
 }
 
-/// What each map takes, as the kernel accounts for it.
+/// The memory of each map, according to the kernel.
 fn memory(pins: &Path) -> HashMap<String, u64> {
     let maps =
         fs::read_dir(pins).into_iter().flatten().flatten().flat_map(|layout| fs::read_dir(layout.path()));

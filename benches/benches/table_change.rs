@@ -1,4 +1,4 @@
-//! What the writer of the table does: one endpoint change, one Service more, everything anew.
+//! The work of the table's writer: one endpoint change, one Service change, a complete build.
 
 use std::hint::black_box;
 
@@ -9,7 +9,7 @@ use sluice_model::{Change, ObjectRef};
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: u32 = 10;
 
-/// An endpoint comes or goes, in one of 10,000 Services: live when `apply` returns.
+/// Adds or removes an endpoint in one of 10,000 Services. The change is live when `apply` returns.
 fn endpoint_change(criterion: &mut Criterion) {
     let mut cluster = Cluster::new(SERVICES, ENDPOINTS);
     let mut n = 0;
@@ -22,7 +22,7 @@ fn endpoint_change(criterion: &mut Criterion) {
     });
 }
 
-/// A Service comes, and goes again: each copies the map of frontends.
+/// Adds a Service and removes it again. Each copies the map of frontends.
 fn service_change(criterion: &mut Criterion) {
     let mut cluster = Cluster::new(SERVICES, ENDPOINTS);
     criterion.bench_function("table_change/one_service", |bencher| {
@@ -49,7 +49,7 @@ fn service_change(criterion: &mut Criterion) {
     });
 }
 
-/// All objects of a cluster, as after a start.
+/// Builds the table from all objects of a cluster, as after a start.
 fn full_build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("table_change");
     group.sample_size(20);

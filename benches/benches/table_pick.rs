@@ -1,16 +1,15 @@
-//! Looking a frontend up and picking an endpoint, while a writer makes 1,000 endpoint changes a
-//! second: what every new connection costs before its first system call.
+//! Looking up a frontend and picking an endpoint while a writer makes 1,000 endpoint changes per second: the
+//! cost of each new connection before its first system call.
 //!
-//! * `hot`: 64 Services get all connections: what is read is in the cache, so this is the work itself.
-//! * `zipf`: clients prefer some Services to others (the n-th most popular one gets 1/n of the
-//!   connections of the first), as they do; a part of what is read is in the cache.
-//! * `uniform`: every Service is as likely as every other, so what is read is hardly ever in the
-//!   cache: the worst case.
+//! * `hot`: 64 Services get all connections. All data is in the cache, so this is the work itself.
+//! * `zipf`: some Services are more popular than others, as in practice (the n-th most popular one gets 1/n
+//!   of the connections of the first). Part of the data is in the cache.
+//! * `uniform`: all Services are equally likely, so the data is hardly ever in the cache: the worst case.
 //!
-//! Times are per pick and reader, on all readers at once.
+//! Times are per pick and reader, with all readers running.
 //!
-//! `in_doubt`: one Service with 1,000 endpoints whose connections are decided at their sockets, of which so many are in doubt and
-//! stay so: what a connection costs that was left to the relay.
+//! `in_doubt`: one Service in socket mode with 1,000 endpoints, of which some are and stay unverified: the
+//! cost of a connection that was left to the relay.
 
 #![expect(clippy::expect_used, reason = "a benchmark that cannot run has failed")]
 
@@ -26,13 +25,13 @@ use sluice_benches::cluster::{self, Cluster};
 use sluice_model::Protocol;
 use sluice_table::{Client, FrontendKey, Origin, SetName, SharedHealth, SocketHealth, SocketNumber, Table};
 
-/// Endpoint changes a second while the readers read.
+/// Endpoint changes per second while the readers run.
 const CHANGES_PER_SECOND: u32 = 1_000;
 
-/// How often a reader goes through its sequence of frontends before it starts over.
+/// The length of a reader's sequence of frontends, which it repeats.
 const SEQUENCE: usize = 1 << 14;
 
-/// A repeatable sequence of numbers from 0 to 1 (SplitMix64).
+/// A repeatable sequence of numbers between 0 and 1 (SplitMix64).
 fn fractions() -> impl Iterator<Item = f64> {
     (1_u64..).map(|n| {
         let bits = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -42,7 +41,7 @@ fn fractions() -> impl Iterator<Item = f64> {
     })
 }
 
-/// Which Services clients ask for.
+/// The distribution of clients' requests over Services.
 #[derive(Debug, Clone, Copy)]
 enum Demand {
     Hot,
@@ -50,9 +49,9 @@ enum Demand {
     Uniform,
 }
 
-/// Services in the order in which clients ask for them.
+/// Services in the order of clients' requests.
 fn sequence(services: u32, demand: Demand) -> Vec<u32> {
-    // Popular Services lie anywhere in the table: a step that is coprime to their number.
+    // Spreads popular Services over the table, with a step that is coprime to their number.
     let place = |rank: u32| u32::try_from(u64::from(rank) * 7_919 % u64::from(services)).unwrap_or(0);
     let highest = f64::from(services);
     let rank = |fraction: f64| {
@@ -69,11 +68,11 @@ fn sequence(services: u32, demand: Demand) -> Vec<u32> {
     fractions().take(SEQUENCE).map(|fraction| place(rank(fraction))).collect()
 }
 
-/// Picks between two looks at the clock.
+/// Number of picks between two readings of the clock.
 const CHUNK: usize = 256;
 
-/// The time that `readers` readers take for `picks` picks each, as the median of short stretches
-/// tells: a stretch in which the scheduler gave the core to somebody else says nothing of a pick.
+/// The time that `readers` readers take for `picks` picks each, from the median of short stretches: a stretch
+/// in which the scheduler gave the core to another thread says nothing about a pick.
 fn measure(table: &Table, sequence: &[u32], readers: u32, picks: u64) -> Duration {
     let now = Instant::now();
     let chunks = usize::try_from(picks).unwrap_or(usize::MAX).div_ceil(CHUNK);
@@ -134,7 +133,7 @@ fn picks(criterion: &mut Criterion) {
     }
 }
 
-/// Endpoints in doubt, by their numbers.
+/// The unverified endpoints, by id.
 #[derive(Debug)]
 struct Doubts(Vec<AtomicBool>);
 
@@ -157,12 +156,12 @@ fn in_doubt(criterion: &mut Criterion) {
         let mut reader = table.reader();
         if let Some(doubts) = doubts {
             let port = Arc::clone(reader.lookup(key).expect("it is served").service_port());
-            // Spread over all of them.
+            // Spread over all endpoints.
             let is_in_doubt = |id| doubts > 0 && id % (ENDPOINTS / doubts) == 0;
             let health = Doubts((0..ENDPOINTS).map(|id| AtomicBool::new(is_in_doubt(id))).collect());
             let health: SharedHealth = Arc::new(Box::new(health));
             port.share_health(&health);
-            // Only then: those of whoever it was shared with before are gone.
+            // Only afterwards, because sharing clears earlier ids.
             for (id, upstream) in (0..).zip(port.endpoints()) {
                 upstream.set_socket_number(SetName::Cluster, Some(SocketNumber { id, incarnation: 1 }));
             }
@@ -173,7 +172,7 @@ fn in_doubt(criterion: &mut Criterion) {
             bencher.iter_custom(|picks| {
                 let start = Instant::now();
                 for pick in (0..picks).step_by(CHUNK) {
-                    // As fresh as a worker's.
+                    // As recent as a worker's time.
                     let now = Instant::now();
                     for _ in pick..picks.min(pick + CHUNK as u64) {
                         let route = reader.lookup(key).expect("it is served");

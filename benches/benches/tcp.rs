@@ -1,6 +1,6 @@
-//! TCP through the proxy, beside the same exchange on a direct connection.
+//! TCP through the proxy, compared with a direct connection.
 //!
-//! * `tcp_throughput`: one connection, endpoint to client, as fast as it goes.
+//! * `tcp_throughput`: one connection, from endpoint to client, at full speed.
 //! * `tcp_exchange`: one byte there and back on an open connection.
 //! * `tcp_connection`: connect, one byte there and back, close.
 //!
@@ -49,7 +49,7 @@ fn exchange(stream: &mut TcpStream) {
 fn tcp(criterion: &mut Criterion) {
     let source = source();
     let echo = Backend::echo();
-    // Connections one after the other on one thread: starting threads would be most of the time.
+    // All connections on one thread, one after the other: starting threads would take most of the time.
     let once = Backend::accepting(|mut stream| {
         let mut byte = [0];
         let _ = stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte));

@@ -1,4 +1,4 @@
-//! UDP through the proxy, beside the same exchange without it.
+//! UDP through the proxy, compared with a direct exchange.
 //!
 //! * `udp_exchange`: one datagram there and back, one at a time.
 //! * `udp_pipeline`: many at a time, answered one by one.
@@ -15,10 +15,10 @@ use sluice_model::Protocol;
 use sluice_tests::World;
 use sluice_tests::backend::Backend;
 
-/// Datagrams under way at a time: few enough for any socket buffer.
+/// Number of datagrams in flight: few enough for any socket buffer.
 const PIPELINE: u64 = 64;
 
-/// A datagram that got lost would stop the benchmark without this.
+/// Without it, a lost datagram would block the benchmark.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn client(address: SocketAddr) -> UdpSocket {

@@ -1,4 +1,4 @@
-//! The agent on a lab's node: its command line, and what it says about itself.
+//! The agent on a lab's node: its command line, and its metrics.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -13,27 +13,27 @@ use sluice_testbed::lab::{Host, PATIENCE, Process};
 use crate::itself;
 use crate::manifests::Manifests;
 
-/// Where it serves its metrics, in the node's network namespace.
+/// The address of its metrics, in the node's network namespace.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
-/// Arguments for the mode of a node.
+/// Arguments for relay mode on a node.
 pub const TPROXY: [&str; 4] = ["--capture", "tproxy", "--cluster-cidr", "10.244.0.0/16"];
 
-/// The same, where clients' sockets are led to endpoints; which sockets that are is to be added.
+/// Arguments for socket mode on a node. Those that select the sockets have to be added.
 pub const SOCKET: [&str; 4] = ["--capture", "socket", "--cluster-cidr", "10.244.0.0/16"];
 
-/// How an agent is to be started.
+/// How to start an agent.
 #[derive(Debug, Clone, Copy)]
 pub struct Agent<'a> {
-    /// Another build than this program's.
+    /// Another build than this program's, if any.
     pub program: Option<&'a Path>,
-    /// Arguments beside those that all agents here have.
+    /// Arguments besides those that all agents here have.
     pub arguments: &'a [&'a str],
-    /// What it follows.
+    /// The source of its objects.
     pub source: Source<'a>,
 }
 
-/// Where an agent has Services and endpoints from.
+/// Where an agent gets Services and endpoints from.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// Files.
@@ -43,10 +43,10 @@ pub enum Source<'a> {
 }
 
 impl Agent<'_> {
-    /// Starts one, and waits until it serves.
+    /// Starts an agent, and waits until it is ready.
     ///
     /// # Errors
-    /// It does not in time.
+    /// It is not ready in time.
     pub fn start(self, node: &Host) -> Result<Process> {
         let mut command = match self.program {
             Some(path) => Command::new(path),
@@ -67,7 +67,7 @@ impl Agent<'_> {
     }
 }
 
-/// What an agent's `/metrics` says: values by name.
+/// The values of an agent's `/metrics`, by name.
 ///
 /// # Errors
 /// It does not answer.
@@ -89,7 +89,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     values.filter(|(name, _)| name.starts_with("sluice_")).collect()
 }
 
-/// One of them; 0 if there is none.
+/// A value; 0 if there is none.
 pub fn value(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
     metrics.get(name).copied().unwrap_or(0.0)
 }

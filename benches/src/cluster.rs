@@ -1,4 +1,4 @@
-//! A cluster of many Services as the table sees it.
+//! A table of a cluster with many Services.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -13,19 +13,19 @@ pub const PORT: u16 = 80;
 /// A table with many Services.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Its writer; everything is published.
+    /// Its writer. Everything is published.
     pub writer: Writer,
     services: u32,
     endpoints: u32,
 }
 
 impl Cluster {
-    /// A number of Services with one port and a number of endpoints each.
+    /// A cluster of `services` Services, each with one port and `endpoints` endpoints.
     pub fn new(services: u32, endpoints: u32) -> Self {
         Self { writer: Self::of(objects(services, endpoints)), services, endpoints }
     }
 
-    /// A writer of these objects; everything is published.
+    /// A writer with these objects. Everything is published.
     pub fn of(objects: Vec<Object>) -> Writer {
         let mut writer = Writer::new(WriterConfig::new("here"));
         objects.into_iter().for_each(|object| writer.apply(Change::Apply(object)));
@@ -35,20 +35,20 @@ impl Cluster {
         writer
     }
 
-    /// Makes endpoint change number `n`.
+    /// Applies endpoint change number `n`.
     pub fn change_an_endpoint(&mut self, n: u32) {
         self.writer.apply(endpoint_change(n, self.services, self.endpoints));
     }
 }
 
-/// Every object of the cluster.
+/// All objects of the cluster.
 pub fn objects(services: u32, endpoints: u32) -> Vec<Object> {
     (0..services).flat_map(|n| [service(n).into(), slice(n, 0..endpoints).into()]).collect()
 }
 
-/// Endpoint change number `n`: somewhere in the cluster an endpoint goes, or comes back.
+/// Endpoint change number `n`: removes an endpoint somewhere in the cluster, or adds it again.
 pub fn endpoint_change(n: u32, services: u32, endpoints: u32) -> Change {
-    // In pairs of the same Service; then somewhere else.
+    // Two changes of one Service, then another Service.
     let service = u32::try_from(u64::from(n / 2) * 7_919 % u64::from(services)).unwrap_or(0);
     Change::Apply(slice(service, n % 2..endpoints).into())
 }

@@ -1,5 +1,5 @@
-//! Contenders measured side by side: each round measures each of them once for each column, one right after the other, and
-//! begins with another one, so that what the machine does meanwhile meets all alike.
+//! Measures contenders side by side. Each round measures each contender once for each column, directly one
+//! after the other, and starts with another one, so that other activity of the machine affects all alike.
 
 mod column;
 mod plot;
@@ -18,54 +18,54 @@ use crate::interrupt;
 use crate::site::Site;
 use crate::tool::is_installed;
 
-/// What is to be measured.
+/// What to measure.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Who. The first one that is `direct` is what others are compared with.
+    /// The contenders. The first one named `direct` is the baseline.
     pub contenders: Vec<Contender>,
-    /// What.
+    /// The columns.
     pub columns: Vec<Column>,
-    /// How often.
+    /// The number of rounds.
     pub rounds: usize,
     /// How long each measurement takes.
     pub seconds: u64,
 }
 
-/// What was measured.
+/// The results of a run.
 #[derive(Debug, Clone)]
 pub struct Results {
-    /// What was to be, without what could not be.
+    /// The plan, without what could not be measured.
     pub plan: Plan,
-    /// By column, by contender: one sample a round.
+    /// By column, by contender: one sample for each round.
     samples: Vec<Vec<Vec<Sample>>>,
     /// What could not be measured, and why.
     pub notes: Vec<String>,
 }
 
 impl Results {
-    /// The samples of a contender, by the places of both in the plan.
+    /// The samples of a contender, by the indices of both in the plan.
     pub fn of(&self, column: usize, contender: usize) -> &[Sample] {
         self.samples.get(column).and_then(|column| column.get(contender)).map_or(&[], Vec::as_slice)
     }
 
-    /// The median of something of the samples; none if there are none.
+    /// The median of a value of the samples; `None` if there are no samples.
     pub fn median(&self, column: usize, contender: usize, of: impl Fn(&Sample) -> f64) -> Option<f64> {
         median(self.of(column, contender).iter().map(of).collect())
     }
 
-    /// The place of the one to compare with.
+    /// The index of the baseline.
     pub fn direct(&self) -> Option<usize> {
         self.plan.contenders.iter().position(|contender| contender.name == "direct")
     }
 
-    /// A contender's median beside the direct connection's.
+    /// The ratio of a contender's median to the baseline's.
     pub fn ratio(&self, column: usize, contender: usize) -> Option<f64> {
         let direct = self.median(column, self.direct()?, |sample| sample.value)?;
         Some(self.median(column, contender, |sample| sample.value)? / direct)
     }
 }
 
-/// The one in the middle, or between the two there.
+/// The median; the mean of the two middle values if their number is even.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
@@ -73,10 +73,10 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(f64::midpoint(lower, upper))
 }
 
-/// Measures. `say` is told how it goes on.
+/// Runs the measurements. Calls `say` to report progress.
 ///
 /// # Errors
-/// A lab or a contender does not start, or somebody wants this to end. A measurement that fails is a note.
+/// A lab or a contender does not start, or the run was interrupted. A measurement that fails becomes a note.
 pub fn run(mut plan: Plan, mut say: impl FnMut(&str)) -> Result<Results> {
     let mut notes = Vec::new();
     plan.contenders.retain(|contender| match contender.missing() {

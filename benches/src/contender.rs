@@ -1,5 +1,5 @@
-//! Who is measured: a direct connection, Sluice, the kernel, and other relays. Each on the node of a site of its own,
-//! with the same ports as the servers have, on an address that the client reaches.
+//! The contenders: a direct connection, Sluice, the kernel, and other relays. Each runs on the node of its
+//! own site, with the servers' ports, on an address that the client can reach.
 
 mod kernel;
 mod relays;
@@ -16,55 +16,55 @@ use crate::site::{HTTP, Site, TCP_ECHO, await_tcp, end};
 use crate::sockets::Sockets;
 use crate::tool::is_installed;
 
-/// The Service's address, where packets for it are captured.
+/// The Service's address, for contenders that capture packets.
 pub(crate) const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 
-/// An address of the node, where a contender listens on an address of its own.
+/// An address of the node, for contenders that listen on their own address.
 pub(crate) const LISTEN_IP: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 80);
 
-/// What a contender is.
+/// The kind of a contender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// Nobody: the node routes.
+    /// None: the node routes.
     Direct,
-    /// Sluice as on a node; of this program, or another build of it.
+    /// Sluice on a node in relay mode; this build, or another one.
     SluiceTproxy(Option<PathBuf>),
-    /// Sluice as on a node, where clients' sockets are led to endpoints.
+    /// Sluice on a node in socket mode.
     SluiceSocket(Option<PathBuf>),
-    /// Sluice as a plain relay on an address of the node.
+    /// Sluice in bind mode, on an address of the node.
     SluiceBind(Option<PathBuf>),
-    /// The kernel's DNAT, by rules like those of kube-proxy's nftables mode.
+    /// The kernel's DNAT, with rules like those of kube-proxy's nftables mode.
     Dnat,
     /// haproxy in TCP mode.
     Haproxy,
     /// nginx's stream module.
     Nginx,
-    /// realm, by the path of its program.
+    /// realm, with the path of its program.
     Realm(PathBuf),
 }
 
-/// Who is measured, and under which name.
+/// A contender with its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contender {
-    /// In tables and plots.
+    /// The name in tables and plots.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
 }
 
-/// The names of those that need nothing to be said about them.
+/// The names of contenders that need no path.
 pub const NAMES: [&str; 7] =
     ["direct", "sluice-socket", "sluice-tproxy", "sluice-bind", "dnat", "haproxy", "nginx"];
 
-/// A contender at work. Its processes end with it.
+/// A running contender. Its processes end with it.
 pub struct Running {
-    /// Where the client finds it.
+    /// Its address for clients.
     pub ip: IpAddr,
-    /// Its processes; none where the kernel does the work.
+    /// Its processes; empty if the kernel does the work.
     pub processes: Vec<Process>,
-    /// Where its programs are, if they are at sockets.
+    /// The place of its programs, in socket mode.
     sockets: Option<Sockets>,
-    /// For as long as it is measured.
+    /// Its site.
     pub site: Site,
 }
 
@@ -75,10 +75,10 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Does what a client does.
+    /// Does something in place of a client.
     ///
     /// # Errors
-    /// Those of what is done.
+    /// Those of `work`.
     pub fn as_client<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match &self.sockets {
             Some(sockets) => sockets.within(work),
@@ -88,11 +88,11 @@ impl Running {
 }
 
 impl Contender {
-    /// The contender of a name: one of [`NAMES`], `realm=PATH`, or `sluice-tproxy=PATH`, `sluice-socket=PATH` and
-    /// `sluice-bind=PATH` for another build, where `NAME:` before the path is what it is called.
+    /// Parses a contender: one of [`NAMES`], `realm=PATH`, or `sluice-tproxy=PATH`, `sluice-socket=PATH` or
+    /// `sluice-bind=PATH` for another build. `NAME:` before the path sets its name.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such contender.
     pub fn parse(text: &str) -> Result<Self> {
         let (word, path) = text.split_once('=').map_or((text, None), |(word, path)| (word, Some(path)));
         let (label, path) = match path.map(|path| path.split_once(':').unwrap_or((word, path))) {
@@ -113,7 +113,7 @@ impl Contender {
         Ok(Self { name: label.to_owned(), kind })
     }
 
-    /// Why it cannot be measured here, if so.
+    /// Why it cannot be measured here; `None` if it can.
     pub fn missing(&self) -> Option<String> {
         let program = match &self.kind {
             Kind::Haproxy => "haproxy",
@@ -133,12 +133,12 @@ impl Contender {
         (!is_installed(program)).then(|| format!("{program} is not installed"))
     }
 
-    /// Whether it carries a protocol.
+    /// Whether it supports a protocol.
     pub fn carries(&self, protocol: Protocol) -> bool {
         !(self.kind == Kind::Haproxy && protocol == Protocol::Udp)
     }
 
-    /// Whether bytes pass a program, rather than the kernel alone.
+    /// Whether the data passes through a program, not only through the kernel.
     pub fn is_relay(&self) -> bool {
         !matches!(self.kind, Kind::Direct | Kind::Dnat | Kind::SluiceSocket(_))
     }
@@ -156,7 +156,7 @@ impl Contender {
         if is_installed("nginx") {
             running.as_client(|| await_tcp(running.site.client(), (ip, HTTP).into(), &running.processes))?;
         }
-        // The first connection to an endpoint is relayed, and what sockperf makes is the only one.
+        // The first connection to an endpoint is relayed, and sockperf makes only one.
         if running.sockets.is_some() && is_installed("sockperf") {
             running
                 .as_client(|| await_tcp(running.site.client(), (ip, TCP_ECHO).into(), &running.processes))?;

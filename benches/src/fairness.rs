@@ -1,5 +1,6 @@
-//! What one Service's noise does to the clients of another one: how long small exchanges take while nothing else
-//! happens, and beside each kind of noise; through Sluice, and beside it without a proxy and through haproxy.
+//! How load on one Service affects the clients of another one: how long small exchanges take without other
+//! load and beside each kind of noise; through Sluice and, for comparison, without a proxy and through
+//! haproxy.
 
 mod probe;
 mod scene;
@@ -21,31 +22,32 @@ use crate::hold::Hold;
 use crate::table::figure;
 use crate::{interrupt, usage};
 
-/// What an answer of Sluice may take beside noise, as a multiple of what it takes without (99 of 100 answers).
+/// How long an answer through Sluice may take beside noise, as a multiple of the time without noise (99th
+/// percentile).
 pub const GOAL: f64 = 3.0;
 
-/// Clients of the flood of connections.
+/// Number of clients in the flood of connections.
 const CLIENTS: usize = 8;
 
-/// How much there is of everything.
+/// The amount of everything.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// How often each is measured.
     pub rounds: usize,
     /// How long each measurement takes.
     pub time: Duration,
-    /// The rest between two of them.
+    /// The pause between two measurements.
     pub rest: Duration,
-    /// Connections in bulk.
+    /// Number of bulk connections.
     pub bulk: usize,
-    /// Endpoints that refuse: 254 at the most.
+    /// Number of endpoints that refuse, at most 254.
     pub refusing: usize,
-    /// Sessions that one pod holds.
+    /// Number of idle sessions of one pod.
     pub idle: usize,
 }
 
 impl Plan {
-    /// What counts.
+    /// For results.
     pub const FULL: Self = Self {
         rounds: 3,
         time: Duration::from_secs(3),
@@ -55,7 +57,7 @@ impl Plan {
         idle: 9_800,
     };
 
-    /// That it works.
+    /// To check that it works.
     pub const SMOKE: Self = Self {
         rounds: 1,
         time: Duration::from_millis(100),
@@ -66,7 +68,7 @@ impl Plan {
     };
 }
 
-/// What else happens.
+/// The kind of noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noise {
     /// Nothing.
@@ -75,14 +77,14 @@ pub enum Noise {
     Bulk,
     /// Connections to a Service whose endpoints all refuse.
     Refused,
-    /// Sessions that one pod holds and does nothing with.
+    /// Idle sessions of one pod.
     Idle,
-    /// Datagrams from another port each.
+    /// Datagrams, each from another port.
     Datagrams,
 }
 
 impl Noise {
-    /// In the order of the table.
+    /// All kinds, in the order of the table.
     pub const ALL: [Self; 5] = [Self::None, Self::Bulk, Self::Refused, Self::Idle, Self::Datagrams];
 
     fn title(self, plan: &Plan) -> String {
@@ -96,7 +98,7 @@ impl Noise {
     }
 }
 
-/// Somebody who makes noise.
+/// A running noise.
 enum Noisy {
     Nobody,
     Flood(Flood, Instant),
@@ -116,7 +118,7 @@ impl Noisy {
         Ok(Self::Flood(flood?, Instant::now()))
     }
 
-    /// How much of it there was: a rate, or a number.
+    /// The amount of noise: a rate, or a number.
     fn amount(&self) -> f64 {
         match self {
             Self::Nobody => 0.0,
@@ -131,11 +133,11 @@ impl Noisy {
 struct Sample {
     answers: [Option<Answers>; 3],
     amount: f64,
-    /// Processors that the carrier used.
+    /// The number of CPUs that the carrier used.
     cpu: f64,
 }
 
-/// What was measured: by noise, by carrier, by round.
+/// The results: by noise, by carrier, by round.
 #[derive(Debug)]
 pub struct Results {
     plan: Plan,
@@ -145,10 +147,10 @@ pub struct Results {
     notes: Vec<String>,
 }
 
-/// Measures. `say` is told how it goes on.
+/// Runs the measurements. Calls `say` to report progress.
 ///
 /// # Errors
-/// A lab or a carrier does not start, or somebody wants this to end. A measurement that fails is a note.
+/// A lab or a carrier does not start, or the run was interrupted. A measurement that fails becomes a note.
 pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnMut(&str)) -> Result<Results> {
     let (carriers, left_out): (Vec<Carrier>, Vec<Carrier>) =
         carriers.iter().partition(|carrier| carrier.is_installed());
@@ -175,7 +177,7 @@ pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnM
                         say(&line(round, noise, carriers[who], &sample, &plan));
                         samples[of][who].push(sample);
                     }
-                    // Who is out of connections has an answer for nobody.
+                    // A carrier without free connections answers nobody.
                     Err(error) => {
                         interrupt::check()?;
                         let note = format!("{}, {}: {error:#}", noise.title(&plan), carriers[who].name());
@@ -194,7 +196,7 @@ pub fn run(plan: Plan, noises: &[Noise], carriers: &[Carrier], mut say: impl FnM
 
 fn measure(noise: Noise, carrier: Carrier, scene: &Scene, plan: &Plan) -> Result<Sample> {
     let noisy = Noisy::start(noise, scene, plan)?;
-    // Until it is what it will be.
+    // Until the noise is at its full level.
     interrupt::rest(plan.rest.min(Duration::from_millis(500)))?;
     let used = |processes: &[Process]| usage::cpu_of(processes);
     let (before, begin) = (used(scene.carriers())?, Instant::now());
@@ -238,7 +240,7 @@ impl Results {
         self.median(noise, carrier, |sample| sample.answers.get(question)?.as_ref().map(of))
     }
 
-    /// Medians of all rounds as Markdown.
+    /// The medians of all rounds as Markdown.
     pub fn table(&self) -> String {
         let mut text = format!(
             "p50 / p99 in microseconds; in parentheses as multiples of the same carrier's without noise. Medians of {} measurements \
@@ -291,7 +293,7 @@ impl Results {
         cell
     }
 
-    /// What Sluice misses the [`GOAL`] by.
+    /// Where Sluice misses the [`GOAL`].
     pub fn missed(&self) -> Vec<String> {
         let Some(who) = self.carriers.iter().position(|carrier| *carrier == Carrier::Sluice) else {
             return Vec::new();

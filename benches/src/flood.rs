@@ -1,5 +1,4 @@
-//! Load that somebody makes without regard for others: as fast as it goes, from threads of this program, until it is
-//! dropped.
+//! Load at full speed, without regard for others, from threads of this program. It ends when it is dropped.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -15,16 +14,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::interrupt::POLL;
 
-/// How long an attempt to connect may take, before the next one.
+/// The timeout of an attempt to connect.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Sockets of a flood of datagrams that wait for answers: who asks from a new port each time has some of them, too.
+/// Number of sockets of a datagram flood that wait for answers. A client that uses a new port for each
+/// datagram has several, too.
 const WAITING: usize = 256;
 
-/// What is read or written at a time in bulk.
+/// Size of a bulk read or write in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// A running one.
+/// A running flood.
 #[derive(Debug)]
 pub struct Flood {
     shared: Arc<Shared>,
@@ -46,7 +46,7 @@ impl Shared {
         self.done.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Returns when it is over.
+    /// Returns when the flood is over.
     async fn over(&self) {
         while !self.is_over() {
             tokio::time::sleep(POLL).await;
@@ -55,16 +55,16 @@ impl Shared {
 }
 
 impl Flood {
-    /// Connections that are refused, before they are there or right after: one after the other from each client.
+    /// Connections that are refused, or reset at once; from each client one after the other.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// No thread can be started.
     pub fn connects(from: &Host, to: SocketAddr, clients: usize) -> Result<Self> {
         Self::start(from, clients, move |shared| {
             while !shared.is_over() {
                 if let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) {
                     let _ = stream.set_read_timeout(Some(PATIENCE));
-                    // A reset, in the usual case. Whatever it is, it is over.
+                    // Usually a reset. Whatever it is, the connection is over.
                     let _ = stream.read(&mut [0; 64]);
                 }
                 shared.add(1);
@@ -75,7 +75,7 @@ impl Flood {
     /// Datagrams, each from another port of the host.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// No thread can be started.
     pub fn datagrams(from: &Host, to: SocketAddr) -> Result<Self> {
         Self::start(from, 1, move |shared| {
             let mut waiting = VecDeque::new();
@@ -86,7 +86,7 @@ impl Flood {
                     socket.send(&[7; 32])?;
                     Ok(socket)
                 });
-                // Without a port, or a place in the queue, the next one may have more luck.
+                // If no port or no room in the queue was left, the next one may succeed.
                 if let Ok(socket) = sent {
                     waiting.push_back(socket);
                     shared.add(1);
@@ -98,10 +98,10 @@ impl Flood {
         })
     }
 
-    /// Bulk from a [`Source`], on many connections.
+    /// Bulk data from a [`Source`], on many connections.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// No thread can be started.
     pub fn bulk(from: &Host, to: SocketAddr, connections: usize) -> Result<Self> {
         Self::start(from, 1, move |shared| {
             let pull = |shared: Arc<Shared>| async move {
@@ -120,7 +120,7 @@ impl Flood {
         })
     }
 
-    /// How much it has done: connections, datagrams, bytes.
+    /// The amount so far: connections, datagrams, or bytes.
     pub fn done(&self) -> u64 {
         self.shared.done.load(Ordering::Relaxed)
     }
@@ -148,13 +148,13 @@ impl Drop for Flood {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A panic of it has been printed.
+            // If it has panicked, that was printed.
             let _ = thread.join();
         }
     }
 }
 
-/// A server that sends to whoever connects, without end. It ends with this.
+/// A server that sends endlessly to each client until it is dropped.
 #[derive(Debug)]
 pub struct Source {
     _thread: Flood,
@@ -164,7 +164,7 @@ impl Source {
     /// Starts it on a port of a host's IPv4 address.
     ///
     /// # Errors
-    /// Somebody has the port.
+    /// The port is taken.
     pub fn start(on: &Host, port: u16) -> Result<Self> {
         let address = SocketAddr::from((on.v4, port));
         let listener = on.ns.run(|| TcpListener::bind(address)).context("a server in bulk")?;
@@ -193,7 +193,7 @@ impl Source {
     }
 }
 
-/// Runs a future on this thread, and drops what it has started.
+/// Runs a future on this thread, and drops the tasks that it has started.
 fn run(future: impl Future<Output = ()>) {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(future),

@@ -1,5 +1,5 @@
-//! A client that holds many connections or flows and does nothing with them: in a process of its own, which
-//! needs descriptors for all of them.
+//! A client that holds many idle connections or flows. It is a process of its own, because it needs
+//! descriptors for all of them.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -12,20 +12,20 @@ use sluice_testbed::lab::{Host, Process, WHO};
 
 use crate::itself;
 
-/// The first word of a benchmark that is one.
+/// The first argument that makes this program such a client.
 pub(crate) const WORD: &str = "hold";
 
-/// How long a server may take to answer, before no more are opened.
+/// How long a server may take to answer before no more are opened.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long it may take to open all of them.
+/// How long opening all of them may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A running one.
+/// A running client.
 pub struct Hold {
-    /// It ends with this.
+    /// Its process, which ends with it.
     pub process: Process,
-    /// How many it has.
+    /// The number of connections or flows that it holds.
     pub count: usize,
 }
 
@@ -33,7 +33,7 @@ impl Hold {
     /// Opens up to `count` connections or flows from a host to a server of the lab, and holds them.
     ///
     /// # Errors
-    /// It cannot be started. Fewer than `count` are none.
+    /// It cannot be started. Opening fewer than `count` is not an error.
     pub fn start(from: &Host, protocol: Protocol, to: SocketAddr, count: usize) -> Result<Self> {
         let mut command = itself::program()?;
         command.args([WORD, &protocol.to_string(), &to.to_string(), &count.to_string()]);
@@ -44,12 +44,12 @@ impl Hold {
     }
 }
 
-/// Is one.
+/// Runs as such a client.
 pub(crate) fn run(arguments: &[String]) -> ExitCode {
     match hold(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever has started it reads this.
+            // The starting process reads this.
             let _ = writeln!(io::stdout(), "{error:#}");
             ExitCode::FAILURE
         }

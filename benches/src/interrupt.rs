@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: they end a measurement by an error, so that everything that it made is taken down on the
-//! way out. A second one ends the program at once.
+//! Ctrl-C and SIGTERM. They end a measurement with an error, so that everything it has created is removed. A
+//! second signal ends the program at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use tokio::signal::unix::{SignalKind, signal};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// How often what waits looks whether it is to end.
+/// The interval at which waits check for an interrupt.
 pub const POLL: Duration = Duration::from_millis(20);
 
-/// What a shell says of a program that was ended by Ctrl-C.
+/// The exit status that shells use for Ctrl-C.
 const STATUS: i32 = 130;
 
-/// Takes care of the signals from now on, on a thread of its own.
+/// Handles the signals from now on, on a thread of its own.
 ///
 /// # Errors
-/// The system refuses a thread or the handlers.
+/// The thread or the handlers cannot be set up.
 pub fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let (mut interrupt, mut terminate) = {
@@ -42,15 +42,15 @@ pub fn watch() -> Result<()> {
     Ok(())
 }
 
-/// Whether it is time to end.
+/// Whether there was an interrupt.
 pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Goes on, or not.
+/// Fails after an interrupt.
 ///
 /// # Errors
-/// Somebody wants this to end.
+/// There was an interrupt.
 pub fn check() -> Result<()> {
     if is_interrupted() {
         bail!("interrupted");
@@ -58,7 +58,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Waits for this long.
+/// Sleeps for this long.
 ///
 /// # Errors
 /// Like [`check`].

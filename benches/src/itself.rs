@@ -1,5 +1,5 @@
-//! Other programs inside of a benchmark: started with `sluice` as its first word it is the agent, in a process of its
-//! own, built as the benchmark was; with `hold`, a client that holds connections.
+//! Other programs within a benchmark. With `sluice` as its first argument, it is the agent, built like the
+//! benchmark and in a process of its own; with `hold`, a client that holds connections.
 
 use std::process::{Command, ExitCode};
 
@@ -10,10 +10,10 @@ use sluice::{agent, logging};
 
 use crate::{hold, interrupt, say};
 
-/// The first word of the agent.
+/// The first argument of the agent.
 const AGENT: &str = "sluice";
 
-/// Is another program if this process was started as one: to be called first in `main`.
+/// Runs another program if the arguments ask for one. To be called first in `main`.
 pub fn run_if_asked() -> Option<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (word, rest) = arguments.split_first()?;
@@ -24,12 +24,12 @@ pub fn run_if_asked() -> Option<ExitCode> {
     }
 }
 
-/// The `main` of a program that measures: it may be interrupted, and says why it has failed.
+/// The `main` of a program that measures: handles interrupts, and reports errors.
 pub fn main(measure: impl FnOnce() -> Result<()>) -> ExitCode {
     run_if_asked().unwrap_or_else(|| exit_code(interrupt::watch().and_then(|()| measure())))
 }
 
-/// Says what has gone wrong, if anything has.
+/// Reports an error, if any.
 pub fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,10 +62,10 @@ pub(crate) fn program() -> Result<Command> {
     Ok(Command::new(std::env::current_exe().context("cannot find this program")?))
 }
 
-/// The command line of the agent inside, to which its arguments are to be added.
+/// The command line of the built-in agent, without its arguments.
 ///
 /// # Errors
-/// The system does not say which program this is.
+/// The path of this program is unknown.
 pub fn command() -> Result<Command> {
     let mut command = program()?;
     command.arg(AGENT);

@@ -1,5 +1,6 @@
-//! Benchmarks, each beside a direct-connection baseline: see `benches/`; and programs that measure in a lab: `compare` for
-//! Sluice beside others, `fairness`, `memory`, and `soak`. `regression` compares what two trees have measured.
+//! Benchmarks with a direct connection as baseline (see `benches/`), and programs that measure in a lab:
+//! `compare` for Sluice and others, `fairness`, `memory`, and `soak`. `regression` compares the measurements
+//! of two trees.
 
 use std::io::Write;
 
@@ -23,8 +24,8 @@ pub mod table;
 pub mod tool;
 pub mod usage;
 
-/// How a measurement goes on, beside its results.
+/// Reports progress, apart from the results.
 pub fn say(line: &str) {
-    // Whoever has closed it does not want to know.
+    // It fails if standard error is closed.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

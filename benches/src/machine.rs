@@ -1,10 +1,10 @@
-//! What a figure was measured on.
+//! The machine and the build of a measurement.
 
 use std::fs;
 
 use crate::site::cpus;
 
-/// A line about this machine and this build.
+/// A line that describes this machine and this build.
 pub fn heading() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");

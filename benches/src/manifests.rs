@@ -1,4 +1,4 @@
-//! Services and endpoints as objects, and as files for the agent.
+//! Services and endpoints as objects, and as manifest files for the agent.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use sluice_testbed::lab::Lab;
 
 use crate::site::{TCP, UDP};
 
-/// A directory with manifests.
+/// A directory of manifests.
 #[derive(Debug, Clone)]
 pub struct Manifests {
     new: PathBuf,
@@ -18,7 +18,7 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// With the Node of a lab.
+    /// Creates it, with the Node of a lab.
     ///
     /// # Errors
     /// It cannot be written.
@@ -29,12 +29,12 @@ impl Manifests {
         Ok(manifests)
     }
 
-    /// What `--manifests` is given.
+    /// The argument of `--manifests`.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes objects to a file, or writes it anew: renamed into its place.
+    /// Writes objects to a file, or replaces it atomically by a rename.
     ///
     /// # Errors
     /// It cannot be written.
@@ -49,7 +49,7 @@ impl Manifests {
     }
 }
 
-/// The Node of a lab's node.
+/// The Node object of a lab's node.
 pub fn node(lab: &Lab) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node" },
@@ -65,7 +65,7 @@ pub fn service(name: &str, ip: Ipv4Addr, endpoints: &[Ipv4Addr]) -> Vec<Value> {
     vec![service_with(name, ip, &ports), slice(name, name, &ports, endpoints)]
 }
 
-/// A Service with ports: protocol, its own number, that of the endpoints.
+/// A Service with these ports: protocol, its own port, the endpoints' port.
 pub fn service_with(name: &str, ip: Ipv4Addr, ports: &[(&str, u16, u16)]) -> Value {
     let ports: Vec<Value> = ports
         .iter()
@@ -77,7 +77,7 @@ pub fn service_with(name: &str, ip: Ipv4Addr, ports: &[(&str, u16, u16)]) -> Val
     })
 }
 
-/// A slice of a Service: all of its endpoints are ready and on the node.
+/// A slice of a Service. All endpoints are ready and on the node.
 pub fn slice(name: &str, service: &str, ports: &[(&str, u16, u16)], endpoints: &[Ipv4Addr]) -> Value {
     let ports: Vec<Value> = ports
         .iter()

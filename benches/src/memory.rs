@@ -1,5 +1,5 @@
-//! What a session or flow that does nothing costs: memory of the agent and of the kernel beyond what client and server
-//! need by themselves, descriptors, deadlines; and whether all of that is given back.
+//! The cost of an idle session or flow: memory of the agent and the kernel beyond that of client and server,
+//! descriptors, deadlines; and whether all of it is freed.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,39 +19,39 @@ use crate::usage::{Held, slabs};
 const PORT: u16 = 8080;
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
-/// The kernel frees some of what was closed later, and counts what it has on each processor rarely.
+/// The kernel frees some objects late, and rarely updates its per-CPU counters.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// Descriptors that may stay: an agent reads files and talks to its kernel meanwhile.
+/// Descriptors that may remain, because an agent reads files and talks to the kernel meanwhile.
 const LEEWAY: u64 = 4;
 
-/// How much there is of everything.
+/// The amount of everything.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// TCP sessions, if so many fit.
+    /// Number of TCP sessions, if that many fit.
     pub sessions: usize,
-    /// UDP flows, if so many fit.
+    /// Number of UDP flows, if that many fit.
     pub flows: usize,
-    /// After which silence a flow ends: longer than it takes to open all.
+    /// The idle timeout of flows: longer than opening all of them takes.
     pub udp_idle: Duration,
 }
 
 impl Plan {
-    /// What counts.
+    /// For results.
     pub const FULL: Self = Self { sessions: 10_000, flows: 5_000, udp_idle: Duration::from_secs(30) };
-    /// That it works.
+    /// To check that it works.
     pub const SMOKE: Self = Self { sessions: 50, flows: 50, udp_idle: Duration::from_secs(3) };
 }
 
-/// What many sessions or flows have cost.
+/// The cost of many sessions or flows.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
     protocol: Protocol,
     wanted: usize,
-    /// How many there were, and how many without a relay.
+    /// How many there were, with the relay and without.
     count: usize,
     direct_count: usize,
-    /// Bytes of the kernel's objects, all of them and without a relay.
+    /// Bytes of the kernel's objects, with the relay and without.
     kernel: u64,
     direct_kernel: u64,
     before: State,
@@ -59,7 +59,7 @@ pub struct Cost {
     after: State,
 }
 
-/// What an agent has.
+/// The resources of an agent.
 #[derive(Debug, Clone, Copy)]
 struct State {
     held: Held,
@@ -81,7 +81,7 @@ impl State {
         })
     }
 
-    /// Whether everything that the agent had more than before is given back. Memory is not: its allocator keeps it.
+    /// Whether all resources are back at their earlier level, except for memory, which the allocator keeps.
     fn is_back_at(&self, before: &Self) -> bool {
         self.active <= before.active
             && self.held.descriptors <= before.held.descriptors + LEEWAY
@@ -89,10 +89,10 @@ impl State {
     }
 }
 
-/// Measures both protocols. `say` is told how it goes on.
+/// Measures both protocols. Calls `say` to report progress.
 ///
 /// # Errors
-/// A lab or an agent does not start, what was closed is not given back, or somebody wants this to end.
+/// A lab or an agent does not start, resources are not freed, or the run was interrupted.
 pub fn run(plan: Plan, mut say: impl FnMut(&str)) -> Result<[Cost; 2]> {
     let mut cost = |protocol, wanted| {
         say(&format!("{protocol}: without a relay"));
@@ -107,7 +107,7 @@ fn lab() -> Result<Lab> {
     Ok(Lab::builder().pods(2).other_pods(0).build()?)
 }
 
-/// Opens many, and says how many there are and what the kernel has more.
+/// Opens many. Returns the holder, and the growth of the kernel's memory.
 fn hold(from: &Host, protocol: Protocol, to: SocketAddr, wanted: usize) -> Result<(Hold, u64)> {
     interrupt::rest(SETTLING)?;
     let before = slabs()?;
@@ -136,12 +136,12 @@ fn with_relay(protocol: Protocol, wanted: usize, udp_idle: Duration, direct: (us
         &[service_with("held", SERVICE, &ports), slice("held", "held", &ports, &[lab.pod(1).v4])],
     )?;
     let idle = format!("{}s", udp_idle.as_secs());
-    // One client has all of them here.
+    // Here, one client has all of them.
     let arguments = [&TPROXY[..], &["--client-share", "100", "--udp-idle-timeout", &idle]].concat();
     let source = Source::Manifests(&manifests);
     let agent = Agent { program: None, arguments: &arguments, source }.start(lab.node())?;
     let to = SocketAddr::from((SERVICE, PORT));
-    // What is made for the first one stays.
+    // Some resources are allocated with the first one and kept.
     let first = lab.pod(0).ask(Protocol::Tcp, to, PATIENCE);
     ensure!(first.by().is_some(), "nobody answers at {to}: {first:?}");
     let state = || State::of(&agent, lab.node(), protocol);
@@ -167,7 +167,7 @@ fn with_relay(protocol: Protocol, wanted: usize, udp_idle: Duration, direct: (us
     Ok(Cost { protocol, wanted, count, direct_count, kernel, direct_kernel, before, with, after })
 }
 
-/// An agent to which nothing happens.
+/// Waits until an agent is idle, and returns its state.
 fn settled(state: &impl Fn() -> Result<State>) -> Result<State> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -180,7 +180,7 @@ fn settled(state: &impl Fn() -> Result<State>) -> Result<State> {
     }
 }
 
-/// All of it as Markdown.
+/// The results as Markdown.
 pub fn table(costs: &[Cost]) -> String {
     let mut text = String::from(
         "Bytes for each, beyond what client and server have without a relay:\n\n\

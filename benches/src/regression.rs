@@ -1,8 +1,9 @@
-//! Whether a change made a benchmark slower: what criterion has measured of two trees on one machine, in turns.
+//! Whether a change has made a benchmark slower: compares criterion's measurements of two trees on one
+//! machine, taken in turns.
 //!
-//! Where a benchmark has a direct connection beside it (`GROUP/direct`), the multiple of that counts, of the same round: so
-//! a machine that is slower for a while is for both. Rounds of one tree scatter; a loss is one if it is large, and no round
-//! of the new tree is as good as any of the old one.
+//! If a benchmark has a direct connection as baseline (`GROUP/direct`), the multiple of that in the same
+//! round counts, so times when the machine is slower affect both. Rounds of one tree vary. A loss counts if
+//! it is large and no round of the new tree is as good as any of the old one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,32 +15,32 @@ use serde_json::Value;
 
 use crate::table::figure;
 
-/// What is beside a benchmark.
+/// The baseline of a group of benchmarks.
 const DIRECT: &str = "direct";
 
 /// One round: each benchmark's median, in nanoseconds.
 pub type Round = BTreeMap<String, f64>;
 
-/// A benchmark of both trees.
+/// One benchmark in both trees.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Its name, as criterion has it: `GROUP/FUNCTION/PARAMETER`.
+    /// Its name in criterion: `GROUP/FUNCTION/PARAMETER`.
     pub name: String,
-    /// Of each round of the old tree, in nanoseconds or as multiples of a direct connection.
+    /// The rounds of the old tree, in nanoseconds or as multiples of a direct connection.
     pub base: Vec<f64>,
-    /// Of each round of the new one.
+    /// The rounds of the new tree.
     pub head: Vec<f64>,
-    /// Whether they are multiples.
+    /// Whether the values are multiples.
     pub is_multiple: bool,
 }
 
 impl Row {
-    /// How much longer it takes: 0.1 for a tenth.
+    /// The relative loss: 0.1 for a tenth.
     pub fn loss(&self) -> f64 {
         median(&self.head) / median(&self.base) - 1.0
     }
 
-    /// Whether that is more than `limit`, and cannot be told away by rounds that differ.
+    /// Whether the loss exceeds `limit`, and the variation of rounds does not explain it.
     pub fn is_lost(&self, limit: f64) -> bool {
         let best = self.head.iter().copied().fold(f64::INFINITY, f64::min);
         let worst = self.base.iter().copied().fold(0.0, f64::max);
@@ -50,7 +51,7 @@ impl Row {
 /// Reads the rounds of a tree: directories that were criterion's `CRITERION_HOME`.
 ///
 /// # Errors
-/// There are none, or what is there is not criterion's; named.
+/// There are none, or a file is not criterion's; the error names it.
 pub fn read(directory: &Path) -> Result<Vec<Round>> {
     let here = || directory.display().to_string();
     let mut rounds = Vec::new();
@@ -65,7 +66,7 @@ pub fn read(directory: &Path) -> Result<Vec<Round>> {
     Ok(rounds)
 }
 
-/// What is below a directory.
+/// Reads everything below a directory.
 fn collect(directory: &Path, round: &mut Round) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
         let path = entry?.path();
@@ -86,7 +87,7 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
-/// The benchmarks that both have, but direct connections.
+/// The benchmarks that both trees have, without direct connections.
 pub fn rows(base: &[Round], head: &[Round]) -> Vec<Row> {
     let names = head.first().into_iter().flat_map(Round::keys);
     let row = |name: &String| {
@@ -122,7 +123,7 @@ pub fn table(rows: &[Row], limit: f64) -> String {
         };
         let verdict = if row.is_lost(limit) { " **slower**" } else { "" };
         let (name, loss) = (&row.name, row.loss() * 100.0);
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "| {name} | {} | {} | {loss:+.0} %{verdict} |", of(&row.base), of(&row.head));
     }
     text
@@ -136,7 +137,7 @@ fn time(nanoseconds: f64) -> String {
     }
 }
 
-/// Of a few; the lower one of two in the middle.
+/// The median of a few values; the lower one of the two in the middle.
 fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);

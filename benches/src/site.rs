@@ -1,5 +1,6 @@
-//! Where a contender is measured: a lab of its own, so that nobody's rules, connections and sockets are in
-//! another one's way. `pod-0` is the client, `pod-1` has the servers, and the node between them the contender.
+//! The site of a contender: a lab of its own, so that contenders' rules, connections and sockets do not
+//! affect each other. `pod-0` is the client, `pod-1` has the servers, and the node between them has the
+//! contender.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -26,18 +27,18 @@ pub const TCP_ECHO: u16 = 5301;
 /// `sockperf server`.
 pub const UDP_ECHO: u16 = 5302;
 
-/// TCP ports that servers have, and that a contender carries.
+/// TCP ports of the servers, which a contender carries.
 pub const TCP: [u16; 3] = [HTTP, IPERF, TCP_ECHO];
-/// The same of UDP.
+/// UDP ports of the servers, which a contender carries.
 pub const UDP: [u16; 2] = [DNS, UDP_ECHO];
 
-/// What there are names in.
+/// The zone of the DNS names.
 pub const ZONE: &str = "example.org";
-/// How many names.
+/// Number of names.
 pub const NAMES: usize = 1_000;
 
-/// Settings of the client's pod alone. `wrk` makes ten thousand connections a second from one address: with the kernel's
-/// default it would be out of ports within three seconds, whoever is in between.
+/// Settings of the client's pod only. `wrk` opens ten thousand connections per second from one address: with
+/// the kernel's default it would run out of ports within three seconds, with any contender.
 const CLIENT_SETTINGS: [(&str, &str); 2] =
     [("net/ipv4/tcp_tw_reuse", "1"), ("net/ipv4/ip_local_port_range", "32768 60999")];
 
@@ -50,10 +51,10 @@ pub struct Site {
 }
 
 impl Site {
-    /// Builds the lab and starts those servers that are installed.
+    /// Creates the lab and starts those servers that are installed.
     ///
     /// # Errors
-    /// No lab can be made here, or a server does not start.
+    /// No lab can be created here, or a server does not start.
     pub fn new() -> Result<Self> {
         let lab = Lab::builder().pods(2).other_pods(0).build()?;
         lab.pod(0).ns.set_all(&CLIENT_SETTINGS)?;
@@ -63,17 +64,17 @@ impl Site {
         Ok(site)
     }
 
-    /// A directory for configurations; it goes with the site.
+    /// A directory for configurations, which is removed with the site.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Who makes load.
+    /// The client, which generates the load.
     pub fn client(&self) -> &Host {
         self.lab.pod(0)
     }
 
-    /// Who has the servers.
+    /// The host of the servers.
     pub fn server(&self) -> &Host {
         self.lab.pod(1)
     }
@@ -104,7 +105,7 @@ impl Site {
         }
         if is_installed("iperf3") {
             let mut iperf = Command::new("iperf3");
-            // A connection to see whether it listens would be a client to it.
+            // Connecting to check whether it listens would count as a client.
             self.serve_at(iperf.args(["--server", "--forceflush", "--bind"]).arg(ip.to_string()), IPERF)?;
             self.last_says("Server listening")?;
         }
@@ -119,7 +120,7 @@ impl Site {
         Ok(())
     }
 
-    /// Starts a server that is to run as long as this site.
+    /// Starts a server that runs as long as this site.
     fn serve(&mut self, command: Command) -> Result<()> {
         let process = self.server().spawn(&command)?;
         self.servers.push(process);
@@ -147,10 +148,11 @@ impl Drop for Site {
     }
 }
 
-/// Waits until somebody listens, as a host sees it; if nobody does, what these have said is the reason.
+/// Waits until an address is listened on, as seen by a host. If it is not, the output of these processes is
+/// the reason.
 ///
 /// # Errors
-/// Nobody does in time.
+/// It is not listened on in time.
 pub fn await_tcp(host: &Host, address: SocketAddr, of: &[Process]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while host.ns.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1))).is_err() {
@@ -164,38 +166,39 @@ pub fn await_tcp(host: &Host, address: SocketAddr, of: &[Process]) -> Result<()>
     Ok(())
 }
 
-/// How long a program may take to end when it is asked to, before it is killed.
+/// How long a program may take to end after SIGTERM, before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Ends processes with all that they have started: by asking, so that each collects its children.
+/// Ends processes with everything that they have started. Sends SIGTERM first, so that each waits for its
+/// children.
 pub fn end(processes: &mut Vec<Process>) {
     let groups = processes.iter().filter_map(|process| Pid::from_raw(process.id().try_into().ok()?));
-    // One that is gone needs no signal.
+    // It fails if the process is gone.
     for group in groups {
         let _ = kill_process_group(group, Signal::TERM);
     }
     let deadline = Instant::now() + GRACE;
     for process in processes.iter_mut() {
-        // Whoever is still there is killed with the handle.
+        // What is still running is killed when the handle is dropped.
         let _ = process.wait(deadline.saturating_duration_since(Instant::now()));
     }
     processes.clear();
 }
 
-/// How many threads or processes each server and each contender has: one for each processor.
+/// Number of threads or processes of each server and each contender: one per CPU.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
-/// A program with children, in a process namespace of its own: when this program ends, however it does, the kernel
-/// ends the first process there and with it all others.
+/// Runs a program with children in a PID namespace of its own: when this program ends in any way, the kernel
+/// kills the first process there and with it all others.
 fn with_its_children(program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--", program]);
     command
 }
 
-/// nginx in the foreground with this configuration alone.
+/// nginx in the foreground, with only this configuration.
 pub fn nginx(config: &Path, directory: &Path) -> Command {
     let mut command = with_its_children("nginx");
     command.args(["-g", "daemon off;", "-e", "stderr", "-p"]).arg(directory).arg("-c").arg(config);

@@ -1,10 +1,12 @@
-//! An agent under everything at once, for long: mixed load, changing and dying endpoints, Services that come and go, floods,
-//! and agents that take over from each other. Every error is counted, and whether a client has to expect it; and what the
-//! agent has is looked at again and again, while no flood is on.
+//! An agent under all kinds of load at once, for a long time: mixed load, changing and dying endpoints,
+//! Services that come and go, floods, and agents that take over from each other. All errors are counted, and
+//! classified by whether a client has to expect them. The agent's resources are sampled repeatedly while
+//! there is no flood.
 //!
-//! The time has five parts. In the first one agents take over from each other; the last of them lives through the other
-//! four. Each part has its floods at the beginning, then some time to recover, then looks. What is looked at is to be the
-//! same in the last part as in the second one; and when all load has ended everything is to be given back.
+//! The time has five parts. In the first one, agents take over from each other; the last agent lives through
+//! the other four. Each part has its floods at the beginning, then some time to recover, then samples.
+//! Resources must be the same in the last part as in the second one, and when all load has ended, everything
+//! must be freed.
 
 mod agents;
 mod cluster;
@@ -38,47 +40,47 @@ use crate::table::figure;
 
 const FIFTHS: u32 = 5;
 
-/// Clients of the flood of connections.
+/// Number of clients in the flood of connections.
 const CLIENTS: usize = 4;
 
-/// How long what was closed may take to be given back, beside the time for which flows are kept.
+/// How long freeing resources may take after the end of the load, besides the timeout of flows.
 const WIND_DOWN: Duration = Duration::from_secs(30);
 
-/// Descriptors that may be open in an idle agent which were not at its start.
+/// Number of descriptors that an idle agent may have open in excess of those at its start.
 const LEEWAY: f64 = 8.0;
 
-/// How long everything takes.
+/// The durations.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Each of the five parts.
     pub fifth: Duration,
     /// Each flood.
     pub flood: Duration,
-    /// From the end of the floods to the first look.
+    /// From the end of the floods to the first sample.
     pub settling: Duration,
-    /// From one look to the next one.
+    /// The interval of samples.
     pub look: Duration,
-    /// How often one agent takes over from another one at the least.
+    /// The minimum number of hand-overs.
     pub hand_overs: usize,
-    /// After which silence a UDP flow ends; four times that, if it is a conversation.
+    /// The idle timeout of UDP flows; four times that for conversations.
     pub udp_idle: Duration,
-    /// Endpoints that refuse.
+    /// Number of endpoints that refuse.
     pub refusing: usize,
-    /// Whether there is enough time to say what grows.
+    /// Whether there is enough time to judge growth.
     pub judges: bool,
 }
 
 impl Plan {
-    /// The fewest minutes in which something can be said.
+    /// The minimum duration in minutes for meaningful results.
     pub const MINUTES: u64 = 2;
 
-    /// In so many minutes.
+    /// A plan for this many minutes.
     pub fn of_minutes(minutes: u64) -> Self {
         let fifth = Duration::from_secs(minutes * 60) / FIFTHS;
         Self {
             fifth,
             flood: (fifth / 6).min(Duration::from_secs(15)),
-            // Flows that are no conversations have ended by then.
+            // Flows that are not conversations have ended by then.
             settling: Duration::from_secs(8),
             look: Duration::from_millis(500),
             hand_overs: 3,
@@ -88,7 +90,7 @@ impl Plan {
         }
     }
 
-    /// That it works.
+    /// To check that it works.
     pub const SMOKE: Self = Self {
         fifth: Duration::from_millis(500),
         flood: Duration::from_millis(100),
@@ -101,33 +103,33 @@ impl Plan {
     };
 }
 
-/// How the agents capture.
+/// The agents' capture mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
-    /// Clients' sockets are led to endpoints.
+    /// Socket mode.
     Socket,
-    /// All is relayed.
+    /// All connections are relayed.
     Tproxy,
 }
 
-/// What became of it.
+/// The results.
 #[derive(Debug)]
 pub struct Report {
     account: Account,
     courses: Vec<Course>,
-    /// How often something was done to the cluster.
+    /// How often each thing was done to the cluster.
     events: Vec<(Cause, usize)>,
     floods: [u64; 2],
     said: BTreeMap<String, usize>,
-    /// What was not given back.
+    /// Resources that were not freed.
     kept: Vec<String>,
     judges: bool,
 }
 
-/// Soaks. `say` is told how it goes on.
+/// Soaks. Calls `say` to report progress.
 ///
 /// # Errors
-/// There can be no lab, an agent does not start or has ended, or somebody wants this to end.
+/// No lab can be created, an agent does not start or has ended, or the run was interrupted.
 pub fn run(plan: Plan, mode: Mode, say: impl FnMut(&str)) -> Result<Report> {
     match mode {
         Mode::Tproxy => run_with(plan, &TPROXY.map(str::to_owned), say),
@@ -136,7 +138,7 @@ pub fn run(plan: Plan, mode: Mode, say: impl FnMut(&str)) -> Result<Report> {
             let sockets = Sockets::new(directory.path())?;
             let mut arguments: Vec<String> = SOCKET.map(str::to_owned).into();
             arguments.extend(sockets.arguments());
-            // All threads and processes but the agents are started from there.
+            // All threads and processes but the agents are started in the cgroup.
             sockets.within(|| run_with(plan, &arguments, say))
         }
     }
@@ -179,7 +181,7 @@ fn run_with(plan: Plan, arguments: &[String], mut say: impl FnMut(&str)) -> Resu
     })
 }
 
-/// Everybody who asks.
+/// All clients.
 fn loads(cluster: &Cluster, ledger: &Arc<Ledger>) -> Result<Vec<Load>> {
     let (pod, node, outside) = (cluster.lab.pod(0), cluster.lab.node(), cluster.lab.outside());
     let services = [
@@ -196,7 +198,7 @@ fn loads(cluster: &Cluster, ledger: &Arc<Ledger>) -> Result<Vec<Load>> {
         loads.push(Load::start(node, kind, services.to_vec(), ledger)?);
         loads.push(Load::start(outside, kind, node_port.clone(), ledger)?);
     }
-    // What each asks is asked of one Service after the other: these are open all the time.
+    // These are always open, so each has one Service; the others use one Service after the other.
     for service in services {
         loads.push(Load::start(pod, Kind::KeepAlive, vec![service], ledger)?);
         loads.push(Load::start(pod, Kind::Conversation, vec![service], ledger)?);
@@ -204,7 +206,7 @@ fn loads(cluster: &Cluster, ledger: &Arc<Ledger>) -> Result<Vec<Load>> {
     Ok(loads)
 }
 
-/// The five parts: what was seen in each.
+/// The five parts. Returns the samples of each.
 fn soak(
     plan: &Plan,
     cluster: &Cluster,
@@ -269,7 +271,7 @@ fn flood(
     Ok(flood.done())
 }
 
-/// Waits until an agent without load has no more than an agent had before: what it keeps.
+/// Waits until an agent without load has no more resources than one had before. Returns those that it keeps.
 fn wind_down(plan: &Plan, cluster: &Cluster, agents: &Agents, idle: &Sample) -> Result<Vec<String>> {
     let deadline = Instant::now() + WIND_DOWN + 4 * plan.udp_idle;
     let wanted = [
@@ -322,7 +324,7 @@ impl Report {
     }
 }
 
-/// Unexplained errors and warnings that are shown.
+/// Number of unexplained errors and warnings that are shown.
 const SHOWN: usize = 30;
 
 impl fmt::Display for Report {

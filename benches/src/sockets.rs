@@ -1,5 +1,5 @@
-//! Where Sluice's socket mode is measured: a cgroup for its clients, as no program is to be attached for the whole machine
-//! and other contenders' clients, and a bpffs for the pins.
+//! The place where socket mode is measured: a cgroup for its clients, because programs must not be attached
+//! for the whole machine and other contenders' clients; and a bpffs for the pins.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sluice_testbed::lab::Cgroup;
 
-/// What the agent attaches to and pins below. Dropped after the agent has ended, and on the thread that made it; the
-/// programs go with it.
+/// The cgroup and bpffs that the agent uses. Must be dropped after the agent has ended, on the thread that
+/// created it; this removes the programs.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     cgroup: Cgroup,
@@ -16,7 +16,7 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Makes it, with the bpffs in a directory; nobody is there yet.
+    /// Creates it, with the bpffs in a directory. The cgroup is empty.
     pub(crate) fn new(directory: &Path) -> Result<Self> {
         let bpffs = directory.join("bpf");
         std::fs::create_dir(&bpffs).context("a directory")?;
@@ -28,7 +28,7 @@ impl Sockets {
         sockets.inspect_err(|_| unmount(&bpffs)).context("a cgroup")
     }
 
-    /// Does something that is decided about there, and nothing else is.
+    /// Does something in the cgroup, so that its sockets are translated.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.cgroup.join()?;
         let result = work();

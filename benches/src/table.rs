@@ -1,6 +1,6 @@
-//! Figures as tables have them.
+//! Formats figures for tables.
 
-/// Three digits that count, thousands apart.
+/// Three significant digits, with separators for thousands.
 pub fn figure(value: f64) -> String {
     if value < 10.0 {
         return format!("{value:.2}");

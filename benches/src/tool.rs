@@ -1,4 +1,4 @@
-//! Programs that make load and say what came of it: started in a namespace, bounded in time, read.
+//! Runs load generators in a namespace, with a timeout, and parses their output.
 
 use std::env;
 use std::io::{self, Read};
@@ -12,24 +12,24 @@ use sluice_testbed::lab::Namespace;
 
 use crate::interrupt;
 
-/// Where Debian has programs that only root is expected to use.
+/// Where Debian has programs that are meant only for root.
 const SYSTEM_PATHS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// What a program has said.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Said {
-    /// On its standard output.
+    /// Its standard output.
     pub out: String,
-    /// How it has ended.
+    /// Its exit status.
     pub status: ExitStatus,
     err: String,
 }
 
 impl Said {
-    /// What it said on its standard output, if it has done well.
+    /// Its standard output, if it was successful.
     ///
     /// # Errors
-    /// It has not: what it said about that.
+    /// It was not; the error has its error output.
     pub fn well(self) -> Result<String> {
         if !self.status.success() {
             bail!("{}: {}{}", self.status, self.err.trim(), self.out.trim());
@@ -46,12 +46,12 @@ pub fn is_installed(program: &str) -> bool {
         .any(|directory| directory.join(program).is_file())
 }
 
-/// Runs a program in a namespace to its end, and kills it after `patience`, or when this program is to end.
+/// Runs a program in a namespace to its end. Kills it after `patience`, or after an interrupt.
 ///
 /// # Errors
 /// It cannot be started, or has not ended in time.
 pub fn run(namespace: &Namespace, command: &[&str], patience: Duration) -> Result<Said> {
-    // The kernel kills it when this thread ends, which waits for it; so it cannot outlive us.
+    // The kernel kills it when this thread ends, and this thread waits for it, so it cannot outlive us.
     namespace.run(|| run_here(command, patience)).with_context(|| command.join(" "))
 }
 
@@ -93,7 +93,7 @@ fn wait(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
             return Ok(status);
         }
         if interrupt::is_interrupted() || Instant::now() > deadline {
-            // It has not been waited for, so its number is still its own.
+            // It was not waited for, so its process id is still valid.
             let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
             child.wait()?;
             interrupt::check()?;

@@ -1,4 +1,4 @@
-//! What processes and the machine have used, from /proc.
+//! Resource usage of processes and of the machine, from /proc.
 
 use std::fs;
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sluice_testbed::lab::Process;
 
-/// The kernel counts a process's time in hundredths of a second, whatever its own clock: USER_HZ.
+/// The unit of processes' CPU times, regardless of the kernel's own clock: USER_HZ.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Processor time of processes and of all that they have started in their groups: user and system.
+/// CPU time (user and system) of processes and of everything in their process groups.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -17,7 +17,7 @@ pub fn cpu_of(processes: &[Process]) -> Result<Duration> {
     let mut ticks = 0;
     for entry in fs::read_dir("/proc").context("/proc")? {
         let path = entry.context("/proc")?.path();
-        // A process that has just ended is none of these, which run until they are stopped.
+        // A process that has just ended is not one of these, which run until they are stopped.
         let Ok(stat) = fs::read_to_string(path.join("stat")) else { continue };
         if let Some((group, used)) = group_and_ticks(&stat)
             && processes.iter().any(|process| process.id() == group)
@@ -30,14 +30,14 @@ pub fn cpu_of(processes: &[Process]) -> Result<Duration> {
 
 /// The process group, and user and system time, of a line of /proc/PID/stat.
 fn group_and_ticks(stat: &str) -> Option<(u32, u32)> {
-    // The name is in parentheses and may have anything in it.
+    // The name is in parentheses and may contain anything.
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u32>().ok();
     Some((number(2)?, number(11)? + number(12)?))
 }
 
-/// Time that all processors together have been busy: for processes, interrupts, and the kernel's own work.
+/// Busy time of all CPUs: processes, interrupts, and the kernel's own work.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -54,24 +54,24 @@ fn busy_ticks(stat: &str) -> Option<u32> {
     Some(user + nice + system + irq + softirq)
 }
 
-/// What a process holds, in bytes.
+/// The resources of a process, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Memory that is there, the program's text included (VmRSS).
+    /// Resident memory, including the program's text (VmRSS).
     pub resident: u64,
-    /// The part of it that the process itself has filled (RssAnon).
+    /// The anonymous part of it (RssAnon).
     pub anonymous: u64,
-    /// Open descriptors: a number.
+    /// Number of open descriptors.
     pub descriptors: u64,
-    /// Threads: a number.
+    /// Number of threads.
     pub threads: u64,
 }
 
 impl Held {
-    /// By a process now.
+    /// The current resources of a process.
     ///
     /// # Errors
-    /// It is not there, or not ours.
+    /// It does not exist, or is not ours.
     pub fn by(process: &Process) -> Result<Self> {
         let directory = format!("/proc/{}", process.id());
         let status = fs::read_to_string(format!("{directory}/status")).context("the process has ended")?;
@@ -87,7 +87,7 @@ impl Held {
     }
 }
 
-/// The kernel's own objects on this machine, in bytes: sockets, inodes, files, connections that it tracks.
+/// The kernel's own objects (slabs) on this machine, in bytes: sockets, inodes, files, tracked connections.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -96,7 +96,7 @@ pub fn slabs() -> Result<u64> {
     kilobytes(&text, "Slab").context("no Slab in /proc/meminfo")
 }
 
-/// `NAME:  123 kB`, in bytes.
+/// The value of a line `NAME:  123 kB`, in bytes.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)

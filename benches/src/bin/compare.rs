@@ -1,4 +1,4 @@
-//! Sluice beside a direct connection, the kernel's DNAT and other relays, in one run on this machine.
+//! Compares Sluice with a direct connection, the kernel's DNAT and other relays, in one run on this machine.
 
 use std::fs;
 use std::io::Write;
@@ -11,8 +11,9 @@ use sluice_benches::compare::{Column, Plan, plot, run, tables};
 use sluice_benches::contender::{Contender, NAMES};
 use sluice_benches::{itself, say};
 
-/// Measures Sluice beside a direct connection, the kernel's DNAT, and other relays: in network namespaces that it makes and
-/// takes away, as root or under `unshare -Urnm`. `benches/compare/run` installs what it needs first.
+/// Compares Sluice with a direct connection, the kernel's DNAT, and other relays. Runs in network namespaces
+/// that it creates and removes, as root or under `unshare -Urnm`. `benches/compare/run` installs what it
+/// needs first.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// How often each is measured.
@@ -21,14 +22,16 @@ struct Arguments {
     /// How long each measurement takes.
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     seconds: u64,
-    /// What is measured [default: all columns]: bulk, bulk4, request, exchange, connections, requests, dns, datagram.
+    /// The columns to measure [default: all]: bulk, bulk4, request, exchange, connections, requests, dns,
+    /// datagram.
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', value_parser = column)]
     only: Vec<Column>,
-    /// Who is measured: direct, sluice-socket, sluice-tproxy, sluice-bind, dnat, haproxy, nginx; realm=PATH; another build
-    /// of Sluice: sluice-tproxy=LABEL:PATH, for example [default: all but these].
+    /// The contenders to measure [default: all but realm and other builds]: direct, sluice-socket,
+    /// sluice-tproxy, sluice-bind, dnat, haproxy, nginx; realm=PATH; another build of Sluice, for example
+    /// sluice-tproxy=LABEL:PATH.
     #[arg(long, value_name = "WHO", value_delimiter = ',', value_parser = Contender::parse)]
     contenders: Vec<Contender>,
-    /// Where results.md and results.svg are written. Without it only the tables are shown.
+    /// Where results.md and results.svg are written. Without it, only the tables are printed.
     #[arg(long, value_name = "DIRECTORY")]
     output: Option<PathBuf>,
 }

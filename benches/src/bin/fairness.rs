@@ -1,4 +1,4 @@
-//! What one Service's noise does to the clients of another one.
+//! How load on one Service affects the clients of another one.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -9,9 +9,9 @@ use clap::Parser;
 use sluice_benches::fairness::{Carrier, Noise, Plan, run};
 use sluice_benches::{itself, machine, say};
 
-/// Measures how long small exchanges with a quiet Service take beside the noise of another one's clients: through
-/// Sluice, without a proxy, and through haproxy where that is installed. In network namespaces that it makes and takes
-/// away, as root or under `unshare -Urnm`.
+/// Measures how long small exchanges with a quiet Service take while clients load another one: through
+/// Sluice, without a proxy, and through haproxy if it is installed. Runs in network namespaces that it
+/// creates and removes, as root or under `unshare -Urnm`.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// How often each is measured.
@@ -20,10 +20,10 @@ struct Arguments {
     /// How long each measurement takes.
     #[arg(long, value_name = "SECONDS", default_value_t = Plan::FULL.time.as_secs())]
     seconds: u64,
-    /// Sluice alone.
+    /// Measure only Sluice.
     #[arg(long)]
     alone: bool,
-    /// Only see that it works: little of everything, once.
+    /// Only check that it works: little of everything, once.
     #[arg(long)]
     smoke: bool,
 }

@@ -1,4 +1,4 @@
-//! What an idle session and a flow cost in memory, and whether it is given back.
+//! The memory of idle sessions and flows, and whether it is freed.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,18 +8,18 @@ use clap::Parser;
 use sluice_benches::memory::{Plan, run, table};
 use sluice_benches::{itself, machine, say};
 
-/// Measures what TCP sessions and UDP flows that do nothing cost: memory of the agent and of the kernel, beyond what client
-/// and server have without a relay. It fails if something is not given back when they are closed. In network namespaces
-/// that it makes and takes away, as root or under `unshare -Urnm`.
+/// Measures the memory of idle TCP sessions and UDP flows, of the agent and the kernel, beyond what client
+/// and server use without a relay. Fails if something is not freed when they are closed. Runs in network
+/// namespaces that it creates and removes, as root or under `unshare -Urnm`.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// TCP sessions; as many as fit.
+    /// The number of TCP sessions; fewer if not all fit.
     #[arg(long, value_name = "N", default_value_t = Plan::FULL.sessions)]
     sessions: usize,
-    /// UDP flows; as many as fit.
+    /// The number of UDP flows; fewer if not all fit.
     #[arg(long, value_name = "N", default_value_t = Plan::FULL.flows)]
     flows: usize,
-    /// Only see that it works: few of both.
+    /// Only check that it works, with a few of both.
     #[arg(long)]
     smoke: bool,
 }

@@ -1,4 +1,4 @@
-//! Whether a change made a benchmark slower.
+//! Whether a change has made a benchmark slower.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,12 +8,13 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use sluice_benches::{itself, regression};
 
-/// Compares what criterion has measured of two trees, and fails at a large loss. `.ci/benchmarks` measures.
+/// Compares criterion's measurements of two trees, and fails if one is much slower. `.ci/benchmarks`
+/// measures.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The rounds of the tree as it was: a directory for each.
+    /// The rounds of the old tree: a directory for each.
     base: PathBuf,
-    /// Those of the tree as it is.
+    /// The rounds of the new tree.
     head: PathBuf,
     /// How much slower is too much, in percent.
     #[arg(long, value_name = "PERCENT", default_value_t = 25)]

@@ -1,4 +1,4 @@
-//! An agent under everything at once, for long.
+//! An agent under all kinds of load at once, for a long time.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -8,18 +8,18 @@ use clap::Parser;
 use sluice_benches::soak::{Mode, Plan, run};
 use sluice_benches::{itself, machine, say};
 
-/// Soaks a node's agent: mixed load, changing and dying endpoints, Services that come and go, floods, and agents that take
-/// over from each other. It fails if an error is not one that a client has to expect, or if something grows. In network
-/// namespaces that it makes and takes away, as root or under `unshare -Urnm`.
+/// Soaks a node's agent: mixed load, changing and dying endpoints, Services that come and go, floods, and
+/// agents that take over from each other. Fails if there is an error that a client need not expect, or if
+/// something grows. Runs in network namespaces that it creates and removes, as root or under `unshare -Urnm`.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How long.
+    /// How long, in minutes.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(Plan::MINUTES..))]
     minutes: u64,
-    /// By which mode of a node: where clients' sockets are led to endpoints (it takes root), or where all is relayed.
+    /// The agent's capture mode: socket mode (which takes root), or relaying all connections.
     #[arg(long, value_enum, default_value_t = Mode::Socket)]
     capture: Mode,
-    /// Only see that it works, for some seconds.
+    /// Only check that it works, for some seconds.
     #[arg(long)]
     smoke: bool,
 }

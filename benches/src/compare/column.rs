@@ -1,4 +1,4 @@
-//! What is measured, by which program, and what it said.
+//! The columns: the program that measures each, and its output.
 
 use std::fs;
 use std::time::Duration;
@@ -12,51 +12,51 @@ use crate::site::{DNS, HTTP, IPERF, NAMES, TCP_ECHO, UDP_ECHO, ZONE};
 use crate::tool::{self, number_after, number_before};
 use crate::usage;
 
-/// Clients that `wrk` is.
+/// Number of connections of `wrk`.
 const CONNECTIONS: &str = "32";
-/// Sockets that `dnsperf` asks by.
+/// Number of sockets of `dnsperf`.
 const RESOLVERS: &str = "8";
-/// How long a program may take to start and to end, beside the time that it measures.
+/// How long a program may take to start and to end, besides the time that it measures.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A column of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
-    /// One TCP stream from the client to the server, as fast as it goes.
+    /// One TCP stream from the client to the server, at full speed.
     Bulk,
-    /// Four of them.
+    /// Four such streams.
     Bulk4,
-    /// An HTTP request on an open connection, one after the other.
+    /// HTTP requests on one open connection, one after the other.
     Request,
-    /// A few bytes there and back on an open TCP connection, one exchange after the other: by a client that does nothing
-    /// else, so that what is in between shows most.
+    /// A few bytes there and back on an open TCP connection, one exchange after the other. The client does
+    /// nothing else, so the latency in between shows most.
     Exchange,
-    /// HTTP requests, each on a connection of its own.
+    /// HTTP requests, each on its own connection.
     Connections,
     /// HTTP requests on open connections.
     Requests,
-    /// DNS queries, as many as are answered.
+    /// DNS queries, at full rate.
     Dns,
     /// A few bytes there and back over UDP, one exchange after the other.
     Datagram,
 }
 
-/// What one measurement has found.
+/// The result of one measurement.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// In the column's unit.
     pub value: f64,
-    /// What was lost or went wrong, as a share of all.
+    /// What was lost or failed, as a share of the total.
     pub lost: f64,
-    /// How much work was done, in units that processor time is given for.
+    /// The amount of work, in the units to which CPU time is related.
     pub work: f64,
-    /// Processor time of the contender's processes.
+    /// CPU time of the contender's processes.
     pub own_cpu: Duration,
-    /// Processor time of the whole machine: client, contender, server and kernel.
+    /// CPU time of the whole machine: client, contender, server and kernel.
     pub all_cpu: Duration,
 }
 
-/// What a program has said about its work.
+/// The output of a program.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Reading {
     value: f64,
@@ -65,7 +65,7 @@ struct Reading {
 }
 
 impl Column {
-    /// In the order of the table.
+    /// All columns, in the order of the table.
     pub const ALL: [Self; 8] = [
         Self::Bulk,
         Self::Bulk4,
@@ -77,7 +77,7 @@ impl Column {
         Self::Datagram,
     ];
 
-    /// On the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bulk => "bulk",
@@ -91,7 +91,7 @@ impl Column {
         }
     }
 
-    /// In tables and plots.
+    /// The title in tables and plots.
     pub fn title(self) -> &'static str {
         match self {
             Self::Bulk => "bulk, one stream",
@@ -105,7 +105,7 @@ impl Column {
         }
     }
 
-    /// Of its values.
+    /// The unit of its values.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Bulk | Self::Bulk4 => "Gbit/s",
@@ -114,7 +114,7 @@ impl Column {
         }
     }
 
-    /// What processor time is given for.
+    /// The unit of work to which CPU time is related.
     pub fn work(self) -> &'static str {
         match self {
             Self::Bulk | Self::Bulk4 => "GB",
@@ -129,7 +129,7 @@ impl Column {
         matches!(self, Self::Request | Self::Exchange | Self::Datagram)
     }
 
-    /// What has to be carried for it.
+    /// The protocol that a contender has to carry for it.
     pub fn protocol(self) -> Protocol {
         match self {
             Self::Dns | Self::Datagram => Protocol::Udp,
@@ -150,7 +150,7 @@ impl Column {
     /// Measures a contender once.
     ///
     /// # Errors
-    /// A program has failed, or said nothing that can be read.
+    /// A program has failed, or its output cannot be parsed.
     pub fn measure(self, running: &Running, seconds: u64) -> Result<Sample> {
         let command = self.command(running, seconds)?;
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -183,7 +183,7 @@ impl Column {
                 let path = running.site.directory().join("queries");
                 let queries: String = (0..NAMES).map(|name| format!("name-{name}.{ZONE} A\n")).collect();
                 fs::write(&path, queries)?;
-                // A query that is lost takes a place among those under way for as long as it is waited for.
+                // A lost query counts among the outstanding ones until its timeout.
                 format!(
                     "dnsperf -s {ip} -p {DNS} -d {} -l {seconds} -c {RESOLVERS} -q 100 -t 1",
                     path.display()
@@ -231,7 +231,7 @@ fn read_sockperf(said: &str) -> Result<Reading> {
     );
     Ok(Reading {
         value: number_after(said, "percentile 50.000 =").context("the median")?,
-        // The last one is still under way when the time is over.
+        // The last one is still in flight when the time is over.
         lost: (sent - received - 1.0).max(0.0) / sent.max(1.0),
         work: received,
     })

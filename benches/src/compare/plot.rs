@@ -1,5 +1,5 @@
-//! Results as a picture: a panel for each column, a bar for each contender, as long as it is near to the direct
-//! connection. Longer is better in all panels.
+//! The results as a picture: a panel for each column, with a bar for each contender. A bar's length is the
+//! result relative to the direct connection. Longer is better in all panels.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ const OTHERS: &str = "#9aa4af";
 const DIRECT: &str = "#d0d7de";
 const TEXT: &str = "#24292f";
 
-/// An SVG.
+/// The results as SVG.
 pub fn plot(results: &Results) -> String {
     let contenders = results.plan.contenders.len();
     let panel_width = (WIDTH - MARGIN * (COLUMNS + 1)) / COLUMNS;

@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use super::{Column, Results, Sample};
 use crate::table::figure;
 
-/// What is lost below this share is not worth a word: one query that was under way at the end.
+/// Losses below this share are not mentioned: one query that was in flight at the end.
 const LOSS_WORTH_SAYING: f64 = 0.000_05;
 
-/// All tables, with what they mean.
+/// All tables, with explanations.
 pub fn tables(results: &Results) -> String {
     let mut text = String::new();
     let _ = writeln!(
@@ -40,7 +40,7 @@ pub fn tables(results: &Results) -> String {
     text
 }
 
-/// A line for each contender, a column for each column.
+/// A row for each contender, a column for each column.
 fn grid(
     text: &mut String,
     results: &Results,
@@ -77,7 +77,7 @@ fn value(results: &Results, column: usize, contender: usize) -> Option<String> {
     Some(text)
 }
 
-/// What processor time is given for, and in which unit.
+/// The unit of CPU time per unit of work.
 fn work(column: Column) -> String {
     let unit = if column.work() == "GB" { "ms" } else { "us" };
     format!("{}, {unit} a {}", column.title(), column.work())

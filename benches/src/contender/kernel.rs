@@ -1,5 +1,5 @@
-//! The kernel's DNAT, by rules of the same shape as kube-proxy's in nftables mode: a map of Services, a chain for
-//! each, one for each endpoint, and masquerading only for who asks itself.
+//! The kernel's DNAT, with rules structured like kube-proxy's in nftables mode: a map of Services, a chain
+//! for each Service and for each endpoint, and masquerading only for hairpin connections.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;

@@ -1,4 +1,5 @@
-//! Other relays: configurations in the site's directory, in the foreground, nothing of the system's touched.
+//! Other relays: with configurations in the site's directory, in the foreground, without touching the
+//! system's own.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -10,8 +11,8 @@ use sluice_testbed::lab::Process;
 
 use crate::site::{self, Site, TCP, UDP, cpus};
 
-/// TCP mode, a thread for each processor, splicing where haproxy finds it worth it. It wants five descriptors a connection,
-/// and does not start where it cannot have them.
+/// haproxy in TCP mode: one thread per CPU, splicing when haproxy considers it worthwhile. It needs five
+/// descriptors for each connection, and does not start if it cannot have them.
 pub(super) fn haproxy(site: &Site, ip: Ipv4Addr) -> Result<Process> {
     let mut config = format!(
         "global\n  nbthread {}\n  maxconn 2000\n\
@@ -28,7 +29,7 @@ pub(super) fn haproxy(site: &Site, ip: Ipv4Addr) -> Result<Process> {
     Ok(site.lab.node().spawn(Command::new("haproxy").arg("-db").arg("-f").arg(path))?)
 }
 
-/// The stream module, TCP and UDP, a worker process for each processor.
+/// nginx with the stream module: TCP and UDP, one worker process per CPU.
 pub(super) fn nginx(site: &Site, ip: Ipv4Addr) -> Result<Process> {
     let shown = site.directory().display();
     let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
@@ -39,7 +40,7 @@ pub(super) fn nginx(site: &Site, ip: Ipv4Addr) -> Result<Process> {
         cpus()
     );
     let server = site.server().v4;
-    // A client's datagrams must find the worker that has its session.
+    // A client's datagrams must reach the worker that has its session.
     let listens = TCP
         .map(|port| (port, "reuseport backlog=4096"))
         .into_iter()
@@ -55,7 +56,7 @@ pub(super) fn nginx(site: &Site, ip: Ipv4Addr) -> Result<Process> {
     Ok(site.lab.node().spawn(&site::nginx(&path, site.directory()))?)
 }
 
-/// A process for each port, by options that realm's own program and `benches/compare/realm` share.
+/// One realm process for each port, with options that realm's own program and `benches/compare/realm` share.
 pub(super) fn realm(site: &Site, program: &Path, ip: Ipv4Addr) -> Result<Vec<Process>> {
     let server = site.server().v4;
     let udp: &[&str] = &["-u", "-t"];

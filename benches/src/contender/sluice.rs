@@ -1,4 +1,4 @@
-//! Sluice, following manifests.
+//! Sluice with manifests.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -11,19 +11,19 @@ use crate::agent::{Agent, SOCKET, Source, TPROXY};
 use crate::manifests::{Manifests, service};
 use crate::site::Site;
 
-/// On a node.
+/// On a node, in relay mode.
 pub(super) fn tproxy(site: &Site, program: Option<&Path>) -> Result<Process> {
     start(site, program, &TPROXY, CLUSTER_IP)
 }
 
-/// On a node, where clients' sockets are led to endpoints.
+/// On a node, in socket mode.
 pub(super) fn socket(site: &Site, program: Option<&Path>, flags: &[String]) -> Result<Process> {
     let mut arguments = SOCKET.to_vec();
     arguments.extend(flags.iter().map(String::as_str));
     start(site, program, &arguments, CLUSTER_IP)
 }
 
-/// As a plain relay.
+/// In bind mode.
 pub(super) fn bind(site: &Site, program: Option<&Path>) -> Result<Process> {
     start(site, program, &["--capture", "bind"], LISTEN_IP)
 }

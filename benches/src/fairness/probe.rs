@@ -1,4 +1,4 @@
-//! A client of a quiet Service, which has little to ask and wants its answers soon.
+//! A client of a quiet Service, which sends few requests and needs quick answers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -6,28 +6,28 @@ use std::time::{Duration, Instant};
 
 use sluice_testbed::lab::{Host, WHO};
 
-/// How long an answer may take before the question counts as failed.
+/// The timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The rest after each round of questions: a client that keeps nobody else from the processor.
+/// The pause after each round of requests, so that the client does not take CPU time from others.
 const REST: Duration = Duration::from_millis(1);
 
-/// What is asked for.
+/// The kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     /// A byte there and back on an open TCP connection.
     Exchange,
     /// A TCP connection, and the server's first line on it.
     Connection,
-    /// A datagram from a port of its own, and the answer: as a resolver asks.
+    /// A datagram from its own port and the answer, like a resolver's query.
     Datagram,
 }
 
 impl Question {
-    /// In the order of the table.
+    /// All kinds, in the order of the table.
     pub const ALL: [Self; 3] = [Self::Exchange, Self::Connection, Self::Datagram];
 
-    /// In tables.
+    /// The title in tables.
     pub fn title(self) -> &'static str {
         match self {
             Self::Exchange => "TCP exchange",
@@ -37,16 +37,16 @@ impl Question {
     }
 }
 
-/// How long answers took.
+/// The distribution of answer times.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answers {
-    /// Half of them came sooner, in microseconds.
+    /// The median in microseconds.
     pub p50: f64,
-    /// All but one in a hundred came sooner.
+    /// The 99th percentile in microseconds.
     pub p99: f64,
-    /// The last one came by then.
+    /// The maximum in microseconds.
     pub max: f64,
-    /// Questions that nobody answered.
+    /// The number of failed requests.
     pub failed: usize,
 }
 
@@ -61,10 +61,10 @@ impl Answers {
     }
 }
 
-/// Asks all kinds of questions in turns for some time.
+/// Sends requests of all kinds in turn for some time.
 ///
 /// # Errors
-/// It cannot even connect once.
+/// Not even one connection can be established.
 pub(super) fn ask(
     from: &Host,
     to: SocketAddr,

@@ -1,4 +1,4 @@
-//! Where fairness is measured: a node with somebody noisy and somebody quiet, each with a Service of its own.
+//! The place where fairness is measured: a node with a noisy and a quiet client, each with its own Service.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,11 +14,11 @@ use crate::manifests::{Manifests, service_with, slice};
 use crate::site::{cpus, end};
 use crate::tool::is_installed;
 
-/// Where all endpoints listen, and Services that are not in bulk.
+/// The port of all endpoints, and of all Services but the bulk one.
 const PORT: u16 = 8080;
-/// The noisy server in bulk.
+/// The port of the noisy bulk server.
 const BULK_PORT: u16 = 8081;
-/// Ports of a relay with one address for all, for what Services have as their own address.
+/// Ports on a relay with one address, for what are separate Service addresses elsewhere.
 const NOISY_PORT: u16 = 8082;
 const REFUSING_PORT: u16 = 8083;
 
@@ -27,25 +27,25 @@ const NOISY: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 const REFUSING: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 3);
 const RELAY: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 80);
 
-/// Addresses where nobody listens; all of them are the noisy server's.
+/// Addresses without listeners. All of them belong to the noisy server's host.
 const NOBODYS: &str = "10.244.3.0/24";
 
-/// Who carries it.
+/// The carrier of the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
-    /// Nobody: the node routes.
+    /// None: the node routes.
     Direct,
-    /// Sluice as on a node.
+    /// Sluice on a node.
     Sluice,
     /// haproxy in TCP mode.
     Haproxy,
 }
 
 impl Carrier {
-    /// All of them, the one to compare with first.
+    /// All carriers, the baseline first.
     pub const ALL: [Self; 3] = [Self::Direct, Self::Sluice, Self::Haproxy];
 
-    /// In tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -54,33 +54,33 @@ impl Carrier {
         }
     }
 
-    /// Whether it is here.
+    /// Whether it is installed.
     pub fn is_installed(self) -> bool {
         self != Self::Haproxy || is_installed("haproxy")
     }
 
-    /// Whether it carries datagrams.
+    /// Whether it supports UDP.
     pub fn has_udp(self) -> bool {
         self != Self::Haproxy
     }
 }
 
-/// Where clients find what.
+/// The addresses for clients.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Addresses {
     /// The quiet Service, TCP and UDP.
     pub(super) quiet: SocketAddr,
-    /// The noisy one, TCP and UDP.
+    /// The noisy Service, TCP and UDP.
     pub(super) noisy: SocketAddr,
-    /// The noisy one in bulk.
+    /// The noisy Service for bulk.
     pub(super) bulk: SocketAddr,
-    /// One whose endpoints all refuse.
+    /// A Service whose endpoints all refuse.
     pub(super) refusing: SocketAddr,
 }
 
-/// A lab with clients, servers, and somebody in between.
+/// A lab with clients, servers, and a carrier between them.
 pub(super) struct Scene {
-    /// Where clients find what.
+    /// The addresses for clients.
     pub(super) addresses: Addresses,
     lab: Lab,
     carriers: Vec<Process>,
@@ -90,15 +90,15 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// With this many endpoints that refuse.
+    /// Creates a scene with this many endpoints that refuse.
     ///
     /// # Errors
-    /// No lab can be made here, or the carrier does not start.
+    /// No lab can be created here, or the carrier does not start.
     pub(super) fn new(carrier: Carrier, refusing: usize) -> Result<Self> {
         let lab = Lab::builder().pods(4).other_pods(0).build()?;
         let (noisy, quiet) = (lab.pod(1), lab.pod(3));
         for client in [lab.pod(0), lab.pod(2)] {
-            // With many short connections from one address it would be out of ports, whoever is in between.
+            // Otherwise, many short connections from one address would use up its ports, with any carrier.
             client.ns.set("net/ipv4/tcp_tw_reuse", "1")?;
         }
         noisy.ns.ip(&format!("route add local {NOBODYS} dev lo"))?;
@@ -161,17 +161,17 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Who makes noise.
+    /// The client that makes noise.
     pub(super) fn noisy_client(&self) -> &Host {
         self.lab.pod(0)
     }
 
-    /// Who asks the quiet Service.
+    /// The client of the quiet Service.
     pub(super) fn quiet_client(&self) -> &Host {
         self.lab.pod(2)
     }
 
-    /// The carrier's processes; none where the kernel does the work.
+    /// The carrier's processes; empty if the kernel does the work.
     pub(super) fn carriers(&self) -> &[Process] {
         &self.carriers
     }
@@ -183,7 +183,8 @@ impl Drop for Scene {
     }
 }
 
-/// As many connections as it takes with 20,000 descriptors: it wants two for each, and two for each pipe.
+/// haproxy's configuration, with as many connections as 20,000 descriptors allow: it needs two for each, and
+/// two for each pipe.
 fn haproxy(noisy: Ipv4Addr, quiet: Ipv4Addr, nobodys: &[Ipv4Addr]) -> String {
     let one = |port: u16, server: Ipv4Addr, to: u16| {
         format!("listen p{port}\n  bind {RELAY}:{port}\n  server s {server}:{to}\n")

@@ -1,4 +1,4 @@
-//! The node's agent, and those that take over from it.
+//! The node's agent, and its successors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,25 +12,25 @@ use super::ledger::{Cause, Ledger};
 use crate::agent::{Agent, Source, metrics};
 use crate::interrupt;
 
-/// How long an agent may wait for what it carries after SIGTERM. All loads' connections are shorter.
+/// How long an agent may wait for its connections after SIGTERM. All clients' connections are shorter.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// Texts of agents that are kept.
+/// Maximum number of agents' messages that are kept.
 const TEXTS: usize = 100;
 
-/// The agent at work.
+/// The current agent.
 pub(super) struct Agents {
     node: Host,
     kubeconfig: PathBuf,
-    /// Their arguments.
+    /// The agents' arguments.
     arguments: Vec<String>,
     current: Process,
-    /// Warnings and errors of those before, and how often each was said.
+    /// Warnings and errors of earlier agents, with their numbers.
     said: BTreeMap<String, usize>,
 }
 
 impl Agents {
-    /// Starts the first one.
+    /// Starts the first agent.
     ///
     /// # Errors
     /// It does not start.
@@ -49,15 +49,16 @@ impl Agents {
         Ok(agents)
     }
 
-    /// The one at work.
+    /// The current agent.
     pub(super) fn current(&self) -> &Process {
         &self.current
     }
 
-    /// What a rolling update does: another agent starts, then the old one is asked to end. Returns when it has.
+    /// Hands over as in a rolling update: starts another agent, then asks the old one to end. Returns when it
+    /// has ended.
     ///
     /// # Errors
-    /// One does not start, or does not end well.
+    /// An agent does not start, or ends with an error.
     pub(super) fn hand_over(&mut self, ledger: &Ledger) -> Result<()> {
         let _ongoing = ledger.begin(Cause::HandOver);
         let next = start(&self.node, &self.kubeconfig, &self.arguments)?;
@@ -68,7 +69,7 @@ impl Agents {
         if !status.success() {
             bail!("an agent has ended with {status}: {}", last.lines().join("\n"));
         }
-        // They are served at the same address by one after the other.
+        // One agent after the other serves them at the same address.
         self.await_metrics()
     }
 
@@ -95,7 +96,7 @@ impl Agents {
         }
     }
 
-    /// Warnings and errors of all agents, and how often each was said.
+    /// Warnings and errors of all agents, with their numbers.
     pub(super) fn said(mut self) -> BTreeMap<String, usize> {
         let lines = self.current.lines();
         self.note(&lines);

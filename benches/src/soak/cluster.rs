@@ -1,4 +1,4 @@
-//! The cluster that is soaked: a lab, an apiserver in the node's network, Services, and servers behind them.
+//! The cluster: a lab, an apiserver in the node's network, Services, and servers behind them.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,20 +14,20 @@ use tokio::runtime::Runtime;
 
 use crate::manifests::{node, service_with, slice};
 
-/// Where servers listen.
+/// The servers' port.
 pub(super) const SERVER_PORT: u16 = 8080;
-/// Where Services are, TCP and UDP.
+/// The Services' ports, TCP and UDP.
 const PORT: u16 = 80;
 const PORTS: [(&str, u16, u16); 2] = [("TCP", PORT, SERVER_PORT), ("UDP", PORT, SERVER_PORT)];
 
 /// The nodePort of the steady Service.
 const NODE_PORT: u16 = 30_001;
 
-/// Addresses where nobody listens; all of them are the noisy server's.
+/// Addresses without listeners. All of them belong to the noisy server's host.
 const NOBODYS: &str = "10.244.3.0/24";
 
-/// Pods: 0 asks; 1 and 2, and the node itself, are the steady endpoints; 3 to 5 the mortal ones; 6 and 7, and one of the
-/// other node, the changing ones; 8 makes noise, which 9 has to bear.
+/// Number of pods. 0 is the client. 1 and 2, and the node itself, are the steady endpoints; 3 to 5 the mortal
+/// ones; 6 and 7, and one pod of the other node, the changing ones. 8 makes noise, and 9 receives it.
 const PODS: usize = 10;
 const STEADY: [usize; 2] = [1, 2];
 /// The pods whose servers die.
@@ -42,17 +42,17 @@ pub(super) struct Cluster {
     apiserver: Apiserver,
     directory: TempDir,
     _servers: Vec<Server>,
-    /// A pod's network namespace is found by its processes, where its sockets are to be ended.
+    /// A pod's network namespace is found through its processes when its sockets have to be destroyed.
     _processes: Vec<Process>,
     // The apiserver runs on it.
     _runtime: Runtime,
 }
 
 impl Cluster {
-    /// With everything in it but the agent, and this many endpoints that refuse.
+    /// Creates everything but the agent, with this many endpoints that refuse.
     ///
     /// # Errors
-    /// No lab can be made here.
+    /// No lab can be created here.
     pub(super) fn new(refusing: usize) -> Result<Self> {
         let lab = Lab::builder().pods(PODS).other_pods(1).build()?;
         for client in [lab.pod(0), lab.pod(8), lab.outside()] {
@@ -111,7 +111,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What the agent is given.
+    /// The agent's kubeconfig.
     pub(super) fn kubeconfig(&self) -> PathBuf {
         self.directory.path().join("kubeconfig")
     }
@@ -121,7 +121,7 @@ impl Cluster {
         (ip(1), PORT).into()
     }
 
-    /// The same by the node's own address.
+    /// The steady Service at its nodePort.
     pub(super) fn steady_node_port(&self) -> SocketAddr {
         (self.lab.node().v4, NODE_PORT).into()
     }
@@ -131,7 +131,7 @@ impl Cluster {
         (ip(2), PORT).into()
     }
 
-    /// The Service that gets other endpoints.
+    /// The Service whose endpoints change.
     pub(super) fn changing(&self) -> SocketAddr {
         (ip(3), PORT).into()
     }
@@ -146,23 +146,23 @@ impl Cluster {
         (ip(5), PORT).into()
     }
 
-    /// Who makes noise.
+    /// The client that makes noise.
     pub(super) fn noisy_client(&self) -> &Host {
         self.lab.pod(8)
     }
 
-    /// A server of the mortal Service begins to live.
+    /// Starts a server of the mortal Service.
     ///
     /// # Errors
-    /// It lives.
+    /// It is already running.
     pub(super) fn serve(&self, mortal: usize) -> Result<Server> {
         Ok(self.lab.pod(mortal).serve(SERVER_PORT)?)
     }
 
-    /// Gives the changing Service its `turn`th set of endpoints: there is always one at the least.
+    /// Gives the changing Service its `turn`th set of endpoints, which is never empty.
     ///
     /// # Errors
-    /// The apiserver does not take it.
+    /// The apiserver refuses it.
     pub(super) fn change(&self, turn: usize) -> Result<()> {
         let [first, second] = CHANGING.map(|index| self.lab.pod(index).v4);
         let third = self.lab.other_pod(0).v4;
@@ -177,10 +177,10 @@ impl Cluster {
         self.put_slice("changing", &sets[turn % sets.len()])
     }
 
-    /// Creates a Service for a while, with the steady one's pods: where it is.
+    /// Creates a temporary Service with the steady one's endpoints. Returns its address.
     ///
     /// # Errors
-    /// The apiserver does not take it.
+    /// The apiserver refuses it.
     pub(super) fn create_temporary(&self, turn: usize) -> Result<SocketAddr> {
         let last = 100 + u8::try_from(turn % 100).unwrap_or(0);
         let name = temporary(turn);
@@ -189,10 +189,10 @@ impl Cluster {
         Ok((ip(last), PORT).into())
     }
 
-    /// Deletes it.
+    /// Deletes a temporary Service.
     ///
     /// # Errors
-    /// There is none.
+    /// It does not exist.
     pub(super) fn delete_temporary(&self, turn: usize) -> Result<()> {
         let name = temporary(turn);
         self.apiserver.delete(Resource::EndpointSlices, "default", &name).map_err(|status| told(&status))?;

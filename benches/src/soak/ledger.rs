@@ -1,33 +1,34 @@
-//! What was asked, what went wrong, and what was being done meanwhile: so that it can be told which errors are the ones that
-//! a client has to expect. Pure but for the lock.
+//! Records requests, errors, and what happened to the cluster meanwhile, in order to tell which errors a
+//! client has to expect. Pure, except for the lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Kind;
 
-/// How long an answer that an endpoint was about to give may be under way: until then it is lost with the endpoint.
+/// How long an endpoint's answer may be on its way: until then it is lost with the endpoint.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 
-/// How long it may take until an agent knows what the apiserver has been told, on a busy machine.
+/// How long it may take until an agent knows a change in the apiserver, on a busy machine.
 const KNOWN: Duration = Duration::from_millis(100);
 
-/// How long it may take until an agent has ended a socket whose endpoint serves no more: it looks once a second.
+/// How long it may take until an agent has destroyed a socket whose endpoint does not serve any more: it
+/// checks once per second.
 const ENDED: Duration = Duration::from_secs(3);
 
-/// How long after the end of a flood of datagrams there may still be some in queues.
+/// How long after the end of a datagram flood there may still be datagrams in queues.
 const QUEUES: Duration = Duration::from_millis(200);
 
-/// Errors that are kept with all that is known of them: in ten minutes of socket mode clients ask dead endpoints for some 20,000
-/// datagrams. What is beyond counts as unexplained.
+/// Maximum number of errors that are kept with details: in ten minutes of socket mode, clients send some
+/// 20,000 datagrams to dead endpoints. Further errors count as unexplained.
 const KEPT: usize = 200_000;
 
-/// What is done to the cluster.
+/// Something that is done to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// An endpoint of the mortal Service is dead, or silent.
+    /// An endpoint of the mortal Service is dead or silent.
     Death,
-    /// The changing Service gets other endpoints.
+    /// The endpoints of the changing Service change.
     Change,
     /// A flood of datagrams.
     Datagrams,
@@ -38,10 +39,10 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// Those that errors may be put down to.
+    /// The causes that may explain errors.
     pub(super) const EXPLAINING: [Self; 3] = [Self::Death, Self::Change, Self::Datagrams];
 
-    /// What it is called beside an error.
+    /// Its name in the report of an error.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Death => "endpoint died",
@@ -53,25 +54,25 @@ impl Cause {
     }
 }
 
-/// Who is asked.
+/// The Service that a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Service {
     /// Nothing happens to its endpoints.
     Steady,
     /// Its endpoints die, one at a time.
     Mortal,
-    /// It gets other endpoints; those that it had live on.
+    /// Its endpoints change; the previous ones continue to run.
     Changing,
-    /// It has just come, or is gone.
+    /// It was just created, or is deleted.
     Temporary,
 }
 
-/// Something that went on for some time.
+/// A period in which a cause was active.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     cause: Cause,
     begin: Instant,
-    /// `None` while it goes on.
+    /// `None` while it is active.
     end: Option<Instant>,
 }
 
@@ -81,20 +82,20 @@ impl Span {
     }
 }
 
-/// A question without its answer.
+/// A request without an answer.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
-    /// What was asked.
+    /// The kind of the request.
     pub(super) kind: Kind,
-    /// Whom.
+    /// Its Service.
     pub(super) service: Service,
-    /// When all was well for the last time.
+    /// The last time when all was well.
     pub(super) begin: Instant,
-    /// When it was found out.
+    /// When the failure was noticed.
     pub(super) end: Instant,
-    /// Whether the socket was ended.
+    /// Whether the socket was destroyed.
     pub(super) is_ended: bool,
-    /// What happened.
+    /// The error.
     pub(super) what: String,
 }
 
@@ -102,19 +103,19 @@ pub(super) struct Failure {
 struct Pages {
     spans: Vec<Span>,
     failures: Vec<Failure>,
-    /// Those that are not kept.
+    /// Number of failures that were not kept.
     more: u64,
     done: [u64; Kind::ALL.len()],
 }
 
-/// All of it, from many threads.
+/// All records. Many threads add to them.
 #[derive(Debug)]
 pub(super) struct Ledger {
     began: Instant,
     pages: Mutex<Pages>,
 }
 
-/// Something that goes on until this is dropped.
+/// A cause that is active until this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Ongoing<'a> {
@@ -131,7 +132,7 @@ impl Drop for Ongoing<'_> {
 }
 
 impl Ledger {
-    /// An empty one.
+    /// An empty ledger.
     pub(super) fn new() -> Self {
         Self { began: Instant::now(), pages: Mutex::default() }
     }
@@ -140,24 +141,24 @@ impl Ledger {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something begins.
+    /// Records the begin of a cause.
     pub(super) fn begin(&self, cause: Cause) -> Ongoing<'_> {
         let mut pages = self.pages();
         pages.spans.push(Span { cause, begin: Instant::now(), end: None });
         Ongoing { ledger: self, index: pages.spans.len() - 1 }
     }
 
-    /// How often something has begun.
+    /// How often a cause has begun.
     pub(super) fn count(&self, cause: Cause) -> usize {
         self.pages().spans.iter().filter(|span| span.cause == cause).count()
     }
 
-    /// A question was answered.
+    /// Records an answered request.
     pub(super) fn done(&self, kind: Kind) {
         self.pages().done[kind as usize] += 1;
     }
 
-    /// A question was not.
+    /// Records a failed request.
     pub(super) fn failed(&self, failure: Failure) {
         let mut pages = self.pages();
         if pages.failures.len() < KEPT {
@@ -167,7 +168,7 @@ impl Ledger {
         }
     }
 
-    /// What has become of everything.
+    /// The summary of all records.
     pub(super) fn account(&self) -> Account {
         let pages = self.pages();
         let mut account = Account { rows: Vec::new(), unexplained: Vec::new(), more: pages.more };
@@ -211,48 +212,48 @@ impl Ledger {
     }
 }
 
-/// Whether a failure is one that a client has to expect because of something.
+/// Whether a client has to expect a failure because of these causes.
 fn explains(cause: Cause, failure: &Failure, spans: &[Span]) -> bool {
     let Failure { begin, end, .. } = *failure;
     let (from, to) = match cause {
-        // Whatever was under way, on open connections too.
+        // Everything in progress, including open connections.
         Cause::Death if failure.service == Service::Mortal => (begin, end),
-        // Socket mode's way to have a client choose anew.
+        // Socket mode destroys the socket so that the client chooses anew.
         Cause::Change if failure.service == Service::Changing && failure.is_ended => {
             (end.checked_sub(ENDED).unwrap_or(end), end)
         }
-        // TCP connections go on. A UDP flow ends once the agent knows, and with it the answer that is under way.
+        // TCP connections continue. A UDP flow ends once the agent knows, and the answer in flight is lost.
         Cause::Change if failure.service == Service::Changing && failure.kind.is_udp() => {
             (begin.checked_sub(KNOWN).unwrap_or(begin), end.min(begin + UNDER_WAY))
         }
-        // They share queues with everybody else's.
+        // They share queues with all others.
         Cause::Datagrams if failure.kind.is_udp() => (begin.checked_sub(QUEUES).unwrap_or(begin), end),
         _ => return false,
     };
     spans.iter().any(|span| span.cause == cause && span.overlaps(from, to))
 }
 
-/// What has become of one kind of questions.
+/// The summary of one kind of request.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
-    /// Which.
+    /// The kind.
     pub(super) kind: Kind,
-    /// How many were answered.
+    /// Answered requests.
     pub(super) done: u64,
-    /// How many were not, by [`Cause::EXPLAINING`].
+    /// Failed requests that a cause explains, by [`Cause::EXPLAINING`].
     pub(super) explained: [u64; Cause::EXPLAINING.len()],
-    /// How many more.
+    /// Other failed requests.
     pub(super) unexplained: u64,
 }
 
-/// What has become of all.
+/// The summary of all requests.
 #[derive(Debug, Clone)]
 pub(super) struct Account {
-    /// Each kind.
+    /// By kind.
     pub(super) rows: Vec<Row>,
-    /// What is known of those that nothing explains.
+    /// Details of unexplained failures.
     pub(super) unexplained: Vec<String>,
-    /// Failures that nothing is known of, as there were too many.
+    /// Failures without details, because there were too many.
     pub(super) more: u64,
 }
 

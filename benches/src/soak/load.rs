@@ -1,4 +1,5 @@
-//! Clients that never stop: each asks one Service after the other, in its own way, and writes down what became of it.
+//! Clients that never stop: each sends requests to one Service after the other, in its own way, and records
+//! the outcomes.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,44 +14,45 @@ use sluice_testbed::lab::{Host, WHO};
 
 use super::ledger::{Failure, Ledger, Service};
 
-/// How long TCP may stand still.
+/// How long TCP may make no progress.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a datagram's answer may take.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// The rest between two questions: some hundreds a second, and processor time for others.
+/// The pause between two requests: some hundreds per second, and CPU time for others.
 const REST: Duration = Duration::from_millis(2);
 
-/// What is said on one connection, or in one conversation by datagrams.
+/// Number of exchanges on one connection, or in one UDP conversation.
 const EXCHANGES: usize = 100;
 
-/// The rest between two of them: it takes a second or two, much less than an agent waits for before it ends.
+/// The pause between two exchanges: a conversation takes a second or two, much less than an agent waits for
+/// before it ends.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Bytes there and back at a time in bulk.
+/// Size of a bulk exchange in bytes.
 const BULK: usize = 4 << 20;
 
-/// How a client asks.
+/// The kind of a client's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A TCP connection with one small exchange.
     Short,
-    /// A TCP connection with many of them.
+    /// A TCP connection with many small exchanges.
     KeepAlive,
-    /// Much there and back, compared byte for byte.
+    /// A large exchange, compared byte for byte.
     Bulk,
-    /// A datagram and its answer, from a port of its own.
+    /// A datagram and its answer, from its own port.
     Question,
-    /// Many of them from one port.
+    /// Many datagrams from one port.
     Conversation,
 }
 
 impl Kind {
-    /// In the order of the report.
+    /// All kinds, in the order of the report.
     pub const ALL: [Self; 5] = [Self::Short, Self::KeepAlive, Self::Bulk, Self::Question, Self::Conversation];
 
-    /// In the report.
+    /// The name in the report.
     pub fn name(self) -> &'static str {
         match self {
             Self::Short => "TCP connection with an exchange",
@@ -61,7 +63,7 @@ impl Kind {
         }
     }
 
-    /// Whether it goes by datagrams.
+    /// Whether it uses UDP.
     pub fn is_udp(self) -> bool {
         matches!(self, Self::Question | Self::Conversation)
     }
@@ -75,10 +77,10 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Starts one on a host, which asks these Services in turns.
+    /// Starts a client on a host, which uses these Services in turn.
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// No thread can be started.
     pub(super) fn start(
         from: &Host,
         kind: Kind,
@@ -101,7 +103,7 @@ impl Drop for Load {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic of it has been printed.
+            // If it has panicked, that was printed.
             let _ = thread.join();
         }
     }
@@ -183,7 +185,7 @@ impl Client {
         Ok(())
     }
 
-    /// One answer that does not come does not end it.
+    /// A single missing answer does not end it.
     fn conversation(&self, service: Service, to: SocketAddr, well: &mut Instant) -> io::Result<()> {
         let socket = socket(to)?;
         for number in 0..EXCHANGES {
@@ -196,11 +198,11 @@ impl Client {
                     *well = Instant::now();
                     self.ledger.done(self.kind);
                 }
-                // Sent, and lost since.
+                // Sent, but lost.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.failed(service, begin, &error),
-                // Its endpoint serves no more, and it has to be made anew.
+                // Its endpoint does not serve any more, so a new socket is needed.
                 Err(error) if is_ended(&error) => return Err(error),
-                // An ICMP error may be about one that was sent before.
+                // An ICMP error may be about an earlier datagram.
                 Err(error) => self.failed(service, *well, &error),
             }
             if self.is_over() {
@@ -212,7 +214,8 @@ impl Client {
     }
 }
 
-/// Whether a datagram socket was ended, as its endpoint serves no more: found out by receiving, or by sending.
+/// Whether a UDP socket was destroyed because its endpoint does not serve any more. Noticed by receiving or
+/// by sending.
 fn is_ended(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::DESTADDRREQ))
 }
@@ -222,7 +225,7 @@ fn connect(to: SocketAddr) -> io::Result<BufReader<TcpStream>> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::with_capacity(256, stream);
-    // Who is there.
+    // The server's line.
     hear(&mut stream)?;
     Ok(stream)
 }
@@ -248,7 +251,7 @@ fn socket(to: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Waits for an answer; late ones to earlier questions are passed over.
+/// Waits for an answer; ignores late ones to earlier requests.
 fn receive(socket: &UdpSocket, is_it: impl Fn(&[u8]) -> bool) -> io::Result<()> {
     let deadline = Instant::now() + ANSWER;
     let mut answer = [0; 256];

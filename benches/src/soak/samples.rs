@@ -1,4 +1,4 @@
-//! What an agent has over time, and whether that grows.
+//! An agent's resources over time, and whether they grow.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,18 +12,18 @@ use crate::compare::median;
 use crate::table::figure;
 use crate::usage::Held;
 
-/// Something that is looked at.
+/// A sampled quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Series {
     /// Resident memory, in kB.
     Resident,
-    /// The part of it that the agent has filled, in kB.
+    /// The anonymous part of it, in kB.
     Anonymous,
     /// Open descriptors.
     Descriptors,
     /// Threads.
     Threads,
-    /// Deadlines that workers wait for.
+    /// Pending deadlines of workers.
     Deadlines,
     /// TCP sessions.
     Sessions,
@@ -31,12 +31,12 @@ pub(super) enum Series {
     Flows,
     /// Services and endpoints in the kernel's sets.
     Elements,
-    /// Connections that packets have put into the kernel's sets.
+    /// Connections that packets have added to the kernel's sets.
     Remembered,
 }
 
 impl Series {
-    /// In the order of the report.
+    /// All quantities, in the order of the report.
     pub(super) const ALL: [Self; 9] = [
         Self::Resident,
         Self::Anonymous,
@@ -63,13 +63,13 @@ impl Series {
         }
     }
 
-    /// By how much the same load may differ from one time to another: a share, and a number.
+    /// How much it may vary under the same load: a relative and an absolute amount.
     fn leeway(self) -> (f64, f64) {
         match self {
-            // An allocator finds its size soon, but fragments come and go.
+            // An allocator's size settles soon, but fragments vary.
             Self::Resident | Self::Anonymous => (0.10, 1_024.0),
             Self::Threads => (0.0, 0.0),
-            // A temporary Service may be there or not.
+            // A temporary Service may exist or not.
             Self::Elements => (0.0, 12.0),
             Self::Descriptors | Self::Deadlines | Self::Sessions | Self::Flows | Self::Remembered => {
                 (0.25, 40.0)
@@ -83,13 +83,13 @@ impl Series {
     }
 }
 
-/// What an agent has at one time.
+/// An agent's quantities at one time.
 pub(super) type Sample = BTreeMap<Series, f64>;
 
-/// Looks.
+/// Takes a sample.
 ///
 /// # Errors
-/// The agent has ended, or does not say.
+/// The agent has ended, or does not answer.
 pub(super) fn sample(agent: &Process, node: &Host) -> Result<Sample> {
     let held = Held::by(agent)?;
     let metrics = metrics(node)?;
@@ -113,7 +113,8 @@ fn remembered(node: &Host) -> Result<f64> {
     Ok(count_flows(&listing) as f64)
 }
 
-/// Elements of the sets that packets fill. They are told by name: not every nft lists the flag `dynamic`.
+/// The elements of the sets that packets fill. These are recognized by name, because not every nft version
+/// lists the flag `dynamic`.
 fn count_flows(listing: &Value) -> usize {
     let objects = listing.get("nftables").and_then(Value::as_array).into_iter().flatten();
     let sets = objects.filter_map(|object| object.get("set"));
@@ -123,17 +124,17 @@ fn count_flows(listing: &Value) -> usize {
         .sum()
 }
 
-/// How something went: medians of each fifth.
+/// The course of a quantity: the median of each part.
 #[derive(Debug, Clone)]
 pub(super) struct Course {
     series: Series,
     medians: Vec<Option<f64>>,
-    /// Whether it has grown from the second fifth to the last one.
+    /// Whether it has grown from the second part to the last one.
     pub(super) grows: bool,
 }
 
 impl Course {
-    /// Of samples by fifths.
+    /// The course of the samples of each part.
     pub(super) fn of(series: Series, fifths: &[Vec<Sample>]) -> Self {
         let medians: Vec<Option<f64>> = fifths
             .iter()

@@ -1,4 +1,4 @@
-//! What happens to the cluster all the time: endpoints come and go, die and come back, Services come and go.
+//! What constantly happens to the cluster: endpoints change, die and come back, and Services come and go.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -14,19 +14,20 @@ use super::cluster::{Cluster, MORTAL, SERVER_PORT};
 use super::ledger::{Cause, Failure, Ledger, Service};
 use crate::interrupt::POLL;
 
-/// From one change of endpoints to the next one: a flow that ends with its endpoint loses what is under way for much less.
+/// The interval of endpoint changes. A flow that ends with its endpoint loses datagrams for a much shorter
+/// time.
 const CHANGES: Duration = Duration::from_secs(1);
 
 /// How long an endpoint is dead, and then alive.
 const DEATH: Duration = Duration::from_secs(1);
 
-/// From one temporary Service to the next one.
+/// The interval of temporary Services.
 const SERVICES: Duration = Duration::from_millis(500);
 
-/// How long a question to a Service that is not there yet, or not any more, waits.
+/// The timeout of a request to a Service that does not exist yet, or not any more.
 const GLANCE: Duration = Duration::from_millis(300);
 
-/// What silences a pod.
+/// The rules that silence a pod.
 const SILENCE: &str = "table inet silence {
     chain input {
         type filter hook input priority 0
@@ -35,20 +36,20 @@ const SILENCE: &str = "table inet silence {
 }
 ";
 
-/// Goes on until it is over. Whoever makes trouble has no errors of its own.
+/// Runs until it is over. It has no error results of its own.
 pub(super) struct Trouble<'a> {
-    /// What is troubled.
+    /// The cluster.
     pub(super) cluster: &'a Cluster,
-    /// Where it is written down.
+    /// Where causes are recorded.
     pub(super) ledger: &'a Ledger,
-    /// When to end.
+    /// Whether to end.
     pub(super) is_over: &'a AtomicBool,
-    /// The first thing that could not be done.
+    /// The first error.
     pub(super) failed: &'a Mutex<Option<anyhow::Error>>,
 }
 
 impl Trouble<'_> {
-    /// The changing Service gets other endpoints.
+    /// Changes the endpoints of the changing Service.
     pub(super) fn change_endpoints(&self) {
         self.again_and_again(|turn| {
             let ongoing = self.ledger.begin(Cause::Change);
@@ -59,7 +60,8 @@ impl Trouble<'_> {
         });
     }
 
-    /// Endpoints of the mortal Service die, one at a time: refusing, or without a word. The apiserver is not told.
+    /// Kills endpoints of the mortal Service, one at a time: they refuse, or are silent. The apiserver is not
+    /// told.
     pub(super) fn kill_endpoints(&self) {
         let alive = MORTAL.iter().map(|pod| self.cluster.serve(*pod).map(Some)).collect::<Result<Vec<_>>>();
         let mut alive = match alive {
@@ -86,7 +88,7 @@ impl Trouble<'_> {
         });
     }
 
-    /// Services come, are served, and go.
+    /// Creates Services, waits until they are served, and deletes them.
     pub(super) fn change_services(&self) {
         let client = self.cluster.lab.pod(0);
         self.again_and_again(|turn| {
@@ -101,7 +103,7 @@ impl Trouble<'_> {
         });
     }
 
-    /// Asks until a Service is there, or is not any more.
+    /// Sends requests until a Service is served, or not any more.
     fn expect(&self, client: &Host, protocol: Protocol, kind: Kind, to: SocketAddr, is_there: bool) {
         let begin = Instant::now();
         loop {
@@ -150,10 +152,10 @@ impl Trouble<'_> {
     }
 }
 
-/// Waits until the mortal Service's first endpoints live.
+/// Waits until the mortal Service's first endpoints are running.
 ///
 /// # Errors
-/// They do not in time.
+/// They are not in time.
 pub(super) fn await_mortals(cluster: &Cluster) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     for pod in MORTAL {

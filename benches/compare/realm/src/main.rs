@@ -1,5 +1,5 @@
-//! A relay of realm's for one port, with those of realm's own options that the comparison uses: `-l LISTEN -r REMOTE`,
-//! and `-u -t` for UDP instead of TCP.
+//! A realm relay for one port, with the options of realm's own program that the comparison uses: `-l LISTEN
+//! -r REMOTE`, and `-u -t` for UDP instead of TCP.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use realm_core::endpoint::{BindOpts, ConnectOpts, Endpoint, RemoteAddr};
 use realm_core::{tcp, udp};
 
-/// What realm's own program sets, in seconds.
+/// The timeouts of realm's own program, in seconds.
 const CONNECT_TIMEOUT: usize = 5;
 const ASSOCIATE_TIMEOUT: usize = 30;
 
