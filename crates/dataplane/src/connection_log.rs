@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_costs_records_which_are_counted_and_nobody_waits() {
-        // Nobody reads.
+        // The log is not read.
         let (records, _receiver) = mpsc::sync_channel(2);
         let log = ConnectionLog { one_in: NonZeroU32::MIN, records };
         let (stats, selection) = (WorkerStats::default(), test_table::selection(1));

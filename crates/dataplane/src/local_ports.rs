@@ -142,20 +142,20 @@ impl LocalPorts {
 
 #[cfg(test)]
 impl LocalPorts {
-    /// Those of some other node.
+    /// The ports of another node.
     pub(crate) fn with_range(range: RangeInclusive<u16>) -> Self {
         Self { range, can_ask: true }
     }
 }
 
-/// Two numbers with white space between them.
+/// Parses two numbers separated by white space.
 fn parse(text: &str) -> Option<RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     (first <= last).then_some(first..=last)
 }
 
-/// Linux 6.3 and later.
+/// Whether the kernel supports the option: Linux 6.3 and later.
 fn is_known_to_the_kernel() -> bool {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     Socket::new(Domain::for_address(any), Type::STREAM.cloexec(), None)
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// Clients whose kernels choose from more than the default range, too.
+    /// Includes clients whose kernels choose from more than the default range.
     #[test]
     fn no_port_is_its_own_counterpart_and_no_more_than_three_have_the_same() {
         let mut shared = std::collections::BTreeMap::<u16, u32>::new();

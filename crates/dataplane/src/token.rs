@@ -171,7 +171,7 @@ mod tests {
     fn a_walk_shows_every_tenant_once_and_few_at_a_time() {
         let mut slots = Slots::default();
         let ids: Vec<SlotId> = (0..10_000).map(|n| slots.insert_with(|_| n)).collect();
-        // Few are left, far from each other, but for some at the end.
+        // Few are left, far from each other except for some at the end.
         let is_kept = |n: usize| n % 1_000 == 7 || n > 9_900;
         ids.iter().enumerate().filter(|(n, _)| !is_kept(*n)).for_each(|(_, id)| {
             slots.remove(*id);

@@ -67,7 +67,8 @@ mod tests {
         ClientKey::Address([10, 244, 0, number].into())
     }
 
-    /// Lets clients take all that they can get of `room` sessions, one after the other, and lists what each has.
+    /// Lets clients take as many of `room` sessions as they can, one client after the other. Lists what each
+    /// has.
     fn greedy(clients: u8, room: usize, percent: u8) -> Vec<usize> {
         let mut sessions = ClientSessions::new(percent, 1);
         let mut free = room;

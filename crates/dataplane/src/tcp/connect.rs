@@ -192,17 +192,17 @@ mod tests {
     use super::*;
     use crate::test_table;
 
-    /// What an endpoint does in a test.
+    /// How an endpoint behaves in a test.
     #[derive(Clone, Copy, PartialEq)]
     enum Does {
         Refuse,
         NothingAtAll,
-        /// Answers after so many milliseconds.
+        /// Answers after this many milliseconds.
         Answer(u64),
     }
 
-    /// Lets every attempt go as the endpoint of that number does, and lists who was asked and for how many
-    /// milliseconds.
+    /// Runs every attempt as `does` says for the endpoint's number. Lists the endpoints that were tried and
+    /// each one's timeout in milliseconds.
     fn run(endpoints: u8, does: impl Fn(u8) -> Does) -> Vec<(u8, u128)> {
         run_with(test_table::selection(endpoints), does)
     }
@@ -259,11 +259,12 @@ mod tests {
         let mut run = |does: fn(u8) -> Does| run_with(select(), does);
         let far = |n| Does::Answer(300 + u64::from(n));
         assert_eq!(run(far), [(1, 250), (2, 302)]);
-        // The third was not asked; with the time of one that is known for the first, it is asked first once.
+        // The third endpoint was not tried yet. The first time that it comes first it times out, and is then
+        // given the connect time of the one that answers.
         let more: Vec<_> = (0..8).map(|_| run(far)).collect();
         assert_eq!(more.iter().filter(|asked| asked.len() > 1).count(), 1, "{more:?}");
         assert_eq!(more[5..], [[(3, 303)], [(1, 301)], [(2, 302)]]);
-        // One that is silent then has twice the time that it took, and no more the next time.
+        // If that one does not answer, it has twice its connect time, but no more than that the next time.
         let silent = |n| if n == 1 { Does::NothingAtAll } else { Does::Answer(300) };
         for _ in 0..2 {
             assert_eq!(run(silent), [(3, 300)]);
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_refused_is_not_asked_again_and_the_slow_one_gets_all_the_patience() {
         let does = |n| if n == 2 { Does::NothingAtAll } else { Does::Refuse };
-        // 250 ms before the third is asked, which refuses.
+        // 250 ms before the third one is tried, which refuses.
         assert_eq!(run(3, does), [(1, 0), (2, 250), (3, 0), (2, 126_750)]);
     }
 
@@ -317,7 +318,7 @@ mod tests {
     fn endpoints_without_a_route_cost_a_few_connections_four_tries_each_and_none_after_that() {
         let now = Instant::now();
         let mut select = test_table::selections(21);
-        // How many were asked that there is no route to, and whether one was that there is a route to.
+        // How many endpoints without a route were tried, and whether one with a route was tried.
         let mut connect = |good: u8| {
             let mut attempts = Attempts::new(select(), now);
             let mut without = 0;
@@ -336,10 +337,10 @@ mod tests {
         assert_eq!(first.iter().map(|(without, _)| without).sum::<usize>(), 20, "each once: {first:?}");
         assert!(first[5].1, "{first:?}");
         assert_eq!([(); 50].map(|()| connect(21)), [(0, true); 50]);
-        // Then the last one's route goes, too: whoever finds that out tries one more.
+        // Then the last route goes too; the connection that finds that out tries one more.
         assert_eq!(connect(0), (2, false));
         assert_eq!([(); 50].map(|()| connect(0)), [(1, false); 50]);
-        // One has a way again.
+        // One endpoint has a route again.
         assert!((0..1_000).any(|_| connect(7).1));
         assert_eq!([(); 50].map(|()| connect(7)), [(0, true); 50]);
     }
@@ -348,13 +349,13 @@ mod tests {
     fn errors_are_told_apart() {
         let both = |errno: Errno| (Failure::to_start(&errno.into()), Failure::reported(&errno.into()));
         assert_eq!(both(Errno::CONNREFUSED), (Failure::Refused, Failure::Refused));
-        // This node's own routes, and somebody on the way.
+        // This node's own routes, and a router on the path.
         assert_eq!(both(Errno::HOSTUNREACH), (Failure::NoRoute, Failure::Refused));
         assert_eq!(both(Errno::NETUNREACH), (Failure::NoRoute, Failure::Refused));
         assert_eq!(both(Errno::TIMEDOUT), (Failure::TimedOut, Failure::TimedOut));
         assert_eq!(both(Errno::MFILE), (Failure::OfThisNode, Failure::Refused));
         assert_eq!(both(Errno::ADDRNOTAVAIL), (Failure::NoPort, Failure::Refused));
-        // A route that prohibits, and a firewall on the way.
+        // A prohibit route, and a firewall on the path.
         assert_eq!(both(Errno::ACCESS), (Failure::OfThisNode, Failure::Refused));
     }
 }

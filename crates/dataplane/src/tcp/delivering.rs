@@ -94,14 +94,14 @@ mod tests {
 
     use super::*;
 
-    /// Two ends of a connection.
+    /// The two ends of a connection.
     fn pair() -> (std::net::TcpStream, std::net::TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (listener.accept().unwrap().0, reader)
     }
 
-    /// A socket that was written as much as it takes, how much that is, and who is to read it.
+    /// A socket whose buffer is full, the number of bytes written, and the reader.
     fn full() -> (TcpStream, u64, std::net::TcpStream) {
         let (writer, reader) = pair();
         SockRef::from(&writer).set_linger(Some(Duration::ZERO)).unwrap();
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(look(half), Delivery::Waiting);
         let before = left(streams, LEFT_TO_KERNEL);
         reader.read_exact(&mut [0; LITTLE]).unwrap();
-        // Its kernel says so when it likes.
+        // The reader's kernel acknowledges with a delay.
         let deadline = Instant::now() + Duration::from_secs(20);
         while left(streams, LEFT_TO_KERNEL) == before {
             assert!(Instant::now() < deadline, "nothing arrives");
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn where_nothing_may_be_left_to_the_kernel_a_byte_that_has_not_arrived_is_waited_for() {
         let ((mut writer, mut reader), (other, _peer)) = (pair(), pair());
-        // Its kernel takes no more of it than it must, so that some of it waits here.
+        // The reader's kernel accepts as little as possible, so some of the data waits here.
         SockRef::from(&reader).set_recv_buffer_size(1).unwrap();
         const SMALL: usize = 60_000;
         SockRef::from(&writer).set_send_buffer_size(4 * SMALL).unwrap();

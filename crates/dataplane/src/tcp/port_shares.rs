@@ -81,7 +81,7 @@ mod tests {
         ([10, 244, 2, number], 80).into()
     }
 
-    /// Opens connections for as long as the client may.
+    /// Opens connections for as long as the client is allowed to. Returns their number.
     fn open_all(shares: &mut PortShares, endpoint: SocketAddr, client: ClientKey) -> usize {
         let mut opened = 0;
         while opened < 10_000 && shares.admits(endpoint, client) {

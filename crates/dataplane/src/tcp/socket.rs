@@ -249,8 +249,8 @@ mod tests {
 
     use super::*;
 
-    /// How many sockets are opened, bound and connected for a client, and what comes of it, where bind(2) and connect(2)
-    /// say this of each port.
+    /// The number of sockets that are opened, bound and connected for a client, and the result, if bind(2)
+    /// and connect(2) return this for each port.
     fn tries(search: Search, bound: Option<Errno>, connected: Option<Errno>) -> ([u32; 3], Option<i32>) {
         let counts = [(); 3].map(|()| Cell::new(0));
         let count = |step: usize, outcome: Option<Errno>| {
@@ -287,7 +287,7 @@ mod tests {
                 assert_eq!(*last, client, "{ports:?}");
                 assert!(others.len() >= 4 && !others.contains(&client), "{ports:?}");
             }
-            // It has thousands of connections: each has a port of its own.
+            // A client with thousands of connections: each has its own port.
             assert_eq!(candidates(client, Search::Single).collect::<Vec<_>>(), [client]);
         }
         for search in [Search::Single, Search::Short, Search::Thorough] {
@@ -312,7 +312,8 @@ mod tests {
         );
     }
 
-    /// Where answers need it, the capture remembers an open connection for three minutes after it was last heard of.
+    /// Where replies need it, the capture remembers an open connection for three minutes after its last
+    /// packet.
     #[test]
     fn a_connection_that_is_silent_is_heard_of_before_anybody_forgets_it() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -322,12 +323,12 @@ mod tests {
         keep_alive(&stream);
         let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
-        // The first question, or its answer, may be lost.
+        // The first keepalive probe, or its answer, may be lost.
         let heard_of = socket.tcp_keepalive_time().unwrap() + socket.tcp_keepalive_interval().unwrap();
         assert!(heard_of < Duration::from_secs(180), "{heard_of:?}");
     }
 
-    /// As the loop above relies on it.
+    /// The port search relies on this.
     #[test]
     fn a_socket_whose_port_could_not_be_bound_can_have_another_one() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
