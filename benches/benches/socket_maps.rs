@@ -109,7 +109,7 @@ fn load(criterion: &mut Criterion) {
         assert_eq!((stats.frontends, stats.waiting), (SERVICES as usize, 0), "{stats:?}");
         let memory = memory(&place.pins());
         let total: u64 = memory.values().sum();
-        // What is mapped is there from the start; the rest comes with Services.
+        // Mapped memory exists from the start; the rest grows with Services.
         let least = mapped_bytes(&AtSocketConfig::capacity_for(room));
         assert!(total > least, "not all maps are counted: {memory:?}");
         if endpoints == ENDPOINTS {

@@ -58,9 +58,9 @@ pub struct Writer {
     /// The Service that each slice belonged to last, because a slice's label may change.
     slice_owners: Map<ObjectName, ObjectName>,
     claims: Claims,
-    /// Where the agent reaches the apiserver.
+    /// The addresses at which the agent reaches the apiserver.
     apiservers: BTreeSet<SocketAddr>,
-    /// Frontends that are claimed and not served, as the agent reaches the apiserver there.
+    /// Frontends that are claimed but not served, because the agent reaches the apiserver there.
     left_out: BTreeSet<Frontend>,
     cluster_addresses: ClusterAddresses,
     health_checks: BTreeMap<ObjectName, Arc<HealthCheck>>,

@@ -1,42 +1,47 @@
-//! What is attached to a cgroup.
+//! Queries the programs that are attached to a cgroup.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::{Command, address, bpf, length, number};
 
-/// Most programs that a cgroup has for one attach type: `BPF_CGROUP_MAX_PROGS`.
+/// The maximum number of programs of a cgroup for one attach type: `BPF_CGROUP_MAX_PROGS`.
 const MOST: usize = 64;
-/// Of linux/bpf.h.
+/// Flags of linux/bpf.h.
 const ALLOW_OVERRIDE: u32 = 1;
 const ALLOW_MULTI: u32 = 2;
 
-/// What the programs of a cgroup leave to others: the flags that all of one attach type have been attached with.
+/// Whether other programs can be attached besides: the flags with which all programs of one attach type were
+/// attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// No flags: nothing else is attached there or below.
+    /// No flags: no other program can be attached there or below.
     Exclusive,
-    /// `BPF_F_ALLOW_OVERRIDE`: nothing else is attached there; what is attached below runs in its place.
+    /// `BPF_F_ALLOW_OVERRIDE`: no other program can be attached there; a program attached below runs in its
+    /// place.
     Overridable,
-    /// `BPF_F_ALLOW_MULTI`, as all links: others are attached beside it and below.
+    /// `BPF_F_ALLOW_MULTI`, as for all links: others can be attached beside it and below.
     Shared,
 }
 
 /// The programs that are attached to a cgroup itself, for one attach type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupPrograms {
-    /// Without programs it means nothing.
+    /// Meaningless without programs.
     pub sharing: Sharing,
     /// Their ids, in the order in which they run.
     pub ids: Vec<u32>,
 }
 
-/// Which programs are attached to a cgroup, not to those above it, for an `enum bpf_attach_type`.
+/// Returns the programs of an `enum bpf_attach_type` that are attached to a cgroup itself, without those of
+/// its ancestors.
 ///
 /// # Errors
-/// `EPERM` without CAP_NET_ADMIN. `EINVAL`: the kernel does not know this attach type. `EBADF`: not a cgroup of version 2.
+/// `EPERM` without CAP_NET_ADMIN. `EINVAL`: the kernel does not know this attach type. `EBADF`: not a cgroup2
+/// directory.
 pub fn query_cgroup(cgroup: BorrowedFd<'_>, attach: u32) -> io::Result<CgroupPrograms> {
-    /// All of `query` of `union bpf_attr`: newer kernels write `revision` whatever the length of what they were given.
+    /// The complete `query` of `union bpf_attr`: newer kernels write `revision` regardless of the given
+    /// length.
     #[repr(C)]
     struct Attributes {
         target: u32,
@@ -65,7 +70,8 @@ pub fn query_cgroup(cgroup: BorrowedFd<'_>, attach: u32) -> io::Result<CgroupPro
         link_flags: 0,
         revision: 0,
     };
-    // SAFETY: the kernel writes at most `count` ids; it follows no other address, as these are zero.
+    // SAFETY: the kernel writes at most `count` ids. The other addresses are zero, so it does not follow
+    // them.
     unsafe { bpf(Command::Query, &mut attributes)? };
     let sharing = match attributes.attach_flags {
         flags if flags & ALLOW_MULTI != 0 => Sharing::Shared,

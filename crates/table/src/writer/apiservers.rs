@@ -1,7 +1,8 @@
 //! Frontends that are not served, because the agent reaches the apiserver at their address.
 //!
-//! Whoever may give a Service an external address could name the apiserver's. The agent's own connections would lead to that
-//! Service then, and it would never learn that the Service is gone. (kube-proxy's new connections do; its open watch goes on.)
+//! A user who may set a Service's external addresses could name the apiserver's. The agent's own connections
+//! would then lead to that Service, and the agent would never learn that the Service is gone. (The same holds
+//! for kube-proxy's new connections, but its open watch continues.)
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,18 +12,19 @@ use sluice_model::{Family, Frontend, FrontendKind, Protocol};
 use super::Writer;
 
 impl Writer {
-    /// Learns where the agent reaches the apiserver. Frontends at these addresses are left out from the next plan on, unless
-    /// they are cluster IPs: an apiserver is reached at the cluster IP of its Service as well, and nobody chooses those.
+    /// Sets the addresses at which the agent reaches the apiserver. From the next plan on, frontends at these
+    /// addresses are left out, unless they are cluster IPs: the apiserver is also reached at the cluster IP
+    /// of its Service, and users do not choose those.
     pub fn set_apiservers(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
         self.apiservers = addresses.into_iter().collect();
     }
 
-    /// Frontends that Services name and that are not served, because the agent reaches the apiserver there.
+    /// Frontends that Services name but that are not served, because the agent reaches the apiserver there.
     pub fn left_out(&self) -> &BTreeSet<Frontend> {
         &self.left_out
     }
 
-    /// Works out anew which frontends are left out. Those that are so since, or not any more, are part of the next plan.
+    /// Recomputes which frontends are left out. Those for which this has changed are part of the next plan.
     pub(super) fn judge_apiservers(&mut self) {
         let mut left_out = BTreeSet::new();
         for address in &self.apiservers {
@@ -32,7 +34,7 @@ impl Writer {
                 continue;
             }
             left_out.insert(frontend);
-            // A capture knows a nodePort by its number alone, on whichever address.
+            // The capture matches nodePorts by number only, on any address.
             if claims.iter().any(|claim| claim.kind == FrontendKind::NodePort) {
                 left_out.extend(self.node_port_elsewhere(*address));
             }
@@ -41,7 +43,8 @@ impl Writer {
         self.left_out = left_out;
     }
 
-    /// The frontends of a nodePort on all addresses of one family, as far as nothing but nodePorts claims them.
+    /// The frontends of a nodePort on all addresses of one family, except those that have other claims than
+    /// for nodePorts.
     fn node_port_elsewhere(&self, address: SocketAddr) -> impl Iterator<Item = Frontend> {
         let (family, port) = (Family::of(address.ip()), address.port());
         let addresses = self.node_port_addresses().into_iter().filter(move |ip| Family::of(*ip) == family);

@@ -55,8 +55,8 @@ impl Writer {
         new
     }
 
-    /// The claimants that do not get a frontend because it is the apiserver's. Only that address is reported, not
-    /// the others on which a nodePort is left out as well.
+    /// The claimants that do not get a frontend because it is the apiserver's. Only that address is reported,
+    /// not the others on which a nodePort is left out as well.
     fn left_out_of(&self, frontend: Frontend, claims: &[Claim]) -> Vec<Notice> {
         let is_apiservers = self.apiservers.contains(&frontend.address);
         let claims = claims.iter().filter(|_| is_apiservers).take(CLAIMANTS_TOLD);

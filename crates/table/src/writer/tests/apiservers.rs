@@ -13,7 +13,7 @@ fn at(ip: [u8; 4]) -> FrontendKey {
     FrontendKey::new(ip.into(), PORT, Protocol::Tcp)
 }
 
-/// A Service with that port, whose external IPs are these.
+/// A Service with the apiserver's port and these external IPs.
 fn naming(external_ips: &[[u8; 4]]) -> Service {
     let mut web = service("web", 1, WEB);
     web.ports[0].port = PORT;
@@ -34,7 +34,7 @@ fn left_out(writer: &Writer) -> Vec<SocketAddr> {
     writer.left_out().iter().map(|frontend| frontend.address).collect()
 }
 
-/// The frontends that are offered, by port.
+/// The addresses of the offered frontends.
 fn offered(plan: &Plan) -> Vec<SocketAddr> {
     plan.offer.iter().map(|state| state.frontend.address).collect()
 }
@@ -89,7 +89,7 @@ fn a_cluster_ip_is_served_although_the_apiserver_is_reached_there() {
     step(&mut writer, [apply(naming(&[])), endpoints(), apply(theirs)]);
     assert_eq!(picks(&mut reader, at(WEB), 1), [1]);
     assert!(left_out(&writer).is_empty());
-    // Without its own Service it is an external address like any other.
+    // Once its own Service is gone, it is an external address like any other.
     step(&mut writer, [Change::Delete(ObjectRef::Service(ObjectName::new("default", "web")))]);
     assert!(reader.lookup(at(WEB)).is_none());
     assert_eq!(left_out(&writer), [address(WEB)]);
@@ -115,7 +115,7 @@ fn a_node_port_of_the_apiserver_is_left_out_on_all_addresses_of_the_family() {
     let plan = step(&mut writer, [apply(web), endpoints()]);
     assert_eq!(of_node_port(&plan.offer), ips[2..]);
     assert_eq!(plan.notices.len(), 1, "of the apiserver's address alone: {:?}", plan.notices);
-    // The apiserver moves away; its address is not the node's any more.
+    // The apiserver's address is no longer one of the node's.
     writer.set_interfaces(ips[1..].iter().copied());
     let plan = step(&mut writer, []);
     assert_eq!(of_node_port(&plan.offer), ips[1..2]);
