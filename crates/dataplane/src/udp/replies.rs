@@ -44,14 +44,18 @@ impl ReplySocket {
     }
 }
 
-/// Closing is not enough: a process that is being started has a copy until it executes its program.
-impl Drop for ReplySocket {
-    fn drop(&mut self) {
+impl ReplySocket {
+    /// Has the kernel give this socket nothing more, before it is closed because its frontend is gone. Closing is not enough: a
+    /// process that is being started has a copy until it executes its program.
+    ///
+    /// Not for a frontend that is still captured: a socket that gets a peer while TPROXY looks a datagram up takes it with it
+    /// (`nf_tproxy_get_sock_v4` asks for the peer only after the look-up).
+    pub(crate) fn turn_away(&self) {
+        // None is known that fails, and it is about to be closed.
         let _ = socket::turn_away(&self.socket);
     }
 }
 
-/// The reply sockets of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct ReplySockets {
     by_frontend: HashMap<SocketAddr, Weak<ReplySocket>>,

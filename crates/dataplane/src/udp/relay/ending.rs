@@ -7,7 +7,7 @@ use sluice_model::Protocol;
 
 use super::super::flow_table::{Cause, EndedFlow, FlowId, Lack};
 use super::super::kept_ports::KeptPorts;
-use super::{Link, State};
+use super::{Link, Reply, State};
 use crate::connection_log::{End, Record, Trace};
 use crate::core::Core;
 
@@ -57,7 +57,14 @@ impl State {
 
 /// Counts and logs a flow that has ended, and closes its socket.
 pub(super) fn on_end(ended: EndedFlow<Link>, kept_ports: &mut KeptPorts, core: &Core) {
-    kept_ports.ended(ended.flow.upstream.kept_port);
+    let Link { kept_port, route, reply, .. } = &ended.flow.upstream;
+    kept_ports.ended(*kept_port);
+    if let Reply::Captured(reply) = reply
+        && !route.is_live()
+        && Arc::strong_count(reply) == 1
+    {
+        reply.turn_away();
+    }
     core.stats.udp_flows_active.sub(1);
     core.stats.udp_dropped_queue.add(ended.flow.upstream.socket.dropped());
     let lasted = ended.flow.lasted();
