@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use sluice::proxy::CaptureConfig;
 use sluice_model::{Change, Family, Protocol, ServiceCidr, TrafficPolicy};
 use sluice_testbed::lab::{Host, Outcome, PATIENCE, SILENCE, WHO, ask_on};
+use sluice_tests::wait;
 use socket2::{Domain, Socket, Type};
 
 use super::hosts::{add_service, families_and_protocols, tracking_lab, world_in};
@@ -75,13 +76,13 @@ fn a_process_that_asks_from_a_node_port_is_answered() {
             let to = (peer.ip(family), 9_000).into();
             assert_eq!(greeting(node, (node.ip(family), 30_001).into(), to), peer.name, "{family} TCP");
 
-            let socket = node.ns.run(|| UdpSocket::bind((node.ip(family), 30_001)).unwrap());
+            let socket = bound(node, (node.ip(family), 30_001).into());
             socket.connect(to).unwrap();
             let outcome = ask_on(&socket, PATIENCE);
             assert_eq!(outcome.by(), Some(&*peer.name), "{family} UDP: {outcome:?}");
             drop(socket);
 
-            let socket = node.ns.run(|| UdpSocket::bind((any, 30_001)).unwrap());
+            let socket = bound(node, (any, 30_001).into());
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.send_to(WHO, to).unwrap();
             let mut answer = [0; 256];
@@ -92,6 +93,16 @@ fn a_process_that_asks_from_a_node_port_is_answered() {
         }
     }
     assert_served(&world, "after");
+}
+
+/// Programs that other tests are starting have a copy, until they run, of a socket that was just closed.
+fn bound(host: &Host, to: SocketAddr) -> UdpSocket {
+    let mut socket = None;
+    wait::until("the address is free", || {
+        socket = host.ns.run(|| UdpSocket::bind(to)).ok();
+        socket.is_some()
+    });
+    socket.unwrap()
 }
 
 /// Who a process meets that connects from a port of its own.
