@@ -37,14 +37,14 @@ use crate::service_metrics::Detail;
 use crate::signals::{Signals, Told};
 use crate::{check, cleanup, config, handover, init, logging};
 
-/// How often the agent looks after what runs beside it.
+/// How often the agent checks on the tasks that run beside it.
 const CHECK: Duration = Duration::from_millis(500);
 
-/// Does what is asked for: serves until SIGTERM or SIGINT, or what kube-proxy does with `--write-config-to`, `--cleanup`
-/// and `--init-only`.
+/// Runs `sluice agent`: serves until SIGTERM or SIGINT, or does what kube-proxy does with `--write-config-to`,
+/// `--cleanup` and `--init-only`.
 ///
 /// # Errors
-/// It cannot be done, or not any more: the data plane broke down.
+/// It cannot be done, or the data plane broke down.
 pub async fn run(args: &AgentArgs, logging: &Logging) -> Result<()> {
     args.said.notes.iter().for_each(|note| warn!("{note}"));
     if let Some(path) = &args.config.write_config_to {
@@ -65,7 +65,7 @@ async fn serve(args: &AgentArgs, logging: &Logging) -> Result<()> {
     serving.stop().await
 }
 
-/// An agent that serves, and what runs beside it.
+/// A serving agent, and the tasks that run beside it.
 struct Serving<'a> {
     logging: &'a Logging,
     signals: Signals,
@@ -83,12 +83,12 @@ struct Serving<'a> {
     healthz: Option<Healthz>,
     inside: Arc<Inside>,
     admin: Option<Admin>,
-    /// What a successor asks, until this agent ends.
+    /// Answers a successor's questions until this agent ends.
     _recall: Option<Recall>,
 }
 
 impl<'a> Serving<'a> {
-    /// Serves, and answers questions about it.
+    /// Starts to serve, and to answer questions about it.
     async fn start(args: &AgentArgs, logging: &'a Logging) -> Result<Self> {
         let (started, started_at) = (Instant::now(), Timestamp::now());
         let node = node_name(args.config.hostname_override.as_deref())?;
@@ -96,7 +96,7 @@ impl<'a> Serving<'a> {
         let dataplane = Config { service_times, ..args.dataplane.config() };
         let Config { workers, descriptors, .. } = dataplane;
         info!(version = env!("CARGO_PKG_VERSION"), node, workers, descriptors, "starting");
-        // Before anything is changed on the node: what cannot be followed ends the agent.
+        // Before anything is changed on the node: a source that cannot be followed ends the agent.
         let source = Source::new(&args.source, &node, args.capture.asks_for_pods())?;
 
         let file = config::Follower::new(args);
@@ -126,7 +126,7 @@ impl<'a> Serving<'a> {
         };
         match following.events() {
             Some(writer) => events.write(unwritten, writer, &node),
-            // Nobody is there to be told.
+            // There is no apiserver to write Events to.
             None => drop(unwritten),
         }
         events.say(starting(args));
@@ -195,7 +195,7 @@ impl<'a> Serving<'a> {
         })
     }
 
-    /// Looks after what runs beside it, until a signal asks for the end.
+    /// Checks on the tasks that run beside it until a signal tells the agent to end.
     async fn until_told_to_end(&mut self) -> Result<()> {
         let mut check = tokio::time::interval(CHECK);
         loop {
@@ -233,7 +233,7 @@ impl<'a> Serving<'a> {
         Ok(())
     }
 
-    /// What of a changed configuration needs no restart: all of it or, where that cannot be, nothing.
+    /// Applies the changed settings that need no restart: all of them, or none if one cannot be applied.
     async fn adopt(&mut self, change: &config::Change) {
         let (Some(now), Some(file)) = (change.args(), &mut self.file) else { return };
         if change.has("nodeport-addresses")
@@ -252,13 +252,13 @@ impl<'a> Serving<'a> {
         self.configz.store(Arc::new(config::configz(file.running())));
     }
 
-    /// Serves on until another agent takes new connections, none is open or the grace period is over; what is open has the rest
-    /// of it. Another signal ends it at once.
+    /// Goes on serving until another agent takes new connections, no connection is open or the grace period is
+    /// over. Open connections get the rest of the grace period. Another signal ends the agent at once.
     async fn stop(self) -> Result<()> {
         let Self { mut signals, grace_period, controller, observer, following, inside, admin, .. } = self;
         info!(connections = observer.stats().tcp_active, grace = ?grace_period, "stopping");
         inside.set_stopping();
-        // Load balancers are to look elsewhere, or to find a successor there.
+        // Load balancers are to use another node, or this one once a successor answers there.
         drop((self.healthz, self.health_checks));
         let deadline = Instant::now() + grace_period;
         let end = async move {
@@ -275,19 +275,20 @@ impl<'a> Serving<'a> {
             cut_off = end => info!(cut_off = cut_off.unwrap_or(0), "stopped"),
             _ = told_to_end(&mut signals) => std::process::exit(1),
         }
-        // Changes have been followed until here, and questions answered.
+        // Until here, changes were followed and questions answered.
         drop((following, admin));
         Ok(())
     }
 }
 
-/// Ends the process when a signal asks for it, until it is dropped: while an agent starts, which may wait for programs.
+/// Ends the process on a signal, until it is dropped. Used while an agent starts, which may have to wait for
+/// other programs.
 struct EndAtOnce(AbortHandle);
 
 impl EndAtOnce {
     fn when_told_to(logging: Logging) -> Result<Self> {
         let mut signals = Signals::new()?;
-        // On another thread than that which waits for programs.
+        // Not on the thread that waits for programs.
         let task = tokio::spawn(async move {
             let told = told_to_end(&mut signals).await;
             end_at_once(told, &logging)
@@ -302,15 +303,15 @@ impl Drop for EndAtOnce {
     }
 }
 
-/// Ends the process that starts. Nothing relies on it so far, and what it has half written in the kernel the next one takes
-/// over, as after a kill.
+/// Ends a process that is still starting. Nothing relies on it yet. The next agent takes over what it has half
+/// written to the kernel, as after a kill.
 fn end_at_once(told: Told, logging: &Logging) -> ! {
     warn!("{told} while it starts: it ends at once");
     logging.finish();
     std::process::exit(0)
 }
 
-/// What the proxy is to do.
+/// The proxy's configuration.
 fn proxy_config(args: &AgentArgs, node: &str, dataplane: Config, events: Events) -> Result<ProxyConfig> {
     let table = WriterConfig {
         passive_health: args.passive_health,
@@ -332,7 +333,7 @@ fn proxy_config(args: &AgentArgs, node: &str, dataplane: Config, events: Events)
     })
 }
 
-/// The ports for health and metrics, as far as they can be had so far.
+/// Opens the ports for health and metrics, as far as they are free now.
 fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
     let open = |place: Option<Place>, what, flag| {
         place.map(|place| Opening::new(place, what, flag, args.ports.bind_address_hard_fail)).transpose()
@@ -342,7 +343,7 @@ fn own_ports(args: &AgentArgs) -> Result<(Option<Opening>, Option<Opening>)> {
     Ok((healthz, open(args.ports.metrics(), "metrics", "--metrics-bind-address")?))
 }
 
-/// Waits for what a look at the configuration brings: what is to change, if anything. For ever where nobody looks.
+/// Waits for the next change of the configuration file. Never returns if no file is followed.
 async fn changed(file: &mut Option<config::Follower>) -> Option<config::Change> {
     match file {
         Some(file) => file.seen().await,
@@ -350,7 +351,7 @@ async fn changed(file: &mut Option<config::Follower>) -> Option<config::Change> 
     }
 }
 
-/// Returns when a signal asks for the end: which.
+/// Waits for a signal that tells the agent to end, and returns it.
 async fn told_to_end(signals: &mut Signals) -> Told {
     loop {
         match signals.next().await {
@@ -360,18 +361,18 @@ async fn told_to_end(signals: &mut Signals) -> Told {
     }
 }
 
-/// What kube-proxy says of its start.
+/// The Event that kube-proxy writes when it starts.
 fn starting(args: &AgentArgs) -> Happening {
     let mode = args.capture.mode().name();
     let note = format!("Sluice {} serves this node (--capture {mode})", env!("CARGO_PKG_VERSION"));
     Happening { about: About::Node, kind: Kind::Normal, reason: "Starting", action: "StartSluice", note }
 }
 
-/// The name of this node: as given, or the host's, in the form that kube-proxy and kubelet use
+/// The name of this node: the given one or the host's, in the form that kube-proxy and kubelet use
 /// (`GetHostname`: trimmed and in lower case).
 pub(crate) fn node_name(given: Option<&str>) -> Result<String> {
     let host = uname();
-    // As with kube-proxy, an empty one is as good as none.
+    // As in kube-proxy, an empty name counts as none.
     let name = match given.filter(|name| !name.is_empty()) {
         Some(name) => name.to_owned(),
         None => host.nodename().to_string_lossy().into_owned(),

@@ -1,4 +1,4 @@
-//! The controller: the thread that owns the proxy and takes changes to it, one batch after the other.
+//! The controller: the thread that owns the proxy and applies changes to it in batches.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,14 +16,14 @@ use tracing::{error, info, warn};
 use crate::programming::Programming;
 use crate::proxy::{Proxy, Standing};
 
-/// How often the proxy does what is due from time to time: noticing that somebody has taken our rules away,
-/// for one.
+/// How often the proxy does its periodic work, for example noticing that somebody has removed our rules.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The same while the capture works: how late it may be noticed that it is done.
+/// The interval while a capture step is under way: the end of the step is noticed at most this late.
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
-/// The same while what decides at sockets passes from one agent to another: for how long nobody may look after it.
+/// The interval while socket mode passes from one agent to another: for at most this long, neither looks after
+/// it.
 const HAND_OVER_TICK: Duration = Duration::from_millis(10);
 
 /// A running controller.
@@ -33,7 +33,7 @@ pub struct Controller {
     thread: JoinHandle<u64>,
 }
 
-/// Where changes go in.
+/// The sending end, to which changes are handed.
 #[derive(Debug, Clone)]
 pub struct Feed {
     messages: Sender<Message>,
@@ -48,17 +48,18 @@ type Waiting = tokio::sync::oneshot::Sender<()>;
 
 #[derive(Debug)]
 enum Message {
-    /// Apply these; then answer, if anybody waits for it: when endpoints have changed.
+    /// Apply these changes. Then, if somebody waits, answer once endpoints have changed.
     Changes(Vec<Change>, Option<Waiting>),
-    /// Serve nodePorts there, and answer whether that can be.
+    /// Serve nodePorts at these addresses, and answer whether that is possible.
     NodePorts(NodePortAddresses, tokio::sync::oneshot::Sender<Result<(), String>>),
-    /// The apiserver is reached there: no Service is to be in the way. Answer when what an earlier agent has left is not.
+    /// The apiserver is reached at these addresses, which no Service may take. Answer once no leftovers of an
+    /// earlier agent are in the way.
     Apiservers(Vec<SocketAddr>, Waiting),
-    /// Answer when all that came before has taken effect, in the kernel too.
+    /// Answer once all earlier messages have taken effect, in the kernel too.
     Settle(Waiting),
-    /// Answer what happens to connections to an address where no frontend matches.
+    /// Answer what happens to connections to an address that no frontend matches.
     Explain(IpAddr, tokio::sync::oneshot::Sender<Option<Verdict>>),
-    /// Answer what there is to tell about objects that do not fit together: so many, and how many there are.
+    /// Answer with up to this many of the current conflicts between objects, and their total count.
     Notices(usize, tokio::sync::oneshot::Sender<Standing>),
     /// Shut down within this time.
     Stop(Duration),
@@ -68,7 +69,7 @@ impl Controller {
     /// Starts the thread, with nothing to serve yet.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system refuses the thread.
     pub fn start(proxy: Proxy) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
         let programming = Arc::clone(proxy.programming());
@@ -78,12 +79,12 @@ impl Controller {
         Ok(Self { feed, thread })
     }
 
-    /// Where changes go in.
+    /// The sending end, to which changes are handed.
     pub fn feed(&self) -> &Feed {
         &self.feed
     }
 
-    /// Whether changes have taken effect.
+    /// Which changes have taken effect.
     pub(crate) fn programming(&self) -> &Arc<Programming> {
         &self.feed.programming
     }
@@ -95,14 +96,14 @@ impl Controller {
         self.thread.join().unwrap_or(0)
     }
 
-    /// Whether the controller runs. It ends by itself only when the data plane is broken.
+    /// Whether the controller runs. It ends by itself only if the data plane is broken.
     pub fn is_alive(&self) -> bool {
         !self.thread.is_finished()
     }
 }
 
 impl Feed {
-    /// Hands changes over; returns when they have taken effect, in the kernel too.
+    /// Hands over changes; returns when they have taken effect, in the kernel too.
     ///
     /// # Errors
     /// The controller has ended.
@@ -111,7 +112,8 @@ impl Feed {
         self.settled().await
     }
 
-    /// Returns when all that was handed over so far has taken effect, in the kernel too, whatever is handed over meanwhile.
+    /// Returns when everything handed over so far has taken effect, in the kernel too. Does not wait for later
+    /// changes.
     ///
     /// # Errors
     /// The controller has ended.
@@ -121,7 +123,8 @@ impl Feed {
         is_done.await.map_err(|_| ControllerEnded)
     }
 
-    /// Hands changes over; returns when endpoints have changed. Frontends may need the kernel, and nobody waits for that.
+    /// Hands over changes; returns when endpoints have changed. Does not wait for the kernel's part of
+    /// frontends.
     ///
     /// # Errors
     /// The controller has ended.
@@ -131,10 +134,10 @@ impl Feed {
         is_done.await.map_err(|_| ControllerEnded)
     }
 
-    /// Has nodePorts served elsewhere from now on.
+    /// Serves nodePorts at other addresses from now on.
     ///
     /// # Errors
-    /// Why they stay where they are.
+    /// The reason why the addresses stay as they are.
     pub(crate) async fn set_node_ports(&self, node_ports: NodePortAddresses) -> Result<(), String> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let ended = || "the controller has ended".to_owned();
@@ -142,8 +145,8 @@ impl Feed {
         answered.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    /// Says where the agent reaches the apiserver, so that Services are kept out of the way there; returns when what an earlier
-    /// agent has left is not in the way any more.
+    /// Tells the proxy where the agent reaches the apiserver, so that no Service takes these addresses. Returns
+    /// when no leftovers of an earlier agent are in the way any more.
     ///
     /// # Errors
     /// The controller has ended.
@@ -153,8 +156,8 @@ impl Feed {
         is_done.await.map_err(|_| ControllerEnded)
     }
 
-    /// What happens to connections to an address where no frontend matches; `None` where the address is not the
-    /// cluster's.
+    /// What happens to connections to an address that no frontend matches; `None` if the address is not one of
+    /// the cluster's.
     ///
     /// # Errors
     /// The controller has ended.
@@ -164,7 +167,7 @@ impl Feed {
         answered.await.map_err(|_| ControllerEnded)
     }
 
-    /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
+    /// Up to `limit` of the current conflicts between objects, for people, and their total count.
     ///
     /// # Errors
     /// The controller has ended.
@@ -174,17 +177,17 @@ impl Feed {
         answered.await.map_err(|_| ControllerEnded)
     }
 
-    /// Loads manifests, serves what they say, and follows them for as long as the watch is held.
+    /// Loads manifests, serves them, and follows them for as long as the watch is held.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system refuses the thread.
     pub async fn follow(&self, mut source: ManifestSource) -> io::Result<Watch> {
         let first = source.load();
         log(&first);
-        // A controller that has ended is noticed by whoever holds it.
+        // If the controller has ended, its owner notices.
         let _ = self.take(first.changes).await;
         let feed = self.clone();
-        // What changes while the kernel works does not wait for that.
+        // Changes that come while the kernel works do not wait for it.
         let watch = source.watch(POLL_INTERVAL, move |batch| {
             log(&batch);
             match feed.send(batch.changes, None) {
@@ -203,13 +206,13 @@ impl Feed {
 }
 
 fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Programming) -> u64 {
-    // With the step after which all that came before has taken effect.
+    // Each with the step after which all earlier messages have taken effect.
     let mut settling: Vec<(u64, Waiting)> = Vec::new();
     let mut tick = TICK;
     loop {
         match messages.recv_timeout(tick) {
             Ok(first) => {
-                // Whatever has come in since is applied in the same step.
+                // All messages that have come in meanwhile are applied in the same step.
                 let mut changes = Vec::new();
                 let (mut waiting, mut to_settle) = (Vec::new(), Vec::new());
                 let mut batches = 0;
@@ -228,11 +231,11 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                             proxy.set_apiservers(addresses);
                             answer([done]);
                         }
-                        // What comes after it is waited for only where it is taken in along with what came before.
+                        // It waits for a batch of this round only if one came before it.
                         Message::Settle(done) if batches == 0 => settling.push((proxy.last_step(), done)),
                         Message::Settle(done) => to_settle.push(done),
                         Message::Explain(ip, answer) => {
-                            // Nobody waiting any more is fine.
+                            // It is no error if nobody waits any more.
                             let _ = answer.send(proxy.verdict_without_frontend(ip));
                         }
                         Message::Notices(limit, answer) => {
@@ -241,7 +244,7 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
                         Message::Stop(grace) => return proxy.shut_down(grace),
                     }
                 }
-                // The first changes count even if there are none.
+                // The first batch counts even if it is empty.
                 if batches > 0 {
                     programming.taken(Instant::now(), batches, &changes);
                     proxy.take(changes);
@@ -269,7 +272,7 @@ fn control(mut proxy: Proxy, messages: &Receiver<Message>, programming: &Program
 
 fn answer(waiting: impl IntoIterator<Item = Waiting>) {
     for done in waiting {
-        // Nobody waiting any more is fine.
+        // It is no error if nobody waits any more.
         let _ = done.send(());
     }
 }

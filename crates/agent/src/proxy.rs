@@ -1,7 +1,7 @@
-//! The proxy as one piece: objects in, traffic carried. Table, capture, data plane, and the order in which a change goes through.
+//! The proxy as a whole: connects table, capture and data plane, and puts changes through in the right order.
 //!
-//! Belongs to one thread, the controller; nothing here waits for the network. What the capture has to do it does on a
-//! thread of its own, one step after the other: endpoints change meanwhile, and what else changes waits for the next step.
+//! It belongs to one thread, the controller's; nothing here waits for the network. The capture works on a
+//! thread of its own, one step at a time. Endpoints change meanwhile; all other changes wait for the next step.
 
 mod apiservers;
 mod config;
@@ -44,34 +44,34 @@ use report::report;
 use routed::Routed;
 use workers::Workers;
 
-/// What fails if the kernel does not tell of addresses.
+/// The error if the kernel does not report the node's addresses.
 const CANNOT_WATCH: &str = "cannot watch the node's addresses";
 
-/// How often clients that session affinity has forgotten are looked for.
+/// How often clients whose session affinity has expired are removed.
 const AFFINITY_EXPIRY: Duration = Duration::from_secs(1);
 
-/// A running proxy. Dropping it cuts every connection off; see [`Proxy::shut_down`].
+/// A running proxy. Dropping it cuts off every connection; see [`Proxy::shut_down`].
 pub struct Proxy {
     writer: Writer,
     node: Arc<str>,
     capture: Background,
-    /// What decides at clients' sockets.
+    /// Socket mode, which translates at clients' sockets.
     at_socket: SocketMode,
-    /// What the capture is about to make true, and since when; the table is not finished with it.
+    /// The capture's current step and its start. The table does not count it as done yet.
     under_way: Option<(Plan, Instant)>,
     programming: Arc<Programming>,
-    /// Who has which endpoint by the agent before, until there is something to serve.
+    /// Which client had which endpoint at the previous agent; kept until there is something to serve.
     recalled: Option<Memory>,
     dataplane: Arc<Dataplane>,
-    /// Where captured packets are handed over; none where frontends are listened on.
+    /// The listeners for captured packets; none in bind mode.
     listeners: Option<CaptureListeners>,
-    /// Whether it is this agent that captures.
+    /// Whether this agent is the one that captures.
     tenure: Option<Arc<Tenure>>,
-    /// Whether another one does, and has what is captured.
+    /// Whether another agent captures, and gets the captured connections.
     is_replaced: bool,
-    /// How often this one had become the agent that does when that was last looked at.
+    /// How often this agent had become the capturing one when that was last checked.
     returns: u64,
-    /// What the capture has done; bind mode has nothing to do with the kernel's rules.
+    /// The capture's counters; none in bind mode, which has no rules in the kernel.
     captured: Option<Arc<tproxy::Counters>>,
     /// Frontends that bind mode has no sockets for.
     failures: Failures,
@@ -84,44 +84,44 @@ pub struct Proxy {
     node_eligible: Arc<ArcSwap<Option<bool>>>,
     node_pod_cidrs: Arc<ArcSwap<Vec<IpNet>>>,
     step_durations: Histogram,
-    /// Whether there were changes: from then on it is known what there is to be.
+    /// Whether the first changes have come: only then is the wanted state known.
     has_begun: bool,
-    /// Whether the capture has been told.
+    /// Whether the capture has been given its first step.
     has_captured: bool,
-    /// Whether everything that there was at first is decided at sockets.
+    /// Whether all initial frontends have been offered to socket mode.
     has_offered: bool,
-    /// Steps that the capture was asked to make so far.
+    /// How many steps the capture has been given so far.
     begun: u64,
-    /// Something was taken in since.
+    /// Whether changes have been taken in since the last step began.
     has_taken: bool,
     affinity_expired: Instant,
     teller: Teller,
 }
 
-/// What there is to tell about objects as they are.
+/// The present conflicts and shortcomings of objects, for people.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
-    /// Objects that do not fit together: the first ones.
+    /// The first conflicts between objects.
     pub(crate) notices: Vec<Notice>,
-    /// How many of those there are.
+    /// How many conflicts there are.
     pub(crate) count: usize,
-    /// Services with nodePorts, where no address is there to serve them on.
+    /// Services with nodePorts, if no address is there to serve them on.
     pub(crate) without_node_port: usize,
 }
 
 impl Proxy {
     /// Starts the workers, with nothing to serve yet. What an earlier run left in the kernel stays as it is
-    /// until the first changes say what there is to be.
+    /// until the first changes tell the wanted state.
     ///
     /// # Errors
-    /// The system refuses threads or epoll instances; the capture cannot be had.
+    /// The system refuses threads or epoll instances, or the capture cannot be started.
     pub fn start(mut config: ProxyConfig) -> Result<Self> {
         if let CaptureConfig::Tproxy(_) = config.capture {
             config.dataplane.marks = Some(capture_listeners::MARKS);
             config.table.frontends_lead_back = false;
         }
         config.table.node_port_addresses = config.node_ports;
-        // Whether an endpoint is a process of this node matters where connections are captured.
+        // With captured connections, it matters whether an endpoint is a process of this node.
         let needs_interfaces = config.table.node_port_addresses != NodePortAddresses::Primary
             || matches!(config.capture, CaptureConfig::Tproxy(_));
         let node = Arc::clone(&config.table.node);
@@ -154,7 +154,7 @@ impl Proxy {
         let capture = Background::start(capture).context("cannot start a thread for the capture")?;
         let interfaces = match NodeAddresses::watch() {
             Err(error) if needs_interfaces => return Err(error).context(CANNOT_WATCH),
-            // What is left to depend on it: that UDP flows end with the address that they are sent from.
+            // Without it, only this is lost: that UDP flows end when the address that they are sent from goes.
             watched => watched.ok(),
         };
         let mut proxy = Self {
@@ -192,13 +192,14 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Makes changes take effect, all of them in one step. When it returns new connections are decided by the new state.
+    /// Makes changes take effect in one step. When it returns, new connections are decided by the new state.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         self.take(changes);
         self.settle();
     }
 
-    /// Takes changes in. When it returns endpoints are the new ones; frontends may need the kernel: [`Proxy::advance`].
+    /// Takes in changes. When it returns, endpoints have changed; frontends may still need the kernel:
+    /// [`Proxy::advance`].
     pub fn take(&mut self, changes: impl IntoIterator<Item = Change>) {
         let changes = changes.into_iter().inspect(|change| match change {
             Change::Apply(Object::Node(node)) if node.name == self.node => {
@@ -221,18 +222,18 @@ impl Proxy {
         self.advance();
     }
 
-    /// The number of the step after which all that was taken in so far has taken effect, unless that needs none.
+    /// The number of the step after which everything taken in so far has taken effect, if it needs a step at all.
     pub fn last_step(&self) -> u64 {
         self.begun + u64::from(self.has_taken)
     }
 
-    /// How many steps the capture has made.
+    /// How many steps the capture has completed.
     pub fn steps(&self) -> u64 {
         self.begun - u64::from(self.under_way.is_some())
     }
 
-    /// Goes on with bringing workers and kernel in line with what the writer knows, as far as that does not mean to wait.
-    /// Returns whether they are.
+    /// Brings workers and kernel closer to the state that the writer has, as far as that is possible without
+    /// waiting. Returns whether they have reached it.
     pub fn advance(&mut self) -> bool {
         let changed = self.writer.take_changed();
         self.at_socket.change(&changed);
@@ -240,7 +241,8 @@ impl Proxy {
             self.finish(&step);
         }
         if self.under_way.is_none() {
-            // Between two steps, as there may be no moment without one: what is offered then is in the table and captured.
+            // Between two steps, because steps may follow each other without a pause: only frontends that are
+            // in the table and captured may be offered.
             if self.has_offered && !self.is_replaced {
                 let serves = self.serves();
                 self.at_socket.take_over(Instant::now(), &mut self.writer, serves);
@@ -251,7 +253,7 @@ impl Proxy {
         self.under_way.is_none()
     }
 
-    /// Waits until workers and kernel are in line with what the writer knows.
+    /// Waits until workers and kernel have the state that the writer has.
     fn settle(&mut self) {
         while !self.advance() {
             if let Some(step) = self.capture.wait() {
@@ -260,7 +262,7 @@ impl Proxy {
         }
     }
 
-    /// Has the capture do what there is to do about frontends, if there is anything.
+    /// Gives the capture its next step if frontends have changed.
     fn begin_step(&mut self) {
         let start = Instant::now();
         self.has_taken = false;
@@ -274,7 +276,8 @@ impl Proxy {
         let mut plan = self.writer.plan();
         self.apiservers.show(self.writer.left_out());
         self.programming.step_begins(self.writer.take_triggers());
-        // The kernel may have to be rid of what an earlier run left, even if there is nothing now.
+        // An earlier run may have left something in the kernel that has to go, even if there is nothing to
+        // serve.
         let is_first = !std::mem::replace(&mut self.has_captured, true);
         if plan.is_empty() && !is_first {
             self.programming.step_ends(self.is_in_line());
@@ -298,10 +301,10 @@ impl Proxy {
         self.under_way = Some((plan, start));
     }
 
-    /// The capture has made a step: nobody comes any more by what it has withdrawn.
+    /// Completes a step of the capture: no connections come any more to the frontends that it has withdrawn.
     fn finish(&mut self, step: &Step) {
         let Some((mut plan, start)) = self.under_way.take() else { return };
-        // The first step has everything that there is.
+        // The first step has all frontends.
         let is_first = !std::mem::replace(&mut self.has_offered, true);
         let rerouted = std::mem::take(&mut plan.rerouted);
         let offered = step.offer.iter().map(|state| state.frontend);
@@ -324,10 +327,10 @@ impl Proxy {
         report(step, took);
     }
 
-    /// Serves nodePorts elsewhere from the next step on.
+    /// Serves nodePorts at other addresses from the next step on.
     ///
     /// # Errors
-    /// The node's addresses cannot be watched; nothing has changed.
+    /// The node's addresses cannot be watched. Nothing has changed then.
     pub fn set_node_ports(&mut self, node_ports: NodePortAddresses) -> Result<()> {
         if self.interfaces.is_none() && node_ports != NodePortAddresses::Primary {
             self.interfaces = Some(NodeAddresses::watch().context(CANNOT_WATCH)?);
@@ -337,7 +340,8 @@ impl Proxy {
         Ok(())
     }
 
-    /// Has the workers take what the kernel hands over: once they know what to do with it, unless it is another agent's.
+    /// Opens the workers' listeners for captured packets, once the table is filled, unless another agent
+    /// captures.
     fn open_listeners(&mut self) {
         if let Some(listeners) = &mut self.listeners
             && !self.is_replaced
@@ -346,13 +350,13 @@ impl Proxy {
         }
     }
 
-    /// Whether there is a way for what is left to the relay, and somebody who takes it: this agent or the one that has its place.
+    /// Whether a relay serves: packets are captured, and this agent or the one that replaced it takes them.
     fn serves(&self) -> bool {
         let has_relay = self.is_replaced || self.listeners.as_ref().is_some_and(CaptureListeners::are_open);
         self.has_offered && has_relay
     }
 
-    /// Goes by the addresses that the node has now.
+    /// Adopts the node's current addresses.
     fn follow_interfaces(&mut self) {
         let mut gone = self.routed.follow(&mut self.writer, Instant::now());
         if let Some(addresses) = self.interfaces.as_mut().and_then(NodeAddresses::changed) {
@@ -364,8 +368,8 @@ impl Proxy {
         }
     }
 
-    /// Does what is due from time to time: call it several times a second. Nothing before the first changes. Waits for
-    /// nothing; returns what [`Proxy::advance`] does.
+    /// Does the periodic work; to be called several times a second. Does nothing before the first changes, and
+    /// never waits. Returns what [`Proxy::advance`] does.
     pub fn poll(&mut self) -> bool {
         let now = Instant::now();
         if self.has_begun {
@@ -385,22 +389,22 @@ impl Proxy {
         !self.has_begun || self.advance()
     }
 
-    /// Whether what decides at sockets is passing from one agent to another, which is to be soon over: poll it often.
+    /// Whether socket mode is passing from one agent to another, which should be over soon: poll often.
     pub(crate) fn is_handing_over(&self) -> bool {
         self.at_socket.is_handing_over()
     }
 
-    /// Which changes have taken effect. Whoever hands some over says there which.
+    /// Which changes have taken effect. Whoever hands over changes records them there.
     pub(crate) fn programming(&self) -> &Arc<Programming> {
         &self.programming
     }
 
-    /// Whether the kernel is as it was last asked to be.
+    /// Whether the kernel has the rules that it was last given.
     pub fn is_in_line(&self) -> bool {
         self.captured.as_ref().is_none_or(|counters| counters.failing_for().is_none())
     }
 
-    /// Does all that is due, what the capture looks after by itself included, and waits for it.
+    /// Does all that is due, including the capture's own periodic work, and waits for it.
     pub fn tick(&mut self) {
         self.poll();
         if self.has_begun {
@@ -409,12 +413,12 @@ impl Proxy {
         }
     }
 
-    /// What happens to connections to an address where no frontend matches.
+    /// What happens to connections to an address that no frontend matches.
     pub fn verdict_without_frontend(&self, ip: IpAddr) -> Option<Verdict> {
         self.writer.verdict_without_frontend(ip)
     }
 
-    /// What there is to tell a person about objects that do not fit together: so many of them, and how many there are.
+    /// Up to `limit` of the current conflicts between objects, for people, and their total count.
     pub(crate) fn notices(&self, limit: usize) -> Standing {
         let mut notices = self.writer.standing_notices();
         let first: Vec<Notice> = notices.by_ref().take(limit).cloned().collect();
@@ -426,7 +430,7 @@ impl Proxy {
         }
     }
 
-    /// What others may look at while the proxy runs.
+    /// A view of the proxy for other threads.
     pub fn observer(&self) -> Observer {
         Observer {
             table: self.writer.table().clone(),
@@ -457,7 +461,7 @@ impl Proxy {
     /// Accepts nothing new, lets connections finish for up to `grace`, and returns how many were cut off.
     pub fn shut_down(self, grace: Duration) -> u64 {
         let Self { capture, at_socket, dataplane, .. } = self;
-        // The kernel's rules, and its programs, are left to a successor, which may be of another version.
+        // The kernel's rules and the BPF programs are left to a successor, which may be of another version.
         drop((capture, at_socket));
         dataplane.drain(grace)
     }

@@ -1,4 +1,4 @@
-//! Where the agent has its objects from, and following that.
+//! Where the agent gets its objects from, and following that source.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::controller::Feed;
 use crate::proxy::Observer;
 use crate::source_args::SourceArgs;
 
-/// How old the served state may be before it is said: that an apiserver is gone shows within 45 s, and the next
-/// one has its chance.
+/// How old the served state may be before a warning is logged. The loss of an apiserver is noticed within 45 s,
+/// and this leaves the next one time to answer.
 const STALE: Duration = Duration::from_secs(180);
 
-/// Where objects come from. An apiserver has not been asked so far.
+/// Where objects come from. No apiserver has been asked yet.
 pub(super) enum Source {
     Manifests(ManifestSource),
     Apiserver(Box<Prepared>),
@@ -30,7 +30,7 @@ pub(super) enum Following {
 }
 
 impl Source {
-    /// `pods`: whether annotations of pods are asked for.
+    /// `pods`: whether pods' annotations are needed.
     pub(super) fn new(args: &SourceArgs, node: &str, pods: bool) -> Result<Self> {
         if !args.manifests.is_empty() {
             if pods {
@@ -46,7 +46,8 @@ impl Source {
         Ok(Self::Apiserver(Box::new(prepared)))
     }
 
-    /// Starts to follow. Manifests are served when it returns, an apiserver once it has told everything.
+    /// Starts to follow the source. When it returns, manifests are served; an apiserver's objects are served
+    /// once it has sent them all.
     pub(super) async fn follow(self, feed: &Feed, observer: Observer) -> Result<Following> {
         match self {
             Self::Manifests(source) => {
@@ -60,7 +61,7 @@ impl Source {
             Self::Apiserver(prepared) => {
                 let mut addresses = prepared.addresses();
                 let first = addresses.borrow_and_update().clone();
-                // Once the way there is clear. A controller that has ended is noticed by whoever holds it.
+                // After the way to the apiserver is clear. If the controller has ended, its owner notices.
                 let _ = feed.set_apiservers(first).await;
                 let to = feed.clone();
                 tokio::spawn(async move {
@@ -76,7 +77,8 @@ impl Source {
                 let task = tokio::spawn(async move {
                     let mut observer = Some(observer);
                     while let Some(changes) = batches.recv().await {
-                        // Endpoints do not wait for what the kernel does about frontends, those of the first ones neither.
+                        // Endpoints do not wait for the kernel's part of frontends, not even those of the first
+                        // frontends.
                         if feed.take(changes).await.is_err() {
                             return;
                         }
@@ -111,7 +113,7 @@ impl Following {
         }
     }
 
-    /// Says, once, that what is served has become old, and that it is not any more.
+    /// Logs once that the served state is out of date, and once that it is up to date again.
     pub(super) fn check_age(&mut self) {
         let Self::Apiserver { source, is_stale, .. } = self else { return };
         let Some(age) = source.health().last_contact() else { return };

@@ -1,5 +1,5 @@
-//! Keeps the way to the apiserver clear: of Services, by telling the writer where that is, and of what an earlier agent has left,
-//! until it is known which Services there are. Runs on the controller's thread.
+//! Keeps the way to the apiserver clear: tells the writer its addresses, so that no Service takes them, and
+//! removes an earlier agent's rules for them until the Services are known. Runs on the controller's thread.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,35 +13,36 @@ use tracing::{debug, warn};
 
 use super::Proxy;
 
-/// How often it is looked for what an earlier agent, which may still run, leads elsewhere. It costs nft a few milliseconds if
-/// anything has changed about nftables, and nothing otherwise.
+/// How often to look for redirections by an earlier agent, which may still run. A look costs nft a few
+/// milliseconds if nftables has changed, and nothing otherwise.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where the apiserver is, and what is known of the way there.
+/// The apiserver's addresses, and what is known of the way there.
 #[derive(Debug, Default)]
 pub(super) struct Apiservers {
     addresses: Vec<SocketAddr>,
     leftovers: Option<Leftovers>,
     looked: Option<Instant>,
-    /// Whether it was said that something was in the way.
+    /// Whether the log has said that something was in the way.
     has_said: bool,
     left_out: Arc<ArcSwap<BTreeSet<Frontend>>>,
 }
 
 impl Apiservers {
-    /// Frontends that are not served for this, as others see them.
+    /// Frontends that are not served because the apiserver is there, for other threads.
     pub(super) fn left_out(&self) -> Arc<ArcSwap<BTreeSet<Frontend>>> {
         Arc::clone(&self.left_out)
     }
 
-    /// Lets others see which frontends are not served.
+    /// Publishes which frontends are not served.
     pub(super) fn show(&self, left_out: &BTreeSet<Frontend>) {
         if **self.left_out.load() != *left_out {
             self.left_out.store(Arc::new(left_out.clone()));
         }
     }
 
-    /// What the kernel's rules lead elsewhere on the way there is taken out. None where nothing has changed, or if that fails.
+    /// Removes the kernel's rules that redirect the way to the apiserver. `None` if nothing has changed, or on
+    /// failure.
     fn release(&mut self) -> Option<Released> {
         let leftovers = match &mut self.leftovers {
             Some(leftovers) => leftovers,
@@ -58,8 +59,8 @@ impl Apiservers {
 }
 
 impl Proxy {
-    /// Learns where the agent reaches the apiserver: no Service gets that, from the next step on. Where there was none so far,
-    /// nothing that an earlier agent has left is in the way when this returns.
+    /// Sets where the agent reaches the apiserver. From the next step on, no Service gets these addresses. If
+    /// none were known before, no leftovers of an earlier agent are in the way when this returns.
     pub(crate) fn set_apiservers(&mut self, addresses: Vec<SocketAddr>) {
         debug!(?addresses, "the apiserver is reached there");
         self.writer.set_apiservers(addresses.iter().copied());
@@ -70,8 +71,8 @@ impl Proxy {
         }
     }
 
-    /// To be called until it is known which Services there are: removes what an earlier agent has left that leads connections to the apiserver
-    /// elsewhere. If that agent still runs it may put it back.
+    /// Removes leftovers of an earlier agent that redirect connections to the apiserver. To be called until the
+    /// Services are known. If that agent still runs, it may put them back.
     pub(super) fn clear_way(&mut self, now: Instant) {
         let apiservers = &mut self.apiservers;
         let is_due = apiservers.looked.is_none_or(|looked| now >= looked + LOOK);

@@ -1,4 +1,4 @@
-//! How the proxy is to run.
+//! The proxy's configuration.
 
 use std::path::PathBuf;
 
@@ -10,29 +10,31 @@ use crate::at_socket::AtSocketWish;
 use crate::events::Events;
 use crate::recall::Memory;
 
-/// How the proxy is to run.
+/// The proxy's configuration.
 #[derive(Debug, Clone)]
 pub struct ProxyConfig {
-    /// What the rules need to know.
+    /// The table's rules.
     pub table: WriterConfig,
     /// The workers.
     pub dataplane: Config,
-    /// How connections get to them.
+    /// How connections get to the workers.
     pub capture: CaptureConfig,
     /// Where nodePorts are served.
     pub node_ports: NodePortAddresses,
-    /// What decides at clients' sockets, beside a capture of packets.
+    /// Socket mode, beside a capture of packets.
     pub at_socket: AtSocketWish,
-    /// Where an earlier agent may have left what decides there, to be removed if nothing is to.
+    /// The directory where an earlier agent may have pinned socket mode's programs; they are removed if socket
+    /// mode is off.
     pub leftovers: Option<PathBuf>,
-    /// Who has which endpoint, by an agent whose place this one takes.
+    /// Which client has which endpoint at the agent that this one replaces.
     pub(crate) recalled: Option<Memory>,
-    /// Where people are told of what concerns single objects.
+    /// Where Events about single objects go.
     pub events: Events,
 }
 
 impl ProxyConfig {
-    /// Frontends are listened on, which needs no privileges; nodePorts at the Node object's addresses.
+    /// Bind mode: listens on frontends, which needs no privileges. NodePorts are served at the Node object's
+    /// addresses.
     pub fn bind(table: WriterConfig, dataplane: Config) -> Self {
         Self {
             table,
@@ -52,6 +54,6 @@ impl ProxyConfig {
 pub enum CaptureConfig {
     /// Listen on the frontends' own addresses.
     Bind,
-    /// Have the kernel hand over what is sent to them.
+    /// Capture packets to frontends in the kernel.
     Tproxy(tproxy::Config),
 }

@@ -1,4 +1,4 @@
-//! Says what the table has to tell people about objects that do not fit together: in the log, and as Events.
+//! Reports conflicts between objects, which the table has found: in the log, and as Events.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -11,15 +11,15 @@ use tracing::{debug, warn};
 use crate::check;
 use crate::events::Events;
 
-/// Lines in a burst: whoever has Services may have thousands of them be in conflict, and all the time anew.
+/// Log lines in a burst: a user may have thousands of conflicting Services, and change them all the time.
 const BURST: u32 = 20;
 
-/// Tells each notice, and in the log no more than can be read.
+/// Reports each notice as an Event, and in the log as many as people can read.
 #[derive(Debug)]
 pub(super) struct Teller {
     events: Events,
     lines: Throttle,
-    /// Whether it was said that the Node has an address that Services may get.
+    /// Whether the log has said that the Node has an address in a Service range.
     has_told_of_node: bool,
 }
 
@@ -28,7 +28,7 @@ impl Teller {
         Self { events, lines: Throttle::new(BURST), has_told_of_node: false }
     }
 
-    /// What is new.
+    /// Reports new notices.
     pub(super) fn tell(&mut self, notices: &[Notice], now: Instant) {
         for notice in notices {
             self.sum_up(now);
@@ -41,7 +41,7 @@ impl Teller {
         }
     }
 
-    /// Says once that the Node has an address in a range of Services; whether that was now.
+    /// Logs once that the Node has an address in a Service range. Returns whether it did so now.
     pub(super) fn tell_of_node(&mut self, address: Option<(IpAddr, IpNet)>) -> bool {
         let news = address.filter(|_| !self.has_told_of_node);
         if let Some((ip, range)) = news {
@@ -51,7 +51,7 @@ impl Teller {
         news.is_some()
     }
 
-    /// Says how many lines were left out, once their interval is over.
+    /// Logs how many lines were left out, once their interval is over.
     pub(super) fn sum_up(&mut self, now: Instant) {
         if let Some(left_out) = self.lines.sum_up(now) {
             warn!(

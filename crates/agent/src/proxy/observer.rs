@@ -1,4 +1,4 @@
-//! What others see of a running proxy, from any thread: its table, what it counts, how it is.
+//! What other threads may see of a running proxy: its table, its counters, its state.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -33,7 +33,7 @@ pub struct Observer {
     pub(super) view: View,
 }
 
-/// How much there is to serve.
+/// How much is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size {
     /// Services.
@@ -43,12 +43,12 @@ pub(crate) struct Size {
 }
 
 impl Observer {
-    /// What is decided at clients' sockets.
+    /// The view of socket mode.
     pub(crate) fn at_socket(&self) -> &View {
         &self.view
     }
 
-    /// How connections get to endpoints, as it is now: `bind`, `tproxy` or `socket`.
+    /// How connections get to endpoints at present: `bind`, `tproxy` or `socket`.
     pub(crate) fn mode(&self) -> &'static str {
         match (&self.captured, self.view.looks()) {
             (None, _) => "bind",
@@ -57,7 +57,7 @@ impl Observer {
         }
     }
 
-    /// Whether connections are decided at sockets, in words that begin with `on` or `off`, and where or why not.
+    /// Whether socket mode is active, in words that begin with `on` or `off`, and where or why not.
     pub(crate) fn at_sockets(&self) -> String {
         match (self.view.looks(), self.view.reason()) {
             (Some(looks), _) => {
@@ -68,27 +68,27 @@ impl Observer {
         }
     }
 
-    /// How many TCP connections and UDP flows have been translated at their sockets so far; none where none are.
+    /// How many TCP connections and UDP flows have been translated so far; `None` if socket mode is off.
     pub fn translated(&self) -> Option<u64> {
         self.view.settle().map(|sum| sum.connections)
     }
 
-    /// What the capture has done to the kernel's rules so far, where it goes by them.
+    /// What the capture has done to the kernel's rules so far; `None` in bind mode.
     pub fn capture_stats(&self) -> Option<tproxy::Stats> {
         self.captured.as_ref().map(|counters| counters.stats())
     }
 
-    /// For how long the capture has failed to bring the kernel in line; none where it has not.
+    /// For how long the capture has failed to bring the kernel in line; `None` if it does not fail.
     pub fn capture_failing_for(&self) -> Option<Duration> {
         self.captured.as_ref().and_then(|counters| counters.failing_for())
     }
 
-    /// How long ago the capture failed to; none where it has not.
+    /// How long ago the capture last failed; `None` if it never has.
     pub fn capture_last_failure(&self) -> Option<Duration> {
         self.captured.as_ref().and_then(|counters| counters.last_failure())
     }
 
-    /// Whether another agent, which lives, captures in the place of this one.
+    /// Whether another live agent captures in place of this one.
     pub fn is_replaced(&self) -> bool {
         self.tenure.as_ref().is_some_and(|tenure| tenure.is_replaced())
     }
@@ -103,22 +103,22 @@ impl Observer {
         self.dataplane.stats()
     }
 
-    /// How long things took so far.
+    /// The times measured so far.
     pub(crate) fn times(&self) -> AllTimes {
         self.dataplane.times()
     }
 
-    /// What each worker is busy with now.
+    /// The present load of each worker.
     pub fn loads(&self) -> Vec<WorkerLoad> {
         self.dataplane.loads()
     }
 
-    /// Has a worker show some of its connections: see [`Dataplane::look`].
+    /// Asks a worker for some of its connections: see [`Dataplane::look`].
     pub fn look(&self, worker: usize, place: Place, answer: impl FnOnce(Part) + Send + 'static) {
         self.dataplane.look(worker, place, answer);
     }
 
-    /// Has UDP flows go on to the endpoints that they have: see [`Dataplane::recall`].
+    /// Lets UDP flows keep the endpoints that they have: see [`Dataplane::recall`].
     pub(crate) fn recall(&self, flows: impl IntoIterator<Item = FlowEnds>) {
         self.dataplane.recall(flows);
     }
@@ -143,27 +143,28 @@ impl Observer {
         &self.table
     }
 
-    /// What others than workers may take of the file descriptors, for sockets that listen.
+    /// The file descriptors that listeners outside the workers may take.
     pub fn listeners(&self) -> &Listeners {
         self.dataplane.listeners()
     }
 
-    /// The addresses that nodePorts are served on now.
+    /// The addresses on which nodePorts are served now.
     pub fn node_port_addresses(&self) -> Arc<Vec<IpAddr>> {
         self.node_port_addresses.load_full()
     }
 
-    /// The addresses that health check node ports are listened on now: an unspecified one is all of its family.
+    /// The addresses on which health check node ports listen now; an unspecified one stands for all of its
+    /// family.
     pub fn health_check_addresses(&self) -> Arc<Vec<IpAddr>> {
         self.health_check_addresses.load_full()
     }
 
-    /// Whether load balancers may send to this node, as its Node object says; none where there is none.
+    /// Whether load balancers may send to this node, as its Node object says; `None` without a Node object.
     pub fn node_eligible(&self) -> Option<bool> {
         **self.node_eligible.load()
     }
 
-    /// Where pods of this node have their addresses, as its Node object last said.
+    /// The Node's podCIDRs, from which pods of this node get their addresses, as its Node object last said.
     pub(crate) fn node_pod_cidrs(&self) -> Arc<Vec<IpNet>> {
         self.node_pod_cidrs.load_full()
     }
@@ -189,22 +190,22 @@ impl Observer {
         self.table.routes().len().saturating_sub(self.unserved())
     }
 
-    /// How many frontends are to be served and cannot be listened on.
+    /// How many frontends should be served but cannot be listened on.
     pub fn unserved(&self) -> usize {
         self.failures.count()
     }
 
-    /// Frontends that are to be served and cannot be listened on, and why.
+    /// Frontends that should be served but cannot be listened on, and why.
     pub fn failures(&self) -> BTreeMap<Frontend, String> {
         self.failures.all()
     }
 
-    /// Frontends that Services name and that are not served, because the agent reaches the apiserver there.
+    /// Frontends of Services that are not served because the agent reaches the apiserver there.
     pub(crate) fn left_out(&self) -> Arc<BTreeSet<Frontend>> {
         self.left_out.load_full()
     }
 
-    /// Every endpoint that can serve, with its service port, in order and each once.
+    /// Every endpoint that can serve, with its service port, sorted and without duplicates.
     pub fn endpoints(&self) -> Vec<(ServicePortName, Arc<Upstream>)> {
         let endpoints: BTreeMap<_, _> = self
             .table

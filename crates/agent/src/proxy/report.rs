@@ -1,11 +1,11 @@
-//! What the log says of a step.
+//! Logs what a step has changed.
 
 use std::time::Duration;
 
 use sluice_capture::background::Step;
 use tracing::{debug, info};
 
-/// Says what has changed about the frontends.
+/// Logs what has changed about the frontends.
 pub(super) fn report(step: &Step, took: Duration) {
     for state in &step.withdraw {
         debug!(frontend = %state.frontend, service = %state.port, "withdrawn");

@@ -1,5 +1,5 @@
-//! The addresses that are the node's by a route, followed while nodePorts are served on all addresses of a family. Runs on the
-//! controller's thread.
+//! Follows the addresses that belong to the node by a route, while nodePorts are served on all addresses of a
+//! family. Runs on the controller's thread.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -8,18 +8,18 @@ use sluice_capture::tproxy::LocalRoutes;
 use sluice_table::Writer;
 use tracing::{debug, warn};
 
-/// What follows them, while they matter.
+/// Follows these addresses while they matter.
 #[derive(Debug, Default)]
 pub(super) struct Routed {
     routes: Option<LocalRoutes>,
-    /// Whether the last attempt to begin has failed.
+    /// Whether the last attempt to start following them failed.
     is_failing: bool,
-    /// Whether there are more than can be served.
+    /// Whether there are more addresses than can be served.
     has_left_out: bool,
 }
 
 impl Routed {
-    /// Has the writer go by those that there are now. Returns those that are gone.
+    /// Gives the writer the current addresses. Returns those that are gone.
     pub(super) fn follow(&mut self, writer: &mut Writer, now: Instant) -> Vec<IpAddr> {
         if !writer.goes_by_routes() {
             if self.routes.take().is_some() {

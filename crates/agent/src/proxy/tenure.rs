@@ -1,4 +1,4 @@
-//! What a proxy does as its agent is replaced by another one, comes back, or serves beside one that hangs.
+//! What a proxy does when its agent is replaced by another, returns, or serves beside one that hangs.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use tracing::info;
 use super::Proxy;
 
 impl Proxy {
-    /// Leaves to another agent in this one's place what goes by this one's view, and takes it back should that one end.
+    /// Leaves connections to the agent that has replaced this one, and takes them back if that one ends.
     pub(super) fn follow_tenure(&mut self) {
         let (Some(tenure), Some(listeners)) = (&self.tenure, &mut self.listeners) else { return };
         let was_replaced = std::mem::replace(&mut self.is_replaced, tenure.is_replaced());
@@ -22,7 +22,7 @@ impl Proxy {
                 self.at_socket.take_back();
                 info!("the other agent has ended: this one takes new connections again");
             }
-            // It hung for as long as another one served, which has destroyed these.
+            // This agent hung while another one served, which has destroyed these sockets.
             (false, false) if has_returned => listeners.close(&self.dataplane),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! The data plane's sockets, as bind mode wants them.
+//! The data plane's sockets, in the form that bind mode needs.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use sluice_table::{FrontendKey, Table};
 
 use crate::events::Events;
 
-/// The data plane's sockets, as bind mode wants them.
+/// The data plane's sockets, in the form that bind mode needs.
 pub(super) struct Workers {
     pub(super) dataplane: Arc<Dataplane>,
     pub(super) table: Table,
