@@ -1,10 +1,11 @@
-//! Socket mode, as an agent has it: its programs are attached in the place of an earlier agent's, kept in line with the table,
-//! and removed where nobody would look after them.
+//! Socket mode's life in an agent: its programs are attached in place of an earlier agent's, kept in line with
+//! the table, and removed if nobody would look after them.
 //!
-//! `config`: what is wanted. `attach`: how it begins. `handing_over`: how it passes from one agent to the next. `shortage`: how often that is tried.
-//! `leftovers`: what another agent's programs would go on deciding. `namespaces`: whose sockets are decided about. `pods`: whose are
-//! not, by their own wish; `detector`: and by their addresses; `news`: how it is told of both. `sweep`: ending sockets that lead nowhere any more. `view`: what others may see. `place`: where all
-//! that is done.
+//! `config`: what is wanted. `attach`: how it begins. `handing_over`: how it passes from one agent to the next.
+//! `shortage`: how often an attempt is repeated. `leftovers`: removing another agent's programs. `namespaces`:
+//! whose sockets are translated. `pods`: whose are not, by annotations; `detector`: and by addresses; `news`:
+//! how `namespaces` learns of both. `sweep`: ending sockets whose endpoint is gone. `view`: what other threads
+//! may see. `place`: where all of this is done.
 
 mod attach;
 mod config;
@@ -42,42 +43,43 @@ pub(crate) use self::pods::Pods;
 use self::shortage::{Fate, Shortage};
 pub(crate) use self::view::{Looks, View};
 
-/// How long to wait before it is looked again whether an earlier agent still decides at sockets.
+/// How long to wait before checking again whether an earlier agent still holds socket mode.
 const ATTACH_RETRY: Duration = Duration::from_secs(1);
 
-/// How long an update may take, in which one agent takes over from another. Who has been replaced and holds what decides at
-/// sockets for longer does not live, although it has not ended.
+/// How long an update from one agent to another may take. An agent that has been replaced and has held socket
+/// mode for longer hangs, although its process has not ended.
 const HAND_OVER: Duration = Duration::from_secs(60);
 
-/// How often it is looked whether the programs are still there.
+/// How often to check that the programs are still attached.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// What decides at clients' sockets, if anything does. Belongs to the proxy's thread.
+/// Socket mode, on or off. Belongs to the proxy's thread.
 pub(crate) struct SocketMode {
     place: Box<dyn Place>,
-    /// What is to, now or once another agent does not any more.
+    /// What to attach, now or once another agent has let go.
     config: Option<AtSocketConfig>,
     attached: Option<Attached>,
     view: View,
-    /// The node's addresses, as far as they are watched.
+    /// The node's addresses, if they are watched.
     interfaces: Vec<IpAddr>,
-    /// When it was last looked whether programs can be attached, or still are.
+    /// When it was last checked whether programs can be attached, or still are.
     looked: Instant,
-    /// Since when another agent has what is to be attached, or since that was taken away from it.
+    /// Since when another agent holds what is to be attached, or when it was last taken away from that agent.
     waits: Option<Instant>,
-    /// What the system is short of, if that is why nothing is attached.
+    /// A series of attempts to attach that failed for want of something.
     shortage: Option<Shortage>,
     /// What an earlier agent has left and nobody looks after.
     leftovers: Option<Leftovers>,
-    /// How far this agent is in having what another one still holds.
+    /// This agent's progress in getting socket mode from another agent.
     heir: Heir,
-    /// How far it is in leaving it to another one.
+    /// Its progress in leaving socket mode to another agent.
     holder: Holder,
 }
 
 impl SocketMode {
-    /// Has what is wanted be attached, unless another agent has it. Nothing is decided until it is told of frontends.
-    /// Where nothing is wanted, what an earlier agent has left below `leftovers` is removed.
+    /// Attaches the programs if they are wanted, unless another agent holds them. They translate nothing until
+    /// frontends are offered. If they are not wanted, removes what an earlier agent has pinned below
+    /// `leftovers`.
     pub(crate) fn start(wish: AtSocketWish, leftovers: Option<PathBuf>, writer: &mut Writer) -> Self {
         Self::start_at(wish, leftovers, writer, Box::new(Node))
     }
@@ -117,7 +119,7 @@ impl SocketMode {
             heir,
             holder,
         };
-        // Until all is known nobody else would serve those who are served by it.
+        // Until the table is complete, only the earlier agent's programs can serve their clients.
         if let Some(config) = &mode.config
             && mode.place.would_begin_anew(config)
         {
@@ -130,18 +132,18 @@ impl SocketMode {
             info!(
                 "another agent's programs decide at sockets, by what that one knows, until it lets go of them"
             );
-            // It has not been asked to so far: this one is not ready to serve.
+            // It has not been asked to let go yet: this agent is not ready to serve.
             (mode.waits, mode.heir) = (None, Heir::Ready);
         }
         mode
     }
 
-    /// What others may see of it.
+    /// What other threads may see.
     pub(crate) fn view(&self) -> &View {
         &self.view
     }
 
-    /// These service ports are other ones now.
+    /// Passes on that these service ports have changed.
     pub(crate) fn change(&mut self, ports: &[Arc<ServicePort>]) {
         if let Some(Attached { sockets, sweeper, .. }) = &mut self.attached {
             sockets.change(ports);
@@ -149,21 +151,22 @@ impl SocketMode {
         }
     }
 
-    /// The Node has these podCIDRs.
+    /// Passes on the Node's podCIDRs.
     pub(crate) fn set_node_pod_cidrs(&self, cidrs: &[IpNet]) {
         if let Some(detector) = self.detector() {
             detector.set_node(cidrs);
         }
     }
 
-    /// Takes in what a change says of pods and namespaces, if it does.
+    /// Takes in changes of pods and namespaces; ignores others.
     pub(crate) fn note(&self, change: &Change) {
         if let Some(pods) = self.pods() {
             pods.note(change);
         }
     }
 
-    /// What was noted takes effect. All that there was at first has been noted by then, the Node, too.
+    /// Makes what was noted take effect. By the first call, all initial objects have been noted, including the
+    /// Node.
     pub(crate) fn settle(&self) {
         if let Some(pods) = self.pods() {
             pods.settle();
@@ -181,15 +184,15 @@ impl SocketMode {
         self.config.as_ref()?.pods.as_deref()
     }
 
-    /// Once this returns nothing is decided any more about connections to these.
+    /// Stops translating connections to these frontends; none is translated any more when this returns.
     pub(crate) fn withdraw(&mut self, frontends: &[Frontend]) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             sockets.withdraw(frontends);
         }
     }
 
-    /// Has nothing be decided any more about connections to these by what an earlier agent has left, whoever holds it. Whether
-    /// anything was. For frontends that were not offered.
+    /// Removes these frontends from what an earlier agent has left, whoever holds it. Returns whether there
+    /// were any. For frontends that were not offered.
     pub(crate) fn forget(&mut self, frontends: &[Frontend]) -> bool {
         let config = self.config.as_ref().map(|config| &*config.pins);
         let Some(pins) = config.or(self.leftovers.as_ref().map(Leftovers::pins)) else { return false };
@@ -202,8 +205,9 @@ impl SocketMode {
         }
     }
 
-    /// Has these be decided about from now on; with `is_all` nothing else. Where `serves` says that there is a relay (see
-    /// [`SocketMode::keep`]) that is known before: without one programs lead to endpoints in doubt, and all namespaces are pods'.
+    /// Translates connections to these frontends from now on; with `is_all`, to no others. If `serves` says
+    /// that there is a relay (see [`SocketMode::keep`]), the programs learn that first: without a relay, they
+    /// use endpoints in doubt and take all namespaces for pods'.
     pub(crate) fn offer(&mut self, frontends: &[Frontend], is_all: bool, serves: bool) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             if serves {
@@ -216,14 +220,14 @@ impl SocketMode {
         }
     }
 
-    /// UDP endpoints or frontends are gone.
+    /// Wakes the sweeper, because UDP endpoints or frontends are gone.
     pub(crate) fn wake_sweeper(&self) {
         if let Some(Attached { sweeper, .. }) = &self.attached {
             sweeper.wake();
         }
     }
 
-    /// Learns the addresses of the node's interfaces.
+    /// Sets the addresses of the node's interfaces.
     pub(crate) fn set_interfaces(&mut self, addresses: Vec<IpAddr>) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             sockets.set_interfaces(&addresses);
@@ -231,24 +235,25 @@ impl SocketMode {
         self.interfaces = addresses;
     }
 
-    /// Lets others see how much there is.
+    /// Publishes how much the maps hold.
     pub(crate) fn report(&self) {
         if let Some(Attached { sockets, .. }) = &self.attached {
             self.view.set_stats(sockets.stats());
         }
     }
 
-    /// Another agent has this one's place, and takes over what is attached, which stays so: once it asks for it, as until then nobody
-    /// else would keep it in line with what changes. To be called as long as that is so.
+    /// Hands over to the agent that has replaced this one. The programs stay attached, and this agent keeps
+    /// them in line with changes until the other asks for them, because nobody else would. To be called as long
+    /// as this agent is replaced.
     pub(crate) fn hand_over(&mut self, now: Instant) {
         let pins = self.config.as_ref().map(|config| config.pins.clone());
         let is_asked_for = pins.as_ref().is_some_and(|pins| self.place.is_asked_for(pins));
         let is_to_go = self.holder.is_to_let_go(now, self.attached.is_some(), is_asked_for);
         if is_to_go {
-            // Where somebody has removed it instead, its sockets are nobody else's.
+            // If somebody has removed the programs instead, no other agent takes care of their sockets.
             self.notice_loss();
             (self.attached, self.waits, self.shortage) = (None, None, None);
-            // They are its now.
+            // They belong to the other agent now.
             (self.leftovers, self.heir) = (None, Heir::No);
             self.view.set_detached("another agent has taken over");
         }
@@ -257,7 +262,7 @@ impl SocketMode {
         }
     }
 
-    /// The other agent is gone: what this one still holds it keeps.
+    /// Keeps what this agent still holds, because the other agent is gone.
     pub(crate) fn take_back(&mut self) {
         self.holder = Holder::default();
         if let (Some(_), Some(config)) = (&self.attached, &self.config) {
@@ -265,13 +270,13 @@ impl SocketMode {
         }
     }
 
-    /// Whether what is attached is about to pass from one agent to another.
+    /// Whether socket mode is about to pass from one agent to another.
     pub(crate) fn is_handing_over(&self) -> bool {
         self.heir == Heir::Asked || self.attached.is_some() && self.holder.is_waiting()
     }
 
-    /// Does what is due several times a second: looks after what is attached, where `serves` says that there is a relay that
-    /// takes what is left to it.
+    /// Does the periodic work, several times a second: looks after what is attached. `serves` says whether
+    /// there is a relay that takes connections left to it.
     pub(crate) fn keep(&mut self, now: Instant, serves: bool) {
         if let Some(Attached { sockets, .. }) = &mut self.attached {
             sockets.keep();
@@ -285,9 +290,9 @@ impl SocketMode {
         }
     }
 
-    /// Takes over from an agent that has ended, or attaches what could not be so far, if that is due. To be called while all
-    /// frontends in the table are served and none is about to be withdrawn: these are offered. `serves` as for
-    /// [`SocketMode::keep`].
+    /// Takes over from an agent that has ended, or retries a failed attempt to attach, if that is due. To be
+    /// called while all frontends in the table are served and none is about to be withdrawn: these are offered.
+    /// `serves` as for [`SocketMode::keep`].
     pub(crate) fn take_over(&mut self, now: Instant, writer: &mut Writer, serves: bool) {
         if self.leftovers.as_mut().is_some_and(|left| left.keep(now, &mut *self.place, &self.view)) {
             self.leftovers = None;
@@ -353,11 +358,11 @@ impl SocketMode {
         }
     }
 
-    /// The other agent has been replaced, and does not let go: by what it knew then its programs would go on deciding. This one has
-    /// the rules, and is the one that takes new connections.
+    /// Removes the programs of an agent that was replaced but does not let go: they would go on deciding by
+    /// what that agent last knew. This agent has the rules, and takes new connections.
     fn take_away(&mut self, now: Instant, writer: &mut Writer) -> Attempt {
         let Some(config) = &self.config else { return Attempt::None };
-        // Should that not help, it is tried again after as long.
+        // If that does not help, it is tried again after the same time.
         self.waits = Some(now);
         let seconds = HAND_OVER.as_secs();
         warn!(
@@ -382,8 +387,8 @@ impl SocketMode {
         attempt
     }
 
-    /// An attempt has failed for want of something that may be there in a moment. By what an earlier agent has left clients
-    /// are served: it is not removed for that until it has become old.
+    /// Handles an attempt that failed for want of something that may be available soon. What an earlier agent
+    /// has left still serves clients: it is removed only once it is out of date.
     fn fall_short(&mut self, now: Instant, reason: &str) {
         let is_first = self.shortage.is_none();
         let fate = self.shortage.get_or_insert_with(|| Shortage::new(now)).failed(now);
@@ -409,7 +414,8 @@ impl SocketMode {
         }
     }
 
-    /// Removes what an earlier agent has left. What is said after the reason for that: nothing, unless it cannot be removed.
+    /// Removes what an earlier agent has left. Returns what to append to the logged reason: empty unless the
+    /// removal fails.
     fn remove_leftovers(&mut self) -> String {
         let Some(config) = &self.config else { return String::new() };
         match self.place.remove(&config.pins) {
@@ -426,23 +432,23 @@ impl SocketMode {
         self.view.set_reason(reason);
     }
 
-    /// Whoever takes one of the programs away wants none, or does not know: what is left of them would decide about some
-    /// connections and forget the others, so all go. They are not put back, as an agent that is about to take this one's
-    /// place may have done it.
+    /// Detaches everything if a program is missing. Whoever removed it wants none, or does not know what it
+    /// did: the remaining programs would translate some connections and forget others. They are not put back,
+    /// because an agent that is about to replace this one may have removed it.
     fn notice_loss(&mut self) {
         let Some(Attached { links, .. }) = &self.attached else { return };
         let missing: Vec<&str> = links.missing().collect();
         if missing.is_empty() {
             return;
         }
-        // Some may be attached although nobody finds their pins any more.
+        // Some may be attached although their pins are gone.
         links.detach();
         let reason =
             format!("somebody has taken {} away; restart the agent to have it back", missing.join(", "));
         warn!("no connection is decided at its socket any more, all are relayed: {reason}");
         let census = self.attached.take().map(|attached| attached.census);
         self.view.set_detached(&reason);
-        // Whoever holds what is left has it now.
+        // If another agent holds what is left, it belongs to that agent now.
         match self.config.take().map(|config| self.place.remove(&config.pins)) {
             Some(Err(error)) => warn!("what is left of it cannot be removed: {error}"),
             Some(Ok(removed)) => warn_of_left(removed.left.as_deref()),

@@ -1,4 +1,4 @@
-//! Attaching socket mode's programs in the place of those that an earlier agent has left.
+//! Attaches socket mode's programs in place of those of an earlier agent.
 
 use std::error::Error;
 use std::io;
@@ -15,53 +15,53 @@ use super::namespaces::Watcher;
 use super::sweep::Sweeper;
 use super::{AtSocketConfig, Looks};
 
-/// What decides at sockets, and what looks after these.
+/// Attached programs, and the threads that look after their sockets.
 pub(super) struct Attached {
-    // The threads first, as fields are dropped in this order: with the sockets goes the lock on the pins, and from then on the maps
-    // are another agent's, into which nobody here is to write.
-    /// What is told of what is gone.
+    // Threads first, because fields are dropped in this order: `sockets` holds the lock on the pins, and
+    // without it the maps belong to another agent; nobody here may write to them then.
+    /// Learns which endpoints and frontends are gone.
     pub(super) sweeper: Sweeper,
-    /// Tells it whose sockets they are, for as long as it is held.
+    /// Tells the programs which namespaces are pods', for as long as it is held.
     _watcher: Watcher,
-    /// What is told of changes.
+    /// Learns of changes.
     pub(super) sockets: Box<dyn AtSockets>,
-    /// Whether it is still there.
+    /// Tells whether the programs are still attached.
     pub(super) links: Links,
-    /// Which sockets it has connected.
+    /// Knows which sockets the programs have connected.
     pub(super) census: Census,
 }
 
-/// What came of attaching.
+/// The result of an attempt to attach.
 pub(super) enum Attempt {
     Done,
-    /// An agent that is about to be replaced still has it.
+    /// An agent that is about to be replaced still holds the programs.
     Busy(String),
     /// Nothing is to be attached, or not here.
     None,
 }
 
-/// Why nothing is decided at sockets.
+/// Why the programs were not attached.
 pub(super) struct NotAttached {
-    /// As people are told.
+    /// The reason, for people.
     pub(super) reason: String,
     pub(super) hindrance: Hindrance,
 }
 
-/// Says why sockets may be left that nobody looks after any more, where there is a reason.
+/// Warns of sockets that nobody looks after any more, if `left` has a reason for that.
 pub(crate) fn warn_of_left(left: Option<&str>) {
     if let Some(left) = left {
         warn!("connected UDP sockets may wait for their endpoints once these go: {left}");
     }
 }
 
-/// How it is with what is in the way.
+/// What kind of obstacle was in the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hindrance {
-    /// An agent that is about to be replaced still decides.
+    /// An agent that is about to be replaced still holds the programs.
     Busy,
-    /// The system is short of something now, or was disturbed: the same may work in a moment.
+    /// The system is short of something or was disturbed: the same attempt may succeed in a moment.
     Passing,
-    /// The same would fail again.
+    /// The same attempt would fail again.
     Lasting,
 }
 
@@ -85,13 +85,13 @@ fn place_of(config: &AtSocketConfig) -> io::Result<sluice_socket::Config> {
     })
 }
 
-/// Whether what an earlier agent has attached would decide nothing from now on, until all is known anew.
+/// Whether taking over an earlier agent's programs would stop all translation until the table is complete.
 pub(super) fn would_begin_anew(config: &AtSocketConfig) -> bool {
     place_of(config).is_ok_and(|place| Programs::would_begin_anew(&place))
 }
 
-/// Has programs decide at sockets, in the place of those that an earlier agent has left; or says why not. What such an
-/// agent has left goes on then by what is in its maps: whoever does not try again has to remove it.
+/// Attaches the programs in place of those of an earlier agent. On failure, an earlier agent's programs go on
+/// with what their maps hold: a caller that does not try again has to remove them.
 pub(super) fn attach(config: &AtSocketConfig, table: &Table) -> Result<(Attached, Looks), NotAttached> {
     fn not(error: impl Error + 'static) -> NotAttached {
         NotAttached::new(&error)

@@ -1,4 +1,4 @@
-//! What is to decide at clients' sockets, and where.
+//! Configuration of socket mode.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,40 +8,42 @@ use sluice_socket_maps::{Capacity, MOST_SETS};
 
 use super::{Detector, Pods};
 
-/// How long the relay keeps a flow by default that was answered, as conntrack does.
+/// How long the relay keeps an answered flow by default, as conntrack does.
 const CONVERSATION_IDLE: Duration = Duration::from_secs(120);
 
-/// Where programs that decide at sockets are attached, and kept.
+/// Where programs are attached and pinned, and whose sockets they translate.
 #[derive(Debug, Clone)]
 pub struct AtSocketConfig {
-    /// The cgroup: sockets that are made in it and below are decided about. None is the root of all.
+    /// Sockets that are made in this cgroup and below are translated. `None` is the root cgroup.
     pub cgroup: Option<PathBuf>,
-    /// Below this directory of a bpffs is what outlives the agent.
+    /// The directory of a bpffs below which everything is pinned that outlives the agent.
     pub pins: PathBuf,
-    /// Whether only sockets of the node's own network are decided about.
+    /// Whether only sockets of the node's own network namespace are translated.
     pub host_only: bool,
-    /// Where pods' network namespaces have names: sockets in others are left alone. Empty, all are pods'.
+    /// Directories with the names of pods' network namespaces; sockets in others are left alone. If empty, all
+    /// are pods'.
     pub namespaces: Vec<PathBuf>,
-    /// What pods and namespaces are annotated with, if somebody goes by it.
+    /// The annotations of pods and namespaces, if they count.
     pub pods: Option<Arc<Pods>>,
-    /// Where pods have their addresses, if pods of this node are told by address: others are left to the relay.
+    /// Where pods have their addresses, if pods of this node are recognised by address; others are left to the
+    /// relay.
     pub detector: Option<Arc<Detector>>,
-    /// Pods in which somebody listens at one of these ports are left alone; 0 is none.
+    /// Pods in which a socket listens on one of these ports are left alone; 0 stands for none.
     pub sidecar_ports: [u16; 2],
-    /// How long an unconnected UDP socket keeps its endpoint while nothing is said.
+    /// How long an unconnected UDP socket keeps its endpoint without sending or receiving.
     pub flow_idle: Duration,
-    /// How many endpoints there may be, counted in each service port.
+    /// How many endpoints the maps hold, counted in each service port.
     pub endpoints: u32,
 }
 
 impl AtSocketConfig {
-    /// Where Istio and Linkerd have what leaves a pod redirected to.
+    /// The ports to which Istio and Linkerd redirect what leaves a pod.
     pub const SIDECAR_PORTS: [u16; 2] = [15_001, 4_140];
 
-    /// Those of 10,000 Services with ten endpoints each, and a tenth more.
+    /// Enough for 10,000 Services with ten endpoints each, and a tenth more.
     pub const ENDPOINTS: u32 = 110_000;
 
-    /// Everything else as it is by default.
+    /// The default configuration.
     pub fn new(cgroup: Option<PathBuf>, pins: PathBuf) -> Self {
         Self {
             cgroup,
@@ -56,26 +58,26 @@ impl AtSocketConfig {
         }
     }
 
-    /// How much maps for so many endpoints hold. Those that are mapped have all of their memory from the start, 85 bytes
-    /// an endpoint; that of frontends has it by use.
+    /// The maps' capacity for so many endpoints. Memory-mapped maps take all of their memory at the start, 85
+    /// bytes per endpoint; the map of frontends takes it as needed.
     pub fn capacity_for(endpoints: u32) -> Capacity {
         Capacity {
             frontends: (endpoints / 2).max(1 << 16),
             sets: (endpoints / 4).clamp(1 << 10, MOST_SETS),
-            // Each set has a power of two of them. And the next version of the largest that there may be.
+            // Each set has a power of two of slots. The rest is for a new version of the largest possible set.
             slots: endpoints.saturating_mul(2).saturating_add(1 << 16),
             endpoints,
         }
     }
 }
 
-/// What is to decide at clients' sockets.
+/// Whether socket mode is wanted.
 #[derive(Debug, Clone)]
 pub enum AtSocketWish {
-    /// Nothing.
+    /// It is not.
     None,
-    /// Programs, as far as they can be had.
+    /// It is, as far as possible.
     Wanted(AtSocketConfig),
-    /// Nothing, as a node that might have them lacks this.
+    /// It was asked for, but the node lacks this.
     Lacking(String),
 }

@@ -1,5 +1,6 @@
-//! The local detector by addresses, for socket mode: pods that it does not match are left to the relay, because endpoints see the
-//! node's address on their connections to clusterIPs, and a translated connection keeps the pod's own.
+//! The local detector by addresses, for socket mode. Pods that it does not match are left to the relay:
+//! endpoints have to see the node's address on their connections to clusterIPs, and a translated connection
+//! keeps the pod's own.
 
 use std::io;
 use std::net::IpAddr;
@@ -13,33 +14,34 @@ use sluice_socket::{Fate, is_local};
 
 use super::news::News;
 
-/// Where this node's pods have their addresses. The controller changes it, and the thread that enters network namespaces asks.
+/// Where this node's pods have their addresses. The controller updates it, and the thread that enters network
+/// namespaces asks it.
 #[derive(Debug)]
 pub struct Detector {
     ranges: ArcSwap<Ranges>,
-    /// Whether they are the Node's podCIDRs.
+    /// Whether the ranges are the Node's podCIDRs.
     follows_node: bool,
     news: News,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ranges {
-    /// The Node has not been seen so far.
+    /// The Node object has not been seen yet.
     NotKnown,
-    /// These. A family that has none has no detector: no client's address is rewritten.
+    /// These ranges. A family without any has no detector: no client's address is rewritten.
     Known(Vec<IpNet>),
 }
 
 impl Detector {
-    /// By `--cluster-cidr`.
+    /// A detector by `--cluster-cidr`.
     ///
     /// # Errors
-    /// No descriptor is left; the next one likewise.
+    /// No file descriptor is left. The same holds for [`Detector::of_node`].
     pub fn of_cluster(cidrs: Vec<IpNet>) -> io::Result<Self> {
         Self::new(Ranges::Known(cidrs), false)
     }
 
-    /// By the podCIDRs of the Node.
+    /// A detector by the Node's podCIDRs.
     pub fn of_node() -> io::Result<Self> {
         Self::new(Ranges::NotKnown, true)
     }
@@ -48,12 +50,13 @@ impl Detector {
         Ok(Self { ranges: ArcSwap::from_pointee(ranges), follows_node, news: News::new()? })
     }
 
-    /// What the ranges are, in words.
+    /// Where the ranges come from, in words.
     pub(crate) fn what(&self) -> &'static str {
         if self.follows_node { "the Node's podCIDRs" } else { "--cluster-cidr" }
     }
 
-    /// The Node has these podCIDRs; none if there is no such Node, or it has none so far. It matters if the ranges are the Node's.
+    /// Sets the Node's podCIDRs; none if there is no such Node, or if it has none yet. Ignored unless the
+    /// ranges are the Node's.
     pub(crate) fn set_node(&self, cidrs: &[IpNet]) {
         if !self.follows_node {
             return;
@@ -65,26 +68,27 @@ impl Detector {
         }
     }
 
-    /// Whether it is not known yet what the Node has.
+    /// Whether the Node's podCIDRs are not known yet.
     pub(crate) fn waits_for_node(&self) -> bool {
         **self.ranges.load() == Ranges::NotKnown
     }
 
-    /// What is to be waited for.
+    /// The descriptor to wait for.
     pub(super) fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }
 
-    /// Somebody is about to look: what comes from now on is news.
+    /// Marks the begin of a look: later changes are news.
     pub(super) fn begin_look(&self) {
         self.news.take();
     }
 
-    /// What is to become of the sockets in a network with these addresses. A socket may have any of them, so all have to match.
+    /// What becomes of the sockets in a network namespace with these addresses. A socket may have any of them,
+    /// so all have to match.
     pub(crate) fn fate(&self, addresses: &[IpAddr]) -> Fate {
         let ranges = self.ranges.load();
         let cidrs = match &**ranges {
-            // While an earlier agent's judgement stands nobody else's is better.
+            // Until then, an earlier agent's judgement stands.
             Ranges::NotKnown => return Fate::Unknown,
             Ranges::Known(cidrs) if cidrs.is_empty() => return Fate::Led,
             Ranges::Known(cidrs) => cidrs,

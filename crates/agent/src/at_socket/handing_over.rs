@@ -1,34 +1,35 @@
-//! How what is attached passes from an agent to the one that has its place: that one asks for it when it knows all and is able to
-//! have it, and until then the other one keeps it in line with what changes. Time is an argument.
+//! How socket mode passes from an agent to the one that has replaced it. The new agent asks for it once its
+//! table is complete and it is able to take over. Until then, the old one keeps the programs in line with
+//! changes. Time is an argument.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::Place;
 
-/// How long an agent that has another one's place may take to ask for what is attached; one of an older version does not. Less than
-/// [`HAND_OVER`](super::HAND_OVER), after which that is taken away.
+/// How long the new agent may take to ask; an agent of an older version never asks. Less than
+/// [`HAND_OVER`](super::HAND_OVER), after which the programs are taken away from the old agent.
 const UNASKED: Duration = Duration::from_secs(30);
 
-/// An agent that is to have what another one holds.
+/// An agent that is to get what another one holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Heir {
-    /// It is not, or does not know that it is.
+    /// It is not, or does not know it yet.
     #[default]
     No,
-    /// It asks for it as soon as it may.
+    /// It asks as soon as it may.
     Ready,
-    /// It has.
+    /// It has asked.
     Asked,
 }
 
 impl Heir {
-    /// Asks whoever holds it to let go.
+    /// Asks the holder to let go.
     pub(super) fn ask(place: &mut dyn Place, pins: &Path) -> Self {
         if place.ask_for(pins).is_ok() { Self::Asked } else { Self::No }
     }
 
-    /// Whether it is to try at once to have it. What was asked for and is not any more was let go of.
+    /// Whether to try at once to take over. If the request is gone, the holder has let go.
     pub(super) fn is_due(self, is_asked_for: impl FnOnce() -> bool) -> bool {
         match self {
             Self::No => false,
@@ -38,20 +39,20 @@ impl Heir {
     }
 }
 
-/// An agent that holds it.
+/// An agent that holds socket mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Holder {
-    /// Nobody has its place.
+    /// No other agent has replaced it.
     #[default]
     Keeps,
-    /// Somebody has, since then.
+    /// Another agent has replaced it, since this time.
     Waits(Instant),
     /// It has let go.
     Gone,
 }
 
 impl Holder {
-    /// Whether it is to let go now, which is so once; somebody has its place.
+    /// Whether to let go now, which is true only once. To be called while another agent has replaced this one.
     pub(super) fn is_to_let_go(&mut self, now: Instant, holds: bool, is_asked_for: bool) -> bool {
         let since = match self {
             Self::Gone => return false,

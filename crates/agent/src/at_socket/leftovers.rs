@@ -1,5 +1,5 @@
-//! What an agent that decided at sockets has left on a node whose agent does not: by what that one knew programs would go on deciding for
-//! good. So they are removed, once whoever holds them lets go.
+//! Removes what an agent with socket mode has left on a node whose agent has it off: the programs would go on
+//! deciding for good by what that agent knew. They are removed once their holder lets go.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,20 @@ use tracing::{info, warn};
 
 use super::{ATTACH_RETRY, HAND_OVER, Heir, Place, View, warn_of_left};
 
-/// What could not be removed so far.
+/// Programs that could not be removed yet.
 pub(super) struct Leftovers {
     pins: PathBuf,
     looked: Instant,
-    /// Since when this agent has all of what the other one has, but for this.
+    /// Since when this agent has replaced the other one in all but this.
     waits: Option<Instant>,
     heir: Heir,
-    /// What was said before.
+    /// The reason that was shown before.
     reason: Option<Arc<String>>,
 }
 
 impl Leftovers {
-    /// Removes what there is below `pins`; what cannot be is to be kept after.
+    /// Removes what there is below `pins`. Returns what could not be removed, to be retried by
+    /// [`Leftovers::keep`].
     pub(super) fn remove(pins: PathBuf, place: &mut dyn Place, view: &View) -> Option<Self> {
         match place.remove(&pins) {
             Ok(removed) => {
@@ -32,7 +33,7 @@ impl Leftovers {
                 warn_of_left(removed.left.as_deref());
                 None
             }
-            // In no bpffs nothing can be pinned.
+            // Outside a bpffs, nothing can be pinned.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => None,
             Err(error) => {
                 warn!(
@@ -48,13 +49,13 @@ impl Leftovers {
         }
     }
 
-    /// Where they are.
+    /// The directory of the pins.
     pub(super) fn pins(&self) -> &Path {
         &self.pins
     }
 
-    /// Tries again, if that is due; whether there is nothing left. From an agent that does not let go it is taken away: this one has
-    /// its place.
+    /// Tries again if that is due; returns whether nothing is left. If an agent that was replaced by this one
+    /// does not let go, the programs are taken away from it.
     pub(super) fn keep(&mut self, now: Instant, place: &mut dyn Place, view: &View) -> bool {
         if now < self.looked + ATTACH_RETRY && !self.heir.is_due(|| place.is_asked_for(&self.pins)) {
             return false;

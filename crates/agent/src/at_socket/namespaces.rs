@@ -1,7 +1,8 @@
-//! Has the programs know which network namespaces are pods', as these come and go, so that sockets in others are left alone: in
-//! those of containers within pods, whose clusters may have Services of their own at the same addresses.
+//! Tells the programs which network namespaces are pods', as these come and go. Sockets in other namespaces are
+//! left alone: containers within pods may belong to clusters that have their own Services at the same
+//! addresses.
 //!
-//! On a thread of its own, which moves from one namespace to the next to get to know them.
+//! It runs on a thread of its own, which enters one namespace after the other to learn about it.
 
 use std::collections::HashSet;
 use std::io::{self, PipeReader, PipeWriter};
@@ -19,41 +20,42 @@ use super::AtSocketConfig;
 use super::detector::Detector;
 use super::pods::Pods;
 
-/// How often it looks, whatever it is told: not all that changes is.
+/// How often it looks without being woken: not every change wakes it.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// How long it rests after a look, for what comes by the dozen.
+/// How long it rests after a look, because changes come by the dozen.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What has failed is tried again after this.
+/// How long to wait before a retry.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is known, for others to see.
+/// What is known, for other threads.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     told: Mutex<Told>,
-    /// Goes by pods' addresses, if anything does.
+    /// The detector, if pods are judged by their addresses.
     detector: Option<Arc<Detector>>,
-    /// Addresses of the namespaces that it has left to the relay.
+    /// Addresses of the namespaces that the detector has left to the relay.
     outside: Mutex<HashSet<IpAddr>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 enum Told {
-    /// Nothing so far.
+    /// Nothing is known yet.
     #[default]
     Nothing,
-    /// Of the node's sockets alone is anything decided.
+    /// Only the node's own sockets are translated.
     Node,
-    /// The same, as pods that are to be left alone cannot be told from others.
+    /// The same, because pods that are to be left alone cannot be told from others.
     NodeAlone(String),
-    /// Of all, as was asked for.
+    /// Sockets in all namespaces are translated, as configured.
     Every,
-    /// Of all, as those of pods cannot be told from others.
+    /// Sockets in all namespaces are translated, because pods' namespaces cannot be told from others.
     All(String),
-    /// In so many. `outside` is an address of one that the detector has left to the relay, and that it does not match.
+    /// Sockets in so many namespaces are translated. `outside` is an address of a namespace that the detector
+    /// has left to the relay, and which it does not match.
     Some { known: usize, left_out: usize, kept_out: usize, outside: Option<IpAddr> },
-    /// Of those that were known before nothing else can be told.
+    /// The last look failed; what was known before stands.
     Failed(String),
 }
 
@@ -66,12 +68,13 @@ impl Names {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What was told before.
+    /// Replaces what is known; returns what was known before.
     fn set(&self, told: Told) -> Told {
         std::mem::replace(&mut *self.told.lock().unwrap_or_else(PoisonError::into_inner), told)
     }
 
-    /// Remembers what the detector has left to the relay: all addresses of these namespaces. The first of those that it does not match.
+    /// Remembers all addresses of the namespaces that the detector has left to the relay. Returns the first
+    /// that it does not match.
     fn set_outside(&self, outside: HashSet<IpAddr>) -> Option<IpAddr> {
         let detector = self.detector.as_ref()?;
         let is_outside = |ip: &IpAddr| detector.fate(&[*ip]) == Fate::LeftAlone;
@@ -80,32 +83,33 @@ impl Names {
         first
     }
 
-    /// Whether this is an address of a namespace that is left to the relay because the detector does not match it.
+    /// Whether this is an address of a namespace that is left to the relay because the detector does not match
+    /// it.
     pub(crate) fn is_outside(&self, ip: IpAddr) -> bool {
         self.outside.lock().unwrap_or_else(PoisonError::into_inner).contains(&ip)
     }
 
-    /// Whether there is a detector that nothing is asked about, as namespaces of pods cannot be told from others.
+    /// Whether there is a detector that is not used, because pods' namespaces cannot be told from others.
     pub(crate) fn ignores_detector(&self) -> bool {
         self.detector.is_some() && matches!(self.get(), Told::Every | Told::All(_))
     }
 
-    /// How many are known to be pods'; 0 where all are taken for that.
+    /// How many namespaces are known to be pods'; 0 if all are taken for pods'.
     pub(crate) fn known(&self) -> usize {
         if let Told::Some { known, .. } = self.get() { known } else { 0 }
     }
 
-    /// How many are left to the relay by their pods' wish, or as nobody knows it.
+    /// How many are left to the relay because their pods ask for it, or because that is not known.
     pub(crate) fn kept_out(&self) -> usize {
         if let Told::Some { kept_out, .. } = self.get() { kept_out } else { 0 }
     }
 
-    /// Whose sockets are decided about, in words.
+    /// Where sockets are translated, in words.
     pub(crate) fn words(&self) -> String {
         self.words_of_whom() + &self.words_of_detector()
     }
 
-    /// What is to be said of a detector that nothing is asked about.
+    /// A remark for a detector that is not used.
     fn words_of_detector(&self) -> String {
         match &self.detector {
             Some(detector) if self.ignores_detector() => format!(
@@ -138,7 +142,7 @@ impl Names {
     }
 }
 
-/// The thread, for as long as this is held.
+/// The watcher's thread, which runs as long as this is held.
 #[derive(Debug)]
 pub(super) struct Watcher {
     names: Arc<Names>,
@@ -147,13 +151,14 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts it, and waits until those that are there are known. Where these cannot be had, all namespaces' sockets are decided about.
+    /// Starts the thread, and waits until the present namespaces are known. If they cannot be, sockets in all
+    /// namespaces are translated.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system refuses the thread.
     pub(super) fn start(programs: &Attached, config: &AtSocketConfig) -> io::Result<Self> {
         let names = Arc::new(Names::new(config.detector.clone()));
-        // Of pods' sockets nothing is decided anyway.
+        // Pods' sockets are not translated anyway.
         let directories: &[_] = if config.host_only { &[] } else { &config.namespaces };
         let namespaces = programs.namespaces(directories);
         let pods = config.pods.clone();
@@ -165,7 +170,7 @@ impl Watcher {
                 let builder = std::thread::Builder::new().name("socket-names".to_owned());
                 let thread =
                     builder.spawn(move || follow(namespaces, &stopped, &begun, &names, pods.as_deref()))?;
-                // It cannot end before but by a fault of ours, which it has said.
+                // It ends earlier only by a bug, which the panic message has reported.
                 let _ = has_begun.recv();
                 (Some(stop), Some(thread))
             }
@@ -190,7 +195,7 @@ impl Watcher {
         &self.names
     }
 
-    /// Whether only the node's own sockets are decided about.
+    /// Whether only the node's own sockets are translated.
     pub(super) fn is_node_alone(&self) -> bool {
         matches!(self.names.get(), Told::Node | Told::NodeAlone(_))
     }
@@ -203,7 +208,7 @@ impl Drop for Watcher {
     }
 }
 
-/// What is to become of a namespace by what pods are annotated with and by their addresses, as far as either counts.
+/// What becomes of a namespace by its pods' annotations and by its addresses, as far as either counts.
 fn fate(pods: Option<&Pods>, detector: Option<&Detector>, addresses: &[IpAddr]) -> Fate {
     let fates = [pods.map(|pods| pods.fate(addresses)), detector.map(|detector| detector.fate(addresses))];
     let is_one = |wanted| fates.contains(&Some(wanted));
@@ -214,7 +219,7 @@ fn fate(pods: Option<&Pods>, detector: Option<&Detector>, addresses: &[IpAddr]) 
     }
 }
 
-/// Looks whenever there may be something new, until nobody holds the other end of `stopped` any more.
+/// Looks whenever there may be something new, until the other end of `stopped` is closed.
 fn follow(
     mut namespaces: Namespaces,
     stopped: &PipeReader,
@@ -232,7 +237,7 @@ fn follow(
         fate(pods, detector, addresses)
     };
     let counts = pods.is_some() || detector.is_some();
-    // If pods may be annotated to be left alone, then nobody counts as a pod without having been judged.
+    // If annotations count, no namespace is a pod's before it has been judged.
     let judge = counts.then_some(Judge { fate: &judge, is_binding: pods.is_some() });
     let news: Vec<BorrowedFd<'_>> =
         pods.map(Pods::news).into_iter().chain(detector.map(Detector::news)).collect();
@@ -242,7 +247,7 @@ fn follow(
         let looked = namespaces.look(judge);
         let longest = if looked.is_ok() { PERIOD } else { RETRY };
         let outside = std::mem::take(&mut *outside.lock().unwrap_or_else(PoisonError::into_inner));
-        // A look that has failed has not seen all.
+        // A failed look has not seen all namespaces.
         let outside = if looked.is_ok() { names.set_outside(outside) } else { None };
         tell(
             names,
@@ -256,22 +261,22 @@ fn follow(
                 Err(error) => Told::Failed(error.to_string()),
             },
         );
-        // The first look alone is waited for.
+        // Only the first look is waited for.
         let _ = begun.try_send(());
         std::thread::sleep(PAUSE);
-        // What cannot be waited for is looked at.
+        // If waiting fails, it looks again.
         if namespaces.wait(stopped.as_fd(), &news, longest).unwrap_or(false) {
             return;
         }
     }
 }
 
-/// Lets others see it, and says what is new.
+/// Publishes what is known, and logs what is new.
 fn tell(names: &Names, told: Told) {
     let before = names.set(told.clone());
     let words = names.words();
     match (before, told) {
-        // It is as somebody wants it, or nothing new.
+        // As configured, or nothing new.
         (_, Told::Nothing | Told::Node | Told::Every)
         | (Told::All(_), Told::All(_))
         | (Told::NodeAlone(_), Told::NodeAlone(_))
@@ -282,7 +287,7 @@ fn tell(names: &Names, told: Told) {
         )
         | (Told::Some { left_out: 0, .. }, Told::Some { left_out: 0, outside: None, .. })
         | (Told::Some { left_out: 1.., .. }, Told::Some { left_out: 1.., .. }) => {}
-        // One has come.
+        // A namespace has become known.
         (_, Told::Some { left_out: 0, .. }) => info!("connections are decided at sockets {words}"),
         (_, Told::Some { .. }) => warn!(
             "connections are decided at sockets {words}, and are relayed: name the directory of those of pods alone \

@@ -1,4 +1,4 @@
-//! Where socket mode's programs are attached, handed over and removed: this node.
+//! The node, as the place where socket mode's programs are attached, handed over and removed.
 
 use std::io;
 use std::path::Path;

@@ -1,8 +1,8 @@
-//! What this node's pods and the cluster's namespaces are annotated with: whose connections are left to the relay although they
-//! could be decided at their sockets.
+//! The annotations of this node's pods and of the cluster's namespaces: they say whose connections are relayed
+//! although they could be translated.
 //!
-//! A pod's own annotation counts, and where it has none that of its namespace. A pod is told by its addresses, as a network
-//! namespace has no other name that the apiserver knows.
+//! A pod's own annotation counts; if it has none, that of its namespace. A pod is recognised by its addresses,
+//! because the apiserver knows no other name of a network namespace.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,34 +15,35 @@ use sluice_socket::Fate;
 
 use super::news::News;
 
-/// What is known of them. It is told by the controller, and asked by the thread that enters network namespaces.
+/// The known annotations. The controller updates them, and the thread that enters network namespaces asks for
+/// them.
 #[derive(Debug)]
 pub struct Pods {
     known: Mutex<Known>,
-    /// Can be read while somebody has not looked since something has changed.
+    /// Readable if something has changed since the last look.
     news: News,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     pods: HashMap<ObjectName, Pod>,
-    /// All that there are, with what they are annotated with.
+    /// All namespaces, with their annotations.
     namespaces: HashMap<Arc<str>, Option<bool>>,
-    /// Something of the above has changed since the next was made of it.
+    /// Whether `fates` is out of date.
     is_stale: bool,
     fates: HashMap<IpAddr, Fate>,
 }
 
 impl Pods {
-    /// Nothing is known so far.
+    /// Starts with nothing known.
     ///
     /// # Errors
-    /// No descriptor is left.
+    /// No file descriptor is left.
     pub fn new() -> io::Result<Self> {
         Ok(Self { known: Mutex::default(), news: News::new()? })
     }
 
-    /// Takes in what a change says of pods and namespaces, if it does.
+    /// Takes in changes of pods and namespaces; ignores others.
     pub(crate) fn note(&self, change: &Change) {
         match change {
             Change::Apply(Object::Pod(pod)) => self.lock().set_pod(pod),
@@ -59,7 +60,7 @@ impl Pods {
         }
     }
 
-    /// Lets whoever waits know, if what has been noted is news.
+    /// Wakes the waiting thread if what has been noted changes a fate.
     pub(crate) fn settle(&self) {
         let mut known = self.lock();
         if std::mem::take(&mut known.is_stale) {
@@ -71,18 +72,18 @@ impl Pods {
         }
     }
 
-    /// What is to be waited for.
+    /// The descriptor to wait for.
     pub(super) fn news(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }
 
-    /// Somebody is about to look: what comes from now on is news.
+    /// Marks the begin of a look: later changes are news.
     pub(super) fn begin_look(&self) {
         self.news.take();
     }
 
-    /// What is to become of the sockets in a network with these addresses. One that says that it is two pods is left alone if either
-    /// of them is to be.
+    /// What becomes of the sockets in a network namespace with these addresses. If they belong to two pods, the
+    /// namespace is left alone if either pod is to be.
     pub(crate) fn fate(&self, addresses: &[IpAddr]) -> Fate {
         let known = self.lock();
         let fates = || addresses.iter().filter_map(|ip| known.fates.get(ip).copied());
@@ -108,13 +109,13 @@ impl Known {
         self.is_stale |= before != Some(namespace.at_sockets);
     }
 
-    /// By address. While an address passes from a pod to the next one both have it.
+    /// The fate of each address. While an address passes from one pod to another, both have it.
     fn fates(&self) -> HashMap<IpAddr, Fate> {
         let mut fates = HashMap::new();
         for pod in self.pods.values() {
             let fate = match pod.at_sockets {
                 Some(is_led) => of(is_led),
-                // What it says is not known yet.
+                // The namespace's annotation is not known yet.
                 None => match self.namespaces.get(&pod.name.namespace) {
                     Some(said) => of(said.unwrap_or(true)),
                     None => Fate::Unknown,
@@ -150,7 +151,7 @@ mod tests {
         Change::Apply(Namespace { name: name.into(), at_sockets }.into())
     }
 
-    /// Whether there was news of these.
+    /// Notes the changes; returns whether they were news.
     fn tell(pods: &Pods, changes: &[Change]) -> bool {
         changes.iter().for_each(|change| pods.note(change));
         pods.settle();
@@ -194,7 +195,7 @@ mod tests {
         assert!(!tell(&pods, &[pod("new", &[], None)]), "it has no address");
         assert!(tell(&pods, &[web("a", true)]));
         assert!(!tell(&pods, &[web("a", true)]));
-        // Another pod with the same address: the first one is on its way out, and the second one is to be left alone.
+        // Another pod with the same address: the first one is going, and the second one is to be left alone.
         assert!(tell(&pods, &[web("b", false)]));
         assert_eq!(fate(&pods, &["10.1.0.1"]), Fate::LeftAlone);
         let gone = |name: &str| Change::Delete(ObjectRef::Pod(ObjectName::new("shop", name)));

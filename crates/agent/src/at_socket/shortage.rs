@@ -1,19 +1,19 @@
-//! How long it is tried to attach while the system is short of something, and how often. Time is an argument.
+//! How long, and how often, attaching is retried while the system is short of something. Time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// How long to wait before the second attempt, and twice as long each time up to the longest.
+/// The wait before the second attempt. It doubles each time up to [`LONGEST`].
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(16);
 
-/// For how long what an earlier agent has left may go on meanwhile: it knows of no change since then. An update of an agent may
-/// take as long.
+/// How long an earlier agent's programs may go on meanwhile, although they learn of no changes. An update of an
+/// agent may take as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long to wait once what was left is removed: all is relayed then, and nothing is wrong with that.
+/// The wait once these programs are removed: everything is relayed then, and nothing is wrong with that.
 pub(super) const SLOW: Duration = Duration::from_secs(300);
 
-/// Attempts that failed one after the other.
+/// A series of failed attempts.
 #[derive(Debug)]
 pub(super) struct Shortage {
     since: Instant,
@@ -21,14 +21,14 @@ pub(super) struct Shortage {
     has_given_up: bool,
 }
 
-/// What becomes of what an earlier agent has left.
+/// What becomes of an earlier agent's programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It goes on.
+    /// They go on.
     Stays,
-    /// It goes; `is_news` for the first time.
+    /// They are removed.
     Goes {
-        /// Whether it stayed so far.
+        /// Whether they stayed until now.
         is_news: bool,
     },
 }
@@ -39,7 +39,7 @@ impl Shortage {
         Self { since: now, delay: Duration::ZERO, has_given_up: false }
     }
 
-    /// An attempt has failed.
+    /// Counts a failed attempt.
     pub(super) fn failed(&mut self, now: Instant) -> Fate {
         if now < self.since + PATIENCE {
             self.delay = (self.delay * 2).clamp(FIRST, LONGEST);
@@ -50,7 +50,7 @@ impl Shortage {
         }
     }
 
-    /// How long to wait before the next one.
+    /// How long to wait before the next attempt.
     pub(super) fn delay(&self) -> Duration {
         self.delay
     }

@@ -1,8 +1,8 @@
-//! Ends connected UDP sockets whose endpoint or Service is gone, which nobody would ever answer: what removing its
-//! conntrack entry is under kube-proxy.
+//! Ends connected UDP sockets whose endpoint or Service is gone, because nobody would ever answer them. Under
+//! kube-proxy, removing their conntrack entries does the same.
 //!
-//! On a thread of its own, which looks at all translated sockets, and at all processes where it has to end one. Whoever
-//! changes endpoints wakes it; what changes while it is at work is one more look, after a pause.
+//! The sweep runs on a thread of its own. It looks at all translated sockets, and at all processes if it has to
+//! end a socket. A change of endpoints wakes it; changes during a look lead to one more look, after a pause.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -18,30 +18,32 @@ use sluice_socket::{Census, Endable, EndedSockets, Translated};
 use sluice_table::{FrontendKey, Reader, ServicePort, Table};
 use tracing::{info, warn};
 
-/// Between two looks at the least.
+/// The shortest pause between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A look is followed by a pause of so many times its length, up to the longest: where it takes half a second or less it has no more
-/// than a twentieth of a processor.
+/// A pause is this many times as long as the look before it, up to [`LONGEST_PAUSE`]: looks of half a second or
+/// less take at most a twentieth of a processor.
 const REST: u32 = 20;
 
-/// Where others have the processors a look takes long that takes little. One that has work for so long has a larger share: of five
-/// seconds it is a third.
+/// The longest pause. A look takes long if other tasks use the processors. If it takes long because it has much
+/// to do, its share of a processor is larger: a third for a look of five seconds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// After a look that it was woken for there is one more. A task may be kept from running when it was told its endpoint, and before
-/// its socket is connected to it: the first look takes that one for a socket that has no endpoint.
+/// How long after a look for which it was woken one more follows. A task may be preempted after a program has
+/// chosen its endpoint and before its socket is connected to it: the first look takes such a socket for one
+/// without an endpoint.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What has failed is tried again after a pause, and after twice as long each time, up to this.
+/// The longest wait before a retry. The first is a pause, and each later one is twice as long.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
 
-/// Where sockets of pods were left that cannot be ended, pods are relayed for so long at the least, and for twice as long each
-/// time, up to the longest: whoever makes such sockets and closes them again has not all pods change to and fro.
+/// How long pods are relayed, at the least, after sockets of pods were left that cannot be ended. The time
+/// doubles with each repetition, up to [`LONGEST_ABSENCE`], so that a client that makes such sockets and closes
+/// them again cannot make all pods switch to and fro.
 const ABSENCE: Duration = Duration::from_secs(60);
 const LONGEST_ABSENCE: Duration = Duration::from_secs(3600);
 
-/// What came of it so far.
+/// Counters of the sweep.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
     ended: AtomicU64,
@@ -54,13 +56,13 @@ impl Swept {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Looks after which a socket was left that should have been ended, or at which nothing could be seen.
+    /// Looks that failed, or that left a socket that should have been ended.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 }
 
-/// The thread, for as long as this is held.
+/// The sweep's thread, which runs as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Sweeper {
     wake: Option<SyncSender<()>>,
@@ -69,10 +71,10 @@ pub(crate) struct Sweeper {
 }
 
 impl Sweeper {
-    /// Starts it; it does nothing until it is woken.
+    /// Starts the thread, which does nothing until it is woken.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system refuses the thread.
     pub(crate) fn start(census: Census, table: &Table) -> io::Result<Self> {
         let endable = Endable::probe();
         census.set_endable(endable);
@@ -91,23 +93,23 @@ impl Sweeper {
         Ok(Self { wake: Some(wake), thread: Some(thread), swept })
     }
 
-    /// These service ports have changed.
+    /// Wakes the thread if one of these changed service ports has lost a UDP endpoint.
     pub(crate) fn changed(&self, ports: &[Arc<ServicePort>]) {
         let has_lost = |port: &Arc<ServicePort>| port.name().protocol == Protocol::Udp && port.take_lost();
-        // Each is asked, so that none is for a later change.
+        // Every port is asked, so that none keeps its loss for a later change.
         if ports.iter().filter(|port| has_lost(port)).count() > 0 {
             self.wake();
         }
     }
 
-    /// What came of it.
+    /// The counters.
     pub(crate) fn swept(&self) -> &Arc<Swept> {
         &self.swept
     }
 
-    /// An endpoint or a frontend of UDP is gone.
+    /// Wakes the thread, because a UDP endpoint or frontend is gone.
     pub(crate) fn wake(&self) {
-        // One that waits to be read is for this, too; a thread that has ended is at its end.
+        // A wake-up that is still queued serves for this one too. A thread that has ended needs none.
         let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
     }
 }
@@ -115,17 +117,17 @@ impl Sweeper {
 impl Drop for Sweeper {
     fn drop(&mut self) {
         self.wake = None;
-        // It cannot panic but by a fault of ours, which it has said.
+        // It panics only by a bug, which the panic message has reported.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// Which endpoints serve, by frontend, as they were when that was first asked.
+/// The endpoints that serve each frontend, as they were when first asked for.
 #[derive(Debug, Default)]
 struct Serving(HashMap<SocketAddr, BTreeSet<SocketAddr>>);
 
 impl Serving {
-    /// Whether what a socket was connected to goes on, by the rule that relayed flows go on by.
+    /// Whether a socket may stay connected to its endpoint, by the rule for relayed flows.
     fn has(&mut self, table: &mut Reader, socket: &Translated) -> bool {
         let endpoints = self.0.entry(socket.service).or_insert_with(|| {
             let key = FrontendKey::new(socket.service.ip(), socket.service.port(), Protocol::Udp);
@@ -140,15 +142,15 @@ impl Serving {
     }
 }
 
-/// Looking at all sockets.
+/// A look at all sockets.
 trait Look {
-    /// Ends what is to be ended.
+    /// Ends the sockets whose endpoint or Service is gone.
     fn end_stale(&mut self) -> io::Result<EndedSockets>;
 
-    /// Some of pods' cannot be: has no more of them be decided about.
+    /// Leaves pods' new sockets to the relay, because some of them cannot be ended.
     fn leave_pods(&mut self);
 
-    /// Has them be decided about again.
+    /// Has pods' new sockets translated again.
     fn take_pods(&mut self);
 }
 
@@ -173,25 +175,25 @@ impl Look for InKernel {
     }
 }
 
-/// How long it waits.
+/// The times to wait.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     pause: Duration,
-    /// After a look that it was woken for.
+    /// After a look for which it was woken.
     again: Duration,
-    /// For how long pods are left the first time; twice as long each time after that.
+    /// How long pods are left to the relay the first time; it doubles each time.
     absence: Duration,
-    /// After so long without any it is the first time again.
+    /// After this long without another time, the next one counts as the first.
     forgotten: Duration,
 }
 
 const PACE: Pace = Pace { pause: PAUSE, again: AGAIN, absence: ABSENCE, forgotten: LONGEST_ABSENCE };
 
-/// For how long pods are left.
+/// How long pods are left to the relay.
 #[derive(Debug)]
 struct Absence {
     next: Duration,
-    /// When they were led again.
+    /// Since when they have been translated again.
     led_since: Option<Instant>,
 }
 
@@ -200,9 +202,9 @@ impl Absence {
         Self { next: pace.absence, led_since: None }
     }
 
-    /// They are left: for so long at the least.
+    /// Starts to leave pods to the relay; returns for how long at the least.
     fn begin(&mut self, now: Instant, pace: Pace) -> Duration {
-        // After so long it is another matter.
+        // After this long, a new failure has nothing to do with the last one.
         if self.led_since.is_some_and(|since| now.saturating_duration_since(since) >= pace.forgotten) {
             self.next = pace.absence;
         }
@@ -211,19 +213,19 @@ impl Absence {
         least
     }
 
-    /// They are led again.
+    /// Pods are translated again.
     fn end(&mut self, now: Instant) {
         self.led_since = Some(now);
     }
 }
 
-/// Looks whenever it is woken, and again after what has failed; until nobody is left who could wake it.
+/// Looks whenever it is woken, and again after a failure. Returns once nobody is left who could wake it.
 fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) {
     let pause = pace.pause;
     let mut absence = Absence::new(pace);
     let mut not_before = Instant::now();
     let mut retry: Option<Duration> = None;
-    // Pods have been left, and are so until then at the least.
+    // Until when, at the least, pods are left to the relay.
     let mut left_until: Option<Instant> = None;
     let mut again_at: Option<Instant> = None;
     loop {
@@ -242,7 +244,8 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
             again_at = Some(end + pace.again);
         }
         match &trouble {
-            // A namespace may go at any moment, with its sockets: only what stays is worth a word, and only one.
+            // A namespace may go at any moment with its sockets: only trouble that stays is logged, and only
+            // once.
             Some(trouble) if retry == Some(pause) => {
                 warn!(
                     "connected UDP sockets may wait for endpoints that are gone: {trouble}; this is tried again"
@@ -272,8 +275,8 @@ fn follow(woken: &Receiver<()>, pace: Pace, swept: &Swept, mut look: impl Look) 
     }
 }
 
-/// Waits to be woken, for so long if that is bounded, and until then in any case; whether it was. None once nobody is left who
-/// could do it.
+/// Waits for a wake-up, at most `within` if that is set, but not less than until `not_before`. Returns whether
+/// it was woken; `None` once nobody is left who could do it.
 fn wait(woken: &Receiver<()>, within: Option<Duration>, not_before: Instant) -> Option<bool> {
     let is_woken = |within| match woken.recv_timeout(within) {
         Ok(()) => Some(true),
@@ -284,19 +287,19 @@ fn wait(woken: &Receiver<()>, within: Option<Duration>, not_before: Instant) -> 
         None => woken.recv().is_ok().then_some(true)?,
         Some(within) => is_woken(within)?,
     };
-    // What wakes it until then is for the same look.
+    // Wake-ups until then lead to the same look.
     while let Some(left) = not_before.checked_duration_since(Instant::now()) {
         was |= is_woken(left)?;
     }
     Some(was)
 }
 
-/// How long to pause after a look that took so long.
+/// How long to pause after a look that took `took`.
 fn rest(took: Duration, least: Duration) -> Duration {
     took.saturating_mul(REST).min(LONGEST_PAUSE).max(least)
 }
 
-/// Counts what came of a look; what is wrong, with what helps.
+/// Counts the results of a look. Returns what is wrong, and what helps.
 fn judge(done: io::Result<EndedSockets>, swept: &Swept) -> Option<String> {
     let trouble = match done {
         Err(error) => Some(format!("not all sockets were looked at ({error})")),
@@ -321,7 +324,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Answers what it was told to.
+    /// A look that returns the given results.
     struct Told<'a, A> {
         answers: A,
         looks: SyncSender<()>,
@@ -331,7 +334,7 @@ mod tests {
 
     impl<A: Iterator<Item = io::Result<EndedSockets>>> Look for Told<'_, A> {
         fn end_stale(&mut self) -> io::Result<EndedSockets> {
-            // Whoever has seen enough is not waited for.
+            // A test that has seen enough may have stopped to receive.
             let _ = self.looks.send(());
             self.answers.next().unwrap_or(Ok(EndedSockets::default()))
         }
@@ -362,7 +365,7 @@ mod tests {
     fn pods_are_left_for_twice_as_long_each_time_until_none_had_to_be_for_long() {
         let mut absence = Absence::new(PACE);
         let mut now = Instant::now();
-        // They are left, and led again for so many seconds.
+        // Leaves pods to the relay, then has them translated for so many seconds.
         let mut left_for = |led: u64| {
             let least = absence.begin(now, PACE);
             absence.end(now + least);
@@ -389,11 +392,11 @@ mod tests {
             let look = Told { answers, looks, left, taken };
             scope.spawn(move || follow(&woken, QUICK, swept, look));
             wake.send(()).unwrap();
-            // Once because it was woken, twice more by itself.
+            // Once because it was woken, and twice more by itself.
             (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
             wake.send(()).unwrap();
             looked.recv_timeout(PATIENCE).unwrap();
-            // Nothing has failed any more: it waits.
+            // Nothing fails any more: it waits.
             assert!(looked.recv_timeout(Duration::from_millis(20)).is_err());
             drop(wake);
         });
@@ -417,7 +420,7 @@ mod tests {
             for _ in 0..2 {
                 wake.send(()).unwrap();
                 (0..2).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
-                // Nor by the second one: it waits.
+                // Nor is it ended by the second look: it waits.
                 assert!(looked.recv_timeout(Duration::from_millis(20)).is_err());
             }
             drop(wake);
@@ -458,10 +461,10 @@ mod tests {
             let swept = &swept;
             scope.spawn(move || follow(&woken, pace, swept, look));
             wake.send(()).unwrap();
-            // The look that begins shows what came of the ones before.
+            // Once a look begins, the counts include the ones before.
             (0..3).for_each(|_| looked.recv_timeout(PATIENCE).unwrap());
             assert_eq!(counts(), [1, 0]);
-            // And this is the one after which none is left.
+            // In this look, none is left.
             looked.recv_timeout(PATIENCE).unwrap();
             drop(looked);
             drop(wake);

@@ -1,5 +1,5 @@
-//! What is decided at clients' sockets, for whoever looks at the proxy: whether anything is, how much, and which sockets.
-//! Shared; any thread may look.
+//! What other threads may see of socket mode: whether it is on, how much the maps hold, and which sockets are
+//! translated.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +14,10 @@ use super::namespaces::Names;
 use super::pods::Pods;
 use super::sweep::Swept;
 
-/// A reason is a label of a metric: no more of it than people read.
+/// The longest reason, in characters: it is a label of a metric, and people read no more.
 const REASON: usize = 240;
 
-/// A view of it.
+/// A view of socket mode, shared between threads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View(Arc<Shared>);
 
@@ -28,50 +28,50 @@ struct Shared {
     stats: Mutex<Stats>,
 }
 
-/// What there is to see of programs that are attached.
+/// What there is to see of attached programs.
 #[derive(Debug)]
 pub(crate) struct Looks {
     /// Which sockets are translated.
     pub(crate) census: Census,
     /// What the programs know of a frontend.
     pub(crate) frontends: Frontends,
-    /// What they did.
+    /// What the programs have counted.
     pub(crate) ledger: Arc<Ledger>,
-    /// Which of them were ended.
+    /// Which sockets were ended.
     pub(crate) swept: Arc<Swept>,
-    /// In which network namespaces.
+    /// The network namespaces in which sockets are translated.
     pub(crate) names: Arc<Names>,
-    /// What pods are annotated with, if somebody goes by it.
+    /// The pods' annotations, if they count.
     pub(crate) pods: Option<Arc<Pods>>,
-    /// Where pods have their addresses, if pods of this node are told by address.
+    /// Where pods have their addresses, if pods of this node are recognised by address.
     pub(crate) detector: Option<Arc<Detector>>,
     /// How much the maps hold.
     pub(crate) capacity: Capacity,
-    /// Whose sockets they are.
+    /// The cgroup whose sockets are translated.
     pub(crate) cgroup: PathBuf,
-    /// Whether nothing is decided about those of pods.
+    /// Whether pods' sockets are never translated.
     pub(crate) host_only: bool,
 }
 
 impl View {
-    /// Nothing is decided at sockets, although it was asked for.
+    /// Sets why socket mode is off although it was asked for.
     pub(crate) fn set_reason(&self, reason: &str) {
         let line = reason.lines().next().unwrap_or_default();
         self.0.reason.store(Some(Arc::new(line.chars().take(REASON).collect())));
     }
 
-    /// The reason is what it was before another one.
+    /// Puts back an earlier reason.
     pub(super) fn restore_reason(&self, reason: Option<Arc<String>>) {
         self.0.reason.store(reason);
     }
 
-    /// From now on it is.
+    /// Socket mode is on from now on.
     pub(crate) fn set_attached(&self, looks: Looks) {
         self.0.reason.store(None);
         self.0.looks.store(Some(Arc::new(looks)));
     }
 
-    /// It is not any more, by this agent: what is in the maps may mean something else from now on.
+    /// Socket mode is off for this agent: the maps' contents may mean something else from now on.
     pub(crate) fn set_detached(&self, reason: &str) {
         self.settle();
         if self.0.looks.swap(None).is_some() {
@@ -79,27 +79,28 @@ impl View {
         }
     }
 
-    /// How much there is now.
+    /// Sets how much the maps hold now.
     pub(crate) fn set_stats(&self, stats: Stats) {
         *self.0.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
-    /// Why nothing is decided at sockets, where it was asked for.
+    /// Why socket mode is off, if it was asked for.
     pub(crate) fn reason(&self) -> Option<Arc<String>> {
         self.0.reason.load_full()
     }
 
-    /// What there is to see, where anything is decided.
+    /// What there is to see of attached programs, if socket mode is on.
     pub(crate) fn looks(&self) -> Option<Arc<Looks>> {
         self.0.looks.load_full()
     }
 
-    /// How much there was a moment ago.
+    /// How much the maps held a moment ago.
     pub(crate) fn stats(&self) -> Stats {
         *self.0.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the table's endpoints have what their translated sockets did; what all did together.
+    /// Adds what translated sockets did to the counters of the table's endpoints. Returns the sum over all
+    /// endpoints.
     pub(crate) fn settle(&self) -> Option<Sum> {
         let looks = self.looks()?;
         looks.ledger.settle();
