@@ -1,4 +1,4 @@
-//! The sockets that captured packets are handed over at: for each origin of clients and each family.
+//! The listeners for captured packets: one for each origin of clients and each family.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,24 +10,24 @@ use sluice_model::mend_of_shortage;
 use sluice_table::Origin;
 use tracing::{error, info, warn};
 
-/// What the capture's rules know our sockets by.
+/// The marks by which the capture's rules recognise our sockets.
 pub(crate) const MARKS: Marks = Marks { downstream: marks::DOWNSTREAM, upstream: marks::UPSTREAM };
 
-/// Loopback addresses: no one else can send anything there.
+/// Loopback addresses, because no one else can send to them.
 const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// They, and which of them are open.
+/// The listeners, open and closed.
 #[derive(Debug)]
 pub(crate) struct CaptureListeners {
     ports: Ports,
     closed: Vec<(SocketAddr, Origin)>,
-    /// Whether something that has been said is in the way of one.
+    /// Whether the log has said that one cannot be opened.
     is_blocked: bool,
-    /// Whether it has been said that there is no IPv6.
+    /// Whether the log has said that there is no IPv6.
     lacks_v6: bool,
 }
 
-/// What is worth a line in the log.
+/// What deserves a line in the log.
 #[derive(Debug)]
 enum News {
     Blocked(SocketAddr, io::Error),
@@ -37,7 +37,7 @@ enum News {
 }
 
 impl CaptureListeners {
-    /// All of them, closed.
+    /// All listeners, closed.
     pub(crate) fn new(ports: Ports) -> Self {
         let origins = [
             (ports.outside, Origin::Outside),
@@ -51,14 +51,15 @@ impl CaptureListeners {
         Self { ports, closed, is_blocked: false, lacks_v6: false }
     }
 
-    /// Closes all of them: another agent has the same.
+    /// Closes all listeners, because another agent has the same.
     pub(crate) fn close(&mut self, dataplane: &Dataplane) {
         dataplane.stop_accepting();
         *self = Self { lacks_v6: self.lacks_v6, ..Self::new(self.ports) };
     }
 
-    /// Opens all of them at other ports. Those that are open stay so until all are closed: the kernel hands packets over there
-    /// until its rules have changed. Returns whether the others are open; if not, these remain the ones to be opened.
+    /// Opens all listeners at other ports. The present ones stay open until all are closed, because the kernel
+    /// hands packets to them until its rules have changed. Returns whether the new ones are open; if not, the
+    /// present ones stay in use.
     pub(crate) fn move_to(&mut self, ports: Ports, dataplane: &Dataplane) -> bool {
         let mut moved = Self { lacks_v6: self.lacks_v6, ..Self::new(ports) };
         moved.open(dataplane);
@@ -69,12 +70,12 @@ impl CaptureListeners {
         are_open
     }
 
-    /// Whether whatever comes in here is taken.
+    /// Whether all captured packets are taken.
     pub(crate) fn are_open(&self) -> bool {
         self.closed.iter().all(|(address, _)| address.is_ipv6() && self.lacks_v6)
     }
 
-    /// Opens those that are closed; to be tried again for as long as some are.
+    /// Opens the closed listeners; to be repeated as long as some are closed.
     pub(crate) fn open(&mut self, dataplane: &Dataplane) {
         for news in self.open_with(|address, origin| dataplane.open_captured(address, origin)) {
             match news {
@@ -96,7 +97,7 @@ impl CaptureListeners {
         self.closed.retain(|(address, origin)| {
             let Err(error) = open(*address, *origin) else { return false };
             if address.is_ipv6() && is_family_missing(&error) {
-                // Nothing comes in by that one; but IPv6 may be switched on later.
+                // Nothing comes in over IPv6 then, but IPv6 may be switched on later.
                 lacks_v6 = true;
             } else {
                 blocked.get_or_insert((*address, error));
@@ -141,7 +142,7 @@ mod tests {
 
     const NONE: &[&str] = &[];
 
-    /// What is said when opening fails like this, for IPv4 and IPv6.
+    /// What is logged if opening fails with these errors, for IPv4 and IPv6.
     fn said(listeners: &mut CaptureListeners, v4: Option<Errno>, v6: Option<Errno>) -> Vec<&'static str> {
         let open = |address: SocketAddr, _| match if address.is_ipv4() { v4 } else { v6 } {
             None => Ok(()),

@@ -1,23 +1,24 @@
-//! Telling people at the Node that the capture fails: what the log says, for those who look at the cluster. Pure; the agent's
-//! loop asks it, and has it told.
+//! Reports at the Node that the capture fails, for people who look at the cluster and not at the log. Pure; the
+//! agent's loop calls it and sends the Event.
 
 use std::time::Duration;
 
 use crate::events::{About, Happening, Kind};
 
-/// For so long it may fail before that is news: others change the kernel's rules too, and what met them is tried again.
+/// How long the capture may fail before that is news: others change the kernel's rules too, and a step that met
+/// such a change is tried again.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// What has been told.
+/// What has been reported.
 #[derive(Debug, Default)]
 pub(crate) struct CaptureTrouble {
-    /// Failures that have been told of, or that were over before they had to be.
+    /// Failures that were reported, or that were over before they had to be.
     failures: u64,
 }
 
 impl CaptureTrouble {
-    /// What is to be told, by how long every attempt has failed and how many have so far: each further failure is one more
-    /// of the same.
+    /// What to report, by how long every attempt has failed and how many failed so far. Each further failure is
+    /// a repetition.
     pub(crate) fn look(&mut self, failing_for: Option<Duration>, failures: u64) -> Option<Happening> {
         let is_news = match failing_for {
             Some(time) if time >= SHORT => std::mem::replace(&mut self.failures, failures) < failures,

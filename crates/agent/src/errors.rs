@@ -1,13 +1,13 @@
-//! How errors are said, and standard output, whose errors say that it is it.
+//! How errors are reported; and standard output, whose errors name it.
 
 use std::io::{self, Write};
 
-/// Standard output. A full disk behind it is not to be taken for another one.
+/// Standard output. Its errors name it, so that nobody looks for a full disk elsewhere.
 #[derive(Debug)]
 pub struct Output(io::Stdout);
 
 impl Output {
-    /// That of this process.
+    /// The standard output of this process.
     pub fn new() -> Self {
         Self(io::stdout())
     }
@@ -29,10 +29,10 @@ impl Write for Output {
     }
 }
 
-/// Writes all of a text to standard output; whether somebody still reads.
+/// Writes all of a text to standard output. Returns whether somebody still reads.
 ///
 /// # Errors
-/// It cannot be written to. Whoever reads no further has seen enough, which is none.
+/// Standard output cannot be written to. A reader that has closed the pipe is no error.
 pub fn print(text: &[u8]) -> io::Result<bool> {
     let mut output = Output::new();
     match output.write_all(text).and_then(|()| output.flush()) {
@@ -43,14 +43,14 @@ pub fn print(text: &[u8]) -> io::Result<bool> {
 
 fn of_output(error: io::Error) -> io::Error {
     match error.kind() {
-        // Others act on it.
+        // Callers act on it.
         io::ErrorKind::Interrupted => error,
         kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
     }
 }
 
-/// What went wrong and why, down to the first cause. Nothing is said twice: many errors have their cause in their own
-/// words already.
+/// What went wrong and why, down to the root cause. Repetitions are left out: many errors already contain their
+/// cause's text.
 pub fn reasons(error: &anyhow::Error) -> String {
     let mut said = String::new();
     for cause in error.chain() {

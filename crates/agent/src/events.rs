@@ -1,5 +1,6 @@
-//! Events (events.k8s.io/v1): what `kubectl get events` tells people of this agent, as kube-proxy has it. Whoever has something to say puts it into a queue and goes on; one task writes, at a bounded rate. What is
-//! too much is counted, and in the log anyway.
+//! Events (events.k8s.io/v1): what `kubectl get events` shows of this agent, as for kube-proxy. Callers put
+//! Events into a queue and do not wait; one task writes them at a bounded rate. Events above the rate are
+//! counted and dropped; the log has them anyway.
 
 mod forbidden;
 mod series;
@@ -18,17 +19,17 @@ use tracing::{debug, info, warn};
 use forbidden::Forbidden;
 use series::{Recorder, Request};
 
-/// What waits to be written.
+/// How many Events may wait to be written.
 const QUEUE: usize = 100;
 
-/// How often repetitions are told: client-go tells the first one at once, and then has patience for minutes.
+/// How often repetitions are written. client-go writes the first one at once, and then waits for minutes.
 const TELL_REPEATED: Duration = Duration::from_secs(30);
 
-/// How often an Event is tried, and how long there is between.
+/// How often an Event is tried, and the pause in between.
 const TRIES: usize = 3;
 const RETRY: Duration = Duration::from_secs(10);
 
-/// An apiserver that wants to be left alone for longer is asked again after this.
+/// The longest pause, even if the apiserver asks for a longer one.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// What an Event is about.
@@ -41,7 +42,7 @@ pub(crate) enum About {
 }
 
 impl About {
-    /// Where Events about it are: those about a Node, which has no namespace, are in `default`.
+    /// The namespace of its Events: those about a Node, which has no namespace, are in `default`.
     fn namespace(&self) -> &str {
         match self {
             Self::Node => "default",
@@ -50,27 +51,27 @@ impl About {
     }
 }
 
-/// How bad it is.
+/// The severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Normal,
     Warning,
 }
 
-/// Something that people are to see at an object.
+/// Something that people should see at an object.
 #[derive(Debug, Clone)]
 pub(crate) struct Happening {
     pub(crate) about: About,
     pub(crate) kind: Kind,
-    /// Why, in one word, as scripts look for it.
+    /// The reason in one word, for scripts.
     pub(crate) reason: &'static str,
-    /// What was done or tried, in one word.
+    /// What was done or attempted, in one word.
     pub(crate) action: &'static str,
-    /// For people.
+    /// The text, for people.
     pub(crate) note: String,
 }
 
-/// Where to say it. Cloning it shares it; the default is where nobody listens.
+/// A sender of Events. Clones share it; the default one discards everything.
 #[derive(Debug, Clone, Default)]
 pub struct Events {
     queue: Option<Sender<Happening>>,
@@ -89,18 +90,18 @@ impl Counts {
     }
 }
 
-/// What was said before anybody could write it.
+/// Events that nobody writes yet.
 #[derive(Debug)]
 pub(crate) struct Unwritten(Receiver<Happening>);
 
 impl Events {
-    /// A queue, and its other end for [`Events::write`]. Where that is dropped nobody listens.
+    /// A queue, and its other end for [`Events::write`]. If that end is dropped, Events are discarded.
     pub(crate) fn new() -> (Self, Unwritten) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         (Self { queue: Some(queue), counts: Arc::default() }, Unwritten(receiver))
     }
 
-    /// Says something, and never waits.
+    /// Queues an Event; never waits.
     pub(crate) fn say(&self, happening: Happening) {
         let Some(queue) = &self.queue else { return };
         if let Err(TrySendError::Full(_)) = queue.try_send(happening) {
@@ -108,7 +109,7 @@ impl Events {
         }
     }
 
-    /// A warning about a Service.
+    /// Queues a warning about a Service.
     pub(crate) fn warn(
         &self,
         service: &ObjectName,
@@ -120,17 +121,17 @@ impl Events {
         self.say(Happening { about, kind: Kind::Warning, reason, action, note: note.into() });
     }
 
-    /// Events that were written, with those that only tell of repetitions.
+    /// How many Events were written, including updates of their counts.
     pub(crate) fn written(&self) -> u64 {
         self.counts.written.load(Ordering::Relaxed)
     }
 
-    /// What was said and not written: too much at a time, or the apiserver did not take it.
+    /// How many Events were dropped: there were too many at a time, or the apiserver refused them.
     pub(crate) fn dropped(&self) -> u64 {
         self.counts.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes what is said, in a task of its own, until all senders are gone.
+    /// Writes the queued Events in a task of its own until all senders are gone.
     pub(crate) fn write(&self, unwritten: Unwritten, writer: EventWriter, node: &str) {
         let recorder = Recorder::new(node);
         let task =
@@ -191,7 +192,7 @@ impl Task {
                 }
                 Err(error @ EventError::Forbidden(_)) => {
                     let namespace = request.namespace();
-                    // Where that is so for one already, what else lacks the right is not said, too.
+                    // One warning is enough for all namespaces that lack the right.
                     if self.forbidden.add(namespace.to_owned(), Instant::now()) {
                         warn!("no Events are written in {namespace}, all else goes on: {error}");
                     } else {
@@ -199,9 +200,10 @@ impl Task {
                     }
                     break;
                 }
-                // With its namespace, or after its time (an hour): a next one is a new one.
+                // It was deleted with its namespace, or when it expired (after an hour): the next one is a new
+                // Event.
                 Err(EventError::Gone) => break,
-                // As in client-go: it would not be taken the next time, either.
+                // As in client-go: a retry would be refused too.
                 Err(error @ EventError::Refused(_)) => {
                     debug!("an Event was refused: {error}");
                     break;

@@ -1,19 +1,19 @@
-//! From SIGTERM to the end in TPROXY mode: until when an agent goes on serving.
+//! How long an agent in TPROXY mode goes on serving after SIGTERM.
 //!
-//! The kernel hands connections over to whoever has the listeners, and to nobody while they are closed: a SYN is
-//! then lost without an answer. So an agent that is to end keeps them open until a successor has taken its place, or
-//! until ending cuts off nobody.
+//! The kernel hands connections to the agent that has the listeners. While they are closed, a SYN is lost
+//! without an answer. So an agent that is to end keeps them open until a successor has taken its place, or
+//! until its end cuts off nobody.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::proxy::Observer;
 
-/// How often it is looked.
+/// How often to check.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long the last connections may take where there were none a moment ago. Longer than endpoints have to
-/// answer the last datagrams.
+/// How long the last connections may take if there were none a moment ago. Longer than endpoints have to answer
+/// the last datagrams.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Why an agent need not serve any longer.
@@ -25,11 +25,11 @@ pub(crate) enum End {
     Idle,
     /// The grace period is over.
     Late,
-    /// The data plane is not whole any more.
+    /// The data plane has broken down.
     Broken,
 }
 
-/// What there is at one time.
+/// The state at one time.
 #[derive(Debug, Clone, Copy)]
 struct Sight {
     is_alive: bool,
@@ -50,7 +50,7 @@ impl fmt::Display for End {
 }
 
 impl End {
-    /// How long connections may still take to finish, of what is left of the grace period.
+    /// How long connections may still take to finish, given what is left of the grace period.
     pub(crate) fn grace(self, left: Duration) -> Duration {
         match self {
             Self::Successor => left,
@@ -67,7 +67,7 @@ pub(crate) async fn wait(observer: &Observer, deadline: Instant) -> End {
         look.tick().await;
         let sight = Sight {
             is_alive: observer.is_alive(),
-            // Until it asks for them, this one keeps what decides at sockets up to date.
+            // Until the successor asks for socket mode, this agent keeps it up to date.
             has_successor: observer.is_replaced() && observer.at_socket().looks().is_none(),
             sessions: observer.stats().tcp_active,
             left: deadline.saturating_duration_since(Instant::now()),

@@ -1,4 +1,4 @@
-//! Whether the proxy as a whole is healthy: `/healthz` and the health check node ports answer by it.
+//! Whether the proxy as a whole is healthy, which `/healthz` and the health check node ports report.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,34 +10,35 @@ use sluice_kubeapi::apiserver;
 use crate::programming::Programming;
 use crate::proxy::Observer;
 
-/// How long changes may fail to reach the kernel. kube-proxy: twice its sync period of 30 s.
+/// How long changes may fail to reach the kernel: twice the sync period of 30 s, as in kube-proxy.
 const STALE: Duration = Duration::from_secs(60);
 
-/// Changes that have waited for so long, while no attempt fails, wait for a thread that hangs: one takes half a minute at most.
+/// Changes that have waited this long without a failed attempt wait for a thread that hangs: an attempt takes
+/// at most half a minute.
 const HUNG: Duration = Duration::from_secs(300);
 
-/// What is asked for the answer. Cloning it is cheap.
+/// Answers whether the proxy is healthy. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     observer: Observer,
     programming: Arc<Programming>,
-    /// None where manifests are followed.
+    /// `None` if manifests are followed.
     apiserver: Option<Arc<apiserver::Health>>,
 }
 
 /// Why the proxy is not healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unhealthy {
-    /// It does not know all Services so far.
+    /// Not all Services are known yet.
     NotSynced,
     /// The kernel could not be brought in line for this long.
     Failing(Duration),
 }
 
-/// How it is at one time.
+/// The health at one time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct State {
-    /// The proxy itself, whatever becomes of the node.
+    /// The proxy's own health, whatever becomes of the node.
     pub verdict: Result<(), Unhealthy>,
     /// Whether load balancers may send to this node.
     pub node_eligible: bool,
@@ -67,17 +68,17 @@ impl Health {
         Self { observer, programming, apiserver }
     }
 
-    /// Whether changes have taken effect.
+    /// Which changes have taken effect.
     pub(crate) fn programming(&self) -> &Programming {
         &self.programming
     }
 
-    /// What is known of the apiserver, where one is followed.
+    /// The apiserver's health, if one is followed.
     pub(crate) fn apiserver(&self) -> Option<&Arc<apiserver::Health>> {
         self.apiserver.as_ref()
     }
 
-    /// How the proxy itself is now.
+    /// The proxy's own health now.
     ///
     /// # Errors
     /// It is not healthy.
@@ -87,15 +88,15 @@ impl Health {
         judge(is_synced, self.observer.capture_failing_for().max(pending))
     }
 
-    /// Whether a new process would do better. One that finds the kernel's rules as hard to change would not: it could not
-    /// even start, while this one carries connections on by those that there are.
+    /// Whether the agent works; if not, a restart helps. It does not help if only the kernel's rules cannot be
+    /// changed: a new process could not even start, while this one still carries connections by the present rules.
     pub(crate) fn is_live(&self) -> bool {
         let now = Instant::now();
         let waiting = [self.programming.queued_for(now), self.programming.pending_for(now)];
         is_live(waiting, self.observer.capture_last_failure())
     }
 
-    /// How all of it is now.
+    /// The whole state now.
     pub(crate) fn state(&self) -> State {
         State {
             verdict: self.verdict(),
@@ -113,16 +114,16 @@ fn judge(is_synced: bool, stale_for: Option<Duration>) -> Result<(), Unhealthy> 
     }
 }
 
-/// For how long changes have waited to be taken in, and to take effect; how long ago an attempt at the latter failed: as long
-/// as attempts fail nothing hangs.
+/// Whether no thread hangs. The arguments: for how long changes have waited to be taken in, and to take effect;
+/// how long ago an attempt at the latter failed. As long as attempts fail, nothing hangs.
 fn is_live([queued, pending]: [Option<Duration>; 2], last_failure: Option<Duration>) -> bool {
     let hangs = |time: Option<Duration>| time.is_some_and(|time| time >= HUNG);
     let tries = last_failure.is_some_and(|time| time < HUNG);
     !hangs(queued) && (!hangs(pending) || tries)
 }
 
-/// What the Node says. A cluster that has no Node of this name has no use for this node (kube-proxy: `NodeEligible`),
-/// while manifests need not have one.
+/// Whether load balancers may send here, by the Node. A cluster without a Node of this name has no use for this
+/// node (kube-proxy: `NodeEligible`); manifests need not have a Node.
 fn may_be_sent_to(node: Option<bool>, in_cluster: bool) -> bool {
     node.unwrap_or(!in_cluster)
 }

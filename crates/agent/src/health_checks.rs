@@ -1,7 +1,7 @@
 //! The `healthCheckNodePort` servers: load balancers ask them which nodes have endpoints of a Service.
 //!
-//! One tokio task owns the ports and makes the difference true when Services or addresses come and go; the
-//! numbers that are answered are read at each request. (kube-proxy: `healthcheck/service_health.go`.)
+//! One tokio task owns the ports, and opens and closes them as Services or addresses come and go. The numbers
+//! in answers are read at each request. (kube-proxy: `healthcheck/service_health.go`.)
 
 mod answer;
 mod ports;
@@ -22,14 +22,14 @@ use crate::events::Events;
 use crate::http_server::Connections;
 use ports::Ports;
 
-/// How often the list of Services is looked at.
+/// How often to check the list of Services.
 const POLL: Duration = Duration::from_millis(200);
 
-/// Connections over all ports together. A probe takes milliseconds and is then over, so this is far more
-/// than load balancers need, and half of what the data plane leaves to others.
+/// The most connections over all ports together. A probe takes only milliseconds, so this is far more than load
+/// balancers need, and half of what the data plane leaves to others.
 const CONNECTIONS: usize = 128;
 
-/// Failures that are told of at the most.
+/// The most failures that are listed.
 const FAILURES: usize = 100;
 
 /// The servers. Dropping it closes all ports.
@@ -40,7 +40,7 @@ pub struct HealthChecks {
     task: JoinHandle<()>,
 }
 
-/// How the servers are doing. Cloning it shares it.
+/// The state of the servers. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Stats {
     ports: Arc<Counts>,
@@ -54,7 +54,7 @@ struct Counts {
     failures: ArcSwap<Vec<Failure>>,
 }
 
-/// A port that cannot be listened on.
+/// A port on which the agent cannot listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) service: ObjectName,
@@ -63,8 +63,8 @@ pub(crate) struct Failure {
 }
 
 impl HealthChecks {
-    /// Starts, on no address so far. Each port on each address takes one of the `listeners`. `healthy` is asked at each
-    /// request whether the proxy as a whole is.
+    /// Starts without any address. Each port on each address takes one of the `listeners`. `healthy` is asked
+    /// at each request whether the proxy as a whole is healthy.
     ///
     /// Must be called within a tokio runtime.
     pub fn start(
@@ -81,7 +81,7 @@ impl HealthChecks {
         Self { addresses, stats, task }
     }
 
-    /// Where to serve from now on. An unspecified address is all of its family.
+    /// Sets the addresses to serve on. An unspecified address stands for all of its family.
     pub fn update(&self, addresses: Vec<IpAddr>) {
         self.addresses.send_if_modified(|current| {
             let is_news = *current != addresses;
@@ -90,7 +90,7 @@ impl HealthChecks {
         });
     }
 
-    /// How the servers are doing.
+    /// The state of the servers.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
@@ -106,27 +106,27 @@ impl Drop for HealthChecks {
 }
 
 impl Stats {
-    /// Addresses and ports that answer.
+    /// How many addresses and ports answer.
     pub fn open(&self) -> usize {
         self.ports.open.load(Ordering::Relaxed)
     }
 
-    /// Addresses and ports that should answer and cannot be listened on.
+    /// How many addresses and ports should answer but cannot be listened on.
     pub fn failed(&self) -> usize {
         self.ports.failed.load(Ordering::Relaxed)
     }
 
-    /// Some of these, with the reason.
+    /// Some of these failures, with the reason.
     pub(crate) fn failures(&self) -> Arc<Vec<Failure>> {
         self.ports.failures.load_full()
     }
 
-    /// Connections that were cut off because others came while as many were open as there may be.
+    /// How many connections were cut off because more came while the most were open.
     pub fn cut_off(&self) -> u64 {
         self.connections.cut_off()
     }
 
-    /// Connections that could not be accepted.
+    /// How many connections could not be accepted.
     pub fn failed_accepts(&self) -> u64 {
         self.connections.failed()
     }

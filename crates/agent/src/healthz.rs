@@ -1,5 +1,5 @@
-//! The health check port of the node, `:10256`: cloud load balancers ask `/healthz` there whether to send to this node,
-//! kubelets `/livez` whether the agent works. (kube-proxy: `healthcheck/proxy_health.go`.)
+//! The node's health port, `:10256`: cloud load balancers ask `/healthz` whether to send to this node, kubelets
+//! ask `/livez` whether the agent works. (kube-proxy: `healthcheck/proxy_health.go`.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,22 +16,22 @@ use crate::health::{Health, State, Unhealthy};
 use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::listen::Opening;
 
-/// A connection is for one request, as on the health check node ports.
+/// Each connection serves one request, as on the health check node ports.
 const SETTINGS: Settings =
     Settings { patience: std::time::Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: false };
 
-/// Connections at a time: load balancers, from several places each.
+/// The most connections at a time: load balancers connect from several places each.
 const CONNECTIONS: usize = 64;
 
 /// The server. Dropping it closes the port.
 #[derive(Debug)]
 pub(crate) struct Healthz(JoinHandle<()>);
 
-/// How many probes were answered with what. Cloning it shares it.
+/// Counts the answers to probes by path and code. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Probes(Arc<[[AtomicU64; CODES.len()]; PATHS.len()]>);
 
-/// What is probed, and the answers that there are.
+/// The probed paths, and the possible codes.
 const PATHS: [&str; 2] = ["/healthz", "/livez"];
 const CODES: [u16; 2] = [200, 503];
 
@@ -44,7 +44,7 @@ impl Probes {
         }
     }
 
-    /// The numbers so far of what is probed (`healthz`, `livez`), each by code.
+    /// The count of each code for each probe (`healthz`, `livez`).
     pub(crate) fn numbers(&self) -> impl Iterator<Item = (&'static str, [(u16, u64); CODES.len()])> {
         let of = |counts: &[AtomicU64; CODES.len()]| -> [(u16, u64); CODES.len()] {
             std::array::from_fn(|at| (CODES[at], counts[at].load(Relaxed)))
@@ -54,7 +54,7 @@ impl Probes {
 }
 
 impl Healthz {
-    /// Serves, as soon as the port can be had, and counts.
+    /// Serves and counts, once the port is open.
     pub(crate) fn start(opening: Opening, health: Health, probes: Probes) -> Self {
         Self(tokio::spawn(async move {
             let listener = opening.wait().await;
@@ -78,8 +78,8 @@ impl Drop for Healthz {
     }
 }
 
-/// The answer to a request of any method, as kube-proxy has it. `/livez` is about neither a node that is about to go nor an
-/// apiserver that says nothing. Our own manifests do not ask it ([`Health::is_live`]).
+/// The answer to a request of any method, as in kube-proxy. `/livez` ignores whether the node is about to be
+/// removed and whether the apiserver answers. Our own manifests do not use it ([`Health::is_live`]).
 fn answer(path: &str, state: &State, now: Timestamp) -> Response<Full<Bytes>> {
     let is_well = match (path, state.verdict) {
         ("/healthz", verdict) => verdict.is_ok(),
@@ -101,8 +101,8 @@ fn answer(path: &str, state: &State, now: Timestamp) -> Response<Full<Bytes>> {
     response
 }
 
-/// kube-proxy's `ProxyHealth`. What is good has been updated just now, as in its old releases; `healthy` is without the
-/// node; both families are brought up to date together.
+/// kube-proxy's `ProxyHealth`. If healthy, the time of the last update is now, as in its old releases;
+/// `healthy` leaves out the node; both families are updated together.
 fn body(
     is_well: bool,
     is_good: bool,

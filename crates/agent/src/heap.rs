@@ -1,30 +1,31 @@
-//! When the allocator is asked to give back what it holds and nobody uses: what many objects took, the lists that they came in, and
-//! sessions and flows that have ended, would stay with the agent for good. Pure.
+//! Decides when the allocator is asked to give back unused memory. Otherwise the memory of deleted objects, of
+//! the lists that they came in, and of ended sessions and flows would stay with the agent for good. Pure.
 
 use std::time::{Duration, Instant};
 
-/// So many changes of objects, or sessions and flows less than there were, are worth it: fewer leave little behind.
+/// How many changes of objects, or sessions and flows that have ended, make it worthwhile; fewer leave little
+/// behind.
 const MANY: u64 = 1_000;
 
-/// It is asked once there were no more of them for so long, as it takes milliseconds.
+/// It is asked once there were no more changes for this long, because it takes milliseconds.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Where there are always more it is asked after so long.
+/// If changes never stop, it is asked after this long.
 const LONG: Duration = Duration::from_secs(300);
 
-/// Where sessions and flows come and go it is asked no more often than this.
+/// While sessions and flows come and go, it is asked at most this often.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// How many changes there were, and sessions and flows.
+/// Counts of changes, sessions and flows.
 #[derive(Debug)]
 pub(crate) struct Heap {
-    /// When it was last asked.
+    /// The number of changes when it was last asked.
     asked_at: u64,
     asked: Instant,
-    /// When this was last looked at, and since when there were no more.
+    /// The number of changes at the last look, and since when it is the same.
     seen: u64,
     quiet_since: Instant,
-    /// The most sessions and flows since it was asked.
+    /// The most sessions and flows since it was last asked.
     peak: u64,
 }
 
@@ -33,7 +34,7 @@ impl Heap {
         Self { asked_at: 0, asked: now, seen: 0, quiet_since: now, peak: 0 }
     }
 
-    /// Whether to ask, where there were so many changes so far and there are so many sessions and flows.
+    /// Whether to ask now, after so many changes in total and with so many sessions and flows.
     pub(crate) fn is_due(&mut self, changes: u64, active: u64, now: Instant) -> bool {
         if std::mem::replace(&mut self.seen, changes) != changes {
             self.quiet_since = now;

@@ -1,4 +1,5 @@
-//! What of an agent's start needs more rights than the rest: settings of the kernel, and its own of the process.
+//! The parts of an agent's start that need more rights than the rest: the kernel's settings, and the process's
+//! own.
 
 use std::fs;
 
@@ -9,10 +10,10 @@ use tracing::{info, warn};
 
 use crate::capture_args::{CaptureArgs, CaptureMode};
 
-/// Makes the settings that an agent that captures would, and what it would mount, so that it need not (`--init-only`).
+/// Makes the settings and mounts that a capturing agent would make, so that it need not (`--init-only`).
 ///
 /// # Errors
-/// One of them could not be made, or there is no nft to write down what it was.
+/// A setting could not be made, or there is no nft to record its earlier value.
 pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
     match capture.mode() {
         CaptureMode::Socket | CaptureMode::Auto => capture.socket.prepare(),
@@ -35,7 +36,7 @@ pub(crate) fn run(capture: &CaptureArgs) -> Result<()> {
     Ok(())
 }
 
-/// Tells the kernel how ready to be to end this process when memory is short.
+/// Tells the kernel how readily to kill this process when memory is short.
 pub(crate) fn adjust_oom_score(score: i16) {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
         warn!("--oom-score-adj {score} has no effect: {error}; lower than it is needs CAP_SYS_RESOURCE");

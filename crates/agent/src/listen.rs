@@ -1,5 +1,5 @@
-//! Where the agent's own HTTP ports are, as kube-proxy's flags have it, and getting them: a port that somebody else has
-//! is waited for. The agent that this one replaces has it until it ends, and traffic matters more.
+//! Where the agent's own HTTP ports listen, by kube-proxy's flags, and opening them. A port that is taken is
+//! waited for: the agent that this one replaces has it until it ends, and traffic matters more.
 
 use std::fmt;
 use std::io;
@@ -12,26 +12,26 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tracing::warn;
 
-/// Pause before an address that could not be had is tried again: how long nobody answers while one agent follows
-/// another.
+/// Pause before an address that is taken is tried again: for at most this long, nobody answers while one agent
+/// follows another.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// What a flag says: an address, with a port or without, or nowhere.
+/// The value of a flag: an address, with or without a port, or nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindAddress {
     /// `0`, or nothing.
     Nowhere,
-    /// Without a port the usual one is meant.
+    /// Without a port, the default port is meant.
     At(IpAddr, Option<u16>),
 }
 
 /// Where to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// At an address. `[::]` is all addresses of both families.
+    /// At one address. `[::]` stands for all addresses of both families.
     At(SocketAddr),
     /// At all addresses of the families that this machine has.
     Everywhere(u16),
@@ -63,8 +63,8 @@ impl fmt::Display for BindAddress {
 }
 
 impl BindAddress {
-    /// Where that is, if a port that is not given is this one. `0.0.0.0` is all addresses of both families, as with kube-proxy:
-    /// so Go's `net.Listen` has it.
+    /// The place that the flag names, with `port` as the default. `0.0.0.0` stands for all addresses of both
+    /// families, as in kube-proxy, because Go's `net.Listen` takes it so.
     pub fn place(self, port: u16) -> Option<Place> {
         match self {
             Self::Nowhere => None,
@@ -110,21 +110,21 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// A port that is open, or that will be.
+/// A port that is open, or will be.
 #[derive(Debug)]
 pub struct Opening {
     place: Place,
-    /// What there is not until then, and the flag that says where it is.
+    /// What is missing until the port is open, and the flag that names its place.
     what: &'static str,
     flag: &'static str,
     listener: io::Result<TcpListener>,
 }
 
 impl Opening {
-    /// Tries once.
+    /// Tries once to open the port.
     ///
     /// # Errors
-    /// It cannot be had, and is not to be waited for (kube-proxy's `--bind-address-hard-fail`).
+    /// The port cannot be opened, and is not to be waited for (kube-proxy's `--bind-address-hard-fail`).
     pub fn new(
         place: Place,
         what: &'static str,
@@ -139,7 +139,7 @@ impl Opening {
         }
     }
 
-    /// Returns when it can be had; says, once for each reason, why not.
+    /// Returns once the port is open; logs each reason why it is not, once.
     pub(crate) async fn wait(self) -> TcpListener {
         let Self { place, what, flag, mut listener } = self;
         let mut said = None;

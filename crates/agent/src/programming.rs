@@ -1,6 +1,6 @@
-//! Whether what was queued has reached the kernel: since when a change waits, and when all was last up to date. Written
-//! by whoever hands changes over and by the controller; read by anyone. (kube-proxy: `QueuedUpdate` and `Updated` of
-//! `healthcheck/proxy_health.go`.)
+//! Tracks whether queued changes have reached the kernel: since when a change waits, and when everything was
+//! last up to date. Written by those who hand over changes and by the controller; read by anyone. (kube-proxy:
+//! `QueuedUpdate` and `Updated` of `healthcheck/proxy_health.go`.)
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,22 +9,22 @@ use jiff::Timestamp;
 use prometheus_client::metrics::histogram::{Histogram, linear_buckets};
 use sluice_model::{Change, Object, ObjectRef};
 
-/// Changes of endpoints of a step that are timed at the most; what is beyond it is not measured.
+/// The most changes of endpoints that are timed in a step; more are not measured.
 const TRIGGERS: usize = 100_000;
 
-/// The state of what is queued.
+/// The state of queued changes.
 #[derive(Debug)]
 pub(crate) struct Programming {
     state: Mutex<State>,
-    /// Seconds.
+    /// In seconds.
     network_durations: Histogram,
-    /// What changed before is no measure of this agent.
+    /// Earlier changes are no measure of this agent.
     started: SystemTime,
 }
 
 impl Default for Programming {
     fn default() -> Self {
-        // kube-proxy's (`NetworkProgrammingLatency`).
+        // kube-proxy's buckets (`NetworkProgrammingLatency`).
         let buckets = linear_buckets(0.25, 0.25, 2).chain(linear_buckets(1.0, 1.0, 59));
         let buckets = buckets.chain(linear_buckets(60.0, 5.0, 12)).chain(linear_buckets(120.0, 30.0, 7));
         let (state, started) = (Mutex::default(), SystemTime::now());
@@ -32,22 +32,22 @@ impl Default for Programming {
     }
 }
 
-/// Where changes are on their way. Each step takes its own along, so those that come while it is under way are never a
-/// reason why it is not done.
+/// The stages that changes pass. A step owns the changes that it began with, so later ones never make it look
+/// unfinished.
 #[derive(Debug, Default)]
 struct State {
-    /// Handed over, and not taken in by the proxy.
+    /// Handed over, but not yet taken in by the proxy.
     queued: Waiting,
-    /// Taken in, and in no step.
+    /// Taken in, but in no step yet.
     taken: Waiting,
-    /// In the step that is under way, or in one that failed.
+    /// In the step under way, or in one that failed.
     in_step: Waiting,
-    /// When the endpoints of these changed in the cluster.
+    /// When the endpoints in `in_step` changed in the cluster.
     triggers: Vec<SystemTime>,
     numbers: Numbers,
 }
 
-/// Batches of changes that are equally far.
+/// Batches of changes at the same stage.
 #[derive(Debug, Default)]
 struct Waiting {
     batches: u64,
@@ -58,7 +58,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// So many batches with these changes, the oldest of which waits since then.
+    /// A number of batches with these changes; the oldest has waited since `since`.
     fn new(batches: u64, since: Option<Instant>, changes: &[Change]) -> Self {
         let count =
             |is_one: fn(&Change) -> bool| changes.iter().filter(|change| is_one(change)).count() as u64;
@@ -72,7 +72,7 @@ impl Waiting {
         self.endpoints += more.endpoints;
     }
 
-    /// Takes some of them out. What is left came after these, and waits since `now` at the earliest.
+    /// Takes some batches out. The rest came later, and counts as waiting since `now` at the earliest.
     fn take(&mut self, batches: u64, changes: &[Change], now: Instant) -> Self {
         let taken = Self::new(batches, self.since, changes);
         self.batches = self.batches.saturating_sub(taken.batches);
@@ -97,7 +97,7 @@ impl State {
     }
 }
 
-/// What there was so far.
+/// Totals so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Numbers {
     /// When changes last took effect.
@@ -105,7 +105,7 @@ pub(crate) struct Numbers {
     /// When changes were last handed over.
     pub last_queued: Option<Timestamp>,
     pub services: Changes,
-    /// Of EndpointSlices.
+    /// Changes of EndpointSlices.
     pub endpoints: Changes,
 }
 
@@ -113,12 +113,12 @@ pub(crate) struct Numbers {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub total: u64,
-    /// Those that have not taken effect.
+    /// Changes that have not taken effect yet.
     pub pending: u64,
 }
 
 impl Programming {
-    /// A batch of changes is handed over now.
+    /// Counts a batch of changes that is handed over now.
     pub(crate) fn queued(&self, now: Instant, changes: &[Change]) {
         let mut state = self.lock();
         let batch = Waiting::new(1, Some(now), changes);
@@ -128,14 +128,14 @@ impl Programming {
         state.queued.add(batch);
     }
 
-    /// The proxy is about to take in this many more batches, with these changes.
+    /// The proxy is about to take in this many batches, with these changes.
     pub(crate) fn taken(&self, now: Instant, batches: u64, changes: &[Change]) {
         let state = &mut *self.lock();
         state.taken.add(state.queued.take(batches, changes, now));
     }
 
-    /// A step begins with all that was taken in so far. `triggers`: when endpoints changed in the cluster since the last
-    /// step.
+    /// A step begins with everything that was taken in so far. `triggers`: when endpoints changed in the
+    /// cluster since the last step.
     pub(crate) fn step_begins(&self, triggers: Vec<SystemTime>) {
         let state = &mut *self.lock();
         state.in_step.add(std::mem::take(&mut state.taken));
@@ -143,8 +143,8 @@ impl Programming {
         state.triggers.extend(triggers.into_iter().take(room));
     }
 
-    /// The step is done, and what it was to do has taken effect if `is_good`. If not it waits on: a later step that is good
-    /// has it too.
+    /// A step has ended; its changes have taken effect if `is_good`. If not, they wait: the next good step
+    /// includes them.
     pub(crate) fn step_ends(&self, is_good: bool) {
         let mut state = self.lock();
         if state.in_step.since.is_none() || !is_good {
@@ -157,27 +157,28 @@ impl Programming {
         self.endpoints_settled(&triggers, SystemTime::now());
     }
 
-    /// Changes of endpoints that happened in the cluster at these times have taken effect now.
+    /// Measures changes of endpoints that happened in the cluster at these times and have taken effect now.
     fn endpoints_settled(&self, triggers: &[SystemTime], now: SystemTime) {
         for trigger in triggers.iter().filter(|trigger| **trigger > self.started) {
-            // A clock that is behind makes no time negative.
+            // If the clock is behind, the time counts as zero.
             let took = now.duration_since(*trigger).unwrap_or_default();
             self.network_durations.observe(took.as_secs_f64());
         }
     }
 
-    /// How long it took from changes of endpoints in the cluster until they had taken effect.
+    /// The times from a change of endpoints in the cluster until it took effect.
     pub(crate) fn network_durations(&self) -> &Histogram {
         &self.network_durations
     }
 
-    /// For how long a change has waited; none where nothing waits.
+    /// How long the oldest change has waited; `None` if nothing waits.
     pub(crate) fn pending_for(&self, now: Instant) -> Option<Duration> {
         let oldest = self.lock().waiting().into_iter().filter_map(|waiting| waiting.since).min();
         oldest.map(|since| now.saturating_duration_since(since))
     }
 
-    /// For how long a change has waited for the proxy to take it in, which waits for nothing; none where nothing waits.
+    /// How long the oldest change has waited for the proxy to take it in, which never has to wait; `None` if
+    /// nothing waits.
     pub(crate) fn queued_for(&self, now: Instant) -> Option<Duration> {
         self.lock().queued.since.map(|since| now.saturating_duration_since(since))
     }
@@ -187,7 +188,7 @@ impl Programming {
         self.lock().numbers.updated
     }
 
-    /// What there was so far.
+    /// Totals so far.
     pub(crate) fn numbers(&self) -> Numbers {
         let state = self.lock();
         let mut numbers = state.numbers;
@@ -265,7 +266,7 @@ mod tests {
         };
         change_at(0);
         programming.step_begins(Vec::new());
-        // Steps of ten seconds, in each of which there is something for the next one.
+        // Steps of ten seconds; during each, a change comes for the next one.
         for step in 0..20 {
             change_at(10 * step + 5);
             programming.step_ends(true);
@@ -273,7 +274,7 @@ mod tests {
             assert_eq!(programming.pending_for(at(10 * step + 10)), Some(Duration::from_secs(5)));
             assert_eq!(programming.numbers().services.pending, 1);
         }
-        // They fail from now on.
+        // From now on, they fail.
         for step in 20..40 {
             change_at(10 * step + 5);
             programming.step_ends(false);
@@ -282,7 +283,7 @@ mod tests {
             assert_eq!(programming.pending_for(at(10 * step + 10)), Some(wanted));
             assert_eq!(programming.numbers().services.pending, step - 18);
         }
-        // And one that is good has all of theirs.
+        // A good step includes the changes of all failed ones.
         programming.step_ends(true);
         assert_eq!(programming.pending_for(at(500)), None);
         assert_eq!(programming.numbers().services, Changes { total: 41, pending: 0 });

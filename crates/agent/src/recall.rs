@@ -1,10 +1,10 @@
-//! What an agent tells the one that takes over from it: which UDP flows and which clients with session affinity have which
+//! What an agent tells its successor: which UDP flows, and which clients with session affinity, have which
 //! endpoint, so that they keep it.
 //!
-//! The old agent answers on an abstract unix socket, which belongs to the network namespace as the rules do: the two agents
-//! may be in containers that share nothing else. It writes what it knows twice: when the new agent asks, which is before
-//! that opens a socket, and when the new agent has taken its place. What a client opens between the two and keeps is in
-//! the second answer.
+//! The old agent answers on an abstract unix socket, which belongs to the network namespace, as the rules do:
+//! the two agents may be in containers that share nothing else. It sends its memory twice: when the new agent
+//! asks, before that one opens any socket, and again when the new agent has taken its place. The second answer
+//! has the flows that clients opened in between.
 
 mod memory;
 mod socket;
@@ -19,29 +19,30 @@ pub(crate) use self::memory::Memory;
 use self::socket::{Incoming, Listener};
 use crate::proxy::Observer;
 
-/// How often an agent looks whether another one has taken its place: a client's datagram may come at any time.
+/// How often an agent checks whether another one has taken its place. A datagram may come at any time.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How often the socket is tried to be had, which another agent may have.
+/// How often to try to bind the socket, which another agent may have.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// An agent that serves and has not had the socket after so many attempts never will.
+/// After this many attempts without success, a serving agent assumes that it will never get the socket.
 const SUSPICIOUS: u32 = 30;
 
-/// How long an agent may take to answer, or to take an answer. A new agent waits for that long at its start.
+/// How long an agent may take to answer, or to read an answer. A new agent waits this long at its start.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Agents that are answered at a time.
+/// How many agents are answered at a time.
 const MOST_ASKING: usize = 4;
 
-/// The agent whose place is to be taken, which has answered once.
+/// The agent that is to be replaced, which has answered once.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     incoming: Incoming,
 }
 
 impl Predecessor {
-    /// Asks the agent that serves this node: what it knows at this moment. `None` if there is none, or it does not answer.
+    /// Asks the agent that serves this node for its memory. `None` if there is no such agent, or it does not
+    /// answer.
     pub(crate) async fn ask() -> Option<(Self, Memory)> {
         let asked = async {
             let mut incoming = Incoming::new(socket::connect()?);
@@ -64,14 +65,14 @@ impl Predecessor {
     }
 }
 
-/// Hears the predecessor's second answer, and answers the successor. Ends when it is dropped.
+/// Receives the predecessor's second answer, and answers the successor. Ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Recall {
     tasks: [AbortHandle; 2],
 }
 
 impl Recall {
-    /// For an agent that captures packets and has no sockets for them so far.
+    /// To be called by an agent that captures packets, before it has any sockets for them.
     pub(crate) fn start(observer: &Observer, predecessor: Option<Predecessor>) -> Self {
         let hear = tokio::spawn(hear(observer.clone(), predecessor));
         let answer = tokio::spawn(answer_all(observer.clone()));
@@ -92,7 +93,7 @@ async fn hear(observer: Observer, predecessor: Option<Predecessor>) {
             observer.recall(memory.flows());
             memory.recall_clients(observer.table());
         }
-        // It has ended before this agent took its place.
+        // It ended before this agent took its place.
         Err(error) => debug!("no second answer of the earlier agent: {error}"),
     }
 }
@@ -107,7 +108,8 @@ async fn answer_all(observer: Observer) {
         }
         let listener = match Listener::bind() {
             Ok(listener) => listener,
-            // An earlier agent has it until it finds its place taken, which it is once this one has something to serve.
+            // An earlier agent has it until it is replaced, which happens once this agent has something to
+            // serve.
             Err(error) => {
                 failures += u32::from(observer.frontends() > 0);
                 if failures == SUSPICIOUS {
@@ -134,7 +136,7 @@ async fn answer_all(observer: Observer) {
     }
 }
 
-/// Returns when another agent has taken this one's place.
+/// Returns once another agent has taken this one's place.
 async fn replaced(observer: &Observer) {
     while !observer.is_replaced() {
         tokio::time::sleep(LOOK).await;
@@ -143,13 +145,14 @@ async fn replaced(observer: &Observer) {
 
 async fn answer(observer: Observer, mut stream: UnixStream) {
     let memory = Memory::collect(&observer).await;
-    // The new agent's sockets will join this one's: the kernel then leads clients to other workers here, too.
+    // The new agent's sockets will join this one's groups: the kernel then leads clients to other workers here
+    // too.
     observer.recall(memory.flows());
     if !matches!(tokio::time::timeout(PATIENCE, memory.write(&mut stream)).await, Ok(Ok(()))) {
         return;
     }
     let has_gone = async {
-        // Nothing is ever sent here.
+        // The other side never sends anything; this waits for it to close.
         let _ = stream.readable().await;
     };
     tokio::select! {

@@ -1,4 +1,4 @@
-//! Who else works for Services on this node: kube-proxy, or another agent.
+//! Finds others that serve Services on this node: kube-proxy, or another agent.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,12 +8,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-/// A process of this network namespace. Others have nothing to do with this node's Services: those of
-/// clusters in containers, say.
+/// A process in this network namespace. Processes in others do not serve this node's Services, but for example
+/// those of clusters in containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
     pub id: u32,
-    /// The name that the kernel knows it by.
+    /// The kernel's name of the process.
     pub name: String,
     pub arguments: Vec<String>,
 }
@@ -21,24 +21,24 @@ pub(crate) struct Process {
 /// A sign that a kube-proxy runs here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Sign {
-    /// It is a process.
+    /// A kube-proxy process.
     Process(u32),
-    /// A process that has a kube-proxy inside unless it was told not to.
+    /// A process that contains a kube-proxy unless told not to.
     Inside(Process),
-    /// It answers on the port for its metrics, with its mode.
+    /// It answers with its mode on the port for its metrics.
     Answers { mode: String },
 }
 
-/// How a kube-proxy of its own is stopped.
+/// How to stop a kube-proxy with a process of its own.
 pub(crate) const STOP: &str =
     "kubectl --namespace kube-system delete daemonset kube-proxy, or keep it off this node";
 
-/// How the one inside of another program is.
+/// How to stop a kube-proxy inside another program.
 pub(crate) const DISABLE: &str =
     "start that program with --disable-kube-proxy (in the config file of k3s disable-kube-proxy: true)";
 
 impl Sign {
-    /// Whether there is no doubt that one runs.
+    /// Whether the sign leaves no doubt that a kube-proxy runs.
     pub(crate) fn is_certain(&self) -> bool {
         match self {
             Self::Process(_) | Self::Answers { .. } => true,
@@ -57,16 +57,16 @@ impl fmt::Display for Sign {
     }
 }
 
-/// Where kube-proxy says its mode (`--metrics-bind-address`), to whoever is in the node's network.
+/// Where kube-proxy tells its mode (`--metrics-bind-address`) to anybody in the node's network.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
-/// How long an answer may take, from this very machine.
+/// How long an answer from this machine may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Inode number of the first PID namespace (`PROC_PID_INIT_INO` of the kernel).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// The processes of this network namespace but this one, as far as they can be seen.
+/// All visible processes of this network namespace, except this one.
 pub(crate) fn processes() -> Vec<Process> {
     let own_network = fs::read_link("/proc/thread-self/ns/net").ok();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -77,7 +77,7 @@ pub(crate) fn processes() -> Vec<Process> {
 
 fn process(id: u32, own_network: Option<&Path>) -> Option<Process> {
     let directory = Path::new("/proc").join(id.to_string());
-    // Where the namespace may not be known, it may be ours.
+    // If the namespace cannot be read, it may be ours.
     let network = fs::read_link(directory.join("ns/net")).ok();
     if network.is_some() && network.as_deref() != own_network {
         return None;
@@ -86,7 +86,7 @@ fn process(id: u32, own_network: Option<&Path>) -> Option<Process> {
     let line = fs::read(directory.join("cmdline")).ok()?;
     let arguments = line.split(|byte| *byte == 0).filter(|argument| !argument.is_empty());
     let arguments: Vec<String> = arguments.map(|a| String::from_utf8_lossy(a).into_owned()).collect();
-    // One that has ended and that nobody has waited for has a name, but neither arguments nor a namespace.
+    // A zombie has a name, but neither arguments nor a namespace.
     (!arguments.is_empty()).then_some(Process { id, name, arguments })
 }
 
@@ -115,7 +115,8 @@ fn sign(process: &Process) -> Option<Sign> {
     }
 }
 
-/// Agents that serve this node by rules in the kernel, or may: those that only listen (`--capture bind`) make none.
+/// Agents that serve this node by rules in the kernel, or may do so. Those that only listen (`--capture bind`)
+/// make no rules.
 pub(crate) fn agents(processes: &[Process]) -> BTreeSet<u32> {
     let is_agent =
         |p: &&Process| p.name == "sluice" && p.arguments.iter().skip(1).any(|argument| argument == "agent");
@@ -123,8 +124,8 @@ pub(crate) fn agents(processes: &[Process]) -> BTreeSet<u32> {
     processes.iter().filter(is_agent).filter(makes_rules).map(|process| process.id).collect()
 }
 
-/// Whether the arguments of an agent leave no doubt that its mode is bind: they name it, or it has manifests and nothing
-/// that might name another one.
+/// Whether an agent's arguments prove that its mode is bind: they name it, or they name manifests and nothing
+/// that might select another mode.
 fn only_listens(arguments: &[String]) -> bool {
     let is_given = |flag: &str| {
         arguments
@@ -138,19 +139,19 @@ fn only_listens(arguments: &[String]) -> bool {
     is_given("--manifests") && !is_given("--config")
 }
 
-/// What is answered to the question for kube-proxy's mode.
+/// Asks for kube-proxy's mode; returns the raw answer.
 fn ask(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET /proxyMode HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    // More is no mode.
+    // A longer answer is no mode.
     stream.take(4096).read_to_string(&mut answer)?;
     Ok(answer)
 }
 
-/// The mode in an answer, if it is one of kube-proxy's; anybody may listen there.
+/// The mode in an answer, if it is one of kube-proxy's. Anybody may listen on that port.
 fn mode(answer: &str) -> Option<String> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let is_good = head.split(' ').nth(1) == Some("200");
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn processes_of_this_network_are_seen_and_this_one_is_not() {
         let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        // For a moment, while it begins, it has no arguments.
+        // A process that has just started has no arguments for a moment.
         let deadline = Instant::now() + Duration::from_secs(30);
         let is_seen = |id| processes().iter().any(|process| process.id == id);
         let sleeper_is_seen = std::iter::repeat_with(|| is_seen(sleeper.id()))

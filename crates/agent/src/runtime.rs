@@ -1,39 +1,41 @@
-//! The threads that tasks run on, and those for what would keep these waiting.
+//! The tokio runtime: threads for tasks, and threads for blocking work.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Threads for what keeps a thread waiting (files, names, large answers) stay once they are there: a hundred years.
+/// How long idle threads for blocking work (files, names, large answers) are kept: a hundred years, that is,
+/// for good.
 const KEPT: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
-/// So no more than this many, however much is asked at a time. The rest waits for its turn.
+/// The most threads for blocking work; further work waits.
 const MOST: usize = 32;
 
-/// How long what keeps a thread waiting is waited for in the end: a volume that hangs may keep it for ever.
+/// How long to wait for blocking work at the end: a volume that hangs may block it for ever.
 const LAST: Duration = Duration::from_secs(1);
 
-/// Starts it, with one thread for what keeps a thread waiting. Where there is none, and the system gives none, to ask for one is a
-/// panic, which ends the agent and all that it relays. Where there is one, work waits for it.
+/// Starts the runtime, with one thread for blocking work. If there were none and the system refused one, a
+/// request for it would panic and so end the agent and everything that it relays. If there is one, work waits
+/// for it.
 ///
 /// # Errors
-/// The system gives no epoll instance.
+/// The system refuses an epoll instance.
 ///
 /// # Panics
-/// It gives no threads. Nothing has begun.
+/// The system refuses threads. Nothing has begun then.
 pub fn start() -> io::Result<Runtime> {
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(KEPT)
         .max_blocking_threads(MOST)
         .build()?;
-    // It has nothing to say, so it has not panicked.
+    // The closure is empty, so it cannot have panicked.
     let _ = runtime.block_on(runtime.spawn_blocking(|| ()));
     Ok(runtime)
 }
 
-/// Does this work, and ends the runtime, whatever still keeps its threads waiting.
+/// Runs `work` and ends the runtime, even if its threads are still blocked.
 pub fn finish<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     let done = runtime.block_on(work);
     runtime.shutdown_timeout(LAST);
@@ -79,7 +81,7 @@ mod tests {
     #[ignore = "the process of another test"]
     fn works_without_more_threads() {
         let runtime = start().unwrap();
-        // Some memory, and none for the stack of a thread: to whoever asks for one that is as if there were too many.
+        // Some memory, but none for a thread's stack: creating a thread then fails as if there were too many.
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB")).unwrap();
         let most = (size.trim().parse::<u64>().unwrap() + 1_024) * 1_024;

@@ -1,11 +1,11 @@
-//! What the program is told by signals.
+//! The signals that the program handles.
 
 use std::fmt;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a process to end, from now on; without this, each of them ends it on the spot.
+/// Receives the signals that ask a process to end. Without it, each of them ends the process at once.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
@@ -13,14 +13,14 @@ pub(crate) struct Signals {
     hangup: Signal,
 }
 
-/// One that came.
+/// A received signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// SIGTERM: by whoever has started it.
+    /// SIGTERM: from whoever started the process.
     Terminate,
-    /// SIGINT: by a person at a terminal.
+    /// SIGINT: from a person at a terminal.
     Interrupt,
-    /// SIGHUP: the terminal is gone; or somebody takes it for "read your configuration again".
+    /// SIGHUP: the terminal is gone, or somebody takes it for "read your configuration again".
     HangUp,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Told {
 }
 
 impl Signals {
-    /// Takes them from here on.
+    /// Handles the signals from now on.
     ///
     /// # Errors
     /// The system has no room for handlers.
@@ -48,9 +48,9 @@ impl Signals {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(crate) async fn next(&mut self) -> Told {
-        // They have no end.
+        // These streams never end.
         tokio::select! {
             _ = self.terminate.recv() => Told::Terminate,
             _ = self.interrupt.recv() => Told::Interrupt,

@@ -1,26 +1,26 @@
-//! Work that takes a while, in tasks and on threads that nobody waits for: a bounded number of pieces at a time, the others
-//! in the order in which they came.
+//! Runs long work in tasks and on threads that nobody waits for: a bounded number of pieces at a time, the
+//! others in the order in which they came.
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
-/// Where pieces of one kind are done. Cloning it shares it.
+/// A pool for work of one kind. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct TaskPool(Arc<Semaphore>);
 
 impl TaskPool {
-    /// For this many at a time.
+    /// A pool for this many pieces at a time.
     pub(crate) fn new(at_a_time: usize) -> Self {
         Self(Arc::new(Semaphore::new(at_a_time)))
     }
 
-    /// Does a piece when its turn comes. If whoever asks for it goes before, it is not done; if later, it goes on, and keeps
-    /// its turn until it is done: what it has asked of others would go on anyway.
+    /// Runs a piece when its turn comes. If the caller goes away before, it is not run; if later, it goes on
+    /// and keeps its turn until it is done, because what it has asked of others would go on anyway.
     ///
     /// # Errors
-    /// It has panicked.
+    /// The piece has panicked.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         piece: impl Future<Output = T> + Send + 'static,
@@ -34,10 +34,10 @@ impl TaskPool {
         done.await
     }
 
-    /// The same for one that needs a thread.
+    /// The same for work that needs a thread.
     ///
     /// # Errors
-    /// It has panicked.
+    /// The piece has panicked.
     pub(crate) async fn run_blocking<T: Send + 'static>(
         &self,
         piece: impl FnOnce() -> T + Send + 'static,
@@ -68,7 +68,7 @@ mod tests {
                 pool.run_blocking(piece).await
             }
         });
-        // Nothing that follows waits for a thread of the runtime.
+        // Nothing below waits for a thread of the runtime.
         let begun = tokio::task::spawn_blocking(move || (begun.recv().unwrap(), begun)).await.unwrap();
         let (said, begun) = begun;
         assert_eq!(said, "the first");

@@ -1,4 +1,4 @@
-//! Values of flags as kube-proxy takes them, and people write them.
+//! Values of flags, in the forms that kube-proxy takes and people write.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
-/// `25`, which is seconds, or `25s`, `1m30s`, `250ms`, `1h`.
+/// Parses `25`, which is seconds, or `25s`, `1m30s`, `250ms`, `1h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const EXAMPLES: &str = "write seconds, as 25, or a duration, as 25s, 1m30s or 500ms";
-    // More than an `Instant` can be put off by makes no sense; these are 136 years.
+    // An `Instant` cannot be moved by more; these are 136 years.
     const MAX: Duration = Duration::from_secs(u32::MAX as u64);
     let duration = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -23,7 +23,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if duration > MAX { Err(format!("more than {} s", MAX.as_secs())) } else { Ok(duration) }
 }
 
-/// The same, but for none at all.
+/// The same, but not zero.
 pub(crate) fn some_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("it is to be longer than nothing; leave it out for the default".to_owned()),
@@ -31,7 +31,7 @@ pub(crate) fn some_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A number of what there has to be some of.
+/// Parses a number of at least one.
 pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "write a number from 1 on")
 }
@@ -40,7 +40,7 @@ pub(crate) fn at_least_one(text: &str) -> Result<NonZeroUsize, &'static str> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample(pub Option<NonZeroU32>);
 
-/// `off`, `all` or `1/N`.
+/// Parses `off`, `all` or `1/N`.
 pub(crate) fn sample(text: &str) -> Result<Sample, String> {
     match text {
         "off" => Ok(Sample(None)),
@@ -54,10 +54,10 @@ pub(crate) fn sample(text: &str) -> Result<Sample, String> {
     }
 }
 
-/// A CIDR.
+/// Parses a CIDR.
 ///
 /// # Errors
-/// It is none: how it is to be written, and `what` may be.
+/// It is no CIDR: the error says how to write one, and what `what` may be.
 pub(crate) fn cidr(text: &str, what: &str) -> Result<IpNet, String> {
     text.parse().map_err(|_| {
         if let Ok(ip) = text.parse::<IpAddr>() {
@@ -76,12 +76,12 @@ pub(crate) fn cidr(text: &str, what: &str) -> Result<IpNet, String> {
     })
 }
 
-/// One CIDR of a list.
+/// Parses one CIDR of a list.
 pub(crate) fn listed_cidr(text: &str) -> Result<Listed<IpNet>, String> {
     if text.is_empty() { Ok(Listed(None)) } else { cidr(text, "CIDRs").map(|cidr| Listed(Some(cidr))) }
 }
 
-/// What Go takes for a boolean (`strconv.ParseBool`).
+/// Parses a boolean as Go does (`strconv.ParseBool`).
 pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -90,8 +90,8 @@ pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
-/// One element of a list that may be given empty, as manifests of kube-proxy's often do (`--cluster-cidr=`): that is
-/// one element without anything.
+/// One element of a list that may be empty. kube-proxy's manifests often have an empty one (`--cluster-cidr=`),
+/// which is a single empty element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listed<T>(pub Option<T>);
 

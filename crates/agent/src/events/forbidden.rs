@@ -1,22 +1,23 @@
-//! Namespaces that the apiserver has forbidden to write Events in. What may be written at all (`series`) bounds how many they are.
+//! Namespaces in which the apiserver has forbidden to write Events. Their number is bounded by the Events that
+//! may be written at all (`series`).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How long nothing is written in a namespace after the apiserver has forbidden it there. Then it may have been allowed.
+/// How long nothing is written in a namespace after the apiserver has forbidden it. It may be allowed by then.
 const FORBIDDEN: Duration = Duration::from_secs(600);
 
-/// Until when it is so, by namespace. For as long again it is remembered that it was.
+/// Until when each namespace counts as forbidden. It is remembered for as long again.
 #[derive(Debug, Default)]
 pub(super) struct Forbidden(HashMap<String, Instant>);
 
 impl Forbidden {
-    /// Whether nothing is to be written there now.
+    /// Whether nothing may be written in the namespace now.
     pub(super) fn is_so(&self, namespace: &str, now: Instant) -> bool {
         self.0.get(namespace).is_some_and(|until| now < *until)
     }
 
-    /// It has been forbidden there. Returns whether it is the only one of late.
+    /// Adds a namespace. Returns whether it is the only one at present.
     pub(super) fn add(&mut self, namespace: String, now: Instant) -> bool {
         self.0.retain(|_, until| now < *until + FORBIDDEN);
         let is_first = self.0.is_empty();
@@ -24,7 +25,7 @@ impl Forbidden {
         is_first
     }
 
-    /// It has been allowed there. Returns whether it was forbidden before.
+    /// Removes a namespace in which a write has succeeded. Returns whether it was forbidden before.
     pub(super) fn remove(&mut self, namespace: &str) -> bool {
         self.0.remove(namespace).is_some()
     }

@@ -1,5 +1,6 @@
-//! Which Events are written: the first of its kind about an object as one, repetitions as its count. Pure: the clock and
-//! the requests are the caller's. (client-go: `tools/events`, `eventRecorder` and `eventBroadcasterImpl`.)
+//! Decides which Events are written: the first of its kind about an object as an Event, repetitions as its
+//! count. Pure: clock and requests are the caller's. (client-go: `tools/events`, `eventRecorder` and
+//! `eventBroadcasterImpl`.)
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,45 +11,45 @@ use sluice_model::ObjectName;
 
 use super::{About, Happening, Kind};
 
-/// For so long after the last one a repetition is one of the same series (`finishTime`).
+/// How long after the last one a repetition belongs to the same series (`finishTime`).
 const SERIES: Duration = Duration::from_secs(360);
 
-/// Series at a time: so many objects may be told of within [`SERIES`].
+/// The most series at a time, and so the most objects that Events can name within [`SERIES`].
 const SERIES_MAX: usize = 256;
 
-/// So many are written at once, and then one each [`REFILL`]: what a node may ask of an apiserver that a thousand nodes
-/// ask at the same time.
+/// This many Events are written at once, then one each [`REFILL`]: a rate that an apiserver can take from a
+/// thousand nodes at the same time.
 const BURST: u32 = 25;
 const REFILL: Duration = Duration::from_secs(5);
 
-/// What a note may have (`NoteLengthLimit`).
+/// The longest note (`NoteLengthLimit`).
 const NOTE_BYTES: usize = 1_024;
 
-/// Whose Events these are.
+/// The controller that reports the Events.
 const CONTROLLER: &str = "sluice";
 
-/// Too many are told of, or too fast.
+/// There are too many Events, or they come too fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooMany;
 
-/// What is to be asked of the apiserver.
+/// A request to the apiserver.
 #[derive(Debug)]
 pub(super) enum Request {
-    /// Create this.
+    /// Create this Event.
     Create { event: Value, key: Key },
-    /// Change this part of it.
+    /// Change this part of an Event.
     Patch { name: ObjectName, part: Value, key: Key },
 }
 
 impl Request {
-    /// Where the Event is.
+    /// The Event's namespace.
     pub(super) fn namespace(&self) -> &str {
         let (Self::Create { key: (about, ..), .. } | Self::Patch { key: (about, ..), .. }) = self;
         about.namespace()
     }
 }
 
-/// What happens again: about what, how bad, reason, action.
+/// What makes a repetition: the same object, severity, reason and action.
 type Key = (About, Kind, &'static str, &'static str);
 
 #[derive(Debug)]
@@ -56,11 +57,11 @@ struct Series {
     name: ObjectName,
     count: u64,
     last: (Instant, Timestamp),
-    /// How many the apiserver has been told of.
+    /// How many the apiserver knows of.
     told: u64,
 }
 
-/// Decides.
+/// Decides which Events are written.
 #[derive(Debug)]
 pub(super) struct Recorder {
     node: String,
@@ -71,14 +72,15 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// For the agent of this node.
+    /// A recorder for the agent of this node.
     pub(super) fn new(node: &str) -> Self {
-        // What a name of an instance may have (`ReportingInstanceLengthLimit`); a node's is 253 at the most.
+        // The limit for an instance's name is 128 (`ReportingInstanceLengthLimit`); a node's name has up to 253
+        // bytes.
         let instance: String = format!("{CONTROLLER}-{node}").chars().take(128).collect();
         Self { node: node.to_owned(), instance, series: HashMap::new(), tokens: BURST, refilled: None }
     }
 
-    /// What is to be done about something that happened: nothing for now where it only repeats itself.
+    /// The request for something that happened; none for now if it only repeats.
     pub(super) fn take(
         &mut self,
         happening: &Happening,
@@ -107,7 +109,8 @@ impl Recorder {
             About::Node => self.node.as_str(),
             About::Service(service) => &service.name,
         };
-        // Each node's are told apart by their time, as client-go's are; two nodes may have the same.
+        // Names differ by time, as client-go's do. A hash of the node is added because two nodes may have the
+        // same time.
         let name = format!("{of}.{:x}{:04x}", time.as_nanosecond(), rand_of(&self.node));
         let event = json!({
             "apiVersion": "events.k8s.io/v1",
@@ -127,7 +130,7 @@ impl Recorder {
         Ok(Some(Request::Create { event, key }))
     }
 
-    /// What is to be told of repetitions, as far as that may be told now.
+    /// Requests for repetitions that the apiserver does not know of yet, as far as the rate allows now.
     pub(super) fn repeated(&mut self, now: Instant) -> Vec<Request> {
         let untold: Vec<Key> = self
             .series
@@ -150,13 +153,13 @@ impl Recorder {
         requests
     }
 
-    /// A request was in vain: the next one of its kind is the first.
+    /// Forgets a request that failed: the next Event of its kind counts as the first.
     pub(super) fn forget(&mut self, request: Request) {
         let (Request::Create { key, .. } | Request::Patch { key, .. }) = request;
         self.series.remove(&key);
     }
 
-    /// Ends series that are over. What they still have to tell waits for its turn.
+    /// Removes series that are over, except those that still have repetitions to write.
     fn tidy(&mut self, now: Instant) {
         self.series.retain(|_, series| {
             series.count > series.told || now.saturating_duration_since(series.last.0) < SERIES
@@ -176,17 +179,17 @@ impl Recorder {
     }
 }
 
-/// A number that nodes differ in.
+/// A hash of the node's name.
 fn rand_of(node: &str) -> u16 {
     node.bytes().fold(0, |sum: u16, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
 }
 
-/// A MicroTime.
+/// The time as a MicroTime.
 fn micro(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// As long as a note may be.
+/// The note, shortened to the longest that is allowed.
 fn shortened(note: &str) -> &str {
     let end = (0..=note.len().min(NOTE_BYTES)).rev().find(|end| note.is_char_boundary(*end));
     note.get(..end.unwrap_or_default()).unwrap_or_default()
@@ -252,7 +255,7 @@ mod tests {
         assert_eq!(written(&mut recorder, 4), 0);
         assert_eq!(written(&mut recorder, 10), 2);
         assert_eq!(written(&mut recorder, 100_000), 25);
-        // However long it goes on, only so much is remembered.
+        // However long it goes on, the memory is bounded.
         for seconds in (200_000..203_000).step_by(5) {
             written(&mut recorder, seconds);
             assert!(recorder.series.len() <= SERIES_MAX);

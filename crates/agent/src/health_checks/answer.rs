@@ -1,4 +1,4 @@
-//! What is answered to a load balancer.
+//! The answer to a load balancer.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -7,11 +7,11 @@ use hyper::{Response, StatusCode};
 use serde_json::Value;
 use sluice_model::ObjectName;
 
-/// Load balancers that weigh their targets read it: the number of local endpoints.
+/// The number of local endpoints, for load balancers that weight their targets.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
-/// The answer to any request: 200 where the Service has local endpoints and the proxy is healthy, else 503.
-/// To the byte what kube-proxy answers.
+/// The answer to any request: 200 if the Service has local endpoints and the proxy is healthy, else 503. Byte
+/// for byte the same as kube-proxy's.
 pub(super) fn answer(service: &ObjectName, local_endpoints: usize, healthy: bool) -> Response<Full<Bytes>> {
     let namespace = Value::from(&*service.namespace);
     let name = Value::from(&*service.name);

@@ -1,4 +1,4 @@
-//! The ports that are served: which there are to be, opening and closing the difference, trying again.
+//! Opens and closes health check ports as Services and addresses change, and retries what failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,39 +20,40 @@ use super::answer::answer;
 use crate::events::Events;
 use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 
-/// Pause before a port that could not be had is tried again: people wait for what is in the way to go.
+/// Pause before a taken port is tried again: people wait until the obstacle is gone.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Failures that are said one by one when many come at once, as where kube-proxy still has all ports.
+/// The most failures that are logged one by one if many come at once, for example because kube-proxy still has
+/// all ports.
 const COMPLAINTS_AT_ONCE: usize = 20;
 
-/// The reason that kube-proxy has in its Events.
+/// The reason in kube-proxy's Events.
 const FAILED: &str = "FailedToStartServiceHealthcheck";
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A connection is for one request: load balancers need no more, and a connection that is over at once
-/// takes no room from others.
+/// Each connection serves one request: load balancers need no more, and a short connection takes no room from
+/// others.
 const SETTINGS: Settings =
     Settings { patience: Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: false };
 
 /// Whether the proxy as a whole is healthy.
 pub(super) type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// The ports.
+/// The open and the failed ports.
 pub(super) struct Ports {
     connections: Connections,
     listeners: Listeners,
     events: Events,
     healthy: Healthy,
     ports: BTreeMap<SocketAddr, Port>,
-    /// The list that [`Ports::ports`] was made from: another one is another allocation.
+    /// The list that [`Ports::ports`] was made from; a changed list is another allocation.
     checks: Arc<Vec<Arc<HealthCheck>>>,
     addresses: Vec<IpAddr>,
-    /// Services whose port is another one's, and which.
+    /// Services whose port belongs to another Service.
     conflicts: BTreeSet<Conflict>,
-    /// Failures that were news since the last [`Ports::sum_up`].
+    /// New failures since the last [`Ports::sum_up`].
     complaints: usize,
 }
 
@@ -69,7 +70,7 @@ enum State {
     Failed { reason: Option<i32>, retry_at: Instant },
 }
 
-/// The task that serves a port; ends with it.
+/// The task that serves a port; dropping this ends it.
 struct Server(JoinHandle<()>);
 
 impl Drop for Server {
@@ -79,7 +80,7 @@ impl Drop for Server {
 }
 
 impl Ports {
-    /// None so far.
+    /// No ports yet.
     pub(super) fn new(
         connections: Connections,
         listeners: Listeners,
@@ -99,17 +100,17 @@ impl Ports {
         }
     }
 
-    /// How many answer.
+    /// How many ports answer.
     pub(super) fn open(&self) -> usize {
         self.ports.values().filter(|port| matches!(port.state, State::Open { .. })).count()
     }
 
-    /// How many cannot be had.
+    /// How many ports could not be opened.
     pub(super) fn failed(&self) -> usize {
         self.ports.len() - self.open()
     }
 
-    /// Those that cannot be had, and Services whose port is another one's.
+    /// The ports that could not be opened, and the Services whose port belongs to another one.
     pub(super) fn failures(&self) -> impl Iterator<Item = Failure> {
         let conflicts = self.conflicts.iter().map(|(service, port, owner)| Failure {
             service: service.clone(),
@@ -125,8 +126,8 @@ impl Ports {
         conflicts.chain(self.ports.iter().filter_map(failed))
     }
 
-    /// Serves these checks on these addresses, of which an unspecified one is all of its family, and nothing else;
-    /// tries again what failed, as far as it is due. What is served already is left alone.
+    /// Serves exactly these checks on these addresses; an unspecified address stands for all of its family.
+    /// Retries what failed if that is due. Leaves alone what is served already.
     pub(super) fn reconcile(
         &mut self,
         checks: &Arc<Vec<Arc<HealthCheck>>>,
@@ -143,8 +144,8 @@ impl Ports {
                 self.events.warn(service, FAILED, "Listen", format!("no health check: {what}"));
             }
             self.conflicts = conflicts;
-            // What is only to be had elsewhere, as at all addresses and no longer at some, stays until it is: they do not
-            // exclude each other, and nobody is refused in between.
+            // A port that moves, for example to all addresses from some, stays open until the new one is: they
+            // do not exclude each other, and nobody is refused in between.
             let owners: BTreeMap<u16, &Arc<HealthCheck>> =
                 wanted.iter().map(|(address, check)| (address.port(), check)).collect();
             self.keep(|address, check| {
@@ -172,7 +173,7 @@ impl Ports {
         self.sum_up();
     }
 
-    /// Closes all others.
+    /// Closes all ports for which `stays` is false.
     fn keep(&mut self, stays: impl Fn(&SocketAddr, &Arc<HealthCheck>) -> bool) {
         self.ports.retain(|address, port| {
             let stays = stays(address, &port.check);
@@ -183,7 +184,7 @@ impl Ports {
         });
     }
 
-    /// Says how many failures were not said one by one.
+    /// Logs how many failures were not logged one by one.
     fn sum_up(&mut self) {
         let complaints = std::mem::take(&mut self.complaints);
         if let Some(unsaid) = complaints.checked_sub(COMPLAINTS_AT_ONCE).filter(|unsaid| *unsaid > 0) {
@@ -191,7 +192,7 @@ impl Ports {
         }
     }
 
-    /// Opens a port and serves it. `failed_before`: why it could not be had the last time.
+    /// Opens a port and serves it. `failed_before`: why it could not be opened the last time.
     fn open_port(
         &mut self,
         address: SocketAddr,
@@ -244,8 +245,8 @@ impl Ports {
     }
 }
 
-/// Who answers where. A port that two Services claim (an apiserver gives it to one) is the first one's by
-/// name.
+/// Which check answers at which address and port. If two Services claim a port (an apiserver gives it to one
+/// only), it goes to the first by name.
 fn wanted(
     checks: &[Arc<HealthCheck>],
     addresses: &[IpAddr],
@@ -266,14 +267,14 @@ fn wanted(
     (all.map(|(ip, check)| (SocketAddr::new(ip, check.port()), Arc::clone(check))).collect(), conflicts)
 }
 
-/// An address that means nothing without an interface, so that no load balancer can ask there.
+/// Whether the address needs an interface to be meaningful: no load balancer can ask there.
 fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// The port is shared with another agent of the same user, so that in a rolling update no load balancer
-/// misses an answer between the old one and the new; and all addresses are shared with each of them. The families have
-/// sockets of their own.
+/// Opens a listener that other agents of the same user can share: in a rolling update, no load balancer misses
+/// an answer between the old and the new agent, and the socket for all addresses may exist beside those for
+/// single ones. Each family has its own sockets.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {

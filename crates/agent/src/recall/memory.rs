@@ -1,4 +1,4 @@
-//! Who has which endpoint, in the form that agents exchange.
+//! Which client has which endpoint, in the form that agents exchange.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,14 +16,14 @@ use tracing::info;
 
 use crate::proxy::Observer;
 
-/// Flows that are told of at the most.
+/// The most flows that are sent.
 const MOST_FLOWS: usize = 65_536;
 
-/// Clients with session affinity that are told of at the most: there may be millions, and an answer is in memory as a whole. Some
-/// 15 MB.
+/// The most clients with session affinity that are sent, some 15 MB. There may be millions, and an answer is in
+/// memory as a whole.
 const MOST_CLIENTS: usize = 200_000;
 
-/// Who has which endpoint at one moment.
+/// Which client has which endpoint at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Memory {
     /// Client, frontend and endpoint of each UDP flow.
@@ -38,16 +38,16 @@ pub(crate) struct Memory {
 /// The clients of a Service port in one family.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct PortClients {
-    /// As [`key`] has it.
+    /// As returned by [`key`].
     port: String,
     clients: Vec<Client>,
 }
 
-/// Its address, its endpoint, for how many milliseconds it has been idle, and [`Kept::is_apart`].
+/// A client's address, its endpoint, its idle time in milliseconds, and [`Kept::is_apart`].
 type Client = (IpAddr, SocketAddr, u64, bool);
 
 impl Memory {
-    /// What this agent knows at this moment. Its workers are asked for a few flows at a time.
+    /// Collects what this agent knows now. Asks the workers for a few flows at a time.
     pub(super) async fn collect(observer: &Observer) -> Self {
         let mut flows = Vec::new();
         for worker in 0..observer.workers() {
@@ -84,7 +84,8 @@ impl Memory {
         self.flows.iter().map(|&(client, frontend, endpoint)| FlowEnds { client, frontend, endpoint })
     }
 
-    /// Has the table lead these clients to the endpoints that they keep, as far as it knows both and nothing newer.
+    /// Gives these clients in the table the endpoints that they had, unless the table does not know both or
+    /// knows something newer.
     pub(crate) fn recall_clients(&self, table: &Table) {
         if self.ports.is_empty() {
             return;
@@ -108,7 +109,7 @@ fn client(Kept { client, endpoint, idle, is_apart }: Kept) -> Client {
     (client, endpoint, idle.as_millis().try_into().unwrap_or(u64::MAX), is_apart)
 }
 
-/// All Service ports by what two agents call them.
+/// All Service ports by the name that both agents use.
 fn service_ports(table: &Table) -> HashMap<String, Arc<ServicePort>> {
     let key = |port: &ServicePort| format!("{} {} {:?}", port.name(), port.name().protocol, port.family());
     table.routes().iter().map(|route| (key(route.service_port()), Arc::clone(route.service_port()))).collect()

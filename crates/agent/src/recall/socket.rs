@@ -1,4 +1,4 @@
-//! The abstract unix socket that two agents in one network namespace talk over.
+//! The abstract unix socket over which two agents in one network namespace talk.
 
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
@@ -10,16 +10,16 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::memory::Memory;
 
-/// Its name. Another format gets another name, so that agents that do not understand each other do not meet.
+/// The socket's name. Another format needs another name, so that agents with different formats do not meet.
 const NAME: &str = "sluice-recall-1";
 
-/// How long an answer may be; as much as there may be flows and clients takes a third of that.
+/// The longest answer; with the most flows and clients, an answer takes a third of that.
 const LONGEST: u64 = 64 << 20;
 
-/// Pause after an accept(2) that failed.
+/// Pause after a failed accept(2).
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Its name, for people.
+/// The socket's name, for people.
 pub(super) fn name() -> &'static str {
     NAME
 }
@@ -28,10 +28,10 @@ fn address() -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }
 
-/// Connects to the agent that answers.
+/// Connects to the agent that answers on the socket.
 ///
 /// # Errors
-/// `ConnectionRefused`: there is none. `PermissionDenied`: whoever answers may be anybody.
+/// `ConnectionRefused`: there is none. `PermissionDenied`: the answering process belongs to another user.
 pub(super) fn connect() -> io::Result<UnixStream> {
     let stream = StdStream::connect_addr(&address()?)?;
     stream.set_nonblocking(true)?;
@@ -42,17 +42,18 @@ pub(super) fn connect() -> io::Result<UnixStream> {
     }
 }
 
-/// Root or the own user: abstract sockets have no mode, and any process of the network namespace may take the name.
+/// Whether the peer is root or our own user: abstract sockets have no mode, and any process of the network
+/// namespace may take the name.
 fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }
 
-/// Where an agent is asked.
+/// The listening end of the socket.
 #[derive(Debug)]
 pub(super) struct Listener(UnixListener);
 
 impl Listener {
-    /// Takes the name.
+    /// Binds the socket.
     ///
     /// # Errors
     /// Another process has it.
@@ -62,7 +63,7 @@ impl Listener {
         UnixListener::from_std(listener).map(Self)
     }
 
-    /// The next agent that asks.
+    /// Accepts the next agent that asks.
     pub(super) async fn accept(&self) -> UnixStream {
         loop {
             match self.0.accept().await {
@@ -74,7 +75,7 @@ impl Listener {
     }
 }
 
-/// What an agent answers: a line each.
+/// The answers of another agent, one per line.
 #[derive(Debug)]
 pub(super) struct Incoming(BufReader<UnixStream>);
 
@@ -83,10 +84,10 @@ impl Incoming {
         Self(BufReader::new(stream))
     }
 
-    /// The next answer.
+    /// Reads the next answer.
     ///
     /// # Errors
-    /// The other agent has ended, or is of a version that says it in another way.
+    /// The other agent has ended, or its version has another format.
     pub(super) async fn memory(&mut self) -> io::Result<Memory> {
         let mut line = Vec::new();
         (&mut self.0).take(LONGEST).read_until(b'\n', &mut line).await?;
