@@ -1,4 +1,4 @@
-//! What the programs count.
+//! The programs' counters.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -8,7 +8,7 @@ use sluice_sys::bpf::Mapping;
 
 use crate::attached::{halves, load};
 
-/// What the programs count, to be read.
+/// The programs' counters, for reading.
 #[derive(Debug)]
 pub struct Accounts {
     accounts: Mapping,

@@ -1,4 +1,4 @@
-//! Attaching: maps, programs and links, in an order in which nothing is ever half translated.
+//! Attaching: maps, programs and links, in an order in which no connection is ever half translated.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,21 +18,22 @@ use crate::pins::{Pins, directory, link_path};
 use crate::shape::{CONNS, FLOWS, META, SHAPES, Shape};
 use crate::{Attached, Error, cgroup};
 
-/// Which layout the maps have. Another one whenever programs of two versions could not share maps: a new number is a
-/// new directory. A test knows what the layout of this number is.
+/// The layout of the maps. It changes whenever programs of two versions could not share maps, and each layout
+/// has a directory of its own. A test compares the layout with this number.
 pub(crate) const LAYOUT: u64 = 6;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const SOCK_ADDR: u32 = 18;
 
-/// What is to be attached where.
+/// What to attach, and where.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The cgroup: sockets made in it and below are translated. On a node the root: [`cgroup_root`](crate::cgroup_root).
+    /// Sockets that are made in this cgroup and below are translated. On a node, it is the root:
+    /// [`cgroup_root`](crate::cgroup_root).
     pub cgroup: PathBuf,
-    /// Where to pin; [`PINS`](crate::PINS).
+    /// Where to pin, for example [`PINS`](crate::PINS).
     pub pins: PathBuf,
-    /// How much the maps hold.
+    /// The capacity of the maps.
     pub capacity: Capacity,
 }
 
@@ -43,7 +44,7 @@ pub struct Programs;
 /// A program that is attached to the cgroup.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hook {
-    /// Of its function.
+    /// The name of its function.
     pub(crate) name: &'static str,
     /// `enum bpf_prog_type`.
     kind: u32,
@@ -51,10 +52,10 @@ pub(crate) struct Hook {
     pub(crate) attach: u32,
 }
 
-/// `BPF_PROG_TYPE_SOCK_OPS`, and where it is attached, `BPF_CGROUP_SOCK_OPS`.
+/// `BPF_PROG_TYPE_SOCK_OPS`, and its attach type `BPF_CGROUP_SOCK_OPS`.
 const SOCK_OPS: (u32, u32) = (13, 3);
 
-/// What lists connected UDP sockets.
+/// The program that lists connected UDP sockets.
 const DATAGRAMS: &str = "sluice_census_udp";
 
 /// `BPF_PROG_TYPE_TRACING`, and `BPF_TRACE_ITER`.
@@ -64,7 +65,7 @@ const fn hook(name: &'static str, attach: u32) -> Hook {
     Hook { name, kind: SOCK_ADDR, attach }
 }
 
-/// In the order in which they are attached: what translates back is there before what translates.
+/// The hooks in the order of attaching: those that translate back come before those that translate.
 pub(crate) const HOOKS: [Hook; 9] = [
     hook("sluice_getpeername4", 29),
     hook("sluice_getpeername6", 30),
@@ -78,14 +79,13 @@ pub(crate) const HOOKS: [Hook; 9] = [
 ];
 
 impl Programs {
-    /// Loads the programs and attaches them, or puts them in the place of those that an earlier agent has left
-    /// attached, in whose maps they go on. Sockets in the network namespace of the calling thread are the node's.
+    /// Loads and attaches the programs. If an earlier agent has left its programs attached, replaces them and
+    /// keeps their maps. Sockets in the calling thread's network namespace count as the node's.
     ///
-    /// Between any two runs of a program there is one of the old or of the new: none is missed.
+    /// No run is missed in between: every event meets either the old program or the new one.
     ///
-    /// # Errors
-    /// See [`Error`]. With any but [`Error::Busy`], what an earlier agent has left attached goes on translating by
-    /// what is in its maps: whoever does not try again has to [`remove`](crate::remove) it.
+    /// See [`Error`]. After any but [`Error::Busy`], an earlier agent's programs go on translating by what is
+    /// in their maps: a caller that does not try again has to [`remove`](crate::remove) them.
     pub fn attach(config: &Config) -> Result<Attached, Error> {
         let cgroup_failed = |source| Error::NoCgroup { path: config.cgroup.clone(), source };
         let cgroup_id = cgroup::id(&config.cgroup).map_err(cgroup_failed)?;
@@ -98,15 +98,15 @@ impl Programs {
         let was_empty = is_empty(&pins.directory).map_err(Error::system("reading pins"))?;
         let place = Place { directory: &pins.directory, cgroup: cgroup.as_fd(), cgroup_id, config };
         match place.fill(&mut object) {
-            // What versions with another layout have attached translates beside this, before this, until all is in
-            // these maps.
+            // Programs of other layouts translate beside these, and run before them, until these maps are
+            // filled.
             Ok((maps, links, fresh)) => {
                 let links = Links::new(&pins.directory, cgroup_id, links);
                 Attached::new(pins, &maps, listers, links, config.capacity, fresh)
             }
             Err(error) => {
                 if was_empty {
-                    // Nothing of what was begun is to stay; the first error is the one that counts.
+                    // Nothing of the attempt may stay. The first error is the one that counts.
                     let _ = pins.remove();
                 }
                 Err(error)
@@ -116,8 +116,8 @@ impl Programs {
 }
 
 impl Programs {
-    /// Whether [`Programs::attach`] would give empty maps to programs that are attached: some are missing, or have another size.
-    /// Nothing would be decided at sockets until they are filled.
+    /// Whether [`Programs::attach`] would give empty maps to programs that are attached, because maps are
+    /// missing or have another size. Nothing would be translated until they are filled.
     pub fn would_begin_anew(config: &Config) -> bool {
         let directory = directory(&config.pins, LAYOUT);
         let is_attached = HOOKS.iter().any(|hook| link_path(&directory, hook.name).exists());
@@ -130,7 +130,8 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(directory)?.next().is_none())
 }
 
-/// Makes the smallest maps and loads all programs, and forgets them: whether this kernel takes them from this process.
+/// Creates the smallest maps, loads all programs, and drops both: checks whether this kernel takes them from
+/// this process.
 pub(crate) fn rehearse() -> Result<(), Error> {
     let kernel = kernel_types()?;
     let mut object = Object::read(&kernel)?;
@@ -149,7 +150,7 @@ fn new_maps(object: &Object, capacity: &Capacity) -> Result<Maps, Error> {
     Ok(new)
 }
 
-/// Where everything goes.
+/// Where programs and maps are attached and pinned.
 struct Place<'a> {
     directory: &'a Path,
     cgroup: BorrowedFd<'a>,
@@ -160,7 +161,8 @@ struct Place<'a> {
 type Maps = HashMap<&'static str, OwnedFd>;
 
 impl Place<'_> {
-    /// Everything but the mappings; with the links, in the order of [`HOOKS`]. Whether the maps are new, and so empty.
+    /// Creates or finds everything except the mappings; the links are in the order of [`HOOKS`]. Returns also
+    /// whether the maps are new and so empty.
     fn fill(&self, object: &mut Object) -> Result<(Maps, Vec<OwnedFd>, bool), Error> {
         let (maps, new) = self.maps(object)?;
         object.link(&maps)?;
@@ -168,7 +170,7 @@ impl Place<'_> {
         for hook in &HOOKS {
             programs.push((hook, load(object, hook)?));
         }
-        // What is there is not complete from now on, until the new one is pinned as the last.
+        // From now on the directory is incomplete, until the new `META` is pinned as the last map.
         if new.contains(&META) {
             let _ = fs::remove_file(self.directory.join(META));
         }
@@ -180,8 +182,8 @@ impl Place<'_> {
         Ok((maps, links, !new.is_empty()))
     }
 
-    /// The maps that are pinned, if all are there and have the size that they are to have; otherwise new ones, and
-    /// which those are. What sockets are connected to is kept in any case: whoever is to end these has to find them.
+    /// The pinned maps if all exist with the right size; otherwise new ones, and their names. Maps of what
+    /// sockets are connected to are always kept: they are needed to find and end these sockets.
     fn maps(&self, object: &Object) -> Result<(Maps, Vec<&'static str>), Error> {
         let mut found = Maps::new();
         for shape in &SHAPES {
@@ -194,7 +196,8 @@ impl Place<'_> {
         }
         let mut maps = new_maps(object, &self.config.capacity)?;
         let mut new: Vec<&'static str> = SHAPES.iter().map(|shape| shape.name).collect();
-        // What is at sockets has no size, and is to outlive the others: an answer to what was asked before is the Service's.
+        // Maps of sockets' state have no configured size. They outlive the others, so that answers to earlier
+        // requests still come from the Service's address.
         for name in [CONNS, FLOWS] {
             if let Some(map) = found.remove(name) {
                 maps.insert(name, map);
@@ -204,7 +207,7 @@ impl Place<'_> {
         Ok((maps, new))
     }
 
-    /// Pins a new map in the place of what was there.
+    /// Pins a new map in place of an earlier one.
     fn pin_map(&self, name: &'static str, maps: &Maps) -> Result<(), Error> {
         let Some(map) = maps.get(name) else { return Ok(()) };
         let path = self.directory.join(name);
@@ -212,7 +215,7 @@ impl Place<'_> {
         bpf::pin(map.as_fd(), &path).map_err(Error::system(format!("pinning {}", path.display())))
     }
 
-    /// Attaches a program, or replaces the one that is attached.
+    /// Attaches a program, or replaces the attached one.
     fn link(&self, hook: &Hook, program: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
         let path = link_path(self.directory, hook.name);
         match bpf::get(&path) {
@@ -223,12 +226,12 @@ impl Place<'_> {
                     return Err(foreign(format!("a link of type {}", info.attach)));
                 }
                 if info.cgroup == self.cgroup_id {
-                    // Whoever holds the pins is alone with them.
+                    // The lock on the pins keeps others away.
                     bpf::replace_program(link.as_fd(), program)
                         .map_err(Error::system(format!("replacing the program at {}", path.display())))?;
                     return Ok(link);
                 }
-                // To a cgroup that is gone, or that is not the one any more: without effect.
+                // The link is for a cgroup that is gone or is not the wanted one: it has no effect.
                 self.attach(hook, program, &path, true)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.attach(hook, program, &path, false),
@@ -258,7 +261,7 @@ impl Place<'_> {
     }
 }
 
-/// A map that is pinned and has the size that it is to have.
+/// The pinned map, if there is one of the right size.
 fn pinned(directory: &Path, shape: &Shape, capacity: &Capacity) -> Result<Option<OwnedFd>, Error> {
     let path = directory.join(shape.name);
     let foreign = |found| Error::Foreign { path: path.clone(), found };
@@ -281,7 +284,7 @@ fn load(object: &Object, hook: &Hook) -> Result<OwnedFd, Error> {
     load_program(object, hook.name, hook.kind, hook.attach, 0)
 }
 
-/// The programs that list sockets, which are attached to nothing.
+/// Loads the programs that list sockets, which are not attached to anything.
 fn load_listers(object: &Object, kernel: &Btf) -> Result<Listers, Error> {
     Ok(Listers {
         all: load_iterator(object, kernel, "sluice_census")?,
@@ -289,8 +292,8 @@ fn load_listers(object: &Object, kernel: &Btf) -> Result<Listers, Error> {
     })
 }
 
-/// What is said of a pin that cannot be had: it is no map, program or link (`EINVAL`, `EACCES`, `EPERM`), or the system has
-/// no descriptor for it, which passes.
+/// The error for a pin that cannot be opened: it is no map, program or link (`EINVAL`, `EACCES`, `EPERM`), or
+/// the system is out of file descriptors, which passes.
 fn not_ours(path: &Path, source: io::Error) -> Error {
     match Errno::from_io_error(&source) {
         Some(Errno::INVAL | Errno::ACCESS | Errno::PERM) => {
@@ -308,7 +311,7 @@ fn kernel_types() -> Result<Btf, Error> {
     })
 }
 
-/// What lists those of UDP, for maps that somebody else has made.
+/// The program that lists UDP sockets, for maps that somebody else has made.
 pub(crate) fn datagram_lister() -> Result<OwnedFd, Error> {
     let kernel = kernel_types()?;
     load_iterator(&Object::read(&kernel)?, &kernel, DATAGRAMS)

@@ -1,4 +1,4 @@
-//! The maps of programs that are attached: writing them, and reading what is there.
+//! The maps of attached programs: writing and reading them.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,8 +30,8 @@ use crate::shape::{AFFINITIES, CONNS, FRONTENDS, META, NAMESPACES, SOURCES};
 use crate::sources::Sources;
 use crate::{Census, Error};
 
-/// Programs that are attached. They stay attached when this is dropped, or the process ends: translation goes on by
-/// what is in the maps. Another agent may take over from then on.
+/// Attached programs. They stay attached when this is dropped or the process ends: translation goes on by what
+/// is in the maps, and another agent may take over.
 #[derive(Debug)]
 pub struct Attached {
     pins: Pins,
@@ -90,7 +90,7 @@ impl Attached {
             capacity,
             fresh,
         };
-        // The layout is written last: maps without it are new, or of an attempt that got no further than this.
+        // The layout is written last: maps without it are new, or left from an attempt that got no further.
         if attached.fresh || attached.meta().layout != LAYOUT {
             attached.fresh = true;
             attached.begin_incarnations();
@@ -103,8 +103,9 @@ impl Attached {
         Ok(attached)
     }
 
-    /// Sockets that were connected by earlier maps are known to these, too, but their ids mean nothing here. In milliseconds of
-    /// `CLOCK_MONOTONIC`: nobody gives a number as often as that, so these incarnations are beyond all earlier ones.
+    /// Sets the first incarnations of all endpoint ids. Sockets that earlier maps have connected are still
+    /// known, but their ids mean nothing here. The first incarnation is the time in milliseconds of
+    /// `CLOCK_MONOTONIC`: ids change meaning less often than that, so it is greater than all earlier ones.
     fn begin_incarnations(&self) {
         #[expect(clippy::cast_possible_truncation, reason = "the numbers begin again every seven weeks")]
         let first = (now_ns() / 1_000_000) as u32;
@@ -113,10 +114,10 @@ impl Attached {
         }
     }
 
-    /// What looks at sockets.
+    /// A view of the translated sockets.
     ///
     /// # Errors
-    /// No descriptors are left.
+    /// No file descriptors are left.
     pub fn census(&self) -> io::Result<Census> {
         let meta = Mapping::new(self.meta_map.as_fd())?;
         Ok(Census {
@@ -127,10 +128,10 @@ impl Attached {
         })
     }
 
-    /// What tells the programs which network namespaces are pods', by the names that they have in these directories. Until
-    /// it looks, what an earlier agent knew stays so; where it cannot be had, all but this thread's are.
+    /// Tells the programs which network namespaces are pods', by their names in these directories. Until its
+    /// first look, an earlier agent's knowledge stands; on failure, all but this thread's count as pods'.
     ///
-    /// # Errors
+    /// No directory is named, CAP_SYS_ADMIN is missing, or no file descriptors are left.
     /// No directory is named, it takes CAP_SYS_ADMIN, or no descriptors are left.
     pub fn namespaces(&self, directories: &[PathBuf]) -> io::Result<Namespaces> {
         let namespaces = self.try_namespaces(directories);
@@ -145,28 +146,29 @@ impl Attached {
         Namespaces::new(directories, self.namespaces.try_clone()?, Mapping::new(self.meta_map.as_fd())?)
     }
 
-    /// Where the programs are attached.
+    /// The links of the attached programs.
     pub fn links(&self) -> Links {
         self.links.clone()
     }
 
-    /// Whether the maps were made just now and are empty; otherwise an earlier agent has left something in them, by
-    /// which connections are being translated.
+    /// Whether the maps are new and empty. If not, they come from an earlier agent, and connections are
+    /// translated by them.
     pub fn is_fresh(&self) -> bool {
         self.fresh
     }
 
-    /// Has sockets whose mark has all bits of `mark` left alone: the relay's own. 0 is none.
+    /// Leaves alone sockets whose mark has all bits of `mark`: the relay's own. 0 stands for none.
     pub fn set_relay_mark(&mut self, mark: u32) {
         self.write_meta(Meta { relay_mark: mark, ..self.meta() });
     }
 
-    /// Has pods be left alone in which somebody listens at one of these ports, for what is redirected there; 0 is none.
+    /// Leaves alone pods in which a socket listens on one of these ports, for redirected connections; 0 stands
+    /// for none.
     pub fn set_sidecar_ports(&mut self, ports: [u16; 2]) {
         self.write_meta(Meta { sidecar_ports: ports.map(u16::to_be_bytes), ..self.meta() });
     }
 
-    /// Has unconnected sockets be given another endpoint after nothing was sent or received for this long.
+    /// Sets after what idle time an unconnected socket may get another endpoint.
     pub fn set_flow_idle(&mut self, idle: Duration) {
         let flow_idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
         self.write_meta(Meta { flow_idle_ns, ..self.meta() });
@@ -179,7 +181,7 @@ impl Attached {
         }
     }
 
-    /// What all programs read.
+    /// The values that all programs read.
     pub fn meta(&self) -> Meta {
         let [layout, host_cookie, heartbeat_ns, rest, flow_idle_ns, flags] = load(self.meta.words(), 0);
         let (relay_mark, ports) = halves(rest);
@@ -210,7 +212,7 @@ impl Attached {
         self.sets.get(id)
     }
 
-    /// What is in a slot.
+    /// The endpoint id in a slot.
     pub fn slot(&self, index: u32) -> u32 {
         self.slots.halves().get(index as usize).map_or(0, |slot| slot.load(Ordering::Relaxed))
     }
@@ -226,20 +228,20 @@ impl Attached {
         Endpoint { addr, port: [p0, p1], flags: u16::from_ne_bytes([f0, f1]), incarnation, failures }
     }
 
-    /// What sockets translated to an endpoint have done.
+    /// The counters of sockets that were translated to an endpoint.
     pub fn account(&self, id: u32) -> Account {
         account(&self.accounts, id)
     }
 
-    /// What looks single frontends up.
+    /// A view for looking up single frontends.
     ///
     /// # Errors
-    /// No descriptors are left.
+    /// No file descriptors are left.
     pub fn look_up(&self) -> io::Result<Frontends> {
         self.frontends.try_clone()
     }
 
-    /// What the programs count, for others, on any thread.
+    /// The programs' counters, for other threads.
     ///
     /// # Errors
     /// No memory is left.
@@ -261,7 +263,7 @@ impl Kernel for Attached {
     }
 
     fn renew_endpoint(&mut self, id: u32, incarnation: u32) {
-        // Behind the address, the port and the flags.
+        // The incarnation follows the address, the port and the flags.
         if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 5) {
             half.store(incarnation, Ordering::Relaxed);
         }
@@ -269,7 +271,7 @@ impl Kernel for Attached {
 
     fn end_flows(&mut self, id: u32) {
         let [f0, f1] = endpoint_flags::FLOWS.to_ne_bytes();
-        // With the port, behind the address. Programs and workers change other flags.
+        // The flags share a half with the port, after the address. Programs and workers change other flags.
         if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 4) {
             half.fetch_and(!u32::from_ne_bytes([0, 0, f0, f1]), Ordering::Relaxed);
         }
@@ -311,7 +313,7 @@ impl Kernel for Attached {
             let [f0, f1] = flag.to_ne_bytes();
             u32::from_ne_bytes([0, 0, f0, f1])
         };
-        // Only this thread says whether it is of UDP.
+        // Only this thread sets whether it is a UDP endpoint.
         if let Some(half) = self.endpoints.halves().get(id as usize * 8 + 4)
             && half.load(Ordering::Relaxed) & flag(endpoint_flags::FLOWS) == 0
         {
@@ -373,12 +375,13 @@ impl Living for Attached {
     }
 }
 
-/// The network namespace of this thread. Any socket of it says so: one of a kind that needs no port, as there may be none left.
+/// The network namespace of this thread, asked of a socket. A unix socket needs no port, of which none may be
+/// left.
 pub(crate) fn own_namespace() -> io::Result<u64> {
     bpf::netns_cookie(UnixDatagram::unbound()?.as_fd())
 }
 
-/// Reads an element of `N` words. One that is not there reads as zeros.
+/// Reads an element of `N` words. An element that does not exist reads as zeros.
 pub(crate) fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] {
     let mut read = [0; N];
     for (to, from) in read.iter_mut().zip(words.iter().skip(index as usize * N)) {
@@ -387,14 +390,14 @@ pub(crate) fn load<const N: usize>(words: &[AtomicU64], index: u32) -> [u64; N] 
     read
 }
 
-/// Writes an element of `N` words. What would be past the end is left out.
+/// Writes an element of `N` words. Words past the end of the array are dropped.
 pub(crate) fn store<const N: usize>(words: &[AtomicU64], index: u32, values: [u64; N]) {
     for (to, from) in words.iter().skip(index as usize * N).zip(values) {
         to.store(from, Ordering::Relaxed);
     }
 }
 
-/// Two halves as they are in memory, one after the other.
+/// Joins two halves in the order in which they are in memory.
 pub(crate) fn word(first: u32, second: u32) -> u64 {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&first.to_ne_bytes());
@@ -412,7 +415,7 @@ fn words(address: &[u8; 16]) -> [u64; 2] {
     [u64::from_ne_bytes(*a), u64::from_ne_bytes(*b)]
 }
 
-/// A hash of a key of five words: see `hash_of` of pick.h.
+/// The hash of a key of five words: see `hash_of` of pick.h.
 pub(crate) fn hash(key: &[u8; 20]) -> u32 {
     let words = key.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
     words.fold(0u32, |hash, word| (hash ^ word).wrapping_mul(0x9e37_79b1))

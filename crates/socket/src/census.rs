@@ -1,4 +1,4 @@
-//! Which sockets are translated, of all network namespaces, and ending some of them.
+//! Lists translated sockets in all network namespaces, and ends some of them.
 
 use std::io::{self, Read};
 use std::mem::offset_of;
@@ -14,39 +14,39 @@ use crate::destroy::{Connection, Endable, EndedSockets};
 use crate::ending::end_listed;
 use crate::layout;
 
-/// Bytes of what the program writes of a socket: `struct translated` of layout.h.
+/// The size of the program's record of a socket: `struct translated` of layout.h.
 const RECORD: usize = size_of::<layout::Translated>();
 
-/// Bytes that are read at a time: as much as the kernel writes, and more than a record.
+/// Bytes to read at a time: as much as the kernel writes, and more than a record.
 const PIECE: usize = 32 * 1024;
 
-/// Where the flags are in `struct meta`, in halves of a word.
+/// The index of the flags in `struct meta`, in halves of a word.
 const FLAGS: usize = offset_of!(Meta, flags) / size_of::<u32>();
 
-/// A socket that is translated: one of TCP, or a connected one of UDP.
+/// A translated socket: a TCP socket, or a connected UDP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translated {
     /// Its network namespace (`SO_NETNS_COOKIE`).
     pub namespace: u64,
-    /// Its own number (`SO_COOKIE`).
+    /// The socket's cookie (`SO_COOKIE`).
     pub cookie: u64,
     /// One of [`sluice_socket_maps::protocol`].
     pub protocol: u8,
-    /// Whether it is one of IPv6, whatever its addresses are.
+    /// Whether it is an IPv6 socket, whatever its addresses are.
     pub is_v6: bool,
-    /// Its own address.
+    /// Its local address.
     pub local: SocketAddr,
-    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), in its namespace; 0 is none.
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`) in its namespace, or 0.
     pub device: u32,
-    /// Where it has connected to.
+    /// The Service address that it has connected to.
     pub service: SocketAddr,
-    /// Where it is connected to.
+    /// The endpoint that it is connected to.
     pub endpoint: SocketAddr,
     /// The endpoint's id.
     pub id: u32,
-    /// What the id meant when it connected.
+    /// The id's incarnation when the socket connected.
     pub incarnation: u32,
-    /// When that was, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When it connected, in nanoseconds of `CLOCK_MONOTONIC`.
     pub since_ns: u64,
 }
 
@@ -54,7 +54,7 @@ pub struct Translated {
 #[derive(Debug)]
 pub(crate) struct Listers {
     pub(crate) all: OwnedFd,
-    /// Those of UDP.
+    /// Lists UDP sockets.
     pub(crate) datagrams: OwnedFd,
 }
 
@@ -64,26 +64,26 @@ impl Listers {
     }
 }
 
-/// Looks at sockets; independent of whoever writes the maps, and on any thread.
+/// A view of translated sockets. Works on any thread, independently of the maps' writer.
 #[derive(Debug)]
 pub struct Census {
     pub(crate) listers: Listers,
     pub(crate) conns: OwnedFd,
     pub(crate) meta: Mapping,
-    /// Where network namespaces have names.
+    /// Directories with the names of network namespaces.
     pub(crate) directories: Vec<PathBuf>,
 }
 
 impl Census {
-    /// Has it find network namespaces by their names in these directories, too, beside [`NAMED`](crate::NAMED) and those that a
-    /// process is in.
+    /// Also finds network namespaces by their names in these directories, besides [`NAMED`](crate::NAMED) and
+    /// the namespaces of processes.
     #[must_use]
     pub fn with_names_in(mut self, directories: &[PathBuf]) -> Self {
         self.directories.extend_from_slice(directories);
         self
     }
 
-    /// All translated sockets. Those that come and go meanwhile may be there or not.
+    /// All translated sockets. Those that come or go meanwhile may be missing or included.
     ///
     /// # Errors
     /// The kernel is out of memory.
@@ -96,25 +96,25 @@ impl Census {
         Ok(all)
     }
 
-    /// Has UDP sockets be decided about when they connect, for whose clients these can be ended later. Others go by the
-    /// rules, and their flows by the relay, which ends them.
+    /// Restricts the translation of connecting UDP sockets to those that can be ended later. Others are
+    /// captured by the nftables rules and relayed, and the relay ends their flows.
     pub fn set_endable(&self, endable: Endable) {
         let node = if endable.of_node { meta_flags::NODE_UDP } else { 0 };
         let pods = if endable.of_pods { meta_flags::PODS_UDP } else { 0 };
         set_flags(&self.meta, meta_flags::NODE_UDP | meta_flags::PODS_UDP, node | pods);
     }
 
-    /// Ends connected UDP sockets that are stale, as their endpoint or their Service is gone: who uses one has an error
-    /// at once (`ECONNABORTED`; to send, `EDESTADDRREQ`), rather than silence for ever. Connections of TCP are left alone, as kube-proxy leaves
-    /// them: the endpoint may still serve them, and if not the client will be told.
+    /// Ends connected UDP sockets that are stale because their endpoint or Service is gone: their users get an
+    /// error at once (`ECONNABORTED`; `EDESTADDRREQ` on sending) instead of silence for ever. TCP connections
+    /// are left alone, as in kube-proxy: the endpoint may still serve them, and if not, it tells the client.
     ///
-    /// What the maps said until now is seen: programs that decide by it are waited for. A socket that one has decided about is seen
-    /// once the kernel has connected it, for which its task has to go on: so look once more later. Where there is a
-    /// stale socket this takes a look at every process, to find its network namespace; and it waits in any case, so it
-    /// belongs on a thread that has nothing else to do.
+    /// Waits for programs that may still use earlier contents of the maps. A socket whose program has chosen an
+    /// endpoint is seen only once the kernel has connected it, for which its task has to run: so look once more
+    /// later. If there is a stale socket, every process is looked at to find its network namespace. As it waits
+    /// in any case, it belongs on a thread that has nothing else to do.
     ///
     /// # Errors
-    /// Those of [`Census::list`]; sockets that could not be ended are counted.
+    /// The same as [`Census::list`]; sockets that could not be ended are counted.
     pub fn end_datagram_sockets(
         &self,
         is_stale: impl FnMut(&Translated) -> bool,
@@ -123,16 +123,16 @@ impl Census {
     }
 }
 
-/// Has these flags of all programs be so; others, which another thread may be changing, stay as they are.
+/// Sets these flags of all programs. Other flags, which another thread may be changing, stay as they are.
 pub(crate) fn set_flags(meta: &Mapping, which: u32, to: u32) {
     if let Some(flags) = meta.halves().get(FLAGS) {
-        // It does not fail, as each value has another one.
+        // It cannot fail, because the closure always returns a value.
         let _ =
             flags.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| Some(all & !which | to & which));
     }
 }
 
-/// Has a program list sockets, one after the other.
+/// Runs a program that lists sockets, and passes each socket on.
 pub(crate) fn each(
     program: BorrowedFd<'_>,
     conns: BorrowedFd<'_>,
@@ -144,13 +144,13 @@ pub(crate) fn each(
 
 fn read(mut source: impl Read, mut take: impl FnMut(Translated) -> io::Result<()>) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
-    // A record may end in the next piece.
+    // A record may continue in the next piece.
     let mut rest = 0;
     loop {
         let filled = match source.read(&mut piece[rest..]) {
             Ok(0) => return Ok(()),
             Ok(length) => rest + length,
-            // Nothing was written of many sockets: it goes on from there.
+            // The program wrote nothing for many sockets: it continues from there.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 continue;
             }
@@ -164,7 +164,7 @@ fn read(mut source: impl Read, mut take: impl FnMut(Translated) -> io::Result<()
 }
 
 impl Translated {
-    /// One of UDP, of which only this matters.
+    /// A UDP socket, in which only these fields matter.
     #[cfg(test)]
     pub(crate) fn for_tests(namespace: u64, cookie: u64) -> Self {
         let at = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 1));
@@ -230,7 +230,7 @@ impl Translated {
 mod tests {
     use super::*;
 
-    /// Gives a few bytes at a time, and an error that is none now and then.
+    /// Returns a few bytes at a time, and now and then an error that is to be ignored.
     struct Halting<'a>(&'a [u8], usize);
 
     impl Read for Halting<'_> {

@@ -1,4 +1,4 @@
-//! The root of all cgroups: programs attached there see every socket of the node.
+//! Finds the root of all cgroups: programs attached there see every socket of the node.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,28 +8,29 @@ use crate::mounts;
 
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2: u64 = 0x6367_7270;
-/// The number of the root of all cgroups, in every namespace of cgroups.
+/// The id of the root of all cgroups, in every cgroup namespace.
 const ROOT: u64 = 1;
 
-/// Where the root of all cgroups is to be seen: a directory of cgroup v2 that no other is above of. A container has a
-/// part of them at /sys/fs/cgroup, as a rule, and there the programs would see its own sockets only.
+/// Where the root of all cgroups is mounted: a directory of cgroup v2 with no other above it. In a container,
+/// /sys/fs/cgroup usually shows only a part, where the programs would see the container's own sockets only.
 ///
 /// # Errors
-/// It is not mounted, or only a part of it; or `/proc` is not.
+/// It is not mounted, only a part of it is, or `/proc` is not mounted.
 pub fn cgroup_root() -> io::Result<PathBuf> {
     let points = mounts::of_type("cgroup2")?.into_iter().map(|(_, point)| point).collect();
     root_of(points, id)
 }
 
-/// Whether this thread's network namespace is the machine's initial one. An agent in another one is the node of a part of the
-/// machine, as in a lab or where nodes are containers, and the root of all cgroups has the sockets of all of it.
+/// Whether this thread's network namespace is the machine's initial one. An agent in another one serves a part
+/// of the machine as its node, as in a lab or where nodes are containers, but the root of all cgroups has the
+/// sockets of the whole machine.
 pub fn is_initial_network() -> bool {
     // The kernel shows this setting nowhere else.
     Path::new("/proc/sys/net/core/netdev_budget").exists()
 }
 
-/// A mount whose own directory has the number of the root. What mountinfo has as a mount's root does not tell: it goes
-/// by the namespace of cgroups, in which a container's own is `/` and the root of all `/../..`.
+/// The mount whose directory has the root's id. The root in mountinfo does not tell: it is relative to the
+/// cgroup namespace, in which a container's own cgroup is `/` and the root of all `/../..`.
 fn root_of(points: Vec<PathBuf>, id: impl Fn(&Path) -> io::Result<u64>) -> io::Result<PathBuf> {
     let part = points.first().cloned();
     let root = points.into_iter().find(|point| id(point).is_ok_and(|id| id == ROOT));
@@ -46,7 +47,7 @@ fn root_of(points: Vec<PathBuf>, id: impl Fn(&Path) -> io::Result<u64>) -> io::R
     })
 }
 
-/// The number of a cgroup, as links have it.
+/// The id of a cgroup, as links report it.
 pub(crate) fn id(path: &Path) -> io::Result<u64> {
     #[allow(clippy::unnecessary_cast, reason = "the type is another one on other targets")]
     let found = rustix::fs::statfs(path)?.f_type as u64 & 0xffff_ffff;

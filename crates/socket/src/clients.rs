@@ -1,4 +1,4 @@
-//! Clients that keep their endpoints, in the map that the programs read: see `affinity.h`.
+//! Clients with session affinity, in the map that the programs read: see `affinity.h`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::shape::AFFINITIES;
 const KEY: usize = size_of::<AffinityKey>();
 const VALUE: usize = size_of::<AffinityValue>();
 
-/// The map, for as long as anybody has this.
+/// The map, which stays open as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Clients(bpf::HashMap<KEY, VALUE>);
 
@@ -67,7 +67,7 @@ fn kept(key: &AffinityKey, value: &[u8; VALUE], now_ns: u64) -> Kept {
     };
     let (id, check) = halves(u64::from_ne_bytes(*number));
     let incarnation = check ^ hash(&key_bytes(key));
-    // A program may have written a moment that is later than ours.
+    // A program may have written a later time than ours.
     let idle = now_ns.saturating_sub(u64::from_ne_bytes(*last_ns));
     Kept { key: *key, number: SocketNumber { id, incarnation }, idle: Duration::from_nanos(idle) }
 }

@@ -1,4 +1,4 @@
-//! Ending sockets of other processes, in the network namespaces that they are in.
+//! Ends sockets of other processes in their network namespaces.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -19,25 +19,25 @@ use crate::census::Translated;
 use crate::diag::Diag;
 use crate::rights::is_administrator;
 
-/// What became of sockets that were to be ended.
+/// The results of ending sockets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EndedSockets {
-    /// They are ended, or had been closed before.
+    /// Ended, or closed before.
     pub ended: usize,
-    /// They are not, as the kernel refuses: it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
+    /// Not ended, because the kernel refuses: it takes CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY.
     pub refused: usize,
-    /// They are not, as their network namespace was not found: no process that is seen from here is in it, and it has no
+    /// Not ended, because their network namespace was not found: no visible process is in it, and it has no
     /// name.
     pub unreached: usize,
-    /// They are not, as the kernel was short of something, or gave no answer: the next time it may.
+    /// Not ended, because the kernel was short of something or did not answer: it may work the next time.
     pub failed: usize,
-    /// They are not, as the kernel does not find them by their addresses and interfaces, which may have changed meanwhile or be
-    /// those of others too: the next time it may.
+    /// Not ended, because the kernel does not find them by their addresses and interfaces. These may have
+    /// changed meanwhile, or belong to other sockets too: it may work the next time.
     pub missed: usize,
 }
 
 impl EndedSockets {
-    /// Why some are not, for people: with what helps.
+    /// Why some were not ended, and what helps, for people.
     pub fn trouble(&self) -> Option<String> {
         let Self { ended: _, refused, unreached, failed, missed } = *self;
         let mut troubles = Vec::new();
@@ -63,23 +63,23 @@ impl EndedSockets {
     }
 }
 
-/// What came of requests.
+/// The results of requests.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) ended: EndedSockets,
-    /// Those that the kernel did not find, which are not in `ended`.
+    /// Sockets that the kernel did not find; not counted in `ended`.
     pub(crate) absent: HashSet<Connection>,
 }
 
-/// What a socket has done when it connected, so that doing it again is another one: its cookie, and when that was.
+/// Identifies one connect of a socket: its cookie and the time. Connecting again makes another one.
 pub(crate) type Connection = (u64, u64);
 
-/// Whose connected UDP sockets this process can end.
+/// Which connected UDP sockets this process can end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endable {
     /// Those of its own network namespace: the kernel has `CONFIG_INET_DIAG_DESTROY`.
     pub of_node: bool,
-    /// Those of others: it may also enter these.
+    /// Those of other namespaces: it may also enter these.
     pub of_pods: bool,
 }
 
@@ -93,7 +93,7 @@ impl Endable {
 
 fn end_own() -> io::Result<()> {
     let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
-    // To itself: nothing is sent.
+    // The socket is connected to itself: nothing is sent.
     let local = socket.local_addr()?;
     socket.connect(local)?;
     let (namespace, cookie) =
@@ -113,11 +113,11 @@ fn end_own() -> io::Result<()> {
     })
 }
 
-/// Ends in each of the wanted namespaces what `sockets` says of it. They are found by the processes in them, or by their names
-/// in one of these directories.
+/// Ends the sockets that `sockets` returns for each wanted namespace. Namespaces are found by the processes in
+/// them, or by their names in one of these directories.
 ///
 /// # Errors
-/// Not everything was looked at: the system gives no thread, or no socket to the kernel. Some may be ended.
+/// Not everything was looked at: the system refuses a thread, or a netlink socket. Some sockets may be ended.
 pub(crate) fn in_namespaces(
     wanted: &BTreeSet<u64>,
     directories: &[PathBuf],
@@ -134,7 +134,7 @@ fn on_a_thread_of(
     mut sockets: impl FnMut(u64) -> Vec<Translated> + Send,
 ) -> io::Result<Done> {
     let (mut done, mut left) = (Done::default(), wanted.clone());
-    // To be in one's own takes no rights.
+    // Staying in one's own namespace takes no rights.
     let own = own_namespace()?;
     if left.remove(&own) {
         end_all(&mut Diag::open()?, &sockets(own), &mut done);
@@ -144,7 +144,7 @@ fn on_a_thread_of(
     }
     let work = move || -> io::Result<Done> {
         let mut seen = HashSet::new();
-        // One at a time: there may be more of them than descriptors.
+        // One at a time, because there may be more namespaces than file descriptors.
         for link in links(directories)? {
             if left.is_empty() {
                 break;
@@ -163,30 +163,30 @@ fn on_a_thread_of(
         }
         Ok(done)
     };
-    // A thread of its own, as it moves from one namespace to the next. The system may have none to give.
+    // On a thread of its own, because it moves between namespaces. The system may refuse one.
     let done = thread::scope(|scope| Ok::<_, io::Error>(builder.spawn_scoped(scope, work)?.join()));
     done?.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Where every network namespace is that a process is in, or that has a name; many are there more than once.
+/// Paths to every network namespace that has a process or a name; many occur more than once.
 fn links(directories: &[PathBuf]) -> io::Result<impl Iterator<Item = PathBuf>> {
     let path = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.path());
     let of_process = |path: PathBuf| {
         let is_process = path.file_name()?.as_encoded_bytes().first()?.is_ascii_digit();
         is_process.then(|| path.join("ns/net"))
     };
-    // Nothing may have a name.
+    // A directory may not exist.
     let named = directories.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten();
     Ok(fs::read_dir("/proc")?.filter_map(path).filter_map(of_process).chain(named.filter_map(path)))
 }
 
-/// Moves this thread there; which one that is.
+/// Moves this thread to a namespace; returns its cookie.
 pub(crate) fn enter(namespace: &File) -> io::Result<u64> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     own_namespace()
 }
 
-/// What the kernel answers whom it does not let end sockets, or where it cannot: it will say so again.
+/// The kernel's answers if this process may not end sockets or the kernel cannot: they will not change.
 const REFUSALS: [Errno; 4] = [Errno::PERM, Errno::ACCESS, Errno::OPNOTSUPP, Errno::INVAL];
 
 fn end_all(diag: &mut Diag, sockets: &[Translated], done: &mut Done) {
@@ -198,7 +198,7 @@ fn end_all(diag: &mut Diag, sockets: &[Translated], done: &mut Done) {
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => _ = done.absent.insert(socket.connection()),
             Some(error) if REFUSALS.contains(&error) => done.ended.refused += 1,
-            // Each of the others would be waited for as long.
+            // The wait would be as long for each of the others.
             Some(Errno::AGAIN) => {
                 done.ended.failed += sockets.len() - at;
                 return;
@@ -232,7 +232,7 @@ mod tests {
         bytes
     }
 
-    /// What becomes of as many sockets as there are answers, each of which is sent for one request.
+    /// The results of ending one socket per element of `answers`: the answers that are sent for its request.
     fn ended(answers: &[&[i32]]) -> Done {
         let (ours, kernel) = UnixDatagram::pair().unwrap();
         let mut diag = Diag::over(ours.into(), Duration::from_secs(60)).unwrap();
@@ -244,7 +244,7 @@ mod tests {
                     let mut request = [0; 128];
                     let length = kernel.recv(&mut request).unwrap();
                     let request = &request[..length];
-                    // One that comes too late, to what was asked before.
+                    // A late answer to an earlier request.
                     former.iter().for_each(|former| _ = kernel.send(&answer(former, 0)).unwrap());
                     errors.iter().for_each(|error| _ = kernel.send(&answer(request, *error)).unwrap());
                     former = Some(request.to_vec());
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn where_the_system_gives_no_thread_that_is_an_error_that_passes() {
-        // Nobody has the address space for its stack: to whoever asks for a thread that is as if there were too many.
+        // There is no address space for such a stack: creating the thread fails as if there were too many.
         let builder = thread::Builder::new().stack_size(1 << 50);
         let other = BTreeSet::from([own_namespace().unwrap() + 1_000_000]);
         let error = on_a_thread_of(builder, &other, &[], |_| unreachable!("none is entered")).unwrap_err();

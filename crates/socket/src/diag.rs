@@ -1,4 +1,4 @@
-//! Asking the kernel to end a socket: `SOCK_DESTROY` of sock_diag(7).
+//! Asks the kernel to end a socket: `SOCK_DESTROY` of sock_diag(7).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,14 +13,14 @@ use sluice_sys::sock_diag::{DESTROY, REQUEST, Request};
 
 use crate::census::Translated;
 
-/// How long an answer is waited for. The kernel gives it before the request is taken, as things are.
+/// How long to wait for an answer. At present, the kernel answers before the request's send returns.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ends sockets of the network namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Diag {
     socket: OwnedFd,
-    /// Of the latest request.
+    /// The latest request's sequence number.
     sequence: u32,
 }
 
@@ -30,15 +30,15 @@ impl Diag {
         Self::over(socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?, PATIENCE)
     }
 
-    /// The same over any socket of datagrams.
+    /// The same over any datagram socket.
     pub(crate) fn over(socket: OwnedFd, patience: Duration) -> io::Result<Self> {
         set_socket_timeout(&socket, Timeout::Recv, Some(patience))?;
         set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Ends a socket. The cookie sees to it that it is this one, and none that got its addresses since. `ENOENT`: there is no such
-    /// socket; `EAGAIN`: there was no answer.
+    /// Ends a socket. Its cookie makes sure that no later socket with the same addresses is ended. `ENOENT`:
+    /// there is no such socket; `EAGAIN`: there was no answer.
     pub(crate) fn end(&mut self, socket: &Translated) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = request(socket, self.sequence);
@@ -47,7 +47,7 @@ impl Diag {
         loop {
             let (length, _) = retry_on_intr(|| recv(&self.socket, bytes.as_mut_slice(), RecvFlags::empty()))?;
             let (sequence, error) = answer(bytes.get(..length).unwrap_or_default())?;
-            // One that came too late is to an earlier request.
+            // A late answer belongs to an earlier request.
             if sequence == self.sequence {
                 return if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) };
             }
@@ -55,7 +55,8 @@ impl Diag {
     }
 }
 
-/// A header of 16 bytes with a length, a type, which is `NLMSG_ERROR`, the sequence and who sends; then the error, 0 for none.
+/// Parses an answer: a header of 16 bytes with length, type (`NLMSG_ERROR`), sequence number and sender, then
+/// the error, which is 0 for success.
 fn answer(bytes: &[u8]) -> io::Result<(u32, i32)> {
     const ERROR: u16 = 2;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);

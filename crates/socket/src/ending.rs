@@ -1,4 +1,4 @@
-//! Ending those of the connected UDP sockets that are stale, so many at a time that it does not matter how many there are.
+//! Ends stale connected UDP sockets in batches, so that memory is bounded however many there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,25 +10,25 @@ use sluice_sys::bpf;
 use crate::census::{Translated, each};
 use crate::destroy::{self, Done, EndedSockets};
 
-/// How many sockets are kept until they are ended.
+/// The most sockets that are kept before they are ended.
 const MOST: usize = 4096;
 
-/// One that has ended some is followed by another, up to so many. The kernel remembers by a count where in its list it was, and clients
-/// close what was ended, so it may have passed some by.
+/// The most looks in a row. A look that has ended sockets is followed by another: the kernel remembers its
+/// place in the list by a count, and clients close what was ended, so it may have skipped some.
 const LOOKS: usize = 3;
 
 /// Sockets by their network namespace.
 type Sockets = BTreeMap<u64, Vec<Translated>>;
 
-/// Like [`Census::end_datagram_sockets`](crate::Census::end_datagram_sockets), of a map, with the program that lists its sockets of UDP.
-/// Network namespaces have their names in one of `directories`.
+/// The same as [`Census::end_datagram_sockets`](crate::Census::end_datagram_sockets), for one map and the
+/// program that lists its UDP sockets. Network namespaces have their names in `directories`.
 pub(crate) fn end_listed(
     program: BorrowedFd<'_>,
     conns: BorrowedFd<'_>,
     directories: &[PathBuf],
     mut is_stale: impl FnMut(&Translated) -> bool,
 ) -> io::Result<EndedSockets> {
-    // Where there is no memory for it, one that is being connected is left for the next time.
+    // If there is no memory to wait, a socket that is being connected is left for the next time.
     let _ = bpf::wait_for_programs();
     let mut total = EndedSockets::default();
     for _ in 0..LOOKS {
@@ -43,7 +43,7 @@ pub(crate) fn end_listed(
     Ok(total)
 }
 
-/// Ends sockets; those are left in `sockets` whose namespaces are not found.
+/// Ends sockets. Those whose namespaces are not found stay in `sockets`.
 fn end(
     program: BorrowedFd<'_>,
     conns: BorrowedFd<'_>,
@@ -54,7 +54,7 @@ fn end(
     let of = |namespace| sockets.remove(&namespace).unwrap_or_default();
     let Done { mut ended, absent } = destroy::in_namespaces(&wanted, directories, of)?;
     if !absent.is_empty() {
-        // What was closed meanwhile is not listed any more.
+        // Sockets that were closed meanwhile are not listed any more.
         each(program, conns, |socket| {
             ended.missed += usize::from(absent.contains(&socket.connection()));
             Ok(())
@@ -64,12 +64,12 @@ fn end(
     Ok(ended)
 }
 
-/// One look at all sockets.
+/// One pass over all sockets.
 struct Look<E> {
     end: E,
     kept: Sockets,
     count: usize,
-    /// Namespaces that were not found, which would take a look at every process again.
+    /// Namespaces that were not found; looking again would mean another pass over every process.
     unreached: BTreeSet<u64>,
     ended: EndedSockets,
 }
@@ -80,7 +80,7 @@ impl<E: FnMut(&mut Sockets) -> io::Result<EndedSockets>> Look<E> {
         Self { end, kept, count: 0, unreached, ended }
     }
 
-    /// One that is to be ended.
+    /// Adds a socket that is to be ended.
     fn add(&mut self, socket: Translated) -> io::Result<()> {
         if self.unreached.contains(&socket.namespace) {
             self.ended.unreached += 1;
@@ -141,7 +141,7 @@ mod tests {
             look.finish().unwrap(),
             EndedSockets { ended: all, unreached: all, ..EndedSockets::default() }
         );
-        // Once it is known that a namespace is not found its sockets are not kept.
+        // Once a namespace is known to be missing, its sockets are not kept.
         assert_eq!(batches, [MOST, MOST, MOST]);
     }
 }

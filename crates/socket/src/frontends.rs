@@ -1,4 +1,4 @@
-//! Frontends in the map that the programs look them up in: see `struct frontend_value` of layout.h.
+//! The map in which the programs look up frontends: see `struct frontend_value` of layout.h.
 
 use std::fs;
 use std::io;
@@ -14,24 +14,24 @@ use crate::layout::Outcomes;
 use crate::removal::is_ours;
 use crate::shape::FRONTENDS;
 
-/// Bytes of a key and a value.
+/// The sizes of a key and a value, in bytes.
 const KEY: usize = size_of::<FrontendKey>();
 const VALUE: usize = size_of::<Outcomes>();
 
-/// Where the outcome for whose socket is.
+/// The offsets of the outcomes for the node's and for pods' sockets.
 const NODE: usize = offset_of!(Outcomes, node);
 const POD: usize = offset_of!(Outcomes, pod);
 
-/// How many go into one system call.
+/// How many entries go into one system call.
 const BATCH: usize = 4096;
 
-/// Where the parts of an outcome are: `OUTCOME_CHECK_SHIFT` and so on. Between verdict and check there is half of the service's
-/// number.
+/// Positions of an outcome's parts: `OUTCOME_CHECK_SHIFT` and so on. Half of the service number is between
+/// verdict and check.
 const CHECK_SHIFT: u32 = 42;
 const SERVICE_SHIFT: u32 = 26;
 const VERDICT_SHIFT: u32 = 24;
 
-/// Frontends as the programs find them; on any thread.
+/// The frontends that the programs know; usable on any thread.
 #[derive(Debug)]
 pub struct Frontends(pub(crate) OwnedFd);
 
@@ -39,7 +39,7 @@ impl Frontends {
     /// What the programs know of a frontend.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// The map cannot be read.
     pub fn get(&self, key: &FrontendKey) -> io::Result<Option<FrontendValue>> {
         let value = bpf::lookup(self.0.as_fd(), &key_bytes(key))?;
         Ok(value.and_then(|value| value.as_slice().try_into().ok().map(value_from)))
@@ -75,17 +75,17 @@ impl Frontends {
     }
 }
 
-/// Has programs that are pinned below `pins`, whoever holds them, decide nothing any more about new connections to these
-/// frontends. How many were known there.
+/// Removes these frontends from the maps pinned below `pins`, whoever holds them: the programs do not translate
+/// new connections to them any more. Returns how many were there.
 ///
 /// # Errors
-/// What is pinned cannot be read, or not be changed.
+/// A pinned map cannot be read or changed.
 pub fn forget_frontends(pins: &Path, frontends: &[FrontendKey]) -> io::Result<usize> {
     if !is_ours(pins)? {
         return Ok(0);
     }
     let mut forgotten = 0;
-    // Those of other layouts decide as well, for as long as they are there.
+    // Programs of other layouts translate too, as long as they are there.
     for entry in fs::read_dir(pins)? {
         let map = match bpf::get(&entry?.path().join(FRONTENDS)) {
             Ok(map) => map,
@@ -96,7 +96,7 @@ pub fn forget_frontends(pins: &Path, frontends: &[FrontendKey]) -> io::Result<us
         };
         let map = match bpf::HashMap::<KEY, VALUE>::new(map) {
             Ok(map) => map,
-            // Of another version, which has it otherwise.
+            // Another version's map has another format.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => continue,
             Err(error) => return Err(error),
         };
@@ -122,7 +122,7 @@ fn key_from(bytes: &[u8; KEY]) -> FrontendKey {
 }
 
 fn value_bytes(key: &FrontendKey, value: &FrontendValue) -> [u8; VALUE] {
-    // The upper bits of a hash of the key, which the programs want to see in what they read: see `check_of` of pick.h.
+    // The upper bits of the key's hash, which the programs check in what they read: see `check_of` of pick.h.
     let check = u64::from(hash(&key_bytes(key)) >> (CHECK_SHIFT - 32)) << CHECK_SHIFT;
     let [s0, s1, s2, s3] = value.service.to_le_bytes();
     let mut bytes = [0; VALUE];
@@ -138,7 +138,8 @@ fn value_from(bytes: &[u8; VALUE]) -> FrontendValue {
     let outcome = |at: usize| {
         let mut word = [0; 8];
         word.copy_from_slice(&bytes[at..at + 8]);
-        // Three bytes of the set, two bits of the verdict, and the half of the service across the next three bytes.
+        // Three bytes of the set, then two bits of the verdict, and half of the service number across the next
+        // three bytes.
         let [set0, set1, set2, b3, b4, b5, _, _] = u64::from_ne_bytes(word).to_le_bytes();
         let rest = u32::from_le_bytes([b3, b4, b5, 0]);
         let [half0, half1, ..] = (rest >> (SERVICE_SHIFT - VERDICT_SHIFT)).to_le_bytes();

@@ -1,5 +1,5 @@
-//! What is known of endpoints, in the words that the programs read: see `health.h`, which does the same for what it
-//! sees. Both write at any time, on all CPUs; what was heard last counts.
+//! The endpoints' health in the words that the programs read: see `health.h`, which does the same for what the
+//! programs see. Both write at any time on all CPUs; the last write counts.
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use sluice_table::{SocketHealth, SocketNumber};
 
 use crate::attached::{halves, word};
 
-/// Words of an endpoint, and where among them is what.
+/// The size of an endpoint in words, and the index of the word with port and incarnation.
 const WORDS: usize = size_of::<Endpoint>() / 8;
 const PORT_AND_INCARNATION: usize = offset_of!(Endpoint, port) / 8;
 const FAILURES: usize = offset_of!(Endpoint, failures) / 8;
 
-/// Now, as the programs have it.
+/// The current time on the programs' clock.
 pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     // Neither is ever negative.
@@ -26,14 +26,14 @@ pub(crate) fn now_ns() -> u64 {
     part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec))
 }
 
-/// The array of endpoints, for as long as anybody has this.
+/// The array of endpoints, which stays mapped as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Health(Arc<Mapping>);
 
 /// The health of one endpoint.
 #[derive(Debug)]
 struct Words<'a> {
-    /// Port and flags in the one half, the incarnation in the other.
+    /// Port and flags in one half, the incarnation in the other.
     who: &'a AtomicU64,
     failures: &'a AtomicU64,
 }
@@ -43,7 +43,7 @@ impl Health {
         Self(endpoints)
     }
 
-    /// None of a number that is none.
+    /// `None` if there is no such endpoint.
     fn of(&self, number: SocketNumber) -> Option<Words<'_>> {
         let first = (number.id as usize).checked_mul(WORDS)?;
         let words = self.0.words().get(first..first.checked_add(WORDS)?)?;
@@ -52,18 +52,19 @@ impl Health {
 }
 
 impl Words<'_> {
-    /// The half with the flags, if the number still means the same.
+    /// The half with port and flags, if the number still means the same endpoint.
     fn port_and_flags(&self, number: SocketNumber) -> Option<u32> {
         let (port_and_flags, incarnation) = halves(self.who.load(Ordering::Relaxed));
         (incarnation == number.incarnation).then_some(port_and_flags)
     }
 
-    /// Notes that it is proven; whether the number still means the same.
+    /// Marks the endpoint as proven. Returns whether the number still means the same endpoint.
     fn prove(&self, number: SocketNumber) -> bool {
         while let Some(port_and_flags) = self.port_and_flags(number) {
             let clear = port_and_flags & !unproven();
             let [old, new] = [port_and_flags, clear].map(|half| word(half, number.incarnation));
-            // Only while it is the endpoint that is meant: the number may be given to another one at any time.
+            // The exchange succeeds only while the number means this endpoint: it may be given to another at
+            // any time.
             if old == new || self.who.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
                 return true;
@@ -73,7 +74,7 @@ impl Words<'_> {
     }
 }
 
-/// The flag of whoever is in doubt without having failed, in the half that flags share with the port.
+/// The flag of an endpoint that is in doubt without having failed, in the half that flags share with the port.
 fn unproven() -> u32 {
     let [a, b] = UNPROVEN.to_ne_bytes();
     u32::from_ne_bytes([0, 0, a, b])
@@ -90,7 +91,8 @@ impl SocketHealth for Health {
 
     fn has_served(&self, number: SocketNumber) {
         let Some(words) = self.of(number) else { return };
-        // An endpoint that is given the number in between may lose a failure, or be passed over for a while.
+        // If the number is given to another endpoint in between, that one may lose a failure, or be avoided for
+        // a while.
         if words.prove(number) && words.failures.load(Ordering::Relaxed) != 0 {
             words.failures.store(0, Ordering::Relaxed);
         }
@@ -101,7 +103,7 @@ impl SocketHealth for Health {
         if words.port_and_flags(number).is_some() {
             let now = now_ns();
             let and_one = |word| Some(Failures::unpack(word).and_one(now).pack());
-            // It is never refused.
+            // The closure never refuses.
             let _ = words.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, and_one);
         }
     }

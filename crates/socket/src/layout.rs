@@ -1,6 +1,6 @@
-//! How values are laid out that this crate reads and writes in pieces, at offsets that it takes from here: those of layout.h,
-//! which a test compares by BTF. Nothing is ever made of these types. What is read and written as a whole is in
-//! `sluice-socket-maps`.
+//! The layout of values that this crate reads and writes in parts, at offsets that it takes from these types.
+//! They match layout.h, which a test checks by BTF. No values of these types are ever made. Values that are
+//! read and written as a whole are in `sluice-socket-maps`.
 
 use crate::shape::{SLOTS_PER_LINE as IDS, SOURCES_TOGETHER as TOGETHER};
 
@@ -94,12 +94,13 @@ mod tests {
     use super::*;
     use crate::shape::{SHAPES, SLOTS_PER_LINE, SOURCES_TOGETHER};
 
-    /// Of layout 6. Another one takes another number, `LAYOUT`, as programs of two versions share what is pinned.
+    /// The digest of layout 6. A change needs a new number, `LAYOUT`, because programs of two versions share
+    /// pinned maps.
     const DIGEST: u64 = 8_492_357_279_155_847_692;
 
     const HEADER: &str = include_str!("../programs/layout.h");
 
-    /// What maps consist of.
+    /// The structs in maps.
     const STRUCTS: [&str; 16] = [
         "account",
         "address",
@@ -119,7 +120,7 @@ mod tests {
         "totals",
     ];
 
-    /// Sizes, and fields with their offsets, by BTF.
+    /// Sizes of structs, and their fields with offsets, by BTF.
     fn structs() -> BTreeMap<String, (u64, Vec<(String, u64)>)> {
         let object = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/sluice.bpf.o");
         let dump = Command::new("bpftool").args(["--json", "btf", "dump", "file", object]).output().unwrap();
@@ -136,10 +137,10 @@ mod tests {
         structs.collect()
     }
 
-    /// Of which that digest was made without it.
+    /// Structs that the digest does not include.
     const OTHERS: [&str; 1] = ["slot_line"];
 
-    /// A struct of Rust as [`structs`] has it.
+    /// A Rust struct in the form of [`structs`].
     macro_rules! rust {
         ($of:ty { $($field:ident $name:literal),* }) => {
             (size_of::<$of>() as u64, vec![$(($name.to_owned(), offset_of!($of, $field) as u64)),*])
@@ -201,7 +202,7 @@ mod tests {
         }
     }
 
-    /// It is in no map, and BTF has what maps have.
+    /// It is in no map, and BTF has only the types of maps.
     #[test]
     fn what_the_iterators_write_is_the_same_by_what_is_asserted_in_c() {
         let (size, fields): (u64, Vec<(String, u64)>) = rust!(Translated {
@@ -216,7 +217,7 @@ mod tests {
         assert!(HEADER.contains(&format!("_Static_assert(sizeof(struct translated) == {size}, ")));
     }
 
-    /// The kernel would copy what is beyond to where nobody has room for it.
+    /// Otherwise the kernel would copy beyond our buffers.
     #[test]
     fn maps_have_keys_and_values_of_the_size_that_is_in_the_programs() {
         let structs = structs();

@@ -1,4 +1,4 @@
-//! Whether the programs are where they were attached: others may take them away.
+//! Tells whether the programs are still attached: others may detach them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +10,8 @@ use sluice_sys::bpf;
 use crate::attach::HOOKS;
 use crate::pins::link_path;
 
-/// Where the programs are attached. They stay so while this is held, whatever becomes of the pins, until they are detached.
+/// The links of attached programs. While this is held they stay attached, whatever becomes of the pins, unless
+/// they are detached.
 #[derive(Debug, Clone)]
 pub struct Links {
     directory: PathBuf,
@@ -19,13 +20,14 @@ pub struct Links {
 }
 
 impl Links {
-    /// Of all [`HOOKS`], in their order.
+    /// The links of all [`HOOKS`], in their order.
     pub(crate) fn new(directory: &Path, cgroup_id: u64, held: Vec<OwnedFd>) -> Self {
         Self { directory: directory.to_owned(), cgroup_id, held: held.into() }
     }
 
-    /// Programs that are not attached there any more, or not so that others find them: somebody has removed what was pinned,
-    /// or hidden it below another file system, or detached them, or the cgroup is gone. What cannot be known counts as attached.
+    /// Programs that are not attached any more, or whose pins others cannot find: somebody has removed the
+    /// pins, hidden them below another file system or detached the programs, or the cgroup is gone. If it
+    /// cannot be known, a program counts as attached.
     pub fn missing(&self) -> impl Iterator<Item = &'static str> {
         let all = HOOKS.iter().zip(self.held.iter());
         all.filter(|(hook, link)| !self.is_attached(hook.name, link)).map(|(hook, _)| hook.name)
@@ -40,10 +42,10 @@ impl Links {
             }
     }
 
-    /// Detaches all of them, also those whose pins cannot be found any more. From then on they do nothing.
+    /// Detaches all programs, also those whose pins are gone. From then on they do nothing.
     pub fn detach(&self) {
         for link in self.held.iter() {
-            // One that is detached already, or whose cgroup is gone, is as it should be.
+            // A program that is detached already, or whose cgroup is gone, needs nothing more.
             let _ = bpf::detach(link.as_fd());
         }
     }

@@ -1,9 +1,9 @@
-//! What is mounted where, in the mount namespace of the thread that asks.
+//! Lists mounts in the calling thread's mount namespace.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Mounts of a type of file system: what of it is shown, and where.
+/// Mounts of one type of file system: the mounted root, and the mount point.
 pub(crate) fn of_type(kind: &str) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(in_mountinfo(&std::fs::read_to_string("/proc/thread-self/mountinfo")?, kind))
 }
@@ -22,7 +22,7 @@ fn in_mountinfo(mounts: &str, kind: &str) -> Vec<(String, PathBuf)> {
     found.collect()
 }
 
-/// Octal numbers stand for white space and backslashes.
+/// Replaces the octal escapes of white space and backslashes.
 fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }

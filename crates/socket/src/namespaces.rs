@@ -1,8 +1,8 @@
-//! Which network namespaces are pods': those that have a name where container runtimes give them one. All others but the node's,
-//! as of containers within a pod, are strangers', and their sockets are left alone.
+//! Finds pods' network namespaces: those with a name in the container runtimes' directories. All others except
+//! the node's belong to strangers, for example containers within a pod, and their sockets are left alone.
 //!
-//! Nothing is known of a namespace but its cookie, which no other ever has, and the addresses in it, which tell whose it is; to
-//! ask for either is to enter.
+//! A namespace is known by its cookie, which is never reused, and by its addresses, which tell whose it is. To
+//! read either, the thread has to enter the namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -28,7 +28,7 @@ use crate::error::passes;
 use crate::rights::is_administrator;
 use crate::shape::MOST_NAMESPACES;
 
-/// Where container runtimes have pods' network namespaces: containerd and CRI-O, and Docker below cri-dockerd.
+/// Where container runtimes name pods' network namespaces: containerd and CRI-O, and Docker with cri-dockerd.
 pub const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
 
 /// `NSFS_MAGIC` of linux/magic.h.
@@ -37,37 +37,38 @@ const NSFS: u64 = 0x6e73_6673;
 /// What is known of namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// So many are pods', and sockets in others are left alone.
+    /// So many are pods'; sockets in others are left alone.
     Some {
-        /// Those that there is room for, and that are led.
+        /// Namespaces in the map whose sockets are translated.
         known: usize,
-        /// Those that there is none for.
+        /// Namespaces for which the map has no room.
         left_out: usize,
-        /// Those that are not to be led, or not known to be.
+        /// Namespaces whose sockets are not to be translated, or for which that is not known.
         kept_out: usize,
     },
-    /// There is no such directory, or none of them names any, so all are pods': its container runtime has the names elsewhere.
+    /// All count as pods', because no directory exists or none names a namespace: the container runtime has the
+    /// names elsewhere.
     All,
 }
 
-/// What is to become of the sockets in a namespace.
+/// What becomes of the sockets in a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// They are decided about.
+    /// They are translated.
     Led,
     /// They are left alone, whether or not an agent lives.
     LeftAlone,
-    /// Nobody knows whose it is: what it was stays so, as that of a pod that has been deleted and ends. One that is new is left
-    /// alone while an agent lives.
+    /// It is not known whose namespace it is. An earlier fate stands, for example that of a deleted pod that is
+    /// ending. A new namespace is left alone while an agent lives.
     Unknown,
 }
 
-/// Says what is to become of the sockets in a namespace.
+/// Decides what becomes of the sockets in a namespace.
 #[derive(Clone, Copy)]
 pub struct Judge<'a> {
-    /// Says it by the addresses in the namespace.
+    /// Decides by the addresses in the namespace.
     pub fate: &'a (dyn Fn(&[IpAddr]) -> Fate + Sync),
-    /// Whether it must be heard: if no namespace has a name, then no namespace counts as a pod's. Otherwise all do.
+    /// If no namespace has a name, whether none counts as a pod's; otherwise all do.
     pub is_binding: bool,
 }
 
@@ -77,59 +78,60 @@ impl fmt::Debug for Judge<'_> {
     }
 }
 
-/// A namespace is entered again to read its addresses, as nothing tells when they change: after this time at the earliest, and
-/// each time after it has been known for twice as long. Pods get their addresses when they start.
+/// The shortest time before a namespace is entered again to read its addresses, because no event tells that
+/// they have changed. It is entered each time that it has been known for twice as long. Pods get their
+/// addresses when they start.
 const SOONEST: Duration = Duration::from_millis(10);
 
-/// Whoever has been known for this long is entered again after as long, and not before there is a look for another reason: many
-/// that are looked at by turns would keep the thread busy.
+/// A namespace that has been known for this long is entered again after the same time, and only in a look that
+/// has another reason: many namespaces by turns would keep the thread busy.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// A namespace that has none but local addresses is entered again after this time, until it has been known for [`SETTLED`]: its
-/// network may still be set up.
+/// A namespace with only local addresses is entered again at least this often until it has been known for
+/// [`SETTLED`]: its network may still be set up.
 const BARE: Duration = Duration::from_secs(1);
 
-/// What tells a namespace from all others, as long as it is there: the kernel gives the inode of one that has gone to the next
-/// one, which has then another time.
+/// Identifies a namespace as long as it exists. The kernel reuses the inode of a namespace that is gone, but
+/// the new one has another time.
 type Identity = (u64, u64, i64, i64);
 
 /// A namespace that was entered.
 #[derive(Debug, Clone)]
 struct Entered {
     cookie: u64,
-    /// Those that were in it then, if somebody goes by them: one that has just been made may have none so far.
+    /// The addresses that it had then, if they count. A new namespace may have none yet.
     addresses: Vec<IpAddr>,
-    /// When it was entered first.
+    /// When it was first entered.
     since: Instant,
-    /// When it is to be entered again, if somebody goes by its addresses.
+    /// When it is to be entered again, if addresses count.
     due: Instant,
-    /// Whether that is to be waited for.
+    /// Whether it has been known for [`SETTLED`]; then `due` is not waited for.
     is_settled: bool,
 }
 
-/// Has the programs know pods' namespaces.
+/// Tells the programs which namespaces are pods'.
 #[derive(Debug)]
 pub struct Namespaces {
     directories: Vec<PathBuf>,
     map: OwnedFd,
     meta: Mapping,
-    /// The node's, to come back to.
+    /// The node's namespace, to come back to.
     own: File,
     own_cookie: u64,
-    /// What is in the map: whether they are led.
+    /// The map's contents: whether sockets in the namespace are translated.
     known: BTreeMap<u64, bool>,
     /// Namespaces that were entered.
     entered: HashMap<Identity, Entered>,
-    /// When the first of them is to be entered again that is to be waited for.
+    /// The earliest time at which a namespace that is not settled is to be entered again.
     due: Option<Instant>,
-    /// Names that come and go; without, it takes a mount to notice.
+    /// Watches the directories for names. Without it, only mounts are noticed.
     names: Option<OwnedFd>,
-    /// Tells that something was mounted or unmounted.
+    /// Reports mounts and unmounts.
     mounts: File,
 }
 
 impl Namespaces {
-    /// Those that have a name in one of these directories, for programs with these maps.
+    /// Finds namespaces by their names in these directories, for programs with these maps.
     pub(crate) fn new(directories: &[PathBuf], map: OwnedFd, meta: Mapping) -> io::Result<Self> {
         if directories.is_empty() {
             return Err(io::Error::other("no directory is named that has those of pods"));
@@ -154,13 +156,13 @@ impl Namespaces {
         })
     }
 
-    /// Has the programs know those that have a name now; with a judge those that it knows, and what becomes of them. It takes a
-    /// thread that may be in any of them meanwhile, and has the node's mounts before it.
+    /// Tells the programs which namespaces have a name now; with a judge, those that it knows, and what becomes
+    /// of them. The thread may enter any of them meanwhile, and has to see the node's mounts.
     ///
     /// # Errors
-    /// The kernel is out of memory or descriptors; what was known stays so.
+    /// The kernel is out of memory or file descriptors; what was known stands.
     pub fn look(&mut self, judge: Option<Judge<'_>>) -> io::Result<Known> {
-        // Before they are read: what comes meanwhile is for the next look.
+        // Before the names are read: changes that come meanwhile are for the next look.
         self.watch();
         let named = self.named(judge)?;
         if named.is_empty() && !judge.is_some_and(|judge| judge.is_binding) {
@@ -186,8 +188,8 @@ impl Namespaces {
         Ok(Known::Some { known, left_out, kept_out })
     }
 
-    /// Waits until another look may find something else, `stop` or one of `news` can be read, or this long. Whether it is
-    /// `stop`.
+    /// Waits until another look may find something new, until `stop` or one of `news` is readable, or this
+    /// long. Returns whether `stop` is readable.
     ///
     /// # Errors
     /// The kernel is out of memory.
@@ -196,7 +198,7 @@ impl Namespaces {
         let longest = Timespec::try_from(longest.min(until_due)).map_err(io::Error::other)?;
         let mut polled = vec![
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
-            // It can be read at any time; what is new is urgent.
+            // The file is always readable; a change is reported as urgent.
             PollFd::from_borrowed_fd(self.mounts.as_fd(), PollFlags::PRI),
         ];
         polled.extend(self.names.as_ref().map(|names| PollFd::new(names, PollFlags::IN)));
@@ -215,20 +217,20 @@ impl Namespaces {
         let changes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
         let flags = changes | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
         for directory in &self.directories {
-            // What is watched already is watched once; what is not there yet is tried again.
+            // A directory is watched only once. One that does not exist yet is tried again.
             let _ = inotify::add_watch(names, directory, flags);
         }
     }
 
-    /// The cookies of all that have a name, but the node's own, and what is to become of their sockets.
+    /// The cookies of all named namespaces except the node's own, and what becomes of their sockets.
     fn named(&mut self, judge: Option<Judge<'_>>) -> io::Result<BTreeMap<u64, Fate>> {
-        // If this fails, then whoever waits says when it is tried again.
+        // If this fails, the caller decides when to try again.
         self.due = None;
         let mut paths = Vec::new();
         for directory in &self.directories {
             match named_in(directory) {
                 Ok(named) => paths.extend(named),
-                // Or what was known would be forgotten.
+                // Otherwise, what was known would be forgotten.
                 Err(error) if passes(&error) => return Err(error),
                 Err(_) => {}
             }
@@ -240,7 +242,7 @@ impl Namespaces {
         for path in paths {
             let Ok(seen) = fs::metadata(&path) else { continue };
             let before = self.entered.get(&identity(&seen));
-            // Whose it is shows once it has its addresses.
+            // A namespace of unknown fate is entered again, because its addresses may tell whose it is.
             if let Some(entered) = before
                 && (judge.is_none()
                     || entered.cookie == self.own_cookie
@@ -257,9 +259,9 @@ impl Namespaces {
                     failed = Some(error);
                     continue;
                 }
-                // If it has gone meanwhile, the next look sees that.
+                // If it is gone, the next look sees that.
                 (Err(_), Some(before)) => (identity(&seen), before.cookie, before.addresses.clone()),
-                // It is of another kind, or gone.
+                // It is no network namespace, or it is gone.
                 (Err(_), None) => continue,
             };
             let pause = pause(now.duration_since(since), &addresses);
@@ -267,7 +269,7 @@ impl Namespaces {
             here.insert(seen, Entered { cookie, addresses, since, due, is_settled });
         }
         if has_moved {
-            // Or this thread would keep a pod's from going.
+            // Otherwise this thread would keep a pod's namespace alive.
             enter(&self.own)?;
         }
         if let Some(error) = failed {
@@ -282,7 +284,7 @@ impl Namespaces {
     }
 }
 
-/// Moves this thread to the namespace that has this name.
+/// Moves this thread to the namespace with this name.
 fn enter_at(path: &Path, with_addresses: bool) -> io::Result<(Identity, u64, Vec<IpAddr>)> {
     let namespace = File::open(path)?;
     let seen = identity(&namespace.metadata()?);
@@ -291,13 +293,14 @@ fn enter_at(path: &Path, with_addresses: bool) -> io::Result<(Identity, u64, Vec
     Ok((seen, cookie, addresses))
 }
 
-/// How long to wait before a namespace is entered again that has been known for some time and has these addresses.
+/// How long to wait before a namespace is entered again that has been known for this long and has these
+/// addresses.
 fn pause(known_for: Duration, addresses: &[IpAddr]) -> Duration {
     let is_bare = addresses.iter().all(is_local) && known_for < SETTLED;
     known_for.clamp(SOONEST, if is_bare { BARE } else { SETTLED })
 }
 
-/// The addresses of this thread's network.
+/// The addresses in this thread's network namespace.
 fn addresses_here() -> io::Result<Vec<IpAddr>> {
     let addresses = getifaddrs()?.filter_map(|interface| {
         let address = interface.address?;
@@ -307,7 +310,8 @@ fn addresses_here() -> io::Result<Vec<IpAddr>> {
     Ok(addresses.collect())
 }
 
-/// Whether nobody beyond a link can answer to this address: loopback and link-local addresses, of which each namespace may have some.
+/// Whether the address is loopback or link-local: nobody beyond the link can answer to it, and each namespace
+/// may have the same.
 pub fn is_local(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
@@ -319,8 +323,8 @@ fn identity(of: &fs::Metadata) -> Identity {
     (of.dev(), of.ino(), of.ctime(), of.ctime_nsec())
 }
 
-/// The names of namespaces in a directory. A runtime makes a file first and has the namespace there a moment later: then
-/// there is none so far.
+/// The names of namespaces in a directory. A runtime first makes a file, and mounts the namespace there a
+/// moment later; until then the name does not count.
 pub(crate) fn named_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let paths = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
     Ok(paths.filter(|path| is_namespace(path)).collect())
@@ -335,11 +339,11 @@ fn bytes<'a>(cookies: impl Iterator<Item = &'a u64>) -> Vec<[u8; 8]> {
     cookies.map(|cookie| cookie.to_ne_bytes()).collect()
 }
 
-/// What there is to do about what is in the map.
+/// The changes to make to the map.
 #[derive(Debug, PartialEq, Eq)]
 struct Change {
     gone: BTreeSet<u64>,
-    /// Those that come, and those that change.
+    /// New entries, and changed ones.
     new: Vec<(u64, bool)>,
     left_out: usize,
 }
@@ -376,7 +380,7 @@ mod tests {
         assert_eq!(change(&[7, 8], &[1, 2, 7, 8]), (vec![], vec![1], 1));
         assert_eq!(change(&[7, 8, 9], &[1, 8, 9]), (vec![7], vec![1], 0));
         assert_eq!(change(&[1, 2, 3], &[1, 2, 3, 4, 5]), (vec![], vec![], 2));
-        // More than there is room for, which another version may have had.
+        // More than there is room for: another version may have had more room.
         assert_eq!(change(&[1, 2, 3, 4], &[1, 2, 3, 4, 5]), (vec![], vec![], 1));
     }
 

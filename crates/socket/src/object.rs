@@ -1,4 +1,4 @@
-//! The object that `programs/build` has made: reading it, and fitting it to this kernel and to the maps.
+//! The object file that `programs/build` has made: reading it, and fitting it to this kernel and to the maps.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
@@ -13,14 +13,14 @@ use sluice_sys::bpf;
 use crate::Error;
 use crate::shape::{SHAPES, Shape};
 
-/// The object, as large as its alignment wants it.
+/// The object file, with the alignment that parsing needs.
 static OBJECT: &[u8] = include_bytes!("../programs/sluice.bpf.o");
 
-/// The object, read.
+/// The parsed object.
 #[derive(Debug)]
 pub(crate) struct Object {
     inner: aya_obj::Object,
-    /// Its types, in the kernel.
+    /// Its types, loaded into the kernel.
     btf: OwnedFd,
 }
 
@@ -36,16 +36,16 @@ fn failed(error: impl std::fmt::Display) -> Error {
 }
 
 impl Object {
-    /// Reads it and fits it to `kernel`'s types.
+    /// Parses the object and fits it to `kernel`'s types.
     pub(crate) fn read(kernel: &Btf) -> Result<Self, Error> {
         let mut inner = aya_obj::Object::parse(OBJECT).map_err(failed)?;
-        // Only maps refer to types of ours: what a kernel might not know is not needed.
+        // Only maps refer to our types: no feature is needed that a kernel might lack.
         let features = BtfFeatures::new(false, false, false, false, false, false, false, false);
         let types = inner
             .fixup_and_sanitize_btf(&features)
             .map_err(failed)?
             .ok_or_else(|| failed("it has no BTF"))?;
-        // The first of all calls of bpf(2).
+        // The first call of bpf(2).
         let btf = bpf::load_btf(&types.to_bytes()).map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::PERM | Errno::NOSYS) => Error::Denied(error),
             _ => Error::system("loading types")(error),
@@ -54,7 +54,7 @@ impl Object {
         Ok(Self { inner, btf })
     }
 
-    /// How a map is to be made.
+    /// The arguments for creating a map.
     pub(crate) fn map_spec(&self, shape: &Shape, max_entries: u32) -> Result<bpf::MapSpec<'_>, Error> {
         let Some(Map::Btf(map)) = self.inner.maps.get(shape.name) else {
             return Err(failed(format!("it has no map {}", shape.name)));
@@ -71,7 +71,7 @@ impl Object {
         })
     }
 
-    /// Puts the maps' descriptors into the programs.
+    /// Puts the maps' file descriptors into the programs.
     pub(crate) fn link(&mut self, maps: &HashMap<&'static str, OwnedFd>) -> Result<(), Error> {
         let sections: HashSet<usize> = self.inner.functions.keys().map(|(section, _)| *section).collect();
         let theirs = self.inner.maps.clone();
@@ -96,11 +96,11 @@ impl Object {
     }
 }
 
-/// An instruction as the kernel reads it.
+/// An instruction in the kernel's encoding.
 fn bytes(instruction: &bpf_insn) -> [u8; 8] {
     let [off_low, off_high] = instruction.off.to_ne_bytes();
     let [a, b, c, d] = instruction.imm.to_ne_bytes();
-    // As little-endian kernels have it; the object is for no others.
+    // For little-endian kernels; the object is for no others.
     let registers = instruction.src_reg() << 4 | instruction.dst_reg();
     [instruction.code, registers, off_low, off_high, a, b, c, d]
 }

@@ -1,4 +1,4 @@
-//! Programs of others at the cgroup and at those above it, and whether the kernel lets ours be attached beside them.
+//! Other programs at the cgroup and above it, and whether the kernel attaches ours beside them.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, File};
@@ -12,28 +12,28 @@ use crate::attach::{HOOKS, Hook};
 use crate::cgroup;
 use crate::pins::link_path;
 
-/// What others have attached where our programs are to be.
+/// Other programs at the hooks that ours need.
 #[derive(Debug)]
 pub(crate) struct Others {
     cgroup: PathBuf,
-    /// Those because of which the kernel would refuse one of ours.
+    /// Programs because of which the kernel would refuse one of ours.
     pub(crate) refusing: Vec<Refusing>,
-    /// How many are at the cgroup itself, by the names of ours at the same hook.
+    /// How many are at the cgroup itself, by our program at the same hook.
     beside: Vec<(&'static str, usize)>,
 }
 
-/// A program that none of ours is attached beside.
+/// A program beside which the kernel attaches none of ours.
 #[derive(Debug)]
 pub(crate) struct Refusing {
-    /// Of the program that it would refuse.
+    /// The hook of our program that it would refuse.
     hook: &'static str,
     id: u32,
-    /// Where it is attached: the cgroup or one above it.
+    /// Where it is attached: the cgroup, or one above it.
     at: PathBuf,
 }
 
 impl Others {
-    /// Looks at a cgroup and at all above it that can be seen. What is pinned below `pins` is ours.
+    /// Looks at a cgroup and at all visible ones above it. Programs pinned below `pins` are ours.
     ///
     /// # Errors
     /// The kernel does not tell (`EPERM` without CAP_NET_ADMIN), or there is no such cgroup.
@@ -60,7 +60,7 @@ impl Others {
                     others.beside.push((name, ids.len()));
                 }
                 if !is_here {
-                    // The nearest one above that has any decides about all below it.
+                    // The nearest cgroup above that has programs decides about all below it.
                     break;
                 }
             }
@@ -69,8 +69,8 @@ impl Others {
     }
 }
 
-/// Whether a link is refused, by the programs of the cgroup that it is for or of the nearest one above that has any
-/// (`__cgroup_bpf_attach` and `hierarchy_allows_attach` of the kernel).
+/// Whether the kernel would refuse a link, by the programs of its cgroup or of the nearest one above that has
+/// any (`__cgroup_bpf_attach` and `hierarchy_allows_attach` of the kernel).
 fn is_refused(sharing: Sharing, is_here: bool) -> bool {
     match sharing {
         Sharing::Exclusive => true,
@@ -79,16 +79,16 @@ fn is_refused(sharing: Sharing, is_here: bool) -> bool {
     }
 }
 
-/// The ids of our programs of all versions at a hook of this cgroup.
+/// The ids of our programs, of all versions, at a hook of this cgroup.
 fn ours(hook: &Hook, cgroup: u64, pins: &Path) -> Vec<u32> {
-    // Whatever cannot be read is another's.
+    // A link that cannot be read counts as another's.
     let versions = fs::read_dir(pins).into_iter().flatten().flatten();
     let links = versions.filter_map(|version| bpf::get(&link_path(&version.path(), hook.name)).ok());
     let infos = links.filter_map(|link| bpf::link_info(link.as_fd()).ok());
     infos.filter(|info| info.cgroup == cgroup).map(|info| info.program).collect()
 }
 
-/// As libbpf names the hook.
+/// libbpf's name of the hook.
 fn short(hook: &Hook) -> &'static str {
     hook.name.strip_prefix("sluice_").unwrap_or(hook.name)
 }

@@ -1,4 +1,4 @@
-//! The directory of pins: `v<layout>` below it has all maps and links, and outlives the agent.
+//! The directory of pins. `v<layout>` below it has all maps and links, and outlives the agent.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,24 +12,24 @@ use sluice_sys::bpf;
 use crate::removal::remove_tree;
 use crate::{Error, mounts};
 
-/// Where pins are unless said otherwise.
+/// The default directory for pins.
 pub const PINS: &str = "/sys/fs/bpf/sluice";
 
 /// Where distributions mount a bpffs.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The directory, held: nobody else attaches or removes while this lives.
+/// The locked directory: nobody else attaches or removes while this lives.
 #[derive(Debug)]
 pub(crate) struct Pins {
     pub(crate) root: PathBuf,
     /// `v<layout>`.
     pub(crate) directory: PathBuf,
-    /// Locked.
+    /// The lock.
     _lock: File,
 }
 
 impl Pins {
-    /// Makes the directory, and a bpffs for it if there is none where distributions have one, and locks it.
+    /// Creates the directory, and a bpffs for it if none is mounted in the usual place, and locks it.
     pub(crate) fn open(root: &Path, layout: u64) -> Result<Self, Error> {
         ensure_bpffs(root)?;
         let directory = directory(root, layout);
@@ -40,7 +40,7 @@ impl Pins {
             }
         };
         fs::create_dir_all(&directory).map_err(Error::system(format!("making {}", directory.display())))?;
-        // Whoever asked for it has it now, or comes too late.
+        // The agent that asked has it now, or comes too late.
         let_go(root);
         Ok(Self { root: root.into(), directory, _lock: lock })
     }
@@ -48,20 +48,20 @@ impl Pins {
     /// Removes what is pinned for this layout, and the directory above if nothing else is there.
     pub(crate) fn remove(&self) -> io::Result<()> {
         remove_tree(&self.directory)?;
-        // There may be other versions' pins in it.
+        // It may have other versions' pins.
         let _ = fs::remove_dir(&self.root);
         Ok(())
     }
 }
 
-/// A directory in that of all pins, by which an agent says that it is ready to have them.
+/// A directory among the pins by which an agent says that it is ready to take over.
 const ASKED_FOR: &str = "asked_for";
 
-/// Asks whoever holds what is pinned below `pins` to let go of it, now that it would not be missed. Until then that one is to
-/// keep it in line with what changes.
+/// Asks the holder of what is pinned below `pins` to let go, now that this agent is ready. Until then, the
+/// holder keeps it in line with changes.
 ///
 /// # Errors
-/// There are none, or it cannot be said there.
+/// There are no pins, or the request cannot be written there.
 pub fn ask_for(pins: &Path) -> io::Result<()> {
     match fs::create_dir(pins.join(ASKED_FOR)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -69,23 +69,23 @@ pub fn ask_for(pins: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether somebody has asked for them, and nobody has let go since.
+/// Whether an agent has asked for the pins, and nobody has let go since.
 pub fn is_asked_for(pins: &Path) -> bool {
     pins.join(ASKED_FOR).exists()
 }
 
-/// Says that they are not held any more, or that nobody is to have them.
+/// Withdraws the request: the pins are not held any more, or nobody is to get them.
 pub fn let_go(pins: &Path) {
-    // That there is none is as good.
+    // It is no error if there is no request.
     let _ = fs::remove_dir(pins.join(ASKED_FOR));
 }
 
-/// Where a layout has its pins.
+/// The directory of a layout's pins.
 pub(crate) fn directory(root: &Path, layout: u64) -> PathBuf {
     root.join(format!("v{layout}"))
 }
 
-/// Holds the directory of all pins; none if it is gone by now, whether or not there is another one.
+/// Locks the directory of all pins. `None` if it is gone by now, whether or not there is a new one.
 pub(crate) fn lock(root: &Path) -> Result<Option<File>, Error> {
     match File::open(root) {
         Ok(opened) => lock_opened(opened, root),
@@ -94,7 +94,8 @@ pub(crate) fn lock(root: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// Whoever held it may have removed it after it was opened here: that one holds nobody up, and the next one has another.
+/// Locks an opened directory. The last holder may have removed it since it was opened: then it protects
+/// nothing, because the next holder has another one.
 fn lock_opened(opened: File, root: &Path) -> Result<Option<File>, Error> {
     let failed = |error| Error::system(format!("locking {}", root.display()))(error);
     match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
@@ -107,11 +108,12 @@ fn lock_opened(opened: File, root: &Path) -> Result<Option<File>, Error> {
     Ok(is_still.then_some(opened))
 }
 
-/// Sees to it that `pins` are in a bpffs, and mounts one if there is none where distributions have one; whether it
-/// did. It takes CAP_SYS_ADMIN, which an agent needs for nothing else: somebody else may do it before it starts.
+/// Makes sure that `pins` is in a bpffs. Mounts one if there is none in the usual place; returns whether it
+/// did. That takes CAP_SYS_ADMIN, which an agent needs for nothing else: somebody else may do it before the
+/// agent starts.
 ///
 /// # Errors
-/// They are in another file system, or none can be mounted.
+/// `pins` is in another file system, or no bpffs can be mounted.
 pub fn ensure_bpffs(pins: &Path) -> Result<bool, Error> {
     match find_bpffs(pins)? {
         Bpffs::There(_) => Ok(false),
@@ -121,15 +123,15 @@ pub fn ensure_bpffs(pins: &Path) -> Result<bool, Error> {
     }
 }
 
-/// The file system that pins are to be in.
+/// The file system for pins.
 pub(crate) enum Bpffs<'a> {
-    /// It is there, as far as down to here.
+    /// It is mounted, and exists down to this directory.
     There(&'a Path),
-    /// This is where it belongs.
+    /// It has to be mounted here.
     ToBeMounted(&'a Path),
 }
 
-/// The bpffs that `pins`, or the directory that they are to be made in, are in.
+/// The bpffs of `pins`, or of the directory in which `pins` will be created.
 pub(crate) fn find_bpffs(pins: &Path) -> Result<Bpffs<'_>, Error> {
     let failed = |source| Error::NoBpffs { path: pins.into(), source };
     let there = pins.ancestors().find(|path| path.exists()).unwrap_or(pins);
@@ -143,15 +145,15 @@ pub(crate) fn find_bpffs(pins: &Path) -> Result<Bpffs<'_>, Error> {
     Err(failed(io::Error::other(format!("{} is another file system", there.display()))))
 }
 
-/// How deep below a bpffs pins are looked for, and among how many entries: others keep theirs there, too.
+/// How deep below a bpffs, and among how many entries, pins are searched: others keep theirs there too.
 const DEPTH: usize = 8;
 const ENTRIES: usize = 100_000;
 
-/// Every directory below a mounted bpffs that programs of this crate's are pinned in, whoever chose it: what [`remove`](crate::remove)
-/// takes.
+/// Every directory below a mounted bpffs in which programs of this crate are pinned, whoever chose it: for
+/// [`remove`](crate::remove).
 ///
 /// # Errors
-/// What is mounted cannot be read.
+/// The mounts cannot be read.
 pub fn pinned() -> io::Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let mut left = ENTRIES;
@@ -162,7 +164,7 @@ pub fn pinned() -> io::Result<BTreeSet<PathBuf>> {
 }
 
 fn find(directory: &Path, depth: usize, left: &mut usize, found: &mut BTreeSet<PathBuf>) {
-    // One that is gone, or that may not be read, has nothing to say.
+    // A directory that is gone or unreadable is skipped.
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let Some(fewer) = left.checked_sub(1) else { return };
         *left = fewer;
@@ -183,13 +185,13 @@ pub(crate) fn is_link(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(LINK))
 }
 
-/// What names of links begin with.
+/// The prefix of links' names.
 const LINK: &str = "link_";
 
-/// The same of our programs.
+/// The prefix of our programs' links.
 const OURS: &str = "link_sluice_";
 
-/// Where the link of a program is.
+/// The path of a program's link.
 pub(crate) fn link_path(directory: &Path, program: &str) -> PathBuf {
     directory.join(format!("{LINK}{program}"))
 }

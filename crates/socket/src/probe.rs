@@ -1,4 +1,4 @@
-//! What socket mode needs of a node, and what of it is missing.
+//! Checks what socket mode needs of a node, and finds what is missing.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,17 @@ use crate::pins::{self, Bpffs};
 use crate::rights::is_administrator;
 use crate::{cgroup, cgroup_root, is_initial_network};
 
-/// How something that is needed stands.
+/// The state of something that socket mode needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It is there.
     Ok,
-    /// It is not there, and the agent can see to it itself.
+    /// It is missing, but the agent can provide it.
     Mendable,
-    /// It is not there: socket mode does without, and leaves more to the relay, or less than it should.
+    /// It is missing; socket mode works without it, but leaves more to the relay than otherwise, or less than
+    /// it should.
     Lesser,
-    /// It is not there: no socket mode.
+    /// It is missing, and there is no socket mode without it.
     Missing,
 }
 
@@ -29,16 +30,17 @@ pub enum State {
 pub struct Finding {
     /// What is needed.
     pub what: &'static str,
-    /// How it stands.
+    /// Its state.
     pub state: State,
-    /// What was seen.
+    /// What was found.
     pub seen: String,
-    /// What helps, where it is missing.
+    /// The remedy if it is missing.
     pub mend: &'static str,
 }
 
-/// Looks at what socket mode needs on this node, by trying it where looking is not enough. Changes nothing: programs
-/// are loaded and forgotten. Without a `cgroup` it is to be the root of all. Pods' network namespaces have names in `namespaces`.
+/// Checks what socket mode needs on this node, by trying it if looking is not enough. Changes nothing: programs
+/// are loaded and dropped. Without a `cgroup`, the root of all cgroups is meant. Pods' network namespaces have
+/// names in `namespaces`.
 pub fn probe(cgroup: Option<&Path>, pins: &Path, namespaces: &[PathBuf]) -> Vec<Finding> {
     let names = names(namespaces, is_administrator());
     let beside = beside(cgroup, pins);

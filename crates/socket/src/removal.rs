@@ -1,5 +1,5 @@
-//! Removing what is pinned: programs first, then connected UDP sockets, which nobody could end any more once their endpoint
-//! goes, then maps.
+//! Removes what is pinned: first programs; then connected UDP sockets, which nobody could end later when their
+//! endpoints go; then maps.
 
 use std::fs;
 use std::io;
@@ -15,30 +15,32 @@ use crate::namespaces::NAMED;
 use crate::pins::{Pins, is_link, lock};
 use crate::shape::CONNS;
 
-/// What came of removing.
+/// The result of a removal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Whether there was anything.
+    /// Whether anything was there.
     pub was_there: bool,
-    /// Why connected UDP sockets may be left, for people: they wait for their endpoints for ever once these go.
+    /// Why connected UDP sockets may be left, for people. Such sockets wait for their endpoints for ever once
+    /// these go.
     pub left: Option<String>,
 }
 
 impl Pins {
-    /// Removes what versions with another layout have pinned, and ends their connected UDP sockets. Which are left.
+    /// Removes what versions with another layout have pinned, and ends their connected UDP sockets. Returns why
+    /// some may be left.
     pub(crate) fn remove_others(&self) -> io::Result<Option<String>> {
         remove_all(&self.root, |path| path != self.directory)
     }
 }
 
-/// Detaches all programs, ends the UDP sockets that they had connected to endpoints (`ECONNABORTED`), as nobody would do it
-/// when these go, and removes all maps that are pinned below `pins`. What else is translated stays so: open connections go
-/// on. Where sockets are to be ended it takes a look at every process.
+/// Detaches all programs pinned below `pins`, ends the UDP sockets that they had connected to endpoints
+/// (`ECONNABORTED`), because nobody would do so when these go, and removes all maps. Other translated connections
+/// go on. If there are sockets to end, every process is looked at.
 ///
 /// # Errors
-/// An agent holds it ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
+/// An agent holds the pins ([`io::ErrorKind::ResourceBusy`]), or something cannot be removed.
 pub fn remove(pins: &Path) -> io::Result<Removed> {
-    // Somebody else may be doing the same: then there is nothing, or another one.
+    // Somebody else may be doing the same: then there is nothing left, or a new directory.
     while is_ours(pins)? {
         let lock = lock(pins).map_err(|error| match error {
             Error::System { source, .. } => source,
@@ -51,8 +53,8 @@ pub fn remove(pins: &Path) -> io::Result<Removed> {
     Ok(Removed::default())
 }
 
-/// The same although an agent may hold it, which goes on without: no connection is decided at its socket any more, and
-/// whatever else it has for them has all.
+/// The same even if an agent holds the pins. That agent goes on without socket mode: all connections are left
+/// to the relay.
 ///
 /// # Errors
 /// Something cannot be removed.
@@ -60,7 +62,7 @@ pub fn remove_held(pins: &Path) -> io::Result<Removed> {
     if is_ours(pins)? { remove_root(pins) } else { Ok(Removed::default()) }
 }
 
-/// Whether there is anything, and it is in a bpffs.
+/// Whether the directory exists and is in a bpffs.
 pub(crate) fn is_ours(pins: &Path) -> io::Result<bool> {
     if !pins.exists() {
         return Ok(false);
@@ -82,7 +84,8 @@ fn remove_root(pins: &Path) -> io::Result<Removed> {
     Ok(Removed { was_there: true, left })
 }
 
-/// Removes what is in the directory of all pins, layout by layout. Why connected UDP sockets may be left.
+/// Removes what is in the directory of all pins, layout by layout. Returns why connected UDP sockets may be
+/// left.
 fn remove_all(root: &Path, is_to_go: impl Fn(&Path) -> bool) -> io::Result<Option<String>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(root)? {
@@ -97,7 +100,7 @@ fn remove_all(root: &Path, is_to_go: impl Fn(&Path) -> bool) -> io::Result<Optio
                 left.push(why);
                 remove_tree(&path)?;
             }
-            // Whoever comes next finds the map, and them by it.
+            // The next one to try finds the map, and by it the sockets.
             Connected::Unlisted(why) => {
                 left.push(format!(
                     "{why}; they are known as long as {} is there",
@@ -112,11 +115,11 @@ fn remove_all(root: &Path, is_to_go: impl Fn(&Path) -> bool) -> io::Result<Optio
 
 /// What became of connected UDP sockets.
 enum Connected {
-    /// There are none any more.
+    /// None are left.
     None,
     /// Some may be left for good.
     Left(String),
-    /// They could not be listed now, for want of something that may be there in a moment.
+    /// They could not be listed, for want of something that may be available soon.
     Unlisted(String),
 }
 
@@ -127,11 +130,11 @@ impl Connected {
     }
 }
 
-/// Ends the UDP sockets that the programs of a layout have connected, once these do not connect any more.
+/// Ends the UDP sockets that a layout's programs have connected, after detaching these programs.
 fn end_connected(directory: &Path) -> io::Result<Connected> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        // What cannot be detached is once its pin is gone, which is a moment later.
+        // A program that cannot be detached here is detached a moment later, when its pin is removed.
         if is_link(&path)
             && let Ok(link) = bpf::get(&path)
         {
@@ -147,14 +150,14 @@ fn end_connected(directory: &Path) -> io::Result<Connected> {
         Ok(program) => program,
         Err(error) => return Ok(Connected::unlisted(&error)),
     };
-    // The kernel refuses a map whose elements are smaller than the program takes them for.
+    // The kernel refuses a map whose elements are smaller than the program expects.
     Ok(match end_listed(program.as_fd(), conns.as_fd(), &NAMED.map(PathBuf::from), |_| true) {
         Ok(ended) => ended.trouble().map_or(Connected::None, Connected::Left),
         Err(error) => Connected::unlisted(&error),
     })
 }
 
-/// What is pinned for a layout, but for the map of what sockets are connected to.
+/// Removes what is pinned for a layout, except the map of what sockets are connected to.
 fn remove_but_conns(directory: &Path) -> io::Result<()> {
     let inside = fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     let (links, maps): (Vec<_>, Vec<_>) = inside.into_iter().partition(|path| is_link(path));
@@ -162,7 +165,7 @@ fn remove_but_conns(directory: &Path) -> io::Result<()> {
     links.iter().chain(maps).try_for_each(|path| remove_tree(path))
 }
 
-/// Links first: what is attached has its maps until the end.
+/// Removes a tree of pins, links first: attached programs keep their maps until the end.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     if !path.is_dir() {
         return fs::remove_file(path);

@@ -1,8 +1,8 @@
-//! The sets that the programs take endpoints from, and how their clients keep theirs: see `struct set` and
-//! `struct keeping` of layout.h.
+//! The sets from which programs choose endpoints, and the session affinity of their clients: see `struct set`
+//! and `struct keeping` of layout.h.
 //!
-//! Few sets have such clients, so a set has only a number for how they do: that of an element of another array. One that was let
-//! go of is given again only after a barrier, as a program may just have read its number.
+//! Few sets have session affinity, so a set has only the number of an element in another array. A released
+//! number is reused only after a barrier, because a program may just have read it.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,17 +13,17 @@ use sluice_sys::bpf::{self, Mapping};
 use crate::attached::{halves, load, store, word};
 use crate::layout;
 
-/// Bits of a set's rule: `SET_RANDOM` and `SET_KEPT`. The others are the number.
+/// Bits of a set's rule: `SET_RANDOM` and `SET_KEPT`. The other bits are the number.
 const RANDOM: u32 = 1 << 31;
 const KEPT: u32 = 1 << 30;
 
-/// Words and halves of an element, and which of them have its range and its rule.
+/// The size of an element in words and in halves, and the index of its range and its rule.
 const WORDS: usize = size_of::<layout::Set>() / 8;
 const HALVES: usize = size_of::<layout::Set>() / 4;
 const DESC: usize = offset_of!(layout::Set, desc) / 8;
 const RULE: usize = offset_of!(layout::Set, rule) / 4;
 
-/// The number where there was no room: no element has it, so whoever connects is the relay's.
+/// The number if there was no room: no element has it, so clients of the set are left to the relay.
 const NOWHERE: u32 = KEPT - 1;
 
 /// Both arrays.
@@ -31,9 +31,9 @@ const NOWHERE: u32 = KEPT - 1;
 pub(crate) struct Sets {
     sets: Mapping,
     keeping: Mapping,
-    /// Elements that are nobody's.
+    /// Free elements.
     free: Vec<u32>,
-    /// Those that a program may still go by.
+    /// Released elements that a program may still use.
     let_go: Vec<u32>,
 }
 
@@ -63,13 +63,13 @@ impl Sets {
     fn affinity(&self, rule: u32) -> SetAffinity {
         let Some(at) = element(rule) else { return SetAffinity::default() };
         match self.place(at).map_or(0, |place| place.load(Ordering::Relaxed)) {
-            // As nobody wants it: whoever wants this set in some way says how.
+            // Unlike any wanted affinity: whoever wants this set then writes it.
             0 => SetAffinity { number: 0, timeout_ms: u32::MAX },
             word => SetAffinity::unpack(word),
         }
     }
 
-    /// Writes a set. Only while no frontend names it.
+    /// Writes a set. Only allowed while no frontend names it.
     pub(crate) fn write(&mut self, id: u32, set: Set) {
         let Set { desc, cursor, flags, affinity } = set;
         self.write_affinity(id, SetAffinity::default());
@@ -77,7 +77,7 @@ impl Sets {
         self.write_affinity(id, SetAffinity::unpack(affinity));
     }
 
-    /// Has it have another range.
+    /// Gives a set another range.
     pub(crate) fn publish(&self, id: u32, desc: u64) {
         if let Some(word) = self.sets.words().get(id as usize * WORDS + DESC) {
             word.store(desc, Ordering::Release);
@@ -86,7 +86,7 @@ impl Sets {
 
     pub(crate) fn write_flags(&self, id: u32, flags: u32) {
         if let Some(rule) = self.rule(id) {
-            // Only this thread writes it.
+            // Only this thread writes the rule.
             rule.store(rule.load(Ordering::Relaxed) & !RANDOM | bits(flags), Ordering::Relaxed);
         }
     }
@@ -113,7 +113,7 @@ impl Sets {
         element(next) != Some(NOWHERE)
     }
 
-    /// The number of an element that was free, and has this from now on.
+    /// Writes `word` to a free element; returns its number.
     fn give(&mut self, word: u64) -> Option<u32> {
         if self.free.is_empty() && !self.let_go.is_empty() {
             bpf::wait_for_programs().ok()?;
@@ -133,7 +133,7 @@ impl Sets {
     }
 }
 
-/// The number of how a set's clients keep their endpoints, if they do.
+/// The number of a set's affinity element, if it has session affinity.
 fn element(rule: u32) -> Option<u32> {
     (rule & KEPT != 0).then_some(rule & NOWHERE)
 }

@@ -1,5 +1,5 @@
-//! The maps as they are to be: their kinds and sizes, which the object says, and how many elements each has, which
-//! whoever loads them says.
+//! The shapes of the maps: kinds and sizes, as in the object, and the number of elements, which the caller
+//! configures.
 
 use sluice_socket_maps::{
     Account, AffinityKey, AffinityValue, Capacity, Endpoint, FrontendKey, Meta, STRIPES, Totals,
@@ -7,10 +7,10 @@ use sluice_socket_maps::{
 
 use crate::layout::{Conn, Keeping, Outcomes, Set, SlotLine, Sources};
 
-/// Slots in an element of their map: `SLOTS_PER_LINE` of layout.h.
+/// Slots per element of their map: `SLOTS_PER_LINE` of layout.h.
 pub(crate) const SLOTS_PER_LINE: u32 = 16;
 
-/// Of `enum bpf_map_type`.
+/// Values of `enum bpf_map_type`.
 pub(crate) mod kind {
     pub(crate) const HASH: u32 = 1;
     pub(crate) const ARRAY: u32 = 2;
@@ -29,7 +29,7 @@ pub(crate) struct Shape {
     pub(crate) key_size: u32,
     pub(crate) value_size: u32,
     pub(crate) flags: u32,
-    /// How many elements, by the capacity.
+    /// The number of elements for a capacity.
     pub(crate) elements: fn(&Capacity) -> u32,
 }
 
@@ -41,7 +41,7 @@ const fn storage(name: &'static str, value_size: u32) -> Shape {
     Shape { name, kind: kind::SOCKET_STORAGE, key_size: 4, value_size, flags: NO_PREALLOC, elements: |_| 0 }
 }
 
-/// Bytes of a key or a value.
+/// The size of a key or a value, in bytes.
 #[expect(clippy::cast_possible_truncation, reason = "some hundred bytes at most")]
 const fn bytes<T>() -> u32 {
     size_of::<T>() as u32
@@ -50,42 +50,43 @@ const fn bytes<T>() -> u32 {
 /// The map of frontends.
 pub(crate) const FRONTENDS: &str = "frontends";
 
-/// The map of what connected sockets were translated to.
+/// The map of connected sockets: what they were translated to.
 pub(crate) const CONNS: &str = "conns";
 
-/// What programs are told of the node and the agent.
+/// The map that tells programs about the node and the agent.
 pub(crate) const META: &str = "meta";
 
-/// What unconnected UDP sockets talk to: storage at them.
+/// The socket storage of unconnected UDP sockets: the endpoints that they talk to.
 pub(crate) const FLOWS: &str = "flows";
 
 /// The map of pods' network namespaces.
 pub(crate) const NAMESPACES: &str = "namespaces";
 
-/// How many there may be of these: a node has some hundred pods.
+/// The most network namespaces: a node has some hundred pods.
 pub(crate) const MOST_NAMESPACES: u32 = 8192;
 
-/// The map of clients that keep their endpoints.
+/// The map of clients with session affinity.
 pub(crate) const AFFINITIES: &str = "affinities";
 
-/// How many there may be of these: what is beyond is the relay's. Of the buckets alone the kernel has 16 bytes each.
+/// The most clients with session affinity; more are left to the relay. The kernel takes 16 bytes for each of
+/// the buckets alone.
 pub(crate) const MOST_CLIENTS: u32 = 1 << 14;
 
 fn clients(capacity: &Capacity) -> u32 {
     (capacity.sets / 4).clamp(1, MOST_CLIENTS)
 }
 
-/// The array of what sockets come from that connect to an address.
+/// The array of source addresses that sockets have when they connect to an address.
 pub(crate) const SOURCES: &str = "sources";
 
-/// How many of these are together, and in how many places: of layout.h.
+/// How many sources share a place, and how many places there are: of layout.h.
 pub(crate) const SOURCES_TOGETHER: u32 = 4;
 pub(crate) const SOURCE_PLACES: u32 = 512;
 
-/// How many bytes the maps take that have all of their memory from the start, whatever is in them.
+/// The memory of the maps that are allocated as a whole at the start, in bytes.
 pub fn mapped_bytes(capacity: &Capacity) -> u64 {
     let arrays = SHAPES.iter().filter(|shape| shape.kind == kind::ARRAY);
-    // The kernel begins each element at a multiple of 8.
+    // The kernel aligns each element to 8 bytes.
     arrays
         .map(|shape| u64::from(shape.value_size.next_multiple_of(8)) * u64::from((shape.elements)(capacity)))
         .sum()
@@ -119,15 +120,15 @@ pub(crate) const SHAPES: [Shape; 13] = [
     },
     array(SOURCES, bytes::<Sources>(), |_| SOURCE_PLACES),
     array("sets", bytes::<Set>(), |capacity| capacity.sets),
-    // A set beyond that would be one of which no client has room.
+    // With more sets than clients, there would be sets without room for any client.
     array("keeping", bytes::<Keeping>(), clients),
     array("slots", bytes::<SlotLine>(), |capacity| capacity.slots.div_ceil(SLOTS_PER_LINE)),
     array("endpoints", bytes::<Endpoint>(), |capacity| capacity.endpoints),
     array("accounts", bytes::<Account>(), |capacity| capacity.endpoints),
     array("totals", bytes::<Totals>(), |_| STRIPES),
     storage(CONNS, bytes::<Conn>()),
-    // Read by programs only: `struct flows` of layout.h.
+    // Only programs read it: `struct flows` of layout.h.
     storage(FLOWS, 408),
-    // Pinned last: without it what is there is not complete.
+    // Pinned last: without it, the directory is incomplete.
     array(META, bytes::<Meta>(), |_| 1),
 ];
