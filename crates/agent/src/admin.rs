@@ -1,14 +1,14 @@
-//! Looking inside: the local socket by which commands ask a running agent, and the commands.
+//! Inspecting a running agent: the local socket by which commands ask it, and the commands.
 //!
 //! ```text
 //! sluice services … ── client ──► /run/sluice/admin.sock ── server ──► what the agent shares: table, counters,
 //!   (a process)          HTTP, JSON (api)                   (tokio)    health; nothing is changed
 //! ```
 //!
-//! The same is on the status page, for people with a browser: `page`, on the port of metrics.
+//! The status page shows the same to people with a browser: `page`, on the metrics port.
 //!
-//! Of two agents at a hand-over the newer one answers, from when it has started; if it goes first, the older one
-//! answers again.
+//! During a hand-over, the newer of two agents answers as soon as it has started. If it ends first, the older
+//! one answers again.
 
 pub mod api;
 

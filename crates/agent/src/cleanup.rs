@@ -27,12 +27,12 @@ pub struct CleanupArgs {
     pub force: bool,
 }
 
-/// Removes, and says what. Nothing is there: nothing is done, and that is fine.
+/// Removes what it finds, and prints what that was. Finding nothing is no error.
 ///
 /// # Errors
-/// The owner runs, something could not be removed, or what was done cannot be written.
+/// The owner runs, something could not be removed, or the result cannot be printed.
 pub fn run(args: &CleanupArgs) -> Result<()> {
-    // Written once all of it is done: a full disk, or a reader that has gone, must not stop the work.
+    // Printed at the end: a full disk, or a reader that has gone, must not stop the work.
     let mut said = String::new();
     let done =
         if args.kube_proxy { remove_kube_proxy(args.force, &mut said) } else { remove_own(args, &mut said) };
@@ -81,7 +81,8 @@ fn remove_own(args: &CleanupArgs, out: &mut String) -> Result<()> {
             listed(&agents)
         );
     }
-    // What is left of one part is no reason to keep another: rules whose agent has gone lead connections nowhere.
+    // A failure of one part must not keep the others: rules whose agent has gone redirect connections to
+    // nobody.
     let mut failed = Vec::new();
     let was_pinned = remove_pinned(args, out, &mut failed)?;
     let cleaned = match tproxy::cleanup() {
@@ -106,8 +107,8 @@ fn remove_own(args: &CleanupArgs, out: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// Removes programs that decide at sockets, from each directory that has them. Returns whether there were any; a
-/// directory whose programs cannot be removed is added to `failed`, with the reason.
+/// Removes socket mode's programs from each directory that has them. Returns whether there were any.
+/// Directories whose programs cannot be removed are added to `failed`, with the reason.
 fn remove_pinned(args: &CleanupArgs, out: &mut String, failed: &mut Vec<String>) -> Result<bool> {
     let pins = match &args.socket_pins {
         Some(pins) => [pins.clone()].into(),
@@ -116,7 +117,7 @@ fn remove_pinned(args: &CleanupArgs, out: &mut String, failed: &mut Vec<String>)
                 failed.push(format!("cannot look for programs that decide at sockets: {error}"));
                 BTreeSet::new()
             });
-            // What was left half made has no program.
+            // An unfinished directory has no program.
             pins.insert(sluice_socket::PINS.into());
             pins
         }

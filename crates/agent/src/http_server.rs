@@ -1,6 +1,6 @@
-//! Serving HTTP, as the agent's own ports need it: accepting, a time limit for each request and each answer, and a bound
-//! on connections, so that nobody can use up the descriptors and the memory that traffic needs. Runs as tokio tasks; what
-//! is answered is the caller's.
+//! Serves HTTP for the agent's own ports: accepts connections, limits the time of each request and answer, and
+//! bounds the number of connections, so that nobody can use up the file descriptors and the memory that traffic
+//! needs. Runs as tokio tasks; the caller provides the answers.
 
 mod answering;
 mod connections;
@@ -23,42 +23,43 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, warn};
 
-/// Pause after a failed accept: out of descriptors, mostly, and there is nothing to do but wait.
+/// Pause after a failed accept, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long the largest answer may take, some 17 MB with 10,000 Services: those that are being taken are kept in memory.
+/// How long the largest answer may take, some 17 MB with 10,000 Services: answers stay in memory while they are
+/// sent.
 pub(crate) const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// How connections are treated.
+/// How to treat connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// How long a client may take to send a request, to begin one on a connection that is kept, and to take some of an
-    /// answer.
+    /// How long a client may take to send a request, to begin one on a kept connection, and to take a part of
+    /// an answer.
     pub patience: Duration,
-    /// How long it may take for all of an answer.
+    /// How long it may take for the whole answer.
     pub answer_time: Duration,
     /// Whether a connection is kept for more than one request.
     pub keep_alive: bool,
 }
 
-/// Both ends of the connection that a request has come by; among its extensions.
+/// Both ends of the connection of a request; one of the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ends {
-    /// Whom it is from.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// To where it was made.
+    /// The address that it connected to.
     pub local: SocketAddr,
 }
 
 impl Ends {
-    /// Whether a process of this machine has connected to an address that others do not reach. A loopback address alone
-    /// does not say so: with `route_localnet`, neighbours may send to it.
+    /// Whether a process of this machine has connected to an address that others cannot reach. A loopback
+    /// address as destination alone does not prove it: with `route_localnet`, neighbours may send to it.
     pub(crate) fn are_loopback(self) -> bool {
         [self.peer, self.local].iter().all(|end| end.ip().to_canonical().is_loopback())
     }
 }
 
-/// What connections come in by.
+/// Where connections come in.
 pub(crate) trait Listen {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -66,10 +67,10 @@ pub(crate) trait Listen {
     /// Waits for the next one; nothing is lost if it is dropped.
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
-    /// Where it listens, for the log.
+    /// The listening address, for the log.
     fn place(&self) -> String;
 
-    /// The ends of a connection, where they have addresses.
+    /// The ends of a connection, if they have addresses.
     fn ends(_stream: &Self::Stream) -> Option<Ends> {
         None
     }
@@ -150,7 +151,7 @@ where
                 let answer = answer(request);
                 async { Ok::<_, Infallible>(answer.await) }
             });
-            // What the client does to its connection is its own business.
+            // Errors of the connection are the client's business.
             let _ = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(settings.patience)

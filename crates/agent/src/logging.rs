@@ -1,4 +1,4 @@
-//! Logs: to standard error, one line an event, as text or as JSON.
+//! Logs to standard error, one line for each event, as text or as JSON.
 
 mod json;
 mod patient;
@@ -29,10 +29,10 @@ pub enum Format {
     Json,
 }
 
-/// Logs that have been started. Cloning it shares them.
+/// The running log. Clones share it.
 #[derive(Clone)]
 pub struct Logging {
-    /// None where `RUST_LOG` has decided.
+    /// `None` if `RUST_LOG` decides.
     reload: Option<Arc<dyn Fn(EnvFilter) + Send + Sync>>,
     lines: Option<Patient>,
 }
@@ -43,11 +43,12 @@ impl fmt::Debug for Logging {
     }
 }
 
-/// What `-v` logs: everything of Sluice's own. Of the libraries not, which log each HTTP/2 frame at this level.
+/// The filter of `-v`: everything of Sluice's own. Libraries are left out, because they log each HTTP/2 frame
+/// at this level.
 const DEBUG: &str = "debug,h2=info,hyper=info,hyper_util=info,reqwest=info,rustls=info";
 
-/// The filter that `-v` and kube-proxy's `--v` ask for, the larger of both, starting from `default`. kube-proxy logs details
-/// from 4 on, and single requests from 6 on.
+/// The filter for `-v` and kube-proxy's `--v`, whichever is larger, starting from `default`. kube-proxy logs
+/// details from 4 on, and single requests from 6 on.
 pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
     let theirs = match kube_proxy {
         None | Some(0..=3) => 0,
@@ -61,13 +62,14 @@ pub fn level(verbose: u8, kube_proxy: Option<u32>, default: &str) -> &str {
     }
 }
 
-/// Starts logging. `RUST_LOG` decides what is said if it is set; otherwise the number of `-v`, starting from `default`
-/// (a level such as `info`).
+/// Starts logging. `RUST_LOG` decides what is logged if it is set; otherwise the number of `-v`, starting from
+/// `default` (a level such as `info`).
 pub fn start(verbose: u8, default: &str) -> Logging {
     start_at(level(verbose, None, default), Format::Text)
 }
 
-/// Starts logging. `RUST_LOG` decides what is said if it is set to something that can be used; otherwise a level such as `info`.
+/// Starts logging. `RUST_LOG` decides what is logged if it is set to something usable; otherwise a level such
+/// as `info`.
 pub fn start_at(level: &str, format: Format) -> Logging {
     let wanted = std::env::var_os(EnvFilter::DEFAULT_ENV);
     let wanted = wanted.map(|wanted| wanted.to_string_lossy().into_owned());
@@ -83,7 +85,7 @@ pub fn start_at(level: &str, format: Format) -> Logging {
     let lines = Patient::stderr().ok();
     let writer = match lines.clone() {
         Some(patient) => BoxMakeWriter::new(patient),
-        // Then there is nobody to wait for.
+        // Standard error is closed: there is no reader to wait for.
         None => BoxMakeWriter::new(std::io::stderr),
     };
     let builder = tracing_subscriber::fmt()
@@ -97,19 +99,18 @@ pub fn start_at(level: &str, format: Format) -> Logging {
     let handle = builder.reload_handle();
     builder.init();
     complaint.iter().for_each(|complaint| warn!("{complaint}"));
-    // A subscriber that is gone has nobody to say anything to.
+    // If the subscriber is gone, there is nothing to change.
     let reload = (!is_fixed).then(|| Arc::new(move |filter| drop(handle.reload(filter))) as _);
     Logging { reload, lines }
 }
 
-/// Whether the user lets programs have colours: `NO_COLOR`, set to anything that is not empty, says no
-/// (<https://no-color.org>).
+/// Whether the user allows colours: a non-empty `NO_COLOR` forbids them (<https://no-color.org>).
 fn may_have_colours(no_color: Option<&OsStr>) -> bool {
     no_color.is_none_or(OsStr::is_empty)
 }
 
-/// A filter, as tracing has it. A word alone that is no level would be taken for the one program part that speaks, and
-/// silence all others.
+/// Parses a filter of tracing. A single word that is no level is refused: it would be taken for the only module
+/// to log, and silence all others.
 fn read(filter: &str) -> Result<EnvFilter, String> {
     const MEND: &str =
         "write error, warn, info, debug or trace, or levels of single parts, as info,sluice_capture=debug";
@@ -124,27 +125,27 @@ fn read(filter: &str) -> Result<EnvFilter, String> {
 }
 
 impl Logging {
-    /// Says as much as this from now on; false where `RUST_LOG` has decided.
+    /// Changes the level; returns false if `RUST_LOG` decides.
     pub fn set(&self, level: &str) -> bool {
         let Some(reload) = &self.reload else { return false };
         reload(EnvFilter::new(level));
         true
     }
 
-    /// How many lines were lost, as whoever reads the log had stopped.
+    /// How many lines were lost because the reader had stopped.
     pub fn lost(&self) -> u64 {
         self.lines.as_ref().map_or(0, Patient::lost)
     }
 
-    /// Writes lines that wait for a reader, as far as there is room. To be called from time to time: whoever says
-    /// something does it too, but that may be the last for long.
+    /// Writes waiting lines as far as there is room. To be called from time to time: each new line does it too,
+    /// but the next one may be far off.
     pub fn flush(&self) {
         if let Some(lines) = &self.lines {
             lines.flush();
         }
     }
 
-    /// The same at the end of the process, with some patience for a reader.
+    /// The same at the end of the process, waiting a short time for the reader.
     pub fn finish(&self) {
         if let Some(lines) = &self.lines {
             lines.finish();

@@ -44,53 +44,53 @@ use crate::logging::{self, Logging};
 use crate::proxy::Observer;
 use crate::service_metrics::{self, Detail};
 
-/// A scraper may keep its connection.
+/// Scrapers may keep their connection.
 const SETTINGS: Settings =
     Settings { patience: Duration::from_secs(10), answer_time: ANSWER_TIME, keep_alive: true };
 
-/// The path that kube-proxy's components have for it (`DebugFlags`).
+/// The path that Kubernetes' components use (`DebugFlags`).
 const LEVEL: &str = "/debug/flags/v";
 
-/// What a number has at the most, generously.
+/// The most bytes of a number, generously.
 const LEVEL_BYTES: usize = 64;
 
-/// Connections at a time: a few scrapers, and a person.
+/// The most connections at a time: a few scrapers, and a person.
 const CONNECTIONS: usize = 64;
 
-/// Everything that can be asked for.
+/// Everything that this port can answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     /// The proxy.
     pub observer: Observer,
-    /// How it is.
+    /// The agent's health.
     pub health: Health,
     /// The health check node ports.
     pub health_checks: health_checks::Stats,
-    /// How connections were to get here. `/proxyMode` says how they do, which is none of kube-proxy's modes, by which it
-    /// would be taken for one.
+    /// The mode that was asked for. `/proxyMode` answers with the actual one, which is none of kube-proxy's
+    /// modes: the agent would be taken for a kube-proxy otherwise.
     pub wanted: &'static str,
-    /// What `/configz` says: what is in effect.
+    /// The answer of `/configz`: the settings in effect.
     pub configz: Arc<ArcSwap<String>>,
-    /// When this process began.
+    /// When this process started.
     pub started: Timestamp,
-    /// Of what it tells besides totals.
+    /// How much detail there is about Services.
     pub detail: Detail,
-    /// What people were told at objects.
+    /// The Events.
     pub events: Events,
-    /// Who has asked for the node's health.
+    /// Counts of probes of the node's health.
     pub probes: Probes,
-    /// What has come into the agent's way on this node.
+    /// Present obstacles on this node.
     pub in_the_way: InTheWay,
     /// The log.
     pub lines: Logging,
-    /// Where the level of logs may be changed.
+    /// Set if the log level may be changed.
     pub logging: Option<Logging>,
-    /// What people are shown.
+    /// The status page.
     pub page: Page,
 }
 
 impl Metrics {
-    /// Serves, as soon as the port can be had, from a task of its own, for good.
+    /// Serves for good in a task of its own, once the port is open.
     pub(crate) fn serve(self, opening: Opening) {
         tokio::spawn(async move {
             let listener = opening.wait().await;
@@ -129,7 +129,7 @@ impl Metrics {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match request.uri().path() {
-            // Whoever probes it may start the agent anew, so it is not about what that would not mend.
+            // A failed probe may restart the agent, so it only reports what a restart would help.
             "/healthz" | "/healthz/ping" => match self.health.is_live() {
                 true => text(StatusCode::OK, "ok".to_owned()),
                 false => text(
@@ -367,7 +367,7 @@ fn unable() -> Response<Full<Bytes>> {
     text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put together\n".to_owned())
 }
 
-/// Has as much said as a number asks for, as kube-proxy's flag `--v` counts it.
+/// Sets the log level by a number, as for kube-proxy's flag `--v`.
 async fn set_level(logging: &Logging, body: Incoming) -> Response<Full<Bytes>> {
     let bad = || text(StatusCode::BAD_REQUEST, "the body is to be a number, as --v has it\n".to_owned());
     let read = tokio::time::timeout(SETTINGS.patience, Limited::new(body, LEVEL_BYTES).collect()).await;

@@ -1,7 +1,7 @@
-//! What each Service and each endpoint has carried, as metrics: part of `/metrics`.
+//! Metrics of each Service and each endpoint: part of `/metrics`.
 //!
-//! A node may have a hundred thousand endpoints, most of which it never connects to. So how much is told is a setting,
-//! and there is a bound; over it, those come first that have carried something.
+//! A node may have a hundred thousand endpoints, most of which it never connects to. So the detail is a
+//! setting, and the number is bounded: those that have carried something come first.
 
 mod rows;
 
@@ -14,10 +14,10 @@ use sluice_table::{Loss, Table, Times, Traffic};
 
 use self::rows::{Row, keep, rows};
 
-/// Service ports, and endpoints, that are told of at the most: each has seven series.
+/// The most service ports, and the most endpoints: each has seven series.
 const ROWS: usize = 10_000;
 
-/// Service ports with histograms at the most: each has 22 series.
+/// The most service ports with histograms: each has 22 series.
 const HISTOGRAMS: usize = 1_000;
 
 /// `--service-metrics`.
@@ -31,7 +31,7 @@ pub enum Detail {
     Endpoint,
 }
 
-/// A kind of number, as a metric.
+/// A number, as a metric.
 struct Metric {
     name: &'static str,
     help: &'static str,
@@ -90,9 +90,10 @@ const METRICS: [Metric; 7] = [
     },
 ];
 
-/// Writes them in OpenMetrics' form, as far as is wanted.
+/// Writes the metrics in OpenMetrics format, with the wanted detail.
 ///
-/// By hand: the same labels stand with each number of a row, and to write them anew each time took most of a scrape.
+/// Written by hand: each number of a row has the same labels, and formatting them again each time took most of
+/// a scrape.
 pub(crate) fn write(text: &mut String, table: &Table, detail: Detail) -> fmt::Result {
     write_bounded(text, table, detail, ROWS)
 }
@@ -125,17 +126,17 @@ fn write_bounded(text: &mut String, table: &Table, detail: Detail, bound: usize)
     writeln!(text, "{PREFIX}service_metrics_left_out {left_out}")
 }
 
-/// What all metrics of ours begin with.
+/// The prefix of all our metrics.
 const PREFIX: &str = "sluice_";
 
-/// About what a series takes.
+/// The approximate size of a series.
 const SERIES_BYTES: usize = 128;
 
 fn describe(text: &mut String, name: &str, help: &str, kind: &str) -> fmt::Result {
     write!(text, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n")
 }
 
-/// The end of a description: what there is a series of.
+/// The end of a description, which says what has a series.
 fn each(of: &str) -> &'static str {
     if of == "endpoint" { "of each endpoint" } else { "of each Service port" }
 }
@@ -157,7 +158,7 @@ fn write_rows(text: &mut String, of: &str, metric: &Metric, rows: &[Row]) -> fmt
     Ok(())
 }
 
-/// Writes what was led to its endpoint at the client's socket, of those that have had any: it is in the other numbers, too.
+/// Writes how many connections were translated, for rows that had any; the other numbers include them.
 fn write_translated(text: &mut String, of: &str, rows: &[Row]) -> fmt::Result {
     let counted = || rows.iter().filter(|row| row.traffic.translated > 0);
     if counted().next().is_none() {
@@ -186,7 +187,7 @@ fn write_translated(text: &mut String, of: &str, rows: &[Row]) -> fmt::Result {
     Ok(())
 }
 
-/// Writes what became of UDP datagrams, of those that have had any.
+/// Writes what became of UDP datagrams, for rows that had any.
 fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
     let counted = || rows.iter().filter_map(|row| Some((&row.labels, row.datagrams?)));
     let name = "service_datagrams_from_clients";
@@ -209,7 +210,7 @@ fn write_datagrams(text: &mut String, rows: &[Row]) -> fmt::Result {
     Ok(())
 }
 
-/// Writes the histograms of those with the most connections; how many are left out.
+/// Writes the histograms of the rows with the most connections; returns how many are left out.
 fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, fmt::Error> {
     let mut timed: Vec<(&Row, &[Times; 2])> =
         rows.iter().filter_map(|row| Some((row, row.times.as_deref()?))).collect();
@@ -229,7 +230,7 @@ fn write_times(text: &mut String, rows: &[Row], bound: usize) -> Result<usize, f
         let name = format!("service_{of}_duration_seconds");
         describe(text, &name, help, "histogram")?;
         for (row, times) in &timed {
-            // No flow is ever connecting.
+            // No UDP flow is ever connecting.
             if index == 0 && row.name.protocol == Protocol::Udp {
                 continue;
             }

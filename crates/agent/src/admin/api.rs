@@ -1,17 +1,17 @@
-//! What the admin socket answers: types that the agent writes and the commands read.
+//! The answers of the admin socket: types that the agent writes and the commands read.
 //!
-//! They are what `-o json` shows, so they only grow: a field keeps its name and meaning, readers ignore what they do
-//! not know, and what may be missing is said by its type.
+//! `-o json` shows them, so they only grow: a field keeps its name and meaning, readers ignore unknown fields,
+//! and fields that may be missing have a type that says so.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// The header in which an answer says the agent's version.
+/// The header with the agent's version.
 pub const VERSION_HEADER: &str = "sluice-version";
 
-/// `/v1/status`: how the agent is.
+/// `/v1/status`: the agent's state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -21,40 +21,40 @@ pub struct Status {
     pub process: u32,
     /// How connections get to endpoints: `bind`, `tproxy` or `socket`.
     pub mode: String,
-    /// Whether connections get their endpoint at their sockets: `on` or `off`, and where or why not.
+    /// Whether connections get their endpoint at the client's socket: `on` or `off`, and where or why not.
     #[serde(default)]
     pub at_sockets: String,
     /// The node's name.
     pub node: String,
-    /// When it started (RFC 3339).
+    /// When the agent started (RFC 3339).
     pub started: String,
-    /// For how long it has run.
+    /// How long it has run.
     pub uptime_seconds: u64,
     /// Where Services come from: `apiserver` or `manifests`.
     pub source: String,
     /// Whether all Services are known.
     pub is_synced: bool,
-    /// How old what is served may be, where it comes from an apiserver that was ever there.
+    /// How old the served state may be, if it comes from an apiserver that has ever answered.
     pub age_seconds: Option<f64>,
-    /// Whether `/healthz` says that all is well.
+    /// Whether `/healthz` reports that all is well.
     pub is_healthy: bool,
-    /// Whether it is of use to let it go on: nothing hangs. `/livez` says less of it, as kube-proxy's does: a kernel whose rules
-    /// cannot be changed is no reason to start anew.
+    /// Whether nothing hangs, so that a restart would not help. `/livez` follows kube-proxy instead and fails if
+    /// the kernel's rules cannot be changed, which is no reason for a restart.
     #[serde(default)]
     pub is_live: bool,
-    /// Whether it serves, whatever becomes of the node: it is well itself, and what it was told has taken effect.
+    /// Whether it serves, whatever becomes of the node: it is healthy, and all changes have taken effect.
     #[serde(default)]
     pub is_ready: bool,
     /// Whether it was told to end and is letting connections finish.
     pub is_stopping: bool,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
-    /// Threads that carry traffic.
+    /// How many threads carry traffic.
     pub workers: usize,
-    /// What each of them is busy with.
+    /// The load of each of them.
     #[serde(default)]
     pub worker_loads: Vec<WorkerLoad>,
-    /// What it may have at the most.
+    /// Upper limits.
     pub limits: Limits,
     /// Services with an address here.
     pub services: usize,
@@ -64,7 +64,7 @@ pub struct Status {
     pub frontends_failed: usize,
     /// Endpoints, usable or not; one that several service ports have counts for each.
     pub endpoints: usize,
-    /// Every counter of the data plane, and of sockets where anything is decided there, by its name in `/metrics`.
+    /// Every counter of the data plane, and of socket mode if it is on, by its name in `/metrics`.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -72,25 +72,25 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkerLoad {
-    /// Time that it has had a processor since it started.
+    /// Processor time since it started.
     pub cpu_seconds: f64,
-    /// TCP sessions that it has.
+    /// Its TCP sessions.
     pub tcp_sessions: u64,
-    /// UDP flows that it has.
+    /// Its UDP flows.
     pub udp_flows: u64,
 }
 
-/// What an agent may have at the most.
+/// An agent's upper limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// File descriptors for traffic: two a TCP session.
     pub descriptors: usize,
-    /// What one client may have of them, in a hundred.
+    /// The share of them that one client may have, in percent.
     pub client_share_percent: u8,
     /// How long a UDP flow may be silent.
     pub udp_idle_seconds: u64,
-    /// How long a half-closed TCP connection may stand still.
+    /// How long a half-closed TCP connection may be idle.
     pub tcp_half_closed_seconds: u64,
 }
 
@@ -118,7 +118,7 @@ pub struct Service {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePort {
-    /// Its name; empty for a single one without.
+    /// Its name; empty if the only port has none.
     pub name: String,
     /// `TCP` or `UDP`.
     pub protocol: String,
@@ -126,13 +126,13 @@ pub struct ServicePort {
     pub family: String,
     /// How connections are balanced.
     pub balance: String,
-    /// For how long an idle client keeps its endpoint, if it does.
+    /// How long an idle client keeps its endpoint, if it does.
     pub affinity_seconds: Option<u64>,
-    /// Where clients connect to.
+    /// The addresses that clients connect to.
     pub frontends: Vec<Frontend>,
-    /// Where connections may be led to, and endpoints that cannot serve.
+    /// Its endpoints, including those that cannot serve.
     pub endpoints: Vec<Endpoint>,
-    /// What was carried, by endpoints that are gone too.
+    /// What was carried, including by endpoints that are gone.
     pub traffic: Traffic,
 }
 
@@ -148,11 +148,11 @@ pub struct Frontend {
     pub inside: Outcome,
     /// What happens to all others.
     pub outside: Outcome,
-    /// The only sources that may connect; none for any.
+    /// The only sources that may connect; `None` if all may.
     pub allowed_sources: Option<Vec<String>>,
 }
 
-/// What happens, and why.
+/// What happens to a connection, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
@@ -166,13 +166,13 @@ pub struct Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
-    /// It is carried to an endpoint.
+    /// It goes to an endpoint.
     Relay,
     /// It is refused.
     Refuse,
     /// It is ignored.
     Drop,
-    /// It is none of the agent's business.
+    /// It is left alone.
     Pass,
 }
 
@@ -180,17 +180,17 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Where it is.
+    /// Its address.
     pub address: SocketAddr,
-    /// What its slice says of it.
+    /// Its state by its slice.
     pub state: EndpointState,
-    /// For how long new connections pass it over, because it kept failing; unless all others fail too.
+    /// For how long new connections avoid it because it kept failing, unless all others fail too.
     pub passed_over_seconds: Option<f64>,
     /// Whether it is on this node.
     pub is_here: bool,
-    /// Whether traffic policy Cluster leads to it.
+    /// Whether it is used under traffic policy Cluster.
     pub in_cluster_set: bool,
-    /// Whether traffic policy Local leads to it.
+    /// Whether it is used under traffic policy Local.
     pub in_local_set: bool,
     /// What it has carried.
     pub traffic: Traffic,
@@ -202,7 +202,7 @@ pub struct Endpoint {
 pub enum EndpointState {
     /// It takes new connections.
     Ready,
-    /// It is terminating and still serves: it takes new connections where none is ready.
+    /// It is terminating and still serves: it takes new connections if no endpoint is ready.
     Serving,
     /// It is terminating and does not serve.
     Terminating,
@@ -210,13 +210,13 @@ pub enum EndpointState {
     NotReady,
 }
 
-/// Numbers of an endpoint or a service port, since the agent has known it.
+/// Counters of an endpoint or a service port, since the agent has known it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
-    /// Connections and flows that are open.
+    /// Open connections and flows.
     pub open: u64,
-    /// Connections and flows that there were.
+    /// All connections and flows so far.
     pub total: u64,
     /// Attempts to connect that failed.
     pub failed: u64,
@@ -226,49 +226,50 @@ pub struct Traffic {
     pub bytes_to_endpoint: u64,
     /// Bytes to clients.
     pub bytes_from_endpoint: u64,
-    /// Of the connections that there were, those led to their endpoint at the client's socket. Their bytes are counted when
-    /// they are over.
+    /// How many of all connections were translated at the client's socket. Their bytes are counted when they
+    /// end.
     #[serde(default)]
     pub translated: u64,
 }
 
-/// `/v1/connections`: live TCP sessions and UDP flows, and sockets that were led to their endpoint when they connected. Those that are open while the answer is found are in it once; of
-/// those that begin or end meanwhile, some.
+/// `/v1/connections`: live TCP sessions and UDP flows, and translated sockets. Connections that are open all
+/// the time while the answer is collected are in it once; of those that begin or end meanwhile, some are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnectionList {
-    /// In the order that was asked for, as many as were asked for.
+    /// The first ones in the requested order.
     pub items: Vec<Connection>,
-    /// How many there are, told or not.
+    /// How many connections match, listed or not.
     pub matched: usize,
-    /// Those that an earlier answer had and that have ended since. Who asks again and again finds that out; no answer has it.
+    /// Connections in an earlier answer that have ended since. Found by a client that asks repeatedly; no
+    /// answer has it.
     #[serde(skip)]
     pub ended: Vec<Connection>,
 }
 
-/// A TCP session or a UDP flow, or a socket of this node that is connected to an endpoint itself.
+/// A TCP session, a UDP flow, or a translated socket of this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Connection {
     /// `TCP` or `UDP`.
     pub protocol: String,
-    /// Where the client connects from.
+    /// The client's address.
     pub client: SocketAddr,
     /// The namespace of the Service that it was opened for, which may be gone by now.
     pub namespace: String,
     /// Its name.
     pub service: String,
-    /// The port's name; empty for a single one without.
+    /// The port's name; empty if the only port has none.
     pub port: String,
-    /// Where the client connects to; none where its socket has just gone.
+    /// The address that the client connects to; `None` if its socket has just gone.
     pub frontend: Option<SocketAddr>,
-    /// The endpoint; while it connects, the one that is being tried.
+    /// The endpoint; while connecting, the one that is being tried.
     pub endpoint: Option<SocketAddr>,
-    /// How far it is.
+    /// The connection's state.
     pub state: ConnectionState,
-    /// Since it was established or opened; while it connects, since it was accepted.
+    /// Time since it was established or opened; while connecting, since it was accepted.
     pub age_seconds: f64,
-    /// Since something last came through. Nobody knows it of what is translated; so it is with the next two.
+    /// Time since the last data. Unknown for translated sockets, as are the next two.
     pub idle_seconds: Option<f64>,
     /// Bytes from the client.
     pub bytes_to_endpoint: Option<u64>,
@@ -276,25 +277,25 @@ pub struct Connection {
     pub bytes_from_endpoint: Option<u64>,
 }
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ConnectionState {
-    /// TCP: no endpoint has answered so far.
+    /// TCP: no endpoint has answered yet.
     Connecting,
     /// TCP: open both ways.
     Open,
-    /// TCP: the client has sent its last.
+    /// TCP: the client has closed its side.
     ClientClosed,
-    /// TCP: the endpoint has sent its last.
+    /// TCP: the endpoint has closed its side.
     EndpointClosed,
-    /// TCP: one side was reset; what it sent before is still on its way.
+    /// TCP: one side was reset; what it sent before is still being delivered.
     Resetting,
-    /// UDP: the client has sent something.
+    /// UDP: only the client has sent something.
     Unanswered,
-    /// UDP: and the endpoint has, too.
+    /// UDP: the endpoint has answered.
     Answered,
-    /// The client's socket was led to the endpoint as it connected: the agent has no part in it.
+    /// The client's socket was translated when it connected: the agent takes no part.
     Translated,
 }
 
@@ -304,32 +305,32 @@ pub enum ConnectionState {
 pub struct Explanation {
     /// The client.
     pub client: IpAddr,
-    /// Where it is taken to be: `localPod`, `node` or `outside`.
+    /// Its assumed place: `localPod`, `node` or `outside`.
     pub origin: Origin,
-    /// Why it is taken to be there.
+    /// The reason for that assumption.
     pub origin_why: String,
-    /// Where it connects to.
+    /// The address that it connects to.
     pub destination: SocketAddr,
     /// `TCP` or `UDP`.
     pub protocol: String,
     /// What happens.
     pub outcome: Outcome,
-    /// What happens before there is a packet, at the client's socket, where anything is decided there or was to be.
+    /// What happens earlier, at the client's socket, if socket mode is on or was asked for.
     #[serde(default)]
     pub at_socket: Option<AtSocket>,
     /// The service port that the destination is a frontend of.
     pub service_port: Option<String>,
-    /// The field of the Service that it comes from.
+    /// The field of the Service from which the destination comes.
     pub kind: Option<String>,
-    /// How connections are balanced, where they are relayed.
+    /// How connections are balanced, if they are relayed.
     pub balance: Option<String>,
-    /// For how long an idle client keeps its endpoint, if it does.
+    /// How long an idle client keeps its endpoint, if it does.
     pub affinity_seconds: Option<u64>,
-    /// Whose address endpoints see: `client` or `node`; a client that is led to itself has the node's.
+    /// Whose address endpoints see: `client` or `node`. A client whose endpoint is itself has the node's.
     pub source_address: Option<String>,
-    /// The endpoints that connections spread over.
+    /// The endpoints among which connections are balanced.
     pub endpoints: Vec<Endpoint>,
-    /// What else there is to know, one sentence each.
+    /// Further remarks, one sentence each.
     pub hints: Vec<String>,
 }
 
@@ -343,15 +344,15 @@ pub struct AtSocket {
     pub why: String,
 }
 
-/// What happens to a connection at its socket.
+/// What happens to a connection at the client's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SocketVerdict {
-    /// It is led to an endpoint.
+    /// It is translated to an endpoint.
     Translate,
     /// It is refused.
     Refuse,
-    /// Nothing: what happens, happens to its packets.
+    /// Nothing: its packets decide.
     Pass,
 }
 
@@ -370,7 +371,7 @@ pub enum Origin {
     Outside,
 }
 
-/// An answer that says what was wrong with the question.
+/// The answer to a bad question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Complaint {

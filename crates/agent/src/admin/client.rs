@@ -1,4 +1,4 @@
-//! Asking an agent over its admin socket. Runs in the process of a command.
+//! Asks an agent over its admin socket. Runs in the process of a command.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -16,16 +16,16 @@ use tokio::net::UnixStream;
 
 use super::api::{Complaint, VERSION_HEADER};
 
-/// How long an agent may take. It is on this machine, and has given up by then.
+/// How long an answer may take. The agent is on this machine, and gives up earlier itself.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// This program's version.
 const OURS: &str = env!("CARGO_PKG_VERSION");
 
-/// What the agent answers to a path.
+/// Asks for a path; returns the agent's answer.
 ///
 /// # Errors
-/// There is no agent, it may not be asked, or it answers that something is wrong.
+/// There is no agent, it may not be asked, or it answers with an error.
 pub(super) async fn ask<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
     match tokio::time::timeout(PATIENCE, exchange(socket, path)).await {
         Ok(answer) => answer,

@@ -66,7 +66,7 @@ pub struct ServicesArgs {
     pub watch: WatchArgs,
 }
 
-/// NAME or NAMESPACE/NAME.
+/// A Service, as NAME or NAMESPACE/NAME.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceName {
     namespace: Option<String>,
@@ -82,7 +82,7 @@ impl FromStr for ServiceName {
             Some((namespace, name)) => (Some(namespace), name),
             None => (None, text),
         };
-        // What names of Kubernetes consist of.
+        // The characters in names of Kubernetes.
         let is_name = |text: &str| {
             !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
         };
@@ -171,7 +171,7 @@ impl FromStr for Destination {
     }
 }
 
-/// `sluice status`: how the agent is.
+/// `sluice status`: the agent's state.
 ///
 /// # Errors
 /// There is no answer.
@@ -203,7 +203,7 @@ impl Expected {
     }
 }
 
-/// `sluice services`: what there is, where it leads, and what it carries.
+/// `sluice services`: Services, their endpoints, and what they carry.
 ///
 /// # Errors
 /// There is no answer, or no such Service.

@@ -1,8 +1,9 @@
-//! `/v1/connections`: live TCP sessions and UDP flows, from the workers, a few at a time; and sockets that no worker has a
-//! part in, from the kernel, which lists all of them at once.
+//! `/v1/connections`: live TCP sessions and UDP flows, from the workers in parts; and translated sockets, from
+//! the kernel, which lists all of them at once.
 //!
-//! Workers are asked one after the other, each for its next part when the last one has come. No more rows are kept
-//! than twice what is wanted; a question whose client goes away is dropped, and no worker is asked any more.
+//! Workers are asked one after the other, and each for its next part once the last has come. At most twice as
+//! many rows are kept as are wanted. If a client goes away, its question is dropped, and no worker is asked any
+//! more.
 
 mod translated;
 
@@ -21,7 +22,7 @@ use super::server::{Inside, Refusal, value};
 use super::services;
 use crate::proxy::Observer;
 
-/// Rows that an answer has at the most: some 4 MB.
+/// The most rows in an answer: some 4 MB.
 pub(super) const MOST: usize = 10_000;
 
 /// In which order connections are told.
@@ -44,11 +45,11 @@ pub enum Sort {
 
 impl Sort {
     fn sort(self, rows: &mut [Connection]) {
-        // What is left open by the order is settled by age, so that the same ones are told each time.
+        // Ties are ordered by age, so that every answer has the same rows.
         rows.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds).then(a.client.cmp(&b.client)));
         match self {
             Self::Age => {}
-            // What is not known comes last.
+            // Unknown times come last.
             Self::Idle => {
                 let idle = |row: &Connection| row.idle_seconds.unwrap_or(-1.0);
                 rows.sort_by(|a, b| idle(b).total_cmp(&idle(a)));
@@ -66,7 +67,7 @@ impl Sort {
     }
 }
 
-/// An address, with any port or with this one.
+/// An address, with any port or with one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     ip: IpAddr,
@@ -78,7 +79,7 @@ impl Peer {
         self.ip == address.ip().to_canonical() && self.port.is_none_or(|port| port == address.port())
     }
 
-    /// As it is asked for.
+    /// The form in which it is asked for.
     pub(super) fn said(self) -> String {
         match self.port {
             Some(port) => SocketAddr::new(self.ip, port).to_string(),
@@ -100,7 +101,7 @@ impl FromStr for Peer {
     }
 }
 
-/// Which connections are asked for.
+/// Which connections to list.
 #[derive(Debug)]
 pub(super) struct Question {
     namespace: Option<String>,
@@ -113,7 +114,7 @@ pub(super) struct Question {
 }
 
 impl Question {
-    /// Reads a query.
+    /// Parses a query.
     pub(super) fn read(query: &str) -> Result<Self, Refusal> {
         let wrong = |what: &str, why: &str| Refusal::BadQuestion(format!("{what}: {why}"));
         let peer = |name| -> Result<Option<Peer>, Refusal> {
@@ -147,7 +148,7 @@ impl Question {
     }
 }
 
-/// What is wanted of all that was shown.
+/// The wanted part of the connections so far.
 #[derive(Debug)]
 pub(super) struct Found {
     question: Question,
@@ -174,14 +175,15 @@ impl Found {
         self.rows.truncate(self.question.limit);
     }
 
-    /// The answer, with what no worker knows of. For a thread that nobody waits for, as [`translated::add`] is.
+    /// Completes the answer with translated sockets. Blocks, so it belongs on a thread that nobody waits for,
+    /// as [`translated::add`] does.
     pub(super) fn with_translated(mut self, observer: &Observer) -> Result<ConnectionList, Refusal> {
         translated::add(observer.at_socket(), observer.table(), |connection| self.add([connection]))
             .map_err(|error| {
                 Refusal::Unable(format!("the kernel does not list the sockets that are translated: {error}"))
             })?;
         self.keep();
-        // One that is gone may have connections.
+        // A Service that is gone may still have connections.
         if self.matched == 0
             && let Some(service) = self.question.service.as_deref()
         {
@@ -197,14 +199,14 @@ impl Found {
     }
 }
 
-/// What the workers know of the connections that are asked for.
+/// The workers' connections that match.
 pub(super) async fn of_workers(inside: &Inside, question: Question) -> Result<Found, Refusal> {
     let mut found = Found { question, rows: Vec::new(), matched: 0 };
     for worker in 0..inside.observer.workers() {
         let mut next = Some(dataplane::Place::default());
         while let Some(place) = next {
             let (answer, part) = oneshot::channel();
-            // Whoever has gone meanwhile wants no answer.
+            // If the client has gone meanwhile, nobody wants the answer.
             inside.observer.look(worker, place, move |part| drop(answer.send(part)));
             let part = part.await.map_err(|_| {
                 Refusal::Unable("a worker has ended, as the agent is about to: ask its successor".to_owned())
@@ -216,8 +218,8 @@ pub(super) async fn of_workers(inside: &Inside, question: Question) -> Result<Fo
     Ok(found)
 }
 
-/// Notes which connections of an earlier answer have ended. Where not all are told, that cannot be known of those that are
-/// missing.
+/// Notes which connections of an earlier answer have ended. If the answer is incomplete, that cannot be known
+/// of missing ones.
 pub(super) fn note_ended(before: &ConnectionList, now: &mut ConnectionList) {
     if now.matched > now.items.len() {
         return;
@@ -227,8 +229,8 @@ pub(super) fn note_ended(before: &ConnectionList, now: &mut ConnectionList) {
         (&row.protocol, row.client, row.frontend, [&row.namespace, &row.service, &row.port])
     }
     let open: HashMap<Key<'_>, f64> = now.items.iter().map(|row| (key(row), row.age_seconds)).collect();
-    // A client's port may have been used again: then what has it is younger. The age of TCP begins anew once when it is
-    // established.
+    // A client's port may have been used again: the new connection is younger. A TCP connection's age starts
+    // again once, when it is established.
     let is_over = |row: &&Connection| match open.get(&key(row)) {
         Some(age) => *age < row.age_seconds && row.state != ConnectionState::Connecting,
         None => true,

@@ -15,13 +15,13 @@ use super::services::endpoint;
 use crate::at_socket::View;
 use crate::capture_args::PodAddresses;
 
-/// What is asked.
+/// The question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Question {
     client: IpAddr,
     destination: SocketAddr,
     protocol: Protocol,
-    /// Where the client is, if that is said.
+    /// The client's place, if it is given.
     origin: Option<Origin>,
 }
 
@@ -120,7 +120,8 @@ fn by_route(explanation: &mut Explanation, route: &Route) {
     explanation.endpoints = answer.endpoints.iter().map(|found| endpoint(found, &backends, now)).collect();
 }
 
-/// What happens at the client's socket: what the programs in the kernel know, and what the table says of why.
+/// What happens at the client's socket: the verdict by what the programs in the kernel know, the reason by the
+/// table.
 fn at_socket(view: &View, route: &Route, origin: Origin, client: IpAddr) -> Option<AtSocket> {
     let pass = |why: String| Some(AtSocket { verdict: SocketVerdict::Pass, why });
     let Some(looks) = view.looks() else {
@@ -184,12 +185,12 @@ fn at_socket(view: &View, route: &Route, origin: Origin, client: IpAddr) -> Opti
     }
 }
 
-/// Whether Services name it, and do not get it.
+/// Whether Services name the address but do not get it.
 fn is_left_out(inside: &Inside, address: SocketAddr, protocol: Protocol) -> bool {
     inside.observer.left_out().contains(&Frontend { address, protocol })
 }
 
-/// What happens where no Service has that address and port.
+/// What happens if no Service has that address and port.
 async fn without_route(inside: &Inside, ip: IpAddr) -> Result<Outcome, Refusal> {
     let verdict = inside.feed.verdict_without_frontend(ip).await;
     let verdict = verdict.map_err(|_| Refusal::Unable("the agent is about to end".to_owned()))?;
@@ -216,7 +217,7 @@ async fn without_route(inside: &Inside, ip: IpAddr) -> Result<Outcome, Refusal> 
     })
 }
 
-/// Frontends that may have been meant.
+/// Frontends that the user may have meant.
 fn nearby(inside: &Inside, destination: SocketAddr, protocol: Protocol) -> Vec<String> {
     /// As many as a person reads.
     const HINTS: usize = 8;
@@ -250,7 +251,7 @@ fn lower(protocol: Protocol) -> &'static str {
     }
 }
 
-/// Where the client is, and how that is known.
+/// The client's place, and how it is known.
 fn origin(inside: &Inside, question: Question) -> (Origin, String) {
     let Question { client, destination, origin, .. } = question;
     if let Some(origin) = origin {
@@ -265,7 +266,7 @@ fn origin(inside: &Inside, question: Question) -> (Origin, String) {
     by_address(&inside.pod_addresses, &inside.observer.node_pod_cidrs(), client)
 }
 
-/// Where the client is by its address, and how that is known.
+/// The client's place by its address, and how it is known.
 fn by_address(pods: &PodAddresses, of_node: &[IpNet], client: IpAddr) -> (Origin, String) {
     let (cidrs, what, unknown) = match pods {
         PodAddresses::Given(cidrs) => {

@@ -1,4 +1,4 @@
-//! How answers are written: as aligned text, JSON or YAML.
+//! Formats of answers: aligned text, JSON or YAML.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -19,7 +19,7 @@ pub enum Output {
     Yaml,
 }
 
-/// Writes an answer: as text unless something else is wanted.
+/// Writes an answer: as text unless another format is wanted.
 pub(super) fn write<T: Serialize>(
     answer: &T,
     output: Option<Output>,
@@ -28,7 +28,7 @@ pub(super) fn write<T: Serialize>(
     print(&said(answer, output, text)?).map(drop)
 }
 
-/// An answer as it is to be written.
+/// An answer in the wanted format.
 pub(super) fn said<T: Serialize>(
     answer: &T,
     output: Option<Output>,
@@ -42,18 +42,19 @@ pub(super) fn said<T: Serialize>(
     })
 }
 
-/// In blocks and in order, as kubectl writes it. A sentence stays on its line, where a person looks for it.
+/// Block style, with fields in order, as kubectl writes YAML. Sentences are not wrapped, so that people can
+/// search for them.
 fn yaml(value: &serde_json::Value) -> Result<String> {
     let options = ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(value, options).context("cannot write YAML")
 }
 
-/// Writes what is to be written; whether somebody still reads.
+/// Prints a text; returns whether somebody still reads.
 pub(super) fn print(said: &str) -> Result<bool> {
     Ok(errors::print(said.as_bytes())?)
 }
 
-/// Columns as kubectl prints them: no borders, three spaces between, nothing at the ends of lines.
+/// Columns as kubectl prints them: no borders, three spaces in between, no trailing spaces.
 pub(super) fn columns(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -65,17 +66,17 @@ pub(super) fn columns(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
-/// Bytes as people say them, with three digits at least: 12, 3.4Ki, 250Mi.
+/// Bytes in readable units, with at least three digits: 12, 3.4Ki, 250Mi.
 pub(super) fn bytes(n: u64) -> String {
     size(n as f64)
 }
 
-/// The same of a rate.
+/// The same for a rate.
 pub(super) fn size(mut value: f64) -> String {
     const UNITS: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
     let mut unit = "";
     for larger in UNITS {
-        // What would be said as 1024 of one unit is 1 of the next.
+        // What would round to 1024 of one unit is 1 of the next.
         if value < 1023.5 {
             break;
         }

@@ -1,7 +1,7 @@
-//! The status page: what a running agent does, for people, on the port of metrics. It is looked at and nothing else.
+//! The status page: shows people what a running agent does, on the metrics port. It is read-only.
 //!
-//! `/` is the page, `/status/…` what it is made of and asks for. Who may see it is `access`'s business; what there is to see
-//! comes from where the commands have it. Runs as tokio tasks.
+//! `/` is the page; `/status/…` are its parts and its data. `access` decides who may see it; the data come from
+//! the same place as the commands' answers. Runs as tokio tasks.
 
 mod access;
 mod data;
@@ -27,11 +27,11 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// How long an answer may take to be found. The page asks again.
+/// How long it may take to find an answer. The page asks again.
 const TIME: Duration = Duration::from_secs(10);
 
-/// Said with every answer. What is not the page's own is not loaded, run or sent to, and no other page has it in a frame or
-/// reads it.
+/// Headers of every answer. The page loads, runs and contacts nothing but its own, and no other page can frame
+/// or read it.
 #[rustfmt::skip]
 const HEADERS: [(HeaderName, &str); 6] = [
     (CONTENT_SECURITY_POLICY,
@@ -44,12 +44,12 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// The page of an agent. Cloning it shares it.
+/// An agent's page. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
     inside: Arc<Inside>,
     setting: StatusPage,
-    /// Answers are put together one after the other, however many look on.
+    /// Answers are found one after the other, however many viewers there are.
     place: TaskPool,
 }
 
@@ -58,7 +58,7 @@ impl Page {
         Self { inside, setting, place: TaskPool::new(1) }
     }
 
-    /// The beginning of a list of paths: the page's own, if it is shown to anybody.
+    /// The page's part of a list of paths, if anybody may see it.
     pub(crate) fn hint(&self) -> &'static str {
         if self.setting == StatusPage::Off { "" } else { "/ (the status page), " }
     }

@@ -1,4 +1,4 @@
-//! Answering on the admin socket: which path is which question. Runs as tokio tasks.
+//! Answers questions on the admin socket by their path. Runs as tokio tasks.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -28,74 +28,75 @@ use crate::http_server::{self, ANSWER_TIME, Connections, Settings};
 use crate::proxy::Observer;
 use crate::task_pool::TaskPool;
 
-/// Connections at a time. An answer about 10,000 Services has tens of megabytes.
+/// The most connections at a time. An answer about 10,000 Services has tens of megabytes.
 const CONNECTIONS: usize = 8;
 
-/// A command asks at once, and one thing.
+/// A command asks one question, at once.
 const SETTINGS: Settings =
     Settings { patience: Duration::from_secs(5), answer_time: ANSWER_TIME, keep_alive: false };
 
-/// How long an answer may take to be found.
+/// How long it may take to find an answer.
 const TIME: Duration = Duration::from_secs(20);
 
-/// Pause before a socket that could not be made is tried again.
+/// Pause before creating the socket is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// Where answers that take a while are found.
+/// Pools for finding answers that take a while.
 #[derive(Debug, Clone)]
 struct Places {
-    /// What probes ask: the node's other answers, however large, are not in its way.
+    /// For probes: other answers, however large, do not delay these.
     status: TaskPool,
-    /// All else.
+    /// For all other answers.
     other: TaskPool,
 }
 
-/// What can be looked at.
+/// What can be inspected.
 #[derive(Debug)]
 pub(crate) struct Inside {
     /// The proxy.
     pub observer: Observer,
-    /// To ask the controller.
+    /// For asking the controller.
     pub feed: Feed,
-    /// How it is.
+    /// The agent's health.
     pub health: Health,
     /// The health check node ports.
     pub health_checks: health_checks::Stats,
     /// The node's name.
     pub node: String,
-    /// Whether packets are captured, rather than frontends listened on.
+    /// Whether packets are captured, in contrast to bind mode.
     pub is_capturing: bool,
-    /// What has come into its way on this node.
+    /// Present obstacles on this node.
     pub in_the_way: InTheWay,
-    /// Where pods of this node have their addresses, where that is how they are told.
+    /// Where pods of this node have their addresses, if they are recognised by these.
     pub pod_addresses: PodAddresses,
-    /// What the data plane was told.
+    /// The data plane's configuration.
     pub dataplane: Config,
     /// When the agent started.
     pub started: Instant,
-    /// The same for people.
+    /// The same as a date, for people.
     pub started_at: Timestamp,
     /// Whether the agent was told to end.
     pub is_stopping: AtomicBool,
 }
 
 impl Inside {
-    /// Says, to who asks, that the agent was told to end.
+    /// Answers from now on that the agent was told to end.
     pub(crate) fn set_stopping(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 }
 
-/// The socket, while it is held.
+/// The admin socket, as long as it is held.
 #[derive(Debug)]
 pub(crate) struct Admin {
     task: JoinHandle<Infallible>,
 }
 
 impl Admin {
-    /// Answers at a path, from a task of its own. Where no socket can be made that is said once, and tried again.
+    /// Answers at a path in a task of its own. If the socket cannot be created, that is logged once and tried
+    /// again.
     pub(crate) fn start(path: PathBuf, inside: Arc<Inside>) -> Self {
         Self { task: tokio::spawn(keep(path, inside)) }
     }
@@ -107,7 +108,7 @@ impl Drop for Admin {
     }
 }
 
-/// Has a socket at the path whenever no other agent has one.
+/// Keeps a socket at the path whenever no other agent has one there.
 async fn keep(path: PathBuf, inside: Arc<Inside>) -> Infallible {
     let connections = Connections::new(CONNECTIONS);
     let places = Places { status: TaskPool::new(1), other: TaskPool::new(1) };
@@ -142,14 +143,14 @@ async fn keep(path: PathBuf, inside: Arc<Inside>) -> Infallible {
     }
 }
 
-/// Why there is no answer.
+/// Why a question has no answer.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// The question is wrong: how.
+    /// The question is wrong, for this reason.
     BadQuestion(String),
-    /// There is no such thing: which.
+    /// This does not exist.
     NotFound(String),
-    /// The agent cannot say: why.
+    /// The agent cannot answer, for this reason.
     Unable(String),
 }
 
@@ -218,7 +219,7 @@ fn json(answer: &impl Serialize) -> Result<Vec<u8>, Refusal> {
     serde_json::to_vec(answer).map_err(|error| Refusal::Unable(error.to_string()))
 }
 
-/// The values of a query by name.
+/// The value of a query's parameter.
 pub(super) fn value(query: &str, name: &str) -> Option<String> {
     let mut pairs = form_urlencoded::parse(query.as_bytes());
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())

@@ -12,8 +12,8 @@ use super::api::{
 };
 use super::server::{Refusal, value};
 
-/// The Services that are asked for: by `name` alone, by `namespace`, by both, or all; without their endpoints if the
-/// question is `brief`.
+/// The requested Services: by `name`, by `namespace`, by both, or all; without endpoints if the question is
+/// `brief`.
 pub(super) fn services(table: &Table, query: &str) -> Result<ServiceList, Refusal> {
     let (namespace, name) = (value(query, "namespace"), value(query, "name"));
     let is_meant = |service: &ObjectName| {
@@ -34,7 +34,7 @@ pub(super) fn services(table: &Table, query: &str) -> Result<ServiceList, Refusa
     }
 }
 
-/// That there is no such Service.
+/// The error that there is no such Service.
 pub(super) fn unknown(namespace: Option<&str>, name: &str) -> Refusal {
     let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
     Refusal::NotFound(format!(
@@ -43,10 +43,10 @@ pub(super) fn unknown(namespace: Option<&str>, name: &str) -> Refusal {
     ))
 }
 
-/// A port's name, protocol and family, in order.
+/// A port's name, protocol and family, in sorting order.
 pub(super) type PortKey = (Arc<str>, sluice_model::Protocol, Family);
 
-/// All routes of each service port of each Service that is meant.
+/// All routes of each service port of each requested Service.
 pub(super) fn by_service(
     table: &Table,
     is_meant: impl Fn(&ObjectName) -> bool,
@@ -63,7 +63,7 @@ pub(super) fn by_service(
     services
 }
 
-/// One service port, by all routes to it; there is at least one.
+/// A service port, from all routes to it; there is at least one.
 pub(super) fn service_port(routes: &[Arc<Route>], is_brief: bool, now: Instant) -> ServicePort {
     let mut frontends: Vec<Frontend> = routes.iter().map(|route| frontend(route)).collect();
     frontends.sort_by(|a, b| a.kind.cmp(&b.kind).then(a.address.cmp(&b.address)));
@@ -109,7 +109,7 @@ fn frontend(route: &Route) -> Frontend {
     }
 }
 
-/// One endpoint, by the version of the sets that it is looked up in.
+/// An endpoint, by the version of the sets in which it is looked up.
 pub(super) fn endpoint(upstream: &Arc<Upstream>, backends: &Backends, now: Instant) -> Endpoint {
     let condition = upstream.condition();
     let sources = [SourceAddress::Client, SourceAddress::Node];

@@ -1,7 +1,7 @@
-//! The socket that commands come in by: where it is, who may connect, and whose it is while two agents run.
+//! The admin socket: its place, who may connect, and which of two running agents has it.
 //!
-//! A socket is made beside its path and renamed onto it: the path never leads to one that others may connect to, and a
-//! newer agent takes it from an older one, or from a dead one, in one step.
+//! A socket is created beside its path and renamed onto it. So the path never names a socket that others may
+//! connect to, and a newer agent takes it from an older or dead one in one step.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata, Permissions};
@@ -16,16 +16,16 @@ use tracing::warn;
 
 use crate::http_server::Listen;
 
-/// Where it is on a node.
+/// Its default path on a node.
 pub const DEFAULT_PATH: &str = "/run/sluice/admin.sock";
 
-/// How often it is looked whether the path still leads somewhere.
+/// How often to check that the path still leads to a live socket.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long somebody at the path may take to accept.
+/// How long the socket at the path may take to accept.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A socket at its path. Dropping it takes it away, unless another one is there by now.
+/// A socket at its path. Dropping it removes the path, unless another socket is there by now.
 #[derive(Debug)]
 pub(super) struct AdminSocket {
     listener: UnixListener,
@@ -35,7 +35,7 @@ pub(super) struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Listens at a path, in the place of any other socket there. The directory is made if it is missing.
+    /// Listens at a path, in place of any other socket there. Creates the directory if it is missing.
     pub(super) fn bind(path: &Path) -> io::Result<Self> {
         if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
@@ -49,7 +49,7 @@ impl AdminSocket {
         beside.push(format!(".{}", std::process::id()));
         let beside = path.with_file_name(beside);
         remove_orphans(path);
-        // Of an earlier process of this number.
+        // Left by an earlier process with the same id.
         let _ = fs::remove_file(&beside);
         let listener = UnixListener::bind(&beside)?;
         let placed = fs::set_permissions(&beside, Permissions::from_mode(0o600))
@@ -64,12 +64,12 @@ impl AdminSocket {
         }
     }
 
-    /// Whether the path leads here.
+    /// Whether the path leads to this socket.
     fn is_in_place(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
     }
 
-    /// Returns when the path leads nowhere: somebody has removed the socket, or the agent that took the path is gone.
+    /// Returns once the path leads nowhere: the socket was removed, or the agent that took the path is gone.
     pub(super) async fn orphaned(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -89,7 +89,7 @@ impl AdminSocket {
     }
 }
 
-/// Removes what processes have left that were killed before their socket had its name: nobody listens there.
+/// Removes sockets of processes that were killed before they could rename them: nobody listens there.
 fn remove_orphans(path: &Path) {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
         return;
@@ -117,7 +117,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 impl Drop for AdminSocket {
     fn drop(&mut self) {
         if self.is_in_place() {
-            // It may be read-only by now; the next agent takes it.
+            // The directory may be read-only by now; the next agent replaces the socket.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -126,8 +126,8 @@ impl Drop for AdminSocket {
 impl Listen for Arc<AdminSocket> {
     type Stream = UnixStream;
 
-    /// Whoever is neither root nor the agent's own user is cut off without a word: the mode of the socket lets none of
-    /// them come so far, but capabilities may.
+    /// Closes connections of all but root and the agent's own user. The mode of the socket already keeps others
+    /// off, except those with capabilities.
     async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             let (stream, _) = self.listener.accept().await?;
@@ -151,7 +151,7 @@ fn is_allowed(user: u32) -> bool {
     user == 0 || user == rustix::process::geteuid().as_raw()
 }
 
-/// What helps against an error of [`AdminSocket::bind`].
+/// The remedy for an error of [`AdminSocket::bind`].
 pub(super) fn mend(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {

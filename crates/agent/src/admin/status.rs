@@ -1,4 +1,4 @@
-//! `/v1/status`: how the agent is, from what it shares.
+//! `/v1/status`: the agent's state, from what it shares.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -12,19 +12,19 @@ use super::server::Inside;
 use crate::health::State;
 use crate::proxy::{Observer, Size, Standing};
 
-/// Problems of one kind with Services that are named: a cluster may have any number.
+/// How many problems of one kind name their Service: a cluster may have any number.
 const NAMED: usize = 5;
 
-/// How long the controller is waited for: one that hangs is what a status is asked about.
+/// How long to wait for the controller: the status must work even if it hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What there is to tell about objects; nothing where the controller does not answer.
+/// The present conflicts between objects; empty if the controller does not answer.
 pub(super) async fn standing(inside: &Inside) -> Standing {
     let asked = tokio::time::timeout(PATIENCE, inside.feed.notices(NAMED)).await;
     asked.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-/// How the agent is now; with what is wrong with Services, where that is wanted.
+/// The agent's state now; with problems of Services if `standing` has them.
 pub(super) fn status(inside: &Inside, standing: Option<&Standing>) -> Status {
     let observer = &inside.observer;
     let state = inside.health.state();
@@ -63,7 +63,7 @@ pub(super) fn status(inside: &Inside, standing: Option<&Standing>) -> Status {
     }
 }
 
-/// What is wrong, for people.
+/// The present problems, for people.
 fn problems(inside: &Inside, state: &State, standing: Option<&Standing>) -> Vec<String> {
     let (observer, apiserver) = (&inside.observer, inside.health.apiserver());
     let mut problems: Vec<String> =
@@ -95,7 +95,7 @@ fn problems(inside: &Inside, state: &State, standing: Option<&Standing>) -> Vec<
     problems
 }
 
-/// Why this node gets less than others, where its Node is the reason.
+/// Why load balancers avoid this node, if its Node object is the reason.
 fn of_node(inside: &Inside, state: &State) -> Option<String> {
     let node = &inside.node;
     match inside.health.apiserver() {
@@ -109,7 +109,7 @@ fn of_node(inside: &Inside, state: &State) -> Option<String> {
                  (--hostname-override)"
             ),
         }),
-        // What is not known so far is said by the verdict.
+        // What is not known yet is reported by the verdict.
         _ if state.node_eligible || state.verdict.is_err() => None,
         _ => Some(format!(
             "load balancers are told not to send here: Node {node} is about to be deleted, or a cluster-autoscaler is to \
@@ -139,7 +139,7 @@ fn counters(observer: &Observer) -> BTreeMap<String, u64> {
     counters
 }
 
-/// What is wrong with Services, some of each kind by name.
+/// Problems of Services, some of each kind by name.
 fn of_services(inside: &Inside, standing: &Standing) -> Vec<String> {
     let mut problems: Vec<String> = standing.notices.iter().map(ToString::to_string).collect();
     let more = |problems: &mut Vec<String>, more: usize, what: &str| {

@@ -1,4 +1,4 @@
-//! A terminal that is drawn on, and given back as it was.
+//! Draws on a terminal, and restores it afterwards.
 
 use std::io::{self, BufReader, Read, Write};
 
@@ -7,21 +7,21 @@ use rustix::termios::{
 };
 use tokio::sync::mpsc::{Receiver, channel};
 
-/// Keys that wait while the agent is asked; others wait in the terminal.
+/// How many keys wait while the agent is asked; more wait in the terminal.
 const KEYS: usize = 16;
 
-/// Another screen, no cursor; and back.
+/// Switch to the alternate screen without a cursor, and back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
 const LEAVE: &[u8] = b"\x1b[?25h\x1b[?1049l";
 
-/// The terminal of this process, until it is dropped.
+/// The process's terminal, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Terminal {
     before: Option<Termios>,
 }
 
 impl Terminal {
-    /// Takes the terminal. What is typed is not shown; Ctrl-C goes on to be a signal, and Ctrl-Z is none.
+    /// Takes over the terminal. Typed keys are not echoed; Ctrl-C stays a signal, Ctrl-Z does not.
     pub(super) fn take() -> io::Result<Self> {
         let before = tcgetattr(io::stdin()).ok();
         if let Some(before) = &before {
@@ -38,10 +38,10 @@ impl Terminal {
     /// The keys that are typed from now on.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system refuses the thread.
     pub(super) fn keys() -> io::Result<Receiver<u8>> {
         let (sender, keys) = channel(KEYS);
-        // It ends with the process: there is no way to call it off while it waits.
+        // The thread ends with the process: nothing can interrupt it while it waits.
         std::thread::Builder::new().name("keys".to_owned()).spawn(move || {
             BufReader::new(io::stdin())
                 .bytes()
@@ -51,7 +51,7 @@ impl Terminal {
         Ok(keys)
     }
 
-    /// Lines and columns that there are.
+    /// The terminal's lines and columns.
     pub(super) fn size() -> (usize, usize) {
         match tcgetwinsize(io::stdout()) {
             Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row.into(), size.ws_col.into()),
@@ -59,7 +59,7 @@ impl Terminal {
         }
     }
 
-    /// Shows the first lines of a text, as far as there is room.
+    /// Shows as many lines of a text as fit.
     pub(super) fn draw(&self, text: &str) -> io::Result<()> {
         let (lines, columns) = Self::size();
         let mut frame = String::from("\x1b[H");
@@ -77,7 +77,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // If it is gone there is nothing to be given back.
+        // If the terminal is gone, there is nothing to restore.
         let _ = write(LEAVE);
         if let Some(before) = &self.before {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);

@@ -9,7 +9,7 @@ use super::api::{
 };
 use super::output::{bytes, columns, time};
 
-/// Counters that `sluice status` shows without being asked for all of them.
+/// The counters that `sluice status` shows by default.
 const COUNTERS: [(&str, &str); 10] = [
     ("tcp_active", "TCP sessions open"),
     ("tcp_established", "TCP sessions so far"),
@@ -23,7 +23,7 @@ const COUNTERS: [(&str, &str); 10] = [
     ("socket_connections_failed", "translated ones that failed"),
 ];
 
-/// How an agent is.
+/// An agent's state.
 pub(super) fn status(status: &Status, is_wide: bool) -> String {
     let mut lines: Vec<(&str, String)> = Vec::new();
     let state = match (status.is_stopping, status.is_healthy) {
@@ -76,7 +76,7 @@ pub(super) fn status(status: &Status, is_wide: bool) -> String {
     text
 }
 
-/// One line a service port.
+/// One line for each service port.
 pub(super) fn services(list: &ServiceList, is_wide: bool) -> String {
     if list.items.is_empty() {
         return "No Service has an address here.\n".to_owned();
@@ -180,7 +180,7 @@ fn port_in_full(service: &Service, port: &ServicePort, is_wide: bool) -> String 
     text + &endpoints(&port.endpoints, is_wide)
 }
 
-/// One line a connection.
+/// One line for each connection.
 pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
     if list.items.is_empty() && list.ended.is_empty() {
         return "No such connection is open.\n".to_owned();
@@ -200,7 +200,7 @@ pub(super) fn connections(list: &ConnectionList, is_wide: bool) -> String {
             service += &format!(":{}", connection.port);
         }
         let state = match connection.state {
-            // With what it had carried when it was last seen.
+            // Its numbers are those when it was last seen.
             _ if has_ended => "ENDED",
             ConnectionState::Connecting => "connecting",
             ConnectionState::Open => "open",
@@ -325,7 +325,7 @@ fn state(endpoint: &Endpoint) -> String {
     }
 }
 
-/// `http/TCP`, or `80/TCP` for a port without a name.
+/// The port's label: `http/TCP`, or `80/TCP` for a port without a name.
 pub(super) fn name_of(port: &ServicePort) -> String {
     let number = || port.frontends.first().map_or(0, |frontend| frontend.address.port()).to_string();
     let name = if port.name.is_empty() { number() } else { port.name.clone() };
@@ -344,7 +344,7 @@ fn addresses(frontends: &[Frontend], is_wide: bool) -> String {
     }
 }
 
-/// All verdicts that its frontends have, each once.
+/// The distinct verdicts of a port's frontends.
 fn verdicts(port: &ServicePort) -> String {
     let mut verdicts: Vec<&str> = Vec::new();
     for outcome in port.frontends.iter().flat_map(|frontend| [&frontend.outside, &frontend.inside]) {
@@ -364,7 +364,7 @@ fn verdict(verdict: Verdict) -> &'static str {
     }
 }
 
-/// `2/3`: ready and not passed over, of all.
+/// Endpoints that take new connections, of all: `2/3`.
 fn usable(port: &ServicePort) -> String {
     let is_usable = |endpoint: &&Endpoint| {
         endpoint.state == EndpointState::Ready && endpoint.passed_over_seconds.is_none()
@@ -384,12 +384,12 @@ fn pairs(lines: &[(&str, String)]) -> String {
     text
 }
 
-/// A time that has passed.
+/// A duration that has passed.
 fn ago(seconds: f64) -> String {
     time(std::time::Duration::try_from_secs_f64(seconds).map_or(0, |time| time.as_secs()))
 }
 
-/// Whole seconds, rounded up: what is left is not nothing.
+/// Seconds, rounded up: a remainder is not nothing.
 fn whole(seconds: f64) -> u64 {
     std::time::Duration::try_from_secs_f64(seconds.ceil()).map_or(0, |time| time.as_secs())
 }

@@ -19,7 +19,7 @@ use super::text::name_of;
 use crate::signals::Signals;
 use crate::values;
 
-/// Agents are not asked more often.
+/// The shortest interval between two questions.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Arguments of `sluice top`.
@@ -67,7 +67,7 @@ impl TopSort {
     }
 }
 
-/// What an agent said at one moment.
+/// An agent's answer, and when it came.
 #[derive(Debug)]
 struct Sample {
     at: Instant,
@@ -83,23 +83,23 @@ impl Sample {
     }
 }
 
-/// One service port between two samples.
+/// A service port between two samples.
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
     service: String,
     port: String,
     open: u64,
-    /// A second.
+    /// Per second.
     connections: f64,
     failures: f64,
     to_endpoint: f64,
     from_endpoint: f64,
 }
 
-/// Shows it until it is told to end; or once.
+/// Shows the table until it is told to end, or once.
 ///
 /// # Errors
-/// There is no answer, or no terminal any more.
+/// There is no answer, or the terminal is gone.
 pub async fn top(args: &TopArgs) -> Result<()> {
     let interval = args.interval.max(SHORTEST);
     let mut before = Sample::take(args).await?;
@@ -113,9 +113,9 @@ pub async fn top(args: &TopArgs) -> Result<()> {
     let terminal = Terminal::take().context("cannot draw on this terminal: try --once")?;
     let mut keys = Terminal::keys().context("cannot read keys: try --once")?;
     let mut shown: Option<Sample> = None;
-    // The first rates are there soon.
+    // The first rates come soon.
     let mut next = Instant::now() + interval.min(Duration::from_millis(500));
-    // A question under way: it may take long, and signals and keys do not wait for it.
+    // The question under way: it may take long, and must not delay signals and keys.
     let mut asked = None;
     terminal.draw("looking ...")?;
     loop {
@@ -139,7 +139,7 @@ pub async fn top(args: &TopArgs) -> Result<()> {
                             before = last;
                         }
                     }
-                    // One agent may be taking another's place.
+                    // One agent may be replacing another.
                     Err(error) => {
                         terminal.draw(&format!("{error:#}\nIt is asked again."))?;
                         continue;
@@ -153,7 +153,7 @@ pub async fn top(args: &TopArgs) -> Result<()> {
     }
 }
 
-/// Waits for the answer to a question; for ever where there is none under way.
+/// Waits for the answer to a question; never returns if there is none.
 async fn answered<T>(asked: &mut Option<Pin<Box<impl Future<Output = T>>>>) -> T {
     match asked {
         Some(asked) => asked.await,
@@ -161,7 +161,7 @@ async fn answered<T>(asked: &mut Option<Pin<Box<impl Future<Output = T>>>>) -> T
     }
 }
 
-/// All that is shown.
+/// The text of the whole table.
 fn table(before: &Sample, now: &Sample, sort: TopSort, limit: usize) -> String {
     let seconds = now.at.saturating_duration_since(before.at).as_secs_f64().max(0.001);
     let status = &now.status;
@@ -204,7 +204,7 @@ fn table(before: &Sample, now: &Sample, sort: TopSort, limit: usize) -> String {
 }
 
 fn order(rows: &mut [Row], sort: TopSort) {
-    // By name where that leaves it open.
+    // Ties are ordered by name.
     rows.sort_by(|a, b| (&a.service, &a.port).cmp(&(&b.service, &b.port)));
     match sort {
         TopSort::Connections => rows.sort_by(|a, b| b.connections.total_cmp(&a.connections)),
@@ -232,7 +232,7 @@ fn rows(before: &Sample, now: &Sample, seconds: f64) -> Vec<Row> {
         ports(&before.services).map(|(key, _, port)| (key, port.traffic)).collect();
     let row = |(key, service, port): (Key<'_>, &Service, &ServicePort)| {
         let (now, before) = (&port.traffic, former.get(&key).copied().unwrap_or_default());
-        // A Service that was made anew begins at nothing.
+        // The counters of a Service that was recreated start at zero.
         let rate = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now) as f64 / seconds;
         Row {
             service: format!("{}/{}", service.namespace, service.name),

@@ -1,4 +1,4 @@
-//! `--watch`: asking again and again, and writing what has changed, as `kubectl get --watch` does.
+//! `--watch`: asks repeatedly, and writes what has changed, as `kubectl get --watch` does.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tracing::warn;
 use super::output::{self, Output};
 use crate::values;
 
-/// Agents are not asked more often.
+/// The shortest interval between two questions.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Whether to ask once, or on and on.
@@ -25,15 +25,15 @@ pub struct WatchArgs {
     pub interval: Duration,
 }
 
-/// How an answer is shown.
+/// How to show an answer.
 pub(super) struct Show<T> {
-    /// As text, with more of it or less.
+    /// Its text, more or less detailed.
     pub text: fn(&T, is_wide: bool) -> String,
-    /// Sets to nothing what changes by itself as time passes: that is no change.
+    /// Clears what changes with time alone, so that it does not count as a change.
     pub still: fn(&mut T),
-    /// Notes in an answer what has become of those that the one before had.
+    /// Notes in an answer what became of the rows of the answer before.
     pub since: fn(before: &T, now: &mut T),
-    /// Of a text, only lines that have changed are written again; otherwise all of it is, after an empty line.
+    /// Whether only changed lines are written again; otherwise all of the text is, after an empty line.
     pub is_list: bool,
 }
 
@@ -43,10 +43,10 @@ impl<T: Serialize + Clone> Show<T> {
     }
 }
 
-/// Asks and writes: once, or until nobody reads any more. An agent that goes away is waited for.
+/// Asks and writes, once or until nobody reads any more. Waits for an agent that goes away.
 ///
 /// # Errors
-/// There is no answer at first, or it cannot be written.
+/// There is no first answer, or it cannot be written.
 pub(super) async fn show<T: Serialize + Clone>(
     ask: impl AsyncFn() -> Result<T>,
     watch: &WatchArgs,
@@ -79,7 +79,7 @@ pub(super) async fn show<T: Serialize + Clone>(
     }
 }
 
-/// What was written last.
+/// The last text that was written.
 #[derive(Debug)]
 struct Written {
     output: Option<Output>,
@@ -92,7 +92,8 @@ impl Written {
         Self { output, is_list, last: None }
     }
 
-    /// What is to be written of a text, going by what it is like without what changes by itself.
+    /// The part of a text to write. Changes are found in `stilled`, which is the text without what changes with
+    /// time alone.
     fn changes(&mut self, said: &str, stilled: &str) -> String {
         let Some(last) = self.last.replace(stilled.to_owned()) else { return said.to_owned() };
         if last == stilled {

@@ -1,5 +1,5 @@
-//! A connection on which all of an answer has to be taken in time, however its client takes it. Between answers it has no
-//! limit.
+//! A connection on which each answer has to be taken in time, however slowly its client reads. There is no
+//! limit between answers.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream that fails with [`io::ErrorKind::TimedOut`] when what is written to it has not been taken in time.
+/// A stream that fails with [`io::ErrorKind::TimedOut`] if written data have not been taken in time.
 #[derive(Debug)]
 pub(super) struct Answering<S> {
     stream: S,
-    /// For what is written from one flush to the next: hyper flushes when an answer is written as a whole.
+    /// The time from one flush to the next: hyper flushes once an answer is written as a whole.
     time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
 }

@@ -1,4 +1,4 @@
-//! The connections of the agent's own HTTP ports: how many there may be, and whose goes when there are more.
+//! The connections of the agent's own HTTP ports: their bound, and which one is closed above it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// The connections of any number of listeners, bounded together. Cloning it shares it.
+/// The connections of any number of listeners, bounded together. Clones share them.
 ///
-/// Over the bound one is cut off for the newest: the oldest of whoever has the most. So whoever asks and goes is answered
-/// however many connections others hold, and who has few is let finish however many others make.
+/// Above the bound, the oldest connection of the client with the most is cut off for the newest. So a client
+/// that asks and goes is answered however many connections others hold, and one with few can finish however
+/// many others make.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections(Arc<Pool>);
 
@@ -20,7 +21,7 @@ struct Pool {
     limit: usize,
     cut_off: AtomicU64,
     failed: AtomicU64,
-    /// Errors of accepting that have been said, by their number; the system has few.
+    /// Accept errors that were logged, by their number; there are few.
     said: Mutex<BTreeSet<Option<i32>>>,
     /// The oldest first; some may have ended.
     open: Mutex<VecDeque<Open>>,
@@ -28,7 +29,7 @@ struct Pool {
 
 #[derive(Debug)]
 struct Open {
-    /// Whose it is, where that is told by an address.
+    /// The client, if it has an address.
     peer: Option<IpAddr>,
     task: AbortHandle,
 }
@@ -55,7 +56,7 @@ impl Connections {
         self.0.failed.load(Ordering::Relaxed)
     }
 
-    /// Counts a connection that could not be accepted; whether it is the first with this error.
+    /// Counts a failed accept; returns whether it is the first with this error.
     pub(super) fn note_failure(&self, error: &io::Error) -> bool {
         self.0.failed.fetch_add(1, Ordering::Relaxed);
         self.0.said.lock().unwrap_or_else(PoisonError::into_inner).insert(error.raw_os_error())
@@ -81,7 +82,7 @@ impl Connections {
     }
 }
 
-/// The first of whoever is there most often; of several, of whoever comes first.
+/// The oldest connection of the client with the most; among several such clients, of the one that comes first.
 fn oldest_of_most(peers: &[Option<IpAddr>]) -> Option<usize> {
     let mut counts: BTreeMap<Option<IpAddr>, usize> = BTreeMap::new();
     for peer in peers {

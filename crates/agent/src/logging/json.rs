@@ -1,5 +1,6 @@
-//! An event as a JSON object, as Kubernetes' components write theirs (`component-base/logs/json`): `ts` in milliseconds
-//! since 1970, `msg`, `v` but for warnings and errors, `err`, and the event's fields. `level` is ours.
+//! An event as a JSON object, in the form of Kubernetes' components (`component-base/logs/json`): `ts` in
+//! milliseconds since 1970, `msg`, `v` except for warnings and errors, `err`, and the event's fields. `level`
+//! is ours.
 
 use std::fmt;
 
@@ -33,7 +34,7 @@ pub(super) fn line(event: &Event<'_>, now: Timestamp) -> String {
 #[derive(Default)]
 struct Members {
     message: String,
-    /// Each with a comma before it.
+    /// Each preceded by a comma.
     others: String,
 }
 

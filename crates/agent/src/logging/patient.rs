@@ -1,9 +1,10 @@
-//! Writing lines to where somebody reads them, or does not: nobody waits for a reader that has stopped for good, and a
-//! worker, on whose thread connections wait, for none at all. What is lost is counted, and said once there is room.
+//! Writes lines to a reader that may stop: nobody waits for good, and a worker, on whose thread connections
+//! wait, does not wait at all. Lost lines are counted and reported once there is room.
 //!
-//! On the thread of whoever has something to say: what it said is written when it goes on, so a program that ends has
-//! nothing left to write. Lines go through a queue with a bound. One thread at a time writes what is in it, which takes no time,
-//! as no more is written than there is room for; a worker that finds another at it leaves its line to that one.
+//! A line is written on the thread that logs it, before that thread goes on, so a program that ends has nothing
+//! left to write. Lines go through a bounded queue. One thread at a time writes the queue; that takes no time,
+//! because only as much is written as there is room for. A worker that finds another thread writing leaves its
+//! line to that one.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -16,27 +17,27 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::place::Place;
 
-/// How long all but workers wait for a reader: it may be slow for a moment.
+/// How long all threads but workers wait for a reader, which may be slow for a moment.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Bytes of lines that may wait for a reader; with one more line.
+/// Bytes of lines that may wait for a reader; one more line may exceed it.
 const WAITING: usize = 64 << 10;
 
-/// How the names of workers' threads begin.
+/// The prefix of workers' thread names.
 const WORKER: &str = "sluice-";
 
-/// Where lines go. Cloning it shares it.
+/// The destination of lines. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Patient(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     place: Place,
-    /// Nobody holds it for longer than a look takes.
+    /// Held only for short moments.
     queue: Mutex<Queue>,
-    /// What is left to write of the item before those in the queue. Whoever holds it writes.
+    /// The rest of the item before those in the queue. The thread that holds the lock writes.
     rest: Mutex<Vec<u8>>,
-    /// Lines that there was no room for.
+    /// Lines for which there was no room.
     lost: AtomicU64,
     /// How often a thread has waited for the reader.
     #[cfg(test)]
@@ -46,21 +47,21 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     items: VecDeque<Item>,
-    /// Of its lines.
+    /// The size of its lines.
     bytes: usize,
-    /// Somebody has waited in vain. Nobody waits again before all that is here has been written.
+    /// A thread has waited in vain. No thread waits again before the whole queue has been written.
     has_stopped: bool,
 }
 
 #[derive(Debug)]
 enum Item {
     Line(Vec<u8>),
-    /// This many lines were to be here.
+    /// This many lines are missing here.
     Lost(u64),
 }
 
 impl Queue {
-    /// Takes a line, or counts it as lost; whether it has taken it.
+    /// Takes a line, or counts it as lost. Returns whether it was taken.
     fn push(&mut self, line: Vec<u8>) -> bool {
         let has_room = self.bytes < WAITING;
         if has_room {
@@ -74,7 +75,7 @@ impl Queue {
         has_room
     }
 
-    /// What is to be written next.
+    /// The next item to write.
     fn pop(&mut self) -> Option<Vec<u8>> {
         Some(match self.items.pop_front()? {
             Item::Line(line) => {
@@ -88,7 +89,7 @@ impl Queue {
     }
 }
 
-/// A line that is being written, as a whole when it is dropped.
+/// A line under construction; it is written as a whole when this is dropped.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     lines: &'a Patient,
@@ -96,10 +97,10 @@ pub(super) struct Line<'a> {
 }
 
 impl Patient {
-    /// Standard error.
+    /// Writes to standard error.
     ///
     /// # Errors
-    /// It is closed, or there is no descriptor left.
+    /// It is closed, or no file descriptor is left.
     pub(super) fn stderr() -> io::Result<Self> {
         Ok(Self::new(Place::new(io::stderr().as_fd().try_clone_to_owned()?)))
     }
@@ -150,7 +151,7 @@ impl Patient {
         self.write_waiting(true);
     }
 
-    /// Writes all that waits, with as much patience as for one line.
+    /// Writes all that waits, with the same patience as for one line.
     pub(super) fn finish(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.write_waiting(false) {
@@ -161,8 +162,8 @@ impl Patient {
         }
     }
 
-    /// Writes what waits, as far as there is room; whether that was all. What waits while another thread writes is left to
-    /// that one by workers.
+    /// Writes what waits, as far as there is room; returns whether that was all. If another thread is writing,
+    /// a worker leaves its lines to that one.
     fn write_waiting(&self, is_worker: bool) -> bool {
         loop {
             let mut rest = match self.0.rest.try_lock() {
@@ -182,7 +183,7 @@ impl Patient {
             }
             drop(rest);
             let mut queue = self.queue();
-            // A worker may have left something before this thread let go.
+            // A worker may have added a line before this thread released the lock.
             if queue.items.is_empty() {
                 queue.has_stopped = false;
                 return true;

@@ -1,4 +1,4 @@
-//! Where lines are written, as much at a time as there is room for.
+//! Destinations of lines: writes as much at a time as there is room for.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -10,19 +10,19 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{SendFlags, send};
 use rustix::termios::isatty;
 
-/// What poll(2) promises room for in a pipe, and what is written there as a whole or not at all (pipe(7)).
+/// The room that poll(2) promises in a pipe, up to which a write to it is atomic (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// A place, by what keeps a write from waiting there. `O_NONBLOCK` is of the description, which other processes may share:
-/// theirs is left as it is.
+/// A destination, by the way to write to it without blocking. `O_NONBLOCK` belongs to the open file
+/// description, which other processes may share, so theirs is left unchanged.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// A pipe or a terminal that has been opened once more: the description is this process's own, and does not wait.
+    /// A pipe or a terminal that was opened again: this description is our own, and does not block.
     Own(File),
-    /// A socket, which can be told so each time.
+    /// A socket, where each call can ask not to block.
     Socket(OwnedFd),
-    /// All else: files, which have no reader, and what cannot be opened once more. There it is looked first; another process
-    /// that writes to the same pipe could take the room in between.
+    /// All others: files, which have no reader, and what cannot be opened again. There, poll(2) comes first;
+    /// another process that writes to the same pipe may take the room in between.
     Other(File),
 }
 
@@ -43,7 +43,7 @@ impl Place {
         }
     }
 
-    /// Writes what there is room for, and takes it away; whether nothing is left.
+    /// Writes as much as there is room for, and removes it from `bytes`. Returns whether nothing is left.
     pub(super) fn write(&self, bytes: &mut Vec<u8>) -> bool {
         while !bytes.is_empty() {
             let written = match self {
@@ -58,14 +58,14 @@ impl Place {
                 Ok(written) if written > 0 => drop(bytes.drain(..written)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                // A place that fails cannot be told so.
+                // If the log itself fails, there is nowhere to report it.
                 _ => bytes.clear(),
             }
         }
         true
     }
 
-    /// Waits until there is room; whether there is, by then. What cannot be written to at all is found out by writing.
+    /// Waits until there is room; returns whether there is. If nothing can be written at all, the write tells.
     pub(super) fn wait(&self, patience: Duration) -> bool {
         let patience = Timespec::try_from(patience).unwrap_or_default();
         let out = self.as_fd();

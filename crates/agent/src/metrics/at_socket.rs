@@ -1,4 +1,4 @@
-//! What is decided at clients' sockets, as metrics: how much the programs in the kernel know, and what they did.
+//! Metrics of socket mode: how much the maps hold, and what the programs did.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::{Metrics, counter, gauge, histogram};
 use crate::at_socket::Looks;
 
 impl Metrics {
-    /// How connections get to endpoints, and why not at the socket where that was asked for.
+    /// The mode, and why socket mode is off if it was asked for.
     pub(super) fn encode_mode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let reason = self.observer.at_socket().reason().map_or_else(String::new, |reason| (*reason).clone());
         let labels = [
@@ -28,7 +28,7 @@ impl Metrics {
         )?)
     }
 
-    /// Nothing, where nothing is decided at sockets.
+    /// Writes nothing if socket mode is off.
     pub(super) fn encode_at_socket(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let view = self.observer.at_socket();
         let Some(looks) = view.looks() else { return Ok(()) };
@@ -47,7 +47,7 @@ impl Metrics {
     }
 }
 
-/// How much the maps hold, and could.
+/// How much the maps hold, and their capacity.
 fn encode_sizes(encoder: &mut DescriptorEncoder<'_>, stats: Stats, capacity: Capacity) -> fmt::Result {
     let parts = [
         ("frontends", "Frontends", stats.frontends, capacity.frontends),

@@ -1,5 +1,5 @@
-//! The two forms of what is exposed: OpenMetrics, which is what the metrics are written in, and Prometheus' own text, for
-//! who does not ask for it.
+//! The two formats of metrics: OpenMetrics, in which they are written, and Prometheus' own text, for clients
+//! that do not ask for OpenMetrics.
 
 use hyper::HeaderMap;
 use hyper::header::{ACCEPT, HeaderValue};
@@ -11,14 +11,14 @@ pub(super) const OPENMETRICS: HeaderValue =
 /// Prometheus' text.
 pub(super) const CLASSIC: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Whether whoever asks can read OpenMetrics.
+/// Whether the client accepts OpenMetrics.
 pub(super) fn takes_openmetrics(headers: &HeaderMap) -> bool {
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     accepted.any(|value| value.contains("application/openmetrics-text"))
 }
 
-/// OpenMetrics as Prometheus' text: there the name of a counter ends in `_total`, and that of an info, which is a gauge, in
-/// `_info`, where it is described, too; units are not spoken of, and nothing stands at the end.
+/// Converts OpenMetrics to Prometheus' text. There, a counter's name ends in `_total` in its description too;
+/// an info is a gauge whose name ends in `_info`; there are no units and no end mark.
 pub(super) fn classic(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len() + openmetrics.len() / 64);
     let mut help = "";

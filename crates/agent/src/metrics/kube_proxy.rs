@@ -1,6 +1,6 @@
-//! Metrics under the names that kube-proxy and its libraries have for them, for dashboards and alerts that exist: those
-//! that mean the same here. A sync is a step of the capture, which takes all changes of frontends that have come until
-//! then to the kernel; changes of endpoints need none.
+//! Metrics under the names that kube-proxy and its libraries use, for existing dashboards and alerts: those
+//! that mean the same here. A sync is a step of the capture, which takes all pending changes of frontends to
+//! the kernel; changes of endpoints need none.
 
 use std::fmt;
 use std::fs;
@@ -16,14 +16,14 @@ use sluice_model::Family;
 
 use super::{Metrics, counter, gauge};
 
-/// The same, as kube-proxy has it.
+/// The metrics in kube-proxy's names.
 #[derive(Debug)]
 pub(super) struct KubeProxy(pub(super) Metrics);
 
-/// `ip_family` is as a Service's `ipFamilies` has it.
+/// `ip_family` has the form of a Service's `ipFamilies`.
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
-/// What client-go has for a request without an answer.
+/// client-go's code for a request without an answer.
 const NO_ANSWER: &str = "<error>";
 
 impl Collector for KubeProxy {
@@ -137,8 +137,8 @@ impl KubeProxy {
     }
 }
 
-/// A metric that kube-proxy, which has a proxier for each family, has for each: here they are brought up to date together, so
-/// it is the same of both.
+/// A metric that kube-proxy has for each family, because it has a proxier for each. Here both families are
+/// updated together, so both have the same value.
 fn of_each_family(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -152,7 +152,7 @@ fn of_each_family(
     Ok(())
 }
 
-/// What Prometheus' own client libraries say of a process. What cannot be read is left out.
+/// The process metrics of Prometheus' client libraries. What cannot be read is left out.
 fn encode_process(encoder: &mut DescriptorEncoder<'_>, started: Timestamp) -> fmt::Result {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let cpu = ConstCounter::new(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9);
@@ -170,7 +170,7 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, started: Timestamp) -> fm
         }
     }
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
-        // One of them is that of reading it.
+        // One of them is the descriptor used for reading.
         let open = descriptors.count().saturating_sub(1);
         gauge(encoder, "process_open_fds", "Open file descriptors", open as f64)?;
     }
@@ -181,7 +181,7 @@ fn encode_process(encoder: &mut DescriptorEncoder<'_>, started: Timestamp) -> fm
     Ok(())
 }
 
-/// The first number of the line that begins with this.
+/// The first number in the line that begins with `field`.
 fn number(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     line.split_whitespace().next()?.parse().ok()

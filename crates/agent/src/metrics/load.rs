@@ -1,4 +1,4 @@
-//! How much there is to serve, and how busy each worker is, as metrics; and which version tells so.
+//! Metrics of how much is served, how busy each worker is, and the agent's version.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use super::{Metrics, gauge};
 use crate::proxy::Size;
 
 impl Metrics {
-    /// As other programs have it: a label for each word.
+    /// Build information in the usual form: a label for each item.
     pub(super) fn encode_build(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let labels = vec![("version", env!("CARGO_PKG_VERSION"))];
         let help = "The agent's version";
         Info::new(labels).encode(encoder.encode_descriptor("build", help, None, MetricType::Info)?)
     }
 
-    /// How many Services and endpoints.
+    /// How many Services and endpoints there are.
     pub(super) fn encode_size(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Size { services, endpoints } = self.observer.size();
         gauge(encoder, "services", "Services that are to be served", services as f64)?;
@@ -27,7 +27,7 @@ impl Metrics {
         gauge(encoder, "endpoints", help, endpoints as f64)
     }
 
-    /// Of each worker what it has, and the time that it has had a processor.
+    /// The connections and the processor time of each worker.
     pub(super) fn encode_workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let loads = self.observer.loads();
         let help = "Time that a worker has had a processor, to 10 ms";
@@ -42,7 +42,7 @@ impl Metrics {
     }
 }
 
-/// A number of each worker.
+/// A gauge with one value for each worker.
 fn of_each(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, numbers: &[u64]) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (worker, number) in numbers.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! Scrapes: one text is put together at a time, on a thread that nobody waits for, and all who asked before it was begun get
-//! it. So neither many who scrape nor clients that ask and go are more work than one. A text may be large, and whoever takes it
-//! slowly keeps it in memory: there are no more than a few at a time.
+//! Answers scrapes. One text is produced at a time, on a thread that nobody waits for, and answers all requests
+//! that came before it was begun. So many scrapers, or clients that ask and go, are no more work than one. A
+//! text may be large and stays in memory while a slow client takes it: only a few exist at a time.
 
 use std::sync::{Arc, Weak};
 
@@ -9,23 +9,24 @@ use hyper::Response;
 use hyper::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-/// Questions that wait for the next text. Whoever finds no room waits until the one before is done.
+/// How many requests wait for the next text. Others wait until the present text is done.
 const WAITING: usize = 64;
 
-/// Texts of a form that are being taken: with all of them kept by slow clients, others get the newest one. It is no older than
-/// one of them may take ([`ANSWER_TIME`](crate::http_server::ANSWER_TIME)): the others are handed to nobody any more.
+/// The most texts of one format that are being sent. If slow clients hold all of them, others get the newest
+/// one. It is no older than an answer may take ([`ANSWER_TIME`](crate::http_server::ANSWER_TIME)), because the
+/// older ones are handed to nobody any more and are gone by then.
 const TEXTS: usize = 3;
 
-/// An answer, which costs nothing to copy.
+/// An answer that is cheap to clone.
 pub(super) type Scrape = Response<Full<Bytes>>;
 
-/// In which form: OpenMetrics, or the classic one.
+/// The format: OpenMetrics or the classic one.
 type IsOpenMetrics = bool;
 
-/// What is asked for, and where the answer goes.
+/// A request: the format, and where the answer goes.
 type Asked = (IsOpenMetrics, oneshot::Sender<Scrape>);
 
-/// A text with its head.
+/// A text with its headers.
 type Text = Response<Bytes>;
 
 /// A text as the body of an answer.
@@ -37,24 +38,24 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-/// The texts of a form that somebody still takes, the newest one last.
+/// The texts of a format that are still being sent, the newest one last.
 #[derive(Default)]
 struct Taken(Vec<Weak<Text>>);
 
 impl Taken {
-    /// The newest one, where there may be no other.
+    /// The newest one, if no other may be made.
     fn in_place_of_another(&mut self) -> Option<Arc<Text>> {
         self.0.retain(|text| text.strong_count() > 0);
         if self.0.len() < TEXTS { None } else { self.0.last().and_then(Weak::upgrade) }
     }
 }
 
-/// Where they are asked for. Cloning it shares it.
+/// For requesting scrapes. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Scrapes(mpsc::Sender<Asked>);
 
 impl Scrapes {
-    /// Starts the task that has them put together, which ends with the last of these.
+    /// Starts the task that produces the texts. It ends when the last of these is dropped.
     pub(super) fn start(render: impl Fn(IsOpenMetrics) -> Text + Send + Sync + 'static) -> Self {
         let (sender, mut asked) = mpsc::channel::<Asked>(WAITING);
         let render = Arc::new(render);
@@ -78,7 +79,7 @@ impl Scrapes {
                         Some(text) => text,
                         None => {
                             let render = Arc::clone(&render);
-                            // Where it has failed, those who wait hear that there is nothing to come.
+                            // If producing fails, the waiting clients get no text.
                             let Ok(text) = tokio::task::spawn_blocking(move || render(form)).await else {
                                 continue;
                             };
@@ -89,7 +90,7 @@ impl Scrapes {
                     };
                     let scrape = scrape(text);
                     for (_, answer) in waiting {
-                        // Who has gone meanwhile wants none.
+                        // If the client has gone meanwhile, nobody wants it.
                         let _ = answer.send(scrape.clone());
                     }
                 }
@@ -98,8 +99,8 @@ impl Scrapes {
         Self(sender)
     }
 
-    /// A text that was begun after this was called or, where slow clients keep as many as there may be, the newest one; none
-    /// if it could not be put together.
+    /// A text that was begun after this call; or the newest one, if slow clients hold the most. `None` if it
+    /// could not be produced.
     pub(super) async fn next(&self, is_openmetrics: IsOpenMetrics) -> Option<Scrape> {
         let (answer, scrape) = oneshot::channel();
         self.0.send((is_openmetrics, answer)).await.ok()?;
@@ -107,7 +108,7 @@ impl Scrapes {
     }
 }
 
-/// An answer that has a text for as long as it is there itself.
+/// An answer that holds its text as long as it exists.
 fn scrape(text: Arc<Text>) -> Scrape {
     let (status, headers) = (text.status(), text.headers().clone());
     let mut scrape = Response::new(Full::new(Bytes::from_owner(Body(text))));

@@ -1,4 +1,4 @@
-//! What is told of, and with which labels.
+//! Selects the rows of the metrics, and makes their labels.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use sluice_table::{DatagramCounts, Datagrams, ServicePort, Table, Times, Traffic
 
 use super::Detail;
 
-/// What one series of each metric is about.
+/// The subject of one series of each metric.
 #[derive(Debug)]
 pub(super) struct Row {
     pub name: ServicePortName,
@@ -19,12 +19,12 @@ pub(super) struct Row {
     pub traffic: Traffic,
     /// How long connections took to establish, and how long they lasted.
     pub times: Option<Box<[Times; 2]>>,
-    /// Of UDP.
+    /// UDP only.
     pub datagrams: Option<DatagramCounts>,
 }
 
-/// Rows of endpoints, of which there may be far more than are told of: those that have carried or failed something, and
-/// others as far as there is room.
+/// The rows of endpoints, of which there may be far more than fit: those that have carried or failed something
+/// come first, and others fill the room.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     bound: usize,
@@ -43,7 +43,7 @@ impl Endpoints {
         }
     }
 
-    /// How many have none.
+    /// How many have no row.
     pub(super) fn left_out(&self) -> usize {
         self.seen.saturating_sub(self.bound)
     }
@@ -58,7 +58,7 @@ impl Endpoints {
     }
 }
 
-/// A row for each service port, both families together, and one for each of its endpoints where that is wanted; by name.
+/// A row for each service port in both families and, if wanted, one for each of its endpoints; sorted by name.
 pub(super) fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, Endpoints) {
     let mut ports: BTreeMap<(ServicePortName, Family), Arc<ServicePort>> = BTreeMap::new();
     for route in table.routes() {
@@ -95,7 +95,8 @@ pub(super) fn rows(table: &Table, detail: Detail, bound: usize) -> (Vec<Row>, En
     (services, endpoints)
 }
 
-/// Keeps as many, those that have carried or failed something first; how many it leaves out.
+/// Keeps at most `bound` rows, first those that have carried or failed something; returns how many are left
+/// out.
 pub(super) fn keep(rows: &mut Vec<Row>, bound: usize) -> usize {
     let left_out = rows.len().saturating_sub(bound);
     if left_out > 0 {
@@ -115,7 +116,7 @@ fn labels(name: &ServicePortName) -> String {
     format!("namespace=\"{namespace}\",service=\"{service}\",port=\"{port}\",protocol=\"{protocol}\"")
 }
 
-/// A label's value. Names of objects have nothing to escape; whoever writes manifests may write anything.
+/// A label's value. Names of objects need no escaping, but manifests may contain anything.
 fn escaped(text: &str) -> Cow<'_, str> {
     if !text.contains(['\\', '"', '\n']) {
         return text.into();

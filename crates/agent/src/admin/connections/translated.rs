@@ -1,4 +1,4 @@
-//! Sockets that were led to their endpoint when they connected, as connections.
+//! Translated sockets, as connections.
 
 use std::io;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use sluice_table::{FrontendKey, Reader, Table};
 use super::{Connection, ConnectionState};
 use crate::at_socket::{Looks, View};
 
-/// Shows all of them, of all network namespaces. For a thread that nobody waits for: the kernel takes milliseconds to
-/// list thousands.
+/// Adds all translated sockets of all network namespaces. Belongs on a thread that nobody waits for: the kernel
+/// takes milliseconds to list thousands.
 ///
 /// # Errors
-/// The kernel does not list them.
+/// The kernel cannot list them.
 pub(super) fn add(view: &View, table: &Table, mut add: impl FnMut(Connection)) -> io::Result<()> {
     let Some(looks) = view.looks() else { return Ok(()) };
     let now = clock_gettime(ClockId::Monotonic);
@@ -28,7 +28,7 @@ pub(super) fn add(view: &View, table: &Table, mut add: impl FnMut(Connection)) -
 
 fn connection(looks: &Looks, table: &mut Reader, socket: &Translated, now: Duration) -> Connection {
     let protocol = if socket.protocol == protocol::UDP { Protocol::Udp } else { Protocol::Tcp };
-    // The endpoint knows its Service even if that is gone. Its number may mean something else by now.
+    // The endpoint knows its Service even if that is gone. Its id may mean another one by now.
     let endpoint = looks.ledger.upstream(socket.id).filter(|upstream| {
         let address = upstream.address();
         (address.ip().to_canonical(), address.port()) == (socket.endpoint.ip(), socket.endpoint.port())

@@ -1,4 +1,5 @@
-//! Who may see the status page. It names every Service and endpoint of the cluster, so not everybody who reaches the port.
+//! Who may see the status page. It names every Service and endpoint of the cluster, so not everybody who
+//! reaches the port may.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,12 +22,13 @@ pub enum StatusPage {
     All,
 }
 
-/// Why somebody may not.
+/// Why a client may not see the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// The client is not on this machine, or does not say so by the address it connects to.
+    /// The client is not on this machine, or does not connect to a loopback address.
     NotLocal,
-    /// A browser was told that this machine has a name of somebody else's, who would read along (DNS rebinding).
+    /// The request names a host that is not this machine: a foreign site may have pointed its name here to read
+    /// along (DNS rebinding).
     Name,
 }
 
@@ -44,7 +46,7 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Whether a request may be answered.
+/// Checks whether a request may be answered.
 pub(super) fn check<B>(setting: StatusPage, request: &Request<B>) -> Result<(), Refused> {
     let ends = request.extensions().get::<Ends>();
     let is_local = ends.is_some_and(|ends| ends.are_loopback());
@@ -59,7 +61,7 @@ fn judge<'a>(
     names: impl Iterator<Item = Option<&'a str>>,
 ) -> Result<(), Refused> {
     match (setting, is_local) {
-        // Under which names a node is known elsewhere nobody here can tell.
+        // The names by which a node is known elsewhere cannot be told here.
         (StatusPage::All, false) => Ok(()),
         (StatusPage::Off | StatusPage::Loopback, false) => Err(Refused::NotLocal),
         (_, true) => {
@@ -70,13 +72,13 @@ fn judge<'a>(
     }
 }
 
-/// Whether that name, with a port or without, is this machine's own whatever a name server says.
+/// Whether a host name, with or without a port, is this machine's own whatever a name server says.
 fn is_local_name(name: &str) -> bool {
     let Ok(authority) = name.parse::<Authority>() else { return false };
     let host = authority.host();
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let is_loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-    // An authority may have `user@` before it, which no Host has.
+    // An authority may begin with `user@`, which no Host header has.
     !name.contains('@') && (is_loopback || host.eq_ignore_ascii_case("localhost"))
 }
 

@@ -1,4 +1,4 @@
-//! `/status/data`: what the page shows, some service ports at a time, however many there are.
+//! `/status/data`: the page's data, a bounded number of service ports at a time.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::super::services::{self, PortKey};
 use super::super::status;
 use super::troubles::{OfPort, Troubles, of_port};
 
-/// Service ports of one answer.
+/// Service ports in an answer.
 const ROWS: usize = 50;
 
-/// Frontends of a row.
+/// Frontends in a row.
 const ADDRESSES: usize = 2;
 
-/// Frontends, endpoints and sources of the service port that is shown in full.
+/// The most frontends, endpoints and sources of the service port that is shown in full.
 const MOST: usize = 100;
 
 /// In which order service ports are shown.
@@ -35,7 +35,7 @@ enum Sort {
     Failed,
 }
 
-/// Which port of which Service.
+/// The service port to show in full.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     namespace: String,
@@ -55,13 +55,13 @@ impl Wanted {
     }
 }
 
-/// What is asked.
+/// The page's question.
 #[derive(Debug)]
 pub(super) struct Question {
     /// In lower case.
     filter: String,
     sort: Sort,
-    /// Only what is in trouble.
+    /// Only ports in trouble.
     is_troubled: bool,
     /// From 0 on.
     page: usize,
@@ -96,11 +96,11 @@ impl Question {
 #[serde(rename_all = "camelCase")]
 struct Data {
     status: Status,
-    /// Of all service ports together.
+    /// The sum over all service ports.
     traffic: Traffic,
     troubles: Troubles,
     services: List,
-    /// The one that is asked for in full, while there is one.
+    /// The port that is asked for in full, if it exists.
     in_full: Option<InFull>,
 }
 
@@ -108,11 +108,11 @@ struct Data {
 #[serde(rename_all = "camelCase")]
 struct List {
     items: Vec<Row>,
-    /// How many there are that are meant.
+    /// How many match.
     matched: usize,
-    /// And how many in all.
+    /// How many exist.
     total: usize,
-    /// The page that this is, from 0 on; the last one where there are not so many.
+    /// The number of this page, from 0; the last one if the wanted one does not exist.
     page: usize,
     pages: usize,
 }
@@ -126,11 +126,11 @@ struct Row {
     port: String,
     protocol: String,
     family: String,
-    /// The first of its frontends.
+    /// The first frontends.
     addresses: Vec<String>,
-    /// How many there are in all.
+    /// How many there are.
     frontends: usize,
-    /// Endpoints that new connections are led to.
+    /// Endpoints that take new connections.
     ready: usize,
     endpoints: usize,
     troubles: Vec<String>,
@@ -143,13 +143,13 @@ struct InFull {
     #[serde(flatten)]
     port: ServicePort,
     namespace: String,
-    /// Of the Service; the port has a name of its own.
+    /// The Service's name; the port has a name of its own.
     service: String,
     frontends_left_out: usize,
     endpoints_left_out: usize,
 }
 
-/// A service port that an answer may have.
+/// A service port that matches.
 struct Entry {
     name: ObjectName,
     routes: Vec<Arc<Route>>,
@@ -198,7 +198,7 @@ impl Entry {
 
     fn in_full(&self, now: Instant) -> InFull {
         let mut port = services::service_port(&self.routes, false, now);
-        // What is wrong comes first, then what is busy.
+        // Endpoints in trouble come first, then the busiest.
         port.endpoints.sort_by_key(|endpoint| {
             let is_well = endpoint.passed_over_seconds.is_none() && endpoint.state == EndpointState::Ready;
             (is_well, Reverse(endpoint.traffic.open), endpoint.address)
@@ -259,7 +259,7 @@ fn collect(inside: &Inside, question: &Question, mut troubles: Troubles) -> Data
         }
     }
     troubles.finish();
-    // They come by name, which is what is left where the order says nothing.
+    // They are sorted by name, which stays the order among equals.
     match question.sort {
         Sort::Name => {}
         Sort::Open => entries.sort_by_key(|entry| Reverse(entry.traffic.open)),
@@ -274,7 +274,7 @@ fn collect(inside: &Inside, question: &Question, mut troubles: Troubles) -> Data
     let page = question.page.min(pages - 1);
     let items = entries.iter().skip(page * ROWS).take(ROWS).filter_map(|entry| entry.row(now)).collect();
     Data {
-        // What is wrong with objects is among the troubles.
+        // Problems of objects are among the troubles.
         status: status::status(inside, None),
         traffic,
         troubles,
@@ -283,7 +283,7 @@ fn collect(inside: &Inside, question: &Question, mut troubles: Troubles) -> Data
     }
 }
 
-/// A port as people say it.
+/// A port's label for people.
 fn said((port, protocol, family): &PortKey) -> String {
     let family = if *family == Family::V6 { " IPv6" } else { "" };
     if port.is_empty() { format!("{protocol}{family}") } else { format!("{port}/{protocol}{family}") }

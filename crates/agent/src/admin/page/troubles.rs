@@ -1,4 +1,4 @@
-//! What is wrong with single Services, and why: one sentence each, for people.
+//! The problems of single Services and their reasons: one sentence each, for people.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,35 +11,35 @@ use sluice_table::{Origin, Route, SourceAddress, Upstream, Verdict};
 use super::super::server::{Inside, Refusal};
 use crate::proxy::Standing;
 
-/// Those that an answer has at the most; there may be as many as endpoints.
+/// The most problems in an answer; there may be as many as endpoints.
 const MOST: usize = 100;
 
-/// Sentences about one service port.
+/// The most sentences about one service port.
 const MOST_OF_PORT: usize = 5;
 
-/// Something that is wrong.
+/// A problem.
 #[derive(Debug, Serialize)]
 pub(super) struct Trouble {
     /// `NAMESPACE/NAME`.
     service: String,
-    /// With the port's name.
+    /// Begins with the port's name.
     what: String,
 }
 
-/// All that is wrong.
+/// All problems.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Troubles {
-    /// Some of it, the worst first.
+    /// The worst ones first.
     items: Vec<Trouble>,
-    /// What comes after all others: Services that nobody serves, of which a cluster may have many.
+    /// Minor problems, which come last: Services that nobody serves, of which a cluster may have many.
     #[serde(skip)]
     lesser: Vec<Trouble>,
-    /// How much there is.
+    /// How many there are.
     count: usize,
 }
 
 impl Troubles {
-    /// What does not concern a port that is served: objects that do not fit together, and health checks.
+    /// Problems that concern no served port: conflicts between objects, and health checks.
     pub(super) async fn of_objects(inside: &Inside) -> Result<Self, Refusal> {
         let Standing { notices, count, .. } = inside.feed.notices(MOST).await.map_err(|_| {
             Refusal::Unable(
@@ -48,7 +48,7 @@ impl Troubles {
         })?;
         let mut troubles = Self::default();
         for notice in &notices {
-            // It begins with the Service's name.
+            // The text begins with the Service's name.
             let said = notice.to_string();
             let what = said.split_once(": ").map_or(said.as_str(), |(_, what)| what);
             troubles.add(notice.service().to_string(), what.to_owned());
@@ -60,7 +60,7 @@ impl Troubles {
         Ok(troubles)
     }
 
-    /// Adds what is wrong with a port of a Service.
+    /// Adds the problems of a Service's port.
     pub(super) fn add_port(&mut self, service: &ObjectName, port: &str, of_port: &OfPort) {
         for what in &of_port.broken {
             self.add(service.to_string(), format!("{port}: {what}"));
@@ -74,13 +74,13 @@ impl Troubles {
         }
     }
 
-    /// All have been added.
+    /// To be called when all have been added.
     pub(super) fn finish(&mut self) {
         let room = MOST - self.items.len();
         self.items.extend(self.lesser.drain(..).take(room));
     }
 
-    /// Adds one, as far as there is room.
+    /// Adds a problem if there is room.
     fn add(&mut self, service: String, what: String) {
         self.count += 1;
         if self.items.len() < MOST {
@@ -89,10 +89,10 @@ impl Troubles {
     }
 }
 
-/// What is wrong with a service port.
+/// The problems of a service port.
 #[derive(Debug, Default)]
 pub(super) struct OfPort {
-    /// What somebody should look at.
+    /// Problems that somebody should look at.
     broken: Vec<String>,
     /// Clients that nobody serves.
     unserved: Vec<String>,
@@ -108,7 +108,7 @@ impl OfPort {
     }
 }
 
-/// What is wrong with a service port, by all routes to it.
+/// The problems of a service port, from all routes to it.
 pub(super) fn of_port(
     routes: &[Arc<Route>],
     endpoints: &[Arc<Upstream>],
@@ -118,7 +118,7 @@ pub(super) fn of_port(
     let mut unserved = BTreeSet::new();
     let mut broken = Vec::new();
     for route in routes {
-        // That others are dropped is what policy Local is for: their load balancer goes elsewhere.
+        // Under policy Local, others are dropped on purpose: their load balancer uses other nodes.
         match (route.outlook(Origin::LocalPod), route.outlook(Origin::Outside)) {
             ((Verdict::Refuse(_), why), _) | (_, (Verdict::Refuse(_), why)) => {
                 unserved.insert(format!("clients are refused: {why}"));
