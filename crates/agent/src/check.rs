@@ -1,7 +1,6 @@
-//! `sluice check`: says what is in the way of `--capture tproxy` on this node, and what `socket` lacks.
+//! `sluice check`: reports what is in the way of `--capture tproxy` on this node, and what `socket` lacks.
 //!
-//! What is so is gathered first, without changing anything (`gather`); what it means is judged from that
-//! alone (`judge`).
+//! `gather` first collects facts without changing anything; `judge` draws conclusions from these facts alone.
 
 mod facts;
 mod finding;
@@ -58,7 +57,7 @@ pub enum Output {
     Json,
 }
 
-/// Looks at this node and says what it finds. Fails if anything of it is a problem.
+/// Checks this node and reports the findings. Fails if any of them is a problem.
 ///
 /// # Errors
 /// Standard output cannot be written to, or this node has no name.
@@ -80,7 +79,7 @@ pub async fn run(args: &CheckArgs) -> Result<ExitCode> {
     Ok(if finding::is_ready(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks the apiserver that an agent with these arguments would follow.
+/// Asks for the Node at the apiserver that an agent with these arguments would follow.
 async fn look_for_node(args: &CheckArgs, name: &str) -> NodeObject {
     let mut config = args.apiserver.config(name);
     config.timing.answer = PATIENCE;
@@ -92,7 +91,8 @@ async fn look_for_node(args: &CheckArgs, name: &str) -> NodeObject {
     }
 }
 
-/// The Node's addresses that lie in ranges of Services. Not those of its interfaces: NodeLocal DNSCache has a cluster IP there.
+/// The Node's addresses in Service ranges. Addresses of its interfaces do not count: NodeLocal DNSCache has a
+/// cluster IP there.
 fn addresses_in_ranges(seen: &Seen) -> Vec<(IpAddr, IpNet)> {
     let range_of = |ip: &IpAddr| {
         let range = seen.service_cidrs.iter().find_map(|cidr| cidr.range_of(*ip));
@@ -101,13 +101,13 @@ fn addresses_in_ranges(seen: &Seen) -> Vec<(IpAddr, IpNet)> {
     seen.node.iter().flat_map(|node| &node.addresses).filter_map(range_of).collect()
 }
 
-/// Warns in the log of an address of the Node in a range of Services.
+/// Warns in the log of an address of the Node in a Service range.
 pub(crate) fn warn_of_address_in_range(ip: IpAddr, range: IpNet) {
     let Finding { about, what, fix, .. } = judge::address_in_range(ip, range);
     warn!("{about}: {what}. Fix: {fix}");
 }
 
-/// What there is to say about this node. Runs programs, and blocks for a second or two.
+/// All findings about this node. Runs programs, and blocks for a second or two.
 fn findings(node: Option<(String, NodeObject)>) -> Vec<Finding> {
     judge::judge(&gather::facts(node))
 }

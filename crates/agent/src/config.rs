@@ -1,8 +1,8 @@
-//! kube-proxy's configuration, taken as it is: its flags, and the `KubeProxyConfiguration` of `--config`, become flags of
-//! the agent, or are named. What the agent runs with is then checked and decided in one place, whatever said it.
+//! Reads kube-proxy's configuration as it is: its flags and the `KubeProxyConfiguration` of `--config` become
+//! flags of the agent, or are reported. The result is then checked in one place, wherever a setting came from.
 //!
-//! Of several that say the same, the first counts: the agent's flag, kube-proxy's, the field below `sluice`, kube-proxy's
-//! field.
+//! If a setting is given more than once, the first of these counts: the agent's flag, kube-proxy's flag, the
+//! field below `sluice`, kube-proxy's field.
 
 mod document;
 mod follow;
@@ -27,23 +27,23 @@ pub(crate) use follow::{Change, Follower};
 pub(crate) use merge::merge;
 pub(crate) use write::{configz, write};
 
-/// What the agent runs with.
+/// The settings in effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effective {
-    /// Flags, without dashes, and their values as they would be written.
+    /// Flags without dashes, and their values as written.
     flags: BTreeMap<String, Vec<String>>,
-    /// Where health and metrics are served, which more than one flag says.
+    /// The addresses for health and metrics, which more than one flag sets.
     ports: Ports,
 }
 
-/// Where the agent answers over HTTP, if anywhere.
+/// The addresses on which the agent answers over HTTP, if any.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Ports {
     healthz: Option<Place>,
     metrics: Option<Place>,
 }
 
-/// The agent's command, taking kube-proxy's flags as well; they are not shown.
+/// The agent's command, which also accepts kube-proxy's flags; they are hidden.
 pub(crate) fn with_foreign_flags(agent: Command) -> Command {
     table::foreign_flags().fold(agent, |agent, row| agent.arg(foreign(row)))
 }
@@ -51,7 +51,7 @@ pub(crate) fn with_foreign_flags(agent: Command) -> Command {
 fn foreign(row: &'static Row) -> Arg {
     let kind = row.kind;
     let check = move |word: &str| value::check(kind, word).map(|()| word.to_owned());
-    // As with kube-proxy the last one counts.
+    // As in kube-proxy, the last one counts.
     let arg = Arg::new(row.flag).long(row.flag).hide(true).action(ArgAction::Set).value_parser(check);
     let arg = arg.overrides_with(row.flag);
     match kind {
@@ -60,8 +60,8 @@ fn foreign(row: &'static Row) -> Arg {
     }
 }
 
-/// The command line with kube-proxy's spellings written as ours: `--log_dir` is `--log-dir`; `-v=4`, `-v4` and `-v 4` are
-/// `--v=4`.
+/// The command line with kube-proxy's spellings replaced by ours: `--log_dir` becomes `--log-dir`; `-v=4`,
+/// `-v4` and `-v 4` become `--v=4`.
 pub(crate) fn spelled(arguments: &[OsString]) -> Vec<OsString> {
     let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
     let mut words = arguments.iter().peekable();
@@ -96,7 +96,7 @@ fn is_given(matches: &ArgMatches, id: &str) -> bool {
     matches.value_source(id) == Some(ValueSource::CommandLine)
 }
 
-/// Flags of the agent's that are in a command, and the names that clap has for them.
+/// The agent's own flags in a command, with clap's ids.
 fn own_flags(agent: &Command) -> impl Iterator<Item = (&str, &str)> {
     let is_own = |flag: &str| table::foreign_flags().all(|row| row.flag != flag);
     let flags = agent.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg.get_id().as_str())));
@@ -104,7 +104,7 @@ fn own_flags(agent: &Command) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl Effective {
-    /// What a command line says, with all defaults; and what follows from it for the agent's own ports.
+    /// The settings of a command line with all defaults, and the agent's own ports that follow from them.
     pub(crate) fn of(agent: &Command, matches: &ArgMatches, args: &AgentArgs) -> Self {
         let values = own_flags(agent).filter_map(|(flag, id)| {
             let raw = matches.try_get_raw(id).ok()??;
@@ -114,7 +114,7 @@ impl Effective {
         Self { flags: values.collect(), ports }
     }
 
-    /// Flags that are not the same here and there.
+    /// Flags whose values differ.
     pub(crate) fn difference(&self, other: &Self) -> Vec<String> {
         let all = self.flags.keys().chain(other.flags.keys());
         let flags = all.filter(|flag| self.flags.get(*flag) != other.flags.get(*flag));

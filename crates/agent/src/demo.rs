@@ -1,6 +1,8 @@
 //! `sluice demo`: the whole way from manifests to bytes, on one machine, without privileges.
 //!
-//! Sample backends, manifests of two Services on loopback addresses, an apiserver in memory that has
+//! It runs sample backends, an in-memory apiserver with the manifests of two Services on loopback addresses,
+//! the agent's parts, which follow it over HTTP, and clients of the Services. Then one endpoint is added and
+//! another one stops, under load.
 //! them, the agent's parts in this process following it over HTTP, and clients that drive the Services. Then an endpoint is added and another one stops, under load.
 
 mod load;
@@ -28,22 +30,22 @@ use load::Load;
 use report::Report;
 use scene::Scene;
 
-/// Requests of HTTP for one exchange of UDP.
+/// HTTP requests for each UDP exchange.
 const HTTP_PER_UDP: usize = 3;
 
-/// The name of the node that the demo plays.
+/// The node's name in the demo.
 const NODE: &str = "demo";
 
 /// Backends, clients, proxy, apiserver and all of their connections are in this process.
 const DESCRIPTORS: u64 = 128;
 
-/// How long the demo waits for something that takes milliseconds before it calls it broken.
+/// How long the demo waits for something that takes milliseconds before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the demo.
 ///
 /// # Errors
-/// The machine cannot run it, or a request failed: then the demo has shown the opposite of its purpose.
+/// The machine cannot run it, or a request failed, which defeats the demo's purpose.
 pub async fn run(args: &DemoArgs) -> Result<()> {
     let descriptors = getrlimit(Resource::Nofile).maximum;
     ensure!(
@@ -67,7 +69,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     Ok(())
 }
 
-/// Tries what everything here depends on: a new network namespace has a loopback device that is down.
+/// Checks that loopback works: in a new network namespace, its device is down.
 ///
 /// # Errors
 /// What to do about it.
@@ -79,7 +81,7 @@ fn try_loopback() -> Result<()> {
     )
 }
 
-/// Everything but staying up; returns what is to be kept for that.
+/// Runs the demo up to its end; returns what has to be kept if it stays up.
 async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     let mut out = Output::new();
     let mut scene = Scene::set_up().await?;
@@ -94,18 +96,18 @@ async fn show(args: &DemoArgs) -> Result<(Scene, Controller)> {
     let (applied, batches_applied) = watch::channel(0);
     tokio::spawn(async move {
         while let Some(changes) = batches.recv().await {
-            // Only ends with the demo.
+            // It fails only when the demo ends.
             let _ = feed.apply(changes).await;
             applied.send_modify(|batches| *batches += 1);
         }
     });
-    // The table has a frontend before it is listened on; a batch that is applied is in effect.
+    // The table has a frontend before it is listened on; an applied batch is in effect.
     let is_served = || *batches_applied.borrow() > 0 && observer.frontends() == 2;
     wait_until(is_served, "both Services are served").await?;
     ensure!(observer.unserved() == 0, "a Service cannot be listened on: the warning above says why");
 
     write!(out, "Sluice is following an apiserver and serving two Services.")?;
-    // With --once all of it is gone before anybody could try it.
+    // With --once, everything is gone before anybody could try it.
     if args.once {
         writeln!(out)?;
     } else {
@@ -172,7 +174,7 @@ async fn change_endpoints(
     Ok(live)
 }
 
-/// Says how all of it went.
+/// Prints a summary.
 ///
 /// # Errors
 /// A request has failed.
@@ -191,7 +193,7 @@ fn sum_up(outcomes: &[&load::Outcome], retried: u64, out: &mut impl Write) -> Re
     Ok(())
 }
 
-/// Sends a number of requests and says how it went.
+/// Sends a number of requests and prints the results.
 async fn round(load: Load, requests: usize, what: &'static str) -> Result<load::Outcome> {
     let bar = progress_bar(requests, what);
     load.start();
@@ -204,7 +206,7 @@ async fn round(load: Load, requests: usize, what: &'static str) -> Result<load::
 fn progress_bar(requests: usize, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("   {msg} [{bar:40}] {pos}/{len} {per_sec}");
     let bar = ProgressBar::new(requests as u64).with_message(what);
-    // The template is a constant; without it the bar only looks plainer.
+    // The template is a constant; without it, the bar only looks plainer.
     if let Ok(style) = style { bar.with_style(style) } else { bar }
 }
 

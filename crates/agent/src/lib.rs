@@ -1,4 +1,4 @@
-//! The agent: wires sources, table, capture and data plane together, and is what a person starts.
+//! The agent: connects sources, table, capture and data plane, and has the program's commands.
 //!
 //! ```text
 //! source ──changes──► controller thread ─► table ─► capture

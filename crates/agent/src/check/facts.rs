@@ -1,4 +1,4 @@
-//! What is so on this node, as far as it matters for capturing.
+//! The facts about this node that matter for capturing.
 
 use std::net::IpAddr;
 
@@ -9,69 +9,69 @@ use sluice_model::Family;
 
 use crate::running::Sign;
 
-/// Everything that is judged.
+/// All facts that are judged.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub capabilities: Capabilities,
     /// The first port that anybody may bind (`net.ipv4.ip_unprivileged_port_start`).
     pub first_free_port: Option<u64>,
-    /// The kernel's release, as uname says it.
+    /// The kernel's release, as in uname.
     pub kernel: String,
-    /// The version of nft, or why there is none.
+    /// The version of nft, or why it is unknown.
     pub nft: Result<String, String>,
-    /// What the kernel was asked for through nft, and what it said. Empty where it could not be asked.
+    /// The features that the kernel was asked for through nft, and its answers. Empty if it could not be asked.
     pub features: Vec<(Feature, Result<(), Lacking>)>,
-    /// Whether sockets can be made transparent, in the families that the kernel has.
+    /// Whether sockets can be made transparent, for the families that the kernel has.
     pub transparent: Vec<(Family, Result<(), String>)>,
-    /// Signs of a kube-proxy that runs.
+    /// Signs of a running kube-proxy.
     pub kube_proxy: Vec<Sign>,
-    /// Whether processes outside of this container can be seen.
+    /// Whether processes outside this container are visible.
     pub sees_all_processes: bool,
-    /// What kube-proxy has made; or why that cannot be said.
+    /// What kube-proxy has created, or why that is unknown.
     pub leftovers: Result<Found, String>,
-    /// What is to be so on `all` interfaces, and each interface.
+    /// Settings of `all` interfaces, and of each interface.
     pub interfaces: Vec<Interface>,
-    /// Whether packets are forwarded, in the families that the kernel has.
+    /// Whether packets are forwarded, for the families that the kernel has.
     pub forwarding: Vec<(Family, bool)>,
-    /// Entries of the connection tracking, and how many there may be.
+    /// Entries in connection tracking, and their limit.
     pub conntrack: Option<(u64, u64)>,
-    /// The limit on open files that can be had; none for no limit.
+    /// The highest possible limit on open files; `None` if there is none.
     pub descriptors: Option<u64>,
-    /// How long queues of connections to be accepted may be (`net.core.somaxconn`).
+    /// The longest possible accept queue (`net.core.somaxconn`).
     pub backlog: Option<u64>,
-    /// The ports that the kernel gives to connections, first and last.
+    /// The ephemeral ports, first and last.
     pub local_ports: Option<(u16, u16)>,
-    /// Ports that it does not (`net.ipv4.ip_local_reserved_ports`), first and last of each range.
+    /// Ports that are reserved from these (`net.ipv4.ip_local_reserved_ports`), first and last of each range.
     pub reserved_ports: Vec<(u16, u16)>,
-    /// Whether ports in TIME_WAIT may be taken again (`net.ipv4.tcp_tw_reuse`).
+    /// Whether ports in TIME_WAIT may be reused (`net.ipv4.tcp_tw_reuse`).
     pub tw_reuse: Option<u64>,
     pub bridges: Vec<Bridge>,
-    /// Whether packets on bridges pass the rules for packets of the IP layer, in the families where that is
-    /// known (`net.bridge.bridge-nf-call-iptables`).
+    /// Whether packets on bridges pass the rules of the IP layer, for the families for which it is known
+    /// (`net.bridge.bridge-nf-call-iptables`).
     pub bridge_rules: Vec<(Family, bool)>,
-    /// Policy rules of others that go by packets' marks; or why that cannot be said.
+    /// Others' policy rules that match packet marks, or why they are unknown.
     pub mark_rules: Result<Vec<MarkRule>, String>,
-    /// What others have in nftables; or why that cannot be said. None where it could not be asked.
+    /// Others' chains in nftables, or why they are unknown. `None` if nftables could not be asked.
     pub others_chains: Option<Result<OthersChains, String>>,
-    /// Programs of iptables-legacy and the tables that they have.
+    /// The tables of iptables-legacy, with the program for each.
     pub legacy_tables: Vec<(&'static str, String)>,
-    /// The name of this node and what the cluster has under it; none where an agent asks, which finds out by itself.
+    /// The name of this node, and the Node object of that name; `None` in an agent, which finds out by itself.
     pub node: Option<(String, NodeObject)>,
 }
 
 /// The Node object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NodeObject {
-    /// It is there. Of its addresses those that lie in a range of Services, with that.
+    /// It exists. These of its addresses are in a Service range, with the range.
     There(Vec<(IpAddr, IpNet)>),
     Missing,
     /// No apiserver is named.
     NobodyToAsk,
-    /// Why it cannot be said.
+    /// It is unknown, for this reason.
     Unknown(String),
 }
 
-/// What this process may do.
+/// The capabilities of this process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Capabilities {
     /// CAP_NET_ADMIN.
@@ -82,22 +82,22 @@ pub(super) struct Capabilities {
     pub net_raw: bool,
 }
 
-/// Something that the rules need of the kernel.
+/// A feature of the kernel that the rules need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Feature {
     pub name: &'static str,
     /// The kernel's name for it.
     pub option: &'static str,
-    /// A ruleset that needs it. Is only checked, never committed.
+    /// A ruleset that needs it. It is only checked, never committed.
     pub ruleset: &'static str,
 }
 
-/// Why it is not known that the kernel has something.
+/// Why the kernel is not known to have a feature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Lacking {
-    /// It was asked, and says so.
+    /// The kernel says that it does not.
     Refused(String),
-    /// It could not be asked.
+    /// The kernel could not be asked.
     Unknown(String),
 }
 
@@ -105,42 +105,42 @@ pub(super) enum Lacking {
 #[derive(Debug, Clone)]
 pub(super) struct Interface {
     pub name: String,
-    /// Whether the mark counts when it is looked whether a packet came from the right side.
+    /// Whether the mark counts in the reverse path check.
     pub src_valid_mark: bool,
-    /// Whether addresses of 127.0.0.0/8 may come in.
+    /// Whether packets for 127.0.0.0/8 may come in.
     pub route_localnet: bool,
 }
 
-/// A bridge that pods may be on.
+/// A bridge on which pods may be.
 #[derive(Debug, Clone)]
 pub(super) struct Bridge {
     pub name: String,
-    /// Whether it has interfaces of pods, or others whose other end is elsewhere.
+    /// Whether interfaces of pods are on it, or others whose peer is elsewhere.
     pub has_pods: bool,
 }
 
-/// Chains of others that have a say about packets to Services, or are thought to.
+/// Others' chains that decide about packets to Services, or are believed to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OthersChains {
-    /// Those that decide about packets to this node, or of its processes, and refuse what nothing allows.
+    /// Chains for packets to this node or from its processes that drop what nothing accepts.
     pub closed: Vec<ClosedChain>,
-    /// Who enforces network policies where packets are forwarded.
+    /// Programs that enforce network policies at the forward hook.
     pub enforcers: Vec<Enforcer>,
 }
 
-/// Where a chain decides about what a relay receives or sends.
+/// A hook at which a chain decides about the relay's packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
-    /// About packets to this node, captured ones among them.
+    /// Packets to this node, including captured ones.
     Input,
-    /// About packets of this node's processes: of the relay, to clients and to endpoints.
+    /// Packets of this node's processes: from the relay to clients and to endpoints.
     Output,
 }
 
 impl Hook {
     pub(super) const ALL: [Self; 2] = [Self::Input, Self::Output];
 
-    /// As nft spells it.
+    /// nft's name for the hook.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Input => "input",
@@ -148,7 +148,7 @@ impl Hook {
         }
     }
 
-    /// What tells the packets that are relayed from others there: the bits of the mark that count, and what they are.
+    /// The mask and the mark of relayed packets at this hook.
     pub(super) fn mark(self) -> (u32, u32) {
         match self {
             Self::Input => (marks::MASK, marks::CAPTURED),
@@ -159,13 +159,13 @@ impl Hook {
     }
 }
 
-/// A chain that refuses what it does not accept.
+/// A chain that drops what it does not accept.
 #[derive(Debug, Clone)]
 pub(super) struct ClosedChain {
     pub hook: Hook,
-    /// Family, table and name, as nft spells them.
+    /// Family, table and name, as in nft.
     pub name: String,
-    /// Whether a rule accepts what has the mark of packets that are relayed.
+    /// Whether a rule accepts packets with the mark of relayed ones.
     pub accepts_mark: bool,
 }
 
@@ -173,7 +173,7 @@ pub(super) struct ClosedChain {
 #[derive(Debug, Clone)]
 pub(super) struct Enforcer {
     pub name: &'static str,
-    /// Family, table and name of the chain that it was known by.
+    /// Family, table and name of the chain by which it was recognised.
     pub chain: String,
     /// Whether policies select pods of this node.
     pub has_policies: bool,

@@ -1,17 +1,17 @@
-//! What is said about one thing, and how it is written.
+//! A finding of `sluice check`, and its formats.
 
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-/// How bad it is.
+/// The severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
+    /// Nothing is wrong.
     Ok,
-    /// All works, and there is something that would make it better.
+    /// Everything works, but could be improved.
     Note,
-    /// Something does not work, or not well, for somebody.
+    /// Something does not work, or not well, for some clients.
     Warning,
     /// Services do not work.
     Problem,
@@ -28,16 +28,16 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// A finding about one subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// The thing; stays the same over versions.
+    /// The subject; it stays the same over versions.
     pub about: &'static str,
-    /// How it is, and why that matters.
+    /// What was found, and why it matters.
     pub what: String,
-    /// What a person can do about it; empty where nothing need be done.
+    /// What a person can do about it; empty if nothing has to be done.
     pub fix: String,
 }
 
@@ -46,7 +46,7 @@ impl Finding {
         Self { level: Level::Ok, about, what: what.into(), fix: String::new() }
     }
 
-    /// `ok` if there is nothing to be done.
+    /// A note, or `ok` if there is nothing to be done.
     pub(super) fn note(about: &'static str, what: impl Into<String>, fix: String) -> Self {
         let level = if fix.is_empty() { Level::Ok } else { Level::Note };
         Self { level, about, what: what.into(), fix }
@@ -61,12 +61,12 @@ impl Finding {
     }
 }
 
-/// Whether nothing is in the way.
+/// Whether no finding is a problem.
 pub(super) fn is_ready(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.level < Level::Problem)
 }
 
-/// A line for each.
+/// One line for each finding.
 pub(super) fn text(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.about.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -81,7 +81,7 @@ pub(super) fn text(findings: &[Finding]) -> String {
     text
 }
 
-/// One object.
+/// All findings as one object.
 pub(super) fn json(findings: &[Finding]) -> String {
     let list: Vec<Value> = findings
         .iter()

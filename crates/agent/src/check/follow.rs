@@ -1,7 +1,7 @@
-//! Problems that appear while an agent runs: the cheap part of `check`, repeated on a thread of its own.
+//! Finds problems that appear while an agent runs: the cheap part of `check`, repeated on a thread of its own.
 //!
-//! It changes nothing. Settings of interfaces are files, which are read every few seconds; to list chains of nftables takes other
-//! programs, which are run after nftables has changed, and once a minute otherwise.
+//! It changes nothing. Interface settings are files, which are read every few seconds. Listing chains of
+//! nftables takes other programs, which run after nftables has changed, and once a minute otherwise.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,22 +15,22 @@ use super::finding::{Finding, Level};
 use super::{findings, gather, judge};
 use crate::proxy::Observer;
 
-/// How often it is looked at settings, and whether nftables has changed.
+/// How often to check settings, and whether nftables has changed.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// How often at everything, whether or not it has.
+/// How often to check everything, whether or not it has changed.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Looks take no more of the time than one part in so many.
+/// Checks take at most one part in this many of the time.
 const SHARE: u32 = 50;
 
 /// How many findings are kept.
 const KEPT: usize = 16;
 
-/// How many lines are logged in an [`INTERVAL`]: something may come and go all the time.
+/// The most lines that are logged in an [`INTERVAL`]: a problem may come and go all the time.
 const LINES: u32 = 10;
 
-/// What is in the way now. Cloning it shares it.
+/// The present obstacles. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InTheWay(Arc<ArcSwap<Vec<Finding>>>);
 
@@ -41,7 +41,7 @@ impl InTheWay {
     }
 }
 
-/// Warns of what is in the way now, and of what will be, as long as this agent captures.
+/// Watches for obstacles and warns of them, as long as this agent captures.
 pub(crate) fn follow(observer: Observer) -> InTheWay {
     let in_the_way = InTheWay::default();
     let shared = in_the_way.clone();
@@ -54,7 +54,7 @@ pub(crate) fn follow(observer: Observer) -> InTheWay {
 
 fn run(shared: &InTheWay, is_replaced: impl Fn() -> bool) {
     let at_first = findings(None);
-    // What is looked at once is logged once.
+    // Problems that are not checked again are logged once.
     for finding in at_first.iter().filter(|f| f.level == Level::Problem && !is_followed(f)) {
         warn_of(finding);
     }
@@ -67,7 +67,7 @@ fn run(shared: &InTheWay, is_replaced: impl Fn() -> bool) {
     loop {
         std::thread::sleep(pause);
         if is_replaced() {
-            // The other agent says it.
+            // The other agent reports it.
             known = Known::default();
             shared.0.store(Arc::default());
             continue;
@@ -78,7 +78,7 @@ fn run(shared: &InTheWay, is_replaced: impl Fn() -> bool) {
             Some(facts) if start < due && !has_changed => facts.interfaces = gather::interfaces(),
             _ => {
                 due = start + INTERVAL;
-                // What could not be looked at is as it was, as far as is known.
+                // What cannot be checked now keeps its last state.
                 if let Some(seen) = gather::again() {
                     facts = Some(seen);
                 }
@@ -94,13 +94,13 @@ fn run(shared: &InTheWay, is_replaced: impl Fn() -> bool) {
     }
 }
 
-/// Whether it is looked at again.
+/// Whether the finding is checked again.
 fn is_followed(finding: &Finding) -> bool {
     judge::FOLLOWED.contains(&finding.about)
 }
 
-/// A firewall that refuses captured packets is worth a line in an agent's log, though whom it concerns depends on the rest of
-/// its rules.
+/// Whether a finding deserves a line in the agent's log: a problem, or a firewall that refuses captured
+/// packets, although whom that concerns depends on the rest of its rules.
 fn is_in_the_way(finding: &Finding) -> bool {
     let is_firewall = finding.about == judge::FIREWALL && finding.level == Level::Warning;
     is_followed(finding) && (finding.level == Level::Problem || is_firewall)
@@ -110,17 +110,17 @@ fn warn_of(Finding { about, what, fix, .. }: &Finding) {
     warn!("{about}: {what}. Fix: {fix}");
 }
 
-/// What is known to be in the way.
+/// The known obstacles.
 #[derive(Debug, Default)]
 struct Known {
     findings: Vec<Finding>,
-    /// When the lines that are counted began.
+    /// When the interval began in which `lines` are counted.
     since: Option<Instant>,
     lines: u32,
 }
 
 impl Known {
-    /// Says what is new, and what has gone.
+    /// Logs new obstacles, and those that are gone.
     fn update(&mut self, mut now: Vec<Finding>, at: Instant) {
         now.truncate(KEPT);
         let before = std::mem::take(&mut self.findings);
@@ -146,7 +146,7 @@ impl Known {
     }
 }
 
-/// Interfaces that a setting is about come and go with pods.
+/// Whether two findings are the same. The reverse path finding names interfaces, which come and go with pods.
 fn is_same(one: &Finding, other: &Finding) -> bool {
     one.about == other.about && (one.what == other.what || one.about == judge::REVERSE_PATH)
 }

@@ -1,4 +1,4 @@
-//! Reads the facts from the system: files of the kernel's, and programs. Changes nothing.
+//! Collects the facts from files of the kernel and from programs. Changes nothing.
 
 mod again;
 mod firewall;
@@ -20,12 +20,12 @@ pub(super) use again::again;
 use super::facts::{Bridge, Capabilities, Facts, Interface, NodeObject};
 use crate::running;
 
-/// Bits of a set of capabilities (capabilities(7)).
+/// Bits of a capability set (capabilities(7)).
 const CAP_NET_BIND_SERVICE: u32 = 10;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 
-/// Everything, but for what the cluster has.
+/// All facts, except those of the cluster.
 pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
     let capabilities = capabilities(&text("/proc/thread-self/status").unwrap_or_default());
     let processes = running::processes();
@@ -34,7 +34,7 @@ pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
         first_free_port: setting("net/ipv4/ip_unprivileged_port_start"),
         kernel: uname().release().to_string_lossy().into_owned(),
         nft: nft::version(),
-        // Without the capability everything fails, and that says nothing.
+        // Without the capability everything fails, which tells nothing.
         features: if capabilities.net_admin { nft::features(&families) } else { Vec::new() },
         transparent: families.iter().map(|family| (*family, make_transparent(*family))).collect(),
         kube_proxy: running::kube_proxy(&processes),
@@ -61,12 +61,12 @@ pub(super) fn facts(node: Option<(String, NodeObject)>) -> Facts {
     }
 }
 
-/// A small file; none where there is none, or it may not be read.
+/// A small file's text; `None` if it is missing or unreadable.
 fn text(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// A number of `/proc/sys`. Settings of the network are those of this thread's namespace.
+/// A number in `/proc/sys`. Network settings are those of this thread's namespace.
 fn setting<T: FromStr>(name: &str) -> Option<T> {
     text(Path::new("/proc/sys").join(name))?.trim().parse().ok()
 }
@@ -86,7 +86,7 @@ fn capabilities(status: &str) -> Capabilities {
     }
 }
 
-/// The families that the kernel has; IPv6 can be switched off.
+/// The families that the kernel has; IPv6 may be switched off.
 fn families() -> Vec<Family> {
     let has_v6 = Path::new("/proc/thread-self/net/if_inet6").exists();
     [Family::V4].into_iter().chain(has_v6.then_some(Family::V6)).collect()
@@ -105,7 +105,7 @@ fn make_transparent(family: Family) -> Result<(), String> {
     made.map_err(|error| error.to_string())
 }
 
-/// `all` and each interface but loopback, whose packets are not looked at twice.
+/// `all` and each interface except loopback, whose packets are not checked twice.
 pub(super) fn interfaces() -> Vec<Interface> {
     let entries = fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -119,8 +119,8 @@ pub(super) fn interfaces() -> Vec<Interface> {
     names.into_iter().map(interface).collect()
 }
 
-/// For IPv6 only where an interface has an address that is good beyond its link: `if_inet6` has the scope in
-/// its fourth column, 0 for global.
+/// Forwarding for IPv4, and for IPv6 if an interface has a global address: `if_inet6` has the scope in its
+/// fourth column, 0 for global.
 fn forwarding(if_inet6: &str) -> Vec<(Family, bool)> {
     let has_v6 = if_inet6.lines().any(|line| line.split_whitespace().nth(3) == Some("00"));
     let v4 = (Family::V4, is_set("net/ipv4/ip_forward"));
@@ -128,14 +128,14 @@ fn forwarding(if_inet6: &str) -> Vec<(Family, bool)> {
     [v4].into_iter().chain(v6).collect()
 }
 
-/// Two ports with something between them.
+/// Parses two ports with a separator.
 fn ports(range: &str, between: impl Fn(char) -> bool) -> Option<(u16, u16)> {
     let mut numbers = range.trim().split(between).filter(|number| !number.is_empty());
     let first = numbers.next()?.parse().ok()?;
     Some((first, numbers.next().map_or(Some(first), |last| last.parse().ok())?))
 }
 
-/// `8080,30000-32767`
+/// Parses a list such as `8080,30000-32767`.
 fn reserved_ports(list: &str) -> Vec<(u16, u16)> {
     list.trim().split(',').filter_map(|range| ports(range, |c| c == '-')).collect()
 }
@@ -146,7 +146,7 @@ fn bridges() -> Vec<Bridge> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     };
-    // An interface whose other end is another interface (of a pod, say) names that one here.
+    // An interface whose peer is another interface, for example a pod's, has that one's index here.
     let index = |port: &str, file: &str| text(net.join(port).join(file));
     let is_pods = |port: &String| index(port, "ifindex") != index(port, "iflink");
     let mut bridges: Vec<Bridge> = names(net)
@@ -161,7 +161,7 @@ fn bridges() -> Vec<Bridge> {
     bridges
 }
 
-/// Nothing where br_netfilter is not loaded.
+/// Empty if br_netfilter is not loaded.
 fn bridge_rules() -> Vec<(Family, bool)> {
     let settings = [
         (Family::V4, "net/bridge/bridge-nf-call-iptables"),
@@ -170,7 +170,7 @@ fn bridge_rules() -> Vec<(Family, bool)> {
     settings.into_iter().filter_map(|(family, name)| Some((family, setting::<u8>(name)? == 1))).collect()
 }
 
-/// The tables of iptables-legacy that the kernel has, by the program for their family. Empty ones stay until the
+/// The tables of iptables-legacy in the kernel, with the program for their family. Empty tables stay until the
 /// kernel restarts.
 fn legacy_tables() -> Vec<(&'static str, String)> {
     let names = [("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")];

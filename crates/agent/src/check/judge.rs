@@ -1,4 +1,4 @@
-//! What the facts mean. No system here: facts in, findings out.
+//! Draws conclusions from the facts. Pure: facts in, findings out.
 
 mod kernel;
 mod limits;
@@ -11,11 +11,11 @@ use super::finding::Finding;
 pub(super) use network::{FIREWALL, REVERSE_PATH};
 pub(super) use node::address_in_range;
 
-/// What findings of [`again`] are about.
+/// The subjects of the findings of [`again`].
 pub(super) const FOLLOWED: [&str; 5] =
     [REVERSE_PATH, network::PACKET_MARKS, FIREWALL, network::POLICIES, rivals::LEFTOVERS];
 
-/// Everything there is to say, in the order that a person would fix it.
+/// All findings, in the order in which a person would fix them.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     [kernel::judge, rivals::judge, network::judge, limits::judge, node::judge]
         .iter()
@@ -23,7 +23,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         .collect()
 }
 
-/// What may come into the way of a running agent.
+/// Findings about obstacles that may appear while an agent runs.
 pub(super) fn again(facts: &Facts) -> Vec<Finding> {
     rivals::leftovers(facts).into_iter().chain(network::again(facts)).collect()
 }

@@ -1,11 +1,12 @@
-//! What `--capture socket` needs of this node. Without it nothing is amiss: connections are relayed.
+//! What `--capture socket` needs of this node. If something is missing, nothing breaks: connections are
+//! relayed.
 
 use sluice_socket::State;
 
 use super::Finding;
 use crate::socket_args::SocketArgs;
 
-/// What is there and what is missing, each with its fix.
+/// What is present and what is missing, each with its fix.
 pub(super) fn finding(args: &SocketArgs) -> Finding {
     judge(&args.probe())
 }

@@ -1,7 +1,7 @@
-//! Reading a `KubeProxyConfiguration`: YAML or JSON to settings, each with its line. Pure.
+//! Reads a `KubeProxyConfiguration`: YAML or JSON to settings, each with its line. Pure.
 //!
-//! Stricter than kube-proxy, which decodes leniently what it cannot decode strictly: there, a misspelled field is a line
-//! in the log and a setting without effect. Fields that older kube-proxies have written are known.
+//! It is stricter than kube-proxy, which falls back to lenient decoding: there, a misspelled field is a line in
+//! the log and a setting without effect. Fields that older kube-proxies have written are known.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use super::value::{self, Words};
 /// A value with its place.
 type Node = Spanned<Value>;
 
-/// Any value of YAML.
+/// Any YAML value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Null,
@@ -26,20 +26,20 @@ pub(super) enum Value {
     Map(Vec<(Spanned<String>, Node)>),
 }
 
-/// A field that says something, in a document.
+/// A field that is set in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Field {
-    /// From the top: `conntrack.min`.
+    /// The path from the top: `conntrack.min`.
     pub path: String,
     pub line: u64,
     pub words: Words,
     pub kind: Kind,
     pub meaning: Meaning,
-    /// One of the agent's own.
+    /// Whether it is one of the agent's own.
     pub is_own: bool,
 }
 
-/// Something that is wrong with a document.
+/// An error in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Flaw {
     pub line: u64,
@@ -62,20 +62,20 @@ impl fmt::Display for Flaw {
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 const KIND: &str = "KubeProxyConfiguration";
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug)]
 pub(super) struct Document {
-    /// The fields that say something: neither null nor, of kube-proxy's, zero.
+    /// The fields that are set: not null and, for kube-proxy's, not zero.
     pub fields: Vec<Field>,
-    /// What else is in the file, each with its line.
+    /// Other contents of the file, each with its line.
     pub ignored: Vec<String>,
 }
 
-/// Reads a file: the one document in it that is a configuration. Empty ones are as good as not there, wherever separators have
-/// made them; what else there is counts for as little as it does for kube-proxy, which reads the first alone.
+/// Reads the one document in a file that is a configuration. Empty documents, which separators may have made,
+/// are ignored. So are all others, as in kube-proxy, which reads only the first.
 ///
 /// # Errors
-/// What is wrong, all of it.
+/// All errors.
 pub(super) fn read(text: &str) -> Result<Document, Vec<Flaw>> {
     let documents: Vec<Node> =
         serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
@@ -86,7 +86,7 @@ pub(super) fn read(text: &str) -> Result<Document, Vec<Flaw>> {
         })?;
     let (mut ours, mut others): (Vec<Node>, Vec<Node>) =
         documents.into_iter().partition(|document| kind(document) == Some(KIND));
-    // What is wrong with a single one is said of that.
+    // If there is only one document, errors are about that one.
     if ours.is_empty() && others.len() == 1 {
         ours.append(&mut others);
     }
@@ -141,7 +141,7 @@ impl Reader {
         self.flaws.push(Flaw { line: node.referenced.line(), field: field.to_owned(), what });
     }
 
-    /// Says what is to be done with a whole ConfigMap; a document is in it.
+    /// Explains what to do with a whole ConfigMap, which contains a document.
     fn is_config_map(&mut self, map: &[(Spanned<String>, Node)]) -> bool {
         let kind = map.iter().find(|(key, _)| key.value == "kind").map(|(_, kind)| kind);
         let Some(kind) = kind.filter(|kind| kind.value == Value::Text("ConfigMap".to_owned())) else {
@@ -155,7 +155,7 @@ impl Reader {
         true
     }
 
-    /// `apiVersion` and `kind` are those of the one document that this is about.
+    /// Checks `apiVersion` and `kind` of the one document.
     fn check_type(&mut self, map: &[(Spanned<String>, Node)]) {
         for (name, wanted) in [("apiVersion", API_VERSION), ("kind", KIND)] {
             match map.iter().find(|(key, _)| key.value == name) {
@@ -187,7 +187,7 @@ impl Reader {
                     other => self.flaw(node, &at, format!("{} is to be a map", other.kind())),
                 }
             } else {
-                // Of a key whose value begins below it, it is the key's line that counts.
+                // If a value begins below its key, the key's line counts.
                 let line = match key.referenced.line() {
                     0 => node.referenced.line(),
                     line => line,
@@ -204,7 +204,7 @@ impl Reader {
     fn field(&mut self, path: &str, node: &Node, kind: Kind, meaning: Meaning, is_own: bool) {
         match value::read(kind, &node.value) {
             Err(what) => self.flaw(node, path, what),
-            // Of its own settings each value counts that is there: false is not what all of them are by themselves.
+            // Every value of the agent's own settings counts: false is not the default of all of them.
             Ok(words) if words.is_empty() || (!is_own && value::is_nothing(kind, &words)) => {}
             Ok(words) => {
                 let line = node.referenced.line();
@@ -214,7 +214,7 @@ impl Reader {
     }
 }
 
-/// The names of fields in an object; `""` is the document.
+/// The names of fields in an object; `""` stands for the document.
 fn below(path: &str) -> impl Iterator<Item = &'static str> {
     let of_kube_proxy = TABLE.iter().map(|row| row.field).filter(|field| !field.is_empty());
     let own = OWN_TABLE.iter().map(|own| own.field);
@@ -227,14 +227,14 @@ fn below(path: &str) -> impl Iterator<Item = &'static str> {
         .chain(is_top.then_some(OWN))
 }
 
-/// The name that is most like this one, if one is.
+/// The most similar name, if one is similar.
 fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let distance = |known: &&str| edits(&name.to_lowercase(), &known.to_lowercase());
     let nearest = known.min_by_key(distance)?;
     (distance(&nearest) <= 1 + name.len() / 4).then_some(nearest)
 }
 
-/// How many letters have to be added, taken away or changed (Levenshtein).
+/// How many letters have to be added, removed or changed (Levenshtein).
 fn edits(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -249,7 +249,7 @@ fn edits(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// A configuration is small and written out plainly, and separators may be anywhere.
+/// Limits of parsing: a configuration is small and plain, and separators may be anywhere.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {

@@ -1,6 +1,6 @@
-//! Following the configuration file while the agent runs. What changes is decided as at the start, from the same command
-//! line; what is bad changes nothing, not even what else is in it. A thread of its own reads it, for which nobody waits: a
-//! volume may hang.
+//! Follows the configuration file while the agent runs. A change is evaluated as at the start, with the same
+//! command line; an error anywhere in the file leaves everything as it was. A thread of its own reads the file,
+//! and nobody waits for it, because a volume may hang.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,25 +17,25 @@ use crate::cli::{self, AgentArgs, Cli, Command, Complaint, Said};
 /// Flags that take effect while the agent runs.
 const LIVE: [&str; 3] = ["v", "nodeport-addresses", "grace-period"];
 
-/// A look that takes longer is told of.
+/// A look that takes longer is logged.
 const LONG: Duration = Duration::from_secs(10);
 
 /// Follows a file.
 #[derive(Debug)]
 pub(crate) struct Follower {
     path: PathBuf,
-    /// What is in effect.
+    /// The settings in effect.
     running: Effective,
-    /// What was said of settings without effect, or with another one than with kube-proxy.
+    /// Remarks about settings that have no effect, or another one than in kube-proxy.
     notes: Vec<String>,
-    /// The thread that looks at it.
+    /// The thread that reads the file.
     reader: blocking::Sender<()>,
     looks: mpsc::UnboundedReceiver<Look>,
-    /// When the look under way began, and whether it was said that it takes long.
+    /// When the look under way began, and whether the log has said that it takes long.
     under_way: Option<(Instant, bool)>,
 }
 
-/// What a look at the file shows.
+/// The result of a look at the file.
 #[derive(Debug)]
 enum Look {
     Same,
@@ -43,20 +43,20 @@ enum Look {
     Read(Box<Result<Cli, Complaint>>),
 }
 
-/// Looks at the file.
+/// Reads the file.
 struct Reader {
     path: PathBuf,
     arguments: Vec<OsString>,
-    /// What the file had when it was last looked at; none where it could not be read.
+    /// The file's contents at the last look; `None` if it could not be read.
     seen: Option<Vec<u8>>,
 }
 
-/// What is to be done.
+/// A change of the settings.
 #[derive(Debug)]
 pub(crate) struct Change {
-    /// Everything that the command line and the file say now.
+    /// The present command line, including the file.
     pub cli: Cli,
-    /// Which flags have changed: of [`LIVE`], and others.
+    /// The flags that have changed: those in [`LIVE`], and others.
     live: Vec<String>,
     others: Vec<String>,
 }
@@ -70,14 +70,14 @@ impl Change {
         }
     }
 
-    /// Whether a flag has changed that takes effect while the agent runs.
+    /// Whether this flag has changed, which takes effect while the agent runs.
     pub(crate) fn has(&self, flag: &str) -> bool {
         self.live.iter().any(|live| live == flag)
     }
 }
 
 impl Follower {
-    /// From the state that the agent was started with.
+    /// Starts from the settings with which the agent was started.
     pub(crate) fn new(args: &AgentArgs) -> Option<Self> {
         let path = args.config.config.clone()?;
         let Said { arguments, effective, notes } = args.said.clone();
@@ -92,12 +92,12 @@ impl Follower {
         Some(Self { path, running: effective, notes, reader, looks, under_way: None })
     }
 
-    /// What is in effect.
+    /// The settings in effect.
     pub(crate) fn running(&self) -> &Effective {
         &self.running
     }
 
-    /// Has the file looked at, unless it still is; [`Follower::seen`] has what comes of it.
+    /// Starts a look at the file, unless one is under way; [`Follower::seen`] returns the result.
     pub(crate) fn look(&mut self) {
         match &mut self.under_way {
             None if self.reader.send(()).is_ok() => self.under_way = Some((Instant::now(), false)),
@@ -110,8 +110,8 @@ impl Follower {
         }
     }
 
-    /// Waits for what a look brings: what is to change, if anything; [`Follower::adopt`] says so once it has. Says what is
-    /// bad. Nothing is lost if it is dropped.
+    /// Waits for the result of a look: the change, if there is one. The caller confirms it by
+    /// [`Follower::adopt`] once it is made. Logs errors. Safe to drop at any time.
     pub(crate) async fn seen(&mut self) -> Option<Change> {
         let look = self.looks.recv().await?;
         self.under_way = None;
@@ -138,7 +138,7 @@ impl Follower {
         Some(Change { live, others, cli })
     }
 
-    /// A change has been made: what of it takes effect is so from now on.
+    /// Records that a change was made: its live flags are in effect from now on.
     pub(crate) fn adopt(&mut self, change: &Change) {
         let Some(Said { effective, notes, .. }) = change.args().map(|args| &args.said) else { return };
         notes.iter().filter(|note| !self.notes.contains(note)).for_each(|note| warn!("{note}"));
@@ -174,7 +174,7 @@ impl Reader {
     }
 }
 
-/// Reads a regular file: to open something else may take for ever.
+/// Reads a regular file: opening anything else may block for ever.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is no regular file"));

@@ -1,10 +1,10 @@
-//! Every flag and every field of kube-proxy 1.36, and what becomes of it here. Data; what is done with it is its
-//! neighbours' business.
+//! Every flag and every field of kube-proxy 1.36, and what becomes of it here. Only data; the modules beside it
+//! use them.
 
 use Kind::{Bool, Bools, Duration, Float, Flush, Int, Numbers, Quantity, Text, TextOrOff, Texts, Vmodule};
 use Meaning::{As, BindAddress, Elsewhere, Meaningless, Mode, NotOffered};
 
-/// What a value is.
+/// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Text,
@@ -13,11 +13,11 @@ pub(crate) enum Kind {
     Bool,
     Int,
     Float,
-    /// As Go writes them: `1m30s`; or a number of seconds, as the flags take it.
+    /// A duration in Go's form, such as `1m30s`, or a number of seconds, as the flags take it.
     Duration,
-    /// A list of strings; as a flag with commas.
+    /// A list of strings; in a flag, separated by commas.
     Texts,
-    /// A list of whole numbers, or of texts that are some; as a flag with commas.
+    /// A list of whole numbers, also as strings; in a flag, separated by commas.
     Numbers,
     /// A map of booleans.
     Bools,
@@ -29,32 +29,32 @@ pub(crate) enum Kind {
     Vmodule,
 }
 
-/// What becomes of a setting.
+/// What becomes of a setting here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// It is this flag of the agent's.
+    /// It is this flag of the agent.
     As(&'static str),
-    /// kube-proxy's mode: each of them means to serve a node.
+    /// kube-proxy's mode: every mode means to serve a node.
     Mode,
-    /// kube-proxy's `bindAddress`: its family is that of addresses that are not given.
+    /// kube-proxy's `bindAddress`: its family applies to addresses that are not given.
     BindAddress,
-    /// The same is had in another way.
+    /// There is another way to get the same.
     Elsewhere(&'static str),
-    /// There is nothing that it could be about.
+    /// It has nothing to apply to.
     Meaningless(&'static str),
-    /// kube-proxy can do that, and this cannot.
+    /// kube-proxy supports it, and this agent does not.
     NotOffered(&'static str),
 }
 
-/// A setting of kube-proxy's.
+/// A setting of kube-proxy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
-    /// Its flag, without dashes; empty where there is only a field.
+    /// Its flag, without dashes; empty if there is only a field.
     pub flag: &'static str,
-    /// Its field, from the top; empty where there is only a flag.
+    /// Its field's path; empty if there is only a flag.
     pub field: &'static str,
     pub kind: Kind,
-    /// What kube-proxy takes if nothing is said, one or the other: to write it down is to say nothing.
+    /// kube-proxy's default values: writing one of them changes nothing.
     pub defaults: &'static [&'static str],
     pub meaning: Meaning,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Own {
     pub kind: Kind,
 }
 
-/// The field that has the agent's own settings.
+/// The field with the agent's own settings.
 pub(crate) const OWN: &str = "sluice";
 
 const TRACKED: &str = "connections to Services are not tracked";
@@ -173,7 +173,7 @@ pub(crate) const TABLE: &[Row] = &[
     row("",                                  "nftables.minSyncPeriod",               Duration, &["1s"],            Meaningless(AT_ONCE)),
     row("",                                  "nftables.syncPeriod",                  Duration, &["30s"],           Meaningless(AT_ONCE)),
 
-    // What older ones have written and had.
+    // Fields of older versions.
     row("",                                  "conntrack.max",                        Int,      &[],                Meaningless(GONE)),
     row("",                                  "resourceContainer",                    Text,     &["/kube-proxy"],   Meaningless(GONE)),
     row("udp-timeout",                       "udpIdleTimeout",                       Duration, &["250ms"],         Meaningless(GONE)),
@@ -223,17 +223,17 @@ pub(crate) const OWN_TABLE: &[Own] = &[
     own("workers",                "workers",                  Int),
 ];
 
-/// The setting that a field is, from the top.
+/// The setting of a field, by its path.
 pub(crate) fn by_field(field: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| !row.field.is_empty() && row.field == field)
 }
 
-/// The agent's own setting that a field below [`OWN`] is.
+/// The agent's own setting of a field below [`OWN`].
 pub(crate) fn own_by_field(field: &str) -> Option<&'static Own> {
     OWN_TABLE.iter().find(|own| own.field == field)
 }
 
-/// Flags of kube-proxy's that are not the agent's.
+/// kube-proxy's flags that the agent does not have itself.
 pub(crate) fn foreign_flags() -> impl Iterator<Item = &'static Row> {
     TABLE.iter().filter(|row| !row.flag.is_empty() && row.meaning != As(row.flag))
 }

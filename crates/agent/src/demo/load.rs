@@ -1,4 +1,4 @@
-//! Clients that drive the demo's Services and measure what they see.
+//! Clients that use the demo's Services and measure the answers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,19 +16,19 @@ use sluice_testbed::samples::BACKEND_HEADER;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
-/// Clients at the same time.
+/// The number of clients.
 const CLIENTS: usize = 8;
 
-/// Datagrams that one UDP client sends before another one, with another port, takes its place: to the
-/// proxy that is a new flow.
+/// Datagrams that a UDP client sends before one with another port takes its place, which is a new flow to the
+/// proxy.
 const DATAGRAMS_PER_FLOW: usize = 10;
 
-/// When a request has failed.
+/// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running load.
 pub(super) struct Load {
-    /// Requests that have ended, well or not.
+    /// Requests that have ended, successful or not.
     pub(super) done: Arc<AtomicUsize>,
     target: SocketAddr,
     kind: Kind,
@@ -43,12 +43,12 @@ enum Kind {
     Udp,
 }
 
-/// What the clients saw.
+/// The clients' results.
 #[derive(Default)]
 pub(super) struct Outcome {
     /// Answer times in microseconds, by backend.
     pub(super) latencies: BTreeMap<String, Histogram<u64>>,
-    /// Why requests failed.
+    /// The reasons of failed requests.
     pub(super) failures: Vec<String>,
 }
 
@@ -70,7 +70,7 @@ impl Outcome {
     }
 }
 
-/// Microseconds with three digits, up to a minute.
+/// A histogram of microseconds with three digits, up to a minute.
 #[expect(clippy::expect_used, reason = "the bounds are constants that the library documents as valid")]
 fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds")
@@ -134,7 +134,7 @@ impl Load {
     }
 }
 
-/// A client that panicked has reported nothing; what the others did counts all the same.
+/// If a client has panicked, the others' results still count.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

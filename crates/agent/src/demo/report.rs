@@ -16,14 +16,14 @@ use super::load::Outcome;
 use super::scene::Scene;
 use crate::proxy::Observer;
 
-/// The endpoints that the demo has met; they stay in its tables when they are gone from the proxy's.
+/// The endpoints seen so far; they stay in the demo's tables when the proxy's table has them no more.
 #[derive(Default)]
 pub(super) struct Report(BTreeMap<(ServicePortName, SocketAddr), Met>);
 
 struct Met {
     name: String,
     upstream: Arc<Upstream>,
-    /// What the last table counted.
+    /// The numbers at the last table.
     told: Numbers,
 }
 
@@ -55,7 +55,7 @@ impl Numbers {
 }
 
 impl Report {
-    /// Takes note of the endpoints that there are now.
+    /// Adds the endpoints that exist now.
     pub(super) fn meet(&mut self, observer: &Observer, scene: &Scene) {
         for (service, upstream) in observer.endpoints() {
             let name = scene.name_of(upstream.address()).unwrap_or_default().to_owned();
@@ -67,8 +67,8 @@ impl Report {
         }
     }
 
-    /// A row for each endpoint that has had a part in it: what the proxy has counted since the last table, and how long the
-    /// answers of `outcomes` took.
+    /// A row for each endpoint that took part: what the proxy has counted since the last table, and how long
+    /// the answers in `outcomes` took.
     pub(super) fn table(&mut self, outcomes: &[&Outcome]) -> Table {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);

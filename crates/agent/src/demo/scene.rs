@@ -1,5 +1,4 @@
-//! What the demo plays on: backends, loopback addresses, the manifests that tie them together, and an
-//! apiserver that has them.
+//! The demo's environment: backends, loopback addresses, manifests, and an apiserver that has them.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -11,10 +10,10 @@ use sluice_testbed::apiserver::{Apiserver, Resource};
 use sluice_testbed::samples::Sample;
 use tempfile::TempDir;
 
-/// The namespace of everything here.
+/// The namespace of all objects.
 const NAMESPACE: &str = "demo";
 
-/// The Services' ports: unprivileged, and the ones a reader would expect.
+/// The Services' ports: unprivileged, and as a reader would expect.
 const HTTP_PORT: u16 = 8080;
 const UDP_PORT: u16 = 5300;
 
@@ -23,15 +22,15 @@ pub(super) struct Scene {
     directory: TempDir,
     apiserver: Apiserver,
     network: Network,
-    /// Keeps others off the network.
+    /// Keeps other demos off the network.
     _claim: TcpListener,
     http: Vec<Sample>,
     udp: Vec<Sample>,
-    /// HTTP backends that ever were: the next one gets the next letter.
+    /// How many HTTP backends there were so far: the next one gets the next letter.
     http_names: u8,
 }
 
-/// A backend that is no more.
+/// A backend that has stopped.
 #[derive(Debug)]
 pub(super) struct Stopped {
     pub(super) name: String,
@@ -43,8 +42,9 @@ pub(super) struct Stopped {
 struct Network(u8);
 
 impl Network {
-    /// The first one whose Service addresses nobody uses, and what keeps it for this demo. The Services' own sockets
-    /// would not: they share their addresses with those of any other demo that begins at the same time.
+    /// Takes the first network whose Service addresses nobody uses, and a socket that keeps it for this demo.
+    /// The Services' own sockets would not: they could share their addresses with those of another demo that
+    /// starts at the same time.
     fn claim() -> Result<(Self, TcpListener)> {
         let claim = |network: Self| {
             let claim = TcpListener::bind(network.claimed()).ok()?;
@@ -57,7 +57,7 @@ impl Network {
             .with_context(|| format!("ports {HTTP_PORT} and {UDP_PORT} are taken on all of 127.96.0.0/16"))
     }
 
-    /// An address of nobody but whoever has the network.
+    /// The address that the owner of the network listens on.
     fn claimed(self) -> SocketAddr {
         (Ipv4Addr::new(127, 96, self.0, 1), HTTP_PORT).into()
     }
@@ -113,12 +113,12 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Where the manifests are.
+    /// The directory of the manifests.
     pub(super) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// How to follow the apiserver.
+    /// The configuration for following the apiserver.
     pub(super) fn source(&self, node: &str) -> Config {
         let mut config = Config::new(node, Environment::default());
         config.kubeconfig = Some(self.kubeconfig());
@@ -137,7 +137,7 @@ impl Scene {
         self.network.udp()
     }
 
-    /// What a person can try.
+    /// Commands that a person can try.
     pub(super) fn commands(&self) -> [String; 3] {
         let (http, udp) = (self.network.http(), self.network.udp());
         [
@@ -175,7 +175,7 @@ impl Scene {
         stopped
     }
 
-    /// Takes a backend that has stopped out of the Service.
+    /// Removes a stopped backend from the Service.
     pub(super) fn forget(&self, stopped: &Stopped) -> Result<()> {
         self.apiserver
             .delete(Resource::EndpointSlices, NAMESPACE, &stopped.name)
@@ -199,7 +199,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Writes all slices down, for a person to read.
+    /// Writes all slices to files, for people.
     fn write_slices(&self) -> Result<()> {
         let http = self.http.iter().map(|sample| slice(sample, "web", "http", "TCP"));
         let udp = self.udp.iter().map(|sample| slice(sample, "dns", "dns", "UDP"));
@@ -230,7 +230,8 @@ fn services(network: Network) -> String {
         + &service("dns", network.udp().ip(), "dns", "UDP", UDP_PORT)
 }
 
-/// The EndpointSlice of one backend: each has a port of its own, and a slice has one for all.
+/// The EndpointSlice of one backend: a slice has one port for all endpoints, and each backend has a port of its
+/// own.
 fn slice(sample: &Sample, service: &str, port: &str, protocol: &str) -> String {
     let Sample { name, address, .. } = sample;
     format!(

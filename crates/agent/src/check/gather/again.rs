@@ -1,11 +1,11 @@
-//! The facts that may change under a running agent and cost little to find out.
+//! Collects the facts that may change while an agent runs and are cheap to find out.
 
 use sluice_capture::{kube_proxy, tproxy};
 
 use super::super::facts::Facts;
 use super::{capabilities, firewall, interfaces, text};
 
-/// Those facts, and nothing of the others; none where they cannot be found out now.
+/// Only those facts; `None` if they cannot be found out now.
 pub(in super::super) fn again() -> Option<Facts> {
     let capabilities = capabilities(&text("/proc/thread-self/status").unwrap_or_default());
     let others_chains = match capabilities.net_admin {

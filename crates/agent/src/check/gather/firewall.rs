@@ -1,4 +1,4 @@
-//! Other people's chains that have a say about packets, as nft lists them.
+//! Finds others' chains that decide about packets, by nft's listing.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use super::super::facts::{ClosedChain, Hook, OthersChains};
 use super::nft::nft;
 use super::policies;
 
-/// The table of an agent's.
+/// The agent's own table.
 const OWN_TABLE: &str = "sluice";
 
-/// Chains of others that packets to Services meet, or do not meet though somebody relies on it.
+/// Others' chains that packets to Services pass, or do not pass although somebody relies on it.
 ///
 /// # Errors
-/// They cannot be looked at, with the reason.
+/// The reason why they cannot be listed.
 pub(super) fn chains() -> Result<OthersChains, String> {
     let listing = parse(&nft(&["--json", "list", "chains"], "")?)?;
     let enforcers = policies::enforcers(items(&listing));
@@ -34,12 +34,12 @@ fn items(listing: &Value) -> &[Value] {
     listing["nftables"].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Which of the hooks that matter a chain is at.
+/// The hook of a chain, if it is one that matters.
 fn hook(chain: &Value) -> Option<Hook> {
     Hook::ALL.into_iter().find(|hook| chain["hook"] == hook.name())
 }
 
-/// Family and name of others' tables that filter at one of these hooks.
+/// Family and name of others' tables with filter chains at one of these hooks.
 fn tables(listing: &Value) -> BTreeSet<(String, String)> {
     let chains = items(listing).iter().map(|item| &item["chain"]);
     let filters =
@@ -49,23 +49,23 @@ fn tables(listing: &Value) -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// What happens to a packet that no condition fits.
+/// What happens to a packet that matches no condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Accepted,
     Refused,
-    /// It goes on behind the rule that led here, or the policy decides.
+    /// It continues after the rule that led here, or the policy decides.
     Back,
 }
 
-/// Calls within calls that are followed; the kernel allows 16.
+/// The deepest chain of calls that is followed; the kernel allows 16.
 const DEPTH: usize = 16;
 
 /// The listing of one table.
 struct Table<'a>(&'a [Value]);
 
 impl<'a> Table<'a> {
-    /// Those that refuse what they do not accept.
+    /// Chains that drop what they do not accept.
     fn closed_chains(&self) -> Vec<ClosedChain> {
         let chains = self.0.iter().map(|item| &item["chain"]).filter(|chain| chain["type"] != "nat");
         let closed = chains.filter_map(|chain| {
@@ -83,7 +83,7 @@ impl<'a> Table<'a> {
         closed.collect()
     }
 
-    /// The rules of a chain, each by its expressions.
+    /// The expressions of each rule of a chain.
     fn rules(&self, chain: &str) -> impl Iterator<Item = &'a [Value]> {
         let rules = self.0.iter().map(|item| &item["rule"]).filter(move |rule| rule["chain"] == chain);
         rules.filter_map(|rule| Some(rule["expr"].as_array()?.as_slice()))
@@ -115,7 +115,7 @@ impl<'a> Table<'a> {
         End::Back
     }
 
-    /// Whether a rule of a chain, or of one that it leads to, accepts what is relayed.
+    /// Whether a rule of a chain, or of one that it leads to, accepts relayed packets.
     fn accepts_mark(&self, chain: &'a str, hook: Hook) -> bool {
         let mut seen = BTreeSet::new();
         let mut left = vec![chain];
@@ -134,11 +134,11 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Whether nothing of a rule before its verdict depends on the packet.
+/// Whether nothing before a rule's verdict depends on the packet.
 fn is_unconditional(rule: &[Value]) -> bool {
     let Some((_, before)) = rule.split_last() else { return false };
     before.iter().all(|expression| {
-        // With xt, iptables-nft keeps what nft has no words for.
+        // iptables-nft stores matches that nft cannot express as xt.
         let is_comment = expression["xt"]["type"] == "match" && expression["xt"]["name"] == "comment";
         is_comment || expression.get("counter").is_some() || expression.get("log").is_some()
     })
@@ -149,7 +149,7 @@ fn is_target(expression: &Value, names: &[&str]) -> bool {
     xt["type"] == "target" && xt["name"].as_str().is_some_and(|name| names.contains(&name))
 }
 
-/// `meta mark & 0x30 == 0x10 accept`, or what it is at another hook.
+/// Whether a rule is `meta mark & 0x30 == 0x10 accept`, or its counterpart at another hook.
 fn is_rule_for_mark(rule: &[Value], hook: Hook) -> bool {
     let (mask, mark) = hook.mark();
     let is_match = |expression: &Value| {
@@ -163,7 +163,7 @@ fn is_rule_for_mark(rule: &[Value], hook: Hook) -> bool {
     rule.iter().any(is_match) && rule.last().is_some_and(|last| last.get("accept").is_some())
 }
 
-/// The chains that an expression may lead to, those of verdict maps included.
+/// Collects the chains to which an expression may lead, including those in verdict maps.
 fn targets<'a>(expression: &'a Value, chains: &mut Vec<&'a str>) {
     match expression {
         Value::Array(values) => values.iter().for_each(|value| targets(value, chains)),
@@ -198,15 +198,15 @@ mod tests {
         assert!(parse("nothing").is_err());
     }
 
-    /// Each a chain and expressions.
+    /// Each is a chain and its expressions.
     type Rules<'a> = &'a [(&'a str, &'a str)];
 
-    /// The chain `input` of a table with this policy, if it is closed: whether it accepts the mark.
+    /// Whether the chain `input` of a table with this policy accepts the mark, if it is closed.
     fn judged(policy: &str, rules: Rules<'_>) -> Option<bool> {
         judged_at(Hook::Input, policy, rules)
     }
 
-    /// The same of a chain at another hook.
+    /// The same for a chain at another hook.
     fn judged_at(hook: Hook, policy: &str, rules: Rules<'_>) -> Option<bool> {
         let at = hook.name();
         let mut listing = vec![format!(

@@ -1,11 +1,11 @@
-//! What nft says about itself and the kernel.
+//! What nft tells of itself and of the kernel.
 
 use sluice_capture::program;
 use sluice_model::Family;
 
 use super::super::facts::{Feature, Lacking};
 
-/// What the rules need of the kernel.
+/// The kernel features that the rules need.
 const FEATURES: [Feature; 11] = [
     Feature {
         name: "tables for both families",
@@ -77,13 +77,13 @@ const TPROXY_V6: Feature = Feature {
         meta l4proto tcp tproxy ip6 to [::1]:1; meta l4proto udp tproxy ip6 to [::1]:1; }; }",
 };
 
-/// The line that nft says its version with, or why it does not.
+/// nft's line with its version, or why there is none.
 pub(super) fn version() -> Result<String, String> {
     nft(&["--version"], "").map(|line| line.trim().to_owned())
 }
 
-/// Has the kernel look at rulesets: `nft --check` sends them, and takes back everything before it counts. What
-/// the kernel does not have it refuses then as it would in earnest.
+/// Asks the kernel about features: `nft --check` sends rulesets and aborts before they are committed. The
+/// kernel refuses what it lacks as it would in earnest.
 pub(super) fn features(families: &[Family]) -> Vec<(Feature, Result<(), Lacking>)> {
     let needed =
         FEATURES.into_iter().filter(|feature| *feature != TPROXY_V6 || families.contains(&Family::V6));
@@ -97,7 +97,7 @@ fn has(feature: &Feature) -> Result<(), Lacking> {
     })
 }
 
-/// Runs nft; what it prints, or the first line of why it does not.
+/// Runs nft. Returns its output, or the first line of its error.
 pub(super) fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
     let printed = program::run("nft", arguments, input).map_err(words)?;
     Ok(String::from_utf8_lossy(&printed).into_owned())
@@ -106,6 +106,6 @@ pub(super) fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
 fn words(error: program::Error) -> String {
     let program::Error::Failed { message, .. } = error else { return error.to_string() };
     let line = message.split("; ").next().unwrap_or(&message);
-    // Where it was in the input means nothing to anybody.
+    // The position in the input means nothing to the reader.
     line.split_once("Error: ").map_or(line, |(_, error)| error).to_owned()
 }

@@ -1,12 +1,12 @@
-//! Who enforces network policies on this node where packets are forwarded, told by the names of chains. Packets to Services
-//! do not pass there.
+//! Recognises programs that enforce network policies at the forward hook, by the names of chains. Packets to
+//! Services do not pass there.
 
 use serde_json::Value;
 
 use super::super::facts::Enforcer;
 
-/// The start of the names of chains that a program has wherever it runs, and of those that it has for policies which
-/// select pods of this node.
+/// The prefixes of chains that a program has wherever it runs, and of those for policies that select pods of
+/// this node.
 struct Known {
     name: &'static str,
     chain: &'static str,
@@ -19,10 +19,10 @@ const KNOWN: [Known; 3] = [
     Known { name: "Weave Net", chain: "WEAVE-NPC", policies: &["WEAVE-NPC-INGRESS", "WEAVE-NPC-EGRESS"] },
 ];
 
-/// kube-router has this one for pods that no policy selects.
+/// kube-router's chain for pods that no policy selects.
 const NO_POLICY: &str = "KUBE-NWPLCY-DEFAULT";
 
-/// Those whose chains are in a listing of nft's.
+/// The programs whose chains are in nft's listing.
 pub(super) fn enforcers(items: &[Value]) -> Vec<Enforcer> {
     let chains: Vec<(&str, &str, &str)> = items.iter().filter_map(|item| named(&item["chain"])).collect();
     let enforcer = |known: &Known| {
@@ -42,7 +42,7 @@ fn named(chain: &Value) -> Option<(&str, &str, &str)> {
     Some((chain["family"].as_str()?, chain["table"].as_str()?, chain["name"].as_str()?))
 }
 
-/// Calico's nftables mode has one table, and the names of iptables' tables before those of chains.
+/// Calico's nftables mode has one table, and chains are prefixed with the names of iptables' tables.
 fn own_name(chain: &str) -> &str {
     chain.strip_prefix("filter-").unwrap_or(chain)
 }
@@ -53,7 +53,7 @@ mod tests {
 
     use super::*;
 
-    /// Tables with chains, and who is found: name, chain, whether there are policies.
+    /// Tables with chains, and the programs to be found: name, chain, whether there are policies.
     type Case = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str, bool)]);
 
     #[test]

@@ -1,14 +1,14 @@
-//! What this process may do, and what kernel and nft can do.
+//! Judges this process's rights, the kernel and nft.
 
 use super::super::facts::{Facts, Lacking};
 use super::super::finding::Finding;
 use crate::check::judge::network::family_name;
 
-/// The first nft that has all that the rules are written with.
+/// The first nft that has everything that the rules use.
 const NFT: [u64; 3] = [1, 0, 1];
 
-/// The first kernel with long-term support that can refuse a packet before it is routed: `reject` in a prerouting
-/// chain came with 5.9.
+/// The first long-term kernel that can refuse a packet before it is routed: `reject` in a prerouting chain came
+/// with 5.9.
 const KERNEL: [u64; 3] = [5, 10, 0];
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -71,7 +71,7 @@ fn nft(version_line: &Result<String, String>) -> Finding {
     let [major, minor, patch] = NFT;
     let wanted = format!("{major}.{minor}.{patch} or later");
     match version_line {
-        // The reason says what to do where it is not there.
+        // The reason includes the remedy if nft is missing.
         Err(error) => Finding::problem(
             ABOUT,
             format!("the program cannot be used: {error}"),
@@ -127,8 +127,7 @@ fn transparent(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The first three numbers in a text that begins or goes on with a version: `6.1.0-28-amd64`,
-/// `nftables v1.0.6 (Lester Gooch #5)`.
+/// The first three numbers of the version in a text: `6.1.0-28-amd64`, `nftables v1.0.6 (Lester Gooch #5)`.
 fn version(text: &str) -> Option<[u64; 3]> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
     let mut numbers = text.get(start..)?.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));

@@ -1,21 +1,21 @@
-//! Limits that are met under load.
+//! Judges limits that matter under load.
 
 use super::super::facts::Facts;
 use super::super::finding::Finding;
 
-/// Fewer descriptors than this are soon too few: a TCP session takes two, four while one side is slow.
+/// Fewer file descriptors than this run out soon: a TCP session takes two, or four while one side is slow.
 const DESCRIPTORS: u64 = 65_536;
 
-/// What the listeners ask for, and the kernel's default since 5.4.
+/// The backlog of the listeners, and the kernel's default since 5.4.
 const BACKLOG: u64 = 4096;
 
-/// Ports for connections to one endpoint address and port: each connection with the node's address takes one.
+/// Ports for connections to one endpoint address and port: each connection from the node's address takes one.
 const LOCAL_PORTS: u64 = 16_384;
 
-/// Seconds that the kernel keeps the port of a connection that this side has closed.
+/// How long the kernel keeps the port of a connection that this side has closed, in seconds.
 const TIME_WAIT: u64 = 60;
 
-/// Where nodePorts come from unless the apiserver was told otherwise (`--service-node-port-range`).
+/// The range of nodePorts unless the apiserver has another (`--service-node-port-range`).
 const NODE_PORTS: (u16, u16) = (30_000, 32_767);
 
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -93,8 +93,8 @@ fn local_ports(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Only said when it is nearly full: captured traffic takes no entries, but everything else on the node does,
-/// packets to endpoints on other nodes among them.
+/// Only reported if it is nearly full: captured traffic takes no entries, but everything else on the node does,
+/// including packets to endpoints on other nodes.
 fn conntrack(facts: &Facts) -> Option<Finding> {
     let (entries, limit) = facts.conntrack?;
     (entries.saturating_mul(10) >= limit.saturating_mul(9)).then(|| {

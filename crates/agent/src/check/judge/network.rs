@@ -1,4 +1,4 @@
-//! Settings of the network and rules of others that packets meet on their way to the agent.
+//! Judges network settings and others' rules that packets meet on their way to the agent.
 
 use sluice_capture::tproxy::marks;
 use sluice_model::Family;
@@ -6,13 +6,13 @@ use sluice_model::Family;
 use super::super::facts::{ClosedChain, Enforcer, Facts, Hook};
 use super::super::finding::Finding;
 
-/// What findings are about that may come while an agent runs.
+/// Subjects of findings that may appear while an agent runs.
 pub(in super::super) const REVERSE_PATH: &str = "reverse path";
 pub(in super::super) const FIREWALL: &str = "firewall";
 pub(super) const PACKET_MARKS: &str = "packet marks";
 pub(super) const POLICIES: &str = "network policies";
 
-/// Those findings.
+/// Findings that may appear while an agent runs.
 pub(super) fn again(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![reverse_path(facts), packet_marks(facts)];
     findings.extend(firewalls(facts));
@@ -42,9 +42,9 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// With the mark the way back of a captured packet would be looked up in our own routing table, where every
-/// address is local: a packet from a local address is a martian, in every mode of `rp_filter`, off too
-/// (`__fib_validate_source`). Without it, no mode is in the way.
+/// If the mark counts, the return path of a captured packet is looked up in our own routing table, in which
+/// every address is local. A packet from a local address is a martian in every mode of `rp_filter`, even if it
+/// is off (`__fib_validate_source`). If the mark does not count, no mode is a problem.
 fn reverse_path(facts: &Facts) -> Finding {
     const ABOUT: &str = REVERSE_PATH;
     let marked = names(facts.interfaces.iter().filter(|i| i.src_valid_mark).map(|i| i.name.as_str()));
@@ -59,7 +59,7 @@ fn reverse_path(facts: &Facts) -> Finding {
     )
 }
 
-/// The kernel knows others' marks where a policy rule goes by them.
+/// The kernel shows others' marks only in policy rules that match them.
 fn packet_marks(facts: &Facts) -> Finding {
     const ABOUT: &str = PACKET_MARKS;
     let rules = match &facts.mark_rules {
@@ -87,8 +87,8 @@ fn packet_marks(facts: &Facts) -> Finding {
     )
 }
 
-/// What br_netfilter has put through the rules of the IP layer on the bridge does not pass them again above
-/// it, and by then it has lost the socket that TPROXY gave it.
+/// A packet that br_netfilter has passed through the rules of the IP layer on a bridge does not pass them again
+/// above it, and has lost the socket that TPROXY gave it by then.
 fn bridges(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = "bridges";
     let with_pods: Vec<_> = facts.bridges.iter().filter(|bridge| bridge.has_pods).collect();
@@ -139,7 +139,7 @@ fn forwarding(facts: &Facts) -> Finding {
     )
 }
 
-/// The rule that lets through what is relayed.
+/// The rule that accepts relayed packets.
 fn allowing(hook: Hook) -> String {
     let (mask, mark) = hook.mark();
     let chain = hook.name().to_uppercase();
@@ -149,13 +149,14 @@ fn allowing(hook: Hook) -> String {
     )
 }
 
-/// The rule that lets load balancers ask the node, and for each Service that has such a port, how they are: they ask plain
-/// listeners, so no packet has the mark. In mode iptables kube-proxy lets them in by rules of its own.
+/// Rules for load balancers' health checks of the node and of Services with a health check port. They connect
+/// to plain listeners, so no packet has the mark. In mode iptables, kube-proxy accepts them by rules of its
+/// own.
 const HEALTH_CHECKS: &str = "tcp dport { 10256, 30000-32767 } accept; with iptables and ip6tables: -I INPUT -p tcp \
                              -m multiport --dports 10256,30000:32767 -j ACCEPT";
 
-/// What is captured is delivered to the agent, and what is relayed is sent by it: so it comes to the input and output hooks and not,
-/// as under kube-proxy, to the forward hook.
+/// Captured packets are delivered to the agent, and relayed ones are sent by it: they pass the input and output
+/// hooks, and not the forward hook as under kube-proxy.
 fn firewalls(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = FIREWALL;
     let [input, output] = Hook::ALL.map(allowing);
@@ -225,8 +226,8 @@ fn firewalls(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Captured packets end at the agent, whose own go out by the output hook: policies that are judged where packets are
-/// forwarded see neither.
+/// Captured packets end at the agent, whose own packets leave by the output hook: policies at the forward hook
+/// see neither.
 fn policies(facts: &Facts) -> Vec<Finding> {
     const ABOUT: &str = POLICIES;
     let Some(Ok(chains)) = &facts.others_chains else { return Vec::new() };
@@ -257,7 +258,7 @@ fn policies(facts: &Facts) -> Vec<Finding> {
     chains.enforcers.iter().map(finding).collect()
 }
 
-/// Left by kube-proxy's iptables mode, which serves nodePorts on 127.0.0.1 by it. (CVE-2020-8558.)
+/// Left by kube-proxy's iptables mode, which needs it to serve nodePorts on 127.0.0.1. (CVE-2020-8558.)
 fn localnet(facts: &Facts) -> Option<Finding> {
     let open = names(facts.interfaces.iter().filter(|i| i.route_localnet).map(|i| i.name.as_str()));
     (!open.is_empty()).then(|| {

@@ -1,4 +1,4 @@
-//! The Node object: whether the cluster has it under the name that an agent would use.
+//! Judges the Node object: whether the cluster has one under the name that an agent would use.
 
 use std::net::IpAddr;
 
@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::super::facts::{Facts, NodeObject};
 use super::super::finding::Finding;
 
-/// What it means that an address of the node is in a range of Services. (kube-proxy's nftables mode drops there, too: the chain
-/// `cluster-ips-check`.)
+/// The finding that an address of the node is in a Service range. (kube-proxy's nftables mode drops packets to
+/// it too: chain `cluster-ips-check`.)
 pub(in crate::check) fn address_in_range(ip: IpAddr, range: IpNet) -> Finding {
     Finding::warning(
         "node",

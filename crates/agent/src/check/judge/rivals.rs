@@ -1,4 +1,4 @@
-//! kube-proxy: whether it runs, and what it has made.
+//! Judges kube-proxy: whether it runs, and what it has left.
 
 use super::super::facts::Facts;
 use super::super::finding::Finding;
@@ -24,7 +24,7 @@ fn running(facts: &Facts) -> Vec<Finding> {
             )
         }];
     }
-    // What answers may then be that one.
+    // If so, the answer on the metrics port may come from that one.
     let is_inside = facts.kube_proxy.iter().any(|sign| !sign.is_certain());
     let found = |sign: &Sign| match sign {
         Sign::Inside(process) => Finding::warning(
@@ -44,7 +44,7 @@ fn running(facts: &Facts) -> Vec<Finding> {
     facts.kube_proxy.iter().map(found).collect()
 }
 
-/// What kube-proxy serves in a mode where it takes all addresses by itself, and an agent does not.
+/// Where kube-proxy's mode serves nodePorts on all addresses by default, and an agent does not.
 fn node_ports(facts: &Facts) -> Option<Finding> {
     let mode = facts.kube_proxy.iter().find_map(|sign| match sign {
         Sign::Answers { mode } if mode != "nftables" => Some(mode),
@@ -59,7 +59,7 @@ fn node_ports(facts: &Facts) -> Option<Finding> {
     Some(Finding::warning("nodePorts", what, mend))
 }
 
-/// What the findings about what kube-proxy has made are about.
+/// The subject of findings about what kube-proxy has left.
 pub(super) const LEFTOVERS: &str = "rules of kube-proxy";
 
 pub(super) fn leftovers(facts: &Facts) -> Vec<Finding> {
