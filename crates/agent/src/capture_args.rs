@@ -120,10 +120,10 @@ pub enum DetectLocalMode {
     InterfaceNamePrefix,
 }
 
-/// The kernel's IFNAMSIZ less the final zero.
+/// The kernel's IFNAMSIZ without the final zero.
 const INTERFACE_NAME_MAX: usize = 15;
 
-/// A name, or the beginning of one, that an interface can have; or nothing, which is as good as not given.
+/// Parses an interface name or its prefix; an empty one counts as not given.
 fn interface_name(text: &str) -> Result<String, String> {
     let is_allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '*' | '\\');
     if text.len() <= INTERFACE_NAME_MAX && text.chars().all(is_allowed) {
@@ -137,7 +137,7 @@ fn given(name: &Option<String>) -> Option<&str> {
     name.as_deref().filter(|name| !name.is_empty())
 }
 
-/// Flags that are about captured packets.
+/// Flags that concern captured packets.
 const ABOUT_CAPTURED: [&str; 15] = [
     "detect_local_mode",
     "cluster_cidr",
@@ -156,8 +156,8 @@ const ABOUT_CAPTURED: [&str; 15] = [
     "socket_sidecar_ports",
 ];
 
-/// What is wrong with flags that were given on the command line although no packets are captured. What a file says of
-/// nodes in general does no harm.
+/// An error for flags that were given on the command line although no packets are captured. A file that
+/// describes nodes in general may have them.
 pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<String> {
     if capture != CaptureMode::Bind {
         return None;
@@ -174,27 +174,27 @@ pub(crate) fn out_of_place(agent: &ArgMatches, capture: CaptureMode) -> Option<S
     })
 }
 
-/// Addresses by which pods of this node are told from others.
+/// Addresses that tell pods of this node from other clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PodAddresses {
-    /// Those of --cluster-cidr; none where pods are told otherwise.
+    /// Those of --cluster-cidr; empty if pods are recognised in another way.
     Given(Vec<IpNet>),
-    /// Those that the Node has, as they change.
+    /// The Node's podCIDRs, as they change.
     OfNode,
 }
 
 impl CaptureArgs {
-    /// How connections get here.
+    /// How connections get to the agent.
     pub fn mode(&self) -> CaptureMode {
         self.capture.unwrap_or(self.default_mode)
     }
 
-    /// Whether it matters what pods are annotated with.
+    /// Whether pods' annotations count.
     pub(crate) fn asks_for_pods(&self) -> bool {
         self.socket.socket_pod_annotations && matches!(self.mode(), CaptureMode::Auto | CaptureMode::Socket)
     }
 
-    /// Has the default be what a node wants, where it is one whose network this process may have.
+    /// Sets the default mode: auto if there is an apiserver and this process has CAP_NET_ADMIN, else bind.
     pub(crate) fn set_default(&mut self, has_apiserver: bool) {
         let is_node = has_apiserver
             && rustix::thread::capabilities(None)
@@ -206,7 +206,7 @@ impl CaptureArgs {
         self.cluster_cidr.iter().filter_map(|listed| listed.0)
     }
 
-    /// Where pods of this node have their addresses, where that is how they are told.
+    /// Where pods of this node have their addresses, if they are recognised by these.
     pub(crate) fn pod_addresses(&self) -> PodAddresses {
         match self.detect_local_mode {
             DetectLocalMode::ClusterCidr => PodAddresses::Given(self.cluster_cidrs().collect()),
@@ -217,10 +217,10 @@ impl CaptureArgs {
         }
     }
 
-    /// How pods of this node are told, as the table wants it.
+    /// How the table recognises pods of this node.
     pub fn local_pods(&self) -> LocalPods {
         match (self.mode(), self.detect_local_mode) {
-            // Nothing is known of clients there but their addresses, and endpoints see the node's anyway.
+            // Only the clients' addresses are known in this mode, and endpoints see the node's address anyway.
             (CaptureMode::Bind, _) => LocalPods::DetectedIn(Vec::new()),
             (_, DetectLocalMode::ClusterCidr) => {
                 let families = self.cluster_cidrs().map(|cidr| Family::of(cidr.addr()));
@@ -233,27 +233,27 @@ impl CaptureArgs {
         }
     }
 
-    /// Where nodePorts are served.
+    /// The addresses on which nodePorts are served.
     pub fn node_ports(&self) -> NodePortAddresses {
         node_port_args::addresses(&self.nodeport_addresses)
     }
 
-    /// What is to be said of nodePorts that are not served where they are asked for.
+    /// A remark on nodePorts that are not served where they were asked for.
     pub(crate) fn node_ports_note(&self) -> Option<String> {
         node_port_args::note(&self.nodeport_addresses)
     }
 
-    /// Whether the flags can go together.
+    /// Checks that the flags go together.
     ///
     /// # Errors
-    /// One needs another one, or there is too much of something.
+    /// A flag needs another one, or a value is too large.
     pub(crate) fn check(&self) -> Result<()> {
         self.capture(tproxy::FlowIdle { any: Duration::ZERO, conversation: Duration::ZERO })?;
         self.socket.config(Duration::ZERO).map(drop)
     }
 
-    /// What is to decide at clients' sockets. `flow_idle` is how long a UDP flow rests before it is none; answers are not told apart
-    /// there.
+    /// The configuration of socket mode. `flow_idle` is the idle time after which a UDP flow ends; socket mode
+    /// does not tell answered flows apart.
     ///
     /// # Errors
     /// A flag makes no sense.
@@ -270,7 +270,7 @@ impl CaptureArgs {
         })
     }
 
-    /// What tells pods of this node by their addresses, if anything does.
+    /// The detector of pods by their addresses, if they are recognised by these.
     fn detector(&self) -> io::Result<Option<Detector>> {
         match self.pod_addresses() {
             PodAddresses::OfNode => Detector::of_node().map(Some),
@@ -279,12 +279,13 @@ impl CaptureArgs {
         }
     }
 
-    /// Where an earlier agent with another `--capture` may have left programs, which would decide by endpoints of then.
+    /// Where an earlier agent with another `--capture` may have left programs, which would go on using outdated
+    /// endpoints.
     pub(crate) fn leftovers(&self) -> Option<PathBuf> {
         (self.mode() != CaptureMode::Bind).then(|| self.socket.socket_pins.clone())
     }
 
-    /// How to capture.
+    /// The configuration of the capture.
     ///
     /// # Errors
     /// The way to detect local pods needs another flag.
@@ -351,7 +352,7 @@ mod tests {
         assert!(matches!(parse("").unwrap().node_ports(), NodePortAddresses::Primary));
     }
 
-    /// Each flag is either of no use to an agent that binds, which then says so, or does something there.
+    /// Each flag either has no effect in bind mode, and the agent reports that, or has one.
     #[test]
     fn of_each_flag_it_is_known_whether_an_agent_that_binds_has_a_use_for_it() {
         const USED: [&str; 2] = ["capture", "nodeport_addresses"];

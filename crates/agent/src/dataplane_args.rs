@@ -36,8 +36,8 @@ pub struct DataplaneArgs {
 }
 
 impl DataplaneArgs {
-    /// What the data plane is to be like on this machine: one worker for each CPU that this process may
-    /// use unless another number was asked for, and all the file descriptors that can be had.
+    /// The data plane's configuration on this machine: one worker for each CPU that this process may use unless
+    /// another number was given, and as many file descriptors as possible.
     pub fn config(&self) -> Config {
         let cpus = || std::thread::available_parallelism().ok();
         let workers = self.workers.or_else(cpus).map_or(1, NonZeroUsize::get);

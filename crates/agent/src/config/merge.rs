@@ -1,4 +1,4 @@
-//! Putting together what the command line and the configuration file say. Pure, but for reading the file.
+//! Merges the command line and the configuration file. Pure, except for reading the file.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,54 +15,55 @@ use super::table::{self, Kind, Meaning};
 use super::value::{self, Words};
 use super::{is_given, own_flags};
 
-/// More than any configuration has. A ConfigMap holds as much.
+/// The largest file, more than any configuration has. A ConfigMap may be as large.
 const SIZE_MAX: u64 = 1 << 20;
 
-/// The command line that says everything.
+/// The merged command line.
 #[derive(Debug)]
 pub(crate) struct Merged {
     pub arguments: Vec<OsString>,
-    /// What is to be said of settings that have no effect.
+    /// A remark on settings that have no effect.
     pub named: Option<String>,
-    /// What is to be said of what else is in the file.
+    /// A remark on other contents of the file.
     pub ignored: Option<String>,
-    /// What is to be said of nodePorts, if packets are captured, that kube-proxy serves and this does not unless it is told to.
+    /// A remark, for captured packets, on nodePorts that kube-proxy would serve and this agent serves only on
+    /// request.
     pub node_ports: Option<String>,
 }
 
-/// What says a setting.
+/// The source of a setting.
 #[derive(Debug)]
 struct Origin {
     name: String,
     line: Option<u64>,
 }
 
-/// What a source of objects excludes.
+/// Flags that exclude manifests as the source.
 const APISERVER: [&str; 3] = ["kubeconfig", "context", "master"];
 
-/// Modes of kube-proxy's on Linux.
+/// kube-proxy's modes on Linux.
 const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
 
 struct Merging<'a> {
     command: &'a Command,
     file: Option<PathBuf>,
-    /// Flags of the agent's that have a value.
+    /// The agent's flags that have a value.
     taken: BTreeSet<String>,
     words: Vec<OsString>,
     named: Vec<Named>,
-    /// What is wrong.
+    /// The errors so far.
     flaws: Vec<String>,
-    /// The family of kube-proxy's `bindAddress` is IPv6.
+    /// Whether kube-proxy's `bindAddress` is IPv6.
     is_v6: bool,
     /// kube-proxy's mode.
     mode: Option<String>,
 }
 
-/// Puts what kube-proxy's flags and the file say behind `agent` in the command line. `command` is the whole program's;
-/// `given` what of `agent` was on the command line.
+/// Puts the settings of kube-proxy's flags and of the file after `agent` in the command line. `command` is the
+/// whole program's; `given` has what the command line gave for `agent`.
 ///
 /// # Errors
-/// What is wrong with it, one line each.
+/// The errors, one line each.
 pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString]) -> Result<Merged, String> {
     let agent = command.find_subcommand("agent");
     let taken = agent.into_iter().flat_map(own_flags).filter(|(_, id)| is_given(given, id));
@@ -87,7 +88,7 @@ pub(crate) fn merge(command: &Command, given: &ArgMatches, arguments: &[OsString
                 file.display()
             )
         });
-        // Who has a configuration of kube-proxy's has a node.
+        // A user with a configuration of kube-proxy has a node.
         merging.add("capture", &vec!["auto".to_owned()], &Origin { name: String::new(), line: None });
     }
     if merging.is_v6 {
@@ -141,7 +142,7 @@ impl Merging<'_> {
     fn fields(&mut self, fields: &[Field]) {
         let mode = fields.iter().find(|field| field.meaning == Meaning::Mode);
         let is_nftables = mode.is_some_and(|mode| mode.words == ["nftables"]);
-        // What is of another mode than kube-proxy's would be counts for nothing there, either.
+        // Settings of another mode than kube-proxy's would have no effect there either.
         let other = if is_nftables { "iptables." } else { "nftables." };
         let (own, theirs): (Vec<_>, Vec<_>) =
             fields.iter().filter(|field| !field.path.starts_with(other)).partition(|field| field.is_own);
@@ -191,7 +192,7 @@ impl Merging<'_> {
         self.flaws.push(format!("{file}{line}{}: {what}", origin.name));
     }
 
-    /// Gives a flag these values, unless it has some or goes against one that has.
+    /// Sets a flag, unless it is set already or conflicts with one that is.
     fn add(&mut self, flag: &'static str, words: &Words, origin: &Origin) {
         let is_against = |taken: &String| {
             let (flag, taken) = (flag, taken.as_str());

@@ -1,23 +1,24 @@
-//! What is said, once, of kube-proxy's settings that have no effect, and of the one that has another where it is not there.
+//! Log lines about kube-proxy's settings that have no effect, and about the one whose absence has another
+//! effect here.
 
 use super::table::Meaning;
 
 /// A setting that was given, and why it has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
-    /// As it was written: a flag with dashes, or a field.
+    /// The name as written: a flag with dashes, or a field.
     pub name: String,
     pub meaning: Meaning,
 }
 
-/// One line about all of them; none where there are none.
+/// One line about all of them; `None` if there are none.
 pub(super) fn line(named: &[Named]) -> Option<String> {
     let mut classes = [
         ("without meaning here", Vec::new()),
         ("to be had in another way", Vec::new()),
         ("not offered", Vec::new()),
     ];
-    // Those with one reason together, in the order in which they were given.
+    // Settings with the same reason together, in the order in which they were given.
     for Named { name, meaning } in named {
         let (class, why) = match *meaning {
             Meaning::Meaningless(why) => (0, why),
@@ -40,8 +41,8 @@ pub(super) fn line(named: &[Named]) -> Option<String> {
     (!said.is_empty()).then(|| format!("settings of kube-proxy's that have no effect: {}", said.join("; ")))
 }
 
-/// What is to be said where nobody has said which addresses have nodePorts: in this mode kube-proxy takes all. None in the
-/// mode in which it takes those that the agent does.
+/// What to log if nobody has set the addresses of nodePorts: in this mode, kube-proxy uses all. `None` in the
+/// mode in which it uses the same addresses as the agent.
 pub(super) fn node_ports(mode: &str) -> Option<String> {
     let (mode, loopback) = match mode {
         "nftables" => return None,

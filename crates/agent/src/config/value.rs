@@ -1,4 +1,4 @@
-//! One value of a document or a flag: whether it is of the kind that it is to be, and how a flag spells it.
+//! A single value of a document or a flag: checks its type, and converts it to a flag's spelling.
 
 use serde_saphyr::Spanned;
 
@@ -6,26 +6,26 @@ use super::document::Value;
 use super::table::Kind;
 use crate::values;
 
-/// What a value says: once for each time that a flag is to be given.
+/// A value in a flag's spelling: one word for each time that the flag is given.
 pub(super) type Words = Vec<String>;
 
-/// Reads a value of a document; nothing where it is `null`.
+/// Reads a value of a document; `null` gives no words.
 ///
 /// # Errors
-/// It is of another kind; what it is to be.
+/// It has another type; the error names the expected one.
 pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
     let one = |word: String| Ok(vec![word]);
     match (kind, value) {
         (_, Value::Null) => Ok(Vec::new()),
         (Kind::Text | Kind::TextOrOff | Kind::Quantity, Value::Text(text)) => one(text.clone()),
-        // YAML has `off` for false.
+        // YAML reads `off` as false.
         (Kind::TextOrOff, Value::Bool(false)) => one("off".to_owned()),
         (Kind::Bool, Value::Bool(value)) => one(value.to_string()),
         (Kind::Int | Kind::Flush | Kind::Quantity, Value::Int(number)) => one(number.to_string()),
         (Kind::Float, Value::Int(number)) => one(number.to_string()),
         (Kind::Float, Value::Float(number)) => one(number.to_string()),
         (Kind::Duration | Kind::Flush, Value::Text(text)) => check(kind, text).map(|()| vec![text.clone()]),
-        // As the flags have it, which are in seconds.
+        // A number is in seconds, as in the flags.
         (Kind::Duration, Value::Int(number)) => {
             let seconds = number.to_string();
             check(kind, &seconds).map(|()| vec![seconds])
@@ -45,7 +45,7 @@ pub(super) fn read(kind: Kind, value: &Value) -> Result<Words, String> {
     }
 }
 
-/// What a list is to be where there is one text.
+/// The error for a list in place of a text.
 fn one_text(list: &[Spanned<Value>]) -> String {
     let texts: Result<Vec<String>, _> = list.iter().map(text).collect();
     let example = texts.map(|texts| format!(": {:?}", texts.join(","))).unwrap_or_default();
@@ -62,23 +62,23 @@ fn text(element: &Spanned<Value>) -> Result<String, String> {
 fn number(element: &Spanned<Value>) -> Result<String, String> {
     match &element.value {
         Value::Int(number) => Ok(number.to_string()),
-        // Nothing is none, as the flag takes it.
+        // An empty text is an empty list, as in the flag.
         Value::Text(text) if text.is_empty() || text.parse::<i64>().is_ok() => Ok(text.clone()),
         Value::Text(text) => Err(format!("each element is to be a whole number, and one is {text:?}")),
         other => Err(format!("each element is to be a whole number, and one is {}", other.kind())),
     }
 }
 
-/// Whether a flag of kube-proxy's may have this value.
+/// Checks a value of a flag of kube-proxy.
 ///
 /// # Errors
-/// It may not; what it is to be.
+/// The value is not allowed; the error says what is.
 pub(crate) fn check(kind: Kind, word: &str) -> Result<(), String> {
     let is_good = match kind {
         Kind::Bool => values::boolean(word).is_ok(),
         Kind::Int => word.parse::<i64>().is_ok(),
         Kind::Float => word.parse::<f32>().is_ok(),
-        // Go takes no number without a unit but 0; where a person means seconds there is no harm in that.
+        // Go accepts no number without a unit except 0; people mean seconds, and that does no harm.
         Kind::Duration | Kind::Flush => values::duration(word).is_ok(),
         Kind::Text
         | Kind::TextOrOff
@@ -91,8 +91,7 @@ pub(crate) fn check(kind: Kind, word: &str) -> Result<(), String> {
     if is_good { Ok(()) } else { Err(format!("{word:?} is to be {}", wanted(kind))) }
 }
 
-/// Whether this says no more than nothing at all: kube-proxy's zero values, which a document has for everything that
-/// nobody has set.
+/// Whether the value is kube-proxy's zero value, which documents have for everything that nobody has set.
 pub(super) fn is_nothing(kind: Kind, words: &Words) -> bool {
     words.iter().all(|word| match kind {
         Kind::Duration | Kind::Flush => values::duration(word).is_ok_and(|duration| duration.is_zero()),

@@ -1,4 +1,4 @@
-//! Writing what the agent runs with as a `KubeProxyConfiguration`: `--write-config-to`, and `/configz`.
+//! Writes the settings in effect as a `KubeProxyConfiguration`: for `--write-config-to` and `/configz`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,7 @@ use super::Effective;
 use super::table::{Kind, Meaning, OWN, OWN_TABLE, TABLE};
 use crate::listen::{BindAddress, Place};
 
-/// Writes it as YAML.
+/// Writes the settings as YAML.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -23,12 +23,12 @@ pub(crate) fn write(effective: &Effective, path: &Path) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write the configuration to {}", path.display()))
 }
 
-/// What `/configz` answers.
+/// The answer of `/configz`.
 pub(crate) fn configz(effective: &Effective) -> String {
     json!({ "kubeproxy.config.k8s.io": document(effective) }).to_string()
 }
 
-/// Everything that has an effect and is no default of kube-proxy's kind, that of `null`.
+/// All settings that have a value. Those without one would be `null` in kube-proxy's form.
 fn document(effective: &Effective) -> Value {
     let mut document = Map::new();
     document.insert("apiVersion".to_owned(), "kubeproxy.config.k8s.io/v1alpha1".into());
@@ -38,7 +38,7 @@ fn document(effective: &Effective) -> Value {
         ("metricsBindAddress", ["metrics-bind-address", "metrics-port"], effective.ports.metrics),
     ];
     for (field, flags, place) in ports {
-        // What is nowhere although nobody has said so is somewhere on a node.
+        // A port that is closed only by default is left out: on a node, it is open by default.
         if place.is_some() || flags.iter().any(|flag| effective.flags.contains_key(*flag)) {
             put(&mut document, field, address(place).into());
         }
@@ -60,7 +60,7 @@ fn document(effective: &Effective) -> Value {
     Value::Object(document)
 }
 
-/// As a document has it: in a document "" is the default, so nowhere is "0".
+/// An address in a document's form: "" is the default there, so "0" stands for nowhere.
 fn address(place: Option<Place>) -> String {
     match place {
         None => BindAddress::Nowhere.to_string(),
@@ -80,7 +80,7 @@ fn typed(kind: Kind, values: &[String]) -> Value {
             .filter_map(|value| value.parse::<i64>().ok())
             .collect(),
         Kind::Texts => values.iter().filter(|value| !value.is_empty()).cloned().collect(),
-        // Seconds without a unit are ours.
+        // Seconds without a unit are our own form.
         Kind::Duration => {
             Value::from(first.parse::<u64>().map_or_else(|_| first.to_owned(), |s| format!("{s}s")))
         }
@@ -102,7 +102,7 @@ fn put(object: &mut Map<String, Value>, field: &str, value: Value) {
     }
 }
 
-/// Maps one entry a line; everything else is JSON, which is YAML.
+/// Maps with one entry per line; everything else is JSON, which is YAML.
 fn yaml(object: &Map<String, Value>, depth: usize, text: &mut String) {
     for (name, value) in object {
         let indent = "  ".repeat(depth);
