@@ -1,4 +1,4 @@
-//! The command line: what a person can say, and the checks that need nothing else.
+//! The command line, and the checks that need nothing else.
 
 mod command;
 
@@ -42,8 +42,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services of this node.
-    // Of a flag that is given twice the last one counts, as with kube-proxy: so a manifest's flags can be added to. Lists grow
-    // with each time, as kube-proxy's --nodeport-addresses does, but for those of `ONE_LIST`.
+    // If a flag is given twice, the last one counts, as in kube-proxy: so flags can be appended to a
+    // manifest's. Lists are joined, as kube-proxy's --nodeport-addresses is, except those in `ONE_LIST`.
     #[command(display_name = NAME, args_override_self = true)]
     Agent(Box<AgentArgs>),
     /// See it work: sample backends, two Services on loopback, traffic, and an endpoint that dies.
@@ -81,10 +81,10 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// What `--version` calls it, whatever command it stands behind.
+/// The name in `--version`, for every subcommand.
 pub(crate) const NAME: &str = "sluice";
 
-/// What `sluice version` says, and `--version`.
+/// The text of `sluice version` and `--version`.
 pub fn version() -> String {
     format!("{NAME} {}", env!("CARGO_PKG_VERSION"))
 }
@@ -144,14 +144,14 @@ pub struct AgentArgs {
     pub said: Said,
 }
 
-/// How the arguments came about.
+/// Where the arguments came from.
 #[derive(Debug, Clone, Default)]
 pub struct Said {
-    /// The command line, without what a file adds.
+    /// The command line, without the settings of a file.
     pub arguments: Vec<OsString>,
-    /// Everything, as flags.
+    /// All settings, as flags.
     pub effective: config::Effective,
-    /// What is to be said of settings without effect, or with another one than with kube-proxy, a line each.
+    /// Remarks on settings without effect, or with another one than in kube-proxy, one line each.
     pub notes: Vec<String>,
 }
 
@@ -173,7 +173,7 @@ pub struct ConfigArgs {
 }
 
 impl AgentArgs {
-    /// Where commands are answered, if anywhere.
+    /// The path of the admin socket, if there is one.
     pub(crate) fn admin_socket(&self) -> Option<PathBuf> {
         match &self.ports.admin_socket {
             Some(path) if matches!(path.as_os_str().to_str(), Some("" | "0")) => None,
@@ -199,12 +199,12 @@ pub struct DemoArgs {
     pub dataplane: DataplaneArgs,
 }
 
-/// What is wrong with a command line, or what it asks to be told.
+/// An error in the command line, or a request for help.
 #[derive(Debug)]
 pub enum Complaint {
-    /// The command line itself says something wrong, or asks for help.
+    /// The command line itself has an error, or asks for help.
     Usage(clap::Error),
-    /// kube-proxy's settings do, on one line each.
+    /// kube-proxy's settings have errors, one per line.
     Config(String),
 }
 
@@ -223,15 +223,15 @@ impl From<clap::Error> for Complaint {
     }
 }
 
-/// Reads the command line of this process, and the configuration that it names; ends it where one of them says
-/// something wrong (with 2 and 1), or asks for help.
+/// Parses the command line of this process and the configuration that it names. Ends the process on an error
+/// (with 2 and 1), or on a request for help.
 pub fn parse() -> Cli {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     try_parse(&arguments).unwrap_or_else(|complaint| match complaint {
         Complaint::Usage(error) => error.exit(),
         Complaint::Config(said) => {
             for line in said.lines() {
-                // With nobody to read it there is nothing to be done.
+                // If nobody reads it, nothing can be done.
                 let _ = writeln!(std::io::stderr(), "error: {line}");
             }
             std::process::exit(1)
@@ -239,10 +239,10 @@ pub fn parse() -> Cli {
     })
 }
 
-/// Reads a command line, and the configuration that it names.
+/// Parses a command line and the configuration that it names.
 ///
 /// # Errors
-/// One of them says something wrong, or asks for help.
+/// One of them has an error, or asks for help.
 pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
     let arguments = config::spelled(arguments);
     let mut command = command();
@@ -255,7 +255,7 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
         return Ok(cli);
     };
     let merged = config::merge(&command, given_agent, &arguments).map_err(Complaint::Config)?;
-    // A file has no part in one that the command line has; otherwise it gives the flag once for each element.
+    // A list on the command line replaces the file's; otherwise, the file gives the flag once for each element.
     let is_given = |id: &&str| given_agent.value_source(id) == Some(ValueSource::CommandLine);
     let mut command = command_with(command::ONE_LIST.into_iter().filter(is_given));
     let matches = command.try_get_matches_from_mut(merged.arguments)?;
@@ -279,7 +279,7 @@ pub fn try_parse(arguments: &[OsString]) -> Result<Cli, Complaint> {
     Ok(cli)
 }
 
-/// Flags, or fields of a file, that do not go together.
+/// The error for flags, or fields of a file, that do not go together.
 fn complaint(command: &mut clap::Command, file: Option<&Path>, reason: &anyhow::Error) -> Complaint {
     match file {
         Some(file) => Complaint::Config(format!("{}: {reason}", file.display())),

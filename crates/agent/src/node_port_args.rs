@@ -1,4 +1,4 @@
-//! `--nodeport-addresses`, with the words that kube-proxy 1.37 has for it.
+//! `--nodeport-addresses`, with the keywords of kube-proxy 1.37.
 
 use std::str::FromStr;
 
@@ -34,7 +34,7 @@ impl FromStr for NodePortAddress {
 }
 
 impl NodePortAddress {
-    /// What kube-proxy takes it for; nothing is `primary`.
+    /// The CIDRs that kube-proxy takes it for; empty for `primary`.
     fn cidrs(self) -> Vec<IpNet> {
         let texts: &[&str] = match self {
             Self::Primary => &[],
@@ -45,7 +45,7 @@ impl NodePortAddress {
         texts.iter().filter_map(|text| text.parse().ok()).collect()
     }
 
-    /// Whether nothing but loopback addresses is in it.
+    /// Whether it has only loopback addresses.
     fn is_loopback(self) -> bool {
         let cidrs = self.cidrs();
         !cidrs.is_empty()
@@ -53,11 +53,11 @@ impl NodePortAddress {
     }
 }
 
-/// Where nodePorts are served.
+/// The addresses on which nodePorts are served.
 pub(crate) fn addresses(list: &[Listed<NodePortAddress>]) -> NodePortAddresses {
     let given = || list.iter().filter_map(|listed| listed.0);
     let cidrs: Vec<IpNet> = given().flat_map(NodePortAddress::cidrs).collect();
-    // None given is the default, as in kube-proxy's nftables mode.
+    // An empty list means the default, as in kube-proxy's nftables mode.
     match (cidrs.is_empty(), given().any(|address| address == NodePortAddress::Primary)) {
         (true, _) => NodePortAddresses::Primary,
         (false, true) => NodePortAddresses::PrimaryAnd(cidrs),
@@ -65,7 +65,7 @@ pub(crate) fn addresses(list: &[Listed<NodePortAddress>]) -> NodePortAddresses {
     }
 }
 
-/// What is to be said where loopback addresses are asked for by name.
+/// A remark if loopback addresses are asked for by name.
 pub(crate) fn note(list: &[Listed<NodePortAddress>]) -> Option<String> {
     let is_loopback = |listed: &Listed<NodePortAddress>| listed.0.is_some_and(NodePortAddress::is_loopback);
     let rest = match list.iter().all(|listed| listed.0.is_none() || is_loopback(listed)) {

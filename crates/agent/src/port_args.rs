@@ -1,4 +1,4 @@
-//! What the command line says about the ports and the socket where the agent itself answers.
+//! The command line's settings of the ports and the socket on which the agent itself answers.
 
 use std::path::PathBuf;
 
@@ -61,14 +61,14 @@ const HEALTHZ_PORT: u16 = 10_256;
 /// kube-proxy's port for metrics.
 const METRICS_PORT: u16 = 10_249;
 
-/// An address; where it is none, what one looks like, with the port that is usual for it.
+/// Parses an address; the error shows an example with the usual port.
 fn bind_address<const PORT: u16>(text: &str) -> Result<BindAddress, String> {
     text.parse()
         .map_err(|_| format!("write ADDRESS:PORT, as 0.0.0.0:{PORT} or [::]:{PORT}, or 0 for nowhere"))
 }
 
 impl PortArgs {
-    /// Where health checks of the node are answered, if anywhere.
+    /// Where the node's health is served, if anywhere.
     pub fn healthz(&self, capture: CaptureMode) -> Option<Place> {
         match (self.healthz_bind_address, self.healthz_port) {
             (_, Some(0)) => None,

@@ -1,4 +1,4 @@
-//! What the command line says about socket mode, and whether this node can have it.
+//! The command line's settings of socket mode, and whether this node can have it.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::at_socket::{AtSocketConfig, Pods, warn_of_left};
 use crate::values::{self, Listed};
 
-/// [`sluice_socket::NAMED`], as the flag takes it.
+/// [`sluice_socket::NAMED`], in the flag's form.
 const NAMESPACES: &str = "/run/netns,/run/docker/netns";
 
 /// Where socket mode has its programs.
@@ -52,20 +52,20 @@ pub struct SocketArgs {
 }
 
 impl SocketArgs {
-    /// What this node has and lacks.
+    /// What this node has of what socket mode needs, and what it lacks.
     pub(crate) fn probe(&self) -> Vec<sluice_socket::Finding> {
         sluice_socket::probe(self.socket_cgroup.as_deref(), &self.socket_pins, &self.namespaces())
     }
 
-    /// Where they are looked for.
+    /// The directories with names of pods' network namespaces.
     fn namespaces(&self) -> Vec<PathBuf> {
         self.socket_namespaces.iter().filter_map(|path| path.0.clone()).collect()
     }
 
-    /// What is to decide at sockets.
+    /// The configuration of socket mode.
     ///
     /// # Errors
-    /// There are too many ports.
+    /// There are too many sidecar ports.
     pub(crate) fn config(&self, flow_idle: Duration) -> Result<AtSocketConfig> {
         let ports: Vec<u16> = self.socket_sidecar_ports.iter().filter_map(|port| port.0).collect();
         let sidecar_ports = match ports[..] {
@@ -86,7 +86,7 @@ impl SocketArgs {
         })
     }
 
-    /// What this node lacks to be decided about without having been asked for by name.
+    /// What this node lacks for socket mode, if the mode was not asked for by name.
     pub(crate) fn lacks(&self) -> Option<String> {
         if self.socket_cgroup.is_none() && !sluice_socket::is_initial_network() {
             return Some(
@@ -104,8 +104,8 @@ impl SocketArgs {
         (!missing.is_empty()).then(|| missing.join("; "))
     }
 
-    /// Sees to it that there is a place for pins, so that an agent without the right to mount has one. Without it
-    /// that agent relays all connections, which is no reason to fail.
+    /// Makes sure that there is a place for pins, for an agent without the right to mount. Without such a
+    /// place, that agent relays all connections, which is no reason to fail.
     pub(crate) fn prepare(&self) {
         match sluice_socket::ensure_bpffs(&self.socket_pins) {
             Ok(false) => {}
@@ -114,8 +114,8 @@ impl SocketArgs {
         }
     }
 
-    /// Removes what an earlier agent with another --capture has left, which would decide by endpoints of then, although that agent may
-    /// still run: it is about to be replaced, and relays meanwhile.
+    /// Removes the programs of an earlier agent with another --capture, which would go on using outdated
+    /// endpoints. That agent may still run: it is about to be replaced, and relays meanwhile.
     pub(crate) fn take_away(&self) {
         self.tell(sluice_socket::remove_held(&self.socket_pins));
     }

@@ -1,4 +1,4 @@
-//! What the command line says about where Services and endpoints come from.
+//! The command line's settings of the source of Services and endpoints.
 
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub struct ApiserverArgs {
 }
 
 impl ApiserverArgs {
-    /// What a node of this name is to be told by it, or asks it.
+    /// The configuration for following the apiserver as a node of this name.
     pub(crate) fn config(&self, node: &str) -> apiserver::Config {
         let mut config = apiserver::Config::new(node, apiserver::Environment::of_process());
         config.kubeconfig.clone_from(&self.kubeconfig);

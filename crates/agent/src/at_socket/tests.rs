@@ -13,9 +13,9 @@ struct Failing {
     hindrance: Hindrance,
     attempts: Arc<AtomicU64>,
     removals: Arc<AtomicU64>,
-    /// How often it was taken away from whoever holds it.
+    /// How often it was taken away from its holder.
     taken: Arc<AtomicU64>,
-    /// Whether somebody holds it.
+    /// Whether another agent holds it.
     is_held: Arc<AtomicBool>,
     is_of_another_size: bool,
     is_asked_for: Arc<AtomicBool>,
@@ -90,7 +90,7 @@ impl Place for Failing {
     }
 }
 
-/// Socket mode that another agent has, as long as this one looks. And how often it has looked.
+/// Socket mode that another agent holds whenever this one tries to attach; and how often this one has tried.
 pub(crate) fn busy(writer: &mut Writer) -> (SocketMode, Arc<AtomicU64>) {
     let place = Failing::new(Hindrance::Busy);
     (place.start(writer), place.attempts)
@@ -137,7 +137,7 @@ fn from_an_agent_that_is_replaced_and_does_not_let_go_it_is_taken_away_after_a_m
     let place = Failing::new(Hindrance::Busy);
     let mut writer = Writer::new(WriterConfig::new("here"));
     let mut mode = place.start(&mut writer);
-    // However long this one takes to know all: until then the other one serves, and is to.
+    // However long this agent takes to fill its table: until then, the other one serves, and should.
     let (start, mut attempts) = (mode.looked + Duration::from_secs(3_600), place.attempts());
     let why = |mode: &SocketMode| mode.view().reason().unwrap().to_string();
     for second in 0..=125 {
@@ -147,7 +147,7 @@ fn from_an_agent_that_is_replaced_and_does_not_let_go_it_is_taken_away_after_a_m
             why(&mode)
         );
         mode.take_over(start + Duration::from_secs(second), &mut writer, true);
-        // Once it is taken away that is made use of at once.
+        // Once it is taken away, this agent tries again at once.
         attempts += if second > 0 && second % 60 == 0 { 2 } else { 1 };
         assert_eq!((second, place.taken(), place.attempts()), (second, second / 60, attempts));
     }
@@ -190,7 +190,7 @@ fn from_an_agent_that_does_not_let_go_it_is_taken_away_after_a_minute_where_noth
     let place = Box::new(place);
     let (pins, taken) = (Some("/pins".into()), Arc::clone(&place.taken));
     let mut mode = SocketMode::start_at(AtSocketWish::None, pins, &mut writer, place);
-    // However long this one takes to know all.
+    // However long this agent takes to fill its table.
     let start = Instant::now() + Duration::from_secs(3_600);
     for second in 0..=120 {
         mode.take_over(start + Duration::from_secs(second), &mut writer, true);
@@ -205,7 +205,7 @@ fn what_an_earlier_agent_has_attached_goes_on_until_all_is_known_where_maps_are_
     let mut mode = place.start(&mut writer);
     assert_eq!((place.attempts(), place.removals()), (0, 0));
     assert!(mode.view().reason().unwrap().starts_with("what an earlier agent has attached goes on"));
-    // All is known.
+    // The table is complete.
     mode.take_over(mode.looked, &mut writer, true);
     assert_eq!((place.attempts(), place.removals()), (1, 0));
 }

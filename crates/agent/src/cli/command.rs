@@ -1,20 +1,20 @@
-//! The program's command, with what clap cannot be told at the flags themselves.
+//! The program's command, with settings that clap cannot have at the flags themselves.
 
 use clap::CommandFactory as _;
 
 use super::Cli;
 use crate::config;
 
-/// Lists that are one setting, of which the last one counts: kube-proxy's --cluster-cidr is a text, and who names the pods'
-/// namespaces, or sidecars' ports, means all of them.
+/// Lists that count as one setting, of which the last one counts: kube-proxy's --cluster-cidr is a text, and a
+/// user who names the pods' namespaces or sidecars' ports means all of them.
 pub(super) const ONE_LIST: [&str; 3] = ["cluster_cidr", "socket_namespaces", "socket_sidecar_ports"];
 
-/// The program's command, taking kube-proxy's flags as well.
+/// The program's command, which also accepts kube-proxy's flags.
 pub(crate) fn command() -> clap::Command {
     command_with(std::iter::empty())
 }
 
-/// The same, with the last one counting of these arguments of the agent's.
+/// The same, but of these arguments of the agent only the last one counts.
 pub(super) fn command_with(one_list: impl Iterator<Item = &'static str>) -> clap::Command {
     let last_counts = |agent: clap::Command, id| agent.mut_arg(id, |arg| arg.overrides_with(id));
     let command = Cli::command()
@@ -24,7 +24,8 @@ pub(super) fn command_with(one_list: impl Iterator<Item = &'static str>) -> clap
     command
 }
 
-/// Has a flag get values that are negative, to say what is wrong with them: otherwise they would be taken for flags.
+/// Lets a flag have negative values, so that the error is about the value: otherwise they would be taken for
+/// flags.
 fn with_negatives(arg: clap::Arg) -> clap::Arg {
     const DURATIONS: [&str; 5] =
         ["grace_period", "udp_idle_timeout", "tcp_half_closed_timeout", "interval", "timeout"];

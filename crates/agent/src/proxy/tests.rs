@@ -12,7 +12,7 @@ use super::*;
 use crate::at_socket;
 use crate::controller::{Controller, Feed};
 
-/// A capture during each step of which somebody changes something, for so many steps.
+/// A capture whose first `steps` steps each see another change while they are under way.
 struct Restless {
     steps: u16,
     feed: Arc<OnceLock<Feed>>,
@@ -25,9 +25,9 @@ struct Restless {
 /// What is seen while a step is under way.
 #[derive(Debug)]
 struct Seen {
-    /// Something waits that was there before the step before this one.
+    /// Whether a change still waits that came before the previous step.
     has_old: bool,
-    /// How often it was looked whether another agent still has socket mode.
+    /// How often this agent has checked whether another one still holds socket mode.
     looks: u64,
 }
 
@@ -53,7 +53,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
-/// A Service, with another port than those with other numbers.
+/// A Service whose port differs from those of other numbers.
 fn service(number: u16) -> Change {
     let ports =
         vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 1 + number, node_port: None }];
@@ -76,7 +76,7 @@ fn proxy() -> Proxy {
     Proxy::start(ProxyConfig::bind(WriterConfig::new("here"), dataplane)).unwrap()
 }
 
-/// What is seen in each of the steps of such a capture.
+/// What such a capture sees in each of its steps.
 fn restless(steps: u16) -> (Vec<Seen>, Controller) {
     let mut proxy = proxy();
     let (mode, looks) = at_socket::tests::busy(&mut proxy.writer);
@@ -93,7 +93,7 @@ fn restless(steps: u16) -> (Vec<Seen>, Controller) {
     (seen, controller)
 }
 
-/// A capture whose steps take until they may go on, and in the first of which somebody changes something.
+/// A capture whose steps wait until they may go on; in the first, another change comes.
 struct Held {
     feed: Arc<OnceLock<Feed>>,
     is_first: bool,
@@ -122,7 +122,7 @@ fn who_waits_for_what_came_before_does_not_wait_for_what_came_after() {
     block_on(controller.feed().take(vec![service(1)])).unwrap();
     let settled = async {
         let settled = tokio::time::timeout(Duration::from_secs(60), controller.feed().settled());
-        // In this order: it is asked before there is more.
+        // In this order: the question comes before there is more to do.
         tokio::join!(settled, async { go_on.send(()).unwrap() }).0
     };
     assert_eq!(block_on(settled).ok(), Some(Ok(())), "the second step still takes its time");
