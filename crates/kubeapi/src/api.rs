@@ -1,7 +1,7 @@
-//! What is read of the API's objects, and nothing else of them: a field that no rule reads may hold anything.
+//! The fields of the API's objects that a rule reads. All other fields may hold anything.
 //!
-//! Null is what it is to the API's own types: an absent field, an empty element of a list. A field that is
-//! read and has another type is an error; `lenient` makes the best of the rest.
+//! As in the API's own types, null means an absent field or an empty element of a list. A field that is read and
+//! has another type is an error; `lenient` then keeps what can be read.
 
 pub(crate) mod lenient;
 mod pod;
@@ -18,10 +18,10 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 pub use pod::{Namespace, Pod, PodIp, PodSpec, PodStatus};
 
-/// When what led to a version of an EndpointSlice happened.
+/// Annotation of an EndpointSlice: when the change happened that led to this version of it.
 const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// Annotations for Sluice begin with this.
+/// The prefix of Sluice's annotations.
 const ANNOTATIONS: &str = "sluice.dev/";
 
 /// A list that may be absent.
@@ -51,23 +51,23 @@ pub struct Meta<L> {
     pub annotations: Annotations,
 }
 
-/// Annotations that are read.
+/// The annotations that are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotations {
-    /// Those for Sluice, without their prefix.
+    /// Sluice's own annotations, without their prefix.
     pub own: BTreeMap<Arc<str>, Arc<str>>,
     /// Of an EndpointSlice, `endpoints.kubernetes.io/last-change-trigger-time`.
     pub last_change: Option<String>,
 }
 
-/// The part of any object that names it.
+/// The fields that name any object.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Identity {
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) metadata: IdentityMeta,
 }
 
-/// What of `metadata` names an object, and its version.
+/// The fields of `metadata` that name an object, and its version.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct IdentityMeta {
     pub(crate) namespace: Option<String>,
@@ -92,7 +92,7 @@ pub struct Service {
 /// Labels of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct ServiceLabels {
-    /// Another proxy serves it.
+    /// Names another proxy, which serves the Service.
     #[serde(default, rename = "service.kubernetes.io/service-proxy-name")]
     pub proxy_name: IsPresent,
 }
@@ -188,10 +188,10 @@ pub struct EndpointSlice {
 /// Labels of an EndpointSlice.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct SliceLabels {
-    /// Whose endpoints these are.
+    /// The Service that the endpoints belong to.
     #[serde(rename = "kubernetes.io/service-name")]
     pub service_name: Option<String>,
-    /// Clients connect to the endpoints directly.
+    /// Marks the slice of a headless Service: clients connect to its endpoints directly.
     #[serde(default, rename = "service.kubernetes.io/headless")]
     pub headless: IsPresent,
 }
@@ -259,7 +259,7 @@ pub struct Node {
 /// Labels of a Node.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct NodeLabels {
-    /// The zone that it is in.
+    /// The node's zone.
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub zone: Option<String>,
 }
@@ -348,7 +348,7 @@ impl Object for ServiceCidr {
     }
 }
 
-/// How a value is read. Derived, a type would take a list for one of its fields in order, too.
+/// Reads a value. A derived `Deserialize` would also accept a list, as the struct's fields in order.
 pub(crate) trait Read<'de>: Sized {
     fn read<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
@@ -405,12 +405,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for AsMap<T> {
     }
 }
 
-/// Null is an empty one.
+/// Reads null as the empty value.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Read<'de>>(from: D) -> Result<T, D::Error> {
     OrDefault::deserialize(from).map(|OrDefault(value)| value)
 }
 
-/// A value that is empty where it is null, such as an element of a list.
+/// A value that is empty if it is null, such as an element of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OrDefault<T>(pub T);
 
@@ -450,7 +450,7 @@ impl<T> Deref for OrDefault<T> {
     }
 }
 
-/// Whether a key is there, whatever its value: the opposite of the selector `!key`.
+/// Whether a key is present, whatever its value: the opposite of the selector `!key`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IsPresent(pub bool);
 
@@ -479,7 +479,7 @@ impl<'de> Visitor<'de> for AnnotationsVisitor {
         let mut annotations = Annotations::default();
         while let Some(key) = map.next_key::<String>()? {
             if key == LAST_CHANGE {
-                // It is for a measurement only: what is none is as good as absent.
+                // It is used for a measurement only, so an invalid one counts as absent.
                 annotations.last_change = Some(map.next_value::<OrDefault<String>>()?.0);
                 continue;
             }

@@ -1,5 +1,5 @@
-//! Services, EndpointSlices, this Node, ServiceCIDRs and, if asked for, this node's Pods and all Namespaces as an apiserver has
-//! them, followed.
+//! Follows the Services, EndpointSlices, this Node and ServiceCIDRs of an apiserver and, if requested, this
+//! node's Pods and all Namespaces.
 //!
 //! ```text
 //!  config ─► access ─► transport ─► follow ─┐
@@ -7,19 +7,19 @@
 //!   files)    read)      401, TLS)   watch) ┘
 //! ```
 //!
-//! * [`Config`]: where the apiserver is and how to talk to it. [`Prepared::new`] says what is wrong
-//!   with it; everything that may pass by itself is retried, and reported by [`Health`].
-//! * One task per resource lists and watches it; each object becomes the compact model at once, and only
-//!   names are kept, to know after another list what is gone.
-//! * Nothing is handed over before Services and EndpointSlices are listed in full.
+//! * [`Config`]: where the apiserver is and how to connect to it. [`Prepared::new`] reports configuration
+//!   errors. Errors that may pass without intervention are retried, and reported by [`Health`].
+//! * One task per resource lists and watches it. Each object becomes the compact model at once; only names are
+//!   kept, to tell after the next list which objects are gone.
+//! * Nothing is passed on before Services and EndpointSlices are listed in full.
 //!
-//! [`look`] only looks, once. [`EventWriter`] writes Events, for whoever has some.
+//! [`look`] reads the cluster once without following it. [`EventWriter`] writes Events.
 //!
-//! The requests are few and plain (list, watch), so they are made with reqwest directly: a kube client and
-//! watcher on top of it would have to be wrapped for each of 410 at the start of a watch, `Retry-After`,
-//! silence, several apiservers, one bad object in a list, and credentials that change.
+//! The requests are few and plain (list, watch), so they are made with reqwest directly. A kube client and
+//! watcher would need a wrapper for each of these: 410 at the start of a watch, `Retry-After`, silence, several
+//! apiservers, one bad object in a list, and credentials that change.
 //!
-//! Runs on the caller's tokio runtime; nothing in it blocks but reading small files, which has threads of
+//! It runs on the caller's tokio runtime and never blocks it: small files are read on threads of their own.
 //! its own.
 
 mod access;
@@ -67,12 +67,12 @@ use collect::collect;
 use follow::Follower;
 use transport::Transport;
 
-/// News of all resources that wait for the collector.
+/// The maximum number of news, of all resources, that wait for the collector.
 const NEWS_IN_FLIGHT: usize = 16;
-/// Batches that wait for the receiver: the next one gathers meanwhile.
+/// The maximum number of batches that wait for the receiver. The next one is collected meanwhile.
 const BATCHES_IN_FLIGHT: usize = 1;
 
-/// A source that can be started: it is known where the apiserver is, and nobody has been connected to.
+/// A source that is ready to start: its configuration is valid, and no connection has been made yet.
 #[derive(Debug)]
 pub struct Prepared {
     config: Config,
@@ -83,20 +83,20 @@ impl Prepared {
     /// Reads the files that `config` names.
     ///
     /// # Errors
-    /// The configuration cannot be used, whatever the apiserver may do.
+    /// The configuration is invalid, whatever the apiserver answers.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         Ok(Self { transport: Arc::new(Transport::new(config.clone())?), config })
     }
 
-    /// As [`ApiserverSource::addresses`]: so far, those that are configured.
+    /// See [`ApiserverSource::addresses`]. Before the start: the configured addresses.
     pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.transport.addresses().subscribe()
     }
 
     /// Starts to follow the cluster, on the current tokio runtime.
     ///
-    /// The first batch is the whole cluster, as soon as it is known; it may be empty. All others are
-    /// changes, in order. A receiver that is slow gets larger batches.
+    /// The first batch is the whole cluster, and is sent as soon as that is known; it may be empty. All later
+    /// batches are changes, in order. A slow receiver gets larger batches.
     pub fn start(self) -> (ApiserverSource, mpsc::Receiver<Vec<Change>>) {
         let Self { config, transport } = self;
         let health = Arc::new(Health::new(config.timing.unnoticed()));
@@ -128,7 +128,7 @@ impl Prepared {
     }
 }
 
-/// A running source; dropping it ends it.
+/// A running source; dropping it stops it.
 #[derive(Debug)]
 pub struct ApiserverSource {
     health: Arc<Health>,
@@ -140,29 +140,30 @@ impl ApiserverSource {
     /// [Prepares](Prepared::new) one, and [starts](Prepared::start) it.
     ///
     /// # Errors
-    /// The configuration cannot be used, whatever the apiserver may do.
+    /// The configuration is invalid, whatever the apiserver answers.
     pub fn start(config: Config) -> Result<(Self, mpsc::Receiver<Vec<Change>>), ConfigError> {
         Ok(Prepared::new(config)?.start())
     }
 
-    /// What writes Events there.
+    /// A writer of Events to this cluster.
     pub fn events(&self) -> EventWriter {
         EventWriter::new(Arc::clone(&self.transport), Arc::clone(&self.health))
     }
 
-    /// The addresses and ports that connections to apiservers, or to a proxy in between, are made to: those that are configured
-    /// and, before anybody connects, those that names resolve to. At most 16: those that were resolved longest ago are forgotten.
+    /// The addresses and ports of connections to apiservers, or to a proxy in between: the configured ones and,
+    /// before a connection is made, those that names resolve to. At most 16; those resolved longest ago are
+    /// dropped.
     pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.transport.addresses().subscribe()
     }
 
-    /// How it is doing.
+    /// The state of the source.
     pub fn health(&self) -> &Arc<Health> {
         &self.health
     }
 }
 
-/// Warns if the apiserver's address is one that only works while somebody serves it.
+/// Warns if the apiserver's address works only while a node proxy serves it.
 fn warn_of_circle(servers: &[Url], changes: &[Change]) {
     if let Some(address) = circle(servers, changes) {
         tracing::warn!(
@@ -172,9 +173,9 @@ fn warn_of_circle(servers: &[Url], changes: &[Change]) {
     }
 }
 
-/// An apiserver's address that is a Service's cluster IP. The rules that an agent leaves capture what its successor sends to that
-/// as well, and lead it to nobody. (Other addresses of Services do not lead an agent astray: it keeps those that its apiserver
-/// has clear.)
+/// An apiserver's address that is a Service's cluster IP. The rules that an agent leaves behind capture its
+/// successor's connections to that address as well, and no agent serves them. (Other addresses of Services are
+/// harmless: an agent excludes its apiserver's addresses from capture.)
 fn circle(servers: &[Url], changes: &[Change]) -> Option<IpAddr> {
     let hosts = servers.iter().filter_map(Url::host_str);
     let hosts: Vec<IpAddr> = hosts.filter_map(|host| host.trim_matches(['[', ']']).parse().ok()).collect();

@@ -1,8 +1,8 @@
-//! Objects of the Kubernetes API to the model: what of an object counts for a proxy.
+//! Converts objects of the Kubernetes API to the model: the parts that matter to a proxy.
 //!
-//! Pure functions, one module per kind, by the rules of kube-proxy 1.36. Nothing here fails: an
-//! element that is wrong is left out and described by a [`Problem`], the rest of the object counts.
-//! Only an object without anything to go by is skipped whole ([`Skip`]).
+//! Pure functions, one module per kind, by the rules of kube-proxy 1.36. Nothing here fails: a wrong element is
+//! left out and described by a [`Problem`], and the rest of the object counts. An object is skipped as a whole
+//! ([`Skip`]) only if it has nothing usable.
 
 mod address;
 mod node;
@@ -23,10 +23,10 @@ pub use slice::slice;
 
 use crate::api::{List, Meta};
 
-/// What became of one API object.
+/// The result of converting one API object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted<T> {
-    /// The model's object, or why there is none.
+    /// The object of the model, or why there is none.
     pub result: Result<T, Skip>,
     /// Elements that were left out.
     pub problems: Vec<Problem>,
@@ -42,13 +42,13 @@ pub enum Skip {
     Headless,
     /// Label `service.kubernetes.io/service-proxy-name`: another proxy serves it.
     OtherProxy,
-    /// `addressType: FQDN`: nothing that packets could be sent to.
+    /// `addressType: FQDN`: no addresses that packets could be sent to.
     Fqdn,
-    /// A pod that is over, or one in its node's network: it has no network of its own.
+    /// The pod has ended, or it uses its node's network: it has no network of its own.
     NoNetwork,
-    /// No cluster IP. An apiserver will allocate one; in a file nobody does.
+    /// There is no cluster IP. An apiserver will allocate one; in a file it stays missing.
     NoClusterIp,
-    /// What identifies it or makes it useful is missing or wrong: see the problems.
+    /// Its name or an essential field is missing or wrong: see the problems.
     Broken,
 }
 
@@ -66,14 +66,14 @@ impl fmt::Display for Skip {
     }
 }
 
-/// One thing that is wrong in an object.
+/// One error in an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// Where, as `kubectl` writes it: `endpoints[3].addresses[0]`.
+    /// The field in `kubectl`'s notation: `endpoints[3].addresses[0]`.
     pub field: String,
     /// What is wrong.
     pub what: String,
-    /// What to do about it.
+    /// How to correct it.
     pub mend: String,
 }
 
@@ -100,7 +100,7 @@ impl Problems {
         Converted { result: Ok(object), problems: self.0 }
     }
 
-    /// A port number that has to be there.
+    /// A required port number.
     fn port(&mut self, field: impl Into<String>, number: Option<i32>) -> Option<u16> {
         let number = number.unwrap_or_default();
         let port = u16::try_from(number).ok().filter(|port| *port != 0);
@@ -115,7 +115,7 @@ impl Problems {
         port
     }
 
-    /// A protocol; absent means TCP, as the apiserver's default is.
+    /// A protocol. If it is absent it is TCP, the apiserver's default.
     fn protocol(&mut self, field: impl Into<String>, protocol: Option<&str>) -> Option<Protocol> {
         match protocol {
             None | Some("" | "TCP") => return Some(Protocol::Tcp),
@@ -126,8 +126,7 @@ impl Problems {
         None
     }
 
-    /// Namespace and name. An absent namespace is `default`, as it is to kubectl; an apiserver never
-    /// leaves it out.
+    /// Namespace and name. An absent namespace is `default`, as in kubectl; an apiserver never leaves it out.
     fn object_name<L>(&mut self, metadata: &Meta<L>) -> Option<ObjectName> {
         let namespace = metadata.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default");
         let namespace = self.name("metadata.namespace", namespace, MAX_LABEL);
@@ -135,7 +134,7 @@ impl Problems {
         Some(ObjectName::new(namespace?, name?))
     }
 
-    /// A DNS name as object names are (RFC 1123). Loosely checked: enough for it to be one word in a
+    /// A DNS name, as object names are (RFC 1123). The check is loose: it ensures that the name is one word in a
     /// log line and a metric.
     fn name<'a>(&mut self, field: &str, text: &'a str, max: usize) -> Option<&'a str> {
         let is_name_byte = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
@@ -157,7 +156,7 @@ const MAX_LABEL: usize = 63;
 /// RFC 1123 subdomain: every other name.
 const MAX_SUBDOMAIN: usize = 253;
 
-/// A list that may be absent.
+/// Iterates over a list that may be absent.
 fn each<T>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
     list.iter().flatten().map(|element| &element.0).enumerate()
 }

@@ -1,10 +1,9 @@
 //! Where objects come from: the apiserver, manifest files.
 //!
-//! * [`apiserver`]: a cluster, followed: where it is, list and watch, what is wrong. Async (tokio).
-//! * [`api`]: what is read of the API's objects.
+//! * [`apiserver`]: follows a cluster: finding the apiserver, list and watch, health. Async (tokio).
+//! * [`api`]: the fields of the API's objects that are read.
 //! * [`convert`]: Kubernetes API types to the compact model. Pure; shared by every source.
-//! * [`manifests`]: Services, EndpointSlices and Nodes from YAML and JSON files, followed as the files
-//!   change. Plain std threads; no async.
+//! * [`manifests`]: follows Services, EndpointSlices and Nodes in YAML and JSON files. Plain std threads; no async.
 
 pub mod api;
 pub mod apiserver;

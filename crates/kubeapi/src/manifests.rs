@@ -5,10 +5,10 @@
 //!  (files)  (---)        (types)  (convert) (last good versions)
 //! ```
 //!
-//! Only `disk` and `watch` touch the world; the rest is pure. All of it runs on the caller's thread, or
-//! on the one thread that [`ManifestSource::watch`] starts: files may block, so keep it off async ones.
+//! Only `disk` and `watch` do I/O; the rest is pure. All of it runs on the caller's thread, or on the one thread
+//! that [`ManifestSource::watch`] starts. Do not call it from async threads: files may block.
 //!
-//! A file that is being written, or was written wrongly, never takes away what it gave before: see
+//! A file that is half-written or invalid never removes the objects that it gave before: see
 //! [`ManifestSource::poll`].
 
 mod disk;
@@ -29,12 +29,12 @@ pub use report::{Place, Report, Severity};
 pub use source::ManifestSource;
 pub use watch::{POLL_INTERVAL, Watch};
 
-/// News from the files, in the order they are to be applied.
+/// News from the files, in the order in which to apply them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// What has changed.
+    /// The changes of objects.
     pub changes: Vec<Change>,
-    /// What there is to say about the files.
+    /// Reports about the files.
     pub reports: Vec<Report>,
 }
 
@@ -45,18 +45,18 @@ impl Batch {
     }
 }
 
-/// Why manifests cannot be watched at all. What is wrong inside files is in [`Batch::reports`].
+/// Why manifests cannot be watched at all. Errors inside files are in [`Batch::reports`].
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// The list of paths is empty.
     #[error("no manifest path given: name a file or a directory")]
     NoPath,
-    /// A path does not exist, or cannot be looked at.
+    /// A path does not exist, or cannot be accessed.
     #[error("manifests {}: {error}: name a file or directory that exists", path.display())]
     Path {
         /// The path as it was given.
         path: PathBuf,
-        /// What the system says. No `source`: it is in the message.
+        /// The system's error. No `source`: it is in the message.
         error: io::Error,
     },
 }

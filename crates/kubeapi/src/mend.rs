@@ -1,11 +1,11 @@
-//! What a person can do about an error of the system.
+//! Advice on errors of the operating system.
 
 use std::io;
 
 use rustix::io::Errno;
 use sluice_model::mend_of_shortage;
 
-/// For a file or directory that cannot be read; `otherwise` where nothing better is known.
+/// Advice for a file or directory that cannot be read; `otherwise` if there is no more specific advice.
 pub(crate) fn of_file(error: &io::Error, otherwise: &'static str) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::IO | Errno::STALE) => "see to the disk that it is on",

@@ -1,7 +1,7 @@
-//! JSON whose types are not all as they should be: what is wrong is left out, the rest counts. Pure.
+//! Reading JSON with values of the wrong type: those are left out, and the rest counts. Pure.
 //!
-//! Nearly all objects are read in one go. Only one that cannot be is taken apart: the value that is in the
-//! way is removed, and the rest is read again.
+//! Nearly all objects are read in one go. If that fails, the value in the way is removed, and the rest is read
+//! again.
 
 use std::fmt::Write;
 
@@ -11,27 +11,28 @@ use serde_path_to_error::Segment;
 use super::{OrDefault, Read};
 use crate::convert::Problem;
 
-/// An object with more wrong values than this stays as it was.
+/// The maximum number of wrong values. An object with more of them keeps its previous state.
 const MAX_LEFT_OUT: usize = 16;
 
-/// An object whose ports or endpoints cannot be read has not lost them, one whose source ranges cannot be read
-/// is not open to everybody, and none of them is in another namespace: without these it stays as it was.
+/// Fields that may not be left out: an object with a wrong one keeps its previous state. Unreadable ports or
+/// endpoints are not removed ones, unreadable source ranges do not open a Service to everybody, and an
+/// unreadable namespace is not `default`.
 const ESSENTIAL: [&str; 5] = ["namespace", "ports", "endpoints", "loadBalancerSourceRanges", "cidrs"];
 
-/// Absent, these say something: no protocol is TCP, no condition is ready, no mode is VIP. The element that
-/// they are in is left out with them.
+/// Fields whose absence has a meaning: no protocol is TCP, no condition is ready, no mode is VIP. If one is
+/// wrong, the whole element that contains it is left out.
 const MEANINGFUL: [&str; 7] = ["name", "protocol", "conditions", "ready", "serving", "terminating", "ipMode"];
 
-/// Reads an object. Returns it with what was left out.
+/// Reads an object. Returns it and the values that were left out.
 ///
 /// # Errors
-/// Nothing can be made of it.
+/// The object cannot be used.
 pub(crate) fn decode<T: Default + for<'de> Read<'de>>(json: &str) -> Result<(T, Vec<Problem>), String> {
     let error = match serde_json::from_str(json) {
         Ok(OrDefault(object)) => return Ok((object, Vec::new())),
         Err(error) => error,
     };
-    // What is no JSON has no parts.
+    // Text that is not JSON has no parts.
     let mut value: Value = serde_json::from_str(json).map_err(|_| error.to_string())?;
     let mut left_out = Vec::new();
     loop {
@@ -51,14 +52,14 @@ pub(crate) fn decode<T: Default + for<'de> Read<'de>>(json: &str) -> Result<(T, 
     }
 }
 
-/// What is to be left out when there is something wrong at a path: that, or the element that it is in.
+/// The part to leave out if the value at a path is wrong: that value, or the element that contains it.
 fn part(path: &[Segment]) -> &[Segment] {
     let is_meaningful = matches!(path, [.., Segment::Map { key }] if MEANINGFUL.contains(&key.as_str()));
     let element = path.iter().rposition(|segment| matches!(segment, Segment::Seq { .. }));
     element.filter(|_| is_meaningful).and_then(|element| path.get(..=element)).unwrap_or(path)
 }
 
-/// Takes a value out; returns whether there was one. An element becomes null, so that others keep their places.
+/// Removes a value; returns whether there was one. An element becomes null, so that the others keep their indexes.
 fn remove(value: &mut Value, path: &[Segment]) -> bool {
     let Some((last, before)) = path.split_last() else { return false };
     let parent = before.iter().try_fold(value, |value, segment| match segment {
@@ -75,7 +76,7 @@ fn remove(value: &mut Value, path: &[Segment]) -> bool {
     }
 }
 
-/// As `kubectl` writes it.
+/// The path in `kubectl`'s notation.
 fn text(path: &[Segment]) -> String {
     let mut text = String::new();
     for segment in path {

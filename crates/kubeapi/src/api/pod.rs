@@ -1,4 +1,4 @@
-//! Pods and namespaces, as far as they are read.
+//! Pods and namespaces: the fields that are read.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;

@@ -1,12 +1,12 @@
-//! What it takes to talk to an apiserver, with every file read: two of these are equal if a client
-//! made from one serves for the other.
+//! Everything needed to connect to an apiserver, with all files read. Two values are equal if a client made from
+//! one also serves for the other.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use reqwest::Url;
 
-/// Where the apiserver is, how it is known for what it is, and how it knows us.
+/// Where the apiserver is, how it is authenticated, and how we authenticate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Access {
     /// At least one; in order of preference.
@@ -15,23 +15,23 @@ pub(super) struct Access {
     pub(super) auth: Auth,
 }
 
-/// What the HTTP client has to be made of.
+/// The settings of the HTTP client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Tls {
     pub(super) trust: Trust,
-    /// The name that the certificate is for, where it is not the one in the URL.
+    /// The name in the server's certificate, if it is not the one in the URL.
     pub(super) server_name: Option<String>,
     pub(super) proxy: Option<Url>,
     pub(super) identity: Option<Identity>,
 }
 
-/// Which certificates of a server are good.
+/// Which server certificates are trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Those of the authorities that the system trusts.
+    /// Those signed by the system's trusted authorities.
     #[default]
     System,
-    /// Those of these authorities only: PEM.
+    /// Only those signed by these authorities (PEM).
     Authorities(Vec<u8>),
     /// Any.
     Anything,
@@ -44,7 +44,7 @@ pub(super) struct Identity {
     pub(super) key: Secret<Vec<u8>>,
 }
 
-/// What goes into the header `Authorization`, or how to come by it.
+/// The content of the header `Authorization`, or how to get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Auth {
     None,
@@ -61,11 +61,11 @@ pub(super) struct Exec {
     pub(super) args: Vec<String>,
     pub(super) env: Vec<(String, Secret<String>)>,
     pub(super) install_hint: Option<String>,
-    /// What the program is told about the cluster, where it wants to know.
+    /// The description of the cluster for the program, if it wants one.
     pub(super) cluster: Option<String>,
 }
 
-/// Something that no log may show.
+/// A secret: it never appears in a log.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secret<T>(pub(super) T);
 

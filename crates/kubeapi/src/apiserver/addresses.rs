@@ -1,5 +1,5 @@
-//! The addresses at which apiservers are reached: those that are configured, and those that their names resolve to. Any thread
-//! adds to them.
+//! The addresses at which apiservers are reached: the configured ones, and those that their names resolve to.
+//! Any thread may add addresses.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -9,33 +9,33 @@ use tokio::sync::watch;
 
 use super::access::Access;
 
-/// How many are known at a time: a control plane has a few, and a name must not have any number.
+/// The maximum number of addresses. A control plane has a few, and a name must not add any number of them.
 const MOST: usize = 16;
 
-/// Where SOCKS proxies listen, if their URL does not say (RFC 1928): the `url` crate knows the ports of HTTP alone.
+/// The port of SOCKS proxies whose URL names none (RFC 1928). The `url` crate knows the ports of HTTP only.
 const SOCKS: u16 = 1080;
 
-/// The addresses: those that are configured, and then others, those resolved last first.
+/// The configured addresses, followed by the others, most recently resolved first.
 #[derive(Debug)]
 pub(super) struct Addresses {
-    /// How many are configured. Locked while any change.
+    /// The number of configured addresses. Locked during changes.
     configured: Mutex<usize>,
     all: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl Addresses {
-    /// Those that are configured.
+    /// Starts with the configured addresses.
     pub(super) fn new(access: &Access) -> Self {
         let all = configured(access);
         Self { configured: Mutex::new(all.len()), all: watch::Sender::new(all) }
     }
 
-    /// Sees all of them, now and whenever one comes or goes.
+    /// A receiver of all addresses, now and after each change.
     pub(super) fn subscribe(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.all.subscribe()
     }
 
-    /// Begins anew with those that are configured now.
+    /// Starts over with the addresses that are configured now.
     pub(super) fn set(&self, access: &Access) {
         let mut count = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
         let all = configured(access);
@@ -43,7 +43,7 @@ impl Addresses {
         self.all.send_replace(all);
     }
 
-    /// Adds some that a name was resolved to. If there are too many, those that were resolved longest ago are forgotten.
+    /// Adds addresses that a name was resolved to. If there are too many, those resolved longest ago are dropped.
     pub(super) fn resolved(&self, addresses: &[SocketAddr]) {
         let configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
         self.all.send_if_modified(|all| {
@@ -62,12 +62,12 @@ pub(super) fn port(url: &Url) -> u16 {
     url.port_or_known_default().unwrap_or(SOCKS)
 }
 
-/// What connections are made to: a proxy, if there is one.
+/// The host that connections are made to: the proxy, if there is one.
 pub(super) fn target<'a>(access: &'a Access, server: &'a Url) -> &'a Url {
     access.tls.proxy.as_ref().unwrap_or(server)
 }
 
-/// Those that need no resolver.
+/// The configured addresses that need no resolver.
 fn configured(access: &Access) -> Vec<SocketAddr> {
     let literal = |url: &Url| {
         let ip = url.host_str()?.trim_matches(['[', ']']).parse().ok()?;
@@ -76,7 +76,7 @@ fn configured(access: &Access) -> Vec<SocketAddr> {
     distinct(access.servers.iter().filter_map(|server| literal(target(access, server))))
 }
 
-/// The first ones, each once.
+/// The first addresses, without duplicates.
 fn distinct(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut some = Vec::with_capacity(MOST);
     for address in addresses {
@@ -90,7 +90,7 @@ fn distinct(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     some
 }
 
-/// As frontends have it: without an IPv4 address in an IPv6 one, and without a zone.
+/// The form in which frontends have it: an IPv4-mapped address as IPv4, and without a zone.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -149,7 +149,7 @@ mod tests {
         let seen = addresses.subscribe();
         for number in 1..=MOST {
             addresses.resolved(&[numbered(number)]);
-            // The first one is still resolved to.
+            // The first one is still being resolved to.
             addresses.resolved(&[numbered(1)]);
         }
         let mut wanted = vec![numbered(0), numbered(1)];

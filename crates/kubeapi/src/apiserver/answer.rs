@@ -1,4 +1,4 @@
-//! What comes back of a request: the bytes of its body, and what an answer that is an error means.
+//! Responses: the bytes of the body, and the meaning of an error.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::decode;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 
-/// What of an answer that is an error is read.
+/// The maximum number of bytes read of an error response.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 
-/// An apiserver that asks to be left alone for longer is asked again after this.
+/// The maximum delay: an apiserver that asks for a longer one is asked again after this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
-/// A body that arrives.
+/// A body that is being received.
 #[derive(Debug)]
 pub(super) struct Answer {
     response: Response,
@@ -47,19 +47,19 @@ impl Answer {
         Failure { reason, server: self.server.clone(), retry_after: None }
     }
 
-    /// What it says it is, where that is nothing an apiserver sends: proxies answer with a page of their own.
+    /// The content type, if it is one that no apiserver sends: proxies answer with pages of their own.
     pub(super) fn foreign_type(&self) -> Option<String> {
         let said = self.response.headers().get(CONTENT_TYPE)?.to_str().unwrap_or_default();
         (!said.starts_with("application/json"))
             .then(|| format!("an answer of type {}", reason::one_line(said)))
     }
 
-    /// Which apiserver sends it: for `Transport::give_up`.
+    /// The index of the apiserver that sends it: for `Transport::give_up`.
     pub(super) fn index(&self) -> usize {
         self.index
     }
 
-    /// What an answer with another status than 200 means.
+    /// The meaning of a response with a status other than 200.
     pub(super) async fn into_failure(mut self, resource: Option<Resource>, limit: Duration) -> Failure {
         let status = self.response.status();
         if status.is_redirection() {
@@ -67,7 +67,7 @@ impl Answer {
             return self.failure(elsewhere(status.as_u16(), location));
         }
         let header = self.response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        // The other form, a date, is not what apiservers send.
+        // Apiservers do not send the other form, a date.
         let header = header.and_then(|text| text.trim().parse::<u32>().ok());
         let mut body = Vec::new();
         while body.len() < MAX_ERROR_BYTES
@@ -78,7 +78,7 @@ impl Answer {
         let said: decode::Status = serde_json::from_slice(&body).unwrap_or_default();
         let retry_after = header.or_else(|| said.details.as_ref().and_then(|details| details.retry_after));
         let reason = match (resource, status) {
-            // What is in a namespace that goes is as good as gone.
+            // A namespace that is terminating counts as gone.
             (None, StatusCode::FORBIDDEN) if said.is_of_terminating_namespace() => {
                 Reason::Status(404, String::new())
             }
@@ -92,8 +92,8 @@ impl Answer {
     }
 }
 
-/// What a redirect means. No apiserver sends one for what is asked here: a page to log in at does, or a balancer that wants
-/// HTTPS.
+/// The meaning of a redirect. No apiserver redirects these requests: a login page does, or a balancer that
+/// requires HTTPS.
 fn elsewhere(status: u16, location: Option<&str>) -> Reason {
     let to = location.map_or_else(String::new, |location| format!(" to {}", reason::one_line(location)));
     Reason::NotUnderstood(format!("a redirect ({status}){to}, which is not followed"))
@@ -103,7 +103,7 @@ pub(super) fn seconds(retry_after: Option<u32>) -> Option<Duration> {
     retry_after.map(|seconds| Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER))
 }
 
-/// What a status code means, of an answer or of an event.
+/// The meaning of a status code in a response or an event.
 pub(super) fn of_status(resource: Resource, code: u16, message: &str) -> Reason {
     match code {
         403 => Reason::Forbidden(resource),
@@ -111,7 +111,7 @@ pub(super) fn of_status(resource: Resource, code: u16, message: &str) -> Reason 
     }
 }
 
-/// The same, whatever it was about.
+/// The meaning of a status code for any resource.
 fn of_code(code: u16, message: &str) -> Reason {
     match code {
         401 => Reason::Unauthorized,

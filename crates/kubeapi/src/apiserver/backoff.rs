@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Delays that double with every failure in a row.
+/// Delays that double with each consecutive failure.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min: Duration,
@@ -15,16 +15,16 @@ impl Backoff {
         Self { min, max, next: min }
     }
 
-    /// The next delay. `random` is from 0 to 1: half of a delay is random, so that the nodes of a cluster
-    /// do not come back all at once when its apiserver does.
+    /// The next delay. `random` is from 0 to 1: half of a delay is random, so that the nodes of a cluster do not
+    /// all reconnect at once when its apiserver returns.
     pub(super) fn failed(&mut self, random: f64) -> Duration {
         let delay = self.next;
         self.next = (delay * 2).min(self.max);
-        // Between 1 and 2 times the shortest delay at first, never above the longest.
+        // At first between 1 and 2 times the minimum, never more than the maximum.
         (delay.mul_f64(1.0 + random.clamp(0.0, 1.0))).min(self.max)
     }
 
-    /// All is well.
+    /// Resets the delay after a success.
     pub(super) fn reset(&mut self) {
         self.next = self.min;
     }

@@ -1,4 +1,4 @@
-//! The HTTP client: which certificates it trusts, and which it shows.
+//! The HTTP client: which certificates it trusts, and which it presents.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use super::reason;
 
 const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
 
-/// How long a connection may take, TLS included.
+/// The timeout for establishing a connection, including TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// TCP probes that may get lost.
+/// The number of TCP keep-alive probes that may get lost.
 const PROBES: u32 = 3;
 
 /// An apiserver, and the client that reaches it.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
-    /// As it is configured.
+    /// The URL as configured.
     pub(super) url: Url,
-    /// As it is in requests: with the name that the certificate is for.
+    /// The URL in requests: with the name in the certificate.
     pub(super) base: Url,
     pub(super) http: Client,
 }
 
-/// Clients for all apiservers, in their order. `identity` wins over the configured one. What names resolve to is added to
-/// `addresses` before anybody connects to it.
+/// Makes clients for all apiservers, in their order. `identity` takes precedence over the configured one.
+/// Addresses that names resolve to are added to `addresses` before a connection to them is made.
 pub(super) fn build(
     access: &Access,
     identity: Option<&Identity>,
@@ -61,15 +61,15 @@ fn build_one(
     let probe_interval = probe_interval(timing);
     let mut builder = Client::builder()
         .user_agent(USER_AGENT)
-        // A redirect would take the credentials elsewhere; an apiserver sends none for what we ask.
+        // A redirect would send the credentials elsewhere, and an apiserver does not redirect our requests.
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .tcp_keepalive(timing.keep_alive)
         .tcp_keepalive_interval(probe_interval)
         .tcp_keepalive_retries(PROBES)
-        // Instead of the number of probes, and for what was sent and is not acknowledged. The kernel looks when
-        // a probe is due: the last one before the time is over.
+        // It replaces the number of probes, and covers data that was sent and not acknowledged. The kernel
+        // checks it when a probe is due: at the last one before the timeout.
         .tcp_user_timeout(timing.unnoticed().saturating_sub(probe_interval))
         .http2_keep_alive_interval(timing.keep_alive)
         .http2_keep_alive_timeout(timing.keep_alive_answer)
@@ -107,13 +107,13 @@ fn build_one(
     Ok(Server { url: url.clone(), base, http })
 }
 
-/// The kernel counts whole seconds, and probes every 75 s unless it is told.
+/// The interval of the probes. The kernel counts whole seconds; its default is 75 s.
 fn probe_interval(timing: &Timing) -> Duration {
     Duration::from_secs((timing.keep_alive_answer / PROBES).as_secs().max(1))
 }
 
-/// The certificates of a bundle that can be used: as to client-go (`x509.CertPool.AppendCertsFromPEM`), one that cannot
-/// takes nothing from the others.
+/// The usable certificates of a bundle. As in client-go (`x509.CertPool.AppendCertsFromPEM`), an unusable one
+/// does not affect the others.
 fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, ConfigError> {
     let (mut usable, mut number, mut problem) = (Vec::new(), 0, String::new());
     for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -155,12 +155,12 @@ fn wrong(field: &str, error: &reqwest::Error) -> ConfigError {
     )
 }
 
-/// Finds addresses as the system does, and says which.
+/// Resolves names with the system's resolver, and reports the addresses.
 #[derive(Debug)]
 struct Resolver {
-    /// Every name is found at this host: the apiserver's, whatever its certificate calls it.
+    /// The host that every name resolves to: the apiserver's, whatever name its certificate has.
     elsewhere: Option<String>,
-    /// The port that is connected to.
+    /// The port of the connections.
     port: u16,
     addresses: Arc<Addresses>,
 }

@@ -1,5 +1,4 @@
-//! Bringing the news of all resources together: nothing before the first full lists, then everything
-//! that has come in, in batches.
+//! Merges the news of all resources into batches. The first batch waits for the first full lists.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,24 +10,24 @@ use tokio::time::{Instant, sleep_until};
 use super::follow::News;
 use super::resource::Resource;
 
-/// Changes in one batch, about: more wait in the followers, and in the end at the apiserver.
+/// The approximate number of changes in a batch. More changes wait in the followers, and finally at the apiserver.
 const MAX_BATCH: usize = 10_000;
 
-/// How long what is not needed is waited for once the rest is there: some attempts.
+/// How long to wait for optional resources once the required ones are complete: enough for a few attempts.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What has not been handed over yet.
+/// Changes that have not been passed on yet.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// Not all that is needed is there.
+    /// Some required resource is not complete.
     Waiting {
-        /// All changes so far, but for those that were found to be outdated.
+        /// All changes so far, except those found to be outdated.
         changes: Vec<Change>,
-        /// How many there were after these had last been looked for.
+        /// The number of changes after the last removal of outdated ones.
         compacted: usize,
-        /// By resource: whether there is nothing to wait for any more.
+        /// By resource: whether there is nothing left to wait for.
         settled: [bool; Resource::ALL.len()],
-        /// Until when the others are waited for, once all that is needed is there.
+        /// How long to wait for the optional resources, once the required ones are complete.
         until: Option<Instant>,
     },
     /// Changes since the last batch; the first one is due even if it is empty.
@@ -41,7 +40,7 @@ impl Pending {
         Self::Waiting { changes: Vec::new(), compacted: 0, settled, until: None }
     }
 
-    /// Takes in news.
+    /// Adds news.
     pub(super) fn add(&mut self, news: News) {
         match (&mut *self, news) {
             (Self::Open { changes, is_due }, News::Changes(more)) => {
@@ -59,8 +58,8 @@ impl Pending {
             (Self::Waiting { settled, until, .. }, news) => {
                 let resource = match news {
                     News::Listed(resource) => resource,
-                    // Without the node and the ranges some of what an earlier run left would be taken away, nodePorts for one: so
-                    // they are waited for as long as there is hope that they come with the rest.
+                    // Without the node and the ranges, an agent would remove some of what an earlier run left,
+                    // such as nodePorts. So they are waited for as long as they may still arrive with the rest.
                     News::Denied(resource) if !resource.is_required() => resource,
                     _ => return,
                 };
@@ -77,12 +76,12 @@ impl Pending {
         }
     }
 
-    /// Until when there is something to wait for that is not needed.
+    /// When to stop waiting for optional resources.
     fn deadline(&self) -> Option<Instant> {
         if let Self::Waiting { until, .. } = self { *until } else { None }
     }
 
-    /// All there is so far is handed over.
+    /// Releases everything collected so far.
     fn open(&mut self) {
         if let Self::Waiting { changes, .. } = self {
             let mut changes = std::mem::take(changes);
@@ -111,7 +110,7 @@ impl Pending {
     }
 }
 
-/// Keeps only the last state of each object, and none of those that are gone.
+/// Keeps only the last state of each object, and drops deleted objects.
 fn compact(changes: &mut Vec<Change>) {
     let mut seen = HashSet::new();
     changes.reverse();
@@ -125,7 +124,7 @@ fn compact(changes: &mut Vec<Change>) {
     changes.reverse();
 }
 
-/// Passes news on in batches until one side is gone. `on_first` is called when the first batch is.
+/// Passes news on in batches until one side is gone. Calls `on_first` when the first batch is passed on.
 pub(super) async fn collect(
     mut news: mpsc::Receiver<News>,
     batches: mpsc::Sender<Vec<Change>>,
@@ -135,7 +134,7 @@ pub(super) async fn collect(
     let mut on_first = Some(on_first);
     loop {
         let deadline = pending.deadline();
-        // While the receiver is busy, changes gather.
+        // While the receiver is busy, changes accumulate.
         tokio::select! {
             permit = batches.reserve(), if pending.is_due() => {
                 let Ok(permit) = permit else { return };
@@ -240,14 +239,14 @@ mod tests {
         for resource in [Resource::Services, Resource::EndpointSlices, Resource::ServiceCidrs] {
             news.send(News::Listed(resource)).await.unwrap();
         }
-        // Time passes as nothing else is to be done.
+        // Paused time advances when nothing else can run.
         assert_eq!(output.recv().await, Some(Vec::new()));
         assert_eq!(began.elapsed().as_secs(), PATIENCE.as_secs());
         news.send(changes(&[node("a")])).await.unwrap();
         assert_eq!(output.recv().await, Some(vec![Change::Apply(node("a"))]));
     }
 
-    /// More than are sent before anybody takes some.
+    /// More news than the channels hold.
     const NEWS: usize = 16;
 
     #[tokio::test]
@@ -261,7 +260,7 @@ mod tests {
         let some = changes(&vec![cidr(); 100]);
         let News::Changes(some) = some else { unreachable!() };
         let mut sent = 0;
-        // Until nobody takes any more.
+        // Until the channels are full.
         while !is_stuck(&news).await {
             news.send(News::Changes(some.clone())).await.unwrap();
             sent += some.len();
@@ -277,7 +276,7 @@ mod tests {
         collecting.await.unwrap();
     }
 
-    /// Whether the other side does not take anything, however often it gets to run.
+    /// Whether the other side takes nothing, however often it gets to run.
     async fn is_stuck(news: &mpsc::Sender<News>) -> bool {
         for _ in 0..1000 {
             if news.capacity() > 0 {

@@ -1,15 +1,15 @@
-//! How the apiserver is to be reached: what the command line and the environment say.
+//! How to reach the apiserver, from the command line and the environment.
 //!
-//! Which of them counts:
-//! 1. `--kubeconfig FILE`, or else the files of `KUBECONFIG`; of each name the first file's entry.
+//! Order of precedence:
+//! 1. `--kubeconfig FILE`, or else the files of `KUBECONFIG`; for each name the first file's entry.
 //! 2. Otherwise the service account of the pod that the agent runs in.
-//! 3. `--master URL`, which may be given several times, replaces the address in either of these, and
-//!    is enough alone where the apiserver asks for no credentials.
+//! 3. `--master URL`, which may be given several times, replaces the address in either of these. It is enough
+//!    alone if the apiserver needs no credentials.
 //!
 //! In a pod the address is `KUBERNETES_SERVICE_HOST`, which kubelet sets to the cluster IP of the Service
-//! `kubernetes`: an address that it takes a node proxy to reach. An agent that provides that address must
-//! not need it, so give it a direct one: `--master https://10.0.0.2:6443`, a kubeconfig, or
-//! `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT` set in the pod's manifest.
+//! `kubernetes`. Reaching that address takes a node proxy, and an agent that provides it must not need it. So
+//! give it a direct address: `--master https://10.0.0.2:6443`, a kubeconfig, or `KUBERNETES_SERVICE_HOST` and
+//! `KUBERNETES_SERVICE_PORT` set in the pod's manifest.
 
 use std::io;
 use std::net::IpAddr;
@@ -26,10 +26,10 @@ use crate::mend;
 /// Where kubelet puts a pod's credentials.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// What to watch and how to get there.
+/// What to watch and how to connect.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// This node's name, as the cluster has it.
+    /// This node's name in the cluster.
     pub node: String,
     /// `--kubeconfig`.
     pub kubeconfig: Option<PathBuf>,
@@ -37,17 +37,17 @@ pub struct Config {
     pub context: Option<String>,
     /// `--master`: addresses of apiservers of one cluster, in order of preference.
     pub masters: Vec<String>,
-    /// Whether what this node's pods and the cluster's namespaces are annotated with is asked for. Nothing waits for them, and
-    /// without the right to list them all else is followed.
+    /// Whether to follow this node's pods and the cluster's namespaces, for their annotations. Nothing waits for
+    /// them, and without the right to list them everything else is still followed.
     pub pods: bool,
-    /// What the process was started with.
+    /// The environment of the process.
     pub environment: Environment,
     /// Intervals and limits.
     pub timing: Timing,
 }
 
 impl Config {
-    /// With nothing but the environment to go by.
+    /// A configuration from the environment only.
     pub fn new(node: impl Into<String>, environment: Environment) -> Self {
         Self {
             node: node.into(),
@@ -61,7 +61,7 @@ impl Config {
     }
 }
 
-/// What of the process's environment counts.
+/// The parts of the process's environment that are used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
     /// The files of `KUBECONFIG`.
@@ -73,7 +73,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// That of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         let files = std::env::var_os("KUBECONFIG").unwrap_or_default();
         let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
@@ -86,42 +86,43 @@ impl Environment {
     }
 }
 
-/// Intervals and limits, with the values that suit a cluster.
+/// Intervals and limits, with defaults that suit a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
-    /// The shortest delay after a failure; it doubles with every failure in a row. 0.8 s, as client-go has.
+    /// The minimum delay after a failure; it doubles with each consecutive failure. 0.8 s, as in client-go.
     pub backoff_min: Duration,
-    /// The longest delay. 30 s.
+    /// The maximum delay. 30 s.
     pub backoff_max: Duration,
     /// How long to wait for an apiserver to answer, and for the next bytes of a list. 30 s.
     pub answer: Duration,
-    /// How long a connection may be silent before the other side is asked whether it is there: by a ping over
-    /// HTTP/2, by a TCP probe over HTTP/1.1. 30 s, as client-go has. Over TCP whole seconds count.
+    /// How long a connection may be silent before its other end is probed: by a ping over HTTP/2, by a TCP probe
+    /// over HTTP/1.1. 30 s, as in client-go. For TCP it counts in whole seconds.
     pub keep_alive: Duration,
-    /// How long it may take to answer that, before the connection is given up: 15 s. A watch itself may be
-    /// silent for hours: an apiserver sends no bookmark for a resource that has not changed since it started.
+    /// How long the other end may take to answer the probe before the connection is closed: 15 s. A watch itself
+    /// may be silent for hours: an apiserver sends no bookmark for a resource that has not changed since it started.
     pub keep_alive_answer: Duration,
-    /// How long a watch is asked to last, and up to twice as long: 5 minutes, as client-go does, so that
+    /// The minimum duration requested for a watch; the maximum is twice that. 5 minutes, as in client-go, so that
     /// watches spread over the apiservers again after one was down.
     pub watch: Duration,
-    /// How long to wait for these files; what was read before counts if it takes longer. 5 s.
+    /// How long to wait for the configuration's files. If it takes longer, the previous contents count. 5 s.
     pub read: Duration,
-    /// How often files with credentials and certificates are looked at, at most. 60 s; at once after a
-    /// 401 or a failed TLS handshake.
+    /// The minimum interval between checks of files with credentials and certificates. 60 s; after a 401 or a
+    /// failed TLS handshake they are checked at once.
     pub reload: Duration,
-    /// How long another apiserver than the first is used before the first is tried again. 5 minutes.
+    /// How long another apiserver is used before the first one is tried again. 5 minutes.
     pub fail_back: Duration,
-    /// How often a resource that the cluster does not serve is looked for. 10 minutes.
+    /// How often to look for a resource that the cluster does not serve. 10 minutes.
     pub absent: Duration,
-    /// Objects per page of a list. 500, as client-go has.
+    /// Objects per page of a list. 500, as in client-go.
     pub page: usize,
-    /// Bytes of a page. One that is larger is asked for again with half as many objects; a list that is asked for in one,
-    /// in pages. 256 MiB: 500 of the largest EndpointSlices (1000 endpoints) have about that.
+    /// The maximum size of a page in bytes. A larger one is requested again with half as many objects, a list
+    /// that was requested as a whole in pages. 256 MiB: about the size of 500 of the largest EndpointSlices
+    /// (1000 endpoints).
     pub page_bytes: usize,
 }
 
 impl Timing {
-    /// How long ago an apiserver may have been gone whose connections are open: this much is not noticed.
+    /// The longest time for which the loss of an apiserver with open connections stays unnoticed.
     pub(super) fn unnoticed(&self) -> Duration {
         self.keep_alive + self.keep_alive_answer
     }
@@ -146,10 +147,10 @@ impl Default for Timing {
     }
 }
 
-/// Why the apiserver cannot be reached as it is configured. No retry helps.
+/// Why the configuration of the apiserver cannot be used. No retry helps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Nothing says where it is.
+    /// Nothing names the apiserver's address.
     #[error(
         "no apiserver to watch: give --kubeconfig FILE or --master URL, set KUBECONFIG, \
          or run in a pod with a service account"
@@ -162,12 +163,12 @@ pub enum ConfigError {
         path: PathBuf,
         /// What it is for.
         what: &'static str,
-        /// What the system says.
+        /// The system's error.
         error: String,
         /// What to do about it.
         mend: &'static str,
     },
-    /// A kubeconfig is not what one has to be.
+    /// A kubeconfig is invalid.
     #[error("kubeconfig {}{}: {what}: correct the file, or name another one", path.display(), line.map(|line| format!(":{line}")).unwrap_or_default())]
     Syntax {
         /// The file.
@@ -182,9 +183,9 @@ pub enum ConfigError {
     UnknownContext {
         /// The files that were looked at.
         origin: String,
-        /// The context that was asked for; empty for none.
+        /// The requested context; empty for none.
         context: String,
-        /// Which there are.
+        /// The existing contexts.
         known: String,
     },
     /// A value is wrong.
@@ -213,7 +214,7 @@ impl ConfigError {
     }
 }
 
-/// Reads all there is to read. Blocks on files.
+/// Reads all files. Blocks.
 pub(super) fn load(config: &Config, disk: &Disk) -> Result<Access, ConfigError> {
     let masters = config.masters.iter().map(|text| server("--master", "URL", text));
     let masters = masters.collect::<Result<Vec<_>, _>>()?;
@@ -222,7 +223,7 @@ pub(super) fn load(config: &Config, disk: &Disk) -> Result<Access, ConfigError> 
         None => &config.environment.kubeconfig[..],
     };
     if !files.is_empty() {
-        // Of the files that KUBECONFIG lists not all have to exist, as to kubectl.
+        // As in kubectl, not all files that KUBECONFIG lists have to exist.
         let must_exist = config.kubeconfig.is_some();
         return kubeconfig::load(disk, files, must_exist, config.context.as_deref(), masters);
     }
@@ -231,7 +232,7 @@ pub(super) fn load(config: &Config, disk: &Disk) -> Result<Access, ConfigError> 
         return Err(ConfigError::value("--context", "NAME", "there is no kubeconfig to choose from", mend));
     }
     match (&config.environment.service_account, &config.environment.service) {
-        // An unencrypted connection is one to something local, and no place for a token.
+        // An unencrypted connection is to something local, and must not carry a token.
         (Some(_), _) if !masters.is_empty() && masters.iter().all(|url| url.scheme() == "http") => {
             Ok(anonymous(masters))
         }
@@ -264,7 +265,7 @@ pub(super) fn read(disk: &Disk, path: &Path, what: &'static str) -> Result<Vec<u
     disk.read(path).map_err(|error| ConfigError::file(path, what, &error))
 }
 
-/// A token, without the line end that editors add.
+/// A token, without the newline that editors add.
 pub(super) fn token_file(disk: &Disk, path: &Path) -> Result<Secret<String>, ConfigError> {
     let bytes = read(disk, path, "the token")?;
     let token = String::from_utf8_lossy(&bytes).trim().to_owned();
@@ -280,7 +281,7 @@ pub(super) fn server(origin: impl ToString, field: &str, text: &str) -> Result<U
     let wrong = |what: String| {
         Err(ConfigError::value(origin.to_string(), field, what, "write one such as https://10.0.0.2:6443"))
     };
-    // As kubectl reads an address without a scheme, also where there is a CA: it decides before it has read one.
+    // kubectl reads an address without a scheme like this, even if there is a CA: it decides before it reads one.
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let mut url = match Url::parse(&full) {
         Ok(url) => url,

@@ -1,7 +1,7 @@
-//! Bytes of the API to the model: pages of lists, events of watches, single objects. Pure.
+//! Decodes bytes of the API to the model: pages of lists, events of watches, single objects. Pure.
 //!
-//! Each object is decoded by itself and turned into the model at once, so that a broken one costs
-//! nothing but itself and no second copy of the cluster is ever held.
+//! Each object is decoded separately and converted at once. So a broken one affects no other, and there is never
+//! a second copy of the cluster.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -11,8 +11,8 @@ use super::resource::Resource;
 use crate::api::{self, Identity, IdentityMeta, Read, lenient};
 use crate::convert::{self, Converted, Problem, Skip};
 
-/// Larger objects are not looked at. An apiserver takes requests of up to 3 MiB, and etcd keeps half
-/// of that.
+/// The maximum size of an object; larger ones are not read. An apiserver accepts requests of up to 3 MiB, and
+/// etcd stores half of that.
 pub(super) const MAX_OBJECT_BYTES: usize = 4 << 20;
 
 /// One page of a list.
@@ -20,18 +20,18 @@ pub(super) const MAX_OBJECT_BYTES: usize = 4 << 20;
 pub(super) struct Page<'a> {
     #[serde(default)]
     pub(super) metadata: ListMeta,
-    /// Null is a list without any. What has none at all is no list.
+    /// Null is an empty list. A page without this field is no list.
     #[serde(borrow, deserialize_with = "Option::deserialize")]
     pub(super) items: Option<Vec<&'a RawValue>>,
 }
 
-/// What a page says about the list.
+/// The metadata of a list.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ListMeta {
-    /// Where a watch goes on from.
+    /// The version from which a watch continues.
     #[serde(rename = "resourceVersion", default)]
     pub(super) version: String,
-    /// Asks for the next page; empty after the last.
+    /// The token for the next page; empty on the last one.
     #[serde(rename = "continue", default)]
     pub(super) next: String,
 }
@@ -45,7 +45,7 @@ pub(super) struct Event<'a> {
     pub(super) object: &'a RawValue,
 }
 
-/// What an event is about.
+/// The type of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(super) enum EventKind {
     #[serde(rename = "ADDED", alias = "MODIFIED")]
@@ -86,32 +86,32 @@ struct StatusCause {
 }
 
 impl Status {
-    /// Nothing can be created in the namespace any more (admission's `NamespaceLifecycle`).
+    /// Whether the namespace is terminating and accepts no new objects (admission's `NamespaceLifecycle`).
     pub(super) fn is_of_terminating_namespace(&self) -> bool {
         let causes = self.details.iter().filter_map(|details| details.causes.as_ref()).flatten();
         causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
     }
 }
 
-/// What of an object could be understood.
+/// The readable parts of an object.
 #[derive(Debug)]
 pub(super) struct Decoded {
-    /// `None` when not even its name could be read.
+    /// `None` if not even its name could be read.
     pub(super) reference: Option<ObjectRef>,
     /// Its `resourceVersion`.
     pub(super) version: Option<String>,
     pub(super) meaning: Meaning,
 }
 
-/// What an object is to a proxy.
+/// The meaning of an object for a proxy.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and none lives long")]
 pub(super) enum Meaning {
-    /// It counts, but for these elements.
+    /// It counts, except for these elements.
     Counts(Object, Vec<Problem>),
-    /// It is well formed, and not for a proxy to serve: as good as gone.
+    /// It is well-formed, but not for a proxy to serve: counts as gone.
     Ignored(Skip),
-    /// It cannot be understood. What was known of it stays.
+    /// It cannot be understood. Its previous state stays.
     Broken(String),
 }
 
@@ -139,7 +139,7 @@ pub(super) fn object(resource: Resource, json: &str) -> Decoded {
     })
 }
 
-/// What identifies an object, whatever else is in it. Nothing of something that is no object.
+/// The name and version of an object, whatever else it contains; empty if the text is no object.
 pub(super) fn identity(json: &str) -> Identity {
     if json.len() > MAX_OBJECT_BYTES {
         return serde_json::from_str(json).unwrap_or_default();
@@ -162,15 +162,15 @@ where
     })
 }
 
-/// `left_out`: what had another type than it should have, and was taken for absent.
+/// `left_out`: values that had the wrong type and were treated as absent.
 fn meaning(result: Result<Object, Skip>, mut problems: Vec<Problem>, left_out: Vec<Problem>) -> Meaning {
-    // What is left out is missing, which goes without saying.
+    // A value that was left out is necessarily missing: that is not worth a problem of its own.
     problems.retain(|problem| left_out.iter().all(|left_out| !problem.field.starts_with(&left_out.field)));
     let is_whole = left_out.is_empty();
     problems.splice(0..0, left_out);
     match result {
         Ok(object) => Meaning::Counts(object, problems),
-        // An address that cannot be read is not one that is gone.
+        // An unreadable address is not a removed one.
         Err(skip) if skip == Skip::Broken || (skip == Skip::NoClusterIp && !is_whole) => {
             let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
             Meaning::Broken(problems.join("; "))
@@ -241,7 +241,7 @@ mod tests {
         let empty: Page<'_> =
             serde_json::from_str(r#"{"metadata": {"resourceVersion": "5"}, "items": null}"#).unwrap();
         assert!(empty.items.is_none());
-        // A single object, as something in between may lead to another one.
+        // A single object: a proxy in between may return one.
         serde_json::from_str::<Page<'_>>(r#"{"metadata": {"resourceVersion": "5"}}"#).unwrap_err();
     }
 

@@ -14,16 +14,16 @@ use super::access::{Exec, Identity, Secret};
 pub(super) const V1: &str = "client.authentication.k8s.io/v1";
 pub(super) const V1BETA1: &str = "client.authentication.k8s.io/v1beta1";
 
-/// How long the program may take. It may well ask somebody over the network.
+/// The timeout of the program, which may use the network.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Credentials are renewed this long before they expire, in case clocks differ.
+/// How long before they expire credentials are renewed, in case clocks differ.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// What of the program's output or complaints is shown, in characters.
+/// How much of the program's output or errors is shown, in characters.
 const MAX_SHOWN: usize = 200;
 
-/// What a program said.
+/// The credentials that a program returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Credential {
     pub(super) token: Option<Secret<String>>,
@@ -59,7 +59,7 @@ struct Status {
 /// Runs the program.
 ///
 /// # Errors
-/// What went wrong and what to do, in one line.
+/// What went wrong and how to fix it, in one line.
 pub(super) async fn run(exec: &Exec) -> Result<Credential, String> {
     let name = exec.command.display();
     let mut info = json!({
@@ -95,7 +95,7 @@ pub(super) async fn run(exec: &Exec) -> Result<Credential, String> {
 }
 
 fn read(exec: &Exec, output: &[u8]) -> Result<Credential, String> {
-    // Neither the output nor an error that may quote it is shown: it holds the credentials.
+    // Neither the output nor an error that may quote it is shown: it contains the credentials.
     let credential: ExecCredential = serde_json::from_slice(output)
         .map_err(|error| format!("what it printed is no ExecCredential (line {})", error.line()))?;
     if credential.api_version != exec.api_version {
@@ -117,7 +117,7 @@ fn read(exec: &Exec, output: &[u8]) -> Result<Credential, String> {
     Ok(Credential { token, identity, expires: status.expiration_timestamp })
 }
 
-/// A foreign text as part of one line.
+/// Foreign text, as part of one line.
 fn shown(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let text = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });

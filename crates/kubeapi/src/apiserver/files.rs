@@ -1,5 +1,5 @@
-//! Reading the configuration's files. A volume that hangs keeps the thread that reads for as long as it likes, so that is one thread
-//! at the most, and nobody waits for it for long.
+//! Reads the configuration's files. A volume that hangs blocks the thread that reads from it indefinitely. So
+//! there is at most one such thread, and waiting for it is limited.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use tokio::time::timeout;
 use super::access::Access;
 use super::config::{self, Config, ConfigError};
 
-/// Reads the files again and again.
+/// Reads the files repeatedly.
 #[derive(Debug)]
 pub(super) struct Files {
     config: Config,
-    /// How long a reading is waited for.
+    /// How long to wait for one read.
     limit: Duration,
     reading: Option<Reading>,
 }
 
-/// A reading that may still be under way.
+/// A read that may still be under way.
 #[derive(Debug)]
 struct Reading {
     task: JoinHandle<Result<Access, ConfigError>>,
     disk: Arc<Disk>,
-    /// It took too long: what it reads may be old by the time that it has.
+    /// It took too long: its result may be outdated when it arrives.
     is_late: bool,
 }
 
@@ -36,7 +36,7 @@ impl Files {
         Self { limit: config.timing.read, config, reading: None }
     }
 
-    /// Reads them. `None` if that takes too long.
+    /// Reads the files. `None` if that takes too long.
     pub(super) async fn read(&mut self) -> Option<Result<Access, ConfigError>> {
         match &self.reading {
             Some(Reading { task, disk, .. }) if task.is_finished() => {
@@ -70,7 +70,7 @@ impl Files {
     }
 }
 
-/// Reads files, and knows which one is being read.
+/// Reads files, and records which one is being read.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     file: Mutex<PathBuf>,

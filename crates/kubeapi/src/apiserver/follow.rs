@@ -1,4 +1,4 @@
-//! Following one resource: list, watch, and what to do when either fails. One task per resource.
+//! Follows one resource: list, watch, and recovery when either fails. One task per resource.
 //!
 //! ```text
 //!           complete                  410, or an error that a list may mend
@@ -33,16 +33,16 @@ use super::resume::{Resume, resume};
 use super::transport::Transport;
 use super::warned::Warned;
 
-/// What a follower says.
+/// News from a follower.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// Changes, in order.
     Changes(Vec<Change>),
-    /// All objects of the resource have been said at least once.
+    /// Every object of the resource has been reported at least once.
     Listed(Resource),
-    /// An attempt to list the resource has failed, and another one may not.
+    /// An attempt to list the resource has failed; the next one may succeed.
     Failed(Resource),
-    /// The resource may not be listed: that lasts until somebody changes it.
+    /// Listing the resource is forbidden, until somebody changes that.
     Denied(Resource),
 }
 
@@ -56,37 +56,37 @@ pub(super) struct Follower {
     health: Arc<Health>,
     news: mpsc::Sender<News>,
     backoff: Backoff,
-    /// What has been applied and not deleted: names only.
+    /// The names of objects that have been applied and not deleted.
     known: HashSet<ObjectRef>,
-    /// Names that many objects have in common.
+    /// Names that many objects share.
     names: Names,
-    /// What was wrong with objects, when they were last seen.
+    /// What was wrong with each object when it was last seen.
     warned: Warned,
     paging: Paging,
-    /// The apiserver does not know the field that is selected by.
+    /// The apiserver does not support the field of the selector.
     lacks_field: bool,
-    /// Something was wrong, and has not been seen to work since.
+    /// There was a failure, and no success since.
     troubled: bool,
-    /// How often in a row the apiserver did not know the resource.
+    /// How often in a row the apiserver answered that it has no such resource.
     not_found: usize,
     own_node: OwnNode,
     flaps: Flaps,
 }
 
-/// Whether watches are cut again and again that have worked.
+/// Whether watches that work are repeatedly cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaps {
     No,
-    /// The last one has worked, and not lasted so far.
+    /// The last one worked, but has not lasted yet.
     Maybe,
-    /// One was cut like that.
+    /// A working one was cut.
     Yes,
 }
 
-/// Where it stands.
+/// The state of a follower.
 #[derive(Debug)]
 enum State {
-    /// Everything is to be read.
+    /// Everything has to be read.
     List,
     /// All changes up to this version are known.
     Watch(String),
@@ -123,7 +123,7 @@ impl Follower {
         }
     }
 
-    /// Follows it until nobody listens any more.
+    /// Follows the resource until nobody receives its news.
     pub(super) async fn run(mut self) {
         let mut state = State::List;
         while !self.news.is_closed() {
@@ -175,27 +175,27 @@ impl Follower {
         }
     }
 
-    /// Whether an apiserver's 404 means that the cluster has no such resource. Where it had some, only one of many in a row
-    /// does: while a cluster's apiservers are upgraded one after the other, some know it already and some not yet.
+    /// Whether a 404 means that the cluster has no such resource. If it had some, that takes many 404s in a row:
+    /// while a cluster's apiservers are upgraded one after another, some know the resource and some do not.
     fn is_absent(&mut self) -> bool {
         self.not_found += 1;
         self.resource.may_be_absent() && (self.known.is_empty() || self.not_found >= NOT_FOUND_MAX)
     }
 
-    /// One watch, from its start to its end.
+    /// Runs one watch from start to end.
     async fn watch(&mut self, mut version: String) -> State {
         let started = Instant::now();
         let end = self.read_events(&mut version).await;
         self.health().restarted();
         match end {
             Ok(()) => {
-                // It is over, as every watch is in the end. One that is over at once is not to be started over and over.
+                // Every watch ends at some time. One that ends at once must not be restarted in a tight loop.
                 if started.elapsed() < self.timing.backoff_min {
                     sleep(self.backoff.failed(rand::random())).await;
                 }
                 State::Watch(version)
             }
-            // One list or watch may be of a newer apiserver, and the next one of an older.
+            // One list or watch may go to a newer apiserver, and the next one to an older one.
             Err(failure) if self.lacks_field(&failure) => State::Watch(version),
             Err(failure) => {
                 if self.flaps == Flaps::Maybe {
@@ -211,10 +211,10 @@ impl Follower {
         }
     }
 
-    /// Takes events until the watch ends. `version` goes along.
+    /// Reads events until the watch ends, and updates `version`.
     async fn read_events(&mut self, version: &mut String) -> Result<(), Failure> {
         let mut query = self.selectors();
-        // Between one and two times as long, so that not all watches end at once.
+        // Between one and two times as long, so that watches do not all end at once.
         let seconds = self.timing.watch.mul_f64(1.0 + rand::random::<f64>()).as_secs().max(1);
         query.extend([
             ("watch", "true".to_owned()),
@@ -224,8 +224,9 @@ impl Follower {
         ]);
         let mut answer = self.get(&query).await?;
         let open = self.health.open(self.resource);
-        // An apiserver ends a watch in time. What is open for longer, something in between holds open: the next request
-        // tells. Until then it may be silent: whether its connection lives, the connection finds out.
+        // An apiserver ends a watch in time. If it stays open for longer, something in between keeps it open,
+        // and the next request shows whether the apiserver is there. Until then it may be silent: the
+        // connection's own probes tell whether it is alive.
         let overdue = Duration::from_secs(seconds) + self.timing.answer;
         let Timing { backoff_min, backoff_max, .. } = self.timing;
         let mut milestones = Milestones::new(Instant::now(), backoff_min, backoff_max, overdue);
@@ -270,7 +271,7 @@ impl Follower {
                 }
             }
             self.look_for_node();
-            // What came before an error counts.
+            // Events that came before an error count.
             self.say(News::Changes(changes)).await;
             if let Some((reason, retry_after)) = failed {
                 return Err(Failure { retry_after, ..answer.failure(reason) });
@@ -325,7 +326,7 @@ impl Follower {
         Ok(())
     }
 
-    /// Turns an object into a change. Returns its name, if that is known.
+    /// Turns an object into a change. Returns its name, if it has a readable one.
     fn apply(&mut self, object: Decoded, changes: &mut Vec<Change>) -> Option<ObjectRef> {
         match object.meaning {
             Meaning::Counts(mut object, problems) => {
@@ -372,7 +373,7 @@ impl Follower {
         self.warn_once(name, &why);
     }
 
-    /// Warns, unless the same was the last thing said of the object. Nothing is wrong when `what` is empty.
+    /// Warns, unless this was the last warning about the object. An empty `what` means that nothing is wrong.
     fn warn_once(&mut self, name: Option<&ObjectRef>, what: &str) {
         let what = reason::one_line(what);
         if self.warned.is_news(name, &what) {
@@ -387,7 +388,7 @@ impl Follower {
         selectors
     }
 
-    /// Whether it has failed for the field that was selected by, which is then left out.
+    /// Whether the request failed because of the selector's field. If so, later requests leave it out.
     fn lacks_field(&mut self, failure: &Failure) -> bool {
         let is_news = !self.lacks_field && self.resource.lacks_field(&failure.reason);
         if is_news {
@@ -402,7 +403,7 @@ impl Follower {
         self.transport.get(self.resource, query, || self.health().requested(), on_answer).await
     }
 
-    /// Notes a failure. Returns how long to leave the apiserver alone.
+    /// Notes a failure. Returns the delay before the next request.
     fn delay(&mut self, failure: &Failure) -> Duration {
         self.troubled = true;
         self.health.failed(self.resource, failure);
@@ -410,8 +411,9 @@ impl Follower {
         delay.max(failure.retry_after.unwrap_or_default())
     }
 
-    /// A watch works, and the next one need not wait for long. That all is well is said once, and not after each of those that are
-    /// cut soon after they have worked, as by a balancer that leaves nothing open for longer: then it is once one lasts.
+    /// Notes that a watch works: the next one need not wait for long. Recovery is logged once, not after each of
+    /// the watches that are cut soon after they have worked (a balancer may close all long connections). For
+    /// those it is logged when one lasts.
     fn works(&mut self) {
         self.backoff.reset();
         match self.flaps {
@@ -435,7 +437,7 @@ impl Follower {
         self.health.of(self.resource)
     }
 
-    /// If nobody listens, `run` ends before the next step.
+    /// // If nobody receives, `run` ends before the next step.
     async fn say(&self, news: News) {
         if news != News::Changes(Vec::new()) {
             let _ = self.news.send(news).await;
@@ -443,8 +445,8 @@ impl Follower {
     }
 }
 
-/// 404s in a row that say that what was there is gone: some three minutes of them, by backoff.
+/// The number of 404s in a row after which a resource that existed counts as gone: about three minutes, by backoff.
 const NOT_FOUND_MAX: usize = 10;
 
-/// What an event has around its object.
+/// The size of an event without its object.
 const MAX_EVENT_OVERHEAD: usize = 1024;

@@ -1,5 +1,4 @@
-//! What there is to know about the source while it runs: atomics that anyone may read, and the log of
-//! what is wrong.
+//! The state of the source while it runs: atomics that anyone may read, and the log of failures.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -9,17 +8,17 @@ use std::time::{Duration, Instant};
 use super::reason::{Failure, Reason};
 use super::resource::Resource;
 
-/// The state of the source. Numbers only grow.
+/// The state of the source. Counters only grow.
 #[derive(Debug)]
 pub struct Health {
     started: Instant,
-    /// How long ago an apiserver may have been gone while a watch is open.
+    /// The longest time for which the loss of an apiserver stays unnoticed while a watch is open.
     unnoticed: Duration,
     synced: AtomicBool,
     resources: [ResourceHealth; Resource::ALL.len()],
-    /// The cluster has a Node of this name.
+    /// The cluster has a Node of this agent's name.
     has_node: AtomicBool,
-    /// It had one once.
+    /// It has had one at some time.
     had_node: AtomicBool,
     reasons: Mutex<BTreeMap<Resource, Known>>,
     answers: Mutex<BTreeMap<Outcome, u64>>,
@@ -27,33 +26,33 @@ pub struct Health {
     durations: Mutex<BTreeMap<(String, String), Durations>>,
 }
 
-/// What is wrong with a resource.
+/// A problem with a resource.
 #[derive(Debug)]
 struct Known {
     reason: Reason,
     server: String,
-    /// This reason, or one before it, was a matter for a warning: that it is over is worth a line.
+    /// This reason, or one before it, was logged as a warning. So its end is worth a line.
     was_warned_of: bool,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
     /// The apiserver: its host and port.
     pub host: String,
-    /// As HTTP has it.
+    /// The HTTP method.
     pub method: String,
-    /// `None` where there was no answer.
+    /// `None` if there was no response.
     pub status: Option<u16>,
 }
 
-/// Outcomes that are told apart in [`Health::answers`]; more than there are.
+/// The maximum number of outcomes in [`Health::answers`]; more than actually occur.
 const ANSWERS_MAX: usize = 256;
 
-/// Upper bounds of durations, in seconds, as client-go has them; what takes longer is in one more.
+/// The upper bounds of durations, in seconds, as in client-go; longer ones are in an additional bucket.
 const BOUNDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 
-/// How long requests have taken.
+/// The durations of requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Durations {
     counts: [u64; BOUNDS.len() + 1],
@@ -67,17 +66,17 @@ impl Durations {
         self.sum = self.sum.saturating_add(took);
     }
 
-    /// How many there were up to each bound, from the one before on; the last bound is infinite.
+    /// The number of requests in each bucket, by its upper bound; the last bound is infinite.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
         BOUNDS.into_iter().chain([f64::INFINITY]).zip(self.counts)
     }
 
-    /// How many there were.
+    /// The number of requests.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// All of them together.
+    /// The sum of all durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }
@@ -87,7 +86,7 @@ impl Durations {
 #[derive(Debug, Default)]
 pub struct ResourceHealth {
     listed: AtomicBool,
-    /// Milliseconds from the start, plus one; 0 for never.
+    /// Milliseconds since the start, plus one; 0 means never.
     contact: AtomicU64,
     contacts: AtomicU64,
     /// A watch is open.
@@ -115,17 +114,17 @@ impl Health {
         }
     }
 
-    /// The first full lists are complete and handed over.
+    /// Whether the first full lists are complete and passed on.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Relaxed)
     }
 
-    /// Whether the cluster has a Node of this agent's name; `None` before the Node was looked for.
+    /// Whether the cluster has a Node of this agent's name; `None` before the first lookup.
     pub fn has_node(&self) -> Option<bool> {
         self.of(Resource::Node).is_listed().then(|| self.has_node.load(Relaxed))
     }
 
-    /// Whether the cluster had a Node of this agent's name at any time since the start: what was known of it last goes on.
+    /// Whether the cluster has had a Node of this agent's name since the start. Its last known state stays in use.
     pub fn had_node(&self) -> bool {
         self.had_node.load(Relaxed)
     }
@@ -135,14 +134,14 @@ impl Health {
         self.had_node.fetch_or(has_node, Relaxed);
     }
 
-    /// One resource.
+    /// The state of one resource.
     pub fn of(&self, resource: Resource) -> &ResourceHealth {
-        // Indexes come from the enum that the array is as long as.
+        // Unreachable fallback: indexes come from the enum that gives the array its length.
         self.resources.get(resource.index()).unwrap_or(&self.resources[0])
     }
 
-    /// How long ago the apiserver was last there, for all that is known: it said something good about the
-    /// resource, or a watch was open, whose connection is known to live by its pings. `None` if it never was.
+    /// How long ago the apiserver was last known to be there: it answered successfully about the resource, or a
+    /// watch was open, whose connection is kept alive by pings. `None` if it never was.
     pub fn age(&self, resource: Resource) -> Option<Duration> {
         let of = self.of(resource);
         let at = Duration::from_millis(of.contact.load(Relaxed).checked_sub(1)?);
@@ -150,25 +149,25 @@ impl Health {
         Some(if of.is_open.load(Relaxed) { age.min(self.unnoticed) } else { age })
     }
 
-    /// The age of what is served: the larger one of Services and EndpointSlices. `None` before both have
-    /// been heard of.
+    /// The age of the data that is served: the larger one of Services and EndpointSlices. `None` before both
+    /// have been received.
     pub fn last_contact(&self) -> Option<Duration> {
         Some(self.age(Resource::Services)?.max(self.age(Resource::EndpointSlices)?))
     }
 
-    /// What is wrong now, by resource: one line each.
+    /// The current problems, by resource: one line each.
     pub fn reasons(&self) -> Vec<(Resource, String)> {
         let reasons = self.lock();
         reasons.iter().map(|(resource, known)| (*resource, line(&known.server, &known.reason))).collect()
     }
 
-    /// How many requests had each outcome.
+    /// The number of requests by outcome.
     pub fn answers(&self) -> Vec<(Outcome, u64)> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.iter().map(|(outcome, number)| (outcome.clone(), *number)).collect()
     }
 
-    /// How long it took until requests were answered, by host and method.
+    /// The durations of requests until their response, by host and method.
     pub fn durations(&self) -> Vec<((String, String), Durations)> {
         let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
         durations.iter().map(|(of, durations)| (of.clone(), *durations)).collect()
@@ -192,7 +191,7 @@ impl Health {
         self.of(resource).contacts.fetch_add(1, Relaxed);
     }
 
-    /// A watch is open, until what is returned is dropped.
+    /// Notes that a watch is open, until the returned value is dropped.
     pub(super) fn open(self: &Arc<Self>, resource: Resource) -> OpenWatch {
         self.contact(resource);
         self.of(resource).is_open.store(true, Relaxed);
@@ -203,8 +202,8 @@ impl Health {
         self.synced.store(true, Relaxed);
     }
 
-    /// Notes a failure. Returns whether it is news, and was logged: another one than before, and no other
-    /// resource has it.
+    /// Notes a failure. Returns whether it was logged: it differs from the previous one, and no other resource
+    /// has the same one.
     pub(super) fn failed(&self, resource: Resource, failure: &Failure) -> bool {
         self.of(resource).errors.fetch_add(1, Relaxed);
         let Failure { reason, server, .. } = failure;
@@ -216,7 +215,7 @@ impl Health {
         if !is_news {
             tracing::debug!(%resource, "{}", line(server, reason));
         } else if *reason == Reason::Expired {
-            // What happens to a watch now and then, and has no need of mending.
+            // Watches fail like this now and then, and nothing has to be fixed.
             tracing::info!(%resource, "{}", line(server, reason));
         } else {
             tracing::warn!(%resource, "{}", line(server, reason));
@@ -224,7 +223,7 @@ impl Health {
         is_news
     }
 
-    /// Notes that all is well. Returns whether that is news, and was logged.
+    /// Notes a success. Returns whether the recovery was logged.
     pub(super) fn well(&self, resource: Resource) -> bool {
         self.contact(resource);
         let was = self.lock().remove(&resource);
@@ -240,7 +239,7 @@ impl Health {
     }
 }
 
-/// A watch that is open.
+/// An open watch.
 #[derive(Debug)]
 pub(super) struct OpenWatch {
     health: Arc<Health>,
@@ -249,7 +248,7 @@ pub(super) struct OpenWatch {
 }
 
 impl OpenWatch {
-    /// The apiserver has ended it: it is there.
+    /// The apiserver has ended the watch, so it is there.
     pub(super) fn ended_well(mut self) {
         self.ended_well = true;
     }
@@ -274,42 +273,42 @@ fn line(server: &str, reason: &Reason) -> String {
 }
 
 impl ResourceHealth {
-    /// A full list of it is complete, or the cluster does not have it.
+    /// A full list of it is complete, or the cluster does not have the resource.
     pub fn is_listed(&self) -> bool {
         self.listed.load(Relaxed)
     }
 
-    /// How often the apiserver has said something good: pages of lists, events, bookmarks.
+    /// The number of successful messages from the apiserver: pages of lists, events, bookmarks.
     pub fn contacts(&self) -> u64 {
         self.contacts.load(Relaxed)
     }
 
-    /// Requests that were made, those that failed too.
+    /// The number of requests, including failed ones.
     pub fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
 
-    /// Full lists that were completed; all but the first are relists.
+    /// The number of completed full lists; all but the first are relists.
     pub fn lists(&self) -> u64 {
         self.lists.load(Relaxed)
     }
 
-    /// Watches that have ended, or could not be started; another one or a list came after each.
+    /// The number of watches that have ended, or could not be started; each was followed by another one or a list.
     pub fn watch_restarts(&self) -> u64 {
         self.restarts.load(Relaxed)
     }
 
-    /// Failures of any kind.
+    /// The number of failures of any kind.
     pub fn errors(&self) -> u64 {
         self.errors.load(Relaxed)
     }
 
-    /// Objects that could not be understood, each time they arrived.
+    /// How often an object arrived that could not be understood.
     pub fn skipped(&self) -> u64 {
         self.skipped.load(Relaxed)
     }
 
-    /// Elements of objects that do not count, each time they arrived; the rest of the object did.
+    /// How often an element of an object was left out; the rest of the object counted.
     pub fn left_out(&self) -> u64 {
         self.left_out.load(Relaxed)
     }

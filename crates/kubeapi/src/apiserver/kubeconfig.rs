@@ -1,7 +1,7 @@
-//! Kubeconfig files: the part of them that says how to reach one cluster.
+//! Kubeconfig files: the parts that say how to reach one cluster.
 //!
-//! Files are not merged: a name is looked for in one after the other, and the first that has it counts,
-//! which comes to the same and keeps paths relative to the file that they are written in.
+//! Files are not merged. A name is looked up in one file after another, and the first that has it counts. The
+//! result is the same, and paths stay relative to the file that contains them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use super::access::{Access, Auth, Exec, Identity, Secret, Tls, Trust};
 use super::config::{self, ConfigError};
 use super::files::Disk;
 
-/// A kubeconfig file. Fields that do not matter here are not named.
+/// A kubeconfig file. Fields that are not used are not declared.
 #[derive(Debug, Default, Deserialize)]
 struct File {
     #[serde(skip)]
@@ -50,7 +50,7 @@ struct Cluster {
     extensions: Option<Vec<Named<Value>>>,
 }
 
-/// The extension of a cluster that is for exec plugins.
+/// The extension of a cluster that holds configuration for exec plugins.
 const EXEC_EXTENSION: &str = "client.authentication.k8s.io/exec";
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,7 +96,7 @@ struct Context {
     user: Option<String>,
 }
 
-/// Reads the files and everything they name.
+/// Reads the files, and all files that they name.
 pub(super) fn load(
     disk: &Disk,
     paths: &[PathBuf],
@@ -170,7 +170,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<File, ConfigError> {
     }
 }
 
-/// The first file that has an entry of this name.
+/// Finds the first file that has an entry of this name.
 fn find<'a, T>(
     files: &'a [File],
     name: &str,
@@ -197,7 +197,7 @@ fn unknown_context(files: &[File], wanted: Option<&str>) -> ConfigError {
     }
 }
 
-/// A kubeconfig file, for what is relative to it and for errors in it.
+/// A kubeconfig file: the base of relative paths, and the origin of errors.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     disk: &'a Disk,
@@ -217,7 +217,7 @@ impl<'a> Place<'a> {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    /// What is there inline, or else in a file.
+    /// Returns the inline data, or else the content of the file.
     fn data_or_file(
         self,
         field: &str,
@@ -226,7 +226,7 @@ impl<'a> Place<'a> {
         file: &Option<String>,
     ) -> Result<Option<Vec<u8>>, ConfigError> {
         if let Some(data) = filled(data) {
-            // Some tools break the text into lines.
+            // Some tools wrap the base64 text.
             let data: String = data.split_ascii_whitespace().collect();
             let mend = "write the PEM file, encoded as base64";
             let decoded = BASE64_STANDARD.decode(data);
@@ -334,7 +334,8 @@ fn identity(place: Place<'_>, user: &User) -> Result<Option<Identity>, ConfigErr
     }
 }
 
-/// As in client-go, a file with a token wins over a token, that over a password, and each over a program.
+/// The credentials. As in client-go, a token file takes precedence over a token, a token over a password, and a
+/// password over a program.
 fn auth(place: Place<'_>, user: &User, cluster: &Cluster, trust: &Trust) -> Result<Auth, ConfigError> {
     if user.auth_provider.is_some() {
         let what = "not supported; Kubernetes 1.26 removed it";
@@ -381,7 +382,7 @@ fn auth(place: Place<'_>, user: &User, cluster: &Cluster, trust: &Trust) -> Resu
     }))
 }
 
-/// What `provideClusterInfo` lets the program know.
+/// The description of the cluster that `provideClusterInfo` passes to the program.
 fn cluster_info(cluster: &Cluster, trust: &Trust) -> Value {
     let mut info = BTreeMap::new();
     let mut put = |key: &'static str, value: Option<Value>| value.map(|value| info.insert(key, value));

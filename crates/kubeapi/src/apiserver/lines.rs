@@ -1,23 +1,23 @@
-//! A byte stream in pieces to its lines: a watch sends one event per line. Pure.
+//! Splits a byte stream into lines: a watch sends one event per line. Pure.
 
-/// Bytes that have arrived and are not yet read, in lines of bounded length.
+/// Received bytes that have not been read, in lines of bounded length.
 #[derive(Debug)]
 pub(super) struct Lines {
     buffer: Vec<u8>,
     /// Where the next line begins.
     start: usize,
-    /// Up to here there is no end of line.
+    /// There is no end of line before this index.
     searched: usize,
     max: usize,
-    /// In the middle of a line that is too long.
+    /// The current line is too long and is being skipped.
     skipping: bool,
 }
 
-/// A line without its end.
+/// A line without its newline.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
     Whole(&'a [u8]),
-    /// It was longer than the bound, and has been dropped.
+    /// It was longer than the limit, and has been dropped.
     TooLong,
 }
 
@@ -27,7 +27,7 @@ impl Lines {
         Self { buffer: Vec::new(), start: 0, searched: 0, max, skipping: false }
     }
 
-    /// Adds what has arrived. All lines are to be read first.
+    /// Appends received bytes. All complete lines must have been read before.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.searched -= self.start;
@@ -35,12 +35,12 @@ impl Lines {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Nothing is left of a line that has no end yet.
+    /// Whether no part of an unfinished line is left.
     pub(super) fn is_empty(&self) -> bool {
         self.start == self.buffer.len() && !self.skipping
     }
 
-    /// The next line that is complete.
+    /// The next complete line.
     pub(super) fn next(&mut self) -> Option<Line<'_>> {
         let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
         let Some(end) = unsearched.iter().position(|byte| *byte == b'\n') else {

@@ -1,4 +1,4 @@
-//! One look at the cluster, without following it: whether it has this Node, and what addresses Services get.
+//! Reads the cluster once, without following it: whether it has this Node, and which addresses Services get.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 use super::transport::Transport;
 
-/// A Node has a page of its own, which may be large: an object of an apiserver's has 1.5 MiB at the most.
+/// The maximum size of a response. An object of an apiserver's has at most 1.5 MiB, and a Node is a page of its own.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Why that cannot be said.
+/// Why the cluster could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LookError {
-    /// It is not known how to ask.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It does not answer as it should.
+    /// The apiserver does not answer properly.
     #[error("the apiserver {server}: {reason}")]
     Apiserver {
         /// Its address.
         server: String,
-        /// What is the matter, with what to do about it.
+        /// The failure, and how to fix it.
         reason: Reason,
     },
 }
@@ -37,27 +37,27 @@ impl From<Failure> for LookError {
     }
 }
 
-/// What there is to know of a node before an agent runs there.
+/// Facts about a node before an agent runs there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// The Node of the name that the configuration has; none where the cluster has none, or not one that can be understood.
+    /// The Node of the configured name; `None` if the cluster has none, or it cannot be understood.
     pub node: Option<Node>,
-    /// Whether there is one.
+    /// Whether the cluster has such a Node.
     pub has_node: bool,
-    /// Where Services get their addresses from. None where the cluster does not say so.
+    /// The ranges of the Services' addresses; empty if the cluster does not publish them.
     pub service_cidrs: Vec<ServiceCidr>,
 }
 
-/// Asks for the Node that the configuration names, and for the ranges of Services. Once, each apiserver for as long as
-/// `timing.answer` at the most.
+/// Reads the Node that the configuration names, and the ranges of Services, once. Each apiserver may take at
+/// most `timing.answer`.
 ///
 /// # Errors
-/// Nobody can be asked, or nobody answers about the Node.
+/// No apiserver can be asked, or none answers about the Node.
 pub async fn look(config: Config) -> Result<Seen, LookError> {
     let (name, limit) = (config.node.clone(), config.timing.answer);
     let transport = Transport::new(config)?;
     let nodes = list(&transport, Resource::Node, &name, limit).await?;
-    // Older clusters have none, and an account may not see them: it is not what was asked for in the first place.
+    // Older clusters have none, and the account may not be allowed to list them. The Node matters more.
     let cidrs = list(&transport, Resource::ServiceCidrs, &name, limit).await.unwrap_or_default();
     let node = |object| match object {
         Object::Node(node) => Some(node),
@@ -74,7 +74,7 @@ pub async fn look(config: Config) -> Result<Seen, LookError> {
     })
 }
 
-/// All objects of the first page, of which there is one as a rule; none for each that cannot be understood.
+/// The objects of the first page, which is normally the only one, except those that cannot be understood.
 async fn list(
     transport: &Transport,
     resource: Resource,

@@ -1,27 +1,27 @@
-//! What the age of a watch says. Pure.
+//! Conclusions from the age of a watch. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Something that is true once a watch has lived for so long, whether or not it has said anything.
+/// A conclusion about a watch that has been open for some time, whether or not it has sent anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Milestone {
-    /// It works. An event says no more than that it was opened: what is cut after each of them does not.
+    /// It works. An event shows only that it was opened: a watch that is cut after each event does not work.
     Works,
-    /// It lasts: what goes wrong after this is new, and not more of what went wrong before it was opened.
+    /// It lasts: later failures are new ones, and not repetitions of those before it was opened.
     Lasts,
     /// The apiserver should have ended it.
     Overdue,
 }
 
-/// What a watch has ahead of it.
+/// The milestones that a watch has not reached yet.
 #[derive(Debug)]
 pub(super) struct Milestones(VecDeque<(Instant, Milestone)>);
 
 impl Milestones {
-    /// Those of a watch that is opened at a time, by how long it takes to each.
+    /// The milestones of a watch that was opened at `opened`, by the time that each takes.
     pub(super) fn new(opened: Instant, works: Duration, lasts: Duration, overdue: Duration) -> Self {
         let after = |time, milestone| (opened + time, milestone);
         let mut ahead = [
@@ -33,12 +33,12 @@ impl Milestones {
         Self(ahead.into())
     }
 
-    /// One that is reached, once each, the earlier ones first.
+    /// A milestone that has been reached. Each is returned once, in order.
     pub(super) fn reached(&mut self, now: Instant) -> Option<Milestone> {
         self.0.pop_front_if(|(at, _)| *at <= now).map(|(_, milestone)| milestone)
     }
 
-    /// The time until the next one.
+    /// The time until the next milestone.
     pub(super) fn left(&self, now: Instant) -> Duration {
         self.0.front().map_or(Duration::ZERO, |(at, _)| at.saturating_duration_since(now))
     }

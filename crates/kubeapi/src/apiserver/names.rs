@@ -1,25 +1,24 @@
-//! Names that many objects have in common, kept once: nodes, zones, ports, namespaces. Of 100,000 endpoints
-//! each has the name of one of a few nodes. Pure.
+//! Interns names that many objects share: nodes, zones, ports, namespaces. For example, 100,000 endpoints have
+//! the names of a few nodes. Pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use sluice_model::{EndpointSlice, Object, Service};
 
-/// Names are looked through for unused ones when there are twice as many as after the last time, and at
-/// least this many.
+/// Unused names are removed when there are twice as many names as after the last sweep, and at least this many.
 const MIN_SWEEP: usize = 1024;
 
-/// The names so far.
+/// The interned names.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     known: HashSet<Arc<str>>,
-    /// How many were in use after the last sweep.
+    /// The number of names after the last sweep.
     in_use: usize,
 }
 
 impl Names {
-    /// Makes an object share its names with those before it.
+    /// Makes an object share its names with earlier objects.
     pub(super) fn share(&mut self, object: &mut Object) {
         match object {
             Object::Service(service) => self.share_service(service),

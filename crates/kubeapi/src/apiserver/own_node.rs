@@ -1,14 +1,14 @@
-//! Whether the cluster has the Node that the agent runs on, said when it changes.
+//! Logs whether the cluster has the Node that the agent runs on, when that changes.
 
-/// What was last seen of it.
+/// The last observation of the Node.
 #[derive(Debug, Default)]
 pub(super) struct OwnNode {
-    /// Whether there was one; `None` before it was looked for.
+    /// Whether it existed; `None` before the first lookup.
     is_there: Option<bool>,
 }
 
 impl OwnNode {
-    /// Says, once, that the cluster has no Node of this name, and that it has one.
+    /// Logs once that the cluster has no Node of this name, and once that it has it again.
     pub(super) fn seen(&mut self, name: &str, is_there: bool) {
         match (self.is_there, is_there) {
             (None, false) => tracing::warn!(

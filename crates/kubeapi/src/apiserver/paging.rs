@@ -1,19 +1,19 @@
-//! How many objects of a list are asked for at a time, and how often.
+//! The size of the pages of a list, and how often a page is requested again.
 
-/// How often a page after the first one is asked for again, before everything is listed anew. An apiserver knows for five minutes
-/// how a list goes on, and that is how long so many delays last.
+/// How often a page other than the first is requested again before everything is listed anew. An apiserver can
+/// continue a list for five minutes, and that is how long so many delays take.
 const RETRIES: usize = 10;
 
-/// The size of pages, from one list to the next.
+/// The size of pages, kept from one list to the next.
 #[derive(Debug)]
 pub(super) struct Paging {
-    /// Objects per page, as it is to be; 0 is all of them in one.
+    /// The configured number of objects per page; 0 requests all at once.
     usual: usize,
-    /// As it is, since pages were too large.
+    /// The current number, reduced after pages that were too large.
     page: usize,
-    /// This attempt asks for everything at once.
+    /// This attempt requests everything at once.
     is_whole: bool,
-    /// How often the page has failed that is asked for.
+    /// How often the current page has failed.
     failures: usize,
 }
 
@@ -22,12 +22,12 @@ impl Paging {
         Self { usual, page: usual, is_whole: false, failures: 0 }
     }
 
-    /// How many objects to ask for; none is all.
+    /// The number of objects to request; `None` means all.
     pub(super) fn limit(&self) -> Option<usize> {
         (!self.is_whole && self.page > 0).then_some(self.page)
     }
 
-    /// What came is too large to take. Whether a smaller page can be had, which is to be asked for next.
+    /// Notes that a page is too large to receive. Returns whether a smaller one can be requested.
     pub(super) fn too_large(&mut self) -> bool {
         match (std::mem::take(&mut self.is_whole), self.page) {
             (true, page) => page > 0,
@@ -39,25 +39,25 @@ impl Paging {
         }
     }
 
-    /// A page has failed that others came before. Whether it is asked for again.
+    /// Notes that a page other than the first has failed. Returns whether to request it again.
     pub(super) fn page_failed(&mut self) -> bool {
         self.failures += 1;
         self.failures <= RETRIES
     }
 
-    /// A page is there.
+    /// Notes that a page has arrived.
     pub(super) fn page_came(&mut self) {
         self.failures = 0;
     }
 
-    /// A list has failed. Where `has_expired` says that there were too many changes between two pages the next attempt asks
-    /// for everything at once, and only that: if it fails as well there are pages again.
+    /// Notes that a list has failed. `has_expired`: there were too many changes between two pages. Then the next
+    /// attempt requests everything at once; if that fails as well, lists are paged again.
     pub(super) fn failed(&mut self, has_expired: bool) {
         self.is_whole = has_expired && !self.is_whole;
         self.failures = 0;
     }
 
-    /// A list is complete.
+    /// Notes that a list is complete.
     pub(super) fn done(&mut self) {
         *self = Self::new(self.usual);
     }

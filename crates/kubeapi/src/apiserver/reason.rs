@@ -1,4 +1,4 @@
-//! Why the apiserver cannot be followed right now, and what to do about it: one line each.
+//! Why the apiserver cannot be followed right now, and how to fix it: one line each.
 
 use std::error::Error;
 use std::fmt;
@@ -9,40 +9,40 @@ use rustls::{AlertDescription, CertificateError};
 
 use super::resource::Resource;
 
-/// What is the matter. Every one is retried: it may be mended where it is broken.
+/// A failure. Every kind is retried, because its cause may be fixed elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// No connection, or it broke.
+    /// The connection cannot be established, or was cut.
     Unreachable(String),
-    /// It did not answer, or a watch said nothing, for this long.
+    /// It did not answer, or a watch was silent, for this long.
     Silent(Duration),
-    /// Its certificate is of an authority that is not trusted.
+    /// Its certificate was signed by an authority that is not trusted.
     UntrustedServer,
     /// Its certificate has expired, or is not valid yet.
     ExpiredServer,
     /// Its certificate is for other names.
     OtherServer(String),
-    /// Its certificate is one of an authority.
+    /// Its certificate is that of an authority.
     AuthorityServer,
-    /// It does not accept the client certificate, or wants one.
+    /// It rejects the client certificate, or requires one.
     ClientCertificate(String),
-    /// Another failure of TLS.
+    /// Another TLS failure.
     Tls(String),
     /// 401.
     Unauthorized,
     /// 403.
     Forbidden(Resource),
-    /// 410: the version to go on from is forgotten. The resource is listed again.
+    /// 410: the version to continue from is no longer available. The resource is listed again.
     Expired,
     /// 429.
     Busy,
-    /// Another status.
+    /// Another status code.
     Status(u16, String),
-    /// What it sends is not what an apiserver sends.
+    /// Its response is not one of an apiserver.
     NotUnderstood(String),
-    /// The exec plugin gives no credentials.
+    /// The exec plugin returns no credentials.
     ExecPlugin(String),
-    /// The configuration has changed to something that cannot be used.
+    /// The configuration has changed and is now invalid.
     Config(String),
 }
 
@@ -54,14 +54,14 @@ impl Reason {
                 self,
                 Self::Unreachable(_)
                     | Self::Silent(_)
-                    // If there are no other credentials: its keys, its clock or its webhook may be out of step.
+                    // If there are no other credentials: this apiserver's keys, clock or webhook may be out of sync.
                     | Self::Unauthorized
                     | Self::NotUnderstood(_)
                     | Self::Status(500.., _)
             )
     }
 
-    /// Whether it is a matter of certificates, which may have been replaced on either side.
+    /// Whether certificates are the cause; they may have been replaced on either side.
     pub(super) fn is_tls(&self) -> bool {
         matches!(
             self,
@@ -146,22 +146,22 @@ impl fmt::Display for Reason {
     }
 }
 
-/// One failure.
+/// A failed request.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) reason: Reason,
-    /// Which apiserver it was.
+    /// The apiserver that it was sent to.
     pub(super) server: String,
-    /// When the apiserver wants to be asked again.
+    /// When the apiserver asks for the next request.
     pub(super) retry_after: Option<Duration>,
 }
 
-/// What made a request fail before there was an answer, or a body before its end.
+/// The reason why a request failed before its response, or a response before its end.
 pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
     match find(error, |cause| cause.downcast_ref::<rustls::Error>()) {
         Some(error) => return of_tls(error),
         None if error.is_timeout() => {
-            // So it is where an agent has been started again alone, and its apiserver is behind a Service.
+            // This happens if an agent alone is restarted, and its apiserver is behind a Service.
             let what = "no connection in time (where this is an address of a Service, the rules of an earlier agent lead it to \
                         nobody: give the apiserver's own with --master, or remove them with sluice cleanup)";
             return Reason::Unreachable(what.to_owned());
@@ -176,7 +176,7 @@ pub(super) fn of_transport(error: &reqwest::Error) -> Reason {
     let is_eof = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
     let eof = find(error, |cause| cause.downcast_ref::<io::Error>().filter(|error| is_eof(error)));
     let text = one_line(&innermost(error).to_string());
-    // h2's error has the cause in its text alone: rustls' error for a TCP connection that ends before the TLS one.
+    // h2's error names the cause in its text only: rustls' error for a TCP connection that ends before the TLS one.
     let is_cut = eof.is_some() || text.contains("close_notify");
     Reason::Unreachable(if is_cut { "the connection broke".to_owned() } else { text })
 }
@@ -193,7 +193,7 @@ fn of_tls(error: &rustls::Error) -> Reason {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Reason::OtherServer(one_line(&error.to_string()))
             }
-            // rustls passes on what its verifier says, which has no type here.
+            // rustls passes on its verifier's error, which has no type here.
             other if other.to_string().contains("CaUsedAsEndEntity") => Reason::AuthorityServer,
             other => Reason::Tls(one_line(&other.to_string())),
         },
@@ -216,8 +216,8 @@ fn of_tls(error: &rustls::Error) -> Reason {
     }
 }
 
-/// The first in the chain of causes that is one. What an `io::Error` wraps is a cause, too, though
-/// `source` passes it over.
+/// Finds the first error of this type in the chain of causes. An error wrapped by an `io::Error` is a cause,
+/// too, although `source` skips it.
 fn find<'a, T>(
     error: &'a (dyn Error + 'static),
     is: impl Fn(&'a (dyn Error + 'static)) -> Option<&'a T>,
@@ -244,7 +244,7 @@ fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) 
     error
 }
 
-/// What a stranger says, as part of one line of bounded length.
+/// Foreign text as part of one line, with bounded length.
 pub(super) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
 }

@@ -1,4 +1,4 @@
-//! What is watched: paths and selectors.
+//! The watched resources: paths and selectors.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use sluice_model::{ObjectName, ObjectRef};
 
 use super::reason::Reason;
 
-/// What headless Services are told by.
+/// The field that identifies headless Services.
 const SERVICE_FIELD: &str = "spec.clusterIP";
 
 /// A resource of the API that is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
-    /// `v1` Services, but for headless ones and those of another proxy.
+    /// `v1` Services, except headless ones and those of another proxy.
     Services,
-    /// `discovery.k8s.io/v1` EndpointSlices, but for those of headless Services.
+    /// `discovery.k8s.io/v1` EndpointSlices, except those of headless Services.
     EndpointSlices,
     /// The `v1` Node that the agent runs on.
     Node,
@@ -31,15 +31,15 @@ impl Resource {
     pub const ALL: [Self; 6] =
         [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs, Self::Pods, Self::Namespaces];
 
-    /// Those that are always followed. The others are if somebody asks for them, and nothing waits for these.
+    /// The resources that are always followed. The others are followed on request, and nothing waits for them.
     pub const ALWAYS: [Self; 4] = [Self::Services, Self::EndpointSlices, Self::Node, Self::ServiceCidrs];
 
-    /// Whether it is followed only if somebody asks for it.
+    /// Whether it is followed only on request.
     pub(super) fn is_optional(self) -> bool {
         !Self::ALWAYS.contains(&self)
     }
 
-    /// The API group as RBAC rules have it; "" is the core.
+    /// The API group in RBAC rules; "" is the core.
     pub fn group(self) -> &'static str {
         match self {
             Self::Services | Self::Node | Self::Pods | Self::Namespaces => "",
@@ -60,12 +60,12 @@ impl Resource {
         }
     }
 
-    /// Nothing may be programmed before it has been listed in full.
+    /// Whether it must be listed in full before anything is programmed.
     pub(super) fn is_required(self) -> bool {
         matches!(self, Self::Services | Self::EndpointSlices)
     }
 
-    /// A cluster that does not serve it (404) is a cluster of an older version, not an error.
+    /// Whether a 404 means that the cluster has an older version, and is no error.
     pub(super) fn may_be_absent(self) -> bool {
         self == Self::ServiceCidrs
     }
@@ -77,14 +77,15 @@ impl Resource {
         }
     }
 
-    /// Whether an apiserver says that it does not know the field that this is selected by: before Kubernetes 1.31 Services have
-    /// but names for them. What is not left out there is not served all the same, but comes. Its words have changed from
-    /// version to version; they name the field, which those about a bad page or version do not.
+    /// Whether the apiserver says that it does not know the field of this resource's selector: before Kubernetes
+    /// 1.31 Services can be selected by name only. Without the selector more objects arrive, but they are still
+    /// not served. The wording differs between versions, but always names the field; errors about a bad page or
+    /// version do not.
     pub(super) fn lacks_field(self, reason: &Reason) -> bool {
         self == Self::Services && matches!(reason, Reason::Status(400, said) if said.contains(SERVICE_FIELD))
     }
 
-    /// Query parameters that leave out what this node has no use for. A live object that stops to match
+    /// Query parameters that leave out objects that this node does not need. An object that stops matching
     /// arrives as deleted.
     pub(super) fn selectors(self, node: &str) -> Vec<(&'static str, String)> {
         match self {
@@ -133,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// What rules allow: a verb, a group and a resource each.
+    /// The permissions in rules: a verb, a group and a resource each.
     fn allowed(rules: &Value) -> BTreeSet<String> {
         let texts = |list: &Value| -> Vec<String> { serde_json::from_value(list.clone()).unwrap() };
         let mut allowed = BTreeSet::new();
@@ -162,7 +163,7 @@ mod tests {
         let yaml = include_str!("../../../../deploy/base/rbac.yaml");
         let documents: Vec<Value> = serde_saphyr::from_multiple(yaml).unwrap();
         let role = documents.into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
-        // What `EventWriter` does.
+        // The requests of `EventWriter`.
         let others = ["create events.k8s.io/events", "patch events.k8s.io/events"];
         let expected = asked(false).chain(others.map(str::to_owned)).collect();
         assert_eq!(allowed(&role["rules"]), expected);

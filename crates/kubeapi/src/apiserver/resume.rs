@@ -1,26 +1,26 @@
-//! What a watch or a list that has failed goes on with.
+//! How to continue after a watch or a list has failed.
 
 use super::reason::Reason;
 
-/// What becomes of a version that a watch, or the next page of a list, could not go on from, or could not go on from yet.
+/// How to continue after a watch, or the next page of a list, has failed at some version.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resume {
-    /// It goes on from there.
+    /// Continues from that version.
     Watch,
-    /// Everything is listed.
+    /// Lists everything.
     List,
 }
 
-/// Whether it may go on from the same version after this.
+/// Whether a request may continue from the same version after this failure.
 pub(super) fn resume(reason: &Reason) -> Resume {
     match reason {
         Reason::Status(502 | 503, _) => Resume::Watch,
-        // The version is too old (410), or of another time (400, 504), or what happened just after it cannot
-        // be read (500): only a list goes past that.
+        // The version is too old (410) or of another history (400, 504), or the event after it cannot be read
+        // (500): only a list gets past that.
         Reason::Expired | Reason::Status(..) => Resume::List,
-        // Lists may be allowed where watches are not: then each of them says what there is.
+        // Lists may be allowed where watches are not. Then lists alone give the state.
         Reason::Forbidden(_) => Resume::List,
-        // An event that is no event: the same again is as likely as not.
+        // Invalid event: a watch from the same version would probably receive it again.
         Reason::NotUnderstood(_) => Resume::List,
         _ => Resume::Watch,
     }

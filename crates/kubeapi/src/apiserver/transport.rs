@@ -1,7 +1,7 @@
-//! Requests to whichever apiserver is there, with the credentials of the moment.
+//! Sends requests to an available apiserver with the current credentials.
 //!
-//! reqwest does HTTP/1.1, HTTP/2 and gzip, rustls with ring does TLS. What this adds: several apiservers, one
-//! after the other; files with credentials and certificates that are read again; exec plugins.
+//! reqwest does HTTP/1.1, HTTP/2 and gzip, rustls with ring does TLS. This module adds fail-over between
+//! apiservers, re-reading of files with credentials and certificates, and exec plugins.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,40 +26,40 @@ use super::health::Outcome;
 use super::reason::{self, Failure, Reason};
 use super::resource::Resource;
 
-/// Makes requests. Shared by all watches.
+/// Sends requests. Shared by all watches.
 #[derive(Debug)]
 pub(super) struct Transport {
     timing: Timing,
-    /// Where apiservers are reached.
+    /// The addresses of apiservers.
     addresses: Arc<Addresses>,
-    /// Held while they are read, and taken before the session, which nobody holds meanwhile.
+    /// Locked while the files are read, and before the session, which is not locked during that time.
     files: Mutex<Files>,
     session: Arc<Mutex<Session>>,
 }
 
-/// The apiserver in use, and what it takes to talk to it.
+/// The apiserver in use, and the means to talk to it.
 #[derive(Debug)]
 struct Session {
     access: Access,
-    /// A client for each of the access's servers.
+    /// A client for each server of `access`.
     servers: Vec<Server>,
-    /// What the exec plugin said last.
+    /// The last result of the exec plugin.
     credential: Option<Credential>,
-    /// When an exec plugin has failed, and how.
+    /// The last failure of the exec plugin: when, and why.
     plugin_failed: Option<(Instant, String)>,
-    /// What of an exec plugin's the clients show, be it held still or not.
+    /// The client certificate from an exec plugin that the clients use, even if it is no longer in `credential`.
     identity: Option<Identity>,
     /// When the files were read.
     loaded: Instant,
-    /// They are to be read again before the next request.
+    /// The files have to be read again before the next request.
     stale: bool,
-    /// Grows whenever something is different from before.
+    /// Grows with every change.
     generation: u64,
     /// Index of the apiserver in use.
     active: usize,
-    /// When the first one was given up.
+    /// When the first apiserver was given up.
     left_first: Option<Instant>,
-    /// What was wrong with the files when they were last read again.
+    /// The error of the last re-reading of the files.
     problem: Option<ConfigError>,
 }
 
@@ -67,14 +67,14 @@ struct Session {
 #[derive(Debug)]
 pub(super) struct Write {
     pub(super) method: Method,
-    /// Below the apiserver's address.
+    /// The path below the apiserver's address.
     pub(super) path: String,
-    /// What the body is.
+    /// The content type of the body.
     pub(super) kind: &'static str,
     pub(super) body: Bytes,
 }
 
-/// A request that is ready to go.
+/// A request that is ready to be sent.
 struct Ready {
     server: Server,
     index: usize,
@@ -84,7 +84,7 @@ struct Ready {
 }
 
 impl Ready {
-    /// Sends a request, and waits for the head of what comes back.
+    /// Sends a request, and waits for the head of the response.
     async fn answer(
         &self,
         request: RequestBuilder,
@@ -111,9 +111,9 @@ impl Ready {
 }
 
 impl Transport {
-    /// Reads the configuration, and makes sure that it can be used. Blocks on files. Sends nothing.
+    /// Reads and checks the configuration. Blocks on files. Sends nothing.
     pub(super) fn new(config: Config) -> Result<Self, ConfigError> {
-        // Another part of the process may have installed one.
+        // Another part of the process may have installed a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let access = config::load(&config, &Disk::default())?;
         warn_of_withheld(&access);
@@ -136,21 +136,21 @@ impl Transport {
         Ok(Self { timing, addresses, files, session })
     }
 
-    /// Where apiservers are reached.
+    /// The addresses at which apiservers are reached.
     pub(super) fn addresses(&self) -> &Arc<Addresses> {
         &self.addresses
     }
 
-    /// The addresses of the apiservers.
+    /// The URLs of the apiservers.
     pub(super) async fn servers(&self) -> Vec<Url> {
         self.session.lock().await.access.servers.clone()
     }
 
-    /// Sends a GET. Every apiserver is tried once, and other credentials if there are any, before this
-    /// fails. What comes of each request is told.
+    /// Sends a GET. Before it fails, it tries every apiserver once, and other credentials if there are any. The
+    /// outcome of each request is counted.
     ///
     /// # Errors
-    /// There is no answer with status 200.
+    /// No response had status 200.
     pub(super) async fn get(
         &self,
         resource: Resource,
@@ -180,11 +180,11 @@ impl Transport {
         }
     }
 
-    /// Sends a request that changes something, to the apiserver in use. Whether another one is to be used is the watches'
-    /// matter: what is written is never so urgent. What comes of each request is told.
+    /// Sends a request that changes something, to the apiserver in use. It does not fail over: the watches do
+    /// that, and no write is that urgent. The outcome of each request is counted.
     ///
     /// # Errors
-    /// There is no answer with a status of success. 403 and 404 are a [`Reason::Status`].
+    /// No response had a status of success. 403 and 404 are a [`Reason::Status`].
     pub(super) async fn write(
         &self,
         write: &Write,
@@ -238,7 +238,7 @@ impl Transport {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         if query.iter().any(|(key, _)| *key == "watch") {
-            // An apiserver compresses none, and what is in between must not hold events back for a better ratio.
+            // An apiserver compresses no watch, and a proxy must not hold events back for a better ratio.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         headers.extend(ready.authorization.clone().map(|value| (AUTHORIZATION, value)));
@@ -254,7 +254,7 @@ impl Transport {
         Err(answer.into_failure(Some(resource), limit).await)
     }
 
-    /// Another apiserver may do better than this one. Returns whether there is one.
+    /// Switches to another apiserver after a failure of this one. Returns whether there is another one.
     pub(super) async fn give_up(&self, index: usize, reason: &Reason) -> bool {
         let mut session = self.session.lock().await;
         // Certificates may have been replaced on either side.
@@ -270,11 +270,11 @@ impl Transport {
         true
     }
 
-    /// Goes back to the first apiserver if that is ready again, and accepts the credentials. On the side: one that
-    /// does not answer is not to hold up a watch.
+    /// Goes back to the first apiserver if it is ready again and accepts the credentials. It is tried in a
+    /// separate task: if it does not answer, that must not delay a watch.
     fn try_first(&self, session: &Session) {
         let Some(first) = session.servers.first().cloned() else { return };
-        // What cannot be a header fails the request that this one goes along with.
+        // Credentials that do not fit into a header make the current request fail anyway.
         let Ok(authorization) = authorization(session, &first) else { return };
         let (limit, session) = (self.timing.answer, Arc::clone(&self.session));
         tokio::spawn(async move {
@@ -282,7 +282,7 @@ impl Transport {
             url.set_path(&format!("{}readyz", url.path()));
             let headers: HeaderMap = authorization.map(|value| (AUTHORIZATION, value)).into_iter().collect();
             let answer = timeout(limit, first.http.get(url).headers(headers).send()).await;
-            // One that does not let us look is there, too; one that does not know us was left for that.
+            // 403 shows that it is there. 401 does not count: that may be why it was given up.
             let is_ready =
                 |status: StatusCode| !status.is_server_error() && status != StatusCode::UNAUTHORIZED;
             if answer.is_ok_and(|answer| answer.is_ok_and(|answer| is_ready(answer.status()))) {
@@ -292,7 +292,7 @@ impl Transport {
         });
     }
 
-    /// Looks for other credentials than those of a generation. Returns whether there are some.
+    /// Looks for credentials newer than those of a generation. Returns whether there are any.
     async fn refresh(&self, generation: u64) -> bool {
         let mut session = self.session.lock().await;
         if session.generation != generation {
@@ -323,7 +323,7 @@ impl Transport {
             && session.access.servers.iter().any(is_encrypted)
             && !session.credential.as_ref().is_some_and(|held| held.is_fresh(Timestamp::now()))
         {
-            // One that hangs is not run again for each of those that have waited for it.
+            // A plugin that hangs is not run again for each request that waited for it.
             if let Some((_, what)) = session.plugin_failed.as_ref().filter(|(at, _)| *at >= asked) {
                 return Err(failed(Reason::ExecPlugin(what.clone())));
             }
@@ -360,7 +360,7 @@ impl Transport {
         })
     }
 
-    /// Reads all files again. What cannot be used, or takes too long, leaves everything as it was.
+    /// Reads all files again. If they cannot be used, or reading takes too long, nothing changes.
     async fn reload(&self) {
         let mut session = self.session.lock().await;
         (session.loaded, session.stale) = (Instant::now(), false);
@@ -375,7 +375,7 @@ impl Transport {
             if access == session.access {
                 return Ok(None);
             }
-            // What a plugin gave counts for as long as that plugin does.
+            // A plugin's certificate counts as long as the same plugin is configured.
             let identity = session.identity.clone().filter(|_| access.auth == session.access.auth);
             let is_same_client = access.tls == session.access.tls
                 && access.servers == session.access.servers
@@ -419,24 +419,24 @@ impl Transport {
     }
 }
 
-/// An apiserver as it is named in reports.
+/// The name of an apiserver in reports.
 fn name(url: &Url) -> String {
     url.as_str().trim_end_matches('/').to_owned()
 }
 
-/// An apiserver as it is named in metrics, as client-go has it.
+/// The name of an apiserver in metrics, as in client-go.
 fn host(url: &Url) -> String {
     let port = url.port_or_known_default().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
-/// Whether nobody in between can read what is sent there.
+/// Whether the connection is encrypted, or does not leave this machine.
 fn is_encrypted(url: &Url) -> bool {
     url.scheme() == "https"
 }
 
-/// An apiserver that gets no credentials though there are some. client-go reads none for an address without TLS
-/// (`clientcmd.DirectClientConfig.ClientConfig`).
+/// An apiserver that gets no credentials although some are configured. client-go reads none for an address
+/// without TLS (`clientcmd.DirectClientConfig.ClientConfig`).
 fn withheld(access: &Access) -> Option<&Url> {
     let has_any = access.auth != Auth::None || access.tls.identity.is_some();
     access.servers.iter().find(|url| has_any && !is_encrypted(url))
@@ -452,7 +452,7 @@ fn warn_of_withheld(access: &Access) {
     }
 }
 
-/// What the header of a request to this apiserver says.
+/// The header `Authorization` of a request to this apiserver.
 fn authorization(session: &Session, server: &Server) -> Result<Option<HeaderValue>, String> {
     if !is_encrypted(&server.url) {
         return Ok(None);

@@ -1,19 +1,19 @@
-//! What was said to be wrong with objects, so that each is said once. Goes when the object does, or is well.
+//! The last warning about each object, so that it is logged once. It is forgotten when the object is gone or valid.
 
 use std::collections::HashMap;
 
 use sluice_model::ObjectRef;
 
-/// What was last said, by the object's name; those whose name is not known are one.
+/// The last warnings, by the object's name; all objects without a readable name share one.
 #[derive(Debug, Default)]
 pub(super) struct Warned(HashMap<Option<ObjectRef>, String>);
 
 impl Warned {
-    /// Whether this is to be said of an object: something is wrong, and it is not what was last said. Nothing is wrong when
-    /// `what` is empty.
+    /// Whether to log this about an object: something is wrong, and it was not the last warning. An empty `what`
+    /// means that nothing is wrong.
     pub(super) fn is_news(&mut self, name: Option<&ObjectRef>, what: &str) -> bool {
         if what.is_empty() {
-            // Most clusters have none.
+            // Most clusters have no such objects.
             if !self.0.is_empty() {
                 self.0.remove(&name.cloned());
             }
@@ -26,12 +26,12 @@ impl Warned {
         is_news
     }
 
-    /// Whether anything was last said to be wrong with it.
+    /// Whether the last word about it was a warning.
     pub(super) fn has(&self, name: &Option<ObjectRef>) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Forgets objects that are not there any more.
+    /// Forgets objects that are gone.
     pub(super) fn retain(&mut self, is_there: impl Fn(&Option<ObjectRef>) -> bool) {
         self.0.retain(|name, _| is_there(name));
     }

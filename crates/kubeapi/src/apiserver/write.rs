@@ -1,5 +1,5 @@
-//! The one thing that is written: Events (events.k8s.io/v1). Whoever calls decides what to do about a failure; nothing is
-//! tried again here, but with other credentials.
+//! Writes Events (events.k8s.io/v1), the only objects that are written. Failures are left to the caller: the
+//! only retry here is with other credentials.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::health::Health;
 use super::reason::{Failure, Reason};
 use super::transport::{Transport, Write};
 
-/// Writes Events, with the apiservers and the credentials of the source that it comes from.
+/// Writes Events, with the apiservers and credentials of its source.
 #[derive(Debug, Clone)]
 pub struct EventWriter {
     transport: Arc<Transport>,
@@ -23,22 +23,22 @@ pub struct EventWriter {
 /// Why an Event was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// 403: nobody has allowed it, or the namespace has as many Events as its quota allows.
+    /// 403: it is not allowed, or the namespace has reached its quota of Events.
     #[error(
         "the apiserver does not allow to write Events there: apply the RBAC of deploy/ (create and patch of \
          events.k8s.io), or raise the namespace's quota: {0}"
     )]
     Forbidden(String),
-    /// 429: not now. When again, if it says so.
+    /// 429: too busy; with the delay, if the apiserver names one.
     #[error("the apiserver is busy")]
     Busy(Option<Duration>),
-    /// 404: what is to be changed is there no more, or its namespace is not, or goes.
+    /// 404: the Event to change no longer exists, or its namespace is gone or terminating.
     #[error("what it is about is gone")]
     Gone,
-    /// Another 4xx: it is never going to take this one.
+    /// Another 4xx: the apiserver will never accept this Event.
     #[error("{0}")]
     Refused(String),
-    /// Anything else, with what to do about it.
+    /// Any other failure, with advice.
     #[error("{0}")]
     Other(String),
 }
@@ -48,10 +48,10 @@ impl EventWriter {
         Self { transport, health }
     }
 
-    /// Creates an Event. It has a namespace and a name.
+    /// Creates an Event, which must have a namespace and a name.
     ///
     /// # Errors
-    /// It is not there.
+    /// It was not created.
     pub async fn create(&self, event: &Value) -> Result<(), EventError> {
         let namespace = event["metadata"]["namespace"].as_str().unwrap_or_default();
         self.write(Method::POST, path(namespace, None), "application/json", event).await
@@ -60,7 +60,7 @@ impl EventWriter {
     /// Changes a part of an Event (a JSON merge patch).
     ///
     /// # Errors
-    /// It is as it was.
+    /// It was not changed.
     pub async fn patch(&self, event: &ObjectName, part: &Value) -> Result<(), EventError> {
         let path = path(&event.namespace, Some(&event.name));
         self.write(Method::PATCH, path, "application/merge-patch+json", part).await

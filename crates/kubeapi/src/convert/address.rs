@@ -1,4 +1,4 @@
-//! Addresses and CIDRs of API objects, with what to do about a wrong one.
+//! Addresses and CIDRs of API objects, with advice on wrong ones.
 
 use std::net::IpAddr;
 
@@ -11,8 +11,8 @@ use super::Problems;
 const MAPPED_PREFIX: u8 = 96;
 
 impl Problems {
-    /// A unicast address. An IPv4-mapped IPv6 address is the IPv4 address, as it is to kube-proxy
-    /// (Go's `net.IP.To4`) and on the wire.
+    /// A unicast address. An IPv4-mapped IPv6 address counts as the IPv4 address, as in kube-proxy (Go's
+    /// `net.IP.To4`) and on the wire.
     pub(super) fn address(&mut self, field: impl Into<String>, text: &str) -> Option<IpAddr> {
         let address = match parse_ip(text) {
             Ok(address) => address.to_canonical(),

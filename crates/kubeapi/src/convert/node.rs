@@ -30,8 +30,8 @@ pub fn node(node: &api::Node) -> Converted<Node> {
     problems.object(object)
 }
 
-/// Internal addresses before external ones, each in the object's order (`GetNodeHostIPs`). Host
-/// names do not count.
+/// The node's addresses: internal before external ones, each in the object's order (`GetNodeHostIPs`), without
+/// host names.
 fn addresses(node: &api::Node, problems: &mut Problems) -> Vec<std::net::IpAddr> {
     let mut found = Vec::new();
     for wanted in ["InternalIP", "ExternalIP"] {
@@ -45,7 +45,7 @@ fn addresses(node: &api::Node, problems: &mut Problems) -> Vec<std::net::IpAddr>
     found
 }
 
-/// `podCIDRs`, or the older `podCIDR` where there is only that.
+/// `podCIDRs`, or the older `podCIDR` if that is the only one.
 fn pod_cidrs(node: &api::Node, problems: &mut Problems) -> Vec<ipnet::IpNet> {
     let spec = &node.spec;
     let cidrs: Vec<_> = each(&spec.pod_cidrs)

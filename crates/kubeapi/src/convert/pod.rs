@@ -5,7 +5,7 @@ use sluice_model::{Namespace, Pod};
 use super::{Converted, MAX_LABEL, Problems, Skip, each};
 use crate::api::{self, Annotations};
 
-/// The annotation by which a pod, or all of a namespace's, are kept out of what is decided at sockets, as a Service is.
+/// The annotation that excludes a pod, or all pods of a namespace, from socket mode; Services have it too.
 const AT_SOCKETS: &str = "socket-mode";
 
 /// Converts a Pod.
@@ -41,7 +41,7 @@ pub fn namespace(namespace: &api::Namespace) -> Converted<Namespace> {
     problems.object(Namespace { name: name.into(), at_sockets })
 }
 
-/// Whatever is not `true` keeps it out: who is relayed by mistake is served as well.
+/// Any value other than `true` excludes: a client that is relayed by mistake is served as well.
 fn at_sockets(annotations: &Annotations) -> Option<bool> {
     annotations.own.get(AT_SOCKETS).map(|value| &**value == "true")
 }

@@ -58,7 +58,7 @@ pub fn service(service: &api::Service) -> Converted<Service> {
     problems.object(object)
 }
 
-/// When it was created; never, where that is not said.
+/// When it was created; the latest possible time if it does not say.
 fn created(service: &api::Service, problems: &mut Problems) -> i64 {
     let Some(text) = &service.metadata.creation_timestamp else { return i64::MAX };
     match text.parse::<Timestamp>() {
@@ -71,8 +71,8 @@ fn created(service: &api::Service, problems: &mut Problems) -> i64 {
     }
 }
 
-/// One cluster IP per family. With `ipFamilies`, the address in the same place of `clusterIPs`
-/// counts for a family (`GetClusterIPByFamily`); without, each address speaks for itself.
+/// One cluster IP per family. With `ipFamilies`, the address at the same index of `clusterIPs` counts for a
+/// family (`GetClusterIPByFamily`). Without it, each address counts for its own family.
 fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Problems) -> Result<Vec<IpAddr>, Skip> {
     let single = spec.cluster_ip.as_deref().unwrap_or_default();
     let list: Vec<&str> = match each(&spec.cluster_ips).next() {
@@ -110,7 +110,7 @@ fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Problems) -> Result<Vec<I
                     problems.note(format!("spec.ipFamilies[{i}]"), what, "write IPv4 or IPv6");
                     None
                 }
-                // Left over from dual-stack: the Service has been made single-stack since.
+                // A remnant of dual-stack: the Service has been made single-stack.
                 None => None,
             },
         };
@@ -125,14 +125,14 @@ fn cluster_ips(spec: &api::ServiceSpec, problems: &mut Problems) -> Result<Vec<I
     if found.is_empty() { Err(Skip::Broken) } else { Ok(found) }
 }
 
-/// External IPs of families that the Service has a cluster IP in: kube-proxy serves no other.
+/// External IPs of the families in which the Service has a cluster IP: kube-proxy serves no others.
 fn external_ips(spec: &api::ServiceSpec, families: &[Family], problems: &mut Problems) -> Vec<IpAddr> {
     each(&spec.external_ips)
         .filter_map(|(i, text)| served_address(format!("spec.externalIPs[{i}]"), text, families, problems))
         .collect()
 }
 
-/// Load-balancer addresses that packets still carry when they reach the node (`ipMode: VIP`).
+/// Load balancer addresses that are still in the packets when they reach the node (`ipMode: VIP`).
 fn load_balancer_ips(service: &api::Service, families: &[Family], problems: &mut Problems) -> Vec<IpAddr> {
     let mut found = Vec::new();
     for (i, ingress) in each(&service.status.load_balancer.ingress) {
@@ -163,11 +163,11 @@ fn served_address(field: String, text: &str, families: &[Family], problems: &mut
     None
 }
 
-/// The ranges that may use load-balancer addresses; `None` if everybody may.
+/// The ranges that may use load balancer addresses; `None` if everybody may.
 ///
-/// kube-proxy looks at each family by itself: one without any valid range, or with a `/0`, is open. That
-/// a Service with nothing but invalid ranges is open is its behaviour, too (`MapCIDRsByIPFamily` leaves
-/// them out, and no firewall chain is made for an empty list).
+/// kube-proxy handles each family separately: a family without any valid range, or with a `/0`, is open. A
+/// Service that has only invalid ranges is therefore open, too (`MapCIDRsByIPFamily` leaves them out, and no
+/// firewall chain is made for an empty list).
 fn source_ranges(spec: &api::ServiceSpec, problems: &mut Problems) -> Option<Vec<IpNet>> {
     let field = "spec.loadBalancerSourceRanges";
     let ranges: Vec<IpNet> = each(&spec.load_balancer_source_ranges)
@@ -222,7 +222,8 @@ fn affinity(spec: &api::ServiceSpec, problems: &mut Problems) -> Option<Duration
     Some(valid.map_or(DEFAULT_AFFINITY, Duration::from_secs))
 }
 
-/// Only a load balancer asks, and only policy Local gives nodes different answers (`NeedsHealthCheck`).
+/// The health check port. Only load balancers use it, and only policy Local makes nodes answer differently
+/// (`NeedsHealthCheck`).
 fn health_check_node_port(
     spec: &api::ServiceSpec,
     policy: TrafficPolicy,
@@ -244,7 +245,7 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
         problems.note("spec.ports", "none: nothing to serve", "write at least one port");
     }
     let mut found: Vec<ServicePort> = Vec::new();
-    // A Service may have any number of ports that fits into an object.
+    // Sets, because a Service may have as many ports as fit into an object.
     let (mut names, mut numbers) = (HashSet::new(), HashSet::new());
     for (i, port) in each(&spec.ports) {
         let field = |name: &str| format!("spec.ports[{i}].{name}");
@@ -267,7 +268,7 @@ fn ports(spec: &api::ServiceSpec, problems: &mut Problems) -> Vec<ServicePort> {
     found
 }
 
-/// How many connections a node may carry for it.
+/// The maximum number of connections to the Service on a node.
 fn max_connections(service: &api::Service, problems: &mut Problems) -> Option<NonZeroU32> {
     let text = service.metadata.annotations.own.get(MAX_CONNECTIONS)?;
     let number = text.trim().parse().ok();

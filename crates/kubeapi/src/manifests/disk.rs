@@ -1,4 +1,4 @@
-//! Looking at files and reading them, without ever blocking on one or reading without bound.
+//! Checks and reads files, without ever blocking on one or reading without bound.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -13,25 +13,25 @@ use crate::mend;
 /// Largest manifest: 10,000 Services with ten endpoints each take about 20 MB as `kubectl` writes them.
 pub(super) const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// Entries of one directory that are looked at, of any name.
+/// The maximum number of entries read from one directory, of any name.
 const MAX_ENTRIES: usize = 65_536;
 
-/// File systems stamp times by a clock that ticks every few milliseconds: two writes within one tick
-/// look the same. A file younger than this is looked into again.
+/// File systems take timestamps from a clock that ticks every few milliseconds, so two writes within one tick
+/// look the same. A file younger than this is read again.
 const RECENT: Duration = Duration::from_millis(100);
 
-/// What a path is at a moment. Equal values mean that nothing was written in between.
+/// What is at a path at some moment. Equal values mean that nothing was written in between.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// Nothing there.
+    /// Nothing exists there.
     Absent,
     /// A regular file, behind any number of symlinks.
     File(Signature),
-    /// Something that is not read: what, and what to do about it.
+    /// Something that is not read: its kind, and what to do about it.
     Other(String, &'static str),
 }
 
-/// What changes when a file does: its identity, size and times in nanoseconds.
+/// Attributes that change when a file does: its identity, size and times in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Signature {
     device: u64,
@@ -52,8 +52,8 @@ impl Signature {
         }
     }
 
-    /// Whether a write just now might not show. A clock that is far off (a network file system's) must
-    /// not make this true for ever.
+    /// Whether a write just now might not be visible. A clock that is far off (a network file system's) must not
+    /// make this true for ever.
     pub(super) fn is_recent(&self) -> bool {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanos = |(seconds, nanos): (i64, i64)| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
@@ -62,7 +62,7 @@ impl Signature {
     }
 }
 
-/// Looks at a path, following symlinks.
+/// Checks a path, following symlinks.
 pub(super) fn look(path: &Path) -> Sight {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Sight::File(Signature::of(&metadata)),
@@ -81,12 +81,12 @@ pub(super) fn look(path: &Path) -> Sight {
     }
 }
 
-/// What reading a file led to.
+/// The result of reading a file.
 #[derive(Debug)]
 pub(super) enum Contents {
-    /// The bytes, and the signature they were read under.
+    /// The bytes, and the signature of the file at that time.
     Read(Vec<u8>, Signature),
-    /// It was written to while it was read, or replaced: try again.
+    /// It was written to or replaced while it was read: try again.
     Changing,
     /// Larger than [`MAX_FILE_BYTES`].
     TooLarge,
@@ -110,7 +110,7 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Contents> {
         return Ok(Contents::TooLarge);
     }
     let mut bytes = Vec::with_capacity(usize::try_from(before.size()).unwrap_or_default());
-    // One byte more shows that it has grown.
+    // One more byte shows that the file has grown.
     file.by_ref().take(before.size() + 1).read_to_end(&mut bytes)?;
     let signature = Signature::of(&before);
     let is_whole = bytes.len() as u64 == before.size();
@@ -120,8 +120,8 @@ fn read_bounded(path: &Path, limit: u64) -> io::Result<Contents> {
     Ok(Contents::Read(bytes, signature))
 }
 
-/// The manifests directly inside a directory, by name: `*.yaml`, `*.yml`, `*.json`, not hidden, and no
-/// directories. Hidden ones are how a ConfigMap mount keeps its versions (`..data`).
+/// The manifests directly inside a directory, by name: `*.yaml`, `*.yml`, `*.json`; no hidden files and no
+/// directories. A ConfigMap mount keeps its versions in hidden ones (`..data`).
 pub(super) fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory)?.take(MAX_ENTRIES) {

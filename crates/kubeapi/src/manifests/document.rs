@@ -1,33 +1,33 @@
-//! Cuts a file into documents, so that a broken one does not take the others with it. Pure.
+//! Splits a file into documents, so that a broken one does not affect the others. Pure.
 //!
-//! A line that begins with `---` or `...` ends a YAML document wherever it stands, even inside a quoted
-//! or block scalar (YAML 1.2, `c-forbidden`): no parsing is needed to find it.
+//! A line that begins with `---` or `...` ends a YAML document wherever it is, even inside a quoted or block
+//! scalar (YAML 1.2, `c-forbidden`). So finding it takes no parsing.
 
 use serde::de::IgnoredAny;
 
 use super::report::Place;
 
-/// More documents than any real manifest holds. Bounds what a file of nothing but separators costs.
+/// More documents than any real manifest has. It limits the cost of a file of separators only.
 pub(super) const MAX_DOCUMENTS: usize = 65_536;
 
-/// How a document is written.
+/// The format of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Yaml,
     Json,
 }
 
-/// One document that is not empty.
+/// A document that is not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Document<'a> {
     pub(super) place: Place,
-    /// The line that `text` begins on, from 1.
+    /// The line on which `text` begins, from 1.
     pub(super) line: usize,
     pub(super) text: &'a str,
     pub(super) format: Format,
 }
 
-/// Cuts a file by the rules of its format, at most [`MAX_DOCUMENTS`] + 1 times.
+/// Splits a file by the rules of its format, at most [`MAX_DOCUMENTS`] + 1 times.
 pub(super) fn split(text: &str, format: Format) -> Vec<Document<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
@@ -36,7 +36,7 @@ pub(super) fn split(text: &str, format: Format) -> Vec<Document<'_>> {
     }
 }
 
-/// A document that is being gathered.
+/// A document that is being collected.
 #[derive(Debug, Clone, Copy)]
 struct Open {
     /// Where its text begins, and on which line.
@@ -44,7 +44,7 @@ struct Open {
     line: usize,
     /// The line of its first content, if it has any.
     content: Option<usize>,
-    /// It begins with `%YAML` or `%TAG`, which belong to the document behind the next `---`.
+    /// It begins with `%YAML` or `%TAG`, which belong to the document after the next `---`.
     has_directive: bool,
 }
 
@@ -87,21 +87,20 @@ fn split_yaml(text: &str) -> Vec<Document<'_>> {
     documents
 }
 
-/// What follows a document marker on its line. A byte order mark may stand before it, as it does in
-/// files that were joined from several.
+/// The rest of a line after a document marker. A byte order mark may precede the marker, as in files that were
+/// joined from several.
 fn after_marker<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
     let rest = line.strip_prefix('\u{feff}').unwrap_or(line).strip_prefix(marker)?;
     (rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])).then_some(rest)
 }
 
-/// Whether there is more than blanks and a comment.
+/// Whether the line has more than blanks and a comment.
 fn has_content(line: &str) -> bool {
     let line = line.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
     !line.is_empty() && !line.starts_with('#')
 }
 
-/// The same document as JSON if that is what it is. All JSON is YAML, but the JSON parser is faster and
-/// its errors are better.
+/// The document as JSON, if it is JSON. All JSON is YAML, but the JSON parser is faster and its errors are better.
 fn as_json(document: Document<'_>) -> Option<Document<'_>> {
     let text = document.text;
     let body = match after_marker(text.split_inclusive('\n').next()?, "---") {
@@ -112,7 +111,7 @@ fn as_json(document: Document<'_>) -> Option<Document<'_>> {
     is_json.then_some(Document { text: body, format: Format::Json, ..document })
 }
 
-/// JSON values one after the other. Behind a broken one there is no finding the next: it takes the rest.
+/// Splits consecutive JSON values. After a broken one the next cannot be found: it takes the rest.
 fn split_json(text: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();

@@ -1,4 +1,4 @@
-//! One file's bytes to model objects and reports. Pure.
+//! Converts one file's bytes to model objects and reports. Pure.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use super::report::{Place, Report, Severity};
 use crate::api::Meta;
 use crate::convert::{self, Converted, Problem, Skip};
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub(super) struct Parsed {
     /// Objects of the kinds that are read, in the order of the file.
     pub(super) objects: Vec<ParsedObject>,
     /// Documents and items that could not be read.
     pub(super) broken: Vec<Report>,
-    /// Not a single document in it.
+    /// It has no document at all.
     pub(super) is_empty: bool,
 }
 
@@ -73,7 +73,7 @@ fn convert(place: Place, raw: &Raw) -> ParsedObject {
         }
         Raw::EndpointSlice(slice) => {
             let mut converted = object(convert::slice(slice));
-            // An apiserver writes null for an empty list. In a file it is more likely half-written.
+            // An apiserver writes null for an empty list. In a file, null more likely means that it is half-written.
             if slice.endpoints.is_none() && converted.result.is_ok() {
                 let mend = "write `endpoints: []` if there are none";
                 converted.problems.push(problem("endpoints", "missing", mend));
@@ -108,7 +108,7 @@ fn object<T: Into<Object>>(converted: Converted<T>) -> Converted<Object> {
     Converted { result: converted.result.map(Into::into), problems: converted.problems }
 }
 
-/// The name as it is written, right or wrong; `default` as kubectl does.
+/// The name as written, valid or not; the default namespace is `default`, as in kubectl.
 fn name<L>(metadata: &Meta<L>) -> ObjectName {
     let namespace = metadata.namespace.as_deref().filter(|text| !text.is_empty()).unwrap_or("default");
     ObjectName::new(namespace, metadata.name.as_deref().unwrap_or_default())

@@ -1,8 +1,7 @@
-//! One document, YAML or JSON alike: what it says it is, and what it holds. Pure.
+//! Reads one document, YAML or JSON: its declared type and its contents. Pure.
 //!
-//! A document is read twice (a list three times): first for `apiVersion` and `kind`, then as that type.
-//! This keeps lines and field paths, which a detour through an untyped tree would lose, and lets each
-//! item of a list fail by itself.
+//! A document is read twice (a list three times): first for `apiVersion` and `kind`, then as that type. This
+//! keeps lines and field paths, which an untyped tree would lose, and lets each item of a list fail separately.
 
 mod kinds;
 
@@ -15,10 +14,10 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::document::{Document, Format};
 use crate::api::{self, Read};
 
-/// Broken items of one list that are looked for; each costs another pass over the list.
+/// The maximum number of broken items to find in one list; each costs another pass over the list.
 const MAX_BROKEN_ITEMS: usize = 16;
 
-/// An object of the API, as it is written.
+/// An object of the API, before its conversion.
 #[derive(Debug)]
 pub(super) enum Raw {
     Service(Box<api::Service>),
@@ -48,10 +47,10 @@ pub(super) struct Flaw {
     pub(super) mend: String,
 }
 
-/// What a document holds.
+/// The contents of a document.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Objects, with their index where the document is a list.
+    /// Objects, with their index if the document is a list.
     pub(super) objects: Vec<(Option<usize>, Raw)>,
     pub(super) flaws: Vec<Flaw>,
 }
@@ -60,7 +59,7 @@ pub(super) struct Contents {
 pub(super) fn read(document: &Document<'_>) -> Contents {
     let mut contents = Contents::default();
     let flaw = match deserialize(document, std::marker::PhantomData::<Option<Head>>) {
-        // `null`, or nothing but an anchor or tag.
+        // `null`, or only an anchor or a tag.
         Ok(None) => return contents,
         Ok(Some(head)) => match head.class(None) {
             Class::Other => return contents,
@@ -126,7 +125,7 @@ fn read_list(document: &Document<'_>, kind: Option<Kind>, contents: &mut Content
     contents.flaws.push(Flaw::new("items", what, "mend those first".to_owned()));
 }
 
-/// What an object says it is.
+/// The declared type of an object.
 #[derive(Debug, Deserialize)]
 struct Head {
     #[serde(rename = "apiVersion")]
@@ -147,7 +146,7 @@ enum Class {
 }
 
 impl Head {
-    /// `of`: what the items of a typed list are; these may leave out both fields.
+    /// `of`: the type of the items of a typed list, which may leave out both fields.
     fn class(&self, of: Option<Kind>) -> Class {
         let version = self.api_version.as_deref().filter(|text| !text.is_empty());
         let Some(written) = self.kind.as_deref().filter(|text| !text.is_empty()) else {
@@ -188,7 +187,7 @@ const CORE: &str = "v1";
 const DISCOVERY: &str = "discovery.k8s.io/v1";
 const NETWORKING: &str = "networking.k8s.io/v1";
 
-/// The kinds that are read, found in any case: kind, `apiVersion`, what it is.
+/// The kinds that are read, found regardless of case: kind, `apiVersion`, class.
 fn known(kind: &str) -> Option<(&'static str, &'static str, Class)> {
     [
         ("Service", CORE, Class::One(Kind::Service)),
@@ -218,11 +217,11 @@ impl<'de> DeserializeSeed<'de> for Kind {
     }
 }
 
-/// Reads the items of a list from an index on, each as its kind; `None` is passed over.
+/// Reads the items of a list from an index on, each as its kind; skips those that are `None`.
 struct ListSeed<'a> {
     kinds: &'a [Option<Kind>],
     from: usize,
-    /// The item that is being read: the broken one, after an error.
+    /// The item being read; after an error, the broken one.
     current: &'a Cell<usize>,
     objects: &'a mut Vec<(Option<usize>, Raw)>,
 }
@@ -295,7 +294,7 @@ impl Flaw {
         Self { item: None, line: None, field: Some(field.to_owned()), what, mend }
     }
 
-    /// Says where to look up what belongs into the field.
+    /// Adds where to look up the field's type.
     fn typed(self, kind: Kind) -> Self {
         let kind = match kind {
             Kind::Service => "service",
@@ -338,7 +337,7 @@ fn deserialize<'de, S: DeserializeSeed<'de>>(document: &Document<'de>, seed: S) 
         }
     };
     let field = track.path().to_string();
-    // Where a key cannot be read, the path ends in a question mark.
+    // The path ends in a question mark if a key cannot be read.
     let field = field.trim_end_matches('?').trim_end_matches('.').to_owned();
     let line = line.map(|line| document.line + line.saturating_sub(1));
     Err(Flaw { item: None, line, field: (!field.is_empty()).then_some(field), what, mend: mend.to_owned() })
@@ -361,8 +360,8 @@ fn yaml_error(error: &serde_saphyr::Error) -> ParserError {
     (line.filter(|line| *line != 0), what, "mend the YAML there")
 }
 
-/// Budgets: enough for a file of the largest size that is read, written out plainly; aliases, which make
-/// much of little, are held short. Nothing Kubernetes writes has aliases or is nested this deep.
+/// Budgets: enough for the largest file that is read, if it is written out plainly. Aliases, which can expand
+/// without bound, have small ones. Nothing that Kubernetes writes has aliases or is nested this deep.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {

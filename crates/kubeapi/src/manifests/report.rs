@@ -1,4 +1,4 @@
-//! What is said about a manifest file: one line each, for a log.
+//! Reports about manifest files: one line each, for a log.
 
 use std::fmt;
 use std::path::Path;
@@ -6,32 +6,32 @@ use std::sync::Arc;
 
 use sluice_model::ObjectRef;
 
-/// Longest report in characters: what it quotes comes from a file and may be of any length.
+/// The maximum length of a report in characters: it quotes from a file, and those quotes may have any length.
 const MAX_CHARS: usize = 600;
 
-/// How bad a [`Report`] is.
+/// The severity of a [`Report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// A file, document or object does not count as it is written.
+    /// A file, document or object is not used as written.
     Error,
-    /// An element does not count, or something stays as it was.
+    /// An element is not used, or something keeps its previous state.
     Warning,
-    /// All is well again.
+    /// The trouble is over.
     Info,
 }
 
-/// Where in a file something is.
+/// A position in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// Number of the document in the file, from 1; empty documents do not count.
     pub document: usize,
-    /// The line the document's content begins on, from 1.
+    /// The line on which the document's content begins, from 1.
     pub first_line: usize,
     /// Index within a `kind: List`.
     pub item: Option<usize>,
 }
 
-/// One thing to know about a manifest file. Its [`Display`](fmt::Display) is one line.
+/// One fact about a manifest file. Its [`Display`](fmt::Display) is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// How bad it is.
@@ -40,19 +40,20 @@ pub struct Report {
     pub path: Arc<Path>,
     /// The document within it.
     pub place: Option<Place>,
-    /// The line, where the parser knows it.
+    /// The line, if the parser knows it.
     pub line: Option<usize>,
-    /// The object, where it is known.
+    /// The object, if it is known.
     pub object: Option<ObjectRef>,
-    /// The field, as `kubectl` writes it.
+    /// The field, in `kubectl`'s notation.
     pub field: Option<String>,
-    /// What is so.
+    /// The fact.
     pub what: String,
-    /// What to do about it; empty where there is nothing to do.
+    /// What to do about it; empty if there is nothing to do.
     pub mend: String,
 }
 
-/// What makes two reports the same one: lines and numbers of documents move as a file is edited.
+/// The parts that identify a report. Lines and numbers of documents are not among them: they move as a file is
+/// edited.
 pub(super) type Identity = (Severity, Option<ObjectRef>, Option<Place>, Option<String>, String);
 
 impl Report {

@@ -1,4 +1,4 @@
-//! The files on disk, followed: which are looked at, and when one is read.
+//! Follows files on disk: which ones to check, and when to read one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,15 +10,15 @@ use super::state::{FileKey, State};
 use super::{Batch, ManifestError, parse};
 use crate::mend;
 
-/// Files that are followed at a time: each costs a `stat` per poll.
+/// The maximum number of files to follow: each costs a `stat` per poll.
 const MAX_FILES: usize = 4096;
 
-/// Attempts at the first load to read a file that is being written.
+/// How often the first load tries to read a file that is being written.
 const LOAD_ATTEMPTS: usize = 3;
 
-/// Objects from files and directories, and what has changed in them.
+/// Gives the objects of files and directories, and their changes.
 ///
-/// Does blocking file work; not for async threads. [`ManifestSource::watch`] runs it on its own.
+/// It blocks on files; do not use it on async threads. [`ManifestSource::watch`] runs it on a thread of its own.
 #[derive(Debug)]
 pub struct ManifestSource {
     roots: Vec<Root>,
@@ -26,7 +26,7 @@ pub struct ManifestSource {
     state: State,
 }
 
-/// A path that was given.
+/// A configured path.
 #[derive(Debug)]
 struct Root {
     path: Arc<Path>,
@@ -36,9 +36,9 @@ struct Root {
 /// A file that is followed.
 #[derive(Debug)]
 struct Followed {
-    /// What the last poll saw; nothing yet for a file that is new.
+    /// What the last poll saw; `None` for a new file.
     seen: Option<Sight>,
-    /// What has been dealt with.
+    /// The state that was last read.
     done: Option<Sight>,
 }
 
@@ -59,7 +59,7 @@ impl ManifestSource {
         Ok(Self { roots, files: BTreeMap::new(), state: State::default() })
     }
 
-    /// Reads everything as it is now. To be called once, first.
+    /// Reads everything in its current state. Must be called once, first.
     pub fn load(&mut self) -> Batch {
         for (key, seen) in self.look() {
             for _ in 0..LOAD_ATTEMPTS {
@@ -71,15 +71,15 @@ impl ManifestSource {
         self.state.take()
     }
 
-    /// Looks for changes; cheap when there are none. A file is read when two polls in a row saw the same
-    /// of it and that differs from what was read before. To be called every
+    /// Looks for changes; cheap if there are none. A file is read when two polls in a row saw it in the same
+    /// state, and that state has not been read before. Must be called every
     /// [`POLL_INTERVAL`](super::POLL_INTERVAL).
     ///
-    /// What is wrong in a file, cannot be read or is half-written takes nothing away:
-    /// * An object that is broken or missing in a file with an error keeps its last good version. What is
-    ///   good in the file counts. So does the whole of it, removals included, when it has no errors.
-    /// * An empty file keeps what it held. Only deleting the file removes all of its objects.
-    /// * A file or directory that cannot be read, and a directory that is gone, keep theirs.
+    /// Nothing is removed by an error in a file, or because it cannot be read or is half-written:
+    /// * An object that is broken, or missing in a file with an error, keeps its last good version. The good
+    ///   objects of the file count. If the file has no errors all of it counts, including removals.
+    /// * An empty file keeps its previous objects. Only deleting the file removes all of them.
+    /// * A file or directory that cannot be read, and a directory that is gone, keep their objects.
     pub fn poll(&mut self) -> Option<Batch> {
         for (key, seen) in self.look() {
             let Some(followed) = self.files.get_mut(&key) else { continue };
@@ -91,7 +91,7 @@ impl ManifestSource {
         Some(self.state.take()).filter(|batch| !batch.is_empty())
     }
 
-    /// Sees what is there, and starts to follow files that are new.
+    /// Checks all paths, and starts to follow new files.
     fn look(&mut self) -> Vec<(FileKey, Sight)> {
         let mut sights: BTreeMap<FileKey, Sight> = BTreeMap::new();
         for (root, Root { path, is_directory }) in self.roots.iter().enumerate() {
@@ -137,7 +137,7 @@ impl ManifestSource {
         sights.into_iter().collect()
     }
 
-    /// Deals with what was seen of a file; false if it has to be looked at again.
+    /// Handles what was seen of a file; false if it has to be checked again.
     fn read(&mut self, key: &FileKey, seen: &Sight) -> bool {
         let mut is_done = true;
         match seen {
@@ -173,7 +173,7 @@ impl ManifestSource {
     }
 }
 
-/// A file that is reached by several paths that were given is read once, for the first of them.
+/// Removes repeated files: one that is reached by several configured paths is read once, for the first of them.
 fn remove_repeated(sights: &mut BTreeMap<FileKey, Sight>) {
     let mut paths = std::collections::HashSet::new();
     sights.retain(|key, _| paths.insert(Arc::clone(&key.path)));

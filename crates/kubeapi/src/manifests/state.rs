@@ -1,16 +1,16 @@
-//! What counts of all files together: last good versions, duplicates, what has been said. Pure.
+//! The combined state of all files: last good versions, duplicates, reports already made. Pure.
 //!
-//! Contents of files go in ([`State::update`] and its siblings), changes and reports come out
-//! ([`State::take`]). The rules of a file that is read again:
+//! Contents of files go in ([`State::update`] and its siblings), changes and reports come out ([`State::take`]).
+//! The rules for a file that is read again:
 //!
-//! * A file is *unsound* while a document of it cannot be read, while it is empty and was not before, or
-//!   while something is wrong with an object with which nothing was wrong when the file was sound. An
-//!   unsound file takes nothing away: what is missing in it stays. What is good in it counts at once.
-//! * A sound file removes what it no longer holds.
-//! * An object with a wrong element never replaces one without. A wrong element that has been there from
-//!   the first look on, such as an SCTP port, does not make a file unsound for ever.
+//! * A file is *unsound* while one of its documents cannot be read, while it is empty and was not before, or
+//!   while an object has an error that had none when the file was sound. An unsound file removes nothing:
+//!   objects missing in it stay. Its good objects count at once.
+//! * A sound file removes the objects that it no longer has.
+//! * An object with a wrong element never replaces one without. A wrong element that was there from the start,
+//!   such as an SCTP port, does not make a file unsound for ever.
 //!
-//! The same object in several files: the first file in the order of paths gives it.
+//! If several files have the same object, the first file in the order of paths gives it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -23,13 +23,13 @@ use super::parse::{Parsed, ParsedObject};
 use super::report::{Identity, Report, Severity};
 use crate::convert::Skip;
 
-/// Reports about one file at a time; a file may be wrong in any number of places.
+/// The maximum number of reports about one file at a time; a file may have any number of errors.
 const MAX_REPORTS: usize = 64;
 
-/// A file, in the order in which files take precedence.
+/// A file. Keys are ordered by precedence.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct FileKey {
-    /// Index of the path it was found under.
+    /// The index of the path under which it was found.
     pub(super) root: usize,
     pub(super) path: Arc<Path>,
 }
@@ -38,23 +38,23 @@ pub(super) struct FileKey {
 #[derive(Debug, Default)]
 pub(super) struct State {
     files: BTreeMap<FileKey, File>,
-    /// Which file gives an object: what whoever watches knows.
+    /// Which file gives an object, as receivers know it.
     givers: HashMap<ObjectRef, FileKey>,
-    /// Objects that a file gives anew, differently or no longer since the last [`State::take`].
+    /// Objects that a file has added, changed or removed since the last [`State::take`].
     touched: BTreeMap<ObjectRef, BTreeSet<FileKey>>,
-    /// Something went in since then: polls without news must cost nothing.
+    /// Something has changed since then. Polls without changes must cost nothing.
     is_stirred: bool,
 }
 
 #[derive(Debug, Default)]
 struct File {
     held: BTreeMap<ObjectRef, Held>,
-    /// Objects with which something was wrong when the file was sound, or first read, and still is.
+    /// Objects that had an error when the file was sound, or was first read, and still have it.
     tolerated: BTreeSet<ObjectRef>,
     is_read: bool,
-    /// What is wrong with it now.
+    /// The current errors of the file.
     complaints: Vec<Report>,
-    /// What has been said about it.
+    /// The errors that have been reported.
     said: HashSet<Identity>,
 }
 
@@ -66,7 +66,7 @@ struct Held {
 }
 
 impl State {
-    /// A file has been read.
+    /// Applies the contents of a file that has been read.
     pub(super) fn update(&mut self, key: &FileKey, parsed: Parsed) {
         self.is_stirred = true;
         let file = self.files.entry(key.clone()).or_default();
@@ -133,7 +133,7 @@ impl State {
         file.complaints = complaints;
     }
 
-    /// A file or directory is there and cannot be read: what it gave stays.
+    /// Notes that a file or directory exists but cannot be read: its objects stay.
     pub(super) fn unreadable(&mut self, key: &FileKey, what: impl Into<String>, mend: &str) {
         self.is_stirred = true;
         let file = self.files.entry(key.clone()).or_default();
@@ -142,7 +142,7 @@ impl State {
         file.complaints.extend(kept_report(key, &held));
     }
 
-    /// A directory can be read, or a file that gives nothing is as it should be.
+    /// Notes that a directory can be read, or that a file without objects is in order.
     pub(super) fn readable(&mut self, key: &FileKey) {
         if let Some(file) = self.files.get_mut(key).filter(|file| !file.complaints.is_empty()) {
             self.is_stirred = true;
@@ -150,7 +150,7 @@ impl State {
         }
     }
 
-    /// A file is gone, and what it gave with it.
+    /// Removes a file that is gone, and its objects.
     pub(super) fn remove(&mut self, key: &FileKey) {
         self.is_stirred = true;
         for reference in self.files.remove(key).into_iter().flat_map(|file| file.held.into_keys()) {
@@ -158,8 +158,8 @@ impl State {
         }
     }
 
-    /// What is new since the last time. Deletions come first, Services last:
-    /// whoever applies one by one never shows a Service before its endpoints.
+    /// The changes since the last call. Deletions come first, Services last: a receiver that applies them one by
+    /// one never has a Service before its endpoints.
     pub(super) fn take(&mut self) -> Batch {
         if !std::mem::take(&mut self.is_stirred) {
             return Batch::default();
@@ -187,7 +187,7 @@ impl State {
         Batch { changes: deleted, reports: self.take_reports() }
     }
 
-    /// What is wrong now and was not said yet, and which files are good again.
+    /// Errors that have not been reported yet, and files that are good again.
     fn take_reports(&mut self) -> Vec<Report> {
         let mut reports = Vec::new();
         for (key, file) in &mut self.files {
@@ -223,9 +223,9 @@ fn complaints_of(key: &FileKey, object: &ParsedObject) -> impl Iterator<Item = R
     })
 }
 
-/// Says what stays as it was because the file is unsound.
+/// Reports which objects stay because the file is unsound.
 fn kept_report(key: &FileKey, kept: &BTreeSet<ObjectRef>) -> Option<Report> {
-    /// Objects that are named.
+    /// How many objects the report names.
     const NAMED: usize = 3;
     let named: Vec<String> = kept.iter().take(NAMED).map(ToString::to_string).collect();
     let more = kept.len().saturating_sub(NAMED);

@@ -1,4 +1,4 @@
-//! The thread that polls.
+//! The polling thread.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::{Batch, ManifestSource};
 
-/// How often files are looked at. A change counts after two looks that agree, and has to within a second.
+/// How often files are checked. A change counts after two equal checks, and must take effect within a second.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A running watch; dropping it ends its thread, which may first finish reading a file.
+/// A running watch; dropping it ends its thread, which may finish reading a file first.
 #[derive(Debug)]
 pub struct Watch {
     stop: Option<mpsc::Sender<()>>,
@@ -19,11 +19,11 @@ pub struct Watch {
 }
 
 impl ManifestSource {
-    /// Polls on a thread of its own and hands over what is new, until `on_batch` breaks or the [`Watch`]
-    /// is dropped. [`ManifestSource::load`] comes before.
+    /// Polls on a thread of its own and passes changes to `on_batch`, until that breaks or the [`Watch`] is
+    /// dropped. Call [`ManifestSource::load`] before.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     pub fn watch(
         mut self,
         interval: Duration,
@@ -44,7 +44,7 @@ impl ManifestSource {
 impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // A thread that panicked has said so itself.
+        // A panic of the thread has already been logged.
         drop(self.thread.take().map(JoinHandle::join));
     }
 }

@@ -1,5 +1,5 @@
-//! Every field of every kind, once null, once absent, and once of each other type, by all ways in which an object is
-//! read: no field that no rule reads may cost anything, and one that a rule reads costs what it says itself.
+//! Sets every field of every kind to null, to nothing, and to each other type, and decodes the object in all
+//! ways: a field that no rule reads must have no effect, and one that a rule reads only its documented effect.
 
 mod kinds;
 
@@ -13,19 +13,19 @@ use super::super::resource::Resource;
 use super::{Decoded, Event, Meaning, Page, object};
 use crate::manifests::load_text;
 
-/// A kind: an object with all of its fields, and what the rules read of it.
+/// A kind: an object with all of its fields, and the fields that rules read.
 struct Kind {
     resource: Resource,
     full: Value,
-    /// Where the rules read, with `[*]` for any index; and what of the model they make of it.
+    /// The fields that rules read, with `[*]` for any index; and the parts of the model that depend on them.
     read: &'static [(&'static str, &'static [Part])],
-    /// Where something wrong, or nothing, leaves the whole object as it was.
+    /// Fields without which, or with wrong values, the whole object keeps its previous state.
     vital: &'static [&'static str],
     /// Whether it can be in a file, too.
     is_in_files: bool,
 }
 
-/// A part of the model that a field decides about.
+/// A part of the model that depends on a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Name,
@@ -52,7 +52,7 @@ enum Step {
     Index(usize),
 }
 
-/// The ways to everything in a value.
+/// The paths to all parts of a value.
 fn paths(value: &Value, here: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
     let steps: Vec<Step> = match value {
         Value::Object(object) => object.keys().cloned().map(Step::Key).collect(),
@@ -74,7 +74,7 @@ fn at<'a>(value: &'a mut Value, path: &[Step]) -> &'a mut Value {
     })
 }
 
-/// As in the lists of what is read, with the index or without.
+/// The notation of the lists above, with the index or with `[*]`.
 fn text(path: &[Step], any: bool) -> String {
     let mut text = String::new();
     for step in path {
@@ -90,7 +90,7 @@ fn text(path: &[Step], any: bool) -> String {
     text
 }
 
-/// What is put in a value's place; `None` takes it away.
+/// The replacements of a value; `None` removes it.
 fn replacements(value: &Value) -> Vec<Option<Value>> {
     let others = [
         json!(true),
@@ -114,14 +114,14 @@ fn replace(full: &Value, path: &[Step], with: Option<Value>) -> Option<Value> {
         (Value::Object(object), Step::Key(key), None) => drop(object.remove(key)),
         (Value::Object(object), Step::Key(key), Some(with)) => drop(object.insert(key.clone(), with)),
         (Value::Array(list), Step::Index(index), Some(with)) => list[*index] = with,
-        // A list without an element is another list, and no wrong one.
+        // A list without an element is a different list, but not a wrong one.
         _ => return None,
     }
     Some(value)
 }
 
 impl Kind {
-    /// The parts that a field decides about; `None` if no rule reads it, or anything in it.
+    /// The parts that depend on a field; `None` if no rule reads it or anything inside it.
     fn parts(&self, path: &[Step]) -> Option<Vec<Part>> {
         let path = text(path, true);
         let within = |whole: &str, part: &str| {
@@ -132,7 +132,7 @@ impl Kind {
         (!read.is_empty()).then(|| read.iter().flat_map(|(_, parts)| *parts).copied().collect())
     }
 
-    /// By list and by watch: both must say the same.
+    /// Decodes by list and by watch; the results must be equal.
     fn decode(&self, value: &Value) -> Decoded {
         let page = json!({ "metadata": { "resourceVersion": "1" }, "items": [value] }).to_string();
         let page: Page<'_> = serde_json::from_str(&page).unwrap();
@@ -155,7 +155,7 @@ impl Kind {
     }
 }
 
-/// Takes away what may be different.
+/// The object without the parts that may differ.
 fn without(object: &Object, parts: &[Part]) -> Object {
     let mut object = object.clone();
     for part in parts {
@@ -196,7 +196,7 @@ fn without(object: &Object, parts: &[Part]) -> Object {
     object
 }
 
-/// Of the elements of a list that something is wrong in, all others are there.
+/// Asserts that a wrong element of a list does not affect the others.
 fn assert_others_are_there(path: &[Step], before: &Object, after: &Object, context: &str) {
     let Some(index) = path.iter().find_map(|step| match step {
         Step::Index(index) => Some(*index),
@@ -223,7 +223,7 @@ fn assert_others_are_there(path: &[Step], before: &Object, after: &Object, conte
     }
 }
 
-/// The object in a manifest, and what is said about it.
+/// The object in a manifest, and the reports about it.
 fn manifest(name: &str, text: &str) -> (Option<Object>, Vec<String>) {
     let batch = load_text(Path::new(name), text.as_bytes());
     let object = batch.changes.into_iter().find_map(|change| match change {
@@ -264,7 +264,7 @@ fn no_field_costs_more_than_what_it_says() {
                         None
                     }
                 };
-                // A file says what its document is, and a person is told of what cannot be read.
+                // A document in a file states its type, and a person is told about unreadable ones.
                 let is_type =
                     matches!(path.first(), Some(Step::Key(key)) if key == "kind" || key == "apiVersion");
                 if is_type || !kind.is_in_files {

@@ -1,4 +1,4 @@
-//! Reading a list, page by page.
+//! Reads a list, page by page.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use super::super::reason::{self, Failure, Reason};
 use super::super::resume::{Resume, resume};
 use super::{Follower, News};
 
-/// How many times as long as the next bytes a whole page may take. Some minutes: an apiserver ends one itself after one.
+/// The timeout of a whole page, in multiples of that for the next bytes: some minutes. An apiserver's own is one.
 const PAGE_LONGEST: u32 = 10;
 
-/// Of so many objects at the least more than half are gone: that is said.
+/// If a list had at least this many objects and more than half are gone, that is logged.
 const MANY: usize = 10;
 
 impl Follower {
-    /// Reads all pages. Objects that are gone are reported as deleted after the last page. A list that is not the first one takes
-    /// effect as a whole, or not at all if a page fails for good (client-go's reflector: `Replace` after the last page): an endpoint
-    /// that moves from one slice to another must not be missing in between.
+    /// Reads all pages. Objects that are gone are reported as deleted after the last page. A list other than the
+    /// first takes effect as a whole, or not at all if a page finally fails (client-go's reflector: `Replace`
+    /// after the last page): an endpoint that moves from one slice to another must not be missing in between.
     pub(super) async fn read_list(&mut self) -> Result<String, Failure> {
         let mut changes = Vec::new();
         let before = self.health().is_listed().then(|| self.known.clone());
@@ -34,13 +34,13 @@ impl Follower {
         read
     }
 
-    /// A page that fails is asked for again, as the next ones are of the same version: only the first one's failure is that of the
-    /// whole list at once.
+    /// Reads pages. A page that fails is requested again, because the following ones have the same version. Only
+    /// a failure of the first page fails the list at once.
     async fn read_pages(&mut self, changes: &mut Vec<Change>) -> Result<String, Failure> {
         let is_first = !self.health().is_listed();
         let before = self.known.len();
         let mut seen = HashSet::new();
-        // What cannot be used, and so is not known.
+        // Objects that cannot be used, and so are not in `known`.
         let mut unusable = HashSet::new();
         let mut next = String::new();
         loop {
@@ -77,7 +77,7 @@ impl Follower {
             }
             self.health.contact(self.resource);
             if is_first {
-                // Nobody goes by it before all is there, and so nothing is held twice.
+                // Nothing uses a first list before it is complete, so it need not be collected here as well.
                 self.say(News::Changes(std::mem::take(changes))).await;
             }
             next = page.metadata.next;
@@ -88,7 +88,7 @@ impl Follower {
         }
     }
 
-    /// All that there is was seen.
+    /// Handles the end of a list: all existing objects have been seen.
     fn end_list(
         &mut self,
         before: usize,
@@ -112,7 +112,7 @@ impl Follower {
             .retain(|name| unusable.contains(name) || name.as_ref().is_some_and(|name| known.contains(name)));
     }
 
-    /// A page, and whom it is from; `None` if it is too large to take, and a smaller one is to be asked for.
+    /// A page, and the response that it came in; `None` if it is too large and a smaller one has to be requested.
     async fn page(&mut self, next: &str) -> Result<Option<(Answer, Vec<u8>)>, Failure> {
         let mut query = self.selectors();
         query.extend(self.paging.limit().map(|limit| ("limit", limit.to_string())));
@@ -128,14 +128,14 @@ impl Follower {
                 Err(answer.failure(Reason::NotUnderstood(what)))
             }
             Err(failure) => {
-                // Its head was well: another apiserver may have more to say.
+                // The head of the response was fine. Another apiserver may send a complete one.
                 self.transport.give_up(answer.index(), &failure.reason).await;
                 Err(failure)
             }
         }
     }
 
-    /// The whole body of a page; `None` if it is too large to take.
+    /// The whole body of a page; `None` if it is too large.
     async fn body(&self, answer: &mut Answer) -> Result<Option<Vec<u8>>, Failure> {
         let began = Instant::now();
         let longest = self.timing.answer * PAGE_LONGEST;
@@ -163,7 +163,7 @@ impl Follower {
     }
 }
 
-/// Whether a page that has failed may be had later: the version that the list is of is still known then.
+/// Whether a failed page may be requested again later: the version of the list is still available.
 fn may_pass(reason: &Reason) -> bool {
     resume(reason) == Resume::Watch || matches!(reason, Reason::Status(500 | 504, _))
 }

@@ -279,7 +279,7 @@ fn the_health_check_port_is_for_local_load_balancers_only() {
     assert_eq!(flawed(with("LoadBalancer", "Local", 70000)).1, ["spec.healthCheckNodePort"]);
 }
 
-/// As many as there can be: with a look at all before it for each, nobody would see the end of it.
+/// The maximum number of ports: if each were compared with all before it, the test would not end.
 #[test]
 fn each_port_number_may_be_there_once_with_either_protocol() {
     let port =

@@ -1,12 +1,12 @@
-//! Kinds that are not read: others of Kubernetes and of other people, which are passed over, and names that are wrong.
-//! Pure.
+//! Kinds that are not read: other kinds of Kubernetes and of third parties, which are skipped, and misspelt
+//! kinds. Pure.
 
 use super::Class;
 
-/// Kinds that are read, to be found in what is written a little differently.
+/// Kinds that are read, for recognising misspelt ones.
 const READ: [&str; 4] = ["Service", "EndpointSlice", "ServiceCIDR", "Node"];
 
-/// The other kinds of the groups that are read: here a name that is none is a mistake.
+/// The other kinds of the API groups that are read. In those groups, an unknown kind is a mistake.
 const CORE: [&str; 15] = [
     "Binding",
     "ComponentStatus",
@@ -26,7 +26,7 @@ const CORE: [&str; 15] = [
 ];
 const NETWORKING: [&str; 4] = ["IPAddress", "Ingress", "IngressClass", "NetworkPolicy"];
 
-/// What a kind is that is not read.
+/// Classifies a kind that is not read.
 pub(super) fn unknown(version: Option<&str>, written: &str) -> Class {
     let group = match version {
         Some(version) if is_foreign(version) => return Class::Other,
@@ -54,8 +54,8 @@ pub(super) fn unknown(version: Option<&str>, written: &str) -> Class {
     Class::Wrong { field: "kind", what: format!("{written:?} is not a kind"), mend }
 }
 
-/// Whether an `apiVersion` belongs to somebody else's API group, where `Service` (Knative) and `Node`
-/// (Longhorn) are other things. Kubernetes' own groups are `v1`, `apps/v1`, `*.k8s.io/*`.
+/// Whether an `apiVersion` belongs to a third party's API group, where `Service` (Knative) and `Node` (Longhorn)
+/// mean something else. Kubernetes' own groups are `v1`, `apps/v1`, `*.k8s.io/*`.
 pub(super) fn is_foreign(version: &str) -> bool {
     version.split_once('/').is_some_and(|(group, _)| {
         let is_mistake =
@@ -64,7 +64,7 @@ pub(super) fn is_foreign(version: &str) -> bool {
     })
 }
 
-/// Whether one is the other with one letter wrong, or two of a longer word. (`Role` is not meant to be `Node`.)
+/// Whether two words differ by one letter, or by two if they are longer. (`Role` is not close to `Node`.)
 fn is_close(written: &str, meant: &str) -> bool {
     let limit = if meant.len() > 5 { 2 } else { 1 };
     written.len().abs_diff(meant.len()) <= limit && distance(written.as_bytes(), meant.as_bytes()) <= limit

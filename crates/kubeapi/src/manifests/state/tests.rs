@@ -7,7 +7,7 @@ use crate::manifests::{Severity, parse};
 #[derive(Default)]
 struct Files(State);
 
-/// What a step led to: changes as `+web 10.96.0.1 [80]` and `-web`, reports without their mends.
+/// The results of a step: changes as `+web 10.96.0.1 [80]` and `-web`, reports without their advice.
 #[derive(Debug, Default, PartialEq)]
 struct Step {
     changes: Vec<String>,
@@ -130,7 +130,7 @@ fn a_sound_file_updates_adds_and_removes() {
     assert_eq!(files.remove("f.yaml"), changes(&["-c", "-a"]));
 }
 
-/// Everything that makes a file with the Services a and b unsound while a is updated.
+/// All ways to make a file with the Services a and b unsound while a is updated.
 #[test]
 fn an_unsound_file_takes_nothing_away_and_updates_what_is_good() {
     let new_a = service("a", "10.96.0.7", &[80]);
@@ -324,7 +324,7 @@ fn kubectl_file() -> String {
         .join("---\n")
 }
 
-/// Cuts the file at every byte: nothing may go unless nobody could tell that it was cut.
+/// Cuts the file at every byte: objects may be removed only if the cut cannot be noticed.
 fn cut_everywhere(name: &str, whole: &str) {
     for end in 0..whole.len() {
         let mut files = Files::default();

@@ -1,4 +1,4 @@
-//! One object of each kind, with all of its fields, and what is read of it.
+//! One object of each kind, with all of its fields, and the fields that are read.
 
 use serde_json::{Value, json};
 
