@@ -1,7 +1,7 @@
-//! A capture on a thread of its own: whoever has changes does not wait for the kernel.
+//! Runs a capture on a thread of its own, so that nobody with changes waits for the kernel.
 //!
-//! One step is under way at a time. What changes meanwhile is the caller's to put together into the next one, so
-//! slow work makes steps larger and not more.
+//! One step is under way at a time. The caller collects the changes that come meanwhile into the next step, so
+//! slow work makes steps larger, not more numerous.
 
 use std::io;
 use std::sync::Arc;
@@ -16,29 +16,29 @@ use sluice_table::{ClusterAddressChange, FrontendState};
 
 use crate::{Capture, Change};
 
-/// How often it is looked whether all is as it was left: somebody may have taken our rules away.
+/// How often to check that the rules are still in place: somebody may have removed them.
 const TICK: Duration = Duration::from_millis(250);
 
-/// What changes in one step; see [`Change`].
+/// The changes of one step; see [`Change`].
 #[derive(Debug, Default)]
 pub struct Step {
-    /// Frontends that are to go.
+    /// Frontends to remove.
     pub withdraw: Vec<FrontendState>,
     /// Frontends that are new, or whose verdicts changed.
     pub offer: Vec<FrontendState>,
-    /// Cluster IPs that came or went, and ranges that they come from.
+    /// Cluster IPs that were added or removed, and the ranges that they come from.
     pub cluster_addresses: ClusterAddressChange,
 }
 
-/// The capture and its thread. Dropping it ends the thread, but waits for nothing that takes long.
+/// A capture and its thread. Dropping it ends the thread, but waits for nothing that takes long.
 #[derive(Debug)]
 pub struct Background {
     commands: Option<Sender<Command>>,
     /// A mutex makes it `Sync`; it is never locked.
     done: Mutex<Receiver<Done>>,
-    /// A step that has not been taken back yet.
+    /// A step has been begun and not been taken back yet.
     is_busy: bool,
-    /// Whether the thread works rather than waits.
+    /// Whether the thread is working rather than waiting.
     works: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -60,7 +60,7 @@ impl Background {
     /// Starts the thread, in the calling thread's network namespace.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     pub fn start(capture: Box<dyn Capture + Send>) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel();
         let (sender, done) = mpsc::channel();
@@ -82,26 +82,26 @@ impl Background {
         self.is_busy
     }
 
-    /// Begins a step. [`Background::take_done`] gives it back when it is done, and until then there is no other one.
+    /// Begins a step. No other may begin until [`Background::take_done`] has returned this one.
     pub fn begin(&mut self, step: Step) {
         debug_assert!(!self.is_busy, "one at a time");
         self.is_busy = true;
         self.send(Command::Step(step));
     }
 
-    /// Tells what this node's pod networks are; see [`Capture::set_node_pod_cidrs`].
+    /// Sets this node's pod networks; see [`Capture::set_node_pod_cidrs`].
     pub fn set_node_pod_cidrs(&self, cidrs: &[IpNet]) {
         self.send(Command::NodePodCidrs(cidrs.to_vec()));
     }
 
-    /// The step that is done, once. Does not wait.
+    /// Returns the finished step, once. Does not wait.
     pub fn take_done(&mut self) -> Option<Step> {
         let done = std::iter::from_fn(|| self.done().try_recv().ok()).find_map(step)?;
         self.is_busy = false;
         Some(done)
     }
 
-    /// The step that is under way, if there is one, when it is done.
+    /// Waits for the step that is under way, if there is one, and returns it.
     pub fn wait(&mut self) -> Option<Step> {
         if !std::mem::take(&mut self.is_busy) {
             return None;
@@ -109,7 +109,7 @@ impl Background {
         std::iter::from_fn(|| self.done().recv().ok()).find_map(step)
     }
 
-    /// Has it look after itself now and not when it is time, and waits for that. While no step is under way.
+    /// Makes the capture check its state now, and waits for that. Only while no step is under way.
     pub fn keep(&mut self) {
         self.send(Command::Keep);
         let _ = self.done().recv();
@@ -120,7 +120,7 @@ impl Background {
     }
 
     fn send(&self, command: Command) {
-        // A thread that has panicked takes nothing; then the agent has ended too.
+        // If the thread has panicked it takes nothing; then the agent has ended too.
         let _ = self.commands.as_ref().map(|commands| commands.send(command));
     }
 }
@@ -135,7 +135,7 @@ fn step(done: Done) -> Option<Step> {
 impl Drop for Background {
     fn drop(&mut self) {
         self.commands = None;
-        // A program that it waits for may take half a minute.
+        // A program that the thread waits for may take half a minute.
         if !self.works.load(Ordering::Acquire) {
             let _ = self.thread.take().map(JoinHandle::join);
         }
@@ -148,7 +148,7 @@ fn work(
     done: &Sender<Done>,
     works: &AtomicBool,
 ) {
-    // Before the first step it is not known what there is to be.
+    // Before the first step it is not known which rules there should be.
     let mut has_begun = false;
     loop {
         let command = match commands.recv_timeout(TICK) {
@@ -179,7 +179,7 @@ fn work(
             None => None,
         };
         works.store(false, Ordering::Release);
-        // Whoever waited may have gone.
+        // The receiver may be gone.
         let _ = answer.map(|answer| done.send(answer));
     }
 }
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes as long as the test says.
+    /// A capture that takes as long as the test wants.
     struct Slow {
         begun: Sender<usize>,
         may_go_on: Receiver<()>,
@@ -199,7 +199,7 @@ mod tests {
     impl Capture for Slow {
         fn change(&mut self, change: Change<'_>, _: Instant) {
             self.begun.send(change.cluster_addresses.added.len()).unwrap();
-            // Until the test has gone, at the latest.
+            // It ends with the test at the latest.
             let _ = self.may_go_on.recv();
         }
 
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(background.wait().unwrap().cluster_addresses.added.len(), 1);
         assert!(!background.is_busy() && background.wait().is_none());
 
-        // Nor does dropping it.
+        // Dropping it does not wait either.
         background.begin(step(&["10.0.0.1", "10.0.0.2"]));
         assert_eq!(begins.recv(), Ok(2));
         drop(background);

@@ -1,11 +1,11 @@
 //! Bind mode: a listening socket on each frontend's own address and port.
 //!
-//! For loopback addresses, a laptop, the demo, or a balancer on addresses that the machine has anyway.
-//! A frontend that nobody is to be relayed from has no socket, so that the kernel refuses for us: a
-//! TCP reset, an ICMP port unreachable. (What the rules say is to be dropped is refused as well: only
-//! the kernel can stay silent.)
+//! For loopback addresses, a laptop, the demo, or a load balancer on addresses that the machine has anyway. A
+//! frontend that relays nobody has no socket, so that the kernel refuses its connections: a TCP reset, an ICMP
+//! port unreachable. (Connections that the rules would drop are refused as well: only the kernel's rules can
+//! drop silently.)
 //!
-//! A frontend that cannot be bound is reported, stops no other one, and is tried again.
+//! A frontend that cannot be bound is reported and retried. It does not affect the others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,43 +18,43 @@ use tracing::{debug, info, warn};
 
 use crate::{Capture, Change};
 
-/// Pause before the first retry; doubles up to [`RETRY_MAX`]. What is in the way is mostly another
-/// process, or an address that somebody is about to add: people wait for that.
+/// Pause before the first retry; doubles up to [`RETRY_MAX`]. The cause is usually another process, or an
+/// address that is about to be added, and somebody is waiting for it.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(8);
 
-/// Frontends that one round of retries tries, so that thousands that fail do not hold up changes.
+/// The maximum number of frontends per round of retries, so that thousands of failures do not delay changes.
 const RETRIES_AT_ONCE: usize = 256;
 
-/// Failures that are said one by one when many come at once: with an apiserver as the source, every address
-/// of the cluster may be one that is not this machine's.
+/// The maximum number of failures logged individually at once. With an apiserver as the source, every address of
+/// the cluster may be one that this machine does not have.
 const COMPLAINTS_AT_ONCE: usize = 20;
 
-/// Who has the sockets.
+/// Opens and closes the sockets.
 pub trait Listeners {
     /// Opens sockets for a frontend and serves it.
     ///
     /// # Errors
-    /// Whatever bind(2) and listen(2) say.
+    /// The error of bind(2) or listen(2).
     fn open(&self, frontend: Frontend) -> io::Result<()>;
 
-    /// Closes them; once it returns the kernel refuses new connections.
+    /// Closes the frontend's sockets. Once it returns, the kernel refuses new connections.
     fn close(&self, frontend: Frontend);
 }
 
-/// Frontends that cannot be listened on, and why, for others to read. Cloning it shares it.
+/// The frontends that cannot be listened on, with reasons, for others to read. Clones share the data.
 #[derive(Debug, Clone, Default)]
 pub struct Failures(Arc<Mutex<BTreeMap<Frontend, Option<i32>>>>);
 
 impl Failures {
-    /// How many there are.
+    /// The number of failures.
     pub fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// All of them, with the reason and the mend in words.
+    /// All failures: the reason and how to fix it, as text.
     pub fn all(&self) -> BTreeMap<Frontend, String> {
-        // Thousands may have the same few reasons; nobody is to wait while they are put into words.
+        // Thousands may have the same few reasons. The lock is not held while they are formatted.
         let failures = self.lock().clone();
         failures.into_iter().map(|(frontend, reason)| (frontend, said(reason))).collect()
     }
@@ -76,13 +76,13 @@ impl Failures {
 pub struct Bind<L> {
     listeners: L,
     frontends: BTreeMap<Frontend, State>,
-    /// Those of them that have failed.
+    /// The frontends that have failed.
     failures: Failures,
-    /// Failures that were news since the last [`Bind::sum_up`].
+    /// The number of new failures since the last [`Bind::sum_up`].
     complaints: usize,
 }
 
-/// A frontend that is to be relayed.
+/// A frontend to relay.
 #[derive(Debug)]
 enum State {
     Open,
@@ -95,7 +95,7 @@ impl<L: Listeners> Bind<L> {
         Self { listeners, frontends: BTreeMap::new(), failures, complaints: 0 }
     }
 
-    /// Takes note of a frontend's new state, or that it has none any more.
+    /// Stores a frontend's new state, or removes it.
     fn note(&mut self, frontend: Frontend, state: Option<State>) -> Option<State> {
         self.failures.set(frontend, state.as_ref());
         match state {
@@ -104,7 +104,7 @@ impl<L: Listeners> Bind<L> {
         }
     }
 
-    /// Says how many failures were not said one by one.
+    /// Logs the number of failures that were not logged individually.
     fn sum_up(&mut self) {
         let complaints = std::mem::take(&mut self.complaints);
         if let Some(unsaid) = complaints.checked_sub(COMPLAINTS_AT_ONCE).filter(|unsaid| *unsaid > 0) {
@@ -172,7 +172,7 @@ impl<L: Listeners> Capture for Bind<L> {
             _ => None,
         };
         let mut due: Vec<(Instant, Frontend)> = self.frontends.iter().filter_map(due).collect();
-        // Those that have waited for longest.
+        // Those that have waited longest come first.
         due.sort_unstable();
         for (_, frontend) in due.into_iter().take(RETRIES_AT_ONCE) {
             self.open(frontend, now);
@@ -181,7 +181,7 @@ impl<L: Listeners> Capture for Bind<L> {
     }
 }
 
-/// An error in words, with the mend.
+/// An error as text, with advice.
 fn said(reason: Option<i32>) -> String {
     match reason {
         Some(errno) => format!("{}: {}", io::Error::from_raw_os_error(errno), mend(reason)),
@@ -189,7 +189,7 @@ fn said(reason: Option<i32>) -> String {
     }
 }
 
-/// What a person can do about an error.
+/// Advice on an error.
 fn mend(reason: Option<i32>) -> &'static str {
     match reason.map(Errno::from_raw_os_error) {
         Some(Errno::ADDRINUSE) => "another process listens there; stop it or give the Service another port",
@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    /// Listeners that do as they are told and remember what they were asked.
+    /// Listeners that act as configured, and record the calls.
     #[derive(Debug, Default)]
     struct Fake {
         fails: Option<i32>,

@@ -1,14 +1,14 @@
-//! What kube-proxy leaves on a node, in each of its modes: finding it and removing it.
+//! Finds and removes what kube-proxy leaves on a node, in each of its modes.
 //!
-//! kube-proxy cleans up after itself only when it is asked to (`kube-proxy --cleanup`), and what it leaves
-//! goes on catching packets: before ours do, or after them. What is not its own is never touched: kubelet's
-//! chains, which look alike, and chains that somebody else's rules refer to.
+//! kube-proxy cleans up only on request (`kube-proxy --cleanup`), and its leftovers go on catching packets,
+//! before our rules or after them. Objects of others are never touched: kubelet's chains, which look similar,
+//! and chains that somebody else's rules refer to.
 //!
-//! Runs the programs `nft`, `iptables-legacy-save` and `-restore`, `ip`, `ipvsadm` and `ipset`; all but the
-//! first only where there is something for them. Blocks.
+//! It runs the programs `nft`, `iptables-legacy-save` and `-restore`, `ip`, `ipvsadm` and `ipset`; all except
+//! the first only if there is something for them. It blocks.
 //!
-//! * `look`: what there is, read from the system.
-//! * `plan`: what to do about it, without a system.
+//! * `look`: reads the system's state.
+//! * `plan`: decides what to do about it; pure.
 
 mod chains;
 mod command;
@@ -28,23 +28,23 @@ use thiserror::Error;
 
 use crate::program;
 
-/// It cannot be found out or removed.
+/// kube-proxy's leftovers cannot be found or removed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A program did not do what it was to do.
+    /// A program failed.
     #[error(transparent)]
     Program(#[from] program::Error),
-    /// It says something that is not understood; another version of it may be.
+    /// The output of a program is not understood; another version may work.
     #[error("what {program} prints is not understood: {error}")]
     Unexpected {
         /// The program.
         program: &'static str,
-        /// Where it goes wrong.
+        /// The parser's error.
         error: serde_json::Error,
     },
 }
 
-/// Something of kube-proxy's.
+/// A leftover of kube-proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trace {
     /// The table of the nftables mode.
@@ -62,15 +62,15 @@ pub enum Trace {
         /// How many rules lead to them.
         jumps: usize,
     },
-    /// So many virtual services of IPVS.
+    /// The number of virtual services of IPVS.
     VirtualServices(usize),
     /// The interface `kube-ipvs0`, which has all Service addresses.
     IpvsInterface,
-    /// So many IP sets of the IPVS mode. Nothing uses them without the chains.
+    /// The number of IP sets of the IPVS mode. Without the chains, nothing uses them.
     IpSets(usize),
 }
 
-/// Where iptables keeps its tables.
+/// Which iptables it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
     /// In nftables (`iptables-nft`).
@@ -106,27 +106,27 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// What was found.
+/// The result of a search.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// What is kube-proxy's.
+    /// The leftovers of kube-proxy.
     pub traces: Vec<Trace>,
-    /// What could not be looked at, with the mend.
+    /// Parts of the system that could not be checked, with advice.
     pub unseen: Vec<String>,
 }
 
-/// What was done.
+/// The result of a removal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// What is gone.
+    /// Leftovers that were removed.
     pub removed: Vec<Trace>,
-    /// What was left on purpose, with the reason.
+    /// Leftovers that were kept on purpose, with the reason.
     pub kept: Vec<String>,
-    /// What should be gone and is not, with the mend.
+    /// Leftovers that could not be removed, with advice.
     pub failed: Vec<String>,
 }
 
-/// Looks for what kube-proxy has left, or is using. Changes nothing.
+/// Finds kube-proxy's leftovers, or the objects of one that runs. Changes nothing.
 ///
 /// # Errors
 /// The ruleset cannot be read.
@@ -136,7 +136,7 @@ pub fn find() -> Result<Found, Error> {
     Ok(Found { traces: plan.traces(), unseen: sight.unseen })
 }
 
-/// Removes it. Nothing is there: nothing is done. A kube-proxy that still runs makes all of it again.
+/// Removes kube-proxy's leftovers; does nothing if there are none. A kube-proxy that still runs creates them again.
 ///
 /// # Errors
 /// The ruleset cannot be read; nothing was changed then.

@@ -1,4 +1,4 @@
-//! Running the programs that change the system, for 30 s at the most.
+//! Runs the programs that change the system, with a timeout of 30 s.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,16 +14,16 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 use tracing::debug;
 
-/// A transaction of 30,000 elements takes 0.3 s; one that takes so much longer is stuck.
+/// A transaction of 30,000 elements takes 0.3 s; one that takes longer than this is stuck.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// So much of what a program says about an error is kept, in bytes: nft repeats the command, which may be long.
+/// How much of a program's error message is kept, in bytes: nft repeats the command, which may be long.
 const MESSAGE_MAX: u64 = 500;
 
-/// A program did not do what it was to do.
+/// A program failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// It is not there.
+    /// The program does not exist.
     #[error("the program {program} is not here; install it (on Debian the package {package})", program = .0, package = package(.0))]
     Missing(&'static str),
     /// It cannot be run.
@@ -31,18 +31,18 @@ pub enum Error {
     Unusable {
         /// The program.
         program: &'static str,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
-    /// It refused.
+    /// It ended with an error.
     #[error("{program} failed: {message}")]
     Failed {
         /// The program.
         program: &'static str,
-        /// What it said, or its exit status.
+        /// Its message, or its exit status.
         message: String,
     },
-    /// Somebody ended it, most likely the kernel, for want of memory.
+    /// A signal ended it, most likely the kernel's for lack of memory.
     #[error("{program} was ended by signal {signal}: memory may be short (dmesg, and the limit of the pod)")]
     Killed {
         /// The program.
@@ -50,12 +50,12 @@ pub enum Error {
         /// The signal (signal(7)).
         signal: i32,
     },
-    /// It did not end.
+    /// It did not end in time.
     #[error("{program} did not end in {} s and was ended; is another program changing the same all the time?", .after.as_secs())]
     Stuck {
         /// The program.
         program: &'static str,
-        /// The time that it had.
+        /// The timeout.
         after: Duration,
     },
 }
@@ -71,10 +71,10 @@ fn package(program: &str) -> &'static str {
     }
 }
 
-/// Runs a program, found in PATH, to its end; returns what it prints.
+/// Runs a program, found in PATH, to its end; returns its output.
 ///
 /// # Errors
-/// It is not there, cannot be run, fails, or does not end.
+/// It does not exist, cannot be run, fails, or does not end.
 pub fn run(
     program: &'static str,
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
@@ -112,7 +112,7 @@ fn run_for(
     if status.success() {
         return read(&mut stdout, u64::MAX).map_err(unusable);
     }
-    // What it says then, if anything, is not the reason, and what it was to look at is not known.
+    // The rest of its output is not the reason, and its results are incomplete.
     if let Some(signal) = status.signal() {
         return Err(Error::Killed { program, signal });
     }
@@ -131,13 +131,13 @@ fn read(file: &mut File, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 fn memory_file(name: &str) -> io::Result<File> {
-    // Systems may insist on the flag (vm.memfd_noexec), and kernels before 6.3 do not know it.
+    // Systems may require the flag (vm.memfd_noexec), and kernels before 6.3 do not know it.
     let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL)
         .or_else(|_| memfd_create(name, MemfdFlags::CLOEXEC))?;
     Ok(File::from(file))
 }
 
-/// Waits for the end of a process; brings it about if that takes too long, and returns nothing then.
+/// Waits for a process to end. After the timeout it kills the process and returns `None`.
 fn wait(mut child: Child, timeout: Duration) -> io::Result<Option<ExitStatus>> {
     let has_ended = ends_in_time(&child, timeout).unwrap_or_else(|error| {
         debug!(%error, "a program is waited for without a time limit");

@@ -1,12 +1,13 @@
-//! Socket mode: what programs in the kernel are told about frontends and endpoints, so that connections of this node's
-//! clients are led to an endpoint before there is a packet. Beside `tproxy`, which has everything that is not decided
-//! there.
+//! Socket mode: tells the BPF programs about frontends and endpoints, so that they lead connections of this
+//! node's clients to an endpoint before there is a packet. It works beside `tproxy`, which handles everything
+//! that is not decided there.
 //!
-//! Belongs to the thread that changes the table: endpoints take effect here at the same moment. Frontends come last and
-//! go first: at any time there is a way for what the programs leave alone.
+//! It belongs to the thread that changes the table, so endpoints take effect here at the same moment. Frontends
+//! are added last and removed first: at any time `tproxy` serves what the programs leave alone.
 //!
-//! `offered`: what the programs are to be told. `numbers`: whom the maps' numbers of endpoints are told. `ledger`: what
-//! connections did. `followed`: clients that keep their endpoints; `kept`: those that the programs know; `ended`: those that nobody
+//! `offered`: what the programs have to know. `numbers`: tells others the endpoints' ids in the maps. `ledger`:
+//! accounts of connections. `followed`: clients that keep their endpoints; `kept`: those that the programs know;
+//! `ended`: those of sets that are gone.
 //! is led by any more.
 
 mod ended;
@@ -30,53 +31,53 @@ use self::followed::Followed;
 pub use self::ledger::{Ledger, Sum};
 use self::offered::Offered;
 
-/// What decides at clients' sockets.
+/// The part of the capture that decides at clients' sockets.
 pub trait AtSockets: Send + Sync {
-    /// Has these be decided here from now on: the table knows them, and so does the other capture.
+    /// Starts to decide about these frontends here. The table and the other capture already have them.
     fn offer(&mut self, frontends: &[Frontend]);
 
-    /// Once this returns nothing is decided here any more about connections to these.
+    /// Stops deciding about these frontends. Once this returns, no connection to them is decided here.
     fn withdraw(&mut self, frontends: &[Frontend]);
 
-    /// Goes by what these service ports are now.
+    /// Applies the current state of these service ports.
     fn change(&mut self, ports: &[Arc<ServicePort>]);
 
-    /// Learns the addresses of the node's interfaces.
+    /// Sets the addresses of the node's interfaces.
     fn set_interfaces(&mut self, addresses: &[IpAddr]);
 
-    /// Everything that there is was offered: what an earlier agent has left beyond that is gone when this returns.
+    /// Notes that all frontends were offered. When this returns, any others that an earlier agent left are gone.
     fn forget_others(&mut self);
 
-    /// Does what is due. To be called several times a second.
+    /// Does the work that is due. Must be called several times a second.
     fn keep(&mut self);
 
-    /// Says that there is a relay now, which takes what is left to it: endpoints in doubt are. To be called several times
-    /// a second for as long as there is one.
+    /// Notes that there is a relay, which accepts the connections that are left to it: those to unverified
+    /// endpoints. Must be called several times a second while there is one.
     fn beat(&mut self);
 
-    /// How much there is.
+    /// Numbers of entries and events.
     fn stats(&self) -> Stats;
 }
 
-/// How many ports are changed at a time: their endpoints, a thousand or two, are looked at several times, and from the
-/// second one on are in the processor's cache.
+/// How many ports are changed together. Their endpoints, one or two thousand, are read several times, and stay
+/// in the processor's cache after the first.
 const TOGETHER: usize = 128;
 
-/// The maps of socket mode, kept in line with the table.
+/// Keeps the maps of socket mode in line with the table.
 #[derive(Debug)]
 pub struct Sockets<K> {
     offered: Offered,
     written: Written<K>,
-    /// How much does not fit, as it was last said.
+    /// The last logged number of entries that do not fit.
     said: usize,
 }
 
-/// The maps, and who goes by their numbers.
+/// The maps, and the users of their endpoint ids.
 #[derive(Debug)]
 struct Written<K> {
     maps: Maps<K>,
     health: SharedHealth,
-    /// Where it is known whose the endpoints' numbers are.
+    /// Knows which endpoint each id belongs to.
     ledger: Arc<Ledger>,
     clients: Followed,
 }
@@ -86,8 +87,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 impl<K: Kernel + Send + Sync> Sockets<K> {
-    /// Maps that are kept in line with a table, and a ledger that knows what is in them; with `host_only` for the node's own
-    /// sockets alone.
+    /// Keeps maps in line with a table, and a ledger in line with the maps. With `host_only`, only for the
+    /// node's own sockets.
     pub fn new(mut maps: Maps<K>, table: &Table, ledger: Arc<Ledger>, host_only: bool) -> Self {
         maps.follow_ids();
         let health = maps.kernel().health();
@@ -99,7 +100,7 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
         }
     }
 
-    /// Brings the maps in line with what these ports are now; each is named once.
+    /// Brings the maps in line with the current state of these ports; each key occurs once.
     fn refresh(&mut self, keys: &[PortKey]) {
         let Self { offered, written, .. } = self;
         let mut gone = Vec::new();
@@ -118,8 +119,8 @@ impl<K: Kernel + Send + Sync> Sockets<K> {
     }
 }
 
-/// Prepares each part on a thread of its own, if there are several, and writes it on this one: after a start both take
-/// about as long. In order.
+/// Prepares each part on a thread of its own, if there are several, and writes it on this one, in order: after a
+/// start both take about as long.
 fn pipelined<P: Send, W: Send>(
     parts: impl ExactSizeIterator<Item = P> + Send + Clone,
     prepare: impl Fn(P) -> W + Sync,
@@ -134,7 +135,7 @@ fn pipelined<P: Send, W: Send>(
         if is_ahead {
             prepared.iter().for_each(&mut write);
         } else {
-            // There are as many threads as there may be, or it would not be worth one.
+            // The thread limit is reached, or there are too few parts for a thread.
             parts.map(prepare).for_each(&mut write);
         }
     });
@@ -147,7 +148,7 @@ impl<K: Kernel + Send + Sync> Written<K> {
         self.share(offered, &keys);
     }
 
-    /// Has ledger and table go by the numbers that the maps have now, for the endpoints of these ports and for what is gone.
+    /// Tells ledger and table the current ids of these ports' endpoints, and which ids are gone.
     fn share(&mut self, offered: &Offered, keys: &[PortKey]) {
         self.ledger.follow(&self.maps.take_id_changes());
         for key in keys {
@@ -178,7 +179,7 @@ impl<K: Kernel + Send + Sync> AtSockets for Sockets<K> {
     fn set_interfaces(&mut self, addresses: &[IpAddr]) {
         let touched = self.offered.set_interfaces(addresses);
         self.refresh(&touched);
-        // The kernel may choose another one for a node's socket from now on.
+        // From now on the kernel may choose another source address for a node's socket.
         self.written.maps.kernel_mut().forget_sources();
     }
 

@@ -1,17 +1,22 @@
 //! TPROXY mode: nftables and policy routing bring all of a node's traffic for Services to the workers.
 //!
-//! One nftables table, `inet sluice`, whose rules are the same whatever Services there are: frontends are
-//! elements of its maps, changed by difference, one transaction a step. Captured packets are marked, and a
-//! policy rule for the mark has them delivered on this node whatever their destination. What is refused or
-//! dropped never gets as far as a worker. A second table, `bridge sluice`, has no elements of ours.
+//! The rules of the nftables table `inet sluice` do not depend on the Services: frontends are elements of its
+//! maps, which are changed by difference, one transaction per step. Captured packets are marked, and a policy
+//! rule for the mark delivers them on this node whatever their destination. Connections that are refused or
+//! dropped never reach a worker. A second table, `bridge sluice`, has no elements of ours.
 //!
-//! * `elements`, `wanted`, `pods`: which elements there are to be. `ruleset`: the rules; `lifetimes`: how long what packets
-//!   leave there lives. `marks`: what marks mean. `script`, `listing`: what nft reads and what it prints. None of these does I/O.
-//! * `nft`, `netlink`, and in terms of it `generation` and `changes`: the ways to the kernel.
-//! * `table`, `bridge`: keep the tables. `routing`: keeps policy rules and routes. `mark_rules`: lists those of others.
-//! * `owner`: which agent does all this, of several. `shared_listeners`: the sockets of one that hangs. `settings`: settings of the kernel, and what they were before. `bridge_netfilter`: keeps two of them.
-//! * `crowding`: looks how full the sets are that packets fill. `counters`: what there is to be told of all this. `lines`: how often.
-//! * `addresses`: the node's addresses. `leftovers`: removes what stands in the way of an agent that begins. `cleanup`: removes everything.
+//! * `elements`, `wanted`, `pods`: which elements there should be. `ruleset`: the rules; `lifetimes`: how long
+//!   the entries made by packets live. `marks`: the meaning of marks. `script`, `listing`: the input and output
+//!   of nft. None of these does I/O.
+//! * `nft`, `netlink`, and based on the latter `generation` and `changes`: access to the kernel.
+//! * `table`, `bridge`: maintain the tables. `routing`: maintains policy rules and routes. `mark_rules`: lists
+//!   those of others.
+//! * `owner`: which of several agents does all this. `shared_listeners`: the sockets of one that hangs.
+//!   `settings`: settings of the kernel, and their former values. `bridge_netfilter`: maintains two of them.
+//! * `crowding`: checks how full the sets are that packets fill. `counters`: statistics. `lines`: limits the
+//!   rate of log lines.
+//! * `addresses`: the node's addresses. `leftovers`: removes elements that block a starting agent. `cleanup`:
+//!   removes everything.
 //!
 //! All of it blocks, and belongs on one thread.
 
@@ -81,41 +86,42 @@ use wanted::Wanted;
 
 use crate::{Capture, Change};
 
-/// How to capture.
+/// The configuration of the capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Where workers listen.
     pub ports: Ports,
-    /// How this node's pods are told from other clients.
+    /// How to tell this node's pods from other clients.
     pub local_pods: LocalPods,
-    /// Where pods have their addresses: connections to endpoints there are not tracked.
+    /// The networks of pods: connections to endpoints there are not tracked.
     pub cluster_cidrs: Vec<IpNet>,
-    /// Let the kernel's connection tracking see captured traffic.
+    /// Whether the kernel's connection tracking sees captured traffic.
     pub track: bool,
-    /// Have the rules ask connection tracking what they cannot know otherwise. Such rules switch it on for the whole network
-    /// namespace, so where this is not set they ask it only once it is seen to be on, as it is on most nodes.
+    /// Whether the rules may use connection tracking for what they cannot know otherwise. Such rules enable it
+    /// for the whole network namespace. If this is not set, they use it only once it is found to be enabled, as
+    /// it is on most nodes.
     pub asks_conntrack: bool,
-    /// Keep `net.bridge.bridge-nf-call-iptables` and `-ip6tables` at 0, for pods on Linux bridges.
+    /// Whether to keep `net.bridge.bridge-nf-call-iptables` and `-ip6tables` at 0, for pods on Linux bridges.
     pub bridge_netfilter_off: bool,
-    /// Ports that pods' kernels choose from, and that workers never take for a socket that has a client's address.
+    /// The ephemeral ports of pods' kernels. Workers never use them for a socket that has a client's address.
     pub pod_ports: RangeInclusive<u16>,
-    /// How long workers keep UDP flows: what rules remember of these lives a little longer.
+    /// How long workers keep UDP flows. The rules' entries for them live a little longer.
     pub flow_idle: FlowIdle,
 }
 
-/// How long a UDP flow may be silent, both ways, before a worker ends it.
+/// How long a UDP flow may be silent in both directions before a worker ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowIdle {
     /// Any flow.
     pub any: Duration,
-    /// One that was answered and has lasted for two seconds.
+    /// A flow that was answered and has lasted for two seconds.
     pub conversation: Duration,
 }
 
-/// The ports on 127.0.0.1 and ::1 that captured packets are handed over at, by the client's origin.
+/// The ports on 127.0.0.1 and ::1 at which workers receive captured packets, by the client's origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ports {
-    /// For clients that are none of the following.
+    /// For all other clients.
     pub outside: u16,
     /// For this node's pods.
     pub local_pod: u16,
@@ -131,12 +137,12 @@ impl fmt::Display for Ports {
 }
 
 impl Ports {
-    /// Three ports in a row.
+    /// Three consecutive ports.
     pub fn from_first(first: u16) -> Self {
         Self { outside: first, local_pod: first.saturating_add(1), node: first.saturating_add(2) }
     }
 
-    /// The three ports that follow them, or those after that, and so on.
+    /// The three ports that follow these (1), the three after that (2), and so on.
     fn beyond(self, number: u16) -> Option<Self> {
         let on = |port: u16| port.checked_add(number.checked_mul(3)?);
         Some(Self { outside: on(self.outside)?, local_pod: on(self.local_pod)?, node: on(self.node)? })
@@ -146,15 +152,15 @@ impl Ports {
 /// How this node's pods are told from other clients (kube-proxy: `--detect-local-mode`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LocalPods {
-    /// They are not.
+    /// Not at all.
     None,
     /// By address.
     Cidrs(Vec<IpNet>),
-    /// By address, in the CIDRs that [`Capture::set_node_pod_cidrs`] tells.
+    /// By address, in the CIDRs given to [`Capture::set_node_pod_cidrs`].
     NodeCidrs,
-    /// By the interface that their packets come in through.
+    /// By the interface on which their packets arrive.
     Interface {
-        /// Its name, or how it begins: `cni0`, `veth*`.
+        /// Its name or a prefix of names: `cni0`, `veth*`.
         pattern: String,
     },
 }
@@ -168,27 +174,26 @@ pub struct Tproxy {
     table_retry: Retry,
     routing: Routing,
     routing_retry: Retry,
-    /// Whether it is known what there is to be.
+    /// Whether the wanted state is known.
     has_begun: bool,
     bridge_netfilter: Option<BridgeNetfilter>,
     conntrack: Conntrack,
     settings: Settings,
     crowding: Crowding,
     counters: Arc<Counters>,
-    /// Of what others have broken and was mended.
+    /// Log lines about damage by others that was repaired.
     repairs: Lines,
-    /// Of what fails, and works again.
+    /// Log lines about failures and recoveries.
     troubles: Lines,
     addresses: NodeAddresses,
 }
 
 impl Tproxy {
-    /// Gets ready: captured packets are delivered from now on, but none are captured, and settings
-    /// of the kernel are as they are to be. What an earlier run
-    /// left stays as it is until the first [`Capture::change`].
+    /// Prepares the capture: captured packets are delivered from now on, but none are captured yet, and settings
+    /// of the kernel are applied. Leftovers of an earlier run stay until the first [`Capture::change`].
     ///
     /// # Errors
-    /// The kernel or nft cannot do it, or not for us.
+    /// The kernel or nft does not support it, or does not allow it.
     pub fn start(mut config: Config) -> Result<Self, Error> {
         check_interface(&config.local_pods)?;
         let version = nft::run(&["--version"], "")?;
@@ -229,22 +234,22 @@ impl Tproxy {
         })
     }
 
-    /// Whether it is this agent that keeps all this.
+    /// Whether this agent is the owner of the rules.
     pub fn tenure(&self) -> Arc<Tenure> {
         Arc::clone(self.table.owner().tenure())
     }
 
-    /// What it has done so far.
+    /// A snapshot of the counters.
     pub fn stats(&self) -> Stats {
         self.counters.stats()
     }
 
-    /// The same, to be looked at from elsewhere.
+    /// The counters, shared with other threads.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 
-    /// Looks whether it is this agent that keeps all this; it becomes the one that does where that is its turn.
+    /// Checks whether this agent is the owner, and becomes the owner if it is its turn.
     fn is_owner(&mut self, now: Instant) -> bool {
         let was_owner = self.table.owner().is_current();
         if !self.has_begun || !(was_owner || self.table_retry.is_due(now)) {
@@ -269,7 +274,7 @@ impl Tproxy {
         }
     }
 
-    /// What is not as this agent wants it is not its failure.
+    /// Another agent's state is not this agent's failure.
     fn leave(&mut self) {
         self.counters.success(Part::Table);
         self.counters.success(Part::Routing);
@@ -277,7 +282,7 @@ impl Tproxy {
         self.routing_retry.succeeded();
     }
 
-    /// Looks at the node's own addresses. Whether they have changed.
+    /// Updates the node's own addresses. Returns whether they have changed.
     fn look_at_addresses(&mut self) -> bool {
         let changed = self.addresses.changed();
         if let Some(addresses) = &changed {
@@ -286,7 +291,7 @@ impl Tproxy {
         changed.is_some()
     }
 
-    /// Whether connection tracking is seen to be on from now on, so that the rules are other ones.
+    /// Whether connection tracking has just been found to be enabled, so that the rules change.
     fn notices_conntrack(&mut self, now: Instant) -> bool {
         let is_news = !self.config.asks_conntrack && self.conntrack.is_on(now);
         if is_news {
@@ -299,7 +304,7 @@ impl Tproxy {
         is_news
     }
 
-    /// Makes what is wanted true, unless that has failed and its time has not come.
+    /// Applies the wanted state, unless that has failed and the retry is not due.
     fn apply(&mut self, now: Instant) {
         self.wanted.settle_pods();
         if self.table_retry.is_due(now) {
@@ -327,7 +332,7 @@ impl Tproxy {
                     info!("nftables is as it is to be again");
                 }
             }
-            // A transaction came too late. It is looked again, before anything else, at the next occasion.
+            // The transaction came too late. Ownership is checked again first, next time.
             Err(Error::Replaced) => {}
             Err(error) => {
                 self.counters.failure(Part::Table);
@@ -338,14 +343,14 @@ impl Tproxy {
         }
     }
 
-    /// Says how many lines were left out.
+    /// Logs how many lines were suppressed.
     fn sum_up(&mut self, now: Instant) {
         if let Some(left_out) = self.repairs.sum_up(now) {
             warn!("{left_out} more lines about what others have changed on this node, and was mended");
         }
         if let Some(left_out) = self.troubles.sum_up(now) {
             warn!("{left_out} more lines about what could not be changed on this node, or could be later");
-            // The line about a failure that lasts may have been among them.
+            // The line about a persistent failure may have been among them.
             if let Some(reason) = self.table_retry.reason() {
                 warn!("changes of Services still wait: {reason}");
             }
@@ -420,7 +425,7 @@ impl Capture for Tproxy {
         self.keep_settings(now);
         self.settings.keep_records(now);
         self.crowding.look(now);
-        // What another agent has left is no damage.
+        // The state that another agent left is no damage.
         if !was_owner || has_other_addresses || self.notices_conntrack(now) || self.table_retry.is_pending() {
             self.apply(now);
         } else {
@@ -448,12 +453,12 @@ impl Drop for Tproxy {
     }
 }
 
-/// Whether a pattern can be written in a rule as it is.
+/// Checks that a pattern can be written into a rule unchanged.
 fn check_interface(local_pods: &LocalPods) -> Result<(), Error> {
     let LocalPods::Interface { pattern } = local_pods else { return Ok(()) };
     let name = pattern.strip_suffix('*').unwrap_or(pattern);
     let is_allowed = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '*' | '\\' | '/' | '$');
-    // IFNAMSIZ, with its final zero.
+    // IFNAMSIZ, including the terminating zero.
     if (1..16).contains(&name.len()) && name.chars().all(is_allowed) {
         Ok(())
     } else {

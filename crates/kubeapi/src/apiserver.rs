@@ -20,7 +20,6 @@
 //! apiservers, one bad object in a list, and credentials that change.
 //!
 //! It runs on the caller's tokio runtime and never blocks it: small files are read on threads of their own.
-//! its own.
 
 mod access;
 mod addresses;

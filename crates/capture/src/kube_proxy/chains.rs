@@ -1,4 +1,4 @@
-//! iptables: which chains are kube-proxy's, and how to remove them from a table.
+//! iptables: identifies kube-proxy's chains, and how to remove them from a table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -29,15 +29,14 @@ const NAMES: [&str; 15] = [
     "KUBE-IPVS-OUT-FILTER",
 ];
 
-/// Chains of one Service or endpoint: a hash follows. (`isServiceChainName`.)
+/// Prefixes of chains of one Service or endpoint; a hash follows. (`isServiceChainName`.)
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-FW-", "KUBE-EXT-", "KUBE-XLB-"];
 
-/// Sets a mark on packets that [`MASQUERADE`] then masquerades. CNI plugins may use it too (portmap:
-/// `externalSetMarkChain`).
+/// Marks packets that [`MASQUERADE`] then masquerades. CNI plugins may use it too (portmap: `externalSetMarkChain`).
 const MARK: &str = "KUBE-MARK-MASQ";
 const MASQUERADE: &str = "KUBE-POSTROUTING";
 
-/// Whether a chain is kube-proxy's. Not so kubelet's: `KUBE-FIREWALL`, `KUBE-MARK-DROP`,
+/// Whether a chain is kube-proxy's. These are kubelet's: `KUBE-FIREWALL`, `KUBE-MARK-DROP`,
 /// `KUBE-KUBELET-CANARY`, `KUBE-IPTABLES-HINT`.
 pub(super) fn is_kube_proxys(chain: &str) -> bool {
     let is_hash =
@@ -58,7 +57,7 @@ pub(super) struct Table {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
     pub name: String,
-    /// Packets come to it by themselves (`PREROUTING`), not by a rule.
+    /// Packets enter it from a hook (`PREROUTING`), not from a rule.
     pub is_base: bool,
 }
 
@@ -67,23 +66,23 @@ pub(super) struct Chain {
 pub(super) struct Rule {
     pub chain: String,
     pub target: String,
-    /// What tells the rule from others: its handle in nftables, else all of it but the chain.
+    /// Identifies the rule: its handle in nftables, otherwise the whole rule without the chain.
     pub id: String,
 }
 
-/// What is to be removed from a table.
+/// The parts to remove from a table.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Removal<'a> {
     /// Rules of chains that stay.
     pub rules: Vec<&'a Rule>,
     /// Chains, with all of their rules.
     pub chains: Vec<&'a str>,
-    /// Chains of kube-proxy's that somebody needs, and the chain of those who do.
+    /// Chains of kube-proxy that somebody else uses, with the chain that uses them.
     pub kept: BTreeMap<&'a str, &'a str>,
 }
 
 impl Table {
-    /// What of it is kube-proxy's and can go.
+    /// The chains and rules of kube-proxy that can be removed.
     pub(super) fn removal(&self) -> Removal<'_> {
         let named = |chains: fn(&Chain) -> bool| -> HashSet<&str> {
             self.chains.iter().filter(|chain| chains(chain)).map(|chain| chain.name.as_str()).collect()
@@ -92,7 +91,8 @@ impl Table {
         let bases = named(|chain| chain.is_base);
         let is_candidate = |chain: &str| candidates.contains(chain);
 
-        // A base chain leads to kube-proxy's by kube-proxy's own rules, another chain by somebody else's.
+        // A jump from a base chain to a chain of kube-proxy's is kube-proxy's own rule; from another chain,
+        // somebody else's.
         let is_others = |rule: &&Rule| !is_candidate(&rule.chain) && !bases.contains(rule.chain.as_str());
         let mut kept = BTreeMap::new();
         let mut needed: Vec<(&str, &str)> = self
@@ -101,7 +101,7 @@ impl Table {
             .filter(is_others)
             .map(|rule| (rule.target.as_str(), rule.chain.as_str()))
             .collect();
-        // What is kept needs what it leads to, and who uses the mark wants it masqueraded.
+        // A chain that is kept needs the chains that it leads to, and users of the mark need it to be masqueraded.
         let mut leads_to: HashMap<&str, Vec<&str>> = HashMap::new();
         for rule in &self.rules {
             leads_to.entry(&rule.chain).or_default().push(&rule.target);
@@ -171,7 +171,7 @@ mod tests {
         Table { backend: Backend::Nft, family: Family::V4, name: "nat".to_owned(), chains, rules }
     }
 
-    /// Name; the table; rules that go, chains that go, chains kept.
+    /// Name; the table; removed rules, removed chains, kept chains.
     type Case = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
     #[rustfmt::skip]

@@ -1,9 +1,9 @@
-//! Programs to be run, as data: what is planned can be looked at.
+//! Commands as data, so that a plan can be inspected.
 
 use super::Error;
 use crate::program;
 
-/// A program to be run, with arguments and what it reads.
+/// A program to run, with its arguments and input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Command {
     pub program: &'static str,
@@ -21,10 +21,10 @@ impl Command {
         Self { input, ..self }
     }
 
-    /// Runs it to its end; returns what it prints.
+    /// Runs it to its end; returns its output.
     ///
     /// # Errors
-    /// It is not there, cannot be run, fails, or does not end.
+    /// It does not exist, cannot be run, fails, or does not end.
     pub(super) fn run(&self) -> Result<Vec<u8>, Error> {
         Ok(program::run(self.program, &self.arguments, &self.input)?)
     }

@@ -1,11 +1,11 @@
-//! The format of `iptables-save`, which `iptables-restore` reads: only what names chains.
+//! The format of `iptables-save`, which `iptables-restore` reads: only the lines that name chains.
 
 use sluice_model::Family;
 
 use super::Backend;
 use super::chains::{Chain, Removal, Rule, Table};
 
-/// The tables of a dump. Lines that mean nothing here are passed over.
+/// Parses the tables of a dump; skips irrelevant lines.
 pub(super) fn parse(dump: &str, family: Family) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in dump.lines().map(str::trim) {
@@ -22,7 +22,7 @@ pub(super) fn parse(dump: &str, family: Family) -> Vec<Table> {
         if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split_whitespace();
             let name = words.next().unwrap_or_default().to_owned();
-            // A chain of a person's has `-` for its policy.
+            // The policy of a user-defined chain is `-`.
             table.chains.push(Chain { name, is_base: words.next() != Some("-") });
         } else if let Some((chain, rest)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' '))
             && let Some(target) = target(rest)
@@ -34,14 +34,14 @@ pub(super) fn parse(dump: &str, family: Family) -> Vec<Table> {
     tables
 }
 
-/// Where a rule leads: what follows `-j` or `-g`, wherever that is not part of a quoted comment.
+/// The target of a rule: the word after `-j` or `-g`, if that is not part of a quoted comment.
 fn target(rule: &str) -> Option<&str> {
     let mut words = words(rule).into_iter();
     words.find(|word| matches!(*word, "-j" | "-g" | "--jump" | "--goto"))?;
     words.next()
 }
 
-/// Splits at spaces outside of quotes. Quotes stay; a backslash in them takes the next character along.
+/// Splits at spaces outside of quotes. Quotes stay; a backslash in them escapes the next character.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut start = 0;
@@ -64,7 +64,7 @@ fn words(text: &str) -> Vec<&str> {
     words
 }
 
-/// What `iptables-restore --noflush` is to be told to remove this; empty where that is nothing.
+/// The input for `iptables-restore --noflush` that removes this; empty if there is nothing to remove.
 pub(super) fn script(table: &Table, removal: &Removal<'_>) -> String {
     if removal.chains.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! The IPVS mode: virtual services in the kernel, an interface that has their addresses, IP sets.
+//! The IPVS mode: virtual services in the kernel, an interface with their addresses, IP sets.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,14 +6,14 @@ use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 
-/// Has every Service address, so that packets to them are delivered locally and come past IPVS.
+/// Has every Service address, so that packets to them are delivered locally and pass through IPVS.
 pub(super) const INTERFACE: &str = "kube-ipvs0";
 
-/// Where nodePorts come from unless the apiserver was told otherwise (`--service-node-port-range`). Their
-/// virtual services are on the node's own addresses.
+/// The default range of nodePorts (`--service-node-port-range` of the apiserver). Their virtual services are on
+/// the node's own addresses.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// IP sets (`ipset.go`), for IPv6 with [`V6`] in front of what follows `KUBE-`.
+/// IP sets (`ipset.go`); those for IPv6 have [`V6`] after `KUBE-`.
 const SETS: [&str; 17] = [
     "CLUSTER-IP",
     "EXTERNAL-IP",
@@ -38,12 +38,12 @@ const V6: &str = "6-";
 /// A virtual service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct VirtualService {
-    /// How ipvsadm names the protocol.
+    /// The protocol's option of ipvsadm.
     pub option: &'static str,
     pub address: SocketAddr,
 }
 
-/// The virtual services of `/proc/net/ip_vs`; `None` for one that has a firewall mark for an address.
+/// The virtual services of `/proc/net/ip_vs`; `None` for one that has a firewall mark instead of an address.
 pub(super) fn virtual_services(proc: &str) -> Vec<Option<VirtualService>> {
     let services = proc.lines().filter_map(|line| {
         let mut words = line.split(' ').filter(|word| !word.is_empty());
@@ -65,8 +65,8 @@ pub(super) fn virtual_services(proc: &str) -> Vec<Option<VirtualService>> {
     services.collect()
 }
 
-/// Whether a virtual service is kube-proxy's: its address is on [`INTERFACE`], or it is a nodePort's.
-/// Somebody else's (keepalived's) has neither.
+/// Whether a virtual service is kube-proxy's: its address is on [`INTERFACE`], or it is a nodePort's. Neither
+/// applies to those of others (keepalived).
 pub(super) fn is_kube_proxys(service: &VirtualService, interface: &BTreeSet<IpAddr>) -> bool {
     interface.contains(&service.address.ip()) || NODE_PORTS.contains(&service.address.port())
 }
@@ -91,7 +91,7 @@ struct Address {
 /// The addresses of `ip -json address show dev`.
 ///
 /// # Errors
-/// It is not what ip shows.
+/// The output is not ip's.
 pub(super) fn addresses(json: &[u8]) -> serde_json::Result<BTreeSet<IpAddr>> {
     let links: Vec<Link> = serde_json::from_slice(json)?;
     Ok(links.into_iter().flat_map(|link| link.addr_info).filter_map(|address| address.local).collect())

@@ -1,4 +1,4 @@
-//! What there is on this node, read from the system.
+//! Reads this node's state from the system.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ use super::{iptables_save, nft_family, nft_listing};
 /// The table of kube-proxy's nftables mode.
 pub(super) const NFT_TABLE: &str = "kube-proxy";
 
-/// Everything that a removal is planned from.
+/// The state that a removal is planned from.
 #[derive(Debug, Default)]
 pub(super) struct Sight {
     /// Families with a table of the nftables mode.
@@ -27,15 +27,15 @@ pub(super) struct Sight {
     pub legacy_restore: [Option<&'static str>; 2],
     /// Virtual services of IPVS.
     pub virtual_services: Vec<Option<VirtualService>>,
-    /// The addresses of the interface of the IPVS mode; `None` where there is no such interface.
+    /// The addresses of the IPVS mode's interface; `None` if there is no such interface.
     pub ipvs_interface: Option<BTreeSet<IpAddr>>,
     /// IP sets by name.
     pub ip_sets: Vec<String>,
-    /// What could not be looked at, with the mend.
+    /// Parts of the system that could not be checked, with advice.
     pub unseen: Vec<String>,
 }
 
-/// The programs of iptables-legacy for a family: to save, to restore, by name and, where that name does not
+/// The programs of iptables-legacy for a family: to save and to restore; each by its name and, if that does not
 /// exist, by the name that may be of either backend.
 struct Legacy {
     names: &'static str,
@@ -66,10 +66,10 @@ const LEGACY: [(Family, Legacy); 2] = [
 ];
 
 impl Sight {
-    /// Looks at everything.
+    /// Reads everything.
     ///
     /// # Errors
-    /// The ruleset of nftables cannot be read: nothing else makes sense without it.
+    /// The ruleset of nftables cannot be read: without it, the rest makes no sense.
     pub(super) fn take() -> Result<Self, Error> {
         let mut sight = Self::default();
         sight.look_at_nftables()?;
@@ -97,7 +97,7 @@ impl Sight {
         Ok(())
     }
 
-    /// A kernel without tables of iptables-legacy is not asked for any: that would make them.
+    /// Does not query a kernel without iptables-legacy tables, because that would create them.
     fn look_at_legacy(&mut self, family: Family, legacy: &Legacy) -> Result<(), String> {
         let names = read(&format!("/proc/thread-self/net/{}", legacy.names));
         let tables: Vec<&str> = names.split_whitespace().collect();
@@ -151,7 +151,7 @@ impl Sight {
                 Err(error) => self.unseen.push(format!("interface {}: {error}", ipvs::INTERFACE)),
             }
         }
-        // Without the module there are no sets, and asking would load it.
+        // Without the module there are no sets, and a query would load it.
         if Path::new("/sys/module/ip_set").exists()
             && let Ok(names) = Command::new("ipset", &["list", "-name"]).run()
         {
@@ -162,8 +162,8 @@ impl Sight {
     }
 }
 
-/// A file of the kernel's, empty where there is none or it may not be read: who may not read it could not
-/// read the ruleset either.
+/// A file of the kernel; empty if it does not exist or may not be read. A process without that permission could
+/// not read the ruleset either.
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What `nft --json` lists: tables, and the chains and jumps of those that iptables-nft keeps.
+//! Parses `nft --json`: tables, and the chains and jumps of those that iptables-nft maintains.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,7 +12,7 @@ struct Listing {
     nftables: Vec<Item>,
 }
 
-/// One of them is there, or none where it is something else.
+/// One field is set; none if it is another kind of object.
 #[derive(Debug, Deserialize)]
 struct Item {
     table: Option<TableItem>,
@@ -56,7 +56,7 @@ struct Target {
 /// The tables of IPv4 and IPv6 of `nft --json list tables`.
 ///
 /// # Errors
-/// It is not what nft lists.
+/// The output is not nft's.
 pub(super) fn tables(json: &[u8]) -> serde_json::Result<Vec<(Family, String)>> {
     let listing: Listing = serde_json::from_slice(json)?;
     let families = [Family::V4, Family::V6];
@@ -71,7 +71,7 @@ pub(super) fn tables(json: &[u8]) -> serde_json::Result<Vec<(Family, String)>> {
 /// The table of `nft --json list table`.
 ///
 /// # Errors
-/// It is not what nft lists.
+/// The output is not nft's.
 pub(super) fn table(json: &[u8], family: Family, name: &str) -> serde_json::Result<Table> {
     let listing: Listing = serde_json::from_slice(json)?;
     let mut table =
@@ -91,7 +91,7 @@ pub(super) fn table(json: &[u8], family: Family, name: &str) -> serde_json::Resu
     Ok(table)
 }
 
-/// What nft is to be told to remove this; empty where that is nothing.
+/// The input for nft that removes this; empty if there is nothing to remove.
 pub(super) fn script(table: &Table, removal: &Removal<'_>) -> String {
     let at = format!("{} {}", nft_family(table.family), table.name);
     let unlink =

@@ -1,4 +1,4 @@
-//! What to do about what was seen.
+//! Decides what to remove.
 
 use std::collections::BTreeSet;
 
@@ -8,16 +8,16 @@ use super::command::Command;
 use super::look::{NFT_TABLE, Sight};
 use super::{Backend, Trace, iptables_save, ipvs, nft_family, nft_listing};
 
-/// Everything that is to be removed.
+/// Everything to be removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// In order; each is done whether or not those before it could be, up to its first command that fails.
+    /// In order. Each step is run whether or not earlier ones succeeded, up to its first command that fails.
     pub steps: Vec<Step>,
-    /// What stays on purpose, with the reason.
+    /// Objects that stay on purpose, with the reason.
     pub kept: Vec<String>,
 }
 
-/// Commands that belong together, and what is gone after them.
+/// Commands that belong together, and the objects that they remove.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub traces: Vec<Trace>,
@@ -29,7 +29,7 @@ impl Plan {
         let mut plan = Self::default();
         plan.stop_ipvs(sight);
         plan.remove_tables(sight);
-        // Sets can only be destroyed when no rule looks at them any more.
+        // Sets can be destroyed only when no rule refers to them any more.
         if !sight.ip_sets.is_empty() {
             let commands = sight.ip_sets.iter().map(|set| Command::new("ipset", &["destroy", set]));
             let traces = vec![Trace::IpSets(sight.ip_sets.len())];
@@ -38,13 +38,13 @@ impl Plan {
         plan
     }
 
-    /// What there is of kube-proxy's.
+    /// All leftovers of kube-proxy.
     pub(super) fn traces(&self) -> Vec<Trace> {
         self.steps.iter().flat_map(|step| step.traces.clone()).collect()
     }
 
-    /// Virtual services before the interface, which stays if they do: without the addresses on it, whose they are
-    /// could not be told, by a later run neither.
+    /// Removes virtual services before the interface, which stays if they do: without its addresses, even a
+    /// later run could not tell whose they are.
     fn stop_ipvs(&mut self, sight: &Sight) {
         let Some(addresses) = &sight.ipvs_interface else { return };
         let is_ours = |service: &&ipvs::VirtualService| ipvs::is_kube_proxys(service, addresses);
@@ -70,7 +70,7 @@ impl Plan {
         self.steps.push(Step { traces, commands });
     }
 
-    /// All of nftables in one transaction, then each table of iptables-legacy.
+    /// Removes everything in nftables in one transaction, then each table of iptables-legacy.
     fn remove_tables(&mut self, sight: &Sight) {
         let mut traces: Vec<Trace> = sight.nft_tables.iter().map(|family| Trace::NftTable(*family)).collect();
         let delete = |family: &Family| format!("delete table {} {NFT_TABLE}\n", nft_family(*family));
@@ -126,7 +126,7 @@ mod tests {
     use super::super::chains::Table;
     use super::*;
 
-    /// What a plan runs, in order, with the input in brackets.
+    /// The commands of a plan, in order, with the input in brackets.
     fn commands(sight: &Sight) -> Vec<String> {
         let plan = Plan::new(sight);
         let commands = plan.steps.into_iter().flat_map(|step| step.commands);

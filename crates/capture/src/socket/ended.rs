@@ -1,42 +1,42 @@
-//! Clients of sets that are no more, or whose clients keep no endpoint any more: they lead nobody, but take room. They are
-//! forgotten some at a time, by the thread that changes the table.
+//! Forgets clients of sets that are gone, or that no longer have session affinity. Such entries lead nobody, but
+//! take room. The thread that changes the table forgets some at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::kept::{Clients, OfSet};
 
-/// How many clients are looked at each time: one system call, and one for each that is forgotten. All that there may be are
-/// through after a few seconds.
+/// How many clients are checked each time: one system call, plus one for each that is forgotten. The largest
+/// possible number takes a few seconds.
 pub(super) const AT_ONCE: usize = 1024;
 
 /// The sets whose clients are to be forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
-    /// Those that came while others were looked for.
+    /// Sets that were added during the current pass.
     waiting: HashMap<u32, Arc<OfSet>>,
-    /// Those that are looked for, among all clients there are.
+    /// The sets of the current pass over all clients.
     looked_for: HashMap<u32, Arc<OfSet>>,
-    /// From where on.
+    /// Where the pass continues.
     from: Option<u32>,
 }
 
 impl Ended {
-    /// Nobody is led any more by what is known of the clients of this set.
+    /// Adds a set whose clients lead nobody any more.
     pub(super) fn add(&mut self, set: Arc<OfSet>) {
         set.end();
-        // Whoever adds one just now sees that it is over.
+        // A worker that adds a client just now sees that the set is over.
         if set.has_clients() {
             self.waiting.insert(set.number(), set);
         }
     }
 
-    /// Whether these are about to be forgotten.
+    /// Whether the clients of this set are about to be forgotten.
     pub(super) fn has(&self, number: u32) -> bool {
         self.waiting.contains_key(&number) || self.looked_for.contains_key(&number)
     }
 
-    /// Looks at some clients.
+    /// Checks some clients.
     pub(super) fn forget_some(&mut self, clients: &Clients) {
         if self.looked_for.is_empty() {
             (self.looked_for, self.from) = (std::mem::take(&mut self.waiting), None);
@@ -45,7 +45,7 @@ impl Ended {
             return;
         }
         let Ok(part) = clients.known.part(self.from, AT_ONCE) else {
-            // From the beginning, the next time.
+            // The next pass starts at the beginning.
             self.from = None;
             return;
         };

@@ -1,9 +1,10 @@
-//! Clients that keep their endpoints (`sessionAffinity: ClientIP`): the table chooses, and the programs lead a client that has
-//! connected before to where it has led it.
+//! Clients that keep their endpoints (`sessionAffinity: ClientIP`): the table chooses the endpoint, and the
+//! programs lead a client that has connected before to the same one.
 //!
-//! Whatever the table remembers or forgets of a client of this node it says at once, by the worker that does; how long ago a
-//! client was led is asked before it is forgotten. So there is nothing to carry to and fro, and no client that only one of
-//! both knows: but for what an earlier agent has left, until all frontends are there and it is [adopted](Followed::adopt).
+//! When the table remembers or forgets a client of this node, the worker that does it updates the maps at once.
+//! Before the table forgets a client, it asks the maps when the client was last led. So there is nothing to
+//! synchronise, and no client that only one of them knows, except those that an earlier agent left, until all
+//! frontends are known and they are [adopted](Followed::adopt).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,21 +21,21 @@ use super::ended::Ended;
 use super::kept::{Clients, NAMES, OfPort, OfSet, Sets, Share};
 use super::offered::Offered;
 
-/// Whose clients are led. What is in the maps stays when this is dropped, and may be another agent's from then on.
+/// The clients that are led. The contents of the maps stay when this is dropped, and may then be another agent's.
 #[derive(Debug)]
 pub(super) struct Followed {
     clients: Arc<Clients>,
-    /// The ports that tell of their clients.
+    /// The ports that report their clients.
     told: HashMap<PortKey, Sets>,
     shares: Shares,
     ended: Ended,
 }
 
-/// What Services have of the room, for as long as one of their clients may be known.
+/// The Services' use of the room, kept as long as one of their clients may be known.
 #[derive(Debug, Default)]
 struct Shares {
     of: HashMap<ObjectName, Weak<Share>>,
-    /// With so many it is looked whether some are nobody's any more.
+    /// At this number, entries of Services that are gone are looked for.
     most: usize,
 }
 
@@ -65,16 +66,16 @@ impl Followed {
         Self { clients: Arc::new(Clients::new(known)), told, shares, ended }
     }
 
-    /// The same, with how many clients there are.
+    /// Adds the number of clients to the statistics.
     pub(super) fn count(&self, stats: Stats) -> Stats {
         let (clients, most) = self.clients.count();
         let most_clients = u32::try_from(most).unwrap_or(u32::MAX);
         Stats { clients, most_clients, refused_clients: self.clients.refused(), ..stats }
     }
 
-    /// Has a port tell of its clients as it is now, where that is another way than it was told.
+    /// Makes a port report its clients according to its current sets, if they have changed.
     pub(super) fn share<K: Kernel>(&mut self, port: &ServicePort, key: PortKey, maps: &Maps<K>) {
-        // Nearly all others: looking them up would be much of loading.
+        // Nearly all ports: looking them up would be a large part of loading.
         if port.affinity().is_none() || port.name().protocol != Protocol::Tcp {
             return;
         }
@@ -104,7 +105,7 @@ impl Followed {
         }
     }
 
-    /// Forgets a port that is gone: another one may have its place in memory.
+    /// Forgets a port that is gone: another one may get its place in memory.
     pub(super) fn forget(&mut self, key: PortKey) {
         let sets = self.told.remove(&key).unwrap_or_default();
         self.end(sets);
@@ -114,13 +115,13 @@ impl Followed {
         sets.into_iter().flatten().for_each(|(set, _)| self.ended.add(set));
     }
 
-    /// Forgets some of those clients that are nobody's any more. To be called several times a second.
+    /// Forgets some clients of sets that are gone. Must be called several times a second.
     pub(super) fn forget_some(&mut self) {
         self.ended.forget_some(&self.clients);
     }
 
-    /// Has the table remember whom an earlier agent's programs lead, as far as that leads to where it did; others are not led any
-    /// more.
+    /// Adds clients that an earlier agent's programs lead to the table's memory, if their endpoints still exist;
+    /// the others are no longer led.
     pub(super) fn adopt<K: Kernel>(&self, offered: &Offered, maps: &Maps<K>, now: Instant) {
         let mut kept = match self.clients.known.all() {
             Ok(kept) => kept,
@@ -134,10 +135,10 @@ impl Followed {
         if kept.is_empty() {
             return;
         }
-        // As they are remembered: whoever was seen last is the last to be forgotten.
+        // The client that was seen last is added last, and forgotten last.
         kept.sort_by_key(|kept| std::cmp::Reverse(kept.idle));
         let sets = maps.with_clients();
-        // By number, of the sets that anybody has asked for so far.
+        // By id, for the sets looked up so far.
         let mut endpoints: HashMap<u32, HashMap<u32, (SocketAddr, u32)>> = HashMap::new();
         for Kept { key, number, idle } in kept.into_iter().filter(|kept| !self.ended.has(kept.key.number)) {
             let set = sets.get(&key.number);
@@ -158,7 +159,7 @@ impl Followed {
                 })
             });
             if !is_led {
-                // It was nobody's here, and is not counted. The kernel deletes whatever is there.
+                // It was not counted here. The kernel deletes any entry.
                 let _ = self.clients.known.forget(key);
             }
         }
@@ -166,14 +167,14 @@ impl Followed {
 }
 
 impl super::offered::Known {
-    /// One of its endpoints, by address.
+    /// An endpoint of the set, by address.
     fn upstream(&self, set: SetName, address: SocketAddr) -> Option<Arc<Upstream>> {
         let backends = self.port.backends();
         let upstreams = match set {
             SetName::Cluster => backends.cluster().upstreams(),
             SetName::Local => backends.local().upstreams(),
         };
-        // In the order of addresses.
+        // They are ordered by address.
         let at = upstreams.binary_search_by_key(&address, |upstream| canonical(upstream.address())).ok()?;
         upstreams.get(at).cloned()
     }

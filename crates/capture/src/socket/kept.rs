@@ -1,7 +1,7 @@
-//! Clients that the programs lead: how many there are, of each Service and of all, and what is said of one.
+//! The clients that the programs lead: their number, per Service and in total, and updates of one client.
 //!
-//! A Service has as many as are free for all others, and no more: one that anybody fills leaves half of the room, a second one a
-//! quarter, and so there is always some for the next.
+//! A Service may have as many clients as there is room left for all others. A Service that is flooded leaves
+//! half of the room, a second one a quarter, and so there is always some for the next.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,38 +11,38 @@ use std::time::Duration;
 use sluice_socket_maps::{AffinityKey, SetClients, SharedClients};
 use sluice_table::{Client, Follower, Led, Origin, SetName, SocketNumber, Upstream};
 
-/// The clients that the programs know, for all service ports.
+/// The clients that the programs know, of all service ports.
 #[derive(Debug)]
 pub(super) struct Clients {
     pub(super) known: SharedClients,
     room: usize,
-    /// How many there are.
+    /// The number of clients.
     count: AtomicUsize,
-    /// Whether they are another agent's now.
+    /// Whether they now belong to another agent.
     is_over: AtomicBool,
     /// How often there was no room.
     refused: AtomicU64,
 }
 
-/// How many of them are a Service's.
+/// How many of the clients are a Service's.
 #[derive(Debug, Default)]
 pub(super) struct Share(AtomicUsize);
 
-/// Those of one set of a service port, for as long as they are found by one number.
+/// The clients of one set of a service port, as long as the set has the same id.
 #[derive(Debug)]
 pub(super) struct OfSet {
     number: u32,
     clients: Arc<Clients>,
     share: Arc<Share>,
     count: AtomicUsize,
-    /// Whether nobody is found by the number any more.
+    /// Whether nobody is looked up by this id any more.
     is_over: AtomicBool,
 }
 
-/// The sets of a service port in which clients keep their endpoints, with whom the programs lead there: `Cluster`, `Local`.
+/// The sets of a service port with session affinity, and whose clients the programs lead there: `Cluster`, `Local`.
 pub(super) type Sets = [Option<(Arc<OfSet>, SetClients)>; 2];
 
-/// In the order of [`Sets`].
+/// The names in the order of [`Sets`].
 pub(super) const NAMES: [SetName; 2] = [SetName::Cluster, SetName::Local];
 
 /// Leads the clients of a service port.
@@ -60,17 +60,17 @@ impl Clients {
         }
     }
 
-    /// How many there are, and how many there may be.
+    /// The number of clients, and the maximum.
     pub(super) fn count(&self) -> (usize, usize) {
         (self.count.load(Ordering::Relaxed), self.room)
     }
 
-    /// How often a client was left to the relay for want of room.
+    /// How often a client was left to the relay for lack of room.
     pub(super) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// They are another agent's from now on.
+    /// Notes that the clients belong to another agent from now on.
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -86,17 +86,18 @@ impl OfSet {
         self.number
     }
 
-    /// Nobody is to be found by the number from now on. Those who are known are not forgotten by that.
+    /// Notes that nobody will be looked up by this id. Known clients are not forgotten by that.
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::SeqCst);
     }
 
-    /// Of this and of a worker that counts one and then asks whether the set is over, one sees the other.
+    /// Together with a worker that first counts a client and then checks whether the set is over: one of the two
+    /// always sees the other.
     pub(super) fn has_clients(&self) -> bool {
         self.count.load(Ordering::SeqCst) > 0
     }
 
-    /// Nobody looks after what there is here.
+    /// Whether nobody maintains these entries any more.
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::SeqCst) || self.clients.is_over.load(Ordering::Relaxed)
     }
@@ -105,20 +106,20 @@ impl OfSet {
         AffinityKey::new(client, self.number)
     }
 
-    /// Whether one more may be known. Of several that ask at once all may: the kernel's own bound is another.
+    /// Whether there is room for one more. Concurrent callers may all get it: the kernel has a limit of its own.
     fn has_room(&self) -> bool {
         let (count, room) = self.clients.count();
         self.share.0.load(Ordering::Relaxed) < room.saturating_sub(count)
     }
 
     fn note_new(&self) {
-        // The set's last: who takes from it takes as much from the others.
+        // The set's count comes last: whatever is subtracted from it is subtracted from the others as well.
         for count in [&self.share.0, &self.clients.count, &self.count] {
             count.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// As many are counted less as were counted here.
+    /// Subtracts clients that were counted here.
     fn note_gone(&self, count: usize) {
         let less = |known: usize| Some(known.saturating_sub(count));
         let known = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or_default();
@@ -128,7 +129,7 @@ impl OfSet {
         }
     }
 
-    /// Has a client be led there; whether it is.
+    /// Makes the programs lead a client to an endpoint; returns whether they do.
     fn keep(&self, client: IpAddr, to: SocketNumber, was_led: bool) -> bool {
         if self.is_over() {
             return false;
@@ -148,7 +149,7 @@ impl OfSet {
         if !was_led {
             self.note_new();
         }
-        // Whoever clears away those of sets that are over may have been past already.
+        // The clean-up of ended sets may have passed already.
         let is_over = self.is_over();
         if is_over {
             self.remove(key);
@@ -156,22 +157,22 @@ impl OfSet {
         !is_over
     }
 
-    /// A client is not led there any more. Where all are to be forgotten that is somebody else's.
+    /// Stops leading a client. If the whole set is being forgotten, the clean-up does it.
     fn forget(&self, client: IpAddr) {
         if !self.is_over() {
             self.remove(self.key(client));
         }
     }
 
-    /// Takes a client away, if it is there.
+    /// Removes a client, if it exists.
     pub(super) fn remove(&self, key: AffinityKey) {
-        // The kernel deletes whatever is there.
+        // The kernel deletes any entry.
         if self.clients.known.forget(key).is_ok_and(|was_known| was_known) {
             self.note_gone(1);
         }
     }
 
-    /// Nobody is there, whatever was counted: somebody else may have emptied the map.
+    /// Sets the count to zero: somebody else may have emptied the map.
     pub(super) fn write_off(&self) {
         self.note_gone(usize::MAX);
     }
@@ -202,7 +203,7 @@ impl Follower for OfPort {
             match to {
                 Some(to) if set.keep(client.ip, to, led.is_in(name)) => is_led = is_led.and_in(name),
                 Some(_) => {}
-                // It is in the other set only.
+                // The client is only in the other set.
                 None if led.is_in(name) => set.forget(client.ip),
                 None => {}
             }
@@ -226,7 +227,7 @@ impl Follower for OfPort {
     }
 }
 
-/// Whether the programs would lead this client, if it was known.
+/// Whether the programs would lead this client if they knew it.
 fn may_be_led(client: Client, whom: SetClients) -> bool {
     match client.origin {
         Origin::Node => whom.of_node && !is_bound(client.ip),
@@ -235,8 +236,8 @@ fn may_be_led(client: Client, whom: SetClients) -> bool {
     }
 }
 
-/// Whether a process of the node has this address only if it was bound to it, which programs leave alone: there are millions of
-/// loopback addresses, and the kernel chooses one. Of its others a node has few.
+/// Whether a process of the node has this address only if it was bound to it, in which case the programs leave
+/// it alone. There are millions of loopback addresses, of which the kernel chooses one; a node has few others.
 fn is_bound(ip: IpAddr) -> bool {
     ip.is_loopback() && ![IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&ip)
 }
@@ -250,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// The set is over while a worker tells of a client, and has been cleared away.
+    /// The set ends while a worker reports a client, and has been cleaned up.
     #[derive(Debug)]
     struct Late {
         known: SharedClients,
@@ -291,7 +292,7 @@ mod tests {
         assert!(!set.keep([10, 0, 0, 1].into(), number, false));
         assert!(known.all().unwrap().is_empty());
         assert_eq!((clients.count(), set.has_clients()), ((0, 10), false));
-        // From then on it is no call at all.
+        // From then on there is no call at all.
         let calls = memory.client_calls();
         assert!(!set.keep([10, 0, 0, 2].into(), number, false));
         set.forget([10, 0, 0, 2].into());

@@ -1,7 +1,8 @@
-//! What connections did that were led to their endpoint at the client's socket: from the programs' accounts, which go
-//! by an endpoint's number, to the endpoints of the table, where all else is counted.
+//! Adds the programs' accounts of translated connections, which are by endpoint id, to the endpoints of the
+//! table, where all other connections are counted.
 //!
-//! Nobody has to do anything while connections come and go: whoever wants to see numbers has them settled before. Who
+//! Nothing has to be done while connections come and go: a reader settles the accounts first. The thread that
+//! changes endpoints tells the meaning of ids. Any thread may do either.
 //! changes endpoints says what numbers mean. Any thread may do either.
 
 use std::collections::HashMap;
@@ -16,56 +17,56 @@ use sluice_table::{Times, Upstream};
 /// How many accounts are settled while others wait: some tens of microseconds.
 const CHUNK: usize = 2_048;
 
-/// The accounts that there are, and whose they are.
+/// The accounts and their endpoints.
 pub struct Ledger {
     counters: Box<dyn Counters>,
-    /// What an earlier agent knows of.
+    /// The totals when this agent began.
     began: Totals,
     books: Mutex<Books>,
 }
 
-/// What all connections did together that were led to their endpoint at the client's socket.
+/// The sums over all translated connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sum {
-    /// Connections of TCP that were established, and datagram sockets and flows.
+    /// TCP connections that were established, and datagram sockets and flows.
     pub connections: u64,
-    /// Of TCP's, those that are over.
+    /// TCP connections that have ended.
     pub closed: u64,
-    /// Those that the endpoint or the network did not let come about.
+    /// TCP connections that the endpoint or the network prevented.
     pub failed: u64,
-    /// Bytes from clients, of connections that are over.
+    /// Bytes from clients, of ended connections.
     pub bytes_to: u64,
-    /// Bytes to clients, of connections that are over.
+    /// Bytes to clients, of ended connections.
     pub bytes_from: u64,
-    /// How long those lasted, in microseconds.
+    /// The duration of ended connections, in microseconds.
     pub duration_us: u64,
 }
 
 #[derive(Debug, Default)]
 struct Books {
-    /// By number.
+    /// By endpoint id.
     entries: Vec<Option<Entry>>,
-    /// What endpoints had done that an earlier agent has given their numbers.
+    /// Accounts that ids from an earlier agent had when this one began.
     found: HashMap<u32, Account>,
-    /// Over all numbers, since this agent has looked.
+    /// The sum over all ids since this agent began.
     sum: Sum,
-    /// Where [`Ledger::settle_some`] goes on.
+    /// Where [`Ledger::settle_some`] continues.
     next: usize,
 }
 
-/// An endpoint that is led to.
+/// An endpoint that connections are led to.
 #[derive(Debug)]
 struct Entry {
     upstream: Arc<Upstream>,
     is_tcp: bool,
-    /// Nothing leads there any more.
+    /// No new connections are led to it.
     has_left: bool,
-    /// As far as the endpoint has it.
+    /// The part of the account that the endpoint already has.
     seen: Account,
     open: u32,
 }
 
-/// Connections that are not over: one of the numbers may be newer than the other.
+/// The number of open connections. The two counters are not read at the same moment.
 fn open(account: &Account) -> u32 {
     account.connections.wrapping_sub(account.closed).cast_signed().max(0).cast_unsigned()
 }
@@ -77,7 +78,7 @@ fn add(to: &AtomicU64, more: u64) {
 }
 
 impl Entry {
-    /// Lets the endpoint have what is new.
+    /// Adds the difference to the endpoint.
     fn settle(&mut self, now: Account, sum: &mut Sum) {
         if now == self.seen {
             return;
@@ -103,20 +104,20 @@ impl Entry {
     fn set_open(&mut self, open: u32) {
         if open != self.open {
             let to = self.upstream.stats().translated();
-            // Other numbers of the endpoint's have a part in it.
+            // Other ids of the same endpoint contribute to it.
             to.active.fetch_add(u64::from(open).wrapping_sub(self.open.into()), Ordering::Relaxed);
             self.open = open;
         }
     }
 
-    /// Whether nothing will come any more.
+    /// Whether nothing more will be counted.
     fn is_over(&self) -> bool {
         self.has_left && self.open == 0
     }
 }
 
-/// What has come to an account. None where it has been cleared, for what its number means next: what it had before is
-/// told when that is.
+/// The growth of an account. `None` if it has been cleared for its id's next meaning; its former contents are
+/// reported at that time.
 fn since(seen: &Account, now: &Account) -> Option<Sum> {
     let small = |of: fn(&Account) -> u32| u64::try_from(of(now).wrapping_sub(of(seen)).cast_signed()).ok();
     let large = |of: fn(&Account) -> u64| of(now).checked_sub(of(seen));
@@ -131,13 +132,13 @@ fn since(seen: &Account, now: &Account) -> Option<Sum> {
 }
 
 impl Ledger {
-    /// Of what these have counted.
+    /// A ledger of these counters.
     pub fn new(counters: impl Counters + 'static) -> Self {
         let counters: Box<dyn Counters> = Box::new(counters);
         Self { began: counters.totals(), counters, books: Mutex::default() }
     }
 
-    /// Lets every endpoint have what its account says.
+    /// Adds the growth of all accounts to their endpoints.
     pub fn settle(&self) {
         let mut from = 0;
         while self.settle_from(&mut self.books(), from) {
@@ -145,15 +146,15 @@ impl Ledger {
         }
     }
 
-    /// The same for some, and when it is called the next time for others. Called several times a second it sees every account
-    /// long before its numbers begin again, although nobody else looks; and lets go of endpoints that are over.
+    /// Settles some accounts, and the next ones with the next call. Called several times a second, it reads
+    /// every account long before its counters wrap, even if nobody else does, and drops endpoints that are over.
     pub(super) fn settle_some(&self) {
         let mut books = self.books();
         let from = books.next;
         books.next = if self.settle_from(&mut books, from) { from + CHUNK } else { 0 };
     }
 
-    /// For a chunk; whether there was any.
+    /// Settles a chunk; returns whether there was any.
     fn settle_from(&self, books: &mut Books, from: usize) -> bool {
         let Books { entries, sum, .. } = books;
         let rest = entries.get_mut(from..).unwrap_or_default();
@@ -167,12 +168,12 @@ impl Ledger {
         !rest.is_empty()
     }
 
-    /// What was settled so far, of all endpoints together.
+    /// The sum of all settled accounts.
     pub fn sum(&self) -> Sum {
         self.books().sum
     }
 
-    /// What is not known by endpoint.
+    /// Totals that are not known by endpoint.
     pub fn totals(&self) -> Totals {
         let (now, began) = (self.counters.totals(), &self.began);
         let mut lives = now.lives;
@@ -185,19 +186,19 @@ impl Ledger {
         }
     }
 
-    /// How long connections lasted that are over, as far as accounts were settled.
+    /// How long ended connections lasted, according to the settled accounts.
     pub fn lives(&self) -> Times {
         Times::of_lives(self.totals().lives, Duration::from_micros(self.sum().duration_us))
     }
 
-    /// Whose a number is, as long as something may come of it.
+    /// The endpoint of an id, as long as its account may grow.
     pub fn upstream(&self, id: u32) -> Option<Arc<Upstream>> {
         let books = self.books();
         let entry = books.entries.get(id as usize)?.as_ref()?;
         Some(Arc::clone(&entry.upstream))
     }
 
-    /// Learns what became of numbers.
+    /// Applies changes of ids.
     pub(super) fn follow(&self, changes: &[IdChange]) {
         let mut books = self.books();
         let Books { entries, found, sum, .. } = &mut *books;
@@ -222,7 +223,7 @@ impl Ledger {
                     found.remove(&id);
                     if let Some(mut entry) = place.take() {
                         entry.settle(last, sum);
-                        // Whatever else comes of it is not counted.
+                        // Later growth is not counted.
                         entry.set_open(0);
                     }
                 }
@@ -233,7 +234,7 @@ impl Ledger {
         }
     }
 
-    /// Learns whose numbers are.
+    /// Tells which endpoints ids belong to.
     pub(super) fn bind<'a>(&self, is_tcp: bool, ids: impl Iterator<Item = (u32, &'a Arc<Upstream>)>) {
         let mut books = self.books();
         let Books { entries, found, .. } = &mut *books;
@@ -245,7 +246,7 @@ impl Ledger {
             let Some(place) = entries.get_mut(at) else { continue };
             match place {
                 Some(entry) if Arc::ptr_eq(&entry.upstream, upstream) => {}
-                // The endpoint had gone and is back, without a time in which nothing led there.
+                // The endpoint was removed and added again, and connections were led to it all the time.
                 Some(entry) => {
                     let open = entry.open;
                     entry.set_open(0);
@@ -253,7 +254,7 @@ impl Ledger {
                     entry.set_open(open);
                 }
                 None => {
-                    // Most of the time an earlier agent has left none.
+                    // Usually an earlier agent has left none.
                     let seen = if found.is_empty() { None } else { found.remove(&id) };
                     let seen = seen.unwrap_or_default();
                     let upstream = Arc::clone(upstream);

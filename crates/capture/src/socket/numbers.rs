@@ -1,6 +1,6 @@
-//! The numbers that the maps have for the endpoints of a service port, told to whoever goes by them: the table, so that
-//! workers look at the programs' own words of an endpoint's health, and write there how connecting to it went; and the
-//! ledger. Nothing has to be carried to and fro.
+//! Tells others the endpoints' ids in the maps: the table, so that workers read the programs' record of an
+//! endpoint's health and write the results of their own connection attempts to it, and the ledger. So nothing
+//! has to be synchronised.
 
 use sluice_model::Protocol;
 use sluice_socket_maps::{Kernel, Maps, PortKey};
@@ -8,7 +8,7 @@ use sluice_table::{ServicePort, SetName, SharedHealth};
 
 use super::{Ledger, canonical};
 
-/// Has the endpoints of a port, as they are now, go by the numbers that they have now.
+/// Tells table and ledger the current ids of a port's current endpoints.
 pub(super) fn share<K: Kernel>(
     port: &ServicePort,
     key: PortKey,
@@ -23,7 +23,7 @@ pub(super) fn share<K: Kernel>(
     }
     let backends = port.backends();
     for (name, set) in [(SetName::Cluster, backends.cluster()), (SetName::Local, backends.local())] {
-        // Both are in the order of addresses, each once.
+        // Both are ordered by address, without duplicates.
         let mut numbers = maps.numbers(key, name).peekable();
         let numbered = set.upstreams().iter().filter_map(|upstream| {
             let address = canonical(upstream.address());

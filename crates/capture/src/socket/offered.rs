@@ -1,4 +1,4 @@
-//! What is offered: which frontends there are, whose they are, and what the programs are to be told of a service port.
+//! The offered frontends, their service ports, and what the programs have to know of a service port.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,25 +14,25 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) port: Arc<ServicePort>,
-    /// In order.
+    /// Sorted.
     frontends: Vec<(Frontend, FrontendKind)>,
 }
 
-/// The frontends that are offered, by whose they are.
+/// The offered frontends, by service port.
 #[derive(Debug)]
 pub(super) struct Offered {
     table: Reader,
     pub(super) ports: Map<PortKey, Known>,
-    /// Where each frontend leads.
+    /// The service port of each frontend.
     holders: Map<Frontend, PortKey>,
-    /// Those that an endpoint may be: the table has no endpoints that are cluster IPs.
+    /// Frontends that may be endpoints as well: the table has no endpoints that are cluster IPs.
     external: BTreeSet<Frontend>,
     interfaces: BTreeSet<IpAddr>,
     /// Whether nothing is decided about pods.
     host_only: bool,
 }
 
-/// What to tell a port by: as long as it is known its place in memory is nobody else's.
+/// The key of a port: as long as the port is known, nothing else has its place in memory.
 pub(super) fn key(port: &Arc<ServicePort>) -> PortKey {
     PortKey(Arc::as_ptr(port) as usize as u64)
 }
@@ -64,7 +64,7 @@ impl Offered {
         self.ports.remove(&key);
     }
 
-    /// Adds frontends; the ports that this changes, each once.
+    /// Adds frontends. Returns the ports that this changes, each once.
     pub(super) fn add(&mut self, frontends: &[Frontend]) -> Vec<PortKey> {
         let mut touched = Vec::with_capacity(frontends.len());
         let mut external = BTreeSet::new();
@@ -76,7 +76,7 @@ impl Offered {
             let key = key(&port);
             let known =
                 self.ports.entry(key).or_insert_with(|| Known { port, frontends: Vec::with_capacity(1) });
-            // It was released, so it is nobody's now.
+            // It was released above, so no port has it now.
             let at = known.frontends.partition_point(|(other, _)| other < frontend);
             known.frontends.insert(at, (*frontend, kind));
             self.holders.insert(*frontend, key);
@@ -90,7 +90,7 @@ impl Offered {
         each_once(touched)
     }
 
-    /// Takes frontends away; the ports that this changes, each once.
+    /// Removes frontends. Returns the ports that this changes, each once.
     pub(super) fn remove(&mut self, frontends: &[Frontend]) -> Vec<PortKey> {
         let mut touched: Vec<PortKey> =
             frontends.iter().filter_map(|frontend| self.release(*frontend)).collect();
@@ -98,7 +98,7 @@ impl Offered {
         each_once(touched)
     }
 
-    /// Learns the addresses of the node's interfaces; the ports that this changes, each once.
+    /// Sets the addresses of the node's interfaces. Returns the ports that this changes, each once.
     pub(super) fn set_interfaces(&mut self, addresses: &[IpAddr]) -> Vec<PortKey> {
         let before = std::mem::replace(&mut self.interfaces, addresses.iter().copied().collect());
         let changed: BTreeSet<IpAddr> = before.symmetric_difference(&self.interfaces).copied().collect();
@@ -107,7 +107,7 @@ impl Offered {
         each_once(changed.map(|(_, key)| *key).collect())
     }
 
-    /// Lets go of a frontend; whose it was.
+    /// Removes a frontend. Returns its port.
     fn release(&mut self, frontend: Frontend) -> Option<PortKey> {
         let holder = self.holders.remove(&frontend)?;
         self.external.remove(&frontend);
@@ -117,7 +117,7 @@ impl Offered {
         Some(holder)
     }
 
-    /// Ports with an endpoint that is one of these.
+    /// The ports that have one of these frontends as an endpoint.
     fn with_endpoint_in(&self, frontends: &BTreeSet<Frontend>) -> Vec<PortKey> {
         let has_one = |known: &Known| {
             let backends = known.port.backends();
@@ -131,7 +131,7 @@ impl Offered {
         self.ports.iter().filter(|(_, known)| has_one(known)).map(|(key, _)| *key).collect()
     }
 
-    /// What the programs are to be told of those of these ports that are known.
+    /// The wanted state of those ports that are known.
     pub(super) fn wanted(&self, keys: &[PortKey]) -> Vec<(PortKey, Port)> {
         keys.iter().filter_map(|key| Some((*key, self.wanted_of(self.ports.get(key)?)))).collect()
     }
@@ -139,7 +139,7 @@ impl Offered {
     fn wanted_of(&self, known: &Known) -> Port {
         let backends = known.port.backends();
         let protocol = known.port.name().protocol;
-        // What is sent there would be captured on its way, and led to an endpoint of that frontend.
+        // Packets to such an endpoint would be captured on their way, and led to an endpoint of that frontend.
         let leads_on = |name| {
             let set = match name {
                 SetName::Cluster => backends.cluster(),
@@ -172,7 +172,7 @@ impl Offered {
                 Vec::new()
             }
         };
-        // The rule that relayed flows go by. TCP has no flows.
+        // The same rule as for relayed flows. TCP has no flows.
         let serving = if protocol == Protocol::Udp {
             let endpoints = known.port.endpoints().into_iter();
             endpoints.filter(|upstream| upstream.is_serving()).map(|upstream| upstream.address()).collect()

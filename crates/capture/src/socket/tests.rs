@@ -1,4 +1,4 @@
-//! Whose the numbers are that the programs count by.
+//! Which endpoint an id belongs to that the programs count by.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ mod room;
 
 const ROOM: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 4 };
 
-/// A table with one Service, what is decided at sockets, and what programs would have counted.
+/// A table with one Service, the socket mode, and the counters that programs would have.
 struct World {
     writer: Writer,
     sockets: Sockets<Memory>,
@@ -32,7 +32,7 @@ fn at(number: u8) -> SocketAddr {
     ([10, 244, 0, number], 8080).into()
 }
 
-/// A table for rules that know this node's pods, as agents have it that decide about these.
+/// A table for rules that recognise this node's pods, as an agent that decides about pods has.
 fn writer_with_pods() -> Writer {
     let local_pods = LocalPods::DetectedIn(vec![Family::V4]);
     let mut writer =
@@ -77,7 +77,7 @@ impl World {
         self.sockets.change(&self.writer.take_changed());
     }
 
-    /// Has an endpoint, which is one now, have done so much more.
+    /// Adds to the account of a current endpoint.
     fn count(&mut self, number: u8, more: Account) {
         let (key, _) = self.sockets.offered.ports.iter().next().unwrap();
         let mut numbers = self.sockets.written.maps.numbers(*key, SetName::Cluster);
@@ -94,7 +94,7 @@ impl World {
         account.closed = account.closed.wrapping_add(more.closed);
         account.bytes_to += more.bytes_to;
         account.duration_us += more.duration_us;
-        // The maps ask the kernel, which is this one.
+        // The maps read from the kernel, which is this one.
         self.sockets.written.maps.kernel_mut().set_account(id, *account);
     }
 
@@ -134,7 +134,7 @@ fn what_connections_did_is_told_of_their_endpoint_and_stays_in_the_sum_when_it_g
     assert_eq!((one.bytes_to_endpoint, one.translated_closed, one.translated_micros), (70, 2, 2_000));
     assert_eq!(world.traffic_of(Protocol::Tcp, 2).connections, 1);
 
-    // It goes, and its connections end later.
+    // The endpoint is removed, and its connections end later.
     world.endpoints(Protocol::Tcp, &[2]);
     assert_eq!(world.ledger.upstream(0).unwrap().address(), at(1));
     world.count_id(0, closed(1, 30));
@@ -151,7 +151,7 @@ fn what_connections_did_is_told_of_their_endpoint_and_stays_in_the_sum_when_it_g
 fn a_number_that_means_something_else_takes_nothing_along() {
     let mut world = World::new(Protocol::Tcp, &[1, 2, 3, 4]);
     world.count(1, made(3));
-    // There are four numbers: that of the first is given to the fifth.
+    // There are four ids: that of the first is given to the fifth.
     world.endpoints(Protocol::Tcp, &[2, 3, 4]);
     world.count_id(0, closed(1, 10));
     world.endpoints(Protocol::Tcp, &[2, 3, 4, 5]);
@@ -173,7 +173,7 @@ fn an_endpoint_that_is_back_before_it_was_missed_counts_as_another_one_does() {
     let mut world = World::new(Protocol::Tcp, &[1]);
     world.count(1, made(2));
     world.ledger.settle();
-    // Both before anybody looks.
+    // Both happen before anybody reads.
     let before = world.port(Protocol::Tcp).endpoints();
     let name = ObjectName::new("default", "web");
     world.writer.apply(Change::Delete(sluice_model::ObjectRef::EndpointSlice(name)));
@@ -224,7 +224,7 @@ fn numbers_that_begin_again_are_no_fewer_connections() {
     let mut world = World::new(Protocol::Tcp, &[1]);
     world.count(1, made((1 << 31) - 1));
     world.count(1, closed((1 << 31) - 1, 0));
-    // Nobody looks but what looks all the time.
+    // Nobody reads except the periodic work.
     world.sockets.keep();
     world.count(1, made((1 << 31) - 1));
     world.count(1, closed((1 << 31) - 3, 0));
@@ -241,7 +241,7 @@ fn an_account_that_is_cleared_for_what_comes_next_is_told_once() {
     let mut world = World::new(Protocol::Tcp, &[1, 2, 3, 4]);
     world.count(1, made(3));
     assert_eq!(world.traffic(Protocol::Tcp).connections, 3);
-    // Somebody looks while the number is being given to another one.
+    // Somebody reads while the id is being given to another endpoint.
     let account = world.accounts.lock().unwrap().insert(0, Account::default()).unwrap();
     assert_eq!(world.traffic(Protocol::Tcp).connections, 3);
     world.ledger.follow(&[IdChange::Freed(0, account)]);
@@ -263,14 +263,14 @@ fn an_endpoint_that_is_over_is_let_go_without_anybody_looking() {
 fn an_agent_that_comes_back_after_another_one_goes_by_the_maps_that_it_finds() {
     let mut world = World::new(Protocol::Tcp, &[1, 2]);
     world.sockets.keep();
-    // The other one has had maps of another size; they are as new.
+    // The earlier agent had maps of another size; these are new.
     let ledger = Arc::new(Ledger::new(|_| Account::default()));
     let room = Capacity { endpoints: 8, ..ROOM };
     let mut sockets = Sockets::new(Maps::new(Memory::new(room)), world.writer.table(), ledger, false);
     sockets.offer(&[frontend(Protocol::Tcp)]);
     sockets.written.maps.kernel_mut().beat();
     assert_eq!(sockets.written.maps.kernel_mut().pick(frontend(Protocol::Tcp), true), Picked::Untranslated);
-    // The relay finds out that they serve.
+    // The relay finds that they serve.
     let client = Client { ip: [10, 0, 0, 1].into(), origin: Origin::Node };
     for _ in 0..2 {
         let route = world.writer.table().reader().lookup(FrontendKey::from(frontend(Protocol::Tcp))).cloned();

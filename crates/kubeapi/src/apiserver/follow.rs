@@ -437,7 +437,7 @@ impl Follower {
         self.health.of(self.resource)
     }
 
-    /// // If nobody receives, `run` ends before the next step.
+    /// Reports news. If nobody receives it, `run` ends before the next step.
     async fn say(&self, news: News) {
         if news != News::Changes(Vec::new()) {
             let _ = self.news.send(news).await;
