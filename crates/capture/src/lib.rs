@@ -9,7 +9,6 @@
 //!
 //! [`background`] runs a capture on a thread of its own. [`kube_proxy`] finds and removes what kube-proxy leaves
 //! on a node. [`program`] runs the programs that change the system.
-//! changes the system.
 
 pub mod background;
 pub mod bind;

@@ -8,7 +8,6 @@
 //! `offered`: what the programs have to know. `numbers`: tells others the endpoints' ids in the maps. `ledger`:
 //! accounts of connections. `followed`: clients that keep their endpoints; `kept`: those that the programs know;
 //! `ended`: those of sets that are gone.
-//! is led by any more.
 
 mod ended;
 mod followed;

@@ -45,7 +45,7 @@ impl Ended {
             return;
         }
         let Ok(part) = clients.known.part(self.from, AT_ONCE) else {
-            // The next pass starts at the beginning.
+            // Starts over next time.
             self.from = None;
             return;
         };

@@ -3,7 +3,6 @@
 //!
 //! Nothing has to be done while connections come and go: a reader settles the accounts first. The thread that
 //! changes endpoints tells the meaning of ids. Any thread may do either.
-//! changes endpoints says what numbers mean. Any thread may do either.
 
 use std::collections::HashMap;
 use std::fmt;

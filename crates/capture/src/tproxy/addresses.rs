@@ -23,20 +23,20 @@ pub struct NodeAddresses {
 }
 
 impl NodeAddresses {
-    /// Begins to follow them.
+    /// Starts to follow the addresses.
     ///
     /// # Errors
-    /// The system has no sockets to give.
+    /// The system cannot open sockets.
     pub fn watch() -> Result<Self, Error> {
         let notices = Netlink::notices(groups::ADDRESS).map_err(Error::Netlink)?;
         let kernel = Netlink::route().map_err(Error::Netlink)?;
         Ok(Self { kernel, notices, is_stale: true, is_failing: false, addresses: BTreeSet::new() })
     }
 
-    /// All addresses, sorted, if they are not those of the last call. Cheap where there is no news.
+    /// All addresses, sorted, if they have changed since the last call. Cheap if there are no notices.
     ///
-    /// Of every scope and on every interface, as kube-proxy has it, loopback included; but without
-    /// IPv6 link-local addresses: they mean nothing without their interface, and come and go with each pod.
+    /// They include every scope and every interface, as in kube-proxy, also loopback; but no IPv6 link-local
+    /// addresses: those mean nothing without their interface, and come and go with each pod.
     pub fn changed(&mut self) -> Option<Vec<IpAddr>> {
         self.is_stale |= self.notices.has_notices();
         if !self.is_stale {
@@ -78,7 +78,7 @@ impl NodeAddresses {
     }
 }
 
-/// The address of the node itself: on a point-to-point interface there is the peer's as well.
+/// The node's own address: a point-to-point interface also has that of its peer.
 fn address(message: &AddressMessage) -> Option<IpAddr> {
     let mut address = None;
     for attribute in &message.attributes {

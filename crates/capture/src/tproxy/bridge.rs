@@ -1,5 +1,5 @@
-//! Keeps the table `bridge sluice`, by which answers reach us from endpoints that share a Linux bridge with the
-//! client. `bridge.nft` has its rules; none of them depends on Services.
+//! Maintains the table `bridge sluice`, by which answers from endpoints that share a Linux bridge with the
+//! client reach us. `bridge.nft` has its rules; none of them depends on Services.
 
 use std::time::Instant;
 
@@ -17,30 +17,30 @@ use crate::program;
 #[derive(Debug)]
 pub(super) struct Bridge {
     ruleset: Ruleset,
-    /// As nft lists it, once it was seen to be as it is wanted.
+    /// The listing by nft, after a check that it is as wanted.
     known: Option<String>,
     said: Option<Complaint>,
-    /// It may work and fail by turns.
+    /// Success and failure may alternate.
     lines: Lines,
 }
 
-/// What has been said about the table, so as not to say it again.
+/// The last log line about the table, so that it is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Complaint {
-    /// It is not known whether it is there.
+    /// It is unknown whether the table exists.
     Unseen,
-    /// It cannot be had.
+    /// The table cannot be created.
     Missing,
 }
 
 impl Bridge {
-    /// Gets ready; changes nothing yet.
+    /// Prepares; changes nothing yet.
     pub(super) fn new(config: &Config) -> Self {
         Self { ruleset: Ruleset::bridge(config), known: None, said: None, lines: Lines::default() }
     }
 
-    /// Sees to it that it is there; returns whether somebody else had changed it. A kernel that cannot have it serves
-    /// all endpoints but those on bridges: that is said once.
+    /// Ensures that the table exists; returns whether somebody else had changed it. A kernel that does not
+    /// support it serves all endpoints except those on bridges: that is logged once.
     pub(super) fn keep(&mut self, owner: &mut Owner) -> bool {
         let listed = match self.listed() {
             Ok(listed) => listed,
@@ -120,7 +120,7 @@ impl Complaint {
     }
 }
 
-/// What to do where nft has refused. One that could not be run says nothing about the kernel.
+/// Advice after a failure of nft. If nft could not be run, that says nothing about the kernel.
 fn mend(error: &Error) -> &'static str {
     match error {
         Error::Nft(program::Error::Failed { .. }) => "; it needs a kernel with CONFIG_NF_TABLES_BRIDGE",

@@ -1,6 +1,6 @@
 //! Keeps br_netfilter off. With it, packets of pods on a Linux bridge pass the IP layer's rules while they are
-//! on the bridge and not again above it, and by then they have lost the socket that TPROXY gave them.
-//! kube-proxy needs it on for what `bridge.nft` does here.
+//! on the bridge and not again above it, and by then they have lost the socket that TPROXY assigned. kube-proxy
+//! needs it on for what `bridge.nft` does here.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use super::counters::Counters;
 use super::lines::Lines;
 use super::settings::Settings;
 
-/// Of the network namespace. Where the module is not loaded there are none; loading it sets them to 1.
+/// Settings of the network namespace. They do not exist unless the module is loaded; loading it sets them to 1.
 pub(super) const SETTINGS: [&str; 2] =
     ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"];
 
-/// How often somebody may have set them again.
+/// The minimum interval between checks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often it is said that they cannot be set.
+/// How often a failure to set them is logged.
 const SAID_AGAIN: Duration = Duration::from_secs(600);
 
 /// Both settings.
@@ -25,12 +25,12 @@ const SAID_AGAIN: Duration = Duration::from_secs(600);
 pub(super) struct BridgeNetfilter {
     due: Option<Instant>,
     silent_until: Option<Instant>,
-    /// Of what others have set and was set back.
+    /// Log lines about settings that others had changed.
     lines: Lines,
 }
 
 impl BridgeNetfilter {
-    /// Sets to 0 what is not, if it is time to look.
+    /// Sets both to 0, if a check is due.
     pub(super) fn keep_off(&mut self, settings: &mut Settings, counters: &Counters, now: Instant) {
         if self.due.is_some_and(|due| now < due) {
             return;
@@ -56,7 +56,7 @@ impl BridgeNetfilter {
         }
         counters.bridge_netfilter(refusal.is_some());
         match refusal {
-            // Whatever sets it next does so anew.
+            // A later change by others starts a new series of failures.
             None => self.silent_until = None,
             Some(_) if self.silent_until.is_some_and(|until| now < until) => {}
             Some((setting, error)) => {

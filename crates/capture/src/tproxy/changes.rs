@@ -1,4 +1,4 @@
-//! Which changes of nftables concern our table: the kernel tells about each, and who listens need not look.
+//! Follows changes of nftables that concern our table: the kernel reports each one, so the table need not be listed.
 
 use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 
@@ -6,7 +6,7 @@ use super::generation::{Generation, NFGENMSG};
 use super::netlink::Netlink;
 use super::ruleset::TABLE;
 
-/// NFNL_SUBSYS_NFTABLES and, in it, NFT_MSG_NEWGEN, which comes last of each transaction.
+/// NFNL_SUBSYS_NFTABLES and, in it, NFT_MSG_NEWGEN, the last message of each transaction.
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
 /// NFPROTO_INET and NFPROTO_BRIDGE: the families of our tables.
@@ -16,41 +16,41 @@ const FAMILIES: [u8; 2] = [1, 7];
 /// (NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, ...).
 const TABLE_NAME: u16 = 1;
 
-/// What is known of changes.
+/// Follows changes.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     kernel: Option<Netlink>,
     followed: Followed,
 }
 
-/// How far changes have been followed; none of them concerned our table.
+/// The generation up to which no change concerned our table.
 #[derive(Debug, Default)]
 struct Followed {
-    /// `None` once one did, or some were missed.
+    /// `None` after a change that did, or after missed notices.
     until: Option<Generation>,
-    /// The transaction that is being told about does.
+    /// The transaction being reported concerns it.
     is_concerned: bool,
 }
 
 impl Changes {
-    /// Listens from now on; [`Changes::begin`] is next.
+    /// Starts to listen; [`Changes::begin`] must follow.
     pub(super) fn listen(&mut self) {
         // Without a socket all changes count as missed.
         self.kernel = Netlink::nftables_notices().ok();
         self.followed = Followed::default();
     }
 
-    /// Does not listen: for our own transactions, of which each element would be told.
+    /// Stops listening: our own transactions would be reported element by element.
     pub(super) fn pause(&mut self) {
         *self = Self::default();
     }
 
-    /// All was as it is to be at this time, which is not before [`Changes::listen`].
+    /// Notes that the table was correct in this generation, which is not before [`Changes::listen`].
     pub(super) fn begin(&mut self, at: Generation) {
         self.followed.until = Some(at);
     }
 
-    /// Until when nothing has concerned our table, if that is known.
+    /// The generation up to which nothing has concerned our table, if it is known.
     pub(super) fn until(&mut self) -> Option<Generation> {
         let taken = self.kernel.as_mut()?.take_notices(|message| self.followed.take(&message));
         if taken.is_err() {
@@ -81,7 +81,7 @@ fn concerns_us(payload: &[u8]) -> bool {
     let is_family = payload.first().is_some_and(|family| FAMILIES.contains(family));
     let mut attributes = NlasIterator::new(payload.get(NFGENMSG..).unwrap_or_default()).map_while(Result::ok);
     let table = attributes.find(|attribute| attribute.kind() == TABLE_NAME);
-    // What cannot be read may concern us.
+    // A change that cannot be read may concern us.
     table.is_none_or(|name| is_family && name.value().strip_suffix(&[0]) == Some(TABLE.as_bytes()))
 }
 
@@ -108,8 +108,8 @@ mod tests {
         Generation::parse(&message(NEW_GENERATION, 0, &number.to_be_bytes())[16..]).unwrap()
     }
 
-    /// Name of the case, messages (a generation, or a table's family and name), until when nothing concerned
-    /// us, beginning with generation 7.
+    /// Name of the case, messages (a generation, or a table's family and name), generation up to which nothing
+    /// concerned us, starting from generation 7.
     type Case = (&'static str, &'static [Result<u32, (u8, &'static str)>], Option<u32>);
 
     #[rustfmt::skip]

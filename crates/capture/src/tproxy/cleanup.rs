@@ -1,27 +1,27 @@
-//! Removing from the kernel what is ours, and nothing else.
+//! Removes everything of ours from the kernel, and nothing else.
 
 use super::generation::Generations;
 use super::ruleset::{BRIDGE, INET, TABLE};
 use super::{Error, listed, nft, owner, routing, settings};
 
-/// What was done.
+/// The result of the clean-up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cleaned {
-    /// Each thing in words: `the nftables table inet sluice`.
+    /// The removed objects in words: `the nftables table inet sluice`.
     pub removed: Vec<String>,
-    /// Settings of the kernel that are as they were before the first agent: `net.ipv4.tcp_tw_reuse=2`.
+    /// Settings of the kernel that have their values of before the first agent again: `net.ipv4.tcp_tw_reuse=2`.
     pub restored: Vec<String>,
-    /// Settings that are left as they are, and why.
+    /// Settings that were not restored, and why.
     pub kept: Vec<String>,
 }
 
-/// Removes the tables, the policy rules and the routes, and sets back the settings that agents have changed. Where there are none, nothing is done. An agent that
-/// still runs makes all of it again.
+/// Removes the tables, the policy rules and the routes, and restores the settings that agents have changed. Does
+/// nothing if there are none. An agent that still runs creates all of it again.
 ///
 /// # Errors
-/// Something could not be removed; what was removed before is gone.
+/// Something could not be removed; everything before it is removed.
 pub fn cleanup() -> Result<Cleaned, Error> {
-    // Says what is missing, where that is a capability, better than nft does.
+    // If a capability is missing, this reports it better than nft does.
     Generations::open()?.current()?;
     let mut removed = Vec::new();
     for family in [INET, BRIDGE] {

@@ -6,35 +6,35 @@ use std::time::{Duration, Instant};
 use super::nft;
 use super::ruleset::TABLE;
 
-/// How many it knows. There is no such file while no module tracks any.
+/// The number of tracked connections. The file exists only while a module tracks any.
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
-/// How often it is looked.
+/// The interval of checks.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// Looks for connection tracking, which is switched on by the first rule of anybody's that needs it (a NAT's, say), and not off
-/// again while there is one.
+/// Detects connection tracking. The first rule that needs it (for NAT, say) enables it, and it stays enabled
+/// while there is such a rule.
 #[derive(Debug, Default)]
 pub(super) struct Conntrack {
     looked: Option<Instant>,
 }
 
-/// A chain that there is where rules ask connection tracking.
+/// A chain that exists if the rules use connection tracking.
 const CHAIN: &str = "tracked";
 
 impl Conntrack {
-    /// Whether an earlier agent's rules ask connection tracking, which is on by that.
+    /// Whether an earlier agent's rules use connection tracking, which enables it.
     pub(super) fn was_asked() -> bool {
         nft::run(&["list", "chain", "inet", TABLE, CHAIN], "").is_ok()
     }
 
-    /// Whether connections are seen to be tracked, if it is time to look.
+    /// Whether tracked connections have been found, if a check is due.
     pub(super) fn is_on(&mut self, now: Instant) -> bool {
         if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < PERIOD) {
             return false;
         }
         self.looked = Some(now);
-        // Where it is on, this agent's own connection to the apiserver is among them.
+        // If it is enabled, it tracks this agent's own connection to the apiserver, too.
         fs::read_to_string(COUNT).is_ok_and(|count| is_positive(&count))
     }
 }

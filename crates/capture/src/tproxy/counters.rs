@@ -1,4 +1,4 @@
-//! What a capture has done so far, for others to read.
+//! Counters of a capture, for others to read.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -20,60 +20,60 @@ pub struct Counters {
     failing: Mutex<Failing>,
 }
 
-/// What `remembered` says where it is not known.
+/// The value of `remembered` if the number is unknown.
 const UNKNOWN: u64 = u64::MAX;
 
-/// Since when every attempt has failed.
+/// The time since which every attempt has failed.
 #[derive(Debug, Default)]
 struct Failing {
     table: Option<Instant>,
     routing: Option<Instant>,
-    /// When an attempt last failed.
+    /// The time of the last failure.
     last: Option<Instant>,
 }
 
-/// What is attempted.
+/// A kind of attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Keeping the table of nftables.
+    /// Maintaining the table of nftables.
     Table,
-    /// Keeping policy rules and routes.
+    /// Maintaining policy rules and routes.
     Routing,
 }
 
-/// What they say at one time.
+/// The values of the counters at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Transactions of nftables that took effect.
     pub transactions: u64,
-    /// Attempts to change or to look at nftables or routing that failed.
+    /// Failed attempts to change or check nftables or routing.
     pub failures: u64,
-    /// Those of them in which the table of nftables could not be brought in line.
+    /// Those attempts that failed to bring the table of nftables in line.
     pub table_failures: u64,
-    /// Times that somebody else's change was undone.
+    /// How often somebody else's change was undone.
     pub repairs: u64,
     /// Elements in the sets and maps of the table.
     pub elements: u64,
-    /// Packets to endpoints in this node's network that were dropped, as host_flows was full.
+    /// Packets to endpoints in this node's network that were dropped because host_flows was full.
     pub host_flows_full: u64,
-    /// Packets of the like that were dropped, as a client made too many new connections and flows.
+    /// The same, because a client made too many new connections and flows.
     pub fast_clients: u64,
-    /// New connections of this node's processes that node_flows had no room for.
+    /// New connections of this node's processes for which node_flows had no room.
     pub node_flows_full: u64,
-    /// Packets to endpoints on bridges that answers had no room for.
+    /// Packets to endpoints on bridges for which answers had no room.
     pub answers_full: u64,
-    /// Elements that packets have put into host_flows; none where the kernel does not say.
+    /// Elements in host_flows, all added by packets; `None` if the kernel does not tell.
     pub host_flows: Option<u64>,
-    /// Those of node_flows.
+    /// The same for node_flows.
     pub node_flows: Option<u64>,
-    /// Those of answers.
+    /// The same for answers.
     pub answers: Option<u64>,
-    /// Whether br_netfilter is on and cannot be switched off: pods on bridges have no Services.
+    /// Whether br_netfilter is on and cannot be switched off: pods on bridges cannot reach Services.
     pub bridge_netfilter: bool,
 }
 
 impl Counters {
-    /// What they say now.
+    /// The current values.
     pub fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let crowded = |bound: Bound| self.crowded.get(bound as usize).map_or(0, read);
@@ -96,14 +96,14 @@ impl Counters {
         }
     }
 
-    /// For how long every attempt has failed, of the part where that is longest; none where the last ones
+    /// How long every attempt has failed, for the kind with the longest series; `None` if the last attempts
     /// succeeded.
     pub fn failing_for(&self) -> Option<Duration> {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         failing.table.into_iter().chain(failing.routing).min().map(|since| since.elapsed())
     }
 
-    /// How long ago an attempt failed; none where none has.
+    /// How long ago an attempt last failed; `None` if none has.
     pub fn last_failure(&self) -> Option<Duration> {
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         failing.last.map(|last| last.elapsed())

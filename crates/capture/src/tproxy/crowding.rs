@@ -1,5 +1,5 @@
-//! How full the sets are that packets fill, and what came of those that were: looked at from time to time, counted,
-//! and said. It costs the kernel one small answer a set and counter, never a list of elements.
+//! Periodically checks how full the sets are that packets fill, and counts and logs the effects of full ones.
+//! That costs the kernel one small answer per set and counter, never a list of elements.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,15 +14,15 @@ use super::lifetimes::FLOW_RATE;
 use super::netlink::{Netlink, attribute, nftables_request};
 use super::ruleset::{BRIDGE, INET, TABLE};
 
-/// How often it is looked.
+/// The interval of checks.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How often the same is said.
+/// How often the same complaint is logged.
 const SAID_AGAIN: Duration = Duration::from_secs(60);
 
 /// NFT_MSG_GETSET, in NFNL_SUBSYS_NFTABLES.
 const GET_SET: u16 = 10 << 8 | 10;
-/// NFTA_SET_TABLE, NFTA_SET_NAME; NFTA_SET_COUNT, which kernels before 6.18 do not say.
+/// NFTA_SET_TABLE, NFTA_SET_NAME; NFTA_SET_COUNT, which kernels before 6.18 do not have.
 const SET: (u16, u16, u16) = (1, 2, 20);
 
 /// NFT_MSG_GETOBJ.
@@ -34,12 +34,12 @@ const COUNTER: u32 = 1;
 /// NFTA_COUNTER_PACKETS.
 const PACKETS: u16 = 2;
 
-/// A counter of the kernel's: packets that a bound was in the way of.
+/// A counter of the kernel: packets that a limit affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bound {
     /// host_flows was full.
     HostFlows,
-    /// One client made too many connections and flows that host_flows would have to remember.
+    /// One client made too many connections and flows that need an entry in host_flows.
     FastClient,
     /// node_flows was full.
     NodeFlows,
@@ -50,7 +50,7 @@ pub(super) enum Bound {
 impl Bound {
     pub(super) const ALL: [Self; 4] = [Self::HostFlows, Self::FastClient, Self::NodeFlows, Self::Answers];
 
-    /// The table's family, and its name there.
+    /// The table's family, and the counter's name.
     fn counter(self) -> (&'static str, &'static str) {
         match self {
             Self::HostFlows => (INET, "crowded"),
@@ -60,7 +60,7 @@ impl Bound {
         }
     }
 
-    /// What is to be said of it, with the mend.
+    /// The log line, with advice.
     fn complaint(self, packets: u64) -> String {
         match self {
             Self::HostFlows => format!(
@@ -87,7 +87,7 @@ impl Bound {
     }
 }
 
-/// What packets put into sets, by its set; both families together.
+/// The number of elements that packets have added, by set; both families together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remembered {
     HostFlows,
@@ -107,7 +107,7 @@ impl Remembered {
     }
 }
 
-/// Looks from time to time.
+/// Runs the checks.
 #[derive(Debug)]
 pub(super) struct Crowding {
     netlink: Netlink,
@@ -116,18 +116,18 @@ pub(super) struct Crowding {
     counters: Arc<Counters>,
 }
 
-/// Of one counter.
+/// The state of one counter.
 #[derive(Debug, Default)]
 struct Meter {
-    /// What it was.
+    /// Its last value.
     last: u64,
-    /// Counted, and not said so far.
+    /// Counted, but not logged yet.
     unsaid: u64,
     silent_until: Option<Instant>,
 }
 
 impl Meter {
-    /// Takes in what the counter says; returns by how much it has grown. It begins anew when its table does.
+    /// Takes the counter's value; returns its growth. It restarts from zero when its table is recreated.
     fn advance(&mut self, now: u64) -> u64 {
         let last = std::mem::replace(&mut self.last, now);
         let grown = if now >= last { now - last } else { now };
@@ -135,7 +135,7 @@ impl Meter {
         grown
     }
 
-    /// How much is to be said, if it is.
+    /// The number to log, if it is due.
     fn take_unsaid(&mut self, now: Instant) -> Option<u64> {
         if self.unsaid == 0 || self.silent_until.is_some_and(|until| now < until) {
             return None;
@@ -146,23 +146,23 @@ impl Meter {
 }
 
 impl Crowding {
-    /// Gets ready. What was counted before is not this agent's.
+    /// Prepares. Earlier counts are not this agent's.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// The system cannot open a socket.
     pub(super) fn open(counters: Arc<Counters>) -> Result<Self, Error> {
         let netlink = Netlink::netfilter().map_err(Error::Netlink)?;
         let mut crowding = Self { netlink, due: None, meters: Default::default(), counters };
         crowding.meters = Bound::ALL.map(|bound| {
             let (family, name) = bound.counter();
-            // Where there is no table it begins with nothing.
+            // Without a table, the counter starts at zero.
             let last = crowding.packets(family, name).unwrap_or(0);
             Meter { last, ..Meter::default() }
         });
         Ok(crowding)
     }
 
-    /// Looks if it is time to.
+    /// Checks, if it is due.
     pub(super) fn look(&mut self, now: Instant) {
         if self.due.is_some_and(|due| now < due) {
             return;
@@ -172,7 +172,7 @@ impl Crowding {
             let (family, name) = bound.counter();
             let packets = match self.packets(family, name) {
                 Ok(packets) => packets,
-                // There is no such table so far, or none any more.
+                // The table does not exist yet, or not any more.
                 Err(error) => {
                     debug!("cannot look at the counter {name}: {error}");
                     continue;
@@ -192,7 +192,7 @@ impl Crowding {
         }
     }
 
-    /// How many packets a counter has counted.
+    /// The value of a counter, in packets.
     fn packets(&mut self, family: &str, name: &str) -> Result<u64, Errno> {
         let (of_table, of_name, of_type, of_data) = OBJECT;
         let (table, name) = (text(TABLE), text(name));
@@ -210,7 +210,7 @@ impl Crowding {
         packets.ok_or(Errno::BADMSG)
     }
 
-    /// How many elements a set has; none where the kernel does not say.
+    /// The number of elements in a set; `None` if the kernel does not tell.
     fn elements(&mut self, family: &str, name: &str) -> Option<u64> {
         let (of_table, of_name, of_count) = SET;
         let (table, name) = (text(TABLE), text(name));
@@ -230,7 +230,7 @@ fn number(family: &str) -> u8 {
     if family == BRIDGE { 7 } else { 1 }
 }
 
-/// As the kernel wants it, with a final zero.
+/// The kernel's format: with a terminating zero.
 fn text(text: &str) -> Vec<u8> {
     [text.as_bytes(), &[0]].concat()
 }

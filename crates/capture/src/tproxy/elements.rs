@@ -1,7 +1,7 @@
-//! Elements of the table's sets and maps, and what changes about them. Plain data.
+//! Elements of the table's sets and maps, and their changes. Plain data.
 //!
-//! The same type serves for what there is to be, for what the kernel lists, and for what a transaction
-//! changes, so that a difference is a comparison of two ordered maps.
+//! The same type is used for wanted elements, for those that the kernel lists, and for the changes of a
+//! transaction. So a difference is a comparison of two ordered maps.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,26 +10,26 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice_model::{Family, Frontend, Protocol};
 
-/// A set or map whose elements come and go. There is one for each family.
+/// A set or map whose elements change. There is one for each family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum SetName {
-    /// Address, protocol and port, to the chain that decides.
+    /// From address, protocol and port to the chain that decides.
     Frontends,
-    /// Protocol and port on any of [`SetName::NodeIps`], to the chain that decides.
+    /// From protocol and port, on any of [`SetName::NodeIps`], to the chain that decides.
     NodePorts,
-    /// Addresses that nodePorts are served on.
+    /// Addresses on which nodePorts are served.
     NodeIps,
-    /// Addresses that Services have beside their cluster IPs, [`SetName::NodeIps`] among them.
+    /// Addresses of Services other than cluster IPs, including [`SetName::NodeIps`].
     ExternalIps,
-    /// Addresses that Services have.
+    /// Cluster IPs of Services.
     ClusterIps,
-    /// Where cluster IPs come from.
+    /// The ranges of cluster IPs.
     ServiceCidrs,
-    /// Where pods of this node have their addresses.
+    /// Networks of this node's pods.
     LocalPods,
-    /// Where connections to endpoints are not tracked.
+    /// Networks of endpoints whose connections are not tracked.
     Untracked,
-    /// Frontends that are not for everybody, with a source that may.
+    /// Restricted frontends, with the sources that may use them.
     AllowedSources,
 }
 
@@ -46,12 +46,12 @@ impl SetName {
         Self::AllowedSources,
     ];
 
-    /// Whether it is a map, as nft has it.
+    /// Whether it is a map, in nft's terms.
     pub(super) fn is_map(self) -> bool {
         matches!(self, Self::Frontends | Self::NodePorts)
     }
 
-    /// Its name in the table, but for the family's digit.
+    /// Its name in the table, without the family's digit.
     pub(super) fn stem(self) -> &'static str {
         match self {
             Self::Frontends => "frontends",
@@ -67,8 +67,8 @@ impl SetName {
     }
 }
 
-/// A chain with one rule for each network: every packet between pods passes them, and few comparisons take a tenth of
-/// the time that a look-up in a set of ranges does. There is one for each family.
+/// A chain with one rule for each network. Every packet between pods passes it, and a few comparisons take a
+/// tenth of the time of a look-up in a set of ranges. There is one for each family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum NetworkChain {
     /// Packets to pods.
@@ -80,7 +80,7 @@ pub(super) enum NetworkChain {
 impl NetworkChain {
     pub(super) const ALL: [Self; 2] = [Self::ToPods, Self::FromPods];
 
-    /// Its name in the table, but for the family's digit.
+    /// Its name in the table, without the family's digit.
     pub(super) fn stem(self) -> &'static str {
         match self {
             Self::ToPods => "to_pods",
@@ -89,15 +89,15 @@ impl NetworkChain {
     }
 }
 
-/// Where an element is.
+/// The place of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Place {
     Set(SetName, Family),
-    /// Its rules are written all at once, in the order of their keys.
+    /// A chain whose rules are written all at once, in the order of their keys.
     Rules(NetworkChain, Family),
 }
 
-/// As nft knows it.
+/// The name for nft.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (stem, family) = match self {
@@ -108,7 +108,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What ends the name of a set or chain of one family.
+/// The last character of the name of a family's set or chain.
 fn digit(family: Family) -> char {
     match family {
         Family::V4 => '4',
@@ -119,15 +119,15 @@ fn digit(family: Family) -> char {
 /// A chain that decides about a new connection or flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Chain {
-    /// Handed to a worker.
+    /// Passed to a worker.
     Relay,
     /// TCP reset, ICMP port unreachable.
     Refuse,
-    /// Silence.
+    /// Dropped silently.
     Discard,
-    /// Relayed for this node's pods and processes; silence for everybody else.
+    /// Relayed for this node's pods and processes; dropped for others.
     InsideOnly,
-    /// Relayed for allowed sources; silence for everybody else. The next two likewise.
+    /// Relayed for allowed sources; dropped for others. The next two likewise.
     GuardedRelay,
     GuardedRefuse,
     GuardedInsideOnly,
@@ -163,7 +163,7 @@ impl Chain {
     }
 }
 
-/// What tells an element from all others.
+/// The identity of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
     Frontend(Frontend),
@@ -175,16 +175,17 @@ pub(super) enum Key {
     LocalPods(IpNet),
     Untracked(IpNet),
     AllowedSource(Frontend, IpNet),
-    /// What in a pod network is no pod's, and before that network.
+    /// Addresses in a pod network that are not pods'; they precede the network.
     ToOthers(IpNet),
-    /// The same, of Services: they may have any number of addresses there, so those are looked up, in a set that has them all.
+    /// The same for Services. There may be any number of such addresses, so they are looked up in a set that has
+    /// all of them.
     ToServices(SetName, Family),
     ToPods(IpNet),
     FromPods(IpNet),
 }
 
 impl Key {
-    /// Where it belongs.
+    /// The place where it belongs.
     pub(super) fn place(&self) -> Place {
         let set = |name, ip| Place::Set(name, Family::of(ip));
         let rules = |chain, network: &IpNet| Place::Rules(chain, Family::of(network.addr()));
@@ -205,7 +206,7 @@ impl Key {
     }
 }
 
-/// As nft reads it: `10.96.0.80 . tcp . 80`, or a rule.
+/// The form for nft: `10.96.0.80 . tcp . 80`, or a rule.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let frontend = |frontend: &Frontend, f: &mut fmt::Formatter<'_>| {
@@ -253,7 +254,7 @@ pub(super) fn nft_protocol(protocol: Protocol) -> &'static str {
     }
 }
 
-/// What an element says.
+/// The value of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Value {
     /// It is in the set.
@@ -265,7 +266,7 @@ pub(super) enum Value {
 /// All elements of a table.
 pub(super) type Elements = BTreeMap<Key, Value>;
 
-/// What is to happen to an element.
+/// A change of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Edit {
     Add(Value),
@@ -274,10 +275,10 @@ pub(super) enum Edit {
     Delete,
 }
 
-/// What is to happen to elements.
+/// Changes of elements.
 pub(super) type Delta = BTreeMap<Key, Edit>;
 
-/// What makes one value of an element another; `None`: it is not there.
+/// The change from one value of an element to another; `None` means that it does not exist.
 pub(super) fn edit(from: Option<Value>, to: Option<Value>) -> Option<Edit> {
     match (from, to) {
         (None, Some(value)) => Some(Edit::Add(value)),
@@ -287,7 +288,7 @@ pub(super) fn edit(from: Option<Value>, to: Option<Value>) -> Option<Edit> {
     }
 }
 
-/// What makes one table's elements another's.
+/// The changes from one table's elements to another's.
 pub(super) fn difference(from: &Elements, to: &Elements) -> Delta {
     let kept_or_new =
         to.iter().filter_map(|(key, value)| Some((*key, edit(from.get(key).copied(), Some(*value))?)));

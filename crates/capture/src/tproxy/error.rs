@@ -1,4 +1,4 @@
-//! What goes wrong on the way to the kernel.
+//! Errors of the access to the kernel.
 
 use std::io;
 
@@ -7,31 +7,31 @@ use thiserror::Error;
 
 use crate::program;
 
-/// What went wrong, with the mend.
+/// An error, with advice.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// nft did not do what it was to do.
+    /// nft failed.
     #[error(transparent)]
     Nft(#[from] program::Error),
-    /// What nft prints is not understood.
+    /// The output of nft is not understood.
     #[error("what nft lists is not understood: {0}; try another version of it")]
     Listing(#[from] serde_json::Error),
-    /// It is not this agent's to change nftables any more.
+    /// Another agent has become the owner of nftables.
     #[error("another agent has taken this one's place")]
     Replaced,
-    /// The kernel does not answer about nftables.
+    /// A query about nftables failed.
     #[error("cannot ask the kernel about nftables: {0}; {mend}", mend = mend(*.0))]
     Generation(Errno),
-    /// No netlink socket.
+    /// A netlink socket cannot be opened.
     #[error("cannot open a netlink socket: {0}")]
     Netlink(io::Error),
-    /// The kernel does not answer about the node's addresses.
+    /// A query about the node's addresses failed.
     #[error("cannot get this node's addresses: {0}")]
     Addresses(Errno),
-    /// The kernel does not answer about policy rules.
+    /// A query about policy rules failed.
     #[error("cannot get this node's policy rules: {0}")]
     Rules(Errno),
-    /// The kernel does not answer about sockets, or does not destroy one.
+    /// A query about sockets failed, or one cannot be destroyed.
     #[error(
         "cannot ask the kernel about sockets: {0}; it takes CAP_NET_ADMIN, INET_DIAG and INET_DIAG_DESTROY"
     )]
@@ -39,21 +39,21 @@ pub enum Error {
     /// A policy rule or route cannot be changed.
     #[error("cannot change the {item} for captured packets: {error}; {mend}", mend = mend(*.error))]
     Routing {
-        /// Which.
+        /// The rule or route.
         item: String,
-        /// What the kernel says.
+        /// The kernel's error.
         error: Errno,
     },
-    /// A setting of the kernel cannot be set back.
+    /// A setting of the kernel cannot be restored.
     #[error(
         "cannot set {name} back to {value}: {error}; do it on the node (sysctl -w {name}={value}), and run this again"
     )]
     Setting {
-        /// Which.
+        /// The setting.
         name: String,
-        /// What it was before an agent changed it.
+        /// Its value before an agent changed it.
         value: u64,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
     /// A pattern for interfaces that cannot be written in a rule.

@@ -1,4 +1,4 @@
-//! The number that the kernel counts up with each change of nftables, by whomever and whatever table.
+//! The generation: a number that the kernel increments with each change of nftables, by anybody and in any table.
 
 use rustix::io::Errno;
 
@@ -14,11 +14,11 @@ const ID: u16 = 1;
 /// `struct nfgenmsg`: family, version, and a resource id; attributes follow.
 pub(super) const NFGENMSG: usize = 4;
 
-/// Asks for it.
+/// Reads the generation.
 #[derive(Debug)]
 pub(super) struct Generations(Netlink);
 
-/// Whether nftables has changed, by whomever.
+/// Detects changes of nftables by anybody.
 #[derive(Debug)]
 pub struct NftablesWatch {
     generations: Generations,
@@ -26,15 +26,15 @@ pub struct NftablesWatch {
 }
 
 impl NftablesWatch {
-    /// Gets ready: the first look finds a change.
+    /// Prepares: the first check reports a change.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// The system cannot open a socket.
     pub fn open() -> Result<Self, Error> {
         Ok(Self { generations: Generations::open()?, last: None })
     }
 
-    /// Whether it has since the last call. Not where the kernel does not say.
+    /// Whether nftables has changed since the last call. False if the kernel does not tell.
     pub fn has_changed(&mut self) -> bool {
         let Ok(current) = self.generations.current() else { return false };
         self.last.replace(current) != Some(current)
@@ -46,17 +46,17 @@ impl NftablesWatch {
 pub(super) struct Generation(u32);
 
 impl Generation {
-    /// What follows if nobody but us changes anything. The kernel passes over 0.
+    /// The generation after one change. The kernel skips 0.
     pub(super) fn next(self) -> Self {
         Self(self.0.wrapping_add(1).max(1))
     }
 
-    /// From the message that tells: NFT_MSG_NEWGEN.
+    /// Parses the message NFT_MSG_NEWGEN.
     pub(super) fn parse(payload: &[u8]) -> Option<Self> {
         attribute(payload, NFGENMSG, ID)?.first_chunk().map(|id| Self(u32::from_be_bytes(*id)))
     }
 
-    /// Whether it came before another one; numbers start anew some time.
+    /// Whether it is earlier than another one; numbers wrap around.
     pub(super) fn is_before(self, other: Self) -> bool {
         let behind = other.0.wrapping_sub(self.0);
         behind != 0 && behind <= u32::MAX / 2
@@ -64,18 +64,18 @@ impl Generation {
 }
 
 impl Generations {
-    /// Gets ready.
+    /// Prepares.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// The system cannot open a socket.
     pub(super) fn open() -> Result<Self, Error> {
         Netlink::netfilter().map(Self).map_err(Error::Netlink)
     }
 
-    /// The generation of now.
+    /// The current generation.
     ///
     /// # Errors
-    /// The kernel does not say, mostly for lack of CAP_NET_ADMIN.
+    /// The kernel does not tell, usually for lack of CAP_NET_ADMIN.
     pub(super) fn current(&mut self) -> Result<Generation, Error> {
         let mut generation = None;
         let asked = self.0.exchange(nftables_request(GET_GENERATION, 0, &[]), |answer| {

@@ -1,5 +1,5 @@
-//! What an earlier agent has left in the table about some addresses, taken out before there is anything else to be written: an
-//! agent that may not reach the apiserver otherwise. Runs nft, and waits for it.
+//! Removes an earlier agent's elements for some addresses before anything else is written: otherwise an agent
+//! may be unable to reach the apiserver. Runs nft, and waits for it.
 
 use std::net::SocketAddr;
 
@@ -11,34 +11,35 @@ use super::ruleset::{INET, TABLE};
 use super::{Error, nft};
 use crate::program;
 
-/// Looks for it. An agent that still runs may put it back: then it is looked for again when anything changes in nftables.
+/// Removes such elements. An agent that still runs may add them again, so they are looked for again after any
+/// change of nftables.
 #[derive(Debug)]
 pub struct Leftovers {
     generations: Generations,
-    /// What was looked for last, and the state of nftables after that.
+    /// The addresses of the last search, and the state of nftables after it.
     looked: Option<(Vec<SocketAddr>, Generation)>,
 }
 
-/// What came of looking.
+/// The result of a search.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Released {
-    /// Addresses that connections were led away from, and are not any more.
+    /// Addresses whose connections were captured, and are not any more.
     pub released: Vec<SocketAddr>,
-    /// All addresses that are known to be no cluster IPs, those among them.
+    /// All addresses that are known not to be cluster IPs, including these.
     pub external: Vec<SocketAddr>,
 }
 
 impl Leftovers {
-    /// Gets ready.
+    /// Prepares.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// The system cannot open a socket.
     pub fn open() -> Result<Self, Error> {
         Ok(Self { generations: Generations::open()?, looked: None })
     }
 
-    /// Has TCP connections to these addresses go where they are addressed to, unless they are cluster IPs. `None` where that
-    /// was looked for before and nothing has changed since.
+    /// Makes TCP connections to these addresses reach them directly, unless they are cluster IPs. `None` if the
+    /// same addresses were searched for before and nothing has changed since.
     ///
     /// # Errors
     /// nft cannot be run, or the kernel does not answer.
@@ -59,23 +60,23 @@ impl Leftovers {
                 }
             }
         }
-        // What was taken out may have been put back meanwhile.
+        // A running agent may have added the removed elements again.
         self.looked = found.released.is_empty().then(|| (addresses.to_vec(), before));
         Ok(Some(found))
     }
 }
 
-/// Whether there is a table.
+/// Whether the table exists.
 fn is_there() -> Result<bool, Error> {
     let tables = nft::run(&["list", "tables", INET], "")?;
     let ours = format!("table {INET} {TABLE}");
     Ok(String::from_utf8_lossy(&tables).lines().any(|line| line == ours))
 }
 
-/// Takes out what leads connections to an address away. Whether there was anything.
+/// Removes the elements that capture connections to an address. Returns whether there were any.
 fn release(address: SocketAddr) -> Result<bool, Error> {
     let frontend = delete(Key::Frontend(Frontend { address, protocol: Protocol::Tcp }))?;
-    // For all addresses of the node, until it is known which Services there are.
+    // This releases all addresses of the node, until it is known which Services there are.
     let (ip, port) = (address.ip(), address.port());
     let node_port = Key::NodePort(Family::of(ip), Protocol::Tcp, port);
     let is_nodes = has(Key::NodeIp(ip))?;
@@ -90,7 +91,7 @@ fn delete(key: Key) -> Result<bool, Error> {
     succeeds("delete", key)
 }
 
-/// Whether nft does something to an element: not where it is not there.
+/// Whether a command of nft for an element succeeds: it fails if the element does not exist.
 fn succeeds(verb: &str, key: Key) -> Result<bool, Error> {
     let (set, element) = (key.place().to_string(), format!("{{ {key} }}"));
     match nft::run(&[verb, "element", INET, TABLE, &set, &element], "") {

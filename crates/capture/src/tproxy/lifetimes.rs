@@ -1,32 +1,34 @@
-//! How long what packets put into sets lives, and how much of that one client may leave behind. `ruleset.nft` says why. Pure.
+//! Lifetimes of the entries that packets add to sets, and how many of them one client may leave behind.
+//! `ruleset.nft` gives the reasons. Pure.
 
 use std::time::Duration;
 
 use super::FlowIdle;
 
-/// What does not depend on the configuration, in seconds.
+/// The lifetimes that do not depend on the configuration, in seconds.
 const FIXED: [(&str, u64); 4] = [("$t_syn", 15), ("$t_open", OPEN), ("$t_end", 10), ("$t_young", 1)];
 
-/// How long an open connection of TCP is remembered after a packet of it, in seconds.
+/// How long an open TCP connection is remembered after its last packet, in seconds.
 const OPEN: u64 = 180;
 
-/// How much longer flows are remembered than a worker keeps them, in seconds. What an endpoint answers while its flow is young
-/// does not count here, and a worker may be late.
+/// How much longer the rules remember flows than a worker keeps them, in seconds. An endpoint's answers to a
+/// young flow do not extend its entry, and a worker may be late.
 const MARGIN: u64 = 5;
 
-/// Longer than anybody waits, in seconds, and shorter than what the kernel refuses.
+/// Longer than any real timeout, and shorter than what the kernel rejects, in seconds.
 const LONGEST: u64 = 365 * 86_400;
 
-/// How many connections and flows a second one client address may make that have to be remembered because their endpoint
-/// is in the node's own network. A connection is remembered for 10 s after its end and a datagram for 35 s, so that is a
-/// sixth and half of what the set has room for. Under kube-proxy, nf_conntrack's default gives 2,200 connections and
-/// 8,700 datagrams a second to all clients together.
+/// How many connections and flows per second one client address may make that have to be remembered because
+/// their endpoint is in the node's own network. A connection is remembered for 10 s after its end and a datagram
+/// for 35 s, so one client takes a sixth or half of the set's room. Under kube-proxy, nf_conntrack's default
+/// allows 2,200 connections and 8,700 datagrams per second of all clients together.
 pub(super) const FLOW_RATE: u64 = 4_000;
 
-/// How many datagrams of one client address are remembered at the most: where they are for longer there may be fewer a second.
+/// The maximum number of remembered datagrams of one client address. Where they are remembered for longer, fewer
+/// per second are allowed.
 const DATAGRAMS: u64 = 140_000;
 
-/// What the names in a template stand for.
+/// The values of the names in a template.
 pub(super) fn values(idle: FlowIdle) -> Vec<(&'static str, String)> {
     let (asked, stream) = (remembered(idle.any), remembered(idle.conversation));
     let by_flow = [("$t_asked", asked), ("$t_stream", stream), ("$t_longest", stream.max(OPEN))];
@@ -36,7 +38,7 @@ pub(super) fn values(idle: FlowIdle) -> Vec<(&'static str, String)> {
     lifetimes.chain(rates.map(|(name, rate)| (name, rate.to_string()))).collect()
 }
 
-/// For how many seconds a flow is remembered that a worker keeps for so long.
+/// How long, in seconds, to remember a flow that a worker keeps for this long.
 fn remembered(idle: Duration) -> u64 {
     let seconds = u64::try_from(idle.as_millis().div_ceil(1_000)).unwrap_or(LONGEST);
     seconds.min(LONGEST) + MARGIN

@@ -1,27 +1,28 @@
-//! How often it is said what others have broken and was mended: somebody may break it all the time, and a log is to be read.
+//! Limits the rate of log lines about damage by others and its repair: it may be repeated endlessly, and a log
+//! has to stay readable.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-/// Lines in an [`INTERVAL`].
+/// The maximum number of lines in an [`INTERVAL`].
 const BURST: u32 = 10;
 
-/// How long a burst is counted.
+/// The duration of a burst.
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counts lines of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// When the burst under way began.
+    /// The start of the current burst.
     since: Option<Instant>,
     said: u32,
     left_out: u64,
 }
 
 impl Lines {
-    /// Whether a line may be said now.
+    /// Whether a line may be logged now.
     pub(super) fn admit(&mut self, now: Instant) -> bool {
         if self.is_over(now) {
             (self.since, self.said) = (Some(now), 0);
@@ -35,7 +36,7 @@ impl Lines {
         is_admitted
     }
 
-    /// Warns of it, or notes it where enough has been said.
+    /// Logs a warning, or a debug line if the limit is reached.
     pub(super) fn warn(&mut self, now: Instant, what: fmt::Arguments<'_>) {
         if self.admit(now) {
             warn!("{what}");
@@ -44,7 +45,7 @@ impl Lines {
         }
     }
 
-    /// How many were not said, once their interval is over and where that has not been told yet.
+    /// The number of suppressed lines, once their interval is over; each is reported once.
     pub(super) fn sum_up(&mut self, now: Instant) -> Option<u64> {
         let is_due = self.left_out > 0 && self.is_over(now);
         is_due.then(|| std::mem::take(&mut self.left_out))

@@ -1,4 +1,4 @@
-//! The tables as nft lists them.
+//! Reads the tables by listing them with nft.
 
 use tracing::debug;
 
@@ -7,12 +7,13 @@ use super::listing::{self, Listing};
 use super::{Error, nft};
 use crate::program;
 
-/// Our table as it is, with the elements that are ours. The inner error says that this version of nft is not understood.
+/// Our current table, with our elements. The inner error means that the output of this version of nft is not
+/// understood.
 ///
 /// # Errors
 /// nft fails.
 pub(super) fn listing() -> Result<serde_json::Result<Listing>, Error> {
-    // Somebody else's table may be what nft cannot say, or what is not understood.
+    // Somebody else's table may make nft fail, or its listing may not be understood.
     let read = |json: Vec<u8>| {
         let mut listing = Listing::default();
         listing.read(&json).map(|()| listing)
@@ -33,7 +34,7 @@ pub(super) fn listing() -> Result<serde_json::Result<Listing>, Error> {
                     return Ok(Err(error));
                 }
             }
-            // A set that is not there is missing in the table's listing, too.
+            // A set that does not exist is missing in the table's listing, too.
             Err(Error::Nft(program::Error::Failed { message, .. })) => {
                 debug!("a set is not listed: {message}")
             }
@@ -43,16 +44,16 @@ pub(super) fn listing() -> Result<serde_json::Result<Listing>, Error> {
     Ok(Ok(listing))
 }
 
-/// The elements of our table, where all of them are understood.
+/// The elements of our table; `None` unless all of them are understood.
 pub(super) fn elements() -> Option<Elements> {
     let listing = listing().ok()?.ok()?;
     (listing.strangers == 0).then_some(listing.elements)
 }
 
-/// A table as nft lists it, without elements and counters, with priorities as numbers; `None` where there is none.
+/// A table in nft's listing, without elements and counters, with numeric priorities; `None` if it does not exist.
 ///
-/// nft 1.0 fetches all elements to list one table without them, but not to list all tables: that takes a
-/// tenth of the time. Should it stumble over somebody else's table, this one is listed alone.
+/// nft 1.0 fetches all elements to list one table without them, but not to list all tables, which takes a tenth
+/// of the time. If that fails because of somebody else's table, ours is listed alone.
 ///
 /// # Errors
 /// nft fails.
@@ -74,7 +75,7 @@ pub(super) fn structure(family: &str, table: &str) -> Result<Option<String>, Err
     })
 }
 
-/// The part of a listing that is a table.
+/// The part of a listing that shows a table.
 fn find_table(family: &str, table: &str, listing: &str) -> Option<String> {
     let first = format!("table {family} {table} {{");
     let mut lines = listing.lines().skip_while(|line| *line != first).peekable();

@@ -1,7 +1,7 @@
-//! What `nft --json list` shows of the table. No I/O.
+//! Parses the table from `nft --json list`. No I/O.
 //!
-//! The table is listed without elements, and those sets and maps alone that have elements of ours: packets fill others
-//! with a quarter of a million, which nft takes many seconds to list.
+//! The table is listed without elements, and then only the sets and maps with our elements: packets add a
+//! quarter of a million to others, which nft takes many seconds to list.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,18 +14,18 @@ use sluice_model::{Family, Frontend, Protocol};
 use super::elements::{Chain, Elements, Key, NetworkChain, Place, SetName, Value};
 use super::ruleset::{ChainShape, INET, Shape, TABLE};
 
-/// What shows the tables of the family, without elements.
+/// Lists the tables of the family, without elements.
 pub(super) const TABLES: [&str; 5] = ["--json", "--terse", "list", "ruleset", INET];
 
-/// What shows our table alone, without elements: for nft 1.0 it is slower.
+/// Lists our table only, without elements; slower with nft 1.0.
 pub(super) const OUR_TABLE: [&str; 6] = ["--json", "--terse", "list", "table", INET, TABLE];
 
-/// A table as it is.
+/// A table as listed.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     pub shape: Shape,
     pub elements: Elements,
-    /// Elements that cannot be ours, since there is no way to say them here.
+    /// Elements that cannot be ours, because no key represents them.
     pub strangers: usize,
 }
 
@@ -35,7 +35,7 @@ struct Document<'a> {
     nftables: Vec<Item<'a>>,
 }
 
-/// One of them is there, or none where it is something else.
+/// One field is set; none if it is another kind of object.
 #[derive(Debug, Deserialize)]
 struct Item<'a> {
     #[serde(borrow)]
@@ -71,7 +71,7 @@ struct RuleItem {
     comment: Option<String>,
 }
 
-/// What shows each set and map with elements of ours.
+/// Lists each set and map with our elements.
 pub(super) fn each_set() -> impl Iterator<Item = Vec<String>> {
     sets().map(|(set, family)| {
         let kind = if set.is_map() { "map" } else { "set" };
@@ -80,16 +80,16 @@ pub(super) fn each_set() -> impl Iterator<Item = Vec<String>> {
     })
 }
 
-/// All that have elements of ours.
+/// All sets and maps with our elements.
 fn sets() -> impl Iterator<Item = (SetName, Family)> {
     SetName::ALL.into_iter().flat_map(|set| [(set, Family::V4), (set, Family::V6)])
 }
 
 impl Listing {
-    /// Reads what nft prints of the table, of all tables of the family, or of a set.
+    /// Reads nft's listing of the table, of all tables of the family, or of a set.
     ///
     /// # Errors
-    /// It is not what nft prints.
+    /// The output is not nft's.
     pub(super) fn read(&mut self, json: &[u8]) -> serde_json::Result<()> {
         let document: Document<'_> = serde_json::from_slice(json)?;
         for Item { map, set, chain, rule } in document.nftables {
@@ -113,7 +113,7 @@ impl Listing {
         Ok(())
     }
 
-    /// A rule for a network, which is known by its comment, and nothing else: it may be written anew.
+    /// Reads a rule for a network. Only its comment identifies it.
     fn take_network(&mut self, chain: &str, comment: Option<&str>) {
         match comment.and_then(parse_rule).filter(|key| key.place().to_string() == chain) {
             Some(key) if self.elements.insert(key, Value::Member).is_none() => {}
@@ -146,7 +146,7 @@ fn is_of_networks(chain: &str) -> bool {
     chains.into_iter().any(|(name, family)| Place::Rules(name, family).to_string() == chain)
 }
 
-/// A rule for a network, or for Services' addresses in networks, as it was written.
+/// Parses the comment of a rule for a network, or for Services' addresses in networks.
 fn parse_rule(rule: &str) -> Option<Key> {
     let network = rule.split(' ').nth(2).and_then(|network| network.parse().ok());
     let of_network = network
@@ -164,7 +164,7 @@ fn parse_element(name: SetName, family: Family, element: &Json) -> Option<(Key, 
         }
         _ => (element, Value::Member),
     };
-    // With a timeout, a comment or a counter, an element is wrapped.
+    // An element with a timeout, a comment or a counter is wrapped.
     let key = key.get("elem").and_then(|wrapped| wrapped.get("val")).unwrap_or(key);
     let parts = key.get("concat").and_then(Json::as_array).map(Vec::as_slice);
     let key = match (name, parts) {
@@ -199,7 +199,7 @@ fn parse_port(port: &Json) -> Option<u16> {
     port.as_u64()?.try_into().ok()
 }
 
-/// A protocol's name, or its number (IANA): nft has names from `/etc/protocols`, which an image need not have.
+/// A protocol's name or number (IANA): nft takes names from `/etc/protocols`, which an image may lack.
 fn parse_protocol(protocol: &Json) -> Option<Protocol> {
     match (protocol.as_str(), protocol.as_u64()) {
         (Some("tcp"), _) | (_, Some(6)) => Some(Protocol::Tcp),

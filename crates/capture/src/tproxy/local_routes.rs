@@ -1,5 +1,5 @@
-//! The addresses that are this node's by a route: `ip route add local ADDRESS dev lo`, as the agent of Google's machines
-//! has load balancers' addresses. What an interface has is among them.
+//! The addresses that a route makes local to this node: `ip route add local ADDRESS dev lo`, as Google's guest
+//! agent does for load balancers' addresses. They include the interfaces' addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,21 +14,21 @@ use tracing::{debug, warn};
 use super::Error;
 use super::netlink::{Netlink, groups};
 
-/// RT_TABLE_LOCAL: the kernel's own table, which it asks first.
+/// A device was removed (rtnetlink(7)).
 const LOCAL: u8 = 255;
 
 /// A device is gone (rtnetlink(7)).
 const RTM_DELLINK: u16 = 17;
 
-/// The shortest time between two lists: a device goes with each pod.
+/// The minimum interval between two lists: a device is removed with each pod.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Follows them. Whole networks that are local by a route are not among them.
+/// Follows the addresses. Whole networks that a route makes local are not included.
 #[derive(Debug)]
 pub struct LocalRoutes {
     kernel: Netlink,
     notices: Netlink,
-    /// Some may be gone.
+    /// Some may have been removed.
     is_stale: bool,
     /// Whether the last attempt to list them has failed.
     is_failing: bool,
@@ -37,12 +37,12 @@ pub struct LocalRoutes {
 }
 
 impl LocalRoutes {
-    /// Begins to follow them.
+    /// Starts to follow the addresses.
     ///
     /// # Errors
-    /// The system has no sockets to give.
+    /// The system cannot open sockets.
     pub fn watch() -> Result<Self, Error> {
-        // The kernel gives no notice of IPv4 routes that it removes with their device.
+        // The kernel sends no notice about IPv4 routes that it removes with their device.
         let notices = Netlink::notices(groups::ROUTE | groups::LINK).map_err(Error::Netlink)?;
         let kernel = Netlink::route().map_err(Error::Netlink)?;
         // A node may have very many routes in other tables.
@@ -51,10 +51,10 @@ impl LocalRoutes {
         Ok(Self { kernel, notices, is_stale, is_failing, listed: None, addresses: BTreeSet::new() })
     }
 
-    /// All of them, sorted, if they are not those of the last call. Cheap where there is no news: other routes are none, new
-    /// addresses need no list, and for those that are gone there is one a second at the most.
+    /// All addresses, sorted, if they have changed since the last call. Cheap without relevant notices: other
+    /// routes are ignored, new addresses need no list, and removed ones cause at most one list per second.
     ///
-    /// Without IPv6 link-local addresses, which each pod brings along.
+    /// IPv6 link-local addresses, which come with each pod, are left out.
     pub fn changed(&mut self, now: Instant) -> Option<Vec<IpAddr>> {
         let mut has_changed = self.take_notices();
         if self.is_stale && self.listed.is_none_or(|listed| now >= listed + PAUSE) {
@@ -72,7 +72,7 @@ impl LocalRoutes {
         has_changed.then(|| self.addresses.iter().copied().collect())
     }
 
-    /// Whether one is new.
+    /// Whether an address was added.
     fn take_notices(&mut self) -> bool {
         let (mut is_new, mut is_stale) = (false, false);
         let addresses = &mut self.addresses;
@@ -80,7 +80,7 @@ impl LocalRoutes {
             Some(RouteNetlinkMessage::NewRoute(route)) => {
                 is_new |= address(&route).is_some_and(|ip| addresses.insert(ip));
             }
-            // Another route may lead to it.
+            // Another route may still make it local.
             Some(RouteNetlinkMessage::DelRoute(route)) => is_stale |= address(&route).is_some(),
             Some(RouteNetlinkMessage::DelLink(_)) => is_stale = true,
             _ => {}
@@ -101,7 +101,7 @@ impl LocalRoutes {
                 }
             });
             match listed {
-                // ENOENT: the table is made with the first address.
+                // ENOENT: the table is created with the first address.
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(Error::Addresses(error)),
             }
@@ -110,7 +110,8 @@ impl LocalRoutes {
     }
 }
 
-/// A notice, if it is about the table of local addresses, or of a device that is gone: of other routes there may be very many.
+/// Parses a notice about the table of local addresses, or about a removed device. There may be very many about
+/// other routes.
 fn read(notice: NetlinkBuffer<&[u8]>) -> Option<RouteNetlinkMessage> {
     // `struct rtmsg`: the table is its fifth byte.
     if notice.message_type() != RTM_DELLINK && notice.payload().get(4) != Some(&LOCAL) {
@@ -122,7 +123,7 @@ fn read(notice: NetlinkBuffer<&[u8]>) -> Option<RouteNetlinkMessage> {
     }
 }
 
-/// The one address that a route delivers here.
+/// The single address that a route makes local.
 fn address(route: &RouteMessage) -> Option<IpAddr> {
     if (route.header.table, route.header.kind) != (LOCAL, RouteType::Local) {
         return None;

@@ -1,4 +1,4 @@
-//! Policy rules of others that go by packets' marks: the only place where the kernel tells which marks others use.
+//! Policy rules of others that match packets' marks: the only place where the kernel shows which marks others use.
 
 use std::fmt;
 
@@ -12,21 +12,21 @@ use super::marks::{CAPTURED, MASK, is_taken_for_ours};
 use super::netlink::Netlink;
 use super::routing::{ROUTING_TABLE, address_family, is_family_missing};
 
-/// A policy rule that goes by the mark.
+/// A policy rule that matches the mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkRule {
-    /// Whose packets it is about.
+    /// The family of its packets.
     pub family: Family,
     /// Its priority.
     pub priority: u32,
     /// The mark.
     pub mark: u32,
-    /// Which bits of it count.
+    /// The bits of the mark that are compared.
     pub mask: u32,
 }
 
 impl MarkRule {
-    /// Whether packets with such a mark are taken for ours, or ours for such packets.
+    /// Whether packets with such a mark would be mistaken for ours, or ours for them.
     pub fn clashes(&self) -> bool {
         is_taken_for_ours(self.mark & self.mask)
     }
@@ -40,7 +40,7 @@ impl fmt::Display for MarkRule {
     }
 }
 
-/// All of them but our own, in the families that the kernel has. Takes no capability.
+/// All such rules except our own, in the families that the kernel supports. Needs no capability.
 ///
 /// # Errors
 /// The kernel does not answer.
@@ -63,7 +63,7 @@ pub fn others_mark_rules() -> Result<Vec<MarkRule>, Error> {
     Ok(rules)
 }
 
-/// A rule, if it is one of others that goes by the mark.
+/// A rule, if it is somebody else's and matches the mark.
 fn mark_rule(family: Family, attributes: &[RuleAttribute]) -> Option<MarkRule> {
     let mut rule = MarkRule { family, priority: 0, mark: 0, mask: 0 };
     let mut table = 0;
@@ -105,7 +105,7 @@ mod tests {
         {
             assert!(clashes(mark, mask), "{mark:#x}/{mask:#x}");
         }
-        // wg-quick, NordVPN, `fwmark 100`, Tailscale, Cilium, Calico, and one whose bits of ours do not count.
+        // wg-quick, NordVPN, `fwmark 100`, Tailscale, Cilium, Calico, and one that does not compare our bits.
         let others = [
             (0xca6c, u32::MAX),
             (0xe1f1, u32::MAX),

@@ -1,4 +1,4 @@
-//! Sockets to the kernel: requests with their answers, and notices of what others change.
+//! Netlink sockets: requests with their answers, and notices of others' changes.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,13 +16,13 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
-/// No message of the kernel is longer: dumps grow to half of it.
+/// The kernel sends no longer messages: dumps grow to half of it.
 const BUFFER: usize = 64 * 1024;
 
-/// NLMSG_ALIGNTO: where messages begin.
+/// NLMSG_ALIGNTO: the alignment of messages.
 const ALIGNMENT: usize = 4;
 
-/// The kernel answers at once; this bounds what a mistake could cost.
+/// The timeout of an answer. The kernel answers at once, so only a bug can cause it.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Groups of notices, as bits of a socket's address.
@@ -52,35 +52,36 @@ pub(super) struct Netlink {
 }
 
 impl Netlink {
-    /// For requests about links, addresses, routes and rules.
+    /// A socket for requests about links, addresses, routes and rules.
     ///
     /// # Errors
-    /// The system has no socket to give; the next ones likewise.
+    /// The system cannot open a socket; the same for the next functions.
     pub(super) fn route() -> io::Result<Self> {
         Self::open(None, 0, 0)
     }
 
-    /// For requests about nftables.
+    /// A socket for requests about nftables.
     pub(super) fn netfilter() -> io::Result<Self> {
         Self::open(Some(NETFILTER), 0, 0)
     }
 
-    /// The same with a port of its own (EADDRINUSE: another socket of this network namespace has it).
+    /// A socket for requests about nftables, with this port (EADDRINUSE: another socket of this network
+    /// namespace has it).
     pub(super) fn netfilter_at(port: u32) -> io::Result<Self> {
         Self::open(Some(NETFILTER), port, 0)
     }
 
-    /// For requests about sockets of TCP and UDP.
+    /// A socket for requests about TCP and UDP sockets.
     pub(super) fn sock_diag() -> io::Result<Self> {
         Self::open(Some(SOCK_DIAG), 0, 0)
     }
 
-    /// For notices of these [`groups`].
+    /// A socket for notices of these [`groups`].
     pub(super) fn notices(groups: u32) -> io::Result<Self> {
         Self::open(None, 0, groups)
     }
 
-    /// For notices of all changes of nftables.
+    /// A socket for notices of all changes of nftables.
     pub(super) fn nftables_notices() -> io::Result<Self> {
         Self::open(Some(NETFILTER), 0, groups::NFTABLES)
     }
@@ -92,7 +93,8 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Has the kernel apply to dumps what requests say of them. One that cannot dumps everything.
+    /// Makes the kernel filter dumps by the fields of the request. A kernel that does not support that dumps
+    /// everything.
     pub(super) fn filter_dumps(&self) {
         if let Err(error) = sluice_sys::netlink::filter_dumps(&self.socket) {
             tracing::debug!(%error, "dumps of the kernel are not filtered");

@@ -1,9 +1,9 @@
-//! Running the program nft.
+//! Runs the program nft.
 
 use super::Error;
 use crate::program;
 
-/// Executes a script as one transaction: all of it happens, or nothing.
+/// Executes a script as one transaction: completely or not at all.
 ///
 /// # Errors
 /// See [`program::run`].
@@ -11,7 +11,7 @@ pub(super) fn execute(script: &str) -> Result<(), Error> {
     run(&["--file", "-"], script).map(drop)
 }
 
-/// Runs nft to its end; returns what it prints.
+/// Runs nft to its end; returns its output.
 ///
 /// # Errors
 /// See [`program::run`].

@@ -1,15 +1,17 @@
-//! Which agent keeps nftables and routing where two run on a node, as they do while an update is rolled out: the one that
-//! began last, for as long as it lives.
+//! Decides which agent maintains nftables and routing if two run on a node, as they do during an update: the one
+//! that started last, for as long as it lives.
 //!
-//! The owner is the element of a set, in a table of its own, which structures and versions come and go without. Each
-//! transaction of ours deletes the element of the agent that is thought to be the owner and adds our own
-//! ([`Owner::execute`]): deleting what is not there is an error, so the kernel carries out none of an agent that has been
-//! replaced, however late it comes. Looking who it is costs the kernel one small answer, and no program is started.
+//! The owner is the element of a set, in a table of its own that changes of structure and version do not affect.
+//! Each of our transactions deletes the element of the supposed owner and adds our own ([`Owner::execute`]).
+//! Deleting an element that does not exist is an error, so the kernel rejects any transaction of a replaced
+//! agent, however late it comes. Checking who the owner is costs the kernel one small answer, and starts no
+//! program.
 //!
 //! `hung`: what a new owner does about a predecessor that keeps its listeners.
 //!
-//! An agent's number is the port of a netlink socket, which no other socket of the network namespace can have while it is
-//! open: so it is known who lives, across containers and without a file, and the kernel forgets whoever dies.
+//! An agent's number is the port of a netlink socket, which no other socket of the network namespace can have
+//! while it is open. So agents know which of them are alive, across containers and without a file, and the
+//! kernel releases the number of an agent that dies.
 
 mod hung;
 
@@ -30,7 +32,7 @@ use super::{Error, Ports, nft};
 /// The table's name.
 pub(super) const TABLE: &str = "sluice_owner";
 
-/// The set's.
+/// The set's name.
 const SET: &str = "agent";
 
 /// NFT_MSG_GETSETELEM, in NFNL_SUBSYS_NFTABLES.
@@ -47,50 +49,51 @@ const FAMILY: u8 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Agent(u32);
 
-/// What says that an agent serves: the socket whose port is its number.
+/// Shows that an agent serves: the socket whose port is its number.
 #[derive(Debug)]
 struct Sign {
     agent: Agent,
     _socket: Netlink,
 }
 
-/// Whether this agent is the owner, or another one has taken its place; for whoever has the listeners to go by.
+/// Whether this agent is the owner or has been replaced, for the part that has the listeners.
 #[derive(Debug, Default)]
 pub struct Tenure(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Until it is the owner for the first time, and once it has ended, there is none.
+    /// `None` until it is the owner for the first time, and after its end.
     sign: Option<Sign>,
     is_replaced: bool,
-    /// How often it has become the owner again.
+    /// How often it has become the owner again after another one.
     returns: u64,
-    /// Where the listeners are to be opened instead.
+    /// The ports at which to open additional listeners.
     wanted: Option<Ports>,
-    /// Whether they are.
+    /// Whether they are open.
     are_open: Option<bool>,
-    /// What there is to say about an agent that hangs.
+    /// A report about an agent that hangs.
     trouble: Option<String>,
 }
 
-/// This agent's view of who is the owner.
+/// This agent's knowledge of the owner.
 #[derive(Debug)]
 pub(super) struct Owner {
     netlink: Netlink,
     tenure: Arc<Tenure>,
-    /// This agent's number, as long as it is the owner.
+    /// This agent's number, while it is the owner.
     own: Option<Agent>,
-    /// Who was last seen to be.
+    /// The last owner that was seen.
     seen: Option<Agent>,
-    /// Who has taken this agent's place.
+    /// The agent that has replaced this one.
     successor: Option<Agent>,
-    /// Where captured packets are handed over.
+    /// The ports at which captured packets are delivered.
     ports: Ports,
     hung: Option<Hung>,
 }
 
 impl Agent {
-    /// Ports that begin like this are not process numbers, which the kernel gives to sockets that ask for none.
+    /// Every agent's number has this bit. Process numbers do not: the kernel gives those to sockets that ask for no
+    /// port.
     const FIRST: u32 = 1 << 31;
 
     fn any() -> Self {
@@ -100,7 +103,7 @@ impl Agent {
 
     /// Whether its socket is open.
     fn is_alive(self) -> bool {
-        // Any other error says nothing of it; then it keeps its place, and it is looked again.
+        // Any other error says nothing about the agent: it stays the owner, and is checked again.
         Netlink::netfilter_at(self.0).is_err()
     }
 }
@@ -119,34 +122,34 @@ impl Sign {
 }
 
 impl Tenure {
-    /// Whether another agent, which lives, has taken this one's place. It may be given back.
+    /// Whether another living agent has replaced this one. It may become the owner again.
     pub fn is_replaced(&self) -> bool {
         self.state().is_replaced
     }
 
-    /// How often this agent has become the owner again. Another one may have destroyed its listeners in between, though it
-    /// has never seen itself replaced.
+    /// How often this agent has become the owner again. Another one may have destroyed its listeners meanwhile,
+    /// even if this one never saw itself replaced.
     pub fn returns(&self) -> u64 {
         self.state().returns
     }
 
-    /// Where the listeners are to be opened besides, once: at the ports that they have, an agent that hangs has some, too. To be
-    /// answered ([`Tenure::answer`]).
+    /// The ports at which to open additional listeners, returned once: an agent that hangs has listeners at the
+    /// present ones, too. Must be answered ([`Tenure::answer`]).
     pub fn take_wanted_ports(&self) -> Option<Ports> {
         self.state().wanted.take()
     }
 
-    /// Whether all listeners are open there.
+    /// Tells whether all listeners are open there.
     pub fn answer(&self, are_open: bool) {
         self.state().are_open = Some(are_open);
     }
 
-    /// What is wrong with another agent on this node, for people.
+    /// A report about another agent on this node that is in trouble.
     pub fn trouble(&self) -> Option<String> {
         self.state().trouble.clone()
     }
 
-    /// This agent takes no new connections: its successor, if it has one, need not wait for that any longer.
+    /// Notes that this agent accepts no new connections: a successor need not wait for that any longer.
     pub fn release(&self) {
         let mut state = self.state();
         if state.is_replaced {
@@ -154,7 +157,7 @@ impl Tenure {
         }
     }
 
-    /// This agent keeps nothing any more.
+    /// Notes that this agent maintains nothing any more.
     pub(super) fn end(&self) {
         self.state().sign = None;
     }
@@ -165,17 +168,17 @@ impl Tenure {
 }
 
 impl Owner {
-    /// Gets ready; it is not the owner yet.
+    /// Prepares; the agent is not the owner yet.
     ///
     /// # Errors
-    /// The system has no socket to give.
+    /// The system cannot open a socket.
     pub(super) fn open(ports: Ports) -> Result<Self, Error> {
         let netlink = Netlink::netfilter().map_err(Error::Netlink)?;
         let tenure = Arc::default();
         Ok(Self { netlink, tenure, own: None, seen: None, successor: None, ports, hung: None })
     }
 
-    /// Where captured packets are to be handed over. That changes when a predecessor hangs.
+    /// The ports at which captured packets should be delivered. They change if a predecessor hangs.
     pub(super) fn ports(&self) -> Ports {
         self.ports
     }
@@ -184,28 +187,28 @@ impl Owner {
         &self.tenure
     }
 
-    /// Whether this agent was the owner when that was last looked at.
+    /// Whether this agent was the owner at the last check.
     pub(super) fn is_current(&self) -> bool {
         self.own.is_some()
     }
 
-    /// Looks who the owner is. Becomes it where there is no other one that lives; at first in any case. Returns whether it
-    /// is.
+    /// Checks who the owner is. Becomes the owner if no other agent lives, and at the first call in any case.
+    /// Returns whether it is.
     ///
     /// # Errors
-    /// The kernel does not say, or nft fails; or another one became it meanwhile ([`Error::Replaced`]), and this is to be
-    /// looked at again. It is what it was before.
+    /// The kernel does not tell, or nft fails; or another agent became the owner meanwhile ([`Error::Replaced`])
+    /// and this has to be called again. The state is unchanged.
     pub(super) fn look(&mut self) -> Result<bool, Error> {
         let there = self.read()?;
         self.look_for_hung();
         if self.own.is_some() && (there == self.own || there.is_none()) {
-            // None is there where somebody has flushed everything; the next transaction has it again.
+            // There is no element if somebody has flushed everything; the next transaction adds it again.
             self.seen = there;
             return Ok(true);
         }
         self.seen = there;
         let is_first = self.own.is_none() && self.successor.is_none();
-        // Where none is there, somebody has flushed everything, and its owner has it again soon.
+        // If there is no element, somebody has flushed everything, and the owner will add it again soon.
         if let Some(other) = there.or(self.successor)
             && !is_first
             && other.is_alive()
@@ -228,7 +231,7 @@ impl Owner {
         let agent = sign.agent;
         let predecessor = self.seen.filter(|seen| is_first && seen.is_alive());
         if let Err(error) = nft::execute(&self.succession(agent)) {
-            // Where another agent became it in between, that is why, and it is one to be seen.
+            // If another agent became the owner meanwhile, that is the cause, and it will be seen next time.
             return Err(if self.read()? == self.seen { error } else { Error::Replaced });
         }
         (self.own, self.seen, self.successor) = (Some(agent), Some(agent), None);
@@ -243,10 +246,10 @@ impl Owner {
         Ok(())
     }
 
-    /// Executes a script as one transaction, which has no effect where another agent has become the owner.
+    /// Executes a script as one transaction, which has no effect if another agent has become the owner.
     ///
     /// # Errors
-    /// That ([`Error::Replaced`]), or what nft says.
+    /// That ([`Error::Replaced`]), or an error of nft.
     pub(super) fn execute(&mut self, script: &str) -> Result<(), Error> {
         let own = self.own.ok_or(Error::Replaced)?;
         let outcome = nft::execute(&(self.succession(own) + script));
@@ -257,12 +260,12 @@ impl Owner {
         if self.seen.is_some_and(|seen| seen != own) { Err(Error::Replaced) } else { outcome }
     }
 
-    /// The commands by which an agent becomes the owner in the place of the one that was seen, or remains it.
+    /// The commands by which an agent replaces the owner that was last seen, or stays the owner.
     fn succession(&self, agent: Agent) -> String {
         let element = |agent: Agent| format!("element {INET} {TABLE} {SET} {{ {:#010x} }}\n", agent.0);
         let seen = match self.seen {
             Some(seen) => format!("delete {}", element(seen)),
-            // With room for one, another one's element is in the way of ours.
+            // The set has room for one element, so another agent's blocks ours.
             None => format!(
                 "add table {INET} {TABLE} {{ comment \"which agent keeps the tables {0}\"; }}\n\
                  add set {INET} {TABLE} {SET} {{ type mark; size 1; comment \"the port of its netlink socket\"; }}\n",
@@ -272,7 +275,7 @@ impl Owner {
         format!("{seen}add {}", element(agent))
     }
 
-    /// The owner, as the kernel has it.
+    /// Reads the owner from the kernel.
     fn read(&mut self) -> Result<Option<Agent>, Error> {
         let name = |text: &str| [text.as_bytes(), b"\0"].concat();
         let attributes = [(LIST.0, &*name(TABLE)), (LIST.1, &*name(SET))];
@@ -293,7 +296,7 @@ fn element(payload: &[u8]) -> Option<Agent> {
     let elements = attribute(payload, NFGENMSG, LIST.2)?;
     let first = NlasIterator::new(&*elements).next()?.ok()?.value().to_vec();
     let key = attribute(&attribute(&first, 0, ELEMENT.0)?, 0, ELEMENT.1)?;
-    // A mark is in the byte order of the machine.
+    // A mark is in host byte order.
     Some(Agent(u32::from_ne_bytes(*key.first_chunk()?)))
 }
 
@@ -317,7 +320,7 @@ mod tests {
         Owner::open(Ports::from_first(10_265)).unwrap()
     }
 
-    /// On a thread of its own, in a network namespace that ends with it.
+    /// Runs a test on a thread of its own, in a network namespace that ends with it.
     fn in_namespace(test: impl FnOnce() + Send + 'static) {
         let thread = std::thread::spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN");
@@ -328,7 +331,7 @@ mod tests {
         }
     }
 
-    /// Waits until an agent's socket is closed: programs that other threads start have it, too, for a moment.
+    /// Waits until an agent's socket is closed: processes that other threads start inherit it for a moment.
     fn is_gone(agent: Agent) -> bool {
         let deadline = Instant::now() + Duration::from_secs(30);
         while agent.is_alive() && Instant::now() < deadline {
@@ -352,7 +355,7 @@ mod tests {
             let (mut old, mut new) = (open(), open());
             assert!(old.look().unwrap());
             old.execute("add table inet first\n").unwrap();
-            // So that it is not waited for.
+            // So that nothing waits for it.
             end(&old);
             assert!(new.look().unwrap());
             assert!(matches!(old.execute("add table inet late\n"), Err(Error::Replaced)));
@@ -372,7 +375,7 @@ mod tests {
         in_namespace(|| {
             let (mut one, mut other) = (open(), open());
             assert!(one.look().unwrap());
-            // It has looked before.
+            // It last looked before.
             other.seen = None;
             assert!(nft::execute(&other.succession(Agent::any())).is_err());
             nft::execute("flush ruleset\n").unwrap();
@@ -388,9 +391,9 @@ mod tests {
         in_namespace(|| {
             let (mut one, mut other) = (open(), open());
             assert!(one.look().unwrap());
-            // It has looked before.
+            // It last looked before.
             assert!(matches!(other.take(true), Err(Error::Replaced)));
-            // So that it is not waited for.
+            // So that nothing waits for it.
             end(&one);
             assert!(other.look().unwrap() && !one.look().unwrap());
         });

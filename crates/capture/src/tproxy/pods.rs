@@ -1,4 +1,4 @@
-//! Where pods have their addresses, and nobody else. No I/O.
+//! Addresses that only pods have. No I/O.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,22 +6,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sluice_model::Family;
 
-/// How many networks and others a family may have. Each is compared with every packet between pods, so that many cost more
-/// than they save. Mostly there are one or two, and the address of the node's bridge.
+/// The maximum number of networks and exceptions per family. Every packet between pods is compared with each, so
+/// many of them cost more than they save. Usually there are one or two, and the address of the node's bridge.
 const COMPARED_MAX: usize = 8;
 
-/// What is told from what by comparing addresses.
+/// Networks and exceptions that packets' addresses are compared with.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pods {
     /// Pod networks.
     pub networks: Vec<IpNet>,
-    /// What in these networks is no pod's: the node's own addresses, and ranges that cluster IPs come from.
+    /// Addresses in these networks that are not pods': the node's own, and the ranges of cluster IPs.
     pub others: BTreeSet<IpNet>,
 }
 
 impl Pods {
-    /// From all pod networks, the ranges that cluster IPs come from, and the node's own addresses. A family with too many of
-    /// them has none.
+    /// Computes them from all pod networks, the ranges of cluster IPs, and the node's own addresses. A family
+    /// with too many of them gets none.
     pub(super) fn new(networks: &[IpNet], service_cidrs: &[IpNet], node: &[IpAddr]) -> Self {
         let addresses = node.iter().filter(|ip| !service_cidrs.iter().any(|range| range.contains(*ip)));
         let others = service_cidrs.iter().copied().chain(addresses.copied().map(IpNet::from));
@@ -39,7 +39,7 @@ impl Pods {
         pods
     }
 
-    /// Whether an address is taken for a pod's.
+    /// Whether an address counts as a pod's.
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         let has = |network: &IpNet| network.contains(&ip);
         self.networks.iter().any(has) && !self.others.iter().any(has)
@@ -76,7 +76,7 @@ mod tests {
             "10.244.1.0 10.244.2.1 10.244.3.9",
             "10.244.1.0/32 10.244.3.9/32",
         );
-        // A supernet of pods and Services, and the other way round.
+        // A supernet of pods and Services, and the reverse.
         check("10.0.0.0/8", "10.96.0.0/12", "10.96.0.1 10.100.0.1", "10.96.0.0/12");
         check("10.96.1.0/24", "10.96.0.0/12", "10.96.1.7", "10.96.0.0/12");
     }

@@ -1,15 +1,15 @@
-//! When something that failed is tried again.
+//! Decides when to retry a failed operation.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Pause before the first retry; doubles up to [`RETRY_MAX`]. As often as anybody looks: what fails is mostly
-/// another program that changes nftables at the same time.
+/// Pause before the first retry; doubles up to [`RETRY_MAX`]. It equals the interval of checks: the cause is
+/// usually another program that changes nftables at the same time.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// The longest pause.
 pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// The state of something that may fail.
+/// The state of an operation that may fail.
 #[derive(Debug, Default)]
 pub(super) struct Retry(Option<Failure>);
 
@@ -21,22 +21,22 @@ struct Failure {
 }
 
 impl Retry {
-    /// The last attempt has failed.
+    /// Whether the last attempt has failed.
     pub(super) fn is_pending(&self) -> bool {
         self.0.is_some()
     }
 
-    /// It may be tried: it has not failed, or some time ago.
+    /// Whether it may be tried: it has not failed, or the pause is over.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.0.as_ref().is_none_or(|failure| now >= failure.due)
     }
 
-    /// Why the last attempt has failed, if it has.
+    /// Why the last attempt failed, if it did.
     pub(super) fn reason(&self) -> Option<&str> {
         self.0.as_ref().map(|failure| failure.reason.as_str())
     }
 
-    /// It has failed; whether for another reason than before, which is worth a word.
+    /// Notes a failure. Returns whether the reason differs from the last one, and so is worth a log line.
     pub(super) fn failed(&mut self, now: Instant, error: &impl fmt::Display) -> bool {
         let reason = error.to_string();
         let is_news = self.0.as_ref().is_none_or(|failure| failure.reason != reason);
@@ -45,7 +45,7 @@ impl Retry {
         is_news
     }
 
-    /// It has worked; whether it had failed before.
+    /// Notes a success. Returns whether it had failed before.
     pub(super) fn succeeded(&mut self) -> bool {
         self.0.take().is_some()
     }

@@ -1,8 +1,8 @@
-//! The policy rules and routes by which captured packets are delivered on this node.
+//! The policy rules and routes that deliver captured packets on this node.
 //!
-//! `ip rule add fwmark 0x10/0x30 lookup 7583 priority 90` and
-//! `ip route add local default dev lo table 7583`, for both families. Their protocol is `kernel`, since
-//! systemd-networkd removes what it does not know unless it is the kernel's.
+//! `ip rule add fwmark 0x10/0x30 lookup 7583 priority 90` and `ip route add local default dev lo table 7583`,
+//! for both families. Their protocol is `kernel`, because systemd-networkd removes unknown ones unless they are
+//! the kernel's.
 
 use std::time::Instant;
 
@@ -24,14 +24,14 @@ use super::netlink::{Netlink, groups};
 /// Routing table that delivers all packets on this node.
 pub const ROUTING_TABLE: u32 = 7583;
 
-/// Priority of the policy rule that leads there for captured packets: after the kernel's own table of local
-/// addresses (0), before what others add (from 100 on, mostly).
+/// Priority of the policy rule that leads captured packets there: after the kernel's own table of local
+/// addresses (0), before the rules of others (usually from 100 on).
 pub const RULE_PRIORITY: u32 = 90;
 
 /// The loopback interface is the first one of each network namespace: LOOPBACK_IFINDEX.
 const LOOPBACK: u32 = 1;
 
-/// What there is to be, in this order.
+/// The wanted rules and routes, in this order.
 const ITEMS: [Item; 4] = [
     Item { part: Part::Route, family: Family::V4 },
     Item { part: Part::Rule, family: Family::V4 },
@@ -79,7 +79,7 @@ impl Item {
     }
 }
 
-/// Keeps rules and routes.
+/// Maintains rules and routes.
 #[derive(Debug)]
 pub(super) struct Routing {
     kernel: Netlink,
@@ -88,28 +88,28 @@ pub(super) struct Routing {
 }
 
 impl Routing {
-    /// Gets ready; changes nothing yet.
+    /// Prepares; changes nothing yet.
     ///
     /// # Errors
-    /// The system has no sockets to give.
+    /// The system cannot open sockets.
     pub(super) fn open() -> Result<Self, Error> {
         let wanted = groups::LINK | groups::ADDRESS | groups::ROUTE | groups::RULE;
         let notices = Netlink::notices(wanted).map_err(Error::Netlink)?;
         let kernel = Netlink::route().map_err(Error::Netlink)?;
-        // A node may have very many routes, and one of them matters.
+        // A node may have very many routes, of which one matters.
         kernel.filter_dumps();
         Ok(Self { kernel, notices, has_ipv6: true })
     }
 
-    /// Whether anything about routing has changed since the last call, by whomever.
+    /// Whether anybody has changed the routing since the last call.
     pub(super) fn has_changed(&mut self) -> bool {
         self.notices.has_notices()
     }
 
-    /// Adds what is missing, and puts our route in the place of another one; returns what was added, and what fails of the
-    /// rest. A machine without IPv6 is no failure.
+    /// Adds missing items, and replaces another route in the place of ours. Returns the added items, and the
+    /// first failure. A machine without IPv6 is no failure.
     ///
-    /// Adding is the way to look: what is there already is not added again, and the kernel says so.
+    /// Adding is the check: the kernel refuses to add an existing item and reports that.
     pub(super) fn ensure(&mut self, lines: &mut Lines, now: Instant) -> (Vec<Item>, Result<(), Error>) {
         let (mut added, mut outcome) = (Vec::new(), Ok(()));
         let mut has_ipv6 = true;
@@ -130,14 +130,14 @@ impl Routing {
         (added, outcome)
     }
 
-    /// Whether it had to be added.
+    /// Adds an item if it is missing; returns whether it had to be added.
     fn ensure_item(&mut self, item: Item) -> Result<bool, Errno> {
         match self.kernel.request(item.add(), NLM_F_CREATE | NLM_F_EXCL, |_| {}) {
             Ok(()) => return Ok(true),
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
-        // A rule is ours with all that it says, a route only with its place.
+        // A rule is identified by all of its fields, a route only by its place.
         if item.part == Part::Rule || !self.has_others_route(item.family)? {
             return Ok(false);
         }
@@ -145,7 +145,7 @@ impl Routing {
         Ok(true)
     }
 
-    /// Whether what is in the place of our route is another one.
+    /// Whether another route is in the place of ours.
     fn has_others_route(&mut self, family: Family) -> Result<bool, Errno> {
         let mut wanted = RouteMessage::default();
         wanted.header.address_family = address_family(family);
@@ -159,7 +159,7 @@ impl Routing {
                 _ => {}
             });
         match outcome {
-            // There is no such table any more: the next look adds the route.
+            // The table does not exist any more: the next check adds the route.
             Ok(()) | Err(Errno::NOENT) => Ok(!found.is_empty() && !found.contains(&true)),
             Err(error) => Err(error),
         }
@@ -169,7 +169,7 @@ impl Routing {
 /// Whether a route is for all destinations, in our table.
 fn is_in_our_place(route: &RouteMessage) -> bool {
     let is_in_table = route.attributes.contains(&RouteAttribute::Table(ROUTING_TABLE));
-    // What the kernel gives to one that names none, in IPv4 and IPv6.
+    // The kernel's default for a route without priority, in IPv4 and IPv6.
     let priority = |attribute: &RouteAttribute| match attribute {
         RouteAttribute::Priority(priority) => Some(*priority),
         _ => None,
@@ -178,19 +178,19 @@ fn is_in_our_place(route: &RouteMessage) -> bool {
     is_in_table && route.header.destination_prefix_length == 0 && matches!(priority, 0 | 1024)
 }
 
-/// Whether it delivers on this node.
+/// Whether it delivers packets on this node.
 fn is_ours(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Local && route.attributes.contains(&RouteAttribute::Oif(LOOPBACK))
 }
 
-/// Removes them; returns what there was.
+/// Removes rules and routes; returns those that existed.
 ///
 /// # Errors
-/// The kernel does not let us.
+/// The kernel does not allow it.
 pub(super) fn remove() -> Result<Vec<Item>, Error> {
     let mut kernel = Netlink::route().map_err(Error::Netlink)?;
     let mut removed = Vec::new();
-    // Rules first: without them nothing looks at the routes.
+    // Rules first: without them nothing uses the routes.
     for item in ITEMS.into_iter().rev() {
         match kernel.request(item.delete(), 0, |_| {}) {
             Ok(()) => removed.push(item),
@@ -202,7 +202,7 @@ pub(super) fn remove() -> Result<Vec<Item>, Error> {
     Ok(removed)
 }
 
-/// IPv6 is not in the kernel, or it is switched off for the loopback interface (EACCES).
+/// Whether the kernel has no IPv6, or it is disabled for the loopback interface (EACCES).
 pub(super) fn is_family_missing(error: Errno) -> bool {
     matches!(error, Errno::AFNOSUPPORT | Errno::OPNOTSUPP | Errno::ACCESS)
 }

@@ -1,14 +1,15 @@
 //! The tables' structure: their sets, maps, chains and rules. It depends on the configuration only, never on
 //! Services, which are elements. No I/O.
 //!
-//! `ruleset.nft` and `output.nft` have the rules and the reasons for them. A packet's way, in short: `prerouting` looks its
-//! destination up, marks it as captured, and hands it to the socket that listens for clients of its origin;
-//! the policy rule for the mark has it delivered on this node. A packet of the node's own processes is
-//! looked up and marked in `output`, routed again to the loopback interface, and comes back in through
-//! `prerouting`. Endpoints answer to the client's address where a worker has used it; such answers are found
-//! by their socket.
+//! `ruleset.nft` and `output.nft` have the rules and the reasons for them. A packet's way, in short:
+//! `prerouting` looks up its destination, marks it as captured, and assigns it to the socket that listens for
+//! clients of its origin; the policy rule for the mark delivers it on this node. A packet of the node's own
+//! processes is looked up and marked in `output`, routed again to the loopback interface, and comes back in
+//! through `prerouting`. Endpoints answer to the client's address if a worker has used it; such answers are
+//! found by their socket.
 //!
-//! What packets have put into sets outlives a table that is written anew: so do the connections that it is about.
+//! Entries that packets have added to sets outlive a table that is written anew, as the connections do that they
+//! describe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -22,13 +23,14 @@ pub(super) const TABLE: &str = "sluice";
 /// The family of the table that captures.
 pub(super) const INET: &str = "inet";
 
-/// The family of the one that turns answers on bridges to us.
+/// The family of the table that redirects answers on bridges to us.
 pub(super) const BRIDGE: &str = "bridge";
 
-/// How the comment that tells structures apart begins. It is that of a chain: a table keeps its own one until it is deleted.
+/// The prefix of the comment that identifies a structure. It is a chain's comment: a table keeps its own until
+/// it is deleted.
 pub(super) const SIGNATURE: &str = "Kubernetes Services. Sluice ";
 
-/// The chain that has it, and no rules.
+/// The chain with that comment. It has no rules.
 pub(super) const STRUCTURE: &str = "structure";
 
 /// The comment of each table.
@@ -43,7 +45,7 @@ pub(super) struct Ruleset {
     shape: Shape,
 }
 
-/// What of a structure a listing shows, whatever the version of nft.
+/// The parts of a structure that a listing shows with any version of nft.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The names of sets and maps.
@@ -52,22 +54,22 @@ pub(super) struct Shape {
     pub chains: BTreeMap<String, ChainShape>,
 }
 
-/// What of a chain a listing shows.
+/// The parts of a chain that a listing shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ChainShape {
-    /// Type, hook and priority, where packets come in.
+    /// Type, hook and priority of a base chain.
     pub hook: Option<(String, String, i32)>,
     /// The comment of each rule.
     pub rules: Vec<Option<String>>,
 }
 
 impl Ruleset {
-    /// The table that captures, for a configuration.
+    /// The table that captures, by configuration.
     pub(super) fn inet(config: &Config) -> Self {
         Self::new(INET, concat!(include_str!("ruleset.nft"), include_str!("output.nft")), config)
     }
 
-    /// The table that turns answers on bridges to us, for a configuration.
+    /// The table that redirects answers on bridges to us, by configuration.
     pub(super) fn bridge(config: &Config) -> Self {
         Self::new(BRIDGE, include_str!("bridge.nft"), config)
     }
@@ -78,7 +80,7 @@ impl Ruleset {
         let lines = lines.filter_map(|line| with_conntrack(line, config.asks_conntrack));
         let mut chain: Option<Vec<&str>> = None;
         for line in lines {
-            // A chain of one family is written as a whole for each.
+            // A chain of one family is written once for each family, as a whole.
             match &mut chain {
                 Some(lines) => lines.push(line),
                 None if line.trim_start().starts_with("chain ") && line.contains("$n ") => {
@@ -99,14 +101,14 @@ impl Ruleset {
         Self { family, text, comment, shape }
     }
 
-    /// The commands that put the table, without elements, in the place of whatever is there.
+    /// The commands that replace any existing table with this one, without elements.
     pub(super) fn definition(&self) -> String {
         let family = self.family;
-        // Deleting what does not exist is an error, adding what exists is not.
+        // Deleting an object that does not exist is an error, adding one that exists is not.
         format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{}", self.creation())
     }
 
-    /// The commands that create what of it is not there.
+    /// The commands that create the missing parts.
     pub(super) fn creation(&self) -> String {
         let Self { family, text, .. } = self;
         format!("table {family} {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n{text}}}\n")
@@ -117,24 +119,24 @@ impl Ruleset {
         self.family
     }
 
-    /// Its sets, chains and rules, as they are written here.
+    /// Its sets, chains and rules.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The comment that is another one for each structure.
+    /// The comment, which differs between structures.
     pub(super) fn comment(&self) -> &str {
         &self.comment
     }
 
-    /// What a listing is to show.
+    /// The wanted shape of a listing.
     pub(super) fn shape(&self) -> &Shape {
         &self.shape
     }
 }
 
 impl Shape {
-    /// What is not as it is to be, for people.
+    /// The differences from the wanted structure, for people.
     pub(super) fn differences<'a>(&'a self, wanted: &'a Self) -> impl Iterator<Item = String> + 'a {
         let sets = [(&self.sets, &wanted.sets, "is not known"), (&wanted.sets, &self.sets, "is missing")];
         let sets = sets.into_iter().flat_map(|(some, others, what)| {
@@ -157,7 +159,7 @@ impl Shape {
         sets.chain(chains)
     }
 
-    /// That of a table as it is written here, or as nft lists it with priorities as numbers.
+    /// The shape of a table in this notation, or in nft's listing with numeric priorities.
     pub(super) fn of(text: &str) -> Self {
         let mut shape = Self::default();
         let mut inside: Option<(String, ChainShape)> = None;
@@ -188,12 +190,12 @@ impl Shape {
     }
 }
 
-/// What a line says in `comment "..."`.
+/// The text in a line's `comment "..."`.
 pub(super) fn comment(line: &str) -> Option<&str> {
     line.split_once("comment \"")?.1.split_once('"').map(|(comment, _)| comment)
 }
 
-/// What a template says of an address family.
+/// The words of a template that depend on the address family.
 type FamilyWords = [(&'static str, &'static str); 10];
 
 const FAMILIES: [FamilyWords; 2] = [
@@ -204,7 +206,7 @@ const FAMILIES: [FamilyWords; 2] = [
         ("$loopback", "127.0.0.1"),
         ("$listen", "127.0.0.1"),
         ("$icmp", "icmp"),
-        // Behind eight bytes of ICMP and the quoted header, which is one that was sent here, without options.
+        // After eight bytes of ICMP and the quoted header, which has no options because we sent it.
         ("$quoted_ports", "@th,224,32"),
         ("$fragment", "ip frag-off & 0x3fff != 0"),
         ("$first", "ip frag-off & 0x1fff == 0"),
@@ -224,7 +226,7 @@ const FAMILIES: [FamilyWords; 2] = [
     ],
 ];
 
-/// A line of the template without its mark, unless that says that there is none.
+/// A line of the template without its $ct or $no_ct; `None` if that excludes it.
 fn with_conntrack(line: &str, asks_conntrack: bool) -> Option<&str> {
     match (line.trim_start().split_once(' '), asks_conntrack) {
         (Some(("$ct", line)), true) | (Some(("$no_ct", line)), false) => Some(line),
@@ -233,7 +235,7 @@ fn with_conntrack(line: &str, asks_conntrack: bool) -> Option<&str> {
     }
 }
 
-/// Writes a line of the template as often as is needed.
+/// Writes a line of the template as often as needed.
 fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut String) {
     let notrack = if config.track { "" } else { "notrack " };
     let is_void = line.trim_start().starts_with("$notrack comment") || line.contains("$established");
@@ -242,7 +244,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
     }
     let ports = [config.ports.outside, config.ports.local_pod, config.ports.node];
     let [outside, pod, node] = ports.map(|port| port.to_string());
-    // Longer names first where one begins like another.
+    // Longer names first, because one may be a prefix of another.
     let values = [
         ("$notrack ", notrack),
         ("$established", "ct state established"),
@@ -280,7 +282,7 @@ fn fill_in(line: &str, config: &Config, families: &[FamilyWords], text: &mut Str
     }
 }
 
-/// What matches packets of pods that count as this node's.
+/// The matches for packets of pods that count as this node's.
 fn local_pods(config: &Config) -> impl Iterator<Item = String> {
     let matches = match &config.local_pods {
         LocalPods::None => None,
@@ -298,7 +300,7 @@ fn hex(mark: u32) -> String {
     format!("{mark:#x}")
 }
 
-/// FNV-1a: tells structures apart, and is the same in every build.
+/// FNV-1a: identifies structures, and is the same in every build.
 fn fnv1a(text: &str) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
@@ -347,7 +349,7 @@ pub(super) mod tests {
 
     #[test]
     fn every_placeholder_is_filled_in_and_every_comment_fits() {
-        // NFTNL_UDATA_COMMENT_MAXLEN, with its final zero.
+        // NFTNL_UDATA_COMMENT_MAXLEN, including the terminating zero.
         const COMMENT_MAX: usize = 128;
         let interface = LocalPods::Interface { pattern: "veth*".to_owned() };
         for local_pods in [LocalPods::None, LocalPods::NodeCidrs, interface] {

@@ -1,4 +1,4 @@
-//! What nft is told: a transaction as text. No I/O.
+//! Writes nft's input: a transaction as text. No I/O.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -6,12 +6,13 @@ use std::fmt::Write;
 use super::elements::{Delta, Edit, Elements, Key, Place, Value, difference};
 use super::ruleset::TABLE;
 
-/// The whole table, elements and all: what writes its structure, after which some elements are there, and then these.
+/// The whole table with its elements: the commands for its structure, then the changes from the elements that
+/// are there to the wanted ones.
 pub(super) fn whole(structure: String, there: &Elements, elements: &Elements) -> String {
     structure + &edits(&difference(there, elements), elements)
 }
 
-/// Changes elements, which then are these.
+/// Changes elements; `elements` are those after the change.
 pub(super) fn edits(delta: &Delta, elements: &Elements) -> String {
     let mut script = String::new();
     let deleted = delta.iter().filter(|(_, edit)| !matches!(edit, Edit::Add(_)));
@@ -29,7 +30,7 @@ pub(super) fn edits(delta: &Delta, elements: &Elements) -> String {
     script
 }
 
-/// Whether rules are among what changes.
+/// Whether the changes affect rules.
 pub(super) fn changes_rules(delta: &Delta) -> bool {
     delta.keys().map(Key::place).any(|place| is_rules(&place))
 }
@@ -38,7 +39,7 @@ fn is_rules(place: &Place) -> bool {
     matches!(place, Place::Rules(..))
 }
 
-/// Each has itself for its comment, by which it is known when it is listed.
+/// Writes rules. Each has its own key as its comment, which identifies it in a listing.
 fn write_rules<'a>(script: &mut String, keys: impl Iterator<Item = &'a Key>) {
     for key in keys.filter(|key| is_rules(&key.place())) {
         let _ = writeln!(script, "add rule inet {TABLE} {} {key} comment \"{key}\"", key.place());

@@ -1,7 +1,8 @@
-//! Settings of the kernel that the agent changes, all of them this network namespace's, and what they were before.
+//! The kernel settings that the agent changes, all of them of this network namespace, and their former values.
 //!
-//! That is written down in a table of nftables that has no rules: it is of the same namespace, outlives agents and
-//! their upgrades, and is gone when the settings are, with the namespace or the kernel. [`restore`] reads it.
+//! The former values are recorded in a table of nftables that has no rules. It belongs to the same namespace,
+//! outlives agents and their upgrades, and disappears together with the settings, when the namespace or the
+//! kernel ends. [`restore`] reads it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -23,34 +24,35 @@ pub(super) const TABLE: &str = "sluice_settings";
 /// 2 (the kernel's default) on loopback only.
 const TW_REUSE: &str = "net.ipv4.tcp_tw_reuse";
 
-/// Whether connections that are being made move to another socket of the same address when theirs is closed
-/// (Linux 5.14); otherwise they are reset.
+/// Whether connections being established move to another socket of the same address when theirs is closed (Linux
+/// 5.14); otherwise they are reset.
 const MIGRATE_REQ: &str = "net.ipv4.tcp_migrate_req";
 
-/// How often somebody may have set one again.
+/// The minimum interval between checks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A setting that is to be 1.
+/// A setting that should be 1.
 struct Kept {
     name: &'static str,
-    /// What it is changed from.
+    /// The values that may be changed.
     from: fn(u64) -> bool,
-    /// What for.
+    /// The purpose.
     why: &'static str,
-    /// What happens if it cannot be changed.
+    /// The consequence if it cannot be changed.
     otherwise: &'static str,
 }
 
 const KEPT: [Kept; 2] = [
-    // Under kube-proxy the kernel's address translation let connections with the node's own address take ports again; without
-    // that, some 470 new ones a second to one endpoint use up all. Who has switched it off altogether has had a reason.
+    // Under kube-proxy the kernel's address translation let connections with the node's own address reuse ports.
+    // Without that, about 470 new ones per second to one endpoint use up all of them. An administrator who
+    // disabled it altogether had a reason.
     Kept {
         name: TW_REUSE,
         from: |value| value == 2,
         why: "many short connections to one endpoint would use up the node's ports",
         otherwise: "many short connections to one endpoint use up the node's ports",
     },
-    // From an agent that ends to its successor. A kernel that has it not resets them.
+    // When an agent ends and its successor takes over. Kernels without this setting reset such connections.
     Kept {
         name: MIGRATE_REQ,
         from: |value| value != 1,
@@ -62,41 +64,41 @@ const KEPT: [Kept; 2] = [
 /// Settings by name, dotted as people write them. Each is a chain in the table, with a comment.
 type Records = BTreeMap<String, Record>;
 
-/// What is written down of a setting.
+/// The record of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Record {
-    /// What it was.
+    /// Its value before.
     former: u64,
-    /// What an agent has made of it.
+    /// The value that an agent set.
     ours: u64,
 }
 
-/// The settings, and what is known to be written down of them.
+/// The settings, and their known records.
 #[derive(Debug)]
 pub(super) struct Settings {
     root: PathBuf,
     records: Records,
-    /// What could not be written down.
+    /// Settings that could not be recorded.
     owed: BTreeSet<String>,
-    /// Somebody may have deleted what was.
+    /// Somebody may have deleted the records.
     may_be_lost: bool,
     retry: Retry,
-    /// When those that are kept are looked at again.
+    /// When the settings that should be 1 are checked again.
     due: Option<Instant>,
-    /// Those that cannot be set, which has been said.
+    /// Settings that cannot be changed, and whose failure has been logged.
     refused: BTreeSet<&'static str>,
-    /// Of those that were.
+    /// Log lines about changed settings.
     lines: Lines,
 }
 
-/// What becomes of a setting when it is to be as it was.
+/// How to restore a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// It gets this value.
+    /// Set it to this value.
     Back(u64),
-    /// Somebody has changed it since, to this.
+    /// Keep it: somebody else has set it to this value since.
     Keep(u64),
-    /// It is as it was already, or is not there any more.
+    /// It has the former value already, or does not exist any more.
     Nothing,
 }
 
@@ -122,7 +124,7 @@ impl Record {
 }
 
 impl Settings {
-    /// Reads what earlier agents have written down.
+    /// Reads the records of earlier agents.
     ///
     /// # Errors
     /// nft fails.
@@ -141,19 +143,19 @@ impl Settings {
         })
     }
 
-    /// A setting; none where the kernel has it not.
+    /// The value of a setting; `None` if the kernel does not have it.
     pub(super) fn get(&self, name: &str) -> Option<u64> {
         get(&self.root, name)
     }
 
-    /// Changes a setting that has another value, and writes down which. What was written down of it before is no news
-    /// then: somebody has changed it since.
+    /// Changes a setting that has another value, and records the former one. That replaces an earlier record:
+    /// somebody has changed the setting since.
     ///
     /// # Errors
-    /// The kernel has it not, or this process may not change it.
+    /// The kernel does not have it, or this process may not change it.
     pub(super) fn set(&mut self, name: &str, value: u64) -> io::Result<()> {
         let former = self.get(name).ok_or(io::ErrorKind::NotFound)?;
-        // Before anything is written down it is known that it can be changed.
+        // Records nothing before it is known that the setting can be changed.
         let mut file = open(&self.root, name)?;
         let record = Record { former, ours: value };
         self.records.insert(name.to_owned(), record);
@@ -164,8 +166,8 @@ impl Settings {
         write!(file, "{value}")
     }
 
-    /// Changes what is to be otherwise, if it is time to look: connections would fail that need not. Others may set it
-    /// again, as `sysctl --system` does.
+    /// Changes settings that are not as wanted, if a check is due: otherwise connections would fail
+    /// unnecessarily. Others may change them again, as `sysctl --system` does.
     pub(super) fn keep(&mut self, now: Instant) {
         if self.due.is_some_and(|due| now < due) {
             return;
@@ -191,12 +193,12 @@ impl Settings {
         }
     }
 
-    /// Somebody may have deleted what is written down, most likely along with everything else of nftables.
+    /// Notes that somebody may have deleted the records, most likely with everything else in nftables.
     pub(super) fn may_be_lost(&mut self) {
         self.may_be_lost = true;
     }
 
-    /// Writes down what may not be, where that is due.
+    /// Writes records that may be missing, if that is due.
     pub(super) fn keep_records(&mut self, now: Instant) {
         let is_owed = self.may_be_lost || !self.owed.is_empty();
         if !is_owed || !self.retry.is_due(now) {
@@ -232,25 +234,25 @@ impl Settings {
     }
 }
 
-/// What [`prepare`] has done; in words.
+/// The result of [`prepare`], as text.
 #[derive(Debug, Default)]
 pub struct Prepared {
-    /// What has another value now.
+    /// Settings that were changed.
     pub set: Vec<String>,
-    /// What should have, and why it has not.
+    /// Settings that could not be changed, and why.
     pub failed: Vec<String>,
 }
 
-/// Makes the settings that an agent makes, for one that may not: br_netfilter's too, if that is to be kept off. They are
-/// written down as those of an agent. What the kernel has not it does not need.
+/// Makes the settings that an agent makes, for an agent without the permission; br_netfilter's too, if that
+/// should be off. They are recorded as an agent's. Settings that the kernel does not have are not needed.
 ///
 /// # Errors
-/// nft fails: it is not known what was written down before.
+/// nft fails: earlier records cannot be read.
 pub fn prepare(bridge_netfilter_off: bool) -> Result<Prepared, Error> {
     let mut settings = Settings::open()?;
     let bridge =
         bridge_netfilter::SETTINGS.into_iter().filter(|_| bridge_netfilter_off).map(|name| (name, 0));
-    // Who has switched it off altogether has had a reason.
+    // An administrator who disabled it altogether had a reason.
     let reuse = (settings.get(TW_REUSE) == Some(2)).then_some((TW_REUSE, 1));
     let mut done = Prepared::default();
     for (name, value) in bridge.chain(reuse).chain([(MIGRATE_REQ, 1)]) {
@@ -262,7 +264,7 @@ pub fn prepare(bridge_netfilter_off: bool) -> Result<Prepared, Error> {
             Err(error) => done.failed.push(format!("{name} cannot be set to {value}: {error}")),
         }
     }
-    // Once more, if need be: whoever looks next finds the values changed, and does not know of what.
+    // Tries again if necessary: without the records, the former values would be lost.
     settings.keep_records(Instant::now() + RETRY_MAX);
     done.failed.extend(
         settings.owed.iter().map(|name| format!("what {name} was is not written down for `sluice cleanup`")),
@@ -270,21 +272,22 @@ pub fn prepare(bridge_netfilter_off: bool) -> Result<Prepared, Error> {
     Ok(done)
 }
 
-/// What was set back, and what was not; in words.
+/// The restored and the kept settings, as text.
 #[derive(Debug, Default)]
 pub(super) struct Restored {
-    /// There was something written down.
+    /// Whether there were any records.
     pub(super) any: bool,
-    /// Settings that are as they were.
+    /// Settings that were restored.
     pub(super) restored: Vec<String>,
-    /// Those that somebody has changed since.
+    /// Settings that somebody else has changed since.
     pub(super) kept: Vec<String>,
 }
 
-/// Sets back what agents have changed, unless somebody else has changed it since, and forgets it.
+/// Restores the settings that agents have changed, except those that somebody else has changed since, and
+/// deletes the records.
 ///
 /// # Errors
-/// Something cannot be set back. Nothing is forgotten then.
+/// A setting cannot be restored. Then no record is deleted.
 pub(super) fn restore() -> Result<Restored, Error> {
     let Some(listed) = listed::structure(INET, TABLE)? else { return Ok(Restored::default()) };
     let root = Path::new("/proc/sys");
@@ -311,7 +314,7 @@ fn recorded() -> Result<Records, Error> {
     Ok(listed::structure(INET, TABLE)?.map(|listed| records(&listed)).unwrap_or_default())
 }
 
-/// What a listing of the table says.
+/// The records in a listing of the table.
 fn records(listed: &str) -> Records {
     let mut records = Records::new();
     let mut name = None;
@@ -328,17 +331,17 @@ fn records(listed: &str) -> Records {
     records
 }
 
-/// Whether it can be a setting of the network, and no other file.
+/// Whether it can be the name of a network setting, and of no other file.
 fn is_name(name: &str) -> bool {
     name.starts_with("net.") && !name.contains('/')
 }
 
-/// The commands that write something down, in the place of what is there about the same settings.
+/// The commands that record settings, replacing earlier records of the same settings.
 fn recording(records: &[(&str, Record)]) -> String {
     let mut script = format!("add table {INET} {TABLE} {{ comment \"what `sluice cleanup` sets back\"; }}\n");
     for (name, record) in records {
         let chain = format!("chain {INET} {TABLE} {name}");
-        // Deleting what does not exist is an error, adding what exists is not.
+        // Deleting an object that does not exist is an error, adding one that exists is not.
         script.push_str(&format!(
             "add {chain}\ndelete {chain}\nadd {chain} {{ comment \"{}\"; }}\n",
             record.comment()

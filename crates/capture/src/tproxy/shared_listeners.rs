@@ -1,10 +1,11 @@
-//! The listeners of another process beside this agent's own, at the same addresses and ports.
+//! Listeners of other processes at the same addresses and ports as this agent's.
 //!
-//! Two agents share these while one takes over from the other: the kernel spreads new connections and datagrams over the
-//! sockets of both (`SO_REUSEPORT`). An agent that hangs never closes its own, and what the kernel gives to them is lost. The
-//! kernel destroys a TCP listener of another process for us, and with `tcp_migrate_req` it moves to ours what waits there.
-//! It does not do that for UDP: a socket that is bound to a port keeps it (`udp_abort`). So an agent beside one that hangs
-//! takes other ports (`free_ports`), where it is alone.
+//! Two agents share these while one takes over from the other: the kernel spreads new connections and datagrams
+//! over the sockets of both (`SO_REUSEPORT`). An agent that hangs never closes its own, and connections that the
+//! kernel gives to them are lost. The kernel can destroy a TCP listener of another process, and with
+//! `tcp_migrate_req` it moves the waiting connections to ours. It does not do that for UDP: a socket that is
+//! bound to a port keeps it (`udp_abort`). So an agent beside one that hangs uses other ports (`free_ports`),
+//! where it is alone.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,7 +18,7 @@ use sluice_sys::sock_diag::{BY_FAMILY, DESTROY, DUMP, LISTENING, REQUEST, Reques
 use super::netlink::Netlink;
 use super::{Error, Ports};
 
-/// Loopback addresses, where the listeners are.
+/// The loopback addresses of the listeners.
 const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 const TCP: u8 = 6;
@@ -26,29 +27,30 @@ const UDP: u8 = 17;
 /// How many other ranges of ports are tried.
 const RANGES: u16 = 8;
 
-/// A socket that takes what is new at an address.
+/// A socket that receives new connections or datagrams at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Listener {
     protocol: u8,
     shown: Shown,
 }
 
-/// Who has listeners at some ports.
+/// The listeners at some ports.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Sharing {
-    /// At how many places this process has some.
+    /// The number of places where this process has some.
     pub(super) own: usize,
-    /// Those of other processes at the places where this one has some, too.
+    /// Listeners of other processes at the same places.
     pub(super) others: Vec<Listener>,
 }
 
-/// Looks who has listeners.
+/// Lists the listeners.
 ///
 /// # Errors
-/// The kernel does not say, or it is not known which are this process's own.
+/// The kernel does not tell, or this process's own sockets cannot be determined.
 pub(super) fn look(ports: Ports) -> Result<Sharing, Error> {
     let all = listeners(ports, |ip| ADDRESSES.contains(&ip))?;
-    // Own ones that are open now were so, or were opened since. In the other order one of these would seem another's.
+    // All of our sockets that are still open were in the first list, or were opened later. In the other order, a
+    // new one would seem to be somebody else's.
     let own = own_sockets().map_err(Error::Netlink)?;
     Ok(split(&all, &own))
 }
@@ -57,12 +59,12 @@ fn split(all: &[Listener], own: &HashSet<u32>) -> Sharing {
     let is_own = |listener: &Listener| own.contains(&listener.shown.inode);
     let place = |listener: &Listener| (listener.protocol, listener.shown.local);
     let places: HashSet<(u8, SocketAddr)> = all.iter().filter(|l| is_own(l)).map(place).collect();
-    // A socket at a place where we have none is not of the same kind: it may be any program's.
+    // A socket at a place where we have none is of another kind: it may be any program's.
     let others = all.iter().filter(|l| !is_own(l) && places.contains(&place(l))).copied().collect();
     Sharing { own: places.len(), others }
 }
 
-/// Destroys those of TCP. Returns how many are, or that one is not, and why.
+/// Destroys the TCP listeners. Returns their number, or why one could not be destroyed.
 pub(super) fn destroy(listeners: &[Listener]) -> Result<usize, Error> {
     let mut kernel = Netlink::sock_diag().map_err(Error::Netlink)?;
     let mut destroyed = 0;
@@ -71,7 +73,7 @@ pub(super) fn destroy(listeners: &[Listener]) -> Result<usize, Error> {
         (request.device, request.cookie) = (shown.device, shown.cookie);
         match kernel.exchange(request.bytes(0), |_| {}) {
             Ok(()) => destroyed += 1,
-            // It is closed.
+            // It was closed meanwhile.
             Err(Errno::NOENT) => {}
             Err(error) => return Err(Error::Sockets(error)),
         }
@@ -79,10 +81,10 @@ pub(super) fn destroy(listeners: &[Listener]) -> Result<usize, Error> {
     Ok(destroyed)
 }
 
-/// Ports beside these where nobody listens.
+/// Other ports at which nobody listens.
 ///
 /// # Errors
-/// The kernel does not say.
+/// The kernel does not tell.
 pub(super) fn free_ports(ports: Ports) -> Result<Option<Ports>, Error> {
     for ports in (1..=RANGES).map_while(|number| ports.beyond(number)) {
         if listeners(ports, |_| true)?.is_empty() {
@@ -92,7 +94,7 @@ pub(super) fn free_ports(ports: Ports) -> Result<Option<Ports>, Error> {
     Ok(None)
 }
 
-/// Sockets that listen at these ports, at addresses that matter.
+/// Sockets that listen at these ports, at matching addresses.
 fn listeners(ports: Ports, matters: impl Fn(IpAddr) -> bool) -> Result<Vec<Listener>, Error> {
     let mut kernel = Netlink::sock_diag().map_err(Error::Netlink)?;
     let mut found = Vec::new();
@@ -107,7 +109,7 @@ fn listeners(ports: Ports, matters: impl Fn(IpAddr) -> bool) -> Result<Vec<Liste
                     found.extend(shown.map(|shown| Listener { protocol, shown }));
                 });
                 match outcome {
-                    // A kernel without IPv6.
+                    // The kernel has no IPv6.
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(error) => return Err(Error::Sockets(error)),
                 }
@@ -179,7 +181,7 @@ mod tests {
             found.iter().filter(|l| l.shown.local.port() == port).map(|l| l.protocol).collect();
         assert_eq!(here, [TCP, UDP]);
         assert!(found.iter().filter(|l| l.shown.local.port() == port).all(|l| own.contains(&l.shown.inode)));
-        // A connected one takes nothing new.
+        // A connected socket receives nothing new.
         udp.connect("127.0.0.1:9").unwrap();
         let found = listeners(ports, |_| true).unwrap();
         assert!(found.iter().all(|l| l.shown.local.port() != port || l.protocol == TCP));

@@ -1,44 +1,44 @@
-//! What puts a table in the place of one that is there: another structure, in one transaction, under packets that are
-//! on their way. No I/O.
+//! Replaces an existing table with one of another structure, in one transaction, while packets are in its rules.
+//! No I/O.
 //!
-//! A packet that is in the old rules then goes on in them, but looks elements up as they are afterwards: in a map that is
-//! deleted it finds none, whether or not another one of that name is created. And a chain that is deleted and created
-//! is hooked twice for a moment, or not at all. So what is to be there again stays: chains, of which only the rules are
-//! others, and sets, of whose elements the difference is written.
+//! A packet that is in the old rules goes on in them, but looks up elements in their new state: in a deleted map
+//! it finds none, even if another one of that name is created. And a chain that is deleted and created is hooked
+//! twice for a moment, or not at all. So chains that exist before and after stay, and only their rules are
+//! replaced. Sets stay, too, and the difference of their elements is written.
 //!
-//! A set that packets fill stays under another size, too: to list what is in it and write it again takes nft seconds, in
-//! which packets go on. Linux 6.5 and newer change the size where it is; before, it stays as it was until the node starts
-//! again.
+//! A set that packets fill stays even if its size changes: listing and rewriting its elements takes nft seconds,
+//! while packets go on adding some. Linux 6.5 and newer change the size in place; on older kernels it stays
+//! until the node restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::ruleset::{Ruleset, STRUCTURE, Shape, TABLE, TABLE_COMMENT, comment};
 
-/// Which sets and maps stay where they are to be the same.
+/// Which sets and maps stay if their definition is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// Those that packets fill.
+    /// Only those that packets fill.
     Dynamic,
     /// All of them: the elements are known, and their difference is written.
     All,
 }
 
-/// Sets and maps, and what nft says of each but for its comment.
+/// Sets and maps, with nft's description of each except its comment.
 type Sets = BTreeMap<String, BTreeSet<String>>;
 
-/// The commands that put a table in the place of one that is there, as nft lists it without elements. `None` where a table
-/// of our own cannot be made of it.
+/// The commands that replace an existing table, as nft lists it without elements. `None` if it cannot be
+/// converted into ours.
 pub(super) fn succession(ruleset: &Ruleset, listed: &str, keep: Keep) -> Option<String> {
     let family = ruleset.family();
     let mut lines = listed.lines();
-    // Another comment means that the table is another one.
+    // A different comment means that the table is not ours.
     let is_ours = lines.nth(1).is_some_and(|line| comment(line) == Some(TABLE_COMMENT));
     if !is_ours {
         return None;
     }
     let kept = kept(ruleset, listed, keep);
-    // All rules first: they use sets and chains. So do elements of maps, which go before the chains.
+    // All rules go first, because they use sets and chains. So do elements of maps, which go before the chains.
     let mut script = format!("flush table {family} {TABLE}\n");
     for kind in ["set", "map"] {
         for name in names(kind, listed).filter(|name| !kept.contains(*name)) {
@@ -46,7 +46,7 @@ pub(super) fn succession(ruleset: &Ruleset, listed: &str, keep: Keep) -> Option<
         }
     }
     let (there, wanted) = (Shape::of(listed), ruleset.shape());
-    // The comment of a chain that stays does, too.
+    // A chain that stays keeps its comment.
     let stays = |name: &str| {
         name != STRUCTURE
             && there
@@ -62,7 +62,7 @@ pub(super) fn succession(ruleset: &Ruleset, listed: &str, keep: Keep) -> Option<
     Some(script)
 }
 
-/// The sets and maps that then stay, with their elements.
+/// The sets and maps that stay, with their elements.
 pub(super) fn kept(ruleset: &Ruleset, listed: &str, keep: Keep) -> BTreeSet<String> {
     let (mut there, wanted) = (sets(listed), sets(ruleset.text()));
     there.retain(|name, set| match wanted.get(name) {
@@ -80,7 +80,7 @@ fn names<'a>(kind: &'a str, listed: &'a str) -> impl Iterator<Item = &'a str> {
     })
 }
 
-/// The sets and maps of a table, as nft lists them, or as they are written here, on one line.
+/// The sets and maps of a table, from nft's listing or from our text, each on one line.
 fn sets(table: &str) -> Sets {
     let mut sets = Sets::new();
     let mut lines = table.lines();
@@ -101,12 +101,12 @@ fn sets(table: &str) -> Sets {
     sets
 }
 
-/// Whether packets fill it.
+/// Whether packets fill the set.
 fn is_dynamic(set: &BTreeSet<String>) -> bool {
     set.iter().any(|statement| statement.starts_with("flags dynamic"))
 }
 
-/// What nft says of a set that another size has no part in.
+/// Nft's description of a set without its size.
 fn but_for_size(set: &BTreeSet<String>) -> impl Iterator<Item = &String> {
     set.iter().filter(|statement| !statement.starts_with("size "))
 }
@@ -142,9 +142,9 @@ mod tests {
         assert_eq!(script(262_144, "dynamic,timeout", "somebody's"), None);
     }
 
-    /// An agent that is put in the place of one of these has its sets only where they are the same: where one is another,
-    /// open connections are cut off. So a set that is to be another gets another name, and the old one stays as long as
-    /// connections may be in it.
+    /// An agent that replaces one of these keeps its sets only if they are the same; if a set differs, open
+    /// connections are cut. So a set whose definition changes gets a new name, and the old one stays as long as
+    /// connections may depend on it.
     #[test]
     fn what_packets_fill_is_what_earlier_versions_have_filled() {
         const SETS: [&str; 8] = [

@@ -1,4 +1,4 @@
-//! Keeps the table in the kernel as it is wanted.
+//! Keeps the table in the kernel in its wanted state.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use super::wanted::Wanted;
 use super::{Config, Error, script};
 use crate::program;
 
-/// Where somebody changes our table all the time, or so much of others that changes are missed, elements are
-/// compared no more often than this, and for no more than a share of the time: to compare 40,000 takes half a
+/// If somebody changes our table all the time, or changes so much of others that notices are missed, elements
+/// are compared no more often than this, and for a limited share of the time: comparing 40,000 takes half a
 /// second.
 const COMPARISON_PAUSE: Duration = Duration::from_secs(2);
 const COMPARISON_SHARE: u32 = 20;
@@ -35,45 +35,46 @@ pub(super) struct Table {
     generations: Generations,
     changes: Changes,
     known: Option<Known>,
-    /// This process has written the table, or adopted it.
+    /// Whether this process has written or adopted the table.
     is_ours: bool,
     listing: Trust,
     comparison_due: Option<Instant>,
     counters: Arc<Counters>,
-    /// Of what is strange about the table: that it was mended is said, or counted, besides.
+    /// Log lines about oddities of the table. Repairs are logged or counted separately.
     lines: Lines,
 }
 
-/// What is known of the table in the kernel.
+/// The known state of the table in the kernel.
 #[derive(Debug)]
 struct Known {
-    /// The structure as nft lists it.
+    /// The structure in nft's listing.
     structure: String,
-    /// When it was last seen to be so; `None` after changes that may not all have been ours.
+    /// When it was last found unchanged; `None` after changes that may include others'.
     structure_at: Option<Generation>,
-    /// When the elements were last seen to be as they are wanted.
+    /// When the elements were last found to be as wanted.
     elements_at: Option<Generation>,
 }
 
-/// Whether what nft lists can be compared with what was written.
+/// Whether nft's listing can be compared with the text that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
     Yes,
-    /// It was strange, and the table was written anew. If that does not help it is not the table.
+    /// The listing was unexpected, and the table was written again. If that does not help, the table is not the
+    /// cause.
     OnProbation,
-    /// This version of nft lists things in a way that is not understood.
+    /// This version of nft produces listings that are not understood.
     No,
 }
 
-/// How many differences between what there is and what there is to be are said.
+/// How many differences between the existing and the wanted state are logged.
 const DIFFERENCES_SAID: usize = 5;
 
-/// What was done.
+/// The result of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// Nothing: all is as it is wanted, or another agent's.
+    /// Nothing was done: all is as wanted, or another agent is the owner.
     Nothing,
-    /// So many elements were changed.
+    /// The number of changed elements.
     Edited(usize),
     /// The whole table was written.
     Written(Why),
@@ -81,27 +82,27 @@ pub(super) enum Outcome {
     Repaired(Damage),
 }
 
-/// What somebody else had done.
+/// Damage done by somebody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Damage {
-    /// So many elements were added, changed or removed.
+    /// The number of elements that were added, changed or removed.
     Elements(usize),
     /// The table had to be written anew.
     Structure(Why),
-    /// The table for bridges had to be.
+    /// The table for bridges had to be written anew.
     Bridge,
 }
 
 /// Why a table is written anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// There is none.
+    /// It does not exist.
     Missing,
-    /// It is an agent's, of another version or configuration.
+    /// It was written by an agent of another version or configuration.
     Other,
-    /// It says that it has this structure, and has not.
+    /// It claims to have this structure, but does not.
     Damaged,
-    /// Its elements cannot be read, or not be changed one by one.
+    /// Its elements cannot be read, or cannot be changed individually.
     Unwilling,
 }
 
@@ -131,19 +132,19 @@ impl fmt::Display for Damage {
     }
 }
 
-/// What a look at the table in the kernel shows.
+/// The result of a check of the table in the kernel.
 enum Sight {
-    /// Its structure is the one that is wanted. What is to be changed about its elements.
+    /// Its structure is as wanted; the needed changes of its elements.
     Same(Generation, Delta),
-    /// It is to be written anew.
+    /// It has to be written anew.
     Different(Why),
 }
 
 impl Table {
-    /// Gets ready; changes nothing yet.
+    /// Prepares; changes nothing yet.
     ///
     /// # Errors
-    /// The kernel has no nftables, or not for us.
+    /// The kernel has no nftables, or does not allow its use.
     pub(super) fn open(config: &Config, counters: Arc<Counters>) -> Result<Self, Error> {
         let mut generations = Generations::open()?;
         generations.current()?;
@@ -166,16 +167,16 @@ impl Table {
         &self.owner
     }
 
-    /// Has captured packets handed over where this configuration says. Nothing is known of the table any more.
+    /// Makes captured packets be delivered as this configuration says. The table's state becomes unknown.
     pub(super) fn reconfigure(&mut self, config: &Config) {
         self.ruleset = Ruleset::inet(config);
         (self.known, self.is_ours) = (None, false);
     }
 
-    /// Looks whether this agent keeps the table. Where that has changed, nothing is known of the table any more.
+    /// Checks whether this agent is the owner. If that has changed, the table's state becomes unknown.
     ///
     /// # Errors
-    /// As [`Owner::look`].
+    /// See [`Owner::look`].
     pub(super) fn look_for_owner(&mut self) -> Result<bool, Error> {
         let was_owner = self.owner.is_current();
         let looked = self.owner.look();
@@ -185,22 +186,22 @@ impl Table {
         looked
     }
 
-    /// Makes what changed about the elements true, in one transaction. Where the table is not known: makes
-    /// all of it true. No transaction where there is nothing to change.
+    /// Applies changes of elements in one transaction. If the table's state is unknown, applies everything.
+    /// Without changes there is no transaction.
     ///
     /// # Errors
-    /// It did not work. The table is looked at anew when this is tried again.
+    /// It failed. The retry checks the table again.
     pub(super) fn apply(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
         let outcome = self.try_apply(wanted);
         self.forget_after(&outcome);
         outcome
     }
 
-    /// Looks whether all is as it was left, as far as that is due, and mends it. Cheap as long as nobody
-    /// changes anything about nftables.
+    /// Checks whether all is as it was left, if that is due, and repairs it. Cheap as long as nobody changes
+    /// nftables.
     ///
     /// # Errors
-    /// It could not be looked at, or not be mended. [`Table::apply`] tries it again.
+    /// The check or the repair failed. [`Table::apply`] retries it.
     pub(super) fn check(&mut self, wanted: &mut Wanted, now: Instant) -> Result<Outcome, Error> {
         let outcome = match self.try_check(wanted, now) {
             Ok(Outcome::Edited(elements)) => Ok(Outcome::Repaired(Damage::Elements(elements))),
@@ -228,7 +229,7 @@ impl Table {
         let before = self.current()?;
         match self.edit(wanted, &delta, before) {
             Err(Error::Nft(program::Error::Failed { message, .. })) => {
-                // Mostly the elements are not those that were left.
+                // The usual cause is that the elements have been changed by others.
                 debug!("elements cannot be changed, so all of them are compared: {message}");
                 let outcome = self.reconcile(wanted)?;
                 Ok(match outcome {
@@ -266,7 +267,7 @@ impl Table {
         outcome
     }
 
-    /// The generation of now, of which is known what was known before if nobody has touched the table since.
+    /// The current generation. The known state is valid for it if nobody has touched the table since.
     fn current(&mut self) -> Result<Generation, Error> {
         let current = self.generations.current()?;
         if let Some(known) = &mut self.known
@@ -278,8 +279,8 @@ impl Table {
         Ok(current)
     }
 
-    /// Looks at the tables, all of them. Changes the elements that are not as they are wanted; writes all of it where
-    /// the structure is not, or where that is the only way.
+    /// Checks all tables. Changes elements that are not as wanted; writes the whole table if its structure is
+    /// not, or if there is no other way.
     fn reconcile(&mut self, wanted: &mut Wanted) -> Result<Outcome, Error> {
         let is_bridge_repaired = self.bridge.keep(&mut self.owner);
         let outcome = self.reconcile_inet(wanted)?;
@@ -354,15 +355,15 @@ impl Table {
         Ok(Sight::Different(why))
     }
 
-    /// Changes elements of the table as it was at a time.
+    /// Changes elements of the table in the state of a generation.
     fn edit(&mut self, wanted: &mut Wanted, delta: &Delta, at: Generation) -> Result<Outcome, Error> {
         let after = self.execute(&script::edits(delta, wanted.elements()), wanted)?;
         if script::changes_rules(delta) {
-            // The structure is listed otherwise now. It is seldom, so it is looked at once more.
+            // The listing of the structure changes, too. That is rare, so it is listed again.
             self.known = None;
         }
         if let Some(known) = &mut self.known {
-            // What was known then is known now, if there was no other change in between.
+            // The known state stays valid if there was no other change in between.
             let follow =
                 |known: Option<Generation>| (known == Some(at) && after == at.next()).then_some(after);
             known.structure_at = follow(known.structure_at);
@@ -374,14 +375,14 @@ impl Table {
         Ok(Outcome::Edited(delta.len()))
     }
 
-    /// Writes the whole table, in one transaction: what was there serves until what is new does.
+    /// Writes the whole table in one transaction: the old one serves until the new one does.
     fn write(&mut self, wanted: &mut Wanted, why: Why) -> Result<Outcome, Error> {
         self.known = None;
         let before = self.generations.current()?;
         self.replace(wanted, why)?;
         let structure = structure(INET, TABLE)?;
         let after = self.generations.current()?;
-        // Otherwise somebody has changed something meanwhile, and all of it is looked at again.
+        // Otherwise somebody has changed something meanwhile, and everything is checked again.
         if let Some(structure) = structure
             && after == before.next()
         {
@@ -392,10 +393,10 @@ impl Table {
         Ok(if was_ours { Outcome::Repaired(Damage::Structure(why)) } else { Outcome::Written(why) })
     }
 
-    /// Puts the table in the place of what there is, of which as much stays as is understood.
+    /// Replaces the existing table, and keeps as much of it as is understood.
     fn replace(&mut self, wanted: &mut Wanted, why: Why) -> Result<(), Error> {
         let listed = structure(INET, TABLE)?;
-        // Of a table that was damaged everything is suspect.
+        // Nothing of a damaged table can be trusted.
         let understood = (why == Why::Other).then(elements).flatten();
         let ways = [understood.map(|there| (Keep::All, there)), Some((Keep::Dynamic, Elements::new()))];
         let mut failure = None;
@@ -422,7 +423,7 @@ impl Table {
         Ok(())
     }
 
-    /// Makes what is wanted true. Returns the generation after that.
+    /// Executes a script that applies the wanted state. Returns the generation after it.
     fn execute(&mut self, script: &str, wanted: &mut Wanted) -> Result<Generation, Error> {
         self.changes.pause();
         self.owner.execute(script)?;

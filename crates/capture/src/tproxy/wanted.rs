@@ -1,4 +1,4 @@
-//! From the table's frontends and addresses to the elements that there are to be. No I/O.
+//! Computes the wanted elements from the table's frontends and addresses. No I/O.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,21 +11,21 @@ use sluice_table::{ClusterAddressChange, FrontendState, Verdict};
 use super::elements::{Chain, Delta, Elements, Key, Place, SetName, Value, edit};
 use super::pods::Pods;
 
-/// What there is to be, and how that differs from what was last made true.
+/// The wanted elements, and their difference from those last applied.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     elements: Elements,
-    /// Elements that have changed since [`Wanted::settle`], with what they were then.
+    /// Elements that have changed since [`Wanted::settle`], with their values at that time.
     touched: BTreeMap<Key, Option<Value>>,
     frontends: BTreeMap<Frontend, Placed>,
-    /// The addresses that each nodePort is served on.
+    /// The addresses on which each nodePort is served.
     node_ports: BTreeMap<NodePort, BTreeMap<IpAddr, Chain>>,
-    /// How many frontends want each element that an address has only once.
+    /// How many frontends need each element that an address has only once.
     users: BTreeMap<Key, usize>,
     service_cidrs: Vec<IpNet>,
     local_pods: Vec<IpNet>,
     untracked: Vec<IpNet>,
-    /// The node's own, once they are known.
+    /// The node's own addresses, once they are known.
     node_addresses: Option<Vec<IpAddr>>,
     pods: Pods,
     are_pods_stale: bool,
@@ -33,7 +33,7 @@ pub(super) struct Wanted {
 
 type NodePort = (Family, Protocol, u16);
 
-/// A frontend that has its elements.
+/// A frontend with its elements.
 #[derive(Debug)]
 struct Placed {
     kind: FrontendKind,
@@ -46,13 +46,13 @@ impl Wanted {
         &self.elements
     }
 
-    /// What changed since the last [`Wanted::settle`].
+    /// The changes since the last [`Wanted::settle`].
     pub(super) fn delta(&self) -> Delta {
         let edits = self.touched.iter();
         edits.filter_map(|(key, old)| Some((*key, edit(*old, self.elements.get(key).copied())?))).collect()
     }
 
-    /// All elements are as they are wanted.
+    /// Notes that all elements have been applied.
     pub(super) fn settle(&mut self) {
         self.touched.clear();
     }
@@ -122,7 +122,8 @@ impl Wanted {
         self.are_pods_stale = true;
     }
 
-    /// Brings the elements that say where only pods are in line with all others. Before that they are as they were.
+    /// Brings the elements for addresses that only pods have in line with all others. Until then they are out of
+    /// date.
     pub(super) fn settle_pods(&mut self) {
         if !std::mem::take(&mut self.are_pods_stale) {
             return;
@@ -163,7 +164,7 @@ impl Wanted {
 
     fn withdraw_node_port(&mut self, frontend: Frontend) {
         let ip = frontend.address.ip();
-        // A detour of its own, if it had one.
+        // Removes the element that the frontend had of its own, if it had one.
         self.put(Key::Frontend(frontend), None);
         let port = node_port(frontend);
         if let Some(chains) = self.node_ports.get_mut(&port) {
@@ -177,9 +178,9 @@ impl Wanted {
 
     /// Brings the element of a nodePort in line with its addresses.
     ///
-    /// One element says the same for all addresses, as the rules do: policies and endpoints belong to the
-    /// service port, not to an address. Should addresses differ all the same, the first one's verdict goes
-    /// for the nodePort, and those that differ become frontends, which are looked up first.
+    /// One element serves all addresses, because their verdicts are the same: policies and endpoints belong to
+    /// the service port, not to an address. If addresses differ nevertheless, the first one's verdict is used
+    /// for the nodePort, and the others become frontends, which are looked up first.
     fn refresh_node_port(&mut self, frontend: Frontend) {
         let port = node_port(frontend);
         let (family, protocol, number) = port;
@@ -215,11 +216,11 @@ impl Wanted {
             None => self.elements.remove(&key),
         };
         if old != value {
-            // What the last one leaves behind stays until something else changes: rules cost more to change than to have, and
-            // who may give a Service addresses may do so all the time.
+            // The rule that the last such address leaves behind stays until something else changes: rules cost
+            // more to change than to keep, and whoever may give addresses to Services may do so all the time.
             let rule = value.and_then(|_| to_services(&key, &self.pods));
             self.are_pods_stale |= rule.is_some_and(|rule| !self.elements.contains_key(&rule));
-            // What comes and goes while nothing takes effect leaves nothing.
+            // An element that is added and removed before it is applied leaves no change.
             match self.touched.entry(key) {
                 Entry::Occupied(settled) if *settled.get() == value => drop(settled.remove()),
                 Entry::Occupied(_) => {}
@@ -229,14 +230,14 @@ impl Wanted {
     }
 }
 
-/// What tells an address of a Service from pods', where it would be taken for one.
+/// The rule that excludes a Service's address from the pods', if it would be taken for a pod's.
 fn to_services(key: &Key, pods: &Pods) -> Option<Key> {
     let (Key::ClusterIp(ip) | Key::ExternalIp(ip)) = key else { return None };
     let Place::Set(set, family) = key.place() else { return None };
     pods.contains(*ip).then_some(Key::ToServices(set, family))
 }
 
-/// The elements that an address has, however many frontends of a kind there are on it.
+/// The elements that an address has once, however many frontends of a kind it has.
 fn of_address(ip: IpAddr, kind: FrontendKind) -> impl Iterator<Item = Key> {
     let is_node_port = kind == FrontendKind::NodePort;
     let keys = [is_node_port.then_some(Key::NodeIp(ip)), kind.is_external().then_some(Key::ExternalIp(ip))];
@@ -249,9 +250,9 @@ fn node_port(frontend: Frontend) -> NodePort {
 
 /// The chain for a frontend's verdicts.
 ///
-/// Clients inside the node and outside differ in one case only: policy Local without a local endpoint, where
-/// those inside are relayed and those outside hear nothing. Of what else could be said, a worker decides
-/// where clients outside are to be relayed: it knows the client and refuses those inside.
+/// Clients inside and outside the node differ in one case only: policy Local without a local endpoint, where
+/// those inside are relayed and those outside are dropped. In other combinations that relay clients outside, a
+/// worker decides: it knows the client and refuses those inside.
 fn chain(state: &FrontendState) -> Chain {
     use Verdict::{Drop, Refuse, Relay};
     let chain = match (state.inside, state.outside) {
@@ -269,7 +270,7 @@ fn chain(state: &FrontendState) -> Chain {
     }
 }
 
-/// The ranges of one family, without overlaps: the kernel refuses those.
+/// The ranges of one family, merged, because the kernel rejects overlaps.
 fn merged(ranges: &[IpNet], family: Family) -> Vec<IpNet> {
     let own = ranges.iter().filter(|range| Family::of(range.addr()) == family).copied();
     IpNet::aggregate(&own.collect())

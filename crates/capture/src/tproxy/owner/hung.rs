@@ -1,4 +1,4 @@
-//! A predecessor that does not close its listeners: it is waited for, and then left alone with them.
+//! Waits for a predecessor that does not close its listeners, and finally leaves it alone with them.
 
 use std::time::{Duration, Instant};
 
@@ -8,29 +8,29 @@ use super::super::Ports;
 use super::super::shared_listeners::{self, Sharing};
 use super::{Agent, Owner};
 
-/// How long a predecessor may take to close its listeners. Until then both serve what either knows.
+/// How long a predecessor may take to close its listeners. Until then both serve, each by its own state.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether it has.
+/// How often that is checked.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How long this agent's own listeners may take to open at other ports, beside a predecessor that hangs.
+/// How long this agent may take to open listeners at other ports, beside a predecessor that hangs.
 const OPENING: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether that one still hangs.
+/// How often to check whether that predecessor still hangs.
 const HANGS: Duration = Duration::from_secs(2);
 
 /// A predecessor that hangs.
 #[derive(Debug)]
 pub(super) struct Hung {
     agent: Option<Agent>,
-    /// Where both have listeners.
+    /// The ports at which both have listeners.
     ports: Ports,
     due: Instant,
 }
 
 impl Owner {
-    /// Waits until nobody else has listeners where this agent has some. Leaves these to a predecessor that hangs.
+    /// Waits until nobody else has listeners at this agent's ports. Leaves those ports to a predecessor that hangs.
     pub(super) fn wait_for(&mut self, predecessor: Option<Agent>) {
         if predecessor.is_some() {
             info!("this agent takes the place of another one, which serves");
@@ -42,7 +42,7 @@ impl Owner {
             let sharing = (!is_alive || is_over).then(|| shared_listeners::look(self.ports));
             match sharing {
                 Some(Ok(sharing)) if !is_alive && sharing.others.is_empty() => return,
-                // Nothing is known of anybody, and nothing can be.
+                // No other agent is known, and none can be found.
                 Some(Err(error)) if !is_alive => return debug!(%error, "listeners of others are not known"),
                 Some(sharing) if is_over => break (is_alive, sharing),
                 _ => {}
@@ -51,7 +51,7 @@ impl Owner {
         };
         let sharing = sharing.unwrap_or_else(|error| {
             debug!(%error, "listeners of others are not known");
-            // Nobody says that it has none.
+            // Whether it has any is unknown.
             Sharing { own: 1, others: Vec::new() }
         });
         if is_alive && sharing.own == 0 {
@@ -61,7 +61,7 @@ impl Owner {
         self.part(predecessor, &sharing);
     }
 
-    /// Has this agent's listeners opened where that of an agent that hangs are not.
+    /// Makes this agent open listeners at ports that the hanging one does not use.
     fn part(&mut self, predecessor: Option<Agent>, sharing: &Sharing) {
         let hung = self.ports;
         let waiting = match shared_listeners::destroy(&sharing.others) {
@@ -87,7 +87,7 @@ impl Owner {
     }
 
     fn move_listeners(&mut self) -> Result<(), String> {
-        // Where the kernel does not say, it is tried.
+        // If the kernel does not tell, the next ports are tried.
         let free = shared_listeners::free_ports(self.ports).unwrap_or_else(|_| self.ports.beyond(1));
         let free = free.ok_or("no ports behind these are free; choose others with --tproxy-port")?;
         {
@@ -110,7 +110,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Looks whether a predecessor that hung still does.
+    /// Checks whether a predecessor that hung still does.
     pub(super) fn look_for_hung(&mut self) {
         let now = Instant::now();
         let Some(hung) = self.hung.as_mut().filter(|hung| now >= hung.due) else { return };

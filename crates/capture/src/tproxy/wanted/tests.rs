@@ -5,8 +5,8 @@ use super::super::elements::difference;
 use super::super::script;
 use super::*;
 
-/// `clusterIP 10.96.0.1:80 tcp relay/drop 192.0.2.0/24 ...`: kind, address, protocol, what happens to clients
-/// inside and outside, and the allowed sources, or `nobody`, if not all are.
+/// `clusterIP 10.96.0.1:80 tcp relay/drop 192.0.2.0/24 ...`: kind, address, protocol, verdicts for clients
+/// inside and outside, and the allowed sources, or `nobody`, if not all are allowed.
 fn state(text: &str) -> FrontendState {
     let mut words = text.split_whitespace();
     let mut word = || words.next().unwrap();
@@ -44,7 +44,7 @@ fn state(text: &str) -> FrontendState {
     }
 }
 
-/// Each element on a line: its set, and what nft would be told to add.
+/// Each element on a line: its set, and the text for nft.
 fn lines(wanted: &Wanted) -> Vec<String> {
     let line = |(key, value): (&Key, &Value)| {
         let set = key.place();
@@ -56,7 +56,7 @@ fn lines(wanted: &Wanted) -> Vec<String> {
     wanted.elements().iter().map(line).collect()
 }
 
-/// Name of the case, frontends offered one after the other (`-` before one that is withdrawn), elements.
+/// Name of the case, frontends offered one after another (withdrawn with `-`), elements.
 type Case = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 #[rustfmt::skip]
@@ -316,7 +316,7 @@ fn however_many_addresses_services_have_among_pods_they_are_one_rule() {
     };
     wanted.set_untracked(&cidrs("10.244.0.0/24"));
     wanted.set_node_addresses(&["10.244.0.1".parse().unwrap()]);
-    // On the node's own address, in another network, of the other family: none of them would be taken for a pod's.
+    // The node's own address, one in another network, one of the other family: none would be taken for a pod's.
     for address in ["10.244.0.1", "192.0.2.1", "[fd00:244::1]"] {
         wanted.offer(&state(&format!("externalIP {address}:80 tcp relay/relay")));
     }
@@ -328,7 +328,7 @@ fn however_many_addresses_services_have_among_pods_they_are_one_rule() {
         let wanted = "10.244.0.1/32 return, @external_ips4 return, 10.244.0.0/24 goto between_pods";
         assert_eq!((&*rules, is_changed), (wanted, last == 10));
     }
-    // That they come and go changes no rules.
+    // Adding and removing them changes no rules.
     for last in 10..100 {
         wanted.withdraw(state(&format!("externalIP 10.244.0.{last}:80 tcp relay/relay")).frontend);
         assert!(!pods(&mut wanted).1);
@@ -337,7 +337,7 @@ fn however_many_addresses_services_have_among_pods_they_are_one_rule() {
     assert!(pods(&mut wanted).0.contains("@cluster_ips4 return"));
     wanted.change_cluster_addresses(&services("", "10.244.0.2"));
     assert!(!pods(&mut wanted).1);
-    // Something else does, and what nobody needs any more goes.
+    // Another change is applied, and unneeded rules are removed.
     wanted.set_node_addresses(&["10.244.0.1".parse().unwrap()]);
     assert_eq!(pods(&mut wanted), (without, true));
 }
