@@ -101,7 +101,7 @@ impl Netlink {
         }
     }
 
-    /// Whether there were notices since the last call. Does not wait.
+    /// Whether there have been notices since the last call. Does not wait.
     pub(super) fn has_notices(&mut self) -> bool {
         let mut any = false;
         let were_lost = self.take_notices(|_| any = true).is_err();
@@ -111,7 +111,7 @@ impl Netlink {
     /// Takes the notices since the last call. Does not wait.
     ///
     /// # Errors
-    /// There were more than the socket holds (ENOBUFS), or it is of no use any more.
+    /// Some were lost because the socket was full (ENOBUFS), or the socket is unusable.
     pub(super) fn take_notices(&mut self, mut take: impl FnMut(NetlinkBuffer<&[u8]>)) -> Result<(), Errno> {
         let mut outcome = Ok(());
         loop {
@@ -119,7 +119,7 @@ impl Netlink {
                 Ok((length, _)) => {
                     messages(self.buffer.get(..length).unwrap_or_default()).for_each(&mut take);
                 }
-                // Those that were not lost come next.
+                // The notices that were not lost follow.
                 Err(Errno::NOBUFS) => outcome = Err(Errno::NOBUFS),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return outcome,
@@ -131,7 +131,7 @@ impl Netlink {
     /// Sends a request about routing and takes all answers to it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub(super) fn request(
         &mut self,
         message: RouteNetlinkMessage,
@@ -144,7 +144,7 @@ impl Netlink {
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.exchange(bytes, |answer| {
-            // One that the crate cannot read is not one that was asked for.
+            // An answer that the crate cannot parse is not one that was requested.
             if let Ok(answer) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer.into_inner())
                 && let NetlinkPayload::InnerMessage(answer) = answer.payload
             {
@@ -156,7 +156,7 @@ impl Netlink {
     /// Sends a request, which has NLM_F_ACK among its flags, and takes all answers to it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub(super) fn exchange(
         &mut self,
         mut request: Vec<u8>,
@@ -188,7 +188,7 @@ impl Netlink {
 /// `struct nlmsghdr`: where `struct nfgenmsg` begins.
 const HEADER: usize = 16;
 
-/// A request about nftables, with NLM_F_ACK: which, the family (NFPROTO_*), and attributes by their numbers.
+/// A request about nftables, with NLM_F_ACK: its type, the family (NFPROTO_*), and attributes by number.
 pub(super) fn nftables_request(kind: u16, family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut request = vec![0; HEADER];
     // `struct nfgenmsg`: family, version 0, no resource.
@@ -208,13 +208,13 @@ pub(super) fn nftables_request(kind: u16, family: u8, attributes: &[(u16, &[u8])
     request
 }
 
-/// The value of an attribute among those that begin at an offset.
+/// The value of an attribute in a list that begins at an offset.
 pub(super) fn attribute(bytes: &[u8], offset: usize, kind: u16) -> Option<Vec<u8>> {
     let mut attributes = NlasIterator::new(bytes.get(offset..)?).map_while(Result::ok);
     attributes.find(|attribute| attribute.kind() == kind).map(|attribute| attribute.value().to_vec())
 }
 
-/// The messages of what was received at once.
+/// The messages in one received buffer.
 fn messages(received: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     let mut left = received;
     std::iter::from_fn(move || {
@@ -225,7 +225,7 @@ fn messages(received: &[u8]) -> impl Iterator<Item = NetlinkBuffer<&[u8]>> {
     })
 }
 
-/// What an NLMSG_ERROR says: a negative errno, or 0 where all is well.
+/// The content of an NLMSG_ERROR: a negative errno, or 0 for success.
 fn error_code(payload: &[u8]) -> Result<(), Errno> {
     match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
