@@ -1,15 +1,15 @@
-//! The real thing: rules as kube-proxy makes them, in network namespaces of the tests' own.
+//! Tests with kube-proxy's real rules, in network namespaces of their own.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use super::*;
 
-/// Says to this program, started again in a namespace, that it is there.
+/// Tells this program, started again in a namespace, that it is inside.
 const INSIDE: &str = "SLUICE_TEST_NAMESPACE";
 
-/// Runs a test in a network namespace of its own, which is gone when it ends: starts this test program again
-/// for that one test.
+/// Runs a test in a network namespace of its own, which ends with the test: starts this test program again for
+/// that one test.
 fn in_namespace(name: &str, test: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         return test();
@@ -33,7 +33,7 @@ fn in_namespace(name: &str, test: impl FnOnce()) {
     );
 }
 
-/// Runs a program; returns what it prints.
+/// Runs a program; returns its output.
 fn run(program: &str, arguments: &str, input: &str) -> String {
     let mut child = Command::new(program)
         .args(arguments.split_whitespace())
@@ -49,11 +49,11 @@ fn run(program: &str, arguments: &str, input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What kubelet, Docker and a CNI plugin have made.
+/// Rules of kubelet, Docker and a CNI plugin.
 const OTHERS: &str = include_str!("tests/others.iptables");
-/// What kube-proxy adds in its iptables mode.
+/// Rules that kube-proxy adds in its iptables mode.
 const KUBE_PROXY: &str = include_str!("tests/kube_proxy.iptables");
-/// What kube-proxy makes in its nftables mode, in part.
+/// Some rules of kube-proxy's nftables mode.
 const NFTABLES_MODE: &str = include_str!("tests/kube_proxy.nft");
 
 /// The same rules for IPv6, with the same numbers in the addresses.
@@ -73,8 +73,8 @@ fn for_v6(rules: &str) -> String {
     v6.replace("/32", "/128").replace("/16", "/112").replace("--mask 255.255.255.255", mask)
 }
 
-/// All rules there are, without counters. Those of iptables-nft as its own program shows them, too: nft shows
-/// less of them.
+/// All rules, without counters. Those of iptables-nft also in its own program's output, because nft shows less
+/// of them.
 fn everything() -> Vec<String> {
     let dumps = ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"];
     let dumps = dumps.map(|program| {
@@ -119,7 +119,7 @@ fn every_mode_goes_and_what_others_made_stays() {
         }
         run("nft", "-f -", NFTABLES_MODE);
         run("nft", "-f -", &NFTABLES_MODE.replace("table ip ", "table ip6 "));
-        // Not every kernel has dummy interfaces; what kind it is does not matter.
+        // Not every kernel has dummy interfaces, and the type does not matter.
         run("ip", "link add kube-ipvs0 type bridge", "");
         run("ip", "address add 10.96.0.1/32 dev kube-ipvs0", "");
 

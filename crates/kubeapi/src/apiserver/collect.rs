@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(output.recv().await, Some(vec![Change::Apply(node("a"))]));
     }
 
-    /// More news than the channels hold.
+    /// The number of messages: more than the channels hold.
     const NEWS: usize = 16;
 
     #[tokio::test]

@@ -430,7 +430,7 @@ fn host(url: &Url) -> String {
     format!("{}{port}", url.host_str().unwrap_or_default())
 }
 
-/// Whether the connection is encrypted, or does not leave this machine.
+/// Whether the connection is encrypted, so that nobody in between can read it.
 fn is_encrypted(url: &Url) -> bool {
     url.scheme() == "https"
 }

@@ -1,5 +1,5 @@
-//! Which flows of unconnected UDP sockets keep their endpoint when objects change: those that the table keeps of relayed
-//! ones. A flow does as long as the number that it has means the same.
+//! Which flows of unconnected UDP sockets keep their endpoint when objects change: the same as for relayed flows
+//! in the table. A flow continues as long as its endpoint id keeps its meaning.
 
 use sluice_model::{Node, TrafficPolicy};
 use sluice_table::SocketNumber;
@@ -12,7 +12,7 @@ struct Scene {
     node: Node,
 }
 
-/// What happens to a flow to endpoint 1 when objects change.
+/// A change of objects, and what it does to a flow to endpoint 1.
 type Case = (&'static str, fn(&mut Scene), bool);
 
 impl Scene {
@@ -26,7 +26,7 @@ impl Scene {
     }
 }
 
-/// Whether the flow goes on.
+/// The flow continues.
 const STAYS: bool = true;
 const ENDS: bool = false;
 
@@ -51,7 +51,7 @@ const CASES: &[Case] = &[
     ("hints lead elsewhere",                         |s| s.endpoints()[1].node_hints = Box::from(["here".into()]), STAYS),
 ];
 
-/// Two endpoints, which hints put into two zones; the node is in none.
+/// Two endpoints, which hints assign to two zones; the node is in none.
 fn world() -> (World, Scene) {
     let mut world = World::new(Protocol::Udp, &[1, 2]);
     let name = ObjectName::new("default", "web");
@@ -95,7 +95,7 @@ impl World {
         self.sockets.change(&self.writer.take_changed());
     }
 
-    /// The number of an endpoint that is one now.
+    /// The id of a current endpoint.
     fn number(&self, number: u8) -> Option<SocketNumber> {
         let key = offered::key(&self.port(Protocol::Udp));
         let maps = &self.sockets.written.maps;
@@ -105,7 +105,7 @@ impl World {
             .map(|(_, number)| number)
     }
 
-    /// Whether a flow that has this number goes on.
+    /// Whether a flow with this id continues.
     fn keeps(&self, number: SocketNumber) -> bool {
         self.sockets.written.maps.kernel().endpoint(number.id).incarnation == number.incarnation
     }
@@ -144,7 +144,7 @@ fn an_endpoint_that_still_served_ends_its_flows_when_it_does_not_any_more_and_is
     assert!(!world.keeps(first) && world.keeps(second));
 }
 
-/// Nothing that connections go by is another one then.
+/// Then nothing changes that connections depend on.
 #[test]
 fn flows_end_with_an_endpoint_that_was_in_no_set_though_another_one_takes_its_place() {
     let (mut world, mut scene) = world();

@@ -1,4 +1,4 @@
-//! Clients that keep their endpoints, by the table and by the programs.
+//! Clients that keep their endpoints, in the table and in the programs.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::*;
 
 const ENOUGH: Capacity = Capacity { frontends: 100, sets: 100, slots: 100, endpoints: 100 };
 
-/// A table with a Service of which clients keep their endpoints, and an agent's maps.
+/// A table with a Service with session affinity, and an agent's maps.
 struct Kept {
     writer: Writer,
     sockets: Sockets<Memory>,
@@ -64,14 +64,14 @@ impl Kept {
         (selection, upstream)
     }
 
-    /// Where the relay leads a client.
+    /// The endpoint to which the relay leads a client.
     fn relay(&self, number: u8) -> SocketAddr {
         let (mut selection, upstream) = self.select(number);
         drop(selection.connected(&upstream, Instant::now()));
         upstream.address()
     }
 
-    /// Where the programs do.
+    /// The endpoint to which the programs lead it.
     fn lead(&self, number: u8) -> Option<SocketAddr> {
         self.sockets.written.maps.kernel().follow(client(number), frontend(Protocol::Tcp))
     }
@@ -83,7 +83,7 @@ impl Kept {
     fn into_memory(self) -> Memory {
         let Self { writer, sockets } = self;
         let memory = sockets.written.maps.kernel().clone();
-        // What remembers the clients goes after that.
+        // The memory of clients is dropped after that.
         drop(sockets);
         drop(writer);
         memory
@@ -110,21 +110,21 @@ fn the_programs_follow_the_relay() {
     for (number, place) in (1..).zip(&places) {
         assert_eq!((world.lead(number), world.relay(number)), (Some(*place), *place), "{number}");
     }
-    // One refuses: the relay moves the client, and is followed.
+    // One endpoint refuses: the relay moves the client, and the programs follow.
     let (mut selection, upstream) = world.select(1);
     selection.fail(&upstream, Heard::Refusal, Instant::now());
     assert_eq!(world.lead(1), None, "it is in doubt");
     let other = selection.next(Instant::now()).unwrap();
     drop(selection.connected(&other, Instant::now()));
     assert_eq!((world.lead(1), world.relay(1)), (Some(other.address()), other.address()));
-    // One goes.
+    // An endpoint is removed.
     let gone = places[1];
     let rest: Vec<u8> = (1..=3).filter(|number| at(*number) != gone).collect();
     world.change(slice(&rest));
     assert_eq!(world.lead(2), None);
     let moved = world.relay(2);
     assert_eq!((moved == gone, world.lead(2)), (false, Some(moved)));
-    // And is there again.
+    // It is added again.
     world.change(slice(&[1, 2, 3]));
     assert_eq!((world.lead(2), world.relay(2)), (Some(moved), moved));
 }
@@ -143,7 +143,7 @@ fn nobody_is_known_where_clients_keep_nothing_any_more() {
     world.change(service(false));
     world.sockets.keep();
     assert_eq!((world.known(), world.sockets.stats().clients), (0, 0));
-    // Of UDP it is the relay that leads.
+    // For UDP, the relay leads.
     world.change(service(true));
     let reason = WhyRelayed::Affinity.to_string();
     let udp = world.sockets.written.maps.kernel().frontend(frontend(Protocol::Udp).into());
@@ -175,14 +175,14 @@ fn a_successor_remembers_whom_its_predecessor_led_and_forgets_all_others() {
     let first = Kept::new(Memory::new(ENOUGH));
     let places = [1, 2].map(|number| first.relay(number));
     let memory = first.into_memory();
-    // Of a Service that there is not any more.
+    // A client of a Service that no longer exists.
     let stray = AffinityKey::new(client(9), 1_000);
     let number = sluice_table::SocketNumber { id: 0, incarnation: 1 };
     memory.clients().keep(stray, number).unwrap();
     let second = Kept::new(memory);
     assert_eq!([1, 2].map(|number| second.lead(number)), places.map(Some));
     assert_eq!((second.known(), second.sockets.stats().clients), (2, 2));
-    // In the other order: turns would say something else.
+    // In the reverse order: round robin would give a different result.
     for number in [2, 1, 2] {
         assert_eq!(second.relay(number), places[usize::from(number) - 1], "{number}");
     }

@@ -1,4 +1,4 @@
-//! Room for clients that keep their endpoints: who has it, and that it comes back.
+//! Room for clients that keep their endpoints: who gets it, and that it is released.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use sluice_model::ObjectRef;
 use super::*;
 use crate::socket::ended::AT_ONCE;
 
-/// Services with two ports each, of which clients keep their endpoints.
+/// Services with two ports each, with session affinity.
 struct Scene {
     writer: Writer,
     sockets: Sockets<Memory>,
@@ -32,7 +32,7 @@ impl Scene {
     fn new(room: u32, host_only: bool) -> Self {
         let writer = writer_with_pods();
         let memory = Memory::new(Capacity { frontends: 100, sets: room, slots: 100, endpoints: 100 });
-        // It has what is known of clients in common with the one that is written to.
+        // The clone shares the known clients with the memory that is written to.
         let kernel = memory.clone();
         let ledger = Arc::new(Ledger::new(|_| Account::default()));
         let sockets = Sockets::new(Maps::new(memory), writer.table(), ledger, host_only);
@@ -118,11 +118,11 @@ fn a_service_has_as_much_room_as_is_left_for_all_others() {
     assert_eq!(scene.known(), 32 + 16);
     scene.flood(3, 80);
     assert_eq!(scene.known(), 32 + 16 + 8);
-    // Whoever is known may connect again.
+    // A known client may connect again.
     let refused = scene.sockets.stats().refused_clients;
     scene.relay(1, 80, pod(0));
     assert_eq!((scene.known(), scene.sockets.stats().refused_clients), (32 + 16 + 8, refused));
-    // And what one has had is the others'.
+    // The room of a deleted Service is available to the others.
     scene.delete(1);
     scene.sockets.keep();
     assert_eq!(scene.known(), 16 + 8);
@@ -134,7 +134,7 @@ fn a_service_has_as_much_room_as_is_left_for_all_others() {
 fn clients_of_a_service_that_is_gone_are_forgotten_some_at_a_time_while_its_sessions_last() {
     let mut scene = Scene::new(10_000, false);
     scene.flood(1, 80);
-    // A session that goes on.
+    // A session that stays open.
     let port = scene.relay(2, 80, pod(1));
     scene.flood(2, 81);
     scene.relay(2, 80, pod(2));
@@ -146,7 +146,7 @@ fn clients_of_a_service_that_is_gone_are_forgotten_some_at_a_time_while_its_sess
     while scene.known() > others {
         let before = scene.kernel.client_calls();
         scene.sockets.keep();
-        // One for them all, and what is in the last bucket.
+        // One call for all, and the rest of the last bucket.
         let calls = scene.kernel.client_calls() - before;
         assert!(calls <= AT_ONCE as u64 + 100, "{calls}");
         keeps += 1;
@@ -182,7 +182,7 @@ fn only_whom_the_programs_may_lead_is_told() {
         scene.known()
     });
     assert_eq!(known, [1, 1, 1, 2, 3, 4]);
-    // It is known as what it is.
+    // The same address as a client outside the node: it is forgotten.
     scene.relay(1, 80, Client { origin: Origin::Outside, ..pod(1) });
     assert_eq!(scene.known(), 3);
     let ips: Vec<IpAddr> =

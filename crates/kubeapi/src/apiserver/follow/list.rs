@@ -34,8 +34,8 @@ impl Follower {
         read
     }
 
-    /// Reads pages. A page that fails is requested again, because the following ones have the same version. Only
-    /// a failure of the first page fails the list at once.
+    /// Reads pages. A page that fails is requested again, because the following ones have the same version. A
+    /// failure of the first page fails the whole list at once.
     async fn read_pages(&mut self, changes: &mut Vec<Change>) -> Result<String, Failure> {
         let is_first = !self.health().is_listed();
         let before = self.known.len();
