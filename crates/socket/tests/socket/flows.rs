@@ -34,23 +34,41 @@ fn speak_until_it_is_not_the_services(endpoint: &UdpSocket, client: &UdpSocket) 
     }
 }
 
+/// A client of one Service more than a socket has flows, with two endpoints each.
+struct Crowd {
+    services: Vec<SocketAddr>,
+    endpoints: Vec<(Vec<UdpSocket>, Vec<SocketAddr>)>,
+    client: UdpSocket,
+}
+
+impl Crowd {
+    fn serve(node: &Node, kernel: &mut impl Kernel, v6: bool) -> Self {
+        let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
+        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 2)).collect();
+        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
+            serve(kernel, set, *to, at);
+        }
+        let client = client(&node.host, services[0]);
+        Self { services, endpoints, client }
+    }
+
+    /// Asks a Service, and has this one of its endpoints answer.
+    fn ask(&self, number: usize, turn: usize) {
+        next_tick();
+        let service = self.services[number - 1];
+        self.client.send_to(b"ask", service).unwrap();
+        answer(&self.endpoints[number - 1].0[turn]);
+        assert_eq!(received(&self.client), (b"ask".to_vec(), service), "{number}");
+    }
+}
+
 #[test]
 fn who_talks_to_more_services_than_a_socket_has_flows_loses_the_one_that_was_silent_for_longest() {
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     for v6 in [false, true] {
-        let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
-        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 2)).collect();
-        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
-            serve(&mut kernel, set, *to, at);
-        }
-        let client = client(&node.host, services[0]);
-        let ask = |number: usize, turn: usize| {
-            next_tick();
-            client.send_to(b"ask", services[number - 1]).unwrap();
-            answer(&endpoints[number - 1].0[turn]);
-            assert_eq!(received(&client), (b"ask".to_vec(), services[number - 1]), "{number}");
-        };
+        let crowd = Crowd::serve(&node, &mut kernel, v6);
+        let ask = |number: usize, turn: usize| crowd.ask(number, turn);
         (1..=4).for_each(|number| ask(number, 0));
         // The first one goes on, and the second one is silent.
         ask(1, 0);
@@ -67,24 +85,15 @@ fn what_is_received_without_asking_for_its_sender_does_not_make_a_flow_less_sile
     let node = Node::new();
     let mut kernel = node.attach().unwrap();
     for (v6, asks_for_sender) in [(false, false), (false, true), (true, false), (true, true)] {
-        let services: Vec<_> = (1..=5).map(|number| service(v6, number, 53)).collect();
-        let endpoints: Vec<_> = services.iter().map(|_| endpoints(&node.host, v6, 2)).collect();
-        for (set, (to, (_, at))) in (1..).zip(services.iter().zip(&endpoints)) {
-            serve(&mut kernel, set, *to, at);
-        }
-        let client = client(&node.host, services[0]);
-        let ask = |number: usize, turn: usize| {
-            next_tick();
-            client.send_to(b"ask", services[number - 1]).unwrap();
-            answer(&endpoints[number - 1].0[turn]);
-            assert_eq!(received(&client), (b"ask".to_vec(), services[number - 1]), "{number}");
-        };
+        let crowd = Crowd::serve(&node, &mut kernel, v6);
+        let ask = |number: usize, turn: usize| crowd.ask(number, turn);
         (1..=4).for_each(|number| ask(number, 0));
         next_tick();
+        let Crowd { services, endpoints, client } = &crowd;
         let (of_first, at) = (&endpoints[0].0[0], &endpoints[0].1[0]);
         of_first.send_to(b"more", (at.ip(), client.local_addr().unwrap().port())).unwrap();
         if asks_for_sender {
-            assert_eq!(received(&client), (b"more".to_vec(), services[0]));
+            assert_eq!(received(client), (b"more".to_vec(), services[0]));
         } else {
             assert_eq!(client.recv(&mut [0; 64]).unwrap(), 4);
         }
